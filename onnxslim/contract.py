@@ -1,0 +1,168 @@
+"""What a pass is: `Pass`, what it gets (`Context`), what it returns (`PassResult`).
+
+The manager owns copying, verifying, committing, timing and blaming; a pass only rewrites the graph
+that it is given and says what it did. It keeps no state, touches no file, prints nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from onnxslim.options import OptionSpec, options_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    import onnx_graphsurgeon as gs
+
+
+class Fidelity(enum.IntEnum):
+    """What a pass promises of the model's outputs; a larger value promises less.
+
+    EXACT: equal bits with onnxruntime's own optimisations off. CLOSE: rounding, per output
+    `max|new - ref| <= 1e-6 + 1e-4 * range(ref)`. LOSSY: finite, measured, held against the floor.
+    """
+
+    EXACT = 0
+    CLOSE = 1
+    LOSSY = 2
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that a pass did; `node` is the first output of the node concerned."""
+
+    node: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One thing that a pass declined to do, and why."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did and what it declined.
+
+    Attributes:
+        fidelity: what was in fact promised by the changes made, when that is stronger than the
+            class's promise (an affine rewrite that only multiplied by one is exact).
+    """
+
+    changes: tuple[Change, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    fidelity: Fidelity | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the graph is another than before."""
+        return bool(self.changes)
+
+
+class Evaluator(Protocol):
+    """Runs a small constant model and returns its outputs; implemented by `runtime`."""
+
+    def __call__(
+        self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]
+    ) -> list[np.ndarray]:
+        """Outputs of `model` in order.
+
+        Raises:
+            RuntimeFailure: onnxruntime cannot run it.
+        """
+
+
+@dataclass(frozen=True)
+class Context:
+    """What passes may use besides the graph.
+
+    Attributes:
+        seed: of all randomness.
+        evaluate: runs constant subgraphs; the pass that folds constants needs it.
+        services: measuring services by name (`moments`, `latency`, ...), present when the pipeline
+            runs with them; see `runtime`.
+    """
+
+    seed: int = 0
+    evaluate: Evaluator | None = None
+    services: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes: a frozen dataclass whose fields are its options.
+
+    `str(p)` is its spelling in a pipeline, and parses back to an equal pass.
+
+    Attributes:
+        name: verb-object in kebab case.
+        fidelity: what it promises of outputs.
+        idempotent: whether a second run changes nothing.
+        prepares: it pays only through passes that follow (pruned weights once packed): the
+            manager judges it together with them.
+    """
+
+    name: ClassVar[str]
+    fidelity: ClassVar[Fidelity]
+    idempotent: ClassVar[bool] = True
+    prepares: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check every option against its declaration."""
+        for spec in self.options():
+            value = spec.check(getattr(self, spec.field), self.name)
+            object.__setattr__(self, spec.field, value)
+
+    @classmethod
+    def options(cls) -> tuple[OptionSpec, ...]:
+        """The options, in the order of their declaration."""
+        return options_of(cls)
+
+    def requires(self, graph: gs.Graph, context: Context) -> None:
+        """Raise `NotApplicable` when the pass cannot do anything on this graph."""
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Rewrite `graph` in place; it is valid before and must be valid after."""
+        raise NotImplementedError
+
+    def members(self) -> tuple[Pass, ...]:
+        """The passes of a preset; a plain pass is its only member."""
+        return (self,)
+
+    def set_options(self) -> Iterator[tuple[OptionSpec, Any]]:
+        """The options whose values differ from their defaults."""
+        for spec in self.options():
+            value = getattr(self, spec.field)
+            if value != spec.default or type(value) is not type(spec.default):
+                yield spec, value
+
+    def __str__(self) -> str:
+        """The spelling in a pipeline; options at their defaults are left out."""
+        from onnxslim.pipeline import spell  # the grammar lives there
+
+        return spell(self.name, {spec.name: value for spec, value in self.set_options()})
+
+
+@dataclass(frozen=True)
+class Preset(Pass):
+    """A name for several passes that run in rounds until none of them changes anything."""
+
+    name: ClassVar[str]
+    fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
+    rounds: ClassVar[int] = 20
+
+    def members(self) -> tuple[Pass, ...]:
+        """The passes, in the order in which a round runs them."""
+        raise NotImplementedError
+
+
+def field_names(owner: type[Pass]) -> tuple[str, ...]:
+    """All dataclass fields of a pass class; every one must be an option."""
+    return tuple(field.name for field in fields(owner))

@@ -1,0 +1,56 @@
+"""Every error that a user of onnxslim can meet, and the exit code it becomes.
+
+    OnnxslimError
+    ├── UsageError       2  bad pipeline text, option, missing file, output that cannot be written
+    ├── ModelError       3  the model is invalid, corrupt or not supported
+    ├── FloorMissed      4  a pass went below the user's floor and was rolled back
+    ├── PromiseBroken    5  a pass broke its own promise: a bug, with a reproducer
+    └── RuntimeFailure   6  onnxruntime refused a model or failed on it
+
+`NotApplicable` is no failure: a pass raises it from `requires` to decline the whole model.
+A message says where, what was expected, what was found and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OnnxslimError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(OnnxslimError):
+    """The request cannot be carried out as it was written."""
+
+    exit_code = 2
+
+
+class ModelError(OnnxslimError):
+    """The model is invalid, corrupt or not supported."""
+
+    exit_code = 3
+
+
+class FloorMissed(OnnxslimError):
+    """A pass was rolled back because it went below what the user will accept."""
+
+    exit_code = 4
+
+
+class PromiseBroken(OnnxslimError):
+    """A pass did what its fidelity rules out, or failed; this is a bug in the pass."""
+
+    exit_code = 5
+
+
+class RuntimeFailure(OnnxslimError):
+    """onnxruntime refused to load a model, or failed while running it."""
+
+    exit_code = 6
+
+
+class NotApplicable(OnnxslimError):
+    """Raised by `Pass.requires`: this pass has nothing to do on this model, and here is why."""

@@ -1,0 +1,103 @@
+"""Shape inference: what ONNX's own inference finds, written onto the tensors of a graph.
+
+Declared shapes of interior tensors are not believed (exporters get them wrong, and a fold that
+relies on a wrong one is silently wrong); only what follows from the inputs counts, and the types
+of what operators outside the standard return.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.ir import Variable, subgraphs_of
+from onnxslim.model import Model
+from onnxslim.proto import set_type
+
+_LOG = logging.getLogger("onnxslim")
+
+
+def infer_shapes(model: Model) -> None:
+    """Set `dtype` and `shape` of every variable of `model` from its inputs.
+
+    What cannot be inferred becomes None. A dimension is an int, a symbol or None.
+    """
+    proto, _ = model.skeleton()
+    _forget(proto.graph, {(f.domain, f.name) for f in proto.functions})
+    try:
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        _LOG.info("Shapes could not be inferred: %s", error)
+    _apply(proto.graph, model.graph, main=True)
+
+
+def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
+    """The shape if every dimension is known, else None."""
+    shape = tensor.shape
+    if shape is None or not all(isinstance(size, int) and size >= 0 for size in shape):
+        return None
+    return tuple(int(size) for size in shape)
+
+
+def rank(tensor: gs.Tensor) -> int | None:
+    """Number of dimensions, None when unknown."""
+    return None if tensor.shape is None else len(tensor.shape)
+
+
+def known_dim(tensor: gs.Tensor, axis: int) -> int | None:
+    """The size along `axis` if it is known, else None."""
+    shape = tensor.shape
+    if shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    size = shape[axis]
+    return int(size) if isinstance(size, int) and size >= 0 else None
+
+
+def same_shape(a: Sequence[int | str | None] | None, b: Sequence[int | str | None] | None) -> bool:
+    """Whether two shapes are certainly equal: same sizes and same symbols, nothing unknown."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    return all(x is not None and x == y for x, y in zip(a, b, strict=True))
+
+
+def _forget(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:
+    """Drop declared shapes that inference could contradict."""
+    foreign = {
+        name
+        for node in graph.node
+        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in functions
+        for name in node.output
+    }
+    kept = [info for info in graph.value_info if info.name in foreign]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for info in graph.output:
+        if info.type.HasField("tensor_type") and info.name not in foreign:
+            info.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _forget(attribute.g, functions)
+
+
+def _apply(proto: onnx.GraphProto, graph: gs.Graph, *, main: bool = False) -> None:
+    found = {info.name: info.type for info in (*proto.value_info, *proto.output)}
+    if not main:
+        found.update({info.name: info.type for info in proto.input})
+    for node, node_proto in zip(graph.nodes, proto.node, strict=True):
+        for tensor in node.outputs:
+            if isinstance(tensor, Variable) and tensor.name:
+                kind = found.get(tensor.name)
+                if kind is None:
+                    tensor.dtype = tensor.shape = None
+                else:
+                    set_type(tensor, kind)
+        bodies = [a.g for a in node_proto.attribute if a.HasField("g")]
+        for body_proto, body in zip(bodies, subgraphs_of(node), strict=False):
+            _apply(body_proto, body)
+
+
+
