@@ -13,7 +13,10 @@ A message says where, what was expected, what was found and what to do next.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from onnxslim.report import Report
 
 
 class OnnxslimError(Exception):
@@ -35,9 +38,14 @@ class ModelError(OnnxslimError):
 
 
 class FloorMissed(OnnxslimError):
-    """A pass was rolled back because it went below what the user will accept."""
+    """A pass was rolled back because it went below what the user will accept.
+
+    Attributes:
+        report: of the run, whose output was written without that pass.
+    """
 
     exit_code = 4
+    report: Report | None = None
 
 
 class PromiseBroken(OnnxslimError):

@@ -136,6 +136,7 @@ class StepReport:
     comparison: Comparison | None = None
     accuracy: float | None = None
     why_not_committed: str | None = None
+    floor_missed: bool = False
 
     @property
     def changes(self) -> tuple[Change, ...]:

@@ -274,7 +274,7 @@ class Rewriter:
         for tensor in body.outputs:
             self._outputs[tensor] -= 1
         body.nodes, body.outputs, body.inputs = [], [], []
-        self._unique_names(moved, graph)
+        self._unique_names(moved, body)
         for inner in moved:
             self._graph_of[inner] = graph
         self._inserted.setdefault(node, []).extend(moved)
@@ -402,16 +402,17 @@ class Rewriter:
         if self.is_output(old):
             self._take_name(old, new)
 
-    def _unique_names(self, nodes: Iterable[Node], graph: gs.Graph) -> None:
-        """Rename tensors of `nodes` that now share a scope with others of the same name."""
+    def _unique_names(self, nodes: Sequence[Node], body: gs.Graph) -> None:
+        """Rename what `nodes`, moved out of `body`, bring along where a name is taken already."""
         self.fresh_name("_")  # fills the set of names
-        counts: dict[str, set[int]] = {}
+        holders: dict[str, set[int]] = {}
         for other in walk_graphs(self.main):
             for tensor in _tensors_of(other):
-                counts.setdefault(tensor.name, set()).add(id(tensor))
+                holders.setdefault(tensor.name, set()).add(id(tensor))
         for node in nodes:
-            for tensor in (*node.inputs, *node.outputs):
-                if tensor.name and len(counts.get(tensor.name, ()) - {id(tensor)}):
+            constants = [t for t in node.inputs if getattr(t, "home", None) is body]
+            for tensor in (*node.outputs, *constants):
+                if tensor.name and holders.get(tensor.name, set()) - {id(tensor)}:
                     tensor.name = self.fresh_name(tensor.name)
 
     def _kill(self, node: Node) -> None:

@@ -35,13 +35,13 @@ Buffer = bytes | memoryview
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _TENSOR = "TensorProto"
-# message -> {field number: message}: the paths on which a tensor can be reached (onnx.proto)
+# message -> {field number: message}: the paths on which `proto` finds tensors (onnx.proto).
+# Functions, sparse tensors and lists of tensors are kept as they are, so they are not entered.
 _CHILDREN: Final[dict[str, dict[int, str]]] = {
-    "ModelProto": {7: "GraphProto", 25: "FunctionProto"},
+    "ModelProto": {7: "GraphProto"},
     "GraphProto": {1: "NodeProto", 5: _TENSOR},
-    "FunctionProto": {7: "NodeProto"},
     "NodeProto": {5: "AttributeProto"},
-    "AttributeProto": {5: _TENSOR, 6: "GraphProto", 10: _TENSOR, 11: "GraphProto"},
+    "AttributeProto": {5: _TENSOR, 6: "GraphProto", 11: "GraphProto"},
 }
 _RAW_DATA, _DATA_TYPE = 9, 2
 # packed field -> data types whose packed bytes are equal to their raw_data (little endian)

@@ -1,0 +1,88 @@
+"""Checks of a model that need no onnxruntime: the ONNX checker, the signature, the fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim import wire
+from onnxslim.errors import ModelError
+from onnxslim.ir import Stored, node_label, walk_graphs
+from onnxslim.model import Model
+
+
+def check_model(model: Model) -> None:
+    """Run the ONNX checker, large weights left out (their sizes were checked when loading).
+
+    Raises:
+        ModelError: what the checker found, with the node it names.
+    """
+    proto, _ = model.skeleton()
+    for tensor in _tensors(proto.graph):
+        if wire.external_entries(tensor).get("location") == wire.PLACEHOLDER:
+            del tensor.dims[:]
+            tensor.dims.append(0)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise ModelError(f"The model is invalid: {message}") from error
+
+
+def signature(model: Model) -> tuple[bytes, ...]:
+    """Inputs and outputs as declared: name, dtype and shape, in order, serialized."""
+    declared = []
+    for tensors in (model.graph.inputs, model.graph.outputs):
+        for tensor in tensors:
+            info = getattr(tensor, "info", None)
+            kind = b"" if info is None else info.type.SerializeToString(deterministic=True)
+            declared.append(tensor.name.encode() + b"\0" + kind)
+        declared.append(b"|")
+    return tuple(declared)
+
+
+def fingerprint(graph: gs.Graph) -> str:
+    """A digest of structure and weights that any edit changes; weights count by identity."""
+    digest = hashlib.blake2b(digest_size=16)
+    for current in walk_graphs(graph):
+        for node in current.nodes:
+            parts = [node.op, node.domain or "", node_label(node)]
+            parts += [_value(tensor) for tensor in (*node.inputs, *node.outputs)]
+            parts += [f"{name}={_value(value)}" for name, value in node.attrs.items()]
+            digest.update("\0".join(parts).encode())
+        edges = (*current.inputs, *current.outputs, *getattr(current, "unused", ()))
+        digest.update("\0".join(tensor.name for tensor in edges).encode())
+    for function in getattr(graph, "local_functions", ()):
+        digest.update(f"{function.domain}.{function.name}".encode())
+    return digest.hexdigest()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, gs.Constant):
+        stored = value._values
+        kept = stored.load() if isinstance(stored, Stored) and stored._array is not None else stored
+        if isinstance(kept, np.ndarray) and kept.size <= 16:
+            return f"{value.name}:{kept.dtype}{kept.shape}{kept.tolist()}"
+        return f"{value.name}:{id(stored)}"
+    if isinstance(value, gs.Tensor):
+        return str(value.name)
+    if isinstance(value, gs.Graph):
+        return value.name or "graph"
+    return repr(value)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for body in (attribute.g, *attribute.graphs) if attribute.type else ():
+                yield from _tensors(body)
