@@ -1,0 +1,1 @@
+"""Everything of onnxslim that touches onnxruntime or data."""

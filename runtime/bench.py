@@ -1,0 +1,69 @@
+"""Latency of several models side by side, for `onnxslim bench`.
+
+What may change here: how rounds of more than two models are reported. Measuring is `latency`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from onnxslim.errors import RuntimeFailure
+from onnxslim.model import Model
+from onnxslim.report import Latency, LatencyPair
+from onnxslim.runtime.calibration import SampleSource, open_samples
+from onnxslim.runtime.latency import compare_times, summarise, time_many
+from onnxslim.runtime.session import Feeds, Session, open_session
+from onnxslim.runtime.workload import from_seed
+
+
+def bench(
+    models: Sequence[Model],
+    *,
+    calibration: SampleSource | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[tuple[str, Latency, LatencyPair | None]]:
+    """Name, latency, and latency against the first model, of models that take the same inputs.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
+        UsageError: the calibration data do not fit.
+    """
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(open_session(m, threads=threads)) for m in models]
+        feeds = one_sample(sessions[0], calibration, seed, input_shapes)
+        for session in sessions:
+            session.run(feeds)  # its errors name the model's fault, those of a timed run do not
+        times = time_many([session.runner(feeds) for session in sessions], seed=seed)
+    return [
+        (_name(model, index), summarise(row), compare_times(times[0], row) if index else None)
+        for index, (model, row) in enumerate(zip(models, times, strict=True))
+    ]
+
+
+def one_sample(
+    session: Session,
+    calibration: SampleSource | None,
+    seed: int,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> Feeds:
+    """The first of the user's samples, or a seeded one.
+
+    Raises:
+        RuntimeFailure: the model runs on no inputs that could be made up.
+    """
+    if calibration is not None:
+        return next(iter(open_samples(calibration, session.inputs))).feeds
+    workload, why = from_seed(session, seed, input_shapes)
+    if workload is None:
+        raise RuntimeFailure(
+            f"No inputs could be made up that the model accepts. {why} Give samples (--calib) or "
+            "sizes (--input-shape)."
+        )
+    return workload.single
+
+
+def _name(model: Model, index: int) -> str:
+    return str(model.origin.path) if model.origin.path else f"model {index + 1}"

@@ -1,0 +1,57 @@
+"""One session held against kept outputs.
+
+What may change here: how runs and references are walked through. What a difference means is
+`promise`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from onnxslim.contract import Fidelity
+from onnxslim.runtime.drift import DriftMeter
+from onnxslim.runtime.promise import breach, shape_breach
+from onnxslim.runtime.samples import Sample
+from onnxslim.runtime.session import Outputs, Session, TensorInfo
+
+
+def measure_drift(
+    session: Session,
+    runs: Iterable[Sample],
+    references: Sequence[Sequence[Outputs]],
+    kept: list[Outputs] | None = None,
+) -> tuple[list[dict[str, DriftMeter]], str | None]:
+    """Drift of all outputs against each of `references`, or why arrays do not match."""
+    meters = [{info.name: DriftMeter() for info in session.outputs} for _ in references]
+    for sample, *expected in zip(runs, *references, strict=True):
+        outputs = session.run(sample.feeds)
+        if kept is not None:
+            kept.append(outputs)
+        for found, reference in zip(meters, expected, strict=True):
+            broken = shape_breach(reference, outputs)
+            if broken is not None:
+                return meters, broken
+            for name, meter in found.items():
+                meter.update(reference[name], outputs[name])
+    return meters, None
+
+
+def first_breach(
+    meters: Mapping[str, DriftMeter], outputs: Sequence[TensorInfo], fidelity: Fidelity
+) -> str | None:
+    """What was done to the first output that `fidelity` rules out, None when nothing was."""
+    for info in outputs:
+        assert info.dtype is not None
+        broken = breach(info.name, meters[info.name], info.dtype, fidelity)
+        if broken is not None:
+            return broken
+    return None
+
+
+def has_no_number(array: np.ndarray) -> bool:
+    """Whether a float array has no finite entry."""
+    if array.dtype.kind not in "fc":
+        return False
+    return not np.isfinite(array).any()

@@ -1,0 +1,149 @@
+"""How far an output moved, accumulated over batches with constant memory.
+
+What may change here: which figures describe a difference. What a pass may do is `promise`'s.
+
+Sums are float64 whatever the output's type. Where both values are NaN, or the same infinity, they
+are equal and count for nothing; where only one is finite, every figure says so (infinite distance).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from onnxslim.report import Drift
+
+_CHUNK: Final = 1 << 18  # elements converted to float64 at a time
+_BITS: Final = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+class DriftMeter:
+    """Drift of one output; feed it with `update`, read it with `result`.
+
+    Attributes:
+        lost: values that were finite in the reference and are not any more.
+        turned: values that were NaN or infinite in the reference and are something else now.
+        unequal: values whose bits differ (NaN equals NaN).
+        largest: largest finite absolute value of the reference.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.lost = self.turned = self.unequal = 0
+        self.largest = 0.0
+        self._low, self._high = math.inf, -math.inf
+        self._max_abs = 0.0
+        self._ref2 = self._new2 = self._dot = self._diff2 = 0.0
+        self._rows = self._agreeing = 0
+
+    def update(self, ref: np.ndarray, new: np.ndarray) -> None:
+        """Add a batch; both arrays have one shape and dtype."""
+        self._count_rows(ref, new)
+        flat_ref, flat_new = ref.reshape(-1), new.reshape(-1)
+        self.count += flat_ref.size
+        for start in range(0, flat_ref.size, _CHUNK):
+            self._add(flat_ref[start : start + _CHUNK], flat_new[start : start + _CHUNK])
+
+    def result(self) -> Drift:
+        """The figures so far."""
+        broken = bool(self.lost or self.turned)
+        return Drift(
+            max_abs=math.inf if broken else self._max_abs,
+            rel_l2=math.inf if broken else _ratio(self._diff2, self._ref2),
+            sqnr_db=-math.inf if broken else _decibel(self._ref2, self._diff2),
+            cosine=0.0 if broken else self._cosine(),
+            top1_agreement=self._agreeing / self._rows if self._rows else None,
+            reference_range=self._high - self._low if self._high >= self._low else 0.0,
+            equal_bits=self.unequal == 0,
+        )
+
+    def _cosine(self) -> float:
+        if self._diff2 == 0.0:
+            return 1.0
+        length = math.sqrt(self._ref2) * math.sqrt(self._new2)
+        return max(-1.0, min(1.0, self._dot / length)) if length else 0.0
+
+    def _add(self, ref: np.ndarray, new: np.ndarray) -> None:
+        unequal = _unequal_bits(ref, new)
+        self.unequal += unequal
+        r, n = _as_numbers(ref, new)
+        finite = np.isfinite(r) & np.isfinite(n)
+        if not finite.all():
+            self.lost += int(np.count_nonzero(np.isfinite(r) & ~finite))
+            same = (r == n) | (np.isnan(r) & np.isnan(n))
+            self.turned += int(np.count_nonzero(~np.isfinite(r) & ~same))
+            known = r[np.isfinite(r)]
+            r, n = r[finite], n[finite]
+        else:
+            known = r
+        if known.size:
+            low, high = float(known.min()), float(known.max())
+            self._low, self._high = min(self._low, low), max(self._high, high)
+            self.largest = max(self.largest, abs(low), abs(high))
+        self._sum(r, n, differs=unequal > 0)
+
+    def _sum(self, r: np.ndarray, n: np.ndarray, *, differs: bool) -> None:
+        if not r.size:
+            return
+        ref2 = float(np.dot(r, r))
+        self._ref2 += ref2
+        if not differs:
+            self._new2 += ref2
+            self._dot += ref2
+            return
+        gap = n - r
+        self._new2 += float(np.dot(n, n))
+        self._dot += float(np.dot(r, n))
+        self._diff2 += float(np.dot(gap, gap))
+        self._max_abs = max(self._max_abs, float(np.abs(gap).max()))
+
+    def _count_rows(self, ref: np.ndarray, new: np.ndarray) -> None:
+        """Top-1 where the last axis can be classes: rows of scores, or rows of such rows."""
+        if not has_scores(ref):
+            return
+        rows_ref, rows_new = ref.reshape(-1, ref.shape[-1]), new.reshape(-1, ref.shape[-1])
+        same = rows_ref.argmax(axis=1) == rows_new.argmax(axis=1)
+        self._rows += same.size
+        self._agreeing += int(np.count_nonzero(same))
+
+
+def has_scores(output: np.ndarray) -> bool:
+    """Whether the largest entry along the last axis can mean something: float, rank 2 or 3."""
+    floating = output.dtype.kind == "f" or output.dtype.isbuiltin == 2
+    return floating and output.ndim in (2, 3) and output.shape[-1] > 1
+
+
+def _unequal_bits(ref: np.ndarray, new: np.ndarray) -> int:
+    if ref.dtype.kind == "O":
+        return int(np.count_nonzero(ref != new))
+    bits = _BITS.get(ref.dtype.itemsize)
+    if bits is None:  # complex128
+        return _unequal_bits(ref.view(np.float64), new.view(np.float64))
+    differs = ref.view(bits) != new.view(bits)
+    if not differs.any():
+        return 0
+    if ref.dtype.kind not in "iub":  # `x != x` only where x is NaN
+        differs &= ~((ref != ref) & (new != new))
+    return int(np.count_nonzero(differs))
+
+
+def _as_numbers(ref: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if ref.dtype.kind == "O":  # strings: 1 where equal, so that distances count the others
+        return np.ones(ref.size), (ref == new).astype(np.float64)
+    if ref.dtype.kind == "c":
+        width = np.float32 if ref.dtype.itemsize == 8 else np.float64
+        ref, new = ref.view(width), new.view(width)
+    return ref.astype(np.float64), new.astype(np.float64)
+
+
+def _ratio(diff2: float, ref2: float) -> float:
+    if diff2 == 0.0:
+        return 0.0
+    return math.sqrt(diff2 / ref2) if ref2 else math.inf
+
+
+def _decibel(ref2: float, diff2: float) -> float:
+    if diff2 == 0.0:
+        return math.inf
+    return 10.0 * math.log10(ref2 / diff2) if ref2 else -math.inf

@@ -1,0 +1,32 @@
+"""What onnxruntime says when it fails, as a sentence for a user.
+
+What may change here: what is cut away. The sentence names the node where onnxruntime names it.
+"""
+
+from __future__ import annotations
+
+import re
+
+_HEAD = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+_PLACE = re.compile(
+    r"[\w./\\-]+\.(?:h|cc|hpp|cpp):\d+ (?:[\w:~<>&*, ]*::[\w~<>]+\(.*?\)(?: const)? |\w+ )?"
+)
+_NODE = re.compile(
+    r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
+)
+
+
+def explain(error: BaseException, limit: int = 400) -> str:
+    """What onnxruntime says in `error`, as one sentence without places in its source code."""
+    text = " ".join(str(error).split())
+    text = _PLACE.sub("", _HEAD.sub("", text))
+    text = _NODE.sub(lambda found: _node_words(found[1], found[2]), text).strip()
+    if not text:
+        return f"{type(error).__name__}."
+    if len(text) > limit:
+        return text[:limit].rsplit(" ", 1)[0] + " ..."
+    return text if text[-1] in ".!?" else text + "."
+
+
+def _node_words(op: str, name: str) -> str:
+    return f"node `{name}` ({op}): " if name else f"a node {op}: "

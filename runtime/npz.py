@@ -1,0 +1,154 @@
+"""Arrays in .npz and .npy files, read row by row and never unpickled.
+
+What may change here: how files are read. What arrays must look like is `calibration`'s.
+
+A member of an .npz is a zip entry that holds an .npy: a header, then the values in C order. It is
+read as a stream, so a compressed 50 GB file takes the memory of a few rows.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+from numpy.lib import format as npy
+
+from onnxslim.errors import UsageError
+
+_BLOCK_BYTES: Final = 8 << 20  # of all arrays together, read at a time
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """What an .npy says about its values before they are read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran_order: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one entry along the first axis."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+
+def read_headers(path: Path) -> dict[str, ArrayHeader]:
+    """Names, shapes and types of the arrays in an .npz; no value is read.
+
+    Raises:
+        UsageError: no such file, no .npz, or an array of Python objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            headers = {}
+            for name in archive.namelist():
+                with archive.open(name) as stream:
+                    headers[name.removesuffix(".npy")] = _read_header(stream, path, name)
+            return headers
+    except FileNotFoundError:
+        raise UsageError(f"There is no file `{path}`.") from None
+    except _BROKEN as error:
+        raise UsageError(
+            f"`{path}` is no .npz file of arrays: {error}. Write one with numpy.savez."
+        ) from error
+
+
+def read_rows(path: Path, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """The named arrays in blocks of a few rows, the same rows of each.
+
+    Raises:
+        UsageError: the file ends early or is damaged.
+    """
+    try:
+        with ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            readers = {
+                name: _RowReader(stack.enter_context(archive.open(_member(archive, name))), path)
+                for name in names
+            }
+            left = min(reader.rows for reader in readers.values())
+            row_bytes = sum(reader.header.row_bytes for reader in readers.values())
+            at_once = max(1, _BLOCK_BYTES // max(1, row_bytes))
+            while left > 0:
+                count = min(left, at_once)
+                yield {name: reader.read(count) for name, reader in readers.items()}
+                left -= count
+    except _BROKEN as error:
+        raise UsageError(f"`{path}` cannot be read to its end: {error}.") from error
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named arrays, whole.
+
+    Raises:
+        UsageError: the file ends early or is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
+    except _BROKEN as error:
+        raise UsageError(f"`{path}` cannot be read to its end: {error}.") from error
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of an .npy file, mapped into memory.
+
+    Raises:
+        UsageError: it is no .npy file, or holds Python objects.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (ValueError, OSError, EOFError) as error:
+        raise UsageError(f"`{path}` is no .npy file of numbers: {error}.") from error
+
+
+class _RowReader:
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self.stream = stream
+        self.header = _read_header(stream, path, stream.name)
+        self.rows = self.header.shape[0] if self.header.shape else 0
+        self.done = 0
+        # columns first: rows are nowhere together, so the array has to be read whole
+        self.whole = self._read_whole() if self.header.fortran_order else None
+
+    def read(self, count: int) -> np.ndarray:
+        if self.whole is not None:
+            self.done += count
+            return self.whole[self.done - count : self.done]
+        shape = (count, *self.header.shape[1:])
+        return self._array(count * self.header.row_bytes).reshape(shape)
+
+    def _read_whole(self) -> np.ndarray:
+        array = self._array(self.rows * self.header.row_bytes)
+        return np.ascontiguousarray(array.reshape(self.header.shape[::-1]).T)
+
+    def _array(self, nbytes: int) -> np.ndarray:
+        data = self.stream.read(nbytes)
+        if len(data) < nbytes:
+            raise EOFError(f"`{self.stream.name}` ends {nbytes - len(data)} bytes early")
+        return np.frombuffer(data, self.header.dtype)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> str:
+    return f"{name}.npy" if f"{name}.npy" in archive.NameToInfo else name
+
+
+def _read_header(stream: IO[bytes], path: Path, name: str) -> ArrayHeader:
+    version = npy.read_magic(stream)  # type: ignore[no-untyped-call, unused-ignore]
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"`{name}` has the unknown .npy version {version}")
+    shape, fortran_order, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise UsageError(
+            f"Array `{name.removesuffix('.npy')}` of `{path}` holds Python objects, which are "
+            "never unpickled. Save numbers: stack arrays of one shape with numpy.stack."
+        )
+    return ArrayHeader(shape, dtype, fortran_order)

@@ -1,0 +1,97 @@
+"""Sample inputs as a stream of runs, one by one or in batches.
+
+What may change here: how samples are joined into batches. Where they come from is `calibration`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxslim.runtime.session import Feeds
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The inputs of one run.
+
+    Attributes:
+        rows: how many samples it holds.
+        labels: one entry for each of them, where the source has labels.
+    """
+
+    feeds: Feeds
+    rows: int = 1
+    labels: np.ndarray | None = None
+
+
+class Samples:
+    """Samples that can be gone through any number of times.
+
+    Attributes:
+        name: of the source, for messages.
+        count: how many samples there are, None when only reading them all would tell.
+        batchable: whether the model's declared shapes allow several samples in one run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], Iterator[Sample]],
+        count: int | None,
+        *,
+        batchable: bool,
+    ) -> None:
+        self.name, self.count, self.batchable = name, count, batchable
+        self._read = read
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self._read()
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[Sample]:
+        """Runs of up to `size` samples, of the first `limit` samples; singles if not batchable."""
+        group: list[Sample] = []
+        for sample in first_rows(self, limit):
+            if group and not _joins(group, sample, size if self.batchable else 1):
+                yield _join(group)
+                group = []
+            group.append(sample)
+        if group:
+            yield _join(group)
+
+    def describe(self) -> str:
+        """E.g. `mnist_calib.npz: 500 samples`."""
+        return self.name if self.count is None else f"{self.name}: {counted(self.count)}"
+
+
+def counted(count: int) -> str:
+    """`1 sample`, `2 samples`."""
+    return f"{count} sample{'' if count == 1 else 's'}"
+
+
+def first_rows(samples: Iterable[Sample], limit: int | None) -> Iterator[Sample]:
+    """Whole samples as long as fewer than `limit` rows have been given; at least one."""
+    rows = 0
+    for sample in samples:
+        if limit is not None and rows and rows + sample.rows > limit:
+            return
+        rows += sample.rows
+        yield sample
+
+
+def _joins(group: Sequence[Sample], sample: Sample, size: int) -> bool:
+    rows = sum(item.rows for item in group)
+    if rows + sample.rows > size or (sample.labels is None) != (group[0].labels is None):
+        return False
+    first = group[0].feeds
+    return all(array.shape[1:] == first[name].shape[1:] for name, array in sample.feeds.items())
+
+
+def _join(group: Sequence[Sample]) -> Sample:
+    if len(group) == 1:
+        return group[0]
+    feeds = {name: np.concatenate([item.feeds[name] for item in group]) for name in group[0].feeds}
+    labels = [item.labels for item in group if item.labels is not None]
+    return Sample(feeds, sum(s.rows for s in group), np.concatenate(labels) if labels else None)

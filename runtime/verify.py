@@ -1,0 +1,326 @@
+"""`RuntimeProver`: what the manager asks of onnxruntime, answered.
+
+What may change here: which runs answer which question. How inputs are chosen is `workload`'s, what
+a fidelity allows `promise`'s, how time is measured `latency`'s.
+
+One session is open at a time (two while timing). Outputs of the two baselines, the original and the
+last committed model, are computed when a question first needs them and kept for later ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from onnxslim.contract import Fidelity
+from onnxslim.errors import RuntimeFailure
+from onnxslim.model import Model
+from onnxslim.report import Comparison, LatencyPair
+from onnxslim.runtime.accuracy import Evaluation, EvaluationSource, open_evaluation
+from onnxslim.runtime.calibration import SampleSource, open_samples
+from onnxslim.runtime.comparing import first_breach, has_no_number, measure_drift
+from onnxslim.runtime.latency import compare_times, confirm, time_many
+from onnxslim.runtime.promise import signature_breach
+from onnxslim.runtime.samples import Sample
+from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
+from onnxslim.runtime.workload import Workload, from_samples, from_seed
+
+ADVICE = "Give samples with --calib, or sizes with --input-shape, to have it verified."
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """How outputs are computed: with onnxruntime's optimisations or not, on which samples."""
+
+    optimise: bool
+    wide: bool
+
+
+@dataclass
+class _Baseline:
+    """A model and what it gives, as far as that was needed."""
+
+    model: Model
+    outputs: dict[_Mode, list[Outputs]] = field(default_factory=dict)
+
+
+class RuntimeProver:
+    """Implements `onnxslim.proof.Prover` with onnxruntime.
+
+    Args:
+        calibration: samples to compare outputs on; see `calibration`.
+        evaluation: labelled samples or a metric; see `accuracy`.
+        seed: of inputs that are made up, and of the order in which models are timed.
+        threads: of onnxruntime; None for its own choice.
+        input_shapes: shape by input name, for inputs that are made up.
+        latency: whether `time` measures.
+        verify: whether outputs are compared.
+        progress: told in words what is going on.
+    """
+
+    def __init__(
+        self,
+        *,
+        calibration: SampleSource | None = None,
+        evaluation: EvaluationSource | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        latency: bool = True,
+        verify: bool = True,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.verified_on = "not verified: switched off"
+        self.notes: list[str] = []
+        self._calibration, self._evaluation_source = calibration, evaluation
+        self._seed, self._threads, self._input_shapes = seed, threads, input_shapes
+        self._latency, self._verify = latency, verify
+        self._progress: Callable[[str], None] = progress or (lambda text: None)
+        self._evaluation: Evaluation | None = None
+        self._workload: Workload | None = None
+        self._signature: tuple[Sequence[TensorInfo], Sequence[TensorInfo]] = ((), ())
+        self._is_comparable = False
+        self._is_exact = True  # whether two runs of one model give the same bits
+        self._original: _Baseline | None = None
+        self._previous: _Baseline | None = None
+        self._candidate: _Baseline | None = None
+
+    # ------------------------------------------------------------------ Prover
+
+    def begin(self, original: Model) -> bool:
+        """Find inputs that `original` accepts, and run it on them.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses the model.
+            UsageError: the user's samples or shapes do not fit the model.
+        """
+        self._original = self._previous = _Baseline(original)
+        if not self._verify and not self._latency:
+            return False
+        self._progress("looking for inputs")
+        with self._open(original) as session:
+            self._signature = (session.inputs, session.outputs)
+            failure = self._choose_workload(session)
+            if failure is None and self._verify:
+                failure = self._run_original(session)
+        if self._verify:
+            self._is_comparable = failure is None
+            found = "" if self._workload is None else self._workload.description
+            self.verified_on = found if failure is None else f"not verified: {failure}"
+        return self._is_comparable
+
+    def compare(self, candidate: Model, fidelity: Fidelity) -> Comparison:
+        """Run `candidate` and hold it against what `fidelity` promises.
+
+        Where outputs cannot be compared, the model is only loaded.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses it or fails on it.
+        """
+        self._candidate = None
+        if not self._verify:
+            return Comparison({}, {})
+        mode = self._mode(fidelity)
+        if self._is_comparable:
+            mode = self._prepare(mode)
+        with self._open(candidate, optimise=mode.optimise) as session:
+            broken = self._changed_signature(session)
+            if broken is not None or not self._is_comparable:
+                return Comparison({}, {}, broken)
+            if fidelity is Fidelity.EXACT and mode.optimise:
+                fidelity = Fidelity.CLOSE
+            return self._measure(candidate, session, mode, fidelity)
+
+    def commit(self, model: Model) -> None:
+        """Make `model` the previous baseline."""
+        known = self._candidate
+        self._previous = known if known and known.model is model else _Baseline(model)
+        self._candidate = None
+
+    def time(self, before: Model, after: Model) -> LatencyPair | None:
+        """Latency of two models in turn on one sample; None when it is not to be measured.
+
+        That the second is slower is believed when another pair of sessions finds it too.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses a model or fails on it.
+        """
+        if not self._latency or self._workload is None:
+            return None
+        self._progress("timing")
+        feeds = self._workload.single
+        times = self._times(before, after, feeds)
+        pair = compare_times(times[0], times[1])
+        if not pair.is_slower:
+            return pair
+        return confirm(times, self._times(after, before, feeds)[::-1])
+
+    def accuracy(self, model: Model) -> float | None:
+        """Accuracy on the evaluation data; None without such data.
+
+        Raises:
+            UsageError: the evaluation data do not fit the model.
+            RuntimeFailure: onnxruntime refuses the model or fails on it.
+        """
+        if self._evaluation_source is None:
+            return None
+        self._progress("measuring accuracy")
+        with self._open(model) as session:
+            return self._opened_evaluation(session).score(session)
+
+    def check_file(self, path: Path, model: Model) -> None:
+        """Load the file at `path`, and see that it gives what `model` gave.
+
+        Raises:
+            RuntimeFailure: it does not.
+        """
+        if not self._verify:
+            return
+        mode = _Mode(optimise=True, wide=False)
+        reference: list[Outputs] = []
+        if self._is_comparable:
+            previous = self._previous
+            shared = previous is not None and previous.model.graph is model.graph
+            baseline = previous if shared and previous is not None else _Baseline(model)
+            reference = self._reference(baseline, mode)
+        with open_session(path, threads=self._threads) as session:
+            broken = self._changed_signature(session)
+            if broken is None and reference:
+                meters, broken = measure_drift(session, self._runs(mode), (reference,))
+                broken = broken or first_breach(meters[0], session.outputs, Fidelity.CLOSE)
+        if broken is not None:
+            raise RuntimeFailure(
+                f"The written file is not the model that was verified: it {broken}."
+            )
+
+    # ------------------------------------------------------------------ inside
+
+    def _times(self, first: Model, second: Model, feeds: Feeds) -> np.ndarray:
+        with self._open(first) as a, self._open(second) as b:
+            return time_many((a.runner(feeds), b.runner(feeds)), seed=self._seed)
+
+    def _open(self, model: Model, *, optimise: bool = True) -> Session:
+        return open_session(model, optimise=optimise, threads=self._threads)
+
+    def _opened_evaluation(self, session: Session) -> Evaluation:
+        if self._evaluation is None:
+            assert self._evaluation_source is not None
+            self._evaluation = open_evaluation(self._evaluation_source, session.inputs)
+        return self._evaluation
+
+    def _choose_workload(self, session: Session) -> str | None:
+        """Set `_workload`; the reason, when there is none."""
+        if self._calibration is not None:
+            samples = open_samples(self._calibration, session.inputs)
+            self._workload = from_samples(session, samples, "calibration")
+            return None
+        if self._evaluation_source is not None:
+            evaluation = self._opened_evaluation(session)
+            if evaluation.samples is not None:
+                self._workload = from_samples(session, evaluation.samples, "evaluation")
+                return None
+        self._workload, why = from_seed(session, self._seed, self._input_shapes)
+        if self._workload is None:
+            return f"no inputs could be made up that the model accepts. {why} {ADVICE}"
+        return None
+
+    def _run_original(self, session: Session) -> str | None:
+        """Reference outputs; the reason, when they say nothing about another model."""
+        strange = next((info for info in session.outputs if info.dtype is None), None)
+        if strange is not None:
+            return f"output `{strange.name}` is {strange.kind}, which cannot be compared."
+        workload, original = self._workload, self._original
+        assert workload is not None
+        assert original is not None
+        mode = _Mode(optimise=True, wide=False)
+        first = session.run(workload.probes[0].feeds)
+        again, shape = measure_drift(session, workload.probes[:1], ([first],))
+        difference = shape or first_breach(again[0], session.outputs, Fidelity.CLOSE)
+        if difference is not None:
+            return (
+                f"two runs of the input model on the same sample differ (the second {difference}), "
+                "so it draws random numbers or keeps a state."
+            )
+        self._is_exact = all(meter.unequal == 0 for meter in again[0].values())
+        rest = [session.run(sample.feeds) for sample in workload.probes[1:]]
+        original.outputs[mode] = [first, *rest]
+        self._note_silent_outputs(original.outputs[mode])
+        return None
+
+    def _note_silent_outputs(self, runs: Sequence[Outputs]) -> None:
+        for name in runs[0]:
+            arrays = [run[name] for run in runs]
+            if all(array.size == 0 for array in arrays):
+                self.notes.append(f"Output `{name}` was empty on all samples: it proves nothing.")
+            elif all(has_no_number(array) for array in arrays):
+                self.notes.append(
+                    f"Output `{name}` was NaN or infinite on all samples: it proves nothing."
+                )
+
+    def _mode(self, fidelity: Fidelity) -> _Mode:
+        wide = self._workload is not None and self._workload.has_wide
+        return _Mode(
+            optimise=fidelity is not Fidelity.EXACT or not self._is_exact,
+            wide=wide and fidelity is Fidelity.LOSSY,
+        )
+
+    def _prepare(self, mode: _Mode) -> _Mode:
+        """Compute what both baselines give in `mode`; another mode where onnxruntime cannot."""
+        assert self._original is not None
+        assert self._previous is not None
+        try:
+            self._reference(self._original, mode)
+            self._reference(self._previous, mode)
+        except RuntimeFailure:
+            if mode.optimise:
+                raise
+            self._is_exact = False
+            self.notes.append(
+                "onnxruntime runs this model only with its own optimisations, so exact steps were "
+                "held to rounding instead of equal bits."
+            )
+            return self._prepare(_Mode(optimise=True, wide=mode.wide))
+        return mode
+
+    def _reference(self, baseline: _Baseline, mode: _Mode) -> list[Outputs]:
+        if mode not in baseline.outputs:
+            with self._open(baseline.model, optimise=mode.optimise) as session:
+                runs = self._runs(mode)
+                baseline.outputs[mode] = [session.run(sample.feeds) for sample in runs]
+        return baseline.outputs[mode]
+
+    def _runs(self, mode: _Mode) -> Iterable[Sample]:
+        assert self._workload is not None
+        return self._workload.wide() if mode.wide else self._workload.probes
+
+    def _changed_signature(self, session: Session) -> str | None:
+        inputs, outputs = self._signature
+        for word, old, new in (
+            ("input", inputs, session.inputs),
+            ("output", outputs, session.outputs),
+        ):
+            change = signature_breach(word, old, new)
+            if change is not None:
+                return change
+        return None
+
+    def _measure(
+        self, candidate: Model, session: Session, mode: _Mode, fidelity: Fidelity
+    ) -> Comparison:
+        assert self._original is not None
+        assert self._previous is not None
+        self._progress("comparing outputs")
+        references = [self._reference(self._previous, mode)]
+        if self._original is not self._previous:
+            references.append(self._reference(self._original, mode))
+        kept: list[Outputs] = []
+        meters, broken = measure_drift(session, self._runs(mode), references, kept)
+        if broken is not None:
+            return Comparison({}, {}, broken)
+        self._candidate = _Baseline(candidate, {mode: kept})
+        drifts = [{name: m.result() for name, m in found.items()} for found in meters]
+        broken = first_breach(meters[0], session.outputs, fidelity)
+        return Comparison(drifts[0], drifts[-1], broken)

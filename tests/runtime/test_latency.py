@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxslim.errors import RuntimeFailure
+from onnxslim.runtime import latency
+from onnxslim.runtime.latency import (
+    MAX_ROUNDS,
+    MIN_ROUNDS,
+    compare_times,
+    confirm,
+    median_interval,
+    rounds_within,
+    time_many,
+    time_pair,
+)
+
+
+class Clock:
+    """A clock that only runs while a pretended model does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def model(self, name: str, seconds: float, noise: float = 0.0) -> Callable[[], None]:
+        rng = np.random.default_rng(len(name))
+
+        def run() -> None:
+            self.order.append(name)
+            self.now += seconds * (1 + noise * rng.standard_normal())
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_ratio_above_one_means_that_the_second_is_faster(clock: Clock) -> None:
+    pair = time_pair(clock.model("a", 0.02, 0.01), clock.model("bb", 0.01, 0.01))
+    assert pair.ratio == pytest.approx(2.0, rel=0.05)
+    assert pair.is_faster
+    assert not pair.is_slower
+    assert pair.before.median == pytest.approx(20, rel=0.05)
+    assert pair.before.p10 <= pair.before.median <= pair.before.p90
+
+
+def test_difference_inside_the_spread_is_no_difference(clock: Clock) -> None:
+    pair = time_pair(clock.model("a", 0.01, 0.2), clock.model("bb", 0.0101, 0.2))
+    assert not pair.is_faster
+    assert not pair.is_slower
+
+
+def test_even_a_noiseless_half_percent_is_no_difference(clock: Clock) -> None:
+    pair = time_pair(clock.model("a", 0.01), clock.model("b", 0.01005))
+    assert not pair.is_slower
+    assert time_pair(clock.model("a", 0.01), clock.model("b", 0.0103)).is_slower
+
+
+def test_models_take_turns_in_an_order_that_the_seed_decides(clock: Clock) -> None:
+    time_pair(clock.model("a", 0.05), clock.model("b", 0.05), seed=1)
+    turns = clock.order[6:]
+    pairs = {tuple(turns[i : i + 2]) for i in range(0, len(turns), 2)}
+    assert pairs == {("a", "b"), ("b", "a")}
+    first, clock.order = clock.order, []
+    time_pair(clock.model("a", 0.05), clock.model("b", 0.05), seed=1)
+    assert clock.order == first
+
+
+def test_tiny_models_run_in_blocks(clock: Clock) -> None:
+    pair = time_pair(clock.model("a", 1e-5), clock.model("b", 1e-5))
+    assert pair.before.runs == MAX_ROUNDS
+    assert clock.order.count("a") >= 20 * MAX_ROUNDS
+    assert pair.before.median == pytest.approx(0.01)
+
+
+def test_slow_models_run_fewer_rounds(clock: Clock) -> None:
+    pair = time_pair(clock.model("a", 10.0), clock.model("b", 5.0))
+    assert pair.before.runs == 3
+    assert pair.is_faster
+
+
+def test_budget_ends_the_rounds_when_warm_up_was_lucky(clock: Clock) -> None:
+    calls = [0]
+
+    def run() -> None:
+        calls[0] += 1
+        clock.now += 0.001 if calls[0] <= 6 else 0.1
+
+    assert time_pair(run, run).before.runs < 30
+
+
+@pytest.mark.parametrize(
+    ("a_round", "rounds"), [(1e-6, MAX_ROUNDS), (0.1, 20), (1.0, MIN_ROUNDS), (6.0, 5), (60.0, 3)]
+)
+def test_rounds_follow_the_budget(a_round: float, rounds: int) -> None:
+    assert rounds_within(2.0, a_round) == rounds
+
+
+def test_many_models_share_each_round(clock: Clock) -> None:
+    times = time_many([clock.model(name, 0.01 * n) for n, name in enumerate("abc", 1)])
+    assert times.shape[0] == 3
+    np.testing.assert_allclose(np.median(times, axis=1), [10, 20, 30])
+    assert compare_times(times[0], times[2]).ratio == pytest.approx(1 / 3)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=60))
+def test_interval_holds_the_median(values: list[float]) -> None:
+    low, median, high = median_interval(np.array(values))
+    assert min(values) <= low <= median <= high <= max(values)
+
+
+@pytest.mark.parametrize("n", [7, 20, 101])
+def test_interval_covers_the_true_median_in_95_of_100_cases(n: int) -> None:
+    rng = np.random.default_rng(n)
+    hits = 0
+    for _ in range(1000):
+        low, _, high = median_interval(rng.exponential(size=n))
+        hits += low <= np.log(2) <= high
+    assert hits >= 935
+
+
+def test_slower_once_and_not_again_is_no_difference() -> None:
+    slow, level = np.array([[1.0] * 9, [1.1] * 9]), np.array([[1.0] * 9, [1.0] * 9])
+    assert compare_times(*slow).is_slower
+    assert confirm(slow, slow).is_slower
+    both = confirm(slow, level)
+    assert not both.is_slower
+    assert both.before.runs == 18
+
+
+def test_failing_run_is_a_runtime_failure() -> None:
+    def fail() -> None:
+        raise ValueError("no such input")
+
+    with pytest.raises(RuntimeFailure, match=r"while the model was timed: no such input\."):
+        time_pair(fail, fail)
