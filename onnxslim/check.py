@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim import wire
 from onnxslim.errors import ModelError
-from onnxslim.ir import Stored, node_label, walk_graphs
+from onnxslim.ir import walk_graphs
 from onnxslim.model import Model
 
 
@@ -47,34 +47,40 @@ def signature(model: Model) -> tuple[bytes, ...]:
     return tuple(declared)
 
 
-def fingerprint(graph: gs.Graph) -> str:
-    """A digest of structure and weights that any edit changes; weights count by identity."""
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a graph was; equal to that of the same graph as long as nothing was edited."""
+
+    digest: str
+    # weights count by identity, and an identity is only unique while its object lives
+    weights: tuple[object, ...] = field(compare=False, repr=False)
+
+
+def fingerprint(graph: gs.Graph) -> Fingerprint:
+    """A digest of structure, attributes and weights (by identity) that any edit changes."""
     digest = hashlib.blake2b(digest_size=16)
+    weights: list[object] = []
+
+    def word(value: object) -> str:
+        if isinstance(value, gs.Constant):
+            weights.append(value._values)
+            return f"{value.name}:{id(value._values)}"
+        if isinstance(value, gs.Graph):
+            return value.name or "graph"
+        return str(value.name) if isinstance(value, gs.Tensor) else repr(value)
+
     for current in walk_graphs(graph):
         for node in current.nodes:
-            parts = [node.op, node.domain or "", node_label(node)]
-            parts += [_value(tensor) for tensor in (*node.inputs, *node.outputs)]
-            parts += [f"{name}={_value(value)}" for name, value in node.attrs.items()]
+            parts = [node.op, node.domain or "", node.name or ""]
+            parts += [word(tensor) for tensor in (*node.inputs, *node.outputs)]
+            parts += [f"{name}={word(value)}" for name, value in node.attrs.items()]
             digest.update("\0".join(parts).encode())
         edges = (*current.inputs, *current.outputs, *getattr(current, "unused", ()))
-        digest.update("\0".join(tensor.name for tensor in edges).encode())
+        digest.update("\0".join(word(tensor) for tensor in edges).encode())
     for function in getattr(graph, "local_functions", ()):
-        digest.update(f"{function.domain}.{function.name}".encode())
-    return digest.hexdigest()
-
-
-def _value(value: object) -> str:
-    if isinstance(value, gs.Constant):
-        stored = value._values
-        kept = stored.load() if isinstance(stored, Stored) and stored._array is not None else stored
-        if isinstance(kept, np.ndarray) and kept.size <= 16:
-            return f"{value.name}:{kept.dtype}{kept.shape}{kept.tolist()}"
-        return f"{value.name}:{id(stored)}"
-    if isinstance(value, gs.Tensor):
-        return str(value.name)
-    if isinstance(value, gs.Graph):
-        return value.name or "graph"
-    return repr(value)
+        weights.append(function)
+        digest.update(f"{id(function)}".encode())
+    return Fingerprint(digest.hexdigest(), tuple(weights))
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -66,10 +66,10 @@ class _Cloner:
         return variable
 
     def node(self, node: gs.Node) -> Node:
-        copy = Node(node.op, node.name, domain=node.domain)
-        copy.inputs.extend([self.tensor(tensor) for tensor in node.inputs])
-        copy.outputs.extend([self.tensor(tensor) for tensor in node.outputs])
-        copy.attrs = {name: self._attribute(value) for name, value in node.attrs.items()}
+        inputs = [self.tensor(tensor) for tensor in node.inputs]
+        outputs = [self.tensor(tensor) for tensor in node.outputs]
+        attrs = {name: self._attribute(value) for name, value in node.attrs.items()}
+        copy = Node(node.op, node.name, attrs, inputs, outputs, node.domain)
         copy.attr_types = dict(getattr(node, "attr_types", {}))
         copy.extra = getattr(node, "extra", None)
         return copy

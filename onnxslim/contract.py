@@ -69,9 +69,7 @@ class PassResult:
 class Evaluator(Protocol):
     """Runs a small constant model and returns its outputs; implemented by `runtime`."""
 
-    def __call__(
-        self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]
-    ) -> list[np.ndarray]:
+    def __call__(self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Outputs of `model` in order.
 
         Raises:

@@ -14,7 +14,7 @@ pass is written against graphsurgeon's documented attributes: `node.op`, `node.a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from onnxslim.errors import ModelError
 from onnxslim.wire import Buffer
@@ -141,12 +142,37 @@ class _ByIdentity:
     """Equality and hash by identity, for graphsurgeon classes that compare by content."""
 
     __slots__ = ()
+    # the ones of `object` themselves: written in Python, they are most of the time of a list search
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
-    def __hash__(self) -> int:
-        return id(self)
+class _Links(SynchronizedList):
+    """Graphsurgeon's list, quick at removing what was added last or first.
+
+    A pass removes nodes in order or in reverse; searching the ten thousand users of a shared
+    constant for each of them would take quadratic time.
+    """
+
+    def _remove_from_elem(self, elem: gs.Tensor | gs.Node) -> None:
+        links = getattr(elem, self.field_name)
+        for place in range(len(links) - 1, max(len(links) - 5, -1), -1):
+            if links[place] is self.parent_obj:
+                list.__delitem__(links, place)
+                return
+        list.remove(links, self.parent_obj)
+
+
+def _no_links(owner: object, other_side: str) -> SynchronizedList:
+    """An empty list of graphsurgeon's that keeps both sides of an edge in step.
+
+    Made without its constructor, and put into `__dict__` without graphsurgeon's `__setattr__`:
+    the two are half of the time that reading or copying a graph takes.
+    """
+    links: _Links = _Links.__new__(_Links)
+    links.parent_obj = owner
+    links.field_name = other_side
+    return links
 
 
 class Variable(_ByIdentity, gs.Variable):
@@ -160,16 +186,26 @@ class Variable(_ByIdentity, gs.Variable):
             caller, so it is no constant.
     """
 
+    info: onnx.ValueInfoProto | None
+    default: Stored | None
+
     def __init__(
         self,
         name: str,
         dtype: np.dtype[Any] | None = None,
         shape: list[int | str | None] | None = None,
-        type: str = "tensor_type",  # noqa: A002 - graphsurgeon's name
+        type: str = "tensor_type",
     ) -> None:
-        super().__init__(name, dtype, shape, type)
-        self.info: onnx.ValueInfoProto | None = None
-        self.default: Stored | None = None
+        self.__dict__.update(
+            name=name,
+            inputs=_no_links(self, "outputs"),
+            outputs=_no_links(self, "inputs"),
+            dtype=dtype,
+            shape=shape,
+            type=type,
+            info=None,
+            default=None,
+        )
 
 
 class Constant(_ByIdentity, gs.Constant):
@@ -181,10 +217,20 @@ class Constant(_ByIdentity, gs.Constant):
         info: as in `Variable`.
     """
 
+    home: Graph | None
+    info: onnx.ValueInfoProto | None
+
     def __init__(self, name: str, values: np.ndarray | LazyValues) -> None:
-        super().__init__(name, values)
-        self.home: Graph | None = None
-        self.info: onnx.ValueInfoProto | None = None
+        self.__dict__.update(
+            name=name,
+            inputs=_no_links(self, "outputs"),
+            outputs=_no_links(self, "inputs"),
+            _values=values,
+            data_location=None,
+            _export_dtype=None,
+            home=None,
+            info=None,
+        )
 
     @property
     def values(self) -> np.ndarray:
@@ -225,6 +271,9 @@ class Node(_ByIdentity, gs.Node):
         attr_types: AttributeProto type by attribute name, for attributes that came from a file.
     """
 
+    extra: onnx.NodeProto | None
+    attr_types: dict[str, int]
+
     def __init__(
         self,
         op: str,
@@ -234,9 +283,18 @@ class Node(_ByIdentity, gs.Node):
         outputs: list[Any] | None = None,
         domain: str | None = None,
     ) -> None:
-        super().__init__(op, name, attrs if attrs is not None else {}, inputs, outputs, domain)
-        self.extra: onnx.NodeProto | None = None
-        self.attr_types: dict[str, int] = {}
+        self.__dict__.update(
+            op=op,
+            name=name or "",
+            attrs={} if attrs is None else attrs,
+            inputs=_no_links(self, "outputs"),
+            outputs=_no_links(self, "inputs"),
+            domain=domain,
+            extra=None,
+            attr_types={},
+        )
+        self.inputs.extend(inputs or ())
+        self.outputs.extend(outputs or ())
 
     @property
     def is_onnx(self) -> bool:
@@ -255,7 +313,7 @@ class Graph(gs.Graph):
     Attributes:
         unused: initializers of the file that nothing uses; kept until a pass removes them.
         extra: a GraphProto with what graphsurgeon does not model, or None.
-        local_functions: the model's FunctionProtos (shared by all subgraphs, never edited in place).
+        local_functions: the model's FunctionProtos, shared by all its graphs, never edited.
     """
 
     IDENTITY: ClassVar[bool] = True
@@ -281,13 +339,21 @@ class Graph(gs.Graph):
         return None
 
 
-def subgraphs_of(node: gs.Node) -> Iterator[Graph]:
+# the operators of the standard that have graphs among their attributes
+_WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
+def subgraphs_of(node: gs.Node) -> Sequence[Graph]:
     """The graphs that are attributes of `node` (bodies of If, Loop, Scan), not recursive."""
+    if node.op not in _WITH_BODIES and not node.domain:  # nearly every node
+        return ()
+    found: list[Graph] = []
     for value in node.attrs.values():
         if isinstance(value, gs.Graph):
-            yield value
+            found.append(value)
         elif isinstance(value, list) and value and isinstance(value[0], gs.Graph):
-            yield from value
+            found += value
+    return found
 
 
 def walk_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
@@ -297,7 +363,8 @@ def walk_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
         current = stack.pop()
         yield current
         for node in reversed(current.nodes):
-            stack.extend(subgraphs_of(node))
+            if node.op in _WITH_BODIES or node.domain:
+                stack.extend(subgraphs_of(node))
 
 
 def node_label(node: gs.Node) -> str:

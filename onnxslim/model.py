@@ -144,7 +144,8 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as a complete ModelProto, every weight copied."""
-        return onnx.ModelProto.FromString(self.to_bytes())
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(self.to_bytes())
+        return proto
 
     def _serialized(self) -> tuple[bytes, list[wire.Payload]]:
         proto, payloads = self.skeleton()

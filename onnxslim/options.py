@@ -7,7 +7,6 @@ values it must refuse, which the shared contract suite feeds to every option of 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import math
 import types
 import typing
@@ -147,7 +146,8 @@ class OptionSpec:
         if self.is_list:
             items = value if isinstance(value, tuple | list) else (value,)
             return tuple(self._check_one(item, owner, value) for item in items)
-        return self._check_one(value, owner, value)
+        checked: Value = self._check_one(value, owner, value)
+        return checked
 
     def _check_one(self, item: Any, owner: str, given: Any) -> Any:
         item = _convert(item, self.type)
@@ -176,7 +176,7 @@ def _convert(value: Any, kind: type) -> Any:
     return None
 
 
-def option(default: Any, constraint: Constraint = ANYTHING, help: str = "") -> Any:  # noqa: A002
+def option(default: Any, constraint: Constraint = ANYTHING, help: str = "") -> Any:
     """Declare a field of a pass as an option.
 
     Args:
@@ -209,15 +209,16 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
         hint = members[0]
     if typing.get_origin(hint) is tuple:
         is_list, hint = True, typing.get_args(hint)[0]
-    if hint not in (bool, int, float, str) and not isinstance(hint, enum.EnumMeta):
+    if hint not in (bool, int, float, str):
         raise TypeError(f"Option `{field.name}` has the type {hint}, which no text can spell.")
+    default: Any = field.default
     return OptionSpec(
         name=field.name.rstrip("_").replace("_", "-"),
         field=field.name,
         type=hint,
         is_list=is_list,
         optional=optional,
-        default=field.default,
+        default=default,
         constraint=field.metadata["constraint"],
         help=field.metadata["help"],
     )

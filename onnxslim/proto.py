@@ -30,6 +30,7 @@ from onnxslim.ir import (
     to_onnx_dtype,
     walk_graphs,
 )
+from onnxslim.sizes import is_name
 
 ReadPayload = Callable[[onnx.TensorProto], wire.Buffer | None]
 """Gives the bytes of an external tensor or placeholder, None when they are in the tensor itself."""
@@ -43,7 +44,8 @@ _PLAIN: dict[int, str] = {
 }
 _NODE_FIELDS = frozenset({"input", "output", "name", "op_type", "domain", "attribute"})
 _GRAPH_FIELDS = frozenset(
-    {"node", "name", "initializer", "sparse_initializer", "doc_string", "input", "output", "value_info"}
+    {"node", "name", "doc_string", "initializer", "sparse_initializer"}
+    | {"input", "output", "value_info"}
 )
 
 
@@ -57,7 +59,7 @@ def graph_from_proto(model: onnx.ModelProto, read: ReadPayload) -> Graph:
         ModelError: a tensor's bytes do not match its type and shape.
     """
     graph = _Reader(read).graph(model.graph, {}, inputs_are_defaults=model.ir_version >= 4)
-    imports = [onnx.OperatorSetIdProto.FromString(o.SerializeToString()) for o in model.opset_import]
+    imports = list(model.opset_import)
     functions = list(model.functions)
     for current in walk_graphs(graph):
         current.import_domains = imports
@@ -141,12 +143,11 @@ class _Reader:
                 scope.pop(name, None)
             return tensor(name)
 
-        node = Node(proto.op_type, proto.name, domain=proto.domain or None)
-        for attribute in proto.attribute:
-            node.attrs[attribute.name] = self.attribute(attribute, scope)
-            node.attr_types[attribute.name] = attribute.type
-        node.inputs.extend([tensor(name) for name in proto.input])
-        node.outputs.extend([produced(name) for name in proto.output])
+        attrs = {item.name: self.attribute(item, scope) for item in proto.attribute}
+        inputs = [tensor(name) for name in proto.input]
+        outputs = [produced(name) for name in proto.output]
+        node = Node(proto.op_type, proto.name, attrs, inputs, outputs, proto.domain or None)
+        node.attr_types = {item.name: item.type for item in proto.attribute}
         node.extra = _leftovers(proto, _NODE_FIELDS)
         return node
 
@@ -175,6 +176,10 @@ def _text(raw: bytes) -> str | bytes:
         return raw.decode()
     except UnicodeDecodeError:
         return raw
+
+
+def _raw(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 def _describe(local: dict[str, gs.Tensor], info: onnx.ValueInfoProto) -> gs.Tensor:
@@ -206,7 +211,8 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     if kind == "dim_value":
         # a negative size is an old exporters' way to say "unknown"
         return int(dim.dim_value) if dim.dim_value >= 0 else None
-    return str(dim.dim_param) if kind == "dim_param" and dim.dim_param else None
+    # and "?" names nothing: two such dimensions need not be the same
+    return str(dim.dim_param) if is_name(dim.dim_param) else None
 
 
 def _check_inline_size(tensor: onnx.TensorProto) -> None:
@@ -325,18 +331,14 @@ class _Writer:
         proto.name = name
         kind = kind or self._attribute_type(node, name, value)
         proto.type = kind  # type: ignore[assignment]
-        if kind == AttributeProto.FLOAT:
-            proto.f = value
-        elif kind == AttributeProto.INT:
-            proto.i = int(value)
+        if kind in (AttributeProto.FLOAT, AttributeProto.INT):
+            setattr(proto, _PLAIN[kind], value)
+        elif kind in (AttributeProto.FLOATS, AttributeProto.INTS):
+            getattr(proto, _PLAIN[kind]).extend(value)
         elif kind == AttributeProto.STRING:
-            proto.s = value.encode() if isinstance(value, str) else value
-        elif kind == AttributeProto.FLOATS:
-            proto.floats.extend(value)
-        elif kind == AttributeProto.INTS:
-            proto.ints.extend(value)
+            proto.s = _raw(value)
         elif kind == AttributeProto.STRINGS:
-            proto.strings.extend(v.encode() if isinstance(v, str) else v for v in value)
+            proto.strings.extend(map(_raw, value))
         elif kind == AttributeProto.TENSOR:
             self.tensor(proto.t, value)
         elif kind == AttributeProto.GRAPH:
@@ -344,7 +346,8 @@ class _Writer:
         elif kind == AttributeProto.GRAPHS:
             proto.graphs.extend(self.graph(graph) for graph in value)
         else:
-            raise ModelError(f"Attribute `{name}` of `{node_label(node)}` has an unknown kind {kind}.")
+            label = node_label(node)
+            raise ModelError(f"Attribute `{name}` of `{label}` has the unknown kind {kind}.")
 
     def _attribute_type(self, node: gs.Node, name: str, value: Any) -> int:
         if isinstance(value, gs.Graph):
@@ -354,7 +357,8 @@ class _Writer:
         try:
             version = self.main.opset_of(node.domain or "") or 1
             schema = onnx.defs.get_schema(node.op, version, node.domain or "")
-            return int(schema.attributes[name].type.value)
+            declared: Any = schema.attributes[name].type
+            return int(declared)
         except (onnx.defs.SchemaError, KeyError):
             return int(helper.make_attribute(name, value).type)
 
@@ -395,7 +399,7 @@ def raw_bytes(array: np.ndarray) -> wire.Buffer:
     bits_packed = storage_bytes(data_type, array.size) != contiguous.nbytes
     if bits_packed or contiguous.dtype.byteorder == ">" or contiguous.dtype.hasobject:
         return bytes(numpy_helper.from_array(contiguous).raw_data)
-    return memoryview(contiguous.reshape(-1).view(np.uint8))
+    return contiguous.reshape(-1).view(np.uint8).data
 
 
 def _write_small(proto: onnx.TensorProto, array: np.ndarray) -> None:
@@ -470,8 +474,10 @@ def _still_declared(tensor: gs.Variable, declared: onnx.ValueInfoProto) -> bool:
         return True
     if len(probe.shape) != len(tensor.shape):
         return False
-    pairs = zip(probe.shape, tensor.shape, strict=True)
-    return all(not isinstance(old, int) or not isinstance(new, int) or old == new for old, new in pairs)
+    return not any(
+        isinstance(old, int) and isinstance(new, int) and old != new
+        for old, new in zip(probe.shape, tensor.shape, strict=True)
+    )
 
 
 def _owners(graph: gs.Graph) -> dict[int, list[Constant]]:

@@ -186,11 +186,12 @@ class Rewriter:
             attrs: new attributes, replacing all old ones.
             fidelity: what this edit promises.
         """
+        bodies = subgraphs_of(node)
         if op is not None:
             node.op = op
             node.domain = None
         if attrs is not None:
-            bodies = [body for body in subgraphs_of(node) if not _holds(attrs, body)]
+            bodies = [body for body in bodies if not _holds(attrs, body)]
             node.attrs = attrs
             node.attr_types = {}
             self._drop_bodies(bodies)
@@ -258,32 +259,54 @@ class Rewriter:
 
         Args:
             node: an If, or a Loop known to run once.
-            body: the graph to move out; its inputs are replaced by `inputs` in order.
+            body: the graph to move out; its inputs are replaced by `inputs` in order. Of its
+                outputs, the last ones count: the first of a Loop's body only says whether to go on.
             inputs: one tensor for each input of `body`.
             what: the change in words.
         """
         for formal, actual in zip(body.inputs, inputs, strict=True):
-            for user in list(formal.outputs):
-                for index, tensor in enumerate(user.inputs):
-                    if tensor is formal:
-                        user.inputs[index] = actual
-        given = {id(f): a for f, a in zip(body.inputs, inputs, strict=True)}
+            self._substitute_formal(body, formal, actual)
         graph = self._graph_of[node]
-        moved = list(body.nodes)
-        results = [given.get(id(tensor), tensor) for tensor in body.outputs]
-        for tensor in body.outputs:
+        moved, results = list(body.nodes), list(body.outputs)
+        for tensor in results:
             self._outputs[tensor] -= 1
         body.nodes, body.outputs, body.inputs = [], [], []
         self._unique_names(moved, body)
+        taken = {other.name for other in graph.nodes}
         for inner in moved:
+            if inner.name in taken:  # onnxruntime refuses two nodes of a graph with one name
+                inner.name = ""
             self._graph_of[inner] = graph
         self._inserted.setdefault(node, []).extend(moved)
+        split = len(results) - len(node.outputs)
+        self.replace(node, results[split:], what)
+        self._release(results[:split])
+        for inner in moved:
+            self._touch(inner)
+
+    def _substitute_formal(self, body: Graph, formal: gs.Tensor, actual: gs.Tensor) -> None:
+        """Let `body`, and what is nested in it, use `actual` for its input `formal`."""
+        for user in list(formal.outputs):
+            for index, tensor in enumerate(user.inputs):
+                if tensor is formal:
+                    user.inputs[index] = actual
+        for graph in walk_graphs(body):
+            for index, tensor in enumerate(graph.outputs):
+                if tensor is formal:
+                    graph.outputs[index] = actual
+                    self._outputs[formal] -= 1
+                    self._outputs[actual] = self._outputs.get(actual, 0) + 1
+
+    def replace(self, node: Node, results: Sequence[gs.Tensor], what: str) -> None:
+        """Let users of `node`'s outputs use `results` instead, one for each, and remove `node`.
+
+        An output that is a graph output, and cannot hand its name to its result, is made by an
+        Identity.
+        """
         self._log(node_label(node), what, Fidelity.EXACT)
         for old, new in zip(list(node.outputs), results, strict=True):
             self._hand_over(node, old, new)
         self._kill(node)
-        for inner in moved:
-            self._touch(inner)
 
     def skip(self, node: gs.Node | str, why: str) -> None:
         """Record that something was declined; said once per node and reason."""
@@ -314,8 +337,9 @@ class Rewriter:
         if self._removed or self._inserted:
             for graph in list(walk_graphs(self.main)):
                 graph.nodes = list(self._settled(graph.nodes))
-        for graph in walk_graphs(self.main):
-            sort_topologically(graph)
+        if self.changes:
+            for graph in walk_graphs(self.main):
+                sort_topologically(graph)
         fidelity = self.fidelity if self.changes else None
         return PassResult(tuple(self.changes), tuple(self.skips.values()), fidelity)
 
@@ -376,9 +400,7 @@ class Rewriter:
         old.name, new.name = new.name, old.name
         old.info, new.info = getattr(new, "info", None), getattr(old, "info", None)
 
-    def _as_constant_node(
-        self, node: Node, new: gs.Tensor, what: str, fidelity: Fidelity
-    ) -> bool:
+    def _as_constant_node(self, node: Node, new: gs.Tensor, what: str, fidelity: Fidelity) -> bool:
         if not isinstance(new, gs.Constant) or node.op == "Constant" or len(node.outputs) != 1:
             return False
         value = Constant("", new._values)

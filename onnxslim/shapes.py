@@ -80,6 +80,8 @@ def _forget(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
+                for info in attribute.g.input:  # what a loop carries may change its shape
+                    info.type.tensor_type.ClearField("shape")
                 _forget(attribute.g, functions)
 
 
@@ -98,6 +100,3 @@ def _apply(proto: onnx.GraphProto, graph: gs.Graph, *, main: bool = False) -> No
         bodies = [a.g for a in node_proto.attribute if a.HasField("g")]
         for body_proto, body in zip(bodies, subgraphs_of(node), strict=False):
             _apply(body_proto, body)
-
-
-

@@ -49,6 +49,7 @@ _PACKED_AS_RAW: Final[dict[int, frozenset[int]]] = {
     4: frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.COMPLEX64}),
     10: frozenset({onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX128}),
 }
+_DATA_FIELDS: Final = frozenset({_RAW_DATA, *_PACKED_AS_RAW})
 
 
 @dataclass(frozen=True)
@@ -210,9 +211,8 @@ def _cut_tensor(
     for number, kind, field, content, stop in _fields(data, start, end):
         if number == _DATA_TYPE and kind == _VARINT:
             data_type, _ = _varint(data, content, stop)
-        elif kind == _LEN and (number == _RAW_DATA or number in _PACKED_AS_RAW):
-            if stop - content >= threshold and payload is None:
-                payload = (number, field, content, stop)
+        elif number in _DATA_FIELDS and kind == _LEN and stop - content >= threshold:
+            payload = payload or (number, field, content, stop)
     if payload is None:
         return [data[start:end]], end - start
     number, field, content, stop = payload

@@ -33,7 +33,8 @@ def _simple(weight: np.ndarray | None = None, **kwargs: object) -> onnx.ModelPro
 
 def _rich() -> onnx.ModelProto:
     """A model with everything that graph libraries like to lose."""
-    model = onnx.parser.parse_model("""
+    model = onnx.parser.parse_model(
+        """
         <ir_version: 10, opset_import: ["" : 21, "custom" : 3, "local" : 1],
          producer_name: "p", producer_version: "1", domain: "d", model_version: 7,
          doc_string: "about", metadata_props: ["k": "v"]>
@@ -51,7 +52,8 @@ def _rich() -> onnx.ModelProto:
         }
         <opset_import: ["" : 21], domain: "local">
         Twice <alpha> (a) => (b) { k = Constant <value_float: float = @alpha> () b = Mul (a, k) }
-    """.replace(", none = []", ""))
+    """.replace(", none = []", "")
+    )
     initializers = model.graph.initializer
     for name, dtype in (
         ("i4", ml_dtypes.int4), ("u4", ml_dtypes.uint4), ("bf16", ml_dtypes.bfloat16),
