@@ -1,0 +1,5 @@
+"""`python -m onnxslim` is the command `onnxslim`."""
+
+from onnxslim.cli import main
+
+main()

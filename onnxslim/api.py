@@ -1,0 +1,343 @@
+"""The main job, from Python: `compress`, `compare_models`, `bench_models`.
+
+The only module that joins the core with `onnxslim.runtime`; both are imported when a function
+needs them, so `import onnxslim` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxslim.check import check_model
+from onnxslim.contract import Context
+from onnxslim.errors import FloorMissed, UsageError
+from onnxslim.manager import PassManager
+from onnxslim.model import Model, ModelSource, copy_file
+from onnxslim.pipeline import Pipeline, parse_pipeline
+from onnxslim.policy import Goal, Policy
+from onnxslim.proof import Floors
+from onnxslim.report import (
+    Comparison,
+    FileReport,
+    Latency,
+    LatencyPair,
+    Report,
+    Stats,
+)
+from onnxslim.stats import measure_stats
+
+if TYPE_CHECKING:
+    from onnxslim.runtime.accuracy import EvaluationSource
+    from onnxslim.runtime.calibration import SampleSource
+    from onnxslim.runtime.verify import RuntimeProver
+
+_METADATA_PIPELINE = "onnxslim.pipeline"
+_METADATA_SOURCE = "onnxslim.input_sha256"
+
+
+def compress(
+    model: ModelSource | Model,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    passes: str | Pipeline = "simplify",
+    calibration: SampleSource | None = None,
+    evaluation: EvaluationSource | None = None,
+    floors: Floors = Floors(),  # noqa: B008 - frozen
+    goal: str = "both",
+    force: bool = False,
+    verify: bool = True,
+    measure: bool = True,
+    threads: int | None = None,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    command: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    reproducers: str | os.PathLike[str] = "onnxslim-repro",
+) -> tuple[Model, Report]:
+    """Run a pipeline on a model, prove what it did, and write the result.
+
+    Args:
+        model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
+        output: where to write; None writes nothing. Nothing is written on an error.
+        passes: a pipeline, as text or parsed.
+        calibration: unlabelled samples, for passes that use data and for verification.
+        evaluation: labelled samples or a metric, for accuracy.
+        floors: what lossy steps may not go below.
+        goal: `both`, `latency` or `bytes`: which of the two may not get worse.
+        force: keep steps that do not pay.
+        verify: compare outputs after every step.
+        measure: time models, which also decides whether a step pays.
+        threads: of onnxruntime; None for its own choice.
+        seed: of all randomness.
+        input_shapes: shape by input name, for inputs that are made up.
+        command: what to record as the command in the report.
+        progress: told in words what is going on.
+        reproducers: folder for a model that shows a broken promise.
+
+    Returns:
+        The resulting model and the report.
+
+    Raises:
+        UsageError: the request is wrong, or the output cannot be written.
+        ModelError: the model is invalid, corrupt or not supported.
+        FloorMissed: a step was dropped for a floor; the output, without that step, was written.
+            The report is in its `report`.
+        PromiseBroken: a pass broke its promise; nothing was written.
+        RuntimeFailure: onnxruntime failed.
+    """
+    started = time.perf_counter()
+    pipeline = parse_pipeline(passes) if isinstance(passes, str) else passes
+    policy = Policy(_goal(goal), force, floors)
+    if floors.max_drop is not None and evaluation is None:
+        raise UsageError("A floor on accuracy (--max-drop) needs labelled samples: give --eval.")
+    source = model if isinstance(model, Model) else Model.load(model)
+    check_model(source)
+    before = FileReport(
+        str(source.origin.path) if source.origin.path else None,
+        source.origin.sha256,
+        replace(measure_stats(source), file_bytes=source.origin.file_bytes),
+    )
+    report = Report(
+        command or f"onnxslim.compress(passes={str(pipeline)!r})", _versions(), before, before
+    )
+    prover = None
+    if verify or measure:
+        prover = _prover(
+            source,
+            report,
+            calibration=calibration,
+            evaluation=evaluation,
+            seed=seed,
+            threads=threads,
+            input_shapes=input_shapes,
+            latency=measure,
+            verify=verify,
+            progress=progress,
+        )
+        before.accuracy = prover.accuracy(source)
+        policy = replace(policy, baseline_accuracy=before.accuracy)
+    result, report.steps = PassManager(pipeline.passes).run(
+        source,
+        _context(seed),
+        prover=prover,
+        policy=policy,
+        stats=before.stats,
+        progress=progress,
+        reproducers=Path(reproducers),
+    )
+    _finish(source, result, report, prover)
+    if output is not None:
+        _write(source, result, Path(output), pipeline, report, prover)
+    report.seconds = time.perf_counter() - started
+    _raise_for_floors(report)
+    return result, report
+
+
+def compare_models(
+    a: ModelSource | Model,
+    b: ModelSource | Model,
+    *,
+    calibration: SampleSource | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    measure: bool = True,
+) -> tuple[Comparison, LatencyPair | None, Stats, Stats, str]:
+    """Drift, latency and size of two models side by side.
+
+    Returns:
+        Drift of `b` against `a`, their latency in turn, their sizes, and what inputs were used.
+
+    Raises:
+        UsageError: the models do not take the same inputs.
+        RuntimeFailure: onnxruntime runs `a` on no inputs that could be made up, or refuses one.
+    """
+    from onnxslim.contract import Fidelity
+    from onnxslim.errors import RuntimeFailure
+
+    first = a if isinstance(a, Model) else Model.load(a)
+    second = b if isinstance(b, Model) else Model.load(b)
+    _same_inputs(first, second)
+    stats = [
+        replace(measure_stats(model), file_bytes=model.origin.file_bytes)
+        for model in (first, second)
+    ]
+    prover = _make_prover(
+        calibration=calibration,
+        evaluation=None,
+        seed=seed,
+        threads=threads,
+        input_shapes=input_shapes,
+        latency=measure,
+        verify=True,
+    )
+    if not prover.begin(first):
+        raise RuntimeFailure(f"The models cannot be compared: {prover.verified_on}")
+    comparison = prover.compare(second, Fidelity.LOSSY)
+    return comparison, prover.time(first, second), stats[0], stats[1], prover.verified_on
+
+
+def bench_models(
+    models: Sequence[ModelSource | Model],
+    *,
+    calibration: SampleSource | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[tuple[str, Latency, LatencyPair | None]]:
+    """Latency of models, timed in turn; each after the first also as a pair with the first.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
+    """
+    from onnxslim.runtime.bench import bench
+
+    loaded = [model if isinstance(model, Model) else Model.load(model) for model in models]
+    for other in loaded[1:]:
+        _same_inputs(loaded[0], other)
+    return bench(
+        loaded, calibration=calibration, seed=seed, threads=threads, input_shapes=input_shapes
+    )
+
+
+def _goal(goal: str) -> Goal:
+    try:
+        return Goal(goal)
+    except ValueError:
+        words = ", ".join(item.value for item in Goal)
+        raise UsageError(f"The goal must be one of {words}; got {goal!r}.") from None
+
+
+def _versions() -> dict[str, str]:
+    names = ("onnxslim-compiler", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _context(seed: int) -> Context:
+    from onnxslim.runtime.evaluate import evaluate
+
+    return Context(seed=seed, evaluate=evaluate)
+
+
+def _make_prover(
+    *,
+    calibration: SampleSource | None,
+    evaluation: EvaluationSource | None,
+    seed: int,
+    threads: int | None,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    latency: bool,
+    verify: bool,
+    progress: Callable[[str], None] | None = None,
+) -> RuntimeProver:
+    from onnxslim.runtime.verify import RuntimeProver
+
+    return RuntimeProver(
+        calibration=calibration,
+        evaluation=evaluation,
+        seed=seed,
+        threads=threads,
+        input_shapes=input_shapes,
+        latency=latency,
+        verify=verify,
+        progress=progress,
+    )
+
+
+def _prover(source: Model, report: Report, **options: object) -> RuntimeProver:
+    prover = _make_prover(**options)  # type: ignore[arg-type]
+    prover.begin(source)
+    report.verified_on = prover.verified_on
+    return prover
+
+
+def _finish(source: Model, result: Model, report: Report, prover: RuntimeProver | None) -> None:
+    """The figures of the result, and of the whole way from the input to it."""
+    last = next((step for step in reversed(report.steps) if step.committed and step.stats), None)
+    stats = last.stats if last and last.stats else report.before.stats
+    accuracy = last.accuracy if last else report.before.accuracy
+    report.after = FileReport(None, None, stats, accuracy=accuracy)
+    if prover is not None:
+        report.verified_on = prover.verified_on
+        report.notes += prover.notes
+    report.floors_missed = [
+        f"{step.spec}: {step.why_not_committed}" for step in report.steps if step.floor_missed
+    ]
+    timed = [step for step in report.steps if step.committed and step.latency]
+    if prover is not None and len(timed) > 1:
+        report.latency = prover.time(source, result)
+    elif timed:
+        report.latency = timed[0].latency
+    if report.latency is not None:
+        report.before.latency = report.latency.before
+        report.after.latency = report.latency.after
+
+
+def _write(
+    source: Model,
+    result: Model,
+    output: Path,
+    pipeline: Pipeline,
+    report: Report,
+    prover: RuntimeProver | None,
+) -> None:
+    changed = any(step.committed and step.changes for step in report.steps)
+    if not changed and source.origin.path is not None:
+        copy_file(source.origin, output)
+        report.after.sha256 = source.origin.sha256
+    else:
+        marked = _marked(result, pipeline, report)
+        with marked.stage(output) as staged:
+            if prover is not None and changed:
+                prover.check_file(staged.file, marked)
+            report.after.stats = replace(report.after.stats, file_bytes=staged.file_bytes)
+            staged.commit()
+        report.after.sha256 = Model.load(output).origin.sha256
+    report.after.path = str(output)
+
+
+def _marked(result: Model, pipeline: Pipeline, report: Report) -> Model:
+    """The result with its pipeline and origin in `metadata_props`.
+
+    Left out where the mark would make the file larger than the input: never bigger.
+    """
+    marked = Model(result.graph, type(result.shell)(), result.origin, result._keep)
+    marked.shell.CopyFrom(result.shell)
+    kept = [p for p in marked.shell.metadata_props if not p.key.startswith("onnxslim.")]
+    del marked.shell.metadata_props[:]
+    marked.shell.metadata_props.extend(kept)
+    committed = [step.spec for step in report.steps if step.committed and step.changes]
+    marked.shell.metadata_props.add(key=_METADATA_PIPELINE, value=",".join(committed))
+    if report.before.sha256:
+        marked.shell.metadata_props.add(key=_METADATA_SOURCE, value=report.before.sha256)
+    before = report.before.stats.file_bytes
+    if marked.file_bytes() <= before or result.file_bytes() > before:
+        return marked
+    report.notes.append("The file does not name its pipeline: that would have made it larger.")
+    return result
+
+
+def _raise_for_floors(report: Report) -> None:
+    if not report.floors_missed:
+        return
+    dropped = "; ".join(report.floors_missed)
+    error = FloorMissed(f"Left out, to hold your floor: {dropped}. All other steps were kept.")
+    error.report = report
+    raise error
+
+
+def _same_inputs(a: Model, b: Model) -> None:
+    names = [[tensor.name for tensor in model.graph.inputs] for model in (a, b)]
+    if names[0] != names[1]:
+        raise UsageError(
+            f"The models take different inputs: {', '.join(names[0])} and {', '.join(names[1])}."
+        )
+
+
+__all__ = ["bench_models", "compare_models", "compress"]

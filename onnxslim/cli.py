@@ -1,0 +1,131 @@
+"""The command `onnxslim`: finds the subcommand, turns errors into sentences and exit codes.
+
+`onnxslim MODEL ...` is short for `onnxslim compress MODEL ...`. A subcommand's module is imported
+when it runs, and imports numpy, onnx and the like only then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+import onnxslim
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.console import complain, say
+from onnxslim.errors import OnnxslimError, PromiseBroken, RuntimeFailure, UsageError
+
+INTERRUPTED = 130  # as shells count: 128 + SIGINT
+
+
+class _Commands(click.Group):
+    """Subcommands by name, imported on demand; anything else is `compress`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"onnxslim.commands.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "-h", "--version"}
+        if args and args[0] not in COMMANDS and args[0] not in own:
+            args = ["compress", *args]
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    options_metavar="",
+    subcommand_metavar="MODEL [OUTPUT] [OPTIONS] | COMMAND ...",
+    no_args_is_help=True,
+)
+@click.version_option(onnxslim.__version__, prog_name="onnxslim", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Make trained ONNX models smaller and faster, and prove every step by running it.
+
+    `onnxslim MODEL` simplifies MODEL and writes MODEL.slim.onnx beside it; it is short for
+    `onnxslim compress MODEL`. `onnxslim demo` shows it on a bundled model.
+    """
+
+
+def main() -> None:
+    """Entry point of the command."""
+    arguments = sys.argv[1:]
+    _log_to_stderr(logging.INFO if _is_verbose(arguments) else logging.WARNING)
+    signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out a command line; returns the exit code and never raises."""
+    verbose = _is_verbose(arguments)
+    try:
+        result = cli.main(arguments, prog_name="onnxslim", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message())
+        return UsageError.exit_code
+    except click.UsageError as error:
+        hint = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
+        complain(error.format_message() + hint)
+        return UsageError.exit_code
+    except click.ClickException as error:
+        complain(error.format_message())
+        return UsageError.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        complain("interrupted.")
+        return INTERRUPTED
+    except OnnxslimError as error:
+        if verbose and isinstance(error, PromiseBroken):  # a bug in a pass
+            traceback.print_exception(error)
+        complain(str(error))
+        return error.exit_code
+    except SystemExit as stop:  # SIGTERM, or click on a closed pipe
+        return stop.code if isinstance(stop.code, int) else 1
+    except MemoryError:
+        complain("there is not enough memory for this model on this machine.")
+        return RuntimeFailure.exit_code
+    except Exception as error:  # a bug; the user gets a sentence all the same
+        return _internal_error(error, verbose)
+    return result if isinstance(result, int) else 0
+
+
+def _internal_error(error: Exception, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exception(error)
+    advice = "" if verbose else " Run again with --verbose for the traceback."
+    text = " ".join(str(error).split()) or "no message"
+    complain(f"internal error, which is a bug in onnxslim: {type(error).__name__}: {text}.{advice}")
+    return PromiseBroken.exit_code
+
+
+def _is_verbose(arguments: list[str]) -> bool:
+    # asked before the command line is parsed, since parsing may already fail
+    return "--verbose" in arguments or "-v" in arguments
+
+
+def _log_to_stderr(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("onnxslim: %(message)s"))
+    logger = logging.getLogger("onnxslim")
+    logger.addHandler(handler)
+    logger.setLevel(level)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

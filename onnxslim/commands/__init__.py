@@ -1,0 +1,15 @@
+"""The subcommands: one module each, with a click command called `command`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+COMMANDS: Mapping[str, str] = {
+    "compress": "Run a pipeline of passes on a model, prove it, write the result.",
+    "passes": "What passes there are; one pass's page and options.",
+    "inspect": "Operators, parameters, MACs, bytes, inputs and outputs of models.",
+    "compare": "Drift, bytes and latency of two models side by side.",
+    "bench": "Latency of models, measured in turn, with spread.",
+    "demo": "The whole thing on a bundled trained model and data.",
+}
+"""Name -> what `onnxslim --help` says of it, without importing it."""

@@ -1,0 +1,79 @@
+"""`onnxslim bench A [B...]`: latency of models, measured in turn, with spread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.arguments import calib_option, input_shapes, json_option, run_options
+from onnxslim.commands.console import paper, progress, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnxslim.render import Json
+    from onnxslim.report import Latency, LatencyPair
+
+    Row = tuple[str, Latency, LatencyPair | None]
+
+
+@click.command("bench", short_help=COMMANDS["bench"])
+@click.argument("models", metavar="A [B...]", nargs=-1, required=True)
+@calib_option
+@run_options
+@json_option
+def command(
+    models: tuple[str, ...],
+    calib: str | None,
+    input_shape: tuple[str, ...],
+    threads: int | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Time models in turn (A B A B ...), so that what else the machine does hits all alike."""
+    shapes = input_shapes(input_shape)
+    from onnxslim import api
+    from onnxslim.render import json_text
+
+    with progress(quiet=as_json, verbose=False) as tell:
+        if tell:
+            tell("timing")
+        rows = api.bench_models(
+            models,
+            calibration=calib,
+            seed=seed or 0,
+            threads=threads,
+            input_shapes=shapes or None,
+        )
+    say(json_text(_json(rows)).rstrip() if as_json else _text(rows))
+
+
+def _text(rows: Sequence[Row]) -> str:
+    from onnxslim.tables import Grid
+    from onnxslim.units import ms_text
+
+    grid = Grid(("model", "median", "p10", "p90", "runs", "against the first"), frozenset({5}))
+    for name, latency, pair in rows:
+        figures = (ms_text(latency.median), ms_text(latency.p10), ms_text(latency.p90))
+        grid.add(name, *figures, f"{latency.runs:,}", _against(pair))
+    return grid.render(paper())
+
+
+def _against(pair: LatencyPair | None) -> str:
+    if pair is None:
+        return "-"
+    bounds = f"{pair.ratio:.2f}x as fast, between {pair.low:.2f} and {pair.high:.2f}"
+    if pair.is_faster or pair.is_slower:
+        return bounds
+    return f"no difference beyond noise ({bounds})"
+
+
+def _json(rows: Sequence[Row]) -> list[Json]:
+    from onnxslim.render import latency_json, pair_json
+
+    return [
+        {"model": name, "latency_ms": latency_json(latency), "against_first": pair_json(pair)}
+        for name, latency, pair in rows
+    ]

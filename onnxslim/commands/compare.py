@@ -1,0 +1,104 @@
+"""`onnxslim compare A B`: drift, bytes and latency of two models side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.arguments import calib_option, input_shapes, json_option, run_options
+from onnxslim.commands.console import paper, progress, say
+
+if TYPE_CHECKING:
+    from onnxslim.report import Comparison, Drift, LatencyPair, Stats
+
+
+@click.command("compare", short_help=COMMANDS["compare"])
+@click.argument("a")
+@click.argument("b")
+@calib_option
+@run_options
+@json_option
+def command(
+    a: str,
+    b: str,
+    calib: str | None,
+    input_shape: tuple[str, ...],
+    threads: int | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Show how far the outputs of model B are from those of A, and their bytes and latency.
+
+    Without --calib they run on seeded made-up inputs, and the output says so.
+    """
+    shapes = input_shapes(input_shape)
+    from onnxslim import api
+    from onnxslim.render import drifts_json, json_text, pair_json, stats_json
+
+    with progress(quiet=as_json, verbose=False) as tell:
+        if tell:
+            tell("running both models")
+        comparison, latency, stats_a, stats_b, compared_on = api.compare_models(
+            a,
+            b,
+            calibration=calib,
+            seed=seed or 0,
+            threads=threads,
+            input_shapes=shapes or None,
+        )
+    if as_json:
+        data = {
+            "a": {"path": a, "stats": stats_json(stats_a)},
+            "b": {"path": b, "stats": stats_json(stats_b)},
+            "drift": drifts_json(comparison.original),
+            "latency": pair_json(latency),
+            "compared_on": compared_on,
+        }
+        say(json_text(data).rstrip())
+        return
+    blocks = (_sizes(a, b, stats_a, stats_b, latency), _drifts(comparison))
+    say("\n\n".join((*blocks, f"Outputs of B against A on {compared_on}.")))
+
+
+def _sizes(a: str, b: str, first: Stats, second: Stats, latency: LatencyPair | None) -> str:
+    from onnxslim.render import latency_text
+    from onnxslim.tables import Grid
+    from onnxslim.units import bytes_text, change_text, count_text
+
+    grid = Grid(("", f"A: {Path(a).name}", f"B: {Path(b).name}", "change"), frozenset({3}))
+    for title, before, after, shown in (
+        ("nodes", first.nodes, second.nodes, count_text),
+        ("parameters", first.parameters, second.parameters, count_text),
+        ("initializers", first.initializer_bytes, second.initializer_bytes, bytes_text),
+        ("file", first.file_bytes, second.file_bytes, bytes_text),
+    ):
+        grid.add(title, shown(before), shown(after), change_text(before, after))
+    known = first.macs is not None and second.macs is not None
+    change = change_text(first.macs or 0, second.macs or 0) if known else ""
+    grid.add("MACs", count_text(first.macs), count_text(second.macs), change)
+    text = grid.render(paper())
+    return text if latency is None else f"{text}\n\nlatency {latency_text(latency)}"
+
+
+def _drifts(comparison: Comparison) -> str:
+    from onnxslim.tables import Grid
+
+    grid = Grid(("output", "max abs", "relative L2", "SQNR", "cosine", "top-1 agrees", "bits"))
+    for name, drift in comparison.original.items():
+        grid.add(name, *_drift_cells(drift))
+    return grid.render(paper())
+
+
+def _drift_cells(drift: Drift) -> list[str]:
+    agreement = drift.top1_agreement
+    return [
+        f"{drift.max_abs:.3g}",
+        f"{drift.rel_l2:.3g}",
+        f"{drift.sqnr_db:.1f} dB",
+        f"{drift.cosine:.6f}",
+        "-" if agreement is None else f"{100 * agreement:.2f} %",
+        "equal" if drift.equal_bits else "differ",
+    ]

@@ -1,0 +1,274 @@
+"""`onnxslim compress MODEL [OUTPUT]`, which `onnxslim MODEL [OUTPUT]` is short for."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.arguments import (
+    Number,
+    calib_option,
+    check_talk,
+    input_shapes,
+    run_options,
+    talk_options,
+)
+from onnxslim.commands.console import complain, paper, progress, say
+from onnxslim.errors import FloorMissed, UsageError
+from onnxslim.recipe import GOALS, MAX_DROP, MIN_AGREEMENT, MIN_SQNR, Recipe, load_recipe
+from onnxslim.suggest import closest
+
+if TYPE_CHECKING:
+    from onnxslim.report import Report
+
+
+@click.command("compress", short_help=COMMANDS["compress"])
+@click.argument("model")
+@click.argument("output", required=False)
+@click.option("--passes", "-p", metavar="PIPELINE", help="Passes in order; default: simplify.")
+@calib_option
+@click.option(
+    "--eval",
+    "evaluation",
+    metavar="FILE.npz|module:function",
+    help="Sample inputs with labels, or a metric: accuracy before and after.",
+)
+@click.option("--max-drop", type=Number(MAX_DROP), help="Points of accuracy that may be lost.")
+@click.option(
+    "--min-agreement",
+    type=Number(MIN_AGREEMENT),
+    help="Share of top-1 answers that must stay those of MODEL.",
+)
+@click.option("--min-sqnr", type=Number(MIN_SQNR), help="Least SQNR of every output in dB.")
+@click.option(
+    "--goal",
+    type=click.Choice(GOALS),
+    help="Which of bytes and latency may not get worse; default: both.",
+)
+@click.option("--report", metavar="FILE.json", help="Write all that was measured as JSON.")
+@run_options
+@click.option("--recipe", metavar="FILE.toml", help="Take what is not given here from a file.")
+@click.option("--force", is_flag=True, default=None, help="Keep passes that do not pay, too.")
+@click.option(
+    "--no-verify", "verify", is_flag=True, flag_value=False, default=None,
+    help="Do not compare outputs; the result is unproven.",
+)  # fmt: skip
+@click.option(
+    "--no-latency", "latency", is_flag=True, flag_value=False, default=None,
+    help="Do not measure latency.",
+)  # fmt: skip
+@click.option("--explain", is_flag=True, help="List what each pass did, what it did not, and why.")
+@talk_options
+def command(
+    model: str,
+    output: str | None,
+    passes: str | None,
+    calib: str | None,
+    evaluation: str | None,
+    max_drop: float | None,
+    min_agreement: float | None,
+    min_sqnr: float | None,
+    goal: str | None,
+    report: str | None,
+    input_shape: tuple[str, ...],
+    threads: int | None,
+    seed: int | None,
+    recipe: str | None,
+    force: bool | None,
+    verify: bool | None,
+    latency: bool | None,
+    explain: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Run a pipeline of passes on MODEL, prove every step by running it, write OUTPUT.
+
+    OUTPUT is MODEL with the ending `.slim.onnx` by default. A pass that does not pay for itself is
+    left out, and the report says so with the numbers.
+    """
+    from onnxslim.pipeline import parse_pipeline
+
+    check_talk(quiet=quiet, verbose=verbose)
+    settings = Recipe(
+        passes=None if passes is None else parse_pipeline(passes),
+        calib=calib,
+        eval=evaluation,
+        goal=goal,
+        force=force,
+        verify=verify,
+        latency=latency,
+        threads=threads,
+        seed=seed,
+        max_drop=max_drop,
+        min_agreement=min_agreement,
+        min_sqnr=min_sqnr,
+        input_shapes=input_shapes(input_shape) or None,
+    )
+    if recipe is not None:
+        settings = settings.over(load_recipe(Path(recipe)))
+    target = Path(output) if output else _default_output(model)
+    return compress(
+        Path(model),
+        target,
+        settings,
+        report_path=Path(report) if report else None,
+        explain=explain,
+        quiet=quiet,
+        verbose=verbose,
+    )
+
+
+def compress(
+    model: Path,
+    output: Path,
+    settings: Recipe,
+    *,
+    report_path: Path | None = None,
+    explain: bool = False,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> int:
+    """Do it, print the table, write the report; returns the exit code.
+
+    Raises:
+        OnnxslimError: nothing was written, and there is nothing to report.
+    """
+    from onnxslim.render import json_text, report_to_json, report_to_text
+
+    _check_request(model, output, settings, report_path)
+    failure: FloorMissed | None = None
+    try:
+        with progress(quiet=quiet, verbose=verbose) as tell:
+            report = _compress(model, output, settings, tell)
+    except FloorMissed as error:  # the output was written all the same
+        if error.report is None:
+            raise
+        report, failure = error.report, error
+    if report_path is not None:
+        write_atomically(report_path, json_text(report_to_json(report)))
+    if not quiet:
+        say(report_to_text(report, paper(), explain=explain))
+        say(f"wrote {output}" if report.after.path else "nothing was written")
+    if failure is None:
+        return 0
+    complain(str(failure))
+    return failure.exit_code
+
+
+def _default_output(model: str) -> Path:
+    path = Path(model)
+    return path.with_name(f"{path.stem}.slim.onnx") if path.name else path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path`, all or nothing.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    scratch = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".onnxslim-", delete=False
+        ) as stream:
+            scratch = stream.name
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(scratch, 0o666 & ~umask)  # temporary files are private to begin with
+        os.replace(scratch, path)
+    except OSError as error:
+        raise UsageError(f"`{path}` cannot be written: {error.strerror or error}.") from error
+    finally:
+        if scratch is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(scratch)
+
+
+def _compress(
+    model: Path, output: Path, settings: Recipe, tell: Callable[[str], None] | None
+) -> Report:
+    from onnxslim import api
+    from onnxslim.proof import Floors
+
+    _, report = api.compress(
+        model,
+        output,
+        passes=settings.passes or "simplify",
+        calibration=settings.calib,
+        evaluation=settings.eval,
+        floors=Floors(settings.max_drop, settings.min_agreement, settings.min_sqnr),
+        goal=settings.goal or "both",
+        force=bool(settings.force),
+        verify=settings.verify is not False,
+        measure=settings.latency is not False,
+        threads=settings.threads,
+        seed=settings.seed or 0,
+        input_shapes=settings.input_shapes,
+        command=shlex.join(["onnxslim", *sys.argv[1:]]),
+        progress=tell,
+    )
+    return report
+
+
+# --------------------------------------------------------------------------- before any work
+
+
+def _check_request(model: Path, output: Path, settings: Recipe, report: Path | None) -> None:
+    """Refuse what cannot end well before a long run, not after it."""
+    if not model.exists():
+        raise UsageError(f"There is no file `{model}`.{_meant_command(model)}")
+    _check_output(output)
+    if _same_file(output, model):
+        raise UsageError(
+            f"The output `{output}` is the input itself, and the input is never touched. "
+            "Give another name."
+        )
+    if report is not None:
+        _check_output(report)
+        if _same_file(report, model) or report.absolute() == output.absolute():
+            raise UsageError(
+                f"--report `{report}` is the model; give the report a name of its own."
+            )
+    _check_floors(settings)
+
+
+def _check_output(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"`{path}` cannot be written: the folder `{path.parent}` does not exist. "
+            "Create it first."
+        )
+    if path.is_dir():
+        raise UsageError(f"`{path}` is a folder; give a file name.")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    return path.exists() and path.samefile(other)
+
+
+def _check_floors(settings: Recipe) -> None:
+    if settings.max_drop is not None and settings.eval is None:
+        raise UsageError("--max-drop is about accuracy, which needs labelled samples: give --eval.")
+    needs_outputs = settings.min_agreement is not None or settings.min_sqnr is not None
+    if needs_outputs and settings.verify is False:
+        raise UsageError(
+            "--min-agreement and --min-sqnr are held against compared outputs, which --no-verify "
+            "turns off; leave one of them out."
+        )
+
+
+def _meant_command(model: Path) -> str:
+    name = closest(str(model), COMMANDS)
+    return f" Did you mean the command `onnxslim {name}`?" if name else ""

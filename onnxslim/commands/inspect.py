@@ -1,0 +1,150 @@
+"""`onnxslim inspect MODEL...`: what is in model files; several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.arguments import json_option
+from onnxslim.commands.console import paper, say
+
+if TYPE_CHECKING:
+    from onnxslim.inspection import Inspection, Port
+    from onnxslim.render import Json
+
+
+@click.command("inspect", short_help=COMMANDS["inspect"])
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@json_option
+def command(models: tuple[str, ...], as_json: bool) -> None:
+    """Show inputs, outputs, operators, weights, MACs and bytes of models, side by side."""
+    from onnxslim.inspection import inspect_model
+    from onnxslim.render import json_text
+
+    found = [inspect_model(Path(model)) for model in models]
+    say(json_text([_json(item) for item in found]).rstrip() if as_json else _text(found))
+
+
+# --------------------------------------------------------------------------- text
+
+
+def _text(found: Sequence[Inspection]) -> str:
+    blocks = [_table(found)]
+    for item in found:
+        title = [f"{item.path}:"] if len(found) > 1 else []
+        blocks.append("\n".join([*title, *_details(item)]))
+    return "\n\n".join(blocks)
+
+
+def _table(found: Sequence[Inspection]) -> str:
+    from onnxslim.tables import Grid
+
+    grid = Grid(("", *(item.path.name for item in found)))
+    for title, figure in _figures():
+        grid.add(title, *map(figure, found))
+    dtypes = {weights.dtype: None for item in found for weights in item.weights}
+    for dtype in dtypes:
+        grid.add(f"  of type {dtype}", *(_weights_text(item, dtype) for item in found))
+    totals = {op: sum(item.operators.get(op, 0) for item in found) for op in _operators(found)}
+    for op in sorted(totals, key=lambda op: (-totals[op], op)):
+        counts = (item.operators.get(op, 0) for item in found)
+        grid.add(f"{op} nodes", *(f"{count:,}" if count else "-" for count in counts))
+    return grid.render(paper())
+
+
+def _figures() -> list[tuple[str, Callable[[Inspection], str]]]:
+    from onnxslim.units import bytes_text, count_text
+
+    return [
+        ("file", lambda item: bytes_text(item.stats.file_bytes)),
+        ("initializers", lambda item: bytes_text(item.stats.initializer_bytes)),
+        ("MACs", lambda item: count_text(item.stats.macs)),
+        ("opset", lambda item: ", ".join(_opset(item.opsets))),
+        ("IR version", lambda item: str(item.ir_version)),
+        ("producer", lambda item: item.producer or "-"),
+        ("nodes", lambda item: f"{item.stats.nodes:,}"),
+        ("parameters", lambda item: count_text(item.stats.parameters)),
+    ]
+
+
+def _opset(opsets: Mapping[str, int]) -> list[str]:
+    return [
+        str(version) if domain == "ai.onnx" else f"{domain} {version}"
+        for domain, version in opsets.items()
+    ]
+
+
+def _weights_text(item: Inspection, dtype: str) -> str:
+    from onnxslim.units import bytes_text, count_text
+
+    for weights in item.weights:
+        if weights.dtype == dtype:
+            return f"{count_text(weights.elements)}, {bytes_text(weights.bytes)}"
+    return "-"
+
+
+def _operators(found: Iterable[Inspection]) -> dict[str, None]:
+    return {op: None for item in found for op in item.operators}
+
+
+def _details(item: Inspection) -> list[str]:
+    from onnxslim.tables import printable
+    from onnxslim.units import bytes_text
+
+    lines = [f"input   {port_text(port)}" for port in item.inputs]
+    lines += [f"output  {port_text(port)}" for port in item.outputs]
+    lines += [f"weight  {port_text(port)}, {bytes_text(size)}" for port, size in item.largest]
+    lines += [f"function  {name}, {count:,} nodes" for name, count in item.functions.items()]
+    lines += [f"external data  {name}" for name in item.external]
+    lines += [f"metadata  {key} = {value}" for key, value in item.metadata.items()]
+    return [printable(line) for line in lines]
+
+
+def port_text(port: Port) -> str:
+    """`name: float[1, 3, height, width]`."""
+    if port.shape is None:
+        unknown = "" if port.dtype.endswith(")") else ", shape unknown"
+        return f"{port.name}: {port.dtype}{unknown}"
+    sizes = ", ".join("?" if size is None else str(size) for size in port.shape)
+    return f"{port.name}: {port.dtype}[{sizes}]"
+
+
+# --------------------------------------------------------------------------- JSON
+
+
+def _json(item: Inspection) -> Json:
+    from onnxslim.render import stats_json
+
+    return {
+        "path": str(item.path),
+        "sha256": item.sha256,
+        "inputs": [_port_json(port) for port in item.inputs],
+        "outputs": [_port_json(port) for port in item.outputs],
+        "opsets": dict(item.opsets),
+        "ir_version": item.ir_version,
+        "producer": item.producer,
+        "stats": stats_json(item.stats),
+        "operators": dict(item.operators),
+        "functions": dict(item.functions),
+        "weights": [
+            {
+                "dtype": weights.dtype,
+                "tensors": weights.tensors,
+                "elements": weights.elements,
+                "bytes": weights.bytes,
+            }
+            for weights in item.weights
+        ],
+        "largest": [{**_port_json(port), "bytes": size} for port, size in item.largest],
+        "external": list(item.external),
+        "metadata": dict(item.metadata),
+    }
+
+
+def _port_json(port: Port) -> dict[str, Json]:
+    shape: Json = None if port.shape is None else list(port.shape)
+    return {"name": port.name, "dtype": port.dtype, "shape": shape}

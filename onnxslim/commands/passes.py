@@ -1,0 +1,96 @@
+"""`onnxslim passes [NAME]`: what passes there are, and the page of one."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+import click
+
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.console import paper, say
+from onnxslim.contract import Fidelity, Pass
+from onnxslim.errors import UsageError
+from onnxslim.options import OptionSpec
+
+PROMISES = {
+    Fidelity.EXACT: "EXACT: outputs keep every bit",
+    Fidelity.CLOSE: "CLOSE: outputs differ by rounding only",
+    Fidelity.LOSSY: "LOSSY: outputs move; measured, and held against the floors",
+}
+
+
+@click.command("passes", short_help=COMMANDS["passes"])
+@click.argument("name", required=False)
+def command(name: str | None) -> None:
+    """List all passes, or show the page of the pass NAME: what it does, and its options."""
+    say(_list() if name is None else page(name))
+
+
+def _list() -> str:
+    from onnxslim import registry
+    from onnxslim.tables import Grid
+
+    grid = Grid(("pass", "promises", "what it does"), text_columns=frozenset({1, 2}))
+    problems = []
+    for found in registry.describe():
+        if found.problem is not None or found.fidelity is None:
+            grid.add(found.name, "", "cannot be used, see below")
+            problems.append(found.problem or "")
+            continue
+        summary = f"(preset) {found.summary}" if found.is_preset else found.summary
+        grid.add(found.name, found.fidelity.name, summary)
+    promises = "\n".join(f"{promise}." for promise in PROMISES.values())
+    hint = "`onnxslim passes NAME` shows the options of one."
+    return "\n\n".join((grid.render(paper()), *problems, promises, hint))
+
+
+def page(name: str) -> str:
+    """The page of the pass `name`: its module's docstring, its options, its members.
+
+    Raises:
+        UsageError: there is no such pass.
+    """
+    from onnxslim import registry
+
+    owner = registry.get(name)
+    blocks = [f"{name}\n{'=' * len(name)}", _page_text(owner)]
+    if owner.members is not Pass.members:
+        try:
+            members = ", ".join(str(member) for member in owner().members())
+        except UsageError as error:
+            members = str(error)
+        blocks.append(f"Members, in this order:\n    {members}")
+    blocks.append(f"Promise:\n    {PROMISES[owner.fidelity]}.")
+    blocks.append(_options(owner))
+    return "\n\n".join(blocks)
+
+
+def _page_text(owner: type[Pass]) -> str:
+    module = sys.modules[owner.__module__]
+    return inspect.cleandoc(module.__doc__ or owner.__doc__ or "")
+
+
+def _options(owner: type[Pass]) -> str:
+    from onnxslim.tables import Grid
+
+    specs = owner.options()
+    if not specs:
+        return "Options:\n    none"
+    grid = Grid(("option", "type and range", "default", "help"), text_columns=frozenset({1, 2, 3}))
+    for spec in specs:
+        grid.add(spec.name, _type_and_range(spec), _default(spec), spec.help)
+    return "Options:\n" + grid.render(paper())
+
+
+def _type_and_range(spec: OptionSpec) -> str:
+    optional = ", or none" if spec.optional else ""
+    return f"{spec.type_name()} {spec.constraint.describe()}".strip() + optional
+
+
+def _default(spec: OptionSpec) -> str:
+    from onnxslim.pipeline import spell
+
+    if spec.default == ():
+        return "empty"
+    return spell("", {spec.name: spec.default}).partition("=")[2]
