@@ -484,8 +484,10 @@ def _owners(graph: gs.Graph) -> dict[int, list[Constant]]:
     """Which graph writes which constant as its initializer, in order of first use.
 
     A constant is written where the file had it, or, if it is new or its uses have spread, in the
-    innermost graph that encloses all of them.
+    innermost graph that encloses all of them. Below IR version 4 every initializer must be an
+    input as well, and a body has none to spare: all go to the main graph.
     """
+    old_ir = (graph.ir_version or 4) < 4
     paths: dict[int, tuple[gs.Graph, ...]] = {}
     uses: dict[int, tuple[Constant, tuple[gs.Graph, ...]]] = {}
 
@@ -513,5 +515,6 @@ def _owners(graph: gs.Graph) -> dict[int, list[Constant]]:
     for constant, path in uses.values():
         home = getattr(constant, "home", None)
         owner = home if home is not None and any(home is g for g in path) else path[-1]
+        owner = graph if old_ir else owner
         owned.setdefault(id(owner), []).append(constant)
     return owned

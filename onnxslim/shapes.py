@@ -27,10 +27,12 @@ def infer_shapes(model: Model) -> None:
     """
     proto, _ = model.skeleton()
     _forget(proto.graph, {(f.domain, f.name) for f in proto.functions})
-    try:
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        _LOG.info("Shapes could not be inferred: %s", error)
+    for follow_values in (True, False):
+        try:
+            proto = onnx.shape_inference.infer_shapes(proto, data_prop=follow_values)
+            break
+        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+            _LOG.info("Shapes could not be inferred: %s", error)
     _apply(proto.graph, model.graph, main=True)
 
 

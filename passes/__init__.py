@@ -1,0 +1,26 @@
+"""All built-in passes: name -> `module:Class` in this package, imported when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PASSES: Mapping[str, str] = {
+    "dedup-constants": "dedup_constants:DedupConstants",
+    "dedup-nodes": "dedup_nodes:DedupNodes",
+    "eliminate-dead": "eliminate_dead:EliminateDead",
+    "eliminate-identity": "eliminate_identity:EliminateIdentity",
+    "fold-constants": "fold_constants:FoldConstants",
+    "fold-if": "fold_if:FoldIf",
+    "fold-shapes": "fold_shapes:FoldShapes",
+    "fuse-activations": "fuse_activations:FuseActivations",
+    "fuse-affine": "fuse_affine:FuseAffine",
+    "fuse-casts": "fuse_casts:FuseCasts",
+    "fuse-concats": "fuse_concats:FuseConcats",
+    "fuse-matmul-add": "fuse_matmul_add:FuseMatmulAdd",
+    "fuse-pad": "fuse_pad:FusePad",
+    "fuse-reductions": "fuse_reductions:FuseReductions",
+    "fuse-reshapes": "fuse_reshapes:FuseReshapes",
+    "fuse-slices": "fuse_slices:FuseSlices",
+    "fuse-transposes": "fuse_transposes:FuseTransposes",
+    "simplify": "simplify:Simplify",
+}

@@ -237,7 +237,7 @@ def test_an_exact_pass_may_not_move_a_single_bit(tmp_path: Path, prover: Runtime
         constant = graph.nodes[0].inputs[1]
         constant.values = np.nextafter(constant.values, np.float32(100))
 
-    with pytest.raises(PromiseBroken, match="EXACT|bit"):
+    with pytest.raises(PromiseBroken, match=r"EXACT|bit"):
         _run(tmp_path, prover, _edit(nudge, fidelity=Fidelity.EXACT))
     _run(tmp_path, RuntimeProver(latency=False), _edit(nudge, fidelity=Fidelity.CLOSE))
 

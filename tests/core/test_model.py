@@ -291,7 +291,7 @@ def test_every_truncation_of_a_model_is_an_error_or_an_invalid_model(tmp_path: P
 def test_a_tensor_whose_bytes_do_not_match_its_shape_is_named(elements: int) -> None:
     model = _simple()
     model.graph.initializer[0].raw_data = b"\0" * 4 * elements
-    with pytest.raises(ModelError, match="Tensor `w` has .* bytes of data"):
+    with pytest.raises(ModelError, match=r"Tensor `w` has .* bytes of data"):
         Model.load(model)
 
 

@@ -84,7 +84,7 @@ def test_packed_float_data_is_split_like_raw_data() -> None:
 @pytest.mark.parametrize("cut", [1, 10, 100, 1000, 5000])
 def test_a_cut_off_file_is_an_error_and_never_a_wrong_weight(cut: int) -> None:
     data = _model([np.arange(4000, dtype=np.float32)]).SerializeToString()[:-cut]
-    with pytest.raises(ModelError, match="cut off|not an ONNX model"):
+    with pytest.raises(ModelError, match=r"cut off|not an ONNX model"):
         wire.split(memoryview(data))
 
 

@@ -1,0 +1,154 @@
+"""Let equal initializers share one.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 17]>
+    before (float[2] x) => (float[2] y)
+    <float[2] a = {1.0, 2.0}, float[2] bb = {1.0, 2.0}>
+    {
+        s = Add (x, a)
+        y = Mul (s, bb)
+    }
+    ```
+    becomes
+    ```
+    <opset_import: ["" : 17]>
+    after (float[2] x) => (float[2] y)
+    <float[2] a = {1.0, 2.0}>
+    {
+        s = Add (x, a)
+        y = Mul (s, a)
+    }
+    ```
+
+Why it is correct:
+    Element type, shape and bytes are equal, so +0.0 and -0.0, or two kinds of NaN, never meet.
+    Constants of different graphs (bodies of If, Loop and Scan) are merged into one that all of
+    them can see, under a name that no other tensor has.
+
+Declines when:
+    1. Both are outputs of a graph under their own names.
+    2. The one that is kept had to be renamed in more places than its bytes are worth.
+    3. It is the default of a graph input: the caller may override it.
+
+Fidelity:
+    EXACT.
+
+Reference:
+    Hash consing. Types, shapes and a few sampled bytes are compared first; only what agrees in
+    them is read in full (SHA-1), so a model without duplicates is hardly read at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.ir import Constant, StoredSparse, to_onnx_dtype
+from onnxslim.operands import content
+from onnxslim.rewrite import Rewriter
+
+_SAMPLED = 64
+
+
+@dataclass(frozen=True)
+class DedupConstants(Pass):
+    """Let equal initializers share one."""
+
+    name: ClassVar[str] = "dedup-constants"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Group by cheap features, then by content."""
+        rw = Rewriter(graph)
+        constants = list(dict.fromkeys(_constants(rw)))
+        if len(constants) > 1:
+            names = _names(rw)
+            for kind in _groups(constants, _kind):
+                for alike in _groups(kind, _sample):
+                    for equal in _groups(alike, _digest):
+                        _merge(rw, equal, names)
+        return rw.result()
+
+
+def _constants(rw: Rewriter) -> Iterator[Constant]:
+    for graph in rw.graphs():
+        for node in graph.nodes:
+            yield from (tensor for tensor in node.inputs if isinstance(tensor, Constant))
+        yield from (tensor for tensor in graph.outputs if isinstance(tensor, Constant))
+
+
+def _names(rw: Rewriter) -> dict[str, set[gs.Tensor]]:
+    """All tensors of each name, over all graphs: bodies beside each other may repeat a name."""
+    found: dict[str, set[gs.Tensor]] = {}
+    for graph in rw.graphs():
+        for tensor in (*graph.inputs, *graph.outputs, *graph.unused):
+            found.setdefault(tensor.name, set()).add(tensor)
+        for node in graph.nodes:
+            for tensor in (*node.inputs, *node.outputs):
+                found.setdefault(tensor.name, set()).add(tensor)
+    return found
+
+
+def _groups(
+    constants: Iterable[Constant], key: Callable[[Constant], Hashable]
+) -> list[list[Constant]]:
+    """Those of two or more that agree in `key`."""
+    found: dict[Hashable, list[Constant]] = {}
+    for constant in constants:
+        found.setdefault(key(constant), []).append(constant)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _kind(constant: Constant) -> Hashable:
+    stored = constant.stored
+    if isinstance(stored, np.ndarray):
+        return (False, to_onnx_dtype(stored.dtype), stored.shape)
+    return (isinstance(stored, StoredSparse), stored.data_type, stored.shape)
+
+
+def _sample(constant: Constant) -> bytes:
+    """A few bytes from three places: other weights mostly differ there already."""
+    _, data = content(constant)
+    middle = len(data) // 2
+    pieces = (data[:_SAMPLED], data[middle : middle + _SAMPLED], data[-_SAMPLED:])
+    return b"".join(bytes(piece) for piece in pieces)
+
+
+def _digest(constant: Constant) -> bytes:
+    return hashlib.sha1(content(constant)[1]).digest()
+
+
+def _merge(rw: Rewriter, equal: Sequence[Constant], names: Mapping[str, set[gs.Tensor]]) -> None:
+    """Let one of `equal` stand for all."""
+    alike = set(equal)
+
+    def preference(constant: Constant) -> tuple[bool, bool, int]:
+        # an output keeps its name; a name that another graph repeats cannot move there; and with
+        # the shortest name, the nodes that use it cannot get larger
+        repeated = not names[constant.name] <= alike
+        return (not rw.is_output(constant), repeated, len(constant.name))
+
+    kept, *others = sorted(equal, key=preference)
+    others = [constant for constant in others if not rw.is_output(constant)]
+    if not others:
+        rw.skip(kept.name, "all that equal it are outputs, too")  # declines 1
+        return
+    if not names[kept.name] <= alike:
+        name = rw.fresh_name(kept.name)
+        if (len(name) - len(kept.name)) * (rw.uses(kept) + 1) > kept.nbytes:
+            rw.skip(kept.name, "sharing it between bodies takes longer names than it saves")
+            return
+        kept.name = name
+    for constant in others:
+        for user in list(constant.outputs):
+            for index, tensor in enumerate(user.inputs):
+                if tensor is constant:
+                    user.inputs[index] = kept
+        rw.note(constant.name, f"shares the {kept.nbytes:,} bytes of `{kept.name}`")

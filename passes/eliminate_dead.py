@@ -1,0 +1,149 @@
+"""Remove what nothing uses: nodes, initializers, local functions, optional operands at the end.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 17]>
+    before (float[2, 3] x) => (float[2, 3] y)
+    <float[1] forgotten = {1.0}>
+    {
+        a = Exp (x)
+        b = Neg (a)
+        y, mask = Dropout (x)
+    }
+    ```
+    becomes
+    ```
+    <opset_import: ["" : 17]>
+    after (float[2, 3] x) => (float[2, 3] y) {
+        y = Dropout (x)
+    }
+    ```
+
+Why it is correct:
+    ONNX operators have no side effects: a value that reaches no graph output changes nothing. An
+    optional output may be left out when nothing uses it, and an empty optional input at the end
+    means the same as none.
+
+Declines when:
+    1. It is an input or output of the main graph: the signature is kept.
+    2. It is a value that a Loop or Scan carries, or an output of an If: the bodies would change.
+    3. It is an output of a BatchNormalization before opset 14: their number is what says
+       whether it is training.
+
+Fidelity:
+    EXACT.
+
+Reference:
+    The ONNX IR specification, sections "Nodes" and "Optional inputs and outputs".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.ir import Graph, Node, node_label
+from onnxslim.rewrite import Rewriter
+
+
+@dataclass(frozen=True)
+class EliminateDead(Pass):
+    """Remove what nothing uses: nodes, initializers, local functions, optional operands."""
+
+    name: ClassVar[str] = "eliminate-dead"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Remove nodes first: they hold on to everything else."""
+        rw = Rewriter(graph)
+        for node in rw.walk():
+            if not any(rw.uses(tensor) for tensor in node.outputs):
+                rw.remove(node, f"removed a {node.op} that nothing uses")
+            elif node.is_onnx:
+                _trim(rw, node)
+        for current in rw.graphs():
+            _drop_unused_initializers(rw, current)
+        _drop_unused_functions(rw, graph)
+        return rw.result()
+
+
+def _drop_unused_initializers(rw: Rewriter, graph: Graph) -> None:
+    for constant in graph.unused:
+        rw.note(constant.name, f"removed an unused initializer of {constant.nbytes:,} bytes")
+    graph.unused = []
+
+
+# ----------------------------------------------------------------- optional operands
+
+
+def _trim(rw: Rewriter, node: Node) -> None:
+    """Drop unused optional outputs, and empty optional inputs, at the end of the lists."""
+    try:
+        schema = onnx.defs.get_schema(node.op, rw.opset, "")
+    except onnx.defs.SchemaError:
+        return
+    inputs = _shorter(node.inputs, schema.inputs, lambda tensor: not tensor.name)
+    if inputs < len(node.inputs):
+        rw.update(node, "dropped empty inputs", inputs=list(node.inputs)[:inputs])
+    if node.op == "BatchNormalization" and rw.opset < 14:
+        return  # declines 3
+    outputs = _shorter(node.outputs, schema.outputs, lambda tensor: not rw.uses(tensor))
+    while len(node.outputs) > max(outputs, 1):
+        tensor = node.outputs.pop()
+        if tensor.name:
+            rw.note(node_label(node), f"dropped the unused output `{tensor.name}`")
+        else:
+            rw.note(node_label(node), "dropped an empty output")
+
+
+def _shorter(
+    tensors: Sequence[gs.Tensor],
+    formal: Sequence[onnx.defs.OpSchema.FormalParameter],
+    is_spare: Callable[[gs.Tensor], bool],
+) -> int:
+    """How many of `tensors` remain when spare ones at the end that are optional are left out."""
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    count = len(tensors)
+    while (
+        0 < count <= len(formal)
+        and formal[count - 1].option == optional
+        and is_spare(tensors[count - 1])
+    ):
+        count -= 1
+    return count
+
+
+# ----------------------------------------------------------------- local functions
+
+
+def _drop_unused_functions(rw: Rewriter, graph: Graph) -> None:
+    functions = graph.local_functions
+    if not functions:
+        return
+    calls = {(f.domain, f.name): set(_calls(f.node)) for f in functions}
+    pending = [(n.domain or "", n.op) for current in rw.graphs() for n in current.nodes]
+    used: set[tuple[str, str]] = set()
+    while pending:
+        key = pending.pop()
+        if key in calls and key not in used:
+            used.add(key)
+            pending += calls[key]
+    dead = [f for f in functions if (f.domain, f.name) not in used]
+    functions[:] = [f for f in functions if (f.domain, f.name) in used]
+    for function in dead:
+        rw.note(function.name, "removed a function that nothing calls")
+
+
+def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
+    """Domain and operator of every node, bodies included."""
+    for node in nodes:
+        yield node.domain, node.op_type
+        for attribute in node.attribute:
+            yield from _calls(attribute.g.node)
+            for body in attribute.graphs:
+                yield from _calls(body.node)

@@ -1,0 +1,588 @@
+"""Compute at compile time what depends on nothing but constants.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 17]>
+    before (float[2, 3] x) => (float[6] y) {
+        minus = Constant <value_ints = [-1]> ()
+        same = Identity (minus)
+        y = Reshape (x, same)
+    }
+    ```
+    becomes
+    ```
+    <opset_import: ["" : 17]>
+    after (float[2, 3] x) => (float[6] y)
+    <int64[1] same = {-1}>
+    {
+        y = Reshape (x, same)
+    }
+    ```
+
+Why it is correct:
+    The constant part of the graph is cut out and run once by onnxruntime, with its optimisations
+    off: the very kernels that would compute the values on every run. Folding never makes the file
+    larger: a tensor is written only when it takes at most the bytes of the nodes and constants
+    that nothing needs any more then, so a large tensor in the middle (Expand, Tile) goes away
+    together with the small one behind it, and an expanded weight stays an Expand.
+
+Declines when:
+    1. The result is larger than what it makes unnecessary (option `growth`).
+    2. The operator draws random numbers.
+    3. The operator is not of the ONNX standard, or onnxruntime cannot evaluate it.
+    4. The type of the result has no numpy counterpart in onnxruntime (bfloat16, float8, int4).
+    5. A DequantizeLinear: onnxruntime runs what follows on the quantized values.
+    6. A Constant node holds a sparse value, or is a graph output: that needs a node to make it.
+    7. Below IR version 4, in bodies: initializers are inputs there, and a body has none.
+
+Fidelity:
+    EXACT.
+
+Reference:
+    The greedy choice of what to write is ours; each tensor is considered once, in topological
+    order, with the nodes that only it needs (its cone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.contract import Context, Evaluator, Fidelity, Pass, PassResult
+from onnxslim.cut import evaluate_cut, first_failure, is_native
+from onnxslim.errors import RuntimeFailure
+from onnxslim.ir import (
+    Constant,
+    Node,
+    StoredSparse,
+    storage_bytes,
+    subgraphs_of,
+    to_onnx_dtype,
+    walk_graphs,
+)
+from onnxslim.operands import constant_node_value, is_random
+from onnxslim.options import at_least, option
+from onnxslim.rewrite import Rewriter
+from onnxslim.shapes import static_shape
+from onnxslim.wire import DEFAULT_THRESHOLD
+
+_LARGEST_BYTES: Final = 2**30  # no intermediate result may be larger
+_MOST_FAILURES: Final = 32  # after so many failing nodes, the rest is left alone
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Compute at compile time what depends on nothing but constants."""
+
+    name: ClassVar[str] = "fold-constants"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    growth: int = option(0, at_least(0), "bytes by which all folds together may enlarge the file")
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Turn `Constant` nodes into initializers, then fold what they feed."""
+        rw = Rewriter(graph)
+        _lift_constant_nodes(rw)
+        if context.evaluate is not None:
+            _Folder(rw, context.evaluate, self.growth).run()
+        return rw.result()
+
+
+# ----------------------------------------------------------------- Constant nodes
+
+
+def _lift_constant_nodes(rw: Rewriter) -> None:
+    """Replace ``Constant()`` with an initializer of the same name."""
+    old_ir = (rw.main.ir_version or 4) < 4
+    for graph in list(rw.graphs()):
+        for node in list(graph.nodes):
+            if node.op != "Constant" or not node.is_onnx or rw.is_output(node.outputs[0]):
+                continue
+            value = constant_node_value(node)
+            if value is None:
+                rw.skip(node, "holds a sparse value")  # declines 6
+                continue
+            constant = Constant(node.outputs[0].name, value)
+            constant.home = graph
+            if old_ir and graph is not rw.main:
+                rw.skip(node, "is in a body, which has no initializers below IR version 4")
+            elif old_ir and _written_bytes(constant, old_ir) > _node_bytes(node):
+                rw.skip(node, "takes more bytes as an initializer below IR version 4")
+            elif rw.uses(node.outputs[0]):
+                rw.substitute(node, constant, "made an initializer of a Constant")
+
+
+# ----------------------------------------------------------------- what can be folded
+
+
+class _Region:
+    """The nodes that depend on constants only, and can be evaluated, producers first.
+
+    Attributes:
+        nodes: of the main graph and of bodies.
+        sources: Constant nodes that stay and feed them.
+        needs: for each node the tensors that it or its bodies take from outside, repeated.
+    """
+
+    def __init__(self, rw: Rewriter, failed: Mapping[Node, str]) -> None:
+        self.rw = rw
+        self.failed = failed
+        self.nodes: list[Node] = []
+        self.sources: list[Node] = []
+        self.needs: dict[Node, list[gs.Tensor]] = {}
+        self._known: set[gs.Tensor] = set()
+        self._visit(rw.main)
+
+    def _visit(self, graph: gs.Graph) -> None:
+        if graph is not self.rw.main and (self.rw.main.ir_version or 4) < 4:
+            return  # declines 7
+        for node in graph.nodes:
+            if self.rw.is_alive(node) and not self._takes(node):
+                for body in subgraphs_of(node):
+                    self._visit(body)
+
+    def _takes(self, node: Node) -> bool:
+        needs = list(_needs(node))
+        if not all(isinstance(t, gs.Constant) or t in self._known for t in needs):
+            return False
+        if node.op == "Constant" and node.is_onnx:
+            if constant_node_value(node) is not None:
+                self.sources.append(node)
+                self._known.add(node.outputs[0])
+            return True
+        why = self.failed.get(node) or _why_not_evaluated(node, self.rw.opset)
+        if why is not None:
+            self.rw.skip(node, why)
+            return False
+        self.nodes.append(node)
+        self.needs[node] = needs
+        self._known.update(tensor for tensor in node.outputs if tensor.name)
+        return True
+
+
+def _needs(node: Node) -> Iterator[gs.Tensor]:
+    """Every use that `node`, with its bodies, makes of tensors from outside."""
+    yield from (tensor for tensor in node.inputs if tensor.name)
+    for body in subgraphs_of(node):
+        inside: set[gs.Tensor] = set()
+        used: list[gs.Tensor] = []
+        for graph in walk_graphs(body):
+            inside.update(graph.inputs)
+            used += graph.outputs
+            for inner in graph.nodes:
+                inside.update(inner.outputs)
+                used += inner.inputs
+        yield from (tensor for tensor in used if tensor.name and tensor not in inside)
+
+
+def _why_not_evaluated(node: Node, opset: int) -> str | None:
+    inner = [n for body in subgraphs_of(node) for graph in walk_graphs(body) for n in graph.nodes]
+    for item in (node, *inner):
+        if not item.is_onnx:  # declines 3
+            return f"`{item.domain}.{item.op}` is not of the ONNX standard"
+    if is_random(node, opset):
+        return f"{node.op} draws random numbers"  # declines 2
+    if node.op == "DequantizeLinear":
+        return "keeps its input quantized, for the operators that follow"  # declines 5
+    largest = max((_static_bytes(tensor) or 0 for tensor in node.outputs), default=0)
+    if largest > _LARGEST_BYTES:
+        return f"the result has {largest:,} bytes, too many to compute"  # declines 1
+    return None
+
+
+# ----------------------------------------------------------------- what is worth folding
+
+
+@dataclass
+class _Cone:
+    """What goes away with a node: bytes, and uses of tensors that others use as well."""
+
+    freed: int
+    held: dict[gs.Tensor, int]
+
+
+class _Plan:
+    """Which nodes of a region are computed now, so that the file does not grow.
+
+    Nodes are considered once, producers first. A node that is not worth its bytes is kept, and
+    counted among what its consumers make unnecessary. Amortized, the time is linear.
+    """
+
+    def __init__(self, region: _Region, sizes: Mapping[gs.Tensor, int | None], budget: int) -> None:
+        self.rw = region.rw
+        self.region = region
+        self.sizes = sizes
+        self.budget = budget
+        self.old_ir = (self.rw.main.ir_version or 4) < 4
+        self.cones: dict[Node, _Cone] = {}
+        self.folded: set[Node] = set()
+        self._left: dict[gs.Tensor, int] = {}
+        for node in region.nodes:
+            cone = self._cone(node)
+            cost = self.cost(node)
+            if cost is None or not self._pays([(cost, cone)]):
+                self.cones[node] = cone
+            else:
+                self._fold(node, cone)
+        self._fold_together()
+        self.kept, self.frontier = self._live()
+
+    def cost(self, node: Node) -> int | None:
+        """Bytes of the outputs of `node` in the file; None when they cannot be had."""
+        total = 0
+        for tensor in node.outputs:
+            if self.rw.uses(tensor) and tensor.name:
+                size = self.sizes.get(tensor)
+                if size is None:
+                    return None
+                total += size
+                total += _node_as_constant_bytes(node) if self.rw.is_output(tensor) else 0
+        return total
+
+    def _pays(self, candidates: Sequence[tuple[int, _Cone]], extra: int = 0) -> bool:
+        growth = sum(cost - cone.freed for cost, cone in candidates) - extra
+        if growth > self.budget:
+            return False
+        self.budget -= max(growth, 0)
+        return True
+
+    def _fold(self, node: Node, cone: _Cone) -> None:
+        self.folded.add(node)
+        for tensor, count in cone.held.items():
+            self._left[tensor] = self._uses(tensor) - count
+
+    def _uses(self, tensor: gs.Tensor) -> int:
+        """Uses of `tensor`, without those by nodes that are folded."""
+        if tensor not in self._left:
+            self._left[tensor] = self.rw.uses(tensor)
+        return self._left[tensor]
+
+    def _cone(self, node: Node) -> _Cone:
+        freed = _node_bytes(node)
+        held: dict[gs.Tensor, int] = {}
+        pending = [(tensor, 1) for tensor in self.region.needs[node]]
+        while pending:
+            tensor, count = pending.pop()
+            held[tensor] = held.get(tensor, 0) + count
+            if held[tensor] != self._uses(tensor):
+                continue
+            producer = self._kept_producer(tensor)
+            if producer is None:
+                freed += self._weight(held, tensor)
+            elif all(held.get(t, 0) == self._uses(t) for t in producer.outputs):
+                for output in producer.outputs:
+                    held.pop(output, None)
+                inner = self.cones.pop(producer)
+                freed += inner.freed
+                if len(inner.held) > len(held):  # the larger one stays: linear time
+                    inner.held, held = held, inner.held
+                pending += inner.held.items()
+        return _Cone(freed, held)
+
+    def _kept_producer(self, tensor: gs.Tensor) -> Node | None:
+        producer = tensor.inputs[0] if tensor.inputs else None
+        return producer if producer in self.cones else None
+
+    def _weight(self, held: dict[gs.Tensor, int], tensor: gs.Tensor) -> int:
+        """Bytes that go with `tensor`, a constant or an output that is computed now."""
+        if isinstance(tensor, Constant):
+            del held[tensor]
+            return _written_bytes(tensor, self.old_ir)
+        if tensor.inputs[0] not in self.folded:
+            return 0  # a Constant node that is also a graph output
+        del held[tensor]
+        return self.sizes[tensor] or 0
+
+    def _fold_together(self) -> None:
+        """Fold nodes that share an input and pay only together (slices of one weight)."""
+        holders: dict[gs.Tensor, list[Node]] = {}
+        for node, cone in self.cones.items():
+            for tensor in cone.held:
+                holders.setdefault(tensor, []).append(node)
+        for tensor, nodes in holders.items():
+            if any(node in self.folded for node in nodes):
+                continue
+            cones = [self.cones[node] for node in nodes]
+            costs = [self.cost(node) for node in nodes]
+            if sum(cone.held[tensor] for cone in cones) != self._uses(tensor):
+                continue
+            weight = self._shared_weight(tensor)
+            if weight is None or None in costs:
+                continue
+            pairs = [(c, cone) for c, cone in zip(costs, cones, strict=True) if c is not None]
+            if self._pays(pairs, weight):
+                for node, cone in zip(nodes, cones, strict=True):
+                    self._fold(node, cone)
+
+    def _shared_weight(self, tensor: gs.Tensor) -> int | None:
+        producer = self._kept_producer(tensor)
+        if producer is None:
+            return self._weight({tensor: 0}, tensor)
+        if producer in self.folded or len(producer.outputs) > 1:
+            return None
+        return self.cones[producer].freed
+
+    def _live(self) -> tuple[list[Node], list[Node]]:
+        """Nodes that stay and whose results something else uses; nodes to be computed now."""
+        inside: dict[gs.Tensor, int] = {}
+        for node in self.region.nodes:
+            for tensor in self.region.needs[node]:
+                inside[tensor] = inside.get(tensor, 0) + 1
+        demanded = {
+            tensor
+            for node in self.region.nodes
+            for tensor in node.outputs
+            if tensor.name and self.rw.uses(tensor) > inside.get(tensor, 0)
+        }
+        kept, frontier = [], []
+        for node in reversed(self.region.nodes):
+            if demanded.isdisjoint(node.outputs):
+                continue
+            if node in self.folded:
+                frontier.append(node)
+            else:
+                kept.append(node)
+                demanded.update(self.region.needs[node])
+        return kept[::-1], frontier[::-1]
+
+
+# ----------------------------------------------------------------- folding
+
+
+class _Folder:
+    def __init__(self, rw: Rewriter, evaluate: Evaluator, growth: int) -> None:
+        self.rw = rw
+        self.evaluate = evaluate
+        self.growth = growth
+        self.failed: dict[Node, str] = {}
+        self.values: dict[gs.Tensor, np.ndarray] = {}
+
+    def run(self) -> None:
+        region = _Region(self.rw, self.failed)
+        while True:
+            plan = _Plan(region, self._sizes(region), self.growth)
+            wanted = [t for n in plan.frontier for t in self._used(n) if t not in self.values]
+            if not wanted:
+                break
+            if not self._evaluate(region, wanted):
+                region = _Region(self.rw, self.failed)
+        for node in plan.kept:
+            self._say_why_kept(node, plan)
+        for node in plan.frontier:
+            self._replace(node)
+
+    def _used(self, node: Node) -> list[gs.Tensor]:
+        return [tensor for tensor in node.outputs if tensor.name and self.rw.uses(tensor)]
+
+    def _sizes(self, region: _Region) -> dict[gs.Tensor, int | None]:
+        """Bytes of every result in the file; 0 when not known yet, None when it cannot be had."""
+        sizes: dict[gs.Tensor, int | None] = {}
+        old_ir = (self.rw.main.ir_version or 4) < 4
+        for node in region.nodes:
+            for tensor in node.outputs:
+                array, shape = self.values.get(tensor), static_shape(tensor)
+                if array is not None:
+                    payload = _payload_bytes(array)
+                    sizes[tensor] = _initializer_bytes(tensor.name, array.shape, payload, old_ir)
+                elif _is_readable(tensor):
+                    known = _static_bytes(tensor)
+                    sizes[tensor] = (
+                        _initializer_bytes(tensor.name, shape, known, old_ir)
+                        if known is not None and shape is not None
+                        else 0
+                    )
+                else:
+                    sizes[tensor] = None
+        return sizes
+
+    def _evaluate(self, region: _Region, wanted: list[gs.Tensor]) -> bool:
+        """Compute `wanted`; False when that failed, and the nodes at fault are noted."""
+        nodes = _ancestors(region, wanted)
+        opset, ir_version = self.rw.opset, self.rw.main.ir_version
+        try:
+            arrays = evaluate_cut(
+                nodes, wanted, opset=opset, ir_version=ir_version, evaluate=self.evaluate
+            )
+        except RuntimeFailure as error:
+            self._blame(nodes, str(error))
+            return False
+        for tensor, array in zip(wanted, arrays, strict=True):
+            if array.dtype != np.dtype(tensor.dtype):
+                self.failed[tensor.inputs[0]] = f"onnxruntime returns it as {array.dtype}"
+                return False
+            self.values[tensor] = array
+        return True
+
+    def _blame(self, nodes: Sequence[Node], message: str) -> None:
+        found = first_failure(
+            nodes,
+            opset=self.rw.opset,
+            ir_version=self.rw.main.ir_version,
+            evaluate=self.evaluate,
+        )
+        if found is None or len(self.failed) >= _MOST_FAILURES:
+            self.failed.update(dict.fromkeys(nodes, message))
+            return
+        culprit, why = nodes[found[0]], found[1]
+        self.failed[culprit] = why
+        if "NOT_IMPLEMENTED" in why:  # the same operator on the same types will fail again
+            kind = _kind(culprit)
+            self.failed.update({node: why for node in nodes if _kind(node) == kind})
+
+    def _say_why_kept(self, node: Node, plan: _Plan) -> None:
+        cost = plan.cost(node)
+        if cost is None:
+            types = ", ".join(str(t.dtype or "unknown") for t in self._used(node))
+            self.rw.skip(node, f"the type of its result cannot be read back: {types}")
+            return
+        self.rw.skip(
+            node,
+            f"the result takes {cost:,} bytes, more than what it makes unnecessary "
+            f"(growth={self.growth})",
+        )
+
+    def _replace(self, node: Node) -> None:
+        """Replace ``node`` with the constants it computes."""
+        used = self._used(node)
+        returned = [tensor for tensor in used if self.rw.is_output(tensor)]
+        if len(returned) > 1:
+            self.rw.skip(node, "returns more than one graph output")
+            return
+        what = f"computed {node.op}, {sum(self.values[t].nbytes for t in used):,} bytes"
+        for tensor in used:
+            if tensor not in returned and len(node.outputs) > 1:
+                self._rewire(tensor, self._constant(node, tensor))
+        if len(node.outputs) == 1:
+            self.rw.substitute(node, self._constant(node, used[0]), what)
+        elif returned:
+            node.outputs.clear()
+            node.outputs.append(returned[0])
+            self.rw.substitute(node, self._constant(node, returned[0]), what)
+        else:
+            self.rw.remove(node, what)
+
+    def _constant(self, node: Node, tensor: gs.Tensor) -> Constant:
+        values = self.values[tensor]
+        values.flags.writeable = False
+        constant = Constant(tensor.name, values)
+        constant.home = self.rw.graph_of(node)
+        return constant
+
+    def _rewire(self, old: gs.Tensor, new: Constant) -> None:
+        for user in list(old.outputs):
+            for index, tensor in enumerate(user.inputs):
+                if tensor is old:
+                    user.inputs[index] = new
+
+
+def _kind(node: Node) -> tuple[str, ...]:
+    return (node.op, *(str(tensor.dtype) for tensor in node.inputs))
+
+
+def _ancestors(region: _Region, wanted: Sequence[gs.Tensor]) -> list[Node]:
+    """The nodes of `region`, and sources, that `wanted` depends on, producers first."""
+    needed = set(wanted)
+    nodes = []
+    for node in reversed(region.nodes):
+        if not needed.isdisjoint(node.outputs):
+            nodes.append(node)
+            needed.update(region.needs[node])
+    sources = [node for node in region.sources if not needed.isdisjoint(node.outputs)]
+    return [*sources, *reversed(nodes)]
+
+
+# ----------------------------------------------------------------- bytes
+
+
+def _is_readable(tensor: gs.Tensor) -> bool:
+    return (
+        tensor.type == "tensor_type"
+        and tensor.dtype is not None
+        and is_native(np.dtype(tensor.dtype))
+    )
+
+
+def _static_bytes(tensor: gs.Tensor) -> int | None:
+    shape = static_shape(tensor) if tensor.name else None
+    if shape is None or tensor.dtype is None:
+        return None
+    elements = 1
+    for size in shape:
+        elements *= size
+    return storage_bytes(to_onnx_dtype(np.dtype(tensor.dtype)), elements)
+
+
+def _varint_bytes(number: int) -> int:
+    return max(1, (number.bit_length() + 6) // 7) if number >= 0 else 10
+
+
+def _field_bytes(length: int) -> int:
+    """A length-delimited protobuf field whose number is below 16."""
+    return 1 + _varint_bytes(length) + length
+
+
+def _payload_bytes(array: np.ndarray) -> int:
+    """Bytes that the values take in the file."""
+    if array.dtype == object:
+        return sum(_field_bytes(len(str(text).encode())) for text in array.flat)
+    if array.dtype == np.int64 and array.nbytes < DEFAULT_THRESHOLD:
+        return min(array.nbytes, sum(_varint_bytes(int(value)) for value in array.flat))
+    return array.nbytes
+
+
+def _initializer_bytes(name: str, shape: Sequence[int], payload: int, old_ir: bool) -> int:
+    """Bytes of an initializer; below IR version 4 it is listed as an input as well."""
+    name_bytes = _field_bytes(len(name.encode()))
+    dims = [1 + _varint_bytes(size) for size in shape]
+    total = _field_bytes(name_bytes + sum(dims) + 2 + _field_bytes(payload))
+    if old_ir:
+        sizes = sum(_field_bytes(size) for size in dims)
+        total += _field_bytes(name_bytes + _field_bytes(_field_bytes(2 + _field_bytes(sizes))))
+    return total
+
+
+def _written_bytes(constant: Constant, old_ir: bool) -> int:
+    """Bytes that `constant` takes in the file."""
+    stored = constant.stored
+    if isinstance(stored, StoredSparse):
+        return int(stored.nbytes)
+    if isinstance(stored, np.ndarray):
+        payload = _payload_bytes(stored)
+    elif stored.buffer is not None:
+        payload = stored.nbytes
+    else:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(stored.tensor)
+        for field in ("name", "dims", "data_type"):
+            tensor.ClearField(field)
+        payload = tensor.ByteSize() - 2  # the rest is one field, the values
+    return _initializer_bytes(constant.name, stored.shape, payload, old_ir)
+
+
+def _node_bytes(node: Node) -> int:
+    """Bytes that `node` takes in the file, with its bodies but not what they share, at least."""
+    total = 4 + len(node.op)
+    total += _field_bytes(len(node.name.encode())) if node.name else 0
+    for tensor in (*node.inputs, *node.outputs):
+        total += _field_bytes(len(tensor.name.encode()))
+    for name, value in node.attrs.items():
+        total += 7 + len(name) + _value_bytes(value)
+    for body in subgraphs_of(node):
+        total += sum(_node_bytes(inner) for inner in body.nodes)
+    return total
+
+
+def _node_as_constant_bytes(node: Node) -> int:
+    """What ``node``, turned into a Constant, takes more than an initializer does."""
+    return 30 + len((node.name or "").encode())
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, list | str | bytes):
+        return 2 * len(value) if isinstance(value, list) else 2 + len(value)
+    return _written_bytes(value, old_ir=False) if isinstance(value, Constant) else 2

@@ -1,0 +1,559 @@
+"""Fuse spelled-out activations and normalizations into the operators that name them.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 13]>
+    before (float[2, 8] x) => (float[2, 8] y)
+        <float three = {3}, float zero = {0}, float six = {6}> {
+        a = Add (x, three)
+        b = Clip (a, zero, six)
+        c = Mul (x, b)
+        y = Div (c, six)
+    }
+    ```
+    becomes
+    ```
+    <opset_import: ["" : 13]>
+    after (float[2, 8] x) => (float[2, 8] y) {
+        b = HardSigmoid <alpha = 0.1666666716337204, beta = 0.5> (x)
+        y = Mul (x, b)
+    }
+    ```
+
+Why it is correct:
+    Each rule below states an identity; σ is the logistic function, [.]ₗʰ cuts to a range. Runs of
+    scalar Mul, Add, Sub, Div and Neg are read as one map a·x + b, runs of Clip, Relu, Max and Min
+    as one range, so it does not matter how an exporter wrote them:
+
+        a₂·[a₁x + b₁]ₗʰ + b₂ = hardsigmoid(x)        when the ends l, h go to 0 and 1
+        ½·tanh(u) + ½ = σ(2u),  1/(1 + e⁻ˣ) = σ(x)
+        ½x·(1 + erf(x/√2)) = gelu(x),  ½x·(1 + tanh(k(x + c·x³))) = gelu(x) by tanh
+        log(1 + eˣ) = softplus(x),  x·tanh(softplus(x)) = mish(x)
+        relu(x) − a·relu(−x) = prelu(x, a)
+        e^(x − max) / Σ e^(x − max) = softmax(x)
+        (x − mean) / √(var + ε)·γ + β = layernorm(x)
+        √Σx² = ‖x‖₂
+
+Declines when:
+    1. Something else uses a tensor inside of what would be fused.
+    2. The operator does not exist in the model's opset, or onnxruntime has no kernel for it and
+       the model's element type, so that it would run more operators than before.
+    3. The result would have no fewer nodes.
+
+Fidelity:
+    CLOSE. Softmax, softplus and σ avoid overflows that the spelled-out forms have.
+
+Reference:
+    Hendrycks and Gimpel 2016, arXiv:1606.08415 (GELU); Howard et al. 2019, arXiv:1905.02244,
+    section 5.2 (hard swish); Misra 2019, arXiv:1908.08681 (Mish); He et al. 2015,
+    arXiv:1502.01852 (PReLU); Ba et al. 2016, arXiv:1607.06450 (layer normalization).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf, isfinite, pi, prod, sqrt
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.affine import cast, is_float, least_rank, rank_of
+from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.ir import Node, Variable, node_label
+from onnxslim.operands import axes_of, const_array, normalized
+from onnxslim.patterns import (
+    Affine,
+    Clamp,
+    Either,
+    Match,
+    Number,
+    Op,
+    Pattern,
+    Poly,
+    Result,
+    Scaled,
+    Var,
+    Vector,
+    closed,
+    nearly,
+)
+from onnxslim.rewrite import Rewriter
+from onnxslim.shapes import known_dim
+
+_SINGLE: Final = frozenset({"float32"})
+_REAL: Final = frozenset({"float32", "float64"})
+_ALL: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
+
+
+@dataclass(frozen=True)
+class FuseActivations(Pass):
+    """Fuse spelled-out activations and normalizations into the operators that name them."""
+
+    name: ClassVar[str] = "fuse-activations"
+    fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Apply the rules below, each where its operator exists."""
+        rw = Rewriter(graph)
+        present = _MADE.union(node.op for part in rw.graphs() for node in part.nodes)
+        by_head: dict[str, list[_Rule]] = {}
+        for rule in _RULES:
+            if rw.opset >= rule.since and rule.pattern.needs() <= present:
+                for head in rule.pattern.heads():
+                    by_head.setdefault(head, []).append(rule)
+        for node in rw.walk(*by_head):
+            any(_apply(rw, node, rule) for rule in by_head[node.op])
+        return rw.result()
+
+
+@dataclass(frozen=True)
+class _Expr:
+    """A node to be made; an input is a tensor, another `_Expr`, a number, or absent (None)."""
+
+    op: str
+    inputs: tuple[gs.Tensor | _Expr | float | np.ndarray | None, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    def count(self) -> int:
+        return 1 + sum(item.count() for item in self.inputs if isinstance(item, _Expr))
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A pattern and what replaces it: `build` gives None where numbers or shapes do not fit."""
+
+    name: str
+    pattern: Pattern
+    build: Callable[[Rewriter, Match], _Expr | None]
+    since: int = 1
+    types: frozenset[str] = _SINGLE
+
+
+def _apply(rw: Rewriter, node: Node, rule: _Rule) -> bool:
+    if not rw.is_alive(node) or not any(tensor.name for tensor in node.outputs[:1]):
+        return False
+    is_open = False
+    for match in rule.pattern.find(rw, node.outputs[0], Match()):
+        if not match.nodes or match.nodes[0] is not node or not _suits(rw, rule, match):
+            continue
+        expr = rule.build(rw, match)
+        if expr is None or not _is_gain(expr, match):
+            continue
+        if closed(rw, match):
+            _replace(rw, node, expr, match, rule.name)
+            return True
+        is_open = True
+    if is_open:
+        rw.skip(node, f"{rule.name}: an interior tensor is used elsewhere")  # declines 1
+    return False
+
+
+def _suits(rw: Rewriter, rule: _Rule, match: Match) -> bool:
+    """Whether types are right and no constant adds dimensions."""
+    dtype = _dtype_of(match)
+    if dtype is None or dtype.name not in rule.types:
+        return False
+    return match.ndim <= max((least_rank(t) for t in match.tensors.values()), default=0)
+
+
+def _dtype_of(match: Match) -> np.dtype[Any] | None:
+    if match.dtype is not None:
+        return match.dtype
+    tensors = [tensor for node in match.nodes for tensor in (*node.inputs, *node.outputs)]
+    found = [np.dtype(tensor.dtype) for tensor in tensors if is_float(tensor.dtype)]
+    return found[0] if found else None
+
+
+def _is_gain(expr: _Expr, match: Match) -> bool:
+    """Fewer nodes, or a Relu or Identity in place of another spelling of it."""
+    before, after = len(match.nodes), expr.count()
+    is_plain = expr.op in ("Relu", "Identity") and expr.op != match.nodes[0].op
+    return after < before or (after == before == 1 and is_plain)
+
+
+def _replace(rw: Rewriter, node: Node, expr: _Expr, match: Match, name: str) -> None:
+    dtype = _dtype_of(match)
+    assert dtype is not None
+    words = ", ".join(item.op for item in reversed(match.nodes))
+    label = node_label(node)
+    inputs = [_made(rw, node, item, dtype, label) for item in expr.inputs]
+    what = f"{words} became {name}"
+    rw.update(
+        node, what, op=expr.op, inputs=inputs, attrs=dict(expr.attrs), fidelity=Fidelity.CLOSE
+    )
+
+
+def _made(
+    rw: Rewriter,
+    before: Node,
+    item: gs.Tensor | _Expr | float | np.ndarray | None,
+    dtype: np.dtype[Any],
+    label: str,
+) -> gs.Tensor:
+    if item is None:
+        return Variable("")
+    if isinstance(item, _Expr):
+        inputs = [_made(rw, before, inner, dtype, label) for inner in item.inputs]
+        name = f"{label}_{item.op.lower()}"
+        return rw.insert(before, item.op, inputs, item.attrs, name=name, dtype=dtype)[0]
+    if isinstance(item, float):
+        return rw.constant(np.asarray(item, dtype), f"{label}_constant")
+    if isinstance(item, np.ndarray):
+        return rw.constant(item, f"{label}_constant")
+    return item
+
+
+# ------------------------------------------------------------------------------ ranges
+
+
+def _mapped(scale: float, shift: float, tensor: gs.Tensor | _Expr) -> gs.Tensor | _Expr:
+    """scale·tensor + shift, in as few nodes as it takes."""
+    result = tensor
+    if not nearly(scale, 1.0):
+        result = _Expr("Mul", (result, float(scale)))
+    if abs(shift) > 1e-9:
+        result = _Expr("Add", (result, float(shift)))
+    return result
+
+
+def _hard_sigmoid_attrs(match: Match, gain: float) -> dict[str, float] | None:
+    """Alpha and beta, when `gain · (outer of clip of inner)` runs from 0 to 1."""
+    (a, b), (low, high), (c, d) = (match.numbers[name] for name in ("outer", "clip", "inner"))
+    a, b = gain * a, gain * b
+    if not (isfinite(low) and isfinite(high)):
+        return None
+    ends = sorted((a * low + b, a * high + b))
+    if not (abs(ends[0]) < 1e-6 and nearly(ends[1], 1.0)):
+        return None
+    return {"alpha": float(np.float32(a * c)), "beta": float(np.float32(a * d + b))}
+
+
+def _hard_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
+    attrs = _hard_sigmoid_attrs(match, 1.0)
+    return None if attrs is None else _Expr("HardSigmoid", (match.tensors["x"],), attrs)
+
+
+def _gain(match: Match) -> float:
+    """What a product and its gated factor are multiplied by."""
+    return match.numbers["all"][0] * match.numbers["gated"][0]
+
+
+def _hard_gate(rw: Rewriter, match: Match) -> _Expr | None:
+    attrs = _hard_sigmoid_attrs(match, _gain(match))
+    if attrs is None:
+        return None
+    x, z = match.tensors["x"], match.tensors["z"]
+    if x is z and rw.opset >= _HARD_SWISH and _is_hard_swish(attrs):
+        return _Expr("HardSwish", (x,))
+    return _Expr("Mul", (z, _Expr("HardSigmoid", (x,), attrs)))
+
+
+def _wider_hard_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
+    scale, shift = match.numbers["inner"]
+    attrs = match.ops["hard"].attrs
+    alpha, beta = attrs.get("alpha", 0.2), attrs.get("beta", 0.5)
+    new = {"alpha": float(alpha * scale), "beta": float(alpha * shift + beta)}
+    return _Expr("HardSigmoid", (match.tensors["x"],), new)
+
+
+_HARD_SWISH: Final = 14
+
+
+def _is_hard_swish(attrs: dict[str, Any]) -> bool:
+    return nearly(attrs.get("alpha", 0.2), 1 / 6) and nearly(attrs.get("beta", 0.5), 0.5)
+
+
+def _hard_swish(rw: Rewriter, match: Match) -> _Expr | None:
+    if not _is_hard_swish(match.ops["hard"].attrs):
+        return None
+    return _Expr("HardSwish", (match.tensors["x"],))
+
+
+def _one_clip(rw: Rewriter, match: Match) -> _Expr | None:
+    low, high = match.numbers["range"]
+    x = match.tensors["x"]
+    if low == 0 and high == inf:
+        return _Expr("Relu", (x,))
+    if rw.opset < 11:
+        bounds = {"min": low, "max": high}
+        return _Expr("Clip", (x,), {k: v for k, v in bounds.items() if isfinite(v)})
+    if not isfinite(low) and not isfinite(high):
+        return _Expr("Identity", (x,))
+    ends = [float(bound) if isfinite(bound) else None for bound in (low, high)]
+    return _Expr("Clip", (x, *ends) if isfinite(high) else (x, ends[0]))
+
+
+def _leaky_relu(rw: Rewriter, match: Match) -> _Expr | None:
+    scale, shift = match.numbers["slope"]
+    if shift or not 0 < scale < 1:
+        return None
+    return _Expr("LeakyRelu", (match.tensors["x"],), {"alpha": float(np.float32(scale))})
+
+
+def _prelu(sign: float) -> Callable[[Rewriter, Match], _Expr | None]:
+    """relu(x) + sign·a·relu(-x) has the slope -sign·a below zero."""
+
+    def build(rw: Rewriter, match: Match) -> _Expr | None:
+        x, slope = match.tensors["x"], const_array(match.tensors["a"])
+        ndim = rank_of(x)
+        if slope is None or ndim is None or slope.ndim > ndim:
+            return None
+        if match.numbers["minus"] != (-1.0, 0.0):
+            return None
+        sizes = [known_dim(x, axis - slope.ndim) for axis in range(slope.ndim)]
+        if any(size not in (1, known) for size, known in zip(slope.shape, sizes, strict=True)):
+            return None
+        return _Expr("PRelu", (x, slope * np.asarray(-sign, slope.dtype)))
+
+    return build
+
+
+# ------------------------------------------------------------------------------ exponentials
+
+
+def _sigmoid_of_tanh(rw: Rewriter, match: Match) -> _Expr | None:
+    (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
+    if not (nearly(a, 0.5) and nearly(b, 0.5)):
+        return None
+    return _Expr("Sigmoid", (_mapped(2 * c, 2 * d, match.tensors["x"]),))
+
+
+def _tanh_gate(rw: Rewriter, match: Match) -> _Expr | None:
+    """g·z·(a·tanh(u) + a) with g·a = ½ is z·σ(2u)."""
+    (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
+    total = _gain(match)
+    if not (nearly(total * a, 0.5) and nearly(total * b, 0.5)):
+        return None
+    sigmoid = _Expr("Sigmoid", (_mapped(2 * c, 2 * d, match.tensors["x"]),))
+    return _Expr("Mul", (match.tensors["z"], sigmoid))
+
+
+_GELU: Final = 20
+_GELU_TANH: Final = (0.0, sqrt(2 / pi), 0.0, sqrt(2 / pi) * 0.044715)
+
+
+def _gelu_by_tanh(rw: Rewriter, match: Match) -> _Expr | None:
+    """½·x·(1 + tanh(p(x))), p an odd cubic."""
+    a, b = match.numbers["outer"]
+    total = _gain(match)
+    if not (nearly(total * a, 0.5) and nearly(total * b, 0.5)):
+        return None
+    return _cubic_gate(rw, match.tensors["x"], match.numbers["cubic"])
+
+
+def _gelu_by_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
+    """x·σ(2·p(x)), p an odd cubic: what is left of the one above once its tanh became σ."""
+    halved = tuple(c / 2 for c in match.numbers["cubic"])
+    return _cubic_gate(rw, match.tensors["x"], halved)
+
+
+def _cubic_gate(rw: Rewriter, x: gs.Tensor, cubic: tuple[float, ...]) -> _Expr | None:
+    """Gelu where it exists; before it does, x·σ(x·(2k + 2kc·x²))."""
+    if len(cubic) != 4 or cubic[0] or cubic[2]:
+        return None
+    is_gelu = all(abs(c - w) <= 1e-5 for c, w in zip(cubic, _GELU_TANH, strict=True))
+    if rw.opset >= _GELU and is_gelu:
+        return _Expr("Gelu", (x,), {"approximate": "tanh"})
+    factor = _mapped(2 * cubic[3], 2 * cubic[1], _Expr("Mul", (x, x)))
+    return _Expr("Mul", (x, _Expr("Sigmoid", (_Expr("Mul", (x, factor)),))))
+
+
+def _gelu(rw: Rewriter, match: Match) -> _Expr | None:
+    (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
+    total = _gain(match)
+    if d or not nearly(c, sqrt(0.5)):
+        return None
+    if not (nearly(total * a, 0.5) and nearly(total * b, 0.5)):
+        return None
+    return _Expr("Gelu", (match.tensors["x"],))
+
+
+def _sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
+    """1 / (1 + e^(c·x + d)) = σ(-c·x - d), times z if there is one."""
+    (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
+    if not (nearly(a, 1.0) and nearly(b, 1.0)):
+        return None
+    sigmoid = _Expr("Sigmoid", (_mapped(-c, -d, match.tensors["x"]),))
+    return _Expr("Mul", (match.tensors["z"], sigmoid)) if "z" in match.tensors else sigmoid
+
+
+def _softplus(rw: Rewriter, match: Match) -> _Expr | None:
+    a, b = match.numbers["outer"]
+    return _Expr("Softplus", (match.tensors["x"],)) if nearly(a, 1.0) and nearly(b, 1.0) else None
+
+
+def _mish(rw: Rewriter, match: Match) -> _Expr | None:
+    return _Expr("Mish", (match.tensors["x"],))
+
+
+def _softmax(rw: Rewriter, match: Match) -> _Expr | None:
+    x = match.tensors["x"]
+    axis = _kept_axis(rw, match.ops["sum"], x)
+    if axis is None or ("max" in match.ops and _kept_axis(rw, match.ops["max"], x) != axis):
+        return None
+    if axis != -1 and rw.opset < 13:  # there, all axes from that one on are normalized together
+        return None
+    ndim = rank_of(x)
+    if rw.opset < 11 and ndim is None:  # there, an axis cannot be negative
+        return None
+    return _Expr("Softmax", (x,), {"axis": axis if rw.opset >= 11 or ndim is None else ndim - 1})
+
+
+# ------------------------------------------------------------------------------ reductions
+
+
+def _kept_axis(rw: Rewriter, node: Node, tensor: gs.Tensor) -> int | None:
+    """The one axis, from the end, that a reduction with keepdims runs over."""
+    axes = axes_of(node, rw.opset)
+    if axes is None or len(axes) != 1 or not node.attrs.get("keepdims", 1):
+        return None
+    if axes[0] < 0:
+        return axes[0]
+    ndim = rank_of(tensor)
+    return None if ndim is None else axes[0] - ndim
+
+
+def _layer_norm(rw: Rewriter, match: Match) -> _Expr | None:
+    x = match.tensors["x"]
+    axes = {_kept_axis(rw, match.ops[name], x) for name in ("mean", "var")}
+    size = known_dim(x, -1)
+    dtype = _dtype_of(match)
+    if axes != {-1} or size is None or dtype is None:
+        return None
+    attrs = {"axis": -1, "epsilon": float(np.float32(match.numbers["eps"][0]))}
+    return _Expr("LayerNormalization", (x, np.ones(size, dtype)), attrs)
+
+
+def _scaled_norm(rw: Rewriter, match: Match) -> _Expr | None:
+    """A Mul behind a LayerNormalization that has no bias goes into its scale."""
+    pair = _norm_vectors(match)
+    if pair is None:
+        return None
+    values = cast(pair[0].astype(np.float64) * pair[1].astype(np.float64), pair[0].dtype)
+    attrs = dict(match.ops["norm"].attrs)
+    return (
+        None if values is None else _Expr("LayerNormalization", (match.tensors["x"], values), attrs)
+    )
+
+
+def _shifted_norm(rw: Rewriter, match: Match) -> _Expr | None:
+    """An Add behind a LayerNormalization without bias becomes its bias."""
+    pair = _norm_vectors(match)
+    if pair is None:
+        return None
+    inputs = (match.tensors["x"], match.tensors["scale"], pair[1])
+    return _Expr("LayerNormalization", inputs, dict(match.ops["norm"].attrs))
+
+
+def _norm_vectors(match: Match) -> tuple[np.ndarray, np.ndarray] | None:
+    """The scale of a LayerNormalization without bias, and the vector behind it, as long."""
+    scale, new = (const_array(match.tensors[name]) for name in ("scale", "new"))
+    given = sum(1 for tensor in match.ops["norm"].inputs if tensor.name)
+    if given != 2 or scale is None or new is None or scale.ndim != 1:
+        return None
+    lies_last = new.size == 1 or new.shape[-1] == new.size == scale.size
+    if not lies_last or new.ndim > max(1, least_rank(match.tensors["x"])):
+        return None
+    return scale, np.array(np.broadcast_to(new.reshape(-1), scale.shape))
+
+
+def _reduction(op: str) -> Callable[[Rewriter, Match], _Expr | None]:
+    """The same reduction by another operator."""
+
+    def build(rw: Rewriter, match: Match) -> _Expr | None:
+        node = match.ops["sum"]
+        axes = axes_of(node, rw.opset)
+        if not axes:  # of all axes, or not known
+            return None
+        return _reduce(rw, op, match.tensors["x"], axes, node)
+
+    return build
+
+
+def _reduce(rw: Rewriter, op: str, x: gs.Tensor, axes: tuple[int, ...], node: Node) -> _Expr:
+    keepdims = {"keepdims": int(node.attrs.get("keepdims", 1))}
+    if rw.opset < 18:
+        return _Expr(op, (x,), {"axes": list(axes), **keepdims})
+    return _Expr(op, (x, np.array(axes, np.int64)), keepdims)
+
+
+def _reduce_mean(rw: Rewriter, match: Match) -> _Expr | None:
+    """Σx / n over axes of n elements."""
+    x, node = match.tensors["x"], match.ops["sum"]
+    axes = axes_of(node, rw.opset)
+    places = normalized(axes, rank_of(x))
+    scale, shift = match.numbers["outer"]
+    if not axes or places is None or shift:
+        return None
+    sizes = [known_dim(x, axis) for axis in places]
+    known = [size for size in sizes if size]
+    if len(known) < len(sizes) or not nearly(scale * prod(known), 1.0):
+        return None
+    return _reduce(rw, "ReduceMean", x, axes, node)
+
+
+# ------------------------------------------------------------------------------ the rules
+
+_X: Final = Var("x")
+_TWO: Final = Number("two", 2.0)
+_GATED: Final = Scaled("gated", Var("z"))
+_CLIPPED: Final = Affine("outer", Clamp("clip", Affine("inner", _X)))
+_HARD_SIGMOID: Final = Op("HardSigmoid", _X, bind="hard")
+_TANH: Final = Affine("outer", Op("Tanh", Affine("inner", _X)))
+_ERF: Final = Affine("outer", Op("Erf", Affine("inner", _X)))
+_CUBIC_TANH: Final = Affine("outer", Op("Tanh", Poly("cubic", "x")))
+_ONE_PLUS_EXP: Final = Affine("outer", Op("Exp", Affine("inner", _X)))
+_BELOW_ZERO: Final = Op("Mul", Op("Relu", Affine("minus", _X)), Vector("a"))
+_MAX: Final = Op("ReduceMax", _X, bind="max")
+_EXP: Final = Op("Exp", Either(Op("Sub", _X, _MAX), _X), bind="exp")
+_SQUARE: Final = Either(Op("Mul", _X, _X), Op("Pow", _X, _TWO))
+_CENTERED: Final = Op("Sub", _X, Op("ReduceMean", _X, bind="mean"), bind="centered")
+_DEVIATION: Final = Result("centered")
+_DEVIATION_SQUARED: Final = Either(Op("Mul", _DEVIATION, _DEVIATION), Op("Pow", _DEVIATION, _TWO))
+_VARIANCE: Final = Op("ReduceMean", _DEVIATION_SQUARED, bind="var")
+_SPREAD: Final = Op("Sqrt", Op("Add", _VARIANCE, Number("eps")))
+_NORM: Final = Op("LayerNormalization", _X, Vector("scale"), bind="norm")
+_LAYER_NORM: Final = 17
+_MISH: Final = 18
+
+# what the rules below make, and other rules look for
+_MADE: Final = frozenset(
+    {"HardSigmoid", "LayerNormalization", "Mul", "ReduceSumSquare", "Relu", "Sigmoid", "Softplus"}
+)
+_RULES: Final = (
+    _Rule("a hard gate", Scaled("all", Op("Mul", _CLIPPED, _GATED)), _hard_gate),
+    _Rule("HardSigmoid", _CLIPPED, _hard_sigmoid),
+    _Rule("HardSigmoid", Op("HardSigmoid", Affine("inner", _X), bind="hard"), _wider_hard_sigmoid),
+    _Rule("HardSwish", Op("Mul", _X, _HARD_SIGMOID), _hard_swish, _HARD_SWISH),
+    _Rule("one range", Clamp("range", _X), _one_clip, types=_ALL),
+    _Rule("LeakyRelu", Op("Max", _X, Affine("slope", _X)), _leaky_relu),
+    _Rule("PRelu", Op("Sub", Op("Relu", _X), _BELOW_ZERO), _prelu(-1.0), 9),
+    _Rule("PRelu", Op("Add", Op("Relu", _X), _BELOW_ZERO), _prelu(1.0), 9),
+    _Rule("Gelu", Scaled("all", Op("Mul", _ERF, Scaled("gated", _X))), _gelu, _GELU),
+    _Rule("Gelu", Scaled("all", Op("Mul", Scaled("gated", _X), _CUBIC_TANH)), _gelu_by_tanh),
+    _Rule("Gelu", Op("Mul", _X, Op("Sigmoid", Poly("cubic", "x"))), _gelu_by_sigmoid),
+    _Rule("a Sigmoid gate", Scaled("all", Op("Mul", _TANH, _GATED)), _tanh_gate),
+    _Rule("Sigmoid", _TANH, _sigmoid_of_tanh),
+    _Rule("Sigmoid", Op("Div", Number("one", 1.0), _ONE_PLUS_EXP), _sigmoid),
+    _Rule("Sigmoid", Op("Reciprocal", _ONE_PLUS_EXP), _sigmoid),
+    _Rule("a Sigmoid gate", Op("Div", Var("z"), _ONE_PLUS_EXP), _sigmoid),
+    _Rule("Softplus", Op("Log", Affine("outer", Op("Exp", _X))), _softplus),
+    _Rule("Mish", Op("Mul", _X, Op("Tanh", Op("Softplus", _X))), _mish, _MISH),
+    _Rule("Softmax", Op("Div", _EXP, Op("ReduceSum", Result("exp"), bind="sum")), _softmax),
+    _Rule("LayerNormalization", Op("Div", _CENTERED, _SPREAD), _layer_norm, _LAYER_NORM, _REAL),
+    _Rule(
+        "LayerNormalization",
+        Op("Mul", _CENTERED, Op("Reciprocal", _SPREAD)),
+        _layer_norm,
+        _LAYER_NORM,
+        _REAL,
+    ),
+    _Rule("its scale", Op("Mul", _NORM, Vector("new")), _scaled_norm, _LAYER_NORM, _ALL),
+    _Rule("its bias", Op("Add", _NORM, Vector("new")), _shifted_norm, _LAYER_NORM, _ALL),
+    _Rule("ReduceL2", Op("Sqrt", Op("ReduceSum", _SQUARE, bind="sum")), _reduction("ReduceL2")),
+    _Rule("ReduceL2", Op("Sqrt", Op("ReduceSumSquare", _X, bind="sum")), _reduction("ReduceL2")),
+    _Rule("ReduceSumSquare", Op("ReduceSum", _SQUARE, bind="sum"), _reduction("ReduceSumSquare")),
+    _Rule("ReduceMean", Affine("outer", Op("ReduceSum", _X, bind="sum")), _reduce_mean),
+)

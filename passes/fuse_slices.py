@@ -1,0 +1,325 @@
+"""Merge operators that take parts of a tensor: Slice, Split, Gather of neighbours.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 17]>
+    before (float[N, 4, 6] x) => (float[N, 2, 6] y, float[N, 2, 6] z) {
+        zero = Constant <value = int64[1] {0}> ()
+        two = Constant <value = int64[1] {2}> ()
+        four = Constant <value = int64[1] {4}> ()
+        axis = Constant <value = int64[1] {1}> ()
+        y = Slice (x, zero, two, axis)
+        z = Slice (x, two, four, axis)
+    }
+    ```
+    becomes
+    ```
+    <opset_import: ["" : 17]>
+    after (float[N, 4, 6] x) => (float[N, 2, 6] y, float[N, 2, 6] z) {
+        y, z = Split <axis = 1> (x)
+    }
+    ```
+    In the same way:
+    - Slice of a Slice is one Slice;
+    - Slice of one element and Squeeze of its axis is a Gather with a scalar index;
+    - Gather of a range of neighbours is a Slice where that takes fewer bytes;
+    - Concat of all parts of a Split is what was split.
+
+Why it is correct:
+    Each of them copies elements. Element i of x[a:b:s][c:d:t] is element a + s(c + t i) of x, for
+    as long as that lies below b and below a + s d.
+
+Declines when:
+    1. A start or end is not known, or counts from the end of an axis whose size is not known.
+    2. The Slice in the middle has other users.
+    3. The Slices overlap or leave something out.
+
+Fidelity:
+    EXACT.
+
+Reference:
+    The ONNX operator specification: Slice, Split, Gather, Squeeze.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.flow import SizeFlow
+from onnxslim.flow_shapes import slice_ranges
+from onnxslim.ir import Node
+from onnxslim.operands import axes_of, const_array, normalized
+from onnxslim.rewrite import Rewriter
+
+_INT64_MAX: Final = int(np.iinfo(np.int64).max)
+Bounds = dict[int, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class FuseSlices(Pass):
+    """Merge operators that take parts of a tensor: Slice, Split, Gather of neighbours."""
+
+    name: ClassVar[str] = "fuse-slices"
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Merge in pairs first, then whole families of Slices."""
+        rw = Rewriter(graph)
+        fuse = _Fuse(rw, SizeFlow(graph, rw.opset))
+        for node in rw.walk("Slice", "Squeeze", "Gather", "Concat"):
+            if node.op == "Slice" and not fuse.slice_of_slice(node):
+                fuse.partition(node)
+            elif node.op == "Squeeze":
+                fuse.squeeze(node)
+            elif node.op == "Gather":
+                fuse.gather(node)
+            elif node.op == "Concat":
+                fuse.concat(node)
+        return rw.result()
+
+
+class _Fuse:
+    def __init__(self, rw: Rewriter, flow: SizeFlow) -> None:
+        self.rw = rw
+        self.flow = flow
+        self.place = {node: i for graph in rw.graphs() for i, node in enumerate(graph.nodes)}
+        self.tried: set[gs.Tensor] = set()
+
+    def bounds(self, node: Node) -> Bounds | None:
+        """(start, end, step) by axis; None when anything is not known."""
+        found: Bounds = {}
+        for axis, (start, end, step) in (slice_ranges(node, self.flow) or {}).items():
+            if not isinstance(start, int) or not isinstance(end, int):
+                return None
+            found[axis] = (start, end, step)
+        return found or None
+
+    def slice_of_slice(self, node: Node) -> bool:
+        """Replace ``Slice(Slice(x))`` with one Slice."""
+        inner = self.rw.producer(node.inputs[0], "Slice")
+        if inner is None:
+            return False
+        first, second = self.bounds(inner), self.bounds(node)
+        if first is None or second is None:
+            self.rw.skip(node, "its bounds are not known")  # declines 1
+            return False
+        if self.rw.private_producer(node.inputs[0], "Slice") is None:
+            self.rw.skip(node, "the Slice it reads has other users")  # declines 2
+            return False
+        shape = self.flow.shape(inner.inputs[0])
+        both: Bounds = dict(first)
+        for axis, bound in second.items():
+            if axis not in first:
+                both[axis] = bound
+                continue
+            size = None if shape is None else shape[axis]
+            merged = _composed(first[axis], bound, size if isinstance(size, int) else None)
+            if merged is None or (merged[2] != 1 and self.rw.opset < 10):
+                self.rw.skip(node, "a bound counts from an end that is not known")  # declines 1
+                return False
+            both[axis] = merged
+        inputs, attrs = self._slice_operands(inner.inputs[0], both)
+        self.rw.update(node, "two Slices became one", inputs=inputs, attrs=attrs)
+        return True
+
+    def partition(self, node: Node) -> None:
+        """Replace Slices that together are all of one axis with one Split."""
+        data = node.inputs[0]
+        if data in self.tried or len(data.outputs) < 2:
+            return  # all Slices of one tensor are looked at together, once
+        bounds = self.bounds(node)
+        if bounds is None or len(bounds) != 1:
+            return
+        (axis,) = bounds
+        shape = self.flow.shape(data)
+        size = None if shape is None else shape[axis]
+        if not isinstance(size, int):
+            return
+        self.tried.add(data)
+        parts: dict[int, tuple[int, Node]] = {}
+        for user in data.outputs:
+            part = self._part(user, data, axis, size)
+            if part is not None and self.rw.graph_of(user) is self.rw.graph_of(node):
+                parts.setdefault(part.start, (part.stop, user))
+        chain = _covering(parts, size)
+        if len(chain) < 2:
+            if len(parts) > 1:
+                self.rw.skip(node, "the Slices overlap or leave something out")  # declines 3
+            return
+        self._split(node, axis, chain)
+
+    def _part(self, user: Node, data: gs.Tensor, axis: int, size: int) -> range | None:
+        if user.op != "Slice" or not user.is_onnx or user.inputs[0] is not data:
+            return None
+        bounds = self.bounds(user)
+        if bounds is None or list(bounds) != [axis] or bounds[axis][2] != 1:
+            return None
+        part = range(size)[slice(*bounds[axis])]
+        return part if len(part) else None
+
+    def _split(self, node: Node, axis: int, chain: list[tuple[int, Node]]) -> None:
+        sizes = [size for size, _ in chain]
+        inputs, attrs = [node.inputs[0]], {"axis": axis} if axis else {}
+        if self.rw.opset >= 18 and len(set(sizes)) == 1:
+            attrs["num_outputs"] = len(sizes)
+        elif len(set(sizes)) > 1 and self.rw.opset >= 13:
+            inputs.append(self.rw.constant(np.array(sizes, np.int64), "split"))
+        elif len(set(sizes)) > 1:
+            attrs["split"] = sizes  # type: ignore[assignment]
+        first = min((user for _, user in chain), key=self.place.__getitem__)
+        given = self.flow.shape(node.inputs[0])
+        results = self.rw.insert(
+            first,
+            "Split",
+            inputs,
+            attrs,
+            name=f"{first.label}_part",
+            dtype=node.inputs[0].dtype,
+            shape=None if given is None else [None] * len(given),
+            outputs=len(chain),
+        )
+        for result, (_, user) in zip(results, chain, strict=True):
+            result.shape = user.outputs[0].shape
+            self.rw.substitute(user, result, f"one of {len(chain)} Slices became part of a Split")
+
+    def squeeze(self, node: Node) -> None:
+        """Replace ``Squeeze(Slice(x, [i:i+1]))`` with a Gather of a scalar index."""
+        if self._from_split(node):
+            return
+        part = self.rw.private_producer(node.inputs[0], "Slice")
+        bounds = None if part is None else self.bounds(part)
+        shape = None if part is None else self.flow.shape(part.inputs[0])
+        if part is None or bounds is None or shape is None or len(bounds) != 1:
+            return
+        ((axis, (start, end, _)),) = bounds.items()
+        if normalized(axes_of(node, self.rw.opset), len(shape)) != (axis,):
+            return
+        size = shape[axis]
+        if isinstance(size, int):
+            picked = range(size)[_as_slice(bounds[axis])]
+            if len(picked) != 1:
+                return
+            start = picked.start
+        elif not _is_one(start, end) or (start < 0 and self.rw.opset < 11):
+            return
+        self._pick(node, part.inputs[0], start, axis, "Slice")
+
+    def _pick(self, node: Node, data: gs.Tensor, start: int, axis: int, was: str) -> None:
+        index = self.rw.constant(np.array(start, np.int64), "index")
+        attrs = {"axis": axis} if axis else {}
+        what = f"{was} of one element and Squeeze became a Gather"
+        self.rw.update(node, what, op="Gather", inputs=[data, index], attrs=attrs)
+
+    def _from_split(self, node: Node) -> bool:
+        """Replace ``Squeeze(Split(x)[i])`` with a Gather, where all parts are squeezed."""
+        split = self.rw.producer(node.inputs[0], "Split")
+        shape = None if split is None else self.flow.shape(split.inputs[0])
+        if split is None or shape is None:
+            return False
+        axis = int(split.attrs.get("axis", 0)) % len(shape)
+        if shape[axis] != len(split.outputs) or not all(
+            self._is_squeezed(part, axis, len(shape), node) for part in split.outputs
+        ):
+            return False
+        index = next(i for i, part in enumerate(split.outputs) if part is node.inputs[0])
+        self._pick(node, split.inputs[0], index, axis, "Split")
+        return True
+
+    def _is_squeezed(self, part: gs.Tensor, axis: int, ndim: int, node: Node) -> bool:
+        if self.rw.is_output(part):
+            return False
+        return all(
+            user.op == "Squeeze"
+            and normalized(axes_of(user, self.rw.opset), ndim) == (axis,)
+            and self.rw.graph_of(user) is self.rw.graph_of(node)
+            for user in part.outputs
+        )
+
+    def gather(self, node: Node) -> None:
+        """Replace Gather of a long range of neighbours with a Slice, or with nothing."""
+        indices, shape = const_array(node.inputs[1]), self.flow.shape(node.inputs[0])
+        if indices is None or indices.ndim != 1 or indices.size < 2 or shape is None:
+            return
+        start = int(indices[0])
+        if start < 0 or not np.array_equal(indices, np.arange(start, start + indices.size)):
+            return
+        axis = int(node.attrs.get("axis", 0)) % len(shape)
+        if start == 0 and shape[axis] == indices.size:
+            self.rw.substitute(node, node.inputs[0], "Gather takes everything in order")
+        elif indices.nbytes > 64:
+            bounds = {axis: (start, start + indices.size, 1)}
+            inputs, attrs = self._slice_operands(node.inputs[0], bounds)
+            self.rw.update(node, "range of Gather", op="Slice", inputs=inputs, attrs=attrs)
+
+    def concat(self, node: Node) -> None:
+        """Remove a Concat of all parts of a Split."""
+        split = self.rw.producer(node.inputs[0], "Split")
+        shape = None if split is None else self.flow.shape(split.inputs[0])
+        if split is None or shape is None or list(node.inputs) != list(split.outputs):
+            return
+        if int(node.attrs.get("axis", 0)) % len(shape) != split.attrs.get("axis", 0) % len(shape):
+            return
+        self.rw.substitute(node, split.inputs[0], "Concat restores what Split took apart")
+
+    def _slice_operands(
+        self, data: gs.Tensor, bounds: Mapping[int, tuple[int, int, int]]
+    ) -> tuple[list[gs.Tensor], dict[str, Any]]:
+        """Inputs and attributes of a Slice, without what the operator's defaults say."""
+        axes = sorted(bounds)
+        starts, ends, steps = ([bounds[axis][i] for axis in axes] for i in range(3))
+        default_axes = axes == list(range(len(axes)))
+        if self.rw.opset < 10:
+            return [data], {"starts": starts, "ends": ends, "axes": axes}
+        columns = {"starts": starts, "ends": ends}
+        if not default_axes or set(steps) != {1}:
+            columns["axes"] = axes
+        if set(steps) != {1}:
+            columns["steps"] = steps
+        constants = [
+            self.rw.constant(np.array(values, np.int64), name) for name, values in columns.items()
+        ]
+        return [data, *constants], {}
+
+
+def _is_one(start: int, end: int) -> bool:
+    """Whether start to end is one element of every axis that has it."""
+    return (end == start + 1 and end != 0) or (start == -1 and end >= 2**31 - 1)
+
+
+def _composed(
+    first: tuple[int, int, int], second: tuple[int, int, int], size: int | None
+) -> tuple[int, int, int] | None:
+    """Bounds of x[first][second] along one axis."""
+    if size is not None:
+        picked = range(size)[_as_slice(first)][_as_slice(second)]
+        # going back, an end before the first element cannot be written as an index
+        end = picked.stop if picked.stop >= 0 else -_INT64_MAX
+        return (picked.start, end, picked.step) if len(picked) else (0, 0, 1)
+    (a, b, s), (c, d, t) = first, second
+    if min(a, b, s, c, d, t) < 0:
+        return None
+    return a + s * c, min(b, a + s * d, _INT64_MAX), s * t
+
+
+def _as_slice(bound: tuple[int, int, int]) -> slice:
+    start, end, step = bound
+    return slice(start, None if step < 0 and end < -(2**30) else end, step)
+
+
+def _covering(parts: Mapping[int, tuple[int, Node]], size: int) -> list[tuple[int, Node]]:
+    """The parts in order, as (length, node), if they are all of 0 to `size`; else nothing."""
+    chain: list[tuple[int, Node]] = []
+    position = 0
+    while position < size:
+        if position not in parts:
+            return []
+        stop, user = parts[position]
+        chain.append((stop - position, user))
+        position = stop
+    return chain if len(chain) == len(parts) else []

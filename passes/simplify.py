@@ -1,0 +1,80 @@
+"""Make the graph smaller by every rewrite that keeps what it computes.
+
+Rewrite:
+    The members run in the order of `MEMBERS`, in rounds, until a round changes nothing. Constants
+    are folded and dead branches removed first, so that the rewrites see the operators that are
+    left; movements of data (Reshape, Transpose, Slice, Concat) come before arithmetic is merged
+    into weights, since they stand between a Conv and what could be merged into it; duplicates
+    come last, since all of the above makes equal nodes and equal weights.
+
+Why it is correct:
+    Each member is; see its own page.
+
+Declines when:
+    1. A member is named in `skip`.
+    2. A member declines; its own page says when.
+
+Fidelity:
+    CLOSE. Merging a BatchNormalization into a weight rounds. Without the members that do (`skip`)
+    the report shows the fidelity that was in fact reached.
+
+Reference:
+    Rewriting to a fixed point under a fixed order of rules is the classical pass pipeline of a
+    compiler: A. W. Appel, Modern Compiler Implementation (1998), chapter 17.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxslim import registry
+from onnxslim.contract import Fidelity, Pass, Preset
+from onnxslim.errors import UsageError
+from onnxslim.options import option
+from onnxslim.suggest import did_you_mean
+
+MEMBERS = (
+    "fold-constants",
+    "fold-if",
+    "eliminate-identity",
+    "fold-shapes",
+    "fuse-casts",
+    "fuse-reshapes",
+    "fuse-transposes",
+    "fuse-slices",
+    "fuse-concats",
+    "fuse-pad",
+    "fuse-activations",  # before fuse-affine, which takes the factors that tell them apart
+    "fuse-affine",
+    "fuse-matmul-add",
+    "fuse-reductions",
+    "dedup-constants",
+    "dedup-nodes",
+    "eliminate-dead",
+)
+
+
+@dataclass(frozen=True)
+class Simplify(Preset):
+    """Make the graph smaller by every rewrite that keeps what it computes."""
+
+    name: ClassVar[str] = "simplify"
+    fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
+
+    skip: tuple[str, ...] = option((), help="passes to leave out, such as fuse-affine+fold-if")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.skip:
+            if name not in MEMBERS:
+                raise UsageError(
+                    f"Option `skip` of `simplify` names `{name}`, which is none of its passes."
+                    f"{did_you_mean(name, MEMBERS)} They are {', '.join(MEMBERS)}."
+                )
+        if set(self.skip) >= set(MEMBERS):
+            raise UsageError("Option `skip` of `simplify` leaves no pass to run.")
+
+    def members(self) -> tuple[Pass, ...]:
+        """The passes that are not skipped, in the order of a round."""
+        return tuple(registry.get(name)() for name in MEMBERS if name not in self.skip)

@@ -1,0 +1,181 @@
+"""What every registered pass must keep, whatever it does; its author need not ask for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Iterator
+
+import onnx
+import pytest
+from tiny_models import TINY
+
+from onnxslim import registry
+from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Preset, Skip
+from onnxslim.errors import NotApplicable, UsageError
+from onnxslim.ir import walk_graphs
+from onnxslim.model import Model
+from onnxslim.pipeline import parse_pipeline
+from onnxslim.shapes import infer_shapes
+from support import CONTEXT, apply, assert_equivalent, canonical, parse
+
+NAMES = registry.names()
+PASSES = [name for name in NAMES if not issubclass(registry.get(name), Preset)]
+"""Passes that rewrite; presets are run by the manager, and tested through it."""
+
+EVERY_PASS = pytest.mark.parametrize("name", NAMES)
+EVERY_REWRITE = pytest.mark.parametrize("name", PASSES)
+EVERY_MODEL = pytest.mark.parametrize("tiny", TINY)
+
+
+# ----------------------------------------------------------------- the class
+
+
+@EVERY_PASS
+def test_pass_is_made_without_arguments_and_printed_as_it_is_parsed(name: str) -> None:
+    made = registry.get(name)()
+    assert str(made) == name
+    assert parse_pipeline(str(made)).passes == (made,)
+
+
+@EVERY_PASS
+def test_pass_is_frozen(name: str) -> None:
+    made = registry.get(name)()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.name = "other"  # type: ignore[misc]
+
+
+@EVERY_PASS
+def test_every_option_refuses_bad_values_with_name_range_and_value(name: str) -> None:
+    owner = registry.get(name)
+    for spec in owner.options():
+        assert spec.help
+        for value in spec.constraint.invalid():
+            given = (value,) if spec.is_list else value
+            with pytest.raises(UsageError) as caught:
+                owner(**{spec.field: given})
+            text = str(caught.value)
+            assert f"`{spec.name}`" in text
+            assert f"`{name}`" in text
+            assert spec.constraint.describe() in text
+            assert repr(value) in text or str(value) in text
+
+
+@EVERY_PASS
+def test_every_option_refuses_a_value_of_another_type(name: str) -> None:
+    owner = registry.get(name)
+    for spec in owner.options():
+        with pytest.raises(UsageError, match=f"`{spec.name}`"):
+            owner(**{spec.field: object()})
+
+
+# ----------------------------------------------------------------- the documentation
+
+
+@EVERY_PASS
+def test_docstring_has_its_sections(name: str) -> None:
+    text = importlib.import_module(registry.get(name).__module__).__doc__ or ""
+    heads = [line.rstrip(":") for line in text.splitlines() if re.fullmatch(r"[A-Z][a-z ]+:", line)]
+    expected = ["Rewrite", "Why it is correct", "Declines when", "Fidelity", "Reference"]
+    assert heads == expected
+
+
+@EVERY_REWRITE
+def test_example_in_the_docstring_does_what_it_says(name: str) -> None:
+    owner = registry.get(name)
+    before, after = examples(owner)
+    source = parse(before)
+    rewritten, result = apply(owner(), source)
+    assert canonical(rewritten) == canonical(parse(after))
+    assert result.changed
+    assert_equivalent(source, rewritten, owner.fidelity)
+
+
+def examples(owner: type[Pass]) -> list[str]:
+    """The two fenced blocks of the Rewrite section."""
+    text = importlib.import_module(owner.__module__).__doc__ or ""
+    section = text.partition("Rewrite:")[2].partition("Why it is correct:")[0]
+    blocks = re.findall(r"```\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2, "the Rewrite section has two fenced blocks: before and after"
+    return blocks
+
+
+# ----------------------------------------------------------------- what it does
+
+
+@EVERY_REWRITE
+@EVERY_MODEL
+def test_model_is_rewritten_as_promised(name: str, tiny: str) -> None:
+    source = TINY[tiny]()
+    owner = registry.get(name)
+    loaded = Model.load(source)
+    before = loaded.to_bytes()
+    names = set(names_in(loaded))
+    model = loaded.clone()
+
+    result = run_alone(owner(), model)
+
+    after = model.to_bytes()
+    assert loaded.to_bytes() == before, "the model that the copy was made of has changed"
+    assert result.changed == (after != before), "a change was hidden, or reported but not made"
+    names |= set(names_in(model))
+    for item in (*result.changes, *result.skips):
+        assert label(item) in names, item
+        assert item.what if isinstance(item, Change) else item.why
+    assert (result.fidelity or Fidelity.EXACT) <= owner.fidelity
+    if result.changed and owner.fidelity is not Fidelity.LOSSY:
+        assert_equivalent(source, onnx.ModelProto.FromString(after), owner.fidelity)
+
+
+@EVERY_REWRITE
+@EVERY_MODEL
+def test_second_run_changes_nothing_and_a_repeat_gives_the_same_bytes(name: str, tiny: str) -> None:
+    owner = registry.get(name)
+    models = [Model.load(TINY[tiny]()) for _ in range(2)]
+    results = [run_alone(owner(), model) for model in models]
+    assert results[0] == results[1]
+    assert models[0].to_bytes() == models[1].to_bytes()
+    if owner.idempotent:
+        assert run_alone(owner(), models[0]).changes == ()
+
+
+def run_alone(rewrite: Pass, model: Model, context: Context = CONTEXT) -> PassResult:
+    """Run a pass on `model` itself, with shapes inferred as the manager does."""
+    infer_shapes(model)
+    try:
+        rewrite.requires(model.graph, context)
+    except NotApplicable as reason:
+        return PassResult(skips=(Skip(model.graph.name, str(reason)),))
+    return rewrite.run(model.graph, context)
+
+
+def label(item: Change | Skip) -> str:
+    return item.node
+
+
+def names_in(model: Model) -> Iterator[str]:
+    """All that a change or skip may name: tensors, functions, the graph for the whole model."""
+    yield model.graph.name
+    yield from (function.name for function in model.graph.local_functions)
+    for graph in walk_graphs(model.graph):
+        yield from (constant.name for constant in graph.unused)
+        for node in graph.nodes:
+            yield from (tensor.name for tensor in (*node.inputs, *node.outputs))
+
+
+# ----------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in PASSES])
+@EVERY_MODEL
+def test_preset_keeps_outputs_and_never_enlarges_the_file(name: str, tiny: str) -> None:
+    from onnxslim.manager import PassManager
+
+    source = TINY[tiny]()
+    model = Model.load(source)
+    before = model.to_bytes()
+    after, reports = PassManager.parse(name).run(model, CONTEXT)
+    assert model.to_bytes() == before
+    assert len(after.to_bytes()) <= len(before)
+    assert_equivalent(source, after.to_proto(), max(report.fidelity for report in reports))

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onnxslim.passes.fold_if import FoldIf
+from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse, run
+
+HEADER = '<opset_import: ["" : 17]>'
+
+
+def test_branch_of_a_known_condition_is_inlined() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N] x) => (float[N] y) <bool c = {{1}}> {{
+            z = Abs (x)
+            y = If (c) <
+                then_branch = a () => (float[N] t) {{ s = Relu (z) t = Neg (s) }},
+                else_branch = b () => (float[N] e) {{ e = Neg (z) }}
+            >
+        }}""",
+        FoldIf(),
+        f"""{HEADER}
+        g (float[N] x) => (float[N] y) {{
+            z = Abs (x)
+            s = Relu (z)
+            y = Neg (s)
+        }}""",
+    )
+
+
+def test_names_of_a_branch_are_made_unique() -> None:
+    """The other `If` has tensors of the same names, and so has a nested body."""
+    source = parse(
+        f"""{HEADER}
+        g (float[N] x, bool d) => (float[N] y, float[N] z) <bool c = {{0}}> {{
+            y = If (c) <
+                then_branch = a () => (float[N] t) {{ t = Relu (x) }},
+                else_branch = b () => (float[N] e) {{
+                    s = Neg (x)
+                    e = If (d) <
+                        then_branch = aa () => (float[N] p) {{ p = Relu (s) }},
+                        else_branch = bb () => (float[N] q) {{ q = Identity (s) }}
+                    >
+                }}
+            >
+            z = If (d) <
+                then_branch = a2 () => (float[N] t) {{ s = Abs (y) t = Relu (s) }},
+                else_branch = b2 () => (float[N] e) {{ s = Exp (y) e = Neg (s) }}
+            >
+        }}"""
+    )
+    model, result = apply(FoldIf(), source)
+    assert result.changed
+    assert_equivalent(source, model, FoldIf.fidelity)
+    assert [node.op_type for node in model.graph.node] == ["Neg", "If", "If"]
+
+
+def test_branches_inside_a_branch_are_inlined_too() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N] x) => (float[N] y) <bool c = {{1}}, bool d = {{0}}> {{
+            y = If (c) <
+                then_branch = a () => (float[N] t) {{
+                    t = If (d) <
+                        then_branch = aa () => (float[N] p) {{ p = Relu (x) }},
+                        else_branch = bb () => (float[N] q) {{ q = Abs (x) }}
+                    >
+                }},
+                else_branch = b () => (float[N] e) {{ e = Neg (x) }}
+            >
+        }}""",
+        FoldIf(),
+        f"{HEADER} g (float[N] x) => (float[N] y) {{ y = Abs (x) }}",
+    )
+
+
+def test_equal_branches_need_no_condition() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N] x, bool c) => (float[N] y) {{
+            y = If (c) <
+                then_branch = a () => (float[N] t) <float k = {{2.0}}> {{ t = Mul (x, k) }},
+                else_branch = b () => (float[N] e) <float l = {{2.0}}> {{ e = Mul (x, l) }}
+            >
+        }}""",
+        FoldIf(),
+        f"""{HEADER}
+        g (float[N] x, bool c) => (float[N] y) <float k = {{2.0}}> {{ y = Mul (x, k) }}""",
+    )
+
+
+def test_branch_that_returns_an_outer_tensor_or_a_constant() -> None:
+    source = parse(
+        f"""{HEADER}
+        g (float[2] x) => (float[2] y, float[2] z) <bool c = {{1}}> {{
+            y, z = If (c) <
+                then_branch = a () => (float[2] p, float[2] q) {{
+                    p = Identity (x)
+                    q = Constant <value = float[2] {{1.0, 2.0}}> ()
+                }},
+                else_branch = b () => (float[2] r, float[2] s) {{ r = Neg (x) s = Abs (x) }}
+            >
+        }}"""
+    )
+    model, result = apply(FoldIf(), source)
+    assert result.changed
+    assert_equivalent(source, model, FoldIf.fidelity)
+
+
+LOOP = """g (float[2] x%s) => (float[2] y)
+    <int64 n = {%d}%s> {
+        r = Abs (x)
+        l = Loop (n, go, r) <
+            body = b (int64 i, bool c, float[2] a) => (bool d, float[2] s) <float k = {3.0}> {
+                d = Identity (c)
+                s = Mul (a, k)
+            }
+        >
+        y = Neg (l)
+    }"""
+
+
+def loop(count: int, start: str) -> str:
+    """A Loop of known trip count whose condition starts as `start`: true, false, or an input."""
+    if start == "input":
+        return LOOP % (", bool go", count, "")
+    return LOOP % ("", count, f", bool go = {{{int(start == 'true')}}}")
+
+
+def test_loop_that_runs_once_is_its_body() -> None:
+    assert_rewrites(
+        f"{HEADER} {loop(1, 'true')}",
+        FoldIf(),
+        f"""{HEADER}
+        g (float[2] x) => (float[2] y) <float k = {{3.0}}> {{
+            r = Abs (x)
+            s = Mul (r, k)
+            y = Neg (s)
+        }}""",
+    )
+
+
+@pytest.mark.parametrize(("count", "start"), [(0, "true"), (5, "false")])
+def test_loop_that_never_runs_returns_what_it_got(count: int, start: str) -> None:
+    assert_rewrites(
+        f"{HEADER} {loop(count, start)}",
+        FoldIf(),
+        f"""{HEADER}
+        g (float[2] x) => (float[2] y) {{
+            r = Abs (x)
+            y = Neg (r)
+        }}""",
+    )
+
+
+def test_condition_computed_from_a_known_rank_is_known() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, M] x) => (float[N, M] y) <int64 two = {{2}}> {{
+            shape = Shape (x)
+            ndim = Size (shape)
+            c = Equal (ndim, two)
+            y = If (c) <
+                then_branch = a () => (float[N, M] t) {{ t = Relu (x) }},
+                else_branch = b () => (float[N, M] e) {{ e = Neg (x) }}
+            >
+        }}""",
+        FoldIf(),
+        f"{HEADER} g (float[N, M] x) => (float[N, M] y) {{ y = Relu (x) }}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (
+            """g (float[N] x, bool c) => (float[N] y) {
+                y = If (c) <
+                    then_branch = a () => (float[N] t) { t = Relu (x) },
+                    else_branch = b () => (float[N] e) { e = Neg (x) }
+                >
+            }""",
+            "condition is not known",
+        ),
+        (loop(2, "true"), "more than once"),
+        (loop(1, "input"), "not known"),
+        (
+            """g (float[2] x) => (float[A, 2] y) <int64 n = {1}, bool yes = {1}> {
+                y = Loop (n, yes) <
+                    body = b (int64 i, bool c) => (bool d, float[2] s) {
+                        d = Identity (c)
+                        s = Neg (x)
+                    }
+                >
+            }""",
+            "axis of their own",
+        ),
+    ],
+)
+def test_it_declines(body: str, why: str) -> None:
+    assert_declines(f"{HEADER}\n{body}", FoldIf(), why)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_nests_keep_their_outputs(data: st.DataObject) -> None:
+    ops = data.draw(st.lists(st.sampled_from(("yes", "no", "maybe")), min_size=1, max_size=4))
+    text, last = "", "x"
+    for number, condition in enumerate(ops):
+        inner = data.draw(st.sampled_from(ops))
+        text += f"""
+            v{number} = If ({condition}) <
+                then_branch = a () => (float[2] t) {{
+                    s = Neg ({last})
+                    t = If ({inner}) <
+                        then_branch = aa () => (float[2] p{number}) {{ p{number} = Exp (s) }},
+                        else_branch = bb () => (float[2] q{number}) {{ q{number} = Abs (s) }}
+                    >
+                }},
+                else_branch = b () => (float[2] t) {{ s = Relu ({last}) t = Neg (s) }}
+            >"""
+        last = f"v{number}"
+    source = parse(
+        f"""{HEADER} g (float[2] x, bool maybe) => (float[2] y)
+        <bool yes = {{1}}, bool no = {{0}}> {{ {text} y = Identity ({last}) }}"""
+    )
+    model, _ = apply(FoldIf(), source)
+    for maybe in (True, False):
+        feeds = {"x": np.array([-1.5, 2.0], np.float32), "maybe": np.array(maybe)}
+        np.testing.assert_array_equal(run(source, feeds)[0], run(model, feeds)[0])

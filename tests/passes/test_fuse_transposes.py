@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import onnx
+import pytest
+from chains import chains, check, elementwise, fork, reduce, reshape, transpose, unsqueeze
+from hypothesis import HealthCheck, given, settings
+
+from onnxslim.contract import Fidelity
+from onnxslim.passes.fuse_transposes import FuseTransposes
+from support import assert_declines, assert_rewrites
+
+HEADER = '<opset_import: ["" : 17]>'
+
+
+def test_two_transposes_become_one() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[A, B, C] x) => (float[C, A, B] y) {{
+            a = Transpose <perm = [0, 2, 1]> (x)
+            y = Transpose <perm = [1, 0, 2]> (a)
+        }}""",
+        FuseTransposes(),
+        f"""{HEADER}
+        g (float[A, B, C] x) => (float[C, A, B] y) {{
+            y = Transpose <perm = [2, 0, 1]> (x)
+        }}""",
+    )
+
+
+def test_inverse_transposes_cancel_across_operators_and_constants_turn() -> None:
+    result = assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 3, 4] x) => (float[N, 3, 4] y)
+        <float[3] c = {{1.0, 2.0, 3.0}}, float two = {{2.0}}> {{
+            r = Relu (x)
+            a = Transpose <perm = [0, 2, 1]> (r)
+            b = Mul (a, c)
+            d = Add (two, b)
+            s = Sigmoid (d)
+            y = Transpose <perm = [0, 2, 1]> (s)
+        }}""",
+        FuseTransposes(),
+        f"""{HEADER}
+        g (float[N, 3, 4] x) => (float[N, 3, 4] y)
+        <float[3, 1] c = {{1.0, 2.0, 3.0}}, float two = {{2.0}}> {{
+            r = Relu (x)
+            b = Mul (r, c)
+            d = Add (two, b)
+            y = Sigmoid (d)
+        }}""",
+    )
+    assert result.fidelity is Fidelity.EXACT
+
+
+def test_operator_on_two_transposes_is_transposed_once() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 3, 4] x, float[N, 3, 4] z) => (float[N, 4, 3] y) {{
+            a = Transpose <perm = [0, 2, 1]> (x)
+            b = Transpose <perm = [0, 2, 1]> (z)
+            y = Sub (a, b)
+        }}""",
+        FuseTransposes(),
+        f"""{HEADER}
+        g (float[N, 3, 4] x, float[N, 3, 4] z) => (float[N, 4, 3] y) {{
+            a = Sub (x, z)
+            y = Transpose <perm = [0, 2, 1]> (a)
+        }}""",
+    )
+
+
+def test_transpose_that_moves_ones_is_part_of_a_reshape() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 1, 4] x) => (float[N, 2, 2] y) <int64[3] t = {{0, 2, 2}}> {{
+            a = Transpose <perm = [0, 2, 1]> (x)
+            y = Reshape (a, t)
+        }}""",
+        FuseTransposes(),
+        f"""{HEADER}
+        g (float[N, 1, 4] x) => (float[N, 2, 2] y) <int64[3] t = {{0, 2, 2}}> {{
+            y = Reshape (x, t)
+        }}""",
+    )
+
+
+def test_maximum_over_a_moved_axis_needs_no_transpose() -> None:
+    result = assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 3, 4] x) => (float[N, 3] y) {{
+            a = Transpose <perm = [0, 2, 1]> (x)
+            y = ReduceMax <axes = [1], keepdims = 0> (a)
+        }}""",
+        FuseTransposes(),
+        f"""{HEADER}
+        g (float[N, 3, 4] x) => (float[N, 3] y) {{
+            y = ReduceMax <axes = [2], keepdims = 0> (x)
+        }}""",
+    )
+    assert result.fidelity is Fidelity.EXACT
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (
+            """g (float[A, B, C] x) => (float[A, C, B] a, float[C, A, B] y) {
+                a = Transpose <perm = [0, 2, 1]> (x)
+                y = Transpose <perm = [1, 0, 2]> (a)
+            }""",
+            "other users",
+        ),
+        (  # the first Transpose stays for `r`, and the second one would too
+            """g (float[A, B, C] x) => (float[A, C, B] r, float[C, A, B] y) {
+                a = Transpose <perm = [0, 2, 1]> (x)
+                r = Relu (a)
+                s = Abs (a)
+                y = Transpose <perm = [1, 0, 2]> (s)
+            }""",
+            "would not save a node",
+        ),
+        (  # the constant would be stored twice
+            """g (float[A, 3, C] x) => (float[A, 3, C] y, float[3] z)
+            <float[3] c = {1.0, 2.0, 3.0}> {
+                z = Neg (c)
+                a = Transpose <perm = [0, 2, 1]> (x)
+                s = Mul (a, c)
+                y = Transpose <perm = [0, 2, 1]> (s)
+            }""",
+            None,
+        ),
+        (  # a constant of higher rank adds axes in front
+            """g (float[A, 3] x) => (float[1, A, 3] y) <float[1, 3, 1] c = {1.0, 2.0, 3.0}> {
+                a = Transpose <perm = [1, 0]> (x)
+                s = Mul (a, c)
+                y = Transpose <perm = [0, 2, 1]> (s)
+            }""",
+            None,
+        ),
+        (  # the axes that stay are in another order
+            """g (float[A, B, C] x) => (float[C, A] y) {
+                a = Transpose <perm = [2, 0, 1]> (x)
+                y = ReduceMax <axes = [2], keepdims = 0> (a)
+            }""",
+            None,
+        ),
+    ],
+)
+def test_it_declines(body: str, why: str | None) -> None:
+    assert_declines(f"{HEADER}\n{body}", FuseTransposes(), why)
+
+
+STEPS = (transpose, transpose, elementwise, elementwise, reshape, unsqueeze, reduce, fork)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(source=chains(STEPS))
+def test_random_chains_keep_their_outputs(source: onnx.ModelProto) -> None:
+    check(FuseTransposes(), source)
