@@ -11,8 +11,19 @@ import onnx_graphsurgeon as gs
 
 from onnxslim import wire
 from onnxslim.errors import ModelError
-from onnxslim.ir import walk_graphs
+from onnxslim.ir import node_label, walk_graphs
 from onnxslim.model import Model
+
+OLDEST_OPSET = 7  # that onnxruntime still runs
+_KNOWN_DOMAINS = (
+    "",
+    "ai.onnx",
+    "ai.onnx.ml",
+    "com.microsoft",
+    "com.microsoft.nchwc",
+    "com.ms.internal.nhwc",
+    "com.microsoft.experimental",
+)
 
 
 def check_model(model: Model) -> None:
@@ -33,6 +44,20 @@ def check_model(model: Model) -> None:
     except (onnx.checker.ValidationError, ValueError) as error:
         message = " ".join(str(error).split())
         raise ModelError(f"The model is invalid: {message}") from error
+
+
+def foreign_operators(model: Model) -> list[str]:
+    """Operators of domains that neither ONNX, onnxruntime nor the model itself defines.
+
+    Each as `domain.operator (node)`, in order, the same operator once.
+    """
+    known = {*_KNOWN_DOMAINS, *(function.domain for function in model.graph.local_functions)}
+    found: dict[str, str] = {}
+    for graph in walk_graphs(model.graph):
+        for node in graph.nodes:
+            if (node.domain or "") not in known:
+                found.setdefault(f"{node.domain}.{node.op}", node_label(node))
+    return [f"`{operator}` (node `{label}`)" for operator, label in found.items()]
 
 
 def signature(model: Model) -> tuple[bytes, ...]:

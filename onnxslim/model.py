@@ -370,6 +370,8 @@ def _check_target(path: Path, origin: Origin) -> None:
         )
     if path.is_dir():
         raise UsageError(f"The output `{path}` is a folder; give a file name.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"The output `{path}` is a device or a pipe; give a file name.")
     if origin.path is not None and path.exists() and path.samefile(origin.path):
         raise UsageError(
             f"The output `{path}` is the input itself, and the input is never touched. "

@@ -20,8 +20,8 @@ class Stats:
         parameters: elements of all initializers and constants.
         initializer_bytes: their bytes in the file.
         file_bytes: the file, with its external data.
-        macs: multiply-accumulates of one run with unknown dimensions taken as one; None when
-            a layer's shape is unknown.
+        macs: multiply-accumulates for one sample (an unknown first dimension counts as one);
+            None when another dimension of a layer is unknown.
     """
 
     nodes: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import onnx_graphsurgeon as gs
@@ -47,11 +48,7 @@ def constants_of(graph: gs.Graph) -> list[Constant]:
 
 
 def count_macs(graph: gs.Graph) -> int | None:
-    """Multiply-accumulates of one run of all matrix operators, None if a shape is unknown.
-
-    A dimension that is only known by a symbol counts as one, so a symbolic batch gives the count
-    for one sample.
-    """
+    """Multiply-accumulates of all matrix operators for one sample, None if a shape is unknown."""
     total = 0
     for current in walk_graphs(graph):
         for node in current.nodes:
@@ -73,18 +70,32 @@ def node_macs(node: gs.Node) -> int | None:
         weight = node.inputs[1].shape
         return _times(_volume(node.inputs[0].shape), _volume(weight[1:] if weight else None))
     if node.op in ("MatMul", "MatMulInteger", "Gemm"):
-        inner = node.inputs[0].shape
-        if not inner:
-            return None
-        axis = 0 if node.op == "Gemm" and node.attrs.get("transA") else -1
-        return _times(_volume(node.outputs[0].shape), _volume([inner[axis]]))
+        return _matmul_macs(node)
     return 0
 
 
-def _volume(shape: list[int | str | None] | None) -> int | None:
+def _matmul_macs(node: gs.Node) -> int | None:
+    """Rows times inner times columns; the inner size is known from either factor."""
+    left, right = (None if t.shape is None else list(t.shape) for t in node.inputs[:2])
+    if node.op == "Gemm":
+        left = left[::-1] if left and node.attrs.get("transA") else left
+        right = right[::-1] if right and node.attrs.get("transB") else right
+    output = node.outputs[0].shape
+    if not output and right and node.op == "Gemm":  # it has two dimensions, whatever is known
+        output = [left[0] if left else None, right[1]]
+    inner = (left[-1] if left else None, right[max(len(right) - 2, 0)] if right else None)
+    known = [size for size in inner if isinstance(size, int)]
+    return _times(_volume(output), known[0] if known else None)
+
+
+def _volume(shape: Sequence[int | str | None] | None) -> int | None:
+    """Elements of one sample: an unknown first dimension is the batch and counts as one."""
     if shape is None:
         return None
-    return prod(size if isinstance(size, int) and size >= 0 else 1 for size in shape)
+    sizes = [size if isinstance(size, int) else None for size in shape]
+    if sizes and sizes[0] is None:
+        sizes[0] = 1
+    return None if None in sizes else prod(size for size in sizes if size is not None)
 
 
 def _times(a: int | None, b: int | None) -> int | None:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
+from onnxslim.check import OLDEST_OPSET, foreign_operators
 from onnxslim.contract import Fidelity
-from onnxslim.errors import RuntimeFailure
+from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.model import Model
 from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.accuracy import Evaluation, EvaluationSource, open_evaluation
@@ -82,6 +84,7 @@ class RuntimeProver:
         self._evaluation: Evaluation | None = None
         self._workload: Workload | None = None
         self._signature: tuple[Sequence[TensorInfo], Sequence[TensorInfo]] = ((), ())
+        self._is_loadable = True
         self._is_comparable = False
         self._is_exact = True  # whether two runs of one model give the same bits
         self._original: _Baseline | None = None
@@ -93,7 +96,10 @@ class RuntimeProver:
     def begin(self, original: Model) -> bool:
         """Find inputs that `original` accepts, and run it on them.
 
+        A model with operators that onnxruntime does not have is worked on without being run.
+
         Raises:
+            ModelError: its opset is older than what onnxruntime runs.
             RuntimeFailure: onnxruntime refuses the model.
             UsageError: the user's samples or shapes do not fit the model.
         """
@@ -101,7 +107,10 @@ class RuntimeProver:
         if not self._verify and not self._latency:
             return False
         self._progress("looking for inputs")
-        with self._open(original) as session:
+        opened = self._open_original(original)
+        if opened is None:
+            return False
+        with opened as session:
             self._signature = (session.inputs, session.outputs)
             failure = self._choose_workload(session)
             if failure is None and self._verify:
@@ -121,7 +130,7 @@ class RuntimeProver:
             RuntimeFailure: onnxruntime refuses it or fails on it.
         """
         self._candidate = None
-        if not self._verify:
+        if not self._verify or not self._is_loadable:
             return Comparison({}, {})
         mode = self._mode(fidelity)
         if self._is_comparable:
@@ -177,7 +186,7 @@ class RuntimeProver:
         Raises:
             RuntimeFailure: it does not.
         """
-        if not self._verify:
+        if not self._verify or not self._is_loadable:
             return
         mode = _Mode(optimise=True, wide=False)
         reference: list[Outputs] = []
@@ -204,6 +213,26 @@ class RuntimeProver:
 
     def _open(self, model: Model, *, optimise: bool = True) -> Session:
         return open_session(model, optimise=optimise, threads=self._threads)
+
+    def _open_original(self, original: Model) -> Session | None:
+        """A session of the original; None where onnxruntime only lacks some of its operators."""
+        try:
+            return self._open(original)
+        except RuntimeFailure as error:
+            opset = original.graph.opset_of("") or OLDEST_OPSET
+            if opset < OLDEST_OPSET or "till opset" in str(error):
+                raise ModelError(
+                    f"The model uses opset {opset}, which onnxruntime {ort.__version__} does not "
+                    "run. Convert it first, for example with "
+                    "`onnx.version_converter.convert_version(model, 17)`."
+                ) from error
+            foreign = foreign_operators(original)
+            if not foreign:
+                raise
+        self._is_loadable = False
+        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        self.verified_on = f"not verified: onnxruntime does not have {names}."
+        return None
 
     def _opened_evaluation(self, session: Session) -> Evaluation:
         if self._evaluation is None:

@@ -344,6 +344,11 @@ def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
         Model.load(_simple()).save(tmp_path / "none" / "out.onnx")
 
 
+def test_a_device_is_never_replaced_by_a_file() -> None:
+    with pytest.raises(UsageError, match="is a device"):
+        Model.load(_simple()).save("/dev/null")
+
+
 def test_a_full_disk_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

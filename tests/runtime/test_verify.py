@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxslim.contract import Fidelity
-from onnxslim.errors import RuntimeFailure, UsageError
+from onnxslim.errors import ModelError, RuntimeFailure, UsageError
 from onnxslim.ir import Constant
 from onnxslim.model import Model
 from onnxslim.proof import Prover
@@ -454,3 +454,31 @@ def test_progress_is_told_in_words() -> None:
     prover.begin(model)
     prover.compare(model, Fidelity.CLOSE)
     assert told == ["looking for inputs", "comparing outputs"]
+
+
+# ------------------------------------------------------------------ what onnxruntime cannot run
+
+
+def _relu(opset: int, domain: str = "") -> Model:
+    node = onnx.helper.make_node("Relu", ["x"], ["y"], domain=domain)
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("x", "y")
+    ]
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    opsets += [onnx.helper.make_opsetid(domain, 1)] if domain else []
+    return Model.load(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def test_a_model_with_an_operator_of_somebody_else_is_worked_on_unproven() -> None:
+    model, prover = _relu(17, "acme"), RuntimeProver()
+    assert not prover.begin(model)
+    assert "does not have `acme.Relu` (node `y`)" in prover.verified_on
+    assert prover.compare(model.clone(), Fidelity.CLOSE).broken is None
+    assert prover.time(model, model) is None
+
+
+@pytest.mark.parametrize("opset", [1, 99])
+def test_an_opset_that_onnxruntime_does_not_run_is_an_error_of_the_model(opset: int) -> None:
+    with pytest.raises(ModelError, match=f"uses opset {opset}"):
+        RuntimeProver().begin(_relu(opset))
