@@ -101,7 +101,7 @@ def compress(
     before = FileReport(
         str(source.origin.path) if source.origin.path else None,
         source.origin.sha256,
-        replace(measure_stats(source), file_bytes=source.origin.file_bytes),
+        measure_stats(source, file_bytes=source.origin.file_bytes),
     )
     report = Report(
         command or f"onnxslim.compress(passes={str(pipeline)!r})", _versions(), before, before
@@ -133,7 +133,7 @@ def compress(
     )
     _finish(source, result, report, prover)
     if output is not None:
-        _write(source, result, Path(output), pipeline, report, prover)
+        _write(source, result, Path(output), report, prover)
     report.seconds = time.perf_counter() - started
     _raise_for_floors(report)
     return result, report
@@ -164,10 +164,7 @@ def compare_models(
     first = a if isinstance(a, Model) else Model.load(a)
     second = b if isinstance(b, Model) else Model.load(b)
     _same_inputs(first, second)
-    stats = [
-        replace(measure_stats(model), file_bytes=model.origin.file_bytes)
-        for model in (first, second)
-    ]
+    stats = [measure_stats(model, file_bytes=model.origin.file_bytes) for model in (first, second)]
     prover = _make_prover(
         calibration=calibration,
         evaluation=None,
@@ -283,44 +280,37 @@ def _write(
     source: Model,
     result: Model,
     output: Path,
-    pipeline: Pipeline,
     report: Report,
     prover: RuntimeProver | None,
 ) -> None:
-    changed = any(step.committed and step.changes for step in report.steps)
+    changed = [step.spec for step in report.steps if step.committed and step.changes]
     if not changed and source.origin.path is not None:
         copy_file(source.origin, output)
         report.after.sha256 = source.origin.sha256
     else:
-        marked = _marked(result, pipeline, report)
+        marked = _marked(result, changed, report)
         with marked.stage(output) as staged:
             if prover is not None and changed:
                 prover.check_file(staged.file, marked)
             report.after.stats = replace(report.after.stats, file_bytes=staged.file_bytes)
+            report.after.sha256 = staged.sha256
             staged.commit()
-        report.after.sha256 = Model.load(output).origin.sha256
     report.after.path = str(output)
 
 
-def _marked(result: Model, pipeline: Pipeline, report: Report) -> Model:
+def _marked(result: Model, pipeline: Sequence[str], report: Report) -> Model:
     """The result with its pipeline and origin in `metadata_props`.
 
     Left out where the mark would make the file larger than the input: never bigger.
     """
-    marked = Model(result.graph, type(result.shell)(), result.origin, result._keep)
-    marked.shell.CopyFrom(result.shell)
-    kept = [p for p in marked.shell.metadata_props if not p.key.startswith("onnxslim.")]
-    del marked.shell.metadata_props[:]
-    marked.shell.metadata_props.extend(kept)
-    committed = [step.spec for step in report.steps if step.committed and step.changes]
-    marked.shell.metadata_props.add(key=_METADATA_PIPELINE, value=",".join(committed))
-    if report.before.sha256:
-        marked.shell.metadata_props.add(key=_METADATA_SOURCE, value=report.before.sha256)
-    before = report.before.stats.file_bytes
-    if marked.file_bytes() <= before or result.file_bytes() > before:
-        return marked
-    report.notes.append("The file does not name its pipeline: that would have made it larger.")
-    return result
+    entries = {_METADATA_PIPELINE: ",".join(pipeline), _METADATA_SOURCE: report.before.sha256}
+    marked = result.with_metadata(entries)
+    mark_bytes = marked.shell.ByteSize() - result.shell.ByteSize()
+    before, after = report.before.stats.file_bytes, report.after.stats.file_bytes
+    if after <= before < after + mark_bytes:
+        report.notes.append("The file does not name its pipeline: that would have made it larger.")
+        return result
+    return marked
 
 
 def _raise_for_floors(report: Report) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from onnxslim.collector import paused
 from onnxslim.ir import Constant, Graph, Node, Variable
 
 
+@paused()
 def clone_graph(graph: gs.Graph) -> Graph:
     """A deep copy of nodes and tensors; arrays, stored values and protos are shared."""
     return _Cloner().graph(graph)

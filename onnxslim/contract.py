@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from onnxslim.options import OptionSpec, options_of
+from onnxslim.spelling import spell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,8 +144,6 @@ class Pass:
 
     def __str__(self) -> str:
         """The spelling in a pipeline; options at their defaults are left out."""
-        from onnxslim.pipeline import spell  # the grammar lives there
-
         return spell(self.name, {spec.name: value for spec, value in self.set_options()})
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxslim.check import check_model, fingerprint, signature
+from onnxslim.collector import paused
 from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Preset, Skip
 from onnxslim.errors import ModelError, NotApplicable, OnnxslimError, PromiseBroken, RuntimeFailure
 from onnxslim.model import Model
@@ -223,6 +224,7 @@ class _Runner:
 
     # ----------------------------------------------------------------- one step
 
+    @paused()
     def execute(self, step: Pass, source: Model, without: Pass | None = None) -> _Run:
         """Run `step` on a copy of `source`.
 
@@ -261,7 +263,9 @@ class _Runner:
                     return
                 done = len(part.changes)
                 yield part, run.model
-                idle = 0 if len(part.changes) > done else idle + 1
+                changed = len(part.changes) > done
+                run.model.has_shapes = run.model.has_shapes and not changed
+                idle = 0 if changed else idle + 1
             if rounds == 1 or idle == len(run.parts):
                 return
 

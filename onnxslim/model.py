@@ -15,7 +15,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 
 from onnxslim import wire
 from onnxslim.clone import clone_graph
+from onnxslim.collector import paused
 from onnxslim.errors import ModelError, UsageError
 from onnxslim.ir import Graph, storage_bytes
 from onnxslim.proto import graph_from_proto, graph_to_proto
@@ -52,11 +53,17 @@ class Origin:
 
 @dataclass
 class Model:
-    """An ONNX model: its graph, and the fields of its ModelProto outside the graph (`shell`)."""
+    """An ONNX model: its graph, and the fields of its ModelProto outside the graph (`shell`).
+
+    Attributes:
+        has_shapes: whether the shapes of its tensors were inferred since the last edit; whoever
+            edits the graph resets it.
+    """
 
     graph: Graph
     shell: onnx.ModelProto
     origin: Origin
+    has_shapes: bool = False
     _keep: list[object] = field(default_factory=list, repr=False)
 
     # ----------------------------------------------------------------- reading
@@ -78,6 +85,7 @@ class Model:
         return cls._parse(_map_file(path), path)
 
     @classmethod
+    @paused()
     def _parse(cls, file: memoryview, path: Path | None) -> Model:
         name = f"`{path}`" if path else "The model"
         if not len(file):
@@ -104,21 +112,40 @@ class Model:
         external = tuple(data.files)
         size = len(file) + sum(len(view) for view in data.files.values())
         digest = hashlib.sha256(file).hexdigest()
-        return cls(graph, proto, Origin(path, digest, size, external), [file, data])
+        return cls(graph, proto, Origin(path, digest, size, external), _keep=[file, data])
 
     def clone(self) -> Model:
         """A copy that shares weight arrays; edits of its graph do not reach this one."""
-        return Model(clone_graph(self.graph), self.shell, self.origin, self._keep)
+        copy = clone_graph(self.graph)
+        return Model(copy, self.shell, self.origin, self.has_shapes, self._keep)
+
+    def with_metadata(self, entries: Mapping[str, str | None]) -> Model:
+        """The same graph with other `metadata_props`: None removes a key."""
+        shell = onnx.ModelProto()
+        shell.CopyFrom(self.shell)
+        kept = [prop for prop in shell.metadata_props if prop.key not in entries]
+        del shell.metadata_props[:]
+        shell.metadata_props.extend(kept)
+        for key, value in entries.items():
+            if value is not None:
+                shell.metadata_props.add(key=key, value=value)
+        return Model(self.graph, shell, self.origin, self.has_shapes, self._keep)
 
     # ----------------------------------------------------------------- writing
 
+    @paused()
     def skeleton(
-        self, threshold: int = wire.DEFAULT_THRESHOLD
+        self, threshold: int = wire.DEFAULT_THRESHOLD, *, interior: bool = True
     ) -> tuple[onnx.ModelProto, list[wire.Payload]]:
-        """A ModelProto with placeholders for large weights, and their payloads by index."""
+        """A ModelProto with placeholders for large weights, and their payloads by index.
+
+        Args:
+            threshold: bytes from which a weight is large.
+            interior: write `value_info`, the declared types of tensors inside the graph.
+        """
         proto = onnx.ModelProto()
         proto.CopyFrom(self.shell)
-        graph, payloads = graph_to_proto(self.graph, threshold)
+        graph, payloads = graph_to_proto(self.graph, threshold, interior=interior)
         proto.graph.CopyFrom(graph)
         del proto.opset_import[:]
         proto.opset_import.extend(self.graph.import_domains)
@@ -213,6 +240,12 @@ class Staged:
     def file_bytes(self) -> int:
         """Size of the file and of its external data."""
         return sum(item.stat().st_size for item in self.file.parent.iterdir())
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the .onnx file."""
+        with self.file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def commit(self) -> None:
         """Move the file, and its data file first, to the target."""

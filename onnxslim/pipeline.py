@@ -29,18 +29,15 @@ from onnxslim import registry
 from onnxslim.contract import Pass
 from onnxslim.errors import UsageError
 from onnxslim.options import OptionSpec, Value
+from onnxslim.spelling import INFINITE, NUMBER, RESERVED
 from onnxslim.suggest import did_you_mean
 
 T = TypeVar("T")
 
 _SPACE = re.compile(r"\s*")
 _WORD = re.compile(r"[^\s,:+=']+")
-_NUMBER = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?=[\s,:+]|$)")
 _INTEGER = re.compile(r"-?[0-9]+")
 _QUOTED = re.compile(r"'((?:[^']|'')*)'")
-_BARE = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.@-]*")
-_RESERVED: Mapping[str, Value] = {"true": True, "false": False, "none": None}
-_INFINITE = {"inf": math.inf, "-inf": -math.inf}
 _SHOWN_WIDTH = 100
 
 
@@ -85,45 +82,12 @@ def build_pass(name: str, options: Mapping[str, Value]) -> Pass:
     return owner(**fields)
 
 
-def spell(name: str, options: Mapping[str, Value]) -> str:
-    """One item of a pipeline: `name:key=value:key=value`."""
-    return ":".join((name, *(f"{key}={_spell_value(value)}" for key, value in options.items())))
-
-
 def unknown_option(owner: str, key: str, specs: Mapping[str, OptionSpec]) -> str:
     """The sentence that says that the pass `owner` has no option `key`."""
     if not specs:
         return f"`{owner}` has no option `{key}`; it takes none."
     names = ", ".join(f"`{name}`" for name in specs)
     return f"`{owner}` has no option `{key}`.{did_you_mean(key, specs)} It takes {names}."
-
-
-# --------------------------------------------------------------------------- writing
-
-
-def _spell_value(value: Value) -> str:
-    if isinstance(value, tuple):
-        return "+".join(map(_spell_atom, value)) or "+"
-    return _spell_atom(value)
-
-
-def _spell_atom(value: Value) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(float(value)).replace("e+", "e")  # `+` joins lists
-    if isinstance(value, str):
-        return _spell_text(value)
-    return str(value)
-
-
-def _spell_text(text: str) -> str:
-    taken = text in _RESERVED or text in _INFINITE or _NUMBER.fullmatch(text)
-    if _BARE.fullmatch(text) and not taken:
-        return text
-    return "'" + text.replace("'", "''") + "'"
 
 
 # --------------------------------------------------------------------------- reading
@@ -140,11 +104,11 @@ class _Atom:
         """What the atom means for an option of the type `kind`."""
         if self.is_quoted or kind is str:
             return self.text
-        if self.text in _RESERVED:
-            return _RESERVED[self.text]
-        if kind is float and self.text in _INFINITE:
-            return _INFINITE[self.text]
-        if _NUMBER.fullmatch(self.text):
+        if self.text in RESERVED:
+            return RESERVED[self.text]
+        if kind is float and self.text in INFINITE:
+            return INFINITE[self.text]
+        if NUMBER.fullmatch(self.text):
             return self._number()
         return self.text
 
@@ -221,7 +185,7 @@ class _Parser:
             self.at = found.end()
             atom = _Atom(found.group(1).replace("''", "'"), True, start, self.at)
         else:
-            found = _NUMBER.match(self.text, start) or _WORD.match(self.text, start)
+            found = NUMBER.match(self.text, start) or _WORD.match(self.text, start)
             if not found:
                 self._fail(_missing(owner, spec))
             self.at = found.end()

@@ -246,19 +246,21 @@ def _leftovers(proto: _Proto, known: frozenset[str]) -> _Proto | None:
 
 
 def graph_to_proto(
-    graph: Graph, threshold: int = wire.DEFAULT_THRESHOLD
+    graph: Graph, threshold: int = wire.DEFAULT_THRESHOLD, *, interior: bool = True
 ) -> tuple[onnx.GraphProto, list[wire.Payload]]:
     """The GraphProto of `graph`, with a placeholder for every tensor of `threshold` bytes or more.
 
-    A placeholder's `offset` is the index of its payload in the list that is returned.
+    A placeholder's `offset` is the index of its payload in the list that is returned. Without
+    `interior`, declared types of tensors inside the graph are left out.
     """
-    writer = _Writer(graph, threshold)
+    writer = _Writer(graph, threshold, interior)
     return writer.graph(graph), writer.payloads
 
 
 class _Writer:
-    def __init__(self, graph: Graph, threshold: int) -> None:
+    def __init__(self, graph: Graph, threshold: int, interior: bool) -> None:
         self.main = graph
+        self.interior = interior
         self.threshold = threshold
         self.payloads: list[wire.Payload] = []
         self.owned = _owners(graph)
@@ -285,7 +287,8 @@ class _Writer:
         if graph is self.main:
             self._inputs_with_initializers(proto, constants)
         proto.output.extend(_signature(tensor) for tensor in graph.outputs)
-        proto.value_info.extend(self._interior(graph))
+        if self.interior:
+            proto.value_info.extend(self._interior(graph))
         return proto
 
     def _inputs_with_initializers(self, proto: onnx.GraphProto, constants: list[Constant]) -> None:

@@ -47,6 +47,7 @@ class Rewriter:
         self._queue: deque[Node] = deque()
         self._queued: set[Node] = set()
         self._names: set[str] | None = None
+        self._numbers: dict[str, int] = {}
         self._reordered = False
         for current in walk_graphs(graph):
             self._register(current)
@@ -326,9 +327,11 @@ class Rewriter:
                 for tensor in _tensors_of(graph)
                 if tensor.name
             }
-        name, number = wish, 1
+        name, number = wish, self._numbers.get(wish, 0)
         while name in self._names or not name:
-            name, number = f"{wish}_{number}", number + 1
+            number += 1
+            name = f"{wish}_{number}"
+        self._numbers[wish] = number  # where the next one with this wish begins to look
         self._names.add(name)
         return name
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.ir import Variable, subgraphs_of
+from onnxslim.ir import Variable, subgraphs_of, walk_graphs
 from onnxslim.model import Model
 from onnxslim.proto import set_type
 
@@ -21,11 +21,14 @@ _LOG = logging.getLogger("onnxslim")
 
 
 def infer_shapes(model: Model) -> None:
-    """Set `dtype` and `shape` of every variable of `model` from its inputs.
+    """Set `dtype` and `shape` of every variable of `model` from its inputs, if not done already.
 
     What cannot be inferred becomes None. A dimension is an int, a symbol or None.
     """
-    proto, _ = model.skeleton()
+    if model.has_shapes:
+        return
+    has_foreign = any(node.domain for graph in walk_graphs(model.graph) for node in graph.nodes)
+    proto, _ = model.skeleton(interior=has_foreign)
     _forget(proto.graph, {(f.domain, f.name) for f in proto.functions})
     for follow_values in (True, False):
         try:
@@ -34,6 +37,7 @@ def infer_shapes(model: Model) -> None:
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
             _LOG.info("Shapes could not be inferred: %s", error)
     _apply(proto.graph, model.graph, main=True)
+    model.has_shapes = True
 
 
 def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:

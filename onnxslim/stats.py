@@ -13,21 +13,20 @@ from onnxslim.report import Stats
 from onnxslim.shapes import infer_shapes
 
 
-def measure_stats(model: Model, *, infer: bool = True) -> Stats:
+def measure_stats(model: Model, *, file_bytes: int | None = None) -> Stats:
     """Count what `model` holds.
 
     Args:
-        model: its tensors get inferred shapes when `infer` is true.
-        infer: run shape inference first; without it, MACs rely on the shapes already there.
+        model: its tensors get inferred shapes.
+        file_bytes: size of its file where that is known; else that of the file it would become.
     """
-    if infer:
-        infer_shapes(model)
+    infer_shapes(model)
     constants = {id(c): c for graph in walk_graphs(model.graph) for c in constants_of(graph)}
     return Stats(
         nodes=count_nodes(model.graph),
         parameters=sum(constant.size for constant in constants.values()),
         initializer_bytes=sum(constant.nbytes for constant in constants.values()),
-        file_bytes=model.file_bytes(),
+        file_bytes=model.file_bytes() if file_bytes is None else file_bytes,
         macs=count_macs(model.graph),
     )
 

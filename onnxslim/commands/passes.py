@@ -89,7 +89,7 @@ def _type_and_range(spec: OptionSpec) -> str:
 
 
 def _default(spec: OptionSpec) -> str:
-    from onnxslim.pipeline import spell
+    from onnxslim.spelling import spell
 
     if spec.default == ():
         return "empty"

@@ -13,7 +13,8 @@ from onnxslim import registry
 from onnxslim.contract import Fidelity, Pass
 from onnxslim.errors import UsageError
 from onnxslim.options import at_least, interval, one_of, option
-from onnxslim.pipeline import Pipeline, build_pass, parse_pipeline, spell
+from onnxslim.pipeline import Pipeline, build_pass, parse_pipeline
+from onnxslim.spelling import spell
 
 
 @dataclass(frozen=True)
