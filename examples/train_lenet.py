@@ -1,7 +1,7 @@
 """Train LeNet-5 on MNIST and export it (needs torch): the model of `onnxslim demo`.
 
 LeNet-5 in the form that the compression literature uses (Caffe's: 20 and 50 filters, 500 hidden
-units, 431,080 parameters). Three to four minutes on two idle cores; torch comes with the extra
+units, 431,080 parameters). About four minutes on two idle cores; torch comes with the extra
 `train`. The exported graph keeps what a real one has: the normalisation inside the model, a flatten
 spelled with shapes, unfolded constants.
 

@@ -10,6 +10,7 @@ last committed model, are computed when a question first needs them and kept for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +25,11 @@ from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.accuracy import Evaluation, EvaluationSource, open_evaluation
 from onnxslim.runtime.calibration import SampleSource, open_samples
 from onnxslim.runtime.comparing import first_breach, has_no_number, measure_drift
+from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.latency import compare_times, confirm, time_many
 from onnxslim.runtime.promise import signature_breach
 from onnxslim.runtime.samples import Sample
+from onnxslim.runtime.sensitivity import Noise, nudged
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
 from onnxslim.runtime.workload import Workload, from_samples, from_seed
 
@@ -87,6 +90,7 @@ class RuntimeProver:
         self._is_loadable = True
         self._is_comparable = False
         self._is_exact = True  # whether two runs of one model give the same bits
+        self._noise: Noise | None = None
         self._original: _Baseline | None = None
         self._previous: _Baseline | None = None
         self._candidate: _Baseline | None = None
@@ -347,9 +351,57 @@ class RuntimeProver:
             references.append(self._reference(self._original, mode))
         kept: list[Outputs] = []
         meters, broken = measure_drift(session, self._runs(mode), references, kept)
-        if broken is not None:
+        reshaped = broken is not None
+        broken = broken or first_breach(meters[0], session.outputs, fidelity)
+        found = None if reshaped else meters[0]
+        if broken is not None and self._is_noise(broken, fidelity, mode, found, session):
+            broken = None
+        if reshaped:
             return Comparison({}, {}, broken)
         self._candidate = _Baseline(candidate, {mode: kept})
         drifts = [{name: m.result() for name, m in found.items()} for found in meters]
-        broken = first_breach(meters[0], session.outputs, fidelity)
         return Comparison(drifts[0], drifts[-1], broken)
+
+    def _is_noise(
+        self,
+        broken: str,
+        fidelity: Fidelity,
+        mode: _Mode,
+        meters: Mapping[str, DriftMeter] | None,
+        session: Session,
+    ) -> bool:
+        """Whether the input model moves as much by itself, when only its rounding changes.
+
+        Without `meters`, the shape of an output is what changed.
+        """
+        if fidelity is not Fidelity.CLOSE or not mode.optimise:
+            return False
+        noise = self._own_noise(mode)
+        if meters is None:
+            explained = noise.changes_shape
+        else:
+            explained = noise.explains(meters, session.outputs)
+        if not explained:
+            return False
+        note = (
+            "The input model is sensitive to rounding: with onnxruntime's own optimisations off, "
+            "or inputs off by one unit in the last place, its outputs move as much as here "
+            f"(the result {broken}). Samples from practice (--calib) may show less."
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+        return True
+
+    def _own_noise(self, mode: _Mode) -> Noise:
+        if self._noise is None:
+            assert self._original is not None
+            self._noise = Noise()
+            reference = self._reference(self._original, mode)
+            runs = list(self._runs(mode))
+            with self._open(self._original.model) as session:
+                for samples in nudged(runs, self._seed):
+                    self._noise.add(session, samples, reference)
+            model = self._original.model
+            with suppress(RuntimeFailure), self._open(model, optimise=False) as plain:
+                self._noise.add(plain, runs, reference)
+        return self._noise

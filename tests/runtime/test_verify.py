@@ -482,3 +482,41 @@ def test_a_model_with_an_operator_of_somebody_else_is_worked_on_unproven() -> No
 def test_an_opset_that_onnxruntime_does_not_run_is_an_error_of_the_model(opset: int) -> None:
     with pytest.raises(ModelError, match=f"uses opset {opset}"):
         RuntimeProver().begin(_relu(opset))
+
+
+# ------------------------------------------------------------------ models that amplify rounding
+
+
+def test_a_wrong_weight_is_no_noise() -> None:
+    text = """<opset_import: ["" : 17]>
+    g (float[N, 8] x) => (float[N, 8] y) <float[8] w = {1, 2, 3, 4, 5, 6, 7, 8}> {
+        a = Mul (x, w)
+        y = Sin (a)
+    }"""
+    model = Model.load(parse(text))
+    prover = RuntimeProver(latency=False)
+    assert prover.begin(model)
+    wrong = model.clone()
+    constant = wrong.graph.nodes[0].inputs[1]
+    constant.values = constant.values * np.float32(1.01)
+    assert "moved output `y`" in str(prover.compare(wrong, Fidelity.CLOSE).broken)
+
+
+CHAOS = """<opset_import: ["" : 17]>
+g (float[N, 16] x) => (float[N, 16] y)
+<float w = {1.1}, float big = {1e7}> {
+    a = Mul (x, w)
+    b = Mul (a, big)
+    y = Sin (b)
+}"""
+
+
+def test_a_model_that_amplifies_rounding_is_held_to_its_own_noise_and_says_so() -> None:
+    model = Model.load(parse(CHAOS))
+    prover = RuntimeProver(latency=False)
+    assert prover.begin(model)
+    rounded = model.clone()
+    constant = rounded.graph.nodes[0].inputs[1]
+    constant.values = np.nextafter(constant.values, np.float32(2))
+    assert prover.compare(rounded, Fidelity.CLOSE).broken is None
+    assert any("sensitive to rounding" in note for note in prover.notes)
