@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, helper, numpy_helper
 
 from onnxslim import wire
+from onnxslim.analysis.sizes import is_name
 from onnxslim.errors import ModelError
 from onnxslim.ir import (
     Constant,
@@ -30,7 +31,6 @@ from onnxslim.ir import (
     to_onnx_dtype,
     walk_graphs,
 )
-from onnxslim.sizes import is_name
 
 ReadPayload = Callable[[onnx.TensorProto], wire.Buffer | None]
 """Gives the bytes of an external tensor or placeholder, None when they are in the tensor itself."""

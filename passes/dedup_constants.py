@@ -49,9 +49,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.operands import content
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
 from onnxslim.ir import Constant, StoredSparse, to_onnx_dtype
-from onnxslim.operands import content
 from onnxslim.rewrite import Rewriter
 
 _SAMPLED = 64

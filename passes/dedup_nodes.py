@@ -49,9 +49,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.operands import content, is_random
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
 from onnxslim.ir import Constant, Node, subgraphs_of
-from onnxslim.operands import content, is_random
 from onnxslim.rewrite import Rewriter
 
 _STANDARD: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})

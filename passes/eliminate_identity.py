@@ -48,9 +48,7 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
-from onnxslim.ir import Constant, Node, to_onnx_dtype
-from onnxslim.operands import (
+from onnxslim.analysis.operands import (
     axes_of,
     const_array,
     ints_operand,
@@ -58,6 +56,8 @@ from onnxslim.operands import (
     is_present,
     is_training_dropout,
 )
+from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.ir import Constant, Node, to_onnx_dtype
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import known_dim, rank, same_shape
 

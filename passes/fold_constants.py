@@ -53,8 +53,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.cut import evaluate_cut, first_failure, is_native
+from onnxslim.analysis.operands import constant_node_value, is_random
 from onnxslim.contract import Context, Evaluator, Fidelity, Pass, PassResult
-from onnxslim.cut import evaluate_cut, first_failure, is_native
 from onnxslim.errors import RuntimeFailure
 from onnxslim.ir import (
     Constant,
@@ -65,7 +66,6 @@ from onnxslim.ir import (
     to_onnx_dtype,
     walk_graphs,
 )
-from onnxslim.operands import constant_node_value, is_random
 from onnxslim.options import at_least, option
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import static_shape

@@ -48,10 +48,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.flow import SizeFlow
+from onnxslim.analysis.operands import const_array, const_value, is_present
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
-from onnxslim.flow import SizeFlow
 from onnxslim.ir import Constant, Graph, Node, subgraphs_of
-from onnxslim.operands import const_array, const_value, is_present
 from onnxslim.rewrite import Rewriter
 
 

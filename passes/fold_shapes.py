@@ -60,15 +60,21 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim import flow_values
+from onnxslim.analysis import flow_values
+from onnxslim.analysis.flow import SizeFlow
+from onnxslim.analysis.flow_shapes import (
+    broadcast,
+    covers,
+    most_elements,
+    shape_range,
+    slice_ranges,
+)
+from onnxslim.analysis.operands import axes_of, const_array, const_value, is_present
+from onnxslim.analysis.reshaping import expand_target, reshape_target
+from onnxslim.analysis.sizes import Size, divide
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
-from onnxslim.flow import SizeFlow
-from onnxslim.flow_shapes import broadcast, covers, most_elements, shape_range, slice_ranges
 from onnxslim.ir import Constant, Node
-from onnxslim.operands import axes_of, const_array, const_value, is_present
-from onnxslim.reshaping import expand_target, reshape_target
 from onnxslim.rewrite import Rewriter
-from onnxslim.sizes import Size, divide
 
 _MOST_ELEMENTS: Final = 16
 _TO_THE_END: Final = np.iinfo(np.int64).max

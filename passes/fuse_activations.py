@@ -59,11 +59,9 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.affine import cast, is_float, least_rank, rank_of
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
-from onnxslim.ir import Node, Variable, node_label
-from onnxslim.operands import axes_of, const_array, normalized
-from onnxslim.patterns import (
+from onnxslim.analysis.affine import cast, is_float, least_rank, rank_of
+from onnxslim.analysis.operands import axes_of, const_array, normalized
+from onnxslim.analysis.patterns import (
     Affine,
     Clamp,
     Either,
@@ -79,6 +77,8 @@ from onnxslim.patterns import (
     closed,
     nearly,
 )
+from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.ir import Node, Variable, node_label
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import known_dim
 

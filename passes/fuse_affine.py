@@ -61,7 +61,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.affine import (
+from onnxslim.analysis.affine import (
     AFFINE_OPS,
     AffineMap,
     cast,
@@ -70,10 +70,10 @@ from onnxslim.affine import (
     rank_of,
     read_affine,
 )
+from onnxslim.analysis.linear import LinearLayer, absorb_after, absorb_before, linear_layer
+from onnxslim.analysis.operands import axes_of, const_array, normalized
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
 from onnxslim.ir import Node, node_label
-from onnxslim.linear import LinearLayer, absorb_after, absorb_before, linear_layer
-from onnxslim.operands import axes_of, const_array, normalized
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import known_dim
 

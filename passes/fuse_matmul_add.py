@@ -42,10 +42,10 @@ from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.affine import is_float
+from onnxslim.analysis.affine import is_float
+from onnxslim.analysis.operands import const_value, is_present
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
 from onnxslim.ir import Node, node_label
-from onnxslim.operands import const_value, is_present
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import rank
 

@@ -52,10 +52,10 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.affine import is_float
+from onnxslim.analysis.affine import is_float
+from onnxslim.analysis.operands import const_array, const_value, is_present, normalized
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
 from onnxslim.ir import Node
-from onnxslim.operands import const_array, const_value, is_present, normalized
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import rank
 

@@ -50,12 +50,12 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.flow import SizeFlow
+from onnxslim.analysis.operands import axes_of, normalized
+from onnxslim.analysis.sizes import Shape
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
-from onnxslim.flow import SizeFlow
 from onnxslim.ir import Node
-from onnxslim.operands import axes_of, normalized
 from onnxslim.rewrite import Rewriter
-from onnxslim.sizes import Shape
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _ASSOCIATIVE: Final = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")

@@ -45,14 +45,14 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.flow import SizeFlow
+from onnxslim.analysis.flow_shapes import reshaped
+from onnxslim.analysis.reshaping import reshape_target
+from onnxslim.analysis.sizes import Shape, product
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
 from onnxslim.errors import NotApplicable
-from onnxslim.flow import SizeFlow
-from onnxslim.flow_shapes import reshaped
 from onnxslim.ir import Node
-from onnxslim.reshaping import reshape_target
 from onnxslim.rewrite import Rewriter
-from onnxslim.sizes import Shape, product
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 

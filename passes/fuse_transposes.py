@@ -50,13 +50,13 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.flow import SizeFlow
+from onnxslim.analysis.operands import axes_of, const_array, const_value, normalized
+from onnxslim.analysis.reshaping import reshape_target
+from onnxslim.analysis.sizes import Shape
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
-from onnxslim.flow import SizeFlow
 from onnxslim.ir import Node
-from onnxslim.operands import axes_of, const_array, const_value, normalized
-from onnxslim.reshaping import reshape_target
 from onnxslim.rewrite import Rewriter
-from onnxslim.sizes import Shape
 
 Perm = tuple[int, ...]
 

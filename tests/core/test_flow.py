@@ -5,11 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.flow import SizeFlow
+from onnxslim.analysis.flow import SizeFlow
+from onnxslim.analysis.reshaping import expand_target, reshape_target
+from onnxslim.analysis.sizes import (
+    Size,
+    Sum,
+    add,
+    divide,
+    is_name,
+    is_natural,
+    is_positive,
+    multiply,
+)
 from onnxslim.model import Model
-from onnxslim.reshaping import expand_target, reshape_target
 from onnxslim.shapes import infer_shapes
-from onnxslim.sizes import Size, Sum, add, divide, is_name, is_natural, is_positive, multiply
 from support import parse
 
 N, M = Sum.of("n"), Sum.of("m")

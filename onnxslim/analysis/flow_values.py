@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxslim.flow_shapes import shape_range, slice_ranges
-from onnxslim.ir import Constant, Node
-from onnxslim.operands import axes_of, const_array, is_present, normalized
-from onnxslim.sizes import (
+from onnxslim.analysis.flow_shapes import shape_range, slice_ranges
+from onnxslim.analysis.operands import axes_of, const_array, is_present, normalized
+from onnxslim.analysis.sizes import (
     Size,
     Value,
     add,
@@ -30,9 +29,10 @@ from onnxslim.sizes import (
     product,
     subtract,
 )
+from onnxslim.ir import Constant, Node
 
 if TYPE_CHECKING:
-    from onnxslim.flow import SizeFlow
+    from onnxslim.analysis.flow import SizeFlow
 
 Items = npt.NDArray[Any]  # of Size or None
 Arithmetic = Callable[[Size, Size], Size | None]

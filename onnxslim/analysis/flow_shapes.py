@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.ir import Node
-from onnxslim.operands import axes_of, const_array, ints_operand, is_present, normalized
-from onnxslim.sizes import (
+from onnxslim.analysis.operands import axes_of, const_array, ints_operand, is_present, normalized
+from onnxslim.analysis.sizes import (
     Shape,
     Size,
     Sum,
@@ -28,9 +27,10 @@ from onnxslim.sizes import (
     product,
     subtract,
 )
+from onnxslim.ir import Node
 
 if TYPE_CHECKING:
-    from onnxslim.flow import SizeFlow
+    from onnxslim.analysis.flow import SizeFlow
 
 Found = Sequence[Size | None] | None
 _ADDRESSABLE: Final = 1 << 48

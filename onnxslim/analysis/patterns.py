@@ -22,9 +22,9 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.affine import is_float, least_rank, read_affine
+from onnxslim.analysis.affine import is_float, least_rank, read_affine
+from onnxslim.analysis.operands import const_array, const_value, is_present
 from onnxslim.ir import Node
-from onnxslim.operands import const_array, const_value, is_present
 from onnxslim.rewrite import Rewriter
 
 _COMMUTATIVE: Final = frozenset({"Add", "Mul", "Sum", "Max", "Min"})

@@ -19,9 +19,9 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.affine import AffineMap, cast, is_float
+from onnxslim.analysis.affine import AffineMap, cast, is_float
+from onnxslim.analysis.operands import const_array, const_value, is_present
 from onnxslim.ir import Node
-from onnxslim.operands import const_array, const_value, is_present
 from onnxslim.shapes import rank
 
 

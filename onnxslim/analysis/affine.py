@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.operands import const_array, const_value, is_present
 from onnxslim.ir import Node
-from onnxslim.operands import const_array, const_value, is_present
 from onnxslim.shapes import rank
 
 _FLOATS: Final = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))

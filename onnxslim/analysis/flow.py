@@ -20,10 +20,10 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim import flow_shapes, flow_values
+from onnxslim.analysis import flow_shapes, flow_values
+from onnxslim.analysis.operands import const_value
+from onnxslim.analysis.sizes import Shape, Size, Sum, Value, is_name
 from onnxslim.ir import Node
-from onnxslim.operands import const_value
-from onnxslim.sizes import Shape, Size, Sum, Value, is_name
 
 MOST_ELEMENTS: Final = 64  # of an integer tensor whose value is followed; shapes are far smaller
 
