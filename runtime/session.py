@@ -153,6 +153,10 @@ def _options(optimise: bool, threads: int | None) -> ort.SessionOptions:
     options.intra_op_num_threads = _default_threads() if threads is None else threads
     # a weight should not make the arena double its size
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    if not optimise:
+        # a MatMul whose weight is constant is packed for another kernel, which rounds differently:
+        # without packing, equal operators give equal bits whether a weight is computed or constant
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # threads that spin after a run would steal time from the model that is timed in turn
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
@@ -171,6 +175,7 @@ def _default_threads() -> int:
 
 def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[str]) -> Session:
     proto, payloads = model.skeleton()
+    _drop_unused(proto, {constant.name for constant in model.graph.unused})
     names: list[str] = []
     values: list[ort.OrtValue] = []
     embedded: list[tuple[onnx.TensorProto, wire.Payload]] = []
@@ -194,6 +199,14 @@ def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[s
         options.add_external_initializers(names, values)
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(providers))
     return Session(session, shapes, values)
+
+
+def _drop_unused(proto: onnx.ModelProto, unused: set[str]) -> None:
+    """Leave out initializers that nothing uses: onnxruntime drops them before it is given them."""
+    if unused:
+        kept = [tensor for tensor in proto.graph.initializer if tensor.name not in unused]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
 
 
 def _open_staged(

@@ -274,3 +274,30 @@ def test_placeholder_of_this_process_is_what_skeletons_carry() -> None:
     skeleton, _ = Model.load(proto).skeleton()
     entries = wire.external_entries(skeleton.graph.initializer[0])
     assert entries["location"] == wire.PLACEHOLDER
+
+
+def test_a_weight_gives_the_same_bits_whether_it_is_computed_or_constant() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((384, 512)).astype(np.float32)
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 384] x) => (float[N, 512] y) {
+        %s
+        y = Gemm (x, w)
+    }"""
+    results = []
+    for line, name in (("w = Identity (v)", "v"), ("", "w")):
+        proto = onnx.parser.parse_model(text % line)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+        with open_session(Model.load(proto), optimise=False) as session:
+            feeds = {"x": np.random.default_rng(1).standard_normal((9, 384)).astype(np.float32)}
+            results.append(session.run(feeds)["y"])
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_large_initializer_that_nothing_uses_is_no_obstacle() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }""")
+    unused = onnx.numpy_helper.from_array(np.zeros(5000, np.float32), "spare")
+    proto.graph.initializer.append(unused)
+    with open_session(Model.load(proto)) as session:
+        assert session.run({"x": np.ones((1, 4), np.float32)})["y"].shape == (1, 4)
