@@ -106,6 +106,7 @@ def compress(
     report = Report(
         command or f"onnxslim.compress(passes={str(pipeline)!r})", _versions(), before, before
     )
+    _note_defaults(source, report)
     prover = None
     if verify or measure:
         prover = _prover(
@@ -245,6 +246,17 @@ def _make_prover(
         verify=verify,
         progress=progress,
     )
+
+
+def _note_defaults(source: Model, report: Report) -> None:
+    """Say that initializers which callers may override are left alone."""
+    names = [t.name for t in source.graph.inputs if getattr(t, "default", None) is not None]
+    if names:
+        report.notes.append(
+            f"{len(names)} initializers are inputs as well (`{names[0]}`"
+            f"{', ...' if len(names) > 1 else ''}): callers may override them, so they were not "
+            "treated as constants. Remove them from the inputs to have them folded."
+        )
 
 
 def _prover(source: Model, report: Report, **options: object) -> RuntimeProver:
