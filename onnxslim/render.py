@@ -250,8 +250,8 @@ def _worst(values: Iterable[float]) -> float:
 
 
 def report_to_json(report: Report) -> dict[str, Json]:
-    """The report as plain data: what `--report` writes."""
-    return {
+    """The report as plain data: what `--report` writes. Infinities and NaN are strings in it."""
+    data: dict[str, Json] = {
         "onnxslim": onnxslim.__version__,
         "command": report.command,
         "versions": dict(report.versions),
@@ -266,6 +266,7 @@ def report_to_json(report: Report) -> dict[str, Json]:
         "floors_missed": list(report.floors_missed),
         "seconds": report.seconds,
     }
+    return {key: _finite(value) for key, value in data.items()}
 
 
 def json_text(data: Json) -> str:
