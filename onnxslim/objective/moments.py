@@ -1,0 +1,111 @@
+"""What the moments service returns: the second moments of the inputs of weight layers.
+
+For a layer y = W·x with calibration samples behind it:
+
+    second   H = E[x xᵀ], one matrix per group; block-diagonal where it would be too large
+    mean     E[x]
+    cross    E[y xᵀ], where y is what the same layer of a *reference* model returns for the same
+             samples (its bias taken off). With W the reference's weight and x₀ its input,
+             y = W·x₀, so cross = W·E[x₀ xᵀ]; without a reference cross = W·H follows from `second`
+    goal     E[y], with `energy` E[y²]
+
+Passes get them through `context.services["moments"]`, a `MomentsService`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from onnxslim.contract import Skip
+    from onnxslim.model import Model
+
+
+@dataclass(frozen=True)
+class BlockDiagonal:
+    """A symmetric matrix that is zero outside square blocks along its diagonal."""
+
+    blocks: tuple[np.ndarray, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return sum(len(block) for block in self.blocks)
+
+    def slices(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Each block with the range it covers."""
+        start = 0
+        for block in self.blocks:
+            yield slice(start, start + len(block)), block
+            start += len(block)
+
+
+Second = np.ndarray | BlockDiagonal
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Moments of one layer, float64.
+
+    Attributes:
+        layer: the layer's name.
+        seconds: H of each group, (columns, columns).
+        mean: E[x], (groups, columns).
+        count: how many x the moments were taken over.
+        cross: E[y xᵀ], (groups, rows, columns), with a reference model; else None.
+        goal: E[y], (groups, rows), with a reference model; else None.
+        energy: E[y²], (groups, rows), with a reference model; else None.
+        notes: what was simplified, in words for the report.
+    """
+
+    layer: str
+    seconds: tuple[Second, ...]
+    mean: np.ndarray
+    count: int
+    cross: np.ndarray | None = None
+    goal: np.ndarray | None = None
+    energy: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    def centered(self) -> LayerMoments:
+        """The moments of x − E[x] and y − E[y]: what is left to fit where a bias can be chosen.
+
+        The best bias for any weight Ŵ is E[y] − Ŵ·E[x]; with it, the error is that of the
+        centered moments.
+        """
+        seconds = tuple(_minus(h, mean) for h, mean in zip(self.seconds, self.mean, strict=True))
+        zero = np.zeros_like(self.mean)
+        if self.cross is None or self.goal is None or self.energy is None:
+            return LayerMoments(self.layer, seconds, zero, self.count, notes=self.notes)
+        # (g, rows, 1)·(g, 1, columns)
+        cross = self.cross - self.goal[:, :, None] * self.mean[:, None, :]
+        energy = self.energy - self.goal**2
+        nothing = np.zeros_like(self.goal)
+        return LayerMoments(
+            self.layer, seconds, zero, self.count, cross, nothing, energy, self.notes
+        )
+
+
+def _minus(second: Second, mean: np.ndarray) -> Second:
+    if isinstance(second, BlockDiagonal):
+        return BlockDiagonal(
+            tuple(block - np.outer(mean[at], mean[at]) for at, block in second.slices())
+        )
+    return second - np.outer(mean, mean)
+
+
+class MomentsService(Protocol):
+    """Streams moments over the calibration data; implemented by `runtime`."""
+
+    def __call__(
+        self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None
+    ) -> Iterator[LayerMoments | Skip]:
+        """Moments of the named layers of `model` (None: all), as few in memory at once as fit.
+
+        With `reference`, y of the layers of the same names there is what `cross` and `goal` hold.
+        A layer that cannot be observed gives a `Skip` with the reason.
+        """

@@ -1,0 +1,336 @@
+"""The one problem behind every lossy weight pass: the best Ŵ in some set, measured by its outputs.
+
+    minimise  E‖W·x − Ŵ·x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ,   H = E[x xᵀ]
+
+`Metric` is H made ready: damped just as far as its condition number asks for, dead inputs set
+apart, factored once. This module holds what all constraint sets share; `solver_masks` has zeros
+(pruning) and `solver_tables` tables and grids (clustering, quantizing). One matrix at a time,
+float64, rows = outputs.
+
+Where the input x̃ of the compressed model differs from x of the original, E‖W·x − Ŵ·x̃‖² is, up to
+a constant, tr (T − Ŵ) H̃ (T − Ŵ)ᵀ with T = W·E[x x̃ᵀ]·H̃⁻¹: only the target changes
+(`shifted_target`), so everything below works on a target and a metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from scipy import linalg
+
+from onnxslim.objective.moments import BlockDiagonal, Second
+
+MAX_CONDITION: Final = 1e6
+_DEAD: Final = 1e-12  # of the largest diagonal entry
+_CG_STEPS: Final = 6
+_DIRECT_SHARE: Final = 1.0  # of the work of conjugate gradients that a direct solution may take
+
+
+class Block:
+    """A diagonal block of a metric: damped, with dead inputs decoupled.
+
+    Attributes:
+        at: the columns it covers.
+        second: H there, as given.
+        dead: inputs that are always zero; their weights cost nothing.
+        damping: what was added to the diagonal.
+        matrix: the damped H; for dead inputs a diagonal entry alone.
+    """
+
+    def __init__(self, at: slice, second: np.ndarray, max_condition: float) -> None:
+        self.at = at
+        self.second = np.asarray(second, np.float64)
+        diagonal = np.diagonal(self.second)
+        peak = float(diagonal.max(initial=0.0))
+        self.dead = diagonal <= _DEAD * peak
+        largest = _largest_eigenvalue(self.second.__matmul__, len(self.second))
+        self._alone = largest or 1.0  # the entry of a dead input
+        self.damping = 0.0
+        self.matrix = self._damped()
+        factor = _inverse_factor(self.matrix)
+        smallest = 0.0 if factor is None else _smallest_eigenvalue(factor)
+        if largest > max_condition * smallest:
+            # (largest + d) / (smallest + d) = max_condition
+            self.damping = (largest - max_condition * smallest) / (max_condition - 1)
+            self.matrix = self._damped()
+            factor = _inverse_factor(self.matrix)
+        if factor is None:
+            raise linalg.LinAlgError("The moments are not positive semidefinite.")
+        self._factor = factor
+
+    def _damped(self) -> np.ndarray:
+        matrix = self.second.copy()
+        matrix[self.dead] = 0.0
+        matrix[:, self.dead] = 0.0
+        index = np.arange(len(matrix))
+        matrix[index, index] += np.where(self.dead, self._alone, self.damping)
+        return matrix
+
+    def inverse_factor(self, order: np.ndarray | None = None) -> np.ndarray:
+        """Upper triangular U with Uᵀ·U the inverse of the matrix, its columns in `order`."""
+        if order is None:
+            return self._factor
+        factor = _inverse_factor(self.matrix[np.ix_(order, order)])
+        assert factor is not None  # a permutation of a matrix that could be factored
+        return factor
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """The inverse of the damped matrix."""
+        return np.asarray(self._factor.T @ self._factor)
+
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """`right` times the inverse of the damped matrix."""
+        return np.asarray((right @ self._factor.T) @ self._factor)
+
+
+class Metric:
+    """What a change of weights costs in the output: H, or the identity where there is none.
+
+    Args:
+        second: H; None: the identity, which is what passes use without calibration data.
+        size: number of inputs.
+        max_condition: H is damped by the least d that brings the condition number of H + d·I
+            below this.
+    """
+
+    def __init__(
+        self, second: Second | None, size: int, max_condition: float = MAX_CONDITION
+    ) -> None:
+        self.size = size
+        self.is_identity = second is None
+        if second is None:
+            self.blocks: tuple[Block, ...] = ()
+            return
+        whole = BlockDiagonal((second,)) if isinstance(second, np.ndarray) else second
+        if whole.size != size:
+            raise ValueError(f"The moments have {whole.size} inputs, the weight has {size}.")
+        self.blocks = tuple(Block(at, part, max_condition) for at, part in whole.slices())
+
+    @cached_property
+    def diagonal(self) -> np.ndarray:
+        """Diagonal of H, undamped."""
+        if self.is_identity:
+            return np.ones(self.size)
+        return np.concatenate([np.diagonal(block.second) for block in self.blocks])
+
+    @cached_property
+    def inverse_diagonal(self) -> np.ndarray:
+        """Diagonal of the inverse of the damped H."""
+        if self.is_identity:
+            return np.ones(self.size)
+        parts = [np.einsum("ij,ij->j", u, u) for u in (b.inverse_factor() for b in self.blocks)]
+        return np.concatenate(parts)
+
+    @cached_property
+    def dead(self) -> np.ndarray:
+        """Inputs that are always zero."""
+        if self.is_identity:
+            return np.zeros(self.size, bool)
+        return np.concatenate([block.dead for block in self.blocks])
+
+    @property
+    def damping(self) -> float:
+        """The largest value added to a diagonal."""
+        return max((block.damping for block in self.blocks), default=0.0)
+
+    def times(self, left: np.ndarray) -> np.ndarray:
+        """`left` times the damped H."""
+        if self.is_identity:
+            return left
+        return np.concatenate([left[:, b.at] @ b.matrix for b in self.blocks], axis=1)
+
+    def cost_by_row(self, change: np.ndarray) -> np.ndarray:
+        """What adding `change` to the weight does to each output: its mean squared error."""
+        if self.is_identity:
+            return np.asarray(np.einsum("ij,ij->i", change, change))
+        cost = np.zeros(len(change))
+        for block in self.blocks:
+            part = change[:, block.at]
+            cost += np.einsum("ij,ij->i", part @ block.second, part)
+        return np.maximum(cost, 0.0)
+
+
+def objective(target: np.ndarray, weight: np.ndarray, metric: Metric) -> float:
+    """The error tr (target − weight) H (target − weight)ᵀ, with H undamped."""
+    return float(metric.cost_by_row(np.asarray(target, np.float64) - weight).sum())
+
+
+def shifted_target(weight: np.ndarray, cross: np.ndarray, metric: Metric) -> np.ndarray:
+    """The unconstrained best weight when the input is not the one that `weight` was made for.
+
+    Args:
+        weight: of the original layer; where the data says nothing, the result stays near it.
+        cross: E[y x̃ᵀ], y the original layer's output and x̃ the new input.
+        metric: of x̃.
+    """
+    weight = np.asarray(weight, np.float64)
+    if metric.is_identity:
+        return weight
+    result = weight.copy()
+    for block in metric.blocks:
+        part = weight[:, block.at]
+        result[:, block.at] += block.solve(cross[:, block.at] - part @ block.second)
+    return result
+
+
+def residual(target: np.ndarray, cross: np.ndarray, energy: np.ndarray) -> float:
+    """The error that even `target` leaves: what to add to `objective` for E‖y − Ŵ·x̃‖².
+
+    Args:
+        target: from `shifted_target`.
+        cross: E[y x̃ᵀ].
+        energy: E[y²] of each row.
+    """
+    return max(0.0, float(energy.sum() - np.einsum("ij,ij->", target, cross)))
+
+
+def bias_shift(
+    weight: np.ndarray, changed: np.ndarray, mean: np.ndarray, new_mean: np.ndarray | None = None
+) -> np.ndarray:
+    """What to add to the bias so that the mean output stays: W·E[x] − Ŵ·E[x̃].
+
+    Args:
+        weight: of the original layer.
+        changed: the weight now.
+        mean: E[x] in the original.
+        new_mean: E[x̃] now; None: the same.
+    """
+    new_mean = mean if new_mean is None else new_mean
+    return np.asarray(weight @ mean - changed @ new_mean)
+
+
+def refit(
+    target: np.ndarray, metric: Metric, support: np.ndarray, start: np.ndarray | None = None
+) -> np.ndarray:
+    """The best weight that is zero outside `support`.
+
+    Solves the normal equations of each row, of all rows with the same support together. Where that
+    would be too much work, a few steps of conjugate gradients: each of them lowers the error.
+
+    Args:
+        target: the unconstrained optimum.
+        metric: of the inputs.
+        support: (rows, columns), or (columns,) for all rows alike; true where a weight may be set.
+        start: a weight to begin conjugate gradients at.
+    """
+    target = np.asarray(target, np.float64)
+    support = np.broadcast_to(np.asarray(support, bool), target.shape)
+    if metric.is_identity:
+        return np.where(support, target, 0.0)
+    result = np.zeros_like(target)
+    for block in metric.blocks:
+        part = support[:, block.at]
+        groups = _equal_rows(part)
+        work = sum(float(part[rows[0]].sum()) ** 3 / 3 for rows in groups)
+        if work > _DIRECT_SHARE * 2 * _CG_STEPS * len(target) * float(len(block.matrix)) ** 2:
+            first = None if start is None else start[:, block.at]
+            result[:, block.at] = _descend(target[:, block.at], block, part, first)
+        else:
+            result[:, block.at] = _solve_groups(target[:, block.at], block, part, groups)
+    return result
+
+
+def whitening(metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """R and its inverse with H + d·I = R·Rᵀ: the error of Ŵ is the plain norm of (W − Ŵ)·R.
+
+    The best Ŵ of rank r is therefore the truncated SVD of W·R, times the inverse of R.
+    """
+    if metric.is_identity:
+        return np.eye(metric.size), np.eye(metric.size)
+    inverses = [block.inverse_factor() for block in metric.blocks]
+    factors = [linalg.solve_triangular(u, np.eye(len(u)), check_finite=False) for u in inverses]
+    return linalg.block_diag(*factors), linalg.block_diag(*inverses)
+
+
+# ---------------------------------------------------------------------------- inside
+
+
+def _largest_eigenvalue(
+    times: Callable[[np.ndarray], np.ndarray], size: int, steps: int = 30
+) -> float:
+    """By power iteration, to a few per cent: enough for damping."""
+    vector = np.random.default_rng(0).standard_normal(size)
+    value = 0.0
+    for _ in range(steps):
+        norm = float(np.linalg.norm(vector))
+        if norm == 0.0:
+            return 0.0
+        vector = times(vector / norm)
+        value = float(np.linalg.norm(vector))
+    return value
+
+
+def _smallest_eigenvalue(inverse_factor: np.ndarray) -> float:
+    upper = inverse_factor
+    return 1 / _largest_eigenvalue(lambda vector: upper.T @ (upper @ vector), len(upper))
+
+
+def _inverse_factor(matrix: np.ndarray) -> np.ndarray | None:
+    """Upper triangular U with Uᵀ·U = matrix⁻¹, None when it is not positive definite.
+
+    With the order of rows and columns reversed, Cholesky's factor L gives matrix = R·Rᵀ for an
+    upper triangular R, and U = R⁻¹: the inverse itself is never formed.
+    """
+    lower, info = linalg.lapack.dpotrf(matrix[::-1, ::-1], lower=1, clean=1)
+    if info:
+        return None
+    upper, info = linalg.lapack.dtrtri(np.asfortranarray(lower[::-1, ::-1]), lower=0)
+    return None if info else np.ascontiguousarray(upper)
+
+
+def _equal_rows(support: np.ndarray) -> list[np.ndarray]:
+    """Indices of the rows of each distinct support."""
+    packed = np.packbits(support, axis=1)
+    _, which = np.unique(packed, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    order = np.argsort(which, kind="stable")
+    edges = np.flatnonzero(np.diff(which[order])) + 1
+    return np.split(order, edges)
+
+
+def _solve_groups(
+    target: np.ndarray, block: Block, support: np.ndarray, groups: list[np.ndarray]
+) -> np.ndarray:
+    cross = target @ block.matrix
+    result = np.zeros_like(target)
+    for rows in groups:
+        columns = np.flatnonzero(support[rows[0]])
+        if not len(columns):
+            continue
+        inner = block.matrix[np.ix_(columns, columns)]
+        factor = linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
+        right = cross[np.ix_(rows, columns)].T
+        result[np.ix_(rows, columns)] = linalg.cho_solve(factor, right, check_finite=False).T
+    return result
+
+
+def _descend(
+    target: np.ndarray,
+    block: Block,
+    support: np.ndarray,
+    start: np.ndarray | None,
+    steps: int = _CG_STEPS,
+    tolerance: float = 1e-8,
+) -> np.ndarray:
+    """Conjugate gradients on all rows at once, preconditioned by the diagonal."""
+    weight = np.where(support, target if start is None else start, 0.0)
+    scale = 1 / np.diagonal(block.matrix)
+    gradient = np.where(support, (target - weight) @ block.matrix, 0.0)
+    first = np.einsum("ij,ij->i", gradient * scale, gradient)
+    step, strength = gradient * scale, first
+    for _ in range(steps):
+        if np.all(strength <= tolerance**2 * np.maximum(first, 1e-300)):
+            break
+        image = np.where(support, step @ block.matrix, 0.0)
+        curvature = np.einsum("ij,ij->i", step, image)
+        length = np.divide(strength, curvature, out=np.zeros_like(strength), where=curvature > 0)
+        weight += length[:, None] * step
+        gradient -= length[:, None] * image
+        before, strength = strength, np.einsum("ij,ij->i", gradient * scale, gradient)
+        ratio = np.divide(strength, before, out=np.zeros_like(strength), where=before > 0)
+        step = gradient * scale + ratio[:, None] * step
+    return weight

@@ -1,0 +1,416 @@
+"""Second moments of the inputs of weight layers, streamed from calibration samples.
+
+What may change here: how many rows of a map are looked at, and in which order layers are swept.
+
+The layers' input tensors become outputs of a copy of the model; their rows (see `unfold`) go into
+sums in float64. Layers that read the same tensor in the same way share one matrix. Memory holds one
+run, one chunk of rows, and the sums of as many layers as fit into `budget_bytes`; if they do not
+all fit, the samples are gone through again for the rest.
+
+Products are taken in float64 up to 1024 features; above, in float32 over chunks of rows, each added
+to a float64 sum: rounding of 1e-7 of the largest entry, far below what sampling leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+from typing import Final
+
+import numpy as np
+
+from onnxslim.analysis.layers import ConvPatches, Unfolding, WeightLayer
+from onnxslim.analysis.operands import const_array, is_present
+from onnxslim.contract import Skip
+from onnxslim.errors import UsageError
+from onnxslim.model import Model
+from onnxslim.objective.moments import BlockDiagonal, LayerMoments, Second
+from onnxslim.runtime.calibration import Sample
+from onnxslim.runtime.session import Feeds, Outputs, Session
+from onnxslim.runtime.taps import Taps, read, why_hidden
+from onnxslim.runtime.unfold import Rows, unfold_input, unfold_output
+
+_EXACT_FEATURES: Final = 1024
+_CHUNK_ITEMS: Final = 1 << 22
+_CHEAP_PRODUCTS: Final = 1 << 24  # a sample, of one layer
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the sums may cost.
+
+    Attributes:
+        budget_bytes: of all sums held at once; one layer's sums are held whatever they take.
+        max_features: above this, H is kept as a block-diagonal matrix of blocks no larger.
+        patches: rows of one sample that are looked at, drawn with the seed; more where rows are
+            short (as long as features² · rows stays below 2^24).
+    """
+
+    budget_bytes: int = 2 << 30
+    max_features: int = 16384
+    patches: int = 256
+
+
+def stream_moments(
+    model: Model,
+    samples: Callable[[], Iterable[Sample]],
+    layers: Sequence[str] | None = None,
+    *,
+    reference: Model | None = None,
+    limits: Limits | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Iterator[LayerMoments | Skip]:
+    """Moments of the weight layers of `model`.
+
+    Args:
+        model: the model as it is now.
+        samples: starts a new pass over the calibration data; it must give the same every time.
+        layers: names, as `weight_layers` gives them; None: all.
+        reference: the original model: `cross`, `goal` and `energy` tell what its layers of the
+            same names return for the same samples.
+        limits: memory and sampling.
+        seed: of the choice of rows.
+        threads: of onnxruntime.
+
+    Yields:
+        The moments of each layer, or why there are none, a sweep at a time.
+
+    Raises:
+        UsageError: there is no layer of a given name.
+        RuntimeFailure: onnxruntime refuses the model or fails on a sample.
+    """
+    limits = limits or Limits()
+    listing = Taps(model)
+    skips = [skip for skip in listing.skips if layers is None or skip.node in layers]
+    yield from skips
+    wanted = _wanted(listing, layers, {skip.node for skip in skips})
+    original = None if reference is None else Taps(reference)
+    groups: dict[tuple[int, Unfolding], list[WeightLayer]] = {}
+    for layer in wanted:
+        why = _why_not(layer, original)
+        if why is not None:
+            yield Skip(layer.name, why)
+            continue
+        groups.setdefault((id(layer.data_tensor), layer.unfolding), []).append(layer)
+    with_cross = reference is not None
+    for sweep in _sweeps(list(groups.values()), limits, with_cross=with_cross):
+        streams = _Streams(model, reference, sweep, limits)
+        streams.run(samples(), seed, threads)
+        yield from streams.results()
+
+
+def _wanted(listing: Taps, names: Sequence[str] | None, known: set[str]) -> list[WeightLayer]:
+    if names is None:
+        return list(listing.layers.values())
+    for name in names:
+        if name not in listing.layers and name not in known:
+            raise UsageError(f"The model has no weight layer `{name}`.")
+    chosen = set(names)
+    return [layer for name, layer in listing.layers.items() if name in chosen]
+
+
+def _why_not(layer: WeightLayer, original: Taps | None) -> str | None:
+    if not all(node.op == "If" and node.is_onnx for node, _ in layer.bodies):
+        return why_hidden(layer)
+    if original is None:
+        return None
+    twin = original.layers.get(layer.name)
+    if twin is None:
+        return "the original model has no layer of this name"
+    if (twin.groups, twin.rows) != (layer.groups, layer.rows):
+        return "it returns another number of channels than in the original model"
+    bias = _bias(twin)
+    return bias if isinstance(bias, str) else None
+
+
+def _sweeps(
+    groups: list[list[WeightLayer]], limits: Limits, *, with_cross: bool
+) -> Iterator[list[list[WeightLayer]]]:
+    """Layers in order, as many at a time as the budget allows."""
+    sweep: list[list[WeightLayer]] = []
+    taken = 0
+    for group in groups:
+        needed = _sum_bytes(group, limits, with_cross=with_cross)
+        if sweep and taken + needed > limits.budget_bytes:
+            yield sweep
+            sweep, taken = [], 0
+        sweep.append(group)
+        taken += needed
+    if sweep:
+        yield sweep
+
+
+def _sum_bytes(group: list[WeightLayer], limits: Limits, *, with_cross: bool) -> int:
+    first = group[0]
+    slices = _blocks(first.columns, limits.max_features)
+    widths: list[int] = [at.stop - at.start for at in slices]
+    items = first.groups * sum(width**2 for width in widths)
+    if with_cross:
+        items += sum(layer.size for layer in group)
+    return items * 8
+
+
+def _blocks(features: int, largest: int) -> list[slice]:
+    """Near-equal ranges, none above `largest`."""
+    count = -(-features // largest)
+    edges = [round(i * features / count) for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+# ---------------------------------------------------------------------------- sums
+
+
+@dataclass
+class _Output:
+    """Sums over y of one layer of the reference."""
+
+    layer: WeightLayer
+    key: str
+    unfolding: Unfolding
+    bias: np.ndarray
+    cross: np.ndarray
+    total: np.ndarray
+    squares: np.ndarray
+
+
+@dataclass
+class _Input:
+    """Sums over x of the layers that read one tensor in one way."""
+
+    layers: list[WeightLayer]
+    key: str
+    limits: Limits
+    outputs: list[_Output] = field(default_factory=list)
+    count: int = 0
+    seen: int = 0
+    thinned: bool = False
+
+    def __post_init__(self) -> None:
+        first = self.layers[0]
+        self.unfolding = first.unfolding
+        self.slices = _blocks(first.columns, self.limits.max_features)
+        self.total = np.zeros((first.groups, first.columns))
+        self.seconds = [
+            np.zeros((first.groups, s.stop - s.start, s.stop - s.start)) for s in self.slices
+        ]
+        self.exact = max(s.stop - s.start for s in self.slices) <= _EXACT_FEATURES
+
+    def cap(self) -> int:
+        """Rows of one sample."""
+        products = self.layers[0].groups * self.layers[0].columns ** 2
+        return max(self.limits.patches, _CHEAP_PRODUCTS // products)
+
+    def add(self, rows: Rows, outputs: Sequence[Rows], index: np.ndarray) -> None:
+        """Add the rows at `index`."""
+        size = max(1, _CHUNK_ITEMS // (rows.features * rows.groups))
+        dtype = np.float64 if self.exact else np.float32
+        for start in range(0, len(index), size):
+            part = index[start : start + size]
+            x = rows.take(part).astype(dtype, copy=False)  # (g, rows, features)
+            self._add_inputs(x)
+            for output, source in zip(self.outputs, outputs, strict=True):
+                y = source.take(part)
+                output.cross += _cross(y.astype(dtype, copy=False), x)
+                output.total += y.sum(axis=1, dtype=np.float64)
+                output.squares += np.square(y, dtype=np.float64).sum(axis=1)
+        self.count += len(index)
+
+    def _add_inputs(self, x: np.ndarray) -> None:
+        self.total += x.sum(axis=1, dtype=np.float64)
+        for at, second in zip(self.slices, self.seconds, strict=True):
+            second += _cross(x[:, :, at], x[:, :, at])
+
+    def results(self) -> Iterator[LayerMoments | Skip]:
+        """The moments of every layer."""
+        outputs: Sequence[_Output | None] = self.outputs or [None] * len(self.layers)
+        finite = np.isfinite(self.total).all() and all(np.isfinite(s).all() for s in self.seconds)
+        seconds = self._seconds() if self.count and finite else ()
+        for layer, output in zip(self.layers, outputs, strict=True):
+            if not self.count:
+                yield Skip(layer.name, "no calibration sample reaches it")
+            elif not finite or (output is not None and not np.isfinite(output.squares).all()):
+                yield Skip(layer.name, "its input or output is not finite on calibration data")
+            else:
+                yield self._moments(layer, output, seconds)
+
+    def _seconds(self) -> tuple[Second, ...]:
+        for second in self.seconds:
+            second /= self.count
+            second.flags.writeable = False
+        if len(self.slices) == 1:
+            return tuple(self.seconds[0])
+        groups = range(self.layers[0].groups)
+        return tuple(BlockDiagonal(tuple(s[group] for s in self.seconds)) for group in groups)
+
+    def _moments(
+        self, layer: WeightLayer, output: _Output | None, seconds: tuple[Second, ...]
+    ) -> LayerMoments:
+        mean = self.total / self.count
+        if output is None:
+            return LayerMoments(layer.name, seconds, mean, self.count, notes=self._notes())
+        bias = output.bias
+        raw = output.total / self.count
+        # with b taken off: E[(y − b)xᵀ] and E[(y − b)²]
+        cross = output.cross / self.count - bias[:, :, None] * mean[:, None, :]
+        energy = output.squares / self.count - 2 * bias * raw + bias**2
+        return LayerMoments(
+            layer.name, seconds, mean, self.count, cross, raw - bias, energy, self._notes()
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        if len(self.slices) > 1:
+            notes.append(
+                f"moments of {self.layers[0].columns} features are kept in {len(self.slices)} "
+                "blocks; what links the blocks is left out"
+            )
+        if self.thinned:
+            notes.append(f"{self.count} of {self.seen} positions were looked at")
+        return tuple(notes)
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Σ over rows of a_row ⊗ b_row: (g, rows, m) and (g, rows, n) give (g, m, n)."""
+    if len(a) == 1:  # for aᵀa BLAS then computes one triangle only
+        product: np.ndarray = a[0].T @ b[0]
+        return product[None]
+    return np.asarray(np.matmul(a.swapaxes(1, 2), b))
+
+
+# ---------------------------------------------------------------------------- sweeps
+
+
+class _Streams:
+    """One sweep: the sessions, and the sums that they fill."""
+
+    def __init__(
+        self,
+        model: Model,
+        reference: Model | None,
+        sweep: list[list[WeightLayer]],
+        limits: Limits,
+    ) -> None:
+        self.taps = Taps(model)
+        self.reference = None if reference is None else Taps(reference)
+        self.inputs: list[_Input] = []
+        for group in sweep:
+            own = self.taps.layers[group[0].name]
+            item = _Input(group, _tapped(self.taps, own.data_tensor, own), limits)
+            if self.reference is not None:
+                item.outputs = [_output(self.reference, layer) for layer in group]
+            self.inputs.append(item)
+
+    def run(self, samples: Iterable[Sample], seed: int, threads: int | None) -> None:
+        """Fill the sums."""
+        with ExitStack() as stack:
+            sessions = [
+                None if taps is None else _entered(stack, taps.open(threads))
+                for taps in (self.taps, self.reference)
+            ]
+            first = 0
+            for sample in samples:
+                seen, wished = (_run(session, sample.feeds) for session in sessions)
+                self._add(sample, first, seed, seen, wished)
+                first += sample.rows
+
+    def _add(self, sample: Sample, first: int, seed: int, seen: Outputs, wished: Outputs) -> None:
+        for item in self.inputs:
+            array = read(item.key, sample.feeds, seen)
+            results = [(o, read(o.key, sample.feeds, wished)) for o in item.outputs]
+            if not array.size or any(not result.size for _, result in results):
+                continue  # an If that took the other branch
+            rows = unfold_input(array, item.unfolding)
+            outputs = [unfold_output(result, output.unfolding) for output, result in results]
+            if any(output.count != rows.count for output in outputs):
+                continue  # other positions than in the original: nothing to compare
+            index = chosen_rows(rows.count, sample.rows, first, item.cap(), seed)
+            item.seen += rows.count
+            item.thinned = item.thinned or len(index) < rows.count
+            item.add(rows, outputs, index)
+
+    def results(self) -> Iterator[LayerMoments | Skip]:
+        """What the sums say; frees them as it goes."""
+        while self.inputs:
+            yield from self.inputs.pop(0).results()
+
+
+def _entered(stack: ExitStack, session: Session | None) -> Session | None:
+    return None if session is None else stack.enter_context(session)
+
+
+def _run(session: Session | None, feeds: Feeds) -> Outputs:
+    return {} if session is None else session.run(feeds)
+
+
+def _tapped(taps: Taps, tensor: object, layer: WeightLayer) -> str:
+    key = taps.tap(tensor, layer)
+    assert key is not None, layer.name  # `_why_not` has looked
+    return key
+
+
+def _output(reference: Taps, layer: WeightLayer) -> _Output:
+    twin = reference.layers[layer.name]
+    bias = _bias(twin)
+    assert isinstance(bias, np.ndarray), layer.name  # `_why_not` has looked
+    shape = (layer.groups, layer.rows)
+    return _Output(
+        layer,
+        _tapped(reference, twin.node.outputs[0], twin),
+        twin.unfolding,
+        bias,
+        np.zeros((*shape, layer.columns)),
+        np.zeros(shape),
+        np.zeros(shape),
+    )
+
+
+def _bias(layer: WeightLayer) -> np.ndarray | str:
+    """The layer's bias as (groups, rows), float64, or why it has none of that form."""
+    shape = (layer.groups, layer.rows)
+    if layer.bias is None or not is_present(layer.node, layer.bias):
+        return np.zeros(shape)
+    array = const_array(layer.node.inputs[layer.bias])
+    if array is None:
+        return "its bias is computed at run time in the original model"
+    values = np.asarray(array, np.float64)
+    if isinstance(layer.unfolding, ConvPatches):
+        return values.reshape(shape)
+    values = values * float(layer.node.attrs.get("beta", 1.0))
+    columns_last = layer.unfolding.out_axis == -1
+    matrix = values.reshape((1,) * (2 - values.ndim) + values.shape)
+    along, across = (1, 0) if columns_last else (0, 1)
+    if matrix.shape[across] != 1:
+        return "its bias is a matrix"
+    flat = matrix.reshape(matrix.shape[along])
+    return np.broadcast_to(flat, prod(shape)).reshape(shape)
+
+
+def chosen_rows(count: int, samples: int, first: int, cap: int, seed: int) -> np.ndarray:
+    """Which of `count` rows to look at: up to `cap` of each sample.
+
+    The choice for a sample depends on its number and on the seed, not on the batch that it is in.
+
+    Args:
+        count: rows in this run.
+        samples: samples in this run; their rows follow each other.
+        first: number of the first of them.
+        cap: the most rows of one sample.
+        seed: of the choice.
+    """
+    if count <= cap * samples:
+        return np.arange(count)
+    parts = samples if count % samples == 0 else 1
+    each, limit = count // parts, cap * samples // parts
+    chosen = [
+        part * each + _draw(each, limit, np.random.default_rng((seed, first + part)))
+        for part in range(parts)
+    ]
+    return np.concatenate(chosen)
+
+
+def _draw(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    return np.sort(rng.choice(count, size, replace=False, shuffle=False))
