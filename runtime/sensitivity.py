@@ -72,4 +72,5 @@ def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return array
     up = rng.integers(0, 2, array.shape).astype(bool)
     towards = np.where(up, np.inf, -np.inf).astype(array.dtype)
-    return np.nextafter(array, towards)
+    moved: np.ndarray = np.nextafter(array, towards)
+    return moved

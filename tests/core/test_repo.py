@@ -182,14 +182,3 @@ def test_table_of_contents_lists_every_pass_module_in_order() -> None:
 def defines_a_pass(stem: str) -> bool:
     source = (ROOT / "passes" / f"{stem}.py").read_text("utf-8")
     return re.search(r"^class \w+\((Pass|Preset)\)", source, re.MULTILINE) is not None
-
-
-def test_every_package_folder_is_installed() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
-    package = {folder: name for name, folder in declared["package-dir"].items()}
-    found = [
-        init.parent.relative_to(ROOT).parts
-        for folder in package
-        for init in (ROOT / folder).rglob("__init__.py")
-    ]
-    assert {".".join((package[top], *rest)) for top, *rest in found} == set(declared["packages"])
