@@ -61,31 +61,12 @@ def test_sum_of_a_sum_is_one() -> None:
     assert result.fidelity is Fidelity.CLOSE
 
 
-@pytest.mark.parametrize(
-    ("node", "result"),
-    [
-        ("AveragePool <kernel_shape = [4, 5]> (x)", "GlobalAveragePool (x)"),
-        ("MaxPool <kernel_shape = [4, 5], strides = [2, 2]> (x)", "GlobalMaxPool (x)"),
-    ],
-)
-def test_whole_map_is_pooled_globally(node: str, result: str) -> None:
-    assert_rewrites(
-        f"{HEADER} g (float[N, 3, 4, 5] x) => (float[N, 3, 1, 1] y) {{ y = {node} }}",
+@pytest.mark.parametrize("pool", ["GlobalAveragePool", "AveragePool <kernel_shape = [4, 5]>"])
+def test_global_pooling_stays_as_it_is(pool: str) -> None:
+    """A Reduce would be a node less, and slower behind a Conv."""
+    assert_declines(
+        f"{HEADER} g (float[N, 3, 4, 5] x) => (float[N, 3] y) {{ a = {pool} (x) y = Flatten (a) }}",
         FuseReductions(),
-        f"{HEADER} g (float[N, 3, 4, 5] x) => (float[N, 3, 1, 1] y) {{ y = {result} }}",
-    )
-
-
-@pytest.mark.parametrize(
-    ("pool", "reduce"), [("GlobalAveragePool", "ReduceMean"), ("GlobalMaxPool", "ReduceMax")]
-)
-def test_flat_result_of_global_pooling_is_a_reduction(pool: str, reduce: str) -> None:
-    assert_rewrites(
-        f"{HEADER} g (float[N, 3, H, W] x) => (float[N, 3] y) {{ a = {pool} (x) y = Flatten (a) }}",
-        FuseReductions(),
-        f"""{HEADER} g (float[N, 3, H, W] x) => (float[N, 3] y) {{
-            y = {reduce} <axes = [2, 3], keepdims = 0> (x)
-        }}""",
     )
 
 
@@ -113,12 +94,6 @@ def test_flat_result_of_global_pooling_is_a_reduction(pool: str, reduce: str) ->
                 y = ReduceSum <keepdims = 0> (a, two)
             }""",
             "differ in keepdims",
-        ),
-        (
-            """g (float[N, 3, 4, 4] x) => (float[N, 3, A, B] y) {
-                y = AveragePool <kernel_shape = [4, 4], pads = [1, 1, 1, 1]> (x)
-            }""",
-            "pads",
         ),
         (
             """g (float[N, 3, H, 4] x) => (float[N, 3, A, 1] y) {
