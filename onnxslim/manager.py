@@ -154,10 +154,12 @@ class _Runner:
     def unit(self, current: Model, steps: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
         """Run steps that are judged together: what prepares, and what it prepares for."""
         latest, runs, comparisons = current, [], []
+        promised = Fidelity.EXACT  # outputs are compared with those of the last commit
         for step in steps:
             self.progress(f"{step}")
             run = self.execute(step, latest)
-            comparison = self.verify(step, latest, run) if run.changed else None
+            comparison = self.verify(step, latest, run, promised) if run.changed else None
+            promised = max(promised, run.fidelity)
             runs.append(run)
             comparisons.append(comparison)
             latest = run.model if run.changed else latest
@@ -290,17 +292,20 @@ class _Runner:
         if before is not None and not result.changed and fingerprint(model.graph) != before:
             raise _PassFailed("changed the graph and reported no change")
 
-    def verify(self, step: Pass, before: Model, run: _Run) -> Comparison | None:
-        """Hold the candidate against the promise.
+    def verify(
+        self, step: Pass, before: Model, run: _Run, promised: Fidelity = Fidelity.EXACT
+    ) -> Comparison | None:
+        """Hold the candidate against the promise, no stronger than what was `promised` before.
 
         Raises:
             PromiseBroken: it is broken; the member to blame was found and a reproducer written.
         """
-        reason, comparison = self.examine(before, run.model, run.fidelity)
+        fidelity = max(promised, run.fidelity)
+        reason, comparison = self.examine(before, run.model, fidelity)
         if reason is None:
             return comparison
         if isinstance(step, Preset):
-            self.blame(step, before)
+            self.blame(step, before, promised)
         raise self.broken(step, reason, before)
 
     def examine(
@@ -318,14 +323,13 @@ class _Runner:
             return f"made a model that does not run: {error}", None
         return comparison.broken, comparison
 
-    def blame(self, preset: Preset, source: Model) -> None:
+    def blame(self, preset: Preset, source: Model, fidelity: Fidelity) -> None:
         """Replay `preset` with a check after each change; raise for the first that fails.
 
         Raises:
             PromiseBroken: naming the member, with the model right before it as reproducer.
         """
         run = _Run(source.clone(), [_Part(member) for member in preset.members()], 0.0)
-        fidelity = Fidelity.EXACT
         for part, model in self.turns(preset, run):
             good = model.clone()
             done = len(part.changes)

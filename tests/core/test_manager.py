@@ -296,6 +296,19 @@ def test_a_pass_that_prepares_is_judged_with_what_follows(
     assert result.graph.doc_string == ""
 
 
+def test_an_exact_step_behind_a_lossy_one_is_held_to_the_weaker_promise(
+    tmp_path: Path, prover: RuntimeProver
+) -> None:
+    _, steps = _run(
+        tmp_path,
+        prover,
+        _edit(_scale_weight, prepares=True, fidelity=Fidelity.LOSSY),
+        _RenameNodes(),
+        policy=Policy(force=True),
+    )
+    assert [step.committed for step in steps] == [True, True]
+
+
 class _SlowWith(RuntimeProver):
     """Finds a model slower when a node bears a given name."""
 
