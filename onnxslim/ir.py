@@ -15,7 +15,7 @@ pass is written against graphsurgeon's documented attributes: `node.op`, `node.a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -315,8 +315,6 @@ class Graph(gs.Graph):
         extra: a GraphProto with what graphsurgeon does not model, or None.
         local_functions: the model's FunctionProtos, shared by all its graphs, never edited.
     """
-
-    IDENTITY: ClassVar[bool] = True
 
     def __init__(self, **kwargs: Any) -> None:
         self.unused: list[Constant] = []

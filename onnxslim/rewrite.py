@@ -48,7 +48,6 @@ class Rewriter:
         self._queued: set[Node] = set()
         self._names: set[str] | None = None
         self._numbers: dict[str, int] = {}
-        self._reordered = False
         for current in walk_graphs(graph):
             self._register(current)
 
@@ -230,12 +229,7 @@ class Rewriter:
         old = node.outputs[0]
         if not self.can_substitute(node, new):
             return self._as_constant_node(node, new, what, fidelity)
-        users = list(old.outputs)
-        for user in users:
-            for index, tensor in enumerate(user.inputs):
-                if tensor is old:
-                    user.inputs[index] = new
-            self._touch(user)
+        self._redirect(old, new)
         if isinstance(new, gs.Variable) and isinstance(old, gs.Variable):
             new.dtype = old.dtype if new.dtype is None else new.dtype
             new.shape = old.shape if new.shape is None else new.shape
@@ -287,10 +281,7 @@ class Rewriter:
 
     def _substitute_formal(self, body: Graph, formal: gs.Tensor, actual: gs.Tensor) -> None:
         """Let `body`, and what is nested in it, use `actual` for its input `formal`."""
-        for user in list(formal.outputs):
-            for index, tensor in enumerate(user.inputs):
-                if tensor is formal:
-                    user.inputs[index] = actual
+        self._redirect(formal, actual)
         for graph in walk_graphs(body):
             for index, tensor in enumerate(graph.outputs):
                 if tensor is formal:
@@ -419,13 +410,17 @@ class Rewriter:
             self._inserted.setdefault(node, []).append(bridge)
             self._touch(bridge)
             return
+        self._redirect(old, new)
+        if self.is_output(old):
+            self._take_name(old, new)
+
+    def _redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Let every node that uses `old` use `new`, and visit it again."""
         for user in list(old.outputs):
             for index, tensor in enumerate(user.inputs):
                 if tensor is old:
                     user.inputs[index] = new
             self._touch(user)
-        if self.is_output(old):
-            self._take_name(old, new)
 
     def _unique_names(self, nodes: Sequence[Node], body: gs.Graph) -> None:
         """Rename what `nodes`, moved out of `body`, bring along where a name is taken already."""
