@@ -143,22 +143,24 @@ class Rewriter:
         dtype: Any = None,
         shape: Sequence[int | str | None] | None = None,
         outputs: int = 1,
+        domain: str | None = None,
     ) -> list[Variable]:
         """Put a new node in front of `before`, in its graph; returns its output tensors.
 
         Args:
             before: the node whose inputs will (directly or not) use the new one.
-            op: operator of the standard domain.
+            op: operator, or local function.
             inputs: tensors visible there.
             attrs: attributes by name.
             name: wish for the name of the outputs; made unique.
             dtype: numpy dtype of the outputs, when known.
             shape: shape of the outputs, when known.
             outputs: how many.
+            domain: of the operator; None: the standard.
         """
         kept = None if shape is None else list(shape)
         results = [Variable(self.fresh_name(name), dtype, kept) for _ in range(outputs)]
-        node = Node(op, attrs=dict(attrs or {}), inputs=list(inputs), outputs=list(results))
+        node = Node(op, None, dict(attrs or {}), list(inputs), list(results), domain)
         graph = self._graph_of[before]
         self._graph_of[node] = graph
         self._inserted.setdefault(before, []).append(node)
@@ -175,6 +177,7 @@ class Rewriter:
         inputs: Sequence[gs.Tensor] | None = None,
         attrs: dict[str, Any] | None = None,
         fidelity: Fidelity = Fidelity.EXACT,
+        domain: str | None = None,
     ) -> None:
         """Make `node` compute its outputs in another way; what is left out stays as it is.
 
@@ -185,11 +188,12 @@ class Rewriter:
             inputs: new inputs; whatever only the old ones needed is removed.
             attrs: new attributes, replacing all old ones.
             fidelity: what this edit promises.
+            domain: of the new operator; None: the standard.
         """
         bodies = subgraphs_of(node)
         if op is not None:
             node.op = op
-            node.domain = None
+            node.domain = domain
         if attrs is not None:
             bodies = [body for body in bodies if not _holds(attrs, body)]
             node.attrs = attrs
@@ -300,6 +304,42 @@ class Rewriter:
             self._hand_over(node, old, new)
         self._kill(node)
 
+    def compute(
+        self,
+        constant: Constant,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        what: str,
+        fidelity: Fidelity,
+        *,
+        domain: str | None = None,
+    ) -> Variable:
+        """Let a node of the main graph make what `constant`, an initializer, holds.
+
+        The node stands before one of those that use the constant, and its output is seen from all
+        bodies. It keeps the constant's name unless that is a body's own.
+
+        Args:
+            constant: used by nodes, but not returned by a graph.
+            op: operator of one output, or local function.
+            inputs: tensors visible in the main graph.
+            what: the change in words.
+            fidelity: what it promises.
+            domain: of the operator; None: the standard.
+        """
+        if self.is_output(constant) or not constant.outputs:
+            raise PromiseBroken(f"`{constant.name}` is no initializer that only nodes use.")
+        before = self._in_main(constant.outputs[0])
+        shape = list(constant.shape)
+        (made,) = self.insert(
+            before, op, inputs, name=constant.name, dtype=constant.dtype, shape=shape, domain=domain
+        )
+        self._redirect(constant, made)
+        if constant.home is self.main:
+            made.name, constant.name = constant.name, made.name
+        self._log(made.name, what, fidelity)
+        return made
+
     def skip(self, node: gs.Node | str, why: str) -> None:
         """Record that something was declined; said once per node and reason."""
         label = node if isinstance(node, str) else node_label(node)
@@ -362,6 +402,12 @@ class Rewriter:
             graph = self._graph_of[parent]
             yield graph
             parent = self._parent.get(graph)
+
+    def _in_main(self, node: Node) -> Node:
+        """The node of the main graph that is `node`, or in whose bodies it lies."""
+        while (parent := self._parent[self._graph_of[node]]) is not None:
+            node = parent
+        return node
 
     def _declares(self, graph: gs.Graph, tensor: gs.Tensor) -> bool:
         return any(tensor is item for outer in self._enclosing(graph) for item in outer.inputs)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxslim import wire
 from onnxslim.ir import Variable, subgraphs_of, walk_graphs
 from onnxslim.model import Model
 from onnxslim.proto import set_type
@@ -29,6 +30,7 @@ def infer_shapes(model: Model) -> None:
         return
     has_foreign = any(node.domain for graph in walk_graphs(model.graph) for node in graph.nodes)
     proto, _ = model.skeleton(interior=has_foreign)
+    _fill(proto.graph)
     _forget(proto.graph, {(f.domain, f.name) for f in proto.functions})
     for follow_values in (True, False):
         try:
@@ -67,6 +69,19 @@ def same_shape(a: Sequence[int | str | None] | None, b: Sequence[int | str | Non
     if a is None or b is None or len(a) != len(b):
         return False
     return all(x is not None and x == y for x, y in zip(a, b, strict=True))
+
+
+def _fill(graph: onnx.GraphProto) -> None:
+    """Make initializers dense whose values nobody reads: ONNX's inference refuses sparse ones."""
+    for sparse in graph.sparse_initializer:
+        tensor = graph.initializer.add(name=sparse.values.name, dims=sparse.dims)
+        tensor.data_type = sparse.values.data_type
+        wire.placeholder(tensor, 0, 0)
+    del graph.sparse_initializer[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _fill(attribute.g)
 
 
 def _forget(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import onnx_graphsurgeon as gs
 
+from onnxslim.codebook.graph import codebook_nodes, is_codebook, size_of
 from onnxslim.ir import Constant, walk_graphs
 from onnxslim.model import Model
 from onnxslim.report import Stats
@@ -24,11 +25,23 @@ def measure_stats(model: Model, *, file_bytes: int | None = None) -> Stats:
     constants = {id(c): c for graph in walk_graphs(model.graph) for c in constants_of(graph)}
     return Stats(
         nodes=count_nodes(model.graph),
-        parameters=sum(constant.size for constant in constants.values()),
+        parameters=_parameters(model.graph, constants.values()),
         initializer_bytes=sum(constant.nbytes for constant in constants.values()),
         file_bytes=model.file_bytes() if file_bytes is None else file_bytes,
         macs=count_macs(model.graph),
     )
+
+
+def _parameters(graph: gs.Graph, constants: Iterable[Constant]) -> int:
+    """Elements of all constants; a codebook counts as the weight it stands for."""
+    parts = {
+        id(tensor)
+        for node in codebook_nodes(graph)
+        for tensor in node.inputs
+        if all(is_codebook(user.outputs[0]) for user in tensor.outputs)
+    }
+    plain = sum(constant.size for constant in constants if id(constant) not in parts)
+    return plain + sum(map(size_of, codebook_nodes(graph)))
 
 
 def count_nodes(graph: gs.Graph) -> int:

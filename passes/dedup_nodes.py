@@ -29,7 +29,7 @@ Why it is correct:
 
 Declines when:
     1. Both values are graph outputs, or one is returned by a body and the other is outside.
-    2. The operator draws random numbers, or is not of the ONNX standard.
+    2. The operator draws random numbers, or is neither of the ONNX standard nor a codebook's.
     3. It has bodies (If, Loop, Scan).
 
 Fidelity:
@@ -50,6 +50,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import content, is_random
+from onnxslim.codebook import is_codebook
 from onnxslim.contract import Context, Fidelity, Pass, PassResult
 from onnxslim.ir import Constant, Node, subgraphs_of
 from onnxslim.rewrite import Rewriter
@@ -85,7 +86,7 @@ def _visit(rw: Rewriter, graph: gs.Graph, outer: tuple[dict[Hashable, Node], ...
         bodies = list(subgraphs_of(node))
         for body in bodies:
             _visit(rw, body, scopes)
-        if bodies or (node.domain or "") not in _STANDARD or is_random(node, rw.opset):
+        if bodies or not _is_known(node) or is_random(node, rw.opset):
             continue
         key = _key(node)
         first = next((scope[key] for scope in scopes if key in scope), None)
@@ -93,6 +94,11 @@ def _visit(rw: Rewriter, graph: gs.Graph, outer: tuple[dict[Hashable, Node], ...
             scopes[0][key] = node
         else:
             _merge(rw, node, first)
+
+
+def _is_known(node: Node) -> bool:
+    """Whether equal inputs are known to give equal outputs."""
+    return (node.domain or "") in _STANDARD or is_codebook(node.outputs[0])
 
 
 def _merge(rw: Rewriter, node: Node, first: Node) -> None:

@@ -23,7 +23,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
-from onnxslim.analysis.operands import const_value, constant_node_value
+from onnxslim.analysis.operands import (
+    const_array,
+    const_value,
+    constant_node_value,
+    is_present,
+)
+from onnxslim.codebook import is_codebook
 from onnxslim.contract import Skip
 from onnxslim.ir import Constant, Node, node_label, subgraphs_of
 
@@ -168,6 +174,29 @@ def restored(layer: WeightLayer, weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight.reshape(stored.shape).astype(stored.dtype))
 
 
+def bias_of(layer: WeightLayer) -> np.ndarray | str:
+    """What the layer adds to its output, as (groups, rows), float64 (Gemm's beta included).
+
+    Zeros where it has no bias; a sentence where the bias is not of that form.
+    """
+    shape = (layer.groups, layer.rows)
+    if layer.bias is None or not is_present(layer.node, layer.bias):
+        return np.zeros(shape)
+    array = const_array(layer.node.inputs[layer.bias])
+    if array is None:
+        return "its bias is computed at run time"
+    values = np.asarray(array, np.float64)
+    if isinstance(layer.unfolding, ConvPatches):
+        return values.reshape(shape)
+    values = values * float(layer.node.attrs.get("beta", 1.0))
+    matrix = values.reshape((1,) * (2 - values.ndim) + values.shape)
+    along, across = (1, 0) if layer.unfolding.out_axis == -1 else (0, 1)
+    if matrix.shape[across] != 1:
+        return "its bias is a matrix"
+    flat = matrix.reshape(matrix.shape[along])
+    return np.broadcast_to(flat, prod(shape)).reshape(shape)
+
+
 # ---------------------------------------------------------------------------- listing
 
 
@@ -246,6 +275,7 @@ def _layer(
 # ---------------------------------------------------------------------------- operators
 
 _RUN_TIME: Final = "its weight is computed at run time"
+_CODEBOOK: Final = "its weight is a codebook (Lookup)"
 _CONSTANT: Final = "all its operands are constant"
 
 
@@ -264,7 +294,7 @@ def _weight_shape(tensor: gs.Tensor) -> tuple[int, ...] | str:
     """The shape of a float constant that can be replaced, or why it is none."""
     stored = const_value(tensor)
     if stored is None:
-        return _RUN_TIME
+        return _CODEBOOK if is_codebook(tensor) else _RUN_TIME
     if not is_float(stored.dtype):
         return f"its weight is of type {stored.dtype}"
     if stored.size == 0:
@@ -319,7 +349,7 @@ def _read_gemm(node: Node) -> _Reading | str:
     for weight in (1, 0):
         shape = _weight_shape(node.inputs[weight])
         if isinstance(shape, str):
-            reason = reason or shape
+            reason = shape if not reason or shape == _CODEBOOK else reason
             continue
         if const_value(node.inputs[1 - weight]) is not None:
             return _CONSTANT
@@ -344,7 +374,7 @@ def _read_matmul(node: Node) -> _Reading | str:
     for weight in (1, 0):
         shape = _weight_shape(node.inputs[weight])
         if isinstance(shape, str):
-            reason = reason or shape
+            reason = shape if not reason or shape == _CODEBOOK else reason
             continue
         if const_value(node.inputs[1 - weight]) is not None:
             return _CONSTANT

@@ -1,0 +1,172 @@
+"""A weight of 16-bit integers and one scale: onnxslim.FixedPoint(codes, scale) -> weight.
+
+For fixed-point numbers of more bits than a table of values pays for. The function casts and
+multiplies; onnxruntime inlines it and folds it when a session starts. A scale that is a power of
+two makes every value exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from onnxslim.analysis.operands import const_array
+from onnxslim.codebook import DOMAIN, FIXED_POINT
+from onnxslim.codebook.placing import check_placed, function_of, place, why_not_placed
+from onnxslim.contract import Fidelity
+from onnxslim.ir import Constant, Graph, to_onnx_dtype
+from onnxslim.rewrite import Rewriter
+
+CODE_TYPE: Final = np.dtype(np.int16)
+_TYPES: Final[dict[np.dtype[np.floating], str]] = {
+    np.dtype(np.float32): "",
+    np.dtype(np.float16): "ToFloat16",
+    np.dtype(np.float64): "ToDouble",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPointWeight:
+    """A weight whose values are integers times a scale.
+
+    Attributes:
+        codes: int16, of the tensor's shape.
+        scale: of the tensor's type, without dimensions.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Check types and shapes."""
+        if self.codes.dtype != CODE_TYPE or not self.codes.size:
+            raise ValueError(f"Codes are int16, not {self.codes.dtype} {self.codes.shape}.")
+        if self.scale.dtype not in _TYPES or self.scale.ndim:
+            raise ValueError(f"A scale is one float, not {self.scale.dtype} {self.scale.shape}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.codes.shape
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """Of the tensor."""
+        return self.scale.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.codes.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scale in a file."""
+        return self.codes.nbytes + self.scale.nbytes
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return float(np.count_nonzero(self.codes)) / self.size
+
+    def dense(self) -> np.ndarray:
+        """The tensor, bit for bit as onnxruntime computes it."""
+        return np.asarray(self.codes.astype(self.dtype) * self.scale)
+
+
+@dataclass(frozen=True)
+class FixedPointFunction:
+    """The function that makes weights of a type; it satisfies `placing.WeightFunction`.
+
+    Attributes:
+        dtype: of the weight.
+    """
+
+    dtype: np.dtype[np.floating]
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        return f"{FIXED_POINT}{_TYPES[self.dtype]}"
+
+    @property
+    def least_opset(self) -> int:
+        """Multiplication broadcasts since then."""
+        return 7
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the function's inputs."""
+        return ("codes", "scale")
+
+    def function(self, opset: int) -> onnx.FunctionProto:
+        """The function, at an opset of the standard domain."""
+        nodes = [
+            helper.make_node("Cast", ["codes"], ["t0"], to=to_onnx_dtype(self.dtype)),
+            helper.make_node("Mul", ["t0", "scale"], ["weight"]),
+        ]
+        opsets = [helper.make_opsetid("", opset)]
+        inputs = list(self.inputs)
+        return helper.make_function(DOMAIN, self.name, inputs, ["weight"], nodes, opsets)
+
+
+def why_not(graph: Graph, weight: FixedPointWeight, holder: Constant | None = None) -> str | None:
+    """Why `weight` cannot be stored in `graph`, in place of `holder` where that is given; or None.
+
+    Whether it is worth it is not asked.
+    """
+    made = FixedPointFunction(weight.dtype)
+    present = function_of(graph, made.name)
+    is_taken = present is not None and not _is_ours(present)
+    return why_not_placed(graph, made, holder, is_taken=is_taken)
+
+
+def store(
+    rw: Rewriter, holder: Constant, weight: FixedPointWeight, what: str, fidelity: Fidelity
+) -> tuple[str, ...]:
+    """Put `weight` in place of `holder`, wherever that is used; see `graph.store`.
+
+    Raises:
+        ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
+    """
+    check_placed(holder, weight, why_not(rw.main, weight, holder))
+    made = FixedPointFunction(weight.dtype)
+    return place(rw, holder, made, (weight.codes, weight.scale), what, fidelity)
+
+
+def read(graph: Graph, node: gs.Node) -> FixedPointWeight | None:
+    """The weight that `node` of `graph`, or of one of its bodies, gives.
+
+    Returns:
+        None for another node, and where its function or its inputs are not what `store` makes.
+    """
+    function = function_of(graph, node.op) if node.domain == DOMAIN else None
+    if function is None or not _is_ours(function) or len(node.inputs) != len(function.input):
+        return None
+    codes, scale = (const_array(tensor) for tensor in node.inputs)
+    if codes is None or scale is None:
+        return None
+    try:
+        weight = FixedPointWeight(codes, scale)
+    except ValueError:
+        return None
+    return weight if FixedPointFunction(weight.dtype).name == node.op else None
+
+
+def _is_ours(function: onnx.FunctionProto) -> bool:
+    """Whether `function` is, to the letter, what `store` adds."""
+    opsets = [item.version for item in function.opset_import if item.domain == ""]
+    return len(opsets) == 1 and any(made == function for made in _all_at(opsets[0]))
+
+
+def _all_at(opset: int) -> Iterator[onnx.FunctionProto]:
+    yield from (FixedPointFunction(dtype).function(opset) for dtype in _TYPES)
+
+
+__all__ = ["CODE_TYPE", "FixedPointFunction", "FixedPointWeight", "read", "store", "why_not"]

@@ -1,0 +1,187 @@
+"""How a node of a model-local function takes the place of a constant weight.
+
+`place` serves every form of storage (`graph`, `fixed_point`): it adds the function, the domain and,
+where needed, the IR version to the model, and the node wherever the constant is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxslim.codebook import DOMAIN, DOMAIN_VERSION
+from onnxslim.contract import Fidelity
+from onnxslim.ir import Constant, Graph, Node, walk_graphs
+from onnxslim.rewrite import Rewriter
+
+FUNCTIONS_SINCE_IR: Final = 8
+
+
+class WeightFunction(Protocol):
+    """A model-local function that makes a weight out of what is stored."""
+
+    @property
+    def name(self) -> str:
+        """Of the function, in the domain `onnxslim`."""
+
+    @property
+    def least_opset(self) -> int:
+        """The first opset that has all its operators."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of the function's inputs."""
+
+    def function(self, opset: int) -> onnx.FunctionProto:
+        """The function, at an opset of the standard domain."""
+
+
+class StoredWeight(Protocol):
+    """A weight as it is stored: what stands for it in the file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor that nodes use."""
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """Of the tensor that nodes use."""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is stored."""
+
+    def dense(self) -> np.ndarray:
+        """The tensor, bit for bit as onnxruntime computes it."""
+
+
+def why_not_placed(
+    graph: Graph, function: WeightFunction, holder: Constant | None, *, is_taken: bool
+) -> str | None:
+    """Why the function cannot be used in `graph`, in place of `holder`; None when it can.
+
+    Args:
+        graph: of the model.
+        function: that makes the weight.
+        holder: the constant, where it is known.
+        is_taken: whether the model has another function of its name.
+    """
+    opset = graph.opset_of("")
+    if opset is None or opset < function.least_opset:
+        found = "no operators of ONNX" if opset is None else f"opset {opset}"
+        return f"a codebook takes opset {function.least_opset}, and the model has {found}"
+    version = graph.opset_of(DOMAIN)
+    if version not in (None, DOMAIN_VERSION):
+        return f"the model uses version {version} of the domain `{DOMAIN}`"
+    if is_taken:
+        return f"the model has another function of the name `{DOMAIN}.{function.name}`"
+    if holder is not None and any(holder is out for g in walk_graphs(graph) for out in g.outputs):
+        return "it is an output of a graph"
+    return None
+
+
+def check_placed(holder: Constant, weight: StoredWeight, reason: str | None) -> None:
+    """Refuse what cannot be stored.
+
+    Raises:
+        ValueError: there is a `reason`, or `weight` is of another shape or type than `holder`.
+    """
+    found, needed = (holder.dtype, tuple(holder.shape)), (weight.dtype, weight.shape)
+    if reason is None and found != needed:
+        reason = f"it is {found[0]} {found[1]}, and the codebook {needed[0]} {needed[1]}"
+    if reason is not None:
+        raise ValueError(f"`{holder.name}` cannot be stored as a codebook: {reason}.")
+
+
+def place(
+    rw: Rewriter,
+    holder: Constant,
+    function: WeightFunction,
+    arrays: Iterable[np.ndarray],
+    what: str,
+    fidelity: Fidelity,
+) -> tuple[str, ...]:
+    """Let a node of `function` take the place of `holder`, wherever that is used.
+
+    Args:
+        rw: of the graph; it logs the change.
+        holder: an initializer, or the value of a `Constant` node.
+        function: of the node; it is added to the model.
+        arrays: the node's inputs, in order.
+        what: the change in words.
+        fidelity: what the change promises.
+
+    Returns:
+        What the user should be told besides: that the IR version was raised.
+    """
+    notes = _prepare(rw.main, function)
+    node = _constant_node(rw.main, holder)
+    name = holder.name if node is None else node.outputs[0].name
+    inputs = [
+        rw.constant(array, f"{name}.{part}")
+        for part, array in zip(function.inputs, arrays, strict=True)
+    ]
+    if node is None:
+        rw.compute(holder, function.name, inputs, what, fidelity, domain=DOMAIN)
+    else:
+        rw.update(
+            node,
+            what,
+            op=function.name,
+            inputs=inputs,
+            attrs={},
+            fidelity=fidelity,
+            domain=DOMAIN,
+        )
+    return notes
+
+
+def function_of(graph: Graph, name: str) -> onnx.FunctionProto | None:
+    """The model's local function `onnxslim.name`."""
+    found = (f for f in graph.local_functions if f.domain == DOMAIN and f.name == name)
+    return next(found, None)
+
+
+def _prepare(graph: Graph, function: WeightFunction) -> tuple[str, ...]:
+    """Let the model of `graph` have the function; its lists are shared by all of its graphs."""
+    if function_of(graph, function.name) is None:
+        graph.local_functions.append(function.function(graph.opset_of("") or 1))
+    if graph.opset_of(DOMAIN) is None:
+        graph.import_domains.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+    old = graph.ir_version
+    if old is None or old >= FUNCTIONS_SINCE_IR:
+        return ()
+    for nested in walk_graphs(graph):
+        nested.ir_version = FUNCTIONS_SINCE_IR
+    return (
+        f"IR version raised from {old} to {FUNCTIONS_SINCE_IR}, the first with model-local "
+        "functions.",
+    )
+
+
+def _constant_node(graph: Graph, holder: Constant) -> Node | None:
+    """The `Constant` node whose value is `holder`."""
+    for current in walk_graphs(graph):
+        for node in current.nodes:
+            if node.op == "Constant" and node.attrs.get("value") is holder:
+                return node  # type: ignore[no-any-return]
+    return None
+
+
+__all__ = [
+    "FUNCTIONS_SINCE_IR",
+    "StoredWeight",
+    "WeightFunction",
+    "check_placed",
+    "function_of",
+    "place",
+    "why_not_placed",
+]
