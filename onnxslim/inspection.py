@@ -49,6 +49,7 @@ class Inspection:
         functions: `domain.Name` of the model's local functions, with their number of nodes.
         largest: the largest weights, with their bytes in the file.
         external: data files, by name.
+        packed_bytes: size of the packed file, None where it is none.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Inspection:
     external: tuple[str, ...]
     metadata: Mapping[str, str]
     stats: Stats
+    packed_bytes: int | None = None
 
 
 def inspect_model(path: Path) -> Inspection:
@@ -93,6 +95,7 @@ def inspect_model(path: Path) -> Inspection:
         external=tuple(item.name for item in model.origin.external),
         metadata={item.key: item.value for item in shell.metadata_props},
         stats=stats,
+        packed_bytes=model.origin.packed_bytes,
     )
 
 

@@ -1,7 +1,8 @@
 """Model files in and out: `Model.load`, `Model.save`, `Model.stage`.
 
 A file is memory-mapped and its weights stay there (see `wire`); what is written streams from the
-map to the new file. Loading a 548 MB model takes milliseconds and no memory to speak of.
+map to the new file. Loading a 548 MB model takes milliseconds and no memory to speak of. A packed
+file (see `packing`) is unpacked into memory first, and is then the model file that was packed.
 
 Nothing that a hostile file says is believed before it is checked: sizes against the file, external
 paths against the model's folder.
@@ -9,9 +10,7 @@ paths against the model's folder.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import mmap
 import os
 import shutil
 import tempfile
@@ -28,7 +27,17 @@ from onnxslim.clone import clone_graph
 from onnxslim.collector import paused
 from onnxslim.errors import ModelError, UsageError
 from onnxslim.ir import Graph, storage_bytes
+from onnxslim.packing import is_packed
 from onnxslim.proto import graph_from_proto, graph_to_proto
+from onnxslim.staging import (
+    Staged,
+    cannot_write,
+    check_target,
+    map_file,
+    stage_file,
+    write_file,
+    writing,
+)
 
 PROTOBUF_LIMIT = 2**31 - 1
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -41,14 +50,17 @@ class Origin:
     Attributes:
         path: the file, None for a model given in memory.
         sha256: hex digest of the .onnx file (of the serialized model, when in memory).
-        file_bytes: size of the file and of its external data files together.
+        file_bytes: size of the file and of its external data files together; of a packed file,
+            that of the .onnx file in it.
         external: the external data files that the model refers to.
+        packed_bytes: size of the packed file it came in, None when it came in none.
     """
 
     path: Path | None
     sha256: str
     file_bytes: int
     external: tuple[Path, ...] = ()
+    packed_bytes: int | None = None
 
 
 @dataclass
@@ -72,6 +84,8 @@ class Model:
     def load(cls, source: ModelSource) -> Model:
         """Read a model from a path, from the bytes of a file, or from a ModelProto.
 
+        A packed file is known by how it begins, whatever its name.
+
         Raises:
             UsageError: the path names no readable file.
             ModelError: the content is not a model, is cut off, or refers to data that is
@@ -82,7 +96,7 @@ class Model:
         if isinstance(source, bytes):
             return cls._parse(memoryview(source), None)
         path = Path(source)
-        return cls._parse(_map_file(path), path)
+        return cls._parse(map_file(path), path)
 
     @classmethod
     @paused()
@@ -90,6 +104,12 @@ class Model:
         name = f"`{path}`" if path else "The model"
         if not len(file):
             raise ModelError(f"{name} is empty: there is no model in it.")
+        packed_bytes = None
+        if is_packed(file):
+            packed_bytes = len(file)
+            from onnxslim.packing.container import restore
+
+            file, _ = restore(file, name)
         try:
             proto = onnx.ModelProto.FromString(wire.split(file).skeleton)
         except ModelError as error:
@@ -112,7 +132,8 @@ class Model:
         external = tuple(data.files)
         size = len(file) + sum(len(view) for view in data.files.values())
         digest = hashlib.sha256(file).hexdigest()
-        return cls(graph, proto, Origin(path, digest, size, external), _keep=[file, data])
+        origin = Origin(path, digest, size, external, packed_bytes)
+        return cls(graph, proto, origin, _keep=[file, data])
 
     def clone(self) -> Model:
         """A copy that shares weight arrays; edits of its graph do not reach this one."""
@@ -197,20 +218,10 @@ class Model:
         Raises:
             UsageError: the folder does not exist or cannot be written, or the disk is full.
         """
-        _check_target(path, self.origin)
-        try:
-            folder = Path(tempfile.mkdtemp(prefix=".onnxslim-", dir=path.parent))
-        except OSError as error:
-            raise UsageError(_cannot_write(path, error)) from error
-        try:
-            staged = Staged(folder / path.name, path, self.origin)
-            try:
+        with stage_file(path, self.origin.path, self.origin.external) as staged:
+            with writing(path):
                 self._write(staged.file, external)
-            except OSError as error:
-                raise UsageError(_cannot_write(path, error)) from error
             yield staged
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
         """Write the model to `path`, all or nothing. Arguments and errors as in `stage`."""
@@ -225,51 +236,25 @@ class Model:
         if external and payloads:
             _write_external(path, skeleton, payloads)
         else:
-            _write_file(path, chunks)
-
-
-@dataclass
-class Staged:
-    """A model that lies complete in `file`, and will lie at `target` after `commit`."""
-
-    file: Path
-    target: Path
-    origin: Origin
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of the file and of its external data."""
-        return sum(item.stat().st_size for item in self.file.parent.iterdir())
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of the .onnx file."""
-        with self.file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-
-    def commit(self) -> None:
-        """Move the file, and its data file first, to the target."""
-        inputs = {item.resolve() for item in self.origin.external}
-        files = sorted(self.file.parent.iterdir(), key=lambda item: item == self.file)
-        for item in files:
-            if (self.target.parent / item.name).resolve() in inputs:
-                raise UsageError(
-                    f"Writing `{self.target}` would overwrite `{item.name}`, which holds the "
-                    "weights of the input. Choose another name for the output."
-                )
-        for item in files:
-            os.replace(item, self.target.parent / item.name)
+            write_file(path, chunks)
 
 
 def copy_file(origin: Origin, target: Path) -> None:
     """Write the input as it was to `target`, external data included, all or nothing.
+
+    Of a packed file, the model file in it.
 
     Raises:
         UsageError: the target cannot be written.
     """
     if origin.path is None:
         raise UsageError("A model given in memory has no file to copy.")
-    _check_target(target, origin)
+    if origin.packed_bytes is not None:
+        from onnxslim.packing.pack import unpack
+
+        unpack(origin.path, target)
+        return
+    check_target(target, origin.path, origin.external)
     base = origin.path.resolve().parent
     try:
         with tempfile.TemporaryDirectory(prefix=".onnxslim-", dir=target.parent) as folder:
@@ -286,21 +271,7 @@ def copy_file(origin: Origin, target: Path) -> None:
                 final.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(folder) / str(index), final)
     except OSError as error:
-        raise UsageError(_cannot_write(target, error)) from error
-
-
-def _map_file(path: Path) -> memoryview:
-    try:
-        with path.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    except FileNotFoundError:
-        raise UsageError(f"There is no file `{path}`.") from None
-    except IsADirectoryError:
-        raise UsageError(f"`{path}` is a folder; give the path of an .onnx file.") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"`{path}` cannot be read: {error}.") from error
+        raise UsageError(cannot_write(target, error)) from error
 
 
 class _ExternalData:
@@ -352,7 +323,7 @@ class _ExternalData:
             )
         if path not in self.files:
             try:
-                self.files[path] = _map_file(path)
+                self.files[path] = map_file(path)
             except UsageError as error:
                 raise ModelError(
                     f"The weights of tensor `{tensor}` are missing: {error} "
@@ -365,14 +336,6 @@ def _natural(text: str, tensor: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise ModelError(f"Tensor `{tensor}` has a broken external offset or length: {text!r}.")
     return int(text)
-
-
-def _write_file(path: Path, chunks: Iterator[wire.Buffer]) -> None:
-    with path.open("wb", buffering=1 << 20) as stream:
-        for chunk in chunks:
-            stream.write(chunk)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _write_external(path: Path, skeleton: bytes, payloads: list[wire.Payload]) -> None:
@@ -393,32 +356,7 @@ def _write_external(path: Path, skeleton: bytes, payloads: list[wire.Payload]) -
             index = int(entries["offset"])
             wire.placeholder(tensor, offsets[index], payloads[index].nbytes)
             tensor.external_data[0].value = data_name
-    _write_file(path, iter((model.SerializeToString(deterministic=True),)))
-
-
-def _check_target(path: Path, origin: Origin) -> None:
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"The folder `{path.parent}` of the output does not exist. Create it first."
-        )
-    if path.is_dir():
-        raise UsageError(f"The output `{path}` is a folder; give a file name.")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"The output `{path}` is a device or a pipe; give a file name.")
-    if origin.path is not None and path.exists() and path.samefile(origin.path):
-        raise UsageError(
-            f"The output `{path}` is the input itself, and the input is never touched. "
-            "Give another name."
-        )
-    for item in origin.external:
-        if path.exists() and path.samefile(item):
-            raise UsageError(f"The output `{path}` is a data file of the input. Give another name.")
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return f"`{path}` was not written: the disk is full. Nothing was left behind."
-    return f"`{path}` cannot be written: {error.strerror or error}."
+    write_file(path, iter((model.SerializeToString(deterministic=True),)))
 
 
 __all__ = ["Model", "ModelSource", "Origin", "Staged", "copy_file"]

@@ -5,6 +5,7 @@ that is most of the time and all of the memory. So a file is split before it is 
 
     split(file)            -> skeleton (small, parsed by onnx) with a placeholder for each payload
     join(skeleton, ...)    -> the chunks of a complete file, payloads spliced in, nothing copied
+    locate(file)           -> where in the file the data of all tensors lie
 
 A placeholder is an ordinary external-data tensor whose `location` is `PLACEHOLDER`, a random
 word of this process that no file can contain by accident. Everything that takes an onnx model
@@ -43,13 +44,27 @@ _CHILDREN: Final[dict[str, dict[int, str]]] = {
     "NodeProto": {5: "AttributeProto"},
     "AttributeProto": {5: _TENSOR, 6: "GraphProto", 11: "GraphProto"},
 }
-_RAW_DATA, _DATA_TYPE = 9, 2
+# and the paths on which there are tensors at all
+_ALL_CHILDREN: Final[dict[str, dict[int, str]]] = {
+    "ModelProto": {7: "GraphProto", 25: "FunctionProto"},
+    "GraphProto": {1: "NodeProto", 5: _TENSOR, 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: _TENSOR, 6: "GraphProto", 10: _TENSOR, 11: "GraphProto",
+        22: "SparseTensorProto", 23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: _TENSOR, 2: _TENSOR},
+}  # fmt: skip
+_DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
 # packed field -> data types whose packed bytes are equal to their raw_data (little endian)
 _PACKED_AS_RAW: Final[dict[int, frozenset[int]]] = {
     4: frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.COMPLEX64}),
     10: frozenset({onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX128}),
 }
 _DATA_FIELDS: Final = frozenset({_RAW_DATA, *_PACKED_AS_RAW})
+_INT64_DATA: Final = 7
+_LOCATED_FIELDS: Final = _DATA_FIELDS | {_INT64_DATA}
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,36 @@ def join(skeleton: bytes, payloads: Sequence[Payload]) -> tuple[Iterator[Buffer]
         at = skeleton.find(marker, at + len(marker))
     parts, total = _splice(memoryview(skeleton), 0, len(skeleton), "ModelProto", marks, payloads)
     return (part.read() if isinstance(part, Payload) else part for part in parts), total
+
+
+@dataclass(frozen=True)
+class Located:
+    """The data of one tensor in a serialized model.
+
+    Attributes:
+        start, stop: the bytes of the file that are its raw_data (or packed floats, which are the
+            same bytes; or, of an int64 tensor, packed numbers of varying length).
+        name, data_type, dims: of the tensor, as declared; nothing of it has been checked.
+        path: the field numbers on the way to the tensor, and in a repeated field which one it is.
+        is_varints: whether the data are numbers of varying length.
+    """
+
+    start: int
+    stop: int
+    name: str
+    data_type: int
+    dims: tuple[int, ...]
+    path: tuple[tuple[int, int], ...]
+    is_varints: bool = False
+
+
+def locate(file: memoryview, threshold: int) -> Iterator[Located]:
+    """The data of all tensors of `threshold` bytes or more, in the order of the file.
+
+    Raises:
+        ModelError: the bytes end early or are not a protobuf message.
+    """
+    yield from _locate(file, 0, len(file), "ModelProto", threshold, ())
 
 
 def placeholder(tensor: onnx.TensorProto, offset: int, nbytes: int) -> None:
@@ -223,6 +268,61 @@ def _cut_tensor(
     placeholder(stub, content, stop - content)
     chunks: list[Buffer] = [data[start:field], data[stop:end], stub.SerializeToString()]
     return chunks, sum(len(chunk) for chunk in chunks)
+
+
+def _locate(
+    data: memoryview,
+    start: int,
+    end: int,
+    message: str,
+    threshold: int,
+    path: tuple[tuple[int, int], ...],
+) -> Iterator[Located]:
+    if len(path) > MAX_DEPTH:
+        raise ModelError(f"The model nests graphs more than {MAX_DEPTH} messages deep.")
+    if message == _TENSOR:
+        yield from _locate_tensor(data, start, end, threshold, path)
+        return
+    children = _ALL_CHILDREN[message]
+    counts = dict.fromkeys(children, 0)
+    for number, kind, _, content, stop in _fields(data, start, end):
+        if number not in children or kind != _LEN:
+            continue
+        place = (number, counts[number])
+        counts[number] += 1
+        if stop - content >= threshold:
+            yield from _locate(data, content, stop, children[number], threshold, (*path, place))
+
+
+def _locate_tensor(
+    data: memoryview, start: int, end: int, threshold: int, path: tuple[tuple[int, int], ...]
+) -> Iterator[Located]:
+    data_type, name, found = 0, "", []
+    dims: list[int] = []
+    for number, kind, _, content, stop in _fields(data, start, end):
+        if number == _DATA_TYPE and kind == _VARINT:
+            data_type, _ = _varint(data, content, stop)
+        elif number == _NAME and kind == _LEN:
+            name = bytes(data[content:stop]).decode(errors="replace")
+        elif number == _DIMS:
+            dims += _numbers(data, kind, content, stop)
+        elif number in _LOCATED_FIELDS and kind == _LEN and stop - content >= threshold:
+            found.append((number, content, stop))
+    if len(found) != 1:
+        return
+    number, content, stop = found[0]
+    is_varints = number == _INT64_DATA and data_type == onnx.TensorProto.INT64
+    if number == _RAW_DATA or is_varints or data_type in _PACKED_AS_RAW.get(number, ()):
+        yield Located(content, stop, name, data_type, tuple(dims), path, is_varints)
+
+
+def _numbers(data: memoryview, kind: int, at: int, stop: int) -> Iterator[int]:
+    """The numbers of a repeated field, packed or one of many."""
+    if kind not in (_LEN, _VARINT):
+        return
+    while at < stop:
+        value, at = _varint(data, at, stop)
+        yield value
 
 
 def _splice(

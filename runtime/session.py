@@ -96,6 +96,14 @@ class Session:
         plain = dict(feeds)
         return lambda: session.run(None, plain)
 
+    def detached(self) -> tuple[ort.InferenceSession, Sequence[object]]:
+        """Onnxruntime's session, and what must live as long as it does; closes this one."""
+        session, keep = self._session, self._keep
+        if session is None:
+            raise RuntimeError("This session is closed.")
+        self.close()
+        return session, keep
+
     def close(self) -> None:
         """Free the session and let go of the weights."""
         self._session = None
@@ -118,6 +126,7 @@ def open_session(
     *,
     optimise: bool = True,
     threads: int | None = None,
+    spin: bool = True,
     providers: Sequence[str] = CPU,
 ) -> Session:
     """Load a model into onnxruntime.
@@ -127,12 +136,16 @@ def open_session(
         optimise: run onnxruntime's own graph optimisations; without them, operators are computed
             as they stand.
         threads: within an operator; None: onnxruntime's choice.
+        spin: let threads wait for the next operator or run by spinning: fastest, but while other
+            work is done between runs they take its cores.
         providers: execution providers, by preference.
 
     Raises:
         RuntimeFailure: onnxruntime refuses the model.
     """
     options = _options(optimise, threads)
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         if isinstance(source, Model):
             return _open_model(source, options, providers)
@@ -142,6 +155,23 @@ def open_session(
         raise
     except Exception as error:  # onnxruntime raises many kinds, with no common base
         raise RuntimeFailure(f"onnxruntime cannot load the model: {explain(error)}") from error
+
+
+def plain_session(
+    model: Model, options: ort.SessionOptions, providers: Sequence[str] = CPU
+) -> ort.InferenceSession:
+    """A session as onnxruntime itself gives it, which holds on to the weights of `model`.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses the model.
+    """
+    try:
+        opened = _open_model(model, options, providers)
+    except Exception as error:  # onnxruntime raises many kinds, with no common base
+        raise RuntimeFailure(f"onnxruntime cannot load the model: {explain(error)}") from error
+    session, keep = opened.detached()
+    session._weights = keep
+    return session
 
 
 def _options(optimise: bool, threads: int | None) -> ort.SessionOptions:

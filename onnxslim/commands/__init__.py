@@ -10,6 +10,8 @@ COMMANDS: Mapping[str, str] = {
     "inspect": "Operators, parameters, MACs, bytes, inputs and outputs of models.",
     "compare": "Drift, bytes and latency of two models side by side.",
     "bench": "Latency of models, measured in turn, with spread.",
+    "pack": "One small file for storage and transfer, in place of a model.",
+    "unpack": "The model in a packed file, to the byte.",
     "demo": "The whole thing on a bundled trained model and data.",
 }
 """Name -> what `onnxslim --help` says of it, without importing it."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +20,7 @@ from onnxslim.commands.arguments import (
     talk_options,
 )
 from onnxslim.commands.console import complain, paper, progress, say
+from onnxslim.commands.files import check_output, check_report, write_atomically
 from onnxslim.errors import FloorMissed, UsageError
 from onnxslim.recipe import GOALS, MAX_DROP, MIN_AGREEMENT, MIN_SQNR, Recipe, load_recipe
 from onnxslim.suggest import closest
@@ -169,38 +167,11 @@ def _default_output(model: str) -> Path:
     return path.with_name(f"{path.stem}.slim.onnx") if path.name else path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`, all or nothing.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".onnxslim-", delete=False
-        ) as stream:
-            scratch = stream.name
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(scratch, 0o666 & ~umask)  # temporary files are private to begin with
-        os.replace(scratch, path)
-    except OSError as error:
-        raise UsageError(f"`{path}` cannot be written: {error.strerror or error}.") from error
-    finally:
-        if scratch is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(scratch)
-
-
 def _compress(
     model: Path, output: Path, settings: Recipe, tell: Callable[[str], None] | None
 ) -> Report:
     from onnxslim import api
-    from onnxslim.proof import Floors
+    from onnxslim.floors import Floors
 
     _, report = api.compress(
         model,
@@ -229,33 +200,10 @@ def _check_request(model: Path, output: Path, settings: Recipe, report: Path | N
     """Refuse what cannot end well before a long run, not after it."""
     if not model.exists():
         raise UsageError(f"There is no file `{model}`.{_meant_command(model)}")
-    _check_output(output)
-    if _same_file(output, model):
-        raise UsageError(
-            f"The output `{output}` is the input itself, and the input is never touched. "
-            "Give another name."
-        )
+    check_output(output, model)
     if report is not None:
-        _check_output(report)
-        if _same_file(report, model) or report.absolute() == output.absolute():
-            raise UsageError(
-                f"--report `{report}` is the model; give the report a name of its own."
-            )
+        check_report(report, model, output)
     _check_floors(settings)
-
-
-def _check_output(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"`{path}` cannot be written: the folder `{path.parent}` does not exist. "
-            "Create it first."
-        )
-    if path.is_dir():
-        raise UsageError(f"`{path}` is a folder; give a file name.")
-
-
-def _same_file(path: Path, other: Path) -> bool:
-    return path.exists() and path.samefile(other)
 
 
 def _check_floors(settings: Recipe) -> None:

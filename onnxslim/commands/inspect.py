@@ -95,7 +95,9 @@ def _details(item: Inspection) -> list[str]:
     from onnxslim.tables import printable
     from onnxslim.units import bytes_text
 
-    lines = [f"input   {port_text(port)}" for port in item.inputs]
+    packed = item.packed_bytes
+    lines = [] if packed is None else [f"packed into {bytes_text(packed)}"]
+    lines += [f"input   {port_text(port)}" for port in item.inputs]
     lines += [f"output  {port_text(port)}" for port in item.outputs]
     lines += [f"weight  {port_text(port)}, {bytes_text(size)}" for port, size in item.largest]
     lines += [f"function  {name}, {count:,} nodes" for name, count in item.functions.items()]
@@ -122,6 +124,7 @@ def _json(item: Inspection) -> Json:
     return {
         "path": str(item.path),
         "sha256": item.sha256,
+        "packed_bytes": item.packed_bytes,
         "inputs": [_port_json(port) for port in item.inputs],
         "outputs": [_port_json(port) for port in item.outputs],
         "opsets": dict(item.opsets),

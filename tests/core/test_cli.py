@@ -16,7 +16,7 @@ import pytest
 
 import onnxslim
 from onnxslim import api, cli, registry
-from onnxslim.commands.compress import write_atomically
+from onnxslim.commands.files import write_atomically
 from onnxslim.contract import Fidelity
 from onnxslim.errors import (
     FloorMissed,

@@ -1,0 +1,76 @@
+"""Files that commands are asked to write: refused before the work where they cannot be."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from onnxslim.errors import UsageError
+
+
+def check_output(output: Path, source: Path) -> None:
+    """Refuse an output that is no place for a file, or is the input.
+
+    Raises:
+        UsageError: why.
+    """
+    _check_place(output)
+    if _same_file(output, source):
+        raise UsageError(
+            f"The output `{output}` is the input itself, and the input is never touched. "
+            "Give another name."
+        )
+
+
+def check_report(report: Path, source: Path, output: Path) -> None:
+    """Refuse a report that is no place for a file, or is a model.
+
+    Raises:
+        UsageError: why.
+    """
+    _check_place(report)
+    if _same_file(report, source) or report.absolute() == output.absolute():
+        raise UsageError(f"--report `{report}` is the model; give the report a name of its own.")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path`, all or nothing.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    scratch = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".onnxslim-", delete=False
+        ) as stream:
+            scratch = stream.name
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(scratch, 0o666 & ~umask)  # temporary files are private to begin with
+        os.replace(scratch, path)
+    except OSError as error:
+        raise UsageError(f"`{path}` cannot be written: {error.strerror or error}.") from error
+    finally:
+        if scratch is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(scratch)
+
+
+def _check_place(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"`{path}` cannot be written: the folder `{path.parent}` does not exist. "
+            "Create it first."
+        )
+    if path.is_dir():
+        raise UsageError(f"`{path}` is a folder; give a file name.")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)

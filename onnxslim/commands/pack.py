@@ -1,0 +1,137 @@
+"""`onnxslim pack MODEL [OUTPUT]`: one small file for storage and transfer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.arguments import check_talk, talk_options
+from onnxslim.commands.console import paper, progress, say
+from onnxslim.commands.files import check_output, check_report, write_atomically
+
+if TYPE_CHECKING:
+    from onnxslim.packing.pack import ClassFigures, PackReport
+    from onnxslim.render import Json
+
+_CODERS = ("entropy", "huffman", "zstd")
+
+
+@click.command("pack", short_help=COMMANDS["pack"])
+@click.argument("model")
+@click.argument("output", required=False)
+@click.option(
+    "--coder",
+    type=click.Choice(_CODERS),
+    default=_CODERS[0],
+    help="How weights are coded; default: entropy, the smallest.",
+)
+@click.option("--report", metavar="FILE.json", help="Write the figures of all coders as JSON.")
+@talk_options
+def command(
+    model: str, output: str | None, coder: str, report: str | None, quiet: bool, verbose: bool
+) -> None:
+    """Pack MODEL, with its external data, into OUTPUT: MODEL with the ending `.onnxz` by default.
+
+    `onnxslim unpack` gives the same model back, and all other commands read packed files as they
+    are. The table shows what each class of tensors takes, by every coder.
+    """
+    check_talk(quiet=quiet, verbose=verbose)
+    source = Path(model)
+    target = Path(output) if output else source.with_suffix(".onnxz")
+    check_output(target, source)
+    if report is not None:
+        check_report(Path(report), source, target)
+    from onnxslim.packing.pack import pack
+    from onnxslim.packing.streams import Method
+
+    with progress(quiet=quiet, verbose=verbose) as tell:
+        done = pack(
+            source,
+            target,
+            coder=Method(coder),
+            measure=not quiet or report is not None,
+            tell=tell,
+        )
+    if report is not None:
+        from onnxslim.render import json_text
+
+        write_atomically(Path(report), json_text(_json(done, source, target)))
+    if not quiet:
+        say(_text(done))
+        say(f"wrote {target}")
+
+
+# --------------------------------------------------------------------------- text
+
+
+def _text(report: PackReport) -> str:
+    from onnxslim.tables import Grid
+
+    grid = Grid(
+        (
+            "class", "tensors", "float32", "in .onnx", "Huffman", "entropy coder", "zstd",
+            "order-0 entropy", "packed",
+        )
+    )  # fmt: skip
+    for item in report.classes:
+        grid.add(*_cells(item))
+    grid.add(*_cells(report.total), style="bold")
+    return f"{grid.render(paper())}\n\n{_verdict(report)}"
+
+
+def _cells(item: ClassFigures) -> list[str]:
+    sizes = (
+        item.float32_bytes, item.file_bytes, item.huffman, item.entropy, item.zstd, item.bound,
+        item.packed,
+    )  # fmt: skip
+    tensors = f"{item.tensors:,}" if item.tensors else ""
+    return [item.name, tensors, *("" if size is None else f"{size:,}" for size in sizes)]
+
+
+def _verdict(report: PackReport) -> str:
+    from onnxslim.units import bytes_text
+
+    dense = report.total.float32_bytes
+    parts = [
+        f"{bytes_text(report.input_bytes)} -> {report.packed_bytes:,} bytes "
+        f"({report.input_bytes / report.packed_bytes:.2f}x smaller)",
+        f"{dense / report.packed_bytes:.2f}x smaller than with dense float32 weights",
+    ]
+    if report.whole_zstd is not None:
+        size, level = report.whole_zstd
+        parts.append(f"`zstd -{level}` of the .onnx: {size:,} bytes")
+    return ", ".join(parts)
+
+
+# --------------------------------------------------------------------------- JSON
+
+
+def _json(report: PackReport, source: Path, target: Path) -> Json:
+    whole = report.whole_zstd
+    return {
+        "input": {"path": str(source), "sha256": report.sha256, "bytes": report.input_bytes},
+        "output": {"path": str(target), "bytes": report.packed_bytes},
+        "coder": report.coder.value,
+        "classes": [_class_json(item) for item in report.classes],
+        "total": _class_json(report.total),
+        "ratio": report.input_bytes / report.packed_bytes,
+        "ratio_float32": report.total.float32_bytes / report.packed_bytes,
+        "zstd_of_file": None if whole is None else {"bytes": whole[0], "level": whole[1]},
+    }
+
+
+def _class_json(item: ClassFigures) -> dict[str, Json]:
+    return {
+        "class": item.name,
+        "tensors": item.tensors,
+        "float32_bytes": item.float32_bytes,
+        "file_bytes": item.file_bytes,
+        "huffman_bytes": item.huffman,
+        "entropy_bytes": item.entropy,
+        "zstd_bytes": item.zstd,
+        "order0_entropy_bytes": item.bound,
+        "packed_bytes": item.packed,
+    }

@@ -1,0 +1,217 @@
+"""Bytes to fewer bytes and back: zstd, Huffman, and a range coder for models of our own.
+
+Nothing that is decoded may grow beyond a size that the caller states: each decoder stops at exactly
+that many bytes or symbols, and refuses what holds more or less.
+
+The range coder (`RangeWriter`, `RangeReader`) is constriction's. Both ends offer the same method
+`code`, so one function that walks over symbols and adapts its model serves both directions.
+Probabilities are given as whole numbers, exact in float64: they are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from onnxslim.errors import ModelError
+
+if TYPE_CHECKING:
+    import zstandard
+
+Weights = np.ndarray
+_WINDOW: Final = 1 << 27  # bytes: the most that a zstd frame may ask a decoder to keep
+BEST: Final = 19
+FAST: Final = 3
+
+
+# --------------------------------------------------------------------------- zstd
+
+
+def level_for(nbytes: int) -> int:
+    """The zstd level for so many bytes: the best for all but the largest tensors."""
+    if nbytes <= 16 << 20:
+        return BEST
+    return 12 if nbytes <= 64 << 20 else 9
+
+
+def zstd(data: bytes | memoryview, level: int | None = None, *, words: bool = False) -> bytes:
+    """One zstd frame without magic number, size and checksum, which the container has.
+
+    Args:
+        data: what to compress.
+        level: 1 to 22; None: by size.
+        words: use the dictionary of phrases that ONNX files are made of.
+    """
+    import zstandard
+
+    chosen = level_for(len(data)) if level is None else level
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        chosen,
+        source_size=len(data),
+        dict_size=_words_bytes() if words else 0,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=False,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    compressor = zstandard.ZstdCompressor(
+        compression_params=parameters, dict_data=_words() if words else None
+    )
+    return compressor.compress(data)
+
+
+def unzstd(frame: bytes | memoryview, nbytes: int, *, words: bool = False) -> bytes:
+    """The `nbytes` bytes in a frame of `zstd`.
+
+    Raises:
+        ModelError: the frame is broken, or holds more or less.
+    """
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(
+        dict_data=_words() if words else None,
+        max_window_size=_WINDOW,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+    )
+    try:
+        with decompressor.stream_reader(bytes(frame)) as stream:
+            data = stream.read(nbytes)
+            surplus = stream.read(1)
+    except zstandard.ZstdError as error:
+        raise ModelError(f"a zstd frame is broken ({error})") from error
+    if len(data) != nbytes or surplus:
+        raise ModelError(f"a zstd frame does not hold the {nbytes:,} bytes that are declared")
+    return data
+
+
+@cache
+def _words() -> zstandard.ZstdCompressionDict:
+    import zstandard
+
+    data = resources.files("onnxslim.packing").joinpath("words-1.bin").read_bytes()
+    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _words_bytes() -> int:
+    return len(_words())
+
+
+# --------------------------------------------------------------------------- Huffman
+
+
+def huffman(data: bytes | memoryview) -> bytes:
+    """Bytes coded one by one with Huffman codes (deflate without matches)."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+    return compressor.compress(data) + compressor.flush()
+
+
+def unhuffman(packed: bytes | memoryview, nbytes: int) -> bytes:
+    """The `nbytes` bytes that `huffman` coded.
+
+    Raises:
+        ModelError: they are broken, or more or less.
+    """
+    decompressor = zlib.decompressobj(-15)
+    try:
+        data = decompressor.decompress(packed, nbytes + 1)
+    except zlib.error as error:
+        raise ModelError(f"a Huffman stream is broken ({error})") from error
+    if len(data) != nbytes or not decompressor.eof or decompressor.unused_data:
+        raise ModelError(f"a Huffman stream does not hold the {nbytes:,} bytes that are declared")
+    return data
+
+
+# --------------------------------------------------------------------------- range coder
+
+
+class RangeCoder(Protocol):
+    """Either end of a range coder."""
+
+    def code(self, symbols: np.ndarray, weights: Weights) -> None:
+        """Write `symbols`, or read as many into `symbols`.
+
+        Args:
+            symbols: one-dimensional, of any integer type; overwritten when reading.
+            weights: whole numbers of at least 1: of each symbol (L,), or of each symbol for each
+                entry (n, L). Their ratio is that of the probabilities.
+        """
+
+
+class RangeWriter:
+    """Encodes; `finish` gives the bytes."""
+
+    def __init__(self) -> None:
+        from constriction import stream
+
+        self._model = stream.model.Categorical
+        self._each = stream.model.Categorical(perfect=False)
+        self._encoder = stream.queue.RangeEncoder()
+
+    def code(self, symbols: np.ndarray, weights: Weights) -> None:
+        """See `RangeCoder`."""
+        if not symbols.size or weights.shape[-1] == 1:  # nothing to tell
+            return
+        values = symbols.astype(np.int32)
+        if weights.ndim == 1:
+            self._encoder.encode(values, self._model(weights.astype(np.float64), perfect=False))
+        else:
+            self._encoder.encode(values, self._each, weights.astype(np.float64))
+
+    def finish(self) -> bytes:
+        """All that was written; zero bytes at the end are left out, since a reader adds them."""
+        whole = self._encoder.get_compressed().astype(">u4").tobytes()
+        words, (low, span) = self._encoder.pos()
+        return _shortest(whole, 4 * words + 8, low, span).rstrip(b"\0")
+
+
+def _shortest(data: bytes, size: int, low: int, span: int) -> bytes:
+    """The fewest bytes that say as much as `data`: of `size` bytes with zeros behind.
+
+    Any number of that size serves whose last 64 bits lie between `low` and `low + span`; there may
+    be a carry into those before.
+    """
+    kept = max(size - 16, 0)
+    tail = size - kept
+    point = int.from_bytes(data[kept:size].ljust(tail, b"\0"), "big")
+    start = point - (point - low) % (1 << 64)
+    if not start <= point < start + span:
+        return data  # not as constriction is known to work; it is right all the same
+    for bits in range(8 * tail, 0, -8):
+        rounded = -(-start >> bits) << bits
+        if rounded < start + span and rounded >> (8 * tail) == 0:
+            return data[:kept] + rounded.to_bytes(tail, "big")
+    return data
+
+
+class RangeReader:
+    """Decodes what `RangeWriter` wrote, given the same weights in the same order."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        from constriction import stream
+
+        self._model = stream.model.Categorical
+        self._each = stream.model.Categorical(perfect=False)
+        padded = bytes(data) + bytes(-len(data) % 4)
+        self._decoder = stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+
+    def code(self, symbols: np.ndarray, weights: Weights) -> None:
+        """See `RangeCoder`.
+
+        Raises:
+            ModelError: the data cannot come from a `RangeWriter`.
+        """
+        if not symbols.size or weights.shape[-1] == 1:
+            symbols[:] = 0
+            return
+        try:
+            if weights.ndim == 1:
+                model = self._model(weights.astype(np.float64), perfect=False)
+                symbols[:] = self._decoder.decode(model, symbols.size)
+            else:
+                symbols[:] = self._decoder.decode(self._each, weights.astype(np.float64))
+        except AssertionError as error:  # how constriction says that the data are invalid
+            raise ModelError("an entropy-coded stream is broken") from error

@@ -1,0 +1,71 @@
+"""Numbers and byte strings one after the other, written and read with care."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from onnxslim.errors import ModelError
+
+_MOST_BITS: Final = 63
+
+
+def varint(*values: int) -> bytes:
+    """Whole numbers of at least 0, seven bits a byte, lowest first, as protobuf writes them."""
+    out = bytearray()
+    for value in values:
+        rest = value
+        while rest >= 0x80:
+            out.append(rest & 0x7F | 0x80)
+            rest >>= 7
+        out.append(rest)
+    return bytes(out)
+
+
+class Reader:
+    """Reads what was written, and never past its end."""
+
+    def __init__(self, data: bytes | memoryview, what: str) -> None:
+        self._data = memoryview(data)
+        self._what = what
+        self.at = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that have not been read."""
+        return len(self._data) - self.at
+
+    def take(self, nbytes: int) -> memoryview:
+        """The next `nbytes` bytes.
+
+        Raises:
+            ModelError: there are fewer.
+        """
+        if nbytes > self.left:
+            raise ModelError(f"{self._what} ends {nbytes - self.left:,} bytes too early")
+        self.at += nbytes
+        return self._data[self.at - nbytes : self.at]
+
+    def byte(self) -> int:
+        """The next byte."""
+        return self.take(1)[0]
+
+    def number(self, most: int | None = None) -> int:
+        """The next number.
+
+        Args:
+            most: what it may be at most.
+
+        Raises:
+            ModelError: it is larger, or broken off.
+        """
+        value = shift = 0
+        while shift <= _MOST_BITS:
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+        limit = 2**_MOST_BITS if most is None else most
+        if value > limit or shift > _MOST_BITS:
+            raise ModelError(f"{self._what} holds the number {value:,} where {limit:,} is the most")
+        return value

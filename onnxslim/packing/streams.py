@@ -1,0 +1,378 @@
+"""Streams of symbols: each is coded in several ways, and the smallest is kept.
+
+A coded stream is a head (which coder, its parameters, how many bytes) and a body. All heads of a
+file are compressed together; bodies are stored as they are.
+
+Symbols lie in *lines*: the inputs or the outputs of a layer, whichever tell more about the weights.
+`Lines` says how many symbols belong to each. Coders that know nothing of lines ignore them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from onnxslim.errors import ModelError
+from onnxslim.packing import coders
+from onnxslim.packing.adaptive import (
+    MOST_CELLS,
+    Blend,
+    Lines,
+    code_flat,
+    code_lines,
+    code_mask,
+)
+from onnxslim.packing.coders import RangeCoder, RangeReader, RangeWriter
+from onnxslim.packing.fields import Reader, varint
+
+
+class Method(enum.StrEnum):
+    """What `pack --coder` may ask for."""
+
+    ENTROPY = "entropy"
+    HUFFMAN = "huffman"
+    ZSTD = "zstd"
+
+
+class Code(enum.IntEnum):
+    """How a stream is coded: the first byte of its head."""
+
+    RAW = 0
+    ZSTD = 1
+    HUFFMAN = 2
+    FLAT = 3
+    LINES = 4
+    GAPS = 5
+    MASK = 6
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What stands for a stream in the file.
+
+    Attributes:
+        head, body: of the stream, or of several, one after the other.
+        without_zstd: size, had zstd not been allowed to replace the entropy coder.
+    """
+
+    head: bytes
+    body: bytes
+    without_zstd: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size before heads are compressed."""
+        return len(self.head) + len(self.body)
+
+    @property
+    def entropy_bytes(self) -> int:
+        """Size by the entropy coder alone."""
+        return self.nbytes if self.without_zstd is None else self.without_zstd
+
+    def __add__(self, other: Coded) -> Coded:
+        entropy = self.entropy_bytes + other.entropy_bytes
+        return Coded(self.head + other.head, self.body + other.body, entropy)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a reader finds heads and bodies."""
+
+    heads: Reader
+    bodies: Reader
+
+    def code(self, *allowed: Code) -> Code:
+        """The code of the next stream.
+
+        Raises:
+            ModelError: it is none of those `allowed`.
+        """
+        found = self.heads.byte()
+        if found not in allowed:
+            raise ModelError(f"a stream has the code {found}, which has no meaning here")
+        return Code(found)
+
+    def body(self) -> memoryview:
+        """The body of the stream whose head ends here."""
+        return self.bodies.take(self.heads.number())
+
+
+Encoding = Callable[[RangeCoder], None]
+_TRIED: Final = 1 << 20  # symbols up to which several settings are tried
+_OWN_SHARE: Final = (
+    0.3  # of the weights: more symbols than that decode too slowly in lines' own way
+)
+_DOUBTS: Final = (1, 6)
+_OWN_ALWAYS: Final = 1 << 20  # weights of tensors so small that it does not matter
+_TRUSTS: Final = (2, 4, 8, 16, 32, 64)
+_LANES: Final = 64
+_ESCAPE: Final = 255
+_ZSTD_ALWAYS: Final = 1 << 14
+_ZSTD_GAIN: Final = 1.2  # what the best level may be expected to gain on a quick one
+
+
+# --------------------------------------------------------------------------- plain streams
+
+
+def encode_symbols(
+    symbols: np.ndarray, alphabet: int, method: Method, lines: Lines | None = None, weights: int = 0
+) -> Coded:
+    """Code symbols below `alphabet`, at most 256, each a byte.
+
+    Args:
+        symbols: uint8, line after line.
+        alphabet: how many symbols there are.
+        method: the coder to use; with ENTROPY, whichever is smallest.
+        lines: to which lines the symbols belong, if that may say something.
+        weights: how many weights the stream is part of, for what decoding may cost.
+    """
+    raw = _coded(Code.RAW, symbols.tobytes())
+    if method is Method.ZSTD:
+        return min(raw, _zstd(raw.body), key=_size)
+    if method is Method.HUFFMAN:
+        return min(raw, _coded(Code.HUFFMAN, coders.huffman(raw.body)), key=_size)
+    found = [raw, _flat(symbols)]
+    if lines is not None and lines.counts.size * alphabet <= MOST_CELLS and alphabet > 1:
+        found.append(_lines(symbols, alphabet, lines, max(weights, symbols.size)))
+    best = min(found, key=_size)
+    quick = [raw, _zstd(raw.body, best.nbytes)]
+    if symbols.size > _TRIED:
+        quick.append(_coded(Code.HUFFMAN, coders.huffman(raw.body)))
+    chosen = min(quick, key=_size)
+    if chosen.nbytes > best.nbytes + _allowance(symbols.size, best.nbytes, weights):
+        chosen = best
+    return replace(chosen, without_zstd=best.nbytes)
+
+
+def _allowance(size: int, nbytes: int, weights: int) -> float:
+    """How many bytes more a stream may take that decodes faster."""
+    if weights and size <= _OWN_SHARE * weights:
+        return 0.0  # few for what they stand for
+    if size <= _TRIED:
+        return 0.0005 * nbytes
+    # of codes, for which there may be nothing else, or of bytes, which others go with
+    return 0.01 * (nbytes if weights else size)
+
+
+def decode_symbols(
+    source: Source, count: int, alphabet: int, lines: Lines | None = None
+) -> np.ndarray:
+    """The `count` symbols of the next stream, uint8.
+
+    Raises:
+        ModelError: the stream is broken.
+    """
+    code = source.code(*_PLAIN, *((Code.LINES,) if lines is not None else ()))
+    if code in _BYTES:
+        symbols = np.frombuffer(_BYTES[code](source.body(), count), np.uint8)
+        if symbols.size and int(symbols.max()) >= alphabet:
+            raise ModelError(f"a stream holds the symbol {symbols.max()} of {alphabet}")
+        return symbols
+    symbols = np.empty(count, np.uint8)
+    if code is Code.FLAT:
+        return _read_flat(source, symbols, alphabet)
+    assert lines is not None  # or the code would not be allowed
+    if lines.counts.size * alphabet > MOST_CELLS:
+        raise ModelError(f"{lines.counts.size:,} lines of {alphabet} symbols are too many")
+    blend = Blend(source.heads.number(2 * alphabet), source.heads.byte())
+    code_lines(RangeReader(source.body()), symbols, lines, alphabet, blend)
+    return symbols
+
+
+def _flat(symbols: np.ndarray) -> Coded:
+    lowest, highest = int(symbols.min(initial=255)), int(symbols.max(initial=0))
+    lowest = min(lowest, highest)
+    # every 64th symbol first, so that all blocks are alike
+    lanes = np.concatenate([symbols[start::_LANES] for start in range(_LANES)])
+    lanes -= np.uint8(lowest)
+    doubts = _DOUBTS if symbols.size <= _TRIED else _DOUBTS[1:]
+
+    def coded(doubt: int) -> Coded:
+        body = _written(lambda coder: code_flat(coder, lanes, highest - lowest + 1, doubt))
+        return _coded(Code.FLAT, body, bytes([lowest, highest, doubt]))
+
+    return smallest(map(coded, doubts))
+
+
+def _read_flat(source: Source, symbols: np.ndarray, alphabet: int) -> np.ndarray:
+    lowest, highest, doubt = source.heads.take(3)
+    if lowest > highest or highest >= alphabet or not doubt:
+        raise ModelError(f"a stream has symbols from {lowest} to {highest} of {alphabet}")
+    lanes = np.empty(symbols.size, np.uint8)
+    code_flat(RangeReader(source.body()), lanes, highest - lowest + 1, doubt)
+    lanes += np.uint8(lowest)
+    at = 0
+    for start in range(_LANES):
+        target = symbols[start::_LANES]
+        target[:] = lanes[at : at + target.size]
+        at += target.size
+    return symbols
+
+
+def _lines(symbols: np.ndarray, alphabet: int, lines: Lines, weights: int) -> Coded:
+    def coded(centre: int, trust: int) -> Coded:
+        return _lines_with(symbols, alphabet, lines, Blend(centre, trust))
+
+    # the symbol of the smallest magnitude: between the two most frequent neighbours
+    counts = np.bincount(symbols, minlength=alphabet)
+    centre = 2 * int(np.argmax(counts[1:] + counts[:-1])) + 1
+    best = coded(centre, 0)
+    if symbols.size <= _TRIED:
+        other = coded(alphabet - 1, 0)
+        if other.nbytes < best.nbytes:
+            best, centre = other, alphabet - 1
+    if symbols.size <= _OWN_SHARE * weights or weights <= _OWN_ALWAYS:
+        best = smallest((best, _climb(lambda trust: coded(centre, trust), symbols.size)))
+    return best
+
+
+def _climb(coded: Callable[[int], Coded], size: int) -> Coded:
+    """The smallest of what `coded` gives for the trusts, gone through as long as it helps."""
+    at = len(_TRUSTS) // 2
+    best = coded(_TRUSTS[at])
+    if size > _TRIED:
+        return best
+    for step in (-1, 1):
+        for trust in _TRUSTS[at + step :: step]:
+            found = coded(trust)
+            if found.nbytes >= best.nbytes:
+                break
+            best = found
+    return best
+
+
+def _lines_with(symbols: np.ndarray, alphabet: int, lines: Lines, blend: Blend) -> Coded:
+    body = _written(lambda coder: code_lines(coder, symbols, lines, alphabet, blend))
+    return _coded(Code.LINES, body, varint(blend.centre) + bytes([blend.trust]))
+
+
+# --------------------------------------------------------------------------- where the ones are
+
+
+def encode_mask(mask: np.ndarray, method: Method) -> Coded:
+    """Code which entries of `mask`, bool (lines, length), are set; how many, the reader knows."""
+    gaps = _gaps(mask, method)
+    if method is not Method.ENTROPY:
+        return gaps
+    ones = int(mask.sum())
+
+    def coded(trust: int) -> Coded:
+        body = _written(lambda coder: code_mask(coder, mask.view(np.uint8), ones, trust))
+        return _coded(Code.MASK, body, bytes([trust]))
+
+    if len(mask) > MOST_CELLS:
+        return gaps
+    return smallest((gaps, _climb(coded, mask.size)))
+
+
+def decode_mask(source: Source, lines: int, length: int, ones: int) -> np.ndarray:
+    """The mask, bool (lines, length).
+
+    Raises:
+        ModelError: the stream is broken, or has not as many ones.
+    """
+    code = source.code(Code.GAPS, Code.MASK)
+    if code is Code.GAPS:
+        mask = np.zeros(lines * length, bool)
+        mask[_positions(source, lines * length, ones)] = True
+        return mask.reshape(lines, length)
+    trust = max(source.heads.byte(), 1)
+    if lines > MOST_CELLS:
+        raise ModelError(f"a mask has {lines:,} lines, and {MOST_CELLS:,} are the most")
+    mask = np.empty((lines, length), bool)
+    code_mask(RangeReader(source.body()), mask.view(np.uint8), ones, trust)
+    if int(np.count_nonzero(mask)) != ones:
+        raise ModelError(f"a mask has not the {ones:,} entries that are declared")
+    return mask
+
+
+def encode_positions(positions: np.ndarray, method: Method) -> Coded:
+    """Code ascending positions as gaps: a gap of g is g // 255 bytes of 255 and one of g % 255."""
+    gaps = np.diff(positions, prepend=-1) - 1
+    lengths = gaps // _ESCAPE + 1
+    ends = np.cumsum(lengths)
+    symbols = np.full(int(ends[-1]) if ends.size else 0, _ESCAPE, np.uint8)
+    symbols[ends - 1] = gaps % _ESCAPE
+    head = Coded(bytes([Code.GAPS]) + varint(symbols.size), b"")
+    return head + encode_symbols(symbols, 256, method)
+
+
+def decode_positions(source: Source, end: int, count: int) -> np.ndarray:
+    """`count` ascending positions below `end`, int64.
+
+    Raises:
+        ModelError: the stream is broken, or a gap runs past the end.
+    """
+    source.code(Code.GAPS)
+    return _positions(source, end, count)
+
+
+def _gaps(mask: np.ndarray, method: Method) -> Coded:
+    return encode_positions(np.flatnonzero(mask), method)
+
+
+def _positions(source: Source, end: int, count: int) -> np.ndarray:
+    size = source.heads.number(count + end // _ESCAPE)
+    symbols = decode_symbols(source, size, 256)
+    ends = np.flatnonzero(symbols != _ESCAPE)
+    # every position takes one place, every gap as many as it is long
+    reached = np.cumsum(symbols, dtype=np.int64)
+    positions = reached[ends] + np.arange(ends.size)
+    if ends.size != count or (count and (ends[-1] != size - 1 or int(positions[-1]) >= end)):
+        raise ModelError(f"gaps do not lead to {count:,} places among {end:,}")
+    return positions
+
+
+# --------------------------------------------------------------------------- shared
+
+
+def _written(encoding: Encoding) -> bytes:
+    writer = RangeWriter()
+    encoding(writer)
+    return writer.finish()
+
+
+def _coded(code: Code, body: bytes, parameters: bytes = b"") -> Coded:
+    return Coded(bytes([code]) + parameters + varint(len(body)), body)
+
+
+def _zstd(data: bytes, rival: int | None = None) -> Coded:
+    """By zstd at its best, unless a quick try shows that this is not worth its time.
+
+    Args:
+        data: what to code.
+        rival: bytes that it takes otherwise.
+    """
+    worth = len(data) if rival is None else _ZSTD_GAIN * rival
+    if len(data) > _ZSTD_ALWAYS:
+        quick = coders.zstd(data, coders.FAST)
+        if len(quick) >= 0.999 * len(data) or len(quick) > worth:
+            return _coded(Code.ZSTD, quick)
+    return _coded(Code.ZSTD, coders.zstd(data))
+
+
+def smallest(options: Iterable[Coded]) -> Coded:
+    """The one of the fewest bytes; the first of equals."""
+    return min(options, key=_size)
+
+
+def _size(coded: Coded) -> int:
+    return coded.nbytes
+
+
+def _raw(body: memoryview, nbytes: int) -> bytes | memoryview:
+    if len(body) != nbytes:
+        raise ModelError(f"a stream has {len(body):,} bytes where {nbytes:,} are declared")
+    return body
+
+
+_BYTES: Final[Mapping[Code, Callable[[memoryview, int], bytes | memoryview]]] = {
+    Code.RAW: _raw,
+    Code.ZSTD: coders.unzstd,
+    Code.HUFFMAN: coders.unhuffman,
+}
+_PLAIN: Final = (*_BYTES, Code.FLAT)

@@ -1,0 +1,336 @@
+"""What the tensors of a file are, and how each class of them becomes elements.
+
+A *payload* is the data of one tensor of the file. A *unit* is one or more payloads that are coded
+together, and checked together:
+
+    Plain     payloads of one element size, one after the other
+    Planes    the codes of a codebook weight (see `onnxslim.codebook.radix`)
+    Indexed   values and linear indices of a sparse initializer
+
+`units_of` finds them, with the help of the graph; a reader needs no graph, only the description
+that each unit has in the file.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Final
+
+import numpy as np
+
+from onnxslim.codebook import radix
+from onnxslim.errors import ModelError
+from onnxslim.packing.elements import Elements, Form, decode_elements, encode_bytes, encode_elements
+from onnxslim.packing.fields import Reader, varint
+from onnxslim.packing.streams import (
+    Coded,
+    Method,
+    Source,
+    decode_positions,
+    encode_positions,
+    smallest,
+)
+
+_ROTATED: Final = 0x80
+_DENSE_PER_VALUE: Final = 128  # how sparse a matrix may be and still be built
+_DENSE_ALWAYS: Final = 1 << 20
+
+
+class Kind(enum.IntEnum):
+    """The first byte of a unit's description."""
+
+    PLAIN = 0
+    PLANES = 1
+    INDEXED = 2
+
+
+class TensorClass(enum.StrEnum):
+    """A row of the table that `pack` prints."""
+
+    CODES = "codebook codes"
+    TABLE = "few distinct values"
+    ZEROS = "many zeros"
+    INDEXED = "sparse initializers"
+    OTHER = "other tensors"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Payloads that are coded together.
+
+    Attributes:
+        payloads: their numbers in the file.
+        elements: what is coded; of an `Indexed` unit, its values.
+    """
+
+    payloads: tuple[int, ...]
+    elements: Elements
+
+    kind = Kind.PLAIN
+
+    def description(self) -> bytes:
+        """What a reader must know besides the sizes of the payloads."""
+        size = self.elements.itemsize | (_ROTATED if self.elements.rotated else 0)
+        return bytes([size]) + varint(self.elements.rows)
+
+    def coded(self, data: Sequence[memoryview], method: Method) -> Coded:
+        """The payloads' bytes, coded."""
+        return encode_elements(self.array(data), self.elements, method)
+
+    def array(self, data: Sequence[memoryview]) -> np.ndarray:
+        """The elements in the payloads."""
+        whole = data[0] if len(data) == 1 else b"".join(data)
+        return np.frombuffer(whole, self.elements.dtype)
+
+    def restored(self, source: Source, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
+        """The payloads again.
+
+        Raises:
+            ModelError: the streams are broken.
+        """
+        whole = _bytes_of(decode_elements(source, self.elements))
+        at = 0
+        for size in sizes:
+            yield whole[at : at + size]
+            at += size
+
+    def tensor_class(self, coded: Coded) -> TensorClass:
+        """The class of its tensors, given how they were coded."""
+        forms = {Form.TABLE: TensorClass.TABLE, Form.SPARSE: TensorClass.ZEROS}
+        return forms.get(Form(coded.head[0]), TensorClass.OTHER)
+
+    def plain(self, sizes: Sequence[int]) -> list[Unit]:
+        """The same payloads without any knowledge of what they are, as zstd gets them."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class Planes(Unit):
+    """Codes of a codebook weight; `elements.alphabet` are its levels."""
+
+    kind = Kind.PLANES
+
+    def description(self) -> bytes:
+        """See `Unit`."""
+        return varint(self.elements.alphabet - 1, self.elements.rows, self.elements.columns)
+
+    def array(self, data: Sequence[memoryview]) -> np.ndarray:
+        """See `Unit`."""
+        planes = [np.frombuffer(item, np.uint8) for item in data]
+        return radix.unpack(planes, self.elements.alphabet, self.elements.count)
+
+    def restored(self, source: Source, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
+        """See `Unit`."""
+        codes = decode_elements(source, self.elements)
+        for plane in radix.pack(codes, self.elements.alphabet):
+            yield plane.data
+
+    def tensor_class(self, coded: Coded) -> TensorClass:
+        """See `Unit`."""
+        return TensorClass.CODES
+
+    def plain(self, sizes: Sequence[int]) -> list[Unit]:
+        """See `Unit`."""
+        return [Unit(self.payloads, Elements(1, sum(sizes), 1))]
+
+
+class Places(enum.IntEnum):
+    """How the indices of a sparse initializer lie in the file."""
+
+    INT64 = 0
+    VARINTS = 1
+
+
+@dataclass(frozen=True)
+class Indexed(Unit):
+    """Values and linear indices of a sparse initializer.
+
+    Attributes:
+        elements: the values.
+        rows, columns: the matrix they belong to.
+        places: how the indices lie in the file.
+    """
+
+    rows: int
+    columns: int
+    places: Places
+
+    kind = Kind.INDEXED
+
+    @property
+    def dense(self) -> Elements | None:
+        """The dense matrix, if it is small enough to be built."""
+        if self.rows * self.columns > max(_DENSE_PER_VALUE * self.elements.count, _DENSE_ALWAYS):
+            return None
+        return replace(self.elements, rows=self.rows, columns=self.columns)
+
+    def description(self) -> bytes:
+        """See `Unit`."""
+        return super().description() + varint(self.rows, self.columns, self.places)
+
+    def coded(self, data: Sequence[memoryview], method: Method) -> Coded:
+        """See `Unit`: as the dense matrix, or as positions and values."""
+        values, indices = self.values(data), self.indices(data)
+        found = Coded(b"\0", b"") + encode_positions(indices, method)
+        found += encode_elements(values, self.elements, method)
+        if self.dense is None or not bool(values.all()):
+            return found
+        matrix = np.zeros(self.dense.count, self.dense.dtype)
+        matrix[indices] = values
+        dense = Coded(b"\1", b"") + encode_elements(matrix, self.dense, method)
+        return smallest((dense, found))
+
+    def values(self, data: Sequence[memoryview]) -> np.ndarray:
+        """The values."""
+        return np.frombuffer(data[0], self.elements.dtype)
+
+    def indices(self, data: Sequence[memoryview]) -> np.ndarray:
+        """The indices, int64; of varints that are broken, some."""
+        if self.places is Places.INT64:
+            return np.frombuffer(data[1], np.int64)
+        return from_varints(np.frombuffer(data[1], np.uint8))
+
+    def restored(self, source: Source, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
+        """See `Unit`."""
+        values, indices = self._read(source)
+        yield _bytes_of(values)
+        if self.places is Places.VARINTS:
+            indices = to_varints(indices)
+        if indices.nbytes != sizes[1]:
+            raise ModelError(f"indices take {indices.nbytes:,} bytes, not {sizes[1]:,}")
+        yield _bytes_of(indices)
+
+    def _read(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        count, dense = self.elements.count, self.dense
+        if not source.heads.number(1):
+            indices = decode_positions(source, self.rows * self.columns, count)
+            return decode_elements(source, self.elements), indices
+        if dense is None:
+            raise ModelError(f"a matrix of {self.rows:,} by {self.columns:,} has {count:,} values")
+        matrix = decode_elements(source, dense)
+        indices = np.flatnonzero(matrix)
+        if indices.size != count:
+            raise ModelError(f"a sparse tensor has {indices.size:,} values, not {count:,}")
+        return matrix[indices], indices
+
+    def tensor_class(self, coded: Coded) -> TensorClass:
+        """See `Unit`."""
+        return TensorClass.INDEXED
+
+    def plain(self, sizes: Sequence[int]) -> list[Unit]:
+        """See `Unit`."""
+        values, indices = self.payloads
+        size = 8 if self.places is Places.INT64 else 1
+        return [
+            Unit((values,), self.elements),
+            Unit((indices,), Elements(1, sizes[1] // size, size)),
+        ]
+
+
+def to_varints(values: np.ndarray) -> np.ndarray:
+    """Numbers of at least 0 as protobuf packs them, uint8."""
+    lengths = np.ones(values.size, np.int64)
+    for bits in range(7, 63, 7):
+        lengths += values >> bits > 0
+    starts = np.cumsum(lengths) - lengths
+    packed = np.empty(int(lengths.sum()), np.uint8)
+    for place in range(int(lengths.max(initial=0))):
+        some = np.flatnonzero(lengths > place)
+        more = np.where(lengths[some] > place + 1, 0x80, 0)
+        packed[starts[some] + place] = values[some] >> 7 * place & 0x7F | more
+    return packed
+
+
+def from_varints(packed: np.ndarray) -> np.ndarray:
+    """The numbers, int64, that `to_varints` packed; of anything else, some numbers."""
+    ends = np.flatnonzero(packed < 0x80)
+    lengths = np.diff(ends, prepend=-1)
+    values = np.zeros(ends.size, np.int64)
+    for place in range(min(int(lengths.max(initial=0)), 9)):
+        some = np.flatnonzero(lengths > place)
+        part = packed[ends[some] - lengths[some] + 1 + place].astype(np.int64) & 0x7F
+        values[some] |= part << 7 * place
+    return values
+
+
+# --------------------------------------------------------------------------- descriptions
+
+
+def describe(unit: Unit) -> bytes:
+    """The description of a unit: kind, payloads, and what its kind adds."""
+    steps = np.diff(unit.payloads, prepend=-1) - 1
+    return bytes([unit.kind]) + varint(len(unit.payloads), *steps.tolist()) + unit.description()
+
+
+def read_unit(reader: Reader, sizes: Sequence[int]) -> Unit:
+    """The unit whose description comes next; `sizes` are those of all payloads of the file.
+
+    Raises:
+        ModelError: the description does not fit the payloads.
+    """
+    kind = reader.byte()
+    payloads: list[int] = []
+    last = -1
+    for _ in range(reader.number(len(sizes))):
+        last += 1 + reader.number(len(sizes))
+        if last >= len(sizes):
+            raise ModelError(f"a unit refers to tensor {last} of {len(sizes)}")
+        payloads.append(last)
+    own = [sizes[index] for index in payloads]
+    if not own:
+        raise ModelError("a unit has no tensors")
+    if kind == Kind.PLANES:
+        return _read_planes(reader, tuple(payloads), own)
+    if kind not in (Kind.PLAIN, Kind.INDEXED):
+        raise ModelError(f"a unit is of the unknown kind {kind}")
+    elements = _read_plain(reader, own[0] if kind == Kind.INDEXED else sum(own))
+    if kind == Kind.PLAIN:
+        return Unit(tuple(payloads), elements)
+    return _read_indexed(reader, tuple(payloads), elements, own)
+
+
+def _read_indexed(
+    reader: Reader, payloads: tuple[int, ...], elements: Elements, sizes: Sequence[int]
+) -> Unit:
+    rows, columns, places = reader.number(), reader.number(), Places(reader.number(1))
+    count = elements.count
+    fits = sizes[1:] == [8 * count] if places is Places.INT64 else len(sizes) == 2
+    if not fits or count > rows * columns or rows * columns >= 2**63:
+        raise ModelError(f"{count:,} of {rows:,} by {columns:,} elements do not take {sizes} bytes")
+    return Indexed(payloads, elements, rows, columns, places)
+
+
+def _read_plain(reader: Reader, nbytes: int) -> Elements:
+    size, rows = reader.byte(), reader.number()
+    itemsize = size & ~_ROTATED
+    if itemsize not in (1, 2, 4, 8) or nbytes % itemsize or not rows or nbytes // itemsize % rows:
+        raise ModelError(f"{nbytes:,} bytes are no {rows:,} rows of {itemsize}-byte elements")
+    return Elements(rows, nbytes // itemsize // rows, itemsize, rotated=bool(size & _ROTATED))
+
+
+def _read_planes(reader: Reader, payloads: tuple[int, ...], sizes: Sequence[int]) -> Unit:
+    levels = reader.number(255) + 1
+    rows, columns = reader.number(), reader.number()
+    expected = [plane.packed_bytes(rows * columns) for plane in radix.planes_for(levels)]
+    if expected != list(sizes):
+        raise ModelError(f"codes of {rows:,} by {columns:,} elements have planes of {sizes} bytes")
+    return Planes(payloads, Elements(rows, columns, 1, levels))
+
+
+def encode_plain(unit: Unit, data: Sequence[memoryview], method: Method) -> Coded:
+    """Byte by byte, whatever the elements may be."""
+    return encode_bytes(unit.array(data), unit.elements, method)
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).view(np.uint8).data
+
+
+def matrix_of(dims: Sequence[int], count: int) -> tuple[int, int]:
+    """Rows and columns of a tensor: its first dimension, and all others."""
+    if len(dims) > 1 and prod(dims) == count and dims[0] > 0:
+        return dims[0], count // dims[0]
+    return 1, count

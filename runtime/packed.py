@@ -1,0 +1,33 @@
+"""A session straight from a packed file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import onnxruntime as ort
+
+from onnxslim.model import Model
+from onnxslim.runtime.session import CPU, plain_session
+
+
+def load(
+    path: str | os.PathLike[str],
+    options: ort.SessionOptions | None = None,
+    providers: Sequence[str] = CPU,
+) -> ort.InferenceSession:
+    """A session of onnxruntime with the model in `path`: a packed file, or an .onnx file.
+
+    Nothing is written to the disk. The session holds on to the unpacked weights.
+
+    Args:
+        path: the file.
+        options: of the session; None: onnxruntime's own.
+        providers: execution providers, by preference.
+
+    Raises:
+        UsageError: there is no such file.
+        ModelError: it is damaged, or no model.
+        RuntimeFailure: onnxruntime refuses the model.
+    """
+    return plain_session(Model.load(path), options or ort.SessionOptions(), providers)
