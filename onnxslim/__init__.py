@@ -22,7 +22,7 @@ _HOME = {
     "Fidelity": "contract",
     "FileReport": "report",
     "FloorMissed": "errors",
-    "Floors": "proof",
+    "Floors": "floors",
     "Latency": "report",
     "LatencyPair": "report",
     "Model": "model",
@@ -67,11 +67,11 @@ if TYPE_CHECKING:
         RuntimeFailure,
         UsageError,
     )
+    from onnxslim.floors import Floors
     from onnxslim.manager import PassManager
     from onnxslim.model import Model
     from onnxslim.options import at_least, interval, one_of, option
     from onnxslim.pipeline import Pipeline, parse_pipeline
-    from onnxslim.proof import Floors
     from onnxslim.render import report_to_json, report_to_text
     from onnxslim.report import (
         Comparison,

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from onnxslim.check import check_model
 from onnxslim.contract import Context
 from onnxslim.errors import FloorMissed, UsageError
+from onnxslim.floors import Floors
 from onnxslim.manager import PassManager
 from onnxslim.model import Model, ModelSource, copy_file
 from onnxslim.pipeline import Pipeline, parse_pipeline
 from onnxslim.policy import Goal, Policy
-from onnxslim.proof import Floors
 from onnxslim.report import (
     Comparison,
     FileReport,
@@ -123,9 +123,10 @@ def compress(
         )
         before.accuracy = prover.accuracy(source)
         policy = replace(policy, baseline_accuracy=before.accuracy)
+    context = _context(seed, threads, calibration, prover if evaluation is not None else None)
     result, report.steps = PassManager(pipeline.passes).run(
         source,
-        _context(seed),
+        replace(context, floors=floors),
         prover=prover,
         policy=policy,
         stats=before.stats,
@@ -217,10 +218,21 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _context(seed: int) -> Context:
+def _context(
+    seed: int,
+    threads: int | None,
+    calibration: SampleSource | None,
+    judge: RuntimeProver | None,
+) -> Context:
+    """What passes may use; `judge` measures accuracy, where there are evaluation data."""
+    from onnxslim.runtime.calibration_runs import CalibrationRuns
     from onnxslim.runtime.evaluate import evaluate
 
-    return Context(seed=seed, evaluate=evaluate)
+    runs = None
+    if calibration is not None:
+        runs = CalibrationRuns(calibration, seed=seed, threads=threads)
+    accuracy = None if judge is None else judge.accuracy
+    return Context(seed=seed, evaluate=evaluate, calibration=runs, accuracy=accuracy)
 
 
 def _make_prover(

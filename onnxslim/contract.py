@@ -7,10 +7,11 @@ that it is given and says what it did. It keeps no state, touches no file, print
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from onnxslim.floors import Floors
 from onnxslim.options import OptionSpec, options_of
 from onnxslim.spelling import spell
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
     import onnx_graphsurgeon as gs
+
+    from onnxslim.model import Model
+    from onnxslim.objective.calibration import Calibration
 
 
 class Fidelity(enum.IntEnum):
@@ -85,13 +89,23 @@ class Context:
     Attributes:
         seed: of all randomness.
         evaluate: runs constant subgraphs; the pass that folds constants needs it.
-        services: measuring services by name (`moments`, `latency`, ...), present when the pipeline
-            runs with them; see `runtime`.
+        calibration: the user's samples, and what can be measured on them; None without samples.
+        accuracy: of a model on the user's evaluation data, in [0, 1]; None without such data.
+        floors: what the user will not go below, for passes that choose how far to go.
+        progress: told in words what is going on.
+        model: the model whose graph is being rewritten; set by the manager.
+        reference: the model before the first lossy step: what lossy steps aim at. Set by the
+            manager.
     """
 
     seed: int = 0
     evaluate: Evaluator | None = None
-    services: Mapping[str, Any] | None = None
+    calibration: Calibration | None = None
+    accuracy: Callable[[Model], float | None] | None = None
+    floors: Floors = field(default_factory=Floors)
+    progress: Callable[[str], None] | None = None
+    model: Model | None = None
+    reference: Model | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class Preset(Pass):
-    """A name for several passes that run in rounds until none of them changes anything."""
+    """A name for several passes.
+
+    Attributes:
+        rounds: they run in up to so many rounds, until none of them changes anything, as one step.
+            With 1, each runs once and is a step of its own.
+    """
 
     name: ClassVar[str]
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxslim.check import check_model, fingerprint, signature
@@ -141,11 +141,18 @@ class _Runner:
     progress: Progress
     reproducers: Path
     stats: Stats | None = None  # of the current model, once known
+    reference: Model | None = None  # what lossy steps aim at
 
     def run(self, model: Model, passes: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
         current, reports = model, []
-        for unit in _units(passes):
-            current, steps = self.unit(current, unit)
+        for unit in _units(_steps(passes)):
+            self.reference = self.reference or current
+            result, steps = self.unit(current, unit)
+            if result is not current and any(_is_lossless(step) for step in steps):
+                # a lossless step may give a tensor's name to another value, so what the layers of
+                # the old model returned is no target any more
+                self.reference = None
+            current = result
             reports += steps
         return current, reports
 
@@ -281,7 +288,7 @@ class _Runner:
         before = fingerprint(model.graph) if self.prover else None
         started = time.perf_counter()
         try:
-            result = _call(rewrite, model, self.context)
+            result = _call(rewrite, model, self.context_of(model))
         except PromiseBroken as error:
             raise _PassFailed(str(error)) from error
         except OnnxslimError:
@@ -291,6 +298,10 @@ class _Runner:
         part.add(result, time.perf_counter() - started)
         if before is not None and not result.changed and fingerprint(model.graph) != before:
             raise _PassFailed("changed the graph and reported no change")
+
+    def context_of(self, model: Model) -> Context:
+        """What a pass that rewrites `model` gets."""
+        return replace(self.context, model=model, reference=self.reference, progress=self.progress)
 
     def verify(
         self, step: Pass, before: Model, run: _Run, promised: Fidelity = Fidelity.EXACT
@@ -355,7 +366,21 @@ class _Runner:
         return self.prover.time(before, after) if self.prover else None
 
 
-def _units(passes: Sequence[Pass]) -> Iterator[list[Pass]]:
+def _is_lossless(step: StepReport) -> bool:
+    """Whether it changed the model without changing what it computes."""
+    return bool(step.changes) and step.fidelity is not Fidelity.LOSSY
+
+
+def _steps(passes: Sequence[Pass]) -> Iterator[Pass]:
+    """The passes, those of a preset of one round each on its own."""
+    for item in passes:
+        if isinstance(item, Preset) and item.rounds == 1:
+            yield from _steps(item.members())
+        else:
+            yield item
+
+
+def _units(passes: Iterable[Pass]) -> Iterator[list[Pass]]:
     """Each step alone, but what prepares for later ones together with the next that does not."""
     unit: list[Pass] = []
     for step in passes:

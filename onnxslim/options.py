@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from onnxslim.errors import UsageError
@@ -97,6 +98,50 @@ class OneOf:
         yield "x-" + "-".join(self.choices)
 
 
+@dataclass(frozen=True)
+class Assigned:
+    """`PATTERN=NUMBER`: a value of its own for the layers whose names match a shell pattern."""
+
+    values: Interval
+    whole: bool = False
+
+    def accepts(self, value: str) -> bool:
+        """Whether `value` has that form, and its number is allowed."""
+        try:
+            return self.values.accepts(self.split(value)[1])
+        except ValueError:
+            return False
+
+    def describe(self) -> str:
+        """The form in words."""
+        kind = "an integer" if self.whole else "a number"
+        return f"of the form PATTERN=NUMBER with {kind} {self.values.describe()}"
+
+    def invalid(self) -> Iterator[str]:
+        """Words without a number, and with numbers that are not allowed."""
+        yield "layer"
+        yield "=0.5"
+        yield from (f"layer={value:g}" for value in self.values.invalid())
+
+    def split(self, value: str) -> tuple[str, float]:
+        """Pattern and number.
+
+        Raises:
+            ValueError: `value` has another form.
+        """
+        pattern, _, number = value.rpartition("=")
+        if not pattern:
+            raise ValueError(value)
+        return pattern, int(number) if self.whole else float(number)
+
+    def find(self, entries: tuple[str, ...], name: str, default: float) -> float:
+        """The number of the first entry whose pattern `name` matches."""
+        for pattern, number in map(self.split, entries):
+            if fnmatchcase(name, pattern):
+                return number
+        return default
+
+
 def at_least(low: float) -> Interval:
     """Numbers from `low` up."""
     return Interval(low, math.inf)
@@ -107,6 +152,11 @@ def interval(
 ) -> Interval:
     """Numbers between `low` and `high`, bounds included unless said otherwise."""
     return Interval(low, high, open_left, open_right)
+
+
+def assigned(values: Interval, *, whole: bool = False) -> Assigned:
+    """`PATTERN=NUMBER`, for options that layers can have for themselves."""
+    return Assigned(values, whole)
 
 
 def one_of(*choices: str) -> OneOf:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from onnxslim.proof import Floors
+from onnxslim.floors import Floors
 from onnxslim.report import LatencyPair, Stats, StepReport
 
 

@@ -6,28 +6,12 @@ when the user turned verification off.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from onnxslim.contract import Fidelity
 from onnxslim.model import Model
 from onnxslim.report import Comparison, LatencyPair
-
-
-@dataclass(frozen=True)
-class Floors:
-    """What the user will not go below; None: no such floor.
-
-    Attributes:
-        max_drop: points of accuracy (0.5 is half a percentage point) that may be lost.
-        min_agreement: share in [0, 1] of top-1 answers that must stay those of the input model.
-        min_sqnr_db: signal to quantization noise ratio in dB of every output.
-    """
-
-    max_drop: float | None = None
-    min_agreement: float | None = None
-    min_sqnr_db: float | None = None
 
 
 class Prover(Protocol):

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PASSES: Mapping[str, str] = {
+    "binarize-weights": "binarize_weights:BinarizeWeights",
+    "cluster-weights": "cluster_weights:ClusterWeights",
+    "compress-weights": "compress_weights:CompressWeights",
     "dedup-constants": "dedup_constants:DedupConstants",
     "dedup-nodes": "dedup_nodes:DedupNodes",
+    "deep-compression": "deep_compression:DeepCompression",
     "eliminate-dead": "eliminate_dead:EliminateDead",
     "eliminate-identity": "eliminate_identity:EliminateIdentity",
     "fold-constants": "fold_constants:FoldConstants",
@@ -22,5 +26,9 @@ PASSES: Mapping[str, str] = {
     "fuse-reshapes": "fuse_reshapes:FuseReshapes",
     "fuse-slices": "fuse_slices:FuseSlices",
     "fuse-transposes": "fuse_transposes:FuseTransposes",
+    "prune-weights": "prune_weights:PruneWeights",
+    "quantize-fixed-point": "quantize_fixed_point:QuantizeFixedPoint",
+    "quantize-power-of-two": "quantize_power_of_two:QuantizePowerOfTwo",
     "simplify": "simplify:Simplify",
+    "ternarize-weights": "ternarize_weights:TernarizeWeights",
 }

@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import prod
 from typing import Final
 
 import numpy as np
 
-from onnxslim.analysis.layers import ConvPatches, Unfolding, WeightLayer
-from onnxslim.analysis.operands import const_array, is_present
+from onnxslim.analysis.layers import Unfolding, WeightLayer, bias_of
 from onnxslim.contract import Skip
 from onnxslim.errors import UsageError
+from onnxslim.ir import node_label
 from onnxslim.model import Model
 from onnxslim.objective.moments import BlockDiagonal, LayerMoments, Second
 from onnxslim.runtime.calibration import Sample
@@ -36,6 +35,8 @@ from onnxslim.runtime.unfold import Rows, unfold_input, unfold_output
 _EXACT_FEATURES: Final = 1024
 _CHUNK_ITEMS: Final = 1 << 22
 _CHEAP_PRODUCTS: Final = 1 << 24  # a sample, of one layer
+_ROWS_EACH: Final = 200  # of a feature
+_LEAST_ROWS: Final = 20000
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,14 @@ class Limits:
         max_features: above this, H is kept as a block-diagonal matrix of blocks no larger.
         patches: rows of one sample that are looked at, drawn with the seed; more where rows are
             short (as long as features² · rows stays below 2^24).
+        samples: how many there are, where that is known: no more rows of each are then looked at
+            than all together need for `_ROWS_EACH` rows a feature.
     """
 
     budget_bytes: int = 2 << 30
     max_features: int = 16384
     patches: int = 256
+    samples: int | None = None
 
 
 def stream_moments(
@@ -89,13 +93,15 @@ def stream_moments(
     yield from skips
     wanted = _wanted(listing, layers, {skip.node for skip in skips})
     original = None if reference is None else Taps(reference)
-    groups: dict[tuple[int, Unfolding], list[WeightLayer]] = {}
+    groups: dict[tuple[object, ...], list[WeightLayer]] = {}
     for layer in wanted:
         why = _why_not(layer, original)
         if why is not None:
             yield Skip(layer.name, why)
             continue
-        groups.setdefault((id(layer.data_tensor), layer.unfolding), []).append(layer)
+        # outputs of another branch of an If are not there when the input is
+        place = tuple((node_label(node), body) for node, body in layer.bodies)
+        groups.setdefault((id(layer.data_tensor), layer.unfolding, place), []).append(layer)
     with_cross = reference is not None
     for sweep in _sweeps(list(groups.values()), limits, with_cross=with_cross):
         streams = _Streams(model, reference, sweep, limits)
@@ -123,7 +129,7 @@ def _why_not(layer: WeightLayer, original: Taps | None) -> str | None:
         return "the original model has no layer of this name"
     if (twin.groups, twin.rows) != (layer.groups, layer.rows):
         return "it returns another number of channels than in the original model"
-    bias = _bias(twin)
+    bias = bias_of(twin)
     return bias if isinstance(bias, str) else None
 
 
@@ -201,8 +207,11 @@ class _Input:
 
     def cap(self) -> int:
         """Rows of one sample."""
-        products = self.layers[0].groups * self.layers[0].columns ** 2
-        return max(self.limits.patches, _CHEAP_PRODUCTS // products)
+        columns = self.layers[0].columns
+        cap = max(self.limits.patches, _CHEAP_PRODUCTS // (self.layers[0].groups * columns**2))
+        if self.limits.samples is None:
+            return cap
+        return min(cap, -(-max(_ROWS_EACH * columns, _LEAST_ROWS) // self.limits.samples))
 
     def add(self, rows: Rows, outputs: Sequence[Rows], index: np.ndarray) -> None:
         """Add the rows at `index`."""
@@ -354,7 +363,7 @@ def _tapped(taps: Taps, tensor: object, layer: WeightLayer) -> str:
 
 def _output(reference: Taps, layer: WeightLayer) -> _Output:
     twin = reference.layers[layer.name]
-    bias = _bias(twin)
+    bias = bias_of(twin)
     assert isinstance(bias, np.ndarray), layer.name  # `_why_not` has looked
     shape = (layer.groups, layer.rows)
     return _Output(
@@ -366,27 +375,6 @@ def _output(reference: Taps, layer: WeightLayer) -> _Output:
         np.zeros(shape),
         np.zeros(shape),
     )
-
-
-def _bias(layer: WeightLayer) -> np.ndarray | str:
-    """The layer's bias as (groups, rows), float64, or why it has none of that form."""
-    shape = (layer.groups, layer.rows)
-    if layer.bias is None or not is_present(layer.node, layer.bias):
-        return np.zeros(shape)
-    array = const_array(layer.node.inputs[layer.bias])
-    if array is None:
-        return "its bias is computed at run time in the original model"
-    values = np.asarray(array, np.float64)
-    if isinstance(layer.unfolding, ConvPatches):
-        return values.reshape(shape)
-    values = values * float(layer.node.attrs.get("beta", 1.0))
-    columns_last = layer.unfolding.out_axis == -1
-    matrix = values.reshape((1,) * (2 - values.ndim) + values.shape)
-    along, across = (1, 0) if columns_last else (0, 1)
-    if matrix.shape[across] != 1:
-        return "its bias is a matrix"
-    flat = matrix.reshape(matrix.shape[along])
-    return np.broadcast_to(flat, prod(shape)).reshape(shape)
 
 
 def chosen_rows(count: int, samples: int, first: int, cap: int, seed: int) -> np.ndarray:

@@ -53,11 +53,13 @@ class Samples:
     def batches(self, size: int, limit: int | None = None) -> Iterator[Sample]:
         """Runs of up to `size` samples, of the first `limit` samples; singles if not batchable."""
         group: list[Sample] = []
+        room = size = size if self.batchable else 1
         for sample in first_rows(self, limit):
-            if group and not _joins(group, sample, size if self.batchable else 1):
+            if group and not _joins(group[0], sample, room):
                 yield _join(group)
-                group = []
+                group, room = [], size
             group.append(sample)
+            room -= sample.rows
         if group:
             yield _join(group)
 
@@ -81,12 +83,11 @@ def first_rows(samples: Iterable[Sample], limit: int | None) -> Iterator[Sample]
         yield sample
 
 
-def _joins(group: Sequence[Sample], sample: Sample, size: int) -> bool:
-    rows = sum(item.rows for item in group)
-    if rows + sample.rows > size or (sample.labels is None) != (group[0].labels is None):
+def _joins(first: Sample, sample: Sample, room: int) -> bool:
+    if sample.rows > room or (sample.labels is None) != (first.labels is None):
         return False
-    first = group[0].feeds
-    return all(array.shape[1:] == first[name].shape[1:] for name, array in sample.feeds.items())
+    shapes = {name: array.shape[1:] for name, array in first.feeds.items()}
+    return all(array.shape[1:] == shapes[name] for name, array in sample.feeds.items())
 
 
 def _join(group: Sequence[Sample]) -> Sample:

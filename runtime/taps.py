@@ -70,7 +70,7 @@ class Taps:
         self._graph.nodes = list(_needed_nodes(self._graph))
         for graph in walk_graphs(self._graph):
             graph.unused = []
-        return open_session(self._model, threads=threads)
+        return open_session(self._model, threads=threads, spin=False)
 
     def _return(self, tensor: gs.Tensor, layer: WeightLayer) -> str:
         fed = any(tensor is item for item in self._graph.inputs)

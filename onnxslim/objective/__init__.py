@@ -6,5 +6,15 @@ rewrite.
     moments    H, E[x] and cross moments of one layer, and who streams them
     solver     the metric of H, the objective, targets, least squares, whitening
     masks      at most k non-zeros: magnitude, OBD, OBS, Wanda
+    kmeans     tables of single values: optimal ones, and their codes
+    vectors    tables of short vectors and sums of tables, with error feedback
     tables     entries from a table or a grid, with error feedback
+    codebooks  from a problem to codes and a table; vector_codebooks, scaled_tables: its kin
+
+    calibration    what passes may ask of the samples
+    problems       one weight after another, with what bears on it
+    layer_pass     base of the passes over them; codebook_pass: of those that store codes
+    sensitivity    how much of a layer's error reaches the output, measured
+    allocation     who gets how many zeros and values
+    threads        how many threads linear algebra may use
 """

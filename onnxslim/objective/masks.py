@@ -16,7 +16,7 @@ of SparseGPT, Frantar 2023), but draws its threshold anew for each block, over a
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,8 +24,12 @@ import numpy as np
 from scipy import linalg
 
 from onnxslim.objective.solver import Block, Metric, refit
+from onnxslim.objective.threads import threads_for
 
 _BLOCK: Final = 128
+_ROUNDS: Final = 16
+_FIRST: Final = 0.35  # share that the first round leaves; measured: as good as many small rounds
+_OWN_FLOPS: Final = 4e11  # what inverses of single rows may cost
 
 
 class Criterion(enum.StrEnum):
@@ -222,11 +226,29 @@ class _Sweep:
         work[stop:] -= upper[start:stop, stop:].T @ errors
 
 
+def surgeon(target: np.ndarray, metric: Metric, budget: Budget) -> np.ndarray:
+    """OBS as thorough as the size of the matrix allows, refitted.
+
+    `eliminate` where the inverses of all rows can be had in reasonable time, else `sweep_out`.
+    """
+    target = np.asarray(target, np.float64)
+    if not isinstance(budget, InRun) and _own_flops(target.shape, budget) < _OWN_FLOPS:
+        return eliminate(target, metric, budget)
+    swept = sweep_out(target, metric, budget)
+    return refit(target, metric, swept != 0, start=swept)
+
+
+def _own_flops(shape: tuple[int, ...], budget: InMatrix | InRow) -> float:
+    rows, columns = shape
+    kept = budget.keep // rows if isinstance(budget, InMatrix) else budget.keep
+    return float(rows * sum(float(keep) ** 3 for keep in _keeps(columns, kept, _ROUNDS)))
+
+
 # ---------------------------------------------------------------------------- a factor a row
 
 
 def eliminate(
-    target: np.ndarray, metric: Metric, budget: InMatrix | InRow, rounds: int | None = 12
+    target: np.ndarray, metric: Metric, budget: InMatrix | InRow, rounds: int | None = _ROUNDS
 ) -> np.ndarray:
     """Remove the least salient weights in rounds, each row with its own inverse, refitted.
 
@@ -256,36 +278,87 @@ def eliminate(
 def _round_mask(
     target: np.ndarray, block: Block, budget: InMatrix | InRow, rounds: int
 ) -> np.ndarray:
-    cross = target @ block.matrix
-    mask = np.broadcast_to(~block.dead, target.shape).copy()
-    start = mask.size if isinstance(budget, InMatrix) else mask.shape[1]
-    keeps = np.geomspace(start, max(budget.keep, 1), rounds + 1)[1:]
-    inverse: np.ndarray | None = block.inverse  # of all rows, until they differ
-    for wished in keeps:
-        keep = max(budget.keep, round(float(wished)))
-        saliency = _own_saliencies(cross, block, mask, inverse)
-        inverse = None
-        kept = mask_of(saliency, InMatrix(keep) if isinstance(budget, InMatrix) else InRow(keep))
-        mask &= kept
-    return mask
+    start = target.size if isinstance(budget, InMatrix) else target.shape[1]
+    kind, keeps = type(budget), _keeps(start, budget.keep, rounds)
+    cut = _Cut.start(target, block)
+    for keep in keeps[:-1]:
+        cut = cut.after(kind(keep))
+    return cut.mask_after(budget)
 
 
-def _own_saliencies(
-    cross: np.ndarray, block: Block, mask: np.ndarray, inverse: np.ndarray | None
-) -> np.ndarray:
-    """w²/[H_SS⁻¹]_jj of each row's refitted weights; −inf where there is no weight."""
-    saliency = np.full(mask.shape, -np.inf)
-    if inverse is not None:
-        weight = cross @ inverse
-        return np.where(mask, np.square(weight) / np.diagonal(inverse), -np.inf)
-    for row, allowed in enumerate(mask):
-        columns = np.flatnonzero(allowed)
-        if not len(columns):
-            continue
-        lower = _inverse_lower(block.matrix[np.ix_(columns, columns)])
-        weight = (lower @ cross[row, columns]) @ lower
-        saliency[row, columns] = np.square(weight) / np.einsum("ij,ij->j", lower, lower)
-    return saliency
+def _keeps(start: int, keep: int, rounds: int) -> list[int]:
+    """How many weights each round leaves: the first few, in one go, are safe to remove."""
+    share = max(keep, 1) / start
+    first = max(_FIRST, share**0.5)
+    wished = np.geomspace(first, share, rounds) if rounds > 1 else [share]
+    return [max(keep, round(float(part) * start)) for part in wished]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Weights refitted to a mask, and what each of them would cost to remove.
+
+    Attributes:
+        cross: target times H, (rows, columns).
+        mask: where a weight may be other than zero.
+        weight: the best weight with those zeros.
+        inverse: [H_SS⁻¹]_jj of each weight's row, S its support; infinite outside.
+    """
+
+    cross: np.ndarray
+    block: Block
+    mask: np.ndarray
+    weight: np.ndarray
+    inverse: np.ndarray
+
+    @classmethod
+    def start(cls, target: np.ndarray, block: Block) -> _Cut:
+        """Nothing removed but the weights of dead inputs."""
+        cross = target @ block.matrix
+        mask = np.broadcast_to(~block.dead, target.shape).copy()
+        inverse = np.where(mask, np.diagonal(block.inverse), np.inf)
+        return cls(cross, block, mask, np.where(mask, target, 0.0), inverse)
+
+    def mask_after(self, budget: InMatrix | InRow) -> np.ndarray:
+        """The mask when all but the most costly weights are removed."""
+        saliency = np.where(self.mask, np.square(self.weight) / self.inverse, -np.inf)
+        return np.asarray(self.mask & mask_of(saliency, budget))
+
+    def after(self, budget: InMatrix | InRow) -> _Cut:
+        """The weights that `budget` leaves, refitted."""
+        mask = self.mask_after(budget)
+        weight, inverse = np.zeros(mask.shape), np.full(mask.shape, np.inf)
+        with threads_for(mask.shape[1]):
+            for row, allowed in enumerate(mask):
+                columns = np.flatnonzero(allowed)
+                if not len(columns):
+                    continue
+                lower = _inverse_lower(self.block.matrix[np.ix_(columns, columns)])
+                weight[row, columns] = (lower @ self.cross[row, columns]) @ lower
+                inverse[row, columns] = np.einsum("ij,ij->j", lower, lower)
+        return _Cut(self.cross, self.block, mask, weight, inverse)
+
+
+def elimination_path(
+    target: np.ndarray, metric: Metric, keeps: Sequence[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What `eliminate` leaves of the matrix on its way through ever smaller budgets.
+
+    Args:
+        target: the unconstrained optimum.
+        metric: with one diagonal block.
+        keeps: how many weights of the matrix stay, falling.
+
+    Yields:
+        The refitted weight, and for each weight [H_SS⁻¹]_jj of its row's support S (infinite where
+        there is none): 1 / [H_SS⁻¹]_jj is what moving it by one costs when the others make up.
+    """
+    (block,) = metric.blocks
+    cut = _Cut.start(np.asarray(target, np.float64), block)
+    for keep in keeps:
+        if keep < int(cut.mask.sum()):
+            cut = cut.after(InMatrix(keep))
+        yield cut.weight, cut.inverse
 
 
 def _inverse_lower(matrix: np.ndarray) -> np.ndarray:

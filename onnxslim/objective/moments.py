@@ -1,4 +1,4 @@
-"""What the moments service returns: the second moments of the inputs of weight layers.
+"""What calibration samples say about weight layers: second moments of their inputs.
 
 For a layer y = W·x with calibration samples behind it:
 
@@ -9,20 +9,15 @@ For a layer y = W·x with calibration samples behind it:
              y = W·x₀, so cross = W·E[x₀ xᵀ]; without a reference cross = W·H follows from `second`
     goal     E[y], with `energy` E[y²]
 
-Passes get them through `context.services["moments"]`, a `MomentsService`.
+Passes get them through `context.calibration`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from onnxslim.contract import Skip
-    from onnxslim.model import Model
 
 
 @dataclass(frozen=True)
@@ -96,16 +91,3 @@ def _minus(second: Second, mean: np.ndarray) -> Second:
             tuple(block - np.outer(mean[at], mean[at]) for at, block in second.slices())
         )
     return second - np.outer(mean, mean)
-
-
-class MomentsService(Protocol):
-    """Streams moments over the calibration data; implemented by `runtime`."""
-
-    def __call__(
-        self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None
-    ) -> Iterator[LayerMoments | Skip]:
-        """Moments of the named layers of `model` (None: all), as few in memory at once as fit.
-
-        With `reference`, y of the layers of the same names there is what `cross` and `goal` hold.
-        A layer that cannot be observed gives a `Skip` with the reason.
-        """

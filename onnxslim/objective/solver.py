@@ -3,8 +3,8 @@
     minimise  E‖W·x − Ŵ·x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ,   H = E[x xᵀ]
 
 `Metric` is H made ready: damped just as far as its condition number asks for, dead inputs set
-apart, factored once. This module holds what all constraint sets share; `solver_masks` has zeros
-(pruning) and `solver_tables` tables and grids (clustering, quantizing). One matrix at a time,
+apart, factored once. This module holds what all constraint sets share; `masks` has zeros
+(pruning) and `tables` tables and grids (clustering, quantizing). One matrix at a time,
 float64, rows = outputs.
 
 Where the input x̃ of the compressed model differs from x of the original, E‖W·x − Ŵ·x̃‖² is, up to
@@ -22,6 +22,7 @@ import numpy as np
 from scipy import linalg
 
 from onnxslim.objective.moments import BlockDiagonal, Second
+from onnxslim.objective.threads import threads_for
 
 MAX_CONDITION: Final = 1e6
 _DEAD: Final = 1e-12  # of the largest diagonal entry
@@ -49,6 +50,11 @@ class Block:
         largest = _largest_eigenvalue(self.second.__matmul__, len(self.second))
         self._alone = largest or 1.0  # the entry of a dead input
         self.damping = 0.0
+        with threads_for(len(self.second)):
+            self._factor = self._factored(largest, max_condition)
+
+    def _factored(self, largest: float, max_condition: float) -> np.ndarray:
+        """Set `matrix`, with as much damping as it needs, and return its inverse's factor."""
         self.matrix = self._damped()
         factor = _inverse_factor(self.matrix)
         smallest = 0.0 if factor is None else _smallest_eigenvalue(factor)
@@ -59,7 +65,7 @@ class Block:
             factor = _inverse_factor(self.matrix)
         if factor is None:
             raise linalg.LinAlgError("The moments are not positive semidefinite.")
-        self._factor = factor
+        return factor
 
     def _damped(self) -> np.ndarray:
         matrix = self.second.copy()
@@ -73,9 +79,17 @@ class Block:
         """Upper triangular U with Uᵀ·U the inverse of the matrix, its columns in `order`."""
         if order is None:
             return self._factor
-        factor = _inverse_factor(self.matrix[np.ix_(order, order)])
+        with threads_for(len(order)):
+            factor = _inverse_factor(self.matrix[np.ix_(order, order)])
         assert factor is not None  # a permutation of a matrix that could be factored
         return factor
+
+    @cached_property
+    def by_activity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Columns by falling H_jj, dead ones last, and the inverse's factor in that order."""
+        activity = np.where(self.dead, 0.0, np.diagonal(self.matrix))
+        order = np.argsort(-activity, kind="stable")
+        return order, self.inverse_factor(order)
 
     @cached_property
     def inverse(self) -> np.ndarray:
@@ -297,14 +311,15 @@ def _solve_groups(
 ) -> np.ndarray:
     cross = target @ block.matrix
     result = np.zeros_like(target)
-    for rows in groups:
-        columns = np.flatnonzero(support[rows[0]])
-        if not len(columns):
-            continue
-        inner = block.matrix[np.ix_(columns, columns)]
-        factor = linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
-        right = cross[np.ix_(rows, columns)].T
-        result[np.ix_(rows, columns)] = linalg.cho_solve(factor, right, check_finite=False).T
+    with threads_for(target.shape[1]):
+        for rows in groups:
+            columns = np.flatnonzero(support[rows[0]])
+            if not len(columns):
+                continue
+            inner = block.matrix[np.ix_(columns, columns)]
+            factor = linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
+            right = cross[np.ix_(rows, columns)].T
+            result[np.ix_(rows, columns)] = linalg.cho_solve(factor, right, check_finite=False).T
     return result
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import linalg
 
 from onnxslim.objective.solver import Block, Metric, refit
+from onnxslim.objective.threads import threads_for
 
 _BLOCK: Final = 128
 _OWN_FLOPS: Final = 4e11  # what factors of single rows may cost
@@ -135,6 +136,7 @@ def quantize(
     codebook: Codebook,
     *,
     mask: np.ndarray | None = None,
+    is_fitted: bool = False,
     by_activity: bool = True,
 ) -> np.ndarray:
     """Weights from `codebook`, column by column with error feedback.
@@ -144,12 +146,13 @@ def quantize(
         metric: of the inputs.
         codebook: the allowed values; zero need not be one of them.
         mask: where a weight may be other than zero; None: everywhere.
+        is_fitted: whether `target` is the best weight with those zeros already.
         by_activity: take columns with large H_jj first, while there are many left to make up.
     """
     target = np.asarray(target, np.float64)
     if metric.is_identity:
         return nearest(target, codebook, metric, mask)
-    if mask is not None:
+    if mask is not None and not is_fitted:
         target = refit(target, metric, mask)
     result = np.empty_like(target)
     for block in metric.blocks:
@@ -158,8 +161,7 @@ def quantize(
         if own is not None and _own_work(own) < _OWN_FLOPS:
             result[:, block.at] = _row_feedback(part, block, codebook, own, by_activity=by_activity)
         else:
-            order = _order(block, by_activity=by_activity)
-            result[:, block.at] = _feedback(part, block, codebook, own, order)
+            result[:, block.at] = _feedback(part, block, codebook, own, by_activity=by_activity)
     return _guarded(target, result, metric, codebook, mask)
 
 
@@ -181,24 +183,18 @@ def _guarded(
     return np.where(better[:, None], plain, fed)
 
 
-def _order(block: Block, *, by_activity: bool) -> np.ndarray:
-    size = len(block.matrix)
-    if not by_activity:
-        return np.arange(size)
-    activity = np.where(block.dead, 0.0, np.diagonal(block.matrix))
-    return np.argsort(-activity, kind="stable")
-
-
 def _feedback(
     target: np.ndarray,
     block: Block,
     codebook: Codebook,
     mask: np.ndarray | None,
-    order: np.ndarray,
+    *,
+    by_activity: bool,
 ) -> np.ndarray:
     """One factor for all rows, in blocks of columns."""
-    plain = bool(np.all(np.diff(order) == 1))
-    upper = block.inverse_factor(None if plain else order)
+    order, upper = np.arange(len(block.matrix)), block.inverse_factor()
+    if by_activity:
+        order, upper = block.by_activity
     work = np.ascontiguousarray(target[:, order].T)  # (columns, rows)
     everyone = slice(None)
     result = np.zeros_like(target)
@@ -263,13 +259,14 @@ def _feed_rows(
     columns = np.zeros((len(rows), size), int)
     used = np.zeros((len(rows), size), bool)
     uppers = np.zeros((len(rows), size, size))
-    order = _order(block, by_activity=by_activity)
-    for index, row in enumerate(rows):
-        own = order[mask[row, order]]
-        count = len(own)
-        columns[index, :count], used[index, :count] = own, True
-        uppers[index] = np.eye(size)
-        uppers[index, :count, :count] = _upper(block.matrix[np.ix_(own, own)])
+    order = block.by_activity[0] if by_activity else np.arange(len(block.matrix))
+    with threads_for(size):
+        for index, row in enumerate(rows):
+            own = order[mask[row, order]]
+            count = len(own)
+            columns[index, :count], used[index, :count] = own, True
+            uppers[index] = np.eye(size)
+            uppers[index, :count, :count] = _upper(block.matrix[np.ix_(own, own)])
     work = np.where(used, np.take_along_axis(target[rows], columns, axis=1), 0.0)
     for at in range(size):
         pivot = uppers[:, at, at]
@@ -303,10 +300,20 @@ def refit_values(target: np.ndarray, metric: Metric, codes: np.ndarray, count: i
         codes: (rows, columns), which value each weight uses; −1: none, the weight is zero.
         count: number of values. One that no weight uses becomes 0.
     """
-    target = np.asarray(target, np.float64)
-    wished = metric.times(target)
-    normal = np.zeros((count, count))
-    right = np.zeros(count)
+    return solve_values(*value_equations(target, metric, codes, count))
+
+
+def value_equations(
+    target: np.ndarray, metric: Metric, codes: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The normal equations behind `refit_values`: those of several matrices can be added.
+
+    Returns:
+        The matrix (count, count) and the right side (count,).
+    """
+    codes = np.where(metric.dead, -1, codes)  # the weights of dead inputs have no say
+    wished = metric.times(np.asarray(target, np.float64))
+    normal, right = np.zeros((count, count)), np.zeros(count)
     used = codes >= 0
     flat = codes[used]
     for level in range(count):
@@ -314,7 +321,32 @@ def refit_values(target: np.ndarray, metric: Metric, codes: np.ndarray, count: i
         right[level] = wished[chosen].sum()
         image = metric.times(chosen.astype(np.float64))
         normal[level] = np.bincount(flat, weights=image[used], minlength=count)
+    return normal, right
+
+
+def solve_values(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The least-squares values of a table, zero for those that no weight uses."""
     return np.asarray(linalg.lstsq(normal, right, cond=1e-12, check_finite=False)[0])
+
+
+def refit_row_values(
+    target: np.ndarray, metric: Metric, codes: np.ndarray, count: int
+) -> np.ndarray:
+    """As `refit_values`, with a table for each row: (rows, count)."""
+    rows, columns = target.shape
+    codes = np.where(metric.dead, -1, codes)
+    wished = metric.times(np.asarray(target, np.float64))
+    normal, right = np.zeros((rows, count, count)), np.zeros((rows, count))
+    row = np.broadcast_to(np.arange(rows)[:, None], (rows, columns))
+    used = codes >= 0
+    place = row[used] * count + codes[used]
+    for level in range(count):
+        chosen = codes == level
+        right[:, level] = np.where(chosen, wished, 0.0).sum(axis=1)
+        image = metric.times(chosen.astype(np.float64))
+        sums = np.bincount(place, weights=image[used], minlength=rows * count)
+        normal[:, level] = sums.reshape(rows, count)
+    return np.stack([solve_values(n, r) for n, r in zip(normal, right, strict=True)])
 
 
 def descend(

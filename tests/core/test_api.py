@@ -11,7 +11,7 @@ import pytest
 
 import onnxslim
 from onnxslim.errors import ModelError, UsageError
-from onnxslim.proof import Floors
+from onnxslim.floors import Floors
 from support import parse
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>

@@ -14,12 +14,12 @@ import pytest
 
 from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Preset
 from onnxslim.errors import ModelError, NotApplicable, PromiseBroken
+from onnxslim.floors import Floors
 from onnxslim.ir import Constant, Node
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.options import at_least, option
 from onnxslim.policy import Goal, Policy
-from onnxslim.proof import Floors
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.verify import RuntimeProver
 from support import CONTEXT, parse
@@ -390,3 +390,156 @@ def test_rounds_end_when_nothing_changes_any_more(tmp_path: Path) -> None:
     _, steps = _run(tmp_path, None, Family(), policy=Policy(force=True))
     assert len(steps[0].changes) == 3 + 4
     assert runs == [0, 1, 2, 3]
+
+
+# ------------------------------------------------------------------- what passes are given
+
+
+@dataclass(frozen=True)
+class _Spy(Pass):
+    """Notes what it is given; changes the weight if it is told to."""
+
+    name: ClassVar[str] = "spy"
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    seen: ClassVar[list[tuple[Context, bool]]] = []
+    change: bool = option(default=False, help="whether it does something")
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        assert context.model is not None
+        _Spy.seen.append((context, context.model.graph is graph))
+        if not self.change:
+            return PassResult()
+        _scale_weight(graph)
+        return PassResult((Change("y", "scaled"),))
+
+
+@dataclass(frozen=True)
+class _PreparingSpy(_Spy):
+    """The same, judged with what follows."""
+
+    prepares: ClassVar[bool] = True
+
+
+def _references(tmp_path: Path, *passes: Pass) -> list[Model | None]:
+    """The reference that each spy was given; the first model is the one before all."""
+    _Spy.seen.clear()
+    model = Model.load(parse(TEXT))
+    said: list[str] = []
+    PassManager(passes).run(
+        model, CONTEXT, policy=Policy(force=True), progress=said.append, reproducers=tmp_path
+    )
+    for context, own in _Spy.seen:
+        assert own
+        assert context.progress is not None
+        assert context.evaluate is CONTEXT.evaluate
+    return [model, *(context.reference for context, _ in _Spy.seen)]
+
+
+def _first_weight(model: Model | None) -> float:
+    assert model is not None
+    return float(model.graph.nodes[0].inputs[1].values[0, 0])
+
+
+def test_lossy_steps_aim_at_the_model_before_the_first_of_them(tmp_path: Path) -> None:
+    original, *found = _references(tmp_path, _Spy(change=True), _Spy(change=True), _Spy())
+    assert [model is original for model in found] == [True, True, True]
+
+
+def test_after_a_lossless_change_they_aim_at_what_it_made(tmp_path: Path) -> None:
+    original, *found = _references(tmp_path, _Spy(change=True), _RenameNodes(), _Spy(), _Spy())
+    assert found[0] is original
+    assert found[1] is not original
+    assert found[1] is found[2]
+    assert _first_weight(found[1]) == pytest.approx(0.101)
+    assert found[1] is not None
+    assert found[1].graph.nodes[0].name == "n0"
+
+
+def test_a_lossless_step_that_changes_nothing_leaves_the_aim(tmp_path: Path) -> None:
+    original, *found = _references(
+        tmp_path, _RenameNodes(), _Spy(change=True), _RenameNodes(), _Spy()
+    )
+    assert found[0] is found[1]
+    assert found[0] is not original
+
+
+def test_a_lossless_change_right_behind_what_prepares_moves_the_aim_too(tmp_path: Path) -> None:
+    for change in (True, False):
+        original, *found = _references(
+            tmp_path, _PreparingSpy(change=change), _RenameNodes(), _Spy()
+        )
+        assert found[0] is original
+        assert found[1] is not original
+
+
+def test_what_prepares_and_what_follows_aim_at_the_same(tmp_path: Path) -> None:
+    original, *found = _references(
+        tmp_path, _PreparingSpy(change=True), _PreparingSpy(change=True), _Spy(change=True), _Spy()
+    )
+    assert [model is original for model in found] == [True] * 4
+
+
+def test_a_step_that_is_dropped_leaves_the_aim(tmp_path: Path) -> None:
+    def grow(graph: gs.Graph) -> None:
+        graph.doc_string = "x" * 1000
+
+    _Spy.seen.clear()
+    model = Model.load(parse(TEXT))
+    PassManager([_edit(grow), _Spy()]).run(model, CONTEXT, reproducers=tmp_path)
+    assert _Spy.seen[0][0].reference is model
+
+
+# ------------------------------------------------------------------- presets of one round
+
+
+def test_a_preset_of_one_round_is_its_members_one_by_one(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Recipe(Preset):
+        """Steps of its own."""
+
+        name: ClassVar[str] = "recipe"
+        fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+        rounds: ClassVar[int] = 1
+
+        def members(self) -> tuple[Pass, ...]:
+            return (_RenameNodes(), _PreparingSpy(change=True), _Spy(change=True))
+
+    @dataclass(frozen=True)
+    class Outer(Recipe):
+        """One in the other."""
+
+        name: ClassVar[str] = "outer"
+
+        def members(self) -> tuple[Pass, ...]:
+            return (Recipe(), _RenameNodes(prefix="m"))
+
+    for made in (Recipe(), Outer()):
+        _Spy.seen.clear()
+        result, steps = _run(
+            tmp_path, RuntimeProver(latency=False), made, policy=Policy(force=True)
+        )
+        assert [step.spec for step in steps[:3]] == ["rename", "spy:change=true", "spy:change=true"]
+        assert [step.fidelity for step in steps[:3]] == [
+            Fidelity.EXACT, Fidelity.LOSSY, Fidelity.LOSSY
+        ]  # fmt: skip
+        assert all(step.committed for step in steps)
+        assert _first_weight(result) == pytest.approx(0.1 * 1.01**2)
+
+
+def test_a_floor_missed_by_one_member_drops_that_alone(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Recipe(Preset):
+        """A good step and a bad one."""
+
+        name: ClassVar[str] = "recipe"
+        fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+        rounds: ClassVar[int] = 1
+
+        def members(self) -> tuple[Pass, ...]:
+            return (_RenameNodes(), _edit(_double, fidelity=Fidelity.LOSSY))
+
+    policy = Policy(force=True, floors=Floors(min_sqnr_db=40.0))
+    result, steps = _run(tmp_path, RuntimeProver(latency=False), Recipe(), policy=policy)
+    assert [step.committed for step in steps] == [True, False]
+    assert steps[1].floor_missed
+    assert [node.op for node in result.graph.nodes] == ["MatMul", "Add", "Relu", "Sigmoid"]

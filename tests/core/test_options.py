@@ -8,7 +8,7 @@ import pytest
 
 from onnxslim.contract import Fidelity, Pass
 from onnxslim.errors import UsageError
-from onnxslim.options import Constraint, at_least, interval, one_of, option
+from onnxslim.options import Constraint, assigned, at_least, interval, one_of, option
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ def test_bad_value_names_pass_option_range_and_value(
         interval(-2.5, math.inf, open_left=True),
         one_of("a", "b"),
         one_of("a"),
+        assigned(interval(0, 1, open_right=True)),
+        assigned(interval(2, 256), whole=True),
+        assigned(at_least(1)),
     ],
 )
 def test_constraint_refuses_the_values_that_it_generates(constraint: Constraint) -> None:
@@ -103,3 +106,46 @@ def test_set_options_are_those_that_differ_from_their_defaults() -> None:
         ("rank", 3),
         ("in", True),
     ]
+
+
+# ------------------------------------------------------------------- PATTERN=NUMBER
+
+SHARE = assigned(interval(0, 1, open_right=True))
+COUNT = assigned(interval(2, 256), whole=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("conv1=0.5", ("conv1", 0.5)),
+        ("/a/b:0=1e-3", ("/a/b:0", 0.001)),
+        ("a=b=.25", ("a=b", 0.25)),  # a name may hold the sign
+        ("*=0", ("*", 0.0)),
+    ],
+)
+def test_a_number_for_a_pattern_is_what_follows_the_last_sign(
+    text: str, split: tuple[str, float]
+) -> None:
+    assert SHARE.accepts(text)
+    assert SHARE.split(text) == split
+
+
+@pytest.mark.parametrize("text", ["", "a", "=0.5", "a=", "a=x", "a=1", "a=-0.1", "a=nan", "a=inf"])
+def test_what_is_no_allowed_number_for_a_pattern_is_refused(text: str) -> None:
+    assert not SHARE.accepts(text)
+
+
+def test_whole_numbers_are_asked_for_where_only_they_make_sense() -> None:
+    assert COUNT.accepts("a=16")
+    assert COUNT.split("a=16") == ("a", 16)
+    assert not COUNT.accepts("a=16.0")
+    assert not COUNT.accepts("a=257")
+    assert COUNT.describe() == "of the form PATTERN=NUMBER with an integer in [2, 256]"
+    assert SHARE.describe() == "of the form PATTERN=NUMBER with a number in [0, 1)"
+
+
+def test_the_first_pattern_that_matches_decides() -> None:
+    entries = ("conv1=0.1", "conv*=0.2", "*[0-9]=0.3")
+    names = ("conv1", "conv2", "fc3", "Conv1", "fc")
+    assert [SHARE.find(entries, name, -1.0) for name in names] == [0.1, 0.2, 0.3, 0.3, -1.0]
+    assert SHARE.find((), "conv1", 0.7) == 0.7

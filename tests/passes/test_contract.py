@@ -24,6 +24,18 @@ NAMES = registry.names()
 PASSES = [name for name in NAMES if not issubclass(registry.get(name), Preset)]
 """Passes that rewrite; presets are run by the manager, and tested through it."""
 
+
+def decides_by_measuring(name: str) -> bool:
+    """Whether a pass does nothing without calibration samples, whatever the model."""
+    try:
+        registry.get(name)().requires(Model.load(TINY["gemm net"]()).graph, CONTEXT)
+    except NotApplicable as reason:
+        return "needs calibration samples" in str(reason)
+    return False
+
+
+MEASURING = frozenset(filter(decides_by_measuring, PASSES))
+
 EVERY_PASS = pytest.mark.parametrize("name", NAMES)
 EVERY_REWRITE = pytest.mark.parametrize("name", PASSES)
 EVERY_MODEL = pytest.mark.parametrize("tiny", TINY)
@@ -84,20 +96,25 @@ def test_docstring_has_its_sections(name: str) -> None:
 @EVERY_REWRITE
 def test_example_in_the_docstring_does_what_it_says(name: str) -> None:
     owner = registry.get(name)
+    if name in MEASURING:
+        assert examples(owner) == []
+        return
     before, after = examples(owner)
     source = parse(before)
     rewritten, result = apply(owner(), source)
     assert canonical(rewritten) == canonical(parse(after))
     assert result.changed
-    assert_equivalent(source, rewritten, owner.fidelity)
+    if owner.fidelity is not Fidelity.LOSSY:
+        assert_equivalent(source, rewritten, owner.fidelity)
 
 
 def examples(owner: type[Pass]) -> list[str]:
-    """The two fenced blocks of the Rewrite section."""
+    """The two fenced blocks of the Rewrite section; none of a pass that decides by measuring."""
     text = importlib.import_module(owner.__module__).__doc__ or ""
     section = text.partition("Rewrite:")[2].partition("Why it is correct:")[0]
     blocks = re.findall(r"```\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 2, "the Rewrite section has two fenced blocks: before and after"
+    wanted = 0 if owner.name in MEASURING else 2
+    assert len(blocks) == wanted, "the Rewrite section has two fenced blocks: before and after"
     return blocks
 
 

@@ -1,0 +1,62 @@
+"""What lossy passes may ask of the user's calibration samples: `context.calibration`.
+
+The core only knows this protocol; `onnxslim.runtime.calibration_runs` answers it with onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from onnxslim.contract import Skip
+    from onnxslim.model import Model
+    from onnxslim.objective.moments import LayerMoments
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the outputs of one model are from those of another.
+
+    Attributes:
+        divergence: averaged over the outputs; of class scores Kullback and Leibler's divergence of
+            the two distributions, in nats a row, of others E‖y − ŷ‖² / E‖y‖². Both are additive,
+            to first order, over small independent changes of the model.
+        agreement: share of equal top-1 answers, of the output where it is least; None where no
+            output is class scores.
+        expected_agreement: the agreement that the sizes of margins and of their changes lead to
+            expect: E[Φ(margin / σ)], σ² the mean squared change of the margin between the best and
+            the second class. Where samples are few it says more than counting does.
+        sqnr_db: of the output where it is least.
+    """
+
+    divergence: float
+    agreement: float | None
+    expected_agreement: float | None
+    sqnr_db: float
+
+
+class Calibration(Protocol):
+    """The calibration samples, as passes see them."""
+
+    def moments(
+        self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None
+    ) -> Iterator[LayerMoments | Skip]:
+        """Moments of the named layers of `model` (None: all), as few in memory at once as fit.
+
+        With `reference`, y of the layers of the same names there is what `cross` and `goal` hold.
+        A layer that cannot be observed gives a `Skip` with the reason.
+        """
+
+    def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
+        """How far each of `models` is from `reference`, one after the other."""
+
+    def halves(self) -> tuple[Calibration, Calibration]:
+        """The samples to fit trials on and those held back to judge them, a fifth, spread evenly.
+
+        Of very many samples a part is enough for trials. Of a single sample both are that sample.
+        """
+
+
+__all__ = ["Calibration", "Distance"]

@@ -1,0 +1,28 @@
+"""How many threads linear algebra may use.
+
+Small factorisations in a loop gain nothing from threads, and where another program keeps a core
+busy their threads wait for each other: measured, fifty times slower on two cores.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Final
+
+from threadpoolctl import ThreadpoolController
+
+_SMALL: Final = 1024
+
+
+def threads_for(size: int) -> AbstractContextManager[object]:
+    """A context for work on matrices of `size` columns: one thread where they are small."""
+    return _controller().limit(limits=1, user_api="blas") if size <= _SMALL else nullcontext()
+
+
+@lru_cache(maxsize=1)
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+__all__ = ["threads_for"]

@@ -1,0 +1,698 @@
+"""Tables of short vectors, and sums of several tables.
+
+A weight may be cut into vectors of v neighbouring columns, each of which takes an entry of a table
+of (count, v) values (product quantization), or be the sum of one entry from each of several tables
+(residual quantization; with scalars and two values a table, ABC-Net's bases). Gong (2014) compares
+both for networks.
+
+`cluster_vectors` and `residual_tables` find the tables; `quantize_vectors` and `quantize_residual`
+choose codes with error feedback over v columns at a time (GPTVQ, van Baalen 2024). With U upper
+triangular, Uᵀ·U = H⁻¹, and J the columns of one vector, an error e there costs, once the columns
+after it have made up for it as well as they can,
+
+    ‖e · U_JJ⁻¹‖²        and the columns K after it move by   −e · U_JJ⁻¹ · U_JK
+
+so the nearest entry is sought after a change of basis by U_JJ⁻¹: for v = 1 this is `tables`.
+`refit_vectors` finds the best entries for given codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Final
+
+import numpy as np
+from scipy import linalg
+
+from onnxslim.objective.kmeans import cluster
+from onnxslim.objective.solver import Metric
+
+_SCORES: Final = 1 << 19  # distances held at once
+_SAMPLE: Final = 1 << 17  # vectors that k-means++ draws from
+_LEARNED: Final = 1 << 18  # vectors that most iterations look at
+_LEARNED_EACH: Final = 1024  # and at least so many for each entry
+_WHOLE: Final = 3  # last iterations, which look at all
+_BLOCK: Final = 128
+_ROUNDS: Final = 8
+_REFIT_FLOPS: Final = 2e11
+_SUMS: Final = 1 << 12  # of stages, up to which all of them are tried
+_TRIED: Final = 1 << 28  # sums times vectors, likewise
+_FEW: Final = 1 << 8  # sums, likewise in error feedback
+
+
+# ---------------------------------------------------------------------------- nearest entry
+
+
+class _Nearest:
+    """Finds the nearest entry by one matrix product: that with the greatest w·(2·x·t − t²).
+
+    Args:
+        table: (count, v).
+        has_weights: whether each component has a weight of its own.
+        dtype: to calculate in.
+    """
+
+    def __init__(
+        self, table: np.ndarray, *, has_weights: bool, dtype: type[np.floating] = np.float64
+    ) -> None:
+        self.table = np.asarray(table, np.float64)
+        self.centre = self.table.mean(axis=0)  # less to cancel
+        near = self.table - self.centre
+        squares = np.square(near) if has_weights else np.square(near).sum(axis=1, keepdims=True)
+        self.weights = np.concatenate([2 * near, -squares], axis=1).T.astype(dtype)
+        self.dtype = dtype
+
+    def codes(self, vectors: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        """Of (n, v) vectors; `weights` (n, v), or None."""
+        found = np.empty(len(vectors), np.intp)
+        step = max(1, _SCORES // len(self.table))
+        for first in range(0, len(vectors), step):
+            at = slice(first, first + step)
+            near = vectors[at] - self.centre
+            if weights is None:
+                features = np.ones((len(near), near.shape[1] + 1), self.dtype)
+                features[:, :-1] = near
+            else:
+                own = weights[at]
+                features = np.concatenate([near * own, own], axis=1).astype(self.dtype)
+            (features @ self.weights).argmax(axis=1, out=found[at])
+        return found
+
+
+def _sums(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Every sum of one entry from each table, (product of counts, v); the last varies fastest."""
+    total = tables[0]
+    for table in tables[1:]:
+        # (so far, 1, v) + (count, v)
+        total = (total[:, None] + table).reshape(-1, table.shape[1])
+    return total
+
+
+def encode_vectors(
+    vectors: np.ndarray, table: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """The index of the nearest entry of each vector, uint8 or uint16.
+
+    Args:
+        vectors: (n, v).
+        table: (count, v).
+        weights: of each component, (n, v); weights of whole vectors, (n,), do not matter.
+    """
+    _check(vectors, table.shape[1])
+    own = weights if weights is not None and weights.ndim == 2 else None
+    codes = _Nearest(table, has_weights=own is not None).codes(vectors, own)
+    return codes.astype(_code_type(len(table)))
+
+
+def vectors_error(
+    vectors: np.ndarray, table: np.ndarray, codes: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Σ weight·(component − its entry's)², with the arguments of `encode_vectors`."""
+    total = 0.0
+    for first in range(0, len(vectors), _SCORES):
+        at = slice(first, first + _SCORES)
+        own = None if weights is None else weights[at]
+        total += float(_costs(vectors[at] - table[codes[at]], own).sum())
+    return total
+
+
+def _costs(errors: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    if weights is None:
+        return np.asarray(np.einsum("ij,ij->i", errors, errors))
+    own = weights if weights.ndim == 2 else weights[:, None]
+    return np.asarray((np.square(errors) * own).sum(axis=1))
+
+
+def _code_type(count: int) -> type[np.uint8] | type[np.uint16]:
+    return np.uint8 if count <= 1 << 8 else np.uint16
+
+
+def _check(vectors: np.ndarray, length: int) -> None:
+    if vectors.ndim != 2 or vectors.shape[1] != length or not len(vectors):
+        raise ValueError(f"Vectors of length {length} were expected, not shape {vectors.shape}.")
+    for first in range(0, len(vectors), _SCORES):
+        if not np.isfinite(vectors[first : first + _SCORES]).all():
+            raise ValueError("Vectors to be clustered must be finite; there are others in them.")
+
+
+# ---------------------------------------------------------------------------- one table
+
+
+def cluster_vectors(
+    vectors: np.ndarray,
+    count: int,
+    weights: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    iterations: int = 25,
+) -> np.ndarray:
+    """A table for vectors: k-means++ and Lloyd's iteration, to a local optimum.
+
+    Where there are many vectors, the first iterations look at a sample of them.
+
+    Args:
+        vectors: (n, v).
+        count: entries of the table.
+        weights: of the vectors, (n,), or of their components, (n, v); None: 1.
+        seed: of the sample and of k-means++.
+        iterations: at most, of each of the two parts.
+
+    Returns:
+        (count, v), float64; fewer entries where there are fewer distinct vectors with weight.
+
+    Raises:
+        ValueError: not all values are finite, or weights are negative.
+    """
+    if count < 1:
+        raise ValueError(f"A table of {count} entries was asked for; it must have at least 1.")
+    _check(vectors, vectors.shape[-1])
+    _check_weights(weights, vectors)
+    rng = np.random.default_rng(seed)
+    first = _Sample.of(vectors, weights, max(_SAMPLE, 4 * count), rng)
+    table = first.drawn(count, rng)
+    learned = _Sample.of(vectors, weights, max(_LEARNED, _LEARNED_EACH * count), rng)
+    table = learned.lloyd(table, iterations)
+    if len(learned.vectors) < len(vectors):
+        table = _Sample(vectors, weights).lloyd(table, min(_WHOLE, iterations))
+    return table
+
+
+def _check_weights(weights: np.ndarray | None, vectors: np.ndarray) -> None:
+    if weights is None:
+        return
+    if weights.shape not in (vectors.shape, vectors.shape[:1]):
+        raise ValueError(
+            f"Weights of vectors of shape {vectors.shape} must have that shape, or its first axis "
+            f"alone, not {weights.shape}."
+        )
+    if not np.isfinite(weights).all() or np.any(weights < 0):
+        raise ValueError("Weights of vectors must be finite, and not negative.")
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Vectors (n, v) with their weights."""
+
+    vectors: np.ndarray
+    weights: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls, vectors: np.ndarray, weights: np.ndarray | None, size: int, rng: np.random.Generator
+    ) -> _Sample:
+        """Of all vectors that have weight, or of `size` of them."""
+        if len(vectors) <= size:
+            return cls(vectors, weights)
+        at = np.sort(rng.choice(len(vectors), size, replace=False, shuffle=False))
+        return cls(vectors[at], None if weights is None else weights[at])
+
+    def drawn(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Entries drawn by what the vectors cost with those drawn before."""
+        vectors = self.vectors.astype(np.float64)
+        chance = np.ones(len(vectors)) if self.weights is None else _totals(self.weights)
+        if not chance.any():
+            return vectors[:1]
+        cost = np.full(len(vectors), np.inf)
+        entries: list[np.ndarray] = []
+        while len(entries) < count and chance.any():
+            running = chance.cumsum()
+            drawn = (1 - rng.random()) * running[-1]
+            entries.append(vectors[min(int(np.searchsorted(running, drawn)), len(vectors) - 1)])
+            np.minimum(cost, _costs(vectors - entries[-1], self.weights), out=cost)
+            chance = cost
+        return np.array(entries)
+
+    def lloyd(self, table: np.ndarray, iterations: int) -> np.ndarray:
+        """Entries moved to the means of what is nearest; empty ones to the worst vectors."""
+        per_component = self.weights is not None and self.weights.ndim == 2
+        own = self.weights if per_component else None
+        before: np.ndarray | None = None
+        for _ in range(iterations):
+            nearest = _Nearest(table, has_weights=per_component, dtype=np.float32)
+            codes = nearest.codes(self.vectors, own)
+            if before is not None and np.array_equal(codes, before):
+                break
+            before = codes
+            table = self.means(codes, table)
+        return table
+
+    def means(self, codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+        count = len(table)
+        result = table.copy()
+        for component in range(table.shape[1]):
+            weight = self._weight(component)
+            values = self.vectors[:, component]
+            paid = values if weight is None else values * weight
+            total = np.bincount(codes, weight, count)
+            np.divide(
+                np.bincount(codes, paid, count), total, out=result[:, component], where=total > 0
+            )
+        empty = np.flatnonzero(np.bincount(codes, minlength=count) == 0)
+        if len(empty):
+            costs = _costs(self.vectors - table[codes], self.weights)
+            worst = np.argpartition(costs, -len(empty))[-len(empty) :]
+            worst = worst[costs[worst] > 0]
+            result[empty[: len(worst)]] = self.vectors[worst]
+        return result
+
+    def _weight(self, component: int) -> np.ndarray | None:
+        if self.weights is None or self.weights.ndim == 1:
+            return self.weights
+        return np.asarray(self.weights[:, component])
+
+
+def _totals(weights: np.ndarray) -> np.ndarray:
+    return np.asarray(weights.sum(axis=1) if weights.ndim == 2 else weights, np.float64)
+
+
+# ---------------------------------------------------------------------------- several tables
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Tables whose entries are added.
+
+    Attributes:
+        tables: one of each stage, (count, v); (count,) for scalars.
+        codes: (stages, n).
+    """
+
+    tables: tuple[np.ndarray, ...]
+    codes: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """The sums, (n, v) or (n,)."""
+        parts = [table[own] for table, own in zip(self.tables, self.codes, strict=True)]
+        return np.asarray(np.sum(parts, axis=0))
+
+
+def residual_tables(
+    values: np.ndarray,
+    count: int,
+    stages: int,
+    weights: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    rounds: int = _ROUNDS,
+) -> Residual:
+    """Tables of `count` entries each, whose sums come near `values`.
+
+    Each stage is first fitted to what those before it leave. Then all entries are solved for
+    together with the codes fixed, and each stage's codes chosen anew with the others fixed, in
+    turn: neither can raise the error.
+
+    Args:
+        values: vectors (n, v), or scalars (n,).
+        count: entries of each table.
+        stages: how many tables.
+        weights: as for `cluster_vectors`.
+        seed: likewise.
+        rounds: of the refinement, at most.
+    """
+    vectors = np.asarray(values, np.float64)
+    scalar = vectors.ndim == 1
+    vectors = vectors[:, None] if scalar else vectors
+    left = vectors.copy()
+    tables: list[np.ndarray] = []
+    codes: list[np.ndarray] = []
+    for stage in range(stages):
+        table = _fitted(left, count, weights, seed + stage)
+        own = encode_vectors(left, table, weights)
+        tables.append(table)
+        codes.append(own)
+        left -= table[own]
+    refined = _refined(vectors, Residual(tuple(tables), np.array(codes)), weights, rounds)
+    if scalar:
+        return Residual(tuple(table[:, 0] for table in refined.tables), refined.codes)
+    return refined
+
+
+def _fitted(vectors: np.ndarray, count: int, weights: np.ndarray | None, seed: int) -> np.ndarray:
+    if vectors.shape[1] > 1:
+        return cluster_vectors(vectors, count, weights, seed=seed)
+    own = None if weights is None else weights.reshape(-1)
+    return cluster(vectors[:, 0], count, own)[:, None]
+
+
+def _refined(
+    vectors: np.ndarray, residual: Residual, weights: np.ndarray | None, rounds: int
+) -> Residual:
+    best, lowest = residual, float(_costs(vectors - residual.values(), weights).sum())
+    for _ in range(rounds):
+        tried = Residual(_joint_tables(vectors, best, weights), best.codes)
+        tried = _recoded(vectors, tried, weights)
+        now = float(_costs(vectors - tried.values(), weights).sum())
+        if not now < lowest:
+            break
+        settled = now > lowest * (1 - 1e-4)
+        best, lowest = tried, now
+        if settled:
+            break
+    return best
+
+
+def _joint_tables(
+    vectors: np.ndarray, residual: Residual, weights: np.ndarray | None
+) -> tuple[np.ndarray, ...]:
+    """The best entries of all stages for the codes they have: least squares in each component."""
+    sizes = [len(table) for table in residual.tables]
+    edges = np.cumsum(sizes)[:-1]
+    change = np.empty((sum(sizes), vectors.shape[1]))
+    left = vectors - residual.values()
+    shared = weights is None or weights.ndim == 1
+    normal = _normal(residual.codes, sizes, weights) if shared else None
+    for component in range(vectors.shape[1]):
+        own = weights if shared else weights[:, component]  # type: ignore[index]
+        matrix = _normal(residual.codes, sizes, own) if normal is None else normal
+        error = left[:, component] if own is None else left[:, component] * own
+        right = [
+            np.bincount(codes, error, size)
+            for codes, size in zip(residual.codes, sizes, strict=True)
+        ]
+        # the least change: what one stage adds another may take away
+        change[:, component] = linalg.lstsq(
+            matrix, np.concatenate(right), cond=1e-10, check_finite=False
+        )[0]
+    moved = np.split(change, edges)
+    return tuple(table + own for table, own in zip(residual.tables, moved, strict=True))
+
+
+def _normal(codes: np.ndarray, sizes: Sequence[int], weights: np.ndarray | None) -> np.ndarray:
+    """How much weight uses each pair of entries together."""
+
+    def pairs(a: int, b: int) -> np.ndarray:
+        both = codes[a].astype(np.intp) * sizes[b] + codes[b]
+        return np.bincount(both, weights, sizes[a] * sizes[b]).reshape(sizes[a], sizes[b])
+
+    stages = range(len(sizes))
+    return np.block([[pairs(a, b) for b in stages] for a in stages])
+
+
+def _recoded(vectors: np.ndarray, residual: Residual, weights: np.ndarray | None) -> Residual:
+    """The best codes of all stages; where there are too many sums, of each given the others."""
+    sizes = tuple(len(table) for table in residual.tables)
+    if prod(sizes) * len(vectors) <= _TRIED and prod(sizes) <= _SUMS:
+        own = weights if weights is not None and weights.ndim == 2 else None
+        nearest = _Nearest(_sums(residual.tables), has_weights=own is not None)
+        found = np.unravel_index(nearest.codes(vectors, own), sizes)
+        return Residual(residual.tables, np.array(found, residual.codes.dtype))
+    codes = residual.codes.copy()
+    left = vectors - residual.values()
+    for stage, table in enumerate(residual.tables):
+        left += table[codes[stage]]
+        codes[stage] = encode_vectors(left, table, weights)
+        left -= table[codes[stage]]
+    return Residual(residual.tables, codes)
+
+
+# ---------------------------------------------------------------------------- error feedback
+
+
+def quantize_vectors(
+    target: np.ndarray, metric: Metric, table: np.ndarray, *, by_activity: bool = True
+) -> np.ndarray:
+    """The weight whose vectors come from `table`, with error feedback: see `vector_codes`."""
+    return decoded([table], vector_codes(target, metric, table, by_activity=by_activity)[None])
+
+
+def vector_codes(
+    target: np.ndarray, metric: Metric, table: np.ndarray, *, by_activity: bool = True
+) -> np.ndarray:
+    """An entry of the table for every v neighbouring columns; later columns make up for errors.
+
+    In rows where that turns out worse than taking the nearest entries, those are taken.
+
+    Args:
+        target: the unconstrained optimum, (rows, columns); v divides the columns.
+        metric: of the inputs.
+        table: (count, v).
+        by_activity: take vectors with a large sum of H_jj first.
+
+    Returns:
+        (rows, columns / v), uint8 or uint16.
+
+    Raises:
+        ValueError: the columns are no multiple of v.
+    """
+    codes = residual_codes(target, metric, [table], by_activity=by_activity)
+    return np.asarray(codes[0])
+
+
+def quantize_residual(
+    target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray], *, by_activity: bool = True
+) -> np.ndarray:
+    """The weight whose vectors are sums of entries, with error feedback: see `residual_codes`."""
+    return decoded(tables, residual_codes(target, metric, tables, by_activity=by_activity))
+
+
+def residual_codes(
+    target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray], *, by_activity: bool = True
+) -> np.ndarray:
+    """As `vector_codes`, with an entry of each table, to be added.
+
+    All sums are tried where there are up to 256; else stage after stage takes what is nearest to
+    what is left, and then each chooses once more given the others.
+
+    Args:
+        target: the unconstrained optimum, (rows, columns).
+        metric: of the inputs.
+        tables: of the stages, all (count, v), or (count,) for scalars.
+        by_activity: see `vector_codes`.
+
+    Returns:
+        (stages, rows, columns / v), uint8 or uint16.
+    """
+    target = np.asarray(target, np.float64)
+    stages = [_as_vectors(table) for table in tables]
+    length = stages[0].shape[1]
+    if target.shape[1] % length:
+        raise ValueError(
+            f"Vectors of {length} columns were asked for, which do not divide a weight of "
+            f"{target.shape[1]} columns; choose another length."
+        )
+    plain = _plain_codes(target, metric, stages)
+    if metric.is_identity:
+        return plain
+    fed = _fed_codes(target, metric, stages, by_activity=by_activity)
+    cost, fed_cost = (metric.cost_by_row(target - decoded(stages, codes)) for codes in (plain, fed))
+    return np.asarray(np.where((cost < fed_cost)[None, :, None], plain, fed))
+
+
+def decoded(tables: Sequence[np.ndarray], codes: np.ndarray) -> np.ndarray:
+    """The weight (rows, columns) of codes (stages, rows, columns / v): the entries' sum."""
+    parts = [_as_vectors(table)[own] for table, own in zip(tables, codes, strict=True)]
+    return np.asarray(np.sum(parts, axis=0).reshape(codes.shape[1], -1))
+
+
+def _as_vectors(table: np.ndarray) -> np.ndarray:
+    table = np.asarray(table, np.float64)
+    return table[:, None] if table.ndim == 1 else table
+
+
+def _plain_codes(target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray]) -> np.ndarray:
+    """The nearest entries, components weighted by H_jj."""
+    length = tables[0].shape[1]
+    vectors = target.reshape(-1, length)
+    own = None
+    if not metric.is_identity:
+        # (columns,) -> (columns / v, v), the same for each row
+        weight = metric.diagonal.reshape(-1, length)
+        own = np.broadcast_to(weight, (len(target), *weight.shape)).reshape(-1, length)
+    codes = _staged(tables, vectors, own)
+    return codes.reshape(len(tables), len(target), -1)
+
+
+def _staged(
+    tables: Sequence[np.ndarray], vectors: np.ndarray, weights: np.ndarray | None
+) -> np.ndarray:
+    """Codes (stages, n): all sums tried, or stage after stage, then each given the others."""
+    sizes = tuple(len(table) for table in tables)
+    dtype = _code_type(max(sizes))
+    if len(sizes) == 1 or prod(sizes) <= _FEW:
+        nearest = _Nearest(_sums(tables), has_weights=weights is not None)
+        return np.array(np.unravel_index(nearest.codes(vectors, weights), sizes), dtype)
+    every = [_Nearest(table, has_weights=weights is not None) for table in tables]
+    codes = np.zeros((len(tables), len(vectors)), dtype)
+    left = np.array(vectors)
+    for sweep in range(2):
+        for stage, (nearest, table) in enumerate(zip(every, tables, strict=True)):
+            if sweep:
+                left += table[codes[stage]]
+            codes[stage] = nearest.codes(left, weights)
+            left -= table[codes[stage]]
+    return codes
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Columns that later columns can make up for: one or more diagonal blocks of a metric."""
+
+    at: slice
+    matrix: np.ndarray
+    dead: np.ndarray
+
+
+def _spans(metric: Metric, length: int) -> Iterator[_Span]:
+    """The diagonal blocks, joined where a vector lies across their border."""
+    held = []
+    for block in metric.blocks:
+        held.append(block)
+        if block.at.stop % length == 0:
+            matrix = held[0].matrix if len(held) == 1 else (
+                linalg.block_diag(*(item.matrix for item in held))
+            )  # fmt: skip
+            dead = np.concatenate([item.dead for item in held])
+            yield _Span(slice(held[0].at.start, block.at.stop), matrix, dead)
+            held = []
+
+
+def _fed_codes(
+    target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray], *, by_activity: bool
+) -> np.ndarray:
+    length = tables[0].shape[1]
+    dtype = _code_type(max(len(table) for table in tables))
+    codes = np.zeros((len(tables), len(target), target.shape[1] // length), dtype)
+    for span in _spans(metric, length):
+        at = slice(span.at.start // length, span.at.stop // length)
+        order = _order(span, length, by_activity=by_activity)
+        codes[:, :, at] = _feedback(target[:, span.at], span, tables, order)
+    return codes
+
+
+def _order(span: _Span, length: int, *, by_activity: bool) -> np.ndarray:
+    """The order of vectors."""
+    activity = np.where(span.dead, 0.0, np.diagonal(span.matrix)).reshape(-1, length).sum(axis=1)
+    return np.argsort(-activity, kind="stable") if by_activity else np.arange(len(activity))
+
+
+def _feedback(
+    target: np.ndarray, span: _Span, tables: Sequence[np.ndarray], order: np.ndarray
+) -> np.ndarray:
+    """Codes (stages, rows, vectors) of one span."""
+    length = tables[0].shape[1]
+    columns = (order[:, None] * length + np.arange(length)).ravel()
+    upper = _upper(span.matrix[np.ix_(columns, columns)])
+    dead = span.dead[columns]
+    work = np.ascontiguousarray(target[:, columns].T)  # (columns, rows)
+    dtype = _code_type(max(len(table) for table in tables))
+    codes = np.empty((len(tables), len(target), len(order)), dtype)
+    size = -(-_BLOCK // length) * length
+    for start in range(0, len(work), size):
+        stop = min(start + size, len(work))
+        errors = np.zeros((stop - start, work.shape[1]))
+        for first in range(start, stop, length):
+            last = first + length
+            basis = linalg.solve_triangular(upper[first:last, first:last], np.eye(length))
+            vectors = work[first:last].T
+            own = _in_basis(vectors, tables, np.where(dead[first:last], 0.0, basis))
+            codes[:, :, order[first // length]] = own
+            chosen = np.sum([table[code] for table, code in zip(tables, own, strict=True)], axis=0)
+            error = errors[first - start : last - start] = ((vectors - chosen) @ basis).T
+            work[last:stop] -= upper[first:last, last:stop].T @ error
+        work[stop:] -= upper[start:stop, stop:].T @ errors
+    return codes
+
+
+def _in_basis(vectors: np.ndarray, tables: Sequence[np.ndarray], basis: np.ndarray) -> np.ndarray:
+    """Codes (stages, n) of what is nearest after the change of basis."""
+    return _staged([table @ basis for table in tables], vectors @ basis, None)
+
+
+def _upper(matrix: np.ndarray) -> np.ndarray:
+    """Upper triangular U with Uᵀ·U the inverse."""
+    lower, info = linalg.lapack.dpotrf(matrix[::-1, ::-1], lower=1, clean=1)
+    if info:
+        raise linalg.LinAlgError("The damped moments are not positive definite.")
+    upper, _ = linalg.lapack.dtrtri(np.asfortranarray(lower[::-1, ::-1]), lower=0)
+    return np.ascontiguousarray(upper)
+
+
+# ---------------------------------------------------------------------------- entries for codes
+
+
+def refit_vectors(
+    target: np.ndarray, metric: Metric, codes: np.ndarray, table: np.ndarray
+) -> np.ndarray:
+    """The best table for given codes: see `refit_residual`."""
+    return refit_residual(target, metric, codes[None], [table])[0]
+
+
+def refit_residual(
+    target: np.ndarray, metric: Metric, codes: np.ndarray, tables: Sequence[np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """The best tables for given codes: least squares in all entries together.
+
+    By conjugate gradients from the tables given, each step of which lowers the error; a large
+    weight gets as many steps as a bound on work allows.
+
+    Args:
+        target: the unconstrained optimum, (rows, columns).
+        metric: of the inputs.
+        codes: (stages, rows, columns / v).
+        tables: where to start; entries that no code uses stay.
+    """
+    stages = [_as_vectors(table) for table in tables]
+    fit = _Fit(metric, codes, stages)
+    table = fit.solved(np.asarray(target, np.float64))
+    edges = np.cumsum([len(stage) for stage in stages])[:-1]
+    parts = np.split(table, edges)
+    return tuple(part.reshape(np.shape(own)) for part, own in zip(parts, tables, strict=True))
+
+
+class _Fit:
+    """The linear map from all entries (entries, v) to a weight, and its adjoint."""
+
+    def __init__(self, metric: Metric, codes: np.ndarray, tables: Sequence[np.ndarray]) -> None:
+        self.metric, self.tables = metric, tables
+        self.length = tables[0].shape[1]
+        starts = np.cumsum([0, *(len(table) for table in tables)])
+        self.count = int(starts[-1])
+        self.codes = [own.astype(np.intp) + at for own, at in zip(codes, starts, strict=False)]
+
+    def weight(self, entries: np.ndarray) -> np.ndarray:
+        total = sum(entries[own] for own in self.codes)  # (rows, vectors, v)
+        return np.asarray(total).reshape(len(self.codes[0]), -1)
+
+    def gathered(self, weight: np.ndarray) -> np.ndarray:
+        """The sum over all uses of each entry."""
+        parts = weight.reshape(-1, self.length)
+        total = np.zeros((self.count, self.length))
+        for own in self.codes:
+            for component in range(self.length):
+                values = parts[:, component]
+                total[:, component] += np.bincount(own.ravel(), values, self.count)
+        return total
+
+    def solved(self, target: np.ndarray) -> np.ndarray:
+        entries = np.concatenate(self.tables)
+        shape = target.shape
+        diagonal = self.gathered(np.broadcast_to(self.metric.diagonal, shape))
+        scale = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)
+        gradient = self.gathered(self._times(target - self.weight(entries)))
+        strength = first = float((gradient * scale * gradient).sum())
+        step = gradient * scale
+        for _ in range(self._steps(shape)):
+            if strength <= 1e-20 * first or strength <= 0:
+                break
+            image = self.gathered(self._times(self.weight(step)))
+            curvature = float((step * image).sum())
+            if curvature <= 0:
+                break
+            entries = entries + strength / curvature * step
+            gradient = gradient - strength / curvature * image
+            before, strength = strength, float((gradient * scale * gradient).sum())
+            step = gradient * scale + strength / before * step
+        return entries
+
+    def _times(self, change: np.ndarray) -> np.ndarray:
+        """Times H, undamped: weights of dead inputs have no say."""
+        if self.metric.is_identity:
+            return change
+        parts = [change[:, block.at] @ block.second for block in self.metric.blocks]
+        return np.concatenate(parts, axis=1)
+
+    def _steps(self, shape: tuple[int, ...]) -> int:
+        flops = 2.0 * shape[0] * sum(len(b.matrix) ** 2 for b in self.metric.blocks)
+        return int(np.clip(_REFIT_FLOPS / max(flops, 1.0), 4, 2 * self.count * self.length))

@@ -1,0 +1,129 @@
+"""Replace weights by signs times a scale for each output, or by sums of a few of these.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 17]>
+    before (float[2, 64] x) => (float[2, 1] y)
+        <float[64, 1] w = {2, 2, -2, -2, -2, 2, 2, -2, -2, -2, 2, 2, -2, -2, -2, 2, 2, -2, -2, -2,
+                           2, 2, -2, -2, -2, 2, 2, -2, -2, -2, 2, 2, -2, -2, -2, 2, 2, -2, -2, -2,
+                           2, 2, -2, -2, -2, 2, 2, -2, -2, -2, 2, 2, -2, -2, -2, 2, 2, -2, -2, -2,
+                           2, 2, -2, -2}> {
+        y = MatMul (x, w)
+    }
+    ```
+    becomes
+    ```
+    <opset_import: ["" : 17, "onnxslim" : 1]>
+    after (float[2, 64] x) => (float[2, 1] y)
+        <uint8[8] codes = {99, 140, 49, 198, 24, 99, 140, 49}, float[2] table = {-2, 2}, int64[2]
+         shape = {64, 1}> {
+        w = onnxslim.Lookup2 (codes, table, shape)
+        y = MatMul (x, w)
+    }
+    ```
+    Weights of Conv, ConvTranspose, Gemm and MatMul become one bit each, and a scale for each
+    output. With `bases` = M they are sums of M such tensors. onnxruntime computes the dense weight
+    when it opens the model, and runs that, as fast as before; what shrinks is the file.
+
+Why it is correct:
+    It is not exact. A row w becomes Σ_m α_m·s_m with s_m in {−1, +1}. Without data the best single
+    base is s = sign(w), α = mean |w|. With data, H = E[x xᵀ] of the layer's input, the error is
+    (w − Σ α_m s_m)ᵀ H (w − Σ α_m s_m): signs are chosen column by column, those to come making up
+    for those chosen; then in turn the α are solved for, by least squares with the signs given, and
+    signs are turned, each step lowering the error. For M > 1 all M signs of a weight are chosen
+    together; the first α come one after another, each from what the ones before it leave.
+
+Declines when:
+    1. The weight is computed at run time, not of floating point, not finite, or a codebook
+       already.
+    2. A weight is shared with a layer that `only` and `skip` leave out.
+    3. Codes and scales would take as many bytes as the weight.
+    4. The opset is below 11 (10 for a layer of one output): operators that unpack codes are
+       missing.
+    5. The weight has zeros, as after `prune-weights`: no sum of signs would keep them.
+
+Fidelity:
+    LOSSY. Shared weights stay shared; the mean output stays, by way of the bias.
+
+Reference:
+    Rastegari et al., arXiv:1603.05279 (XNOR-Net), eq. 6; Lin, Zhao, Pan, arXiv:1711.11294
+    (ABC-Net), eq. 4. We differ: nothing is retrained; scales and signs fit the layer's output on
+    calibration data; all layers are taken unless `skip` names them, the first and the last too;
+    inputs stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar, Final
+
+import numpy as np
+
+from onnxslim.codebook.weight import Per
+from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout, table_type
+from onnxslim.objective.codebooks import Codebook
+from onnxslim.objective.problems import Problem
+from onnxslim.objective.scaled_tables import Multiples, Scaled, Start, find_scaled
+from onnxslim.options import Interval, option
+
+_BASES: Final = Interval(1, 5)
+
+
+@dataclass(frozen=True)
+class BinarizeWeights(CodebookPass):
+    """Replace weights by signs times a scale for each output, or by sums of a few of these."""
+
+    name: ClassVar[str] = "binarize-weights"
+
+    bases: int = option(1, _BASES, "tensors of signs, each with a scale, that make up a weight")
+
+    def layout(self, problem: Problem) -> Layout:
+        """A bit for each weight and base, and a table for each output and base."""
+        return Layout(2, Per.ROW, stages=self.bases, table=table_type(problem))
+
+    def objection(self, problem: Problem) -> str | None:
+        """That it has zeros."""
+        return None if np.all(problem.weight) else "it has zeros, which no sign stands for"
+
+    def solve(self, problem: Problem, seed: int) -> Answer:
+        """Signs and scales."""
+        factors = np.array(list(product((-1.0, 1.0), repeat=self.bases)))  # (2^M, M)
+        form = Multiples(factors, _greedy(self.bases), Per.ROW, is_solved=self.bases == 1)
+        found = find_scaled(problem, form, table_type(problem))
+        stages = tuple(self._stage(problem, found, factors, base) for base in range(self.bases))
+        words = "as signs" if self.bases == 1 else f"as sums of {self.bases} signs"
+        return self.answer(problem, Codebook(stages, found.error, found.weight), words)
+
+    def _stage(
+        self, problem: Problem, found: Scaled, factors: np.ndarray, base: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes (groups, rows, columns) and tables (groups · rows, 2) of one base."""
+        scales = found.scales[:, base]
+        flipped = (scales < 0).reshape(problem.layer.groups, problem.layer.rows, 1)
+        codes = (factors[:, base] > 0)[found.codes] ^ flipped
+        tables = np.abs(scales)[:, None] * np.array([-1.0, 1.0])
+        return codes.astype(np.uint8), tables.astype(table_type(problem))
+
+
+def _greedy(bases: int) -> Start:
+    """Scales one after another, each from what the ones before it leave."""
+
+    def start(weights: np.ndarray, costs: np.ndarray | None) -> np.ndarray:
+        rest = np.asarray(weights, np.float64)
+        scales = np.empty((len(rest), bases))
+        for base in range(bases):
+            scales[:, base] = _mean_magnitude(rest, costs)
+            rest = rest - np.where(rest < 0, -1.0, 1.0) * scales[:, base, None]
+        return scales
+
+    return start
+
+
+def _mean_magnitude(weights: np.ndarray, costs: np.ndarray | None) -> np.ndarray:
+    """The best scale of the signs, each weight counted by what moving it costs: (rows,)."""
+    magnitudes = np.abs(weights)
+    total = None if costs is None else costs.sum(axis=1)
+    if total is None or not np.all(total):  # an output of which all inputs are dead
+        return np.asarray(magnitudes.mean(axis=1))
+    return np.asarray((costs * magnitudes).sum(axis=1) / total)

@@ -1,0 +1,177 @@
+"""Replace weights by codes into small tables: k-means, product and residual quantization.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 17]>
+    before (float[1, 12] x) => (float[1, 8] y)
+        <float[12, 8] w = {
+             0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
+             0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
+             0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}> {
+        y = MatMul (x, w)
+    }
+    ```
+    becomes
+    ```
+    <opset_import: ["" : 17, "onnxslim" : 1]>
+    after (float[1, 12] x) => (float[1, 8] y)
+        <uint8[48] codes = {
+             16,50,84,118,152,186,220,254,16,50,84,118,152,186,220,254,
+             16,50,84,118,152,186,220,254,16,50,84,118,152,186,220,254,
+             16,50,84,118,152,186,220,254,16,50,84,118,152,186,220,254},
+         float[16] table = {0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}, int64[2] shape = {12, 8}> {
+        w = onnxslim.Lookup16 (codes, table, shape)
+        y = MatMul (x, w)
+    }
+    ```
+    Weights of Conv, ConvTranspose, Gemm and MatMul become one node each of a model-local function.
+    onnxruntime inlines the function and folds it when it opens the model, so that it runs the same
+    dense weight, as fast; what shrinks is the file. 4 bits are two codes a byte, 3 bits a plane of
+    2 and one of 1, and so on: nothing is rounded up to whole bytes.
+
+Why it is correct:
+    It is not exact. The weight W becomes Ŵ with entries from a table of 2^bits values. Without
+    data ‖W − Ŵ‖² is least: k-means in one dimension, solved exactly. With data it is
+    tr (W − Ŵ) H (W − Ŵ)ᵀ, H = E[x xᵀ] of the layer's input: each weight is counted by what moving
+    it costs; rounding errors are made up for by the weights not yet rounded; then values and codes
+    are improved in turn, each step lowering the error.
+
+Declines when:
+    1. The weight is computed at run time, not of floating point, or stored as a codebook already.
+    2. A weight is shared with a layer that `only` and `skip` leave out.
+    3. Codes and tables would take as many bytes as the weight.
+    4. The opset is below 10 (11 with a table for each channel or group): operators that unpack
+       codes are missing.
+    5. The number of input columns is no multiple of `vector`, or of `group`.
+
+Fidelity:
+    LOSSY. Zeros stay zero, with a code of their own; shared weights stay shared; the mean output
+    stays, by way of the bias.
+
+Reference:
+    Han, Mao, Dally, arXiv:1510.00149 (Deep Compression); Gong et al., arXiv:1412.6115 (product and
+    residual quantization); Choi, El-Khamy, Lee, arXiv:1612.01543 (Hessian-weighted k-means);
+    Frantar et al., arXiv:2210.17323 (error feedback, GPTQ); van Baalen et al., arXiv:2402.15319
+    (feedback for vectors); Wu (1991) and Grønlund et al., arXiv:1701.07204 (k-means in one
+    dimension). We differ: no retraining; the target is what the original model's layer returned,
+    and tables are refitted to it by least squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+
+from onnxslim.codebook.weight import Per
+from onnxslim.errors import UsageError
+from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout
+from onnxslim.objective.codebooks import Form, find_codebook
+from onnxslim.objective.kmeans import Start
+from onnxslim.objective.layer_pass import assigned_number
+from onnxslim.objective.problems import Problem
+from onnxslim.objective.vector_codebooks import find_vector_codebook
+from onnxslim.options import Interval, assigned, at_least, one_of, option
+
+_BITS: Final = Interval(1, 8)
+_VALUES: Final = Interval(2, 256)
+_PER: Final = {"tensor": Per.TENSOR, "channel": Per.ROW, "group": Per.RUN}
+
+
+@dataclass(frozen=True)
+class ClusterWeights(CodebookPass):
+    """Replace weights by codes into small tables: k-means, product and residual quantization."""
+
+    name: ClassVar[str] = "cluster-weights"
+
+    bits: int = option(4, _BITS, "of a code; a table has 2^bits values, zero among them")
+    values: int | None = option(None, _VALUES, "values of a table, in place of 2^bits")
+    values_of: tuple[str, ...] = option(
+        (), assigned(_VALUES, whole=True), "values for layers of their own, as 'PATTERN=NUMBER'"
+    )
+    init: str = option(
+        "optimal",
+        one_of(*Start),
+        "how k-means starts; optimal: the exact solution, for single weights",
+    )
+    per: str = option(
+        "tensor", one_of(*_PER), "what has a table: the weight, each output, each input group"
+    )
+    group: int = option(128, at_least(1), "input columns that share a table, with per=group")
+    vector: int = option(1, at_least(1), "weights that one code stands for (product quantization)")
+    stages: int = option(1, Interval(1, 4), "codes for each weight, whose values are added")
+    weighting: str = option(
+        "hessian", one_of("none", "hessian"), "whether k-means counts weights by what they do"
+    )
+    feedback: bool = option(
+        default=True, help="let later weights make up for rounding errors (needs data)"
+    )
+    table: str = option("float32", one_of("float32", "float16"), "type of the tables' values")
+
+    @property
+    def _per(self) -> Per:
+        return _PER[self.per]
+
+    @property
+    def _has_vectors(self) -> bool:
+        return self.vector > 1 or self.stages > 1
+
+    def __post_init__(self) -> None:
+        """Check options against each other.
+
+        Raises:
+            UsageError: sub-vectors or stages with more than one table, or another start.
+        """
+        super().__post_init__()
+        if self._has_vectors and self.per != "tensor":
+            raise UsageError(
+                f"Options `vector` and `stages` of `{self.name}` go with `per` tensor; got "
+                f"{self.per!r}."
+            )
+        if self._has_vectors and self.init not in ("optimal", "kmeans++"):
+            raise UsageError(
+                f"Option `init` of `{self.name}` must be kmeans++ with `vector` or `stages`; got "
+                f"{self.init!r}."
+            )
+
+    def _width(self, problem: Problem) -> int | None:
+        return min(self.group, problem.layer.columns) if self._per is Per.RUN else None
+
+    def _form(self, problem: Problem) -> Form:
+        values = 2**self.bits if self.values is None else self.values
+        levels = assigned_number(_VALUES, self.values_of, problem.name, values, whole=True)
+        return Form(
+            int(levels),
+            self._per,
+            self._width(problem),
+            np.dtype(self.table),
+            Start(self.init),
+            weighted=self.weighting == "hessian",
+            feedback=self.feedback and problem.has_data,
+        )
+
+    def layout(self, problem: Problem) -> Layout:
+        """One table, or one for each output or run of columns."""
+        form = self._form(problem)
+        return Layout(form.levels, form.per, form.width, self.vector, self.stages, form.table)
+
+    def objection(self, problem: Problem) -> str | None:
+        """That zeros would be lost, or columns do not fit."""
+        columns = problem.layer.columns
+        if self._has_vectors and not np.all(problem.weight):
+            return "it has zeros, which sub-vectors and stages would not keep"
+        for word, number in (("vector", self.vector), ("group", self._width(problem) or 1)):
+            if columns % number:
+                return f"its {columns} input columns are no multiple of {word}={number}"
+        return None
+
+    def solve(self, problem: Problem, seed: int) -> Answer:
+        """K-means, with error feedback where there are data."""
+        form = self._form(problem)
+        if self._has_vectors:
+            found = find_vector_codebook(problem, form, self.vector, self.stages, seed)
+        else:
+            mask = problem.weight != 0
+            found = find_codebook(problem, form, None if mask.all() else mask, seed)
+        return self.answer(problem, found)

@@ -1,0 +1,50 @@
+"""Make the model as small as it gets at the accuracy it has: simplify, prune, cluster.
+
+Rewrite:
+    `simplify`, then `compress-weights`, each a step of its own: every weight gets as many zeros and
+    as few values as its layer bears. Write the result as a packed file with `onnxslim pack`, which
+    is what the allocation counts.
+
+Why it is correct:
+    Each member is, within its promise; see their own pages.
+
+Declines when:
+    1. A member declines; its own page says when. Without calibration samples only `simplify` runs.
+
+Fidelity:
+    LOSSY, held to the user's floors; without any, to `agreement` or `sqnr`.
+
+Reference:
+    Han, Mao, Dally, Deep Compression, arXiv:1510.00149. We differ: no retraining, no labels, and
+    the allocation between layers is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxslim.contract import Fidelity, Pass, Preset
+from onnxslim.options import at_least, interval, option
+from onnxslim.passes.compress_weights import CompressWeights
+from onnxslim.passes.simplify import Simplify
+
+
+@dataclass(frozen=True)
+class DeepCompression(Preset):
+    """Make the model as small as it gets at the accuracy it has: simplify, prune, cluster."""
+
+    name: ClassVar[str] = "deep-compression"
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    rounds: ClassVar[int] = 1
+
+    agreement: float = option(
+        0.998, interval(0, 1), "share of top-1 answers to keep, where no floor is given"
+    )
+    sqnr: float = option(
+        20.0, at_least(0), "dB to keep where outputs are no class scores and no floor is given"
+    )
+
+    def members(self) -> tuple[Pass, ...]:
+        """The two steps."""
+        return (Simplify(), CompressWeights(agreement=self.agreement, sqnr=self.sqnr))
