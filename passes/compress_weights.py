@@ -220,7 +220,7 @@ class _Search:
         missed = min((t for t in self.trials if t.use > 1), key=_spent, default=None)
         if held is None or missed is None:
             use = max(self.trials[-1].use, 1 / _STEP)
-            return limit * min(_STEP, max(1 / _STEP, (_AIM / use) ** 1.5))
+            return float(limit * min(_STEP, max(1 / _STEP, (_AIM / use) ** 1.5)))
         low, high, part = log(_spent(held)), log(_spent(missed)), 0.5
         if held.use > 0 and isfinite(missed.use):
             part = log(_AIM / held.use) / log(missed.use / held.use)
