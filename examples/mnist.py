@@ -37,6 +37,7 @@ SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+MEAN, STD = 0.1307, 0.3081  # of the training pixels, on the scale 0..1
 THREADS = 2  # fixed, because the order of summation and so the trained bits depend on it
 
 
@@ -75,6 +76,7 @@ class Recipe:
     rotation_degrees: float = 10.0
     scale_ratio: float = 0.1
     shift_pixels: float = 2.0
+    channels_last: bool = False  # the faster layout of 3x3 convolutions on a processor
 
 
 def load_mnist(folder: Path | None = None) -> Mnist:
@@ -99,6 +101,8 @@ def train(build: Callable[[], nn.Module], samples: Samples, recipe: Recipe, seed
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     module = build()
+    if recipe.channels_last:
+        _store_filters(module, torch.channels_last)
     image, label = torch.from_numpy(samples.image), torch.from_numpy(samples.label)
     steps_per_epoch = len(image) // recipe.batch_size
     optimizer = torch.optim.SGD(
@@ -124,11 +128,15 @@ def train(build: Callable[[], nn.Module], samples: Samples, recipe: Recipe, seed
         seconds = time.perf_counter() - started
         loss_mean = loss_sum / steps_per_epoch
         log.info("epoch %2d/%d: loss %.4f, %.1f s", epoch, recipe.epochs, loss_mean, seconds)
+    _store_filters(module, torch.contiguous_format)
     return module.eval()
 
 
-def export_onnx(module: nn.Module, path: Path) -> None:
-    """Write `module` with torch's TorchScript exporter, unfolded: what many users' models are."""
+def export_onnx(module: nn.Module, path: Path, *, batch: str = "batch") -> None:
+    """Write `module` with torch's TorchScript exporter, unfolded: what many users' models are.
+
+    `batch` names the symbolic size of axis 0.
+    """
     import torch
 
     with warnings.catch_warnings():
@@ -141,9 +149,11 @@ def export_onnx(module: nn.Module, path: Path) -> None:
             dynamo=False,
             opset_version=17,
             do_constant_folding=False,
+            # not EVAL, which folds BatchNormalization: the module is in evaluation mode already
+            training=torch.onnx.TrainingMode.PRESERVE,
             input_names=["image"],
             output_names=["logits"],
-            dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+            dynamic_axes={"image": {0: batch}, "logits": {0: batch}},
         )
 
 
@@ -166,6 +176,13 @@ def log_file(path: Path) -> None:
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     log.info("%s: %d bytes, sha256 %s", path.name, len(content), digest)
+
+
+def _store_filters(module: nn.Module, layout: torch.memory_format) -> None:
+    """Lay filters out in memory; activations take the layout from them."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:  # (C_out, C_in, kH, kW)
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 def _moved(image: torch.Tensor, recipe: Recipe) -> torch.Tensor:

@@ -18,14 +18,24 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from mnist import DataError, Mnist, Recipe, export_onnx, load_mnist, log_error, log_file, train
+from mnist import (
+    MEAN,
+    STD,
+    DataError,
+    Mnist,
+    Recipe,
+    export_onnx,
+    load_mnist,
+    log_error,
+    log_file,
+    train,
+)
 from torch import nn
 
 log = logging.getLogger("train_lenet")
 
 CALIBRATION_SAMPLES = 500
 EVALUATION_SAMPLES = 1000
-MEAN, STD = 0.1307, 0.3081  # of the training pixels, on the scale 0..1
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 

@@ -8,22 +8,10 @@ on two idle cores; torch comes with the extra `train`.
 
 from __future__ import annotations
 
-import logging
-import sys
-from pathlib import Path
-
-import click
 import torch
-from mnist import DataError, Recipe, export_onnx, load_mnist, log_error, log_file, train
+from mnist import MEAN, STD, Recipe
 from torch import nn
-
-log = logging.getLogger("train_lenet300")
-
-MEAN, STD = 0.1307, 0.3081  # of the training pixels, on the scale 0..1
-# a net without convolutions gains little from moved images, and published ones were not given any
-STILL = {"rotation_degrees": 0.0, "scale_ratio": 0.0, "shift_pixels": 0.0}
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
+from training import training_command
 
 
 class LeNet300(nn.Module):
@@ -43,25 +31,13 @@ class LeNet300(nn.Module):
         return logits
 
 
-@click.command()
-@click.option("--data", type=FOLDER, help="Folder of the four idx files; fetched if not given.")
-@click.option("--output", type=FILE, default="lenet300.onnx", show_default=True, help="The model.")
-@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-def main(data: Path | None, output: Path, epochs: int, seed: int) -> None:
-    """Train LeNet-300-100 on MNIST, export it to ONNX, and measure the exported file."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        mnist = load_mnist(data)
-    except DataError as error:
-        raise click.ClickException(str(error)) from error
-    output.parent.mkdir(parents=True, exist_ok=True)
-    module = train(LeNet300, mnist.train, Recipe(epochs, **STILL), seed)
-    export_onnx(module, output)
-    log.info("parameters: %d", sum(p.numel() for p in module.parameters()))
-    log_error(output, mnist.test)
-    log_file(output)
-
+main = training_command(
+    LeNet300,
+    # a net without convolutions gains little from moved images, and published ones got none
+    Recipe(epochs=20, rotation_degrees=0.0, scale_ratio=0.0, shift_pixels=0.0),
+    name="lenet300",
+    summary="Train LeNet-300-100 on MNIST, export it to ONNX, and measure the exported file.",
+)
 
 if __name__ == "__main__":
     main()
