@@ -6,18 +6,43 @@ stay the same object within one copy, so a body of `If` refers to the copied out
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.collector import paused
-from onnxslim.ir import Constant, Graph, Node, Variable
+from onnxslim.ir import Constant, Graph, Node, Variable, walk_graphs
+
+_CONTENT: Final = (
+    "inputs",
+    "outputs",
+    "nodes",
+    "unused",
+    "opset",
+    "import_domains",
+    "ir_version",
+    "local_functions",
+    "extra",
+)
 
 
 @paused()
 def clone_graph(graph: gs.Graph) -> Graph:
     """A deep copy of nodes and tensors; arrays, stored values and protos are shared."""
     return _Cloner().graph(graph)
+
+
+def adopt(graph: gs.Graph, copy: gs.Graph) -> None:
+    """Let `graph` hold what `copy`, made of it and changed since, holds; `copy` is used up."""
+    for name in _CONTENT:
+        setattr(graph, name, getattr(copy, name))
+    for current in walk_graphs(graph):
+        for node in current.nodes:
+            for tensor in node.inputs:
+                if getattr(tensor, "home", None) is copy:
+                    tensor.home = graph
+    for tensor in graph.unused:
+        tensor.home = graph
 
 
 class _Cloner:

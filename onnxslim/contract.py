@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from onnxslim.floors import Floors
-from onnxslim.options import OptionSpec, options_of
+from onnxslim.options import OptionSpec, Value, options_of
 from onnxslim.spelling import spell
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from onnxslim.model import Model
     from onnxslim.objective.calibration import Calibration
+    from onnxslim.objective.stopwatch import Stopwatch
 
 
 class Fidelity(enum.IntEnum):
@@ -91,6 +92,7 @@ class Context:
         evaluate: runs constant subgraphs; the pass that folds constants needs it.
         calibration: the user's samples, and what can be measured on them; None without samples.
         accuracy: of a model on the user's evaluation data, in [0, 1]; None without such data.
+        stopwatch: run times on this machine; None where nothing is to be timed.
         floors: what the user will not go below, for passes that choose how far to go.
         progress: told in words what is going on.
         model: the model whose graph is being rewritten; set by the manager.
@@ -102,6 +104,7 @@ class Context:
     evaluate: Evaluator | None = None
     calibration: Calibration | None = None
     accuracy: Callable[[Model], float | None] | None = None
+    stopwatch: Stopwatch | None = None
     floors: Floors = field(default_factory=Floors)
     progress: Callable[[str], None] | None = None
     model: Model | None = None
@@ -120,12 +123,15 @@ class Pass:
         idempotent: whether a second run changes nothing.
         prepares: it pays only through passes that follow (pruned weights once packed): the
             manager judges it together with them.
+        strengths: the option that says how far it goes, with values from weak to strong at which
+            sensitivity is measured; {} where there is none.
     """
 
     name: ClassVar[str]
     fidelity: ClassVar[Fidelity]
     idempotent: ClassVar[bool] = True
     prepares: ClassVar[bool] = False
+    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {}
 
     def __post_init__(self) -> None:
         """Check every option against its declaration."""
@@ -144,6 +150,10 @@ class Pass:
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Rewrite `graph` in place; it is valid before and must be valid after."""
         raise NotImplementedError
+
+    def targets(self, graph: gs.Graph) -> tuple[str, ...]:
+        """What the option `only` can name on this graph; () for a pass without that option."""
+        return ()
 
     def members(self) -> tuple[Pass, ...]:
         """The passes of a preset; a plain pass is its only member."""

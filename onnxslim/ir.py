@@ -365,6 +365,16 @@ def walk_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
                 stack.extend(subgraphs_of(node))
 
 
+def needs(node: gs.Node) -> Iterator[gs.Tensor]:
+    """Tensors that must exist before `node` runs: its inputs and what its bodies read or return."""
+    yield from node.inputs
+    for body in subgraphs_of(node):
+        for graph in walk_graphs(body):
+            yield from graph.outputs
+            for inner in graph.nodes:
+                yield from inner.inputs
+
+
 def node_label(node: gs.Node) -> str:
     """How messages name a node: its first named output, else its own name, else its operator."""
     for tensor in node.outputs:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from onnxslim.errors import UsageError
 
@@ -165,6 +165,7 @@ def one_of(*choices: str) -> OneOf:
 
 
 ANYTHING: Constraint = _Anything()
+_AUTO: Final = "auto"  # how a pipeline spells that an option is not given
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class OptionSpec:
         Raises:
             UsageError: wrong type or outside the constraint; names pass, option, range and value.
         """
-        if value is None and self.optional:
+        if self.optional and (value is None or (value == _AUTO and self.type is not str)):
             return None
         if self.is_list:
             items = value if isinstance(value, tuple | list) else (value,)

@@ -25,7 +25,16 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.contract import Change, Fidelity, PassResult, Skip
 from onnxslim.errors import PromiseBroken
-from onnxslim.ir import Constant, Graph, Node, Variable, node_label, subgraphs_of, walk_graphs
+from onnxslim.ir import (
+    Constant,
+    Graph,
+    Node,
+    Variable,
+    needs,
+    node_label,
+    subgraphs_of,
+    walk_graphs,
+)
 
 _VISITS_PER_NODE = 100
 
@@ -44,6 +53,7 @@ class Rewriter:
         self._outputs: dict[gs.Tensor, int] = {}
         self._inserted: dict[Node, list[Node]] = {}
         self._removed: set[Node] = set()
+        self._released: list[gs.Tensor] = []  # by `set_input`
         self._queue: deque[Node] = deque()
         self._queued: set[Node] = set()
         self._names: set[str] | None = None
@@ -209,6 +219,18 @@ class Rewriter:
         self._touch(node)
         self._touch_users(node)
 
+    def set_input(self, node: Node, index: int, tensor: gs.Tensor) -> None:
+        """Let `node` read `tensor` as input `index`, which may be one that it leaves out so far.
+
+        What only the old input needed is removed at the end: until then the graph stays one that
+        runs. The caller reports the change (see `note`).
+        """
+        while len(node.inputs) <= index:
+            node.inputs.append(Variable(""))
+        self._released.append(node.inputs[index])
+        node.inputs[index] = tensor
+        self._touch(node)
+
     def can_substitute(self, node: Node, new: gs.Tensor) -> bool:
         """Whether `substitute(node, new)` is possible: see there."""
         old = node.outputs[0]
@@ -368,6 +390,7 @@ class Rewriter:
 
     def result(self) -> PassResult:
         """Put node lists in order and return what was done; call it once, at the end."""
+        self._release(self._released)
         if self._removed or self._inserted:
             for graph in list(walk_graphs(self.main)):
                 graph.nodes = list(self._settled(graph.nodes))
@@ -554,16 +577,6 @@ def _tensors_of(graph: gs.Graph) -> Iterator[gs.Tensor]:
         yield from node.outputs
 
 
-def _needs(node: gs.Node) -> Iterator[gs.Tensor]:
-    """Tensors that must exist before `node` runs: its inputs and what its bodies capture."""
-    yield from node.inputs
-    for body in subgraphs_of(node):
-        for graph in walk_graphs(body):
-            yield from graph.outputs
-            for inner in graph.nodes:
-                yield from inner.inputs
-
-
 def sort_topologically(graph: gs.Graph) -> None:
     """Order the nodes of `graph` (not of its bodies) producers first, moving as few as possible.
 
@@ -574,7 +587,7 @@ def sort_topologically(graph: gs.Graph) -> None:
     late = any(
         place.get(tensor.inputs[0], -1) >= index
         for node, index in place.items()
-        for tensor in _needs(node)
+        for tensor in needs(node)
         if tensor.inputs
     )
     if not late:
@@ -593,7 +606,7 @@ def sort_topologically(graph: gs.Graph) -> None:
                 order.append(stack.pop())
                 continue
             state[node] = 1
-            for tensor in _needs(node):
+            for tensor in needs(node):
                 if tensor.inputs and tensor.inputs[0] in place:
                     producer = tensor.inputs[0]
                     if state.get(producer) == 1:

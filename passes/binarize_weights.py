@@ -54,6 +54,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar, Final
@@ -65,7 +66,7 @@ from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout, table
 from onnxslim.objective.codebooks import Codebook
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.scaled_tables import Multiples, Scaled, Start, find_scaled
-from onnxslim.options import Interval, option
+from onnxslim.options import Interval, Value, option
 
 _BASES: Final = Interval(1, 5)
 
@@ -75,6 +76,7 @@ class BinarizeWeights(CodebookPass):
     """Replace weights by signs times a scale for each output, or by sums of a few of these."""
 
     name: ClassVar[str] = "binarize-weights"
+    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"bases": (3, 2, 1)}
 
     bases: int = option(1, _BASES, "tensors of signs, each with a scale, that make up a weight")
 

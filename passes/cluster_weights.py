@@ -59,6 +59,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -69,13 +70,13 @@ from onnxslim.errors import UsageError
 from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout
 from onnxslim.objective.codebooks import Form, find_codebook
 from onnxslim.objective.kmeans import Start
-from onnxslim.objective.layer_pass import assigned_number
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.vector_codebooks import find_vector_codebook
-from onnxslim.options import Interval, assigned, at_least, one_of, option
+from onnxslim.options import Interval, Value, assigned, at_least, one_of, option
 
 _BITS: Final = Interval(1, 8)
 _VALUES: Final = Interval(2, 256)
+_VALUES_OF: Final = assigned(_VALUES, whole=True)
 _PER: Final = {"tensor": Per.TENSOR, "channel": Per.ROW, "group": Per.RUN}
 
 
@@ -84,11 +85,12 @@ class ClusterWeights(CodebookPass):
     """Replace weights by codes into small tables: k-means, product and residual quantization."""
 
     name: ClassVar[str] = "cluster-weights"
+    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"bits": (4, 3, 2)}
 
     bits: int = option(4, _BITS, "of a code; a table has 2^bits values, zero among them")
     values: int | None = option(None, _VALUES, "values of a table, in place of 2^bits")
     values_of: tuple[str, ...] = option(
-        (), assigned(_VALUES, whole=True), "values for layers of their own, as 'PATTERN=NUMBER'"
+        (), _VALUES_OF, "values for layers of their own, as 'PATTERN=NUMBER'"
     )
     init: str = option(
         "optimal",
@@ -140,7 +142,7 @@ class ClusterWeights(CodebookPass):
 
     def _form(self, problem: Problem) -> Form:
         values = 2**self.bits if self.values is None else self.values
-        levels = assigned_number(_VALUES, self.values_of, problem.name, values, whole=True)
+        levels = _VALUES_OF.find(self.values_of, problem.name, values)
         return Form(
             int(levels),
             self._per,

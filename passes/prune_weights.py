@@ -25,7 +25,8 @@ Why it is correct:
     moves by E‖(W − Ŵ)x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ. Removing w_j alone costs w_j²·H_jj (OBD); when
     all other weights of the row may move, w_j²/[H⁻¹]_jj (OBS). `obs` removes the cheapest in
     rounds and refits what is left in closed form, to the output of the original model on the
-    inputs that the pruned layers before it now produce.
+    inputs that the pruned layers before it now produce. Weights of inputs that are zero on all
+    calibration samples cost nothing: `obs` removes all of them, even if that is more than `ratio`.
 
 Declines when:
     1. The weight is computed at run time, not of floating point, or stored as a codebook.
@@ -49,6 +50,7 @@ Reference:
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
@@ -61,7 +63,7 @@ from onnxslim.codebook.sparse import sparse_or_dense
 from onnxslim.contract import Context, Fidelity, PassResult
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import Constant, node_label
-from onnxslim.objective.layer_pass import LayerPass, assigned_number, error_words, share_of
+from onnxslim.objective.layer_pass import LayerPass, error_words, share_of
 from onnxslim.objective.masks import (
     Budget,
     Criterion,
@@ -75,10 +77,10 @@ from onnxslim.objective.masks import (
 )
 from onnxslim.objective.problems import Problem, Problems
 from onnxslim.objective.sensitivity import sensitivity
-from onnxslim.options import Interval, assigned, at_least, interval, one_of, option
+from onnxslim.options import Interval, Value, assigned, at_least, interval, one_of, option
 from onnxslim.rewrite import Rewriter
 
-_SHARE = Interval(0.0, 1.0, open_right=True)
+_RATIO_OF = assigned(Interval(0.0, 1.0, open_right=True))
 _PATTERN = re.compile(r"(\d+):(\d+)")
 _NEEDS_DATA = (Criterion.OBD, Criterion.OBS, Criterion.WANDA)
 
@@ -106,12 +108,13 @@ class PruneWeights(LayerPass):
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     prepares: ClassVar[bool] = True
+    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"ratio": (0.5, 0.8, 0.95)}
 
     ratio: float = option(
         0.5, interval(0, 1, open_right=True), "share of the weights that is removed"
     )
     ratio_of: tuple[str, ...] = option(
-        (), assigned(_SHARE), "share for layers of their own, as 'PATTERN=SHARE'"
+        (), _RATIO_OF, "share for layers of their own, as 'PATTERN=SHARE'"
     )
     criterion: str = option(
         "auto",
@@ -125,11 +128,12 @@ class PruneWeights(LayerPass):
     steps: int = option(1, at_least(1), "in how many steps zeros are made, cubic schedule")
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse criteria that need data where there are none.
+        """Refuse criteria that need data where there are none, and idle patterns.
 
         Raises:
             NotApplicable: saying what to give.
         """
+        super().requires(graph, context)
         if self.criterion in _NEEDS_DATA and context.calibration is None:
             raise NotApplicable(
                 f"criterion {self.criterion} needs calibration samples: give --calib, or choose "
@@ -165,10 +169,10 @@ class PruneWeights(LayerPass):
         """The share that each weight loses, by the name of its first layer."""
         names = [unit.layers[0].name for unit in problems.units]
         if self.scope == "layer" or self.pattern != "none":
-            return {n: assigned_number(_SHARE, self.ratio_of, n, self.ratio) for n in names}
+            return {name: _RATIO_OF.find(self.ratio_of, name, self.ratio) for name in names}
         free, shares = [], {}
         for problem in replace(problems, schedule=self.schedule.at_once()):
-            share = assigned_number(_SHARE, self.ratio_of, problem.name, -1.0)
+            share = _RATIO_OF.find(self.ratio_of, problem.name, -1.0)
             if share >= 0:
                 shares[problem.name] = share
             else:
@@ -211,7 +215,8 @@ class PruneWeights(LayerPass):
         kept = weight.size - zeros
         what = (
             f"kept {kept:,} of {weight.size:,} weights ({share_of(kept, weight.size)}) by "
-            f"{criterion}; {error_words(problem, problem.relative_error(weight))}"
+            f"{criterion}{_dead_words(problem, weight)}; "
+            f"{error_words(problem, problem.relative_error(weight))}"
         )
         problems.apply(problem, weight, what if last else f"step: {what}")
         return True
@@ -222,9 +227,23 @@ def _kept(size: int, share: float) -> int:
     return size - floor(share * size + 1e-9 * size)  # 0.7·10 is 6.999...
 
 
+def _dead_words(problem: Problem, weight: np.ndarray) -> str:
+    """How many weights are gone because their inputs say nothing."""
+    dead = np.stack([metric.dead for metric in problem.metrics])[:, None]  # (groups, 1, columns)
+    gone = int(np.count_nonzero(dead & (weight == 0) & (problem.weight != 0)))
+    if not gone:
+        return ""
+    return f" ({gone:,} of those that went have inputs that are zero on all calibration samples)"
+
+
+def _own_seed(problem: Problem, seed: int) -> int:
+    """A seed of the layer's own: layers of one shape should not lose the same weights."""
+    return zlib.crc32(f"{seed} {problem.name}".encode())
+
+
 def _saliencies(problem: Problem, criterion: Criterion, seed: int) -> np.ndarray:
-    pairs = zip(problem.target, problem.metrics, strict=True)
-    parts = [saliencies(t, m, criterion, seed + group) for group, (t, m) in enumerate(pairs)]
+    pairs, first = zip(problem.target, problem.metrics, strict=True), _own_seed(problem, seed)
+    parts = [saliencies(t, m, criterion, first + group) for group, (t, m) in enumerate(pairs)]
     return np.stack(parts)
 
 
@@ -255,11 +274,11 @@ def _with_budgets(
     budgets: Sequence[Budget],
     seed: int,
 ) -> np.ndarray:
-    parts = []
+    parts, first = [], _own_seed(problem, seed)
     groups = zip(problem.target, problem.metrics, budgets, strict=True)
     for group, (target, metric, budget) in enumerate(groups):
         if criterion is Criterion.OBS:
             parts.append(surgeon(target, metric, budget))
         else:
-            parts.append(prune(target, metric, budget, criterion, seed + group))
+            parts.append(prune(target, metric, budget, criterion, first + group))
     return np.stack(parts)

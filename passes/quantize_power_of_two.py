@@ -59,6 +59,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, floor, log2
 from typing import ClassVar, Final
@@ -71,7 +72,7 @@ from onnxslim.objective.codebooks import codebook_of, nearest_codebook
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.solver import Metric, refit
 from onnxslim.objective.tables import Table, descend, nearest, quantize
-from onnxslim.options import Interval, interval, option
+from onnxslim.options import Interval, Value, interval, option
 
 _BITS: Final = Interval(2, 8)
 _SWEEPS: Final = 2
@@ -82,6 +83,7 @@ class QuantizePowerOfTwo(CodebookPass):
     """Replace weights by powers of two, their negatives, and zero; INQ without retraining."""
 
     name: ClassVar[str] = "quantize-power-of-two"
+    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"bits": (5, 4, 3)}
 
     bits: int = option(5, _BITS, "one for zero, the others for 2^(bits−1) values ±2^k")
     partitions: tuple[float, ...] = option(

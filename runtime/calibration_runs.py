@@ -11,13 +11,17 @@ from typing import Final
 
 from onnxslim.contract import Skip
 from onnxslim.model import Model
+from onnxslim.objective.activity import ChannelActivity
 from onnxslim.objective.calibration import Calibration, Distance
 from onnxslim.objective.moments import LayerMoments
+from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.calibration import SampleSource, open_samples
+from onnxslim.runtime.channel_activity import stream_activity
 from onnxslim.runtime.departure import Departure, combined
 from onnxslim.runtime.moments import Limits, stream_moments
 from onnxslim.runtime.samples import Sample, Samples
 from onnxslim.runtime.session import Outputs, open_session
+from onnxslim.runtime.values import Numbering, Signature
 
 Keep = Callable[[int, int | None], bool]
 
@@ -37,7 +41,6 @@ class CalibrationRuns:
         seed: of the choice of positions in large maps.
         threads: of onnxruntime; None for its own choice.
         limits: of the sums; see `moments`.
-        keeps: which samples belong to it, by number, each of those that the one before left.
     """
 
     def __init__(
@@ -47,12 +50,12 @@ class CalibrationRuns:
         seed: int = 0,
         threads: int | None = None,
         limits: Limits | None = None,
-        keeps: tuple[Keep, ...] = (),
     ) -> None:
-        self._source, self._seed, self._threads = source, seed, threads
-        self._limits, self._keeps = limits, keeps
+        self._source, self._seed, self._threads, self._limits = source, seed, threads, limits
         self._samples: Samples | None = None
-        self._kept: tuple[Model, list[Outputs]] | None = None
+        self._activations: Activations | None = None
+        self._numbering = Numbering()
+        self._kept: tuple[Signature, list[Outputs]] | None = None
         self._parts: tuple[Calibration, Calibration] | None = None
 
     def moments(
@@ -64,16 +67,26 @@ class CalibrationRuns:
             UsageError: the samples do not fit the model.
             RuntimeFailure: onnxruntime refuses the model or fails on a sample.
         """
-        self._open(model)
+        samples = self._open(model)
+        if self._activations is None:
+            self._activations = Activations(samples.count)
         return stream_moments(
             model,
             self._runs,
             layers,
             reference=reference,
-            limits=self._limits or Limits(samples=self._samples.count if self._samples else None),
+            limits=self._limits or Limits(samples=samples.count),
             seed=self._seed,
             threads=self._threads,
+            activations=self._activations,
         )
+
+    def activity(
+        self, model: Model, layers: Sequence[str]
+    ) -> Iterator[ChannelActivity | Skip]:
+        """See `Calibration`; errors as in `moments`."""
+        self._open(model)
+        return stream_activity(model, self._runs, layers, threads=self._threads)
 
     def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
         """See `Calibration`; errors as in `moments`."""
@@ -91,25 +104,15 @@ class CalibrationRuns:
     def halves(self) -> tuple[Calibration, Calibration]:
         """See `Calibration`."""
         if self._parts is None:
-            self._parts = (self._part(_is_tried), self._part(_is_held))
+            self._parts = (_Part(self, _is_tried), _Part(self, _is_held))
         return self._parts
 
-    def _part(self, keep: Keep) -> CalibrationRuns:
-        return CalibrationRuns(
-            self._source,
-            seed=self._seed,
-            threads=self._threads,
-            limits=self._limits,
-            keeps=(*self._keeps, keep),
-        )
-
-    def _open(self, model: Model) -> None:
+    def _open(self, model: Model) -> Samples:
+        """The samples, opened for the inputs of `model` when they are first needed."""
         if self._samples is None:
             with open_session(model, threads=self._threads) as session:
-                samples = open_samples(self._source, session.inputs)
-            for keep in self._keeps:
-                samples = _chosen(samples, keep)
-            self._samples = samples
+                self._samples = open_samples(self._source, session.inputs)
+        return self._samples
 
     def _runs(self) -> Iterator[Sample]:
         assert self._samples is not None
@@ -121,7 +124,9 @@ class CalibrationRuns:
         yield from self._samples.batches(size or 1)
 
     def _reference_outputs(self, reference: Model) -> list[Outputs]:
-        if self._kept is None or self._kept[0] is not reference:
+        """Kept as long as the reference computes the same, whatever object it is."""
+        signature = self._numbering.signature(reference.graph)
+        if self._kept is None or self._kept[0] != signature:
             with open_session(reference, threads=self._threads) as session:
                 outputs, taken = [], 0
                 for sample in self._runs():
@@ -129,8 +134,23 @@ class CalibrationRuns:
                     taken += sum(array.nbytes for array in outputs[-1].values())
                     if taken > _KEPT_BYTES:
                         break
-            self._kept = (reference, outputs)
+            self._kept = (signature, outputs)
         return self._kept[1]
+
+
+class _Part(CalibrationRuns):
+    """Some of the samples of another."""
+
+    def __init__(self, whole: CalibrationRuns, keep: Keep) -> None:
+        super().__init__(
+            whole._source, seed=whole._seed, threads=whole._threads, limits=whole._limits
+        )
+        self._whole, self._keep = whole, keep
+
+    def _open(self, model: Model) -> Samples:
+        if self._samples is None:
+            self._samples = _chosen(self._whole._open(model), self._keep)
+        return self._samples
 
 
 def _is_tried(number: int, count: int | None) -> bool:

@@ -27,8 +27,9 @@ from onnxslim.errors import UsageError
 from onnxslim.ir import node_label
 from onnxslim.model import Model
 from onnxslim.objective.moments import BlockDiagonal, LayerMoments, Second
+from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.calibration import Sample
-from onnxslim.runtime.session import Feeds, Outputs, Session
+from onnxslim.runtime.session import Outputs
 from onnxslim.runtime.taps import Taps, read, why_hidden
 from onnxslim.runtime.unfold import Rows, unfold_input, unfold_output
 
@@ -67,6 +68,7 @@ def stream_moments(
     limits: Limits | None = None,
     seed: int = 0,
     threads: int | None = None,
+    activations: Activations | None = None,
 ) -> Iterator[LayerMoments | Skip]:
     """Moments of the weight layers of `model`.
 
@@ -79,6 +81,7 @@ def stream_moments(
         limits: memory and sampling.
         seed: of the choice of rows.
         threads: of onnxruntime.
+        activations: kept from earlier calls with the same samples, and for later ones.
 
     Yields:
         The moments of each layer, or why there are none, a sweep at a time.
@@ -92,7 +95,8 @@ def stream_moments(
     skips = [skip for skip in listing.skips if layers is None or skip.node in layers]
     yield from skips
     wanted = _wanted(listing, layers, {skip.node for skip in skips})
-    original = None if reference is None else Taps(reference)
+    activations = activations or Activations(None)
+    original = None if reference is None else activations.reference_taps(reference)
     groups: dict[tuple[object, ...], list[WeightLayer]] = {}
     for layer in wanted:
         why = _why_not(layer, original)
@@ -104,8 +108,8 @@ def stream_moments(
         groups.setdefault((id(layer.data_tensor), layer.unfolding, place), []).append(layer)
     with_cross = reference is not None
     for sweep in _sweeps(list(groups.values()), limits, with_cross=with_cross):
-        streams = _Streams(model, reference, sweep, limits)
-        streams.run(samples(), seed, threads)
+        streams = _Streams(listing, original, sweep, limits)
+        streams.run(samples(), activations, seed, threads)
         yield from streams.results()
 
 
@@ -297,32 +301,37 @@ class _Streams:
     """One sweep: the sessions, and the sums that they fill."""
 
     def __init__(
-        self,
-        model: Model,
-        reference: Model | None,
-        sweep: list[list[WeightLayer]],
-        limits: Limits,
+        self, taps: Taps, reference: Taps | None, sweep: list[list[WeightLayer]], limits: Limits
     ) -> None:
-        self.taps = Taps(model)
-        self.reference = None if reference is None else Taps(reference)
+        self.taps, self.reference = taps, reference
         self.inputs: list[_Input] = []
         for group in sweep:
-            own = self.taps.layers[group[0].name]
-            item = _Input(group, _tapped(self.taps, own.data_tensor, own), limits)
-            if self.reference is not None:
-                item.outputs = [_output(self.reference, layer) for layer in group]
+            first = group[0]
+            item = _Input(group, _tapped(taps, first.data_tensor, first), limits)
+            if reference is not None:
+                item.outputs = [_output(reference, layer) for layer in group]
             self.inputs.append(item)
 
-    def run(self, samples: Iterable[Sample], seed: int, threads: int | None) -> None:
+    def run(
+        self,
+        samples: Iterable[Sample],
+        activations: Activations,
+        seed: int,
+        threads: int | None,
+    ) -> None:
         """Fill the sums."""
+        keys = [item.key for item in self.inputs]
+        wished_keys = [output.key for item in self.inputs for output in item.outputs]
         with ExitStack() as stack:
-            sessions = [
-                None if taps is None else _entered(stack, taps.open(threads))
-                for taps in (self.taps, self.reference)
-            ]
+            own = stack.enter_context(activations.model.play(self.taps, keys, threads))
+            other = None
+            if self.reference is not None:
+                playing = activations.reference.play(self.reference, wished_keys, threads)
+                other = stack.enter_context(playing)
             first = 0
             for sample in samples:
-                seen, wished = (_run(session, sample.feeds) for session in sessions)
+                seen = own.run(sample.feeds, sample.rows)
+                wished = {} if other is None else other.run(sample.feeds, sample.rows)
                 self._add(sample, first, seed, seen, wished)
                 first += sample.rows
 
@@ -345,14 +354,6 @@ class _Streams:
         """What the sums say; frees them as it goes."""
         while self.inputs:
             yield from self.inputs.pop(0).results()
-
-
-def _entered(stack: ExitStack, session: Session | None) -> Session | None:
-    return None if session is None else stack.enter_context(session)
-
-
-def _run(session: Session | None, feeds: Feeds) -> Outputs:
-    return {} if session is None else session.run(feeds)
 
 
 def _tapped(taps: Taps, tensor: object, layer: WeightLayer) -> str:

@@ -1,40 +1,60 @@
 """Tensors inside a model, made readable: a copy of the model returns them as outputs.
 
-The copy returns nothing else, and computes nothing that they do not need. A tensor in the body of
-an If leaves it as one more output of the If; the other branch gives an empty tensor, so an empty
-array means that the branch was not taken. What lies in the body of a Loop or a Scan stays hidden.
+A session of it returns nothing else, and computes nothing that they do not need. A tensor in the
+body of an If leaves it as one more output of the If; the other branch gives an empty tensor, so an
+empty array means that the branch was not taken. What lies in the body of a Loop or a Scan stays
+hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
-from onnxslim.ir import Constant, Node, Variable, node_label, subgraphs_of, walk_graphs
+from onnxslim.ir import Constant, Node, Variable, needs, node_label, walk_graphs
 from onnxslim.model import Model
 from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
 from onnxslim.shapes import infer_shapes
 
 
-class Taps:
-    """A copy of a model whose inner tensors can be read. Tap first, then open.
+@dataclass(frozen=True)
+class Part:
+    """Nodes of a copy, from some tensors to others.
 
     Attributes:
+        ends: what is computed.
+        begins: what is given, besides the inputs of the model.
+        nodes: what runs.
+    """
+
+    ends: tuple[gs.Tensor, ...]
+    begins: tuple[gs.Tensor, ...]
+    nodes: frozenset[Node]
+
+
+class Taps:
+    """A copy of a model whose inner tensors can be read. Tap first, then open a part of it.
+
+    Attributes:
+        graph: of the copy.
         layers: the weight layers of the copy, by name.
+        skips: operators that are none, with why.
+        outputs: what was tapped and is not fed, by key.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model.clone()
         infer_shapes(self._model)
-        self._graph = self._model.graph
-        found, skips = weight_layers(self._graph)
+        self.graph = self._model.graph
+        found, skips = weight_layers(self.graph)
         self.layers = {layer.name: layer for layer in found}
         self.skips = skips
-        self._outputs: dict[str, gs.Tensor] = {}
-        self._names = {tensor.name for graph in walk_graphs(self._graph) for tensor in _made(graph)}
+        self.outputs: dict[str, gs.Tensor] = {}
+        self._names = {tensor.name for graph in walk_graphs(self.graph) for tensor in _made(graph)}
         self._tapped: dict[int, str] = {}
 
     def tap(self, tensor: gs.Tensor, layer: WeightLayer) -> str | None:
@@ -58,30 +78,62 @@ class Taps:
         self._tapped[id(tensor)] = key
         return key
 
-    def open(self, threads: int | None = None) -> Session | None:
-        """A session of the copy; None where all that was tapped is fed.
+    def part(self, ends: Sequence[gs.Tensor], known: Iterable[gs.Tensor]) -> Part:
+        """What has to run for `ends` where `known` tensors are given."""
+        begins = dict.fromkeys(known)
+        while True:
+            nodes = _needed_nodes(ends, begins)
+            made = [tensor for tensor in begins if any(node in nodes for node in tensor.inputs)]
+            if not made:
+                break
+            for tensor in made:  # its node runs anyway, for another of its outputs
+                del begins[tensor]
+        used = {tensor for node in nodes for tensor in needs(node)}
+        return Part(tuple(ends), tuple(t for t in begins if t in used), frozenset(nodes))
+
+    def open(
+        self,
+        part: Part,
+        more: Sequence[gs.Tensor] = (),
+        shapes: Mapping[str, Sequence[int | None]] | None = None,
+        threads: int | None = None,
+    ) -> Session | None:
+        """A session that computes the ends of `part`, and `more` tensors that its nodes make.
+
+        Its inputs are those of the model and the beginnings of `part`, of `shapes` by name. None
+        where nothing runs.
 
         Raises:
             RuntimeFailure: onnxruntime refuses it.
         """
-        if not self._outputs:
+        ends = tuple(dict.fromkeys((*part.ends, *more)))
+        if not ends:
             return None
-        self._graph.outputs = list(self._outputs.values())
-        self._graph.nodes = list(_needed_nodes(self._graph))
-        for graph in walk_graphs(self._graph):
-            graph.unused = []
-        return open_session(self._model, threads=threads, spin=False)
+        graph = self.graph
+        whole = (graph.inputs, graph.outputs, graph.nodes)
+        for tensor in (*ends, *part.begins):
+            tensor.shape = tensor.info = None  # what a file declares may be wrong
+        for tensor in part.begins:
+            tensor.shape = None if shapes is None else list(shapes[tensor.name])
+        graph.inputs = [*graph.inputs, *part.begins]
+        graph.outputs = list(ends)
+        graph.nodes = [node for node in graph.nodes if node in part.nodes]
+        for current in walk_graphs(graph):
+            current.unused = []
+        try:
+            return open_session(self._model, threads=threads, spin=False)
+        finally:
+            graph.inputs, graph.outputs, graph.nodes = whole
 
     def _return(self, tensor: gs.Tensor, layer: WeightLayer) -> str:
-        fed = any(tensor is item for item in self._graph.inputs)
+        fed = any(tensor is item for item in self.graph.inputs)
         if fed and getattr(tensor, "default", None) is None:
             return str(tensor.name)
         if fed or isinstance(tensor, gs.Constant):
-            tensor = self._copied(tensor, self._graph, layer)
+            tensor = self._copied(tensor, self.graph, layer)
         if tensor.dtype is None:
             tensor.dtype = layer.holder.dtype
-        tensor.shape = tensor.info = None  # what a file declares may be wrong
-        self._outputs[tensor.name] = tensor
+        self.outputs[tensor.name] = tensor
         return str(tensor.name)
 
     def _lead_out(self, tensor: gs.Tensor, node: Node, body: str, layer: WeightLayer) -> Variable:
@@ -151,25 +203,16 @@ def _made(graph: gs.Graph) -> Iterable[gs.Tensor]:
         yield from node.outputs
 
 
-def _needed_nodes(graph: gs.Graph) -> Sequence[Node]:
-    """The nodes of `graph` that its outputs depend on, in their order."""
+def _needed_nodes(ends: Iterable[gs.Tensor], begins: Container[gs.Tensor]) -> set[Node]:
+    """The nodes that `ends` depend on, where `begins` are given."""
     needed: set[Node] = set()
-    stack = [node for tensor in graph.outputs for node in tensor.inputs]
+    stack = [node for tensor in ends for node in tensor.inputs]
     while stack:
         node = stack.pop()
         if node in needed:
             continue
         needed.add(node)
-        for tensor in _reads(node):
-            stack.extend(tensor.inputs)
-    return [node for node in graph.nodes if node in needed]
-
-
-def _reads(node: Node) -> Iterable[gs.Tensor]:
-    """Inputs of `node`, and whatever its bodies read or return."""
-    yield from node.inputs
-    for body in subgraphs_of(node):
-        for graph in walk_graphs(body):
-            yield from graph.outputs
-            for inner in graph.nodes:
-                yield from inner.inputs
+        for tensor in needs(node):
+            if tensor not in begins:
+                stack.extend(tensor.inputs)
+    return needed

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-from layer_nets import net, node, normal, samples
+from layer_nets import net, node, normal, problems_of, samples
 
 from onnxslim.codebook.graph import codebook_nodes, values_of
 from onnxslim.model import Model
+from onnxslim.objective.problems import Problem
 
 Case = tuple[onnx.ModelProto, np.ndarray]
 X = samples(200, 24)
@@ -19,6 +20,14 @@ def dense(rows: int = 40, columns: int = 24, seed: int = 1) -> onnx.ModelProto:
     """One MatMul, weight `w`."""
     weights = {"w": normal(columns, rows, seed=seed)}
     return net([node("MatMul", ["x", "w"], "y")], weights, ["N", columns])
+
+
+def tiny(seed: int, columns: int, x: np.ndarray | None = None) -> Problem:
+    """The problem of a MatMul with two outputs, small enough to try every answer."""
+    weights = {"w": normal(columns, 2, seed=seed)}
+    source = net([node("MatMul", ["x", "w"], "y")], weights, ["N", columns])
+    (problem,) = problems_of(source, x)[0]
+    return problem
 
 
 def _conv(op: str, shape: tuple[int, ...], channels: int, **attrs: object) -> Case:

@@ -274,7 +274,8 @@ def _layer(
 
 # ---------------------------------------------------------------------------- operators
 
-_RUN_TIME: Final = "its weight is computed at run time"
+RUN_TIME: Final = "its weight is computed at run time"
+_DEQUANTIZED: Final = "its weight is dequantized (DequantizeLinear)"
 _CODEBOOK: Final = "its weight is a codebook (Lookup)"
 _CONSTANT: Final = "all its operands are constant"
 
@@ -294,7 +295,10 @@ def _weight_shape(tensor: gs.Tensor) -> tuple[int, ...] | str:
     """The shape of a float constant that can be replaced, or why it is none."""
     stored = const_value(tensor)
     if stored is None:
-        return _CODEBOOK if is_codebook(tensor) else _RUN_TIME
+        if is_codebook(tensor):
+            return _CODEBOOK
+        made_by = {node.op for node in tensor.inputs if node.is_onnx}
+        return _DEQUANTIZED if "DequantizeLinear" in made_by else RUN_TIME
     if not is_float(stored.dtype):
         return f"its weight is of type {stored.dtype}"
     if stored.size == 0:
@@ -344,49 +348,49 @@ def _read_conv(node: Node) -> _Reading | str:
     return _Reading((0, 1, 2), unfolding, rows, columns, swapped=transposed)
 
 
-def _read_gemm(node: Node) -> _Reading | str:
+def _constant_operand(node: Node) -> tuple[int, tuple[int, ...]] | str:
+    """Which of two operands is the weight, and its shape; or why neither is."""
     reason = ""
     for weight in (1, 0):
         shape = _weight_shape(node.inputs[weight])
-        if isinstance(shape, str):
-            reason = shape if not reason or shape == _CODEBOOK else reason
-            continue
-        if const_value(node.inputs[1 - weight]) is not None:
-            return _CONSTANT
-        scale = float(node.attrs.get("alpha", 1.0))
-        if scale == 0:
-            return "its alpha is 0, so its weight has no effect"
-        if len(shape) != 2 or "broadcast" in node.attrs:
-            return "it is not the Gemm of opset 7 and later on matrices"
-        flipped = bool(node.attrs.get("transB" if weight else "transA", 0))
-        data_flipped = bool(node.attrs.get("transA" if weight else "transB", 0))
-        # A' is (M, K), B' is (K, N): x is a row of A' (weight B) or a column of B' (weight A)
-        axis = -1 if bool(weight) != data_flipped else -2
-        swapped = bool(weight) != flipped  # (K, N) and transposed (M, K) have inputs first
-        rows, columns = (shape[1], shape[0]) if swapped else shape
-        unfolding = Vectors(axis, -1 if weight else -2, scale=scale)
-        return _Reading((1 - weight, weight, 2), unfolding, rows, columns, swapped=swapped)
+        if not isinstance(shape, str):
+            both = const_value(node.inputs[1 - weight]) is not None
+            return _CONSTANT if both else (weight, shape)
+        reason = shape if reason in ("", RUN_TIME) else reason
     return reason
+
+
+def _read_gemm(node: Node) -> _Reading | str:
+    found = _constant_operand(node)
+    if isinstance(found, str):
+        return found
+    weight, shape = found
+    scale = float(node.attrs.get("alpha", 1.0))
+    if scale == 0:
+        return "its alpha is 0, so its weight has no effect"
+    if len(shape) != 2 or "broadcast" in node.attrs:
+        return "it is not the Gemm of opset 7 and later on matrices"
+    flipped = bool(node.attrs.get("transB" if weight else "transA", 0))
+    data_flipped = bool(node.attrs.get("transA" if weight else "transB", 0))
+    # A' is (M, K), B' is (K, N): x is a row of A' (weight B) or a column of B' (weight A)
+    axis = -1 if bool(weight) != data_flipped else -2
+    swapped = bool(weight) != flipped  # (K, N) and transposed (M, K) have inputs first
+    rows, columns = (shape[1], shape[0]) if swapped else shape
+    unfolding = Vectors(axis, -1 if weight else -2, scale=scale)
+    return _Reading((1 - weight, weight, 2), unfolding, rows, columns, swapped=swapped)
 
 
 def _read_matmul(node: Node) -> _Reading | str:
-    reason = ""
-    for weight in (1, 0):
-        shape = _weight_shape(node.inputs[weight])
-        if isinstance(shape, str):
-            reason = shape if not reason or shape == _CODEBOOK else reason
-            continue
-        if const_value(node.inputs[1 - weight]) is not None:
-            return _CONSTANT
-        axis = -1 if weight else -2
-        if len(shape) == 1:
-            unfolding = Vectors(axis, None)
-            return _Reading((1 - weight, weight, None), unfolding, 1, shape[0], swapped=False)
-        unfolding = Vectors(axis, axis, batch=shape[:-2])
-        rows, columns = (shape[-1], shape[-2]) if weight else shape[-2:]
-        places = (1 - weight, weight, None)
-        return _Reading(places, unfolding, rows, columns, swapped=bool(weight))
-    return reason
+    found = _constant_operand(node)
+    if isinstance(found, str):
+        return found
+    weight, shape = found
+    axis, places = -1 if weight else -2, (1 - weight, weight, None)
+    if len(shape) == 1:
+        return _Reading(places, Vectors(axis, None), 1, shape[0], swapped=False)
+    unfolding = Vectors(axis, axis, batch=shape[:-2])
+    rows, columns = (shape[-1], shape[-2]) if weight else shape[-2:]
+    return _Reading(places, unfolding, rows, columns, swapped=bool(weight))
 
 
 _READERS: Final[dict[str, Callable[[Node], _Reading | str]]] = {

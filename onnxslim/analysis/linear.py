@@ -256,14 +256,7 @@ def absorb_after(layer: LinearLayer, mapping: AffineMap) -> list[gs.Tensor | np.
     vectors = mapping.along(layer.out_axis, layer.outs, layer.ndim)
     if vectors is None:
         return "it varies along another axis than the channels of the layer"
-    weight: gs.Tensor | np.ndarray = layer.weight_tensor
-    if vectors.scales:
-        scaled = layer.scaled(vectors.scale, layer.out_index)
-        if scaled is None:
-            return "a weight would overflow or underflow"
-        weight = scaled
-    bias = _new_bias(layer, vectors.scale, vectors.shift)
-    return bias if isinstance(bias, str) else [weight, *bias]
+    return _absorbed(layer, vectors, layer.out_index, vectors.scale, vectors.shift)
 
 
 def absorb_before(layer: LinearLayer, mapping: AffineMap) -> list[gs.Tensor | np.ndarray] | str:
@@ -279,13 +272,24 @@ def absorb_before(layer: LinearLayer, mapping: AffineMap) -> list[gs.Tensor | np
         if reason is not None:
             return reason
         shift = layer.push(vectors.shift)
+    return _absorbed(layer, vectors, layer.in_index, np.ones(layer.outs), shift)
+
+
+def _absorbed(
+    layer: LinearLayer,
+    vectors: AffineMap,
+    index: np.ndarray,
+    bias_scale: np.ndarray,
+    bias_shift: np.ndarray,
+) -> list[gs.Tensor | np.ndarray] | str:
+    """Weight and bias when each weight is scaled by its channel of `index`, or why not."""
     weight: gs.Tensor | np.ndarray = layer.weight_tensor
     if vectors.scales:
-        scaled = layer.scaled(vectors.scale, layer.in_index)
+        scaled = layer.scaled(vectors.scale, index)
         if scaled is None:
             return "a weight would overflow or underflow"
         weight = scaled
-    bias = _new_bias(layer, np.ones(layer.outs), shift)
+    bias = _new_bias(layer, bias_scale, bias_shift)
     return bias if isinstance(bias, str) else [weight, *bias]
 
 

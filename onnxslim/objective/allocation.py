@@ -19,8 +19,10 @@ from typing import Final
 
 import numpy as np
 
+from onnxslim.analysis.layers import WeightLayer
 from onnxslim.codebook.radix import bits_per_code
 from onnxslim.contract import Context
+from onnxslim.objective.codebook_pass import Layout, why_not_smaller
 from onnxslim.objective.kmeans import Start, cluster, encode
 from onnxslim.objective.masks import Criterion, elimination_path, saliencies
 from onnxslim.objective.problems import Problem
@@ -132,12 +134,26 @@ def menu_of(problem: Problem, context: Context, *, packed: bool) -> Menu:
         offers += [
             sample.offer(weight, inverse, error, count, packed=packed)
             for count in (VALUES if error > 0 else DENSE_VALUES)
+            if _is_stored(problem.layer, weight, count)
         ]
         if trial is None and error >= _TRIAL_ERROR:
             trial = sample.full(weight)
     if trial is None:
         trial = sample.full(sample.rounded(4))
     return Menu(problem.name, tuple(offers), sensitivity(context, problem, trial))
+
+
+def _is_stored(layer: WeightLayer, weight: np.ndarray, count: int) -> bool:
+    """Whether `cluster-weights` would take a table of `count` values for (some rows of) a weight.
+
+    After `prune-weights` that may be a sparse initializer, if it takes fewer bytes.
+    """
+    nbytes = Layout(count).nbytes(layer)
+    density = np.count_nonzero(weight) / weight.size
+    index_bytes = -(-layer.size.bit_length() // 7)  # a varint
+    each = layer.holder.dtype.itemsize
+    is_sparse = density * (each + index_bytes) < each
+    return why_not_smaller(layer, nbytes, is_sparse=is_sparse) is None
 
 
 class _Sample:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from onnxslim.contract import Skip
     from onnxslim.model import Model
+    from onnxslim.objective.activity import ChannelActivity
     from onnxslim.objective.moments import LayerMoments
 
 
@@ -48,6 +49,11 @@ class Calibration(Protocol):
         With `reference`, y of the layers of the same names there is what `cross` and `goal` hold.
         A layer that cannot be observed gives a `Skip` with the reason.
         """
+
+    def activity(
+        self, model: Model, layers: Sequence[str]
+    ) -> Iterator[ChannelActivity | Skip]:
+        """Statistics of the input channels of the named layers, or why there are none."""
 
     def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
         """How far each of `models` is from `reference`, one after the other."""

@@ -30,6 +30,7 @@ from onnxslim.ir import Constant, StoredSparse, node_label
 from onnxslim.objective.codebooks import Codebook
 from onnxslim.objective.layer_pass import LayerPass, error_words, share_of
 from onnxslim.objective.problems import Problem, assign
+from onnxslim.objective.threads import threads_for
 from onnxslim.rewrite import Rewriter
 from onnxslim.units import bytes_text
 
@@ -139,18 +140,26 @@ class CodebookPass(LayerPass):
             return f"a codebook holds no weight of type {dtype}"
         if not np.isfinite([problem.weight.min(), problem.weight.max()]).all():
             return "it has values that are not finite"
-        reason = self.objection(problem) or _why_not_smaller(problem, self.nbytes(problem))
+        layer = problem.layer
+        reason = self.objection(problem) or why_not_smaller(layer, self.nbytes(problem))
         if reason is not None:
             return reason
-        answer = self.solve(problem, seed)
-        reason = _why_not_smaller(problem, answer.stored.nbytes)
+        with threads_for(problem.layer.columns):
+            answer = self.solve(problem, seed)
+        reason = why_not_smaller(layer, answer.stored.nbytes)
         return reason or _why_not_stored(graph, problem.layer.holder, answer.stored) or answer
 
 
-def _why_not_smaller(problem: Problem, nbytes: int) -> str | None:
-    """That codes would take no fewer bytes; None when they do."""
-    holder = problem.layer.holder
-    if isinstance(holder.stored, StoredSparse):
+def why_not_smaller(layer: WeightLayer, nbytes: int, *, is_sparse: bool = False) -> str | None:
+    """That codes of `nbytes` would take no fewer bytes than the weight; None when they do.
+
+    Args:
+        layer: whose weight it is.
+        nbytes: of codes and tables.
+        is_sparse: whether the weight will be a sparse initializer by then, if it is none now.
+    """
+    holder = layer.holder
+    if is_sparse or isinstance(holder.stored, StoredSparse):
         return None  # and can stay so
     taken = nbytes + _OVERHEAD_BYTES
     if taken < holder.nbytes:
@@ -225,4 +234,4 @@ def _change(problem: Problem, answer: Answer) -> str:
     )
 
 
-__all__ = ["Answer", "CodebookPass", "Layout", "put", "table_type"]
+__all__ = ["Answer", "CodebookPass", "Layout", "put", "table_type", "why_not_smaller"]

@@ -5,12 +5,19 @@ It holds the options that all of them have, and what they say of a layer in the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.layers import weight_layers
 from onnxslim.contract import Context, Pass
+from onnxslim.errors import NotApplicable
 from onnxslim.objective.problems import Aim, Problem, Problems, Schedule, Selection
-from onnxslim.options import Assigned, Interval, one_of, option
+from onnxslim.options import Assigned, one_of, option
 from onnxslim.rewrite import Rewriter
+from onnxslim.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,14 @@ class LayerPass(Pass):
         help="measure a layer's input after the layers before it have changed",
     )
 
+    def requires(self, graph: gs.Graph, context: Context) -> None:
+        """Refuse patterns that say nothing of this model: they are hardly ever meant so.
+
+        Raises:
+            NotApplicable: naming the option, the pattern, and the layer that may be meant.
+        """
+        check_patterns(self, graph)
+
     @property
     def schedule(self) -> Schedule:
         """How moments are taken."""
@@ -40,6 +55,38 @@ class LayerPass(Pass):
         return Problems(rewriter, context, Selection(self.only, self.skip), self.schedule)
 
 
+def check_patterns(owner: Pass, graph: gs.Graph) -> None:
+    """Refuse patterns on names of layers that say nothing of this model.
+
+    Args:
+        owner: with `only` and `skip`, and options of the form PATTERN=NUMBER.
+        graph: with the layers.
+
+    Raises:
+        NotApplicable: naming the option, the pattern, and the layer that may be meant.
+    """
+    layers, others = weight_layers(graph)
+    names = [layer.name for layer in layers]
+    # what is stored as codes already is no weight layer any more, but may well be named
+    known = (*names, *(skip.node for skip in others))
+    for option_name, pattern in _patterns(owner):
+        if pattern not in known and not any(fnmatchcase(name, pattern) for name in known):
+            raise NotApplicable(
+                f"option `{option_name}` names `{pattern}`, which no layer matches."
+                f"{did_you_mean(pattern.strip('*?'), names)}"
+            )
+
+
+def _patterns(owner: Pass) -> Iterator[tuple[str, str]]:
+    """The patterns on names of layers, each with its option."""
+    for spec in owner.options():
+        value = getattr(owner, spec.field)
+        if spec.field in ("only", "skip"):
+            yield from ((spec.name, pattern) for pattern in value)
+        elif isinstance(spec.constraint, Assigned):
+            yield from ((spec.name, spec.constraint.split(entry)[0]) for entry in value)
+
+
 def error_words(problem: Problem, error: float) -> str:
     """What a new weight does to a layer, in words; `error` as by `Problem.relative_error`."""
     notes = "".join(f"; {note}" for note in problem.notes)
@@ -47,16 +94,9 @@ def error_words(problem: Problem, error: float) -> str:
     return f"relative {measure} {error:.2g}{notes}"
 
 
-def assigned_number(
-    values: Interval, entries: tuple[str, ...], name: str, default: float, *, whole: bool = False
-) -> float:
-    """What `PATTERN=NUMBER` entries say of a layer, `default` where they say nothing."""
-    return Assigned(values, whole).find(entries, name, default)
-
-
 def share_of(part: int, whole: int) -> str:
     """`12.5 %`."""
     return f"{100 * part / whole:.3g} %"
 
 
-__all__ = ["LayerPass", "assigned_number", "error_words", "share_of"]
+__all__ = ["LayerPass", "check_patterns", "error_words", "share_of"]

@@ -322,7 +322,7 @@ class _Cut:
     def mask_after(self, budget: InMatrix | InRow) -> np.ndarray:
         """The mask when all but the most costly weights are removed."""
         saliency = np.where(self.mask, np.square(self.weight) / self.inverse, -np.inf)
-        return np.asarray(self.mask & mask_of(saliency, budget))
+        return mask_of(saliency, budget)
 
     def after(self, budget: InMatrix | InRow) -> _Cut:
         """The weights that `budget` leaves, refitted."""

@@ -344,10 +344,7 @@ def _set_bias(rewriter: Rewriter, layer: WeightLayer, bias: np.ndarray) -> None:
     values = np.ascontiguousarray(flat.astype(dtype))
     present = is_present(node, layer.bias)
     wish = node.inputs[layer.bias].name if present else f"{node.outputs[0].name}_bias"
-    constant = rewriter.constant(values, wish)
-    while len(node.inputs) <= layer.bias:
-        node.inputs.append(constant)
-    node.inputs[layer.bias] = constant
+    rewriter.set_input(node, layer.bias, rewriter.constant(values, wish))
 
 
 # ---------------------------------------------------------------------------- order

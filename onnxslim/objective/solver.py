@@ -56,16 +56,24 @@ class Block:
     def _factored(self, largest: float, max_condition: float) -> np.ndarray:
         """Set `matrix`, with as much damping as it needs, and return its inverse's factor."""
         self.matrix = self._damped()
-        factor = _inverse_factor(self.matrix)
-        smallest = 0.0 if factor is None else _smallest_eigenvalue(factor)
-        if largest > max_condition * smallest:
-            # (largest + d) / (smallest + d) = max_condition
-            self.damping = (largest - max_condition * smallest) / (max_condition - 1)
+        try:
+            factor = inverse_factor(self.matrix)
+            smallest = _smallest_eigenvalue(factor)
+        except linalg.LinAlgError:
+            smallest = 0.0
+        if largest <= max_condition * smallest:
+            return factor
+        # (largest + d) / (smallest + d) = max_condition
+        self.damping = (largest - max_condition * smallest) / (max_condition - 1)
+        while True:
             self.matrix = self._damped()
-            factor = _inverse_factor(self.matrix)
-        if factor is None:
-            raise linalg.LinAlgError("The moments are not positive semidefinite.")
-        return factor
+            try:
+                return inverse_factor(self.matrix)
+            except linalg.LinAlgError:
+                # moments about a mean that is far larger than what varies: rounding is all there is
+                if not self.damping <= largest:
+                    raise
+                self.damping *= 10
 
     def _damped(self) -> np.ndarray:
         matrix = self.second.copy()
@@ -80,9 +88,7 @@ class Block:
         if order is None:
             return self._factor
         with threads_for(len(order)):
-            factor = _inverse_factor(self.matrix[np.ix_(order, order)])
-        assert factor is not None  # a permutation of a matrix that could be factored
-        return factor
+            return inverse_factor(self.matrix[np.ix_(order, order)])
 
     @cached_property
     def by_activity(self) -> tuple[np.ndarray, np.ndarray]:
@@ -168,6 +174,25 @@ class Metric:
         return np.maximum(cost, 0.0)
 
 
+def inverse_factor(matrix: np.ndarray) -> np.ndarray:
+    """Upper triangular U with Uᵀ·U = matrix⁻¹.
+
+    With the order of rows and columns reversed, Cholesky's factor L gives matrix = R·Rᵀ for an
+    upper triangular R, and U = R⁻¹: the inverse itself is never formed.
+
+    Raises:
+        LinAlgError: it is not positive definite.
+    """
+    # no more than two copies at a time: these are the largest arrays of all
+    factor, info = linalg.lapack.dpotrf(matrix[::-1, ::-1], lower=1, clean=1)
+    if not info:
+        factor = np.asfortranarray(factor[::-1, ::-1])
+        factor, info = linalg.lapack.dtrtri(factor, lower=0, overwrite_c=1)
+    if info:
+        raise linalg.LinAlgError("The moments are not positive definite.")
+    return np.ascontiguousarray(factor)
+
+
 def objective(target: np.ndarray, weight: np.ndarray, metric: Metric) -> float:
     """The error tr (target − weight) H (target − weight)ᵀ, with H undamped."""
     return float(metric.cost_by_row(np.asarray(target, np.float64) - weight).sum())
@@ -238,7 +263,7 @@ def refit(
     result = np.zeros_like(target)
     for block in metric.blocks:
         part = support[:, block.at]
-        groups = _equal_rows(part)
+        groups = equal_rows(part)
         work = sum(float(part[rows[0]].sum()) ** 3 / 3 for rows in groups)
         if work > _DIRECT_SHARE * 2 * _CG_STEPS * len(target) * float(len(block.matrix)) ** 2:
             first = None if start is None else start[:, block.at]
@@ -246,6 +271,21 @@ def refit(
         else:
             result[:, block.at] = _solve_groups(target[:, block.at], block, part, groups)
     return result
+
+
+def equal_rows(support: np.ndarray) -> list[np.ndarray]:
+    """Indices of the rows of each distinct row of booleans."""
+    packed = np.packbits(support, axis=1)
+    _, which = np.unique(packed, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    order = np.argsort(which, kind="stable")
+    edges = np.flatnonzero(np.diff(which[order])) + 1
+    return np.split(order, edges)
+
+
+def support_work(support: np.ndarray) -> float:
+    """Σ n³ over the distinct rows of `support`, n the columns of each: what factors cost."""
+    return sum(float(support[rows[0]].sum()) ** 3 for rows in equal_rows(support))
 
 
 def whitening(metric: Metric) -> tuple[np.ndarray, np.ndarray]:
@@ -281,29 +321,6 @@ def _largest_eigenvalue(
 def _smallest_eigenvalue(inverse_factor: np.ndarray) -> float:
     upper = inverse_factor
     return 1 / _largest_eigenvalue(lambda vector: upper.T @ (upper @ vector), len(upper))
-
-
-def _inverse_factor(matrix: np.ndarray) -> np.ndarray | None:
-    """Upper triangular U with Uᵀ·U = matrix⁻¹, None when it is not positive definite.
-
-    With the order of rows and columns reversed, Cholesky's factor L gives matrix = R·Rᵀ for an
-    upper triangular R, and U = R⁻¹: the inverse itself is never formed.
-    """
-    lower, info = linalg.lapack.dpotrf(matrix[::-1, ::-1], lower=1, clean=1)
-    if info:
-        return None
-    upper, info = linalg.lapack.dtrtri(np.asfortranarray(lower[::-1, ::-1]), lower=0)
-    return None if info else np.ascontiguousarray(upper)
-
-
-def _equal_rows(support: np.ndarray) -> list[np.ndarray]:
-    """Indices of the rows of each distinct support."""
-    packed = np.packbits(support, axis=1)
-    _, which = np.unique(packed, axis=0, return_inverse=True)
-    which = which.reshape(-1)
-    order = np.argsort(which, kind="stable")
-    edges = np.flatnonzero(np.diff(which[order])) + 1
-    return np.split(order, edges)
 
 
 def _solve_groups(

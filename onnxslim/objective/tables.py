@@ -9,23 +9,31 @@ Frantar 2022). With H = I there is nothing to make up for, and it rounds to near
 a price on its values (`Table.price`): each weight then minimises error + price, which is how bits
 are bought where they matter (entropy-constrained quantization).
 
-Zeros of a mask stay zero. Where rows have different zeros, each row's own factor does better than
-the one that all share; `quantize` takes it where it can afford to.
+Zeros of a mask stay zero. Where rows have different zeros, the factor of a row's own zeros does
+better than one that all share; `quantize` takes it where it can afford to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 from scipy import linalg
 
-from onnxslim.objective.solver import Block, Metric, refit
+from onnxslim.objective.solver import (
+    Block,
+    Metric,
+    equal_rows,
+    inverse_factor,
+    refit,
+    support_work,
+)
 from onnxslim.objective.threads import threads_for
 
 _BLOCK: Final = 128
-_OWN_FLOPS: Final = 4e11  # what factors of single rows may cost
+_OWN_FLOPS: Final = 4e11  # what factors of all supports may cost
 _OWN_ITEMS: Final = 1 << 23  # of the factors held at once
 Ints = np.ndarray
 
@@ -158,7 +166,7 @@ def quantize(
     for block in metric.blocks:
         part = target[:, block.at]
         own = None if mask is None else mask[:, block.at]
-        if own is not None and _own_work(own) < _OWN_FLOPS:
+        if own is not None and support_work(own) < _OWN_FLOPS:
             result[:, block.at] = _row_feedback(part, block, codebook, own, by_activity=by_activity)
         else:
             result[:, block.at] = _feedback(part, block, codebook, own, by_activity=by_activity)
@@ -195,53 +203,94 @@ def _feedback(
     order, upper = np.arange(len(block.matrix)), block.inverse_factor()
     if by_activity:
         order, upper = block.by_activity
-    work = np.ascontiguousarray(target[:, order].T)  # (columns, rows)
-    everyone = slice(None)
     result = np.zeros_like(target)
-    for start in range(0, len(work), _BLOCK):
-        stop = min(start + _BLOCK, len(work))
-        errors = np.zeros((stop - start, work.shape[1]))
-        for index in range(start, stop):
-            column, pivot = int(order[index]), upper[index, index]
-            curvature = np.array([0.0 if block.dead[column] else pivot**-2])
-            chosen = codebook.project(work[index], everyone, block.at.start + column, curvature)
-            if mask is not None:
-                chosen = np.where(mask[:, column], chosen, 0.0)
-            error = errors[index - start] = (work[index] - chosen) / pivot
-            work[index + 1 : stop] -= upper[index, index + 1 : stop, None] * error
-            result[:, column] = chosen
-        work[stop:] -= upper[start:stop, stop:].T @ errors
+    _Feed(block, codebook, order, upper).run(target, slice(None), result, mask)
     return result
 
 
-# ---------------------------------------------------------------------------- a factor a row
+@dataclass(frozen=True)
+class _Feed:
+    """Rounding of rows that share a factor.
+
+    Attributes:
+        order: the columns that may be other than zero, in the order in which they are rounded.
+        upper: the inverse's factor of these columns.
+    """
+
+    block: Block
+    codebook: Codebook
+    order: np.ndarray
+    upper: np.ndarray
+
+    def run(
+        self,
+        target: np.ndarray,
+        rows: Ints | slice,
+        result: np.ndarray,
+        mask: np.ndarray | None = None,
+    ) -> None:
+        """Write the rounded `rows` of `target` into `result`."""
+        work = np.ascontiguousarray(target[rows][:, self.order].T)  # (columns, rows)
+        upper = self.upper
+        for start in range(0, len(work), _BLOCK):
+            stop = min(start + _BLOCK, len(work))
+            errors = np.zeros((stop - start, work.shape[1]))
+            for index in range(start, stop):
+                chosen = self._chosen(work[index], rows, index)
+                if mask is not None:
+                    chosen = np.where(mask[rows, self.order[index]], chosen, 0.0)
+                error = errors[index - start] = (work[index] - chosen) / upper[index, index]
+                work[index + 1 : stop] -= upper[index, index + 1 : stop, None] * error
+                result[rows, self.order[index]] = chosen
+            work[stop:] -= upper[start:stop, stop:].T @ errors
+
+    def _chosen(self, values: np.ndarray, rows: Ints | slice, index: int) -> np.ndarray:
+        column = int(self.order[index])
+        curvature = np.array([0.0 if self.block.dead[column] else self.upper[index, index] ** -2])
+        return self.codebook.project(values, rows, self.block.at.start + column, curvature)
 
 
-def _own_work(mask: np.ndarray) -> float:
-    return float((mask.sum(axis=1, dtype=np.float64) ** 3).sum())
+# ---------------------------------------------------------------------------- a factor a support
 
 
 def _row_feedback(
     target: np.ndarray, block: Block, codebook: Codebook, mask: np.ndarray, *, by_activity: bool
 ) -> np.ndarray:
-    """Each row with the factor of its own support; rows with supports of like size together."""
+    """Each row with the factor of its own support; rows with supports of like size together.
+
+    Rows with the same support share its factor: of a dense weight with a few zeros nearly all.
+    """
     result = np.zeros_like(target)
+    order = block.by_activity[0] if by_activity else np.arange(len(block.matrix))
+    single: list[int] = []
+    for rows in equal_rows(mask):
+        own = order[mask[rows[0], order]]
+        if len(rows) == 1:
+            single.append(int(rows[0]))
+        elif len(own):
+            with threads_for(len(own)):
+                upper = inverse_factor(block.matrix[np.ix_(own, own)])
+            _Feed(block, codebook, own, upper).run(target, rows, result)
+    for chosen in _batches(mask, np.array(single, int)):
+        _feed_rows(target, block, codebook, mask, chosen, order, result)
+    return result
+
+
+def _batches(mask: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """As many rows as may be held when all are padded to the largest of them."""
     sizes = mask.sum(axis=1)
-    rows = np.argsort(sizes, kind="stable")
+    rows = rows[np.argsort(sizes[rows], kind="stable")]
     rows = rows[sizes[rows] > 0]
     start = 0
     while start < len(rows):
-        # as many rows as may be held when all are padded to the largest of them
         count = 1
         while start + count < len(rows):
             largest = int(sizes[rows[start + count]])
             if (count + 1) * largest**2 > _OWN_ITEMS:
                 break
             count += 1
-        chosen = rows[start : start + count]
-        _feed_rows(target, block, codebook, mask, chosen, result, by_activity=by_activity)
+        yield rows[start : start + count]
         start += count
-    return result
 
 
 def _feed_rows(
@@ -250,23 +299,21 @@ def _feed_rows(
     codebook: Codebook,
     mask: np.ndarray,
     rows: np.ndarray,
+    order: np.ndarray,
     result: np.ndarray,
-    *,
-    by_activity: bool,
 ) -> None:
     """Supports are padded with columns of the identity, whose weights are zero."""
     size = int(mask[rows].sum(axis=1).max())
     columns = np.zeros((len(rows), size), int)
     used = np.zeros((len(rows), size), bool)
     uppers = np.zeros((len(rows), size, size))
-    order = block.by_activity[0] if by_activity else np.arange(len(block.matrix))
     with threads_for(size):
         for index, row in enumerate(rows):
             own = order[mask[row, order]]
             count = len(own)
             columns[index, :count], used[index, :count] = own, True
             uppers[index] = np.eye(size)
-            uppers[index, :count, :count] = _upper(block.matrix[np.ix_(own, own)])
+            uppers[index, :count, :count] = inverse_factor(block.matrix[np.ix_(own, own)])
     work = np.where(used, np.take_along_axis(target[rows], columns, axis=1), 0.0)
     for at in range(size):
         pivot = uppers[:, at, at]
@@ -277,15 +324,6 @@ def _feed_rows(
         work[:, at + 1 :] -= error[:, None] * uppers[:, at, at + 1 :]
         live = used[:, at]
         result[rows[live], columns[live, at]] = chosen[live]
-
-
-def _upper(matrix: np.ndarray) -> np.ndarray:
-    """Upper triangular U with Uᵀ·U the inverse."""
-    lower, info = linalg.lapack.dpotrf(matrix[::-1, ::-1], lower=1, clean=1)
-    upper, _ = linalg.lapack.dtrtri(np.asfortranarray(lower[::-1, ::-1]), lower=0)
-    if info:
-        raise linalg.LinAlgError("A part of the damped moments is not positive definite.")
-    return np.asarray(upper)
 
 
 # ---------------------------------------------------------------------------- refinement

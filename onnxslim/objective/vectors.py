@@ -27,7 +27,7 @@ import numpy as np
 from scipy import linalg
 
 from onnxslim.objective.kmeans import cluster
-from onnxslim.objective.solver import Metric
+from onnxslim.objective.solver import Metric, inverse_factor
 
 _SCORES: Final = 1 << 19  # distances held at once
 _SAMPLE: Final = 1 << 17  # vectors that k-means++ draws from
@@ -573,7 +573,7 @@ def _feedback(
     """Codes (stages, rows, vectors) of one span."""
     length = tables[0].shape[1]
     columns = (order[:, None] * length + np.arange(length)).ravel()
-    upper = _upper(span.matrix[np.ix_(columns, columns)])
+    upper = inverse_factor(span.matrix[np.ix_(columns, columns)])
     dead = span.dead[columns]
     work = np.ascontiguousarray(target[:, columns].T)  # (columns, rows)
     dtype = _code_type(max(len(table) for table in tables))
@@ -598,15 +598,6 @@ def _feedback(
 def _in_basis(vectors: np.ndarray, tables: Sequence[np.ndarray], basis: np.ndarray) -> np.ndarray:
     """Codes (stages, n) of what is nearest after the change of basis."""
     return _staged([table @ basis for table in tables], vectors @ basis, None)
-
-
-def _upper(matrix: np.ndarray) -> np.ndarray:
-    """Upper triangular U with Uᵀ·U the inverse."""
-    lower, info = linalg.lapack.dpotrf(matrix[::-1, ::-1], lower=1, clean=1)
-    if info:
-        raise linalg.LinAlgError("The damped moments are not positive definite.")
-    upper, _ = linalg.lapack.dtrtri(np.asfortranarray(lower[::-1, ::-1]), lower=0)
-    return np.ascontiguousarray(upper)
 
 
 # ---------------------------------------------------------------------------- entries for codes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxslim.objective.allocation import Menu, Offer, allocate, allocate_within
 from onnxslim.objective.codebooks import Form, find_codebook
 from onnxslim.objective.masks import InMatrix, surgeon
 from onnxslim.objective.problems import Aim, Problem, Problems, Schedule
+from onnxslim.passes.cluster_weights import ClusterWeights
 from onnxslim.rewrite import Rewriter
 
 X = samples(300, 24)
@@ -228,3 +230,18 @@ def test_menus_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2)
     )
     assert first == second
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(20, 24), (12, 24), (100, 12)])
+def test_nothing_is_offered_that_clustering_would_decline(rows: int, columns: int) -> None:
+    source = net([node("MatMul", ["x", "w"], "y")], {"w": normal(columns, rows)}, ["N", columns])
+    model = Model.load(source)
+    made = context(model, samples(300, columns))
+    (problem,) = Problems(Rewriter(model.graph), made, schedule=Schedule(aim=Aim.OWN))
+    for offered in menu_of(problem, made, packed=True).offers:
+        if offered.values is not None and offered.keep == 1:
+            copy = model.clone()
+            result = ClusterWeights(values=offered.values).run(
+                copy.graph, replace(made, model=copy)
+            )
+            assert result.changed, offered

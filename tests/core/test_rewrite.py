@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxslim.check import check_model
 from onnxslim.contract import Fidelity
 from onnxslim.errors import PromiseBroken
 from onnxslim.ir import Graph, Node, Variable, subgraphs_of
@@ -225,3 +226,41 @@ def test_edits_of_a_constant_with_ten_thousand_users_stay_linear() -> None:
     for node in rw.walk("Add"):
         rw.update(node, "negated", op="Neg", inputs=[node.inputs[0]])
     assert len(rw.result().changes) == 3000
+
+
+# ------------------------------------------------------------------- single inputs
+
+
+def test_an_input_may_be_set_that_was_left_out() -> None:
+    model = Model.load(
+        parse(
+            """<opset_import: ["" : 17]>
+            g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}>
+            { y = Gemm (x, w) }"""
+        )
+    )
+    rw = Rewriter(model.graph)
+    (gemm,) = model.graph.nodes
+    rw.set_input(gemm, 2, rw.constant(np.ones(2, np.float32), "b"))
+    rw.note("y", "gave it a bias")
+    rw.result()
+    assert [tensor.name for tensor in gemm.inputs] == ["x", "w", "b"]
+    check_model(model)
+
+
+def test_what_only_a_replaced_input_needed_is_removed_at_the_end() -> None:
+    model = Model.load(
+        parse(
+            """<opset_import: ["" : 17]>
+            g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}>
+            { b = Constant <value = float[2] {1, 2}> () y = Gemm (x, w, b) }"""
+        )
+    )
+    rw = Rewriter(model.graph)
+    gemm = model.graph.nodes[-1]
+    rw.set_input(gemm, 2, rw.constant(np.ones(2, np.float32), "b2"))
+    check_model(model.clone())  # so that it can be measured in between
+    rw.note("y", "gave it another bias")
+    rw.result()
+    assert [node.op for node in model.graph.nodes] == ["Gemm"]
+    check_model(model)

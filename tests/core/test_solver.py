@@ -26,6 +26,7 @@ from onnxslim.objective.moments import BlockDiagonal
 from onnxslim.objective.solver import (
     Metric,
     bias_shift,
+    inverse_factor,
     objective,
     refit,
     residual,
@@ -479,6 +480,28 @@ def test_a_factor_a_row_does_better_under_a_mask(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("onnxslim.objective.tables._OWN_FLOPS", 0.0)
     shared = objective(w, quantize(w, metric, TABLE, mask=mask), metric)
     assert own < shared
+
+
+def test_rows_with_the_same_zeros_share_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, h = problem(13, rows=20)
+    metric = Metric(h, 12)
+    mask = np.ones(w.shape, bool)
+    mask[3, 5] = mask[8, 5] = mask[11, :7] = False
+    apart = [quantize(w[[i]], metric, TABLE, mask=mask[[i]]) for i in range(20)]
+    sizes = []
+
+    def listening(matrix: np.ndarray) -> np.ndarray:
+        sizes.append(len(matrix))
+        return inverse_factor(matrix)
+
+    monkeypatch.setattr("onnxslim.objective.tables.inverse_factor", listening)
+    np.testing.assert_allclose(quantize(w, metric, TABLE, mask=mask), np.concatenate(apart))
+    assert sorted(sizes) == [5, 11, 12]
+
+
+def test_a_matrix_that_is_not_positive_definite_has_no_factor() -> None:
+    with pytest.raises(np.linalg.LinAlgError):
+        inverse_factor(np.array([[1.0, 2.0], [2.0, 1.0]]))
 
 
 def test_rows_are_taken_in_portions_without_changing_the_result(

@@ -5,13 +5,12 @@ from itertools import product
 import numpy as np
 import onnx
 import pytest
-from coded_nets import KINDS, X, coded, dense, with_values
+from coded_nets import KINDS, X, coded, dense, tiny, with_values
 from layer_nets import (
     net,
     node,
     normal,
     output_error,
-    problems_of,
     rewritten,
     samples,
     weights_of,
@@ -22,13 +21,6 @@ from layer_nets import (
 from onnxslim.objective.problems import Problem
 from onnxslim.passes.binarize_weights import BinarizeWeights
 from onnxslim.pipeline import parse_pipeline
-
-
-def tiny(seed: int, columns: int, x: np.ndarray | None = None) -> Problem:
-    weights = {"w": normal(columns, 2, seed=seed)}
-    source = net([node("MatMul", ["x", "w"], "y")], weights, ["N", columns])
-    (problem,) = problems_of(source, x)[0]
-    return problem
 
 
 def best_error(problem: Problem, bases: int) -> float:

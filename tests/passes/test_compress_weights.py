@@ -33,6 +33,8 @@ from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.objective import allocation
 from onnxslim.objective.allocation import Allocation, Offer
+from onnxslim.objective.calibration import Distance
+from onnxslim.passes import compress_weights
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.pipeline import parse_pipeline
 from onnxslim.report import StepReport
@@ -284,6 +286,64 @@ def test_layers_that_cannot_be_observed_are_left_alone() -> None:
     assert layer.name == "t"
     assert len(np.unique(layer.holder.values)) > 100
     assert len(list(codebook_nodes(model.graph))) == 1
+
+
+def test_a_candidate_that_misses_the_floor_once_made_on_all_samples_gives_way_to_the_next(
+    plain: Compressed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Model] = []
+
+    def holds(self: object, model: Model) -> bool:
+        judged.append(model)
+        return len(judged) > 1
+
+    monkeypatch.setattr(compress_weights, "_SLACK", 2.0)  # so that all trials are made
+    monkeypatch.setattr(compress_weights._Search, "holds", holds)
+    model, _ = compressed(classifier())
+    assert len(judged) == 2
+    first, second = map(file_bytes, judged)
+    assert file_bytes(model) == second
+    assert first != second
+
+
+def test_what_never_holds_once_made_on_all_samples_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[Model] = []
+
+    def judging(self: compress_weights._Search, model: Model) -> tuple[Distance, float | None]:
+        judged.append(model)
+        return Distance(1.0, 0.25, 0.25, 3.0), None
+
+    def holds(self: compress_weights._Search, model: Model) -> bool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compress_weights._Search, "_judged", judging)
+            return real(self, model)
+
+    real = compress_weights._Search.holds
+    monkeypatch.setattr(compress_weights, "_SLACK", 2.0)
+    monkeypatch.setattr(compress_weights._Search, "holds", holds)
+    source = classifier()
+    model, reports = compressed(source)
+    assert 1 <= len(judged) <= 3
+    assert model.to_bytes() == Model.load(source).to_bytes()
+    told = f"no candidate made on all samples held the floor: the best of {len(judged)} had an"
+    assert any(told in why and "0.25" in why for why in whys(reports))
+
+
+def test_an_allocation_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Allocation] = []
+    real = compress_weights._Search._try
+
+    def listening(self: compress_weights._Search, limit: float, found: Allocation) -> object:
+        tried.append(found)
+        return real(self, limit, found)
+
+    monkeypatch.setattr(compress_weights._Search, "_try", listening)
+    monkeypatch.setattr(compress_weights, "_SLACK", 2.0)
+    compressed(dense_net(16, 12))
+    keys = [tuple(found.chosen.items()) for found in tried]
+    assert len(keys) == len(set(keys)) <= 6
 
 
 # ------------------------------------------------------------------- edges

@@ -249,6 +249,13 @@ def test_the_original_output_as_aim_beats_the_present_one() -> None:
     assert errors[0] < errors[1]
 
 
+def test_layers_of_one_shape_lose_different_weights_at_random() -> None:
+    source = dense_net(16, 16, 16)
+    model, _ = rewritten(source, None, "prune-weights:criterion=random")
+    first, second = weights_of(model).values()
+    assert ((first == 0) != (second == 0)).any()
+
+
 def test_random_removal_depends_on_the_seed_alone() -> None:
     source = dense()
 
@@ -535,3 +542,38 @@ def test_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert zeros_of_all(out) == pytest.approx({"h0": 0.9, "y": 0.9}, abs=0.01)
     assert (tmp_path / "out.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
     assert output_error(Model.load(tmp_path / "model.onnx"), out, HELD) < 0.9
+
+
+def test_the_report_tells_of_weights_whose_inputs_are_always_zero() -> None:
+    x = samples(200, 16)
+    x[:, :12] = 0
+    source = dense_net(16, 10)
+    for criterion, expected in [("obs", 120), ("obd", 80)]:
+        model, reports = rewritten(source, x, f"prune-weights:ratio=0.5:criterion={criterion}")
+        (weight,) = weights_of(model).values()
+        assert np.count_nonzero(weight == 0) == expected
+        (what,) = whats(reports)
+        told = f"({expected} of those that went have inputs that are zero on all calibration"
+        assert told in what
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("only=h", "option `only` names `h`, which no layer matches. Did you mean `h0`?"),
+        ("skip=y+zzz*", "option `skip` names `zzz*`, which no layer matches."),
+        ("ratio-of='h1=0.5'", "option `ratio-of` names `h1`, which no layer matches."),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_told(spec: str, told: str) -> None:
+    source = dense_net(16, 10, 4)
+    model, reports = rewritten(source, None, f"prune-weights:{spec}")
+    (why,) = whys(reports)
+    assert why.startswith(told)
+    assert model.to_bytes() == Model.load(source).to_bytes()
+
+
+def test_a_pattern_may_name_what_is_a_codebook_already() -> None:
+    source = dense_net(16, 60, 60)
+    _, reports = rewritten(source, None, "cluster-weights:only=h0,prune-weights:skip=h0")
+    assert [what for what in whats(reports) if "kept 1,800" in what]

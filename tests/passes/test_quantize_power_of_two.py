@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import onnx
 import pytest
-from coded_nets import KINDS, X, coded, dense, with_values
+from coded_nets import KINDS, X, coded, dense, tiny, with_values
 from layer_nets import (
     net,
     node,
@@ -20,16 +20,8 @@ from layer_nets import (
 )
 
 from onnxslim.errors import UsageError
-from onnxslim.objective.problems import Problem
 from onnxslim.passes.quantize_power_of_two import QuantizePowerOfTwo
 from onnxslim.pipeline import parse_pipeline
-
-
-def tiny(seed: int, columns: int, x: np.ndarray | None = None) -> Problem:
-    weights = {"w": normal(columns, 2, seed=seed)}
-    source = net([node("MatMul", ["x", "w"], "y")], weights, ["N", columns])
-    (problem,) = problems_of(source, x)[0]
-    return problem
 
 
 def window(weight: np.ndarray, bits: int) -> np.ndarray:

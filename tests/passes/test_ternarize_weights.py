@@ -4,13 +4,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from coded_nets import X, coded, dense, with_values
+from coded_nets import X, coded, dense, tiny, with_values
 from layer_nets import (
     net,
     node,
     normal,
     output_error,
-    problems_of,
     rewritten,
     samples,
     weights_of,
@@ -20,13 +19,6 @@ from layer_nets import (
 
 from onnxslim.objective.problems import Problem
 from onnxslim.passes.ternarize_weights import TernarizeWeights, _best_scale
-
-
-def tiny(seed: int, columns: int, x: np.ndarray | None = None) -> Problem:
-    weights = {"w": normal(columns, 2, seed=seed)}
-    source = net([node("MatMul", ["x", "w"], "y")], weights, ["N", columns])
-    (problem,) = problems_of(source, x)[0]
-    return problem
 
 
 def best_error(problem: Problem, *, symmetric: bool) -> float:
