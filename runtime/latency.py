@@ -70,14 +70,17 @@ def compare_times(before_ms: np.ndarray, after_ms: np.ndarray) -> LatencyPair:
     )
 
 
-def confirm(first_ms: np.ndarray, second_ms: np.ndarray) -> LatencyPair:
-    """What two measurements, each with sessions of its own, say together.
+def confirm(measurements: Sequence[np.ndarray]) -> LatencyPair:
+    """What several measurements, each with sessions of its own, say together.
 
-    The bounds enclose those of both, so a difference is one only where both show it: on a busy
+    The bounds enclose those of all, so a difference is one only where every one shows it: on a busy
     machine one measurement in a while finds a model slower than itself.
+
+    Args:
+        measurements: each of shape (2, rounds), in milliseconds.
     """
-    parts = [compare_times(*times) for times in (first_ms, second_ms)]
-    pooled = compare_times(*np.hstack((first_ms, second_ms)))
+    parts = [compare_times(*times) for times in measurements]
+    pooled = compare_times(*np.hstack(list(measurements)))
     return replace(
         pooled,
         low=min(part.low for part in (pooled, *parts)),

@@ -133,8 +133,8 @@ def test_interval_covers_the_true_median_in_95_of_100_cases(n: int) -> None:
 def test_slower_once_and_not_again_is_no_difference() -> None:
     slow, level = np.array([[1.0] * 9, [1.1] * 9]), np.array([[1.0] * 9, [1.0] * 9])
     assert compare_times(*slow).is_slower
-    assert confirm(slow, slow).is_slower
-    both = confirm(slow, level)
+    assert confirm([slow, slow]).is_slower
+    both = confirm([slow, level])
     assert not both.is_slower
     assert both.before.runs == 18
 

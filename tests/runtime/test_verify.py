@@ -385,8 +385,14 @@ def test_models_that_take_microseconds_can_be_timed(monkeypatch: pytest.MonkeyPa
     assert pair.before.median > 0
 
 
-def test_slower_model_is_timed_twice_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds = [np.array([[1.0] * 9, [2.0] * 9]), np.array([[2.0] * 9, [1.0] * 9])]
+SLOWER = np.array([[1.0] * 9, [2.0] * 9])
+LEVEL = np.array([[1.0, 1.1] * 5, [1.1, 1.0] * 5])
+
+
+def test_slower_model_is_timed_again_in_turned_order_and_said_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds = [SLOWER, SLOWER[::-1], SLOWER, SLOWER[::-1]]
     monkeypatch.setattr(verify_module, "time_many", lambda *a, **k: rounds.pop(0))
     prover = RuntimeProver()
     model = net()
@@ -395,7 +401,19 @@ def test_slower_model_is_timed_twice_and_said_to_be(monkeypatch: pytest.MonkeyPa
     assert rounds == []
     assert pair is not None
     assert pair.is_slower
-    assert pair.after.runs == 18
+    assert pair.after.runs == 36
+
+
+def test_model_that_seemed_slower_once_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [SLOWER, SLOWER[::-1], LEVEL, SLOWER]
+    monkeypatch.setattr(verify_module, "time_many", lambda *a, **k: rounds.pop(0))
+    prover = RuntimeProver()
+    model = net()
+    prover.begin(model)
+    pair = prover.time(model, model.clone())
+    assert len(rounds) == 1
+    assert pair is not None
+    assert not pair.is_slower
 
 
 @pytest.mark.parametrize("external", [False, True])
