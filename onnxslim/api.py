@@ -35,6 +35,7 @@ from onnxslim.stats import measure_stats
 if TYPE_CHECKING:
     from onnxslim.runtime.accuracy import EvaluationSource
     from onnxslim.runtime.calibration import SampleSource
+    from onnxslim.runtime.session import Feeds
     from onnxslim.runtime.verify import RuntimeProver
 
 _METADATA_PIPELINE = "onnxslim.pipeline"
@@ -123,7 +124,13 @@ def compress(
         )
         before.accuracy = prover.accuracy(source)
         policy = replace(policy, baseline_accuracy=before.accuracy)
-    context = _context(seed, threads, calibration, prover if evaluation is not None else None)
+    context = _context(
+        seed,
+        threads,
+        calibration,
+        prover if evaluation is not None else None,
+        prover.sample if prover is not None and measure else None,
+    )
     result, report.steps = PassManager(pipeline.passes).run(
         source,
         replace(context, floors=floors),
@@ -223,16 +230,31 @@ def _context(
     threads: int | None,
     calibration: SampleSource | None,
     judge: RuntimeProver | None,
+    sample: Feeds | None,
 ) -> Context:
-    """What passes may use; `judge` measures accuracy, where there are evaluation data."""
+    """What passes may use.
+
+    `judge` measures accuracy, where there are evaluation data; `sample` is what models are timed
+    on, where they are.
+    """
     from onnxslim.runtime.calibration_runs import CalibrationRuns
     from onnxslim.runtime.evaluate import evaluate
+    from onnxslim.runtime.stopwatch import SessionStopwatch
 
     runs = None
     if calibration is not None:
         runs = CalibrationRuns(calibration, seed=seed, threads=threads)
     accuracy = None if judge is None else judge.accuracy
-    return Context(seed=seed, evaluate=evaluate, calibration=runs, accuracy=accuracy)
+    stopwatch = None
+    if sample is not None:
+        stopwatch = SessionStopwatch(sample, threads=threads, seed=seed)
+    return Context(
+        seed=seed,
+        evaluate=evaluate,
+        calibration=runs,
+        accuracy=accuracy,
+        stopwatch=stopwatch,
+    )
 
 
 def _make_prover(

@@ -13,6 +13,8 @@ PASSES: Mapping[str, str] = {
     "deep-compression": "deep_compression:DeepCompression",
     "eliminate-dead": "eliminate_dead:EliminateDead",
     "eliminate-identity": "eliminate_identity:EliminateIdentity",
+    "factorize-conv": "factorize_conv:FactorizeConv",
+    "factorize-dense": "factorize_dense:FactorizeDense",
     "fold-constants": "fold_constants:FoldConstants",
     "fold-if": "fold_if:FoldIf",
     "fold-shapes": "fold_shapes:FoldShapes",

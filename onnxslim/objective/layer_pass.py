@@ -5,7 +5,7 @@ It holds the options that all of them have, and what they say of a layer in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -45,6 +45,10 @@ class LayerPass(Pass):
         """
         check_patterns(self, graph)
 
+    def targets(self, graph: gs.Graph) -> tuple[str, ...]:
+        """The weight layers."""
+        return tuple(layer.name for layer in weight_layers(graph)[0])
+
     @property
     def schedule(self) -> Schedule:
         """How moments are taken."""
@@ -55,20 +59,21 @@ class LayerPass(Pass):
         return Problems(rewriter, context, Selection(self.only, self.skip), self.schedule)
 
 
-def check_patterns(owner: Pass, graph: gs.Graph) -> None:
+def check_patterns(owner: Pass, graph: gs.Graph, others: Iterable[str] = ()) -> None:
     """Refuse patterns on names of layers that say nothing of this model.
 
     Args:
         owner: with `only` and `skip`, and options of the form PATTERN=NUMBER.
         graph: with the layers.
+        others: names that patterns may match besides those of weight layers.
 
     Raises:
         NotApplicable: naming the option, the pattern, and the layer that may be meant.
     """
-    layers, others = weight_layers(graph)
-    names = [layer.name for layer in layers]
+    layers, declined = weight_layers(graph)
+    names = [*dict.fromkeys([*(layer.name for layer in layers), *others])]
     # what is stored as codes already is no weight layer any more, but may well be named
-    known = (*names, *(skip.node for skip in others))
+    known = (*names, *(skip.node for skip in declined))
     for option_name, pattern in _patterns(owner):
         if pattern not in known and not any(fnmatchcase(name, pattern) for name in known):
             raise NotApplicable(

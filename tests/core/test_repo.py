@@ -181,4 +181,4 @@ def test_table_of_contents_lists_every_pass_module_in_order() -> None:
 
 def defines_a_pass(stem: str) -> bool:
     source = (ROOT / "passes" / f"{stem}.py").read_text("utf-8")
-    return re.search(r"^class \w+\((Pass|Preset)\)", source, re.MULTILINE) is not None
+    return re.search(r"^class [A-Z]\w*\(\w*(Pass|Preset)\)", source, re.MULTILINE) is not None

@@ -1,0 +1,183 @@
+"""Small models of one layer, or of a few, made from plain shapes: what a stopwatch times.
+
+The layers need not exist anywhere: other channel counts, a layer split in two. Weights are given by
+their shapes and filled by a ConstantOfShape, which onnxruntime folds when it loads the model; so a
+small model is a few hundred bytes whatever the size of its weights, and equal layers are equal
+bytes, which is what timings are remembered by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxslim.ir import Node, to_onnx_dtype
+from onnxslim.model import Model
+from onnxslim.stats import measure_stats
+
+Shape = tuple[int, ...]
+Attributes = Mapping[str, Any]
+
+INPUT: Final = "x"
+_IR_VERSION: Final = 10
+_VALUE: Final = 0.01  # of every weight; far from what would become denormal
+_FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operator of a small model.
+
+    Attributes:
+        op: its type, of the standard.
+        inputs: names of tensors (`x` is the model's input, "" an absent one) and shapes of weights.
+        output: name of what it returns.
+        attrs: attributes by name.
+    """
+
+    op: str
+    inputs: tuple[str | Shape, ...]
+    output: str
+    attrs: Attributes = field(default_factory=dict)
+
+    @property
+    def weights(self) -> tuple[Shape, ...]:
+        """The shapes among the inputs."""
+        return tuple(item for item in self.inputs if not isinstance(item, str))
+
+
+def small_model(
+    x_shape: Shape, ops: Sequence[Op], *, dtype: np.dtype[Any] = _FLOAT32, opset: int = 17
+) -> onnx.ModelProto:
+    """A model with the input `x`; it returns what the last of `ops` does.
+
+    Args:
+        x_shape: of the input.
+        ops: in an order in which they can run.
+        dtype: of the input and of all weights.
+        opset: version of the standard operators.
+    """
+    nodes: list[onnx.NodeProto] = []
+    kind = to_onnx_dtype(dtype)
+    value = numpy_helper.from_array(np.array([_VALUE], dtype))
+    for op in ops:
+        names = []
+        for index, item in enumerate(op.inputs):
+            if isinstance(item, str):
+                names.append(item)
+                continue
+            name = f"{op.output}_{index}"
+            sizes = numpy_helper.from_array(np.array(item, np.int64))
+            nodes.append(helper.make_node("Constant", [], [f"{name}_sizes"], value=sizes))
+            nodes.append(
+                helper.make_node("ConstantOfShape", [f"{name}_sizes"], [name], value=value)
+            )
+            names.append(name)
+        nodes.append(helper.make_node(op.op, names, [op.output], **op.attrs))
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info(INPUT, kind, x_shape)],
+        [onnx.ValueInfoProto(name=ops[-1].output, type=helper.make_tensor_type_proto(kind, None))],
+    )
+    imports = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, ir_version=_IR_VERSION, opset_imports=imports)
+
+
+def conv_op(
+    w_shape: Shape,
+    attrs: Attributes | None = None,
+    *,
+    bias: bool = False,
+    x: str = INPUT,
+    output: str = "y",
+    transposed: bool = False,
+) -> Op:
+    """A Conv, or a ConvTranspose, with a weight of `w_shape`.
+
+    Args:
+        w_shape: (outputs, inputs / group, kernel...); of a ConvTranspose (inputs, outputs / group,
+            kernel...).
+        attrs: group, strides, pads, ...
+        bias: whether it has one.
+        x: the tensor it reads.
+        output: the tensor it makes.
+        transposed: whether it is a ConvTranspose.
+    """
+    attrs = dict(attrs or {})
+    outputs = w_shape[1] * int(attrs.get("group", 1)) if transposed else w_shape[0]
+    inputs: tuple[str | Shape, ...] = (x, w_shape, (outputs,)) if bias else (x, w_shape)
+    return Op("ConvTranspose" if transposed else "Conv", inputs, output, attrs)
+
+
+def conv_model(
+    attrs: Attributes | None,
+    x_shape: Shape,
+    w_shape: Shape,
+    *,
+    bias: bool = False,
+    transposed: bool = False,
+    dtype: np.dtype[Any] = _FLOAT32,
+) -> onnx.ModelProto:
+    """A model of one Conv; see `conv_op`."""
+    return small_model(
+        x_shape, [conv_op(w_shape, attrs, bias=bias, transposed=transposed)], dtype=dtype
+    )
+
+
+def gemm_model(
+    x_shape: Shape,
+    w_shape: Shape,
+    attrs: Attributes | None = None,
+    *,
+    bias: bool = False,
+    dtype: np.dtype[Any] = _FLOAT32,
+) -> onnx.ModelProto:
+    """A model of one Gemm whose second operand has `w_shape`, (inputs, outputs) without transB."""
+    attrs = dict(attrs or {})
+    outputs = w_shape[0] if attrs.get("transB") else w_shape[1]
+    inputs: tuple[str | Shape, ...] = (INPUT, w_shape, (outputs,)) if bias else (INPUT, w_shape)
+    return small_model(x_shape, [Op("Gemm", inputs, "y", attrs)], dtype=dtype)
+
+
+def op_of(node: Node, data: int, shapes: Sequence[Shape | None]) -> Op:
+    """The operator `node` with all inputs but `data` as weights.
+
+    Args:
+        node: of one used output.
+        data: index of the input that becomes `x`.
+        shapes: of its inputs; None where one is absent.
+    """
+    inputs = tuple(
+        INPUT if index == data else ("" if shape is None else shape)
+        for index, shape in enumerate(shapes)
+    )
+    return Op(node.op, inputs, "y", dict(node.attrs))
+
+
+def count_macs(model: onnx.ModelProto) -> int | None:
+    """Multiply-accumulates of a small model; None where a shape does not follow."""
+    return measure_stats(Model.load(model), file_bytes=0).macs
+
+
+def count_weights(ops: Sequence[Op]) -> int:
+    """Elements of all weights."""
+    return sum(int(np.prod(shape, dtype=np.int64)) for op in ops for shape in op.weights)
+
+
+__all__ = [
+    "INPUT",
+    "Op",
+    "conv_model",
+    "conv_op",
+    "count_macs",
+    "count_weights",
+    "gemm_model",
+    "op_of",
+    "small_model",
+]

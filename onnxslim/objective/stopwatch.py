@@ -1,0 +1,42 @@
+"""What passes may ask about run time on the user's machine: `context.stopwatch`.
+
+The core only knows this protocol; `onnxslim.runtime.stopwatch` answers it with onnxruntime. A pass
+that trades work for speed asks about a layer alone, as a small model of its real shapes (see
+`analysis.layer_models`), and believes a difference only where its interval says so
+(`LatencyPair.is_faster`): multiply-accumulates do not predict time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnxslim.model import Model
+    from onnxslim.report import Latency, LatencyPair
+
+
+class Stopwatch(Protocol):
+    """Run times, as passes see them."""
+
+    def shapes(self, model: Model) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor of the main graph on the inputs that latency is measured on.
+
+        A tensor whose shape cannot be found out is left out.
+        """
+
+    def milliseconds(self, models: Sequence[onnx.ModelProto]) -> tuple[Latency, ...]:
+        """Latency of small models with static inputs, those not timed before timed in turn."""
+
+    def compare(
+        self, before: onnx.ModelProto, after: Sequence[onnx.ModelProto]
+    ) -> tuple[LatencyPair, ...]:
+        """One small model against others, timed in turn; what is known already is not repeated."""
+
+    def pair(self, before: Model, after: Model) -> LatencyPair:
+        """Two whole models in turn, on the inputs that latency is measured on."""
+
+
+__all__ = ["Stopwatch"]
