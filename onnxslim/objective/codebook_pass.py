@@ -218,7 +218,7 @@ def _density(weight: CodebookWeight | FixedPointWeight) -> float:
     stage = weight.stages[0]
     if len(weight.stages) > 1 or stage.table.ndim > 1:
         return 1.0
-    return float(np.count_nonzero(stage.table[stage.codes])) / weight.size
+    return float(np.count_nonzero((stage.table != 0)[stage.codes])) / weight.size
 
 
 def _change(problem: Problem, answer: Answer) -> str:

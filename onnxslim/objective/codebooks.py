@@ -28,6 +28,7 @@ from onnxslim.objective.tables import (
     value_equations,
 )
 
+_PIECE: Final = 1 << 22  # codes that are counted at once
 _FLOAT32: Final[np.dtype[np.floating]] = np.dtype(np.float32)
 _REFINEMENTS: Final = 2
 _SWEEPS: Final = 2
@@ -100,10 +101,20 @@ def nearest_codebook(problem: Problem, table: np.ndarray) -> Codebook:
     codes = encode(values, table)
     whole = quantization_error(values, np.zeros(1))
     error = quantization_error(values, table) / whole if whole else 0.0
-    used = np.bincount(codes.reshape(-1), minlength=len(table)) > 0
+    used = _used(codes.reshape(-1), len(table))
     if not used.all():
         codes, table = (np.cumsum(used) - 1).astype(codes.dtype)[codes], table[used]
     return Codebook(((codes, table),), error)
+
+
+def _used(codes: np.ndarray, count: int) -> np.ndarray:
+    """Which codes occur; in pieces, as counting takes eight bytes a code."""
+    used = np.zeros(count, bool)
+    for start in range(0, codes.size, _PIECE):
+        used |= np.bincount(codes[start : start + _PIECE], minlength=count) > 0
+        if used.all():
+            break
+    return used
 
 
 def codebook_of(problem: Problem, weight: np.ndarray, table: np.dtype[np.floating]) -> Codebook:
