@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from onnxslim.runtime.calibration import SampleSource
     from onnxslim.runtime.session import Feeds
     from onnxslim.runtime.verify import RuntimeProver
+    from onnxslim.sweep import Point
 
 _METADATA_PIPELINE = "onnxslim.pipeline"
 _METADATA_SOURCE = "onnxslim.input_sha256"
@@ -212,6 +213,49 @@ def bench_models(
     )
 
 
+def measure_sensitivity(
+    model: ModelSource | Model,
+    *,
+    calibration: SampleSource,
+    passes: str | Pipeline = "simplify,prune-channels",
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[Point]:
+    """What the last of `passes` does to the outputs on each layer or channel group alone.
+
+    Args:
+        model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
+        calibration: unlabelled samples; four fifths are fitted on, the rest measures.
+        passes: those before the last are run first, on the whole model.
+        seed: of all randomness.
+        threads: of onnxruntime; None for its own choice.
+        progress: told in words what is going on.
+
+    Yields:
+        A point for each target and strength, as soon as it is measured.
+
+    Raises:
+        UsageError: the last pass works on whole models only, or the samples do not fit.
+        ModelError: the model is invalid, corrupt or not supported.
+        RuntimeFailure: onnxruntime failed.
+    """
+    from onnxslim.shapes import infer_shapes
+    from onnxslim.sweep import check, sweep
+
+    pipeline = parse_pipeline(passes) if isinstance(passes, str) else passes
+    *first, last = pipeline.passes
+    check(last)
+    source = model if isinstance(model, Model) else Model.load(model)
+    check_model(source)
+    context = _context(seed, threads, calibration, None, None)
+    if first:
+        source, _ = PassManager(first).run(source, context, policy=Policy(force=True))
+    source = source.clone()
+    infer_shapes(source)
+    yield from sweep(source, last, context, progress=progress)
+
+
 def _goal(goal: str) -> Goal:
     try:
         return Goal(goal)
@@ -376,4 +420,4 @@ def _same_inputs(a: Model, b: Model) -> None:
         )
 
 
-__all__ = ["bench_models", "compare_models", "compress"]
+__all__ = ["bench_models", "compare_models", "compress", "measure_sensitivity"]

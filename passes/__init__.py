@@ -28,6 +28,8 @@ PASSES: Mapping[str, str] = {
     "fuse-reshapes": "fuse_reshapes:FuseReshapes",
     "fuse-slices": "fuse_slices:FuseSlices",
     "fuse-transposes": "fuse_transposes:FuseTransposes",
+    "prune-blocks": "prune_blocks:PruneBlocks",
+    "prune-channels": "prune_channels:PruneChannels",
     "prune-weights": "prune_weights:PruneWeights",
     "quantize-fixed-point": "quantize_fixed_point:QuantizeFixedPoint",
     "quantize-power-of-two": "quantize_power_of_two:QuantizePowerOfTwo",

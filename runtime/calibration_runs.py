@@ -31,6 +31,7 @@ _FOLDS: Final = 5
 _HELD: Final = 1  # of each `_FOLDS` samples the second, so that two samples are enough
 _MOST_TRIED: Final = 10000  # samples that a trial is fitted on, about
 _KEPT_BYTES: Final = 256 << 20  # of reference outputs
+_LEAST_SUMS: Final = 256 << 20  # bytes of moments that are summed up at once, at least
 
 
 class CalibrationRuns:
@@ -40,7 +41,7 @@ class CalibrationRuns:
         source: of the samples; opened when first needed.
         seed: of the choice of positions in large maps.
         threads: of onnxruntime; None for its own choice.
-        limits: of the sums; see `moments`.
+        limits: of the sums, see `moments`; None: by the size of the model.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class CalibrationRuns:
         self._source, self._seed, self._threads, self._limits = source, seed, threads, limits
         self._samples: Samples | None = None
         self._activations: Activations | None = None
+        self._budget: int | None = None
         self._numbering = Numbering()
         self._kept: tuple[Signature, list[Outputs]] | None = None
         self._parts: tuple[Calibration, Calibration] | None = None
@@ -70,12 +72,14 @@ class CalibrationRuns:
         samples = self._open(model)
         if self._activations is None:
             self._activations = Activations(samples.count)
+        if self._budget is None:  # what is summed up at once may take what the model does
+            self._budget = max(_LEAST_SUMS, model.file_bytes())
         return stream_moments(
             model,
             self._runs,
             layers,
             reference=reference,
-            limits=self._limits or Limits(samples=samples.count),
+            limits=self._limits or Limits(budget_bytes=self._budget, samples=samples.count),
             seed=self._seed,
             threads=self._threads,
             activations=self._activations,

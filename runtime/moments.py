@@ -224,12 +224,13 @@ class _Input:
         for start in range(0, len(index), size):
             part = index[start : start + size]
             x = rows.take(part).astype(dtype, copy=False)  # (g, rows, features)
-            self._add_inputs(x)
-            for output, source in zip(self.outputs, outputs, strict=True):
-                y = source.take(part)
-                output.cross += _cross(y.astype(dtype, copy=False), x)
-                output.total += y.sum(axis=1, dtype=np.float64)
-                output.squares += np.square(y, dtype=np.float64).sum(axis=1)
+            with np.errstate(over="ignore", invalid="ignore"):  # `results` tells of it
+                self._add_inputs(x)
+                for output, source in zip(self.outputs, outputs, strict=True):
+                    y = source.take(part)
+                    output.cross += _cross(y.astype(dtype, copy=False), x)
+                    output.total += y.sum(axis=1, dtype=np.float64)
+                    output.squares += np.square(y, dtype=np.float64).sum(axis=1)
         self.count += len(index)
 
     def _add_inputs(self, x: np.ndarray) -> None:
@@ -242,13 +243,19 @@ class _Input:
         outputs: Sequence[_Output | None] = self.outputs or [None] * len(self.layers)
         finite = np.isfinite(self.total).all() and all(np.isfinite(s).all() for s in self.seconds)
         seconds = self._seconds() if self.count and finite else ()
+        self.seconds = []
+        made: list[LayerMoments | Skip] = []
         for layer, output in zip(self.layers, outputs, strict=True):
             if not self.count:
-                yield Skip(layer.name, "no calibration sample reaches it")
+                made.append(Skip(layer.name, "no calibration sample reaches it"))
             elif not finite or (output is not None and not np.isfinite(output.squares).all()):
-                yield Skip(layer.name, "its input or output is not finite on calibration data")
+                why = "its input or output is not finite on calibration data"
+                made.append(Skip(layer.name, why))
             else:
-                yield self._moments(layer, output, seconds)
+                made.append(self._moments(layer, output, seconds))
+        del seconds  # from here on only the receiver holds them
+        while made:
+            yield made.pop(0)
 
     def _seconds(self) -> tuple[Second, ...]:
         for second in self.seconds:

@@ -8,6 +8,8 @@ COMMANDS: Mapping[str, str] = {
     "compress": "Run a pipeline of passes on a model, prove it, write the result.",
     "passes": "What passes there are; one pass's page and options.",
     "inspect": "Operators, parameters, MACs, bytes, inputs and outputs of models.",
+    "groups": "Which channels of a model can leave together, and what keeps the others.",
+    "sensitivity": "What a pass does to the outputs on each layer or channel group alone.",
     "compare": "Drift, bytes and latency of two models side by side.",
     "bench": "Latency of models, measured in turn, with spread.",
     "pack": "One small file for storage and transfer, in place of a model.",

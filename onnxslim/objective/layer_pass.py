@@ -5,7 +5,7 @@ It holds the options that all of them have, and what they say of a layer in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -43,7 +43,9 @@ class LayerPass(Pass):
         Raises:
             NotApplicable: naming the option, the pattern, and the layer that may be meant.
         """
-        check_patterns(self, graph)
+        layers, declined = weight_layers(graph)
+        # what is stored as codes already is no weight layer any more, but may well be named
+        check_patterns(self, [layer.name for layer in layers], [skip.node for skip in declined])
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The weight layers."""
@@ -59,22 +61,19 @@ class LayerPass(Pass):
         return Problems(rewriter, context, Selection(self.only, self.skip), self.schedule)
 
 
-def check_patterns(owner: Pass, graph: gs.Graph, others: Iterable[str] = ()) -> None:
-    """Refuse patterns on names of layers that say nothing of this model.
+def check_patterns(owner: Pass, names: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Refuse patterns that say nothing of this model.
 
     Args:
         owner: with `only` and `skip`, and options of the form PATTERN=NUMBER.
-        graph: with the layers.
-        others: names that patterns may match besides those of weight layers.
+        names: what its patterns are about.
+        others: more names that are no mistake.
 
     Raises:
-        NotApplicable: naming the option, the pattern, and the layer that may be meant.
+        NotApplicable: naming the option, the pattern, and the name that may be meant.
     """
-    layers, declined = weight_layers(graph)
-    names = [*dict.fromkeys([*(layer.name for layer in layers), *others])]
-    # what is stored as codes already is no weight layer any more, but may well be named
-    known = (*names, *(skip.node for skip in declined))
     for option_name, pattern in _patterns(owner):
+        known = (*names, *others)
         if pattern not in known and not any(fnmatchcase(name, pattern) for name in known):
             raise NotApplicable(
                 f"option `{option_name}` names `{pattern}`, which no layer matches."

@@ -212,6 +212,7 @@ class Problems:
         found: dict[str, LayerMoments | Skip] = {}
         for item in self._moments(snapshot, units):
             found[item.layer if isinstance(item, LayerMoments) else item.node] = item
+            del item  # moments are large: nothing may hold on to them
             for first, unit in list(waiting.items()):
                 if all(layer.name in found for layer in unit.layers):
                     del waiting[first]
@@ -243,6 +244,7 @@ class Problems:
             moments if goal is None else moments.centered()
             for moments, goal in zip(measured, goals, strict=True)
         ]
+        del found, measured  # what they hold is as large as a metric
         seconds = tuple(
             reduce(_sum, (moments.seconds[group] for moments in seen))
             for group in range(layers[0].groups)

@@ -55,33 +55,33 @@ class Block:
 
     def _factored(self, largest: float, max_condition: float) -> np.ndarray:
         """Set `matrix`, with as much damping as it needs, and return its inverse's factor."""
-        self.matrix = self._damped()
+        self.matrix = self.second.copy()
+        self.matrix[self.dead] = 0.0
+        self.matrix[:, self.dead] = 0.0
+        self._damp(0.0)
         try:
             factor = inverse_factor(self.matrix)
             smallest = _smallest_eigenvalue(factor)
+            if largest <= max_condition * smallest:
+                return factor
+            del factor  # as large as the matrix
         except linalg.LinAlgError:
             smallest = 0.0
-        if largest <= max_condition * smallest:
-            return factor
         # (largest + d) / (smallest + d) = max_condition
-        self.damping = (largest - max_condition * smallest) / (max_condition - 1)
+        self._damp((largest - max_condition * smallest) / (max_condition - 1))
         while True:
-            self.matrix = self._damped()
             try:
                 return inverse_factor(self.matrix)
             except linalg.LinAlgError:
                 # moments about a mean that is far larger than what varies: rounding is all there is
                 if not self.damping <= largest:
                     raise
-                self.damping *= 10
+            self._damp(10 * self.damping)
 
-    def _damped(self) -> np.ndarray:
-        matrix = self.second.copy()
-        matrix[self.dead] = 0.0
-        matrix[:, self.dead] = 0.0
-        index = np.arange(len(matrix))
-        matrix[index, index] += np.where(self.dead, self._alone, self.damping)
-        return matrix
+    def _damp(self, damping: float) -> None:
+        self.damping = damping
+        own = np.where(self.dead, 0.0, np.diagonal(self.second))
+        np.fill_diagonal(self.matrix, own + np.where(self.dead, self._alone, damping))
 
     def inverse_factor(self, order: np.ndarray | None = None) -> np.ndarray:
         """Upper triangular U with Uᵀ·U the inverse of the matrix, its columns in `order`."""

@@ -108,6 +108,27 @@ def test_set_options_are_those_that_differ_from_their_defaults() -> None:
     ]
 
 
+def test_auto_is_how_a_missing_number_is_spelled() -> None:
+    assert PruneSample(rank="auto").rank is None  # type: ignore[arg-type]
+    assert str(PruneSample(rank="auto")) == "prune-sample"  # type: ignore[arg-type]
+
+
+def test_auto_is_a_word_like_others_where_words_are_asked_for() -> None:
+    @dataclass(frozen=True)
+    class Named(Pass):
+        name: ClassVar[str] = "named"
+        fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+        layer: str | None = option(None, help="a name")
+
+    assert Named(layer="auto").layer == "auto"
+
+
+@pytest.mark.parametrize("field", ["bits", "energy", "in_"])
+def test_auto_is_refused_where_a_value_is_needed(field: str) -> None:
+    with pytest.raises(UsageError, match="got 'auto'"):
+        PruneSample(**{field: "auto"})  # type: ignore[arg-type]
+
+
 # ------------------------------------------------------------------- PATTERN=NUMBER
 
 SHARE = assigned(interval(0, 1, open_right=True))

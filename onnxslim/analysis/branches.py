@@ -1,0 +1,111 @@
+"""Residual branches: sums of which one term can be left out, and what is not needed then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.flow import SizeFlow
+from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.analysis.operands import const_value
+from onnxslim.ir import Node, needs, node_label
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A term of a sum.
+
+    Attributes:
+        sum: an Add or a Sum.
+        term: index of the input that could go.
+        nodes: those that only this term needs.
+        layers: the weight layers among them.
+    """
+
+    sum: Node
+    term: int
+    nodes: tuple[Node, ...]
+    layers: tuple[WeightLayer, ...]
+
+    @property
+    def label(self) -> str:
+        """What the term is called: its tensor."""
+        return str(self.sum.inputs[self.term].name)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The sum's label and the term's: the same in copies of the graph."""
+        return node_label(self.sum), self.label
+
+
+def residual_branches(graph: gs.Graph) -> Iterator[Branch]:
+    """Terms of sums in the main graph that can go without changing a shape.
+
+    Another term has the shape of the sum, no term is constant, and the term that goes has weights
+    of its own. Where both terms of a sum do, each is a branch.
+    """
+    flow = SizeFlow(graph, int(graph.opset or 17))
+    layers = {layer.node: layer for layer in weight_layers(graph)[0] if not layer.bodies}
+    for node in graph.nodes:
+        if not node.is_onnx or node.op not in ("Add", "Sum") or len(node.inputs) < 2:
+            continue
+        if any(const_value(tensor) is not None for tensor in node.inputs):
+            continue
+        whole = flow.shape(node.outputs[0])
+        fits = [whole is not None and flow.shape(t) == whole for t in node.inputs]
+        for term in range(len(node.inputs)):
+            if not any(fit for index, fit in enumerate(fits) if index != term):
+                continue
+            if len({id(tensor) for tensor in node.inputs}) < len(node.inputs):
+                continue
+            alone = _needed_by_term_alone(graph, node, term)
+            own = tuple(layers[inner] for inner in alone if inner in layers)
+            if own:
+                yield Branch(node, term, tuple(alone), own)
+
+
+def _needed_by_term_alone(graph: gs.Graph, total: Node, term: int) -> list[Node]:
+    """The nodes that nothing needs once `total` does without one of its inputs."""
+    wanted = {id(tensor) for tensor in graph.outputs}
+    dead: list[Node] = []
+    for node in reversed(graph.nodes):
+        if not any(id(tensor) in wanted for tensor in node.outputs):
+            dead.append(node)
+            continue
+        used = [t for i, t in enumerate(node.inputs) if i != term] if node is total else needs(node)
+        wanted.update(id(tensor) for tensor in used)
+    before = _dead_nodes(graph)
+    return [node for node in reversed(dead) if node not in before]
+
+
+def _dead_nodes(graph: gs.Graph) -> set[Node]:
+    wanted = {id(tensor) for tensor in graph.outputs}
+    dead = set()
+    for node in reversed(graph.nodes):
+        if any(id(tensor) in wanted for tensor in node.outputs):
+            wanted.update(id(tensor) for tensor in needs(node))
+        else:
+            dead.add(node)
+    return dead
+
+
+def next_layers(graph: gs.Graph, tensor: gs.Tensor) -> tuple[WeightLayer, ...]:
+    """The weight layers that read `tensor`, or what other operators make of it."""
+    layers = {layer.node: layer for layer in weight_layers(graph)[0]}
+    found: dict[Node, WeightLayer] = {}
+    stack, seen = [tensor], {id(tensor)}
+    while stack:
+        for user in stack.pop().outputs:
+            layer = layers.get(user)
+            if layer is not None:
+                found[user] = layer
+                continue
+            fresh = [out for out in user.outputs if id(out) not in seen]
+            seen.update(id(out) for out in fresh)
+            stack += fresh
+    return tuple(found.values())
+
+
+__all__ = ["Branch", "next_layers", "residual_branches"]

@@ -1,0 +1,180 @@
+"""Channel groups: layers whose channels leave together, their units, and what pins them.
+
+    groups = channel_groups(graph)
+    shrink(rewriter, groups, gone)
+
+A *unit* is the least that can leave: a channel of every tensor on which its names lie. A *group*
+holds the layers that write units in common, all the units that they write, and the layers that read
+them. What may change here: what is told of a group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxslim.channels import rules_elementwise, rules_layers, rules_movement
+from onnxslim.channels.facets import labelled
+from onnxslim.channels.follow import Member, Rule, Trail, Units, follow, units_of
+from onnxslim.channels.removal import Cutter, Mask, Removal
+from onnxslim.ir import Node
+from onnxslim.rewrite import Rewriter
+
+RULES: Final[Mapping[str, Rule]] = {
+    **rules_layers.RULES,
+    **rules_elementwise.RULES,
+    **rules_movement.RULES,
+}
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Layers that write units in common.
+
+    Attributes:
+        name: of the first layer that writes them.
+        units: numbers of all units, in the order of the first writer's channels.
+        writers: whose outputs they are.
+        readers: whose inputs they are.
+        passed: nodes with parameters for each channel in between (depthwise Conv, normalization),
+            with the names of what they pass.
+        pins: reasons why units must stay, with the number of units for each.
+        blind: nodes that use up units without weights (a product of two activations).
+    """
+
+    name: str
+    units: npt.NDArray[np.int64]
+    writers: tuple[Member, ...]
+    readers: tuple[Member, ...]
+    passed: tuple[tuple[Node, npt.NDArray[np.int64]], ...]
+    pins: Mapping[str, int]
+    blind: tuple[Node, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """All groups of a graph.
+
+    Attributes:
+        trail: what the sweep left, for cutting.
+        units: which names leave together.
+    """
+
+    trail: Trail
+    units: Units
+    groups: tuple[ChannelGroup, ...]
+
+    def free(self, group: ChannelGroup) -> npt.NDArray[np.int64]:
+        """The units of a group that may leave."""
+        return group.units[~self.units.pinned[group.units]]
+
+    @cached_property
+    def slices(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Units along every labelled axis: of each of these at least one must stay."""
+        found: dict[bytes, npt.NDArray[np.int64]] = {}
+        for facets in self.trail.facets.values():
+            for facet in facets:
+                units = self.units.of_ids(facet)
+                for axis in labelled(facet):
+                    others = tuple(ax for ax in range(facet.ndim) if ax != axis)
+                    spread = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)
+                    if others and not (spread == spread[:, :1]).all():
+                        continue  # told by the position along another axis
+                    own = np.unique(spread[:, 0])
+                    if own[0] >= 0:  # what has no name stays anyway
+                        found.setdefault(own.tobytes(), own)
+        return tuple(found.values())
+
+
+def channel_groups(graph: gs.Graph) -> Channels:
+    """Follow all channels of the main graph.
+
+    Args:
+        graph: with inferred shapes, nodes in topological order.
+    """
+    trail = follow(graph, RULES)
+    units = units_of(trail)
+    relation = nx.Graph()
+    owner: dict[int, int] = {}
+    for index, member in enumerate(trail.writers):
+        relation.add_node(index)
+        for unit in np.unique(units.of[member.ids]).tolist():
+            relation.add_edge(index, owner.setdefault(unit, index))
+    for balance in units.balances:
+        bound = np.unique(balance.parts[balance.parts >= 0]).tolist()
+        nx.add_path(relation, [owner[unit] for unit in bound])
+    groups = [
+        _group([trail.writers[index] for index in sorted(component)], trail, units)
+        for component in nx.connected_components(relation)
+    ]
+    return Channels(trail, units, tuple(groups))
+
+
+def _group(writers: list[Member], trail: Trail, units: Units) -> ChannelGroup:
+    found = np.concatenate([units.of[member.ids] for member in writers])
+    _, first = np.unique(found, return_index=True)
+    own = found[np.sort(first)]
+    mask = np.zeros(units.count, bool)
+    mask[own] = True
+
+    def touches(ids: npt.NDArray[np.int64]) -> bool:
+        named = units.of_ids(ids)
+        return bool(mask[named[named >= 0]].any())
+
+    pins = Counter(units.pins[unit] for unit in own.tolist() if unit in units.pins)
+    return ChannelGroup(
+        writers[0].label,
+        own,
+        tuple(writers),
+        tuple(member for member in trail.readers if touches(member.ids)),
+        tuple((node, ids) for node, ids in trail.passed if touches(ids)),
+        dict(pins),
+        tuple(dict.fromkeys(node for node, ids in trail.blind if touches(ids))),
+    )
+
+
+def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
+    """Cut units out of the graph that `channels` was made of.
+
+    Args:
+        rewriter: of that graph.
+        channels: its groups.
+        gone: for each unit whether it leaves; none of them pinned, and no slice left empty.
+
+    Raises:
+        ValueError: a pinned unit is to leave, or a tensor would lose its last channel.
+    """
+    if (gone & channels.units.pinned).any():
+        unit = int(np.flatnonzero(gone & channels.units.pinned)[0])
+        raise ValueError(f"Unit {unit} must stay: {channels.units.pins[unit]}.")
+    if any(gone[own].all() for own in channels.slices):
+        raise ValueError("A tensor would lose its last channel.")
+    if not gone.any():
+        return
+    removal = Removal(gone[channels.units.of])
+    Cutter(rewriter).run(channels.trail.edits, removal)
+    for tensor, facets in channels.trail.facets.items():
+        shape = tensor.shape
+        if shape is None:
+            continue
+        sizes = list(shape)
+        for facet in facets:
+            for axis in labelled(facet):
+                sizes[axis] = int(removal.along(facet, axis).sum())
+        tensor.shape = sizes
+
+
+__all__ = ["ChannelGroup", "Channels", "channel_groups", "shrink"]

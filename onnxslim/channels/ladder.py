@@ -1,0 +1,228 @@
+"""In which order a group may lose its units, and at how many of them it may stop.
+
+A ladder holds nested sets of units: each rung is the one before and some more, and every rung
+leaves a valid graph. Where grouped Convs have to stay balanced, how many units leave each part is
+found by a small integer program (as near to equal shares as can be); which of them leave is always
+a matter of what they are worth.
+
+What may change here: which rungs there are. What a unit is worth is `importance`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, sparse
+
+from onnxslim.channels.groups import ChannelGroup, Channels
+
+Ids = npt.NDArray[np.int64]
+
+_LEVELS: Final = 16  # of a group with grouped Convs
+_ROOMY: Final = 4  # a group has at least so many times the channels that are kept together
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Nested removals of one group.
+
+    Attributes:
+        group: whose units they are.
+        order: units that may leave, the first one first.
+        rungs: how many of them leave, rising, from 0 on.
+        errors: what each rung costs; relative, see `importance`.
+    """
+
+    group: ChannelGroup
+    order: Ids
+    rungs: tuple[int, ...]
+    errors: tuple[float, ...] = ()
+
+    def removed(self, rung: int) -> Ids:
+        """The units that have left at a rung."""
+        return self.order[: self.rungs[rung]]
+
+    def nearest(self, count: float) -> int:
+        """The rung where about `count` units have left; of two equally near the lower."""
+        return int(np.argmin(np.abs(np.array(self.rungs) - count)))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every rung leaves.
+
+    Attributes:
+        align: channels of a layer come in multiples of it, where it has enough of them.
+        least: channels of a layer.
+    """
+
+    align: int = 1
+    least: int = 1
+
+
+def ladder(
+    channels: Channels, group: ChannelGroup, worth: npt.NDArray[np.float64], limits: Limits
+) -> Ladder:
+    """The ladder of a group.
+
+    Args:
+        channels: what the group is of.
+        group: the group.
+        worth: for each unit of `channels`; the least worth leave first.
+        limits: what is to be left.
+    """
+    free = channels.free(group)
+    ranked = free[np.lexsort((free, worth[free]))]
+    counts = _counts(channels, group)
+    if len(counts):
+        least = _units(group, limits.least)
+        order, rungs = _balanced(channels, group, ranked, counts, least)
+        return Ladder(group, order, rungs)
+    order = _allowed(channels, ranked, _units(group, limits.least))
+    return Ladder(group, order, _rungs(group, len(order), limits))
+
+
+def _rungs(group: ChannelGroup, most: int, limits: Limits) -> tuple[int, ...]:
+    """Numbers of units that may leave so that what stays is a multiple of what runs fast."""
+    step = unit_step(group, limits.align)
+    kept = range(group.size // step * step, -1, -step)
+    return (0, *(group.size - k for k in kept if 0 < group.size - k <= most))
+
+
+def unit_step(group: ChannelGroup, align: int) -> int:
+    """`align` channels in units; less where the group has few."""
+    each = max(1, max(_channels_of(group)))
+    step = max(1, align // each)
+    while step > 1 and group.size < _ROOMY * step:
+        step //= 2
+    return step
+
+
+def _units(group: ChannelGroup, channels: int) -> int:
+    """Units that hold so many channels in every layer."""
+    return -(-channels // max(1, min(_channels_of(group))))
+
+
+def _channels_of(group: ChannelGroup) -> list[int]:
+    """Channels that each layer has in a unit, about."""
+    return [len(member.ids) // group.size for member in group.writers]
+
+
+def _allowed(channels: Channels, ranked: Ids, least: int) -> Ids:
+    """The units in their order without those that some tensor could not do without."""
+    slices = [own for own in channels.slices if np.isin(own, ranked).any()]
+    inside: dict[int, list[int]] = {}
+    for index, own in enumerate(slices):
+        for unit in own.tolist():
+            inside.setdefault(unit, []).append(index)
+    left = [len(own) for own in slices]
+    floor = [min(max(1, least), len(own)) for own in slices]
+    order = []
+    for unit in ranked.tolist():
+        places = inside.get(unit, ())
+        if all(left[place] > floor[place] for place in places):
+            order.append(unit)
+            for place in places:
+                left[place] -= 1
+    return np.array(order, np.int64)
+
+
+# ---------------------------------------------------------------------------- balances
+
+
+def _counts(channels: Channels, group: ChannelGroup) -> npt.NDArray[np.int64]:
+    """(constraints, units of the group): how much a unit's leaving upsets each balance."""
+    place = np.full(channels.units.count, -1)
+    place[group.units] = np.arange(group.size)
+    rows = []
+    for balance in channels.units.balances:
+        parts = balance.parts
+        named = parts[parts >= 0]
+        if not named.size or place[named[0]] < 0:
+            continue
+        table = np.zeros((len(parts), group.size), np.int64)
+        for row, part in zip(table, parts, strict=True):
+            np.add.at(row, place[part[part >= 0]], 1)
+        rows.append(table[1:] - table[:1])
+    return np.concatenate(rows) if rows else np.zeros((0, group.size), np.int64)
+
+
+def _balanced(
+    channels: Channels,
+    group: ChannelGroup,
+    ranked: Ids,
+    counts: npt.NDArray[np.int64],
+    least: int,
+) -> tuple[Ids, tuple[int, ...]]:
+    """Order and rungs where every rung takes equally much from all parts.
+
+    Units that upset the balances alike are a cell; a rung says how many leave each cell.
+    """
+    place = {unit: index for index, unit in enumerate(group.units.tolist())}
+    columns = counts[:, [place[unit] for unit in ranked.tolist()]]
+    kinds, cell_of = np.unique(columns, axis=1, return_inverse=True)
+    cells = [ranked[cell_of.reshape(-1) == cell] for cell in range(kinds.shape[1])]
+    sizes = np.array([len(cell) for cell in cells])
+    order: list[int] = []
+    rungs = [0]
+    taken = np.zeros(len(cells), np.int64)
+    levels = min(_LEVELS, max(1, group.size // least))
+    for level in range(1, levels):
+        wished = _nearest(kinds, sizes, taken, level / levels)
+        if wished is None or (wished == taken).all():
+            continue
+        more = [cells[c][taken[c] : wished[c]] for c in range(len(cells))]
+        trial = [*order, *np.concatenate(more).tolist()]
+        if not _leaves_enough(channels, trial, least):
+            break
+        order, taken = trial, wished
+        rungs.append(len(order))
+    return np.array(order, np.int64), tuple(rungs)
+
+
+def _nearest(
+    kinds: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    taken: npt.NDArray[np.int64],
+    share: float,
+) -> npt.NDArray[np.int64] | None:
+    """Whole numbers of units of each cell, balanced, as near to a share of each as can be."""
+    cells = len(sizes)
+    wish = share * sizes
+    # minimise Σ e with e >= |r − wish| over (r, e)
+    cost = np.concatenate([np.zeros(cells), np.ones(cells)])
+    eye = sparse.eye_array(cells)
+    nothing = sparse.csr_array((len(kinds), cells))
+    rules = [
+        optimize.LinearConstraint(sparse.hstack([sparse.csr_array(kinds), nothing]), 0, 0),
+        optimize.LinearConstraint(sparse.hstack([eye, -eye]), -np.inf, wish),
+        optimize.LinearConstraint(sparse.hstack([eye, eye]), wish, np.inf),
+    ]
+    bounds = optimize.Bounds(
+        np.concatenate([taken, np.zeros(cells)]), np.concatenate([sizes, np.full(cells, np.inf)])
+    )
+    whole = np.concatenate([np.ones(cells), np.zeros(cells)])
+    found = optimize.milp(
+        cost, constraints=rules, bounds=bounds, integrality=whole, options={"time_limit": 10.0}
+    )
+    if found.x is None:
+        return None
+    counts = np.rint(found.x[:cells]).astype(np.int64)
+    return counts if not (kinds @ counts).any() else None
+
+
+def _leaves_enough(channels: Channels, order: Sequence[int], least: int) -> bool:
+    gone = np.zeros(channels.units.count, bool)
+    gone[list(order)] = True
+    return all(
+        int((~gone[own]).sum()) >= min(max(1, least), len(own))
+        for own in channels.slices
+        if gone[own].any()
+    )
+
+
+__all__ = ["Ladder", "Limits", "ladder", "unit_step"]

@@ -1,0 +1,307 @@
+"""What a graph costs, as a function of the units that are left: multiply-accumulates, bytes, time.
+
+A layer's cost goes with the channels that it reads times those that it writes, in each of its
+groups. What a layer costs at full size is asked of the caller; the rest is exact for
+multiply-accumulates and bytes of weights, and a first guess for time, which is measured again on
+the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxslim.channels.follow import Member
+from onnxslim.channels.groups import ChannelGroup, Channels
+from onnxslim.channels.ladder import Ladder
+from onnxslim.ir import Node
+
+Array = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass
+class _Layer:
+    """A layer with its full cost and the units on its sides, (groups, channels of a group)."""
+
+    cost: float
+    sides: list[Ids] = field(default_factory=list)
+
+    def left(self, gone: Mask) -> float:
+        """The cost without some units; the last entry of `gone` is for what has no unit."""
+        kept = [1.0 - gone[side].mean(axis=1) for side in self.sides]
+        return self.cost * _together(kept)
+
+
+def _together(kept: Sequence[Array]) -> float:
+    """The share of a layer that is left, from the shares of each side, by group."""
+    return float(np.mean(np.prod(kept, axis=0)))
+
+
+@dataclass
+class Work:
+    """The costs of all layers that channels are cut out of.
+
+    Attributes:
+        fixed: what everything else costs.
+    """
+
+    layers: dict[Node, _Layer] = field(default_factory=dict)
+    fixed: float = 0.0
+
+    @classmethod
+    def of(cls, channels: Channels, costs: Mapping[Node, float], fixed: float = 0.0) -> Work:
+        """The work of a graph.
+
+        Args:
+            channels: of the graph.
+            costs: of layers at full size; those that are not listed cost nothing.
+            fixed: the cost of all other nodes.
+        """
+        work = cls(fixed=fixed)
+        trail, units = channels.trail, channels.units
+        for member in (*trail.writers, *trail.readers):
+            groups = 1 if member.layer is None else _groups_of(member)
+            side = units.of_ids(member.ids).reshape(groups, -1)
+            work._layer(member.node, costs).sides.append(side)
+        for node, ids in trail.passed:
+            if node.op in ("Conv", "ConvTranspose"):  # depthwise: each channel costs the same
+                work._layer(node, costs).sides.append(units.of_ids(ids)[None])
+        return work
+
+    def _layer(self, node: Node, costs: Mapping[Node, float]) -> _Layer:
+        return self.layers.setdefault(node, _Layer(costs.get(node, 0.0)))
+
+    @property
+    def whole(self) -> float:
+        """The cost with all units."""
+        return self.fixed + sum(layer.cost for layer in self.layers.values())
+
+    def left(self, gone: Mask) -> float:
+        """The cost without some units."""
+        padded = np.append(gone, [False])
+        return self.fixed + sum(layer.left(padded) for layer in self.layers.values())
+
+
+def _groups_of(member: Member) -> int:
+    """Groups of a Conv; a stack of matrices has its channels once for all."""
+    return int(member.node.attrs.get("group", 1)) if member.node.op.startswith("Conv") else 1
+
+
+def channel_work(channels: Channels, groups: Sequence[ChannelGroup]) -> Work:
+    """The number of channels of the layers of some groups, as a cost: what `ratio` counts."""
+    units = channels.units
+    written = {member.node: member for group in groups for member in group.writers}
+    return Work(
+        {
+            node: _Layer(float(len(member.ids)), [units.of_ids(member.ids)[None]])
+            for node, member in written.items()
+            if not units.pinned[units.of[member.ids]].all()
+        }
+    )
+
+
+# ---------------------------------------------------------------------------- rungs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rung for each ladder.
+
+    Attributes:
+        rungs: in the order of the ladders.
+        gone: the units that leave.
+        cost: what is left of the work.
+        error: the sum of the ladders' errors, each times its weight.
+    """
+
+    rungs: tuple[int, ...]
+    gone: Mask
+    cost: float
+    error: float
+
+
+class Selection:
+    """Chooses rungs so that the least error is paid for what is saved."""
+
+    def __init__(
+        self, ladders: Sequence[Ladder], weights: Sequence[float], work: Work, units: int
+    ) -> None:
+        self.ladders, self.weights, self.work = ladders, weights, work
+        self._units = units
+
+    def uniform(self, share: float) -> Choice:
+        """Every group loses about the same share of its units."""
+        return self.choice([ladder.nearest(share * ladder.group.size) for ladder in self.ladders])
+
+    def within(self, enough: float) -> Choice:
+        """The least share that every group can lose for the cost to be `enough`, or less."""
+        low, high = 0.0, 1.0
+        best = self.most()
+        for _ in range(20):
+            middle = (low + high) / 2
+            choice = self.uniform(middle)
+            if choice.cost <= enough:
+                best, high = choice, middle
+            else:
+                low = middle
+        return best
+
+    def most(self) -> Choice:
+        """All leaves that may."""
+        return self.choice([len(ladder.rungs) - 1 for ladder in self.ladders])
+
+    def path(self, enough: float) -> Choice:
+        """One group after the other gives up units, the one with the least error for what it saves.
+
+        A group goes along the lower convex hull of its errors, so a dent does not stop it, and what
+        is chosen for less is always a part of what is chosen for more. The last step goes only as
+        far as is needed.
+
+        Args:
+            enough: the cost at which to stop.
+        """
+        walk = _Walk(self)
+        while walk.cost > enough:
+            step = walk.cheapest()
+            if step is None:
+                break
+            walk.go(*step, enough)
+        return self.choice(walk.rungs)
+
+    def choice(self, rungs: Sequence[int]) -> Choice:
+        """These rungs, with what they cost."""
+        gone = np.zeros(self._units, bool)
+        error = 0.0
+        for ladder, rung, weight in zip(self.ladders, rungs, self.weights, strict=True):
+            gone[ladder.removed(rung)] = True
+            error += weight * (ladder.errors[rung] if ladder.errors else 0.0)
+        return Choice(tuple(rungs), gone, self.work.left(gone), error)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What a ladder does to a side of a layer.
+
+    Attributes:
+        layer: number of the layer.
+        side: of the layer.
+        lost: share of channels that have left at each rung, (rungs, groups).
+    """
+
+    layer: int
+    side: int
+    lost: Array
+
+
+class _Walk:
+    """The way that `Selection.path` goes: where it is, and what a next step costs."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.ladders, self.weights = selection.ladders, selection.weights
+        self.rungs = [0] * len(self.ladders)
+        self.cost = selection.work.whole
+        self.layers = list(selection.work.layers.values())
+        self.kept = [[np.ones(len(side)) for side in layer.sides] for layer in self.layers]
+        self.losses = _losses(self.ladders, self.layers, selection._units)
+        self.ways = [_hull(ladder.rungs, ladder.errors) for ladder in self.ladders]
+        touched = [{loss.layer for loss in losses} for losses in self.losses]
+        self.near = [[j for j, other in enumerate(touched) if other & mine] for mine in touched]
+        self.prices = [self._price(index) for index in range(len(self.ladders))]
+
+    def cheapest(self) -> tuple[int, int] | None:
+        """The group that should give up units, and how far it goes; None where nothing is saved."""
+        index = int(np.argmin(self.prices)) if self.prices else 0
+        if not self.prices or self.prices[index] == np.inf:
+            return None
+        return index, self._next(index)
+
+    def go(self, index: int, rung: int, enough: float) -> None:
+        """Take a step, or as much of it as is needed."""
+        first, last = self.rungs[index] + 1, rung
+        while first < last:  # the first rung that saves enough
+            middle = (first + last) // 2
+            if self.cost - self._saved(index, middle) <= enough:
+                last = middle
+            else:
+                first = middle + 1
+        self.cost -= self._saved(index, last)
+        for loss in self.losses[index]:
+            self.kept[loss.layer][loss.side] -= loss.lost[last] - loss.lost[self.rungs[index]]
+        self.rungs[index] = last
+        for other in self.near[index]:
+            self.prices[other] = self._price(other)
+
+    def _next(self, index: int) -> int:
+        """The next corner of the hull; where the way ends, its end."""
+        here = self.rungs[index]
+        return next((rung for rung in self.ways[index] if rung > here), here)
+
+    def _price(self, index: int) -> float:
+        """Error for what is saved by the next step."""
+        ladder, rung = self.ladders[index], self._next(index)
+        saved = self._saved(index, rung)
+        if saved <= 0:
+            return float(np.inf)
+        error = ladder.errors[rung] - ladder.errors[self.rungs[index]]
+        return self.weights[index] * max(error, 0.0) / saved
+
+    def _saved(self, index: int, rung: int) -> float:
+        changed: dict[int, list[Array]] = {}
+        for loss in self.losses[index]:
+            kept = changed.setdefault(loss.layer, list(self.kept[loss.layer]))
+            kept[loss.side] = kept[loss.side] - (loss.lost[rung] - loss.lost[self.rungs[index]])
+        return sum(
+            self.layers[layer].cost * (_together(self.kept[layer]) - _together(kept))
+            for layer, kept in changed.items()
+        )
+
+
+def _losses(ladders: Sequence[Ladder], layers: Sequence[_Layer], units: int) -> list[list[_Loss]]:
+    return [
+        [
+            loss
+            for number, layer in enumerate(layers)
+            for loss in _losses_of(ladder, number, layer, units)
+        ]
+        for ladder in ladders
+    ]
+
+
+def _losses_of(ladder: Ladder, number: int, layer: _Layer, units: int) -> list[_Loss]:
+    # the rung at which each unit is gone for the first time; the last entry is for no unit
+    leaves = np.full(units + 1, len(ladder.rungs))
+    places = np.arange(len(ladder.order))
+    leaves[ladder.order] = np.searchsorted(ladder.rungs, places, side="right")
+    found = []
+    for index, side in enumerate(layer.sides):
+        at = leaves[side]
+        if (at == len(ladder.rungs)).all():
+            continue
+        lost = np.zeros((len(ladder.rungs) + 1, len(side)))
+        np.add.at(lost, (at, np.arange(len(side))[:, None]), 1.0 / side.shape[1])
+        found.append(_Loss(number, index, np.cumsum(lost, axis=0)[:-1]))
+    return found
+
+
+def _hull(rungs: Sequence[int], errors: Sequence[float]) -> list[int]:
+    """The corners of the lower convex hull of the errors over the units that leave."""
+    corners: list[int] = []
+    for rung in range(len(rungs)):
+        while len(corners) > 1 and _is_above(corners[-2], corners[-1], rung, rungs, errors):
+            corners.pop()
+        corners.append(rung)
+    return corners
+
+
+def _is_above(a: int, b: int, c: int, rungs: Sequence[int], errors: Sequence[float]) -> bool:
+    """Whether rung b lies on the line from a to c, or above it."""
+    run, rise = rungs[c] - rungs[a], errors[c] - errors[a]
+    return (errors[b] - errors[a]) * run >= rise * (rungs[b] - rungs[a])
+
+
+__all__ = ["Choice", "Selection", "Work", "channel_work"]

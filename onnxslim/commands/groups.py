@@ -1,0 +1,205 @@
+"""`onnxslim groups MODEL`: which channels can leave together, and what keeps the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.arguments import check_talk, talk_options
+from onnxslim.commands.console import progress, say
+from onnxslim.commands.files import check_report, write_atomically
+
+if TYPE_CHECKING:
+    from onnxslim.channels.groups import ChannelGroup, Channels
+    from onnxslim.contract import Skip
+    from onnxslim.ir import Node
+    from onnxslim.render import Json
+
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What there is to tell of a model."""
+
+    channels: Channels
+    left_alone: Sequence[Skip]
+    sha256: str
+    computed_constants: int
+
+
+@click.command("groups", short_help=COMMANDS["groups"])
+@click.argument("model")
+@click.option(
+    "--passes",
+    metavar="PIPELINE",
+    help="Look at what these passes make of MODEL, such as simplify; nothing is verified.",
+)
+@click.option("--report", metavar="FILE.json", help="Write all groups, with all names, as JSON.")
+@talk_options
+def command(model: str, passes: str | None, report: str | None, quiet: bool, verbose: bool) -> None:
+    """Show the channel groups of MODEL: what pruning could remove, and why not the rest.
+
+    A group holds the layers that write channels which must leave together, and the layers that
+    read them. A unit is the least that can leave: a channel of each, or a whole head or group of
+    normalization. With --verbose no list of names is shortened. No file is changed.
+    """
+    check_talk(quiet=quiet, verbose=verbose)
+    source = Path(model)
+    if report is not None:
+        check_report(Path(report), source, source)
+    with progress(quiet=quiet, verbose=verbose) as tell:
+        if tell:
+            tell("following channels")
+        found = _look(source, passes)
+    if report is not None:
+        from onnxslim.render import json_text
+
+        write_atomically(Path(report), json_text(_json(found, source)))
+    if not quiet:
+        say(_text(found, None if verbose else _NAMES_SHOWN))
+
+
+def _look(source: Path, passes: str | None) -> _Found:
+    from onnxslim.channels.groups import channel_groups
+    from onnxslim.channels.left_alone import layers_left_alone
+    from onnxslim.model import Model
+    from onnxslim.shapes import infer_shapes
+
+    model = Model.load(source)
+    sha256 = model.origin.sha256
+    if passes is not None:
+        from onnxslim import api
+
+        model, _ = api.compress(model, passes=passes, verify=False, measure=False)
+    infer_shapes(model)
+    channels = channel_groups(model.graph)
+    computed = sum(map(_computes_a_constant, model.graph.nodes))
+    return _Found(channels, layers_left_alone(model.graph, channels), sha256, computed)
+
+
+def _computes_a_constant(node: Node) -> bool:
+    """Whether folding would make a constant of it."""
+    from onnxslim.analysis.operands import const_value
+    from onnxslim.codebook import is_codebook
+
+    if node.op == "DequantizeLinear" or is_codebook(node.outputs[0]):
+        return False  # weights that are stored small on purpose
+    return bool(node.inputs) and all(
+        const_value(tensor) is not None for tensor in node.inputs if tensor.name
+    )
+
+
+# --------------------------------------------------------------------------- text
+
+
+def _text(found: _Found, most: int | None) -> str:
+    from onnxslim.tables import printable
+
+    lines: list[str] = []
+    for number, group in enumerate(found.channels.groups, 1):
+        lines += [*_group_lines(found.channels, group, number, most), ""]
+    if found.left_alone:
+        lines += [f"left alone: {len(found.left_alone):,}"]
+        lines += [f"  `{skip.node}`: {skip.why}" for skip in found.left_alone] + [""]
+    lines.append(_totals_text(found))
+    if found.computed_constants:
+        lines.append(
+            f"note: constants that nodes compute are not followed (nodes: "
+            f"{found.computed_constants:,}); `--passes simplify` shows what there is without them"
+        )
+    return "\n".join(map(printable, lines))
+
+
+def _group_lines(
+    channels: Channels, group: ChannelGroup, number: int, most: int | None
+) -> Iterator[str]:
+    free = len(channels.free(group))
+    yield f"group {number}: {group.size:,} units, {free:,} may leave"
+    writers = [f"{member.label} ({len(member.ids):,})" for member in group.writers]
+    yield f"  written by  {_names(writers, most)}"
+    if group.passed:
+        yield f"  passed by   {_names(_passing(group), most)}"
+    if group.readers:
+        yield f"  read by     {_names([member.label for member in group.readers], most)}"
+    for why, count in _by_count(group.pins):
+        yield f"  {count:>9,} stay: {why}"
+
+
+def _names(names: Sequence[str], most: int | None) -> str:
+    """The first names, and how many more there are."""
+    if most is None or len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most:,} more"
+
+
+def _passing(group: ChannelGroup) -> list[str]:
+    from onnxslim.ir import node_label
+
+    return [f"{node_label(node)} ({node.op})" for node, _ in group.passed]
+
+
+def _by_count(pins: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(pins.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _totals_text(found: _Found) -> str:
+    totals = _totals(found.channels)
+    return (
+        f"{totals['groups']:,} groups: {totals['free_units']:,} of {totals['units']:,} units may "
+        f"leave, with {totals['free_channels']:,} of {totals['channels']:,} channels of "
+        f"{totals['layers']:,} layers"
+    )
+
+
+def _totals(channels: Channels) -> dict[str, int]:
+    writers = channels.trail.writers
+    free = ~channels.units.pinned
+    return {
+        "groups": len(channels.groups),
+        "units": sum(group.size for group in channels.groups),
+        "free_units": sum(len(channels.free(group)) for group in channels.groups),
+        "layers": len(writers),
+        "channels": sum(len(member.ids) for member in writers),
+        "free_channels": sum(int(free[channels.units.of[m.ids]].sum()) for m in writers),
+    }
+
+
+# --------------------------------------------------------------------------- JSON
+
+
+def _json(found: _Found, source: Path) -> Json:
+    import onnxslim
+
+    channels = found.channels
+    return {
+        "onnxslim": onnxslim.__version__,
+        "input": {"path": str(source), "sha256": found.sha256},
+        "groups": [_group_json(channels, group) for group in channels.groups],
+        "left_alone": [{"node": skip.node, "why": skip.why} for skip in found.left_alone],
+        "totals": dict(_totals(channels)),
+    }
+
+
+def _group_json(channels: Channels, group: ChannelGroup) -> dict[str, Json]:
+    return {
+        "name": group.name,
+        "units": group.size,
+        "free_units": len(channels.free(group)),
+        "written_by": [{"node": m.label, "channels": len(m.ids)} for m in group.writers],
+        "passed_by": [*_passing_json(group)],
+        "read_by": [{"node": m.label, "channels": len(m.ids)} for m in group.readers],
+        "pins": [{"why": why, "units": count} for why, count in _by_count(group.pins)],
+    }
+
+
+def _passing_json(group: ChannelGroup) -> Iterator[Json]:
+    from onnxslim.ir import node_label
+
+    for node, _ in group.passed:
+        yield {"node": node_label(node), "op": node.op}

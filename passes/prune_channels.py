@@ -1,0 +1,232 @@
+"""Remove whole channels, wherever they go through the graph, and refit the layers that read them.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 17]>
+    before (float[1, 2] x) => (float[1, 1] y)
+        <float[2, 2] w = {1, 9, 2, 9}, float[2, 1] v = {1, 3}> {
+        h = MatMul (x, w)
+        r = Relu (h)
+        y = MatMul (r, v)
+    }
+    ```
+    becomes, with half of the channels removed,
+    ```
+    <opset_import: ["" : 17]>
+    after (float[1, 2] x) => (float[1, 1] y)
+        <float[2, 1] w = {9, 9}, float[1, 1] v = {3}> {
+        h = MatMul (x, w)
+        r = Relu (h)
+        y = MatMul (r, v)
+    }
+    ```
+    Channels of Conv, ConvTranspose, Gemm, MatMul and embeddings, and heads of attention. Everything
+    that depends on a channel's being there is cut with it: weights, biases, normalization
+    parameters, constants, shapes, splits, indices, groups. `onnxslim groups MODEL` shows which
+    layers hang together, and what must stay.
+
+Why it is correct:
+    Removing channels is not exact; cutting them out is. A model whose reading layers have zero
+    columns for the channels that leave returns what the smaller model does, to rounding.
+    With calibration data, readers are refitted in closed form: with x the channels that stay, as
+    the smaller model produces them, and y what the layer returned in the original model, the new
+    weight is E[y xᵀ]·E[x xᵀ]⁻¹, and the bias makes up for the mean.
+
+Declines when:
+    1. A channel reaches an output of the model, an operator that cannot be followed, or one that
+       mixes it with others (Softmax, LayerNormalization); its group keeps it, and the report says
+       why.
+    2. `only` and `skip` leave a layer of the group out.
+    3. `criterion` is one that needs data, and there are no calibration samples.
+    4. `macs` or `latency` is asked for and the sizes or times of layers are not known.
+
+Fidelity:
+    LOSSY.
+
+Reference:
+    Li et al., arXiv:1608.08710 (l1); Hu et al., arXiv:1607.03250 (APoZ); Molchanov et al.,
+    arXiv:1611.06440 (Taylor, mean activation); Luo, Wu, arXiv:1706.05791 (entropy); Luo, Wu, Lin,
+    arXiv:1707.06342 (ThiNet); He, Zhang, Sun, arXiv:1707.06168 (LASSO and least squares); He et
+    al., arXiv:1811.00250 (FPGM); Liu et al., arXiv:1708.06519 (BatchNorm scales); LeCun, Denker,
+    Solla (1990); Hassibi, Stork (1993); Fang et al., arXiv:2301.12900 (dependencies). We differ:
+    `taylor` and `obd` are about the output of the layers that read a channel, not about the
+    network's loss, as there are no labels and no gradients; `obs` works on groups of columns;
+    groups are weighed by what they do to the model's output, as measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.channels.alignment import UNMEASURED
+from onnxslim.channels.budgets import Budget
+from onnxslim.channels.groups import channel_groups
+from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, BY_WEIGHT, Measure
+from onnxslim.channels.left_alone import layers_left_alone
+from onnxslim.channels.pruning import Pruning, Wishes
+from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult
+from onnxslim.errors import NotApplicable, UsageError
+from onnxslim.objective.layer_pass import check_patterns
+from onnxslim.objective.problems import Selection
+from onnxslim.options import Value, assigned, at_least, interval, one_of, option
+from onnxslim.rewrite import Rewriter
+
+_PLAN = assigned(at_least(1), whole=True)
+_CRITERIA = (*BY_WEIGHT, *BY_ACTIVITY, *BY_READERS)
+_NEEDS_DATA = (*BY_ACTIVITY, *BY_READERS)
+_DEFAULT_RATIO = 0.5
+
+
+@dataclass(frozen=True)
+class PruneChannels(Pass):
+    """Remove whole channels and refit the layers that read them."""
+
+    name: ClassVar[str] = "prune-channels"
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    idempotent: ClassVar[bool] = False
+    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"ratio": (0.25, 0.5, 0.75)}
+
+    ratio: float | None = option(
+        None,
+        interval(0, 1, open_right=True),
+        f"share of the channels that leaves; {_DEFAULT_RATIO} where no budget is given",
+    )
+    macs: float | None = option(
+        None, interval(0, 1, open_left=True), "share of the multiply-accumulates that may remain"
+    )
+    latency: float | None = option(
+        None, interval(0, 1, open_left=True), "share of the latency that may remain, as measured"
+    )
+    bytes_: float | None = option(
+        None, interval(0, 1, open_left=True), "share of the file's bytes that may remain"
+    )
+    criterion: str = option(
+        "auto",
+        one_of("auto", *_CRITERIA),
+        "what a channel is worth; auto: obs with calibration samples, product (norm of what makes "
+        "it times norm of what reads it) without",
+    )
+    scope: str = option(
+        "auto",
+        one_of("auto", "layer", "global"),
+        "whether every group loses the same share, or the budget is spread over all; auto: spread "
+        "where calibration samples say what that does",
+    )
+    reconstruct: bool = option(
+        default=True, help="refit the layers that read what is left; needs calibration samples"
+    )
+    align: int | None = option(
+        None,
+        at_least(1),
+        "channels of a layer stay multiples of it; default, or auto: what runs fast here",
+    )
+    steps: int = option(1, at_least(1), "remove, refit, and begin again, so many times")
+    min_: int = option(1, at_least(1), "channels that every layer keeps")
+    only: tuple[str, ...] = option((), help="names of the only layers to shrink; `*` and `?` match")
+    skip: tuple[str, ...] = option((), help="names of layers to leave alone; `*` and `?` match")
+    plan: tuple[str, ...] = option(
+        (),
+        _PLAN,
+        "how many units groups keep, as 'LAYER=COUNT'; in place of a budget",
+    )
+
+    def __post_init__(self) -> None:
+        """Check options against each other.
+
+        Raises:
+            UsageError: more than one budget is given.
+        """
+        super().__post_init__()
+        words = [word for word, value in self._budgets().items() if value is not None]
+        if self.plan:
+            words.append("plan")
+        if len(words) > 1:
+            raise UsageError(
+                f"`{self.name}` takes one of ratio, macs, latency, bytes and plan; got "
+                f"{' and '.join(words)}."
+            )
+
+    def _budgets(self) -> dict[str, float | None]:
+        return {
+            "ratio": self.ratio,
+            "macs": self.macs,
+            "latency": self.latency,
+            "bytes": self.bytes_,
+        }
+
+    def requires(self, graph: gs.Graph, context: Context) -> None:
+        """Refuse patterns that no layer matches, and what needs data, or a clock, without them.
+
+        Raises:
+            NotApplicable: saying what to give.
+        """
+        if self.only or self.skip or self.plan:
+            channels = channel_groups(graph)
+            writers = [member.label for member in channels.trail.writers]
+            check_patterns(self, writers, [s.node for s in layers_left_alone(graph, channels)])
+        if self.criterion in _NEEDS_DATA and context.calibration is None:
+            raise NotApplicable(
+                f"criterion {self.criterion} needs calibration samples: give --calib, or choose "
+                "product, l1, l2, fpgm, bn-scale or random"
+            )
+        if self.latency is not None and context.stopwatch is None:
+            raise NotApplicable(
+                "a budget of latency needs models to be timed: leave out --no-latency, or give macs"
+            )
+
+    def targets(self, graph: gs.Graph) -> tuple[str, ...]:
+        """The groups of which something may leave."""
+        channels = channel_groups(graph)
+        return tuple(group.name for group in channels.groups if len(channels.free(group)))
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Choose channels, refit, cut."""
+        pruning = Pruning(Rewriter(graph), context, self._wishes(context))
+        result = pruning.run()
+        again = self._without_timing(pruning)
+        if again is None or not result.changed:
+            return result
+        what = f"chosen by timing; the same without it: {again}"
+        return replace(result, changes=(*result.changes, Change(result.changes[0].node, what)))
+
+    def _without_timing(self, pruning: Pruning) -> PruneChannels | None:
+        """The options that repeat what was decided by measuring time; None where nothing was."""
+        if pruning.kept is None:
+            return None if pruning.align is None else replace(self, align=pruning.align)
+        plan = tuple(f"{name}={count}" for name, count in pruning.kept.items())
+        align = self.align or pruning.align or UNMEASURED
+        return replace(self, latency=None, align=align, plan=plan)
+
+    def _wishes(self, context: Context) -> Wishes:
+        has_data = context.calibration is not None
+        criterion = self.criterion
+        if criterion == "auto":
+            criterion = Measure.OBS if has_data else Measure.PRODUCT
+        kind, amount = next(
+            ((word, value) for word, value in self._budgets().items() if value is not None),
+            ("ratio", _DEFAULT_RATIO),
+        )
+        spread = has_data if self.scope == "auto" else self.scope == "global"
+        return Wishes(
+            budget=Budget(kind, amount),
+            measure=Measure(criterion),
+            spread=spread and not self.plan,
+            reconstruct=self.reconstruct and has_data,
+            align=self.align,
+            steps=self.steps,
+            least=self.min_,
+            layers=Selection(self.only, self.skip),
+            plan=self._kept if self.plan else None,
+        )
+
+    def _kept(self, name: str) -> float | None:
+        """What `plan` says of a layer; a name that is spelled out comes before patterns."""
+        entries = [_PLAN.split(entry) for entry in self.plan]
+        named = (count for pattern, count in entries if pattern == name)
+        matched = (count for pattern, count in entries if fnmatchcase(name, pattern))
+        return next(named, next(matched, None))
