@@ -85,9 +85,7 @@ class CalibrationRuns:
             activations=self._activations,
         )
 
-    def activity(
-        self, model: Model, layers: Sequence[str]
-    ) -> Iterator[ChannelActivity | Skip]:
+    def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:
         """See `Calibration`; errors as in `moments`."""
         self._open(model)
         return stream_activity(model, self._runs, layers, threads=self._threads)

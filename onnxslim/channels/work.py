@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 
 import numpy as np
 import numpy.typing as npt
@@ -199,7 +200,11 @@ class _Loss:
 
 
 class _Walk:
-    """The way that `Selection.path` goes: where it is, and what a next step costs."""
+    """The way that `Selection.path` goes: where it is, and what a next step costs.
+
+    What a step saves falls as other layers shrink, and errors rise ever faster along a hull: a
+    price that was right once is never too high later, so only the lowest is looked at again.
+    """
 
     def __init__(self, selection: Selection) -> None:
         self.ladders, self.weights = selection.ladders, selection.weights
@@ -209,16 +214,18 @@ class _Walk:
         self.kept = [[np.ones(len(side)) for side in layer.sides] for layer in self.layers]
         self.losses = _losses(self.ladders, self.layers, selection._units)
         self.ways = [_hull(ladder.rungs, ladder.errors) for ladder in self.ladders]
-        touched = [{loss.layer for loss in losses} for losses in self.losses]
-        self.near = [[j for j, other in enumerate(touched) if other & mine] for mine in touched]
-        self.prices = [self._price(index) for index in range(len(self.ladders))]
+        self.prices = [(self._price(index), index) for index in range(len(self.ladders))]
+        heapify(self.prices)
 
     def cheapest(self) -> tuple[int, int] | None:
         """The group that should give up units, and how far it goes; None where nothing is saved."""
-        index = int(np.argmin(self.prices)) if self.prices else 0
-        if not self.prices or self.prices[index] == np.inf:
-            return None
-        return index, self._next(index)
+        while self.prices and self.prices[0][0] < np.inf:
+            known, index = self.prices[0]
+            price = self._price(index)
+            if price <= known:
+                return index, self._next(index)
+            heapreplace(self.prices, (price, index))
+        return None
 
     def go(self, index: int, rung: int, enough: float) -> None:
         """Take a step, or as much of it as is needed."""
@@ -233,8 +240,6 @@ class _Walk:
         for loss in self.losses[index]:
             self.kept[loss.layer][loss.side] -= loss.lost[last] - loss.lost[self.rungs[index]]
         self.rungs[index] = last
-        for other in self.near[index]:
-            self.prices[other] = self._price(other)
 
     def _next(self, index: int) -> int:
         """The next corner of the hull; where the way ends, its end."""

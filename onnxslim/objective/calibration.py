@@ -50,9 +50,7 @@ class Calibration(Protocol):
         A layer that cannot be observed gives a `Skip` with the reason.
         """
 
-    def activity(
-        self, model: Model, layers: Sequence[str]
-    ) -> Iterator[ChannelActivity | Skip]:
+    def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:
         """Statistics of the input channels of the named layers, or why there are none."""
 
     def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:

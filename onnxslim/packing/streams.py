@@ -102,6 +102,8 @@ class Source:
 
 
 Encoding = Callable[[RangeCoder], None]
+_LEARNS: Final = 1 << 12  # symbols up to which learning costs no time that matters
+_FLAT_COSTS: Final = 1.03  # bytes of a stream with one model, against one that learns
 _TRIED: Final = 1 << 20  # symbols up to which several settings are tried
 _OWN_SHARE: Final = (
     0.3  # of the weights: more symbols than that decode too slowly in lines' own way
@@ -139,6 +141,8 @@ def encode_symbols(
     if lines is not None and lines.counts.size * alphabet <= MOST_CELLS and alphabet > 1:
         found.append(_lines(symbols, alphabet, lines, max(weights, symbols.size)))
     best = min(found, key=_size)
+    if _prefers_flat(found[1], best, symbols.size, weights):
+        best = found[1]
     quick = [raw, _zstd(raw.body, best.nbytes)]
     if symbols.size > _TRIED:
         quick.append(_coded(Code.HUFFMAN, coders.huffman(raw.body)))
@@ -146,6 +150,12 @@ def encode_symbols(
     if chosen.nbytes > best.nbytes + _allowance(symbols.size, best.nbytes, weights):
         chosen = best
     return replace(chosen, without_zstd=best.nbytes)
+
+
+def _prefers_flat(flat: Coded, best: Coded, size: int, weights: int) -> bool:
+    """Whether one model for all symbols, which decodes fast, may stand in for one that learns."""
+    is_dense = bool(weights) and size > _OWN_SHARE * weights
+    return is_dense and size >= _LEARNS and flat.nbytes <= _FLAT_COSTS * best.nbytes
 
 
 def _allowance(size: int, nbytes: int, weights: int) -> float:

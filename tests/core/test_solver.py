@@ -556,3 +556,17 @@ def test_vectors_of_every_combination_agree_with_brute_force_on_a_tiny_table() -
     )
     found = descend(w, quantize(w, metric, table), metric, table, sweeps=5)
     assert best <= objective(w, found, metric) <= 2 * best
+
+
+@pytest.mark.parametrize("depth", [1e-5, 1e-3, 0.1, 0.99])
+def test_moments_that_rounding_left_indefinite_are_damped_until_they_can_be_used(
+    depth: float,
+) -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    values = np.linspace(0, 1, 12)
+    values[0] = -depth  # as when a large mean is taken off again
+    metric = Metric((basis * values) @ basis.T, 12)
+    assert metric.damping > depth
+    block = metric.blocks[0]
+    np.testing.assert_allclose(block.inverse @ block.matrix, np.eye(12), atol=1e-6)

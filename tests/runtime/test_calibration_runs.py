@@ -57,6 +57,25 @@ def test_rows_are_bounded_by_what_all_samples_together_need() -> None:
     assert moments(given, model)["y"].count == 60 * 38 * 38
 
 
+def test_sums_may_take_as_much_as_the_model_but_no_less_than_a_minimum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Limits] = []
+    inner = calibration_runs.stream_moments
+
+    def spied(*args: object, limits: Limits, **options: object) -> object:
+        seen.append(limits)
+        return inner(*args, limits=limits, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibration_runs, "stream_moments", spied)
+    model = Model.load(dense_net(12, 16, 4))
+    moments(CalibrationRuns({"x": X}), model)
+    assert seen[-1] == Limits(budget_bytes=256 << 20, samples=len(X))
+    monkeypatch.setattr(calibration_runs, "_LEAST_SUMS", 10)
+    moments(CalibrationRuns({"x": X}), model)
+    assert seen[-1].budget_bytes == model.file_bytes()
+
+
 def test_samples_of_unknown_number_are_looked_at_up_to_the_limit_of_each() -> None:
     maps = [{"x": item[None]} for item in samples(30, 2, 40, 40)]
     source = net([node("Conv", ["x", "w"], "y")], {"w": normal(3, 2, 3, 3)}, ["N", 2, 40, 40])
