@@ -27,7 +27,8 @@ Rewrite:
 
 Why it is correct:
     Removing channels is not exact; cutting them out is. A model whose reading layers have zero
-    columns for the channels that leave returns what the smaller model does, to rounding.
+    columns for the channels that leave returns what the smaller model does, to rounding. (LRN is
+    the exception: channels that stay get other neighbours, which the report says.)
     With calibration data, readers are refitted in closed form: with x the channels that stay, as
     the smaller model produces them, and y what the layer returned in the original model, the new
     weight is E[y xᵀ]·E[x xᵀ]⁻¹, and the bias makes up for the mean.

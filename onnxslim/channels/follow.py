@@ -115,6 +115,7 @@ class Trail:
     readers: list[Member] = field(default_factory=list)
     passed: list[tuple[Node, Ids]] = field(default_factory=list)
     blind: list[tuple[Node, Ids]] = field(default_factory=list)
+    mixed: list[tuple[Node, Ids]] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     refused: dict[Node, str] = field(default_factory=dict)
 

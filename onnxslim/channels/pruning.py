@@ -32,6 +32,7 @@ from onnxslim.channels.reconstruct import Readers, refit_readers, silence
 from onnxslim.channels.work import Choice, Selection
 from onnxslim.contract import Change, Context, Fidelity, PassResult
 from onnxslim.errors import NotApplicable, RuntimeFailure
+from onnxslim.ir import node_label
 from onnxslim.objective.problems import Schedule
 from onnxslim.objective.problems import Selection as Layers
 from onnxslim.rewrite import Rewriter
@@ -231,6 +232,10 @@ class Pruning:
             if label in self._errors:
                 parts.append(f"refitted, relative output error {self._errors[label]:.2g}")
             changes.append(Change(label, "; ".join(parts)))
+        for node, ids in trail.mixed:
+            if gone[units.of_ids(ids)].any():
+                what = "normalizes over other neighbours now (LRN), which no refit has seen"
+                changes.append(Change(node_label(node), what))
         return changes
 
 

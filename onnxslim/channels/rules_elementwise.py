@@ -122,6 +122,18 @@ def unary(node: Node, follower: Follower) -> Sequence[Facets]:
     return tuple(facets for _ in node.outputs)
 
 
+def local_response(node: Node, follower: Follower) -> Sequence[Facets]:
+    """LRN divides each channel by the energy of its neighbours: those that stay close ranks.
+
+    The one operator that is followed although cutting is not the same as masking.
+    """
+    facets = follower.facets(node.inputs[0])
+    for facet in facets:
+        if 1 in labelled(facet):
+            follower.trail.mixed.append((node, facet.reshape(-1)))
+    return (facets,)
+
+
 def broadcast(node: Node, follower: Follower) -> Sequence[Facets]:
     """Names that meet leave together; constants are cut; other operands pin what they meet."""
     operands = [(i, t) for i, t in enumerate(node.inputs) if t.name]
@@ -277,6 +289,7 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(("Hardmax", "LogSoftmax", "Softmax"), softmax),
     **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), quantize),
     "CumSum": cum_sum,
+    "LRN": local_response,
     "TopK": top_k,
     "Trilu": triangle,
 }

@@ -8,6 +8,7 @@ import pytest
 from channel_nets import check, cut, follow, free_channels, net, pins, reads, writes
 
 from onnxslim.channels.groups import shrink
+from onnxslim.ir import node_label
 from onnxslim.rewrite import Rewriter
 from support import random_feeds, run
 
@@ -488,10 +489,12 @@ def test_a_layer_normalization_over_other_axes_lets_channels_pass() -> None:
     check(model, {"a": 8, "y": 0})
 
 
-def test_normalization_over_neighbouring_channels_pins_them() -> None:
+def test_normalization_over_neighbouring_channels_is_followed_and_remembered() -> None:
     model = conv_net("b = LRN <size = 3> (a)", LAST)
-    assert free_channels(model) == {"a": 0, "y": 0}
-    assert pins(model)["`b` is a LRN, which is not followed"] == 8
+    assert free_channels(model)["a"] == 8
+    ((node, ids),) = follow(model)[1].trail.mixed
+    assert node_label(node) == "b"
+    assert len(ids) == 8
 
 
 # ---------------------------------------------------------------------------- elementwise

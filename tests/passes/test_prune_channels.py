@@ -695,3 +695,15 @@ def test_the_command_takes_samples_from_a_file(tmp_path: Path) -> None:
     assert cli.run([*paths[:2], *arguments, "--calib", paths[2]]) == 0
     left = channels_of(onnx.load(paths[1]))
     assert left["a"] * 2 + left["b"] == pytest.approx(22, abs=2)
+
+
+def test_a_normalization_over_neighbours_is_told() -> None:
+    nodes = [
+        node("Conv", ["x", "w"], "a"),
+        node("LRN", ["a"], "b", size=3),
+        node("Conv", ["b", "v"], "y"),
+    ]
+    weights = {"w": he(8, 3, 1, 1, seed=1), "v": he(4, 8, 1, 1, seed=2)}
+    model, reports = pruned(net(nodes, weights, ["N", 3, 8, 8]), X, ratio=0.5, align=1)
+    assert channels_of(model)["a"] == 4
+    assert any("normalizes over other neighbours now" in what for what in whats(reports))
