@@ -102,8 +102,8 @@ class Source:
 
 
 Encoding = Callable[[RangeCoder], None]
-_LEARNS: Final = 1 << 12  # symbols up to which learning costs no time that matters
-_FLAT_COSTS: Final = 1.03  # bytes of a stream with one model, against one that learns
+_LEARNS: Final = 1 << 15  # symbols up to which learning costs no time that matters
+_FAST_COSTS: Final = 0.06  # share of a stream that may be given for decoding it much faster
 _TRIED: Final = 1 << 20  # symbols up to which several settings are tried
 _OWN_SHARE: Final = (
     0.3  # of the weights: more symbols than that decode too slowly in lines' own way
@@ -141,10 +141,11 @@ def encode_symbols(
     if lines is not None and lines.counts.size * alphabet <= MOST_CELLS and alphabet > 1:
         found.append(_lines(symbols, alphabet, lines, max(weights, symbols.size)))
     best = min(found, key=_size)
-    if _prefers_flat(found[1], best, symbols.size, weights):
+    is_dense = _is_dense(symbols.size, weights)
+    if is_dense and found[1].nbytes <= (1 + _FAST_COSTS) * best.nbytes:
         best = found[1]
     quick = [raw, _zstd(raw.body, best.nbytes)]
-    if symbols.size > _TRIED:
+    if symbols.size > _TRIED or is_dense:
         quick.append(_coded(Code.HUFFMAN, coders.huffman(raw.body)))
     chosen = min(quick, key=_size)
     if chosen.nbytes > best.nbytes + _allowance(symbols.size, best.nbytes, weights):
@@ -152,16 +153,17 @@ def encode_symbols(
     return replace(chosen, without_zstd=best.nbytes)
 
 
-def _prefers_flat(flat: Coded, best: Coded, size: int, weights: int) -> bool:
-    """Whether one model for all symbols, which decodes fast, may stand in for one that learns."""
-    is_dense = bool(weights) and size > _OWN_SHARE * weights
-    return is_dense and size >= _LEARNS and flat.nbytes <= _FLAT_COSTS * best.nbytes
+def _is_dense(size: int, weights: int) -> bool:
+    """Whether a stream has a symbol for about every weight, and enough of them to take time."""
+    return bool(weights) and size > _OWN_SHARE * weights and size >= _LEARNS
 
 
 def _allowance(size: int, nbytes: int, weights: int) -> float:
     """How many bytes more a stream may take that decodes faster."""
     if weights and size <= _OWN_SHARE * weights:
         return 0.0  # few for what they stand for
+    if _is_dense(size, weights):
+        return _FAST_COSTS * nbytes
     if size <= _TRIED:
         return 0.0005 * nbytes
     # of codes, for which there may be nothing else, or of bytes, which others go with
