@@ -1,0 +1,107 @@
+"""Affine grids: x ≈ scale·(code − zero point), as QuantizeLinear and DequantizeLinear define them.
+
+What may change here: nothing but how codes are computed; which range a grid covers is decided by
+its makers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+Codes = npt.NDArray[np.integer]
+
+_LEAST_SCALE: Final = float(np.finfo(np.float32).tiny) * 2**8  # DequantizeLinear loses smaller ones
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes of `dtype` from `low` to `high`, and what they stand for.
+
+    Attributes:
+        scale: float32, () or one for each index of `axis`.
+        zero_point: of `dtype`, shaped like `scale`.
+        axis: of a tensor, that scales go along; None for one scale.
+        low: least code that is used; `reduce-range` leaves a bit unused.
+        high: largest code that is used.
+    """
+
+    scale: npt.NDArray[np.float32]
+    zero_point: Codes
+    axis: int | None
+    low: int
+    high: int
+
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """Of codes."""
+        return self.zero_point.dtype
+
+    @classmethod
+    def over(
+        cls,
+        least: npt.ArrayLike,
+        most: npt.ArrayLike,
+        dtype: npt.DTypeLike,
+        *,
+        symmetric: bool = False,
+        reduced: bool = False,
+        axis: int | None = None,
+    ) -> Grid:
+        """The grid that covers [least, most] and holds zero exactly (Jacob 2018, section 2.1).
+
+        Args:
+            least: of the values, () or (channels,).
+            most: of the values.
+            dtype: int8 or uint8.
+            symmetric: zero is the middle code: −128 is not used, nor is 0 of uint8.
+            reduced: one bit less: products of two codes then add up in 16 bits without saturating.
+            axis: of the tensor that `least` and `most` go along.
+        """
+        info = np.iinfo(np.dtype(dtype))
+        low, high = int(info.min), int(info.max)
+        if reduced:
+            low, high = low // 2, high // 2
+        middle = (low + high + 1) // 2
+        bottom = np.minimum(np.asarray(least, np.float64), 0.0)
+        top = np.maximum(np.asarray(most, np.float64), 0.0)
+        if symmetric:
+            low = 2 * middle - high
+            top = np.maximum(top, -bottom)
+            scale = _scale(top / (high - middle))
+            zero = np.full(scale.shape, middle)
+        else:
+            scale = _scale((top - bottom) / (high - low))
+            zero = np.clip(np.rint(low - bottom / scale), low, high)
+        return cls(scale, zero.astype(dtype), axis, low, high)
+
+    def quantized(self, values: npt.ArrayLike) -> Codes:
+        """Nearest codes, ties to even."""
+        array = np.asarray(values, np.float64)
+        steps = np.rint(array / self._along(self.scale, array.ndim))
+        codes = steps + self._along(self.zero_point, array.ndim)
+        return np.clip(codes, self.low, self.high).astype(self.dtype)
+
+    def dequantized(self, codes: Codes) -> npt.NDArray[np.float32]:
+        """What codes stand for."""
+        steps = codes.astype(np.int32) - self._along(self.zero_point, codes.ndim).astype(np.int32)
+        return np.asarray(steps * self._along(self.scale, codes.ndim), np.float32)
+
+    def _along(self, values: npt.NDArray[np.generic], rank: int) -> npt.NDArray[np.generic]:
+        if self.axis is None:
+            return values
+        shape: Sequence[int] = [-1 if axis == self.axis else 1 for axis in range(rank)]
+        return values.reshape(shape)
+
+
+def _scale(wished: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """A scale that is not lost: of a tensor that is all zero any will do."""
+    return np.where(wished > _LEAST_SCALE, wished, 1.0).astype(np.float32)
+
+
+__all__ = ["Grid"]
