@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from onnxslim.errors import UsageError
 from onnxslim.floors import Floors
 from onnxslim.options import OptionSpec, Value, options_of
 from onnxslim.spelling import spell
@@ -110,6 +111,11 @@ class Context:
     model: Model | None = None
     reference: Model | None = None
 
+    def tell(self, text: str) -> None:
+        """Say in words what is going on, to whoever listens."""
+        if self.progress is not None:
+            self.progress(text)
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -143,6 +149,24 @@ class Pass:
     def options(cls) -> tuple[OptionSpec, ...]:
         """The options, in the order of their declaration."""
         return options_of(cls)
+
+    def given(self, *names: str) -> tuple[str, ...]:
+        """Those of the named options, all without a default, that have a value."""
+        fields_ = {spec.name: spec.field for spec in self.options()}
+        return tuple(name for name in names if getattr(self, fields_[name]) not in (None, ()))
+
+    def check_at_most_one(self, *names: str) -> None:
+        """Refuse more than one of the named options, which exclude each other.
+
+        Raises:
+            UsageError: naming those that are given.
+        """
+        given = self.given(*names)
+        if len(given) > 1:
+            raise UsageError(
+                f"`{self.name}` takes one of {', '.join(names[:-1])} and {names[-1]}; got "
+                f"{' and '.join(given)}."
+            )
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Raise `NotApplicable` when the pass cannot do anything on this graph."""

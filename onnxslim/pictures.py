@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING
-
-from onnxslim.errors import UsageError
 
 if TYPE_CHECKING:
     from onnxslim.sweep import Point
@@ -15,12 +13,8 @@ _LEAST = 1e-9  # divergence that a logarithmic axis still shows
 _SEED = "onnxslim"  # of the names inside an SVG, so that equal figures give equal bytes
 
 
-def draw_sensitivity(points: Sequence[Point], file: Path) -> None:
-    """Divergence of the outputs by target, a mark for each strength; SVG or PNG by the name.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+def sensitivity_picture(points: Sequence[Point], form: str) -> bytes:
+    """Divergence of the outputs by target, a mark for each strength; `form` is svg or png."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -45,12 +39,10 @@ def draw_sensitivity(points: Sequence[Point], file: Path) -> None:
     axis.grid(visible=True, alpha=0.3)
     if strengths:
         axis.legend(fontsize=7)
-    metadata = {"Date": None} if file.suffix == ".svg" else None
-    try:
-        with mpl.rc_context({"svg.hashsalt": _SEED}):
-            figure.savefig(file, metadata=metadata)
-    except OSError as error:
-        raise UsageError(f"`{file}` cannot be written: {error.strerror or error}.") from error
+    drawn = BytesIO()
+    with mpl.rc_context({"svg.hashsalt": _SEED}):
+        figure.savefig(drawn, format=form, metadata={"Date": None} if form == "svg" else None)
+    return drawn.getvalue()
 
 
-__all__ = ["draw_sensitivity"]
+__all__ = ["sensitivity_picture"]

@@ -81,10 +81,8 @@ def sweep(
         strengths: in place of those that the pass declares.
         progress: told in words what is going on.
 
-    Raises:
-        UsageError: see `check`.
+    `check` has to have accepted the pass.
     """
-    check(rewrite)
     assert context.calibration is not None
     tried, held = context.calibration.halves()
     own = replace(context, calibration=tried, stopwatch=None, model=model)

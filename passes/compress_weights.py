@@ -205,8 +205,7 @@ class _Search:
         )
 
     def _say(self, text: str) -> None:
-        if self.context.progress is not None:
-            self.context.progress(f"{self.rewrite.name}: {text}")
+        self.context.tell(f"{self.rewrite.name}: {text}")
 
     def _menus(self) -> list[Menu]:
         model = self.model.clone()

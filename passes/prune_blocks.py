@@ -57,17 +57,17 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.branches import Branch, next_layers, residual_branches
-from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult
-from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.ir import node_label
+from onnxslim.contract import Change, Context, Fidelity, PassResult
+from onnxslim.errors import NotApplicable
+from onnxslim.ir import Node, node_label
 from onnxslim.model import Model
+from onnxslim.objective.budgeted import DEFAULT_RATIO, BudgetedPass, known_macs
 from onnxslim.objective.layer_pass import check_patterns
 from onnxslim.objective.problems import Problems, Selection, assign
 from onnxslim.options import Value, interval, option
 from onnxslim.rewrite import Rewriter
 from onnxslim.stats import constants_of, node_macs
 
-_DEFAULT_RATIO = 0.5
 _ALMOST_ALL = 0.999999
 _WITHOUT_DATA = (
     "no calibration samples: branches were chosen by the size of their weights and no layer was "
@@ -76,7 +76,7 @@ _WITHOUT_DATA = (
 
 
 @dataclass(frozen=True)
-class PruneBlocks(Pass):
+class PruneBlocks(BudgetedPass):
     """Remove whole residual branches, those whose absence moves the output least."""
 
     name: ClassVar[str] = "prune-blocks"
@@ -87,13 +87,7 @@ class PruneBlocks(Pass):
     ratio: float | None = option(
         None,
         interval(0, 1, open_right=True),
-        f"share of the branches that leaves; {_DEFAULT_RATIO} where no budget is given",
-    )
-    macs: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the multiply-accumulates that may remain"
-    )
-    latency: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the latency that may remain, as measured"
+        f"share of the branches that leaves; {DEFAULT_RATIO} where no budget is given",
     )
     bytes_: float | None = option(
         None, interval(0, 1, open_left=True), "share of the weights' bytes that may remain"
@@ -104,48 +98,19 @@ class PruneBlocks(Pass):
     only: tuple[str, ...] = option((), help="names of the only branches to remove; `*` matches")
     skip: tuple[str, ...] = option((), help="names of branches to leave alone; `*` and `?` match")
 
-    def __post_init__(self) -> None:
-        """Check options against each other.
-
-        Raises:
-            UsageError: more than one budget is given.
-        """
-        super().__post_init__()
-        if len(self._given()) > 1:
-            raise UsageError(
-                f"`{self.name}` takes one of ratio, macs, latency and bytes; got "
-                f"{' and '.join(self._given())}."
-            )
-
-    def _given(self) -> dict[str, float]:
-        budgets = {
-            "ratio": self.ratio,
-            "macs": self.macs,
-            "latency": self.latency,
-            "bytes": self.bytes_,
-        }
-        return {word: value for word, value in budgets.items() if value is not None}
-
     def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse a budget of latency without a clock, and graphs without branches.
+        """Refuse a budget that cannot be measured, and graphs without branches.
 
         Raises:
             NotApplicable: saying what to give.
         """
-        if self.latency is not None and context.stopwatch is None:
-            raise NotApplicable(
-                "a budget of latency needs models to be timed: leave out --no-latency, or give macs"
-            )
+        super().requires(graph, context)
         labels = [branch.label for branch in residual_branches(graph)]
         if not labels:
             raise NotApplicable("no residual branch with weights of its own was found")
         check_patterns(self, labels)
-        unknown = next((node for node in graph.nodes if node_macs(node) is None), None)
-        if self.macs is not None and unknown is not None:
-            raise NotApplicable(
-                f"a budget of macs needs sizes, and that of `{node_label(unknown)}` is not known: "
-                "give --input-shape, or use ratio, bytes or latency"
-            )
+        if self.macs is not None:
+            known_macs(graph.nodes)
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The branches."""
@@ -154,19 +119,18 @@ class PruneBlocks(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Remove one branch after the other until the budget is met."""
         rw = Rewriter(graph)
-        kind, amount = next(iter(self._given().items()), ("ratio", _DEFAULT_RATIO))
-        meter = _Meter(kind, amount, graph, context, _removable(self._branches(graph)))
+        branches = self._branches(graph)
+        meter = _Meter(*self.budget(), graph, context, _removable(branches))
         why_not = self._out_of_reach(meter, context)
         if why_not is not None:
             rw.skip(graph.name, why_not)
             return PassResult(skips=rw.result().skips)
         changes: list[Change] = []
-        while branches := self._branches(graph):
-            if meter.is_met(graph, context.model, len(changes)):
-                break
+        while branches and not meter.is_met(graph, context.model, len(changes)):
             branch, words = _least(branches, meter, context)
             changes.append(self._remove(rw, branch, words, context))
-        for branch in self._branches(graph):
+            branches = self._branches(graph)
+        for branch in branches:
             rw.skip(branch.label, _why_kept(meter, bool(changes)))
         if meter.kind == "latency" and changes:
             again = self._without_timing(meter, graph, len(changes))
@@ -184,7 +148,7 @@ class PruneBlocks(Pass):
         bare = context.model.clone()
         rw, lost = Rewriter(bare.graph), 0
         while branches := self._branches(bare.graph):
-            drop(rw, branches[0])
+            drop(rw, branches[0].sum, branches[0].term)
             rw.result()
             lost += 1
         if meter.is_met(bare.graph, bare, lost):
@@ -211,7 +175,7 @@ class PruneBlocks(Pass):
         macs = _macs(branch)
         saved = f", {macs:,} multiply-accumulates" if macs else ""
         what = f"removed `{branch.label}` with {len(branch.layers)} weight layers{saved}; {words}"
-        kept = drop(rw, branch)
+        kept = drop(rw, branch.sum, branch.term)
         rw.result()  # what is not needed any more leaves the graph now
         if self.reconstruct and context.calibration is not None:
             readers = {layer.name for layer in next_layers(rw.main, kept)}
@@ -326,17 +290,16 @@ def _norm(branch: Branch) -> float:
 def _trial(model: Model, branch: Branch) -> Model:
     copy = model.clone()
     rewriter = Rewriter(copy.graph)
-    own = next(b for b in residual_branches(copy.graph) if b.key == branch.key)
-    drop(rewriter, own)
+    label = node_label(branch.sum)
+    drop(rewriter, next(n for n in copy.graph.nodes if node_label(n) == label), branch.term)
     rewriter.result()
     return copy
 
 
-def drop(rw: Rewriter, branch: Branch) -> gs.Tensor:
-    """Take a term out of its sum; returns the tensor that is the sum now."""
-    node = branch.sum
-    rest = [tensor for index, tensor in enumerate(node.inputs) if index != branch.term]
-    what = f"does without `{branch.label}`"
+def drop(rw: Rewriter, node: Node, term: int) -> gs.Tensor:
+    """Take a term out of a sum; returns the tensor that is the sum now."""
+    rest = [tensor for index, tensor in enumerate(node.inputs) if index != term]
+    what = f"does without `{node.inputs[term].name}`"
     if len(rest) == 1:
         other = rest[0]
         if rw.can_substitute(node, other):

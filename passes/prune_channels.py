@@ -70,8 +70,9 @@ from onnxslim.channels.groups import channel_groups
 from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, BY_WEIGHT, Measure
 from onnxslim.channels.left_alone import layers_left_alone
 from onnxslim.channels.pruning import Pruning, Wishes
-from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult
-from onnxslim.errors import NotApplicable, UsageError
+from onnxslim.contract import Change, Context, Fidelity, PassResult
+from onnxslim.errors import NotApplicable
+from onnxslim.objective.budgeted import DEFAULT_RATIO, BudgetedPass
 from onnxslim.objective.layer_pass import check_patterns
 from onnxslim.objective.problems import Selection
 from onnxslim.options import Value, assigned, at_least, interval, one_of, option
@@ -80,31 +81,22 @@ from onnxslim.rewrite import Rewriter
 _PLAN = assigned(at_least(1), whole=True)
 _CRITERIA = (*BY_WEIGHT, *BY_ACTIVITY, *BY_READERS)
 _NEEDS_DATA = (*BY_ACTIVITY, *BY_READERS)
-_DEFAULT_RATIO = 0.5
 
 
 @dataclass(frozen=True)
-class PruneChannels(Pass):
+class PruneChannels(BudgetedPass):
     """Remove whole channels and refit the layers that read them."""
 
     name: ClassVar[str] = "prune-channels"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"ratio": (0.25, 0.5, 0.75)}
+    ways: ClassVar[tuple[str, ...]] = (*BudgetedPass.ways, "plan")
 
     ratio: float | None = option(
         None,
         interval(0, 1, open_right=True),
-        f"share of the channels that leaves; {_DEFAULT_RATIO} where no budget is given",
-    )
-    macs: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the multiply-accumulates that may remain"
-    )
-    latency: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the latency that may remain, as measured"
-    )
-    bytes_: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the file's bytes that may remain"
+        f"share of the channels that leaves; {DEFAULT_RATIO} where no budget is given",
     )
     criterion: str = option(
         "auto",
@@ -136,36 +128,13 @@ class PruneChannels(Pass):
         "how many units groups keep, as 'LAYER=COUNT'; in place of a budget",
     )
 
-    def __post_init__(self) -> None:
-        """Check options against each other.
-
-        Raises:
-            UsageError: more than one budget is given.
-        """
-        super().__post_init__()
-        words = [word for word, value in self._budgets().items() if value is not None]
-        if self.plan:
-            words.append("plan")
-        if len(words) > 1:
-            raise UsageError(
-                f"`{self.name}` takes one of ratio, macs, latency, bytes and plan; got "
-                f"{' and '.join(words)}."
-            )
-
-    def _budgets(self) -> dict[str, float | None]:
-        return {
-            "ratio": self.ratio,
-            "macs": self.macs,
-            "latency": self.latency,
-            "bytes": self.bytes_,
-        }
-
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse patterns that no layer matches, and what needs data, or a clock, without them.
 
         Raises:
             NotApplicable: saying what to give.
         """
+        super().requires(graph, context)
         if self.only or self.skip or self.plan:
             channels = channel_groups(graph)
             writers = [member.label for member in channels.trail.writers]
@@ -174,10 +143,6 @@ class PruneChannels(Pass):
             raise NotApplicable(
                 f"criterion {self.criterion} needs calibration samples: give --calib, or choose "
                 "product, l1, l2, fpgm, bn-scale or random"
-            )
-        if self.latency is not None and context.stopwatch is None:
-            raise NotApplicable(
-                "a budget of latency needs models to be timed: leave out --no-latency, or give macs"
             )
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
@@ -208,13 +173,9 @@ class PruneChannels(Pass):
         criterion = self.criterion
         if criterion == "auto":
             criterion = Measure.OBS if has_data else Measure.PRODUCT
-        kind, amount = next(
-            ((word, value) for word, value in self._budgets().items() if value is not None),
-            ("ratio", _DEFAULT_RATIO),
-        )
         spread = has_data if self.scope == "auto" else self.scope == "global"
         return Wishes(
-            budget=Budget(kind, amount),
+            budget=Budget(*self.budget()),
             measure=Measure(criterion),
             spread=spread and not self.plan,
             reconstruct=self.reconstruct and has_data,

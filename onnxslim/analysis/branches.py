@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.flow import SizeFlow
 from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.analysis.operands import const_value
-from onnxslim.ir import Node, needs, node_label
+from onnxslim.ir import Node, needs
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,6 @@ class Branch:
         """What the term is called: its tensor."""
         return str(self.sum.inputs[self.term].name)
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """The sum's label and the term's: the same in copies of the graph."""
-        return node_label(self.sum), self.label
-
 
 def residual_branches(graph: gs.Graph) -> Iterator[Branch]:
     """Terms of sums in the main graph that can go without changing a shape.
@@ -48,6 +43,7 @@ def residual_branches(graph: gs.Graph) -> Iterator[Branch]:
     """
     flow = SizeFlow(graph, int(graph.opset or 17))
     layers = {layer.node: layer for layer in weight_layers(graph)[0] if not layer.bodies}
+    before = set(_unneeded(graph))
     for node in graph.nodes:
         if not node.is_onnx or node.op not in ("Add", "Sum") or len(node.inputs) < 2:
             continue
@@ -60,14 +56,14 @@ def residual_branches(graph: gs.Graph) -> Iterator[Branch]:
                 continue
             if len({id(tensor) for tensor in node.inputs}) < len(node.inputs):
                 continue
-            alone = _needed_by_term_alone(graph, node, term)
+            alone = [inner for inner in _unneeded(graph, node, term) if inner not in before]
             own = tuple(layers[inner] for inner in alone if inner in layers)
             if own:
                 yield Branch(node, term, tuple(alone), own)
 
 
-def _needed_by_term_alone(graph: gs.Graph, total: Node, term: int) -> list[Node]:
-    """The nodes that nothing needs once `total` does without one of its inputs."""
+def _unneeded(graph: gs.Graph, total: Node | None = None, term: int | None = None) -> list[Node]:
+    """The nodes that nothing needs, where `total` does without one of its inputs."""
     wanted = {id(tensor) for tensor in graph.outputs}
     dead: list[Node] = []
     for node in reversed(graph.nodes):
@@ -76,19 +72,7 @@ def _needed_by_term_alone(graph: gs.Graph, total: Node, term: int) -> list[Node]
             continue
         used = [t for i, t in enumerate(node.inputs) if i != term] if node is total else needs(node)
         wanted.update(id(tensor) for tensor in used)
-    before = _dead_nodes(graph)
-    return [node for node in reversed(dead) if node not in before]
-
-
-def _dead_nodes(graph: gs.Graph) -> set[Node]:
-    wanted = {id(tensor) for tensor in graph.outputs}
-    dead = set()
-    for node in reversed(graph.nodes):
-        if any(id(tensor) in wanted for tensor in node.outputs):
-            wanted.update(id(tensor) for tensor in needs(node))
-        else:
-            dead.add(node)
-    return dead
+    return dead[::-1]
 
 
 def next_layers(graph: gs.Graph, tensor: gs.Tensor) -> tuple[WeightLayer, ...]:

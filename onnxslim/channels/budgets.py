@@ -22,8 +22,9 @@ from onnxslim.channels.groups import channel_groups as follow_channels
 from onnxslim.channels.ladder import Ladder
 from onnxslim.channels.work import Choice, Selection, Work, channel_work
 from onnxslim.errors import NotApplicable
-from onnxslim.ir import Node, node_label, walk_graphs
+from onnxslim.ir import Node, walk_graphs
 from onnxslim.model import Model
+from onnxslim.objective.budgeted import known_macs
 from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.rewrite import Rewriter
 from onnxslim.stats import node_macs
@@ -93,18 +94,11 @@ def layer_nodes(channels: Channels) -> list[Node]:
 
 
 def _macs_work(channels: Channels, graph: gs.Graph) -> Work:
-    layers = layer_nodes(channels)
-    sizes = {node: node_macs(node) for node in layers}
-    unknown = next((node for node, macs in sizes.items() if macs is None), None)
-    if unknown is not None:
-        raise NotApplicable(
-            f"a budget of macs needs sizes, and that of `{node_label(unknown)}` is not known: "
-            "give --input-shape, or use ratio, bytes or latency"
-        )
+    sizes = known_macs(layer_nodes(channels))
     # products of activations lose channels too; as they count in full, less is left than promised
     others = (node for own in walk_graphs(graph) for node in own.nodes if node not in sizes)
     fixed = sum(node_macs(node) or 0 for node in others)
-    return Work.of(channels, {node: float(macs or 0) for node, macs in sizes.items()}, fixed)
+    return Work.of(channels, {node: float(macs) for node, macs in sizes.items()}, fixed)
 
 
 def _bytes_work(channels: Channels, model: Model, *, refitted: bool) -> Work:

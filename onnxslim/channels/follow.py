@@ -317,6 +317,11 @@ class Units:
         return np.where(ids == NONE, NONE, self.of[ids])
 
 
+def indexable(units: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """A mask of units that `of_ids` can index: what has no unit is not among them."""
+    return np.append(units, [False])
+
+
 def units_of(trail: Trail) -> Units:
     """The units of a sweep: names that were merged, and what keeps slices whole."""
     relation = nx.Graph()

@@ -5,7 +5,7 @@ What may change here: what is asked of weights, of samples, and of the layers th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -50,7 +50,6 @@ class Judge:
         refitted: whether the layers that read what is left are fitted to it.
         spread: whether it matters what groups do to the output.
         limits: what every rung leaves.
-        tell: what goes on, in words.
     """
 
     rewriter: Rewriter
@@ -61,7 +60,6 @@ class Judge:
     refitted: bool
     spread: bool
     limits: Limits
-    tell: Callable[[str], None]
 
     def ladders(self, gone: Mask) -> tuple[list[Ladder], list[float]]:
         """The ladder of each group, and what a relative error of it does to the output.
@@ -81,7 +79,7 @@ class Judge:
         made = [found[index] for index in range(len(self.groups))]
         weights = [1.0] * len(made)
         if self.spread and self.context.calibration is not None:
-            self.tell("what each group does to the output")
+            self.context.tell("what each group does to the output")
             trials = [trial for _, trial in made]
             weights = sensitivities(self.context, self.readers.channels, kept, trials)
         return [steps for steps, _ in made], weights
@@ -97,7 +95,7 @@ class Judge:
         if self.context.calibration is None or not asked:
             yield from ((index, None) for index in range(len(self.groups)))
             return
-        self.tell("moments of the layers that read channels")
+        self.context.tell("moments of the layers that read channels")
         schedule = Schedule(sequential=False, aim=Aim.OWN)
         problems = self.readers.problems(self.rewriter, self.context, schedule)
         views = self.measure is Measure.OBS or self.refitted

@@ -24,6 +24,7 @@ from onnxslim.channels.budgets import (
     units_kept,
     work_for,
 )
+from onnxslim.channels.follow import indexable
 from onnxslim.channels.groups import ChannelGroup, channel_groups, shrink
 from onnxslim.channels.importance import Measure
 from onnxslim.channels.judging import Judge
@@ -117,10 +118,6 @@ class Pruning:
         result = self.rw.result()
         return PassResult(tuple(changes), result.skips, Fidelity.LOSSY if changes else None)
 
-    def _tell(self, text: str) -> None:
-        if self.context.progress is not None:
-            self.context.progress(text)
-
     # ------------------------------------------------------------------ which groups
 
     def _is_wanted(self, group: ChannelGroup) -> bool:
@@ -166,13 +163,12 @@ class Pruning:
             self.wishes.reconstruct,
             self.wishes.spread,
             limits,
-            self._tell,
         )
         ladders, weights = judge.ladders(self._gone)
         self._gone = self._choose(ladders, weights, progress).gone
         if not self.wishes.reconstruct or not self._gone.any():
             return
-        self._tell("refit")
+        self.context.tell("refit")
         self._silence()
         problems = self._readers.problems(self.rw, self.context, Schedule())
         self._errors.update(refit_readers(self._readers, problems, self._gone))
@@ -210,14 +206,16 @@ class Pruning:
             assert model is not None
             work = time_work(self._channels, stopwatch, model)
             selection = Selection(ladders, weights, work, self._channels.units.count)
-            search = LatencySearch(stopwatch, model, spread=self.wishes.spread, tell=self._tell)
+            search = LatencySearch(
+                stopwatch, model, spread=self.wishes.spread, tell=self.context.tell
+            )
             self.kept = units_kept(search.chosen(selection, self.wishes.budget), ladders)
         return self.kept.get
 
     # ------------------------------------------------------------------ report
 
     def _changes(self) -> list[Change]:
-        gone = np.append(self._gone, [False])  # the last entry is for what has no unit
+        gone = indexable(self._gone)
         units, trail = self._channels.units, self._channels.trail
         words: dict[str, list[str]] = {}
         for members, side in ((trail.writers, "outputs"), (trail.readers, "inputs")):

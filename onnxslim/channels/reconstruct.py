@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.analysis.operands import const_array
-from onnxslim.channels.follow import Member
+from onnxslim.channels.follow import Member, indexable
 from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
 from onnxslim.channels.importance import Evidence
 from onnxslim.channels.removal import Removal, SliceOperand
@@ -125,24 +125,18 @@ def gather(
             units = readers.units.get(layer.name)
             if units is None:
                 continue
-            for index, names in waiting.items():
-                if layer.name not in names:
-                    continue
+            weight = np.asarray(problem.weight, np.float64)
+            energy = problem.energy
+            if energy is None:
+                energy = float(np.square(weight).sum())
+            for index in [index for index, names in waiting.items() if layer.name in names]:
                 if index not in started:
                     started[index] = Evidence.empty(readers.channels, groups[index])
-                _add(started[index], problem, units, with_views=with_views)
-                names.remove(layer.name)
+                started[index].add(weight, problem.metrics, energy, units, with_views=with_views)
+                waiting[index].remove(layer.name)
             kept[layer.name] = Reader(replace(problem, metrics=()), units)
         del problem  # its metrics are large
         yield from finished()
-
-
-def _add(evidence: Evidence, problem: Problem, units: Ids, *, with_views: bool) -> None:
-    weight = np.asarray(problem.weight, np.float64)
-    energy = problem.energy
-    if energy is None:
-        energy = float(np.square(weight).sum())
-    evidence.add(weight, problem.metrics, energy, units, with_views=with_views)
 
 
 @dataclass(frozen=True)
@@ -219,10 +213,10 @@ def refit_readers(readers: Readers, problems: Problems, gone: Mask) -> Iterator[
     Yields:
         The name of each layer and its relative output error.
     """
-    padded = np.append(gone, [False])  # the last entry is for columns without a unit
+    leaves = indexable(gone)
     for problem in problems:
         names = [layer.name for layer in problem.layers if layer.name in readers.units]
-        support = np.logical_and.reduce([~padded[readers.units[name]] for name in names])
+        support = np.logical_and.reduce([~leaves[readers.units[name]] for name in names])
         if support.all() and not problem.has_data:
             continue
         parts = zip(problem.target, problem.metrics, support, strict=True)

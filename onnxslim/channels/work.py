@@ -15,7 +15,7 @@ from heapq import heapify, heapreplace
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.channels.follow import Member
+from onnxslim.channels.follow import Member, indexable
 from onnxslim.channels.groups import ChannelGroup, Channels
 from onnxslim.channels.ladder import Ladder
 from onnxslim.ir import Node
@@ -33,7 +33,7 @@ class _Layer:
     sides: list[Ids] = field(default_factory=list)
 
     def left(self, gone: Mask) -> float:
-        """The cost without some units; the last entry of `gone` is for what has no unit."""
+        """The cost without some units; `gone` is `indexable`."""
         kept = [1.0 - gone[side].mean(axis=1) for side in self.sides]
         return self.cost * _together(kept)
 
@@ -84,8 +84,8 @@ class Work:
 
     def left(self, gone: Mask) -> float:
         """The cost without some units."""
-        padded = np.append(gone, [False])
-        return self.fixed + sum(layer.left(padded) for layer in self.layers.values())
+        known = indexable(gone)
+        return self.fixed + sum(layer.left(known) for layer in self.layers.values())
 
 
 def _groups_of(member: Member) -> int:

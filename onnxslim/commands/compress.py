@@ -152,7 +152,7 @@ def compress(
             raise
         report, failure = error.report, error
     if report_path is not None:
-        write_atomically(report_path, json_text(report_to_json(report)))
+        write_atomically(report_path, json_text(report_to_json(report)).encode())
     if not quiet:
         say(report_to_text(report, paper(), explain=explain))
         say(f"wrote {output}" if report.after.path else "nothing was written")

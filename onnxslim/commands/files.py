@@ -35,8 +35,8 @@ def check_report(report: Path, source: Path, output: Path) -> None:
         raise UsageError(f"--report `{report}` is the model; give the report a name of its own.")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`, all or nothing.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, all or nothing.
 
     Raises:
         UsageError: the file cannot be written.
@@ -44,10 +44,10 @@ def write_atomically(path: Path, text: str) -> None:
     scratch = None
     try:
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".onnxslim-", delete=False
+            dir=path.parent, prefix=".onnxslim-", delete=False
         ) as stream:
             scratch = stream.name
-            stream.write(text)
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         umask = os.umask(0)

@@ -60,7 +60,7 @@ def command(model: str, passes: str | None, report: str | None, quiet: bool, ver
     if report is not None:
         from onnxslim.render import json_text
 
-        write_atomically(Path(report), json_text(_json(found, source)))
+        write_atomically(Path(report), json_text(_json(found, source)).encode())
     if not quiet:
         say(_text(found, None if verbose else _NAMES_SHOWN))
 

@@ -58,7 +58,7 @@ def command(
     if report is not None:
         from onnxslim.render import json_text
 
-        write_atomically(Path(report), json_text(_json(done, source, target)))
+        write_atomically(Path(report), json_text(_json(done, source, target)).encode())
     if not quiet:
         say(_text(done))
         say(f"wrote {target}")

@@ -105,11 +105,11 @@ def _files(report: Path, source: Path) -> tuple[Path, Path]:
 
 
 def _write(points: Sequence[Point], table: Path, picture: Path) -> None:
-    from onnxslim.pictures import draw_sensitivity
+    from onnxslim.pictures import sensitivity_picture
     from onnxslim.sweep import csv_text
 
-    write_atomically(table, csv_text(points))
-    draw_sensitivity(points, picture)
+    write_atomically(table, csv_text(points).encode())
+    write_atomically(picture, sensitivity_picture(points, picture.suffix[1:]))
 
 
 def _text(points: Sequence[Point], passes: str) -> str:

@@ -159,25 +159,17 @@ class SplitPass(LayerPass):
             UsageError: two ways to choose ranks at once, or a budget that is not given.
         """
         super().__post_init__()
-        given = [name for name in _WAYS if self._given(name)]
-        if len(given) > 1:
-            raise UsageError(
-                f"`{self.name}` takes one of {', '.join(_WAYS)}; got {' and '.join(given)}."
-            )
-        if self.rank_selection == "budget" and not set(given) & set(_BUDGETS):
+        self.check_at_most_one(*_WAYS)
+        if self.rank_selection == "budget" and self.budget is None:
             raise UsageError(
                 f"Option `rank-selection` of `{self.name}` is budget, but there is none: give "
                 "latency, macs or bytes."
             )
 
-    def _given(self, name: str) -> object:
-        value = getattr(self, "bytes_" if name == "bytes" else name)
-        return value if name == "plan" else value is not None
-
     @property
     def budget(self) -> str | None:
         """The name of the budget that is given."""
-        return next((name for name in _BUDGETS if self._given(name)), None)
+        return next(iter(self.given(*_BUDGETS)), None)
 
     # ----------------------------------------------------------------- of a subclass
 
@@ -253,10 +245,6 @@ class _Run:
         except RuntimeFailure:  # sizes that are known without a run still are
             return {}
 
-    def _tell(self, text: str) -> None:
-        if self.context.progress is not None:
-            self.context.progress(text)
-
     # ----------------------------------------------------------------- choosing
 
     def _choice(self, problem: Problem, chosen: Mapping[str, _Choice] | None) -> _Choice | str:
@@ -268,7 +256,7 @@ class _Run:
         if isinstance(methods, str):
             return methods
         if chosen is None:
-            self._tell(f"{self.rule.name}: {problem.name}")
+            self.context.tell(f"{self.rule.name}: {problem.name}")
             return self._best(problem, methods)
         if problem.name in chosen:
             return chosen[problem.name]
@@ -442,7 +430,7 @@ class _Run:
         menus: dict[str, list[_Offer]] = {}
         fixed = 0.0  # what layers take that no split makes cheaper
         for problem in self.problems(self.rule.schedule.at_once()):
-            self._tell(f"{self.rule.name}: what {problem.name} could be")
+            self.context.tell(f"{self.rule.name}: what {problem.name} could be")
             offers = self._offers(problem, kind)
             if isinstance(offers, str):
                 self.rw.skip(node_label(problem.layer.node), offers)

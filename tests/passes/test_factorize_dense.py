@@ -354,7 +354,7 @@ def test_the_output_keeps_its_name_and_new_tensors_take_theirs_from_it() -> None
     [{"rank": 3, "ratio": 0.5}, {"latency": 0.5, "macs": 0.5}, {"rank": 2, "plan": ("y=svd/2",)}],
 )
 def test_two_ways_to_choose_ranks_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="takes one of rank, ratio, latency, macs, bytes, plan"):
+    with pytest.raises(UsageError, match="takes one of rank, ratio, latency, macs, bytes and plan"):
         FactorizeDense(**options)  # type: ignore[arg-type]
 
 
