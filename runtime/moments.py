@@ -7,8 +7,7 @@ sums in float64. Layers that read the same tensor in the same way share one matr
 run, one chunk of rows, and the sums of as many layers as fit into `budget_bytes`; if they do not
 all fit, the samples are gone through again for the rest.
 
-Products are taken in float64 up to 1024 features; above, in float32 over chunks of rows, each added
-to a float64 sum: rounding of 1e-7 of the largest entry, far below what sampling leaves.
+Products are taken in float64 up to 1024 features, above in float32 (see `products`).
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from onnxslim.model import Model
 from onnxslim.objective.moments import BlockDiagonal, LayerMoments, Second
 from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.calibration import Sample
+from onnxslim.runtime.products import CrossSum, SecondSum
 from onnxslim.runtime.session import Outputs
 from onnxslim.runtime.taps import Taps, read, why_hidden
 from onnxslim.runtime.unfold import Rows, unfold_input, unfold_output
@@ -182,7 +182,7 @@ class _Output:
     key: str
     unfolding: Unfolding
     bias: np.ndarray
-    cross: np.ndarray
+    cross: CrossSum
     total: np.ndarray
     squares: np.ndarray
 
@@ -204,10 +204,9 @@ class _Input:
         self.unfolding = first.unfolding
         self.slices = _blocks(first.columns, self.limits.max_features)
         self.total = np.zeros((first.groups, first.columns))
-        self.seconds = [
-            np.zeros((first.groups, s.stop - s.start, s.stop - s.start)) for s in self.slices
-        ]
-        self.exact = max(s.stop - s.start for s in self.slices) <= _EXACT_FEATURES
+        widths = [s.stop - s.start for s in self.slices]
+        self.exact = max(widths) <= _EXACT_FEATURES
+        self.seconds = [SecondSum(first.groups, width, exact=self.exact) for width in widths]
 
     def cap(self) -> int:
         """Rows of one sample."""
@@ -220,7 +219,7 @@ class _Input:
     def add(self, rows: Rows, outputs: Sequence[Rows], index: np.ndarray) -> None:
         """Add the rows at `index`."""
         size = max(1, _CHUNK_ITEMS // (rows.features * rows.groups))
-        dtype = np.float64 if self.exact else np.float32
+        dtype = self.seconds[0].dtype
         for start in range(0, len(index), size):
             part = index[start : start + size]
             x = rows.take(part).astype(dtype, copy=False)  # (g, rows, features)
@@ -228,7 +227,7 @@ class _Input:
                 self._add_inputs(x)
                 for output, source in zip(self.outputs, outputs, strict=True):
                     y = source.take(part)
-                    output.cross += _cross(y.astype(dtype, copy=False), x)
+                    output.cross.add(y.astype(dtype, copy=False), x)
                     output.total += y.sum(axis=1, dtype=np.float64)
                     output.squares += np.square(y, dtype=np.float64).sum(axis=1)
         self.count += len(index)
@@ -236,14 +235,15 @@ class _Input:
     def _add_inputs(self, x: np.ndarray) -> None:
         self.total += x.sum(axis=1, dtype=np.float64)
         for at, second in zip(self.slices, self.seconds, strict=True):
-            second += _cross(x[:, :, at], x[:, :, at])
+            second.add(x[:, :, at])
 
     def results(self) -> Iterator[LayerMoments | Skip]:
         """The moments of every layer."""
         outputs: Sequence[_Output | None] = self.outputs or [None] * len(self.layers)
-        finite = np.isfinite(self.total).all() and all(np.isfinite(s).all() for s in self.seconds)
-        seconds = self._seconds() if self.count and finite else ()
-        self.seconds = []
+        totals = [second.total() for second in self.seconds]
+        finite = np.isfinite(self.total).all() and all(np.isfinite(s).all() for s in totals)
+        seconds = self._seconds(totals) if self.count and finite else ()
+        del totals
         made: list[LayerMoments | Skip] = []
         for layer, output in zip(self.layers, outputs, strict=True):
             if not self.count:
@@ -257,14 +257,14 @@ class _Input:
         while made:
             yield made.pop(0)
 
-    def _seconds(self) -> tuple[Second, ...]:
-        for second in self.seconds:
-            second /= self.count
-            second.flags.writeable = False
-        if len(self.slices) == 1:
-            return tuple(self.seconds[0])
+    def _seconds(self, totals: Sequence[np.ndarray]) -> tuple[Second, ...]:
+        for total in totals:
+            total /= self.count
+            total.flags.writeable = False
+        if len(totals) == 1:
+            return tuple(totals[0])
         groups = range(self.layers[0].groups)
-        return tuple(BlockDiagonal(tuple(s[group] for s in self.seconds)) for group in groups)
+        return tuple(BlockDiagonal(tuple(t[group] for t in totals)) for group in groups)
 
     def _moments(
         self, layer: WeightLayer, output: _Output | None, seconds: tuple[Second, ...]
@@ -275,7 +275,7 @@ class _Input:
         bias = output.bias
         raw = output.total / self.count
         # with b taken off: E[(y − b)xᵀ] and E[(y − b)²]
-        cross = output.cross / self.count - bias[:, :, None] * mean[:, None, :]
+        cross = output.cross.total() / self.count - bias[:, :, None] * mean[:, None, :]
         energy = output.squares / self.count - 2 * bias * raw + bias**2
         return LayerMoments(
             layer.name, seconds, mean, self.count, cross, raw - bias, energy, self._notes()
@@ -293,14 +293,6 @@ class _Input:
         return tuple(notes)
 
 
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Σ over rows of a_row ⊗ b_row: (g, rows, m) and (g, rows, n) give (g, m, n)."""
-    if len(a) == 1:  # for aᵀa BLAS then computes one triangle only
-        product: np.ndarray = a[0].T @ b[0]
-        return product[None]
-    return np.asarray(np.matmul(a.swapaxes(1, 2), b))
-
-
 # ---------------------------------------------------------------------------- sweeps
 
 
@@ -316,7 +308,7 @@ class _Streams:
             first = group[0]
             item = _Input(group, _tapped(taps, first.data_tensor, first), limits)
             if reference is not None:
-                item.outputs = [_output(reference, layer) for layer in group]
+                item.outputs = [_output(reference, la, exact=item.exact) for la in group]
             self.inputs.append(item)
 
     def run(
@@ -369,7 +361,7 @@ def _tapped(taps: Taps, tensor: object, layer: WeightLayer) -> str:
     return key
 
 
-def _output(reference: Taps, layer: WeightLayer) -> _Output:
+def _output(reference: Taps, layer: WeightLayer, *, exact: bool) -> _Output:
     twin = reference.layers[layer.name]
     bias = bias_of(twin)
     assert isinstance(bias, np.ndarray), layer.name  # `_why_not` has looked
@@ -379,7 +371,7 @@ def _output(reference: Taps, layer: WeightLayer) -> _Output:
         _tapped(reference, twin.node.outputs[0], twin),
         twin.unfolding,
         bias,
-        np.zeros((*shape, layer.columns)),
+        CrossSum(*shape, layer.columns, exact=exact),
         np.zeros(shape),
         np.zeros(shape),
     )

@@ -296,7 +296,7 @@ class Evidence:
 def _second_at(metric: Metric, columns: Ids) -> Array:
     if metric.is_identity:
         return np.eye(len(columns))
-    return _by_block(metric, columns, lambda block, own: _square(block.second, own))
+    return _by_block(metric, columns, _undamped)
 
 
 def _inverse_at(metric: Metric, columns: Ids) -> Array:
@@ -313,9 +313,8 @@ def _inverse_at(metric: Metric, columns: Ids) -> Array:
     return _by_block(metric, columns, inverse)
 
 
-def _square(matrix: Array, columns: Ids) -> Array:
-    """Rows and columns of a matrix; itself where these are all."""
-    return matrix if len(columns) == len(matrix) else matrix[np.ix_(columns, columns)]
+def _undamped(block: Block, columns: Ids) -> Array:
+    return block.undamped(None if len(columns) == len(block.matrix) else columns)
 
 
 def _by_block(metric: Metric, columns: Ids, part: Callable[[Block, Ids], Array]) -> Array:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class BlockDiagonal:
 
 
 Second = np.ndarray | BlockDiagonal
+
+_ROWS: Final = 256  # that are worked on at once
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,14 @@ class LayerMoments:
 
 def _minus(second: Second, mean: np.ndarray) -> Second:
     if isinstance(second, BlockDiagonal):
-        return BlockDiagonal(
-            tuple(block - np.outer(mean[at], mean[at]) for at, block in second.slices())
-        )
-    return second - np.outer(mean, mean)
+        return BlockDiagonal(tuple(_less(block, mean[at]) for at, block in second.slices()))
+    return _less(second, mean)
+
+
+def _less(matrix: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """A matrix less mean·meanᵀ, a few rows at a time: the product would be as large again."""
+    result = matrix.copy()
+    for start in range(0, len(result), _ROWS):
+        part = slice(start, start + _ROWS)
+        result[part] -= mean[part, None] * mean
+    return result

@@ -35,7 +35,6 @@ class Block:
 
     Attributes:
         at: the columns it covers.
-        second: H there, as given.
         dead: inputs that are always zero; their weights cost nothing.
         damping: what was added to the diagonal.
         matrix: the damped H; for dead inputs a diagonal entry alone.
@@ -43,21 +42,21 @@ class Block:
 
     def __init__(self, at: slice, second: np.ndarray, max_condition: float) -> None:
         self.at = at
-        self.second = np.asarray(second, np.float64)
-        diagonal = np.diagonal(self.second)
-        peak = float(diagonal.max(initial=0.0))
-        self.dead = diagonal <= _DEAD * peak
-        largest = _largest_eigenvalue(self.second.__matmul__, len(self.second))
+        # the one copy of H; only its diagonal is changed, and what it was is known
+        self.matrix = np.array(second, np.float64)
+        self._diagonal = np.diagonal(self.matrix).copy()
+        self.dead = self._diagonal <= _DEAD * float(self._diagonal.max(initial=0.0))
+        largest = _largest_eigenvalue(self.matrix.__matmul__, len(self.matrix))
         self._alone = largest or 1.0  # the entry of a dead input
+        self.matrix[self.dead] = 0.0
+        self.matrix[:, self.dead] = 0.0
+        self._diagonal[self.dead] = 0.0
         self.damping = 0.0
-        with threads_for(len(self.second)):
+        with threads_for(len(self.matrix)):
             self._factor = self._factored(largest, max_condition)
 
     def _factored(self, largest: float, max_condition: float) -> np.ndarray:
-        """Set `matrix`, with as much damping as it needs, and return its inverse's factor."""
-        self.matrix = self.second.copy()
-        self.matrix[self.dead] = 0.0
-        self.matrix[:, self.dead] = 0.0
+        """Damp `matrix` as much as it needs, and return its inverse's factor."""
         self._damp(0.0)
         try:
             factor = inverse_factor(self.matrix)
@@ -80,8 +79,26 @@ class Block:
 
     def _damp(self, damping: float) -> None:
         self.damping = damping
-        own = np.where(self.dead, 0.0, np.diagonal(self.second))
-        np.fill_diagonal(self.matrix, own + np.where(self.dead, self._alone, damping))
+        added = np.where(self.dead, self._alone, damping)
+        np.fill_diagonal(self.matrix, self._diagonal + added)
+
+    @property
+    def diagonal(self) -> np.ndarray:
+        """Diagonal of H, undamped."""
+        return self._diagonal
+
+    def undamped(self, columns: np.ndarray | None = None) -> np.ndarray:
+        """H of some columns (None: all), as a copy."""
+        if columns is None:
+            part, diagonal = self.matrix.copy(), self._diagonal
+        else:
+            part, diagonal = self.matrix[np.ix_(columns, columns)], self._diagonal[columns]
+        np.fill_diagonal(part, diagonal)
+        return part
+
+    def times(self, left: np.ndarray) -> np.ndarray:
+        """`left` times H, undamped."""
+        return np.asarray(left @ self.matrix - left * (np.diagonal(self.matrix) - self._diagonal))
 
     def inverse_factor(self, order: np.ndarray | None = None) -> np.ndarray:
         """Upper triangular U with Uᵀ·U the inverse of the matrix, its columns in `order`."""
@@ -135,7 +152,7 @@ class Metric:
         """Diagonal of H, undamped."""
         if self.is_identity:
             return np.ones(self.size)
-        return np.concatenate([np.diagonal(block.second) for block in self.blocks])
+        return np.concatenate([block.diagonal for block in self.blocks])
 
     @cached_property
     def inverse_diagonal(self) -> np.ndarray:
@@ -170,7 +187,7 @@ class Metric:
         cost = np.zeros(len(change))
         for block in self.blocks:
             part = change[:, block.at]
-            cost += np.einsum("ij,ij->i", part @ block.second, part)
+            cost += np.einsum("ij,ij->i", block.times(part), part)
         return np.maximum(cost, 0.0)
 
 
@@ -212,7 +229,7 @@ def shifted_target(weight: np.ndarray, cross: np.ndarray, metric: Metric) -> np.
     result = weight.copy()
     for block in metric.blocks:
         part = weight[:, block.at]
-        result[:, block.at] += block.solve(cross[:, block.at] - part @ block.second)
+        result[:, block.at] += block.solve(cross[:, block.at] - block.times(part))
     return result
 
 

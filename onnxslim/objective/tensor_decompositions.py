@@ -644,7 +644,7 @@ def dense_second(metric: Metric) -> np.ndarray | None:
     """H as one matrix; None for the identity."""
     if metric.is_identity:
         return None
-    blocks = tuple(block.second for block in metric.blocks)
+    blocks = tuple(block.undamped() for block in metric.blocks)
     return blocks[0] if len(blocks) == 1 else linalg.block_diag(*BlockDiagonal(blocks).blocks)
 
 

@@ -681,7 +681,7 @@ class _Fit:
         """Times H, undamped: weights of dead inputs have no say."""
         if self.metric.is_identity:
             return change
-        parts = [change[:, block.at] @ block.second for block in self.metric.blocks]
+        parts = [block.times(change[:, block.at]) for block in self.metric.blocks]
         return np.concatenate(parts, axis=1)
 
     def _steps(self, shape: tuple[int, ...]) -> int:

@@ -165,7 +165,7 @@ def test_two_values_are_near_the_best_that_there_is() -> None:
         best = np.inf
         for bits in product((0.0, 1.0), repeat=6):
             parts = np.array([bits, 1 - np.array(bits)])
-            h = metric.blocks[0].second
+            h = metric.blocks[0].undamped()
             values = np.linalg.lstsq(parts @ h @ parts.T, parts @ h @ target[0], rcond=None)[0]
             best = min(best, problem.error((values @ parts)[None, None]))
         found = find_codebook(problem, Form(2), None, seed=0)

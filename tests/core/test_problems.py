@@ -83,7 +83,7 @@ def test_a_later_layer_gets_the_inputs_that_the_changed_model_produces() -> None
     seen = outputs(proto, X)["r0"].astype(np.float64)
     seen -= seen.mean(axis=0)
     np.testing.assert_allclose(
-        second.metrics[0].blocks[0].second, seen.T @ seen / len(X), rtol=1e-4, atol=1e-5
+        second.metrics[0].blocks[0].undamped(), seen.T @ seen / len(X), rtol=1e-4, atol=1e-5
     )
 
 
@@ -98,7 +98,7 @@ def test_all_at_once_means_the_inputs_of_the_model_as_it_was() -> None:
     seen = outputs(source, X)["r0"].astype(np.float64)
     seen -= seen.mean(axis=0)
     np.testing.assert_allclose(
-        second.metrics[0].blocks[0].second, seen.T @ seen / len(X), rtol=1e-4, atol=1e-5
+        second.metrics[0].blocks[0].undamped(), seen.T @ seen / len(X), rtol=1e-4, atol=1e-5
     )
 
 
@@ -345,7 +345,7 @@ def test_layers_that_share_a_weight_are_one_problem_over_the_inputs_of_both(seco
     if second == "Gemm":  # its bias is free
         x1 = x1 - x1.mean(axis=0)
     expected = (x0.T @ x0 + x1.T @ x1) / len(X)
-    np.testing.assert_allclose(problem.metrics[0].blocks[0].second, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(problem.metrics[0].blocks[0].undamped(), expected, rtol=1e-3, atol=1e-3)
     problems.apply(problem, half_gone(problem), "halved")
     assert [t.name for t in model.to_proto().graph.initializer if t.name == "w"] == ["w"]
     assert output_error(source, model, X) < 0.2
