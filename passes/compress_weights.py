@@ -95,7 +95,8 @@ class CompressWeights(LayerPass):
             changes = [change for result in results for change in result.changes]
             skips = [skip for result in results for skip in result.skips]
             if not changes:
-                skips.append(Skip(graph.name, "no change that holds the floor makes it smaller"))
+                nothing = "no change that holds the floor makes it smaller"
+                skips.append(Skip(graph.name, search.why_nothing() if search.missed else nothing))
                 return PassResult((), tuple(skips))
             if search.holds(model):
                 adopt(graph, model.graph)

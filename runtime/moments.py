@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
 
@@ -28,7 +28,7 @@ from onnxslim.model import Model
 from onnxslim.objective.moments import BlockDiagonal, LayerMoments, Second
 from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.calibration import Sample
-from onnxslim.runtime.products import CrossSum, SecondSum
+from onnxslim.runtime.products import CrossSum, FourthSum, SecondSum
 from onnxslim.runtime.session import Outputs
 from onnxslim.runtime.taps import Taps, read, why_hidden
 from onnxslim.runtime.unfold import Rows, unfold_input, unfold_output
@@ -207,6 +207,7 @@ class _Input:
         widths = [s.stop - s.start for s in self.slices]
         self.exact = max(widths) <= _EXACT_FEATURES
         self.seconds = [SecondSum(first.groups, width, exact=self.exact) for width in widths]
+        self.fourths = [FourthSum(first.groups, width) for width in widths]
 
     def cap(self) -> int:
         """Rows of one sample."""
@@ -234,15 +235,24 @@ class _Input:
 
     def _add_inputs(self, x: np.ndarray) -> None:
         self.total += x.sum(axis=1, dtype=np.float64)
-        for at, second in zip(self.slices, self.seconds, strict=True):
+        for at, second, fourth in zip(self.slices, self.seconds, self.fourths, strict=True):
             second.add(x[:, :, at])
+            fourth.add(x[:, :, at])
 
     def results(self) -> Iterator[LayerMoments | Skip]:
         """The moments of every layer."""
         outputs: Sequence[_Output | None] = self.outputs or [None] * len(self.layers)
         totals = [second.total() for second in self.seconds]
         finite = np.isfinite(self.total).all() and all(np.isfinite(s).all() for s in totals)
-        seconds = self._seconds(totals) if self.count and finite else ()
+        seconds: tuple[Second, ...] = ()
+        scatters = (np.zeros(0), np.zeros(0))
+        if self.count and finite:
+            for total in totals:
+                total /= self.count
+                total.flags.writeable = False
+            mean = self.total / self.count
+            scatters = self._scatter(totals, np.zeros_like(mean)), self._scatter(totals, mean)
+            seconds = self._seconds(totals)
         del totals
         made: list[LayerMoments | Skip] = []
         for layer, output in zip(self.layers, outputs, strict=True):
@@ -252,34 +262,47 @@ class _Input:
                 why = "its input or output is not finite on calibration data"
                 made.append(Skip(layer.name, why))
             else:
-                made.append(self._moments(layer, output, seconds))
+                made.append(self._moments(layer, output, seconds, scatters))
         del seconds  # from here on only the receiver holds them
         while made:
             yield made.pop(0)
 
     def _seconds(self, totals: Sequence[np.ndarray]) -> tuple[Second, ...]:
-        for total in totals:
-            total /= self.count
-            total.flags.writeable = False
         if len(totals) == 1:
             return tuple(totals[0])
         groups = range(self.layers[0].groups)
         return tuple(BlockDiagonal(tuple(t[group] for t in totals)) for group in groups)
 
+    def _scatter(self, seconds: Sequence[np.ndarray], mean: np.ndarray) -> np.ndarray:
+        """See `LayerMoments.scatter`, of x − `mean`."""
+        parts = zip(self.slices, self.fourths, seconds, strict=True)
+        return np.array([f.scatter(self.count, s, mean[:, at]) for at, f, s in parts])
+
     def _moments(
-        self, layer: WeightLayer, output: _Output | None, seconds: tuple[Second, ...]
+        self,
+        layer: WeightLayer,
+        output: _Output | None,
+        seconds: tuple[Second, ...],
+        scatters: tuple[np.ndarray, np.ndarray],
     ) -> LayerMoments:
         mean = self.total / self.count
+        known = LayerMoments(
+            layer.name,
+            seconds,
+            mean,
+            self.count,
+            notes=self._notes(),
+            scatter=scatters[0],
+            centered_scatter=scatters[1],
+        )
         if output is None:
-            return LayerMoments(layer.name, seconds, mean, self.count, notes=self._notes())
+            return known
         bias = output.bias
         raw = output.total / self.count
         # with b taken off: E[(y − b)xᵀ] and E[(y − b)²]
         cross = output.cross.total() / self.count - bias[:, :, None] * mean[:, None, :]
         energy = output.squares / self.count - 2 * bias * raw + bias**2
-        return LayerMoments(
-            layer.name, seconds, mean, self.count, cross, raw - bias, energy, self._notes()
-        )
+        return replace(known, cross=cross, goal=raw - bias, energy=energy)
 
     def _notes(self) -> tuple[str, ...]:
         notes = []

@@ -102,6 +102,40 @@ class CrossSum(_Products):
         update(1.0, x[0].T, y[0].T, beta=1.0, c=into[0].T, trans_b=1, overwrite_c=1)
 
 
+class FourthSum:
+    """Σ over rows of ‖x‖⁴ and of ‖x‖²·x: how much products of rows scatter about their mean."""
+
+    def __init__(self, groups: int, features: int) -> None:
+        self._fourth = np.zeros(groups)
+        self._third = np.zeros((groups, features))
+
+    def add(self, x: np.ndarray) -> None:
+        """Add rows, (groups, rows, n)."""
+        squares = np.einsum("gri,gri->gr", x, x, dtype=np.float64)
+        self._fourth += np.square(squares).sum(axis=1)
+        self._third += np.matmul(squares[:, None, :].astype(x.dtype), x)[:, 0]
+
+    def scatter(self, count: int, second: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """E‖x xᵀ − H‖² / count, in Frobenius' norm, (groups,), of x − `mean`.
+
+        That is the mean squared error of H (Ledoit and Wolf 2004, lemma 3.4) of independent rows.
+
+        Args:
+            count: rows.
+            second: E[x xᵀ] of x as it was added, (groups, n, n).
+            mean: what to take off x, (groups, n).
+        """
+        length = np.square(mean).sum(axis=1)
+        # E‖x − m‖⁴, and ‖H − m·mᵀ‖² for m the mean of x, or 0
+        image = np.einsum("gij,gj->gi", second, mean)
+        bent = np.einsum("gi,gi->g", image, mean)
+        trace = np.trace(second, axis1=1, axis2=2)
+        fourth = self._fourth / count - 4 * np.einsum("gi,gi->g", self._third, mean) / count
+        fourth += 4 * bent + 2 * length * trace - 3 * length**2
+        square = np.einsum("gij,gij->g", second, second) - 2 * bent + length**2
+        return np.asarray(np.maximum(fourth - square, 0.0) / count)
+
+
 _MIRROR: Final = 512  # rows at a time
 
 
@@ -115,4 +149,4 @@ def _mirror(matrix: np.ndarray) -> None:
         square[:] = np.triu(square) + np.triu(square, 1).T
 
 
-__all__ = ["CrossSum", "SecondSum"]
+__all__ = ["CrossSum", "FourthSum", "SecondSum"]

@@ -15,7 +15,7 @@ Passes get them through `context.calibration`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -58,6 +58,9 @@ class LayerMoments:
         goal: E[y], (groups, rows), with a reference model; else None.
         energy: E[y²], (groups, rows), with a reference model; else None.
         notes: what was simplified, in words for the report.
+        scatter: mean squared error of `seconds` (Frobenius) as far as the number of rows explains
+            it, (blocks, groups); None: not known.
+        centered_scatter: the same of the moments of x − E[x].
     """
 
     layer: str
@@ -68,6 +71,21 @@ class LayerMoments:
     goal: np.ndarray | None = None
     energy: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    scatter: np.ndarray | None = None
+    centered_scatter: np.ndarray | None = None
+
+    def noise(self) -> np.ndarray | None:
+        """How much of `scatter` matters to the inverse of H, (blocks, groups).
+
+        With many rows for each column even small eigenvalues are known to a part of themselves,
+        n columns and N rows: n/N; what is off in H is mostly in the large ones.
+        """
+        if self.scatter is None:
+            return None
+        first = self.seconds[0]
+        sizes = [len(b) for b in first.blocks] if isinstance(first, BlockDiagonal) else [len(first)]
+        crowded = np.minimum(1.0, np.array(sizes) / self.count)
+        return np.asarray(self.scatter * crowded[:, None])
 
     def centered(self) -> LayerMoments:
         """The moments of x − E[x] and y − E[y]: what is left to fit where a bias can be chosen.
@@ -76,16 +94,21 @@ class LayerMoments:
         centered moments.
         """
         seconds = tuple(_minus(h, mean) for h, mean in zip(self.seconds, self.mean, strict=True))
-        zero = np.zeros_like(self.mean)
+        result = replace(
+            self,
+            seconds=seconds,
+            mean=np.zeros_like(self.mean),
+            cross=None,
+            goal=None,
+            energy=None,
+            scatter=self.centered_scatter,
+        )
         if self.cross is None or self.goal is None or self.energy is None:
-            return LayerMoments(self.layer, seconds, zero, self.count, notes=self.notes)
+            return result
         # (g, rows, 1)·(g, 1, columns)
         cross = self.cross - self.goal[:, :, None] * self.mean[:, None, :]
         energy = self.energy - self.goal**2
-        nothing = np.zeros_like(self.goal)
-        return LayerMoments(
-            self.layer, seconds, zero, self.count, cross, nothing, energy, self.notes
-        )
+        return replace(result, cross=cross, goal=np.zeros_like(self.goal), energy=energy)
 
 
 def _minus(second: Second, mean: np.ndarray) -> Second:

@@ -89,6 +89,8 @@ class Problem:
             is free to make up for the mean; None where it is not.
         energy: E‖y‖² (about the mean where the bias is free), None without data.
         rest: the part of the error that even the target leaves.
+        slopes: E[(y − T·x)·xᵀ] of each group: what keeps the target T, found with a metric that was
+            shrunk or damped, from being the best for the very samples; () where nothing does.
         notes: what was simplified, in words for the report.
     """
 
@@ -98,6 +100,7 @@ class Problem:
     goals: tuple[tuple[np.ndarray, np.ndarray] | None, ...] = ()
     energy: float | None = None
     rest: float = 0.0
+    slopes: tuple[np.ndarray, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -128,7 +131,10 @@ class Problem:
     def error(self, weight: np.ndarray) -> float:
         """E‖y − Ŵ·x‖² with data, ‖W − Ŵ‖² without."""
         pairs = zip(self.target, weight, self.metrics, strict=True)
-        return self.rest + sum(objective(t, w, metric) for t, w, metric in pairs)
+        error = self.rest + sum(objective(t, w, metric) for t, w, metric in pairs)
+        for t, w, slope in zip(self.target, weight, self.slopes, strict=False):
+            error += float(np.einsum("ij,ij->", t - 2 * np.asarray(w, np.float64), slope))
+        return max(0.0, error)
 
     def relative_error(self, weight: np.ndarray) -> float:
         """`error` as a share of E‖y‖² (of ‖W‖² without data)."""
@@ -249,7 +255,11 @@ class Problems:
             reduce(_sum, (moments.seconds[group] for moments in seen))
             for group in range(layers[0].groups)
         )
-        metrics = tuple(Metric(second, layers[0].columns) for second in seconds)
+        noise = _total_noise(seen)
+        metrics = tuple(
+            Metric(second, layers[0].columns, scatter=None if noise is None else noise[:, group])
+            for group, second in enumerate(seconds)
+        )
         notes = tuple(dict.fromkeys(note for moments in seen for note in moments.notes))
         problem = Problem(layers, metrics, None, goals, notes=(*notes, *_readers_note(unit)))
         self._set_target(problem, seen)
@@ -270,10 +280,12 @@ class Problems:
         assert isinstance(cross, np.ndarray)
         assert isinstance(energy, np.ndarray)
         problem.energy = float(energy.sum())
-        parts = []
+        parts, slopes = [], []
         for w, c, e, metric in zip(weight, cross, energy, problem.metrics, strict=True):
             parts.append(shifted_target(w, c, metric))
             problem.rest += residual(parts[-1], c, e)
+            slopes.append(c - metric.undamped_times(parts[-1]))
+        problem.slopes = tuple(slopes)
         problem.shifted = np.stack(parts)
 
     def _goal(
@@ -326,6 +338,11 @@ def _readers_note(unit: _Unit) -> Iterator[str]:
 def _layout(layer: WeightLayer) -> tuple[object, ...]:
     swapped = layer.swapped
     return (layer.groups, layer.rows, layer.columns, swapped, type(layer.unfolding))
+
+
+def _total_noise(seen: Sequence[LayerMoments]) -> np.ndarray | None:
+    found = [noise for noise in (moments.noise() for moments in seen) if noise is not None]
+    return np.asarray(sum(found)) if len(found) == len(seen) else None
 
 
 def _sum(a: Second, b: Second) -> Second:

@@ -2,10 +2,10 @@
 
     minimise  E‖W·x − Ŵ·x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ,   H = E[x xᵀ]
 
-`Metric` is H made ready: damped just as far as its condition number asks for, dead inputs set
-apart, factored once. This module holds what all constraint sets share; `masks` has zeros
-(pruning) and `tables` tables and grids (clustering, quantizing). One matrix at a time,
-float64, rows = outputs.
+`Metric` is H made ready: shrunk as far as it is uncertain, damped as far as its condition number
+asks for, dead inputs set apart, factored once. This module holds what all constraint sets share;
+`masks` has zeros (pruning) and `tables` tables and grids (clustering, quantizing). One matrix at a
+time, float64, rows = outputs.
 
 Where the input x̃ of the compressed model differs from x of the original, E‖W·x − Ŵ·x̃‖² is, up to
 a constant, tr (T − Ŵ) H̃ (T − Ŵ)ᵀ with T = W·E[x x̃ᵀ]·H̃⁻¹: only the target changes
@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from scipy import linalg
 
 from onnxslim.objective.moments import BlockDiagonal, Second
@@ -26,6 +27,7 @@ from onnxslim.objective.threads import threads_for
 
 MAX_CONDITION: Final = 1e6
 _DEAD: Final = 1e-12  # of the largest diagonal entry
+_MOST_SHRUNK: Final = 0.9  # of H replaced by its mean
 _CG_STEPS: Final = 6
 _DIRECT_SHARE: Final = 1.0  # of the work of conjugate gradients that a direct solution may take
 
@@ -40,7 +42,9 @@ class Block:
         matrix: the damped H; for dead inputs a diagonal entry alone.
     """
 
-    def __init__(self, at: slice, second: np.ndarray, max_condition: float) -> None:
+    def __init__(
+        self, at: slice, second: np.ndarray, max_condition: float, scatter: float = 0.0
+    ) -> None:
         self.at = at
         # the one copy of H; only its diagonal is changed, and what it was is known
         self.matrix = np.array(second, np.float64)
@@ -51,17 +55,34 @@ class Block:
         self.matrix[self.dead] = 0.0
         self.matrix[:, self.dead] = 0.0
         self._diagonal[self.dead] = 0.0
-        self.damping = 0.0
+        self._damp(self._shrinkage(scatter))
         with threads_for(len(self.matrix)):
             self._factor = self._factored(largest, max_condition)
 
+    def _shrinkage(self, scatter: float) -> float:
+        """The multiple of I to add to an estimate that is off by `scatter` in the mean square.
+
+        (1 − ρ)·H + ρ·μ·I is on average nearest to the true H for ρ = scatter / ‖H − μ·I‖², μ the
+        mean of the diagonal (Ledoit and Wolf 2004, eqs. 7 to 14; here of live inputs only). Few
+        samples of many inputs would otherwise be fitted to the last detail.
+        """
+        live = ~self.dead
+        mean = float(self._diagonal[live].mean()) if live.any() else 0.0
+        distance = float(np.einsum("ij,ij->", self.matrix, self.matrix)) - live.sum() * mean**2
+        if scatter <= 0 or distance <= 0:
+            return 0.0
+        share = min(scatter / distance, _MOST_SHRUNK)
+        return share * mean / (1 - share)
+
     def _factored(self, largest: float, max_condition: float) -> np.ndarray:
         """Damp `matrix` as much as it needs, and return its inverse's factor."""
-        self._damp(0.0)
+        shrunk = self.damping
         try:
             factor = inverse_factor(self.matrix)
-            smallest = _smallest_eigenvalue(factor)
-            if largest <= max_condition * smallest:
+            if largest <= (max_condition - 1) * shrunk:
+                return factor
+            smallest = _smallest_eigenvalue(factor) - shrunk
+            if largest + shrunk <= max_condition * (smallest + shrunk):
                 return factor
             del factor  # as large as the matrix
         except linalg.LinAlgError:
@@ -132,10 +153,16 @@ class Metric:
         size: number of inputs.
         max_condition: H is damped by the least d that brings the condition number of H + d·I
             below this.
+        scatter: mean squared error of each block of H, where it is known: H is shrunk as far as
+            that asks for.
     """
 
     def __init__(
-        self, second: Second | None, size: int, max_condition: float = MAX_CONDITION
+        self,
+        second: Second | None,
+        size: int,
+        max_condition: float = MAX_CONDITION,
+        scatter: npt.ArrayLike | None = None,
     ) -> None:
         self.size = size
         self.is_identity = second is None
@@ -145,7 +172,12 @@ class Metric:
         whole = BlockDiagonal((second,)) if isinstance(second, np.ndarray) else second
         if whole.size != size:
             raise ValueError(f"The moments have {whole.size} inputs, the weight has {size}.")
-        self.blocks = tuple(Block(at, part, max_condition) for at, part in whole.slices())
+        pieces = list(whole.slices())
+        errors = np.zeros(len(pieces)) if scatter is None else np.asarray(scatter, np.float64)
+        self.blocks = tuple(
+            Block(at, part, max_condition, float(error))
+            for (at, part), error in zip(pieces, errors, strict=True)
+        )
 
     @cached_property
     def diagonal(self) -> np.ndarray:
@@ -179,6 +211,12 @@ class Metric:
         if self.is_identity:
             return left
         return np.concatenate([left[:, b.at] @ b.matrix for b in self.blocks], axis=1)
+
+    def undamped_times(self, left: np.ndarray) -> np.ndarray:
+        """`left` times H as it was given."""
+        if self.is_identity:
+            return left
+        return np.concatenate([b.times(left[:, b.at]) for b in self.blocks], axis=1)
 
     def cost_by_row(self, change: np.ndarray) -> np.ndarray:
         """What adding `change` to the weight does to each output: its mean squared error."""

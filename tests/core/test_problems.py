@@ -23,6 +23,7 @@ from onnxslim.contract import Context
 from onnxslim.model import Model
 from onnxslim.objective.masks import InMatrix, surgeon
 from onnxslim.objective.problems import Aim, Problem, Problems, Schedule, Selection
+from onnxslim.objective.solver import Metric, refit
 from onnxslim.rewrite import Rewriter
 from support import parse
 
@@ -345,7 +346,9 @@ def test_layers_that_share_a_weight_are_one_problem_over_the_inputs_of_both(seco
     if second == "Gemm":  # its bias is free
         x1 = x1 - x1.mean(axis=0)
     expected = (x0.T @ x0 + x1.T @ x1) / len(X)
-    np.testing.assert_allclose(problem.metrics[0].blocks[0].undamped(), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        problem.metrics[0].blocks[0].undamped(), expected, rtol=1e-3, atol=1e-3
+    )
     problems.apply(problem, half_gone(problem), "halved")
     assert [t.name for t in model.to_proto().graph.initializer if t.name == "w"] == ["w"]
     assert output_error(source, model, X) < 0.2
@@ -559,3 +562,37 @@ def test_depths_never_fall_along_the_order() -> None:
     depths = [unit.depth for unit in problems.units]
     assert all(a <= b for a, b in pairwise(depths))
     assert depths == [0, 1, 2, 3, 4]
+
+
+# ------------------------------------------------------------------- few samples
+
+
+def pruned_error(count: int, *, shrunk: bool, seed: int) -> float:
+    """Relative error on new samples, half of the inputs gone and the others refitted."""
+    whole = samples(count + 2000, 60, seed=seed, rank=60)
+    whole = np.maximum(whole * np.linspace(2.0, 0.05, 60, dtype=np.float32), 0)
+    source = dense_net(60, 20, relu=False, seed=seed)
+    (problem,) = problems_of(source, whole[:count])[0]
+    keeps = np.arange(60) % 2 == 0
+    second = problem.metrics[0].blocks[0].undamped()
+    metric = problem.metrics[0] if shrunk else Metric(second, 60)
+    weight = refit(problem.target[0], metric, keeps)
+    new = whole[count:] - whole[count:].mean(axis=0)
+    wished = new @ problem.target[0].T
+    return float(np.square(wished - new @ weight.T).sum() / np.square(wished).sum())
+
+
+def test_with_few_samples_a_shrunk_metric_fits_new_ones_better() -> None:
+    ratios = [
+        pruned_error(40, shrunk=True, seed=seed) / pruned_error(40, shrunk=False, seed=seed)
+        for seed in range(8)
+    ]
+    assert np.median(ratios) < 0.8
+
+
+def test_with_many_samples_shrinking_changes_nothing_that_matters() -> None:
+    ratios = [
+        pruned_error(6000, shrunk=True, seed=seed) / pruned_error(6000, shrunk=False, seed=seed)
+        for seed in range(3)
+    ]
+    np.testing.assert_allclose(ratios, 1.0, atol=2e-3)

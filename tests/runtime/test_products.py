@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxslim.runtime.products import CrossSum, SecondSum
+from onnxslim.runtime.products import CrossSum, FourthSum, SecondSum
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -49,3 +49,19 @@ def test_sums_that_overflow_are_not_finite() -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         second.add(np.full((1, 3, 2), 1e30, np.float32))
     assert not np.isfinite(second.total()).any()
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_scatter_is_that_of_the_products_of_rows(*, centered: bool) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, 50, 4)) ** 2 + 0.5
+    fourth, second = FourthSum(2, 4), SecondSum(2, 4, exact=True)
+    for part in (x[:, :20], x[:, 20:]):
+        fourth.add(part)
+        second.add(part)
+    mean = x.mean(axis=1) if centered else np.zeros((2, 4))
+    rows = x - mean[:, None]
+    products = rows[:, :, :, None] * rows[:, :, None, :]
+    off = np.square(products - products.mean(axis=1, keepdims=True)).sum(axis=(2, 3))
+    found = fourth.scatter(50, second.total() / 50, mean)
+    np.testing.assert_allclose(found, off.mean(axis=1) / 50, rtol=1e-10)
