@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 import onnx
@@ -60,10 +60,16 @@ def foreign_operators(model: Model) -> list[str]:
     return [f"`{operator}` (node `{label}`)" for operator, label in found.items()]
 
 
-def signature(model: Model) -> tuple[bytes, ...]:
-    """Inputs and outputs as declared: name, dtype and shape, in order, serialized."""
+def signature(model: Model, *, without: Container[str] = ()) -> tuple[bytes, ...]:
+    """Inputs and outputs as declared: name, dtype and shape, in order, serialized.
+
+    Args:
+        model: with these.
+        without: names of outputs that are left out.
+    """
     declared = []
-    for tensors in (model.graph.inputs, model.graph.outputs):
+    outputs = [tensor for tensor in model.graph.outputs if tensor.name not in without]
+    for tensors in (model.graph.inputs, outputs):
         for tensor in tensors:
             info = getattr(tensor, "info", None)
             kind = b"" if info is None else info.type.SerializeToString(deterministic=True)

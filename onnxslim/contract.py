@@ -61,11 +61,13 @@ class PassResult:
     Attributes:
         fidelity: what was in fact promised by the changes made, when that is stronger than the
             class's promise (an affine rewrite that only multiplied by one is exact).
+        outputs: names of outputs that it added to the graph, because its options asked for them.
     """
 
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
     fidelity: Fidelity | None = None
+    outputs: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:

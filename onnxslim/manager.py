@@ -42,10 +42,12 @@ class _Part:
     changes: list[Change] = field(default_factory=list)
     skips: dict[tuple[str, str], Skip] = field(default_factory=dict)
     fidelity: Fidelity = Fidelity.EXACT
+    outputs: list[str] = field(default_factory=list)
 
     def add(self, result: PassResult, seconds: float) -> None:
         self.seconds += seconds
         self.changes += result.changes
+        self.outputs += result.outputs
         if result.changes:
             promised = self.rewrite.fidelity if result.fidelity is None else result.fidelity
             self.fidelity = max(self.fidelity, promised)
@@ -74,6 +76,11 @@ class _Run:
     @property
     def fidelity(self) -> Fidelity:
         return max((part.fidelity for part in self.parts if part.changes), default=Fidelity.EXACT)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs that were added."""
+        return [name for part in self.parts for name in part.outputs]
 
 
 class PassManager:
@@ -312,7 +319,7 @@ class _Runner:
             PromiseBroken: it is broken; the member to blame was found and a reproducer written.
         """
         fidelity = max(promised, run.fidelity)
-        reason, comparison = self.examine(before, run.model, fidelity)
+        reason, comparison = self.examine(before, run.model, fidelity, run.outputs)
         if reason is None:
             return comparison
         if isinstance(step, Preset):
@@ -320,10 +327,10 @@ class _Runner:
         raise self.broken(step, reason, before)
 
     def examine(
-        self, before: Model, after: Model, fidelity: Fidelity
+        self, before: Model, after: Model, fidelity: Fidelity, added: Sequence[str]
     ) -> tuple[str | None, Comparison | None]:
         """Why `after` breaks `fidelity` (None when it does not), and what was measured."""
-        if signature(before) != signature(after):
+        if signature(before) != signature(after, without=added):
             return "changed the inputs or outputs of the graph", None
         if self.prover is None:
             return None, None
@@ -348,7 +355,7 @@ class _Runner:
             if len(part.changes) == done:
                 continue
             fidelity = max(fidelity, part.fidelity)
-            reason, _ = self.examine(source, model, fidelity)
+            reason, _ = self.examine(source, model, fidelity, run.outputs)
             if reason is not None:
                 raise self.broken(part.rewrite, reason, good)
 

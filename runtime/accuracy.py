@@ -43,8 +43,12 @@ class Evaluation:
     samples: Samples | None = None
     metric: Callable[..., object] | None = None
 
-    def score(self, session: Session) -> float:
+    def score(self, session: Session, *, alone: bool = False) -> float:
         """Accuracy of the model behind `session`.
+
+        Args:
+            session: of the model.
+            alone: whether to run samples one by one.
 
         Raises:
             UsageError: no output gives a score for every class, labels are missing, or the
@@ -54,7 +58,7 @@ class Evaluation:
         if self.metric is not None:
             return _number(user_function.call(self.metric, self.name, session.run), self.name)
         assert self.samples is not None
-        return top1(session, self.samples)
+        return top1(session, self.samples, alone=alone)
 
 
 def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> Evaluation:
@@ -73,7 +77,7 @@ def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> E
     return Evaluation(samples.name, samples)
 
 
-def top1(session: Session, samples: Samples) -> float:
+def top1(session: Session, samples: Samples, *, alone: bool = False) -> float:
     """Share of samples whose highest score is that of their label.
 
     The scores are the first float output with one row of two or more entries for every sample.
@@ -82,7 +86,7 @@ def top1(session: Session, samples: Samples) -> float:
         UsageError: there is no such output, or labels are missing.
     """
     right = total = 0
-    for sample in samples.batches(batch_size(session, samples)):
+    for sample in samples.batches(1 if alone else batch_size(session, samples)):
         if sample.labels is None:
             raise UsageError(
                 f"{samples.name} has no array `label`, so there is no accuracy to measure. Add "

@@ -45,10 +45,14 @@ class Noise:
 
     def explains(self, meters: Mapping[str, DriftMeter], outputs: Sequence[TensorInfo]) -> bool:
         """Whether every output moved by no more than `FACTOR` times its own noise."""
-        return all(self._explains(info, meters[info.name]) for info in outputs)
+        return all(
+            self._explains(info, meters[info.name]) for info in outputs if info.name in meters
+        )
 
     def _explains(self, info: TensorInfo, meter: DriftMeter) -> bool:
-        own = [found[info.name] for found in self._meters]
+        own = [found[info.name] for found in self._meters if info.name in found]
+        if not own:  # an output that the input model does not have
+            return not meter.unequal
         if info.dtype is not None and is_floating(info.dtype):
             if meter.lost > FACTOR * max(one.lost for one in own):
                 return False

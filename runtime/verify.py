@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from onnxslim.runtime.promise import signature_breach
 from onnxslim.runtime.samples import Sample
 from onnxslim.runtime.sensitivity import Noise, nudged
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
-from onnxslim.runtime.workload import Workload, from_samples, from_seed
+from onnxslim.runtime.workload import Workload, from_samples, from_seed, is_branching
 
 _MEASUREMENTS = 4  # that must all show a step to be slower before it is left out for that
 ADVICE = "Give samples with --calib, or sizes with --input-shape, to have it verified."
@@ -39,10 +39,18 @@ ADVICE = "Give samples with --calib, or sizes with --input-shape, to have it ver
 
 @dataclass(frozen=True)
 class _Mode:
-    """How outputs are computed: with onnxruntime's optimisations or not, on which samples."""
+    """How outputs are computed.
+
+    Attributes:
+        optimise: whether with onnxruntime's optimisations.
+        wide: on which samples.
+        alone: whether each in a run of its own: where a model leaves early, a sample's neighbours
+            in a batch may matter.
+    """
 
     optimise: bool
     wide: bool
+    alone: bool = False
 
 
 @dataclass
@@ -137,7 +145,7 @@ class RuntimeProver:
         self._candidate = None
         if not self._verify or not self._is_loadable:
             return Comparison({}, {})
-        mode = self._mode(fidelity)
+        mode = self._mode(candidate, fidelity)
         if self._is_comparable:
             mode = self._prepare(mode)
         with self._open(candidate, optimise=mode.optimise) as session:
@@ -157,6 +165,7 @@ class RuntimeProver:
     def time(self, before: Model, after: Model) -> LatencyPair | None:
         """Latency of two models in turn on one sample; None when it is not to be measured.
 
+        Where what one of them runs depends on the sample, it is the mean over several samples.
         That the second is slower is believed when another pair of sessions finds it too.
 
         Raises:
@@ -165,7 +174,8 @@ class RuntimeProver:
         if not self._latency or self._workload is None:
             return None
         self._progress("timing")
-        feeds = self._workload.single
+        branches = is_branching(before) or is_branching(after)
+        feeds = self._workload.tour if branches else (self._workload.single,)
         measured = [self._times(before, after, feeds)]
         pair = confirm(measured)
         while pair.is_slower and len(measured) < _MEASUREMENTS:
@@ -187,7 +197,7 @@ class RuntimeProver:
             return None
         self._progress("measuring accuracy")
         with self._open(model) as session:
-            return self._opened_evaluation(session).score(session)
+            return self._opened_evaluation(session).score(session, alone=is_branching(model))
 
     def check_file(self, path: Path, model: Model) -> None:
         """Load the file at `path`, and see that it gives what `model` gave.
@@ -221,9 +231,11 @@ class RuntimeProver:
 
     # ------------------------------------------------------------------ inside
 
-    def _times(self, first: Model, second: Model, feeds: Feeds) -> np.ndarray:
+    def _times(self, first: Model, second: Model, tour: Sequence[Feeds]) -> np.ndarray:
+        """Milliseconds a sample, (2, rounds)."""
         with self._open(first) as a, self._open(second) as b:
-            return time_many((a.runner(feeds), b.runner(feeds)), seed=self._seed)
+            runs = [_around(session, tour) for session in (a, b)]
+            return time_many(runs, seed=self._seed) / len(tour)
 
     def _open(self, model: Model, *, optimise: bool = True) -> Session:
         return open_session(model, optimise=optimise, threads=self._threads)
@@ -303,11 +315,12 @@ class RuntimeProver:
                     f"Output `{name}` was NaN or infinite on all samples: it proves nothing."
                 )
 
-    def _mode(self, fidelity: Fidelity) -> _Mode:
+    def _mode(self, candidate: Model, fidelity: Fidelity) -> _Mode:
         wide = self._workload is not None and self._workload.has_wide
         return _Mode(
             optimise=fidelity is not Fidelity.EXACT or not self._is_exact,
             wide=wide and fidelity is Fidelity.LOSSY,
+            alone=fidelity is Fidelity.LOSSY and is_branching(candidate),
         )
 
     def _prepare(self, mode: _Mode) -> _Mode:
@@ -325,7 +338,7 @@ class RuntimeProver:
                 "onnxruntime runs this model only with its own optimisations, so exact steps were "
                 "held to rounding instead of equal bits."
             )
-            return self._prepare(_Mode(optimise=True, wide=mode.wide))
+            return self._prepare(replace(mode, optimise=True))
         return mode
 
     def _reference(self, baseline: _Baseline, mode: _Mode) -> list[Outputs]:
@@ -337,13 +350,13 @@ class RuntimeProver:
 
     def _runs(self, mode: _Mode) -> Iterable[Sample]:
         assert self._workload is not None
-        return self._workload.wide() if mode.wide else self._workload.probes
+        return self._workload.runs(wide=mode.wide, alone=mode.alone)
 
     def _changed_signature(self, session: Session) -> str | None:
         inputs, outputs = self._signature
         for word, old, new in (
             ("input", inputs, session.inputs),
-            ("output", outputs, session.outputs),
+            ("output", outputs, session.outputs[: len(outputs)]),  # more may have been asked for
         ):
             change = signature_breach(word, old, new)
             if change is not None:
@@ -415,3 +428,14 @@ class RuntimeProver:
             with suppress(RuntimeFailure), self._open(model, optimise=False) as plain:
                 self._noise.add(plain, runs, reference)
         return self._noise
+
+
+def _around(session: Session, tour: Sequence[Feeds]) -> Callable[[], object]:
+    """Runs on all samples of `tour`, as one function."""
+    runs = [session.runner(feeds) for feeds in tour]
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    return runs[0] if len(runs) == 1 else run

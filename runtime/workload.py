@@ -8,7 +8,7 @@ steps, whose drift is a statistic.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from onnxslim.contract import Fidelity
 from onnxslim.errors import RuntimeFailure, UsageError
+from onnxslim.ir import walk_graphs
+from onnxslim.model import Model
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.inputs import find_inputs
 from onnxslim.runtime.promise import breach
@@ -29,6 +31,9 @@ FEED_BYTES: Final = 64 << 20  # of all probes
 OUTPUT_BYTES: Final = 256 << 20  # of all reference outputs of one baseline
 BATCH: Final = 16
 BATCH_BYTES: Final = 32 << 20
+TOUR: Final = 64  # samples that a model is timed on whose run time depends on them
+TOUR_SECONDS: Final = 0.3
+FEWEST_ON_TOUR: Final = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Workload:
     Attributes:
         probes: runs, in memory.
         single: one sample, for latency.
+        tour: several samples, one by one, for the latency of models that branch.
         description: for `verified_on`.
         samples: where the wide set comes from; None: the probes are all there is.
         wide_rows: how many samples the wide set has.
@@ -50,11 +56,17 @@ class Workload:
     samples: Samples | None = None
     wide_rows: int = 0
     batch: int = 1
+    tour: tuple[Feeds, ...] = ()
 
     @property
     def has_wide(self) -> bool:
         """Whether the wide set is another than the probes."""
         return self.samples is not None
+
+    def runs(self, *, wide: bool, alone: bool) -> Iterable[Sample]:
+        """The wide set or the probes; `alone`: every sample in a run of its own."""
+        runs = self.wide() if wide else self.probes
+        return _one_by_one(runs) if alone and self.batch > 1 else runs
 
     def wide(self) -> Iterable[Sample]:
         """The wide set, read anew."""
@@ -86,14 +98,15 @@ def from_samples(session: Session, samples: Samples, role: str) -> Workload:
     probe = min(wide, _probe_count(seconds / first.rows, first))
     probes = tuple(samples.batches(batch, probe))
     used = sum(item.rows for item in probes)
+    tour = _tour(seconds / first.rows, samples)
     if samples.count is not None:
         wide = min(wide, samples.count)
     if used < probe or used >= wide:
         text = f"{role}: {_share(used, samples.count)}"
-        return Workload(probes, first.feeds, text, batch=batch)
+        return Workload(probes, first.feeds, text, batch=batch, tour=tour)
     up_to = "up to " if samples.count is None else ""
     text = f"{role}: {up_to}{_share(wide, samples.count)} ({used} of them for lossless steps)"
-    return Workload(probes, first.feeds, text, samples, wide, batch)
+    return Workload(probes, first.feeds, text, samples, wide, batch, tour)
 
 
 def from_seed(
@@ -109,7 +122,14 @@ def from_seed(
         return None, found.failure
     probes = tuple(Sample(feeds) for feeds in found.samples)
     text = f"{found.description}, no calibration data given"
-    return Workload(probes, probes[0].feeds, text), ""
+    tour = tuple(sample.feeds for sample in probes)
+    return Workload(probes, probes[0].feeds, text, tour=tour), ""
+
+
+def is_branching(model: Model) -> bool:
+    """Whether what runs may depend on the samples, and with it the latency and, by batch, more."""
+    nodes = (node for graph in walk_graphs(model.graph) for node in graph.nodes)
+    return any(node.op in ("If", "Loop") for node in nodes)
 
 
 def batch_size(session: Session, samples: Samples) -> int:
@@ -142,6 +162,23 @@ def _is_stack(together: np.ndarray, alone: Sequence[np.ndarray]) -> bool:
     meter = DriftMeter()
     meter.update(expected, together)
     return breach("", meter, expected.dtype, Fidelity.CLOSE) is None
+
+
+def _tour(seconds: float, samples: Samples) -> tuple[Feeds, ...]:
+    """As many of the first samples as run in a moment."""
+    first = next(iter(samples))
+    in_memory = _rows_within(FEED_BYTES, first.feeds.values(), first.rows)
+    fitting = min(TOUR, in_memory, int(TOUR_SECONDS / max(seconds, 1e-9)))
+    rows = max(FEWEST_ON_TOUR, fitting) * first.rows
+    return tuple(sample.feeds for sample in first_rows(samples, rows))
+
+
+def _one_by_one(runs: Iterable[Sample]) -> Iterator[Sample]:
+    for run in runs:
+        for row in range(run.rows):
+            part = slice(row, row + 1)
+            feeds = {name: array[part] for name, array in run.feeds.items()}
+            yield Sample(feeds, 1, None if run.labels is None else run.labels[part])
 
 
 def _timed(session: Session, feeds: Feeds) -> tuple[Outputs, float]:

@@ -117,10 +117,8 @@ class CodebookPass(LayerPass):
                 rw.skip(label, answer)
                 continue
             what = _change(problem, answer)
-            if answer.weight is None:
-                put(rw, label, holder, answer.stored, what)
-                continue
-            assign(rw, problem, answer.weight)  # later layers are measured on the dense weight
+            if answer.weight is not None:
+                assign(rw, problem, answer.weight)  # later layers are measured on the dense weight
             waiting.append((label, holder, answer.stored, what))
         for entry in waiting:
             put(rw, *entry)
