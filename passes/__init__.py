@@ -32,6 +32,7 @@ PASSES: Mapping[str, str] = {
     "prune-channels": "prune_channels:PruneChannels",
     "prune-weights": "prune_weights:PruneWeights",
     "quantize-fixed-point": "quantize_fixed_point:QuantizeFixedPoint",
+    "quantize-int8": "quantize_int8:QuantizeInt8",
     "quantize-power-of-two": "quantize_power_of_two:QuantizePowerOfTwo",
     "simplify": "simplify:Simplify",
     "ternarize-weights": "ternarize_weights:TernarizeWeights",

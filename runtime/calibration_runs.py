@@ -12,21 +12,25 @@ from typing import Final
 from onnxslim.contract import Skip
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
-from onnxslim.objective.calibration import Calibration, Distance
+from onnxslim.objective.calibration import Answer, Calibration, Distance
 from onnxslim.objective.moments import LayerMoments
+from onnxslim.objective.observations import Observation
 from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.calibration import SampleSource, open_samples
 from onnxslim.runtime.channel_activity import stream_activity
 from onnxslim.runtime.departure import Departure, combined
 from onnxslim.runtime.moments import Limits, stream_moments
+from onnxslim.runtime.observers import stream_observations
+from onnxslim.runtime.replay import Replay
 from onnxslim.runtime.samples import Sample, Samples
-from onnxslim.runtime.session import Outputs, open_session
+from onnxslim.runtime.session import Feeds, Outputs, open_session
 from onnxslim.runtime.values import Numbering, Signature
 
 Keep = Callable[[int, int | None], bool]
 
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 4 << 20
+_GOLDEN: Final = 0.6180339887498949
 _FOLDS: Final = 5
 _HELD: Final = 1  # of each `_FOLDS` samples the second, so that two samples are enough
 _MOST_TRIED: Final = 10000  # samples that a trial is fitted on, about
@@ -90,18 +94,49 @@ class CalibrationRuns:
         self._open(model)
         return stream_activity(model, self._runs, layers, threads=self._threads)
 
+    def observe(self, model: Model, tensors: Sequence[str]) -> Iterator[Observation | Skip]:
+        """See `Calibration`; errors as in `moments`, and for a name that the model lacks."""
+        samples = self._open(model)
+        return stream_observations(
+            model, samples.batches, tensors, count=samples.count, threads=self._threads
+        )
+
     def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
         """See `Calibration`; errors as in `moments`."""
-        self._open(reference)
+        samples = self._open(reference)
         outputs = self._reference_outputs(reference)
+        if isinstance(models, Sequence) and len(models) < 2:  # nothing to share with others
+            for model in models:
+                with open_session(model, threads=self._threads) as session:
+                    yield self._distance(outputs, lambda feeds, _: session.run(feeds))
+            return
+        replay = Replay(reference, samples.count, threads=self._threads)
         for model in models:
-            with open_session(model, threads=self._threads) as session:
-                meters = {info.name: Departure() for info in session.outputs}
-                for sample, expected in zip(self._runs(), outputs, strict=False):
-                    found = session.run(sample.feeds)
-                    for name, meter in meters.items():
-                        meter.update(expected[name], found[name])
-            yield combined(list(meters.values()))
+            with replay.variant(model) as variant:
+                found = self._distance(outputs, variant.run)
+            yield found
+
+    def _distance(
+        self, outputs: Sequence[Outputs], run: Callable[[Feeds, int], Outputs]
+    ) -> Distance:
+        """How far what `run` gives for each sample is from what is expected."""
+        meters = {name: Departure() for name in outputs[0]}
+        for sample, expected in zip(self._runs(), outputs, strict=False):
+            found = run(sample.feeds, sample.rows)
+            for name, meter in meters.items():
+                meter.update(expected[name], found[name])
+        return combined(list(meters.values()))
+
+    def outputs(self, model: Model, *, together: int | None = None) -> Iterator[Answer]:
+        """See `Calibration`; errors as in `moments`."""
+        self._open(model)
+        with open_session(model, threads=self._threads) as session:
+            for sample in self._runs(together):
+                yield Answer(session.run(sample.feeds), sample.rows, sample.labels)
+
+    def parts(self, count: int) -> tuple[Calibration, ...]:
+        """See `Calibration`."""
+        return tuple(_Part(self, _dealt(number, count)) for number in range(count))
 
     def halves(self) -> tuple[Calibration, Calibration]:
         """See `Calibration`."""
@@ -116,10 +151,10 @@ class CalibrationRuns:
                 self._samples = open_samples(self._source, session.inputs)
         return self._samples
 
-    def _runs(self) -> Iterator[Sample]:
+    def _runs(self, most: int | None = None) -> Iterator[Sample]:
         assert self._samples is not None
-        size: int | None = None
-        for sample in self._samples:
+        size = most
+        for sample in self._samples if size is None else ():
             row = sum(array.nbytes for array in sample.feeds.values()) / sample.rows
             size = max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(row, 1))))
             break
@@ -153,6 +188,14 @@ class _Part(CalibrationRuns):
         if self._samples is None:
             self._samples = _chosen(self._whole._open(model), self._keep)
         return self._samples
+
+
+def _dealt(number: int, count: int) -> Keep:
+    """About one sample in `count`, by multiples of the golden ratio.
+
+    Not every `count`-th: where samples of the classes take turns, a part would lack classes.
+    """
+    return lambda index, _: int(count * (index * _GOLDEN % 1.0)) == number
 
 
 def _is_tried(number: int, count: int | None) -> bool:

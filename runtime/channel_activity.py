@@ -30,7 +30,9 @@ class _Sums:
     key: str
     count: int = 0
     total: np.ndarray | float = 0.0
+    signed: np.ndarray | float = 0.0
     zeros: np.ndarray | float = 0.0
+    most: np.ndarray | float = 0.0
     means: list[np.ndarray] = field(default_factory=list)
 
     def add(self, array: np.ndarray) -> None:
@@ -42,7 +44,10 @@ class _Sums:
         if not rows.size:
             return
         self.count += rows.shape[0] * rows.shape[1]
-        self.total = self.total + np.abs(rows).sum(axis=(0, 1))
+        self.signed = self.signed + rows.sum(axis=(0, 1))
+        sizes = np.abs(rows)
+        self.total = self.total + sizes.sum(axis=(0, 1))
+        self.most = np.maximum(self.most, sizes.max(axis=(0, 1)))
         self.zeros = self.zeros + (rows == 0).sum(axis=(0, 1))
         self.means.append(rows.mean(axis=1))
 
@@ -55,6 +60,8 @@ class _Sums:
             np.asarray(self.total) / self.count,
             np.asarray(self.zeros) / self.count,
             np.array([_entropy(column) for column in means.T]),
+            np.asarray(self.most),
+            np.asarray(self.signed) / self.count,
         )
 
 

@@ -143,7 +143,7 @@ def open_session(
     Raises:
         RuntimeFailure: onnxruntime refuses the model.
     """
-    options = _options(optimise, threads)
+    options = session_options(optimise, threads)
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -174,7 +174,8 @@ def plain_session(
     return session
 
 
-def _options(optimise: bool, threads: int | None) -> ort.SessionOptions:
+def session_options(optimise: bool, threads: int | None) -> ort.SessionOptions:
+    """How onnxruntime is set up here; see `open_session`."""
     level = ort.GraphOptimizationLevel
     options = ort.SessionOptions()
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL

@@ -20,10 +20,12 @@ import onnx_graphsurgeon as gs
 from onnxslim.errors import RuntimeFailure
 from onnxslim.ir import Constant, Node, Variable
 from onnxslim.model import Model
+from onnxslim.objective.stopwatch import Kernel
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.input_sizes import Shape
 from onnxslim.runtime.inputs import Kind, draw_feeds
 from onnxslim.runtime.latency import compare_times, summarise, time_many, time_pair
+from onnxslim.runtime.profile import profile_model
 from onnxslim.runtime.session import Feeds, Session, open_session
 from onnxslim.shapes import infer_shapes, static_shape
 
@@ -123,6 +125,14 @@ class SessionStopwatch:
             open_session(after, threads=self._threads) as b,
         ):
             return time_pair(a.runner(self._feeds), b.runner(self._feeds), seed=self._seed)
+
+    def profile(self, model: Model) -> Sequence[Kernel]:
+        """See `Stopwatch`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses the model or fails on it.
+        """
+        return profile_model(model, self._feeds, threads=self._threads)
 
     # ------------------------------------------------------------------ inside
 

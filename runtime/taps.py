@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -74,9 +75,15 @@ class Taps:
             if node.op != "If" or not node.is_onnx:
                 return None
             outer = self._lead_out(outer, node, body, layer)
-        key = self._return(outer, layer)
+        key = self._return(outer, layer.holder.dtype)
         self._tapped[id(tensor)] = key
         return key
+
+    def tap_main(self, tensor: gs.Tensor) -> str:
+        """As `tap`, for a tensor of the main graph whose `dtype` is known."""
+        if id(tensor) not in self._tapped:
+            self._tapped[id(tensor)] = self._return(tensor, tensor.dtype)
+        return self._tapped[id(tensor)]
 
     def part(self, ends: Sequence[gs.Tensor], known: Iterable[gs.Tensor]) -> Part:
         """What has to run for `ends` where `known` tensors are given."""
@@ -125,14 +132,14 @@ class Taps:
         finally:
             graph.inputs, graph.outputs, graph.nodes = whole
 
-    def _return(self, tensor: gs.Tensor, layer: WeightLayer) -> str:
+    def _return(self, tensor: gs.Tensor, dtype: np.dtype[Any]) -> str:
         fed = any(tensor is item for item in self.graph.inputs)
         if fed and getattr(tensor, "default", None) is None:
             return str(tensor.name)
         if fed or isinstance(tensor, gs.Constant):
-            tensor = self._copied(tensor, self.graph, layer)
+            tensor = self._copied(tensor, self.graph, dtype)
         if tensor.dtype is None:
-            tensor.dtype = layer.holder.dtype
+            tensor.dtype = dtype
         self.outputs[tensor.name] = tensor
         return str(tensor.name)
 
@@ -141,15 +148,15 @@ class Taps:
             if not isinstance(branch, gs.Graph):
                 continue
             if name == body:
-                branch.outputs.append(self._copied(tensor, branch, layer))
+                branch.outputs.append(self._copied(tensor, branch, layer.holder.dtype))
             else:
                 branch.outputs.append(self._empty(branch, layer))
         outer = self._variable(f"{tensor.name}_seen", layer)
         node.outputs.append(outer)
         return outer
 
-    def _copied(self, tensor: gs.Tensor, graph: gs.Graph, layer: WeightLayer) -> Variable:
-        copy = self._variable(f"{tensor.name}_copy", layer)
+    def _copied(self, tensor: gs.Tensor, graph: gs.Graph, dtype: np.dtype[Any]) -> Variable:
+        copy = Variable(self._fresh(f"{tensor.name}_copy"), dtype)
         graph.nodes.append(Node("Identity", inputs=[tensor], outputs=[copy]))
         return copy
 

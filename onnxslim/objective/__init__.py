@@ -12,6 +12,7 @@ rewrite.
     codebooks  from a problem to codes and a table; vector_codebooks, scaled_tables: its kin
 
     calibration    what passes may ask of the samples
+    observations   ranges and histograms of tensors
     problems       one weight after another, with what bears on it
     layer_pass     base of the passes over them; codebook_pass: of those that store codes
     sensitivity    how much of a layer's error reaches the output, measured

@@ -19,12 +19,16 @@ class ChannelActivity:
         mean: E|x| over samples and positions (Molchanov 2016).
         zeros: share of exact zeros (APoZ, Hu 2016, eq. 1).
         entropy: in nats, of a histogram of the channel's mean in each sample (Luo 2017, eq. 2).
+        most: the largest |x|.
+        average: E[x].
     """
 
     layer: str
     mean: Array
     zeros: Array
     entropy: Array
+    most: Array
+    average: Array
 
 
 __all__ = ["ChannelActivity"]

@@ -5,15 +5,18 @@ The core only knows this protocol; `onnxslim.runtime.calibration_runs` answers i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onnxslim.contract import Skip
     from onnxslim.model import Model
     from onnxslim.objective.activity import ChannelActivity
     from onnxslim.objective.moments import LayerMoments
+    from onnxslim.objective.observations import Observation
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,21 @@ class Distance:
     sqnr_db: float
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model returns for some samples.
+
+    Attributes:
+        values: its outputs by name.
+        rows: how many samples they are of.
+        labels: one for each sample, where the samples have labels.
+    """
+
+    values: Mapping[str, np.ndarray]
+    rows: int
+    labels: np.ndarray | None = None
+
+
 class Calibration(Protocol):
     """The calibration samples, as passes see them."""
 
@@ -53,8 +71,25 @@ class Calibration(Protocol):
     def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:
         """Statistics of the input channels of the named layers, or why there are none."""
 
+    def observe(self, model: Model, tensors: Sequence[str]) -> Iterator[Observation | Skip]:
+        """Ranges and histograms of the named tensors of the main graph, or why there are none.
+
+        One for each distinct name; the node of a `Skip` is that name.
+        """
+
     def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
         """How far each of `models` is from `reference`, one after the other."""
+
+    def outputs(self, model: Model, *, together: int | None = None) -> Iterator[Answer]:
+        """What `model`, a network with the inputs of the samples, returns, run after run.
+
+        Args:
+            model: its outputs may be others than those of the network the samples were made for.
+            together: the most samples in one run; None: as many as is quick.
+        """
+
+    def parts(self, count: int) -> tuple[Calibration, ...]:
+        """The samples dealt out to so many parts. Of fewer samples some parts are all of them."""
 
     def halves(self) -> tuple[Calibration, Calibration]:
         """The samples to fit trials on and those held back to judge them, a fifth, spread evenly.
@@ -63,4 +98,4 @@ class Calibration(Protocol):
         """
 
 
-__all__ = ["Calibration", "Distance"]
+__all__ = ["Answer", "Calibration", "Distance"]

@@ -292,18 +292,34 @@ class Problems:
         self, layer: WeightLayer, moments: LayerMoments
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """What the bias aims at: b + E[y] and E[x], where the layer's bias can be chosen."""
-        bias = bias_of(layer)
-        is_off = layer.node.op == "Gemm" and not float(layer.node.attrs.get("beta", 1.0))
-        if layer.bias is None or isinstance(bias, str) or is_off:
-            return None
-        if moments.goal is None:
-            own = np.asarray(layer.canonical(), np.float64)
-            return bias + np.matmul(own, moments.mean[:, :, None])[:, :, 0], moments.mean
+        if moments.goal is None or _free_bias(layer) is None:
+            return own_goal(layer, moments.mean)
         twin = self.original(layer)
         before = None if twin is None else bias_of(twin)
         if not isinstance(before, np.ndarray):
             return None
         return before + moments.goal, moments.mean
+
+
+def own_goal(layer: WeightLayer, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """What `Problem.goals` holds for a layer that is to keep the mean output that it has now.
+
+    Args:
+        layer: with its present weight and bias.
+        mean: E[x], (groups, columns).
+    """
+    bias = _free_bias(layer)
+    if bias is None:
+        return None
+    own = np.asarray(layer.canonical(), np.float64)
+    return bias + np.matmul(own, mean[:, :, None])[:, :, 0], mean
+
+
+def _free_bias(layer: WeightLayer) -> np.ndarray | None:
+    """The bias of a layer, (groups, rows), where another can be chosen."""
+    bias = bias_of(layer)
+    is_off = layer.node.op == "Gemm" and not float(layer.node.attrs.get("beta", 1.0))
+    return None if layer.bias is None or isinstance(bias, str) or is_off else bias
 
 
 def assign(rewriter: Rewriter, problem: Problem, weight: np.ndarray) -> None:
@@ -412,4 +428,5 @@ __all__ = [
     "assign",
     "canonical",
     "layer_depths",
+    "own_goal",
 ]

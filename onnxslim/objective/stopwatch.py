@@ -9,6 +9,7 @@ that trades work for speed asks about a layer alone, as a small model of its rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -16,6 +17,27 @@ if TYPE_CHECKING:
 
     from onnxslim.model import Model
     from onnxslim.report import Latency, LatencyPair
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a profiled model.
+
+    Attributes:
+        node: the node of the model that it computes, by its first output: of a kernel for several
+            nodes the one whose name it bears; of one that onnxruntime put in to change a layout,
+            the node that reads what it makes, or else the one whose output it reads.
+        operator: what runs, in onnxruntime's words.
+        is_inserted: whether onnxruntime put it in.
+        elements: of its outputs.
+        ms: lower quartile of the runs; kernels that are alike share theirs.
+    """
+
+    node: str
+    operator: str
+    is_inserted: bool
+    elements: int
+    ms: float
 
 
 class Stopwatch(Protocol):
@@ -38,5 +60,8 @@ class Stopwatch(Protocol):
     def pair(self, before: Model, after: Model) -> LatencyPair:
         """Two whole models in turn, on the inputs that latency is measured on."""
 
+    def profile(self, model: Model) -> Sequence[Kernel]:
+        """The kernels that a run of the whole model takes, in the order in which they run."""
 
-__all__ = ["Stopwatch"]
+
+__all__ = ["Kernel", "Stopwatch"]

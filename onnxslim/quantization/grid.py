@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating]
 Codes = npt.NDArray[np.integer]
+_T = TypeVar("_T", np.float32, np.integer)
 
 _LEAST_SCALE: Final = float(np.finfo(np.float32).tiny) * 2**8  # DequantizeLinear loses smaller ones
 
@@ -51,6 +52,7 @@ class Grid:
         *,
         symmetric: bool = False,
         reduced: bool = False,
+        bits: int = 8,
         axis: int | None = None,
     ) -> Grid:
         """The grid that covers [least, most] and holds zero exactly (Jacob 2018, section 2.1).
@@ -61,12 +63,12 @@ class Grid:
             dtype: int8 or uint8.
             symmetric: zero is the middle code: −128 is not used, nor is 0 of uint8.
             reduced: one bit less: products of two codes then add up in 16 bits without saturating.
+            bits: of a code; below 8 not all codes of `dtype` are used.
             axis: of the tensor that `least` and `most` go along.
         """
         info = np.iinfo(np.dtype(dtype))
-        low, high = int(info.min), int(info.max)
-        if reduced:
-            low, high = low // 2, high // 2
+        unused = info.bits - bits + reduced
+        low, high = int(info.min) >> unused, int(info.max) >> unused
         middle = (low + high + 1) // 2
         bottom = np.minimum(np.asarray(least, np.float64), 0.0)
         top = np.maximum(np.asarray(most, np.float64), 0.0)
@@ -85,18 +87,52 @@ class Grid:
         array = np.asarray(values, np.float64)
         steps = np.rint(array / self._along(self.scale, array.ndim))
         codes = steps + self._along(self.zero_point, array.ndim)
-        return np.clip(codes, self.low, self.high).astype(self.dtype)
+        return np.asarray(np.clip(codes, self.low, self.high), self.dtype)
 
     def dequantized(self, codes: Codes) -> npt.NDArray[np.float32]:
         """What codes stand for."""
         steps = codes.astype(np.int32) - self._along(self.zero_point, codes.ndim).astype(np.int32)
         return np.asarray(steps * self._along(self.scale, codes.ndim), np.float32)
 
-    def _along(self, values: npt.NDArray[np.generic], rank: int) -> npt.NDArray[np.generic]:
+    def _along(self, values: npt.NDArray[_T], rank: int) -> npt.NDArray[_T]:
         if self.axis is None:
             return values
         shape: Sequence[int] = [-1 if axis == self.axis else 1 for axis in range(rank)]
         return values.reshape(shape)
+
+
+@dataclass(frozen=True)
+class GridForm:
+    """What grids of one kind have in common; `over` makes one for a range.
+
+    Attributes:
+        dtype: of codes, int8 or uint8; of 4 bits, too.
+        symmetric: see `Grid.over`.
+        reduced: see `Grid.over`.
+        bits: see `Grid.over`.
+    """
+
+    dtype: np.dtype[np.integer]
+    symmetric: bool = False
+    reduced: bool = False
+    bits: int = 8
+
+    def over(self, least: npt.ArrayLike, most: npt.ArrayLike, axis: int | None = None) -> Grid:
+        """The grid of this form that covers [least, most]."""
+        return Grid.over(
+            least,
+            most,
+            self.dtype,
+            symmetric=self.symmetric,
+            reduced=self.reduced,
+            bits=self.bits,
+            axis=axis,
+        )
+
+
+U8: Final = GridForm(np.dtype(np.uint8))
+S8: Final = GridForm(np.dtype(np.int8))
+S8_SYMMETRIC: Final = GridForm(np.dtype(np.int8), symmetric=True)
 
 
 def _scale(wished: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -104,4 +140,4 @@ def _scale(wished: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return np.where(wished > _LEAST_SCALE, wished, 1.0).astype(np.float32)
 
 
-__all__ = ["Grid"]
+__all__ = ["S8", "S8_SYMMETRIC", "U8", "Grid", "GridForm"]

@@ -232,3 +232,46 @@ def test_an_iterator_is_refused_because_samples_are_read_more_than_once() -> Non
 
     with pytest.raises(UsageError, match="more than once"):
         list(CalibrationRuns(items()).moments(Model.load(dense_net(12, 4))))
+
+
+# ------------------------------------------------------------------- outputs and parts
+
+
+def test_outputs_are_those_of_all_samples_in_order() -> None:
+    model = Model.load(dense_net(12, 16, 4))
+    found = list(CalibrationRuns({"x": X}).outputs(model))
+    assert sum(answer.rows for answer in found) == len(X)
+    np.testing.assert_allclose(
+        np.concatenate([answer.values["y"] for answer in found]), outputs(model, X)["y"], rtol=1e-5
+    )
+    assert all(answer.labels is None for answer in found)
+
+
+@pytest.mark.parametrize("together", [1, 8])
+def test_so_many_samples_are_run_together_as_asked_for(together: int) -> None:
+    model = Model.load(dense_net(12, 16, 4))
+    rows = [answer.rows for answer in CalibrationRuns({"x": X}).outputs(model, together=together)]
+    assert max(rows) == together
+    assert sum(rows) == len(X)
+
+
+def test_labels_come_with_the_outputs() -> None:
+    model = Model.load(dense_net(12, 16, 4))
+    labels = np.arange(len(X))
+    found = CalibrationRuns({"x": X, "label": labels}).outputs(model)
+    seen = [answer.labels for answer in found if answer.labels is not None]
+    np.testing.assert_array_equal(np.concatenate(seen), labels)
+
+
+@pytest.mark.parametrize("period", [2, 3, 10])
+def test_parts_are_disjoint_whole_and_blind_to_samples_that_take_turns(period: int) -> None:
+    x = np.arange(600, dtype=np.float32)[:, None]
+    model = Model.load(net([node("Identity", ["x"], "y")], {}, ["N", 1]))
+    seen = []
+    for part in CalibrationRuns({"x": x}).parts(2):
+        numbers = np.concatenate([answer.values["y"] for answer in part.outputs(model)])
+        seen.append(numbers[:, 0].astype(int))
+        assert len(numbers) == pytest.approx(300, abs=2)
+        turns = np.bincount(seen[-1] % period, minlength=period)
+        assert turns.min() > 0.8 * turns.mean()
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(600))

@@ -1,0 +1,158 @@
+"""The grids of activations: what was observed of a model, as ranges, as grids.
+
+What may change here: which tensors are observed, and how a range is chosen for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from onnxslim.analysis.operands import const_array
+from onnxslim.contract import Skip
+from onnxslim.model import Model
+from onnxslim.objective.calibration import Calibration
+from onnxslim.objective.observations import Observation
+from onnxslim.quantization.clusters import Cluster, Clusters
+from onnxslim.quantization.grid import Grid, GridForm
+from onnxslim.quantization.ranges import Range, RangeMethod, activation_range, best_range
+
+_MOST_LOST: Final = 0.02  # of the energy of a tensor, by being put on a grid
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The grids of a model's activations.
+
+    Attributes:
+        ranges: by the tensor's name.
+        form: of grids, those of constant operands too.
+        unseen: why a tensor has none, by its name.
+    """
+
+    ranges: Mapping[str, Range]
+    form: GridForm
+    unseen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def by_tensor(self) -> Mapping[str, Grid]:
+        """The grids alone."""
+        return {name: found.grid for name, found in self.ranges.items()}
+
+    def objection(self, cluster: Cluster) -> str | None:
+        """Why a cluster cannot be put on grids, or should not."""
+        for tensor in (*cluster.reads, *cluster.makes):
+            if tensor.name not in self.ranges:
+                why = self.unseen.get(tensor.name, "it was not observed")
+                return f"the range of `{tensor.name}` is not known: {why}"
+            found = self.ranges[tensor.name]
+            if found.relative_error > _MOST_LOST:
+                return (
+                    f"8 bits say too little of `{tensor.name}`, in [{found.least:.3g}, "
+                    f"{found.most:.3g}]: {100 * found.relative_error:.2g} % of its energy is lost"
+                )
+        if cluster.node.op == "Concat":
+            return self._drowned(cluster)
+        return self._uneven(cluster)
+
+    def _uneven(self, cluster: Cluster) -> str | None:
+        """That a constant operand has entries too small for its grid."""
+        for index in cluster.operands:
+            tensor = cluster.node.inputs[index]
+            values = const_array(tensor)
+            if values is None or not values.size:
+                continue
+            if not np.isfinite(values).all():
+                return f"the constant `{tensor.name}` is not finite"
+            grid = constant_grid(values, self.form)
+            exact = values[values != 0].astype(np.float64)
+            lost = np.square(exact - grid.dequantized(grid.quantized(exact)))
+            # each factor counts for itself, of what is added only the size of the error does
+            size = np.square(exact) if cluster.node.op == "Mul" else np.square(exact).mean()
+            if exact.size and (lost / size).mean() > _MOST_LOST:
+                return f"8 bits say too little of the constant `{tensor.name}`"
+        return None
+
+    def _drowned(self, cluster: Cluster) -> str | None:
+        """That an operand of a Concat is too small for the steps of the result."""
+        result = self.ranges[cluster.makes[0].name]
+        step = float(result.grid.scale)
+        for tensor in cluster.reads:
+            found = self.ranges[tensor.name]
+            if found.energy and step**2 / 12 > _MOST_LOST * found.energy:
+                return (
+                    f"`{tensor.name}`, in [{found.least:.3g}, {found.most:.3g}], would be lost in "
+                    f"the result, whose steps are {step:.2g}"
+                )
+        return None
+
+
+def constant_grid(values: np.ndarray, form: GridForm) -> Grid:
+    """The grid of a constant operand."""
+    return form.over(float(values.min()), float(values.max()))
+
+
+def observe_grids(
+    model: Model,
+    clusters: Clusters,
+    calibration: Calibration,
+    method: RangeMethod | None,
+    form: GridForm,
+) -> Grids:
+    """Observe what clusters read and make, on the calibration samples.
+
+    Args:
+        model: whose graph the clusters are of.
+        clusters: what may become integers.
+        calibration: the samples.
+        method: how ranges are chosen; None: for each tensor the one that does best on samples that
+            are held back.
+        form: of grids.
+    """
+    names = list(dict.fromkeys(_names(clusters)))
+    forms = _forms(clusters, form)
+    unseen: dict[str, str] = {}
+    ranges: dict[str, Range] = {}
+    if method is not None:
+        for item in _seen(calibration, model, names, unseen):
+            ranges[item.tensor] = activation_range(item, method, forms.get(item.tensor, form))
+        return Grids(ranges, form, unseen)
+    tried, held = calibration.halves()
+    judges = {item.tensor: item for item in _seen(held, model, names, unseen)}
+    for item in _seen(tried, model, names, unseen):
+        ranges[item.tensor] = best_range(
+            item, judges.get(item.tensor), forms.get(item.tensor, form)
+        )
+    return Grids(ranges, form, unseen)
+
+
+def _forms(clusters: Clusters, form: GridForm) -> Mapping[str, GridForm]:
+    """Of the tensors whose grids must end where a Relu or Clip does: they are not symmetric."""
+    return {
+        tensor.name: replace(form, symmetric=False)
+        for cluster in clusters.all
+        if cluster.activation is not None
+        for tensor in cluster.makes
+    }
+
+
+def _names(clusters: Clusters) -> Iterable[str]:
+    for cluster in clusters.all:
+        for tensor in (*cluster.reads, *cluster.makes):
+            yield str(tensor.name)
+
+
+def _seen(
+    calibration: Calibration, model: Model, names: Sequence[str], unseen: dict[str, str]
+) -> Iterable[Observation]:
+    for item in calibration.observe(model, names):
+        if isinstance(item, Skip):
+            unseen[item.node] = item.why
+        else:
+            yield item
+
+
+__all__ = ["Grids", "observe_grids"]

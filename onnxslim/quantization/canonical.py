@@ -1,0 +1,128 @@
+"""The forms that onnxruntime has integer kernels for, where a graph says the same otherwise.
+
+What may change here: what is rewritten before a graph is cut into clusters. All of it leaves the
+outputs as they are, to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim import wire
+from onnxslim.contract import Fidelity
+from onnxslim.errors import NotApplicable
+from onnxslim.ir import Constant, Graph, subgraphs_of
+from onnxslim.proto import graph_from_proto, graph_to_proto
+from onnxslim.rewrite import Rewriter
+
+OPSET: Final = 13  # the first in which scales go along an axis
+
+
+def sums_to_adds(rewriter: Rewriter) -> None:
+    """Replace ``Sum(a, b)`` with ``Add(a, b)``: onnxruntime has no integer Sum."""
+    for node in list(rewriter.main.nodes):
+        if node.op != "Sum" or not node.is_onnx or len(node.inputs) < 2:
+            continue
+        first, *rest = node.inputs
+        for other in rest[:-1]:  # from left to right, as onnxruntime adds up
+            (first,) = rewriter.insert(
+                node, "Add", [first, other], name=f"{node.outputs[0].name}_part", dtype=first.dtype
+            )
+        exact = Fidelity.EXACT if len(rest) == 1 else Fidelity.CLOSE
+        what = "Sum became Add, which has an integer kernel"
+        rewriter.update(node, what, op="Add", inputs=[first, rest[-1]], attrs={}, fidelity=exact)
+
+
+def raise_opset(graph: gs.Graph) -> tuple[int, int] | None:
+    """Bring `graph` to the opset that quantization along an axis needs, where it is below.
+
+    Its nodes and tensors are new objects afterwards.
+
+    Returns:
+        From what to what; None where nothing had to be done.
+
+    Raises:
+        NotApplicable: it cannot be converted.
+    """
+    before = int(graph.opset)
+    if before >= OPSET:
+        return None
+    if any(subgraphs_of(node) for node in graph.nodes) or graph.local_functions:
+        raise NotApplicable(
+            f"its opset is {before}, int8 weights with a scale for each channel need {OPSET}, and "
+            "models with bodies or local functions cannot be converted: export it at a later opset"
+        )
+    adopt(graph, _converted(graph, before))
+    return before, OPSET
+
+
+def adopt(graph: gs.Graph, other: gs.Graph) -> None:
+    """Let `graph` be what `other` is, which is not used any more."""
+    graph.nodes, graph.inputs, graph.outputs = other.nodes, other.inputs, other.outputs
+    graph.import_domains, graph.opset = other.import_domains, other.opset
+    graph.unused = other.unused
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if isinstance(tensor, Constant) and tensor.home is other:
+                tensor.home = graph
+
+
+def _converted(graph: gs.Graph, before: int) -> Graph:
+    proto = onnx.ModelProto(ir_version=graph.ir_version or 8)
+    content, payloads = graph_to_proto(graph, wire.DEFAULT_THRESHOLD)
+    proto.graph.CopyFrom(content)
+    proto.opset_import.extend(graph.import_domains)
+    large = _taken_out(proto.graph)
+    try:
+        proto = onnx.version_converter.convert_version(proto, OPSET)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        raise NotApplicable(
+            f"its opset is {before}, int8 weights with a scale for each channel need {OPSET}, and "
+            f"onnx cannot convert it: {error}"
+        ) from error
+    names = {tensor.name for tensor in large}
+    kept = [info for info in proto.graph.input if info.name not in names]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    proto.graph.initializer.extend(large)
+    del proto.graph.value_info[:]  # the converter declares every tensor, which takes room
+    proto.graph.value_info.extend(content.value_info)
+    proto.ir_version = graph.ir_version or proto.ir_version
+
+    def read(tensor: onnx.TensorProto) -> wire.Buffer | None:
+        entries = wire.external_entries(tensor)
+        if entries.get("location") != wire.PLACEHOLDER:
+            return None
+        return payloads[int(entries["offset"])].read()
+
+    return graph_from_proto(proto, read)
+
+
+def _taken_out(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """Weights that lie elsewhere, made inputs: onnx's converter wants to read what it is given."""
+    large: list[onnx.TensorProto] = []
+    small: list[onnx.TensorProto] = []
+    for tensor in graph.initializer:
+        is_large = wire.external_entries(tensor).get("location") == wire.PLACEHOLDER
+        (large if is_large else small).append(_copy(tensor))
+    del graph.initializer[:]
+    graph.initializer.extend(small)
+    known = {info.name for info in graph.input}
+    for tensor in large:
+        if tensor.name not in known:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return large
+
+
+def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    return copy
+
+
+__all__ = ["OPSET", "adopt", "raise_opset", "sums_to_adds"]

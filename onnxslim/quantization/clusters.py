@@ -1,0 +1,183 @@
+"""A graph cut into clusters: what onnxruntime runs as one integer kernel, and the float rest.
+
+A cluster is a node for which there is an integer kernel, with a Relu or Clip behind it that the
+saturation of the output's grid does anyway. Only the main graph is cut: bodies read and return
+floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.contract import Skip
+from onnxslim.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
+from onnxslim.quantization.rules import Kind, Rule, folded, rule_of
+
+
+@dataclass(frozen=True, eq=False)
+class Cluster:
+    """One integer kernel, if it is chosen to be one.
+
+    Attributes:
+        name: the first output of `node`, under which reports and options know it.
+        node: the operator.
+        rule: how it goes with integers.
+        activation: a Relu or Clip behind it that its output's grid replaces.
+        interval: that `activation` confines values to.
+    """
+
+    name: str
+    node: Node
+    rule: Rule
+    activation: Node | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The operator and its activation."""
+        return (self.node,) if self.activation is None else (self.node, self.activation)
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """Indices of the inputs of `node` that are quantized, constants among them."""
+        if self.rule.data is None:
+            return tuple(range(len(self.node.inputs)))
+        return self.rule.data
+
+    @property
+    def reads(self) -> tuple[gs.Tensor, ...]:
+        """The activations that must be quantized."""
+        found = (self.node.inputs[index] for index in self.operands)
+        return tuple(dict.fromkeys(t for t in found if not _is_constant(t)))
+
+    @property
+    def makes(self) -> tuple[gs.Tensor, ...]:
+        """The tensors that come out quantized."""
+        return tuple(tensor for tensor in self.nodes[-1].outputs if tensor.name)
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it multiplies matrices."""
+        return self.rule.kind is Kind.LAYER or self.node.op == "MatMul"
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The main graph, cut.
+
+    Attributes:
+        all: producers first.
+        skips: nodes that stay float, with the reason.
+        outside: tensors that the graph returns, or that bodies of its nodes use.
+    """
+
+    all: tuple[Cluster, ...]
+    skips: tuple[Skip, ...] = ()
+    outside: frozenset[gs.Tensor] = frozenset()
+    _of: dict[Node, Cluster] = field(default_factory=dict, repr=False)
+
+    def of(self, node: Node) -> Cluster | None:
+        """The cluster that `node` belongs to."""
+        return self._of.get(node)
+
+    def maker(self, tensor: gs.Tensor) -> Cluster | None:
+        """The cluster whose output `tensor` is."""
+        return self._of.get(tensor.inputs[0]) if tensor.inputs else None
+
+
+def clusters_of(graph: gs.Graph) -> Clusters:
+    """All clusters of `graph`, whose shapes and types were inferred."""
+    outside = frozenset((*graph.outputs, *_captured(graph)))
+    found: list[Cluster] = []
+    skips: list[Skip] = []
+    of: dict[Node, Cluster] = {}
+    for node in graph.nodes:
+        if node in of or not _is_float_work(node):
+            continue
+        rule = rule_of(node)
+        if isinstance(rule, str):
+            skips.append(Skip(node_label(node), rule))
+            continue
+        activation = _activation(node, rule, outside)
+        interval = None if activation is None else folded(activation)
+        cluster = Cluster(node_label(node), node, rule, activation, interval)
+        found.append(cluster)
+        of.update(dict.fromkeys(cluster.nodes, cluster))
+    return Clusters(tuple(found), tuple(skips), outside, of)
+
+
+def without_islands(clusters: Clusters, chosen: frozenset[str]) -> frozenset[str]:
+    """`chosen` without data movement on integers that nothing computes with."""
+    left = {cluster for cluster in clusters.all if cluster.name in chosen}
+    kept = {cluster for cluster in left if cluster.rule.kind is not Kind.MOVEMENT}
+    stack = list(kept)
+    while stack:
+        for other in _neighbours(clusters, stack.pop()):
+            if other in left and other not in kept:
+                kept.add(other)
+                stack.append(other)
+    return frozenset(cluster.name for cluster in kept)
+
+
+def _neighbours(clusters: Clusters, cluster: Cluster) -> Iterator[Cluster]:
+    for tensor in cluster.reads:
+        maker = clusters.maker(tensor)
+        if maker is not None:
+            yield maker
+    for tensor in cluster.makes:
+        for node in tensor.outputs:
+            reader = clusters.of(node)
+            if reader is not None:
+                yield reader
+
+
+def _activation(node: Node, rule: Rule, outside: frozenset[gs.Tensor]) -> Node | None:
+    """A Relu or Clip that alone reads what `node` makes."""
+    output = node.outputs[0]
+    if rule.kind is Kind.MOVEMENT or output in outside:
+        return None
+    if len(output.outputs) != 1 or folded(output.outputs[0]) is None:
+        return None
+    reader: Node = output.outputs[0]
+    return reader
+
+
+def _is_float_work(node: Node) -> bool:
+    """Whether a node has anything to do with floats: the rest is no news to anybody."""
+    if node.op == "Constant" or not node.outputs:
+        return False
+    dtype = node.outputs[0].dtype
+    return dtype is None or dtype.kind == "f"
+
+
+def _is_constant(tensor: gs.Tensor) -> bool:
+    return isinstance(tensor, Constant) or (
+        len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant"
+    )
+
+
+def _captured(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    """Tensors that bodies of nodes of `graph` use."""
+    for node in graph.nodes:
+        for body in subgraphs_of(node):
+            for inner in walk_graphs(body):
+                yield from inner.outputs
+                for reader in inner.nodes:
+                    yield from reader.inputs
+
+
+def matching(clusters: Sequence[Cluster], names: Sequence[str]) -> frozenset[str]:
+    """Names of those clusters whose names match one of the shell patterns `names`."""
+    from fnmatch import fnmatchcase
+
+    return frozenset(
+        cluster.name
+        for cluster in clusters
+        if any(cluster.name == n or fnmatchcase(cluster.name, n) for n in names)
+    )
+
+
+__all__ = ["Cluster", "Clusters", "clusters_of", "matching", "without_islands"]

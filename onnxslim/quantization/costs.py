@@ -1,0 +1,182 @@
+"""From profiles to what every placement takes: see `placement`.
+
+What may change here: what is made of the kernels of a profiled model. A kernel's time belongs to
+the cluster whose node it bears. Two things are not as simple:
+
+- onnxruntime fuses a Conv and the Add behind it, in float only. Where a layer has no kernel and an
+  elementwise cluster behind it runs as a Conv, the time is the layer's;
+- layouts. Float Convs work on blocks of channels, integer ones on channels last. A tensor that
+  crosses between them is put in order on both sides, so a crossing takes the time of these
+  kernels, by the element, on top of QuantizeLinear or DequantizeLinear.
+
+A profile of a mixed placement says what crossings really took; such figures replace the estimates.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.ir import node_label
+from onnxslim.objective.stopwatch import Kernel
+from onnxslim.quantization.clusters import Cluster, Clusters
+from onnxslim.quantization.insert import Inserted
+from onnxslim.quantization.placement import FLOAT, Costs, Times, Wire
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_FUSING: Final = frozenset(
+    {"Conv", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "NhwcFusedConv"}
+)
+_LEAST_ELEMENTS: Final = 4096  # of kernels whose time says something about each element
+_DEFAULT_NS: Final = 0.25  # for each element, where no such kernel was seen
+
+
+@dataclass
+class _Rate:
+    """Milliseconds by the element, over kernels of one kind that are large enough to tell."""
+
+    ms: float = 0.0
+    elements: int = 0
+
+    def add(self, kernel: Kernel) -> None:
+        if kernel.elements >= _LEAST_ELEMENTS:
+            self.ms += kernel.ms
+            self.elements += kernel.elements
+
+    def of(self, elements: int) -> float:
+        by_element = self.ms / self.elements if self.elements else _DEFAULT_NS * 1e-6
+        return by_element * elements
+
+
+@dataclass
+class Ledger:
+    """What is known of the times of one model's clusters.
+
+    Attributes:
+        clusters: of the float model.
+        candidates: names of the clusters that may be integers.
+        shapes: of tensors, on the inputs that latency is measured on.
+    """
+
+    clusters: Clusters
+    candidates: frozenset[str]
+    shapes: Shapes
+    _float_ms: dict[str, float] = field(default_factory=dict)
+    _int_ms: dict[str, float] = field(default_factory=dict)
+    _crossed: dict[tuple[str, str], float] = field(default_factory=dict)
+    _start_ms: float = np.inf  # of the shortest kernel: what any takes to begin
+    _rates: dict[str, _Rate] = field(default_factory=lambda: defaultdict(_Rate))
+
+    def add(
+        self, kernels: Sequence[Kernel], chosen: frozenset[str], inserted: Inserted | None = None
+    ) -> None:
+        """Enter the profile of a model in which the clusters `chosen` are integers.
+
+        What is entered later counts.
+        """
+        spent: dict[str, float] = defaultdict(float)
+        crossed: dict[tuple[str, str], float] = defaultdict(float)
+        self._start_ms = min([self._start_ms, *(kernel.ms for kernel in kernels)])
+        places = self._places(inserted)
+        for kernel in kernels:
+            if kernel.operator in ("QuantizeLinear", "DequantizeLinear"):
+                self._rates[kernel.operator].add(kernel)
+                tensor = None if inserted is None else inserted.crossings.get(kernel.node)
+                if tensor is not None:
+                    crossed[tensor, kernel.operator] += kernel.ms
+                continue
+            if kernel.is_inserted:
+                self._rates[kernel.operator].add(kernel)
+            name = places.get(kernel.node)
+            if name is not None:
+                spent[self._fused_into(name, kernel, spent, chosen)] += kernel.ms
+        for cluster in self.clusters.all:
+            side = self._int_ms if cluster.name in chosen else self._float_ms
+            side[cluster.name] = spent[cluster.name]
+        self._crossed.update(crossed)
+
+    def costs(self) -> Costs:
+        """Of every placement of the candidates."""
+        times = {
+            name: Times(self._float_ms.get(name, 0.0), self._int_ms.get(name, 0.0))
+            for name in self.candidates
+        }
+        return Costs(times, tuple(self._wires()))
+
+    # ------------------------------------------------------------------ kernels
+
+    def _places(self, inserted: Inserted | None) -> Mapping[str, str]:
+        """Clusters by the labels of nodes of the profiled model."""
+        places = {
+            node_label(node): cluster.name
+            for cluster in self.clusters.all
+            for node in cluster.nodes
+        }
+        if inserted is not None:
+            places.update(inserted.clusters)
+        return places
+
+    def _fused_into(
+        self, name: str, kernel: Kernel, spent: Mapping[str, float], chosen: frozenset[str]
+    ) -> str:
+        """The layer that a kernel is in fact of, where onnxruntime fused it with what follows."""
+        cluster = self._by_name[name]
+        if cluster.is_layer or name in chosen or kernel.operator not in _FUSING:
+            return name
+        makers = [self.clusters.maker(tensor) for tensor in cluster.reads]
+        for maker in makers:
+            if maker is not None and maker.is_layer and maker.name not in {*spent, *chosen}:
+                return maker.name
+        return name
+
+    @property
+    def _by_name(self) -> Mapping[str, Cluster]:
+        return {cluster.name: cluster for cluster in self.clusters.all}
+
+    # ------------------------------------------------------------------ crossings
+
+    def _wires(self) -> Iterable[Wire]:
+        tensors = dict.fromkeys(
+            tensor
+            for cluster in self.clusters.all
+            if cluster.name in self.candidates
+            for tensor in (*cluster.reads, *cluster.makes)
+        )
+        for tensor in tensors:
+            maker = self._side(self.clusters.maker(tensor))
+            readers = tuple(dict.fromkeys(self._readers(tensor)))
+            quantize, dequantize = self._crossing(tensor)
+            yield Wire(maker, readers, quantize, dequantize)
+
+    def _side(self, cluster: Cluster | None) -> str | None:
+        known = cluster is not None and cluster.name in self.candidates
+        return cluster.name if known and cluster is not None else FLOAT
+
+    def _readers(self, tensor: gs.Tensor) -> Iterable[str | None]:
+        for node in tensor.outputs:
+            yield self._side(self.clusters.of(node))
+        if tensor in self.clusters.outside:
+            yield FLOAT
+
+    def _crossing(self, tensor: gs.Tensor) -> tuple[float, float]:
+        shape = self.shapes.get(tensor.name, ())
+        elements = prod(shape)
+        layout = 0.0
+        if len(shape) > 2:  # what has no more axes is not blocked
+            layout = self._rates["ReorderOutput"].of(elements)
+            layout += self._rates["Transpose"].of(elements)
+        found = []
+        for operator in ("QuantizeLinear", "DequantizeLinear"):
+            estimate = self._start_ms + self._rates[operator].of(elements) + layout
+            found.append(self._crossed.get((tensor.name, operator), estimate))
+        return found[0], found[1]
+
+
+__all__ = ["Ledger"]

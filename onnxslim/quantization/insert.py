@@ -1,0 +1,300 @@
+"""A graph with QuantizeLinear and DequantizeLinear around the clusters that were chosen.
+
+What may change here: the form in which onnxruntime recognizes integer kernels. It is
+
+    x ─ Q ─ DQ ─┐
+    int8 W ─ DQ ┼─ Conv ─ Q ─ DQ ─ y        (int32 b ─ DQ is the third input)
+
+An activation goes through one QuantizeLinear. Float nodes that read a float tensor keep reading
+it; what an integer kernel makes is read by all through its DequantizeLinear, under the tensor's
+own name: graph outputs and bodies of If and Loop see no difference. Between integer kernels
+onnxruntime drops the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.operands import const_array, is_present
+from onnxslim.contract import Fidelity
+from onnxslim.ir import Constant, Node, Variable, node_label
+from onnxslim.quantization.activations import constant_grid
+from onnxslim.quantization.biases import with_bias
+from onnxslim.quantization.channel_maps import channel_map
+from onnxslim.quantization.clusters import Cluster, Clusters
+from onnxslim.quantization.grid import U8, Codes, Grid, GridForm
+from onnxslim.quantization.rules import BIAS, WEIGHT, Kind
+from onnxslim.rewrite import Rewriter
+
+
+@dataclass(frozen=True)
+class LayerCodes:
+    """What a layer becomes.
+
+    Attributes:
+        codes: in the layout of its weight.
+        grid: of the weight.
+        bias: (rows,), float; None: the layer has none.
+        words: about the rounding, for the report.
+    """
+
+    codes: Codes
+    grid: Grid
+    bias: np.ndarray | None
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to insert.
+
+    Attributes:
+        chosen: names of the clusters that become integer kernels.
+        grids: of activations, by the tensor's name.
+        layers: by the name of the cluster.
+        constants: the form of grids of constant operands.
+    """
+
+    chosen: frozenset[str]
+    grids: Mapping[str, Grid]
+    layers: Mapping[str, LayerCodes]
+    constants: GridForm = U8
+
+
+@dataclass
+class Inserted:
+    """Where things are in the new graph, by the first outputs of its nodes.
+
+    Attributes:
+        clusters: nodes of clusters, with the cluster's name.
+        crossings: QuantizeLinear and DequantizeLinear of activations, with the tensor's name.
+    """
+
+    clusters: dict[str, str] = field(default_factory=dict)
+    crossings: dict[str, str] = field(default_factory=dict)
+
+
+def insert_grids(rewriter: Rewriter, clusters: Clusters, plan: Plan) -> Inserted:
+    """Put `plan` into the graph that `clusters` are of; the caller takes the rewriter's result."""
+    writer = _Writer(rewriter, clusters, plan)
+    chosen = [cluster for cluster in clusters.all if cluster.name in plan.chosen]
+    writer.look_up(chosen)
+    for cluster in chosen:
+        writer.quantize_inputs(cluster)
+    for cluster in chosen:
+        writer.quantize_outputs(cluster)
+    return writer.inserted
+
+
+def grid_source(clusters: Clusters, chosen: Iterable[str], tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor whose grid `tensor` has: data movement on integers keeps its input's."""
+    names = frozenset(chosen)
+    while True:
+        maker = clusters.maker(tensor)
+        if maker is None or maker.name not in names or maker.rule.kind is not Kind.MOVEMENT:
+            return tensor
+        tensor = maker.node.inputs[0]
+
+
+@dataclass
+class _Writer:
+    rewriter: Rewriter
+    clusters: Clusters
+    plan: Plan
+    inserted: Inserted = field(default_factory=Inserted)
+    _constants: dict[object, Constant] = field(default_factory=dict)
+    _readable: dict[gs.Tensor, gs.Tensor] = field(default_factory=dict)
+    _sources: dict[gs.Tensor, Grid] = field(default_factory=dict)
+
+    def look_up(self, chosen: Iterable[Cluster]) -> None:
+        """Find the grid of every tensor, as long as the graph says what moves where."""
+        for cluster in chosen:
+            for tensor in (*cluster.reads, *cluster.makes):
+                source = grid_source(self.clusters, self.plan.chosen, tensor)
+                self._sources[tensor] = self.plan.grids[source.name]
+
+    # ----------------------------------------------------------------- inputs
+
+    def quantize_inputs(self, cluster: Cluster) -> None:
+        """Let the cluster read what DequantizeLinear makes."""
+        node = cluster.node
+        if cluster.rule.kind is Kind.CHANNEL_MAP:
+            self._to_conv(cluster)
+        inputs = [self._sources.get(tensor) for tensor in node.inputs]
+        for index in cluster.operands:
+            values = const_array(node.inputs[index])
+            if values is None:
+                self.rewriter.set_input(node, index, self._read(node, node.inputs[index]))
+            else:
+                grid = constant_grid(values, self.plan.constants)
+                self._set_constant(node, index, grid.quantized(values), grid)
+        if cluster.rule.kind in (Kind.LAYER, Kind.CHANNEL_MAP):
+            assert inputs[0] is not None
+            self._quantize_layer(cluster, inputs[0])
+
+    def _to_conv(self, cluster: Cluster) -> None:
+        node, found = cluster.node, channel_map(cluster.node)
+        assert not isinstance(found, str)
+        self.rewriter.update(
+            node,
+            f"{node.op} became a depthwise Conv",
+            op="Conv",
+            inputs=[
+                node.inputs[0],
+                self._constant(f"{cluster.name}_factor", found.weight),
+                self._constant(f"{cluster.name}_offset", found.bias),
+            ],
+            attrs=found.attributes,
+            fidelity=Fidelity.CLOSE,
+        )
+
+    def _read(self, node: Node, tensor: gs.Tensor) -> gs.Tensor:
+        """What an integer kernel reads in place of `tensor`."""
+        maker = self.clusters.maker(tensor)
+        if maker is not None and maker.name in self.plan.chosen:
+            return tensor  # its DequantizeLinear will make it
+        if tensor not in self._readable:
+            self._readable[tensor] = self._pair(node, tensor, tensor, self._sources[tensor])
+        return self._readable[tensor]
+
+    def _quantize_layer(self, cluster: Cluster, data: Grid) -> None:
+        node, layer = cluster.node, self.plan.layers[cluster.name]
+        if layer.bias is None:
+            self._set_constant(node, WEIGHT, layer.codes, layer.grid)
+            return
+        wish = node.inputs[BIAS].name if is_present(node, BIAS) else f"{cluster.name}_bias"
+        codes, grid, bias, bias_grid = with_bias(
+            layer.codes, layer.grid, layer.bias, float(data.scale)
+        )
+        self._set_constant(node, WEIGHT, codes, grid)
+        self._set_constant(node, BIAS, bias, bias_grid, wish)
+
+    def _set_constant(
+        self, node: Node, index: int, codes: Codes, grid: Grid, wish: str | None = None
+    ) -> None:
+        """Let `node` read integers, through a DequantizeLinear of its own."""
+        old = node.inputs[index] if index < len(node.inputs) else None
+        name = wish or (old.name if old is not None else node_label(node))
+        stored = self._constant(f"{name}_codes", codes)
+        attrs = {} if grid.axis is None else {"axis": grid.axis}
+        (made,) = self.rewriter.insert(
+            node,
+            "DequantizeLinear",
+            [stored, *self._parameters(name, grid)],
+            attrs,
+            name=f"{name}_dequantized",
+            dtype=np.dtype(np.float32),
+            shape=list(codes.shape),
+        )
+        self.rewriter.set_input(node, index, made)
+
+    # ----------------------------------------------------------------- outputs
+
+    def quantize_outputs(self, cluster: Cluster) -> None:
+        """Let DequantizeLinear make what the cluster made."""
+        node = cluster.nodes[-1]
+        label = cluster.name
+        if cluster.activation is not None:
+            self.inserted.clusters[node_label(cluster.node)] = label
+            inner = [cluster.node.outputs[0]]
+        else:
+            inner = self._copied(node)
+            self.inserted.clusters[inner[0].name] = label
+        words = self._words(cluster)
+        if len(node.outputs) == 1:
+            (output,) = node.outputs
+            codes = self._quantized(node, inner[0], output, self._sources[output])
+            self.inserted.crossings[output.name] = output.name
+            self.rewriter.update(
+                node,
+                words,
+                op="DequantizeLinear",
+                inputs=[codes, *self._parameters(output.name, self._sources[output])],
+                attrs={},
+                fidelity=Fidelity.LOSSY,
+            )
+            return
+        results = [
+            self._pair(node, made, output, self._sources[output]) if output.name else made
+            for made, output in zip(inner, node.outputs, strict=True)
+        ]
+        self.rewriter.replace(node, results, words)
+        self.rewriter.fidelity = Fidelity.LOSSY
+
+    def _copied(self, node: Node) -> list[Variable]:
+        """The outputs of a copy of `node`, in front of it."""
+        shapes = [tensor.shape for tensor in node.outputs]
+        made = self.rewriter.insert(
+            node,
+            node.op,
+            list(node.inputs),
+            dict(node.attrs),
+            name=f"{node_label(node)}_float",
+            dtype=np.dtype(np.float32),
+            outputs=len(node.outputs),
+        )
+        copy: Node = made[0].inputs[0]
+        copy.name, node.name = node.name, ""
+        copy.extra, copy.attr_types = node.extra, dict(node.attr_types)
+        node.extra = None
+        for tensor, shape, old in zip(made, shapes, node.outputs, strict=True):
+            tensor.shape = shape
+            if not old.name:
+                tensor.name = ""
+        return made
+
+    # ----------------------------------------------------------------- pairs
+
+    def _pair(self, before: Node, source: gs.Tensor, named: gs.Tensor, grid: Grid) -> Variable:
+        """`source` through QuantizeLinear and DequantizeLinear."""
+        codes = self._quantized(before, source, named, grid)
+        (made,) = self.rewriter.insert(
+            before,
+            "DequantizeLinear",
+            [codes, *self._parameters(named.name, grid)],
+            name=f"{named.name}_dequantized",
+            dtype=np.dtype(np.float32),
+            shape=named.shape,
+        )
+        self.inserted.crossings[made.name] = named.name
+        return made
+
+    def _quantized(self, before: Node, source: gs.Tensor, named: gs.Tensor, grid: Grid) -> Variable:
+        (codes,) = self.rewriter.insert(
+            before,
+            "QuantizeLinear",
+            [source, *self._parameters(named.name, grid)],
+            name=f"{named.name}_quantized",
+            dtype=grid.dtype,
+            shape=named.shape,
+        )
+        self.inserted.crossings[codes.name] = named.name
+        return codes
+
+    def _parameters(self, name: str, grid: Grid) -> tuple[Constant, Constant]:
+        scale = self._constant(f"{name}_scale", np.asarray(grid.scale))
+        return scale, self._constant(f"{name}_zero_point", np.asarray(grid.zero_point))
+
+    def _constant(self, wish: str, values: np.ndarray) -> Constant:
+        """Equal constants are one: shared weights stay shared."""
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.rewriter.constant(values.copy(), wish)
+        return self._constants[key]
+
+    def _words(self, cluster: Cluster) -> str:
+        kernel = cluster.rule.kernel or f"{cluster.node.op} on integers"
+        words = f"{cluster.node.op} became {kernel}"
+        if cluster.rule.kind is Kind.MOVEMENT:
+            words = f"{cluster.node.op} moves integers"
+        if cluster.activation is not None:
+            words += f", which its {cluster.activation.op} is part of"
+        layer = self.plan.layers.get(cluster.name)
+        return f"{words}; {layer.words}" if layer is not None and layer.words else words
+
+
+__all__ = ["Inserted", "LayerCodes", "Plan", "grid_source", "insert_grids"]

@@ -1,0 +1,151 @@
+"""The integer weights of layers, solved in one sweep over a copy of the model.
+
+What may change here: what the solver is given. How weights are rounded is `weights`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from glob import escape
+
+import numpy as np
+
+from onnxslim.analysis.layers import ConvPatches, WeightLayer, bias_of, weight_layers
+from onnxslim.analysis.operands import is_present
+from onnxslim.contract import Context
+from onnxslim.model import Model
+from onnxslim.objective.activity import ChannelActivity
+from onnxslim.objective.problems import Aim, Problems, Schedule, Selection, own_goal
+from onnxslim.quantization.channel_maps import channel_map
+from onnxslim.quantization.clusters import Clusters
+from onnxslim.quantization.insert import LayerCodes
+from onnxslim.quantization.rules import Kind
+from onnxslim.quantization.weights import (
+    QuantizedWeight,
+    Rounding,
+    WeightForm,
+    channel_axis,
+    quantized_weight,
+)
+from onnxslim.rewrite import Rewriter
+
+
+def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str, LayerCodes]:
+    """Codes of all layers that can have some, rounded to nearest: good enough to be timed.
+
+    Those of channel maps are exact, but for the bits that a factor has.
+
+    Args:
+        model: in float.
+        clusters: of its graph.
+        form: of the grids of weights.
+    """
+    found: dict[str, LayerCodes] = {}
+    for cluster in clusters.all:
+        if cluster.rule.kind is Kind.CHANNEL_MAP:
+            kept = channel_map(cluster.node)
+            assert not isinstance(kept, str)
+            grid = form.grid.over(kept.factor, kept.factor, 0)
+            found[cluster.name] = LayerCodes(grid.quantized(kept.weight), grid, kept.bias)
+    for layer in weight_layers(model.graph)[0]:
+        if layer.bodies or isinstance(bias_of(layer), str):
+            continue
+        weight = layer.holder.values
+        axis = channel_axis(layer) if form.per_channel else None
+        across = tuple(index for index in range(weight.ndim) if index != axis)
+        least, most = weight.min(across), weight.max(across)
+        grid = form.grid.over(
+            *((least, most) if axis is not None else (weight.min(), weight.max())), axis
+        )
+        found[layer.name] = LayerCodes(grid.quantized(weight), grid, _bias(layer))
+    return found
+
+
+def solved_codes(
+    model: Model,
+    names: Iterable[str],
+    context: Context,
+    form: WeightForm,
+    rounding: Rounding,
+    *,
+    keep_means: bool,
+    tell: Callable[[str], None],
+) -> dict[str, LayerCodes]:
+    """Codes of the named layers, and biases that go with them.
+
+    Args:
+        model: in float; it is left as it is.
+        names: of layers.
+        context: calibration, and the reference that layers aim at.
+        form: of the grids of weights.
+        rounding: how weights are rounded.
+        keep_means: whether biases make up for what rounding does to the mean of the outputs.
+        tell: what goes on, in words.
+    """
+    patterns = tuple(escape(name) for name in names)
+    if not patterns:
+        return {}
+    copy = model.clone()
+    means: dict[str, np.ndarray] = {}
+    if rounding is Rounding.NEAREST:  # needs no second moments
+        if keep_means:
+            means = _mean_inputs(copy, context)
+        context = replace(context, calibration=None)
+    problems = Problems(
+        Rewriter(copy.graph),
+        replace(context, model=copy),
+        Selection(only=patterns),
+        Schedule(sequential=False, aim=Aim.ORIGINAL),
+    )
+    found: dict[str, LayerCodes] = {}
+    for problem in problems:
+        tell(f"rounding {problem.name}")
+        if not keep_means:
+            problem.goals = ()
+        elif means:
+            own = [(layer, means.get(layer.name)) for layer in problem.layers]
+            problem.goals = tuple(None if m is None else own_goal(la, m) for la, m in own)
+        weight = quantized_weight(problem, form, rounding)
+        problems.apply(problem, weight.weight, "int8")
+        for layer in problem.layers:
+            codes, grid = weight.stored(layer)
+            found[layer.name] = LayerCodes(codes, grid, _bias(layer), _words(weight))
+    return found
+
+
+def _mean_inputs(model: Model, context: Context) -> dict[str, np.ndarray]:
+    """E[x] of the inputs of layers, (groups, columns), by name.
+
+    That of a patch is taken to be that of its channels: at borders it is less, by the padding.
+    """
+    assert context.calibration is not None
+    layers = {layer.name: layer for layer in weight_layers(model.graph)[0]}
+    found = {}
+    for seen in context.calibration.activity(model, list(layers)):
+        if isinstance(seen, ChannelActivity):
+            layer = layers[seen.layer]
+            found[seen.layer] = _by_column(layer, seen.average)
+    return found
+
+
+def _by_column(layer: WeightLayer, by_channel: np.ndarray) -> np.ndarray:
+    groups = layer.groups if isinstance(layer.unfolding, ConvPatches) else 1
+    split = by_channel.reshape(groups, -1)  # (groups, channels of a group)
+    columns = np.repeat(split, layer.columns // split.shape[1], axis=1)
+    return np.broadcast_to(columns, (layer.groups, layer.columns))
+
+
+def _words(weight: QuantizedWeight) -> str:
+    return f"relative error of its weight's rounding {weight.error:.2g}"
+
+
+def _bias(layer: WeightLayer) -> np.ndarray | None:
+    if layer.bias is None or not is_present(layer.node, layer.bias):
+        return None
+    bias = bias_of(layer)
+    assert not isinstance(bias, str)
+    return bias.reshape(-1)
+
+
+__all__ = ["plain_codes", "solved_codes"]

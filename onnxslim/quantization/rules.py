@@ -1,0 +1,223 @@
+"""Which operators onnxruntime computes on integers, and under which conditions.
+
+It does where DequantizeLinear and QuantizeLinear stand around them (see `insert`).
+
+What may change here: the table. It was read off onnxruntime's optimized models; a test builds one
+node for every row and holds the installed onnxruntime to it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.operands import const_array, is_present
+from onnxslim.ir import Node
+from onnxslim.quantization.channel_maps import channel_map
+from onnxslim.shapes import rank
+
+Objection = Callable[[Node], str | None]
+
+
+class Kind(enum.Enum):
+    """How an operator goes with integers.
+
+    LAYER: its weight becomes int8, its bias int32; the output has a grid of its own.
+    PLAIN: every float operand has a grid, and the output one of its own.
+    CHANNEL_MAP: it becomes a depthwise Conv, and that a layer (see `channel_maps`).
+    MOVEMENT: values only move or are chosen among: the output is on the input's grid.
+    """
+
+    LAYER = "layer"
+    PLAIN = "plain"
+    CHANNEL_MAP = "channel map"
+    MOVEMENT = "movement"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one operator is computed on integers.
+
+    Attributes:
+        kind: see there.
+        kernel: what onnxruntime makes of it; "" for the operator itself.
+        data: indices of the inputs that are quantized activations; None: all.
+        objection: why a node of this operator is not, or None.
+    """
+
+    kind: Kind
+    kernel: str = ""
+    data: tuple[int, ...] | None = (0,)
+    objection: Objection = lambda _node: None
+
+
+WEIGHT: Final = 1
+BIAS: Final = 2
+
+
+def rule_of(node: Node) -> Rule | str:
+    """The rule for `node`, or why it is computed in float."""
+    if not node.is_onnx:
+        return f"operators of the domain {node.domain} have no integer kernel"
+    rule = _RULES.get(node.op)
+    if rule is None:
+        return _FLOAT.get(node.op, f"onnxruntime has no integer kernel for {node.op}")
+    if node.op == "MatMul" and const_array(node.inputs[WEIGHT]) is None:
+        rule = _TWO_MATRICES
+    why = rule.objection(node) or _other_type(node, rule)
+    return why or rule
+
+
+def folded(node: Node) -> tuple[float, float] | None:
+    """The interval that a Relu or Clip confines its input to, where a grid can do the same.
+
+    A grid saturates at its ends, and it always holds zero.
+    """
+    if not node.is_onnx or node.op not in ("Relu", "Clip"):
+        return None
+    if node.op == "Relu":
+        return 0.0, np.inf
+    low, high = -np.inf, np.inf
+    if is_present(node, 1):
+        low = _scalar(node.inputs[1])
+    if is_present(node, 2):
+        high = _scalar(node.inputs[2])
+    low, high = float(node.attrs.get("min", low)), float(node.attrs.get("max", high))
+    return (low, high) if low <= 0.0 <= high else None
+
+
+def _scalar(tensor: gs.Tensor) -> float:
+    """Of a constant of one element; NaN, which no comparison holds for, where it is none."""
+    value = const_array(tensor)
+    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else np.nan
+
+
+def _other_type(node: Node, rule: Rule) -> str | None:
+    indices = range(len(node.inputs)) if rule.data is None else rule.data
+    for index in indices:
+        dtype = node.inputs[index].dtype
+        if dtype != np.float32:
+            found = "of an unknown type" if dtype is None else np.dtype(dtype).name
+            return f"its input `{node.inputs[index].name}` is {found}, not float32"
+    return None
+
+
+def _constant_operands(node: Node) -> str | None:
+    weight = const_array(node.inputs[WEIGHT])
+    if weight is None:
+        return "its weight is computed at run time"
+    if const_array(node.inputs[0]) is not None:
+        return "it only has constants"
+    if is_present(node, BIAS) and const_array(node.inputs[BIAS]) is None:
+        return "its bias is computed at run time"
+    return None if np.isfinite(weight).all() else "its weight is not finite"
+
+
+def _plain_gemm(node: Node) -> str | None:
+    if node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0:
+        return "onnxruntime's integer Gemm takes no alpha or beta"
+    if node.attrs.get("transA", 0):
+        return "onnxruntime's integer Gemm takes no transposed input"
+    why = _constant_operands(node)
+    if why is None and is_present(node, BIAS):
+        bias = const_array(node.inputs[BIAS])
+        weight = const_array(node.inputs[WEIGHT])
+        assert bias is not None
+        assert weight is not None
+        rows = weight.shape[0 if node.attrs.get("transB", 0) else 1]
+        if bias.size != rows:
+            return "its bias is not one number for each output"
+    return why
+
+
+def _constant_matrix(node: Node) -> str | None:
+    weight = const_array(node.inputs[WEIGHT])
+    if weight is not None and weight.ndim != 2:
+        return "its weight is a stack of matrices"
+    return _constant_operands(node)
+
+
+def _some_variable(node: Node) -> str | None:
+    if all(const_array(tensor) is not None for tensor in node.inputs):
+        return "it only has constants"
+    return None
+
+
+def _moving(node: Node) -> str | None:
+    return "what it moves is constant" if const_array(node.inputs[0]) is not None else None
+
+
+def _nearest(node: Node) -> str | None:
+    if node.attrs.get("mode", "nearest") != "nearest":
+        return "onnxruntime resizes integers only by choosing the nearest"
+    return _moving(node)
+
+
+def _one_output(node: Node) -> str | None:
+    if len([tensor for tensor in node.outputs if tensor.name]) > 1:
+        return "its indices are used"
+    return _moving(node)
+
+
+def _map_of_channels(node: Node) -> str | None:
+    if const_array(node.inputs[0]) is not None:
+        return "it only has constants"
+    found = channel_map(node)
+    return found if isinstance(found, str) else None
+
+
+def _known_rank(node: Node) -> str | None:
+    return "the rank of its input is not known" if rank(node.inputs[0]) is None else None
+
+
+_MOVES: Final = Rule(Kind.MOVEMENT, objection=_moving)
+_TWO_MATRICES: Final = Rule(Kind.PLAIN, "QLinearMatMul", (0, 1))
+_RULES: Final[Mapping[str, Rule]] = {
+    "Conv": Rule(Kind.LAYER, "QLinearConv", objection=_constant_operands),
+    "Gemm": Rule(Kind.LAYER, "QGemm", objection=_plain_gemm),
+    "MatMul": Rule(Kind.LAYER, "QLinearMatMul", objection=_constant_matrix),
+    "BatchNormalization": Rule(Kind.CHANNEL_MAP, "QLinearConv", objection=_map_of_channels),
+    "HardSigmoid": Rule(Kind.CHANNEL_MAP, "QLinearConv", objection=_map_of_channels),
+    "Add": Rule(Kind.PLAIN, "QLinearAdd", None, _some_variable),
+    "Mul": Rule(Kind.PLAIN, "QLinearMul", None, _some_variable),
+    "Concat": Rule(Kind.PLAIN, "QLinearConcat", None, _some_variable),
+    "AveragePool": Rule(Kind.PLAIN, "QLinearAveragePool", objection=_known_rank),
+    "GlobalAveragePool": Rule(Kind.PLAIN, "QLinearGlobalAveragePool"),
+    "Sigmoid": Rule(Kind.PLAIN, "QLinearSigmoid"),
+    "LeakyRelu": Rule(Kind.PLAIN, "QLinearLeakyRelu"),
+    "MaxPool": Rule(Kind.MOVEMENT, objection=_one_output),
+    "Resize": Rule(Kind.MOVEMENT, objection=_nearest),
+    **dict.fromkeys(
+        (
+            "DepthToSpace",
+            "Expand",
+            "Flatten",
+            "Gather",
+            "Reshape",
+            "Slice",
+            "Split",
+            "Squeeze",
+            "Tile",
+            "Transpose",
+            "Unsqueeze",
+        ),
+        _MOVES,
+    ),
+}
+_FLOAT: Final[Mapping[str, str]] = {
+    "Softmax": "its outputs span many orders of magnitude: it is left in float",
+    "LayerNormalization": "it is left in float",
+    "ConvTranspose": "onnxruntime has no integer kernel for ConvTranspose on CPUs",
+    "QuantizeLinear": "it is quantized already",
+    "DequantizeLinear": "it is quantized already",
+    "LSTM": "recurrent layers need dynamic quantization, which this pass does not do",
+    "GRU": "recurrent layers need dynamic quantization, which this pass does not do",
+}
+
+
+__all__ = ["BIAS", "WEIGHT", "Kind", "Rule", "folded", "rule_of"]

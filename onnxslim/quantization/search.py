@@ -1,0 +1,132 @@
+"""The search for a placement that is faster than float on this machine.
+
+What may change here: which placements are tried. The cut of least time (see `placement`) is only
+as good as the times it is made from, so it is made again from the profile of what it gave; then
+whole models are timed in turn with the float one, and the fastest is kept, if it is faster at all
+and still is when it is timed once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from onnxslim.model import Model
+from onnxslim.objective.stopwatch import Stopwatch
+from onnxslim.quantization.clusters import Clusters, clusters_of, without_islands
+from onnxslim.quantization.costs import Ledger
+from onnxslim.quantization.insert import Inserted, Plan, insert_grids
+from onnxslim.quantization.placement import best_placement
+from onnxslim.report import LatencyPair
+from onnxslim.rewrite import Rewriter
+
+_ROUNDS: Final = 3  # of cutting and profiling what was cut
+
+Planner = Callable[[frozenset[str]], Plan]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A placement that was timed as a whole.
+
+    Attributes:
+        words: which it is.
+        chosen: its integer clusters.
+        pair: the float model against it.
+    """
+
+    words: str
+    chosen: frozenset[str]
+    pair: LatencyPair
+
+    def __str__(self) -> str:
+        """With its numbers."""
+        pair = self.pair
+        return (
+            f"{self.words} ({len(self.chosen)} kernels) {pair.ratio:.2f} times as fast as float "
+            f"({pair.low:.2f} to {pair.high:.2f})"
+        )
+
+
+@dataclass
+class Search:
+    """Looks for the placement of one model.
+
+    Attributes:
+        model: in float, its shapes inferred.
+        reference: what has to be beaten.
+        clusters: of its graph.
+        candidates: names of clusters that may become integers.
+        plan: the grids and codes of a placement.
+        stopwatch: of this machine.
+        tell: what goes on, in words.
+        tried: the placements that were timed.
+    """
+
+    model: Model
+    reference: Model
+    clusters: Clusters
+    candidates: frozenset[str]
+    plan: Planner
+    stopwatch: Stopwatch
+    tell: Callable[[str], None]
+    tried: list[Tried] = field(default_factory=list)
+
+    def run(self) -> Tried | None:
+        """The fastest placement; None where none is faster than float, twice."""
+        first = [self._timed(words, chosen) for chosen, words in self._placements().items()]
+        faster = [tried for tried in first if tried.pair.is_faster]
+        for tried in sorted(faster, key=lambda item: -item.pair.ratio):
+            # the best of several is also the luckiest of several
+            again = self._timed(f"again {tried.words}", tried.chosen)
+            if again.pair.is_faster:
+                return again
+        return None
+
+    def _timed(self, words: str, chosen: frozenset[str]) -> Tried:
+        self.tell(f"timing {words}")
+        candidate, _ = quantized(self.model, self.plan(chosen))
+        tried = Tried(words, chosen, self.stopwatch.pair(self.reference, candidate))
+        self.tried.append(tried)
+        return tried
+
+    def _placements(self) -> Mapping[frozenset[str], str]:
+        """What is worth timing, with words for it; each placement once."""
+        found: dict[frozenset[str], str] = {}
+        for number, chosen in enumerate(self._cuts(), 1):
+            found.setdefault(chosen, f"the least cut number {number}")
+        found.setdefault(self.candidates, "all that can be")
+        layers = (c.name for c in self.clusters.all if c.is_layer and c.name in self.candidates)
+        found.setdefault(frozenset(layers), "layers only")
+        found.pop(frozenset(), None)
+        return found
+
+    def _cuts(self) -> list[frozenset[str]]:
+        """Least cuts, each from the profiles of those before it."""
+        ledger = Ledger(self.clusters, self.candidates, self.stopwatch.shapes(self.model))
+        self.tell("profile of the float model")
+        ledger.add(self.stopwatch.profile(self.model), frozenset())
+        chosen, found = self.candidates, list[frozenset[str]]()
+        for _ in range(_ROUNDS):
+            self.tell(f"profile with {len(chosen)} integer kernels")
+            model, inserted = quantized(self.model, self.plan(chosen))
+            ledger.add(self.stopwatch.profile(model), chosen, inserted)
+            chosen = without_islands(self.clusters, best_placement(ledger.costs()))
+            if not chosen or chosen in found:
+                break
+            found.append(chosen)
+        return found
+
+
+def quantized(model: Model, plan: Plan) -> tuple[Model, Inserted]:
+    """A copy of `model` with `plan` put into it, and where things are."""
+    copy = model.clone()
+    rewriter = Rewriter(copy.graph)
+    inserted = insert_grids(rewriter, clusters_of(copy.graph), plan)
+    rewriter.result()
+    copy.has_shapes = False
+    return copy, inserted
+
+
+__all__ = ["Planner", "Search", "Tried", "quantized"]

@@ -1,0 +1,260 @@
+"""SmoothQuant: ranges of activations, migrated into weights.
+
+A few channels of what a transformer's MatMuls read are far larger than the rest, and a grid for the
+whole tensor spends its codes on them. With s_j = max|X_j|^α / max|W_j|^(1−α) for each channel j
+
+    X·W = (X·diag(s)⁻¹)·(diag(s)·W)
+
+is the same product of a tensor and a weight that share the difficulty (Xiao et al. 2022,
+arXiv:2211.10438, eq. 4). What comes before takes the division: scale and bias of a
+LayerNormalization, a Mul and an Add with constants, or the rows of another weight layer. max|W_j|
+is over all layers that read the tensor.
+
+What may change here: what can take the division (`_TAKERS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.affine import cast
+from onnxslim.analysis.linear import LinearLayer
+from onnxslim.analysis.operands import const_array, is_present
+from onnxslim.contract import Context, Fidelity, Skip
+from onnxslim.ir import Node, node_label
+from onnxslim.quantization.rescale import (
+    Array,
+    ScaledLayer,
+    reads,
+    same_axis,
+    scalable_layer,
+)
+from onnxslim.rewrite import Rewriter
+from onnxslim.shapes import rank
+
+_LEAST_SCALE: Final = 1e-5
+_SETTLED: Final = 1e-3  # of log s: below it nothing is gained
+Write = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """A tensor whose channels were scaled.
+
+    Attributes:
+        tensor: its name.
+        readers: labels of the layers that read it.
+        before: largest |x| of all channels, as a multiple of the channels' mean.
+        after: the same with scales.
+    """
+
+    tensor: str
+    readers: tuple[str, ...]
+    before: float
+    after: float
+
+
+def smooth(rewriter: Rewriter, context: Context, *, alpha: float = 0.5) -> tuple[Smoothed, ...]:
+    """Scale what Gemms and MatMuls of the main graph read; edits the graph.
+
+    What was done, and which tensors are left alone and why, is said to the rewriter.
+
+    Args:
+        rewriter: of the graph of `context.model`.
+        context: with calibration data; without, nothing is done.
+        alpha: how much of the difference between channels goes into weights, in [0, 1].
+    """
+    if context.calibration is None or context.model is None:
+        return ()
+    sites = _sites(rewriter)
+    names = [node_label(site.readers[0].layer.node) for site in sites]
+    # the snapshot is what is measured, while the graph is edited
+    found = context.calibration.activity(context.model.clone(), names)
+    seen = {item.node if isinstance(item, Skip) else item.layer: item for item in found}
+    done = []
+    for site, name in zip(sites, names, strict=True):
+        item = seen[name]
+        result = item.why if isinstance(item, Skip) else _smoothed(rewriter, site, item.most, alpha)
+        if isinstance(result, str):
+            rewriter.skip(site.tensor.name, f"it is not smoothed: {result}")
+        else:
+            done.append(result)
+    return tuple(done)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A tensor that only layers read, each along its last axis."""
+
+    tensor: gs.Tensor
+    readers: tuple[ScaledLayer, ...]
+
+
+def _sites(rewriter: Rewriter) -> list[_Site]:
+    by_tensor: dict[gs.Tensor, list[LinearLayer]] = {}
+    for node in rewriter.main.nodes:
+        if node.op in ("Gemm", "MatMul"):
+            layer = scalable_layer(rewriter, node)
+            if isinstance(layer, str):
+                rewriter.skip(node, f"its input is not smoothed: {layer}")
+            elif layer is not None:
+                by_tensor.setdefault(node.inputs[layer.data], []).append(layer)
+    sites = []
+    for tensor, layers in by_tensor.items():
+        why = _why_no_site(rewriter, tensor, layers)
+        if why is None:
+            sites.append(_Site(tensor, tuple(map(ScaledLayer, layers))))
+        else:
+            rewriter.skip(tensor.name, f"it is not smoothed: {why}")
+    return sites
+
+
+def _why_no_site(
+    rewriter: Rewriter, tensor: gs.Tensor, layers: Sequence[LinearLayer]
+) -> str | None:
+    if not tensor.inputs:
+        return "it is an input of the graph"
+    if rewriter.uses(tensor) != len(layers):
+        return "others than weight layers read it"
+    along = (
+        reads(layer, tensor) and same_axis(layer.in_axis, -1, rank(tensor)) for layer in layers
+    )
+    return None if all(along) else "its channels do not lie along its last axis"
+
+
+def _smoothed(rewriter: Rewriter, site: _Site, most: Array, alpha: float) -> Smoothed | str:
+    weights = np.max([layer.in_peaks() for layer in site.readers], axis=0)
+    used = (most > 0) & (weights > 0)
+    if not used.any():
+        return "all its channels are zero"
+    scale = np.ones_like(most)
+    scale[used] = np.maximum(most[used] ** alpha / weights[used] ** (1 - alpha), _LEAST_SCALE)
+    # a factor that all channels have in common changes no grid: it is left out
+    scale[used] /= np.exp(np.log(scale[used]).mean())
+    if np.abs(np.log(scale)).max() < _SETTLED:
+        return "its channels are alike already"
+    taken = _taken(rewriter, site.tensor, 1 / scale)
+    if isinstance(taken, str):
+        return taken
+    for layer in site.readers:
+        layer.ins *= scale
+        arrays = layer.arrays()
+        if isinstance(arrays, str):
+            return arrays
+        taken.append(_writing(rewriter, layer, arrays))
+    for write in taken:
+        write()
+    labels = tuple(node_label(layer.layer.node) for layer in site.readers)
+    words = ", ".join(f"`{label}`" for label in labels)
+    rewriter.note(site.tensor.name, f"smoothed for {words}", Fidelity.CLOSE)
+    return Smoothed(site.tensor.name, labels, _peak(most), _peak(most / scale))
+
+
+def _peak(most: Array) -> float:
+    return float(most.max() / most.mean())
+
+
+def _writing(
+    rewriter: Rewriter, layer: ScaledLayer, arrays: tuple[np.ndarray, np.ndarray | None]
+) -> Write:
+    return lambda: layer.write(rewriter, arrays)
+
+
+# ---------------------------------------------------------------------------- who takes the factor
+
+
+def _taken(rewriter: Rewriter, tensor: gs.Tensor, factor: Array) -> list[Write] | str:
+    """What to write so that `tensor` is multiplied by `factor` along its last axis, or why not."""
+    writes: list[Write] = []
+    while True:
+        node = rewriter.producer(tensor)
+        if node is None or not node.is_onnx:
+            return "no operator that makes it has parameters for each channel"
+        layer = scalable_layer(rewriter, node)
+        if isinstance(layer, str):
+            return layer
+        if layer is not None:
+            return _into_layer(rewriter, layer, factor, writes)
+        if node.op == "LayerNormalization":
+            return _into_normalization(rewriter, node, factor, writes)
+        if node.op not in _SHIFTS and node.op not in _SCALES:
+            return f"the {node.op} `{node_label(node)}` that makes it has no parameters"
+        step = _into_constant(rewriter, node, factor)
+        if isinstance(step, str):
+            return step
+        writes.append(step)
+        if node.op in _SCALES:
+            return writes
+        tensor = next(item for item in node.inputs if const_array(item) is None)
+        if rewriter.uses(tensor) != 1:
+            return f"others read what the {node.op} `{node_label(node)}` reads"
+
+
+_SHIFTS: Final = ("Add", "Sub")
+_SCALES: Final = ("Mul", "Div")
+
+
+def _into_layer(
+    rewriter: Rewriter, layer: LinearLayer, factor: Array, writes: Sequence[Write]
+) -> list[Write] | str:
+    result = layer.node.outputs[0]
+    if layer.outs != len(factor) or not same_axis(layer.out_axis, -1, rank(result) or layer.ndim):
+        return f"`{node_label(layer.node)}` writes its channels along another axis"
+    scaled = ScaledLayer(layer)
+    scaled.outs *= factor
+    arrays = scaled.arrays()
+    return arrays if isinstance(arrays, str) else [*writes, _writing(rewriter, scaled, arrays)]
+
+
+def _into_normalization(
+    rewriter: Rewriter, node: Node, factor: Array, writes: Sequence[Write]
+) -> list[Write] | str:
+    if not same_axis(int(node.attrs.get("axis", -1)), -1, rank(node.inputs[0])):
+        return f"the LayerNormalization `{node_label(node)}` is about more than its last axis"
+    taken = list(writes)
+    for index in (1, 2):
+        if is_present(node, index):
+            write = _multiplied(rewriter, node, index, factor)
+            if isinstance(write, str):
+                return write
+            taken.append(write)
+    return taken
+
+
+def _into_constant(rewriter: Rewriter, node: Node, factor: Array) -> Write | str:
+    """Multiply what `node` returns by way of its constant operand; a sum's other one is left."""
+    constants = [i for i, item in enumerate(node.inputs) if const_array(item) is not None]
+    if len(node.inputs) != 2 or len(constants) != 1:
+        return f"the {node.op} `{node_label(node)}` that makes it has no constant operand"
+    (index,) = constants
+    if node.op == "Div":
+        if index == 0:
+            return f"`{node_label(node)}` divides a constant"
+        factor = 1 / factor
+    return _multiplied(rewriter, node, index, factor)
+
+
+def _multiplied(rewriter: Rewriter, node: Node, index: int, factor: Array) -> Write | str:
+    """Let `node` read its constant `index` times `factor` along the last axis."""
+    tensor = node.inputs[index]
+    array = const_array(tensor)
+    if array is None:
+        return f"`{tensor.name}` is computed at run time"
+    if array.size > 1 and array.shape[-1] != len(factor):
+        return f"`{tensor.name}` would grow"
+    product = cast(array.astype(np.float64) * factor, array.dtype)
+    if product is None:
+        return f"`{tensor.name}` would overflow"
+
+    def write() -> None:
+        rewriter.set_input(node, index, rewriter.constant(product, tensor.name))
+
+    return write
+
+
+__all__ = ["Smoothed", "smooth"]

@@ -1,0 +1,223 @@
+"""Integer codes for weights, rounded so that the layer's output changes least.
+
+For a layer y = W·x all roundings have one objective, E‖(W − Ŵ)·x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ with
+H = E[x xᵀ], and one set: Ŵ = scale·(codes − zero point). Scales come first, one for each row (or
+tensor, or block of columns): from the largest weight, or from less of it where what clipping costs
+is less than what finer steps gain. Without data H = I, and rounding is to nearest.
+
+`feedback` goes through the columns and lets those not rounded yet make up for each error (Frantar
+et al. 2022, arXiv:2210.17323, which `objective.tables` has), then chooses each code anew given all
+others, twice. `adaround` minimises the very objective of Nagel et al. 2020 (arXiv:2004.10568, eq.
+13): there, whether a weight goes up or down is relaxed to a number in [0, 1] and found by Adam. The
+objective is a quadratic form that we have exactly, so we descend on the codes themselves, one at a
+time, until no single code can change for the better (ten sweeps at the most), from two roundings
+with feedback; what is best for a row is kept. A code may move by more than one: nothing in the
+objective asks it not to.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxslim.analysis.layers import ConvPatches, WeightLayer, restored
+from onnxslim.objective import tables
+from onnxslim.objective.problems import Problem
+from onnxslim.objective.solver import Metric, refit
+from onnxslim.quantization.grid import Codes, Grid
+from onnxslim.quantization.scales import (
+    DEFAULT_FORM,
+    WeightForm,
+    channel_axis,
+    in_parts,
+    row_grids,
+)
+
+_SWEEPS: Final = 2
+_MOST_SWEEPS: Final = 10
+_SPARSE: Final = 0.1  # share of zeros from which they are taken for pruned, and stay
+Array = npt.NDArray[np.float64]
+
+
+class Rounding(enum.StrEnum):
+    """How weights become codes.
+
+    NEAREST: each by itself. FEEDBACK: column by column, each making up for those before. ADAROUND:
+    until no single code can change for the better.
+    """
+
+    NEAREST = "nearest"
+    FEEDBACK = "feedback"
+    ADAROUND = "adaround"
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight as codes, in canonical layout (see `analysis.layers`).
+
+    Attributes:
+        codes: (groups, rows, columns).
+        scale: (groups, rows, blocks).
+        zero_point: of the type of the codes, (groups, rows, blocks).
+        low, high: least and largest code that may be used.
+        block: columns that share a scale; None: all.
+        error: E‖(W − Ŵ)·x‖² as a share of E‖y‖²; without data ‖W − Ŵ‖² as a share of ‖W‖².
+    """
+
+    codes: Codes
+    scale: npt.NDArray[np.float32]
+    zero_point: Codes
+    low: int
+    high: int
+    block: int | None
+    error: float
+
+    @property
+    def weight(self) -> npt.NDArray[np.float32]:
+        """What the codes stand for, (groups, rows, columns)."""
+        steps = self.codes.astype(np.float32)
+        steps -= self._by_column(self.zero_point)
+        steps *= self._by_column(self.scale)
+        return steps
+
+    def stored(self, layer: WeightLayer) -> tuple[Codes, Grid]:
+        """The codes as the weight tensor of `layer` is laid out, and their grid.
+
+        Raises:
+            ValueError: scales go by block; see `stored_in_blocks`.
+        """
+        if self.block is not None:
+            raise ValueError("Scales that go by block are no grid with one axis.")
+        axis = channel_axis(layer)
+        scale, zero = self.scale[:, :, 0], self.zero_point[:, :, 0]
+        if (scale == scale[0, 0]).all() and (zero == zero[0, 0]).all():
+            axis, scale, zero = None, scale[0, 0], zero[0, 0]
+        elif isinstance(layer.unfolding, ConvPatches) and not layer.swapped:
+            scale, zero = scale.reshape(-1), zero.reshape(-1)
+        else:
+            scale, zero = scale[0], zero[0]  # all groups have the same
+        grid = Grid(np.asarray(scale), np.asarray(zero), axis, self.low, self.high)
+        return _laid_out(layer, self.codes), grid
+
+    def stored_in_blocks(
+        self, layer: WeightLayer
+    ) -> tuple[Codes, npt.NDArray[np.float32], Codes, int]:
+        """Codes, scales and zero points as a Gemm's or MatMul's matrix is laid out.
+
+        Returns:
+            As DequantizeLinear takes them with `block_size`; and its `axis`.
+
+        Raises:
+            ValueError: the weight is no matrix.
+        """
+        if isinstance(layer.unfolding, ConvPatches) or layer.groups > 1:
+            raise ValueError(f"The weight of `{layer.name}` is no matrix.")
+        scale, zero = self.scale[0], self.zero_point[0]
+        if layer.swapped:
+            scale, zero = np.ascontiguousarray(scale.T), np.ascontiguousarray(zero.T)
+        return _laid_out(layer, self.codes), scale, zero, 0 if layer.swapped else 1
+
+    def _by_column(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        wide = values.astype(np.float32)
+        if self.block is None:
+            return wide
+        return np.repeat(wide, self.block, axis=2)[:, :, : self.codes.shape[2]]
+
+
+def quantized_weight(
+    problem: Problem,
+    form: WeightForm = DEFAULT_FORM,
+    rounding: Rounding = Rounding.FEEDBACK,
+    *,
+    least_scale: npt.ArrayLike = 0.0,
+) -> QuantizedWeight:
+    """The codes of a weight.
+
+    Args:
+        problem: the weight, what it aims at, and what a change costs.
+        form: which codes there are.
+        rounding: how they are found; without data to nearest.
+        least_scale: a bound for scales, that broadcasts against (groups, rows): a bias of 32 bits
+            is counted in steps of the product of the input's scale and this one, and must fit.
+    """
+    grids = row_grids(problem, form, np.asarray(least_scale, np.float64))
+    codes = np.empty(problem.weight.shape, form.grid.dtype)
+    if problem.has_data:
+        error, energy = problem.rest, problem.energy or 0.0
+        for group in range(len(codes)):
+            weight, cost = _rounded(problem, group, grids.of(group), rounding)
+            codes[group] = grids.codes(weight, group, slice(None))
+            error += cost
+    else:
+        error = energy = 0.0
+        for group, rows, part in in_parts(problem.weight):
+            codes[group, rows] = grids.codes(part, group, rows)
+            error += float(np.square(part - grids.nearest(part, group, rows)).sum())
+            energy += float(np.square(part).sum())
+    own = (grids.scale, grids.zero_point, grids.low, grids.high, form.block)
+    return QuantizedWeight(codes, *own, error / energy if energy else 0.0)
+
+
+# ---------------------------------------------------------------------------- rounding
+
+
+def _rounded(
+    problem: Problem, group: int, grid: tables.Grid, rounding: Rounding
+) -> tuple[Array, float]:
+    """The weight of one group, from the grid, and E‖(W − Ŵ)·x‖²."""
+    wished, metric = problem.target[group], problem.metrics[group]
+    mask = problem.weight[group] != 0
+    own = mask if 1 - mask.mean() >= _SPARSE else None
+    target = wished if own is None else refit(wished, metric, own)
+    if rounding is Rounding.NEAREST:
+        return _best_rows(wished, [tables.nearest(target, grid, metric, own)], metric)
+    fed = tables.quantize(target, metric, grid, mask=own, is_fitted=True)
+    found = [fed, _descended(target, fed, metric, grid, own, _SWEEPS)]
+    if rounding is Rounding.ADAROUND:
+        other = tables.quantize(target, metric, grid, mask=own, is_fitted=True, by_activity=False)
+        starts = (found[1], other)
+        found += [_descended(target, w, metric, grid, own, _MOST_SWEEPS) for w in starts]
+    return _best_rows(wished, found, metric)
+
+
+def _descended(
+    target: Array,
+    weight: Array,
+    metric: Metric,
+    grid: tables.Grid,
+    mask: np.ndarray | None,
+    sweeps: int,
+) -> Array:
+    """`weight`, until no code of it can change for the better, in up to so many sweeps."""
+    for _ in range(sweeps):
+        before = weight
+        weight = tables.descend(target, before, metric, grid, mask=mask, sweeps=1)
+        if np.array_equal(weight, before):
+            break
+    return weight
+
+
+def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> tuple[Array, float]:
+    """The best of several for each row, and what it costs."""
+    costs = np.stack([metric.cost_by_row(target - weight) for weight in found])
+    best = costs.argmin(axis=0)
+    return np.stack(found)[best, np.arange(len(target))], float(costs.min(axis=0).sum())
+
+
+def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:
+    """From (groups, rows, columns); floats hold such codes exactly."""
+    return restored(layer, codes).astype(codes.dtype)
+
+
+__all__ = [
+    "QuantizedWeight",
+    "Rounding",
+    "WeightForm",
+    "channel_axis",
+    "quantized_weight",
+]

@@ -1,0 +1,413 @@
+"""Compute on 8-bit integers (QDQ form) wherever that is measured to be faster than float.
+
+Rewrite:
+    An operator that onnxruntime has an integer kernel for gets a QuantizeLinear and a
+    DequantizeLinear behind what it reads and makes; weights become int8 initializers with a scale
+    for each output channel, biases int32. Onnxruntime makes one integer kernel of it:
+
+        y = Conv (x, w, b)
+
+    becomes
+
+        xq = QuantizeLinear (x, x_scale, x_zero)
+        xd = DequantizeLinear (xq, x_scale, x_zero)
+        wd = DequantizeLinear <axis: int = 0> (w_codes, w_scale, w_zero)
+        bd = DequantizeLinear <axis: int = 0> (b_codes, b_scale, b_zero)
+        yf = Conv (xd, wd, bd)
+        yq = QuantizeLinear (yf, y_scale, y_zero)
+        y = DequantizeLinear (yq, y_scale, y_zero)
+
+    Conv, Gemm, MatMul, Add (also what was written as Sum), Mul, Concat, AveragePool,
+    GlobalAveragePool, Sigmoid, LeakyRelu, and BatchNormalization and HardSigmoid as depthwise
+    Convs; a Relu or Clip behind them becomes the end of a range.
+    MaxPool, Resize to the nearest, Reshape, Transpose, Split, Slice, Gather and the like move
+    integers, on the grid of what they move. An opset below 13 is raised to 13.
+
+    Which of them: `placement=measured` profiles the model in float and on integers, and finds the
+    set of kernels with the least total time, crossings between float and integers included, as a
+    minimum cut. That, what comes out when it is profiled and cut again, everything, and layers
+    alone are then timed as whole models; the fastest is kept. Where none is faster than float,
+    nothing is changed. `placement=all` and `conv-matmul` ask no clock.
+
+Why it is correct:
+    It is not exact. x ≈ scale·(code − zero point), to half a scale inside the range, and zero is
+    always exact, so padding is. Ranges come from the calibration samples: by default, for each
+    tensor, the one of five methods that has the least error on samples held back. Weights are
+    rounded with error feedback, so that what rounding one of them does to the output
+    E‖(W − Ŵ)x‖² is made up for by the others; biases keep the mean output. Where products of u8
+    and s8 saturate on this machine, weights take 7 bits.
+
+Declines when:
+    1. There are no calibration samples: ranges cannot be known.
+    2. The model is quantized already.
+    3. No placement is faster than float (`placement=measured`).
+    4. An operator has no integer kernel in onnxruntime, its weight is computed at run time, or its
+       type is not float32; bodies of If and Loop stay float, and so do Softmax,
+       LayerNormalization, LSTM and GRU.
+    5. The grid of a tensor loses more than 2 % of its energy, or what goes into a Concat is too
+       small for the steps of the result (scores beside the corners of boxes).
+    6. `only` and `skip` leave it out; or it was put back to float, worst first, until `max-error`
+       and the floors held on samples held back.
+
+Fidelity:
+    LOSSY.
+
+Reference:
+    Jacob et al., arXiv:1712.05877 (grids, biases); Nagel et al., arXiv:1906.04721 (equalization,
+    bias correction); Nagel et al., arXiv:2004.10568 (adaround); Frantar et al., arXiv:2210.17323
+    (feedback); Xiao et al., arXiv:2211.10438 (smooth); Migacz, GTC 2017 (entropy). We differ:
+    placement is an exact minimum cut over measured times, and confirmed on the whole model.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Skip
+from onnxslim.errors import NotApplicable
+from onnxslim.ir import walk_graphs
+from onnxslim.model import Model
+from onnxslim.objective.layer_pass import check_patterns
+from onnxslim.options import at_least, one_of, option
+from onnxslim.quantization.activations import observe_grids
+from onnxslim.quantization.canonical import adopt, raise_opset, sums_to_adds
+from onnxslim.quantization.clusters import clusters_of, matching, without_islands
+from onnxslim.quantization.equalize import equalize
+from onnxslim.quantization.floors import Limits, Restorer
+from onnxslim.quantization.grid import Grid, GridForm
+from onnxslim.quantization.insert import LayerCodes, Plan, insert_grids
+from onnxslim.quantization.ranges import RangeMethod
+from onnxslim.quantization.rounding import plain_codes, solved_codes
+from onnxslim.quantization.rules import Kind
+from onnxslim.quantization.saturation import saturates
+from onnxslim.quantization.search import Search, Tried, quantized
+from onnxslim.quantization.smooth import smooth
+from onnxslim.quantization.weights import Rounding, WeightForm
+from onnxslim.rewrite import Rewriter
+from onnxslim.shapes import infer_shapes
+
+_TYPES: Final = {"u8": np.dtype(np.uint8), "s8": np.dtype(np.int8)}
+_QUANTIZED: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+
+
+@dataclass(frozen=True)
+class QuantizeInt8(Pass):
+    """Compute on 8-bit integers wherever that is measured to be faster than float."""
+
+    name: ClassVar[str] = "quantize-int8"
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+
+    calibration: str = option(
+        "auto",
+        one_of("auto", *RangeMethod),
+        "how ranges of activations are chosen; auto: for each tensor what has the least error on "
+        "samples held back",
+    )
+    activations: str = option(
+        "auto",
+        one_of("auto", *_TYPES),
+        "type of activations; auto: u8, on ARM s8",
+    )
+    weights: str = option("s8", one_of(*_TYPES), "type of weights")
+    per_channel: bool = option(default=True, help="a scale for each output channel of a weight")
+    symmetric: bool = option(default=False, help="ranges of activations are symmetric about zero")
+    reduce_range: bool | None = option(
+        None,
+        help="weights take 7 bits; default, or auto: where products of codes saturate here",
+    )
+    rounding: str = option(
+        "feedback", one_of(*Rounding), "how weights are rounded: see `Why it is correct`"
+    )
+    equalize: bool = option(
+        default=False, help="even out ranges of channels between layers, before all else"
+    )
+    bias_correct: bool = option(default=True, help="biases keep the mean output of their layers")
+    smooth: bool = option(
+        default=False, help="move ranges of activations into the weights of MatMul and Gemm"
+    )
+    placement: str = option(
+        "measured",
+        one_of("measured", "all", "conv-matmul"),
+        "which operators become integers: what is fastest here, all that can, or layers",
+    )
+    only: tuple[str, ...] = option(
+        (), help="names of the only operators to quantize; `*` and `?` match"
+    )
+    skip: tuple[str, ...] = option((), help="names of operators to leave alone; `*` and `?` match")
+    max_error: float | None = option(
+        None,
+        at_least(0),
+        "largest relative error of an output, on samples held back; operators go back to float "
+        "until it holds",
+    )
+
+    def requires(self, graph: gs.Graph, context: Context) -> None:
+        """Refuse what cannot be done at all.
+
+        Raises:
+            NotApplicable: saying what to give.
+        """
+        if context.calibration is None or context.model is None:
+            raise NotApplicable(
+                "int8 needs calibration samples, to know the ranges of activations: give --calib"
+            )
+        ops = {node.op for inner in walk_graphs(graph) for node in inner.nodes}
+        if ops & _QUANTIZED or any(op.startswith("QLinear") for op in ops):
+            raise NotApplicable("the model is quantized already")
+        if self.placement == "measured" and context.stopwatch is None:
+            raise NotApplicable(
+                "placement=measured needs models to be timed: leave out --no-latency, or choose "
+                "placement=all or conv-matmul"
+            )
+
+    def targets(self, graph: gs.Graph) -> tuple[str, ...]:
+        """The operators with an integer kernel."""
+        return tuple(cluster.name for cluster in clusters_of(graph).all)
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Prepare, observe, place, round, insert."""
+        try:
+            return _Run(self, graph, context).result()
+        except NotApplicable as reason:
+            return PassResult(skips=(Skip(graph.name, str(reason)),))
+
+
+class _Run:
+    """One run of the pass; `graph` changes at the very end, if at all."""
+
+    def __init__(self, rule: QuantizeInt8, graph: gs.Graph, context: Context) -> None:
+        assert context.calibration is not None
+        assert context.model is not None
+        self.rule, self.graph, self.context = rule, graph, context
+        self.original, self.calibration = context.model, context.calibration
+        self.changes: list[Change] = []
+        self.skips: list[Skip] = []
+        self.model = self._prepared()
+        self.clusters = clusters_of(self.model.graph)
+        self.activations = rule.activations
+        if self.activations == "auto":
+            self.activations = (
+                "s8" if platform.machine().lower().startswith(("arm", "aarch")) else "u8"
+            )
+        self.form = GridForm(_TYPES[self.activations], symmetric=rule.symmetric)
+        self.is_reduced = self._reduced()
+        grid = GridForm(_TYPES[rule.weights], symmetric=True, reduced=self.is_reduced)
+        self.weights = WeightForm(grid, per_channel=rule.per_channel)
+        self.codes = plain_codes(self.model, self.clusters, self.weights)
+        self.grids: dict[str, Grid] = {}
+
+    def result(self) -> PassResult:
+        """What was done, which may be nothing."""
+        candidates = self._candidates()
+        placed = self._placed(candidates)
+        if not placed:
+            return PassResult(skips=tuple(self.skips))
+        chosen = self._within_limits(self._rounded(placed))
+        if not chosen:
+            self._say_skip("with any integer kernel, max-error or a floor is missed")
+            return PassResult(skips=tuple(self.skips))
+        self._report(candidates, chosen)
+        rewriter = Rewriter(self.model.graph)
+        insert_grids(rewriter, self.clusters, self._plan(chosen))
+        done = rewriter.result()
+        adopt(self.graph, self.model.graph)
+        changes = (*done.changes, *self.changes)
+        return PassResult(changes, (*self.skips, *done.skips), Fidelity.LOSSY)
+
+    # ----------------------------------------------------------------- before
+
+    def _prepared(self) -> Model:
+        """A copy in the forms that have integer kernels."""
+        model = self.original.clone()
+        raised = raise_opset(model.graph)
+        if raised is not None:
+            self._say("opset raised from {} to {}: scales along an axis need it".format(*raised))
+        model.has_shapes = model.has_shapes and raised is None
+        infer_shapes(model)
+        rewriter = Rewriter(model.graph)
+        sums_to_adds(rewriter)
+        context = replace(self.context, model=model, reference=model)
+        if self.rule.equalize:
+            equalize(rewriter)
+        if self.rule.smooth:
+            smooth(rewriter, context)
+        done = rewriter.result()
+        self.changes += done.changes
+        model.has_shapes = model.has_shapes and not done.changed
+        infer_shapes(model)
+        return model
+
+    def _reduced(self) -> bool:
+        if self.rule.reduce_range is not None:
+            return self.rule.reduce_range
+        kinds = (_TYPES[self.activations], _TYPES[self.rule.weights])
+        evaluate = self.context.evaluate
+        reduced = evaluate is not None and saturates(evaluate, *kinds)
+        if reduced:
+            self._say(
+                f"weights take 7 bits: sums of two products {self.activations}·{self.rule.weights} "
+                "saturate at 16 bits on this processor (reduce-range=true)"
+            )
+        return reduced
+
+    def _candidates(self) -> frozenset[str]:
+        """Clusters that may become integers; of the others, the report says why not.
+
+        Raises:
+            NotApplicable: `only` or `skip` names something that is not there.
+        """
+        self.skips += self.clusters.skips
+        names = [cluster.name for cluster in self.clusters.all]
+        check_patterns(self.rule, names, [skip.node for skip in self.clusters.skips])
+        wanted = frozenset(names)
+        if self.rule.only:
+            wanted &= matching(self.clusters.all, self.rule.only)
+        wanted -= matching(self.clusters.all, self.rule.skip)
+        self._tell("ranges of activations")
+        rule = self.rule.calibration
+        method = None if rule == "auto" else RangeMethod(rule)
+        grids = observe_grids(self.model, self.clusters, self.calibration, method, self.form)
+        self.grids = dict(grids.by_tensor)
+        found = []
+        for cluster in self.clusters.all:
+            why = grids.objection(cluster)
+            if cluster.name not in wanted:
+                why = "`only` and `skip` leave it out"
+            elif cluster.rule.kind is Kind.LAYER and cluster.name not in self.codes:
+                why = "its weight or bias is of a form that has no integer kernel"
+            if why is None:
+                found.append(cluster.name)
+            else:
+                self.skips.append(Skip(cluster.name, why))
+        return without_islands(self.clusters, frozenset(found))
+
+    # ----------------------------------------------------------------- choosing
+
+    def _placed(self, candidates: frozenset[str]) -> frozenset[str]:
+        """The clusters that become integers, before floors have a say."""
+        if not candidates:
+            self._say_skip("no operator can become an integer kernel")
+            return candidates
+        if self.rule.placement == "all":
+            return candidates
+        if self.rule.placement == "conv-matmul":
+            layers = (cluster.name for cluster in self.clusters.all if cluster.is_layer)
+            return candidates.intersection(layers)
+        found = self._searched(candidates)
+        return frozenset() if found is None else found.chosen
+
+    def _searched(self, candidates: frozenset[str]) -> Tried | None:
+        stopwatch = self.context.stopwatch
+        assert stopwatch is not None
+        search = Search(
+            self.model, self.original, self.clusters, candidates, self._plan, stopwatch, self._tell
+        )
+        found = search.run()
+        words = "; ".join(map(str, search.tried))
+        if found is None:
+            self._say_skip(f"nothing that was tried is faster than float: {words}")
+        else:
+            self._say(f"tried: {words}")
+        return found
+
+    def _plan(self, chosen: frozenset[str]) -> Plan:
+        return Plan(chosen, self.grids, self.codes, self.form)
+
+    def _rounded(self, chosen: frozenset[str]) -> frozenset[str]:
+        """Solve the weights of the chosen layers for good."""
+        layers = [
+            cluster.name
+            for cluster in self.clusters.all
+            if cluster.name in chosen and cluster.rule.kind is Kind.LAYER
+        ]
+        moved = self.rule.equalize or self.rule.smooth
+        reference = None if moved else self.context.reference
+        solved: dict[str, LayerCodes] = solved_codes(
+            self.model,
+            layers,
+            replace(self.context, reference=reference or self.model),
+            self.weights,
+            Rounding(self.rule.rounding),
+            keep_means=self.rule.bias_correct,
+            tell=self._tell,
+        )
+        self.codes = {**self.codes, **solved}
+        return chosen
+
+    def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
+        """What may stay on integers so that `max-error` and the floors hold."""
+        limits = Limits(self.rule.max_error, self.context.floors)
+        if not limits.are_set:
+            return chosen
+        restorer = Restorer(
+            self.model, self.original, self._plan, self.calibration.halves()[1], limits, self._tell
+        )
+        units = [
+            frozenset({cluster.name})
+            for cluster in self.clusters.all
+            if cluster.name in chosen and cluster.rule.kind is not Kind.MOVEMENT
+        ]
+        left, back = restorer.restore(chosen, units)
+        left = without_islands(self.clusters, left)
+        for item in back:
+            self.skips.append(
+                Skip(
+                    item.name, f"back to float: alone it makes a relative error of {item.error:.2g}"
+                )
+            )
+        if back and left and self.rule.placement == "measured":
+            left = self._still_faster(left)
+        return left
+
+    def _still_faster(self, chosen: frozenset[str]) -> frozenset[str]:
+        assert self.context.stopwatch is not None
+        candidate, _ = quantized(self.model, self._plan(chosen))
+        pair = self.context.stopwatch.pair(self.original, candidate)
+        tried = Tried("what holds the floors", chosen, pair)
+        if pair.is_faster:
+            self._say(str(tried))
+            return chosen
+        self._say_skip(f"{tried}: that does not pay")
+        return frozenset()
+
+    # ----------------------------------------------------------------- report
+
+    def _report(self, candidates: frozenset[str], chosen: frozenset[str]) -> None:
+        known = {skip.node for skip in self.skips}
+        for name in sorted(candidates - chosen - known):
+            self.skips.append(Skip(name, "with it in float the model is faster"))
+        if self.rule.placement == "measured" or chosen != candidates:
+            self._say(f"the same without measuring: {self._without_measuring(candidates, chosen)}")
+
+    def _without_measuring(
+        self, candidates: frozenset[str], chosen: frozenset[str]
+    ) -> QuantizeInt8:
+        """The options that repeat what was decided by measuring."""
+        order = [cluster.name for cluster in self.clusters.all]
+        out = [name for name in order if name in candidates - chosen]
+        rule = replace(
+            self.rule,
+            placement="all",
+            activations=self.activations,
+            reduce_range=self.is_reduced,
+            max_error=None,
+            skip=(*self.rule.skip, *out),
+        )
+        inside = tuple(name for name in order if name in chosen)
+        shorter = replace(rule, only=inside, skip=())
+        return min(rule, shorter, key=lambda item: len(str(item)))
+
+    def _say(self, what: str) -> None:
+        self.changes.append(Change(self.graph.name, what))
+
+    def _say_skip(self, why: str) -> None:
+        self.skips.append(Skip(self.graph.name, why))
+
+    def _tell(self, text: str) -> None:
+        if self.context.progress is not None:
+            self.context.progress(f"{self.rule.name}: {text}")

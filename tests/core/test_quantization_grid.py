@@ -1,0 +1,100 @@
+"""Grids: what codes stand for, and what QuantizeLinear makes of the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, Grid, GridForm
+from onnxslim.runtime.evaluate import evaluate
+
+FORMS = [
+    replace(base, symmetric=symmetric, reduced=reduced, bits=bits)
+    for base, symmetric, reduced, bits in product((U8, S8), (False, True), (False, True), (8, 4))
+]
+ENDS = st.floats(-1e6, 1e6, width=32)
+
+
+@given(st.sampled_from(FORMS), ENDS, ENDS, st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_within_its_range_a_grid_is_off_by_half_a_step(
+    form: GridForm, a: float, b: float, shares: list[float]
+) -> None:
+    least, most = min(a, b, 0.0), max(a, b, 0.0)
+    grid = form.over(least, most)
+    values = least + np.array(shares) * (most - least)
+    found = grid.dequantized(grid.quantized(values))
+    # the zero point is rounded as well, so that the ends may be off by another half
+    ends = np.isin(grid.quantized(values), (grid.low, grid.high))
+    step = float(grid.scale)
+    assert (np.abs(found - values) <= step * np.where(ends, 1.001, 0.501) + 1e-30).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ends", [(-1, 3), (0, 5), (-2, 0), (1, 2), (0, 0)])
+def test_zero_is_exact(form: GridForm, ends: tuple[float, float]) -> None:
+    grid = form.over(*ends)
+    assert grid.dequantized(grid.quantized(0.0)) == 0
+    assert grid.low <= int(grid.zero_point) <= grid.high
+
+
+@pytest.mark.parametrize(
+    ("form", "low", "high", "zero"),
+    [
+        (S8, -128, 127, -128),
+        (U8, 0, 255, 0),
+        (S8_SYMMETRIC, -127, 127, 0),
+        (replace(U8, symmetric=True), 1, 255, 128),
+        (replace(S8_SYMMETRIC, reduced=True), -63, 63, 0),
+        (replace(U8, reduced=True), 0, 127, 0),
+        (replace(S8_SYMMETRIC, bits=4), -7, 7, 0),
+        (replace(U8, bits=4), 0, 15, 0),
+    ],
+)
+def test_the_codes_that_a_form_uses(form: GridForm, low: int, high: int, zero: int) -> None:
+    grid = form.over(0.0, 4.0)
+    assert (grid.low, grid.high, int(grid.zero_point)) == (low, high, zero)
+    assert grid.dequantized(np.array(grid.high, grid.dtype)) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("form", [S8, U8, S8_SYMMETRIC])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_codes_are_those_of_quantize_linear(form: GridForm, axis: int | None) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    across = tuple(place for place in range(2) if place != axis)
+    grid = form.over(values.min(across), values.max(across), axis)
+    codes, floats = _in_onnxruntime(values, grid)
+    np.testing.assert_array_equal(grid.quantized(values), codes)
+    np.testing.assert_array_equal(grid.dequantized(codes), floats)
+
+
+def test_a_range_too_small_for_a_scale_gets_one() -> None:
+    grid = U8.over([0.0, -1e-44], [0.0, 1e-44], 0)
+    assert (grid.scale > np.finfo(np.float32).tiny).all()
+
+
+def _in_onnxruntime(values: np.ndarray, grid: Grid) -> list[np.ndarray]:
+    attributes = {} if grid.axis is None else {"axis": grid.axis}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **attributes),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], **attributes),
+    ]
+    code = helper.np_dtype_to_tensor_dtype(grid.dtype)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [3, 4])],
+        [
+            helper.make_tensor_value_info("q", code, [3, 4]),
+            helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3, 4]),
+        ],
+        [numpy_helper.from_array(grid.scale, "s"), numpy_helper.from_array(grid.zero_point, "z")],
+    )
+    opset = helper.make_opsetid("", 17)
+    return evaluate(helper.make_model(graph, opset_imports=[opset], ir_version=8), {"x": values})

@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from layer_nets import FORCE, REPRODUCERS, dense_net, net, node, normal, output_error, runs, samples
+from onnx import numpy_helper
+from qdq_nets import ScriptedStopwatch, kernels, loaded
+
+from onnxslim.contract import Context, Fidelity
+from onnxslim.floors import Floors
+from onnxslim.manager import PassManager
+from onnxslim.model import Model
+from onnxslim.passes.quantize_int8 import QuantizeInt8
+from onnxslim.pipeline import parse_pipeline
+from onnxslim.quantization.activations import Grids
+from onnxslim.quantization.grid import U8
+from onnxslim.quantization.ranges import Range, RangeMethod
+from onnxslim.report import StepReport
+from onnxslim.runtime.evaluate import evaluate
+from onnxslim.shapes import infer_shapes
+from support import parse
+
+MAP = [4, 8, 6, 6]
+X = samples(40, *MAP[1:])
+
+
+def conv(name: str, x: str, y: str) -> onnx.NodeProto:
+    return node("Conv", [x, name, f"{name}_b"], y, pads=[1, 1, 1, 1])
+
+
+def residual(batch: int | str = "N", opset: int = 17) -> onnx.ModelProto:
+    """Two Convs, a sum written as Sum, a pool, a Gemm and a Softmax."""
+    weights = {
+        **{name: normal(8, 8, 3, 3, seed=seed, scale=0.1) for seed, name in enumerate("vw")},
+        **{f"{name}_b": normal(8, seed=seed) for seed, name in enumerate("vw")},
+        "u": normal(8, 5, seed=5),
+        "u_b": normal(5, seed=6),
+    }
+    nodes = [
+        conv("v", "x", "a"),
+        node("Relu", ["a"], "b"),
+        conv("w", "b", "c"),
+        node("Sum", ["c", "b"], "d"),
+        node("Relu", ["d"], "e"),
+        node("GlobalAveragePool", ["e"], "p"),
+        node("Flatten", ["p"], "f"),
+        node("Gemm", ["f", "u", "u_b"], "z"),
+        node("Softmax", ["z"], "y"),
+    ]
+    return net(nodes, weights, [batch, 8, 6, 6], opset=opset)
+
+
+def quantize(
+    source: onnx.ModelProto | Model,
+    text: str = "quantize-int8:placement=all",
+    *,
+    x: np.ndarray | None = X,
+    stopwatch: object = None,
+    floors: Floors | None = None,
+) -> tuple[Model, StepReport]:
+    model = source if isinstance(source, Model) else Model.load(source)
+    context = Context(
+        evaluate=evaluate,
+        calibration=None if x is None else runs(x),
+        stopwatch=stopwatch,  # type: ignore[arg-type]
+        floors=floors or Floors(),
+    )
+    made, (report,) = PassManager.parse(text).run(
+        model, context, policy=FORCE, reproducers=REPRODUCERS
+    )
+    return made, report
+
+
+def ops(model: Model) -> Counter[str]:
+    return Counter(item.op for item in model.graph.nodes)
+
+
+def said(report: StepReport, part: str) -> str:
+    (found,) = (change.what for change in report.changes if part in change.what)
+    return found
+
+
+def why_of(report: StepReport) -> Mapping[str, str]:
+    return {skip.node: skip.why for skip in report.skips}
+
+
+# ------------------------------------------------------------------- fires
+
+
+def test_a_net_becomes_integer_kernels_and_stays_near() -> None:
+    source = residual()
+    model, report = quantize(source)
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    assert report.fidelity is Fidelity.LOSSY
+    found = Counter(kernels(model))
+    assert (found["QLinearConv"], found["QLinearAdd"], found["QGemm"]) == (2, 1, 1)
+    assert (found["QuantizeLinear"], found["DequantizeLinear"]) == (1, 1)
+    assert output_error(source, model, X) < 2e-3
+    assert "Sum became Add" in said(report, "Sum")
+    assert "left in float" in why_of(report)["y"]
+
+
+def test_weights_take_a_quarter_of_the_bytes() -> None:
+    source = dense_net(64, 256, 256, 10)
+    model, _ = quantize(source, x=samples(64, 64))
+    assert model.file_bytes() < 0.3 * len(source.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "calibration=minmax",
+        "calibration=entropy",
+        "weights=u8",
+        "activations=s8",
+        "symmetric=true",
+        "per-channel=false",
+        "reduce-range=true",
+        "rounding=nearest",
+        "rounding=adaround",
+        "bias-correct=false",
+        "equalize=true",
+        "smooth=true",
+        "rounding=nearest:bias-correct=false",
+    ],
+)
+def test_options_do_not_change_what_the_net_says(text: str) -> None:
+    source = residual()
+    model, report = quantize(source, f"quantize-int8:placement=all:{text}")
+    assert ops(model)["QuantizeLinear"] > 3
+    assert report.changes
+    assert output_error(source, model, X) < 1e-2
+
+
+def stored(model: Model, dims: int) -> np.ndarray:
+    return next(
+        numpy_helper.to_array(tensor)
+        for tensor in model.to_proto().graph.initializer
+        if tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+        and len(tensor.dims) == dims
+    )
+
+
+def test_a_reduced_range_leaves_one_bit_unused() -> None:
+    model, _ = quantize(residual(), "quantize-int8:placement=all:reduce-range=true")
+    assert np.abs(stored(model, 4).astype(int)).max() <= 64
+    model, _ = quantize(residual(), "quantize-int8:placement=all:reduce-range=false")
+    assert np.abs(stored(model, 4).astype(int)).max() > 64
+
+
+def test_weights_of_u8_have_their_zero_in_the_middle() -> None:
+    model, _ = quantize(residual(), "quantize-int8:placement=all:weights=u8:reduce-range=false")
+    codes = stored(model, 4)
+    assert codes.dtype == np.uint8
+    assert codes.min() < 100 < 160 < codes.max()
+
+
+def test_layers_alone_become_integers_when_that_is_asked_for() -> None:
+    model, _ = quantize(residual(), "quantize-int8:placement=conv-matmul")
+    found = Counter(kernels(model))
+    assert (found["QLinearConv"], found["QGemm"], found["QLinearAdd"]) == (2, 1, 0)
+
+
+def test_a_low_opset_is_raised_and_the_report_says_so() -> None:
+    source = residual(opset=11)
+    model, report = quantize(source)
+    assert model.graph.opset == 13
+    assert "opset raised from 11 to 13" in said(report, "opset")
+    assert output_error(source, model, X) < 2e-3
+
+
+# ------------------------------------------------------------------- measured placement
+
+
+FASTER = {("Conv", False): 5.0, ("Conv", True): 1.0}
+
+
+def test_what_is_slower_on_integers_stays_float_and_a_spelling_repeats_the_choice() -> None:
+    source = residual()
+    stopwatch = ScriptedStopwatch({**FASTER, ("Gemm", True): 3.0})
+    model, report = quantize(source, "quantize-int8", stopwatch=stopwatch)
+    assert "the model is faster" in why_of(report)["z"]
+    assert "QGemm" not in kernels(model)
+    assert "times as fast as float" in said(report, "tried")
+    again = said(report, "the same without measuring").partition("measuring: ")[2]
+    assert parse_pipeline(again).passes[0].placement == "all"  # type: ignore[attr-defined]
+    repeated, _ = quantize(source, again)
+    assert repeated.to_bytes() == model.to_bytes()
+
+
+def test_where_nothing_is_faster_nothing_changes_and_the_report_says_what_was_tried() -> None:
+    source = residual()
+    before = Model.load(source).to_bytes()
+    stopwatch = ScriptedStopwatch(FASTER, faster=0.7)
+    model, report = quantize(source, "quantize-int8", stopwatch=stopwatch)
+    assert model.to_bytes() == before
+    assert report.changes == ()
+    assert "0.70 times as fast" in why_of(report)["g"]
+
+
+# ------------------------------------------------------------------- only, skip, floors
+
+
+def test_only_and_skip_select_by_name() -> None:
+    model, report = quantize(residual(), "quantize-int8:placement=all:only=a+c")
+    assert Counter(kernels(model))["QLinearConv"] == 2
+    assert "QGemm" not in kernels(model)
+    assert "leave it out" in why_of(report)["z"]
+    model, _ = quantize(residual(), "quantize-int8:placement=all:skip=a+d")
+    assert Counter(kernels(model))["QLinearConv"] == 1
+    assert "QLinearAdd" not in kernels(model)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_a_suggestion() -> None:
+    model, report = quantize(residual(), "quantize-int8:placement=all:skip=gemm")
+    assert "QuantizeLinear" not in ops(model)
+    assert "which no layer matches" in why_of(report)["g"]
+
+
+def test_parts_of_a_long_sum_can_be_named_again() -> None:
+    nodes = [conv("v", "x", "a"), conv("w", "x", "b"), node("Sum", ["a", "b", "x"], "y")]
+    weights = {name: normal(8, 8, 3, 3, seed=seed, scale=0.1) for seed, name in enumerate("vw")}
+    biases = {f"{name}_b": normal(8) for name in "vw"}
+    source = net(nodes, {**weights, **biases}, ["N", 8, 6, 6])
+    stopwatch = ScriptedStopwatch({**FASTER, ("Add", True): 3.0})
+    model, report = quantize(source, "quantize-int8", stopwatch=stopwatch)
+    again = said(report, "the same without measuring").partition("measuring: ")[2]
+    assert "y_part" in str({**why_of(report)})
+    repeated, _ = quantize(source, again)
+    assert repeated.to_bytes() == model.to_bytes()
+
+
+def sensitive() -> onnx.ModelProto:
+    """`h` has one huge channel that the next layer nearly ignores: its grid loses the others."""
+    first = normal(8, 8, seed=3)
+    first[:, 0] *= 300
+    second = normal(8, 4, seed=4)
+    second[0] /= 3000
+    nodes = [
+        node("Gemm", ["x", "v", "vb"], "h"),
+        node("Gemm", ["h", "w", "wb"], "k"),
+        node("Gemm", ["k", "u", "ub"], "y"),
+    ]
+    weights = {"v": first, "vb": normal(8), "w": second, "wb": normal(4), "u": normal(4, 3)}
+    return net(nodes, {**weights, "ub": normal(3)}, ["N", 8])
+
+
+def test_operators_go_back_to_float_worst_first_until_the_error_holds() -> None:
+    source, x = sensitive(), samples(100, 8)
+    plain, _ = quantize(source, x=x)
+    limit = 0.05
+    assert output_error(source, plain, x) > limit**2
+    model, report = quantize(source, f"quantize-int8:placement=all:max-error={limit}", x=x)
+    assert output_error(source, model, x) < (1.2 * limit) ** 2
+    assert "back to float" in why_of(report)["h"]
+    again = said(report, "the same without measuring")
+    assert "skip=" in again or "only=" in again
+    repeated, _ = quantize(source, again.partition("measuring: ")[2], x=x)
+    assert repeated.to_bytes() == model.to_bytes()
+
+
+def test_a_floor_of_the_user_is_held_too() -> None:
+    source, x = sensitive(), samples(100, 8)
+    model, report = quantize(source, x=x, floors=Floors(min_sqnr_db=28.0))
+    assert output_error(source, model, x) < 10**-2.7
+    assert any("back to float" in why for why in why_of(report).values())
+
+
+def test_a_floor_that_nothing_holds_leaves_the_model_alone() -> None:
+    model, report = quantize(residual(), "quantize-int8:placement=all:max-error=1e-9")
+    assert "QuantizeLinear" not in ops(model)
+    assert "is missed" in why_of(report)["g"]
+
+
+def test_scores_beside_boxes_are_not_lost_in_the_steps_of_the_boxes() -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], "boxes"),
+        node("MatMul", ["x", "v"], "logits"),
+        node("Sigmoid", ["logits"], "scores"),
+        node("Concat", ["boxes", "scores"], "y", axis=1),
+    ]
+    source = net(nodes, {"w": normal(8, 4, scale=100), "v": normal(8, 3)}, ["N", 8])
+    x = samples(60, 8)
+    model, report = quantize(source, x=x)
+    assert "`scores`" in why_of(report)["y"]
+    assert "would be lost in the result" in why_of(report)["y"]
+    assert "QLinearMatMul" in kernels(model)
+    assert "QLinearConcat" not in kernels(model)
+
+
+def test_a_tensor_that_8_bits_say_too_little_of_is_named_with_its_range() -> None:
+    _, clusters = loaded(residual())
+    names = {t.name for cluster in clusters.all for t in (*cluster.reads, *cluster.makes)}
+    good = Range(-1.0, 1.0, U8, RangeMethod.MINMAX, error=1e-5, energy=0.3)
+    ranges = {**dict.fromkeys(names, good), "b": replace(good, most=900.0, error=0.1)}
+    grids = Grids(
+        {name: found for name, found in ranges.items() if name != "p"}, U8, {"p": "hidden"}
+    )
+    why = {cluster.name: grids.objection(cluster) for cluster in clusters.all}
+    assert "`b`, in [-1, 900]: 33 % of its energy" in (why["a"] or "")
+    assert "range of `p` is not known: hidden" in (why["p"] or "")
+    assert why["z"] is None
+
+
+def test_a_factor_whose_entries_are_far_apart_stays_float() -> None:
+    factor = np.ones((8, 1, 1), np.float32)
+    factor[0] = 1000
+    even = np.ones((8, 1, 1), np.float32)
+    nodes = [conv("v", "x", "a"), node("Mul", ["a", "k"], "m"), node("Mul", ["m", "e"], "y")]
+    weights = {"v": normal(8, 8, 3, 3, scale=0.1), "v_b": normal(8)}
+    source = net(nodes, {**weights, "k": even, "e": factor}, MAP)
+    _, clusters = loaded(source)
+    found = Range(-1.0, 1.0, U8, RangeMethod.MINMAX, error=1e-5, energy=0.3)
+    grids = Grids(dict.fromkeys(("x", "a", "m", "y"), found), U8)
+    why = {cluster.name: grids.objection(cluster) for cluster in clusters.all}
+    assert why["m"] is None
+    assert "too little of the constant `e`" in (why["y"] or "")
+
+
+def test_data_that_only_moves_is_not_put_on_integers() -> None:
+    source = net(
+        [node("Transpose", ["x"], "t", perm=[0, 2, 3, 1]), node("Tanh", ["t"], "y")], {}, MAP
+    )
+    model, report = quantize(source)
+    assert report.changes == ()
+    assert ops(model)["QuantizeLinear"] == 0
+
+
+# ------------------------------------------------------------------- declines
+
+
+def test_without_samples_it_says_what_to_give() -> None:
+    model, report = quantize(residual(), x=None)
+    assert report.changes == ()
+    assert "needs calibration samples" in why_of(report)["g"]
+    assert "Sum" in ops(model)
+
+
+def test_a_model_that_is_quantized_already_is_left_alone() -> None:
+    model, _ = quantize(residual())
+    again, report = quantize(model)
+    assert report.changes == ()
+    assert "quantized already" in why_of(report)["g"]
+    assert again.to_bytes() == model.to_bytes()
+
+
+def test_without_a_clock_measured_placement_is_refused() -> None:
+    _, report = quantize(residual(), "quantize-int8")
+    assert "needs models to be timed" in why_of(report)["g"]
+
+
+def test_bodies_stay_float() -> None:
+    source = parse(
+        """<opset_import: ["" : 17]>
+        g (float[N, 4] x, bool c) => (float[N, 4] y)
+        <float[4, 4] w = {1,0,0,0, 0,2,0,0, 0,0,3,0, 0,0,0,4}> {
+            h = MatMul (x, w)
+            y = If (c) <
+                then_branch = a () => (float[N, 4] t) { t = MatMul (h, w) },
+                else_branch = b () => (float[N, 4] e) { e = Identity (h) }
+            >
+        }"""
+    )
+    given = [{"x": samples(8, 4), "c": np.array(True)}, {"x": samples(8, 4), "c": np.array(False)}]
+    context = Context(evaluate=evaluate, calibration=runs(given))
+    manager = PassManager.parse("quantize-int8:placement=all")
+    model, (report,) = manager.run(
+        Model.load(source), context, policy=FORCE, reproducers=REPRODUCERS
+    )
+    assert "QLinearMatMul" in kernels(model)
+    assert report.changes
+    branches = [
+        body for item in model.graph.nodes if item.op == "If" for body in item.attrs.values()
+    ]
+    assert any(inner.op == "MatMul" for body in branches for inner in body.nodes)
+
+
+# ------------------------------------------------------------------- edges
+
+
+def test_the_result_is_the_same_twice() -> None:
+    first, _ = quantize(residual())
+    second, _ = quantize(residual())
+    assert first.to_bytes() == second.to_bytes()
+
+
+def test_a_model_without_any_kernel_is_left_alone() -> None:
+    source = net([node("Tanh", ["x"], "y")], {}, MAP)
+    model, report = quantize(source)
+    assert report.changes == ()
+    assert "no operator can become" in why_of(report)["g"]
+    assert ops(model) == {"Tanh": 1}
+
+
+def test_targets_are_the_operators_that_only_can_name() -> None:
+    model = Model.load(residual())
+    infer_shapes(model)
+    assert QuantizeInt8().targets(model.graph)[:2] == ("a", "c")
