@@ -33,6 +33,7 @@ from onnxslim.report import (
 from onnxslim.stats import measure_stats
 
 if TYPE_CHECKING:
+    from onnxslim.exits.survey import ExitRow
     from onnxslim.runtime.accuracy import EvaluationSource
     from onnxslim.runtime.calibration import SampleSource
     from onnxslim.runtime.session import Feeds
@@ -254,6 +255,67 @@ def measure_sensitivity(
     source = source.clone()
     infer_shapes(source)
     yield from sweep(source, last, context, progress=progress)
+
+
+def survey_exits(
+    model: ModelSource | Model,
+    *,
+    calibration: SampleSource | None = None,
+    output: str | None = None,
+    head: str = "linear",
+    seed: int = 0,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    measure: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[list[ExitRow], list[str]]:
+    """Where a classifier can be left early; with samples, how good a head there is.
+
+    Args:
+        model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
+        calibration: samples that heads are fitted to and judged by.
+        output: name of the class scores; None: found.
+        head: `linear` or `mlp`.
+        seed: of all randomness.
+        threads: of onnxruntime; None for its own choice.
+        input_shapes: shape by input name, for inputs that are made up.
+        measure: time the model up to each place.
+        progress: told in words what is going on.
+
+    Returns:
+        The places in order, and notes.
+
+    Raises:
+        UsageError: the samples do not fit.
+        ModelError: the model is invalid, corrupt, or no classifier that could be left.
+        RuntimeFailure: onnxruntime failed.
+    """
+    from onnxslim.errors import ModelError, NotApplicable
+    from onnxslim.exits.survey import Survey, exit_rows
+    from onnxslim.shapes import infer_shapes
+
+    source = (model if isinstance(model, Model) else Model.load(model)).clone()
+    check_model(source)
+    infer_shapes(source)
+    sample = None
+    if measure:
+        prover = _make_prover(
+            calibration=calibration,
+            evaluation=None,
+            seed=seed,
+            threads=threads,
+            input_shapes=input_shapes,
+            latency=True,
+            verify=False,
+        )
+        prover.begin(source)
+        sample = prover.sample
+    context = _context(seed, threads, calibration, None, sample)
+    survey = Survey(source, replace(context, progress=progress), output, hidden=head == "mlp")
+    try:
+        return exit_rows(survey)
+    except NotApplicable as reason:
+        raise ModelError(f"The model cannot be left early: {reason}") from reason
 
 
 def _goal(goal: str) -> Goal:

@@ -28,6 +28,7 @@ PASSES: Mapping[str, str] = {
     "fuse-reshapes": "fuse_reshapes:FuseReshapes",
     "fuse-slices": "fuse_slices:FuseSlices",
     "fuse-transposes": "fuse_transposes:FuseTransposes",
+    "inject-exits": "inject_exits:InjectExits",
     "prune-blocks": "prune_blocks:PruneBlocks",
     "prune-channels": "prune_channels:PruneChannels",
     "prune-weights": "prune_weights:PruneWeights",

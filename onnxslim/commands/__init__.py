@@ -9,6 +9,7 @@ COMMANDS: Mapping[str, str] = {
     "passes": "What passes there are; one pass's page and options.",
     "inspect": "Operators, parameters, MACs, bytes, inputs and outputs of models.",
     "groups": "Which channels of a model can leave together, and what keeps the others.",
+    "exits": "Where a classifier can be left early, and how many samples could leave there.",
     "sensitivity": "What a pass does to the outputs on each layer or channel group alone.",
     "compare": "Drift, bytes and latency of two models side by side.",
     "bench": "Latency of models, measured in turn, with spread.",

@@ -1,0 +1,328 @@
+"""Early exits: agreement, accuracy and mean latency on a full test set, batches, overhead, promise.
+
+    python benchmarks/early_exit.py curve MODEL... --calib C.npz --eval E.npz
+    python benchmarks/early_exit.py batches MODEL... --calib C.npz --eval E.npz
+    python benchmarks/early_exit.py promise MODEL... --calib C.npz --eval E.npz
+    python benchmarks/early_exit.py overhead
+
+C and E are files that the scripts in `examples/` write. Each command writes
+`benchmarks/results/early_exit_NAME.json`. All but `promise` want a quiet machine: models run in
+turn, sample by sample, but other work does not always slow both alike.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+from rich.console import Console
+from zoo import models, path
+
+from onnxslim import api
+from onnxslim.contract import Fidelity
+from onnxslim.exits.emit import Confidence, Form, Head
+from onnxslim.exits.graph import Batch, Exit, Style, insert_exits
+from onnxslim.exits.heads import poolings
+from onnxslim.exits.points import candidates, classes_of, score_outputs
+from onnxslim.exits.thresholds import NEVER
+from onnxslim.model import Model
+from onnxslim.rewrite import Rewriter
+from onnxslim.runtime.latency import median_interval
+from onnxslim.runtime.session import Session, open_session
+from onnxslim.runtime.stopwatch import SessionStopwatch
+from onnxslim.shapes import infer_shapes
+
+CONSOLE: Final = Console(width=150)
+RESULTS: Final = Path(__file__).parent / "results"
+FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+TARGETS: Final = (0.999, 0.995, 0.99, 0.98)
+COUNTS: Final = (1, 2, 3)
+SEEDS: Final = 5
+BATCHES: Final = (8, 32)
+Row = dict[str, Any]
+
+files = click.argument("files", nargs=-1, type=FILE, required=True)
+calib = click.option("--calib", "calibration", type=FILE, required=True)
+evaluation = click.option("--eval", "evaluation", type=FILE, required=True)
+
+
+@click.group()
+def main() -> None:
+    """Measure inject-exits."""
+
+
+def _save(name: str, rows: Sequence[Row]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    whole = {"machine": "two shared x86-64 cores", "python": platform.python_version()}
+    text = json.dumps({**whole, "rows": list(rows)}, indent=1)
+    (RESULTS / f"early_exit_{name}.json").write_text(text + "\n")
+
+
+def _with_exits(file: Path, spec: str, calibration: object, *, seed: int = 0) -> tuple[Model, Row]:
+    """The model after the pass, and what the pass said."""
+    model, report = api.compress(
+        file,
+        passes=f"simplify,{spec}",
+        calibration=calibration,  # type: ignore[arg-type]
+        goal="latency",
+        force=True,
+        verify=False,
+        seed=seed,
+    )
+    step = report.steps[-1]
+    said = [change.what for change in step.changes] or [skip.why for skip in step.skips]
+    return model, {"spec": spec, "seconds": step.seconds, "said": said}
+
+
+# ---------------------------------------------------------------------------- one by one
+
+
+@main.command("curve")
+@files
+@calib
+@evaluation
+@click.option("--head", "heads", multiple=True, default=("linear", "mlp"))
+@click.option("--target", "targets", type=float, multiple=True, default=TARGETS)
+@click.option("--samples", type=int, default=10_000, help="Of the test set.")
+def curve(
+    files: Sequence[Path],
+    calibration: Path,
+    evaluation: Path,
+    heads: Sequence[str],
+    targets: Sequence[float],
+    samples: int,
+) -> None:
+    """Agreement and accuracy against mean latency, a sample at a time, with 1 to 3 exits."""
+    rows: list[Row] = []
+    for file in files:
+        for head in heads:
+            for target in targets:
+                for count in COUNTS:
+                    spec = f"inject-exits:count={count}:target={target:g}:head={head}"
+                    spec += ":report-exit=true"
+                    rows.append(_curve_row(file, spec, calibration, evaluation, samples))
+                    CONSOLE.print(rows[-1], soft_wrap=True)
+                    _save("curve", rows)
+
+
+def _curve_row(file: Path, spec: str, calibration: Path, evaluation: Path, samples: int) -> Row:
+    model, said = _with_exits(file, spec, str(calibration))
+    arrays = np.load(evaluation)
+    labels = arrays["label"][:samples]
+    data = {name: arrays[name][:samples] for name in arrays if name != "label"}
+    plain, _ = api.compress(file, passes="simplify", verify=False, measure=False)
+    with open_session(plain) as a, open_session(model) as b:
+        before, after = (np.empty((samples, len(_scores(s, data)))) for s in (a, b))
+        taken = np.zeros(samples, int)
+        times = np.empty((2, samples))
+        for number in range(samples):
+            feeds = {name: array[number : number + 1] for name, array in data.items()}
+            runs = [a.runner(feeds), b.runner(feeds)]
+            for which in (0, 1) if number % 2 else (1, 0):
+                start = time.perf_counter()
+                found = runs[which]()
+                times[which, number] = time.perf_counter() - start
+                (before, after)[which][number] = found[0][0]
+            told = found if which else runs[1]()
+            taken[number] = told[1][0] if len(told) > 1 else 0
+    own, new = before.argmax(axis=1), after.argmax(axis=1)
+    return {
+        "model": file.stem,
+        **said,
+        "agreement": float((own == new).mean()),
+        "accuracy_before": float((own == labels).mean()),
+        "accuracy": float((new == labels).mean()),
+        "shares": np.bincount(taken, minlength=2)[1:].tolist(),
+        **_latency(times),
+    }
+
+
+def _scores(session: Session, data: Mapping[str, np.ndarray]) -> np.ndarray:
+    found = session.run({name: array[:1] for name, array in data.items()})
+    return np.asarray(next(iter(found.values()))[0])
+
+
+def _latency(times: np.ndarray) -> Row:
+    """Means, with the interval of the ratio over ten parts of the samples."""
+    parts = [part.mean(axis=1) for part in np.array_split(times, 10, axis=1)]
+    low, _, high = median_interval(np.array([before / after for before, after in parts]))
+    before, after = times.mean(axis=1) * 1e3
+    return {
+        "mean_ms": [before, after],
+        "median_ms": (np.median(times, axis=1) * 1e3).tolist(),
+        "worst_ms": (np.percentile(times, 99, axis=1) * 1e3).tolist(),
+        "ratio": before / after,
+        "ratio_low": low,
+        "ratio_high": high,
+    }
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+@main.command("batches")
+@files
+@calib
+@evaluation
+@click.option("--target", type=float, default=0.99)
+@click.option("--runs", type=int, default=100)
+def batches(
+    files: Sequence[Path], calibration: Path, evaluation: Path, target: float, runs: int
+) -> None:
+    """Batches of 8 and 32, as they come and where no sample leaves, split and not."""
+    rows: list[Row] = []
+    for file in files:
+        plain, _ = api.compress(file, passes="simplify", verify=False, measure=False)
+        for batch in Batch:
+            spec = f"inject-exits:target={target:g}:batch={batch}"
+            model, said = _with_exits(file, spec, str(calibration))
+            hard = _never_left(model)
+            for size in BATCHES:
+                for name, candidate in (("as they come", model), ("nobody leaves", hard)):
+                    times = _in_turn(plain, candidate, evaluation, size, runs)
+                    row = {"model": file.stem, **said, "size": size, "samples": name}
+                    rows.append({**row, **_latency(times)})
+                    CONSOLE.print(rows[-1], soft_wrap=True)
+                    _save("batches", rows)
+
+
+def _never_left(model: Model) -> Model:
+    """The same model with thresholds that nothing reaches."""
+    copy = model.clone()
+    for tensor in _thresholds(copy):
+        tensor.values = np.full(tensor.values.shape, NEVER, np.float32)
+    return copy
+
+
+def _thresholds(model: Model) -> Iterator[Any]:
+    from onnxslim.ir import walk_graphs
+
+    for graph in walk_graphs(model.graph):
+        for node in graph.nodes:
+            if node.op == "Greater" and node.inputs[1].name.startswith("exit_"):
+                yield node.inputs[1]
+
+
+def _in_turn(a: Model, b: Model, evaluation: Path, size: int, runs: int) -> np.ndarray:
+    arrays = np.load(evaluation)
+    data = {name: arrays[name] for name in arrays if name != "label"}
+    order = np.random.default_rng(0).permutation(len(next(iter(data.values()))))
+    times = np.empty((2, runs))
+    with open_session(a) as first, open_session(b) as second:
+        for number in range(runs):
+            rows = order[number * size % len(order) :][:size]
+            feeds = {name: array[rows] for name, array in data.items()}
+            both = [first.runner(feeds), second.runner(feeds)]
+            for which in (0, 1) if number % 2 else (1, 0):
+                both[which]()
+                start = time.perf_counter()
+                both[which]()
+                times[which, number] = time.perf_counter() - start
+    return times
+
+
+# ---------------------------------------------------------------------------- the promise
+
+
+@main.command("promise")
+@files
+@calib
+@evaluation
+@click.option("--target", "targets", type=float, multiple=True, default=(0.995, 0.99))
+def promise(
+    files: Sequence[Path], calibration: Path, evaluation: Path, targets: Sequence[float]
+) -> None:
+    """Agreement on a test set that nothing was chosen by, over draws of the calibration samples."""
+    rows: list[Row] = []
+    arrays = np.load(calibration)
+    for file in files:
+        for target in targets:
+            for seed in range(SEEDS):
+                drawn = _drawn(arrays, seed)
+                spec = f"inject-exits:target={target:g}"
+                model, said = _with_exits(file, spec, drawn, seed=seed)
+                found = _agreement(file, model, evaluation)
+                row = {"model": file.stem, "target": target, "seed": seed, **said}
+                rows.append({**row, "agreement": found, "held": found >= target})
+                CONSOLE.print(rows[-1], soft_wrap=True)
+                _save("promise", rows)
+
+
+def _drawn(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Four fifths of the samples, in another order for each seed."""
+    count = len(arrays[next(iter(arrays))])
+    order = np.random.default_rng(seed).permutation(count)[: 4 * count // 5]
+    return {name: arrays[name][order] for name in arrays}
+
+
+def _agreement(file: Path, model: Model, evaluation: Path) -> float:
+    arrays = np.load(evaluation)
+    data = {name: arrays[name] for name in arrays if name != "label"}
+    answers = []
+    for each in (Model.load(file), model):
+        with open_session(each) as session:
+            parts = [
+                next(iter(session.run({k: v[at : at + 100] for k, v in data.items()}).values()))
+                for at in range(0, len(next(iter(data.values()))), 100)
+            ]
+        answers.append(np.concatenate(parts).argmax(axis=1))
+    return float((answers[0] == answers[1]).mean())
+
+
+# ---------------------------------------------------------------------------- overhead
+
+
+@main.command("overhead")
+@click.option("--model", "name", default="resnet50")
+def overhead(name: str) -> None:
+    """A light graph with an exit that is never taken, or always: what the mechanism costs."""
+    (entry,) = models([name])
+    model = Model.load(path(entry))
+    infer_shapes(model)
+    output = score_outputs(model.graph)[0]
+    points = candidates(model.graph, output)
+    classes = classes_of(output)
+    assert classes is not None
+    shape = [size if isinstance(size, int) else 1 for size in model.graph.inputs[0].shape]
+    sample = np.random.default_rng(0).random(shape).astype(np.float32)
+    stopwatch = SessionStopwatch({model.graph.inputs[0].name: sample})
+    rows = []
+    for point in (points[len(points) // 4], points[len(points) // 2]):
+        pooling = poolings(point)[0]
+        head = Head(pooling, np.zeros((classes, pooling.features)), np.zeros(classes))
+        for words, threshold in (("never left", NEVER), ("always left", 0.0)):
+            pair = stopwatch.pair(model, _forced(model, output.name, Exit(head, threshold)))
+            rows.append(
+                {
+                    "model": name,
+                    "at": point.tensor,
+                    "exit": words,
+                    "share_of_latency": 1 / pair.ratio,
+                    "low": 1 / pair.high,
+                    "high": 1 / pair.low,
+                    "work_before": point.share,
+                }
+            )
+            CONSOLE.print(rows[-1], soft_wrap=True)
+    _save("overhead", rows)
+
+
+def _forced(model: Model, output: str, exit_: Exit) -> Model:
+    copy = model.clone()
+    rw = Rewriter(copy.graph)
+    style = Style(Form.PROBABILITIES, Confidence.MAX_PROBABILITY, Batch.ALL)
+    insert_exits(rw, output, [exit_], style)
+    rw.note(output, "an exit", Fidelity.LOSSY)
+    rw.result()
+    copy.has_shapes = False
+    return copy
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`onnxslim exits MODEL`: where a classifier can be left early, and what that would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxslim.commands import COMMANDS
+from onnxslim.commands.arguments import check_talk, json_option, run_options, talk_options
+from onnxslim.commands.arguments import input_shapes as parse_shapes
+from onnxslim.commands.console import paper, progress, say
+
+if TYPE_CHECKING:
+    from onnxslim.exits.survey import ExitRow
+    from onnxslim.render import Json
+
+_HEADS = ("linear", "mlp")
+
+
+@click.command("exits", short_help=COMMANDS["exits"])
+@click.argument("model")
+@click.option(
+    "--calib",
+    metavar="FILE.npz|DIR|module:function",
+    help="Sample inputs: heads are fitted to what the network answers on them.",
+)
+@click.option("--output", metavar="NAME", help="The output that is the class scores.")
+@click.option(
+    "--head", type=click.Choice(_HEADS), default="linear", help="As in inject-exits; linear."
+)
+@click.option("--no-latency", is_flag=True, help="Count multiply-accumulates instead of timing.")
+@run_options
+@json_option
+@talk_options
+def command(
+    model: str,
+    calib: str | None,
+    output: str | None,
+    head: str,
+    no_latency: bool,
+    input_shape: tuple[str, ...],
+    threads: int | None,
+    seed: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Show where MODEL can be left early: tensors through which everything passes.
+
+    With samples, each has a head fitted to it, as inject-exits does: how often it agrees with the
+    network on samples held back, and how many could leave there while 99.5 % of all answers stay
+    the network's. No file is changed.
+    """
+    check_talk(quiet=quiet, verbose=verbose)
+    from onnxslim import api
+
+    with progress(quiet=quiet, verbose=verbose) as tell:
+        rows, notes = api.survey_exits(
+            Path(model),
+            calibration=calib,
+            output=output,
+            head=head,
+            seed=seed or 0,
+            threads=threads,
+            input_shapes=parse_shapes(input_shape),
+            measure=not no_latency,
+            progress=tell,
+        )
+    if as_json:
+        from onnxslim.render import json_text
+
+        say(json_text(_json(rows, notes)))
+    elif not quiet:
+        say(_text(rows, notes))
+
+
+def _text(rows: Sequence[ExitRow], notes: Sequence[str]) -> str:
+    from onnxslim.tables import Grid, printable
+
+    if not rows:
+        lines = ["There is no place at which this model can be left early."]
+        return "\n".join([*lines, *(f"note: {printable(note)}" for note in notes)])
+    heads = ("tensor", "shape", "before", "work", "head", "agreement", "may leave")
+    grid = Grid(heads, frozenset({1, 4}))
+    for row in rows:
+        grid.add(
+            row.tensor,
+            "x".join("?" if size is None else str(size) for size in row.shape),
+            _percent(row.latency),
+            _percent(row.work),
+            row.head or "",
+            _percent(row.agreement),
+            _percent(row.leaving),
+        )
+    text = grid.without_empty_columns().render(paper())
+    return "\n".join([text, *(f"note: {printable(note)}" for note in notes)])
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _json(rows: Sequence[ExitRow], notes: Sequence[str]) -> Json:
+    from dataclasses import asdict
+
+    import onnxslim
+
+    exits: list[Json] = [{**asdict(row), "shape": list(row.shape)} for row in rows]
+    return {"onnxslim": onnxslim.__version__, "exits": exits, "notes": list(notes)}

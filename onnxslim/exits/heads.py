@@ -1,0 +1,441 @@
+"""Heads fitted in closed form to what the network itself answers, without labels or training.
+
+A head is a layer like any other: put into a copy of the network with zero weights, its moments
+come from the one service there is for moments, and what it should return from a second copy, in
+which a layer of the same name hands through the network's probabilities, softened by a temperature
+(Hinton et al.). Ridge regression on standardised features then needs nothing but moments:
+
+    W = C_yx (C_xx + λ·I)⁻¹,    b = E[y] − W·E[x],    C centered and scaled
+
+λ is the one with the least error on samples held back, again from their moments alone. With labels,
+only C_yx changes: E[y xᵀ] is then the mean of the features of each class. Features are never in
+memory all at once.
+
+What may change here: what is regressed on, and how strongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from scipy import linalg, optimize
+
+from onnxslim.errors import NotApplicable
+from onnxslim.exits.emit import Confidence, Emitter, Form, Head, Pooling, confidences
+from onnxslim.exits.points import Point, classes_of
+from onnxslim.exits.thresholds import Trial
+from onnxslim.ir import Node, Variable
+from onnxslim.model import Model
+from onnxslim.objective.calibration import Calibration
+from onnxslim.objective.moments import LayerMoments
+from onnxslim.objective.threads import threads_for
+from onnxslim.rewrite import Rewriter
+
+SOFTENING: Final = 4.0  # temperature of the network's probabilities while heads are fitted
+SAMPLES_A_FEATURE: Final = 20  # below, a fit is worth a warning
+HIDDEN_UNITS: Final = 512
+MOST_FEATURES: Final = 1024  # of one point; above, moments are sums in float32
+_GRIDS: Final = (1, 2, 4, 7)
+_RIDGES: Final = tuple(10.0**power for power in np.arange(-5.0, 2.01, 1.0))
+_DEAD: Final = 1e-10  # of the largest variance
+_STEADY: Final = 1e-5  # of E[x²]; a variance below may be rounding
+_LEAST: Final = 1e-12  # of a probability
+_TEMPERATURES: Final = (1e-3, 1e3)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A head, and how good it is on samples that it was not fitted to.
+
+    Attributes:
+        head: calibrated.
+        error: E‖y − ŷ‖² / E‖y − E[y]‖² of what was regressed on.
+        trial: how sure it was of each of those samples, and whether it agreed with the network.
+        samples: that it was fitted to.
+    """
+
+    head: Head
+    error: float
+    trial: Trial
+    samples: int
+
+    @property
+    def agreement(self) -> float:
+        """Share of the samples for which head and network agree."""
+        return float(self.trial.agrees.mean())
+
+    @property
+    def warning(self) -> str | None:
+        """That there were few samples for so many features, with what shows it."""
+        features = self.head.weight.shape[1]
+        if self.samples >= SAMPLES_A_FEATURE * features:
+            return None
+        return (
+            f"its head has {features:,} features and was fitted to {self.samples:,} samples, fewer "
+            f"than {SAMPLES_A_FEATURE} for each; on samples held back it agrees with the network "
+            f"for {100 * self.agreement:.1f} % and leaves {100 * self.error:.0f} % of the variance "
+            "unexplained: more samples may give a better one"
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What heads are to imitate.
+
+    Attributes:
+        model: the network; left as it is.
+        output: name of its class scores.
+        form: of them.
+        confidence: by which samples will leave.
+        seed: of hidden units.
+    """
+
+    model: Model
+    output: str
+    form: Form
+    confidence: Confidence
+    seed: int = 0
+
+
+def poolings(point: Point) -> list[Pooling]:
+    """The ways in which a tensor may become features, few of them first."""
+    if not point.is_map:
+        return [Pooling(point)]
+    sizes = point.shape[2:]
+    if not all(isinstance(size, int) for size in sizes):
+        return [Pooling(point, (1,) * len(sizes))]
+    cells = dict.fromkeys(tuple(min(grid, int(size or 1)) for size in sizes) for grid in _GRIDS)
+    found = [Pooling(point, item) for item in cells]
+    fitting = [item for item in found if item.features <= MOST_FEATURES]
+    return fitting or found[:1]
+
+
+def fit_heads(
+    task: Task, chosen: Sequence[Pooling], calibration: Calibration, *, hidden: bool
+) -> list[Fitted]:
+    """A head for each pooling.
+
+    Args:
+        task: what they imitate.
+        chosen: where they read.
+        calibration: four fifths are fitted to; the rest choose λ and the temperature.
+        hidden: whether to put a layer of random units before the last one.
+
+    Raises:
+        NotApplicable: no sample reaches the points, or the values there are not finite.
+    """
+    fit, held = calibration.halves()
+    plain = [_Plan(pooling) for pooling in chosen]
+    found = list(zip(_moments(task, plain, fit), _moments(task, plain, held), strict=True))
+    if hidden:
+        plain = [
+            replace(plan, hidden=_random_units(seen, task.seed))
+            for plan, (seen, _) in zip(plain, found, strict=True)
+        ]
+        found = list(zip(_moments(task, plain, fit), _moments(task, plain, held), strict=True))
+    raw, errors = [], []
+    for plan, (seen, unseen) in zip(plain, found, strict=True):
+        weight, bias, error = ridge(seen, unseen)
+        raw.append(Head(plan.pooling, weight, bias, plan.hidden))
+        errors.append(error)
+    counts = [seen.count for seen, _ in found]
+    del found  # moments are large
+    fitted = []
+    for (head, trial), error, count in zip(
+        _calibrated(task, raw, held), errors, counts, strict=True
+    ):
+        fitted.append(Fitted(head, error, trial, count))
+    return fitted
+
+
+def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray, float]:
+    """Weight (rows, columns), bias (rows,) and the relative error on the samples held back.
+
+    Args:
+        fit: with `cross`, `goal` and `energy`; of one group.
+        held: the same of other samples, by which λ is chosen.
+    """
+    seen, unseen = fit.centered(), held
+    second, cross = np.asarray(seen.seconds[0]), _of(seen.cross)
+    scale = _scales(np.diagonal(second), fit.mean[0])
+    second = second * scale[:, None] * scale  # of standardised features
+    right = (cross * scale).T
+    best: tuple[np.ndarray, np.ndarray, float] | None = None
+    with threads_for(len(second)):
+        for strength in _RIDGES:
+            damped = second + strength * np.eye(len(second))
+            try:
+                factor = linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
+            except linalg.LinAlgError:  # less than what rounding took from the moments
+                continue
+            weight = linalg.cho_solve(factor, right, check_finite=False).T * scale
+            bias = _of(fit.goal) - weight @ fit.mean[0]
+            error = _error(weight, bias, unseen)
+            if best is None or error < best[2]:
+                best = (weight, bias, error)
+    if best is None:
+        raise NotApplicable(f"the features of `{fit.layer}` are not finite, or hardly vary")
+    spread = float(_of(held.energy).sum() - np.square(_of(held.goal)).sum())
+    return best[0], best[1], best[2] / max(spread, np.finfo(float).tiny)
+
+
+def network_logs(scores: np.ndarray, form: Form) -> np.ndarray:
+    """Logarithms of the network's probabilities, (N, classes), from its scores."""
+    flat = scores.reshape(len(scores), -1).astype(np.float64)
+    if form is Form.PROBABILITIES:
+        return np.asarray(np.log(np.maximum(flat, _LEAST)))
+    if form is Form.LOG_PROBABILITIES:
+        return flat
+    return _log_softmax(flat)
+
+
+def trials(
+    task: Task, heads: Sequence[Head], calibration: Calibration
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """For each run of the samples: logits of all heads (heads, N, classes), logs, labels."""
+    model, names = _with_heads(task, heads)
+    for answer in calibration.outputs(model):
+        logits = np.stack([answer.values[name] for name in names])
+        yield logits, network_logs(answer.values[task.output], task.form), answer.labels
+
+
+def judge(task: Task, heads: Sequence[Head], calibration: Calibration) -> list[Trial]:
+    """How sure each head is of each sample, and whether it agrees with the network."""
+    sure: list[list[np.ndarray]] = [[] for _ in heads]
+    agrees: list[list[np.ndarray]] = [[] for _ in heads]
+    for logits, logs, _ in trials(task, heads, calibration):
+        for number, own in enumerate(logits):
+            sure[number].append(confidences(own, task.confidence))
+            agrees[number].append(own.argmax(axis=1) == logs.argmax(axis=1))
+    return [Trial(np.concatenate(a), np.concatenate(b)) for a, b in zip(sure, agrees, strict=True)]
+
+
+# ---------------------------------------------------------------------------- calibrating
+
+
+def _calibrated(
+    task: Task, heads: Sequence[Head], held: Calibration
+) -> Iterator[tuple[Head, Trial]]:
+    """Heads whose logits are divided by the temperature that makes their probabilities true."""
+    seen = list(trials(task, heads, held))
+    logs = np.concatenate([item[1] for item in seen])
+    wished = np.exp(logs)
+    labels = [item[2] for item in seen if item[2] is not None]
+    if labels:
+        wished = np.eye(logs.shape[1])[class_numbers(np.concatenate(labels), logs.shape[1])]
+    answers = logs.argmax(axis=1)
+    for number, head in enumerate(heads):
+        logits = np.concatenate([item[0][number] for item in seen]).astype(np.float64)
+        temperature = best_temperature(logits, wished)
+        own = replace(head, weight=head.weight / temperature, bias=head.bias / temperature)
+        sure = confidences(logits / temperature, task.confidence)
+        yield own, Trial(sure, logits.argmax(axis=1) == answers)
+
+
+def best_temperature(logits: np.ndarray, wished: np.ndarray) -> float:
+    """The temperature at which `logits`, (N, classes), come nearest to the probabilities wished.
+
+    Near in cross entropy (Guo et al., 2017).
+    """
+
+    def loss(power: float) -> float:
+        return -float((wished * _log_softmax(logits / np.exp(power))).sum(axis=1).mean())
+
+    low, high = np.log(_TEMPERATURES)
+    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
+    return float(np.exp(found.x))
+
+
+def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Labels as class numbers; one-hot rows are understood.
+
+    Raises:
+        NotApplicable: they are neither, or there is no such class.
+    """
+    if labels.ndim == 2 and labels.shape[1] == classes > 1:
+        labels = labels.argmax(axis=1)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if (
+        labels.ndim != 1
+        or labels.dtype.kind not in "iu"
+        or labels.min() < 0
+        or labels.max() >= classes
+    ):
+        raise NotApplicable(
+            f"the labels of the calibration samples are no class numbers from 0 to {classes - 1}: "
+            "leave the array `label` out, and heads are fitted to the network's own answers"
+        )
+    return labels
+
+
+# ---------------------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A head to be fitted; it reads `pooling`, and `hidden` units behind."""
+
+    pooling: Pooling
+    hidden: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def features(self) -> int:
+        """Columns of its weight."""
+        return self.pooling.features + (0 if self.hidden is None else len(self.hidden[1]))
+
+
+def _moments(task: Task, plans: Sequence[_Plan], calibration: Calibration) -> list[LayerMoments]:
+    """Moments of what heads read, and of what they should return."""
+    classes = _classes(task)
+    empty = [
+        Head(p.pooling, np.zeros((classes, p.features)), np.zeros(classes), p.hidden) for p in plans
+    ]
+    model, names = _with_heads(task, empty)
+    reference = _softened(task, names, classes)
+    found: dict[str, LayerMoments] = {}
+    for item in calibration.moments(model, names, reference):
+        if not isinstance(item, LayerMoments):
+            raise NotApplicable(f"no head can be fitted at `{item.node}`: {item.why}")
+        found[item.layer] = item
+    return _for_labels(task, plans, calibration, [found[name] for name in names])
+
+
+def _with_heads(task: Task, heads: Sequence[Head]) -> tuple[Model, list[str]]:
+    """A copy of the network that returns its scores and the logits of all heads."""
+    model = task.model.clone()
+    graph = model.graph
+    rw = Rewriter(graph)
+    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+    emitter = Emitter(rw.opset, rw.fresh_name)
+    made = [
+        emitter.logits(tensors[head.pooling.point.tensor], head, f"exit_head{number}")
+        for number, head in enumerate(heads)
+    ]
+    graph.nodes.extend(emitter.nodes)
+    graph.outputs = [tensors[task.output], *made]
+    model.has_shapes = False
+    return model, [str(tensor.name) for tensor in made]
+
+
+def _softened(task: Task, names: Sequence[str], classes: int) -> Model:
+    """A copy of the network with layers of the given names that hand its soft answers through."""
+    model = task.model.clone()
+    graph = model.graph
+    rw = Rewriter(graph)
+    emitter = Emitter(rw.opset, rw.fresh_name)
+    scores: gs.Tensor = next(t for n in graph.nodes for t in n.outputs if t.name == task.output)
+    flat = emitter.cast(scores, np.dtype(np.float32), "exit_wished")
+    flat = emitter.add("Reshape", [flat, emitter.ints(-1, classes)], "exit_rows")
+    if task.form is Form.PROBABILITIES:
+        least = emitter.constant(np.array(_LEAST, np.float32), "exit_least_probability")
+        flat = emitter.add("Log", [emitter.add("Max", [flat, least], "exit_above")], "exit_logs")
+    by = emitter.constant(np.array(1 / SOFTENING, np.float32), "exit_softening")
+    soft = emitter.softmax(emitter.add("Mul", [flat, by], "exit_softened"), "exit_soft")
+    identity = emitter.constant(np.eye(classes, dtype=np.float32), "exit_identity")
+    for name in names:
+        result = Variable(name, np.dtype(np.float32), [None, classes])
+        emitter.nodes.append(Node("Gemm", None, {}, [soft, identity], [result]))
+    graph.nodes.extend(emitter.nodes)
+    model.has_shapes = False
+    return model
+
+
+def _for_labels(
+    task: Task, plans: Sequence[_Plan], calibration: Calibration, found: list[LayerMoments]
+) -> list[LayerMoments]:
+    """The same moments with labels as what should be returned, where samples have labels."""
+    model, names = _with_features(task, plans)
+    classes = _classes(task)
+    sums = [np.zeros((classes, plan.features)) for plan in plans]
+    counts = np.zeros(classes)
+    for answer in calibration.outputs(model):
+        if answer.labels is None:
+            return found
+        own = np.eye(classes)[class_numbers(answer.labels, classes)]  # (N, classes)
+        counts += own.sum(axis=0)
+        for total, name in zip(sums, names, strict=True):
+            total += own.T @ answer.values[name]
+    rows = counts.sum()
+    goal = (counts / rows)[None]
+    return [
+        replace(item, cross=(total / rows)[None], goal=goal, energy=goal)
+        for item, total in zip(found, sums, strict=True)
+    ]
+
+
+def _with_features(task: Task, plans: Sequence[_Plan]) -> tuple[Model, list[str]]:
+    """A copy of the network that returns what heads read."""
+    model = task.model.clone()
+    graph = model.graph
+    rw = Rewriter(graph)
+    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+    emitter = Emitter(rw.opset, rw.fresh_name)
+    made = []
+    for plan in plans:
+        x = emitter.head_input(tensors[plan.pooling.point.tensor], plan.pooling, plan.hidden)
+        made.append(emitter.add("Identity", [x], "exit_read", shape=(None, plan.features)))
+    graph.nodes.extend(emitter.nodes)
+    graph.outputs = list(made)
+    model.has_shapes = False
+    return model, [str(tensor.name) for tensor in made]
+
+
+def _random_units(seen: LayerMoments, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of units that look in random directions at standardised features."""
+    mean = seen.mean[0]
+    scale = _scales(np.diagonal(np.asarray(seen.centered().seconds[0])), mean)
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((HIDDEN_UNITS, len(mean))) * scale
+    weight /= np.sqrt(max(int(np.count_nonzero(scale)), 1))
+    bias = rng.standard_normal(HIDDEN_UNITS) - weight @ mean
+    return weight.astype(np.float32), bias.astype(np.float32)
+
+
+def _scales(variance: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """What standardises features; 0 for those that do not vary."""
+    least = np.maximum(_DEAD * variance.max(initial=0.0), _STEADY * (variance + mean**2))
+    alive = variance > np.maximum(least, np.finfo(float).tiny)
+    return np.asarray(np.where(alive, 1 / np.sqrt(np.where(alive, variance, 1.0)), 0.0))
+
+
+def _classes(task: Task) -> int:
+    output = next(t for t in task.model.graph.outputs if t.name == task.output)
+    classes = classes_of(output)
+    assert classes is not None
+    return classes
+
+
+def _error(weight: np.ndarray, bias: np.ndarray, held: LayerMoments) -> float:
+    """E‖y − W·x − b‖², from moments about zero."""
+    second, mean = np.asarray(held.seconds[0]), held.mean[0]
+    with_x = float(np.sum(weight * (weight @ second))) - 2 * float(np.sum(weight * _of(held.cross)))
+    with_b = float(bias @ bias) + 2 * float(bias @ (weight @ mean - _of(held.goal)))
+    return max(0.0, float(_of(held.energy).sum()) + with_x + with_b)
+
+
+def _of(part: np.ndarray | None) -> np.ndarray:
+    """What moments hold of their one group."""
+    assert part is not None
+    return np.asarray(part[0])
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+__all__ = [
+    "Fitted",
+    "Task",
+    "best_temperature",
+    "fit_heads",
+    "judge",
+    "network_logs",
+    "poolings",
+    "ridge",
+]

@@ -1,0 +1,332 @@
+"""Which exits to put into a network, with which thresholds, and what comes of it.
+
+`Planner` chooses from what `Survey` found: points and thresholds with the least mean latency that
+keep a target, or the most agreement within a budget of latency. What follows confirms the choice on
+samples that nothing was chosen by, and times it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from onnxslim.contract import Fidelity
+from onnxslim.errors import NotApplicable, RuntimeFailure
+from onnxslim.exits.graph import Exit, Style, insert_exits
+from onnxslim.exits.heads import Task, judge
+from onnxslim.exits.survey import Site, Survey
+from onnxslim.exits.thresholds import (
+    FINE_STEPS,
+    NEVER,
+    STEPS,
+    Outcome,
+    Trial,
+    confirmed,
+    empirical,
+    least_samples,
+    one_in,
+    outcome,
+    path,
+    risk_of,
+)
+from onnxslim.model import Model
+from onnxslim.objective.calibration import Calibration
+from onnxslim.rewrite import Rewriter
+
+_ROOM = 0.6  # of what a target allows: a bound confirmed on the other half takes the rest
+_WORTH = 0.99  # of the mean latency with fewer exits, below which another exit is worth while
+_TRIED_TOGETHER = 16  # samples, to see whether a batch may be split
+_ROUNDING = 1e-3  # of the range of the scores
+_DECISION = 0.01  # share of the latency that an exit costs those that stay, beside its head
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Exits that were chosen, in order, with what they lead to on the half that confirms.
+
+    Attributes:
+        sites: where.
+        thresholds: one for each.
+        outcome: on the samples held back.
+        costs: share of the latency when left at each exit, and when not at all; estimated.
+    """
+
+    sites: tuple[Site, ...]
+    thresholds: tuple[float, ...]
+    outcome: Outcome
+    costs: tuple[float, ...]
+
+    @property
+    def latency(self) -> float:
+        """Mean share of the latency."""
+        return self.outcome.latency(self.costs)
+
+    @property
+    def exits(self) -> list[Exit]:
+        """What is to be written into the graph."""
+        heads = [site.known.head for site in self.sites]
+        return [Exit(head, at) for head, at in zip(heads, self.thresholds, strict=True)]
+
+    def without(self, idle: Sequence[int]) -> Plan:
+        """The plan without some of its exits, at which nobody leaves."""
+        kept = [number for number in range(len(self.sites)) if number not in idle]
+        found = self.outcome
+        return Plan(
+            tuple(self.sites[number] for number in kept),
+            tuple(self.thresholds[number] for number in kept),
+            replace(
+                found,
+                shares=tuple(found.shares[number] for number in (*kept, len(self.sites))),
+                agreements=tuple(found.agreements[number] for number in kept),
+            ),
+            chain_costs([self.sites[number] for number in kept]),
+        )
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Chooses exits.
+
+    Attributes:
+        sites: in order, with heads.
+        count: the most exits.
+        fixed: whether all sites are to be used.
+        target: agreement to promise; None: what follows counts.
+        latency: mean share of the latency that is allowed.
+        thresholds: as given, one for each exit or one for all; (): to be chosen.
+    """
+
+    sites: tuple[Site, ...]
+    count: int
+    fixed: bool
+    target: float | None
+    latency: float | None
+    thresholds: tuple[float, ...]
+
+    def choose(self) -> Plan | str:
+        """The best plan on the samples that heads were chosen by; or why there is none."""
+        sizes = (len(self.sites),) if self.fixed else range(1, self.count + 1)
+        best: Plan | None = None
+        for size in sizes:
+            plans = [
+                plan
+                for sites in combinations(self.sites, size)
+                if (plan := self._planned(sites)) is not None
+            ]
+            found = min(plans, key=self._merit, default=None)
+            if found is not None and (best is None or self._is_worth_it(found, best)):
+                best = found
+        if best is None:
+            return self._why_none()
+        if not self.fixed and self.latency is None and best.latency >= 1:
+            return (
+                f"leaving early gains nothing: the best exit, at `{best.sites[0].point.tensor}`, "
+                f"would leave {best.latency:.2f} of the latency"
+            )
+        return best
+
+    def within(self, plan: Plan) -> Plan:
+        """The plan with thresholds that keep the budget at its costs, which were measured since.
+
+        Raises:
+            NotApplicable: no thresholds do.
+        """
+        trials = [site.known.trial for site in plan.sites]
+        found = next(self._within(plan.sites, trials, plan.costs), None)
+        if found is None:
+            raise NotApplicable(
+                f"a mean latency of {self.latency:g} is out of reach: as timed, "
+                f"{min(plan.costs):.2f} of the latency would remain even if all samples left"
+            )
+        return replace(plan, thresholds=found)
+
+    def finely(self, plan: Plan) -> list[tuple[float, ...]]:
+        """Thresholds for a plan from strict to loose, in small steps."""
+        return self._way(plan.sites, chain_costs(plan.sites), FINE_STEPS)
+
+    def _way(
+        self, sites: Sequence[Site], costs: Sequence[float], steps: int = STEPS
+    ) -> list[tuple[float, ...]]:
+        risks = [risk_of(site.known.trial) for site in sites]
+        return list(path(risks, [costs[-1] - cost for cost in costs[:-1]], steps))
+
+    def _planned(self, sites: tuple[Site, ...]) -> Plan | None:
+        trials = [site.known.trial for site in sites]
+        costs = chain_costs(sites)
+        chosen: tuple[float, ...] | None = None
+        if self.thresholds:
+            if len(self.thresholds) not in (1, len(sites)):
+                return None
+            chosen = self.thresholds * (len(sites) // len(self.thresholds))
+        elif self.target is not None:
+            chosen = empirical(self._way(sites, costs), trials, 1 - _ROOM * (1 - self.target))
+        else:
+            chosen = next(self._within(sites, trials, costs), None)
+        return None if chosen is None else Plan(sites, chosen, outcome(chosen, trials), costs)
+
+    def _within(
+        self, sites: Sequence[Site], trials: Sequence[Trial], costs: Sequence[float]
+    ) -> Iterator[tuple[float, ...]]:
+        """Thresholds that keep the budget of latency, the strictest first."""
+        assert self.latency is not None
+        for thresholds in self._way(sites, costs):
+            if outcome(thresholds, trials).latency(costs) <= self.latency:
+                yield thresholds
+
+    def _merit(self, plan: Plan) -> float:
+        """The less the better."""
+        return plan.latency if self.latency is None else 1 - plan.outcome.agreement
+
+    def _is_worth_it(self, plan: Plan, simpler: Plan) -> bool:
+        return self._merit(plan) < _WORTH * self._merit(simpler)
+
+    def _why_none(self) -> str:
+        if self.thresholds:
+            return f"{len(self.thresholds)} thresholds do not fit {len(self.sites)} exits"
+        if self.latency is not None:
+            least = min(site.cost for site in self.sites)
+            return (
+                f"a mean latency of {self.latency:g} is out of reach: even if all samples left, "
+                f"{least:.2f} of the latency would remain"
+            )
+        return (
+            f"no exit keeps a target of {self.target:g} on the samples it was fitted with: give "
+            "more samples, or a lower target"
+        )
+
+
+def confirm(plan: Plan, task: Task, held: Calibration) -> tuple[Plan, list[Trial]]:
+    """The plan with its outcome on samples that nothing was chosen by."""
+    seen = judge(task, [site.known.head for site in plan.sites], held)
+    return replace(plan, outcome=outcome(plan.thresholds, seen)), seen
+
+
+def tightened(
+    plan: Plan, way: Sequence[tuple[float, ...]], trials: Sequence[Trial], target: float
+) -> Plan:
+    """The plan with the loosest thresholds that keep the target on samples not seen so far.
+
+    Raises:
+        NotApplicable: even the strictest do not.
+    """
+    found = confirmed(way, trials, target)
+    if found is None:
+        strictest = outcome(way[0], trials)
+        raise NotApplicable(
+            f"a target of {target:g} is not confirmed: of {strictest.samples:,} samples held back, "
+            f"{strictest.disagreeing} leave with another answer even where heads must be surest; "
+            "give more samples, or a lower target"
+        )
+    return replace(plan, thresholds=found, outcome=outcome(found, trials))
+
+
+def anytime_plan(survey: Survey, sites: Sequence[Site], count: int | None) -> Plan:
+    """Up to `count` exits (None: all), spread over the latency, of which every one answers."""
+    chosen = list(sites)
+    if count is not None and count < len(sites):
+        wished = [(number + 1) / (count + 1) for number in range(count)]
+        costs = np.array([site.cost for site in sites])
+        nearest = {int(np.argmin(np.abs(costs - wish))) for wish in wished}
+        chosen = [sites[number] for number in sorted(nearest)]
+    heads = [site.known.head for site in chosen]
+    seen = judge(survey.task, heads, survey.halves[1])
+    agreements = tuple(float(trial.agrees.mean()) for trial in seen)
+    nobody = (0.0,) * len(chosen)
+    result = Outcome((*nobody, 1.0), agreements, 0, len(seen[0].agrees))
+    return Plan(tuple(chosen), (NEVER,) * len(chosen), result, chain_costs(chosen))
+
+
+def measured_costs(survey: Survey, plan: Plan, style: Style) -> tuple[float, ...] | None:
+    """Share of the latency when left at each exit, and at the end, as timed; None without a clock.
+
+    Models are timed whose thresholds make every sample leave at one exit.
+    """
+    stopwatch = survey.context.stopwatch
+    if stopwatch is None:
+        return None
+    found = []
+    for number in range(len(plan.sites) + 1):
+        forced = [NEVER] * number + [0.0] * (len(plan.sites) - number)
+        model = with_exits(survey, replace(plan, thresholds=tuple(forced)), style)
+        found.append(1 / stopwatch.pair(survey.model, model).ratio)
+    return tuple(found)
+
+
+def splits_well(survey: Survey, plan: Plan, style: Style) -> bool:
+    """Whether what is behind the exits returns the same on a part of a batch.
+
+    Tried on a batch of which about half leaves at each exit: the others must get what the network
+    itself gives them.
+    """
+    assert survey.context.calibration is not None
+    middle = [float(np.median(site.known.trial.confidence)) for site in plan.sites]
+    halved = replace(plan, thresholds=tuple(min(value, 1.0) for value in middle))
+    output = survey.task.output
+    model = with_exits(survey, halved, replace(style, report=True))
+    told = model.graph.outputs[-1].name
+    own = survey.context.calibration.outputs(survey.model, together=_TRIED_TOGETHER)
+    split = survey.context.calibration.outputs(model, together=_TRIED_TOGETHER)
+    try:
+        for expected, found in zip(own, split, strict=True):
+            stays = found.values[told] > len(plan.sites)
+            wished = expected.values[output]
+            if found.values[output].shape != wished.shape:
+                return False
+            moved = np.abs(found.values[output][stays] - wished[stays]).max(initial=0.0)
+            if not moved <= _ROUNDING * max(float(np.ptp(wished)), 1e-6):
+                return False
+            if stays.any() and not stays.all():
+                return True
+    except RuntimeFailure:
+        return False
+    return True
+
+
+def with_exits(survey: Survey, plan: Plan, style: Style) -> Model:
+    """A copy of the model with the exits of `plan`."""
+    model = survey.model.clone()
+    rw = Rewriter(model.graph)
+    insert_exits(rw, survey.task.output, plan.exits, style)
+    rw.note(survey.task.output, "exits", Fidelity.LOSSY)
+    rw.result()
+    model.has_shapes = False
+    return model
+
+
+def too_few(target: float, samples: int) -> str | None:
+    """Why a target cannot be confirmed on so many samples; None when it can."""
+    needed = least_samples(target)
+    if target < 1 and samples >= needed:
+        return None
+    return (
+        f"a target of {target:g} cannot be confirmed with {one_in()} confidence on the "
+        f"{samples:,} samples held back for it, even if none disagrees"
+        + (f": that takes {needed:,}, twice as many in all; " if target < 1 else "; ")
+        + "give more samples, a lower target, or a threshold"
+    )
+
+
+def chain_costs(sites: Sequence[Site]) -> tuple[float, ...]:
+    """Share of the latency when left at each exit, and at the end, with all heads on the way."""
+    costs, heads = [], 0.0
+    for site in sites:
+        costs.append(site.cost + heads)
+        heads += _DECISION
+    return (*costs, 1.0 + heads)
+
+
+__all__ = [
+    "Plan",
+    "Planner",
+    "anytime_plan",
+    "chain_costs",
+    "confirm",
+    "measured_costs",
+    "splits_well",
+    "tightened",
+    "too_few",
+    "with_exits",
+]

@@ -1,0 +1,335 @@
+"""What leaving a network at each of its points would bring, measured.
+
+`Survey` looks at a model once: which output holds the class scores, where it can be left, what of
+its latency comes before each point, how good a head there is. `planning` chooses from that.
+
+The calibration samples are dealt out to two halves. All that is chosen (heads, their temperature,
+points, the path of thresholds) is chosen on the first; the second only confirms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.contract import Context
+from onnxslim.errors import NotApplicable
+from onnxslim.exits.emit import LEAST_OPSET, Confidence, Emitter, Form, Head
+from onnxslim.exits.heads import Fitted, Task, fit_heads, judge, poolings
+from onnxslim.exits.points import (
+    Point,
+    Size,
+    ancestors,
+    candidates,
+    control_flow,
+    describe_control,
+    point_named,
+    score_outputs,
+)
+from onnxslim.exits.thresholds import (
+    NEVER,
+    Trial,
+    empirical,
+    outcome,
+    path,
+    risk_of,
+)
+from onnxslim.model import Model
+from onnxslim.objective.calibration import Calibration
+from onnxslim.rewrite import Rewriter
+
+MOST_POINTS = 8  # that are looked at
+_LATEST = 0.95  # share of the work before a point; behind it nothing is worth saving
+_ROWS_LOOKED_AT = 512  # to see what scores are
+_SUM_TOLERANCE = 1e-2
+JUDGED_AT = 0.995  # agreement at which heads of one point are held against each other
+
+
+@dataclass(frozen=True)
+class Site:
+    """A point with what it costs to get there.
+
+    Attributes:
+        point: where.
+        cost: share of the latency up to the answer of a head there.
+        fitted: the head; None without calibration samples.
+    """
+
+    point: Point
+    cost: float
+    fitted: Fitted | None = None
+
+    @property
+    def known(self) -> Fitted:
+        """The head, where there were samples to fit it to."""
+        assert self.fitted is not None
+        return self.fitted
+
+
+def scores_named(graph: gs.Graph, name: str | None) -> list[gs.Tensor]:
+    """The outputs that may be the class scores, most likely first.
+
+    Raises:
+        NotApplicable: there is none, or `name` is none; saying why.
+    """
+    if int(graph.opset) < LEAST_OPSET:
+        raise NotApplicable(
+            f"exits need opset {LEAST_OPSET} and the model has {graph.opset}: convert it first, "
+            "for example with `onnx.version_converter.convert_version(model, 17)`"
+        )
+    fitting = score_outputs(graph)
+    known = ", ".join(f"`{tensor.name}`" for tensor in graph.outputs)
+    if name is not None:
+        fitting = [tensor for tensor in fitting if tensor.name == name]
+    if not fitting:
+        which = "no output is" if name is None else f"`{name}` is no output that is"
+        raise NotApplicable(
+            f"{which} class scores, a float tensor with one row of two or more entries for each "
+            f"sample; the outputs are {known}"
+        )
+    for tensor in fitting:
+        node = control_flow(tensor)
+        if node is not None:
+            raise NotApplicable(describe_control(node))
+    return fitting
+
+
+@dataclass
+class Survey:
+    """A model, looked at.
+
+    Attributes:
+        model: with inferred shapes; left as it is.
+        context: calibration samples and a stopwatch, where there are.
+        output: name of the class scores; None: found.
+        at: names of the only points to look at; (): all worth it.
+        confidence: by which samples will leave.
+        hidden: whether heads have a layer of random units.
+        why_not: reasons against points of `at`, by name.
+    """
+
+    model: Model
+    context: Context
+    output: str | None = None
+    at: tuple[str, ...] = ()
+    confidence: Confidence = Confidence.MAX_PROBABILITY
+    hidden: bool = False
+    why_not: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def scores(self) -> tuple[gs.Tensor, Form]:
+        """The class scores and what they are; logits where no sample tells.
+
+        Raises:
+            NotApplicable: no output is class scores.
+        """
+        fitting = scores_named(self.model.graph, self.output)
+        calibration = self.context.calibration
+        if calibration is None:
+            return fitting[0], Form.LOGITS
+        found = _forms(self.model, fitting, calibration)
+        named = [(tensor, found[tensor.name]) for tensor in fitting]
+        good = [(tensor, form) for tensor, form in named if isinstance(form, Form)]
+        if not good:
+            raise NotApplicable(f"`{fitting[0].name}` is not class scores: {named[0][1]}")
+        return min(good, key=lambda item: item[1] is Form.LOGITS)
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """The points to look at, in order; reasons against others go to `why_not`."""
+        output, _ = self.scores
+        graph = self.model.graph
+        if not self.at:
+            found = candidates(graph, output)
+            early = [p for p in found if p.share is None or p.share <= _LATEST]
+            return tuple(_thinned(early, MOST_POINTS))
+        chosen = []
+        for name in dict.fromkeys(self.at):
+            point = point_named(graph, output, name)
+            if isinstance(point, Point):
+                chosen.append(point)
+            else:
+                self.why_not[name] = point
+        place = {t.name: len(ancestors([t])) for n in graph.nodes for t in n.outputs}
+        return tuple(sorted(chosen, key=lambda point: place[point.tensor]))
+
+    @cached_property
+    def task(self) -> Task:
+        """What heads imitate."""
+        output, form = self.scores
+        return Task(self.model, output.name, form, self.confidence, self.context.seed)
+
+    @cached_property
+    def halves(self) -> tuple[Calibration, Calibration]:
+        """The samples that all is chosen on, and those that confirm."""
+        assert self.context.calibration is not None
+        first, second = self.context.calibration.parts(2)
+        return first, second
+
+    def sites(self) -> tuple[Site, ...]:
+        """Every point with the best head that can be had there.
+
+        Raises:
+            NotApplicable: no head can be fitted.
+        """
+        if not self.points:
+            return ()
+        best: Mapping[str, Fitted] = {}
+        if self.context.calibration is not None:
+            self.context.tell("exits: fitting heads")
+            chosen = [pooling for point in self.points for pooling in poolings(point)]
+            best = self._best(fit_heads(self.task, chosen, self.halves[0], hidden=self.hidden))
+        return tuple(
+            Site(point, self._cost(point, best.get(point.tensor)), best.get(point.tensor))
+            for point in self.points
+        )
+
+    def _best(self, fitted: Sequence[Fitted]) -> dict[str, Fitted]:
+        """For each point the head with which most may leave; of equals the smallest."""
+        found: dict[str, tuple[tuple[float, float], Fitted]] = {}
+        for item in fitted:
+            way = list(path([risk_of(item.trial)], [1.0]))
+            thresholds = empirical(way, [item.trial], JUDGED_AT) or (NEVER,)
+            merit = (outcome(thresholds, [item.trial]).shares[0], item.agreement)
+            name = item.head.pooling.point.tensor
+            if name not in found or merit > found[name][0]:
+                found[name] = (merit, item)
+        return {name: item for name, (_, item) in found.items()}
+
+    def _cost(self, point: Point, fitted: Fitted | None) -> float:
+        """Share of the latency up to an answer there; of the work where nothing is timed."""
+        stopwatch = self.context.stopwatch
+        if stopwatch is None:
+            return 0.5 if point.share is None else point.share
+        self.context.tell(f"exits: timing {point.tensor}")
+        head = None if fitted is None else fitted.head
+        return 1 / stopwatch.pair(self.model, _prefix(self.model, point, head)).ratio
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """A place to leave at, as it is shown.
+
+    Attributes:
+        tensor: where.
+        shape: of it.
+        latency: share of the latency up to the answer of a head there; None where it is not timed.
+        work: share of the multiply-accumulates before it; None where they are not known.
+        head: what the head reads; None without samples.
+        agreement: share of the samples held back for which head and network agree.
+        leaving: share of them that may leave while `JUDGED_AT` of all answers are the network's.
+    """
+
+    tensor: str
+    shape: tuple[Size, ...]
+    latency: float | None
+    work: float | None
+    head: str | None = None
+    agreement: float | None = None
+    leaving: float | None = None
+
+
+def exit_rows(survey: Survey) -> tuple[list[ExitRow], list[str]]:
+    """The places to leave at, and what is to be said beside.
+
+    Raises:
+        NotApplicable: no output is class scores, or what runs is decided at run time already.
+    """
+    output, form = survey.scores
+    sites = survey.sites()
+    notes = [f"the class scores are `{output.name}`"]
+    if survey.context.calibration is None:
+        notes.append("without samples (--calib) no head was fitted")
+    else:
+        notes[0] += f", {form}"
+    rows = [_row(site, timed=survey.context.stopwatch is not None) for site in sites]
+    heads = [site.known.head for site in sites if site.fitted is not None]
+    if not heads:
+        return rows, notes
+    trials = judge(survey.task, heads, survey.halves[1])
+    few = [site for site in sites if site.known.warning is not None]
+    if few:
+        notes.append(f"`{few[0].point.tensor}`: {few[0].known.warning}")
+    judged = [
+        replace(row, agreement=float(trial.agrees.mean()), leaving=_leaving(site, trial))
+        for row, site, trial in zip(rows, sites, trials, strict=True)
+    ]
+    return judged, notes
+
+
+# ---------------------------------------------------------------------------- inside
+
+
+def _row(site: Site, *, timed: bool) -> ExitRow:
+    point = site.point
+    head = None if site.fitted is None else str(site.fitted.head.pooling)
+    return ExitRow(point.tensor, point.shape, site.cost if timed else None, point.share, head)
+
+
+def _leaving(site: Site, trial: Trial) -> float:
+    """How many may leave there, if it were the only exit."""
+    thresholds = empirical(list(path([risk_of(site.known.trial)], [1.0])), [trial], JUDGED_AT)
+    return outcome(thresholds or (NEVER,), [trial]).shares[0]
+
+
+def _thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most so many, spread evenly over the work before them."""
+    if len(points) <= most:
+        return list(points)
+    shares = [i / len(points) if p.share is None else p.share for i, p in enumerate(points)]
+    wished = np.linspace(shares[0], shares[-1], most)
+    nearest = [int(np.argmin(np.abs(np.array(shares) - wish))) for wish in wished]
+    return [points[index] for index in sorted(set(nearest))]
+
+
+def _forms(
+    model: Model, fitting: Sequence[gs.Tensor], calibration: Calibration
+) -> dict[str, Form | str]:
+    """What the outputs hold on the first samples, or why it is no scores."""
+    seen: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in fitting}
+    rows = 0
+    for answer in calibration.outputs(model):
+        for name, arrays in seen.items():
+            arrays.append(answer.values[name].reshape(answer.rows, -1).astype(np.float64))
+        rows += answer.rows
+        if rows >= _ROWS_LOOKED_AT:
+            break
+    return {name: _form(np.concatenate(arrays)) for name, arrays in seen.items()}
+
+
+def _form(scores: np.ndarray) -> Form | str:
+    if not np.isfinite(scores).all():
+        return "it is not finite on the calibration samples"
+    if np.abs(np.exp(np.minimum(scores, 1.0)).sum(axis=1) - 1).max() < _SUM_TOLERANCE:
+        return Form.LOG_PROBABILITIES
+    if scores.min() < 0 or scores.max() > 1 + _SUM_TOLERANCE:
+        return Form.LOGITS
+    if np.abs(scores.sum(axis=1) - 1).max() < _SUM_TOLERANCE:
+        return Form.PROBABILITIES
+    return "its entries lie between 0 and 1 and do not add up to 1, as those of separate answers do"
+
+
+def _prefix(model: Model, point: Point, head: Head | None) -> Model:
+    """A copy that ends at a point, with the head there."""
+    copy = model.clone()
+    graph = copy.graph
+    rw = Rewriter(graph)
+    end: gs.Tensor = next(t for n in graph.nodes for t in n.outputs if t.name == point.tensor)
+    if head is not None:
+        emitter = Emitter(rw.opset, rw.fresh_name)
+        end = emitter.logits(end, head, "exit_logits")
+        graph.nodes.extend(emitter.nodes)
+    graph.outputs = [end]
+    used = ancestors([end])
+    graph.nodes = [node for node in graph.nodes if node in used]
+    for tensor in graph.outputs:
+        tensor.info = None
+    copy.has_shapes = False
+    return copy
+
+
+__all__ = ["ExitRow", "Site", "Survey", "exit_rows", "scores_named"]

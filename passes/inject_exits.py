@@ -1,0 +1,346 @@
+"""Let easy samples leave a classifier early, by heads that are fitted without training.
+
+Rewrite:
+    A classifier whose scores y are made of a tensor t, through which everything passes,
+
+        t = early(x);  y = deep(t)
+
+    becomes, with a head that was fitted to the network's own answers,
+
+        s = head(t)
+        y = If (confidence(s) >= threshold) <then: s> <else: deep(t)>
+
+    so that onnxruntime runs `deep` only for those samples whose head is not sure. Of several exits
+    the Ifs are nested. With `batch=split`, `deep` runs on those samples of a batch that are not
+    sure (Gather), and its answers are put among the others (ScatterND).
+    `mode=anytime` skips nothing, and returns the scores of every exit as a further output.
+
+Why it is correct:
+    It is not exact. A sample that leaves gets the answer of the head. How sure a head must be is
+    chosen on one half of the calibration samples and confirmed on the other: the share of samples
+    that leave with another answer than the network's stays below 1 - `target` on new samples of
+    the same kind, with 99 % confidence. A sample that does not leave gets the network's own answer:
+    with onnxruntime's optimisations off, and alone in its batch, to the bit.
+    A head is a linear layer on pooled features, with `head=mlp` on random units behind them as
+    well; ridge regression on moments of the calibration samples solves for it.
+
+Declines when:
+    1. There are no calibration samples, or too few to confirm the target.
+    2. No output is class scores: a float tensor with one row of two or more entries a sample.
+    3. No tensor has all ways from the inputs to the scores pass through it with work behind it that
+       no other output needs.
+    4. What is computed is decided at run time already (If, Loop, Scan).
+    5. The model is older than opset 11.
+    6. Leaving early gains nothing, as timed.
+
+Fidelity:
+    LOSSY. The file grows by the heads: use it with `--goal latency`. Extra outputs (`mode=anytime`,
+    `report-exit`) come after those that the model has.
+
+Reference:
+    Teerapittayanon, McDanel, Kung (2016), BranchyNet, arXiv:1709.01686; Huang et al. (2018),
+    MSDNet, arXiv:1703.09844 (anytime prediction); Kaya, Hong, Dumitras (2019), arXiv:1810.07052;
+    Hinton, Vinyals, Dean (2015), arXiv:1503.02531 (soft targets); Guo et al. (2017),
+    arXiv:1706.04599 (temperature); Angelopoulos et al. (2021), arXiv:2110.01052 (thresholds by
+    tests in sequence). We differ: nothing is trained, and the network itself stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.errors import NotApplicable, UsageError
+from onnxslim.exits.emit import Confidence
+from onnxslim.exits.graph import Batch, Style, append_exits, insert_exits
+from onnxslim.exits.planning import (
+    Plan,
+    Planner,
+    anytime_plan,
+    confirm,
+    measured_costs,
+    splits_well,
+    tightened,
+    too_few,
+)
+from onnxslim.exits.survey import Site, Survey, scores_named
+from onnxslim.exits.thresholds import one_in
+from onnxslim.options import interval, one_of, option
+from onnxslim.rewrite import Rewriter
+
+_TARGET = 0.995
+_AUTO = "auto"
+_AIMS = ("target", "latency", "threshold")
+_WITHOUT_DATA = (
+    "needs calibration samples: heads are fitted to what the network answers on them, and how sure "
+    "they must be is confirmed on them; give --calib"
+)
+
+
+@dataclass(frozen=True)
+class InjectExits(Pass):
+    """Let easy samples leave a classifier early, by heads that are fitted without training."""
+
+    name: ClassVar[str] = "inject-exits"
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+
+    at: tuple[str, ...] = option((), help="tensors to leave at, all of them; auto: chosen by time")
+    count: int = option(2, interval(1, 4), "exits at most, where they are chosen")
+    target: float | None = option(
+        None,
+        interval(0, 1, open_left=True),
+        f"agreement with the network to promise; default: --min-agreement, or {_TARGET}",
+    )
+    latency: float | None = option(
+        None, interval(0, 1, open_left=True), "mean share of the latency to come down to instead"
+    )
+    threshold: tuple[float, ...] = option(
+        (), interval(0, 1), "confidence to leave from instead, one for all exits or one for each"
+    )
+    confidence: str = option(
+        "max-probability",
+        one_of("max-probability", "entropy", "margin"),
+        "what says how sure a head is; all from 0 to 1",
+    )
+    head: str = option("linear", one_of("linear", "mlp"), "mlp: random units before the last layer")
+    output: str | None = option(None, help="the output that is the class scores; default: found")
+    batch: str = option(
+        "split", one_of("all", "split"), "all: a batch leaves as a whole; split: sample by sample"
+    )
+    mode: str = option(
+        "exit", one_of("exit", "anytime"), "anytime: return the scores of all exits, skip nothing"
+    )
+    report_exit: bool = option(
+        default=False, help="return the number of the exit that each sample took, as a new output"
+    )
+
+    def __post_init__(self) -> None:
+        """Check options against each other.
+
+        Raises:
+            UsageError: two that exclude each other are given.
+        """
+        super().__post_init__()
+        if self.at == (_AUTO,):
+            object.__setattr__(self, "at", ())
+        self.check_at_most_one(*_AIMS)
+        if self.at and len(self.threshold) not in (0, 1, len(set(self.at))):
+            raise UsageError(
+                f"`{self.name}` takes one threshold for all exits or one for each of `at`; got "
+                f"{len(self.threshold)} for {len(set(self.at))}."
+            )
+        idle = (*self.given(*_AIMS), *(("report-exit",) if self.report_exit else ()))
+        if self.mode == "anytime" and idle:
+            raise UsageError(
+                f"`{self.name}:mode=anytime` skips nothing: leave out {' and '.join(idle)}."
+            )
+
+    def requires(self, graph: gs.Graph, context: Context) -> None:
+        """Refuse models without class scores, and to work without samples.
+
+        Raises:
+            NotApplicable: saying why.
+        """
+        if context.calibration is None:
+            raise NotApplicable(_WITHOUT_DATA)  # declines 1
+        scores_named(graph, self.output)  # declines 2, 4, 5
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Look at all points, choose, confirm on samples held back, and write the exits down."""
+        rw = Rewriter(graph)
+        try:
+            return self._run(rw, context)
+        except NotApplicable as reason:
+            rw.skip(graph.name, str(reason))
+            return PassResult(skips=rw.result().skips)
+
+    def _run(self, rw: Rewriter, context: Context) -> PassResult:
+        assert context.model is not None
+        survey = Survey(
+            context.model.clone(),
+            context,
+            self.output,
+            self.at,
+            Confidence(self.confidence),
+            hidden=self.head == "mlp",
+        )
+        output, _ = survey.scores
+        sites = survey.sites()
+        for name, why in survey.why_not.items():
+            rw.skip(rw.main.name, f"`{name}` is no place to leave at: {why}")
+        if not sites:
+            raise NotApplicable(  # declines 3
+                f"there is no tensor that all ways to `{output.name}` pass through, with work "
+                "behind it that nothing else needs"
+            )
+        if self.mode == "anytime":
+            return self._anytime(rw, survey, sites)
+        return self._exits(rw, survey, sites, context)
+
+    # ----------------------------------------------------------------- exits
+
+    def _exits(
+        self, rw: Rewriter, survey: Survey, sites: Sequence[Site], context: Context
+    ) -> PassResult:
+        planner = Planner(
+            tuple(sites),
+            self.count,
+            bool(self.at),
+            self._target(context),
+            self.latency,
+            self._thresholds(sites),
+        )
+        plan = self._plan(rw, survey, planner)
+        style = self._style(rw, survey, plan)
+        costs = measured_costs(survey, plan, style)
+        if costs is not None:
+            plan = self._at_costs(survey, planner, replace(plan, costs=costs))
+        _warn(rw, plan)
+        told = insert_exits(rw, survey.task.output, plan.exits, style)
+        for number, site in enumerate(plan.sites):
+            rw.note(site.point.tensor, _exit_words(plan, number), Fidelity.LOSSY)
+        first = plan.sites[0].point.tensor
+        rw.note(first, self._whole_words(plan, timed=costs is not None), Fidelity.LOSSY)
+        if context.stopwatch is not None and (not self.at or not self.threshold):
+            rw.note(first, f"chosen by timing; the same without it: {self._explicit(plan)}")
+        result = rw.result()
+        outputs = () if told is None else (told,)
+        return replace(result, fidelity=Fidelity.LOSSY, outputs=outputs)
+
+    def _plan(self, rw: Rewriter, survey: Survey, planner: Planner) -> Plan:
+        """The exits, confirmed.
+
+        Raises:
+            NotApplicable: no exit is worth it or keeps the target; saying why.
+        """
+        chosen = planner.choose()
+        if isinstance(chosen, str):
+            raise NotApplicable(chosen)  # declines 6
+        plan, trials = confirm(chosen, survey.task, survey.halves[1])
+        if planner.target is not None:
+            why = too_few(planner.target, plan.outcome.samples)
+            if why is not None:
+                raise NotApplicable(why)  # declines 1
+            plan = tightened(plan, planner.finely(plan), trials, planner.target)
+        return self._without_idle(rw, plan)
+
+    def _at_costs(self, survey: Survey, planner: Planner, plan: Plan) -> Plan:
+        """The plan, now that its exits have been timed.
+
+        Raises:
+            NotApplicable: it gains nothing, or the budget cannot be kept.
+        """
+        if planner.latency is not None:
+            plan, _ = confirm(planner.within(plan), survey.task, survey.halves[1])
+        elif not self.at and plan.latency >= 1:
+            raise NotApplicable(  # declines 6
+                f"leaving early gains nothing: at the exits chosen, {plan.latency:.2f} of the "
+                "latency would remain, as timed"
+            )
+        return plan
+
+    def _without_idle(self, rw: Rewriter, plan: Plan) -> Plan:
+        """The plan without exits at which no sample of those held back leaves."""
+        shares = plan.outcome.shares
+        idle = [number for number, share in enumerate(shares[:-1]) if not share]
+        for number in idle:
+            rw.skip(plan.sites[number].point.tensor, "no sample held back would leave there")
+        if len(idle) == len(plan.sites):
+            raise NotApplicable("no sample held back would leave early at these thresholds")
+        return plan.without(idle)
+
+    def _thresholds(self, sites: Sequence[Site]) -> tuple[float, ...]:
+        """Those given, in the order of the graph; they are given in the order of `at`."""
+        if len(self.threshold) < 2 or not self.at:
+            return self.threshold
+        by_name = dict(zip(dict.fromkeys(self.at), self.threshold, strict=True))
+        return tuple(by_name[site.point.tensor] for site in sites)
+
+    def _target(self, context: Context) -> float | None:
+        if self.latency is not None or self.threshold:
+            return None
+        return self.target or context.floors.min_agreement or _TARGET
+
+    def _style(self, rw: Rewriter, survey: Survey, plan: Plan) -> Style:
+        output, form = survey.scores
+        kind = Confidence(self.confidence)
+        style = Style(form, kind, Batch(self.batch), self.report_exit)
+        if style.batch is Batch.ALL or output.shape[0] == 1:
+            return replace(style, batch=Batch.ALL)
+        if splits_well(survey, plan, style):
+            return style
+        rw.skip(
+            plan.sites[0].point.tensor,
+            "batches leave as a whole: on a part of a batch the rest of the network does not "
+            "return what it returns on all of it",
+        )
+        return replace(style, batch=Batch.ALL)
+
+    def _explicit(self, plan: Plan) -> InjectExits:
+        """The options that repeat what was decided by measuring time."""
+        return replace(
+            self,
+            at=tuple(site.point.tensor for site in plan.sites),
+            threshold=plan.thresholds,
+            target=None,
+            latency=None,
+            count=type(self).count,
+        )
+
+    def _whole_words(self, plan: Plan, *, timed: bool) -> str:
+        result = plan.outcome
+        how = "as timed" if timed else "by multiply-accumulates, not timed"
+        return (
+            f"agrees with the network for {100 * result.agreement:.2f} % of {result.samples:,} "
+            f"samples held back, so for at least {100 * result.promised:.2f} % of such samples "
+            f"with {one_in()} confidence; expected latency: mean {plan.latency:.2f}, median "
+            f"{result.median_latency(plan.costs):.2f}, worst {max(plan.costs):.2f} of what it was "
+            f"({how})"
+        )
+
+    # ----------------------------------------------------------------- anytime
+
+    def _anytime(self, rw: Rewriter, survey: Survey, sites: Sequence[Site]) -> PassResult:
+        output, form = survey.scores
+        plan = anytime_plan(survey, sites, None if self.at else self.count)
+        _warn(rw, plan)
+        made = append_exits(rw, output.name, plan.exits, form)
+        for site, name, agreement in zip(plan.sites, made, plan.outcome.agreements, strict=True):
+            rw.note(
+                site.point.tensor,
+                f"its head's scores are the new output `{name}`: {_head_words(site)}; it agrees "
+                f"with the network for {100 * (agreement or 0):.2f} % of {plan.outcome.samples:,} "
+                f"samples held back, at {site.cost:.2f} of the latency",
+                Fidelity.LOSSY,
+            )
+        changes = rw.result()
+        return replace(changes, fidelity=Fidelity.LOSSY, outputs=tuple(made))
+
+
+def _warn(rw: Rewriter, plan: Plan) -> None:
+    """Say where a head was fitted to few samples."""
+    for site in plan.sites:
+        if site.fitted is not None and site.fitted.warning is not None:
+            rw.skip(site.point.tensor, site.fitted.warning)
+
+
+def _head_words(site: Site) -> str:
+    assert site.fitted is not None
+    head = site.fitted.head
+    units = "" if head.hidden is None else f", {len(head.hidden[1])} random units behind them"
+    return f"{head.pooling}{units}"
+
+
+def _exit_words(plan: Plan, number: int) -> str:
+    site, share = plan.sites[number], plan.outcome.shares[number]
+    agreement = plan.outcome.agreements[number]
+    agreed = "" if agreement is None else f", of which {100 * agreement:.2f} % agree"
+    return (
+        f"exit {number + 1}: a head on {_head_words(site)}; {100 * share:.1f} % of the samples "
+        f"held back leave at a confidence of {plan.thresholds[number]:.4g}{agreed}, at "
+        f"{plan.costs[number]:.2f} of the latency"
+    )
