@@ -1,140 +1,203 @@
 """Low rank: what each method loses at each rank, and what it brings in measured time.
 
-    python benchmarks/low_rank.py curves MODEL --calib FILE.npz --csv OUT.csv [--plot OUT.svg]
-    python benchmarks/low_rank.py models MODEL --calib FILE.npz --eval FILE.npz [--passes SPEC ...]
+    python benchmarks/low_rank.py spectra TRAINED.onnx ...
+    python benchmarks/low_rank.py curves TRAINED.onnx ... --calib C ...
+    python benchmarks/low_rank.py trained vgg.onnx --calib C --eval E
+    python benchmarks/low_rank.py decaying
+    python benchmarks/low_rank.py nothing
+    python benchmarks/low_rank.py large
+    python benchmarks/low_rank.py tables
 
-`curves`: for every Conv of a model, relative output error against weights left, by method and rank.
-`models`: one row a pipeline: latency against the original (in turn, with its interval), bytes,
-accuracy. The defaults of `models` are one row for each method at the same budget of latency.
+C and E are files that the scripts in `examples/` write; a C for each trained net, in their order.
+`curves` adds two networks of the zoo on rendered pictures. Each command but the last writes
+`benchmarks/results/low_rank_NAME.json`; `curves` also `docs/low_rank_curves.csv` and `.svg`;
+`tables` writes those of `docs/low_rank.md` anew. `trained`, `decaying` and `nothing` time models:
+they want a quiet machine. Networks with decaying spectra: see `low_rank_spectra.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import sys
-from collections.abc import Iterator
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final
 
+import click
 import numpy as np
+from low_rank_runs import curves, model_row, reasons, stacked, timed_command
+from low_rank_spectra import STEEP, TRAINED, spectra, with_decay
+from low_rank_tables import PAGE, draw_curves, refreshed, write_csv
+from rich.console import Console
+from zoo import cache_folder, models, path, sample_inputs
 
-import onnxslim
-from onnxslim.analysis.layers import ConvPatches
-from onnxslim.contract import Context
-from onnxslim.model import Model
-from onnxslim.objective.problems import Problems, Schedule
-from onnxslim.objective.splits import Fit, Ladder, candidates_for_budget, kernel_shape
-from onnxslim.objective.tensor_decompositions import METHODS, Diverges
-from onnxslim.rewrite import Rewriter
-from onnxslim.runtime.calibration_runs import CalibrationRuns
-from onnxslim.shapes import infer_shapes
-
-Row = tuple[str, str, str, float, float]
-METHOD_ROWS = tuple(
-    f"factorize-conv:method={method}:latency=0.4"
-    for method in ("auto", "channel", "spatial", "tucker2", "cp", "depthwise")
-)
+CONSOLE: Final = Console(width=150)
+RESULTS: Final = Path(__file__).parent / "results"
+FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+METHODS: Final = ("auto", "channel", "spatial", "tucker2", "cp", "depthwise")
+ZOO_CURVES: Final = ("nudenet_320n", "ppocr_v4_rec")
+UNCHANGED: Final = ("shufflenet", "ppocr_v2_cls", "ppocr_v4_det")
+IMAGES: Final = 400
+FEW: Final = 32  # images for networks whose layers have thousands of inputs
 
 
-def curves(model: Model, calibration: str | None, *, iterated: bool) -> Iterator[Row]:
-    """Layer, method, rank, share of weights left, relative output error."""
-    infer_shapes(model)
-    runs = None if calibration is None else CalibrationRuns(Path(calibration))
-    context = Context(calibration=runs, model=model, reference=model.clone())
-    problems = Problems(Rewriter(model.graph), context, schedule=Schedule(sequential=False))
-    for problem in problems:
-        shape = kernel_shape(problem.layer)
-        if min(shape.rows, shape.channels * shape.taps) < 4:
-            continue
-        matrix = shape.taps == 1 or not isinstance(problem.layer.unfolding, ConvPatches)
-        methods = ["svd"] if matrix else [m for m in METHODS if m != "svd"]
-        for method in methods:
-            if method in ("cp", "flattened") and not iterated:
-                continue
-            if method == "spatial" and sum(size > 1 for size in shape.kernel) < 2:
-                continue
-            weights = shape.rows * shape.channels * shape.taps
-            ladder = Ladder(shape, method, 1, weights)
-            fit = Fit(problem, method, None, 0)
-            try:
-                found = candidates_for_budget(fit, ladder)
-            except Diverges:
-                continue
-            for candidate in found:
-                share = ladder.weights(candidate.ranks) / weights
-                ranks = "x".join(map(str, candidate.ranks))
-                yield problem.name, method, ranks, share, candidate.added
-
-
-def plot(rows: list[Row], target: Path) -> None:
-    """One small panel a layer."""
-    from matplotlib import pyplot
-
-    layers = list(dict.fromkeys(row[0] for row in rows))
-    wide = min(4, len(layers))
-    high = -(-len(layers) // wide)
-    figure, axes = pyplot.subplots(high, wide, figsize=(4 * wide, 3 * high), squeeze=False)
-    for layer, axis in zip(layers, axes.flat, strict=False):
-        mine = [row for row in rows if row[0] == layer]
-        for method in dict.fromkeys(row[1] for row in mine):
-            points = sorted((row[3], row[4]) for row in mine if row[1] == method)
-            axis.semilogy(*np.array(points).T, marker=".", label=method)
-        axis.set_title(layer, fontsize=8)
-        axis.set_xlabel("share of weights left")
-        axis.set_ylabel("relative output error")
-    axes.flat[0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(target)
-
-
-def models(path: str, calibration: str, evaluation: str, specs: tuple[str, ...]) -> Iterator[str]:
-    """A row of a Markdown table for each pipeline."""
-    yield "| pipeline | layers split | times faster | interval | bytes | accuracy | seconds |"
-    yield "|---|---|---|---|---|---|---|"
-    for spec in specs:
-        _, report = onnxslim.compress(
-            path, passes=spec, calibration=calibration, evaluation=evaluation, goal="latency",
-            force=True,
-        )  # fmt: skip
-        before, after, pair = report.before, report.after, report.latency
-        count = sum(len(step.changes) for step in report.steps)
-        times = "-" if pair is None else f"{pair.ratio:.2f}"
-        spread = "-" if pair is None else f"{pair.low:.2f} to {pair.high:.2f}"
-        size = f"{before.stats.initializer_bytes:,} to {after.stats.initializer_bytes:,}"
-        accuracy = f"{before.accuracy} to {after.accuracy}"
-        yield (
-            f"| `{spec}` | {count} | {times} | {spread} | {size} | {accuracy} | "
-            f"{report.seconds:.0f} |"
-        )
-
-
+@click.group()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    tasks = parser.add_subparsers(dest="task", required=True)
-    drawn = tasks.add_parser("curves")
-    drawn.add_argument("model")
-    drawn.add_argument("--calib")
-    drawn.add_argument("--csv", type=Path, required=True)
-    drawn.add_argument("--plot", type=Path)
-    drawn.add_argument("--iterated", action="store_true", help="cp and flattened too, slow")
-    rows = tasks.add_parser("models")
-    rows.add_argument("model")
-    rows.add_argument("--calib", required=True)
-    rows.add_argument("--eval", required=True)
-    rows.add_argument("--passes", nargs="*", default=list(METHOD_ROWS))
-    given = parser.parse_args()
-    if given.task == "models":
-        for line in models(given.model, given.calib, given.eval, tuple(given.passes)):
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-        return
-    found = list(curves(Model.load(given.model), given.calib, iterated=given.iterated))
-    with given.csv.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("layer", "method", "rank", "weights", "error"))
-        writer.writerows(found)
-    if given.plot is not None:
-        plot(found, given.plot)
+    """Measure factorize-conv and factorize-dense."""
+
+
+def _save(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    whole = {"machine": "two shared x86-64 cores", "python": platform.python_version()}
+    file = RESULTS / f"low_rank_{name}.json"
+    file.write_text(json.dumps({**whole, "rows": list(rows)}, indent=1) + "\n")
+
+
+def _saved(name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Save after each row: one that fails late does not take the others with it."""
+    found: list[Mapping[str, Any]] = []
+    for row in rows:
+        found.append(row)
+        CONSOLE.print(row, soft_wrap=True)
+        _save(name, found)
+
+
+def _some(file: Path, count: int) -> dict[str, np.ndarray]:
+    """The first samples of a file, without labels."""
+    with np.load(file) as arrays:
+        return {name: arrays[name][:count] for name in arrays.files if not name.startswith("label")}
+
+
+@main.command("spectra")
+@click.argument("files", nargs=-1, type=FILE, required=True)
+def spectra_command(files: Sequence[Path]) -> None:
+    """How fast the singular values of trained layers decay."""
+    known = [*files, *(path(model) for model in models(["ppocr_v4_det", *ZOO_CURVES]))]
+    rows = []
+    for file in known:
+        found = list(spectra(file))
+        for kind in ("conv", "dense"):
+            own = [row for row in found if row[1] == kind]
+            if own:
+                rows.append(
+                    {
+                        "model": file.stem,
+                        "kind": kind,
+                        "layers": len(own),
+                        "exponent": [round(float(q), 2) for q in _quartiles([r[2] for r in own])],
+                        "ranks_of_99": round(float(np.median([row[3] for row in own])), 2),
+                    }
+                )
+    _saved("spectra", rows)
+
+
+def _quartiles(values: Sequence[float]) -> np.ndarray:
+    return np.quantile(values, (0.25, 0.5, 0.75))
+
+
+@main.command("curves")
+@click.argument("files", nargs=-1, type=FILE, required=True)
+@click.option("--calib", "calibration", type=FILE, multiple=True, required=True)
+def curves_command(files: Sequence[Path], calibration: Sequence[Path]) -> None:
+    """Error against the share of weights left, of the layers with most work, by method and rank."""
+    sources = [(file, _some(calib, IMAGES)) for file, calib in zip(files, calibration, strict=True)]
+    sources += [(path(m), stacked(sample_inputs(m, FEW, 1))) for m in models(ZOO_CURVES)]
+    rows: list[Mapping[str, Any]] = []
+    for file, samples in sources:
+        rows.extend(curves(file, samples))
+        CONSOLE.print(file.stem, len(rows))
+        _save("curves", rows)
+    write_csv(rows, PAGE.with_name("low_rank_curves.csv"))
+    draw_curves(rows, PAGE.with_name("low_rank_curves.svg"))
+
+
+@main.command("trained")
+@click.argument("file", type=FILE)
+@click.option("--calib", "calibration", type=FILE, required=True)
+@click.option("--eval", "evaluation", type=FILE, required=True)
+@click.option("--latency", type=float, multiple=True, default=(0.4, 0.3), help="Of the layers.")
+def trained(file: Path, calibration: Path, evaluation: Path, latency: Sequence[float]) -> None:
+    """Accuracy and measured time of a trained net, no labels, no retraining, by method."""
+    samples = _some(calibration, IMAGES)
+    specs = [
+        f"simplify,factorize-conv:method={method}:latency={share}"
+        for share in latency
+        for method in METHODS
+    ]
+    _saved(
+        "trained",
+        (model_row(file, spec, samples, evaluation=evaluation, goal="latency") for spec in specs),
+    )
+
+
+@main.command("decaying")
+@click.argument("names", nargs=-1)
+def decaying(names: Sequence[str]) -> None:
+    """VGG-19 and AlexNet with decaying spectra: size, time, error on images held back."""
+    specs = (
+        ("factorize-dense:goal=bytes", 0, STEEP),
+        ("factorize-dense:goal=bytes", 0, TRAINED),
+        ("factorize-dense:goal=bytes", FEW, TRAINED),
+        ("simplify,factorize-conv:latency=0.5,factorize-dense", FEW, TRAINED),
+        ("simplify,factorize-conv:energy=0.995,factorize-dense:energy=0.995", FEW, TRAINED),
+    )
+
+    def rows() -> Iterable[Mapping[str, Any]]:
+        for model in models(names or ["alexnet", "vgg19"]):
+            samples = sample_inputs(model, FEW + 8, 1)
+            held = stacked(samples[FEW:])
+            for spec, images, exponents in specs:
+                word = "steep" if exponents is STEEP else "trained"
+                file = cache_folder() / "low_rank" / f"{model.name}_{word}.onnx"
+                if not file.exists():
+                    with_decay(path(model), file, exponents)
+                known = stacked(samples[:images]) if images else None
+                yield {**model_row(file, spec, known, held=held), "exponents": exponents}
+
+    _saved("decaying" + "".join(f"_{name}" for name in names), rows())
+
+
+@main.command("nothing")
+@click.argument("names", nargs=-1)
+def nothing(names: Sequence[str]) -> None:
+    """Networks of depthwise and narrow Convs: nothing pays, and the pass says so of each layer."""
+    _saved(
+        "nothing",
+        (
+            reasons(path(model), "factorize-conv", stacked(sample_inputs(model, 8, 1)))
+            for model in models(names or UNCHANGED)
+        ),
+    )
+
+
+@main.command("large")
+@click.option("--images", type=int, default=64, help="Calibration images.")
+def large(images: int) -> None:
+    """ResNet-50: seconds and memory, without data and with calibration images."""
+    (model,) = models(["resnet50"])
+    folder = cache_folder() / "low_rank"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"images{images}.npz"
+    arrays: dict[str, Any] = dict(stacked(sample_inputs(model, images, 1)))
+    np.savez(file, **arrays)
+    target = folder / "large.onnx"
+    _saved(
+        "large",
+        (
+            {
+                "images": count,
+                "file_bytes": path(model).stat().st_size,
+                **timed_command(path(model), target, "factorize-conv", "--no-verify", *extra),
+            }
+            for count, extra in ((0, ()), (images, ("--calib", str(file))))
+        ),
+    )
+
+
+@main.command("tables")
+def tables_command() -> None:
+    """Write the tables of the page anew, from the results."""
+    PAGE.write_text(refreshed(PAGE.read_text()))
 
 
 if __name__ == "__main__":

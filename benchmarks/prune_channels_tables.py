@@ -23,7 +23,7 @@ def refreshed(page: str) -> str:
         rows = list(_rows(match["name"]))
         if not rows:
             return match[0]
-        return f"<!-- table: {match['name']} -->\n{_markdown(rows)}\n<!-- end -->"
+        return f"<!-- table: {match['name']} -->\n{markdown(rows)}\n<!-- end -->"
 
     return _MARK.sub(fill, page)
 
@@ -110,7 +110,7 @@ def _large_rows(runs: Mapping[str, Mapping[str, float]]) -> Iterator[Row]:
         }
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     heads = list(rows[0])
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---', *['---:'] * (len(heads) - 1)])} |"]
     lines += [f"| {' | '.join(row[head] for head in heads)} |" for row in rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import onnxslim
@@ -50,7 +51,8 @@ def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = Fa
     blocks = [_steps(report).without_empty_columns().render(paper)]
     if explain:
         blocks.append("\n".join(_explanations(report)))
-    remarks = [*_left_out(report), *(f"note: {printable(note)}" for note in report.notes)]
+    idle = [] if explain else _did_nothing(report)
+    remarks = [*_left_out(report), *idle, *(f"note: {printable(note)}" for note in report.notes)]
     if remarks:
         blocks.append("\n".join(remarks))
     blocks.append(verdict(report))
@@ -209,6 +211,19 @@ def _left_out(report: Report) -> Iterator[str]:
         measured = f" [measured: {'; '.join(figures)}]" if figures else ""
         why = printable(step.why_not_committed or "no reason was recorded")
         yield f"left out: {printable(step.spec)}: {why}{measured}"
+
+
+def _did_nothing(report: Report) -> Iterator[str]:
+    """Passes that were asked for by name and declined, with the reason most places have."""
+    for step in report.steps:
+        if step.changes or not step.skips or len(step.parts) > 1 or not step.committed:
+            continue
+        reasons = Counter(skip.why for skip in step.skips)
+        (why, count), *others = reasons.most_common()
+        places = f" ({count:,} places)" if count > 1 else ""
+        plural = "s" if len(others) > 1 else ""
+        rest = f"; {len(others)} other reason{plural}: see --explain" if others else ""
+        yield f"nothing done: {printable(step.spec)}: {printable(why)}{places}{rest}"
 
 
 def _all_equal(comparison: Comparison) -> bool:

@@ -161,6 +161,28 @@ def test_what_was_left_out_comes_with_its_numbers() -> None:
     ) in text
 
 
+def idle_step(*whys: str) -> StepReport:
+    skips = tuple(Skip(f"node{number}", why) for number, why in enumerate(whys))
+    part = PartReport("quantize-int8", Fidelity.LOSSY, 0.1, (), skips)
+    return StepReport("quantize-int8", Fidelity.EXACT, True, 0.1, [part], stats=BEFORE)
+
+
+def test_a_pass_that_did_nothing_says_why() -> None:
+    text = report_to_text(report(idle_step("it needs calibration samples: give --calib")))
+    assert "nothing done: quantize-int8: it needs calibration samples: give --calib\n" in text
+
+
+def test_of_many_reasons_the_one_that_most_places_have_is_told() -> None:
+    step = idle_step("it is float16", "no kernel", "no kernel")
+    told = "nothing done: quantize-int8: no kernel (2 places); 1 other reason: see --explain\n"
+    assert told in report_to_text(report(step))
+    assert "nothing done" not in report_to_text(report(step), explain=True)
+
+
+def test_members_of_a_preset_that_did_nothing_are_not_told_of() -> None:
+    assert "nothing done" not in report_to_text(report(lossless_step()))
+
+
 def test_notes_are_shown() -> None:
     whole = report(lossless_step())
     whole.notes.append("The opset was raised from 11 to 13.")
