@@ -63,6 +63,11 @@ PEERS: tuple[Tool, ...] = (
     ),
 )
 TOOLS: tuple[Tool, ...] = (OURS, *PEERS)
+QUANTIZERS: tuple[Tool, ...] = (
+    Tool("onnxruntime", "quantize_ort.py", (ONNXRUNTIME, *SYMPY, *ONNX)),
+    Tool("onnxsim", "quantize_onnxsim.py", PEERS[1].requirements),
+    Tool("nncf", "quantize_nncf.py", ("nncf==3.4.0", ONNXRUNTIME, *ONNX)),
+)
 
 
 class PeerError(Exception):

@@ -1,0 +1,99 @@
+"""int8: speed, closeness, accuracy and cost; onnxruntime's quantizer, NNCF and onnxsim beside.
+
+    python benchmarks/int8.py speed [MODELS...]
+    python benchmarks/int8.py accuracy lenet5.onnx resnet14.onnx --calib C --eval E
+    python benchmarks/int8.py cost
+    python benchmarks/int8.py tables
+
+C and E are files that the scripts in `examples/` write, one pair for each model. Each peer runs in
+an environment of its own, on the same calibration samples. Each command but the last writes
+`benchmarks/results/int8_NAME.json`; `tables` writes those of `docs/int8.md` anew. `speed` wants a
+quiet machine: all models of a row are timed in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from int8_runs import accuracy_of, cost_of, speed_of
+from int8_tables import PAGE, refreshed
+from rich.console import Console
+from zoo import models
+
+CONSOLE: Final = Console(width=150)
+RESULTS: Final = Path(__file__).parent / "results"
+FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+SPEED: Final = (
+    "resnet50",
+    "squeezenet",
+    "densenet121",
+    "shufflenet",
+    "inception_v1",
+    "inception_v2",
+    "vgg19",
+    "alexnet",
+    "nudenet_320n",
+    "ppocr_v4_det",
+    "ppocr_v4_rec",
+    "ppocr_v2_cls",
+)
+
+
+@click.group()
+def main() -> None:
+    """Measure quantize-int8."""
+
+
+def _saved(name: str, rows: Iterable[Mapping[str, Any]], *, keep: bool = True) -> None:
+    """Print each row, and save after it: one that fails late does not take others with it."""
+    found: list[Mapping[str, Any]] = []
+    for row in rows:
+        found.append(row)
+        CONSOLE.print(row, soft_wrap=True)
+        if keep:
+            RESULTS.mkdir(exist_ok=True)
+            whole = {"machine": "two shared x86-64 cores", "python": platform.python_version()}
+            text = json.dumps({**whole, "rows": found}, indent=1)
+            (RESULTS / f"int8_{name}.json").write_text(text + "\n")
+
+
+@main.command("speed")
+@click.argument("names", nargs=-1)
+def speed(names: Sequence[str]) -> None:
+    """Latency against the model as it came, and SQNR on samples held back."""
+    _saved("speed", map(speed_of, models(names or SPEED)), keep=not names)
+
+
+@main.command("accuracy")
+@click.argument("files", nargs=-1, type=FILE, required=True)
+@click.option("--calib", "calibration", type=FILE, multiple=True, required=True)
+@click.option("--eval", "evaluation", type=FILE, multiple=True, required=True)
+def accuracy(
+    files: Sequence[Path], calibration: Sequence[Path], evaluation: Sequence[Path]
+) -> None:
+    """Top-1 accuracy of trained nets, 500 unlabelled images, everything on integers."""
+    rows = zip(files, calibration, evaluation, strict=True)
+    _saved("accuracy", (row for file, c, e in rows for row in accuracy_of(file, c, e)))
+
+
+@main.command("cost")
+@click.option("--images", type=int, default=256, help="Calibration images.")
+def cost(images: int) -> None:
+    """ResNet-50 with entropy calibration: seconds and memory, onnxruntime's beside."""
+    (model,) = models(["resnet50"])
+    _saved("cost", cost_of(model, images))
+
+
+@main.command("tables")
+def tables_command() -> None:
+    """Write the tables of the page anew, from the results."""
+    PAGE.write_text(refreshed(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""What `int8.py` measures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from low_rank_runs import stacked
+from peers import DRIVERS, QUANTIZERS, PeerError, Tool, python_of
+from zoo import ZooModel, cache_folder, path, sample_inputs
+
+from onnxslim import compress
+from onnxslim.api import bench_models
+
+Arrays = Mapping[str, np.ndarray]
+Row = dict[str, Any]
+
+IMAGES: Final = 32
+HELD: Final = 16
+FEW: Final = 500  # unlabelled images of trained nets
+TIMEOUT_SECONDS: Final = 1800
+SETTINGS: Final = (
+    "quantize-int8:placement=all",
+    "quantize-int8:placement=all:rounding=nearest",
+    "quantize-int8:placement=all:rounding=nearest:bias-correct=false:calibration=minmax",
+)
+
+
+def speed_of(model: ZooModel) -> Row:
+    """One model through all quantizers; those that fail say why."""
+    folder = cache_folder() / "int8" / model.name
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = sample_inputs(model, IMAGES + HELD, 1)
+    known, held = samples[:IMAGES], samples[IMAGES:]
+    file = _written(folder / "samples.npz", stacked(known))
+    begun = time.perf_counter()
+    _, report = compress(
+        path(model),
+        folder / "ours.onnx",
+        passes="simplify,quantize-int8",
+        calibration=stacked(known),
+        goal="latency",
+    )
+    seconds: dict[str, float | None] = {"ours": time.perf_counter() - begun}
+    files, failed = {"ours": folder / "ours.onnx"}, {}
+    for name, tool, extra in _peers():
+        begun = time.perf_counter()
+        why = quantized_by(tool, path(model), folder / f"{name}.onnx", file, *extra)
+        seconds[name] = time.perf_counter() - begun
+        if why is None and (why := _unusable(folder / f"{name}.onnx", held[0])) is None:
+            files[name] = folder / f"{name}.onnx"
+        else:
+            failed[name] = why
+    timed = bench_models([path(model), *files.values()], calibration=[_arrays(held[0])])
+    step = report.steps[-1]
+    return {
+        "model": model.name,
+        "input_ms": timed[0][1].median,
+        "faster": {
+            name: [row[2].ratio, row[2].low, row[2].high]
+            for name, row in zip(files, timed[1:], strict=True)
+            if row[2] is not None
+        },
+        "sqnr_db": {name: sqnr(path(model), found, held) for name, found in files.items()},
+        "bytes_left": {
+            name: found.stat().st_size / path(model).stat().st_size for name, found in files.items()
+        },
+        "seconds": seconds,
+        "kernels": sum("became" in change.what for change in step.changes),
+        "committed": step.committed,
+        "why": step.why_not_committed or next((s.why for s in step.skips[-1:]), None),
+        "failed": failed,
+        "load": os.getloadavg()[0],
+    }
+
+
+def _peers() -> Iterator[tuple[str, Tool, tuple[str, ...]]]:
+    by_name = {tool.name: tool for tool in QUANTIZERS}
+    yield "onnxruntime u8", by_name["onnxruntime"], ("u8",)
+    yield "onnxruntime s8", by_name["onnxruntime"], ("s8",)
+    yield "nncf", by_name["nncf"], ()
+    yield "onnxsim", by_name["onnxsim"], ()
+
+
+def quantized_by(tool: Tool, source: Path, target: Path, samples: Path, *extra: str) -> str | None:
+    """Let a peer quantize `source`; why it could not, if so."""
+    try:
+        python = python_of(tool)
+    except PeerError as error:
+        return str(error)[:200]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [python, DRIVERS / tool.driver, source, target, samples, *extra]
+    try:
+        done = subprocess.run(
+            [os.fspath(item) for item in command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"still running after {TIMEOUT_SECONDS} s"
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+
+
+def _unusable(file: Path, sample: Mapping[str, Any]) -> str | None:
+    """Why onnxruntime cannot run what a peer wrote, if so."""
+    try:
+        _session(file).run(None, _arrays(sample))
+    except Exception as error:
+        return str(error).strip().splitlines()[0][:200]
+    return None
+
+
+def sqnr(source: Path, file: Path, samples: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Signal over quantization noise, in dB, of each output over all samples."""
+    sessions = [_session(source), _session(file)]
+    signal: list[float] = []
+    noise: list[float] = []
+    for sample in samples:
+        before, after = (session.run(None, _arrays(sample)) for session in sessions)
+        signal = signal or [0.0] * len(before)
+        noise = noise or [0.0] * len(before)
+        for index, (y, other) in enumerate(zip(before, after, strict=True)):
+            exact = np.asarray(y, np.float64)
+            signal[index] += float(np.square(exact).sum())
+            noise[index] += float(np.square(exact - np.asarray(other, np.float64)).sum())
+    pairs = zip(signal, noise, strict=True)
+    return [float(10 * np.log10(s / n)) if n else float("inf") for s, n in pairs]
+
+
+def _session(file: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(os.fspath(file), providers=["CPUExecutionProvider"])
+
+
+def _arrays(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in sample.items()}
+
+
+def _written(file: Path, arrays: Arrays) -> Path:
+    plain: dict[str, Any] = dict(arrays)
+    np.savez(file, **plain)
+    return file
+
+
+# ---------------------------------------------------------------------------- accuracy
+
+
+def accuracy_of(file: Path, calibration: Path, evaluation: Path) -> Iterator[Row]:
+    """Ours, with everything on integers, and the peers; percent of labelled images."""
+    with np.load(calibration) as arrays:
+        (name,) = [key for key in arrays.files if not key.startswith("label")]
+        whole = arrays[name]
+    chosen = np.random.default_rng(0).choice(len(whole), FEW, replace=False)
+    known = {name: whole[chosen]}
+    with np.load(evaluation) as arrays:
+        key = next(item for item in arrays.files if item.startswith("label"))
+        images, labels = arrays[name], arrays[key]
+    before = _accuracy(file.read_bytes(), name, images, labels)
+    for spec in SETTINGS:
+        model, _ = compress(
+            file, passes=f"simplify,{spec}", calibration=known, measure=False, force=True
+        )
+        after = _accuracy(model.to_bytes(), name, images, labels)
+        yield {"model": file.stem, "setting": spec, "before": before, "after": after}
+    with tempfile.TemporaryDirectory() as folder:
+        samples = _written(Path(folder) / "samples.npz", known)
+        for peer, tool, extra in _peers():
+            target = Path(folder) / f"{peer}.onnx"
+            why = quantized_by(tool, file, target, samples, *extra)
+            row: Row = {"model": file.stem, "setting": peer, "before": before, "failed": why}
+            if why is None:
+                row["after"] = _accuracy(target.read_bytes(), name, images, labels)
+            yield row
+
+
+def _accuracy(model: bytes, name: str, images: np.ndarray, labels: np.ndarray) -> float:
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    right = 0
+    for at in range(0, len(images), 100):
+        (scores, *_) = session.run(None, {name: images[at : at + 100]})
+        right += int(
+            (scores.reshape(len(scores), -1).argmax(axis=1) == labels[at : at + 100]).sum()
+        )
+    return 100 * right / len(images)
+
+
+# ---------------------------------------------------------------------------- cost
+
+
+def cost_of(model: ZooModel, images: int) -> Iterator[Row]:
+    """Seconds and peak memory, ours through the command, onnxruntime's through its driver."""
+    folder = cache_folder() / "int8" / model.name
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = _written(folder / f"images{images}.npz", stacked(sample_inputs(model, images, 1)))
+    spec = "simplify,quantize-int8:calibration=entropy:placement=all:rounding=nearest"
+    ours = [sys.executable, "-m", "onnxslim", path(model), folder / "cost.onnx", "--passes", spec]
+    ours += ["--calib", samples, "--force", "--quiet", "--no-verify", "--no-latency"]
+    (tool,) = (tool for tool in QUANTIZERS if tool.name == "onnxruntime")
+    peer = [python_of(tool), DRIVERS / tool.driver, path(model), folder / "peer.onnx", samples]
+    peer += ["u8", "entropy"]
+    for name, command in (("ours", ours), ("onnxruntime", peer)):
+        begun = time.perf_counter()
+        process = subprocess.Popen([os.fspath(item) for item in command], cwd=folder)
+        _, status, usage = os.wait4(process.pid, 0)
+        yield {
+            "tool": name,
+            "images": images,
+            "seconds": time.perf_counter() - begun,
+            "peak_rss_bytes": usage.ru_maxrss * 1024,
+            "status": status,
+            "load": os.getloadavg()[0],
+        }
+
+
+__all__ = ["accuracy_of", "cost_of", "speed_of"]
