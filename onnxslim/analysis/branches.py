@@ -70,9 +70,15 @@ def _unneeded(graph: gs.Graph, total: Node | None = None, term: int | None = Non
         if not any(id(tensor) in wanted for tensor in node.outputs):
             dead.append(node)
             continue
-        used = [t for i, t in enumerate(node.inputs) if i != term] if node is total else needs(node)
+        left_out = term if node is total else None
+        used = needs(node) if left_out is None else _others(node, left_out)
         wanted.update(id(tensor) for tensor in used)
     return dead[::-1]
+
+
+def _others(node: Node, index: int) -> list[gs.Tensor]:
+    """All inputs but one."""
+    return [tensor for place, tensor in enumerate(node.inputs) if place != index]
 
 
 def next_layers(graph: gs.Graph, tensor: gs.Tensor) -> tuple[WeightLayer, ...]:

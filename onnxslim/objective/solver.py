@@ -72,7 +72,7 @@ class Block:
         if scatter <= 0 or distance <= 0:
             return 0.0
         share = min(scatter / distance, _MOST_SHRUNK)
-        return share * mean / (1 - share)
+        return float(share * mean / (1 - share))
 
     def _factored(self, largest: float, max_condition: float) -> np.ndarray:
         """Damp `matrix` as much as it needs, and return its inverse's factor."""
