@@ -390,42 +390,61 @@ class Tucker2(_Projected):
         return variational_rank(outputs, *self.target.shape), q
 
 
-class Cp(_Projected):
-    """Channels mixed into r maps, one short filter along each axis of each, mixed again."""
+class _Searched(Decomposition):
+    """Factors found by iteration for each rank by itself, and kept."""
 
-    def __init__(
-        self,
-        target: np.ndarray,
-        metric: Metric,
-        shape: KernelShape,
-        *,
-        most: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(target, metric, shape, most=most, seed=seed)
-        self._found: dict[int, tuple[Factors, np.ndarray, float]] = {}
+    @cached_property
+    def _found(self) -> dict[int, tuple[Factors, float]]:
+        return {}
+
+    @abstractmethod
+    def _search(self, rank: int) -> tuple[Factors, float]:
+        """The factors and their error.
+
+        Raises:
+            Diverges: they grow without bound.
+        """
+
+    def _solved(self, rank: int) -> tuple[Factors, float]:
+        if rank not in self._found:
+            self._found[rank] = self._search(rank)
+        return self._found[rank]
+
+    def error(self, ranks: Ranks) -> float:
+        """See `Decomposition`."""
+        return self._solved(ranks[0])[1]
+
+    def factors(self, ranks: Ranks) -> Factors:
+        """See `Decomposition`; those of the axes first, then A, which adds terms up."""
+        return self._solved(ranks[0])[0]
+
+    def energies(self) -> np.ndarray:
+        """See `Decomposition`."""
+        return np.asarray(Components(self.target, self.metric).energies)
+
+
+class Cp(_Searched):
+    """Channels mixed into r maps, one short filter along each axis of each, mixed again."""
 
     @staticmethod
     def full(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
         return (min(shape.rows, shape.channels) * shape.taps,)
 
-    def lift(self, rows: np.ndarray) -> np.ndarray:
-        """Features (r), of the factors being tried."""
-        return _separable_lift(rows, self.shape, self._trying)
+    def _search(self, rank: int) -> tuple[Factors, float]:
+        """B (r, c), V₁ (r, k₁), V₂ (r, k₂), ... and A (n, r)."""
+        shape = self.shape
+        if rank >= self.full(shape)[0]:
+            first = _unit_terms(self.target, shape)
+        else:
+            first = self._alternated(rank)
 
-    def _solved(self, rank: int) -> tuple[Factors, np.ndarray, float]:
-        if rank not in self._found:
-            shape = self.shape
-            if rank >= self.full(shape)[0]:
-                first = _unit_terms(self.target, shape)
-            else:
-                first = self._alternated(rank)
-            self._trying = first
-            last, error = Projection(self.target, self.metric, self.lift).solve()
-            _check_growth(last, first, self.target)
-            self._found[rank] = (first, last, error)
-        return self._found[rank]
+        def features(rows: np.ndarray) -> np.ndarray:
+            return _separable_lift(rows, shape, first)
+
+        last, error = Projection(self.target, self.metric, features).solve()
+        _check_growth(last, first, self.target)
+        return (*first, last), error
 
     def _alternated(self, rank: int) -> Factors:
         """B (r, c), V₁ (r, k₁), ... by alternating least squares on W weighed over channels."""
@@ -437,15 +456,6 @@ class Cp(_Projected):
             tensor.reshape(shape.rows, shape.channels, *shape.kernel), rank, self.seed
         )
         return (found[1].T @ inverse, *(factor.T for factor in found[2:]))
-
-    def error(self, ranks: Ranks) -> float:
-        """See `Decomposition`."""
-        return self._solved(ranks[0])[2]
-
-    def factors(self, ranks: Ranks) -> Factors:
-        """B (r, c), V₁ (r, k₁), V₂ (r, k₂), ... and A (n, r)."""
-        first, last, _ = self._solved(ranks[0])
-        return (*first, last)
 
     @staticmethod
     def product(shape: KernelShape, factors: Factors) -> np.ndarray:
@@ -459,43 +469,26 @@ class Cp(_Projected):
         rank = ranks[0]
         return (rank, shape.channels), *((rank, size) for size in shape.kernel), (shape.rows, rank)
 
-    def energies(self) -> np.ndarray:
-        """See `Decomposition`."""
-        return np.asarray(Components(self.target, self.metric).energies)
 
-
-class Flattened(Decomposition):
+class Flattened(_Searched):
     """Each output a sum of `terms` products of a mix of channels and one filter for each axis."""
-
-    def __init__(
-        self,
-        target: np.ndarray,
-        metric: Metric,
-        shape: KernelShape,
-        *,
-        most: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(target, metric, shape, most=most, seed=seed)
-        self._found: dict[int, tuple[Factors, float]] = {}
 
     @staticmethod
     def full(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
         return (shape.taps,)
 
-    def _solved(self, terms: int) -> tuple[Factors, float]:
-        if terms not in self._found:
-            shape = self.shape
-            if terms >= shape.taps:
-                parts = [_unit_terms(row[None], shape, by_rows=True) for row in self.target]
-            else:
-                parts = self._alternated(terms)
-            first = tuple(np.concatenate(items) for items in zip(*parts, strict=True))
-            last, error = self._refitted(first, terms)
-            _check_growth(last, first, self.target)
-            self._found[terms] = ((*first, last), error)
-        return self._found[terms]
+    def _search(self, rank: int) -> tuple[Factors, float]:
+        """B (n·t, c), V₁ (n·t, k₁), ... and A (n, t)."""
+        shape = self.shape
+        if rank >= shape.taps:
+            parts = [_unit_terms(row[None], shape, by_rows=True) for row in self.target]
+        else:
+            parts = self._alternated(rank)
+        first = tuple(np.concatenate(items) for items in zip(*parts, strict=True))
+        last, error = self._refitted(first, rank)
+        _check_growth(last, first, self.target)
+        return (*first, last), error
 
     def _alternated(self, terms: int) -> list[Factors]:
         shape = self.shape
@@ -521,14 +514,6 @@ class Flattened(Decomposition):
         total = float(np.einsum("ij,ij->", weighed(self.metric, self.target), self.target))
         return last, max(0.0, total + error)
 
-    def error(self, ranks: Ranks) -> float:
-        """See `Decomposition`."""
-        return self._solved(ranks[0])[1]
-
-    def factors(self, ranks: Ranks) -> Factors:
-        """B (n·t, c), V₁ (n·t, k₁), ... and A (n, t)."""
-        return self._solved(ranks[0])[0]
-
     @staticmethod
     def product(shape: KernelShape, factors: Factors) -> np.ndarray:
         """See `Decomposition`."""
@@ -543,10 +528,6 @@ class Flattened(Decomposition):
         count = shape.rows * ranks[0]
         sizes = ((count, size) for size in shape.kernel)
         return (count, shape.channels), *sizes, (shape.rows, ranks[0])
-
-    def energies(self) -> np.ndarray:
-        """See `Decomposition`."""
-        return np.asarray(Components(self.target, self.metric).energies)
 
     def variational(self) -> Ranks:
         """One term: there is no matrix whose rank it would be."""
