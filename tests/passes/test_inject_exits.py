@@ -67,7 +67,7 @@ def test_easy_samples_leave_and_the_network_is_agreed_with() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_target_holds_on_samples_that_nothing_was_chosen_by(seed: int) -> None:
     source = classifier()
-    x, _ = images(1500, seed=seed + 3000)
+    x, _ = images(1500, seed=seed)
     model, _ = injected(source, x, "inject-exits:target=0.97", seed=seed)
     assert "If" in operators(model)
     assert agreement(model, source, images(20_000, seed=78)[0]) >= 0.97
