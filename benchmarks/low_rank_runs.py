@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ def _heaviest(model: Model) -> tuple[str, ...]:
         if min(shape.rows, shape.channels * shape.taps) >= 2 * 8 and shape.channels > 1:
             sized.append((node_macs(problem.layer.node) or 0, problem.name))
     names = [name for _, name in sorted(sized, reverse=True)[:_HEAVIEST]]
-    return tuple("".join(f"[{c}]" if c in "*?[" else c for c in name) for name in names)
+    return tuple(escape(name) for name in names)
 
 
 def _curves_of(model: str, problem: Problem) -> Iterator[Row]:

@@ -14,7 +14,7 @@ pass is written against graphsurgeon's documented attributes: `node.op`, `node.a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -373,6 +373,18 @@ def needs(node: gs.Node) -> Iterator[gs.Tensor]:
             yield from graph.outputs
             for inner in graph.nodes:
                 yield from inner.inputs
+
+
+def ancestors(tensors: Iterable[gs.Tensor], stop: Container[gs.Tensor] = ()) -> set[Node]:
+    """The nodes that `tensors` need, where those of `stop` are there already."""
+    found: set[Node] = set()
+    stack = [node for tensor in tensors if tensor not in stop for node in tensor.inputs]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += [n for t in needs(node) if t not in stop for n in t.inputs]
+    return found
 
 
 def node_label(node: gs.Node) -> str:

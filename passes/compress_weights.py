@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from glob import escape
 from math import exp, isfinite, log
 from typing import ClassVar, Final
 
@@ -108,7 +109,7 @@ class CompressWeights(LayerPass):
         """The two passes that make an allocation."""
         shares, values, kept = [], [], []
         for name, offer in found.chosen.items():
-            literal = _literal(name)
+            literal = escape(name)
             if offer.values is None:
                 kept.append(literal)
                 continue
@@ -120,11 +121,6 @@ class CompressWeights(LayerPass):
             PruneWeights(*plain, ratio=0.0, ratio_of=tuple(shares)),
             ClusterWeights(*plain, values_of=tuple(values)),
         )
-
-
-def _literal(name: str) -> str:
-    """`name` as a pattern that matches only itself."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.clone import adopt
 from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Skip
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import walk_graphs
@@ -75,7 +76,7 @@ from onnxslim.model import Model
 from onnxslim.objective.layer_pass import check_patterns
 from onnxslim.options import at_least, one_of, option
 from onnxslim.quantization.activations import observe_grids
-from onnxslim.quantization.canonical import adopt, raise_opset, sums_to_adds
+from onnxslim.quantization.canonical import raise_opset, sums_to_adds
 from onnxslim.quantization.clusters import clusters_of, matching, without_islands
 from onnxslim.quantization.equalize import equalize
 from onnxslim.quantization.floors import Limits, Restorer
@@ -207,7 +208,8 @@ class _Run:
         placed = self._placed(candidates)
         if not placed:
             return PassResult(skips=tuple(self.skips))
-        chosen = self._within_limits(self._rounded(placed))
+        self._round(placed)
+        chosen = self._within_limits(placed)
         if not chosen:
             self._say_skip("with any integer kernel, max-error or a floor is missed")
             return PassResult(skips=tuple(self.skips))
@@ -318,7 +320,7 @@ class _Run:
     def _plan(self, chosen: frozenset[str]) -> Plan:
         return Plan(chosen, self.grids, self.codes, self.form)
 
-    def _rounded(self, chosen: frozenset[str]) -> frozenset[str]:
+    def _round(self, chosen: frozenset[str]) -> None:
         """Solve the weights of the chosen layers for good."""
         layers = [
             cluster.name
@@ -337,7 +339,6 @@ class _Run:
             tell=self._tell,
         )
         self.codes = {**self.codes, **solved}
-        return chosen
 
     def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
         """What may stay on integers so that `max-error` and the floors hold."""
@@ -409,5 +410,4 @@ class _Run:
         self.skips.append(Skip(self.graph.name, why))
 
     def _tell(self, text: str) -> None:
-        if self.context.progress is not None:
-            self.context.progress(f"{self.rule.name}: {text}")
+        self.context.tell(f"{self.rule.name}: {text}")

@@ -74,12 +74,11 @@ class Replay:
         changed = [tensor for tensor in taps.graph.outputs if tensor not in same]
         part = taps.part(changed, same)
         asked = (*part.begins, *(t for t in taps.graph.outputs if t in same))
-        names = {tensor.name: same[tensor].name for tensor in asked}
+        names = {tensor.name: self._taps.tap_main(same[tensor]) for tensor in asked}
         if not names:
             with open_session(model, threads=self._threads, spin=False) as session:
                 yield _Whole(session)
             return
-        self._taps.outputs.update((same[tensor].name, same[tensor]) for tensor in asked)
         keys = list(dict.fromkeys(names.values()))
         with self._frontier.play(self._taps, keys, self._threads) as base:
             variant = _Rest(base, names, taps, part, self._threads)

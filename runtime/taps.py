@@ -8,7 +8,7 @@ hidden.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
-from onnxslim.ir import Constant, Node, Variable, needs, node_label, walk_graphs
+from onnxslim.ir import Constant, Node, Variable, ancestors, needs, node_label, walk_graphs
 from onnxslim.model import Model
 from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
 from onnxslim.shapes import infer_shapes
@@ -89,7 +89,7 @@ class Taps:
         """What has to run for `ends` where `known` tensors are given."""
         begins = dict.fromkeys(known)
         while True:
-            nodes = _needed_nodes(ends, begins)
+            nodes = ancestors(ends, begins)
             made = [tensor for tensor in begins if any(node in nodes for node in tensor.inputs)]
             if not made:
                 break
@@ -208,18 +208,3 @@ def _made(graph: gs.Graph) -> Iterable[gs.Tensor]:
     for node in graph.nodes:
         yield from node.inputs
         yield from node.outputs
-
-
-def _needed_nodes(ends: Iterable[gs.Tensor], begins: Container[gs.Tensor]) -> set[Node]:
-    """The nodes that `ends` depend on, where `begins` are given."""
-    needed: set[Node] = set()
-    stack = [node for tensor in ends for node in tensor.inputs]
-    while stack:
-        node = stack.pop()
-        if node in needed:
-            continue
-        needed.add(node)
-        for tensor in needs(node):
-            if tensor not in begins:
-                stack.extend(tensor.inputs)
-    return needed

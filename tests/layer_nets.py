@@ -99,6 +99,21 @@ def dense_net(*widths: int, seed: int = 1, relu: bool = True) -> onnx.ModelProto
     return net(nodes, weights, ["N", widths[0]])
 
 
+def residual_net() -> Model:
+    """Four layers, the first of which is also added to what the third returns."""
+    nodes = [
+        node("MatMul", ["x", "w0"], "a"),
+        node("Relu", ["a"], "ra"),
+        node("MatMul", ["ra", "w1"], "b"),
+        node("Relu", ["b"], "rb"),
+        node("MatMul", ["rb", "w2"], "c"),
+        node("Add", ["c", "ra"], "s"),
+        node("MatMul", ["s", "w3"], "y"),
+    ]
+    weights = {f"w{i}": normal(6, 6, seed=i, scale=0.4) for i in range(4)}
+    return Model.load(net(nodes, weights, ["N", 6]))
+
+
 def context(model: Model, x: Given | None, reference: Model | None = None) -> Context:
     """What the manager gives a pass that rewrites `model`."""
     return Context(

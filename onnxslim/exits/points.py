@@ -8,7 +8,7 @@ What may change here: which points are worth a look, and what counts as class sc
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -17,7 +17,7 @@ import networkx as nx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
-from onnxslim.ir import Constant, Node, needs, node_label
+from onnxslim.ir import Constant, Node, ancestors, needs, node_label
 from onnxslim.stats import node_macs
 
 Size = int | str | None
@@ -50,18 +50,6 @@ class Point:
         size = self.shape[1 if self.is_map else -1]
         assert isinstance(size, int)
         return size
-
-
-def ancestors(tensors: Iterable[gs.Tensor], stop: Container[gs.Tensor] = ()) -> set[Node]:
-    """The nodes that `tensors` need, where those of `stop` are there already."""
-    found: set[Node] = set()
-    stack = [node for tensor in tensors if tensor not in stop for node in tensor.inputs]
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += [n for t in needs(node) if t not in stop for n in t.inputs]
-    return found
 
 
 def score_outputs(graph: gs.Graph) -> list[gs.Tensor]:
@@ -252,7 +240,6 @@ def describe_control(node: Node) -> str:
 __all__ = [
     "Point",
     "Size",
-    "ancestors",
     "candidates",
     "classes_of",
     "control_flow",

@@ -23,7 +23,6 @@ from onnxslim.exits.heads import Fitted, Task, fit_heads, judge, poolings
 from onnxslim.exits.points import (
     Point,
     Size,
-    ancestors,
     candidates,
     control_flow,
     describe_control,
@@ -38,6 +37,7 @@ from onnxslim.exits.thresholds import (
     path,
     risk_of,
 )
+from onnxslim.ir import ancestors
 from onnxslim.model import Model
 from onnxslim.objective.calibration import Calibration
 from onnxslim.rewrite import Rewriter

@@ -12,9 +12,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim import wire
+from onnxslim.clone import adopt
 from onnxslim.contract import Fidelity
 from onnxslim.errors import NotApplicable
-from onnxslim.ir import Constant, Graph, subgraphs_of
+from onnxslim.ir import Graph, subgraphs_of
 from onnxslim.proto import graph_from_proto, graph_to_proto
 from onnxslim.rewrite import Rewriter
 
@@ -55,19 +56,11 @@ def raise_opset(graph: gs.Graph) -> tuple[int, int] | None:
             f"its opset is {before}, int8 weights with a scale for each channel need {OPSET}, and "
             "models with bodies or local functions cannot be converted: export it at a later opset"
         )
-    adopt(graph, _converted(graph, before))
+    converted = _converted(graph, before)
+    converted.ir_version, converted.extra = graph.ir_version, graph.extra
+    converted.local_functions = graph.local_functions
+    adopt(graph, converted)
     return before, OPSET
-
-
-def adopt(graph: gs.Graph, other: gs.Graph) -> None:
-    """Let `graph` be what `other` is, which is not used any more."""
-    graph.nodes, graph.inputs, graph.outputs = other.nodes, other.inputs, other.outputs
-    graph.import_domains, graph.opset = other.import_domains, other.opset
-    graph.unused = other.unused
-    for node in graph.nodes:
-        for tensor in node.inputs:
-            if isinstance(tensor, Constant) and tensor.home is other:
-                tensor.home = graph
 
 
 def _converted(graph: gs.Graph, before: int) -> Graph:
@@ -125,4 +118,4 @@ def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return copy
 
 
-__all__ = ["OPSET", "adopt", "raise_opset", "sums_to_adds"]
+__all__ = ["OPSET", "raise_opset", "sums_to_adds"]

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Final
 
@@ -136,7 +137,7 @@ class Ledger:
                 return maker.name
         return name
 
-    @property
+    @cached_property
     def _by_name(self) -> Mapping[str, Cluster]:
         return {cluster.name: cluster for cluster in self.clusters.all}
 

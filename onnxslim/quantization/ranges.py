@@ -92,8 +92,7 @@ def activation_range(
         form: of the grid that is to cover it.
         percentile: share of values that `PERCENTILE` covers on either side.
     """
-    ends = _METHODS[method](observed, form, percentile) if observed.count else (0.0, 0.0)
-    return _judged(ends, observed, form, method)
+    return _judged(_ends(observed, method, form, percentile), observed, form, method)
 
 
 def best_range(
@@ -112,9 +111,12 @@ def best_range(
         percentile: as of `activation_range`.
     """
     judge = observed if held is None or not held.count else held
-    found = [activation_range(observed, m, form, percentile=percentile) for m in RangeMethod]
-    judged = [_judged((r.least, r.most), judge, form, r.method) for r in found]
+    judged = [_judged(_ends(observed, m, form, percentile), judge, form, m) for m in RangeMethod]
     return min(judged, key=lambda item: item.error)
+
+
+def _ends(observed: Observation, method: RangeMethod, form: GridForm, percentile: float) -> Ends:
+    return _METHODS[method](observed, form, percentile) if observed.count else (0.0, 0.0)
 
 
 def _judged(ends: Ends, judge: Observation, form: GridForm, method: RangeMethod) -> Range:

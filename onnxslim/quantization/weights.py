@@ -148,11 +148,10 @@ def quantized_weight(
     grids = row_grids(problem, form, np.asarray(least_scale, np.float64))
     codes = np.empty(problem.weight.shape, form.grid.dtype)
     if problem.has_data:
-        error, energy = problem.rest, problem.energy or 0.0
-        for group in range(len(codes)):
-            weight, cost = _rounded(problem, group, grids.of(group), rounding)
-            codes[group] = grids.codes(weight, group, slice(None))
-            error += cost
+        weight = np.stack([_rounded(problem, g, grids.of(g), rounding) for g in range(len(codes))])
+        for group, matrix in enumerate(weight):
+            codes[group] = grids.codes(matrix, group, slice(None))
+        error, energy = problem.error(weight), problem.energy or 0.0
     else:
         error = energy = 0.0
         for group, rows, part in in_parts(problem.weight):
@@ -166,16 +165,14 @@ def quantized_weight(
 # ---------------------------------------------------------------------------- rounding
 
 
-def _rounded(
-    problem: Problem, group: int, grid: tables.Grid, rounding: Rounding
-) -> tuple[Array, float]:
-    """The weight of one group, from the grid, and E‖(W − Ŵ)·x‖²."""
+def _rounded(problem: Problem, group: int, grid: tables.Grid, rounding: Rounding) -> Array:
+    """The weight of one group, from the grid."""
     wished, metric = problem.target[group], problem.metrics[group]
     mask = problem.weight[group] != 0
     own = mask if 1 - mask.mean() >= _SPARSE else None
     target = wished if own is None else refit(wished, metric, own)
     if rounding is Rounding.NEAREST:
-        return _best_rows(wished, [tables.nearest(target, grid, metric, own)], metric)
+        return tables.nearest(target, grid, metric, own)
     fed = tables.quantize(target, metric, grid, mask=own, is_fitted=True)
     found = [fed, _descended(target, fed, metric, grid, own, _SWEEPS)]
     if rounding is Rounding.ADAROUND:
@@ -202,11 +199,11 @@ def _descended(
     return weight
 
 
-def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> tuple[Array, float]:
-    """The best of several for each row, and what it costs."""
+def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> Array:
+    """The best of several for each row."""
     costs = np.stack([metric.cost_by_row(target - weight) for weight in found])
     best = costs.argmin(axis=0)
-    return np.stack(found)[best, np.arange(len(target))], float(costs.min(axis=0).sum())
+    return np.stack(found)[best, np.arange(len(target))]
 
 
 def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
-from layer_nets import net, node, normal, samples
+from layer_nets import net, node, normal, residual_net, samples
 
 from onnxslim.analysis.layers import weight_layers
 from onnxslim.contract import Skip
@@ -21,21 +21,6 @@ from onnxslim.runtime.taps import Part, Taps
 
 X = samples(10, 6)
 Feed = Callable[[], Iterable[Sample]]
-
-
-def residual_net() -> Model:
-    """Four layers, the first of which is also added to what the third returns."""
-    nodes = [
-        node("MatMul", ["x", "w0"], "a"),
-        node("Relu", ["a"], "ra"),
-        node("MatMul", ["ra", "w1"], "b"),
-        node("Relu", ["b"], "rb"),
-        node("MatMul", ["rb", "w2"], "c"),
-        node("Add", ["c", "ra"], "s"),
-        node("MatMul", ["s", "w3"], "y"),
-    ]
-    weights = {f"w{i}": normal(6, 6, seed=i, scale=0.4) for i in range(4)}
-    return Model.load(net(nodes, weights, ["N", 6]))
 
 
 def feed(x: np.ndarray = X, size: int = 4) -> Feed:

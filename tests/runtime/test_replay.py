@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from layer_nets import net, node, normal, samples
+from layer_nets import residual_net, samples
 
 from onnxslim.analysis.layers import weight_layers
 from onnxslim.errors import RuntimeFailure
@@ -15,21 +15,6 @@ from onnxslim.runtime.replay import Replay
 from onnxslim.runtime.session import Session, open_session
 
 X = samples(10, 6)
-
-
-def residual_net() -> Model:
-    """Four layers, the first of which is also added to what the third returns; two outputs."""
-    nodes = [
-        node("MatMul", ["x", "w0"], "a"),
-        node("Relu", ["a"], "ra"),
-        node("MatMul", ["ra", "w1"], "b"),
-        node("Relu", ["b"], "rb"),
-        node("MatMul", ["rb", "w2"], "c"),
-        node("Add", ["c", "ra"], "s"),
-        node("MatMul", ["s", "w3"], "y"),
-    ]
-    weights = {f"w{i}": normal(6, 6, seed=i, scale=0.4) for i in range(4)}
-    return Model.load(net(nodes, weights, ["N", 6]))
 
 
 def changed(model: Model, *names: str) -> Model:
