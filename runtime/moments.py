@@ -242,18 +242,7 @@ class _Input:
     def results(self) -> Iterator[LayerMoments | Skip]:
         """The moments of every layer."""
         outputs: Sequence[_Output | None] = self.outputs or [None] * len(self.layers)
-        totals = [second.total() for second in self.seconds]
-        finite = np.isfinite(self.total).all() and all(np.isfinite(s).all() for s in totals)
-        seconds: tuple[Second, ...] = ()
-        scatters = (np.zeros(0), np.zeros(0))
-        if self.count and finite:
-            for total in totals:
-                total /= self.count
-                total.flags.writeable = False
-            mean = self.total / self.count
-            scatters = self._scatter(totals, np.zeros_like(mean)), self._scatter(totals, mean)
-            seconds = self._seconds(totals)
-        del totals
+        finite, seconds, scatters = self._finished()
         made: list[LayerMoments | Skip] = []
         for layer, output in zip(self.layers, outputs, strict=True):
             if not self.count:
@@ -266,6 +255,19 @@ class _Input:
         del seconds  # from here on only the receiver holds them
         while made:
             yield made.pop(0)
+
+    def _finished(self) -> tuple[bool, tuple[Second, ...], tuple[np.ndarray, np.ndarray]]:
+        """Whether all is finite, H of each group, and its scatter about zero and about the mean."""
+        totals = [second.total() for second in self.seconds]
+        finite = np.isfinite(self.total).all() and all(np.isfinite(s).all() for s in totals)
+        if not self.count or not finite:
+            return bool(finite), (), (np.zeros(0), np.zeros(0))
+        for total in totals:
+            total /= self.count
+            total.flags.writeable = False
+        mean = self.total / self.count
+        scatters = self._scatter(totals, np.zeros_like(mean)), self._scatter(totals, mean)
+        return True, self._seconds(totals), scatters
 
     def _seconds(self, totals: Sequence[np.ndarray]) -> tuple[Second, ...]:
         if len(totals) == 1:

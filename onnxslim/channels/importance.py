@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,7 +36,7 @@ from scipy.spatial import distance
 from onnxslim.analysis.operands import const_array
 from onnxslim.channels.follow import Member
 from onnxslim.channels.groups import ChannelGroup, Channels
-from onnxslim.objective.solver import Block, Metric
+from onnxslim.objective.solver import Metric
 from onnxslim.objective.threads import threads_for
 
 Array = npt.NDArray[np.float64]
@@ -274,11 +274,11 @@ class Evidence:
                 continue
             own = self.place[unit[columns]]
             part = np.asarray(w[:, columns], np.float64) / np.sqrt(max(energy, 1e-300))
-            self._add_products(part, _second_at(metric, columns), own)
+            self._add_products(part, metric, columns, own)
             if with_views:
-                self.views.append(View.of(own, _inverse_at(metric, columns), part))
+                self.views.append(View.of(own, metric.inverse_at(columns), part))
 
-    def _add_products(self, weight: Array, second: Array, unit: Ids) -> None:
+    def _add_products(self, weight: Array, metric: Metric, columns: Ids, unit: Ids) -> None:
         """Add WᵀW·H, entry by entry, summed over the columns of each unit in both directions."""
         order = np.argsort(unit, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(unit[order]) > 0])
@@ -288,44 +288,9 @@ class Evidence:
             rows = order[start : start + _CHUNK]
             with threads_for(len(order)):
                 part = weight[:, start : start + _CHUNK].T @ weight
-            part *= second[rows[:, None], order]
+            part *= metric.entries(columns[rows], columns[order])
             sums = np.add.reduceat(part, starts, axis=1)
             np.add.at(self.products, (unit[rows][:, None], present), sums)
-
-
-def _second_at(metric: Metric, columns: Ids) -> Array:
-    if metric.is_identity:
-        return np.eye(len(columns))
-    return _by_block(metric, columns, _undamped)
-
-
-def _inverse_at(metric: Metric, columns: Ids) -> Array:
-    if metric.is_identity:
-        return np.eye(len(columns))
-
-    def inverse(block: Block, own: Ids) -> Array:
-        # not `block.inverse`, which would be kept
-        factor = block.inverse_factor()
-        with threads_for(len(factor)):
-            part = factor if len(own) == len(factor) else factor[:, own]
-            return np.asarray(part.T @ part)
-
-    return _by_block(metric, columns, inverse)
-
-
-def _undamped(block: Block, columns: Ids) -> Array:
-    return block.undamped(None if len(columns) == len(block.matrix) else columns)
-
-
-def _by_block(metric: Metric, columns: Ids, part: Callable[[Block, Ids], Array]) -> Array:
-    if len(metric.blocks) == 1:
-        return part(metric.blocks[0], columns)
-    result = np.zeros((len(columns), len(columns)))
-    for block in metric.blocks:
-        inside = np.flatnonzero((columns >= block.at.start) & (columns < block.at.stop))
-        if len(inside):
-            result[np.ix_(inside, inside)] = part(block, columns[inside] - block.at.start)
-    return result
 
 
 def worth_by_readers(evidence: Evidence, measure: Measure) -> Array:
@@ -446,7 +411,8 @@ def costs_along(evidence: Evidence, order: Ids, counts: Sequence[int]) -> Array:
     for view in evidence.views:
         turns = turn[view.unit]
         columns = np.argsort(turns, kind="stable")[: int((turns < len(order)).sum())]
-        inner = view.inverse[np.ix_(columns, columns)]
+        # by columns, as LAPACK goes: worked on in place
+        inner = view.inverse[np.ix_(columns, columns)].T
         with threads_for(len(columns)):
             lower = linalg.cholesky(inner, lower=True, overwrite_a=True, check_finite=False)
             rows = linalg.solve_triangular(

@@ -91,9 +91,9 @@ class LayerMoments:
         """The moments of x − E[x] and y − E[y]: what is left to fit where a bias can be chosen.
 
         The best bias for any weight Ŵ is E[y] − Ŵ·E[x]; with it, the error is that of the
-        centered moments.
+        centered moments. `seconds` that were let go of, (), stay so.
         """
-        seconds = tuple(_minus(h, mean) for h, mean in zip(self.seconds, self.mean, strict=True))
+        seconds = tuple(_minus(h, mean) for h, mean in zip(self.seconds, self.mean, strict=False))
         result = replace(
             self,
             seconds=seconds,
@@ -113,12 +113,12 @@ class LayerMoments:
 
 def _minus(second: Second, mean: np.ndarray) -> Second:
     if isinstance(second, BlockDiagonal):
-        return BlockDiagonal(tuple(_less(block, mean[at]) for at, block in second.slices()))
-    return _less(second, mean)
+        return BlockDiagonal(tuple(about_mean(block, mean[at]) for at, block in second.slices()))
+    return about_mean(second, mean)
 
 
-def _less(matrix: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """A matrix less mean·meanᵀ, a few rows at a time: the product would be as large again."""
+def about_mean(matrix: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """H − mean·meanᵀ as a new array, a few rows at a time: the product would be as large again."""
     result = matrix.copy()
     for start in range(0, len(result), _ROWS):
         part = slice(start, start + _ROWS)

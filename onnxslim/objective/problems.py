@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, reduce
 
@@ -237,32 +237,26 @@ class Problems:
         if others:
             yield from calibration.moments(model, others)  # type: ignore[arg-type]
 
-    def _problem(self, unit: _Unit, found: Sequence[LayerMoments | Skip]) -> Problem:
+    def _problem(self, unit: _Unit, found: list[LayerMoments | Skip]) -> Problem:
+        """The problem of a unit; `found` is emptied: moments are as large as metrics."""
         unseen = next((item for item in found if isinstance(item, Skip)), None)
         if unseen is not None:
             return _without_data(unit, f"H = I: {unseen.why}")
-        measured = [item for item in found if isinstance(item, LayerMoments)]
         layers = unit.layers
         if any(_layout(layer) != _layout(layers[0]) for layer in layers):
             return _without_data(unit, "H = I: the layers that share it read it differently")
+        measured = [item for item in found if isinstance(item, LayerMoments)]
+        found.clear()
         goals = tuple(self._goal(la, m) for la, m in zip(layers, measured, strict=True))
-        seen = [
-            moments if goal is None else moments.centered()
-            for moments, goal in zip(measured, goals, strict=True)
-        ]
-        del found, measured  # what they hold is as large as a metric
-        seconds = tuple(
-            reduce(_sum, (moments.seconds[group] for moments in seen))
-            for group in range(layers[0].groups)
-        )
-        noise = _total_noise(seen)
-        metrics = tuple(
-            Metric(second, layers[0].columns, scatter=None if noise is None else noise[:, group])
-            for group, second in enumerate(seconds)
-        )
-        notes = tuple(dict.fromkeys(note for moments in seen for note in moments.notes))
+        free = [goal is not None for goal in goals]
+        metrics = _metrics(measured, free)
+        for index, (moments, is_free) in enumerate(zip(measured, free, strict=True)):
+            rest = replace(moments, seconds=())  # the metrics have them
+            measured[index] = rest.centered() if is_free else rest
+            del moments
+        notes = tuple(dict.fromkeys(note for moments in measured for note in moments.notes))
         problem = Problem(layers, metrics, None, goals, notes=(*notes, *_readers_note(unit)))
-        self._set_target(problem, seen)
+        self._set_target(problem, measured)
         return problem
 
     def _set_target(self, problem: Problem, seen: Sequence[LayerMoments]) -> None:
@@ -356,9 +350,27 @@ def _layout(layer: WeightLayer) -> tuple[object, ...]:
     return (layer.groups, layer.rows, layer.columns, swapped, type(layer.unfolding))
 
 
-def _total_noise(seen: Sequence[LayerMoments]) -> np.ndarray | None:
-    found = [noise for noise in (moments.noise() for moments in seen) if noise is not None]
-    return np.asarray(sum(found)) if len(found) == len(seen) else None
+def _metrics(measured: Sequence[LayerMoments], free: Sequence[bool]) -> tuple[Metric, ...]:
+    """What the layers that share a weight say together; about the mean where a bias is free."""
+    pairs = list(zip(measured, free, strict=True))
+    noises = [(replace(m, scatter=m.centered_scatter) if f else m).noise() for m, f in pairs]
+    noise = None if any(item is None for item in noises) else np.asarray(sum(noises))  # type: ignore[arg-type]
+    mean: np.ndarray | None = None
+    if len(pairs) == 1:
+        seconds, mean = measured[0].seconds, measured[0].mean if free[0] else None
+    else:
+        seen = [m.centered() if f else m for m, f in pairs]
+        groups = range(len(measured[0].seconds))
+        seconds = tuple(reduce(_sum, (moments.seconds[g] for moments in seen)) for g in groups)
+    return tuple(
+        Metric(
+            second,
+            len(measured[0].mean[group]),
+            scatter=None if noise is None else noise[:, group],
+            mean=None if mean is None else mean[group],
+        )
+        for group, second in enumerate(seconds)
+    )
 
 
 def _sum(a: Second, b: Second) -> Second:

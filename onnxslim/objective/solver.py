@@ -22,42 +22,41 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from onnxslim.objective.moments import BlockDiagonal, Second
+from onnxslim.objective.moments import BlockDiagonal, Second, about_mean
 from onnxslim.objective.threads import threads_for
 
 MAX_CONDITION: Final = 1e6
 _DEAD: Final = 1e-12  # of the largest diagonal entry
 _MOST_SHRUNK: Final = 0.9  # of H replaced by its mean
 _CG_STEPS: Final = 6
+_TURN: Final = 1 << 18  # entries that are swapped at once
 _DIRECT_SHARE: Final = 1.0  # of the work of conjugate gradients that a direct solution may take
 
 
-class Block:
-    """A diagonal block of a metric: damped, with dead inputs decoupled.
+class _Damped:
+    """H of a block as it is worked with: centered, shrunk, damped, and factored.
 
     Attributes:
-        at: the columns it covers.
-        dead: inputs that are always zero; their weights cost nothing.
-        damping: what was added to the diagonal.
         matrix: the damped H; for dead inputs a diagonal entry alone.
+        diagonal: of H, undamped.
+        dead: inputs that are always zero.
+        damping: what was added to the diagonal.
+        factor: see `inverse_factor`.
     """
 
-    def __init__(
-        self, at: slice, second: np.ndarray, max_condition: float, scatter: float = 0.0
-    ) -> None:
-        self.at = at
+    def __init__(self, matrix: np.ndarray, max_condition: float, scatter: float) -> None:
         # the one copy of H; only its diagonal is changed, and what it was is known
-        self.matrix = np.array(second, np.float64)
-        self._diagonal = np.diagonal(self.matrix).copy()
-        self.dead = self._diagonal <= _DEAD * float(self._diagonal.max(initial=0.0))
-        largest = _largest_eigenvalue(self.matrix.__matmul__, len(self.matrix))
+        self.matrix = matrix
+        self.diagonal = np.diagonal(matrix).copy()
+        self.dead = self.diagonal <= _DEAD * float(self.diagonal.max(initial=0.0))
+        largest = _largest_eigenvalue(matrix.__matmul__, len(matrix))
         self._alone = largest or 1.0  # the entry of a dead input
         self.matrix[self.dead] = 0.0
         self.matrix[:, self.dead] = 0.0
-        self._diagonal[self.dead] = 0.0
+        self.diagonal[self.dead] = 0.0
         self._damp(self._shrinkage(scatter))
-        with threads_for(len(self.matrix)):
-            self._factor = self._factored(largest, max_condition)
+        with threads_for(len(matrix)):
+            self.factor = self._factored(largest, max_condition)
 
     def _shrinkage(self, scatter: float) -> float:
         """The multiple of I to add to an estimate that is off by `scatter` in the mean square.
@@ -67,7 +66,7 @@ class Block:
         samples of many inputs would otherwise be fitted to the last detail.
         """
         live = ~self.dead
-        mean = float(self._diagonal[live].mean()) if live.any() else 0.0
+        mean = float(self.diagonal[live].mean()) if live.any() else 0.0
         distance = float(np.einsum("ij,ij->", self.matrix, self.matrix)) - live.sum() * mean**2
         if scatter <= 0 or distance <= 0:
             return 0.0
@@ -101,32 +100,89 @@ class Block:
     def _damp(self, damping: float) -> None:
         self.damping = damping
         added = np.where(self.dead, self._alone, damping)
-        np.fill_diagonal(self.matrix, self._diagonal + added)
+        np.fill_diagonal(self.matrix, self.diagonal + added)
+
+
+class Block:
+    """A diagonal block of a metric: damped, with dead inputs decoupled.
+
+    It is made ready when it is first used, and lets go of what it was given: whoever made it can
+    let go of H before that, and no more than H and its factor are then held.
+
+    Args:
+        at: the columns it covers.
+        second: H of these columns.
+        max_condition: see `Metric`.
+        scatter: mean squared error of H.
+        mean: what the moments are to be taken about; None: about zero.
+    """
+
+    def __init__(
+        self,
+        at: slice,
+        second: np.ndarray,
+        max_condition: float,
+        scatter: float = 0.0,
+        mean: np.ndarray | None = None,
+    ) -> None:
+        self.at = at
+        self._given: list[tuple[np.ndarray, np.ndarray | None]] = [(second, mean)]
+        self._limits = (max_condition, scatter)
+
+    @cached_property
+    def _own(self) -> _Damped:
+        second, mean = self._given.pop()
+        matrix = np.array(second, np.float64) if mean is None else about_mean(second, mean)
+        del second  # as large as the matrix
+        return _Damped(matrix, *self._limits)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The damped H; for dead inputs a diagonal entry alone."""
+        return self._own.matrix
+
+    @property
+    def dead(self) -> np.ndarray:
+        """Inputs that are always zero; their weights cost nothing."""
+        return self._own.dead
+
+    @property
+    def damping(self) -> float:
+        """What was added to the diagonal."""
+        return self._own.damping
 
     @property
     def diagonal(self) -> np.ndarray:
         """Diagonal of H, undamped."""
-        return self._diagonal
+        return self._own.diagonal
 
-    def undamped(self, columns: np.ndarray | None = None) -> np.ndarray:
-        """H of some columns (None: all), as a copy."""
-        if columns is None:
-            part, diagonal = self.matrix.copy(), self._diagonal
-        else:
-            part, diagonal = self.matrix[np.ix_(columns, columns)], self._diagonal[columns]
-        np.fill_diagonal(part, diagonal)
+    def places(self, columns: np.ndarray) -> np.ndarray:
+        """Where in `columns` those are that it covers."""
+        return np.flatnonzero((columns >= self.at.start) & (columns < self.at.stop))
+
+    def undamped(self) -> np.ndarray:
+        """H, as a copy."""
+        copy = self.matrix.copy()
+        np.fill_diagonal(copy, self.diagonal)
+        return copy
+
+    def entries(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """H at some rows and columns, undamped."""
+        part = self.matrix[np.ix_(rows, columns)]
+        same = np.nonzero(rows[:, None] == columns)
+        part[same] = self.diagonal[rows[same[0]]]
         return part
 
     def times(self, left: np.ndarray) -> np.ndarray:
         """`left` times H, undamped."""
-        return np.asarray(left @ self.matrix - left * (np.diagonal(self.matrix) - self._diagonal))
+        return np.asarray(left @ self.matrix - left * (np.diagonal(self.matrix) - self.diagonal))
 
     def inverse_factor(self, order: np.ndarray | None = None) -> np.ndarray:
         """Upper triangular U with Uᵀ·U the inverse of the matrix, its columns in `order`."""
         if order is None:
-            return self._factor
+            return self._own.factor
         with threads_for(len(order)):
-            return inverse_factor(self.matrix[np.ix_(order, order)])
+            return inverse_factor(self.matrix[np.ix_(order, order)], overwrite=True)
 
     @cached_property
     def by_activity(self) -> tuple[np.ndarray, np.ndarray]:
@@ -138,11 +194,20 @@ class Block:
     @cached_property
     def inverse(self) -> np.ndarray:
         """The inverse of the damped matrix."""
-        return np.asarray(self._factor.T @ self._factor)
+        return self.inverse_at(None)
+
+    def inverse_at(self, columns: np.ndarray | None) -> np.ndarray:
+        """The inverse of the damped matrix at some rows and the same columns (None: all)."""
+        factor = self._own.factor
+        with threads_for(len(factor)):
+            whole = columns is None or np.array_equal(columns, np.arange(len(factor)))
+            part = factor if whole else factor[:, columns]
+            return np.asarray(part.T @ part)
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """`right` times the inverse of the damped matrix."""
-        return np.asarray((right @ self._factor.T) @ self._factor)
+        factor = self._own.factor
+        return np.asarray((right @ factor.T) @ factor)
 
 
 class Metric:
@@ -155,6 +220,7 @@ class Metric:
             below this.
         scatter: mean squared error of each block of H, where it is known: H is shrunk as far as
             that asks for.
+        mean: E[x], to take the moments about it; None: they are as they are to be.
     """
 
     def __init__(
@@ -163,6 +229,7 @@ class Metric:
         size: int,
         max_condition: float = MAX_CONDITION,
         scatter: npt.ArrayLike | None = None,
+        mean: np.ndarray | None = None,
     ) -> None:
         self.size = size
         self.is_identity = second is None
@@ -175,7 +242,7 @@ class Metric:
         pieces = list(whole.slices())
         errors = np.zeros(len(pieces)) if scatter is None else np.asarray(scatter, np.float64)
         self.blocks = tuple(
-            Block(at, part, max_condition, float(error))
+            Block(at, part, max_condition, float(error), None if mean is None else mean[at])
             for (at, part), error in zip(pieces, errors, strict=True)
         )
 
@@ -212,6 +279,33 @@ class Metric:
             return left
         return np.concatenate([left[:, b.at] @ b.matrix for b in self.blocks], axis=1)
 
+    def entries(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """H at some rows and columns, as it was given."""
+        if self.is_identity:
+            return np.asarray(rows[:, None] == columns, np.float64)
+        if len(self.blocks) == 1:
+            return self.blocks[0].entries(rows, columns)
+        result = np.zeros((len(rows), len(columns)))
+        for block in self.blocks:
+            above, across = block.places(rows), block.places(columns)
+            first = block.at.start
+            result[np.ix_(above, across)] = block.entries(
+                rows[above] - first, columns[across] - first
+            )
+        return result
+
+    def inverse_at(self, columns: np.ndarray) -> np.ndarray:
+        """The inverse of the damped H at some rows and the same columns."""
+        if self.is_identity:
+            return np.eye(len(columns))
+        if len(self.blocks) == 1:
+            return self.blocks[0].inverse_at(columns)
+        result = np.zeros((len(columns), len(columns)))
+        for block in self.blocks:
+            own = block.places(columns)
+            result[np.ix_(own, own)] = block.inverse_at(columns[own] - block.at.start)
+        return result
+
     def undamped_times(self, left: np.ndarray) -> np.ndarray:
         """`left` times H as it was given."""
         if self.is_identity:
@@ -229,23 +323,45 @@ class Metric:
         return np.maximum(cost, 0.0)
 
 
-def inverse_factor(matrix: np.ndarray) -> np.ndarray:
+def inverse_factor(matrix: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
     """Upper triangular U with Uᵀ·U = matrix⁻¹.
 
-    With the order of rows and columns reversed, Cholesky's factor L gives matrix = R·Rᵀ for an
-    upper triangular R, and U = R⁻¹: the inverse itself is never formed.
+    With the order of rows and columns reversed, J·matrix·J = Rᵀ·R for an upper triangular R, and
+    U = J·(R⁻¹)ᵀ·J: the inverse itself is never formed, and one array is worked on in place.
+
+    Args:
+        matrix: symmetric.
+        overwrite: whether its memory can be used.
 
     Raises:
         LinAlgError: it is not positive definite.
     """
-    # no more than two copies at a time: these are the largest arrays of all
-    factor, info = linalg.lapack.dpotrf(matrix[::-1, ::-1], lower=1, clean=1)
+    if overwrite and matrix.flags.c_contiguous and matrix.dtype == np.float64:
+        work = matrix
+        _turn(work)
+    else:
+        work = np.array(matrix[::-1, ::-1], np.float64, order="C")
+    # to LAPACK, which goes by columns, the transpose of what is ours: symmetric, so no matter
+    factor, info = linalg.lapack.dpotrf(work.T, lower=0, clean=1, overwrite_a=1)
     if not info:
-        factor = np.asfortranarray(factor[::-1, ::-1])
         factor, info = linalg.lapack.dtrtri(factor, lower=0, overwrite_c=1)
     if info:
         raise linalg.LinAlgError("The moments are not positive definite.")
-    return np.ascontiguousarray(factor)
+    result = np.ascontiguousarray(factor.T)
+    _turn(result)
+    return result
+
+
+def _turn(matrix: np.ndarray) -> None:
+    """Reverse rows and columns, in place."""
+    flat = matrix.reshape(-1)  # a view, as it is contiguous
+    half, size = flat.size // 2, flat.size
+    for start in range(0, half, _TURN):
+        stop = min(start + _TURN, half)
+        front, back = flat[start:stop], flat[size - stop : size - start]
+        kept = front.copy()
+        front[:] = back[::-1]
+        back[:] = kept[::-1]
 
 
 def objective(target: np.ndarray, weight: np.ndarray, metric: Metric) -> float:
@@ -386,9 +502,12 @@ def _solve_groups(
     with threads_for(target.shape[1]):
         for rows in groups:
             columns = np.flatnonzero(support[rows[0]])
-            if not len(columns):
+            if len(columns) == target.shape[1]:  # nothing to make up for
+                result[rows] = target[rows]
+            if len(columns) in (0, target.shape[1]):
                 continue
-            inner = block.matrix[np.ix_(columns, columns)]
+            # by columns, as LAPACK goes: worked on in place
+            inner = block.matrix[np.ix_(columns, columns)].T
             factor = linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
             right = cross[np.ix_(rows, columns)].T
             result[np.ix_(rows, columns)] = linalg.cho_solve(factor, right, check_finite=False).T
