@@ -23,13 +23,13 @@ from typing import Final
 import click
 import deep_compression_curves as curve
 import deep_compression_mnist as mnist
-from deep_compression_runs import CONSOLE, Figures, Labelled, RunError, save
-from deep_compression_tables import PAGE, page_tables, refreshed
+from deep_compression_runs import Figures, Labelled, RunError, save
+from deep_compression_tables import PAGE, page_tables, table_of
+from reporting import CONSOLE, DOCS, refresh
 from zoo import cache_folder
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
-DOCS: Final = Path(__file__).parents[1] / "docs"
 POINTS: Final = DOCS / "data" / "deep_compression_curves.csv"
 PLOT: Final = DOCS / "images" / "deep_compression_curves.svg"
 
@@ -136,12 +136,12 @@ def large_command(work: Path | None) -> None:
 @main.command("tables")
 def tables_command() -> None:
     """Write the tables of the page anew, from the results."""
-    PAGE.write_text(refreshed(PAGE.read_text()))
+    refresh(PAGE, table_of)
 
 
 def _print(name: str) -> None:
     for table in page_tables(name).values():
-        CONSOLE.print(table, markup=False, highlight=False, soft_wrap=True)
+        CONSOLE.print(f"{table}\n", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
-from deep_compression_runs import RESULTS, Figures, RunError, kept, read_json
+from deep_compression_runs import Figures, RunError, kept
 from deep_compression_samples import lines
 from deep_compression_tasks import (
     CALIBRATION,
@@ -24,6 +24,7 @@ from deep_compression_tasks import (
     sqnr_db,
     texts_of,
 )
+from reporting import read
 from zoo import models, path
 
 from onnxslim.api import bench_models
@@ -107,8 +108,7 @@ def known(model: str) -> Figures:
     Raises:
         RunError: they have nothing.
     """
-    file = RESULTS / "deep_compression_real.json"
-    rows = cast("list[Figures]", read_json(file)["models"]) if file.exists() else []
+    rows: list[Figures] = (read("deep_compression_real") or {"models": []})["models"]
     for row in rows:
         if row["model"] == model:
             return row

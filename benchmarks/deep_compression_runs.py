@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -17,13 +16,9 @@ from typing import Final, cast
 
 import numpy as np
 import onnxruntime as ort
+import reporting
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
-CONSOLE: Final = Console(width=150)
-RESULTS: Final = Path(__file__).parent / "results"
-MACHINE: Final = "two shared x86-64 cores"
 BATCH: Final = 1000
 _PACKAGES: Final = ("onnxslim-compiler", "onnx", "onnxruntime", "numpy", "scipy")
 
@@ -112,10 +107,7 @@ def read_json(file: Path) -> dict[str, Json]:
 
 def save(name: str, content: Mapping[str, Json]) -> None:
     """Write `content` and what it was measured with to `results/deep_compression_NAME.json`."""
-    whole = {"machine": MACHINE, "python": platform.python_version(), "versions": versions()}
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"deep_compression_{name}.json"
-    file.write_text(json.dumps({**whole, **content}, indent=1) + "\n")
+    reporting.save(f"deep_compression_{name}", {"versions": versions(), **content})
 
 
 def versions() -> dict[str, str]:
@@ -144,11 +136,3 @@ class Labelled:
         parts = np.array_split(self.image, max(1, len(self.image) // BATCH))
         guesses = [session.run(None, {name: part})[0].argmax(axis=1) for part in parts]
         return round(100 * float(np.mean(np.concatenate(guesses) != self.label)), 2)
-
-
-def show(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Print rows as a table; the keys of the first are the heads."""
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*row.values())
-    CONSOLE.print(table)

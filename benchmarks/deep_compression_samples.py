@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from sample_data import Picture
 
 Pictures = NDArray[np.float32]
+Colour = tuple[int, int, int]
 
 _FONTS: Final = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
 _LETTERS: Final = string.ascii_letters + string.digits
@@ -83,18 +84,28 @@ def _phrase(rng: np.random.Generator, words: int) -> str:
 def _written(
     rng: np.random.Generator, size: tuple[int, int], texts: list[tuple[str, int, int]]
 ) -> Pictures:
-    paper = tuple(rng.integers(180, 256, 3).tolist())
-    ink = tuple(rng.integers(0, 90, 3).tolist())
-    if rng.random() < 0.3:
-        paper, ink = ink, paper
+    paper, ink = colours(rng)
     image = Image.new("RGB", size, paper)
     pen = ImageDraw.Draw(image)
     for text, top, height in texts:
         name = _FONTS[int(rng.integers(len(_FONTS)))]
         pen.text((6, top), text, ink, _font(name, text, height, size[0] - 12))
+    return scanned(rng, image)
+
+
+def colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
+    """Of paper and ink; light on dark now and then."""
+    paper, ink = (
+        (int(red), int(green), int(blue))
+        for red, green, blue in (rng.integers(180, 256, 3), rng.integers(0, 90, 3))
+    )
+    return (ink, paper) if rng.random() < 0.3 else (paper, ink)
+
+
+def scanned(rng: np.random.Generator, image: Image.Image) -> Pictures:
+    """The image, somewhat blurred and noisy, as the models take it: (3, H, W) in -1..1."""
     image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 0.8))))
-    pixels = np.asarray(image, np.float32) + rng.normal(0, _NOISE, (size[1], size[0], 3))
-    # (H, W, 3) -> (3, H, W), as the models take it
+    pixels = np.asarray(image, np.float32) + rng.normal(0, _NOISE, (*image.size[::-1], 3))
     scaled = np.clip(pixels, 0, 255).transpose(2, 0, 1) / 127.5 - 1
     return np.ascontiguousarray(scaled, dtype=np.float32)
 

@@ -1,19 +1,13 @@
-"""The tables of `docs/deep_compression.md`, made from `benchmarks/results/deep_compression_*.json`.
-
-A table stands in the page between `<!-- table: NAME -->` and `<!-- end -->`.
-"""
+"""The tables of `docs/deep_compression.md`, made from `results/deep_compression_*.json`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from deep_compression_runs import RESULTS, read_json
+from reporting import DOCS, megabytes, read, table
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "deep_compression.md"
-_PLACE: Final = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGE: Final = DOCS / "deep_compression.md"
 _BUSY: Final = 2.5  # load average from which a figure of time is marked: there are two cores
 _STEP_HEADS: Final = ("after", "bytes", "times smaller", "error")
 _LATENCY_HEADS: Final = ("model", "load average", "simplified / 4 bits", "simplified / float32")
@@ -23,33 +17,19 @@ Results = dict[str, Any]
 Tables = dict[str, str]
 
 
-def refreshed(page: str) -> str:
-    """`page` with all its tables as the results have them; one without results stays."""
-    tables: Tables = {}
-    for name in _MAKERS:
-        if _file(name).exists():
-            tables |= page_tables(name)
-    return _PLACE.sub(lambda m: m[1] + tables.get(m[2], _inside(m)) + m[3], page)
+def table_of(name: str) -> str | None:
+    """The table of that name, where there are results for it."""
+    for result in _MAKERS:
+        found = page_tables(result).get(name)
+        if found is not None:
+            return found
+    return None
 
 
-def page_tables(name: str) -> Tables:
-    """The tables of one result, by the name they have in the page."""
-    results = cast("Results", read_json(_file(name)))
-    return {key: f"{text}\n" for key, text in _MAKERS[name](results)}
-
-
-def _inside(match: re.Match[str]) -> str:
-    return match[0][len(match[1]) : -len(match[3])]
-
-
-def _file(name: str) -> Path:
-    return RESULTS / f"deep_compression_{name}.json"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; all columns but the first are aligned to the right."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def page_tables(result: str) -> Tables:
+    """The tables of one result, by the name they have in the page; none without the result."""
+    found = read(f"deep_compression_{result}")
+    return {} if found is None else dict(_MAKERS[result](found))
 
 
 # --------------------------------------------------------------------------- LeNets
@@ -60,11 +40,11 @@ def _mnist(results: Results) -> Iterator[tuple[str, str]]:
     heads = (
         "model", "float32 .onnx", "packed", "times smaller", "error before", "after", "seconds",
     )  # fmt: skip
-    yield "mnist", _table(heads, [_mnist_row(model) for model in models])
+    yield "mnist", table(heads, [_mnist_row(model) for model in models])
     for model in models:
         name = model["model"]
         steps = [_step_row(step) for step in model["steps"]]
-        yield f"mnist-steps-{name}", _table(_STEP_HEADS, steps)
+        yield f"mnist-steps-{name}", table(_STEP_HEADS, steps)
         yield f"mnist-layers-{name}", _layers(model)
 
 
@@ -110,7 +90,7 @@ def _layers(model: Row) -> str:
     kept = sum(row["kept"] for row in model["layers"])
     total = f"{model['packed_bytes']:,}"
     rows.append(["all", f"{weights:,}", f"{100 * kept / weights:.3g} %", *[""] * 4, total, ""])
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 # --------------------------------------------------------------------------- curves
@@ -131,7 +111,7 @@ def _curves(results: Results) -> Iterator[tuple[str, str]]:
                 for curve in dict.fromkeys(p["curve"] for p in own)
             ]
             heads = [_setting(family, word, setting) for setting in settings]
-            yield f"{family}-{model}", _table(["", *heads], rows)
+            yield f"{family}-{model}", table(["", *heads], rows)
 
 
 def _setting(family: str, word: str, setting: str) -> str:
@@ -159,7 +139,7 @@ def _targets(points: Sequence[Row], models: Sequence[str]) -> str:
             }
             cells = [f"{errors[s]:.2f} %" if s in errors else "" for s in settings]
             rows.append([f"{model}, `{curve}`", *cells])
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 # --------------------------------------------------------------------------- trained, large
@@ -184,10 +164,10 @@ def _real(results: Results) -> Iterator[tuple[str, str]]:
         ]
         for model in models
     ]
-    yield "real", _table(heads, rows)
+    yield "real", table(heads, rows)
     timed = [model for model in models if "times" in model]
     if timed:
-        yield "real-latency", _table(_LATENCY_HEADS, [_latency_row(model) for model in timed])
+        yield "real-latency", table(_LATENCY_HEADS, [_latency_row(model) for model in timed])
         yield "real-loads", _loads({model["model"]: model["times"]["loads"] for model in timed})
 
 
@@ -210,12 +190,12 @@ def _loads(models: Mapping[str, Row]) -> str:
                     name,
                     f"{figures['seconds']:.3f}",
                     f"{figures['seconds_low']:.3f} to {figures['seconds_high']:.3f}",
-                    _megabytes(_grown(figures, "after_bytes")),
-                    _megabytes(_grown(figures, "peak_bytes")),
+                    megabytes(_grown(figures, "after_bytes")),
+                    megabytes(_grown(figures, "peak_bytes")),
                     f"{_grown(figures, 'peak_bytes') / dense:.2f}",
                 ]
             )
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _grown(figures: Row, name: str) -> int:
@@ -229,18 +209,18 @@ def _large(results: Results) -> Iterator[tuple[str, str]]:
         [
             run["step"],
             _seconds(run),
-            _megabytes(run["peak_rss_bytes"]),
+            megabytes(run["peak_rss_bytes"]),
             f"{run['peak_of_float32_file']:.2f}",
             f"{run['load']:.1f}",
         ]
         for run in results["runs"]
     ]
-    yield "large", _table(heads, rows)
+    yield "large", table(heads, rows)
     sizes = [
         [name, f"{nbytes:,}", f"{results['bytes']['float32'] / nbytes:.2f}"]
         for name, nbytes in results["bytes"].items()
     ]
-    yield "large-bytes", _table(("file", "bytes", "times smaller"), sizes)
+    yield "large-bytes", table(("file", "bytes", "times smaller"), sizes)
     yield "large-loads", _loads({results["model"]: results["loads"]})
 
 
@@ -249,10 +229,6 @@ def _seconds(run: Row) -> str:
     if run.get("is_paused"):
         return "not known"
     return f"{run['seconds']:.0f}{' (busy)' if run['load'] >= _BUSY else ''}"
-
-
-def _megabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.0f} MB"
 
 
 _MAKERS: Final[Mapping[str, Callable[[Results], Iterator[tuple[str, str]]]]] = {

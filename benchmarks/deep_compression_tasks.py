@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,7 @@ class Task:
     agreement: Callable[[Path, Sequence[Outputs], Sequence[Outputs]], float]
 
 
-def outputs_of(model: Path, pictures: Pictures) -> list[Outputs]:
+def outputs_of(model: Path, pictures: Iterable[Pictures]) -> list[Outputs]:
     """The first output for each picture, one at a time."""
     session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -45,12 +45,12 @@ def outputs_of(model: Path, pictures: Pictures) -> list[Outputs]:
 
 
 def sqnr_db(before: Sequence[Outputs], after: Sequence[Outputs]) -> float:
-    """Of all outputs together."""
+    """Of all outputs together; infinite where they are the same."""
     signal = sum(float(np.square(a.astype(np.float64)).sum()) for a in before)
     noise = sum(
         float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(before, after, strict=True)
     )
-    return round(10 * float(np.log10(signal / noise)), 2)
+    return round(10 * float(np.log10(signal / noise)), 2) if noise else float("inf")
 
 
 def texts_of(model: Path, outputs: Sequence[Outputs]) -> list[str]:

@@ -4,16 +4,16 @@
     python benchmarks/early_exit.py batches MODEL... --calib C.npz --eval E.npz
     python benchmarks/early_exit.py promise MODEL... --calib C.npz --eval E.npz
     python benchmarks/early_exit.py overhead
+    python benchmarks/early_exit.py tables
 
-C and E are files that the scripts in `examples/` write. Each command writes
-`benchmarks/results/early_exit_NAME.json`. All but `promise` want a quiet machine: models run in
-turn, sample by sample, but other work does not always slow both alike.
+C and E are files that the scripts in `examples/` write. Each command but the last writes
+`benchmarks/results/early_exit_NAME.json`; `tables` writes those of `docs/early_exit.md` anew. All
+but `promise` want a quiet machine: models run in turn, sample by sample, but other work does not
+always slow both alike.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any, Final
 
 import click
 import numpy as np
-from rich.console import Console
+from early_exit_tables import PAGE, table_of
+from reporting import refresh, saved
 from zoo import models, path
 
 from onnxslim import api
@@ -38,8 +39,6 @@ from onnxslim.runtime.session import Session, open_session
 from onnxslim.runtime.stopwatch import SessionStopwatch
 from onnxslim.shapes import infer_shapes
 
-CONSOLE: Final = Console(width=150)
-RESULTS: Final = Path(__file__).parent / "results"
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 TARGETS: Final = (0.999, 0.995, 0.99, 0.98)
 COUNTS: Final = (1, 2, 3)
@@ -55,13 +54,6 @@ evaluation = click.option("--eval", "evaluation", type=FILE, required=True)
 @click.group()
 def main() -> None:
     """Measure inject-exits."""
-
-
-def _save(name: str, rows: Sequence[Row]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    whole = {"machine": "two shared x86-64 cores", "python": platform.python_version()}
-    text = json.dumps({**whole, "rows": list(rows)}, indent=1)
-    (RESULTS / f"early_exit_{name}.json").write_text(text + "\n")
 
 
 def _with_exits(file: Path, spec: str, calibration: object, *, seed: int = 0) -> tuple[Model, Row]:
@@ -99,16 +91,16 @@ def curve(
     samples: int,
 ) -> None:
     """Agreement and accuracy against mean latency, a sample at a time, with 1 to 3 exits."""
-    rows: list[Row] = []
-    for file in files:
-        for head in heads:
-            for target in targets:
-                for count in COUNTS:
-                    spec = f"inject-exits:count={count}:target={target:g}:head={head}"
-                    spec += ":report-exit=true"
-                    rows.append(_curve_row(file, spec, calibration, evaluation, samples))
-                    CONSOLE.print(rows[-1], soft_wrap=True)
-                    _save("curve", rows)
+    specs = [
+        f"inject-exits:count={count}:target={target:g}:head={head}:report-exit=true"
+        for head in heads
+        for target in targets
+        for count in COUNTS
+    ]
+    rows = (
+        _curve_row(file, spec, calibration, evaluation, samples) for file in files for spec in specs
+    )
+    saved("early_exit_curve", rows)
 
 
 def _curve_row(file: Path, spec: str, calibration: Path, evaluation: Path, samples: int) -> Row:
@@ -176,20 +168,27 @@ def batches(
     files: Sequence[Path], calibration: Path, evaluation: Path, target: float, runs: int
 ) -> None:
     """Batches of 8 and 32, as they come and where no sample leaves, split and not."""
-    rows: list[Row] = []
-    for file in files:
-        plain, _ = api.compress(file, passes="simplify", verify=False, measure=False)
-        for batch in Batch:
-            spec = f"inject-exits:target={target:g}:batch={batch}"
-            model, said = _with_exits(file, spec, str(calibration))
-            hard = _never_left(model)
-            for size in BATCHES:
-                for name, candidate in (("as they come", model), ("nobody leaves", hard)):
-                    times = _in_turn(plain, candidate, evaluation, size, runs)
-                    row = {"model": file.stem, **said, "size": size, "samples": name}
-                    rows.append({**row, **_latency(times)})
-                    CONSOLE.print(rows[-1], soft_wrap=True)
-                    _save("batches", rows)
+    specs = [f"inject-exits:target={target:g}:batch={batch}" for batch in Batch]
+    rows = (
+        row
+        for file in files
+        for spec in specs
+        for row in _batch_rows(file, spec, calibration, evaluation, runs)
+    )
+    saved("early_exit_batches", rows)
+
+
+def _batch_rows(
+    file: Path, spec: str, calibration: Path, evaluation: Path, runs: int
+) -> Iterator[Row]:
+    plain, _ = api.compress(file, passes="simplify", verify=False, measure=False)
+    model, said = _with_exits(file, spec, str(calibration))
+    hard = _never_left(model)
+    for size in BATCHES:
+        for name, candidate in (("as they come", model), ("nobody leaves", hard)):
+            times = _in_turn(plain, candidate, evaluation, size, runs)
+            row = {"model": file.stem, **said, "size": size, "samples": name}
+            yield {**row, **_latency(times)}
 
 
 def _never_left(model: Model) -> Model:
@@ -239,19 +238,21 @@ def promise(
     files: Sequence[Path], calibration: Path, evaluation: Path, targets: Sequence[float]
 ) -> None:
     """Agreement on a test set that nothing was chosen by, over draws of the calibration samples."""
-    rows: list[Row] = []
-    arrays = np.load(calibration)
-    for file in files:
-        for target in targets:
-            for seed in range(SEEDS):
-                drawn = _drawn(arrays, seed)
-                spec = f"inject-exits:target={target:g}"
-                model, said = _with_exits(file, spec, drawn, seed=seed)
-                found = _agreement(file, model, evaluation)
-                row = {"model": file.stem, "target": target, "seed": seed, **said}
-                rows.append({**row, "agreement": found, "held": found >= target})
-                CONSOLE.print(rows[-1], soft_wrap=True)
-                _save("promise", rows)
+    rows = (
+        _promise_row(file, target, seed, calibration, evaluation)
+        for file in files
+        for target in targets
+        for seed in range(SEEDS)
+    )
+    saved("early_exit_promise", rows)
+
+
+def _promise_row(file: Path, target: float, seed: int, calibration: Path, evaluation: Path) -> Row:
+    drawn = _drawn(np.load(calibration), seed)
+    model, said = _with_exits(file, f"inject-exits:target={target:g}", drawn, seed=seed)
+    found = _agreement(file, model, evaluation)
+    row = {"model": file.stem, "target": target, "seed": seed, **said}
+    return {**row, "agreement": found, "held": found >= target}
 
 
 def _drawn(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
@@ -282,6 +283,10 @@ def _agreement(file: Path, model: Model, evaluation: Path) -> float:
 @click.option("--model", "name", default="resnet50")
 def overhead(name: str) -> None:
     """A light graph with an exit that is never taken, or always: what the mechanism costs."""
+    saved("early_exit_overhead", _overhead_rows(name))
+
+
+def _overhead_rows(name: str) -> Iterator[Row]:
     (entry,) = models([name])
     model = Model.load(path(entry))
     infer_shapes(model)
@@ -292,25 +297,20 @@ def overhead(name: str) -> None:
     shape = [size if isinstance(size, int) else 1 for size in model.graph.inputs[0].shape]
     sample = np.random.default_rng(0).random(shape).astype(np.float32)
     stopwatch = SessionStopwatch({model.graph.inputs[0].name: sample})
-    rows = []
     for point in (points[len(points) // 4], points[len(points) // 2]):
         pooling = poolings(point)[0]
         head = Head(pooling, np.zeros((classes, pooling.features)), np.zeros(classes))
         for words, threshold in (("never left", NEVER), ("always left", 0.0)):
             pair = stopwatch.pair(model, _forced(model, output.name, Exit(head, threshold)))
-            rows.append(
-                {
-                    "model": name,
-                    "at": point.tensor,
-                    "exit": words,
-                    "share_of_latency": 1 / pair.ratio,
-                    "low": 1 / pair.high,
-                    "high": 1 / pair.low,
-                    "work_before": point.share,
-                }
-            )
-            CONSOLE.print(rows[-1], soft_wrap=True)
-    _save("overhead", rows)
+            yield {
+                "model": name,
+                "at": point.tensor,
+                "exit": words,
+                "share_of_latency": 1 / pair.ratio,
+                "low": 1 / pair.high,
+                "high": 1 / pair.low,
+                "work_before": point.share,
+            }
 
 
 def _forced(model: Model, output: str, exit_: Exit) -> Model:
@@ -322,6 +322,12 @@ def _forced(model: Model, output: str, exit_: Exit) -> Model:
     rw.result()
     copy.has_shapes = False
     return copy
+
+
+@main.command("tables")
+def tables_command() -> None:
+    """Write the tables of the page anew, from the results."""
+    refresh(PAGE, table_of)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/int8.py speed [MODELS...]
     python benchmarks/int8.py accuracy lenet5.onnx resnet14.onnx --calib C --eval E
+    python benchmarks/int8.py real [ocr] [boxes]
     python benchmarks/int8.py cost
     python benchmarks/int8.py tables
 
@@ -13,20 +14,16 @@ quiet machine: all models of a row are timed in turn.
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 from int8_runs import accuracy_of, cost_of, speed_of
-from int8_tables import PAGE, refreshed
-from rich.console import Console
+from int8_tables import PAGE, table_of
+from reporting import refresh, saved
 from zoo import models
 
-CONSOLE: Final = Console(width=150)
-RESULTS: Final = Path(__file__).parent / "results"
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 SPEED: Final = (
     "resnet50",
@@ -49,24 +46,11 @@ def main() -> None:
     """Measure quantize-int8."""
 
 
-def _saved(name: str, rows: Iterable[Mapping[str, Any]], *, keep: bool = True) -> None:
-    """Print each row, and save after it: one that fails late does not take others with it."""
-    found: list[Mapping[str, Any]] = []
-    for row in rows:
-        found.append(row)
-        CONSOLE.print(row, soft_wrap=True)
-        if keep:
-            RESULTS.mkdir(exist_ok=True)
-            whole = {"machine": "two shared x86-64 cores", "python": platform.python_version()}
-            text = json.dumps({**whole, "rows": found}, indent=1)
-            (RESULTS / f"int8_{name}.json").write_text(text + "\n")
-
-
 @main.command("speed")
 @click.argument("names", nargs=-1)
 def speed(names: Sequence[str]) -> None:
     """Latency against the model as it came, and SQNR on samples held back."""
-    _saved("speed", map(speed_of, models(names or SPEED)), keep=not names)
+    saved(None if names else "int8_speed", map(speed_of, models(names or SPEED)))
 
 
 @main.command("accuracy")
@@ -78,7 +62,17 @@ def accuracy(
 ) -> None:
     """Top-1 accuracy of trained nets, 500 unlabelled images, everything on integers."""
     rows = zip(files, calibration, evaluation, strict=True)
-    _saved("accuracy", (row for file, c, e in rows for row in accuracy_of(file, c, e)))
+    saved("int8_accuracy", (row for file, c, e in rows for row in accuracy_of(file, c, e)))
+
+
+@main.command("real")
+@click.argument("names", nargs=-1)
+def real(names: Sequence[str]) -> None:
+    """Characters that PP-OCRv4 reads and boxes that NudeNet finds; needs the extra `bench`."""
+    from int8_real import JOBS, rows_of
+
+    jobs = (JOBS[name]() for name in names or JOBS)
+    saved(None if names else "int8_real", (row for job in jobs for row in rows_of(job)))
 
 
 @main.command("cost")
@@ -86,13 +80,13 @@ def accuracy(
 def cost(images: int) -> None:
     """ResNet-50 with entropy calibration: seconds and memory, onnxruntime's beside."""
     (model,) = models(["resnet50"])
-    _saved("cost", cost_of(model, images))
+    saved("int8_cost", cost_of(model, images))
 
 
 @main.command("tables")
 def tables_command() -> None:
     """Write the tables of the page anew, from the results."""
-    PAGE.write_text(refreshed(PAGE.read_text()))
+    refresh(PAGE, table_of)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def speed_of(model: ZooModel) -> Row:
     folder.mkdir(parents=True, exist_ok=True)
     samples = sample_inputs(model, IMAGES + HELD, 1)
     known, held = samples[:IMAGES], samples[IMAGES:]
-    file = _written(folder / "samples.npz", stacked(known))
+    file = written(folder / "samples.npz", stacked(known))
     begun = time.perf_counter()
     _, report = compress(
         path(model),
@@ -51,11 +51,11 @@ def speed_of(model: ZooModel) -> Row:
     )
     seconds: dict[str, float | None] = {"ours": time.perf_counter() - begun}
     files, failed = {"ours": folder / "ours.onnx"}, {}
-    for name, tool, extra in _peers():
+    for name, tool, extra in peers():
         begun = time.perf_counter()
         why = quantized_by(tool, path(model), folder / f"{name}.onnx", file, *extra)
         seconds[name] = time.perf_counter() - begun
-        if why is None and (why := _unusable(folder / f"{name}.onnx", held[0])) is None:
+        if why is None and (why := unusable(folder / f"{name}.onnx", held[0])) is None:
             files[name] = folder / f"{name}.onnx"
         else:
             failed[name] = why
@@ -82,9 +82,11 @@ def speed_of(model: ZooModel) -> Row:
     }
 
 
-def _peers() -> Iterator[tuple[str, Tool, tuple[str, ...]]]:
+def peers() -> Iterator[tuple[str, Tool, tuple[str, ...]]]:
+    """What a row calls it, the tool, and what its driver is told beside the files."""
     by_name = {tool.name: tool for tool in QUANTIZERS}
     yield "onnxruntime u8", by_name["onnxruntime"], ("u8",)
+    yield "onnxruntime u8, 7 bits", by_name["onnxruntime"], ("u8", "minmax", "reduced")
     yield "onnxruntime s8", by_name["onnxruntime"], ("s8",)
     yield "nncf", by_name["nncf"], ()
     yield "onnxsim", by_name["onnxsim"], ()
@@ -114,11 +116,11 @@ def quantized_by(tool: Tool, source: Path, target: Path, samples: Path, *extra: 
     return (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
 
 
-def _unusable(file: Path, sample: Mapping[str, Any]) -> str | None:
+def unusable(file: Path, sample: Mapping[str, Any]) -> str | None:
     """Why onnxruntime cannot run what a peer wrote, if so."""
     try:
         _session(file).run(None, _arrays(sample))
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is the peer's row, not the end of the run
         return str(error).strip().splitlines()[0][:200]
     return None
 
@@ -148,7 +150,8 @@ def _arrays(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in sample.items()}
 
 
-def _written(file: Path, arrays: Arrays) -> Path:
+def written(file: Path, arrays: Arrays) -> Path:
+    """The file, with samples as the command and the drivers read them."""
     plain: dict[str, Any] = dict(arrays)
     np.savez(file, **plain)
     return file
@@ -175,8 +178,8 @@ def accuracy_of(file: Path, calibration: Path, evaluation: Path) -> Iterator[Row
         after = _accuracy(model.to_bytes(), name, images, labels)
         yield {"model": file.stem, "setting": spec, "before": before, "after": after}
     with tempfile.TemporaryDirectory() as folder:
-        samples = _written(Path(folder) / "samples.npz", known)
-        for peer, tool, extra in _peers():
+        samples = written(Path(folder) / "samples.npz", known)
+        for peer, tool, extra in peers():
             target = Path(folder) / f"{peer}.onnx"
             why = quantized_by(tool, file, target, samples, *extra)
             row: Row = {"model": file.stem, "setting": peer, "before": before, "failed": why}
@@ -203,7 +206,7 @@ def cost_of(model: ZooModel, images: int) -> Iterator[Row]:
     """Seconds and peak memory, ours through the command, onnxruntime's through its driver."""
     folder = cache_folder() / "int8" / model.name
     folder.mkdir(parents=True, exist_ok=True)
-    samples = _written(folder / f"images{images}.npz", stacked(sample_inputs(model, images, 1)))
+    samples = written(folder / f"images{images}.npz", stacked(sample_inputs(model, images, 1)))
     spec = "simplify,quantize-int8:calibration=entropy:placement=all:rounding=nearest"
     ours = [sys.executable, "-m", "onnxslim", path(model), folder / "cost.onnx", "--passes", spec]
     ours += ["--calib", samples, "--force", "--quiet", "--no-verify", "--no-latency"]
@@ -224,4 +227,12 @@ def cost_of(model: ZooModel, images: int) -> Iterator[Row]:
         }
 
 
-__all__ = ["accuracy_of", "cost_of", "speed_of"]
+__all__ = [
+    "accuracy_of",
+    "cost_of",
+    "peers",
+    "quantized_by",
+    "speed_of",
+    "unusable",
+    "written",
+]

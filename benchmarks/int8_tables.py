@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Final
 
-from prune_channels_tables import markdown
+from reporting import DOCS, Found, Row, markdown, megabytes, read, times
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "int8.md"
-RESULTS: Final = Path(__file__).parent / "results"
-_MARK: Final = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
-_COLUMNS: Final = ("ours", "onnxruntime u8", "onnxruntime s8", "nncf", "onnxsim")
+PAGE: Final = DOCS / "int8.md"
+_COLUMNS: Final = (
+    "ours",
+    "onnxruntime u8",
+    "onnxruntime u8, 7 bits",
+    "onnxruntime s8",
+    "nncf",
+    "onnxsim",
+)
 
-Found = Mapping[str, Any]
-Row = Mapping[str, str]
+_ERRORS: Final = ("English", "figures", "Chinese", "all")  # of characters
 
 
-def refreshed(page: str) -> str:
-    """The page with every table that there are results for made anew."""
-
-    def fill(match: re.Match[str]) -> str:
-        rows = list(_rows(match["name"]))
-        if not rows:
-            return match[0]
-        return f"<!-- table: {match['name']} -->\n{markdown(rows)}\n<!-- end -->"
-
-    return _MARK.sub(fill, page)
+def table_of(name: str) -> str | None:
+    """The table of that name, where there are results for it."""
+    return markdown(_rows(name))
 
 
 def _rows(name: str) -> Iterator[Row]:
     kind, _, part = name.partition("-")
-    file = RESULTS / f"int8_{kind}.json"
-    if not file.exists():
-        return
-    for row in json.loads(file.read_text())["rows"]:
+    for row in (read(f"int8_{kind}") or {"rows": ()})["rows"]:
         if kind == "speed":
             yield _closeness(row) if part == "sqnr" else _speed(row)
         elif kind == "accuracy":
             yield _accuracy(row)
+        elif kind == "real" and row["task"] == part:
+            yield _JUDGED[part](row)
         elif kind == "cost":
             yield _cost(row)
 
@@ -48,8 +41,7 @@ def _rows(name: str) -> Iterator[Row]:
 def _speed(row: Found) -> Row:
     line = {"model": row["model"], "float": f"{row['input_ms']:.2f} ms"}
     for name in _COLUMNS:
-        found = row["faster"].get(name)
-        text = "fails" if found is None else f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
+        text = times(row["faster"].get(name), "fails")
         line[name] = f"**{text}**" if name == "ours" else text
     return {**line, "integer kernels": str(row["kernels"]) if row["committed"] else "0"}
 
@@ -77,14 +69,57 @@ def _accuracy(row: Found) -> Row:
     }
 
 
+def _ocr(row: Found) -> Row:
+    errors = {kind: f"{row[kind]:.2f} %" for kind in _ERRORS} if "all" in row else {}
+    line = {"PP-OCRv4 recognition": _setting(row), **_blank(_ERRORS), **errors}
+    right = f"{row['right']} of {row['lines']}" if "right" in row else ""
+    return {**line, "lines right": right, **_size(row)}
+
+
+def _boxes(row: Found) -> Row:
+    line = {"NudeNet 320n": _setting(row), **_blank(("mAP at 0.5", "mAP 0.5 to 0.95", "boxes"))}
+    if "boxes" in row:
+        line["mAP at 0.5"] = f"{row['map_50']:.1f} %"
+        line["mAP 0.5 to 0.95"] = f"{row['map_50_95']:.1f} %"
+        line["boxes"] = f"{row['boxes']} of {row['boxes_of_float']}"
+    return {**line, **_size(row)}
+
+
+_JUDGED: Final = {"ocr": _ocr, "boxes": _boxes}
+
+
+def _setting(row: Found) -> str:
+    """Peers by name, ours as they are called."""
+    name = row["setting"]
+    text = f"`{name}`" if name.startswith("quantize-") else name
+    why = row.get("failed")
+    return f"{text}: {why}" if why else text
+
+
+def _blank(names: Iterable[str]) -> dict[str, str]:
+    return dict.fromkeys(names, "")
+
+
+def _size(row: Found) -> Row:
+    sqnr = row.get("sqnr_db")
+    left = row.get("bytes_left")
+    back = row.get("back_to_float")
+    return {
+        "SQNR, dB": "" if sqnr is None else _decibel(sqnr),
+        "bytes left": "" if left is None else f"{100 * left:.0f} %",
+        "integer kernels": str(row.get("kernels", "")),
+        "put back to float": "" if back is None else str(len(back)),
+    }
+
+
 def _cost(row: Found) -> Row:
     return {
         "ResNet-50, entropy": row["tool"],
         "images": str(row["images"]),
         "seconds": f"{row['seconds']:.0f}",
-        "peak memory": f"{row['peak_rss_bytes'] / 1e6:,.0f} MB",
+        "peak memory": megabytes(row["peak_rss_bytes"]),
         "load": f"{row['load']:.1f}",
     }
 
 
-__all__ = ["PAGE", "refreshed"]
+__all__ = ["PAGE", "table_of"]

@@ -17,8 +17,6 @@ they want a quiet machine. Networks with decaying spectra: see `low_rank_spectra
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,12 +25,10 @@ import click
 import numpy as np
 from low_rank_runs import curves, model_row, reasons, stacked, timed_command
 from low_rank_spectra import STEEP, TRAINED, spectra, with_decay
-from low_rank_tables import PAGE, draw_curves, refreshed, write_csv
-from rich.console import Console
+from low_rank_tables import PAGE, draw_curves, table_of, write_csv
+from reporting import CONSOLE, refresh, save, saved
 from zoo import cache_folder, models, path, sample_inputs
 
-CONSOLE: Final = Console(width=150)
-RESULTS: Final = Path(__file__).parent / "results"
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 METHODS: Final = ("auto", "channel", "spatial", "tucker2", "cp", "depthwise")
 ZOO_CURVES: Final = ("nudenet_320n", "ppocr_v4_rec")
@@ -44,22 +40,6 @@ FEW: Final = 32  # images for networks whose layers have thousands of inputs
 @click.group()
 def main() -> None:
     """Measure factorize-conv and factorize-dense."""
-
-
-def _save(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    whole = {"machine": "two shared x86-64 cores", "python": platform.python_version()}
-    file = RESULTS / f"low_rank_{name}.json"
-    file.write_text(json.dumps({**whole, "rows": list(rows)}, indent=1) + "\n")
-
-
-def _saved(name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Save after each row: one that fails late does not take the others with it."""
-    found: list[Mapping[str, Any]] = []
-    for row in rows:
-        found.append(row)
-        CONSOLE.print(row, soft_wrap=True)
-        _save(name, found)
 
 
 def _some(file: Path, count: int) -> dict[str, np.ndarray]:
@@ -88,7 +68,7 @@ def spectra_command(files: Sequence[Path]) -> None:
                         "ranks_of_99": round(float(np.median([row[3] for row in own])), 2),
                     }
                 )
-    _saved("spectra", rows)
+    saved("low_rank_spectra", rows)
 
 
 def _quartiles(values: Sequence[float]) -> np.ndarray:
@@ -106,7 +86,7 @@ def curves_command(files: Sequence[Path], calibration: Sequence[Path]) -> None:
     for file, samples in sources:
         rows.extend(curves(file, samples))
         CONSOLE.print(file.stem, len(rows))
-        _save("curves", rows)
+        save("low_rank_curves", {"rows": rows})
     write_csv(rows, PAGE.with_name("low_rank_curves.csv"))
     draw_curves(rows, PAGE.with_name("low_rank_curves.svg"))
 
@@ -124,8 +104,8 @@ def trained(file: Path, calibration: Path, evaluation: Path, latency: Sequence[f
         for share in latency
         for method in METHODS
     ]
-    _saved(
-        "trained",
+    saved(
+        "low_rank_trained",
         (model_row(file, spec, samples, evaluation=evaluation, goal="latency") for spec in specs),
     )
 
@@ -154,15 +134,15 @@ def decaying(names: Sequence[str]) -> None:
                 known = stacked(samples[:images]) if images else None
                 yield {**model_row(file, spec, known, held=held), "exponents": exponents}
 
-    _saved("decaying" + "".join(f"_{name}" for name in names), rows())
+    saved("low_rank_decaying" + "".join(f"_{name}" for name in names), rows())
 
 
 @main.command("nothing")
 @click.argument("names", nargs=-1)
 def nothing(names: Sequence[str]) -> None:
     """Networks of depthwise and narrow Convs: nothing pays, and the pass says so of each layer."""
-    _saved(
-        "nothing",
+    saved(
+        "low_rank_nothing",
         (
             reasons(path(model), "factorize-conv", stacked(sample_inputs(model, 8, 1)))
             for model in models(names or UNCHANGED)
@@ -181,8 +161,8 @@ def large(images: int) -> None:
     arrays: dict[str, Any] = dict(stacked(sample_inputs(model, images, 1)))
     np.savez(file, **arrays)
     target = folder / "large.onnx"
-    _saved(
-        "large",
+    saved(
+        "low_rank_large",
         (
             {
                 "images": count,
@@ -197,7 +177,7 @@ def large(images: int) -> None:
 @main.command("tables")
 def tables_command() -> None:
     """Write the tables of the page anew, from the results."""
-    PAGE.write_text(refreshed(PAGE.read_text()))
+    refresh(PAGE, table_of)
 
 
 if __name__ == "__main__":

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import csv
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from prune_channels_tables import markdown
+from reporting import DOCS, Found, Row, markdown, megabytes, read, times
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "low_rank.md"
-RESULTS: Final = Path(__file__).parent / "results"
-_MARK: Final = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+PAGE: Final = DOCS / "low_rank.md"
 _WIDE: Final = 4
 
-Found = Mapping[str, Any]
-Row = Mapping[str, str]
 
-
-def refreshed(page: str) -> str:
-    """The page with every table that there are results for made anew."""
-
-    def fill(match: re.Match[str]) -> str:
-        rows = list(_rows(match["name"]))
-        if not rows:
-            return match[0]
-        return f"<!-- table: {match['name']} -->\n{markdown(rows)}\n<!-- end -->"
-
-    return _MARK.sub(fill, page)
+def table_of(name: str) -> str | None:
+    """The table of that name, where there are results for it."""
+    return markdown(_rows(name))
 
 
 def _rows(name: str) -> Iterator[Row]:
-    file = RESULTS / f"low_rank_{name}.json"
-    if not file.exists():
-        return
-    for row in json.loads(file.read_text())["rows"]:
+    for row in (read(f"low_rank_{name}") or {"rows": ()})["rows"]:
         if name == "spectra":
             yield _spectrum(row)
         elif name == "trained":
@@ -61,13 +44,6 @@ def _spectrum(row: Found) -> Row:
     }
 
 
-def _times(row: Found) -> str:
-    if row["faster"] is None:
-        return "not timed"
-    ratio, low, high = row["faster"]
-    return f"{ratio:.2f} ({low:.2f} to {high:.2f})"
-
-
 def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
@@ -76,7 +52,7 @@ def _trained(row: Found) -> Row:
     before, after = row["accuracy"]
     return {
         "pipeline": f"`{row['spec']}`",
-        "times faster": _times(row),
+        "times faster": times(row["faster"], "not timed"),
         "MACs left": _share(row["macs_left"]),
         "bytes left": _share(row["bytes_left"]),
         "accuracy": f"{100 * before:.2f} to {100 * after:.2f} %",
@@ -91,7 +67,7 @@ def _decaying(row: Found) -> Row:
         f"{row['exponents']['conv']:g}, {row['exponents']['dense']:g}",
         "pipeline": f"`{row['spec']}`",
         "images": str(row["images"]),
-        "times faster": _times(row),
+        "times faster": times(row["faster"], "not timed"),
         "weights' bytes left": _share(row["bytes_left"]),
         "output error": f"{row['error']:.3g}",
         "seconds": f"{row['seconds']:.0f}",
@@ -115,7 +91,7 @@ def _large(row: Found) -> Row:
         if row["images"]
         else "without data",
         "seconds": f"{row['seconds']:.0f}",
-        "peak memory": f"{row['peak_rss_bytes'] / 1e6:,.0f} MB",
+        "peak memory": megabytes(row["peak_rss_bytes"]),
         "load": f"{row['load']:.1f}",
     }
 
@@ -156,4 +132,4 @@ def draw_curves(rows: Sequence[Found], target: Path) -> None:
         figure.savefig(target, metadata={"Date": None})
 
 
-__all__ = ["PAGE", "draw_curves", "refreshed", "write_csv"]
+__all__ = ["PAGE", "draw_curves", "table_of", "write_csv"]

