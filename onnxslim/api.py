@@ -18,10 +18,11 @@ from onnxslim.check import check_model
 from onnxslim.contract import Context
 from onnxslim.errors import FloorMissed, UsageError
 from onnxslim.floors import Floors
+from onnxslim.goal import Goal
 from onnxslim.manager import PassManager
 from onnxslim.model import Model, ModelSource, copy_file
 from onnxslim.pipeline import Pipeline, parse_pipeline
-from onnxslim.policy import Goal, Policy
+from onnxslim.policy import Policy
 from onnxslim.report import (
     Comparison,
     FileReport,

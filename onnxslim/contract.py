@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from onnxslim.errors import UsageError
 from onnxslim.floors import Floors
+from onnxslim.goal import Goal
 from onnxslim.options import OptionSpec, Value, options_of
 from onnxslim.spelling import spell
 
@@ -97,6 +98,8 @@ class Context:
         accuracy: of a model on the user's evaluation data, in [0, 1]; None without such data.
         stopwatch: run times on this machine; None where nothing is to be timed.
         floors: what the user will not go below, for passes that choose how far to go.
+        goal: which of bytes and latency may not get worse, for passes that choose between the
+            two. Set by the manager.
         progress: told in words what is going on.
         model: the model whose graph is being rewritten; set by the manager.
         reference: the model before the first lossy step: what lossy steps aim at. Set by the
@@ -109,6 +112,7 @@ class Context:
     accuracy: Callable[[Model], float | None] | None = None
     stopwatch: Stopwatch | None = None
     floors: Floors = field(default_factory=Floors)
+    goal: Goal = Goal.BOTH
     progress: Callable[[str], None] | None = None
     model: Model | None = None
     reference: Model | None = None

@@ -308,7 +308,13 @@ class _Runner:
 
     def context_of(self, model: Model) -> Context:
         """What a pass that rewrites `model` gets."""
-        return replace(self.context, model=model, reference=self.reference, progress=self.progress)
+        return replace(
+            self.context,
+            model=model,
+            reference=self.reference,
+            goal=self.policy.goal,
+            progress=self.progress,
+        )
 
     def verify(
         self, step: Pass, before: Model, run: _Run, promised: Fidelity = Fidelity.EXACT

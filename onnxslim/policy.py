@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 
 from onnxslim.floors import Floors
+from onnxslim.goal import Goal
 from onnxslim.report import LatencyPair, Stats, StepReport
-
-
-class Goal(enum.Enum):
-    """Which of bytes and latency may not get worse."""
-
-    BOTH = "both"
-    LATENCY = "latency"
-    BYTES = "bytes"
 
 
 @dataclass(frozen=True)

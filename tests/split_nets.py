@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ from fake_stopwatch import FakeStopwatch
 from layer_nets import FORCE, REPRODUCERS, Given, runs
 
 from onnxslim.contract import Context, Pass
+from onnxslim.goal import Goal
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.objective.stopwatch import Stopwatch
@@ -33,6 +35,7 @@ def split(
     *,
     stopwatch: Stopwatch | None = None,
     timed: bool = True,
+    goal: Goal = Goal.BOTH,
 ) -> tuple[Model, list[StepReport]]:
     """The model after a pass, with times that are multiply-accumulates unless said otherwise."""
     model = source if isinstance(source, Model) else Model.load(source)
@@ -42,7 +45,7 @@ def split(
         evaluate=evaluate, calibration=None if x is None else runs(x), stopwatch=stopwatch
     )
     return PassManager.parse(str(rewrite)).run(
-        model, context, policy=FORCE, reproducers=REPRODUCERS
+        model, context, policy=replace(FORCE, goal=goal), reproducers=REPRODUCERS
     )
 
 

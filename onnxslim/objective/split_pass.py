@@ -23,6 +23,7 @@ from onnxslim.analysis.operands import is_present
 from onnxslim.analysis.splits import pieces_of
 from onnxslim.contract import Context, Fidelity, PassResult
 from onnxslim.errors import RuntimeFailure, UsageError
+from onnxslim.goal import Goal
 from onnxslim.ir import node_label
 from onnxslim.objective.budgets import cheapest, spend, total_cost
 from onnxslim.objective.layer_pass import LayerPass, error_words
@@ -143,7 +144,9 @@ class SplitPass(LayerPass):
         default=True, help="with calibration samples: least error of outputs, else of weights"
     )
     goal: str = option(
-        "latency", one_of("latency", "bytes"), "what a split must make less, as measured"
+        "auto",
+        one_of("auto", "latency", "bytes"),
+        "what a split must make less, as measured; auto: bytes with `--goal bytes`, else latency",
     )
     align: int = option(
         16, at_least(1), "ranks are multiples of this, or powers of two below; 1: any rank"
@@ -374,6 +377,13 @@ class _Run:
 
     # ----------------------------------------------------------------- what pays
 
+    @property
+    def is_for_bytes(self) -> bool:
+        """Whether bytes are to become less, rather than latency."""
+        if self.rule.goal == "auto":
+            return self.context.goal is Goal.BYTES
+        return self.rule.goal == "bytes"
+
     def _gated(self, candidates: list[Candidate], costs: Costs) -> _Choice | str:
         """The candidate that gains most, or why none does."""
         paying = self._paying(candidates, costs)
@@ -387,7 +397,7 @@ class _Run:
         self, candidates: list[Candidate], costs: Costs
     ) -> list[tuple[float, Candidate, str]] | str:
         """Gain, candidate and words of all that pay, or why none does."""
-        if self.rule.goal == "bytes":
+        if self.is_for_bytes:
             return _by_size(candidates, costs)
         if not costs.has_shapes:
             return "the size of its input is not known, so a split cannot be measured"
@@ -513,7 +523,7 @@ class _Run:
         assert models is not None
         # the faster runs: layers are weighed against each other, timed at different moments
         base = sum(item.p10 for item in self.context.stopwatch.milliseconds(models))
-        if self.rule.goal == "latency":
+        if not self.is_for_bytes:
             return base / gain
         if candidate is None:
             return base

@@ -15,11 +15,12 @@ import pytest
 from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Preset
 from onnxslim.errors import ModelError, NotApplicable, PromiseBroken
 from onnxslim.floors import Floors
+from onnxslim.goal import Goal
 from onnxslim.ir import Constant, Node
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.options import at_least, option
-from onnxslim.policy import Goal, Policy
+from onnxslim.policy import Policy
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.verify import RuntimeProver
 from support import CONTEXT, parse

@@ -7,8 +7,8 @@ import pytest
 
 from onnxslim import recipe
 from onnxslim.errors import UsageError
+from onnxslim.goal import Goal
 from onnxslim.pipeline import parse_pipeline
-from onnxslim.policy import Goal
 from onnxslim.recipe import GOALS, Recipe, load_recipe, parse_recipe
 
 

@@ -12,6 +12,7 @@ from split_nets import low_rank, ops, split, why_of
 
 from onnxslim.contract import Fidelity
 from onnxslim.errors import UsageError
+from onnxslim.goal import Goal
 from onnxslim.passes.factorize_dense import FactorizeDense
 from onnxslim.pipeline import parse_pipeline
 from support import parse
@@ -242,6 +243,16 @@ def test_with_goal_bytes_size_decides() -> None:
     assert len(ops(model)) == 2
     assert "smaller" in whats(reports)[0]
     assert slow.asked == []
+
+
+def test_the_goal_of_the_run_is_that_of_the_pass_unless_it_has_its_own() -> None:
+    slow = FakeStopwatch(spread=100.0)
+    model, _ = split(wide(rank=40), X, spec(rank=16), stopwatch=slow, goal=Goal.BYTES)
+    assert len(ops(model)) == 2
+    assert slow.asked == []
+    own = spec(rank=16, goal="latency")
+    model, _ = split(wide(rank=40), X, own, stopwatch=slow, goal=Goal.BYTES)
+    assert ops(model) == ["Gemm"]
 
 
 @pytest.mark.parametrize(
