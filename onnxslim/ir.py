@@ -28,6 +28,7 @@ from onnxslim.errors import ModelError
 from onnxslim.wire import Buffer
 
 ONNX_DOMAIN = ""
+MICROSOFT_DOMAIN = "com.microsoft"  # of onnxruntime's own operators
 SUB_BYTE_BITS: Mapping[int, int] = {
     onnx.TensorProto.INT4: 4,
     onnx.TensorProto.UINT4: 4,
@@ -335,6 +336,11 @@ class Graph(gs.Graph):
             if (ONNX_DOMAIN if entry.domain == "ai.onnx" else entry.domain) == wanted:
                 return int(entry.version)
         return None
+
+    def import_domain(self, domain: str, version: int) -> None:
+        """Import `domain` at `version`, unless it is imported already."""
+        if self.opset_of(domain) is None:
+            self.import_domains.append(helper.make_opsetid(domain, version))
 
 
 # the operators of the standard that have graphs among their attributes

@@ -22,12 +22,15 @@ Rewrite:
     Convs; a Relu or Clip behind them becomes the end of a range.
     MaxPool, Resize to the nearest, Reshape, Transpose, Split, Slice, Gather and the like move
     integers, on the grid of what they move. An opset below 13 is raised to 13.
+    LSTM becomes onnxruntime's DynamicQuantizeLSTM, in bodies too: it reads and makes floats, and
+    finds the range of each step's input at run time; its weights become int8.
 
     Which of them: `placement=measured` profiles the model in float and on integers, and finds the
     set of kernels with the least total time, crossings between float and integers included, as a
     minimum cut. That, what comes out when it is profiled and cut again, everything, and layers
     alone are then timed as whole models; the fastest is kept. Where none is faster than float,
-    nothing is changed. `placement=all` and `conv-matmul` ask no clock.
+    nothing is changed, but with `--goal bytes`: then every weight becomes integers, and the report
+    says how much faster or slower that is. `placement=all` and `conv-matmul` ask no clock.
 
 Why it is correct:
     It is not exact. x ≈ scale·(code − zero point), to half a scale inside the range, and zero is
@@ -40,10 +43,10 @@ Why it is correct:
 Declines when:
     1. There are no calibration samples: ranges cannot be known.
     2. The model is quantized already.
-    3. No placement is faster than float (`placement=measured`).
+    3. No placement is faster than float (`placement=measured`), unless the goal is bytes.
     4. An operator has no integer kernel in onnxruntime, its weight is computed at run time, or its
-       type is not float32; bodies of If and Loop stay float, and so do Softmax,
-       LayerNormalization, LSTM and GRU.
+       type is not float32; bodies of If and Loop stay float, LSTMs in them excepted, and so do
+       Softmax, LayerNormalization and GRU.
     5. The grid of a tensor loses more than 2 % of its energy, or what goes into a Concat is too
        small for the steps of the result (scores beside the corners of boxes).
     6. `only` and `skip` leave it out; or it was put back to float, worst first, until `max-error`
@@ -71,9 +74,11 @@ import onnx_graphsurgeon as gs
 from onnxslim.clone import adopt
 from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Skip
 from onnxslim.errors import NotApplicable
+from onnxslim.goal import Goal
 from onnxslim.ir import walk_graphs
 from onnxslim.model import Model
 from onnxslim.objective.layer_pass import check_patterns
+from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.options import at_least, one_of, option
 from onnxslim.quantization.activations import observe_grids
 from onnxslim.quantization.canonical import raise_opset, sums_to_adds
@@ -83,6 +88,7 @@ from onnxslim.quantization.floors import Limits, Restorer
 from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.quantization.insert import LayerCodes, Plan, insert_grids
 from onnxslim.quantization.ranges import RangeMethod
+from onnxslim.quantization.recurrent import KERNEL
 from onnxslim.quantization.rounding import plain_codes, solved_codes
 from onnxslim.quantization.rules import Kind
 from onnxslim.quantization.saturation import saturates
@@ -93,7 +99,9 @@ from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import infer_shapes
 
 _TYPES: Final = {"u8": np.dtype(np.uint8), "s8": np.dtype(np.int8)}
-_QUANTIZED: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_QUANTIZED: Final = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", KERNEL}
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,8 @@ class QuantizeInt8(Pass):
         ops = {node.op for inner in walk_graphs(graph) for node in inner.nodes}
         if ops & _QUANTIZED or any(op.startswith("QLinear") for op in ops):
             raise NotApplicable("the model is quantized already")
-        if self.placement == "measured" and context.stopwatch is None:
+        for_bytes = context.goal is Goal.BYTES
+        if self.placement == "measured" and context.stopwatch is None and not for_bytes:
             raise NotApplicable(
                 "placement=measured needs models to be timed: leave out --no-latency, or choose "
                 "placement=all or conv-matmul"
@@ -196,9 +205,10 @@ class _Run:
                 "s8" if platform.machine().lower().startswith(("arm", "aarch")) else "u8"
             )
         self.form = GridForm(_TYPES[self.activations], symmetric=rule.symmetric)
-        self.is_reduced = self._reduced()
+        self.is_reduced = self._reduced(self.activations)
         grid = GridForm(_TYPES[rule.weights], symmetric=True, reduced=self.is_reduced)
         self.weights = WeightForm(grid, per_channel=rule.per_channel)
+        self.recurrent = self._recurrent(grid)
         self.codes = plain_codes(self.model, self.clusters, self.weights)
         self.grids: dict[str, Grid] = {}
 
@@ -244,15 +254,23 @@ class _Run:
         infer_shapes(model)
         return model
 
-    def _reduced(self) -> bool:
+    def _recurrent(self, grid: GridForm) -> WeightForm:
+        """The form of weights of recurrent layers, which always read u8."""
+        if self.activations != "u8" and any(
+            cluster.rule.kind is Kind.RECURRENT for cluster in self.clusters.all
+        ):
+            grid = replace(grid, reduced=self._reduced("u8"))
+        return WeightForm(grid, per_channel=self.rule.per_channel)
+
+    def _reduced(self, activations: str) -> bool:
         if self.rule.reduce_range is not None:
             return self.rule.reduce_range
-        kinds = (_TYPES[self.activations], _TYPES[self.rule.weights])
+        kinds = (_TYPES[activations], _TYPES[self.rule.weights])
         evaluate = self.context.evaluate
         reduced = evaluate is not None and saturates(evaluate, *kinds)
         if reduced:
             self._say(
-                f"weights take 7 bits: sums of two products {self.activations}·{self.rule.weights} "
+                f"weights take 7 bits: sums of two products {activations}·{self.rule.weights} "
                 "saturate at 16 bits on this processor (reduce-range=true)"
             )
         return reduced
@@ -300,15 +318,20 @@ class _Run:
         if self.rule.placement == "conv-matmul":
             layers = (cluster.name for cluster in self.clusters.all if cluster.is_layer)
             return candidates.intersection(layers)
-        found = self._searched(candidates)
+        if self.context.stopwatch is None:
+            self._say("every operator that can be, as the goal is bytes: nothing was timed")
+            return candidates
+        found = self._searched(candidates, self.context.stopwatch)
         return frozenset() if found is None else found.chosen
 
-    def _searched(self, candidates: frozenset[str]) -> Tried | None:
-        stopwatch = self.context.stopwatch
-        assert stopwatch is not None
+    def _searched(self, candidates: frozenset[str], stopwatch: Stopwatch) -> Tried | None:
         search = Search(
             self.model, self.original, self.clusters, candidates, self._plan, stopwatch, self._tell
         )
+        if self.context.goal is Goal.BYTES:
+            smallest = search.smallest()
+            self._say(f"every weight on integers, as the goal is bytes: {smallest}")
+            return smallest
         found = search.run()
         words = "; ".join(map(str, search.tried))
         if found is None:
@@ -318,7 +341,7 @@ class _Run:
         return found
 
     def _plan(self, chosen: frozenset[str]) -> Plan:
-        return Plan(chosen, self.grids, self.codes, self.form)
+        return Plan(chosen, self.grids, self.codes, self.form, self.recurrent)
 
     def _round(self, chosen: frozenset[str]) -> None:
         """Solve the weights of the chosen layers for good."""
@@ -361,7 +384,8 @@ class _Run:
                     item.name, f"back to float: alone it makes a relative error of {item.error:.2g}"
                 )
             )
-        if back and left and self.rule.placement == "measured":
+        must_be_faster = self.rule.placement == "measured" and self.context.goal is not Goal.BYTES
+        if back and left and must_be_faster:
             left = self._still_faster(left)
         return left
 

@@ -83,7 +83,8 @@ class SessionStopwatch:
             elif tensor.type == "tensor_type" and tensor.inputs:
                 open_.append(tensor)
         if open_:
-            known.update(self._observed(copy, open_))
+            # of the model as it is: fixed sizes can contradict a branch that is never taken
+            known.update(self._observed(model, open_))
         return known
 
     def milliseconds(self, models: Sequence[onnx.ModelProto]) -> tuple[Latency, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnxslim.ir import node_label
 from onnxslim.model import Model
 from onnxslim.objective.stopwatch import Kernel
 from onnxslim.quantization.clusters import Clusters, clusters_of
-from onnxslim.quantization.grid import U8, GridForm
+from onnxslim.quantization.grid import S8_SYMMETRIC, U8, GridForm
 from onnxslim.quantization.insert import Plan
 from onnxslim.quantization.rounding import plain_codes
 from onnxslim.quantization.search import quantized
@@ -25,6 +26,8 @@ from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.session import open_session
 from onnxslim.shapes import infer_shapes
 
+# recurrent layers read u8, whose products with 8 bits saturate on some processors
+_REDUCED = WeightForm(replace(S8_SYMMETRIC, reduced=True))
 Times = Mapping[tuple[str, bool], float]
 
 
@@ -57,7 +60,9 @@ def plan_of(
     values = values_of(model, x, sorted(names))
     grids = {n: form.over(float(values[n].min()), float(values[n].max())) for n in names}
     picked = [cluster.name for cluster in clusters.all] if chosen is None else chosen
-    return Plan(frozenset(picked), grids, plain_codes(model, clusters, WeightForm()), form)
+    return Plan(
+        frozenset(picked), grids, plain_codes(model, clusters, WeightForm()), form, _REDUCED
+    )
 
 
 def on_integers(

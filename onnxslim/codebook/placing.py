@@ -11,7 +11,6 @@ from typing import Final, Protocol
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from onnxslim.codebook import DOMAIN, DOMAIN_VERSION
 from onnxslim.contract import Fidelity
@@ -154,8 +153,7 @@ def _prepare(graph: Graph, function: WeightFunction) -> tuple[str, ...]:
     """Let the model of `graph` have the function; its lists are shared by all of its graphs."""
     if function_of(graph, function.name) is None:
         graph.local_functions.append(function.function(graph.opset_of("") or 1))
-    if graph.opset_of(DOMAIN) is None:
-        graph.import_domains.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+    graph.import_domain(DOMAIN, DOMAIN_VERSION)
     old = graph.ir_version
     if old is None or old >= FUNCTIONS_SINCE_IR:
         return ()

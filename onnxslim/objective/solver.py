@@ -171,7 +171,7 @@ class Block:
         part = self.matrix[np.ix_(rows, columns)]
         same = np.nonzero(rows[:, None] == columns)
         part[same] = self.diagonal[rows[same[0]]]
-        return part
+        return np.asarray(part)
 
     def times(self, left: np.ndarray) -> np.ndarray:
         """`left` times H, undamped."""

@@ -2,12 +2,12 @@
 
 A cluster is a node for which there is an integer kernel, with a Relu or Clip behind it that the
 saturation of the output's grid does anyway. Only the main graph is cut: bodies read and return
-floats.
+floats. But recurrent layers, which do so anyway, are clusters wherever they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -56,12 +56,14 @@ class Cluster:
     @property
     def makes(self) -> tuple[gs.Tensor, ...]:
         """The tensors that come out quantized."""
+        if self.rule.kind is Kind.RECURRENT:
+            return ()
         return tuple(tensor for tensor in self.nodes[-1].outputs if tensor.name)
 
     @property
     def is_layer(self) -> bool:
         """Whether it multiplies matrices."""
-        return self.rule.kind is Kind.LAYER or self.node.op == "MatMul"
+        return self.rule.kind in (Kind.LAYER, Kind.RECURRENT) or self.node.op == "MatMul"
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ class Clusters:
     _of: dict[Node, Cluster] = field(default_factory=dict, repr=False)
 
     def of(self, node: Node) -> Cluster | None:
-        """The cluster that `node` belongs to."""
+        """The cluster that `node` belongs to, if it reads and makes integers there."""
         return self._of.get(node)
 
     def maker(self, tensor: gs.Tensor) -> Cluster | None:
-        """The cluster whose output `tensor` is."""
+        """The cluster that makes `tensor`, as integers if it is chosen."""
         return self._of.get(tensor.inputs[0]) if tensor.inputs else None
 
 
@@ -105,8 +107,23 @@ def clusters_of(graph: gs.Graph) -> Clusters:
         interval = None if activation is None else folded(activation)
         cluster = Cluster(node_label(node), node, rule, activation, interval)
         found.append(cluster)
-        of.update(dict.fromkeys(cluster.nodes, cluster))
+        if rule.kind is not Kind.RECURRENT:
+            of.update(dict.fromkeys(cluster.nodes, cluster))
+    found += _in_bodies(graph, {cluster.name for cluster in found})
     return Clusters(tuple(found), tuple(skips), outside, of)
+
+
+def _in_bodies(graph: gs.Graph, taken: Iterable[str]) -> Iterator[Cluster]:
+    """What needs no ranges of activations, in the bodies of `graph`; each name once."""
+    known = set(taken)
+    for body in walk_graphs(graph):
+        for node in body.nodes:
+            name, rule = node_label(node), rule_of(node)
+            if body is graph or isinstance(rule, str) or name in known:
+                continue
+            if rule.kind is Kind.RECURRENT:
+                known.add(name)
+                yield Cluster(name, node, rule)
 
 
 def without_islands(clusters: Clusters, chosen: frozenset[str]) -> frozenset[str]:
@@ -137,7 +154,7 @@ def _neighbours(clusters: Clusters, cluster: Cluster) -> Iterator[Cluster]:
 def _activation(node: Node, rule: Rule, outside: frozenset[gs.Tensor]) -> Node | None:
     """A Relu or Clip that alone reads what `node` makes."""
     output = node.outputs[0]
-    if rule.kind is Kind.MOVEMENT or output in outside:
+    if rule.kind in (Kind.MOVEMENT, Kind.RECURRENT) or output in outside:
         return None
     if len(output.outputs) != 1 or folded(output.outputs[0]) is None:
         return None

@@ -27,7 +27,9 @@ from onnxslim.quantization.biases import with_bias
 from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.clusters import Cluster, Clusters
 from onnxslim.quantization.grid import U8, Codes, Grid, GridForm
+from onnxslim.quantization.recurrent import to_dynamic
 from onnxslim.quantization.rules import BIAS, WEIGHT, Kind
+from onnxslim.quantization.scales import DEFAULT_FORM, WeightForm
 from onnxslim.rewrite import Rewriter
 
 
@@ -57,12 +59,14 @@ class Plan:
         grids: of activations, by the tensor's name.
         layers: by the name of the cluster.
         constants: the form of grids of constant operands.
+        recurrent: the form of the weights of recurrent layers.
     """
 
     chosen: frozenset[str]
     grids: Mapping[str, Grid]
     layers: Mapping[str, LayerCodes]
     constants: GridForm = U8
+    recurrent: WeightForm = DEFAULT_FORM
 
 
 @dataclass
@@ -122,6 +126,9 @@ class _Writer:
     def quantize_inputs(self, cluster: Cluster) -> None:
         """Let the cluster read what DequantizeLinear makes."""
         node = cluster.node
+        if cluster.rule.kind is Kind.RECURRENT:
+            to_dynamic(self.rewriter, node, self.plan.recurrent)
+            return
         if cluster.rule.kind is Kind.CHANNEL_MAP:
             self._to_conv(cluster)
         inputs = [self._sources.get(tensor) for tensor in node.inputs]
@@ -198,6 +205,8 @@ class _Writer:
         """Let DequantizeLinear make what the cluster made."""
         node = cluster.nodes[-1]
         label = cluster.name
+        if cluster.rule.kind is Kind.RECURRENT:
+            return
         if cluster.activation is not None:
             self.inserted.clusters[node_label(cluster.node)] = label
             inner = [cluster.node.outputs[0]]

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.operands import const_array, is_present
 from onnxslim.ir import Node
 from onnxslim.quantization.channel_maps import channel_map
+from onnxslim.quantization.recurrent import KERNEL, objection_to_lstm
 from onnxslim.shapes import rank
 
 Objection = Callable[[Node], str | None]
@@ -31,12 +32,14 @@ class Kind(enum.Enum):
     PLAIN: every float operand has a grid, and the output one of its own.
     CHANNEL_MAP: it becomes a depthwise Conv, and that a layer (see `channel_maps`).
     MOVEMENT: values only move or are chosen among: the output is on the input's grid.
+    RECURRENT: what it reads and makes stays float; weights become int8 (see `recurrent`).
     """
 
     LAYER = "layer"
     PLAIN = "plain"
     CHANNEL_MAP = "channel map"
     MOVEMENT = "movement"
+    RECURRENT = "recurrent"
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "LeakyRelu": Rule(Kind.PLAIN, "QLinearLeakyRelu"),
     "MaxPool": Rule(Kind.MOVEMENT, objection=_one_output),
     "Resize": Rule(Kind.MOVEMENT, objection=_nearest),
+    "LSTM": Rule(Kind.RECURRENT, KERNEL, (), objection_to_lstm),
     **dict.fromkeys(
         (
             "DepthToSpace",
@@ -215,8 +219,7 @@ _FLOAT: Final[Mapping[str, str]] = {
     "ConvTranspose": "onnxruntime has no integer kernel for ConvTranspose on CPUs",
     "QuantizeLinear": "it is quantized already",
     "DequantizeLinear": "it is quantized already",
-    "LSTM": "recurrent layers need dynamic quantization, which this pass does not do",
-    "GRU": "recurrent layers need dynamic quantization, which this pass does not do",
+    "GRU": "onnxruntime has no integer kernel for GRU: of recurrent layers it has one for LSTM",
 }
 
 

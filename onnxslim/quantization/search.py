@@ -84,6 +84,15 @@ class Search:
                 return again
         return None
 
+    def smallest(self) -> Tried:
+        """Of the placements that have all weights on integers, the fastest, float or not."""
+        placements = {self.candidates: "all that can be"}
+        layers = self._layers()
+        if layers:
+            placements.setdefault(layers, "layers only")
+        found = [self._timed(words, chosen) for chosen, words in placements.items()]
+        return max(found, key=lambda tried: tried.pair.ratio)
+
     def _timed(self, words: str, chosen: frozenset[str]) -> Tried:
         self.tell(f"timing {words}")
         candidate, _ = quantized(self.model, self.plan(chosen))
@@ -97,10 +106,13 @@ class Search:
         for number, chosen in enumerate(self._cuts(), 1):
             found.setdefault(chosen, f"the least cut number {number}")
         found.setdefault(self.candidates, "all that can be")
-        layers = (c.name for c in self.clusters.all if c.is_layer and c.name in self.candidates)
-        found.setdefault(frozenset(layers), "layers only")
+        found.setdefault(self._layers(), "layers only")
         found.pop(frozenset(), None)
         return found
+
+    def _layers(self) -> frozenset[str]:
+        layers = (cluster.name for cluster in self.clusters.all if cluster.is_layer)
+        return self.candidates.intersection(layers)
 
     def _cuts(self) -> list[frozenset[str]]:
         """Least cuts, each from the profiles of those before it."""

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from layer_nets import net, node, normal, output_error, samples
 from qdq_nets import kernels, loaded, on_integers
+from recurrent_nets import lstm_net
 
 from onnxslim.quantization.clusters import matching
 from onnxslim.quantization.grid import S8, U8, GridForm
@@ -74,6 +75,7 @@ TABLE: dict[str, onnx.ModelProto] = {
     "GlobalAveragePool": one("GlobalAveragePool"),
     "Sigmoid": one("Sigmoid"),
     "LeakyRelu": one("LeakyRelu", alpha=0.1),
+    "LSTM": lstm_net(),
     "MaxPool": one("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
     "Resize": resized(),
     "DepthToSpace": one("DepthToSpace", blocksize=2),

@@ -212,6 +212,16 @@ def test_a_row_of_zeros_leaves_its_bias_exact() -> None:
     np.testing.assert_allclose(steps[0] * own.scale[0], 1e-3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-34])
+def test_a_bias_that_is_next_to_nothing_leaves_a_scale_that_is_not_lost(size: float) -> None:
+    weight = np.array([[size, -size], [1.0, 0.5]])
+    grid = Grid.over(weight.min(axis=1), weight.max(axis=1), np.int8, symmetric=True, axis=0)
+    _, moved, steps, own = with_bias(grid.quantized(weight), grid, np.array([1e-37, 0.5]), 1e-3)
+    assert np.all(moved.scale >= np.finfo(np.float32).tiny)
+    assert np.all(own.scale >= np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(steps * own.scale, [0, 0.5], atol=1e-6)
+
+
 @pytest.mark.parametrize("axis", [0, None])
 def test_a_bias_too_large_for_32_bits_makes_the_weight_coarser(axis: int | None) -> None:
     weight = np.full((1, 2), 1e-9) if axis is None else np.array([[1e-9, 1e-9], [1.0, 1.0]])

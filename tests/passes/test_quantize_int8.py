@@ -10,9 +10,11 @@ import pytest
 from layer_nets import FORCE, REPRODUCERS, dense_net, net, node, normal, output_error, runs, samples
 from onnx import numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels, loaded
+from recurrent_nets import SHAPE, lstm_net
 
 from onnxslim.contract import Context, Fidelity
 from onnxslim.floors import Floors
+from onnxslim.goal import Goal
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.passes.quantize_int8 import QuantizeInt8
@@ -62,6 +64,7 @@ def quantize(
     x: np.ndarray | None = X,
     stopwatch: object = None,
     floors: Floors | None = None,
+    goal: Goal = Goal.BOTH,
 ) -> tuple[Model, StepReport]:
     model = source if isinstance(source, Model) else Model.load(source)
     context = Context(
@@ -71,7 +74,7 @@ def quantize(
         floors=floors or Floors(),
     )
     made, (report,) = PassManager.parse(text).run(
-        model, context, policy=FORCE, reproducers=REPRODUCERS
+        model, context, policy=replace(FORCE, goal=goal), reproducers=REPRODUCERS
     )
     return made, report
 
@@ -201,6 +204,32 @@ def test_where_nothing_is_faster_nothing_changes_and_the_report_says_what_was_tr
     assert model.to_bytes() == before
     assert report.changes == ()
     assert "0.70 times as fast" in why_of(report)["g"]
+
+
+def test_with_goal_bytes_slower_integers_are_kept_and_the_report_says_by_how_much() -> None:
+    stopwatch = ScriptedStopwatch(FASTER, faster=0.7)
+    model, report = quantize(residual(), "quantize-int8", stopwatch=stopwatch, goal=Goal.BYTES)
+    found = Counter(kernels(model))
+    assert (found["QLinearConv"], found["QGemm"]) == (2, 1)
+    assert stopwatch.profiled == 0
+    assert "0.70 times as fast as float" in said(report, "as the goal is bytes")
+    again = said(report, "the same without measuring").partition("measuring: ")[2]
+    assert quantize(residual(), again)[0].to_bytes() == model.to_bytes()
+
+
+def test_with_goal_bytes_no_clock_is_needed() -> None:
+    model, report = quantize(residual(), "quantize-int8", goal=Goal.BYTES)
+    assert Counter(kernels(model))["QLinearConv"] == 2
+    assert "nothing was timed" in said(report, "as the goal is bytes")
+
+
+def test_with_goal_bytes_floors_still_count() -> None:
+    source, x = sensitive(), samples(100, 8)
+    stopwatch = ScriptedStopwatch(faster=0.7)
+    text = "quantize-int8:max-error=0.05"
+    model, report = quantize(source, text, x=x, stopwatch=stopwatch, goal=Goal.BYTES)
+    assert "back to float" in why_of(report)["h"]
+    assert "QuantizeLinear" in ops(model)
 
 
 # ------------------------------------------------------------------- only, skip, floors
@@ -378,6 +407,83 @@ def test_bodies_stay_float() -> None:
         body for item in model.graph.nodes if item.op == "If" for body in item.attrs.values()
     ]
     assert any(inner.op == "MatMul" for body in branches for inner in body.nodes)
+
+
+# ------------------------------------------------------------------- recurrent layers
+
+
+def test_an_lstm_finds_its_ranges_at_run_time() -> None:
+    source, x = lstm_net("bidirectional"), normal(*SHAPE, seed=9)
+    model, report = quantize(source, "quantize-int8:placement=conv-matmul", x=x)
+    assert ops(model) == {"DynamicQuantizeLSTM": 1}
+    assert "ranges are found at run time" in said(report, "LSTM")
+    assert model.file_bytes() < 0.45 * len(source.SerializeToString())
+    assert output_error(source, model, x) < 1e-2
+    _, report = quantize(model, "quantize-int8:placement=all", x=x)
+    assert "quantized already" in why_of(report)["g"]
+
+
+def test_an_lstm_that_is_slower_on_integers_stays_float() -> None:
+    source, x = lstm_net(), normal(*SHAPE, seed=9)
+    faster = {("LSTM", False): 5.0, ("DynamicQuantizeLSTM", False): 1.0}
+    model, _ = quantize(source, "quantize-int8", x=x, stopwatch=ScriptedStopwatch(faster))
+    assert ops(model) == {"DynamicQuantizeLSTM": 1}
+    slower = ScriptedStopwatch(faster, faster=0.8)
+    model, report = quantize(source, "quantize-int8", x=x, stopwatch=slower)
+    assert ops(model) == {"LSTM": 1}
+    assert "0.80 times as fast" in why_of(report)["g"]
+
+
+def test_what_an_lstm_reads_and_makes_is_float() -> None:
+    layer = lstm_net().graph.node[0]
+    layer.input[0] = "a"
+    layer.output[0] = "z"
+    weights = {t.name: numpy_helper.to_array(t) for t in lstm_net().graph.initializer}
+    nodes = [
+        node("MatMul", ["x", "v"], "a"),
+        layer,
+        node("Squeeze", ["z", "axes"], "s"),
+        node("MatMul", ["s", "u"], "y"),
+    ]
+    more = {"v": normal(12, 12, scale=0.3), "u": normal(16, 5, seed=4), "axes": np.array([1])}
+    source, x = net(nodes, {**weights, **more}, SHAPE), normal(*SHAPE, seed=9)
+    model, _ = quantize(source, x=x)
+    found = Counter(kernels(model))
+    assert (found["QLinearMatMul"], found["DynamicQuantizeLSTM"]) == (2, 1)
+    (kernel,) = (item for item in model.graph.nodes if item.op == "DynamicQuantizeLSTM")
+    assert kernel.inputs[0].inputs[0].op == "DequantizeLinear"
+    assert output_error(source, model, x) < 1e-2
+
+
+def test_an_lstm_in_a_body_needs_no_ranges_either() -> None:
+    inner = lstm_net()
+    layer = inner.graph.node[0]
+    layer.output[0] = "t"
+    branch = onnx.helper.make_graph(
+        [layer], "then", [], [onnx.helper.make_tensor_value_info("t", 1, None)]
+    )
+    shape = np.array([7, 1, 3, 16], np.int64)
+    filled = onnx.helper.make_node("ConstantOfShape", ["shape"], ["e"])
+    other = onnx.helper.make_graph(
+        [filled], "else", [], [onnx.helper.make_tensor_value_info("e", 1, None)]
+    )
+    nodes = [
+        node("ReduceMax", ["x"], "m", keepdims=0),
+        node("Less", ["m", "limit"], "flag"),
+        node("If", ["flag"], "y", then_branch=branch, else_branch=other),
+    ]
+    weights = {t.name: numpy_helper.to_array(t) for t in inner.graph.initializer}
+    more = {"shape": shape, "limit": np.array(99, np.float32)}
+    source, x = net(nodes, {**weights, **more}, SHAPE), normal(*SHAPE, seed=9)
+    model, report = quantize(source, x=x)
+    assert "LSTM became" in said(report, "LSTM")
+    assert output_error(source, model, x) < 1e-2
+
+
+def test_a_gru_is_declined_with_the_reason() -> None:
+    x = normal(*SHAPE, seed=9)
+    _, report = quantize(lstm_net(op="GRU"), x=x)
+    assert "no integer kernel for GRU" in why_of(report)["y"]
 
 
 # ------------------------------------------------------------------- edges

@@ -106,6 +106,28 @@ def test_what_has_no_shape_is_left_out() -> None:
     assert found["y"] == (4,)
 
 
+def test_a_branch_that_is_never_taken_need_not_fit_the_sizes() -> None:
+    model = Model.load(
+        parse(
+            """<opset_import: ["" : 17]>
+            agraph (float[n, 4] x) => (float y) <float limit = {1000000.0}> {
+                m = ReduceMax <keepdims = 0> (x)
+                c = Greater (m, limit)
+                b = If (c) <
+                    then_branch = one () => (float[4] t) {
+                        axes = Constant <value_ints = [0]> ()
+                        t = Squeeze (x, axes)
+                    },
+                    else_branch = many () => (float[n, 4] e) { e = Identity (x) }
+                >
+                y = ReduceMax <keepdims = 0> (b)
+            }"""
+        )
+    )
+    found = clock(x=np.zeros((2, 4), np.float32)).shapes(model)
+    assert found["b"] == (2, 4)
+
+
 # ------------------------------------------------------------------- times
 
 

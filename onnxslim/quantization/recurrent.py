@@ -1,0 +1,99 @@
+"""LSTM on integers: onnxruntime's DynamicQuantizeLSTM, which finds ranges at run time.
+
+What it reads and makes stays float, so it needs no calibration and has no crossings. Weights are
+int8 or uint8 with a scale for each row, or for each direction, rounded to nearest.
+
+What may change here: how the operator wants its operands laid out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.operands import const_array
+from onnxslim.contract import Fidelity
+from onnxslim.ir import MICROSOFT_DOMAIN, Node, Variable
+from onnxslim.quantization.grid import Codes
+from onnxslim.quantization.scales import WeightForm
+from onnxslim.rewrite import Rewriter
+
+KERNEL: Final = "DynamicQuantizeLSTM"
+_OPERANDS: Final = 8  # of LSTM: X, W, R, B, sequence_lens, initial_h, initial_c, P
+_W, _R = 1, 2
+_VERSION: Final = 1
+
+
+def objection_to_lstm(node: Node) -> str | None:
+    """Why onnxruntime's kernel does not compute an LSTM, or None."""
+    if node.attrs.get("layout", 0):
+        return "onnxruntime's integer LSTM has no layout with the batch first"
+    if node.inputs[0].dtype != np.float32:
+        return f"its input `{node.inputs[0].name}` is not float32"
+    for index in (_W, _R):
+        values = const_array(node.inputs[index])
+        if values is None:
+            return "its weights are computed at run time"
+        if not np.isfinite(values).all():
+            return "its weights are not finite"
+    return None
+
+
+@dataclass(frozen=True)
+class DirectionCodes:
+    """A weight of an LSTM as DynamicQuantizeLSTM takes it.
+
+    Attributes:
+        codes: (directions, columns, 4 * hidden_size).
+        scale: (directions, 4 * hidden_size) or (directions,).
+        zero_point: like `scale`, of the type of the codes.
+    """
+
+    codes: Codes
+    scale: npt.NDArray[np.float32]
+    zero_point: Codes
+
+
+def direction_codes(weight: np.ndarray, form: WeightForm) -> DirectionCodes:
+    """Codes of `weight`, (directions, 4 * hidden_size, columns), to nearest."""
+    axis = 1 if form.per_channel else None
+    codes, scales, zeros = [], [], []
+    for matrix in weight:
+        turned = matrix.T  # (columns, 4 * hidden_size)
+        across = 0 if form.per_channel else None
+        grid = form.grid.over(turned.min(across), turned.max(across), axis)
+        codes.append(grid.quantized(turned))
+        scales.append(grid.scale)
+        zeros.append(grid.zero_point)
+    return DirectionCodes(np.stack(codes), np.stack(scales), np.stack(zeros))
+
+
+def to_dynamic(rewriter: Rewriter, node: Node, form: WeightForm) -> None:
+    """Let `node`, an LSTM without objection, compute on integers."""
+    inputs: list[gs.Tensor] = list(node.inputs)
+    inputs += [Variable("") for _ in range(_OPERANDS - len(inputs))]
+    for index in (_W, _R):
+        values = const_array(inputs[index])
+        assert values is not None
+        found, name = direction_codes(values, form), inputs[index].name
+        inputs[index] = rewriter.constant(found.codes, f"{name}_codes")
+        inputs.append(rewriter.constant(found.scale, f"{name}_scale"))
+        inputs.append(rewriter.constant(found.zero_point, f"{name}_zero_point"))
+    attrs = {name: value for name, value in node.attrs.items() if name != "layout"}
+    rewriter.update(
+        node,
+        f"LSTM became {KERNEL}: ranges are found at run time, weights are rounded to nearest",
+        op=KERNEL,
+        inputs=inputs,
+        attrs=attrs,
+        fidelity=Fidelity.LOSSY,
+        domain=MICROSOFT_DOMAIN,
+    )
+    rewriter.main.import_domain(MICROSOFT_DOMAIN, _VERSION)
+
+
+__all__ = ["KERNEL", "DirectionCodes", "direction_codes", "objection_to_lstm", "to_dynamic"]
