@@ -334,6 +334,7 @@ class Rewriter:
         what: str,
         fidelity: Fidelity,
         *,
+        attrs: dict[str, Any] | None = None,
         domain: str | None = None,
     ) -> Variable:
         """Let a node of the main graph make what `constant`, an initializer, holds.
@@ -347,14 +348,16 @@ class Rewriter:
             inputs: tensors visible in the main graph.
             what: the change in words.
             fidelity: what it promises.
+            attrs: attributes by name.
             domain: of the operator; None: the standard.
         """
         if self.is_output(constant) or not constant.outputs:
             raise PromiseBroken(f"`{constant.name}` is no initializer that only nodes use.")
         before = self._in_main(constant.outputs[0])
         shape = list(constant.shape)
+        name, dtype = constant.name, constant.dtype
         (made,) = self.insert(
-            before, op, inputs, name=constant.name, dtype=constant.dtype, shape=shape, domain=domain
+            before, op, inputs, attrs, name=name, dtype=dtype, shape=shape, domain=domain
         )
         self._redirect(constant, made)
         if constant.home is self.main:

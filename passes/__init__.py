@@ -8,6 +8,7 @@ PASSES: Mapping[str, str] = {
     "binarize-weights": "binarize_weights:BinarizeWeights",
     "cluster-weights": "cluster_weights:ClusterWeights",
     "compress-weights": "compress_weights:CompressWeights",
+    "convert-fp16": "convert_fp16:ConvertFp16",
     "dedup-constants": "dedup_constants:DedupConstants",
     "dedup-nodes": "dedup_nodes:DedupNodes",
     "deep-compression": "deep_compression:DeepCompression",
@@ -35,6 +36,7 @@ PASSES: Mapping[str, str] = {
     "quantize-fixed-point": "quantize_fixed_point:QuantizeFixedPoint",
     "quantize-int8": "quantize_int8:QuantizeInt8",
     "quantize-power-of-two": "quantize_power_of_two:QuantizePowerOfTwo",
+    "quantize-weights": "quantize_weights:QuantizeWeights",
     "simplify": "simplify:Simplify",
     "ternarize-weights": "ternarize_weights:TernarizeWeights",
 }

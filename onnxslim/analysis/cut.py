@@ -124,9 +124,10 @@ class _Cut:
         self.graph.outputs = [shape]
 
     def run(self, opset: int, ir_version: int | None, evaluate: Evaluator) -> list[np.ndarray]:
-        graph, _ = graph_to_proto(self.graph, _EMBED_ALL)
-        model = onnx.ModelProto(ir_version=max(ir_version or 0, _IR_VERSION), graph=graph)
+        model = onnx.ModelProto(ir_version=max(ir_version or 0, _IR_VERSION))
         model.opset_import.add(domain="", version=opset)
+        self.graph.import_domains = list(model.opset_import)  # say of what type attributes are
+        model.graph.CopyFrom(graph_to_proto(self.graph, _EMBED_ALL)[0])
         return evaluate(model, self.feeds)
 
 

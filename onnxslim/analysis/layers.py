@@ -29,7 +29,7 @@ from onnxslim.analysis.operands import (
     constant_node_value,
     is_present,
 )
-from onnxslim.codebook import is_codebook
+from onnxslim.codebook import DEQUANTIZE, is_codebook
 from onnxslim.contract import Skip
 from onnxslim.ir import Constant, Node, node_label, subgraphs_of
 
@@ -296,7 +296,8 @@ def _weight_shape(tensor: gs.Tensor) -> tuple[int, ...] | str:
     stored = const_value(tensor)
     if stored is None:
         if is_codebook(tensor):
-            return _CODEBOOK
+            is_integer = str(tensor.inputs[0].op).startswith(DEQUANTIZE)
+            return _DEQUANTIZED if is_integer else _CODEBOOK
         made_by = {node.op for node in tensor.inputs if node.is_onnx}
         return _DEQUANTIZED if "DequantizeLinear" in made_by else RUN_TIME
     if not is_float(stored.dtype):

@@ -20,11 +20,13 @@ DOMAIN: Final = "onnxslim"
 DOMAIN_VERSION: Final = 1
 LOOKUP: Final = "Lookup"
 FIXED_POINT: Final = "FixedPoint"
+DEQUANTIZE: Final = "Dequantize"
 
 
 def is_codebook(tensor: gs.Tensor) -> bool:
-    """Whether `tensor` is a weight that a Lookup or FixedPoint node gives."""
+    """Whether `tensor` is a weight that a Lookup, FixedPoint or Dequantize node gives."""
     if len(tensor.inputs) != 1:
         return False
     node = tensor.inputs[0]
-    return bool(node.domain == DOMAIN) and str(node.op).startswith((LOOKUP, FIXED_POINT))
+    made_by = (LOOKUP, FIXED_POINT, DEQUANTIZE)
+    return bool(node.domain == DOMAIN) and str(node.op).startswith(made_by)

@@ -4,6 +4,8 @@ grid              scale and zero point of a tensor; values to codes and back
 ranges            which range of an activation a grid covers, and what that costs
 scales            how far the grid of each row of a weight reaches
 weights           codes of weights: to nearest, with error feedback, settled one by one
+blocks            how files hold such codes: DequantizeLinear, Cast and Mul, MatMulNBits
+storing           how they take the place of a constant, and which way suits its readers
 
 activations       the grids of all activations of a model
 channel_maps      BatchNormalization and HardSigmoid as depthwise Convs
@@ -23,5 +25,4 @@ floors            what goes back to float until the outputs are near enough
 equalize          channels of neighbouring layers get ranges alike
 smooth            ranges of activations go into weights
 rescale           what these two write
-correct           biases take back what rounding does to means
 """

@@ -37,10 +37,17 @@ def sums_to_adds(rewriter: Rewriter) -> None:
         rewriter.update(node, what, op="Add", inputs=[first, rest[-1]], attrs={}, fidelity=exact)
 
 
-def raise_opset(graph: gs.Graph) -> tuple[int, int] | None:
-    """Bring `graph` to the opset that quantization along an axis needs, where it is below.
+def raise_opset(
+    graph: gs.Graph, target: int = OPSET, needs: str = "int8 weights with a scale for each channel"
+) -> tuple[int, int] | None:
+    """Bring `graph` to the opset that quantization needs, where it is below.
 
     Its nodes and tensors are new objects afterwards.
+
+    Args:
+        graph: to be changed.
+        target: the opset; by default the one with scales along an axis.
+        needs: what needs it, in words.
 
     Returns:
         From what to what; None where nothing had to be done.
@@ -49,33 +56,31 @@ def raise_opset(graph: gs.Graph) -> tuple[int, int] | None:
         NotApplicable: it cannot be converted.
     """
     before = int(graph.opset)
-    if before >= OPSET:
+    if before >= target:
         return None
+    why = f"its opset is {before}, {needs} need {target}"
     if any(subgraphs_of(node) for node in graph.nodes) or graph.local_functions:
         raise NotApplicable(
-            f"its opset is {before}, int8 weights with a scale for each channel need {OPSET}, and "
-            "models with bodies or local functions cannot be converted: export it at a later opset"
+            f"{why}, and models with bodies or local functions cannot be converted: export it at a "
+            "later opset"
         )
-    converted = _converted(graph, before)
+    converted = _converted(graph, target, why)
     converted.ir_version, converted.extra = graph.ir_version, graph.extra
     converted.local_functions = graph.local_functions
     adopt(graph, converted)
-    return before, OPSET
+    return before, target
 
 
-def _converted(graph: gs.Graph, before: int) -> Graph:
+def _converted(graph: gs.Graph, target: int, why: str) -> Graph:
     proto = onnx.ModelProto(ir_version=graph.ir_version or 8)
     content, payloads = graph_to_proto(graph, wire.DEFAULT_THRESHOLD)
     proto.graph.CopyFrom(content)
     proto.opset_import.extend(graph.import_domains)
     large = _taken_out(proto.graph)
     try:
-        proto = onnx.version_converter.convert_version(proto, OPSET)
+        proto = onnx.version_converter.convert_version(proto, target)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise NotApplicable(
-            f"its opset is {before}, int8 weights with a scale for each channel need {OPSET}, and "
-            f"onnx cannot convert it: {error}"
-        ) from error
+        raise NotApplicable(f"{why}, and onnx cannot convert it: {error}") from error
     names = {tensor.name for tensor in large}
     kept = [info for info in proto.graph.input if info.name not in names]
     del proto.graph.input[:]

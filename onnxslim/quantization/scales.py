@@ -34,11 +34,14 @@ class WeightForm:
         grid: of the codes.
         per_channel: a scale for each row; else one for the tensor.
         block: columns that share a scale; None: all.
+        full_range: a symmetric grid has its least code too, for the largest weight: where that is
+            positive, the scale is negative. Of 4 bits, that is 16 steps and not 15.
     """
 
     grid: GridForm = S8_SYMMETRIC
     per_channel: bool = True
     block: int | None = None
+    full_range: bool = False
 
 
 DEFAULT_FORM: Final = WeightForm()
@@ -80,10 +83,14 @@ class RowGrids:
     ) -> RowGrids:
         """The grids over given ends, (groups, rows, blocks), with scales of `bound` or more."""
         grid = form.grid.over(*ends)
-        scale = np.maximum(grid.scale, bound).astype(np.float32)
+        scale, low = np.maximum(grid.scale, bound), grid.low
+        if form.full_range:
+            low -= 1
+            scale *= np.where(ends[1] > -ends[0], grid.high / low, grid.high / -low)
+        scale = scale.astype(np.float32)
         starts = _starts(columns, form.block)
         sizes = np.diff(starts, append=columns)
-        return cls(scale, grid.zero_point, grid.low, grid.high, starts, sizes)
+        return cls(scale, grid.zero_point, low, grid.high, starts, sizes)
 
     def of(self, group: int) -> tables.Grid:
         """Those of one matrix, as the solver takes them."""

@@ -203,7 +203,7 @@ def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> Array:
     """The best of several for each row."""
     costs = np.stack([metric.cost_by_row(target - weight) for weight in found])
     best = costs.argmin(axis=0)
-    return np.stack(found)[best, np.arange(len(target))]
+    return np.asarray(np.stack(found)[best, np.arange(len(target))])
 
 
 def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:

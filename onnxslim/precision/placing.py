@@ -1,0 +1,96 @@
+"""Which nodes compute in float16: those with which the least bytes go through memory.
+
+A node reads and makes half the bytes in float16, and every border between the two types is a Cast
+that reads one and makes the other, once for a tensor however many read it. That is the problem of
+`quantization.placement`, a minimum cut. Matrix products always become float16 where they may: what
+they compute is worth more than the borders.
+
+What may change here: what a node is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from typing import Final
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.operands import const_value
+from onnxslim.ir import Node
+from onnxslim.precision.types import Half, is_bridge
+from onnxslim.quantization.placement import FLOAT, Costs, Times, Wire, best_placement
+from onnxslim.rewrite import Rewriter
+
+_PRODUCTS: Final = frozenset(
+    {"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul"}
+    | {"RNN"}
+)
+_FLOAT, _HALF, _CAST = 4, 2, 6  # bytes that an element takes: in either type, and at a border
+
+
+def placed(rewriter: Rewriter, halves: Mapping[Node, Half]) -> frozenset[Node]:
+    """Those nodes, of all graphs of the model, that compute in float16.
+
+    Args:
+        rewriter: of the model.
+        halves: what may be float16 of each node that may.
+    """
+    names = {node: str(number) for number, node in enumerate(halves)}
+    tensors = dict.fromkeys(
+        tensor
+        for node, half in halves.items()
+        for tensor in half.tensors(node)
+        if const_value(tensor) is None
+    )
+    costs = Costs(
+        {names[node]: _times(node, half) for node, half in halves.items()},
+        tuple(_wire(rewriter, halves, names, tensor) for tensor in tensors),
+    )
+    chosen = best_placement(costs)
+    return frozenset(node for node, name in names.items() if name in chosen)
+
+
+def _times(node: Node, half: Half) -> Times:
+    if is_bridge(node):
+        return Times(0.0, 0.0)
+    elements = sum(_elements(tensor) for tensor in _variables(node, half))
+    gain = _CAST * elements + 1.0 if node.op in _PRODUCTS else 0.0
+    return Times(_FLOAT * elements + gain, _HALF * elements)
+
+
+def _variables(node: Node, half: Half) -> Iterator[gs.Tensor]:
+    return (tensor for tensor in half.tensors(node) if const_value(tensor) is None)
+
+
+def _elements(tensor: gs.Tensor) -> float:
+    """Of a tensor; open dimensions count as one."""
+    shape = tensor.shape or ()
+    return float(prod(max(size, 1) for size in shape if isinstance(size, int)))
+
+
+def _wire(
+    rewriter: Rewriter, halves: Mapping[Node, Half], names: Mapping[Node, str], tensor: gs.Tensor
+) -> Wire:
+    made = FLOAT
+    for maker in tensor.inputs:
+        half = halves.get(maker)
+        if half is not None and any(maker.outputs[index] is tensor for index in half.outputs):
+            made = names[maker]
+    readers = [names[reader] if half else FLOAT for reader, half in readings(halves, tensor)]
+    if rewriter.is_output(tensor):
+        readers.append(FLOAT)
+    cost = _CAST * _elements(tensor)
+    return Wire(made, tuple(dict.fromkeys(readers)), cost, cost)
+
+
+def readings(halves: Mapping[Node, Half], tensor: gs.Tensor) -> Iterable[tuple[Node, bool]]:
+    """Each use of `tensor` by a node, and whether it is one that becomes float16."""
+    for reader in dict.fromkeys(tensor.outputs):
+        inputs = halves[reader].inputs if reader in halves else frozenset()
+        for index, read in enumerate(reader.inputs):
+            if read is tensor:
+                yield reader, index in inputs
+
+
+__all__ = ["placed", "readings"]

@@ -1,0 +1,123 @@
+"""Weights of float32 operators stored as float16, with a Cast that onnxruntime folds at load.
+
+What may change here: which constants are worth it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.operands import const_array, constant_node_value
+from onnxslim.contract import Fidelity
+from onnxslim.ir import Constant, Node, StoredSparse, node_label, walk_graphs
+from onnxslim.precision.types import CAST_TO, FLOAT16, FLOAT32, positions_of
+from onnxslim.precision.values import MATRICES, is_exact, objection_to, rounded_to_half
+from onnxslim.rewrite import Rewriter
+
+_NODE_BYTES: Final = 48  # of a Cast in the file, without names
+
+Wanted = Callable[[Node], bool]
+
+
+def store_weights(rewriter: Rewriter, wanted: Wanted, twins: Mapping[gs.Tensor, gs.Tensor]) -> None:
+    """Store what pays, and say of what does not fit why.
+
+    Args:
+        rewriter: of the model.
+        wanted: whether a node is selected; a constant is stored when all that use it are.
+        twins: float16 versions that are in the graph already.
+    """
+    for tensor in dict.fromkeys(_constants(rewriter)):
+        if not all(map(wanted, tensor.outputs)):
+            continue
+        if not _is_worth_it(tensor, has_twin=tensor in twins):
+            continue
+        values = const_array(tensor)
+        assert values is not None
+        is_matrix = all(node.op in MATRICES for node in tensor.outputs)
+        why = objection_to(values, is_matrix=is_matrix)
+        if why is not None:
+            rewriter.skip(tensor.name, f"stays float32: it {why}")
+            continue
+        _store(rewriter, tensor, values, twins.get(tensor))
+
+
+def stays_float32(rewriter: Rewriter, tensor: gs.Tensor, wanted: Wanted) -> bool:
+    """Whether a large constant that float32 operators read too cannot be float16 in the file."""
+    is_open = _is_data(rewriter, tensor) and all(map(wanted, tensor.outputs))
+    return not is_open and _is_worth_it(tensor, has_twin=True)
+
+
+def _constants(rewriter: Rewriter) -> Iterator[gs.Tensor]:
+    """The float32 constants that only operators read, at places where float16 is allowed."""
+    for graph in walk_graphs(rewriter.main):
+        for node in list(graph.nodes):
+            for tensor in node.inputs:
+                if _is_constant(tensor) and _is_data(rewriter, tensor):
+                    yield tensor
+
+
+def _is_constant(tensor: gs.Tensor) -> bool:
+    if isinstance(tensor, Constant):
+        is_dense = not isinstance(tensor.stored, StoredSparse)
+        return is_dense and np.dtype(tensor.dtype) == FLOAT32
+    maker = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+    if maker is None or maker.op != "Constant" or not maker.is_onnx:
+        return False
+    value = constant_node_value(maker)
+    is_dense = value is not None and not isinstance(value, StoredSparse)
+    return is_dense and value is not None and np.dtype(value.dtype) == FLOAT32
+
+
+def _is_data(rewriter: Rewriter, tensor: gs.Tensor) -> bool:
+    """Whether every use is of a kind that float16 is allowed for: a weight, no parameter."""
+    if rewriter.is_output(tensor):
+        return False
+    opset = rewriter.opset
+    return all(
+        tensor is not read or index in positions
+        for node, positions in ((n, positions_of(n, opset)) for n in dict.fromkeys(tensor.outputs))
+        for index, read in enumerate(node.inputs)
+    )
+
+
+def _is_worth_it(tensor: gs.Tensor, *, has_twin: bool) -> bool:
+    values = tensor if isinstance(tensor, Constant) else constant_node_value(tensor.inputs[0])
+    assert values is not None
+    saved = (4 if has_twin else 2) * int(values.size)
+    return saved > _NODE_BYTES + 3 * len(tensor.name)
+
+
+def _store(
+    rewriter: Rewriter, tensor: gs.Tensor, values: np.ndarray, twin: gs.Tensor | None
+) -> None:
+    exact = is_exact(values)
+    fidelity = Fidelity.EXACT if exact else Fidelity.LOSSY
+    rounding = "without rounding" if exact else "rounded to 11 bits"
+    what = f"{values.size:,} values stored as float16, {rounding}"
+    attrs = {"to": CAST_TO[FLOAT32]}
+    if isinstance(tensor, Constant):
+        half = twin or rewriter.constant(rounded_to_half(values), f"{tensor.name}_float16")
+        rewriter.compute(tensor, "Cast", [half], what, fidelity, attrs=attrs)
+        return
+    node = tensor.inputs[0]
+    if twin is None:
+        stored = Constant("", rounded_to_half(values))
+        (twin,) = rewriter.insert(
+            node,
+            "Constant",
+            [],
+            {"value": stored},
+            name=f"{node_label(node)}_float16",
+            dtype=FLOAT16,
+            shape=list(values.shape),
+        )
+    node.name = ""  # Constant nodes of a file may share a name; onnxruntime lets no others
+    rewriter.update(node, what, op="Cast", inputs=[twin], attrs=attrs, fidelity=fidelity)
+
+
+__all__ = ["Wanted", "stays_float32", "store_weights"]

@@ -1,0 +1,254 @@
+"""Which values fit float16: constants by looking at them, activations by calibration samples.
+
+What may change here: limits, and which operators compute with more than what they read and make.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Final
+
+import numpy as np
+
+from onnxslim.analysis.operands import const_array
+from onnxslim.contract import Skip
+from onnxslim.ir import Node, to_numpy_dtype
+from onnxslim.model import Model
+from onnxslim.objective.calibration import Calibration
+from onnxslim.precision.types import FLOAT32, Half
+from onnxslim.shapes import static_shape
+
+LARGEST: Final = 65504.0
+HEADROOM: Final = 4.0  # samples not seen go further than those that were
+_NORMAL: Final = 2.0**-14  # below, float16 has fewer digits
+_MOST_LOST: Final = 1e-6  # of a constant's energy; plain rounding loses at most 2^-22 = 2.4e-7
+_MOST_VANISHED: Final = 0.01  # share of a weight's entries that become zero
+_BLOCK: Final = 2**20  # values at a time
+
+# a weight's small entries may vanish; those of a factor or divisor may not
+MATRICES: Final = frozenset(
+    {
+        "Conv",
+        "ConvTranspose",
+        "DeformConv",
+        "Einsum",
+        "GRU",
+        "Gather",
+        "Gemm",
+        "LSTM",
+        "MatMul",
+        "RNN",
+    }
+)
+
+
+class Inside(enum.Enum):
+    """What an operator computes on its way that may leave float16 where its operands do not."""
+
+    SUM = "adds up many values"
+    SQUARES = "adds up squares"
+    STEEP = "can leave the range of float16 on inputs that are in it"
+
+
+_INSIDE: Final[Mapping[str, Inside]] = {
+    **dict.fromkeys(
+        ("CumSum", "GlobalAveragePool", "ReduceL1", "ReduceMean", "ReduceSum"), Inside.SUM
+    ),
+    **dict.fromkeys(
+        (
+            "GlobalLpPool",
+            "GroupNormalization",
+            "InstanceNormalization",
+            "LRN",
+            "LayerNormalization",
+            "LpNormalization",
+            "LpPool",
+            "MeanVarianceNormalization",
+            "RMSNormalization",
+            "ReduceL2",
+            "ReduceSumSquare",
+        ),
+        Inside.SQUARES,
+    ),
+    **dict.fromkeys(
+        (
+            "Div",
+            "Exp",
+            "Log",
+            "LogSoftmax",
+            "Pow",
+            "Reciprocal",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceProd",
+            "Softmax",
+            "Softplus",
+            "Tan",
+        ),
+        Inside.STEEP,
+    ),
+}
+_SMALL_INTEGERS: Final = frozenset(map(np.dtype, (np.bool_, np.int8, np.uint8)))
+
+
+def inside_of(node: Node) -> Inside | None:
+    """What `node` computes on its way, where that matters."""
+    if node.op == "Div" and const_array(node.inputs[1]) is not None:
+        return None
+    if node.op == "Cast" and _reads_large_integers(node):
+        return Inside.STEEP
+    return _INSIDE.get(node.op)
+
+
+def _reads_large_integers(node: Node) -> bool:
+    """Whether a Cast makes floats of numbers that may be too large."""
+    dtype = np.dtype(node.inputs[0].dtype)
+    to_float32 = to_numpy_dtype(int(node.attrs["to"])) == FLOAT32
+    return to_float32 and dtype.kind != "V" and dtype.itemsize != 2 and dtype not in _SMALL_INTEGERS
+
+
+@dataclass
+class Ranges:
+    """The largest magnitude of tensors, as far as calibration samples showed it.
+
+    Attributes:
+        magnitudes: by the name of the tensor.
+    """
+
+    magnitudes: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def observed(cls, model: Model, calibration: Calibration, names: Iterable[str]) -> Ranges:
+        """What the samples say of the named tensors of the main graph."""
+        return cls(
+            {
+                item.tensor: max(abs(item.least), abs(item.most))
+                for item in calibration.observe(model, list(dict.fromkeys(names)))
+                if not isinstance(item, Skip)
+            }
+        )
+
+    def objection(self, node: Node, half: Half) -> str | None:
+        """Why what `node` computes does not fit float16, or is not known to."""
+        for tensor in half.tensors(node):
+            values = const_array(tensor)
+            if values is None:
+                why = self._range_objection(tensor.name)
+            else:
+                why = objection_to(values, is_matrix=node.op in MATRICES)
+                why = why and f"its constant `{tensor.name}` {why}"
+            if why is not None:
+                return why
+        inside = inside_of(node)
+        return None if inside is None else self._inside_objection(node, half, inside)
+
+    def _range_objection(self, name: str) -> str | None:
+        most = self.magnitudes.get(name)
+        if most is None or most == 0:
+            return None
+        if not most <= LARGEST / HEADROOM:  # NaN too
+            return (
+                f"`{name}` reaches {most:.3g}: float16 ends at 65504, and {HEADROOM:g} times as "
+                "much is kept free for samples not seen"
+            )
+        if most < _NORMAL:
+            return f"`{name}` stays below {most:.3g}, where float16 has few digits"
+        return None
+
+    def _inside_objection(self, node: Node, half: Half, inside: Inside) -> str | None:
+        reads = [node.inputs[index] for index in sorted(half.inputs)]
+        names = [tensor.name for tensor in half.tensors(node) if const_array(tensor) is None]
+        unseen = [name for name in names if name not in self.magnitudes]
+        if unseen:
+            return f"{node.op} {inside.value}, and no samples show the range of `{unseen[0]}`"
+        if inside is Inside.STEEP or not reads:
+            return None
+        most = self.magnitudes.get(reads[0].name, 0.0)
+        reached = most**2 if inside is Inside.SQUARES else most * _terms(node)
+        if reached * HEADROOM <= LARGEST:
+            return None
+        return f"{node.op} {inside.value}, up to {reached:.3g} on the way"
+
+
+def _terms(node: Node) -> float:
+    """How many values make one of the result; infinite where that is not known."""
+    read, made = (static_shape(tensor) for tensor in (node.inputs[0], node.outputs[0]))
+    if node.op == "CumSum":
+        return float("inf") if read is None else float(max(read, default=1))
+    if read is None or made is None or not prod(made):
+        open_read, open_made = (node.inputs[0].shape, node.outputs[0].shape)
+        return _open_terms(open_read, open_made)
+    return prod(read) / prod(made)
+
+
+def _open_terms(read: list[int | str | None] | None, made: list[int | str | None] | None) -> float:
+    """The same where dimensions are open: those that both have cancel out."""
+    if read is None or made is None or len(read) != len(made):
+        return float("inf")
+    terms = 1.0
+    for before, after in zip(read, made, strict=True):
+        if before == after and before is not None:
+            continue
+        if not isinstance(before, int) or not isinstance(after, int) or not after:
+            return float("inf")
+        terms *= before / after
+    return terms
+
+
+def objection_to(values: np.ndarray, *, is_matrix: bool) -> str | None:
+    """Why a constant does not fit float16, to be read behind its name; None where it does.
+
+    Args:
+        values: float32.
+        is_matrix: an operator adds up products with it, so that small entries may vanish.
+    """
+    lost = energy = 0.0
+    vanished = full = 0
+    for block, rounded in _blocks(values):
+        finite = np.isfinite(block)
+        if not np.array_equal(np.isfinite(rounded), finite):
+            return f"reaches {np.abs(block[finite]).max():.3g}: float16 ends at 65504"
+        exact = block[finite].astype(np.float64)
+        lost += float(np.square(exact - rounded[finite]).sum())
+        energy += float(np.square(exact).sum())
+        vanished += int(np.count_nonzero((exact != 0) & (rounded[finite] == 0)))
+        full += int(np.count_nonzero(exact))
+    if lost > _MOST_LOST * energy:
+        return "is so small that float16 has few digits"
+    if vanished > (_MOST_VANISHED * full if is_matrix else 0):
+        return f"has {vanished:,} entries of {full:,} that float16 rounds to zero"
+    return None
+
+
+def is_exact(values: np.ndarray) -> bool:
+    """Whether float16 holds all values as they are."""
+    return all(np.array_equal(block, rounded, equal_nan=True) for block, rounded in _blocks(values))
+
+
+def rounded_to_half(values: np.ndarray) -> np.ndarray:
+    """As float16; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, order="C").astype(np.float16)
+
+
+def _blocks(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        yield block, rounded_to_half(block).astype(np.float32)
+
+
+__all__ = [
+    "HEADROOM",
+    "LARGEST",
+    "MATRICES",
+    "Inside",
+    "Ranges",
+    "inside_of",
+    "is_exact",
+    "objection_to",
+    "rounded_to_half",
+]

@@ -1,0 +1,203 @@
+"""Nodes converted to float16, with one Cast for a tensor and direction where the type changes.
+
+What may change here: how a border is made. A tensor that somebody reads as float32, a graph output
+above all, keeps its name and type; what only float16 reads becomes float16 under its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.operands import const_array
+from onnxslim.contract import Fidelity
+from onnxslim.ir import Constant, Node, Variable, node_label
+from onnxslim.precision.placing import readings
+from onnxslim.precision.store import Wanted, stays_float32
+from onnxslim.precision.types import CAST_TO, FLOAT16, FLOAT32, Half, is_bridge
+from onnxslim.precision.values import rounded_to_half
+from onnxslim.rewrite import Rewriter
+
+_WORDS = "computes in float16"
+
+
+@dataclass
+class Borders:
+    """Converts the nodes of `halves`, all graphs of a model at once.
+
+    Attributes:
+        rewriter: of the model.
+        halves: what becomes float16 of each node that does.
+        wanted: whether a node may be changed at all.
+        twins: float16 versions of constants that float32 operators use as well.
+    """
+
+    rewriter: Rewriter
+    halves: Mapping[Node, Half]
+    wanted: Wanted
+    twins: dict[gs.Tensor, gs.Tensor] = field(default_factory=dict)
+    _made: dict[gs.Tensor, gs.Tensor] = field(default_factory=dict)  # by nodes in float16
+    _cast: dict[tuple[gs.Graph, gs.Tensor], gs.Tensor] = field(default_factory=dict)
+    _wide: frozenset[gs.Tensor] = frozenset()
+    _bridges: frozenset[Node] = frozenset()
+
+    def write(self) -> None:
+        """Convert all nodes; the caller takes the rewriter's result."""
+        self._wide = frozenset(
+            tensor
+            for node, half in self.halves.items()
+            for tensor in half.tensors(node)
+            if self._is_wide(tensor)
+        )
+        nodes = [node for graph in self.rewriter.graphs() for node in graph.nodes]
+        self._bridges = frozenset(node for node in nodes if is_bridge(node))
+        for graph in list(self.rewriter.graphs()):  # outer before inner, makers before readers
+            for node in list(graph.nodes):
+                half = self.halves.get(node)
+                if half is not None:
+                    self._convert(node, half)
+
+    def _is_wide(self, tensor: gs.Tensor) -> bool:
+        """Whether somebody reads `tensor` as float32."""
+        if self.rewriter.is_output(tensor):
+            return True
+        return any(not is_half for _, is_half in readings(self.halves, tensor))
+
+    # ----------------------------------------------------------------- one node
+
+    def _convert(self, node: Node, half: Half) -> None:
+        if node in self._bridges:
+            self._bypass(node, half)
+            return
+        for index in sorted(half.inputs):
+            self.rewriter.set_input(node, index, self._half(node, node.inputs[index]))
+        self._retype(node, half)
+        if any(node.outputs[index] in self._wide for index in half.outputs):
+            self._convert_outputs(node, half)
+            return
+        for index in half.outputs:
+            output = node.outputs[index]
+            output.dtype = FLOAT16
+            self._made[output] = output
+        self.rewriter.note(node_label(node), f"{node.op} {_WORDS}", Fidelity.LOSSY)
+
+    def _bypass(self, node: Node, half: Half) -> None:
+        """Let float16 meet float16 where a Cast stands between."""
+        if half.outputs:
+            self._made[node.outputs[0]] = node.inputs[0]
+            return
+        source = self._half(node, node.inputs[0])
+        words = "a Cast between float16 and float16 went"
+        if self.rewriter.can_substitute(node, source):
+            self.rewriter.substitute(node, source, words, Fidelity.LOSSY)
+        else:
+            self.rewriter.set_input(node, 0, source)
+            self.rewriter.note(node_label(node), "Cast reads float16", Fidelity.LOSSY)
+
+    def _retype(self, node: Node, half: Half) -> None:
+        """Set the attribute that says of what type the result is."""
+        if node.op == "Cast" and half.outputs:
+            node.attrs = {**node.attrs, "to": CAST_TO[FLOAT16]}
+        elif node.op == "ConstantOfShape":
+            value = node.attrs.get("value")
+            filled = np.zeros(1, np.float32) if value is None else np.asarray(value.values)
+            node.attrs = {**node.attrs, "value": Constant("", rounded_to_half(filled))}
+
+    def _convert_outputs(self, node: Node, half: Half) -> None:
+        """Let a copy compute in float16, and Cast make what is read as float32."""
+        inner = self._copied(node, half)
+        words = f"{node.op} {_WORDS}"
+        outputs = list(node.outputs)
+        if len(outputs) == 1:
+            self._made[outputs[0]] = inner[0]
+            self.rewriter.update(
+                node,
+                words,
+                op="Cast",
+                inputs=inner,
+                attrs={"to": CAST_TO[FLOAT32]},
+                fidelity=Fidelity.LOSSY,
+            )
+            return
+        results: list[gs.Tensor] = []
+        for index, (made, output) in enumerate(zip(inner, outputs, strict=True)):
+            is_read = index in half.outputs and output in self._wide
+            results.append(self._cast_to(node, made, FLOAT32, output) if is_read else made)
+            if index in half.outputs:
+                self._made[output] = self._made[results[-1]] = made
+        self.rewriter.replace(node, results, words)
+        self.rewriter.fidelity = Fidelity.LOSSY
+
+    def _copied(self, node: Node, half: Half) -> list[Variable]:
+        """The outputs of a copy of `node`, in front of it."""
+        made = self.rewriter.insert(
+            node,
+            node.op,
+            list(node.inputs),
+            dict(node.attrs),
+            name=f"{node_label(node)}_float16",
+            outputs=len(node.outputs),
+            domain=node.domain,
+        )
+        copy: Node = made[0].inputs[0]
+        copy.name, node.name = node.name, ""
+        copy.extra, copy.attr_types = node.extra, dict(node.attr_types)
+        node.extra = None
+        for index, (tensor, old) in enumerate(zip(made, node.outputs, strict=True)):
+            tensor.shape = old.shape
+            tensor.dtype = FLOAT16 if index in half.outputs else old.dtype
+            if not old.name:
+                tensor.name = ""
+        return made
+
+    # ----------------------------------------------------------------- operands
+
+    def _half(self, node: Node, tensor: gs.Tensor) -> gs.Tensor:
+        """What `node` reads in place of `tensor`."""
+        if tensor in self._made:
+            return self._made[tensor]
+        values = const_array(tensor)
+        if values is not None and not self._stays(tensor):
+            return self._half_constant(tensor, values)
+        maker = tensor.inputs[0] if tensor.inputs else None
+        if maker in self._bridges:
+            source: gs.Tensor = maker.inputs[0]
+            return source
+        key = (self.rewriter.graph_of(node), tensor)
+        if key not in self._cast:
+            self._cast[key] = self._cast_to(node, tensor, FLOAT16, tensor)
+        return self._cast[key]
+
+    def _stays(self, tensor: gs.Tensor) -> bool:
+        return tensor in self._wide and stays_float32(self.rewriter, tensor, self.wanted)
+
+    def _half_constant(self, tensor: gs.Tensor, values: np.ndarray) -> gs.Tensor:
+        if tensor not in self.twins:
+            half = rounded_to_half(values)
+            if isinstance(tensor, Constant) and tensor not in self._wide:
+                tensor.values, tensor.info = half, None
+                self._made[tensor] = tensor
+                return tensor
+            self.twins[tensor] = self.rewriter.constant(half, f"{tensor.name}_float16")
+        return self.twins[tensor]
+
+    def _cast_to(
+        self, before: Node, source: gs.Tensor, dtype: np.dtype[Any], named: gs.Tensor
+    ) -> Variable:
+        (made,) = self.rewriter.insert(
+            before,
+            "Cast",
+            [source],
+            {"to": CAST_TO[dtype]},
+            name=f"{named.name}_{dtype.name}",
+            dtype=dtype,
+            shape=named.shape,
+        )
+        return made
+
+
+__all__ = ["Borders"]

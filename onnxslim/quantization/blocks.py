@@ -1,0 +1,247 @@
+"""Integer weights as files hold them: three layouts of codes, scales and zero points.
+
+linear    DequantizeLinear: the weight's own layout; `block_size` columns along `axis` share a scale
+folded    a model-local function of Cast and Mul, codes cut along the columns where blocks have
+          scales: onnxruntime computes it once, when a session starts
+packed    com.microsoft.MatMulNBits: (N, blocks, bytes of a block), unsigned, two codes of 4 bits
+          in a byte, the lower four bits first
+
+What may change here: nothing but how arrays are laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxslim.analysis.layers import ConvPatches, WeightLayer, restored
+from onnxslim.codebook import DEQUANTIZE, DOMAIN
+from onnxslim.ir import to_numpy_dtype
+from onnxslim.quantization.grid import Codes
+from onnxslim.quantization.scales import channel_axis
+from onnxslim.quantization.weights import QuantizedWeight
+
+INT4: Final = to_numpy_dtype(onnx.TensorProto.INT4)
+INT4_OPSET: Final = 21  # the first with codes of 4 bits, and with `block_size`
+INT4_IR: Final = 10
+SMALLEST_BLOCK: Final = 16  # of MatMulNBits, whose blocks are powers of two
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A weight as a node reads it.
+
+    Attributes:
+        inputs: arrays of the node's inputs, after data it may have, by their names.
+        attributes: of the node.
+    """
+
+    inputs: Mapping[str, Array]
+    attributes: Mapping[str, int] = field(default_factory=dict)
+
+
+def linear(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> Stored:
+    """What DequantizeLinear makes the weight tensor of `layer` of.
+
+    Raises:
+        ValueError: scales go by block, and the weight is no matrix.
+    """
+    attributes: dict[str, int] = {}
+    if weight.block is None:
+        codes, grid = weight.stored(layer)
+        scale, zero, axis = grid.scale, grid.zero_point, grid.axis
+        if axis is None and (own := channel_axis(layer)) is not None:
+            # equal for all channels, yet written for each: kernels are for scales along an axis
+            axis, shape = own, codes.shape[own : own + 1]
+            scale, zero = np.broadcast_to(scale, shape), np.broadcast_to(zero, shape)
+        if axis is not None:
+            attributes["axis"] = axis
+    else:
+        codes, scale, zero, axis = weight.stored_in_blocks(layer)
+        attributes.update(axis=axis, block_size=weight.block)
+    return Stored(_named(codes, scale, zero, bits), attributes)
+
+
+def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> Stored:
+    """What a `DequantizeFunction` makes the weight tensor of `layer` of.
+
+    Raises:
+        ValueError: the columns are no multiple of the block; see `can_fold`.
+    """
+    if weight.block is None:
+        codes, grid = weight.stored(layer)
+        along = [-1 if axis == grid.axis else 1 for axis in range(codes.ndim)]
+        flat, zeros = grid.scale, grid.zero_point
+        if flat.ndim:
+            flat, zeros = flat.reshape(along), zeros.reshape(along)
+        return Stored(_named(codes, flat, zeros, bits))
+    if not can_fold(layer, weight.block):
+        raise ValueError(f"The weight of `{layer.name}` is cut into no blocks of {weight.block}.")
+    codes = restored(layer, weight.codes).astype(weight.codes.dtype)
+    shape = np.array(codes.shape, np.int64)
+    scale, zero = weight.scale, weight.zero_point
+    if isinstance(layer.unfolding, ConvPatches):  # (g, rows, blocks) -> (g·rows, blocks, 1)
+        codes = codes.reshape(len(codes), -1, weight.block)
+        scale, zero = scale.reshape(len(codes), -1, 1), zero.reshape(len(codes), -1, 1)
+    elif layer.swapped:  # (..., K, N) -> (..., blocks, block, N)
+        codes = codes.reshape(*codes.shape[:-2], -1, weight.block, codes.shape[-1])
+        scale, zero = scale[0].T[:, None], zero[0].T[:, None]  # groups share them
+    else:  # (..., N, K) -> (..., N, blocks, block)
+        codes = codes.reshape(*codes.shape[:-1], -1, weight.block)
+        scale, zero = scale[0][..., None], zero[0][..., None]
+    return Stored({**_named(codes, scale, zero, bits), "shape": shape})
+
+
+def can_fold(layer: WeightLayer, block: int) -> bool:
+    """Whether `folded` can cut the columns of `layer` into blocks."""
+    is_transposed = isinstance(layer.unfolding, ConvPatches) and layer.swapped
+    return not is_transposed and layer.columns % block == 0
+
+
+def packed(weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int) -> Stored:
+    """What MatMulNBits reads of a matrix.
+
+    Args:
+        weight: with scales by `block`, or with one for each row if `block` holds all columns.
+        layer: a MatMul that multiplies by the matrix.
+        bits: 4 or 8.
+        block: a power of two, 16 or more.
+
+    Raises:
+        ValueError: the scales are not those of the blocks.
+    """
+    rows, columns = layer.rows, layer.columns
+    count = -(-columns // block)
+    if layer.groups > 1 or weight.scale.shape[2] != count:
+        raise ValueError(f"The weight of `{layer.name}` has not {count} scales for each row.")
+    middle = 1 << (bits - 1)
+    codes = np.full((rows, count * block), middle, np.uint8)  # the last block may not be full
+    codes[:, :columns] = weight.codes[0].astype(np.int16) + middle
+    inputs: dict[str, Array] = {
+        "codes": packed_pairs(codes, bits).reshape(rows, count, -1),
+        "scale": np.ascontiguousarray(weight.scale[0]),
+    }
+    if weight.zero_point.any():
+        zero = np.asarray(weight.zero_point[0].astype(np.int16) + middle, np.uint8)
+        inputs["zero_point"] = packed_pairs(zero, bits)
+    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block}
+    return Stored(inputs, attributes)
+
+
+def packed_pairs(codes: Array, bits: int) -> Array:
+    """Unsigned codes of each row in bytes: as they are, or two of 4 bits, the first one lower."""
+    if bits == 8:
+        return codes
+    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    return np.ascontiguousarray(even[:, 0::2] | (even[:, 1::2] << 4))
+
+
+def stored_bytes(
+    layer: WeightLayer, bits: int, block: int | None, *, symmetric: bool, is_padded: bool = False
+) -> int:
+    """Bytes of codes, scales and zero points, at most.
+
+    Args:
+        layer: whose weight it is.
+        bits: of a code.
+        block: columns that share a scale; None: all.
+        symmetric: no zero points are kept.
+        is_padded: the last block is full, as in `packed`.
+    """
+    size = block or layer.columns
+    scales = layer.groups * layer.rows * -(-layer.columns // size)
+    codes = scales * size if is_padded else layer.size
+    each = 4 * 8 if symmetric else 4 * 8 + bits
+    return -(-(codes * bits + scales * each) // 8)
+
+
+def as_codes(codes: Codes, bits: int) -> Array:
+    """Codes of the type that a file has them in: int8 or int4."""
+    return np.ascontiguousarray(codes if bits == 8 else codes.astype(INT4))
+
+
+def _named(codes: Codes, scale: Array, zero: Codes, bits: int) -> dict[str, Array]:
+    named = {"codes": as_codes(codes, bits), "scale": np.ascontiguousarray(scale)}
+    if zero.any():  # without one it is 0
+        named["zero_point"] = as_codes(zero, bits)
+    return named
+
+
+@dataclass(frozen=True)
+class DequantizeFunction:
+    """The function that makes a weight out of what `folded` says; a `placing.WeightFunction`.
+
+    Attributes:
+        inputs: its inputs, in order.
+        bits: of a code.
+    """
+
+    inputs: Sequence[str]
+    bits: int = 8
+
+    @classmethod
+    def of(cls, stored: Stored, bits: int) -> DequantizeFunction:
+        """The one that reads `stored`."""
+        return cls(tuple(stored.inputs), bits)
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        offset = "Offset" if "zero_point" in self.inputs else ""
+        return f"{DEQUANTIZE}{offset}{'Blocks' if 'shape' in self.inputs else ''}"
+
+    @property
+    def least_opset(self) -> int:
+        """Multiplication broadcasts since 7; codes of 4 bits are younger."""
+        return INT4_OPSET if self.bits == 4 else 7
+
+    def function(self, opset: int) -> onnx.FunctionProto:
+        """The function, at an opset of the standard domain."""
+        to_float = onnx.TensorProto.FLOAT
+        nodes = [helper.make_node("Cast", ["codes"], ["steps"], to=to_float)]
+        steps = "steps"
+        if "zero_point" in self.inputs:
+            nodes.append(helper.make_node("Cast", ["zero_point"], ["zero"], to=to_float))
+            nodes.append(helper.make_node("Sub", [steps, "zero"], ["moved"]))
+            steps = "moved"
+        nodes.append(helper.make_node("Mul", [steps, "scale"], ["weight"]))
+        if "shape" in self.inputs:
+            nodes[-1].output[0] = "cut"
+            nodes.append(helper.make_node("Reshape", ["cut", "shape"], ["weight"]))
+        opsets = [helper.make_opsetid("", opset)]
+        return helper.make_function(DOMAIN, self.name, list(self.inputs), ["weight"], nodes, opsets)
+
+
+def is_block_of_kernel(block: int | None) -> bool:
+    """Whether onnxruntime's MatMulNBits takes blocks of that many columns; None: all columns."""
+    return block is None or (block >= SMALLEST_BLOCK and block & (block - 1) == 0)
+
+
+def table_shape(rows: int, columns: int, block: int | None) -> tuple[int, ...]:
+    """The shape of a table of embeddings whose rows are cut into blocks."""
+    return (rows, columns) if block is None else (rows, columns // block, block)
+
+
+__all__ = [
+    "INT4",
+    "INT4_IR",
+    "INT4_OPSET",
+    "SMALLEST_BLOCK",
+    "DequantizeFunction",
+    "Stored",
+    "as_codes",
+    "can_fold",
+    "folded",
+    "is_block_of_kernel",
+    "linear",
+    "packed",
+    "packed_pairs",
+    "stored_bytes",
+    "table_shape",
+]

@@ -1,0 +1,405 @@
+"""How integer weights take the place of a constant in a graph, and which way suits its readers.
+
+What onnxruntime 1.31 does with each way was found out by looking at what it runs:
+
+    LINEAR    DequantizeLinear. Where it has one reader, a MatMul or a Gemm that multiplies by the
+              matrix as it lies (no transB, alpha = beta = 1), and scales go by output channel or by
+              blocks of 16, 32, 64, ... columns, both become one MatMulNBits: the weight stays
+              small in memory, and the input is rounded to 8 bits for each block. Everywhere else,
+              and where Relu or Clip and more come next, it is computed anew in every run.
+    FOLDED    a local function of Cast and Mul: computed once, when a session starts. Then it is
+              the float weight, in memory and in speed.
+    PACKED    MatMulNBits written out.
+    GATHERED  a table of embeddings stays codes in memory: Gather picks rows of codes and of
+              scales, Cast and Mul make floats of what was picked.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.layers import ConvPatches, Vectors, WeightLayer
+from onnxslim.analysis.operands import const_value
+from onnxslim.codebook.placing import function_of, place, why_not_placed
+from onnxslim.contract import Fidelity, Skip
+from onnxslim.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
+from onnxslim.quantization import blocks
+from onnxslim.quantization.blocks import DequantizeFunction, Stored
+from onnxslim.quantization.weights import QuantizedWeight
+from onnxslim.rewrite import Rewriter
+from onnxslim.shapes import rank
+
+
+class Form(enum.StrEnum):
+    """Which ways a user allows.
+
+    AUTO: NATIVE, or FOLDED where that is measured to be slower. NATIVE: LINEAR where onnxruntime
+    makes a kernel of it, GATHERED for embeddings, FOLDED elsewhere. DEQUANTIZE: LINEAR everywhere.
+    FOLDED: everywhere. MATMUL_NBITS: PACKED for MatMul, NATIVE elsewhere.
+    """
+
+    AUTO = "auto"
+    NATIVE = "native"
+    DEQUANTIZE = "dequantize"
+    FOLDED = "folded"
+    MATMUL_NBITS = "matmul-nbits"
+
+
+class Way(enum.Enum):
+    """How one weight is stored; see the module's text."""
+
+    LINEAR = "DequantizeLinear"
+    FOLDED = "integers that become floats when a session starts"
+    PACKED = "MatMulNBits"
+    GATHERED = "rows of integers that Gather picks"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What a weight is stored as.
+
+    Attributes:
+        way: how.
+        bits: of a code, 8 or 4.
+        block: columns that share a scale; None: all.
+        accuracy_level: of MatMulNBits: 4 rounds its input to 8 bits, 0 and 1 compute in float.
+    """
+
+    way: Way
+    bits: int
+    block: int | None
+    accuracy_level: int = 4
+
+    @property
+    def needs_opset(self) -> int:
+        """The first opset that can say it."""
+        if self.way is Way.PACKED:
+            return 1
+        if self.bits == 4 or (self.way is Way.LINEAR and self.block is not None):
+            return blocks.INT4_OPSET
+        return 13 if self.way is Way.LINEAR else 7
+
+
+def suited(layer: WeightLayer, form: Form, bits: int, block: int | None, level: int) -> Integers:
+    """How the weight of `layer` is stored under `form`."""
+    way = _way(layer, form, block)
+    if way is Way.PACKED:
+        return Integers(way, bits, block, level)
+    own = block if block and block < layer.columns else None
+    fits = (
+        own is not None
+        and {
+            Way.LINEAR: _is_one_matrix(layer),
+            Way.FOLDED: blocks.can_fold(layer, own),
+            Way.GATHERED: layer.columns % own == 0 and _ranks_known(layer),
+        }[way]
+    )
+    return Integers(way, bits, own if fits else None)
+
+
+def _way(layer: WeightLayer, form: Form, block: int | None) -> Way:
+    if form is Form.DEQUANTIZE:
+        return Way.LINEAR
+    if form is Form.FOLDED:
+        return Way.FOLDED
+    if form is Form.MATMUL_NBITS and _are_packable(layer):
+        return Way.PACKED
+    if is_embedding(layer):
+        return Way.GATHERED
+    return Way.LINEAR if _has_kernel(layer, block) else Way.FOLDED
+
+
+def _are_packable(layer: WeightLayer) -> bool:
+    """Whether all readers multiply by the matrix from the right."""
+    tensor = layer.weight_tensor
+    return _is_one_matrix(layer) and all(
+        user.op == "MatMul" and user.is_onnx and user.inputs[1] is tensor is not user.inputs[0]
+        for user in tensor.outputs
+    )
+
+
+def _has_kernel(layer: WeightLayer, block: int | None) -> bool:
+    """Whether onnxruntime makes one kernel of DequantizeLinear and what reads it."""
+    node = layer.node
+    is_alone = len(layer.weight_tensor.outputs) == 1 and not layer.bodies
+    if not is_alone or layer.weight != 1 or not _is_one_matrix(layer):
+        return False
+    plain = all(float(node.attrs.get(name, 1.0)) == 1.0 for name in ("alpha", "beta"))
+    plain = plain and not node.attrs.get("transA", 0)
+    return plain and blocks.is_block_of_kernel(block or None) and not _is_clipped(layer)
+
+
+def _is_clipped(layer: WeightLayer) -> bool:
+    """Whether Relu or Clip follows, and more after it: onnxruntime then waits for QuantizeLinear.
+
+    A bias may stand between, where onnxruntime first makes a Gemm of MatMul and Add.
+    """
+    made = layer.node.outputs[0]
+    user = _sole_user(layer.graph, made)
+    if (
+        layer.node.op == "MatMul"
+        and user is not None
+        and user.op == "Add"
+        and rank(made) in (2, None)
+    ):
+        made = user.outputs[0]
+        user = _sole_user(layer.graph, made)
+    if user is None or user.op not in ("Relu", "Clip"):
+        return False
+    return not any(user.outputs[0] is out for out in layer.graph.outputs)
+
+
+def _sole_user(graph: Graph, tensor: gs.Tensor) -> Node | None:
+    if len(tensor.outputs) != 1 or any(tensor is out for out in graph.outputs):
+        return None
+    return tensor.outputs[0]  # type: ignore[no-any-return]
+
+
+def _is_one_matrix(layer: WeightLayer) -> bool:
+    is_conv = isinstance(layer.unfolding, ConvPatches)
+    return not is_conv and len(layer.holder.stored.shape) == 2
+
+
+# ---------------------------------------------------------------------------- embeddings
+
+
+def embeddings(graph: Graph) -> tuple[tuple[WeightLayer, ...], tuple[Skip, ...]]:
+    """Tables of which nodes of Gather, and nothing else, pick rows: each as a layer of its first.
+
+    Its rows are those of the weight; `data` are the indices.
+    """
+    found: dict[int, WeightLayer] = {}
+    skips: list[Skip] = []
+    for current in walk_graphs(graph):
+        for node in current.nodes:
+            if node.op != "Gather" or not node.is_onnx or id(node.inputs[0]) in found:
+                continue
+            stored = const_value(node.inputs[0])
+            if stored is None or np.dtype(stored.dtype).kind != "f" or len(stored.shape) < 2:
+                continue
+            label = node_label(node)
+            why = _why_no_embedding(node, stored.shape)
+            if why is not None:
+                skips.append(Skip(label, why))
+                continue
+            rows, columns = stored.shape
+            found[id(node.inputs[0])] = WeightLayer(
+                label, node, current, (), 1, 0, None, Vectors(-1, None), rows, columns, False
+            )
+    return tuple(found.values()), tuple(skips)
+
+
+def is_embedding(layer: WeightLayer) -> bool:
+    """Whether `embeddings` made it."""
+    return bool(layer.node.op == "Gather")
+
+
+def _why_no_embedding(node: Node, shape: Sequence[int]) -> str | None:
+    if len(shape) != 2:
+        return f"its table of shape {list(shape)} is no matrix"
+    for user in node.inputs[0].outputs:
+        if user.op != "Gather" or not user.is_onnx:
+            return f"its table is read by `{node_label(user)}` too, as another thing than rows"
+        if int(user.attrs.get("axis", 0)) not in (0, -2):
+            return "it picks columns, and scales go along the rows"
+    return None
+
+
+def _ranks_known(layer: WeightLayer) -> bool:
+    return all(rank(user.inputs[1]) is not None for user in layer.weight_tensor.outputs)
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def why_not_put(graph: Graph, layer: WeightLayer, integers: Integers) -> str | None:
+    """Why the weight of `layer` cannot be stored so; None when it can."""
+    tensor = layer.weight_tensor
+    if any(tensor is out for inner in walk_graphs(graph) for out in inner.outputs):
+        return "its weight is an output of a graph"
+    opset = graph.opset_of("") or 1
+    if opset < integers.needs_opset:
+        return f"the model has opset {opset}, and this takes {integers.needs_opset}"
+    if integers.way is not Way.FOLDED:
+        return None
+    names = ["codes", "scale", "zero_point"] + (["shape"] if integers.block else [])
+    variants = [DequantizeFunction(tuple(chosen), integers.bits) for chosen in _subsets(names)]
+    taken = [made for made in variants if _is_taken(graph, made)]
+    return why_not_placed(graph, (taken or variants)[0], None, is_taken=bool(taken))
+
+
+def _subsets(names: Sequence[str]) -> list[list[str]]:
+    return [list(names), [name for name in names if name != "zero_point"]]
+
+
+def _is_taken(graph: Graph, made: DequantizeFunction) -> bool:
+    present = function_of(graph, made.name)
+    if present is None:
+        return False
+    versions = [item.version for item in present.opset_import if item.domain == ""]
+    return len(versions) != 1 or present != made.function(versions[0])
+
+
+def put(
+    rw: Rewriter, layer: WeightLayer, weight: QuantizedWeight, integers: Integers, what: str
+) -> None:
+    """Store `weight` in place of the weight of `layer`, for all that read it.
+
+    Args:
+        rw: of the graph; it logs the changes.
+        layer: of that graph.
+        weight: what takes its place.
+        integers: how; see `why_not_put`.
+        what: the change in words.
+    """
+    writer = _Writer(rw, layer, weight, integers, what)
+    if integers.bits == 4 and integers.way is not Way.PACKED:
+        writer.raise_ir()
+    {
+        Way.LINEAR: writer.linear,
+        Way.FOLDED: writer.folded,
+        Way.PACKED: writer.packed,
+        Way.GATHERED: writer.gathered,
+    }[integers.way]()
+
+
+@dataclass
+class _Writer:
+    rw: Rewriter
+    layer: WeightLayer
+    weight: QuantizedWeight
+    integers: Integers
+    what: str
+
+    @property
+    def tensor(self) -> gs.Tensor:
+        return self.layer.weight_tensor
+
+    @property
+    def name(self) -> str:
+        return str(self.tensor.name)
+
+    def raise_ir(self) -> None:
+        """Let the model be of an IR version that knows codes of 4 bits."""
+        old = self.rw.main.ir_version
+        if old is None or old >= blocks.INT4_IR:
+            return
+        for graph in self.rw.graphs():
+            graph.ir_version = blocks.INT4_IR
+        self.rw.note(
+            self.rw.main.name,
+            f"IR version raised from {old} to {blocks.INT4_IR}, the first with codes of 4 bits",
+        )
+
+    def linear(self) -> None:
+        if self._is_flipped():
+            self._unflip()
+        stored = blocks.linear(self.weight, self.layer, self.integers.bits)
+        self._make("DequantizeLinear", stored)
+
+    def folded(self) -> None:
+        stored = blocks.folded(self.weight, self.layer, self.integers.bits)
+        function = DequantizeFunction.of(stored, self.integers.bits)
+        arrays, lossy = stored.inputs.values(), Fidelity.LOSSY
+        for note in place(self.rw, self.layer.holder, function, arrays, self.what, lossy):
+            self.rw.note(self.rw.main.name, note)
+
+    def packed(self) -> None:
+        assert self.integers.block is not None
+        block = self.integers.block
+        stored = blocks.packed(self.weight, self.layer, self.integers.bits, block)
+        attributes = {**stored.attributes, "accuracy_level": self.integers.accuracy_level}
+        graph, constants = self.rw.main, self._constants(stored)
+        graph.import_domain(MICROSOFT_DOMAIN, 1)
+        for user in list(self.tensor.outputs):
+            self.rw.update(
+                user,
+                self.what,
+                op="MatMulNBits",
+                inputs=[user.inputs[0], *constants],
+                attrs=dict(attributes),
+                fidelity=Fidelity.LOSSY,
+                domain=MICROSOFT_DOMAIN,
+            )
+
+    def gathered(self) -> None:
+        layer, weight, block = self.layer, self.weight, self.integers.block
+        shape = blocks.table_shape(layer.rows, layer.columns, block)
+        codes = blocks.as_codes(weight.codes[0].reshape(shape), self.integers.bits)
+        scale = weight.scale[0] if block is None else weight.scale[0][..., None]
+        table = self.rw.constant(codes, f"{self.name}_codes")
+        scales = self.rw.constant(np.ascontiguousarray(scale), f"{self.name}_scale")
+        for user in list(self.tensor.outputs):
+            self._pick(user, table, scales)
+
+    # ----------------------------------------------------------------- inside
+
+    def _is_flipped(self) -> bool:
+        """Whether it is a Gemm whose matrix would have a kernel if it lay the other way."""
+        node = self.layer.node
+        one_reader = len(self.tensor.outputs) == 1 and self.layer.weight == 1
+        return node.op == "Gemm" and one_reader and bool(node.attrs.get("transB", 0))
+
+    def _unflip(self) -> None:
+        node = self.layer.node
+        self.layer.holder.values = np.ascontiguousarray(self.layer.holder.values.T)
+        if isinstance(self.tensor, gs.Variable):
+            self.tensor.shape = list(self.layer.holder.shape)
+        attrs = {name: value for name, value in node.attrs.items() if name != "transB"}
+        self.rw.update(node, "its matrix lies as onnxruntime's kernel wants it", attrs=attrs)
+        self.layer = replace(self.layer, swapped=True)
+
+    def _make(self, op: str, stored: Stored) -> None:
+        """Let a node of `op` make what the weight's constant holds."""
+        inputs, tensor = self._constants(stored), self.tensor
+        attrs, lossy = dict(stored.attributes), Fidelity.LOSSY
+        if isinstance(tensor, Constant):
+            self.rw.compute(tensor, op, inputs, self.what, lossy, attrs=attrs)
+        else:
+            node = tensor.inputs[0]
+            self.rw.update(node, self.what, op=op, inputs=inputs, attrs=attrs, fidelity=lossy)
+
+    def _constants(self, stored: Stored) -> list[Constant]:
+        return [self.rw.constant(x, f"{self.name}_{part}") for part, x in stored.inputs.items()]
+
+    def _pick(self, user: Node, table: Constant, scales: Constant) -> None:
+        """Let `user` pick codes and scales, and floats be made of them."""
+        indices, made = user.inputs[1], user.outputs[0]
+
+        def insert(op: str, inputs: list[gs.Tensor], dtype: object, **attrs: int) -> gs.Variable:
+            return self.rw.insert(user, op, inputs, attrs, name=f"{made.name}_part", dtype=dtype)[0]
+
+        source: gs.Tensor = table
+        if self.integers.bits == 4:  # Gather moves no codes of 4 bits; this is folded at the start
+            to = onnx.TensorProto.INT8
+            source = insert("Cast", [table], np.dtype(np.int8), to=to)
+        codes = insert("Gather", [source, indices], np.dtype(np.int8), axis=0)
+        floats = insert("Cast", [codes], np.dtype(np.float32), to=onnx.TensorProto.FLOAT)
+        own = insert("Gather", [scales, indices], np.dtype(np.float32), axis=0)
+        op, inputs = "Mul", [floats, own]
+        if self.integers.block is not None:
+            known = rank(indices)
+            assert known is not None
+            whole = np.array([0] * known + [self.layer.columns], np.int64)  # 0: as it is
+            cut = insert("Mul", inputs, np.dtype(np.float32))
+            op, inputs = "Reshape", [cut, self.rw.constant(whole, f"{made.name}_shape")]
+        lossy = Fidelity.LOSSY
+        self.rw.update(user, self.what, op=op, inputs=inputs, attrs={}, fidelity=lossy)
+
+
+__all__ = [
+    "Form",
+    "Integers",
+    "Way",
+    "embeddings",
+    "is_embedding",
+    "put",
+    "suited",
+    "why_not_put",
+]

@@ -1,0 +1,265 @@
+"""Store weights as float16, and compute in float16 where that is asked for.
+
+Rewrite:
+    ```
+    <opset_import: ["" : 17]>
+    before (float[N, 5] x) => (float[N, 6] y)
+    <float[5, 6] w = {
+        1, 2, 4, 1, 2, 4,
+        1, 2, 4, 1, 2, 4,
+        1, 2, 4, 1, 2, 4,
+        1, 2, 4, 1, 2, 4,
+        1, 2, 4, 1, 2, 4
+    }>
+    {
+        y = MatMul (x, w)
+    }
+    ```
+    becomes (the text form of ONNX spells a float16 by its bits)
+    ```
+    <opset_import: ["" : 17]>
+    after (float[N, 5] x) => (float[N, 6] y)
+    <float16[5, 6] w_float16 = {
+        15360, 16384, 17408, 15360, 16384, 17408,
+        15360, 16384, 17408, 15360, 16384, 17408,
+        15360, 16384, 17408, 15360, 16384, 17408,
+        15360, 16384, 17408, 15360, 16384, 17408,
+        15360, 16384, 17408, 15360, 16384, 17408
+    }>
+    {
+        w = Cast <to = 1> (w_float16)
+        y = MatMul (x, w)
+    }
+    ```
+    That is `compute=float32`, the default: onnxruntime folds the Cast when it loads the model, so
+    bytes halve, and speed and memory stay what they were.
+
+    With `compute=float16` operators read and make float16, and so do graphs in bodies:
+
+        xh = Cast <to = 10> (x)
+        yh = MatMul (xh, w_float16)
+        y = Cast <to = 1> (yh)
+
+    That is for GPUs and other accelerators. On x86 onnxruntime has float16 kernels for data
+    movement, but for hardly anything that computes: there it computes in float32 between Casts,
+    of which it drops those that cancel out. So it gains no speed there, loses some around data
+    movement, and rounds less than an accelerator will. Inputs and outputs of the graph keep their
+    types in either case.
+
+    Matrix products become float16 wherever they may. Of the others those do with which the least
+    bytes go through memory, Casts included: a minimum cut. A tensor has one Cast for each
+    direction, and no Cast stands between two operators in float16. What stays float32 stores its
+    weights as float16 all the same.
+
+Why it is correct:
+    It is not exact, unless float16 holds every weight as it is (a model that was float16 once):
+    then the change is EXACT. Else a value keeps 11 bits, and x becomes x·(1 + e), |e| <= 2^-11, as
+    long as it is between 6.1e-5 and 65504. With calibration samples no tensor becomes float16 that
+    comes within a factor of 4 of the end, or lies below the beginning.
+
+Declines when:
+    1. ONNX has no float16 for an operator in the model's opset, the operator is outside the
+       standard, has bodies, or is quantized; or an attribute sets the type of its result.
+    2. A constant has values that float16 does not hold: too large, so small that more than 1e-6 of
+       its energy would be lost, or rounded to zero (of a matrix more than 1 % of the entries).
+    3. Samples show a tensor that does not fit. Without samples, operators that can leave the range
+       on the way stay float32: sums and means over many values, norms, Exp, Pow, Div, Softmax.
+    4. What is cast to another type, or gives coordinates (Resize, RoiAlign), stays float32.
+    5. float16 would take more Casts than it saves.
+    6. A constant is too small for a Cast to pay.
+    7. `only` and `skip` leave it out, or `max-error` is missed.
+
+Fidelity:
+    LOSSY.
+
+Reference:
+    Micikevicius et al., arXiv:1710.03740 (what must stay float32); IEEE 754-2019, binary16. We
+    differ: types come from the operators' schemas, borders from a minimum cut, ranges from data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.operands import const_value
+from onnxslim.clone import adopt
+from onnxslim.contract import Context, Fidelity, Pass, PassResult, Skip
+from onnxslim.errors import NotApplicable
+from onnxslim.ir import Node, node_label, walk_graphs
+from onnxslim.model import Model
+from onnxslim.objective.calibration import Calibration
+from onnxslim.objective.layer_pass import check_patterns
+from onnxslim.options import at_least, one_of, option
+from onnxslim.precision.placing import placed
+from onnxslim.precision.store import store_weights
+from onnxslim.precision.types import Half, half_of, is_bridge
+from onnxslim.precision.values import Ranges, inside_of
+from onnxslim.precision.write import Borders
+from onnxslim.rewrite import Rewriter
+
+
+@dataclass(frozen=True)
+class ConvertFp16(Pass):
+    """Store weights as float16, and compute in float16 where that is asked for."""
+
+    name: ClassVar[str] = "convert-fp16"
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+
+    compute: str = option(
+        "float32",
+        one_of("float16", "float32"),
+        "what operators compute in; float32: weights alone become float16, speed stays what it is",
+    )
+    only: tuple[str, ...] = option(
+        (), help="names of the only operators to convert; `*` and `?` match"
+    )
+    skip: tuple[str, ...] = option((), help="names of operators to leave alone; `*` and `?` match")
+    max_error: float | None = option(
+        None,
+        at_least(0),
+        "largest relative error of an output, on samples held back; less becomes float16 until it "
+        "holds",
+    )
+
+    def requires(self, graph: gs.Graph, context: Context) -> None:
+        """Refuse what cannot be done at all.
+
+        Raises:
+            NotApplicable: saying what to give.
+        """
+        if self.max_error is not None and context.calibration is None:
+            raise NotApplicable("max-error needs calibration samples to be measured: give --calib")
+        check_patterns(self, self.targets(graph))
+
+    def targets(self, graph: gs.Graph) -> tuple[str, ...]:
+        """The operators that compute with floats, in bodies too."""
+        return tuple(
+            node_label(node)
+            for inner in walk_graphs(graph)
+            for node in inner.nodes
+            if half_of(node, graph.opset) is not None
+        )
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Try what was asked for, then less, until `max-error` holds."""
+        ranges = self._ranges(graph, context)
+        first = _Attempt(self, ranges, is_cautious=False)
+        if self.max_error is None or context.model is None or context.calibration is None:
+            return first.apply(graph)
+        attempts = [first]
+        if ranges is not None:
+            attempts.append(replace(first, is_cautious=True))
+            attempts.append(_Attempt(self, None, is_cautious=True))
+        held = context.calibration.halves()[1]
+        missed: list[Skip] = []
+        for attempt in attempts:
+            copy = context.model.clone()
+            result = attempt.apply(copy.graph)
+            copy.has_shapes = not result.changed
+            why = self._missed(held, context.model, copy) if result.changed else None
+            if why is None:
+                adopt(graph, copy.graph)
+                return replace(result, skips=(*missed, *result.skips))
+            missed.append(Skip(graph.name, f"{attempt.words}: {why}"))
+        return PassResult(skips=tuple(missed))
+
+    def _ranges(self, graph: gs.Graph, context: Context) -> Ranges | None:
+        """What samples say of all that may become float16; None: nothing may."""
+        if self.compute == "float32":
+            return None
+        if context.model is None or context.calibration is None:
+            return Ranges()
+        names = [
+            tensor.name
+            for node in graph.nodes
+            if isinstance(half := half_of(node, graph.opset), Half)
+            for tensor in half.tensors(node)
+            if const_value(tensor) is None
+        ]
+        return Ranges.observed(context.model, context.calibration, names)
+
+    def _missed(self, held: Calibration, source: Model, copy: Model) -> str | None:
+        assert self.max_error is not None
+        (distance,) = held.distances(source, [copy])
+        error = 10 ** (-distance.sqnr_db / 20)
+        if error <= self.max_error:
+            return None
+        return f"a relative error of {error:.2g}, more than max-error={self.max_error:g}"
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One way to convert a graph.
+
+    Attributes:
+        rule: the options.
+        ranges: of activations; None: no operator computes in float16.
+        is_cautious: what adds up or grows steeply stays float32 whatever samples say.
+    """
+
+    rule: ConvertFp16
+    ranges: Ranges | None
+    is_cautious: bool
+
+    @property
+    def words(self) -> str:
+        """What it does, for the report."""
+        if self.ranges is None:
+            return "float16 for weights alone"
+        less = ", sums and steep functions left out" if self.is_cautious else ""
+        return f"compute in float16{less}"
+
+    def apply(self, graph: gs.Graph) -> PassResult:
+        """Convert `graph` itself."""
+        rewriter = Rewriter(graph)
+        borders = Borders(rewriter, self._halves(rewriter), self._is_wanted)
+        borders.write()
+        store_weights(rewriter, self._is_wanted, borders.twins)
+        return rewriter.result()
+
+    def _is_wanted(self, node: Node) -> bool:
+        label = node_label(node)
+        if self.rule.only and not any(fnmatchcase(label, p) for p in self.rule.only):
+            return False
+        return not any(fnmatchcase(label, pattern) for pattern in self.rule.skip)
+
+    def _halves(self, rewriter: Rewriter) -> Mapping[Node, Half]:
+        """What computes in float16; of the rest, the report says why not."""
+        if self.ranges is None:
+            return {}
+        possible: dict[Node, Half] = {}
+        for graph in rewriter.graphs():
+            for node in graph.nodes:
+                half = half_of(node, rewriter.opset)
+                if half is None:
+                    continue
+                why = half if isinstance(half, str) else self._objection(node, half)
+                if why is None:
+                    assert isinstance(half, Half)
+                    possible[node] = half
+                else:
+                    rewriter.skip(node, why)
+        chosen = placed(rewriter, possible)
+        for node in possible.keys() - chosen:
+            if not is_bridge(node):
+                rewriter.skip(
+                    node, "between float32 operators: Casts would cost more than it saves"
+                )
+        return {node: half for node, half in possible.items() if node in chosen}
+
+    def _objection(self, node: Node, half: Half) -> str | None:
+        assert self.ranges is not None
+        if not self._is_wanted(node):
+            return "`only` and `skip` leave it out"
+        inside = inside_of(node)
+        if self.is_cautious and inside is not None:
+            return f"{node.op} {inside.value}"
+        return self.ranges.objection(node, half)
+
+
+__all__ = ["ConvertFp16"]
