@@ -26,14 +26,12 @@ from reporting import refresh, saved
 from zoo import models, path
 
 from onnxslim import api
-from onnxslim.contract import Fidelity
 from onnxslim.exits.emit import Confidence, Form, Head
-from onnxslim.exits.graph import Batch, Exit, Style, insert_exits
+from onnxslim.exits.graph import Batch, Exit, Style, with_exits
 from onnxslim.exits.heads import poolings
 from onnxslim.exits.points import candidates, classes_of, score_outputs
 from onnxslim.exits.thresholds import NEVER
 from onnxslim.model import Model
-from onnxslim.rewrite import Rewriter
 from onnxslim.runtime.latency import median_interval
 from onnxslim.runtime.session import Session, open_session
 from onnxslim.runtime.stopwatch import SessionStopwatch
@@ -168,7 +166,8 @@ def batches(
     files: Sequence[Path], calibration: Path, evaluation: Path, target: float, runs: int
 ) -> None:
     """Batches of 8 and 32, as they come and where no sample leaves, split and not."""
-    specs = [f"inject-exits:target={target:g}:batch={batch}" for batch in Batch]
+    settings = [f"batch={batch}" for batch in Batch] + ["batch=split:worst=1.05"]
+    specs = [f"inject-exits:target={target:g}:{setting}" for setting in settings]
     rows = (
         row
         for file in files
@@ -301,7 +300,9 @@ def _overhead_rows(name: str) -> Iterator[Row]:
         pooling = poolings(point)[0]
         head = Head(pooling, np.zeros((classes, pooling.features)), np.zeros(classes))
         for words, threshold in (("never left", NEVER), ("always left", 0.0)):
-            pair = stopwatch.pair(model, _forced(model, output.name, Exit(head, threshold)))
+            style = Style(Form.PROBABILITIES, Confidence.MAX_PROBABILITY, Batch.ALL)
+            forced = with_exits(model, output.name, [Exit(head, threshold)], style)
+            pair = stopwatch.pair(model, forced)
             yield {
                 "model": name,
                 "at": point.tensor,
@@ -311,17 +312,6 @@ def _overhead_rows(name: str) -> Iterator[Row]:
                 "high": 1 / pair.low,
                 "work_before": point.share,
             }
-
-
-def _forced(model: Model, output: str, exit_: Exit) -> Model:
-    copy = model.clone()
-    rw = Rewriter(copy.graph)
-    style = Style(Form.PROBABILITIES, Confidence.MAX_PROBABILITY, Batch.ALL)
-    insert_exits(rw, output, [exit_], style)
-    rw.note(output, "an exit", Fidelity.LOSSY)
-    rw.result()
-    copy.has_shapes = False
-    return copy
 
 
 @main.command("tables")

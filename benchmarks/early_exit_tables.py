@@ -39,7 +39,7 @@ def _batches(rows: list[Found]) -> Iterator[Row]:
     for row in rows:
         yield {
             "model": row["model"],
-            "setting": f"`{row['spec'].split(':')[-1]}`",
+            "setting": f"`{row['spec'].split(':', 2)[-1]}`",
             "batch": str(row["size"]),
             "samples": row["samples"],
             "times faster": _ratio(row),

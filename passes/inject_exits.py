@@ -31,7 +31,8 @@ Declines when:
        no other output needs.
     4. What is computed is decided at run time already (If, Loop, Scan).
     5. The model is older than opset 11.
-    6. Leaving early gains nothing, as timed.
+    6. Leaving early gains nothing, as timed, or what it costs samples that never leave is more than
+       `worst` allows.
 
 Fidelity:
     LOSSY. The file grows by the heads: use it with `--goal latency`. Extra outputs (`mode=anytime`,
@@ -69,7 +70,7 @@ from onnxslim.exits.planning import (
 )
 from onnxslim.exits.survey import Site, Survey, scores_named
 from onnxslim.exits.thresholds import one_in
-from onnxslim.options import interval, one_of, option
+from onnxslim.options import at_least, interval, one_of, option
 from onnxslim.rewrite import Rewriter
 
 _TARGET = 0.995
@@ -100,6 +101,11 @@ class InjectExits(Pass):
     )
     threshold: tuple[float, ...] = option(
         (), interval(0, 1), "confidence to leave from instead, one for all exits or one for each"
+    )
+    worst: float | None = option(
+        None,
+        at_least(1),
+        "latency that samples which never leave may have, as share of the original's",
     )
     confidence: str = option(
         "max-probability",
@@ -133,7 +139,7 @@ class InjectExits(Pass):
                 f"`{self.name}` takes one threshold for all exits or one for each of `at`; got "
                 f"{len(self.threshold)} for {len(set(self.at))}."
             )
-        idle = (*self.given(*_AIMS), *(("report-exit",) if self.report_exit else ()))
+        idle = (*self.given(*_AIMS, "worst"), *(("report-exit",) if self.report_exit else ()))
         if self.mode == "anytime" and idle:
             raise UsageError(
                 f"`{self.name}:mode=anytime` skips nothing: leave out {' and '.join(idle)}."
@@ -147,6 +153,10 @@ class InjectExits(Pass):
         """
         if context.calibration is None:
             raise NotApplicable(_WITHOUT_DATA)  # declines 1
+        if self.worst is not None and context.stopwatch is None:
+            raise NotApplicable(
+                "worst needs models to be timed: leave out --no-latency, or leave out worst"
+            )
         scores_named(graph, self.output)  # declines 2, 4, 5
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
@@ -167,6 +177,7 @@ class InjectExits(Pass):
             self.at,
             Confidence(self.confidence),
             hidden=self.head == "mlp",
+            batch=Batch(self.batch),
         )
         output, _ = survey.scores
         sites = survey.sites()
@@ -193,6 +204,7 @@ class InjectExits(Pass):
             self._target(context),
             self.latency,
             self._thresholds(sites),
+            self.worst,
         )
         plan = self._plan(rw, survey, planner)
         style = self._style(rw, survey, plan)
@@ -234,6 +246,11 @@ class InjectExits(Pass):
         Raises:
             NotApplicable: it gains nothing, or the budget cannot be kept.
         """
+        if self.worst is not None and max(plan.costs) > self.worst:
+            raise NotApplicable(  # declines 6
+                f"samples that never leave would take {max(plan.costs):.3f} of the latency, as "
+                f"timed, and worst={self.worst:g} allows less"
+            )
         if planner.latency is not None:
             plan, _ = confirm(planner.within(plan), survey.task, survey.halves[1])
         elif not self.at and plan.latency >= 1:
@@ -288,6 +305,7 @@ class InjectExits(Pass):
             threshold=plan.thresholds,
             target=None,
             latency=None,
+            worst=None,
             count=type(self).count,
         )
 

@@ -24,9 +24,11 @@ from typing import Any, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.contract import Fidelity
 from onnxslim.exits.emit import Confidence, Emitter, Form, Head, level
 from onnxslim.exits.points import classes_of, deep_nodes, single_path
 from onnxslim.ir import Constant, Graph, Node, Variable, ancestors, subgraphs_of, walk_graphs
+from onnxslim.model import Model
 from onnxslim.rewrite import Rewriter
 
 _FLOAT: Final[np.dtype[Any]] = np.dtype(np.float32)
@@ -74,6 +76,17 @@ class Style:
     confidence: Confidence = Confidence.MAX_PROBABILITY
     batch: Batch = Batch.ALL
     report: bool = False
+
+
+def with_exits(model: Model, output: str, exits: Sequence[Exit], style: Style) -> Model:
+    """A copy of `model` with exits; see `insert_exits`."""
+    copy = model.clone()
+    rw = Rewriter(copy.graph)
+    insert_exits(rw, output, exits, style)
+    rw.note(output, "exits", Fidelity.LOSSY)
+    rw.result()
+    copy.has_shapes = False
+    return copy
 
 
 def insert_exits(rw: Rewriter, output: str, exits: Sequence[Exit], style: Style) -> str | None:

@@ -13,9 +13,8 @@ from itertools import combinations
 
 import numpy as np
 
-from onnxslim.contract import Fidelity
 from onnxslim.errors import NotApplicable, RuntimeFailure
-from onnxslim.exits.graph import Exit, Style, insert_exits
+from onnxslim.exits.graph import Exit, Style, with_exits
 from onnxslim.exits.heads import Task, judge
 from onnxslim.exits.survey import Site, Survey
 from onnxslim.exits.thresholds import (
@@ -34,13 +33,11 @@ from onnxslim.exits.thresholds import (
 )
 from onnxslim.model import Model
 from onnxslim.objective.calibration import Calibration
-from onnxslim.rewrite import Rewriter
 
 _ROOM = 0.6  # of what a target allows: a bound confirmed on the other half takes the rest
 _WORTH = 0.99  # of the mean latency with fewer exits, below which another exit is worth while
 _TRIED_TOGETHER = 16  # samples, to see whether a batch may be split
 _ROUNDING = 1e-3  # of the range of the scores
-_DECISION = 0.01  # share of the latency that an exit costs those that stay, beside its head
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,7 @@ class Planner:
         target: agreement to promise; None: what follows counts.
         latency: mean share of the latency that is allowed.
         thresholds: as given, one for each exit or one for all; (): to be chosen.
+        worst: share of the latency that is allowed for samples that never leave; None: any.
     """
 
     sites: tuple[Site, ...]
@@ -105,6 +103,7 @@ class Planner:
     target: float | None
     latency: float | None
     thresholds: tuple[float, ...]
+    worst: float | None = None
 
     def choose(self) -> Plan | str:
         """The best plan on the samples that heads were chosen by; or why there is none."""
@@ -157,6 +156,8 @@ class Planner:
         trials = [site.known.trial for site in sites]
         costs = chain_costs(sites)
         chosen: tuple[float, ...] | None = None
+        if self.worst is not None and costs[-1] > self.worst:
+            return None
         if self.thresholds:
             if len(self.thresholds) not in (1, len(sites)):
                 return None
@@ -184,6 +185,13 @@ class Planner:
         return self._merit(plan) < _WORTH * self._merit(simpler)
 
     def _why_none(self) -> str:
+        if self.worst is not None:
+            least = 1 + min(site.stay for site in self.sites)
+            if least > self.worst:
+                return (
+                    f"samples that never leave would take {least:.3f} of the latency with the "
+                    f"cheapest exit, and worst={self.worst:g} allows less"
+                )
         if self.thresholds:
             return f"{len(self.thresholds)} thresholds do not fit {len(self.sites)} exits"
         if self.latency is not None:
@@ -250,7 +258,7 @@ def measured_costs(survey: Survey, plan: Plan, style: Style) -> tuple[float, ...
     found = []
     for number in range(len(plan.sites) + 1):
         forced = [NEVER] * number + [0.0] * (len(plan.sites) - number)
-        model = with_exits(survey, replace(plan, thresholds=tuple(forced)), style)
+        model = _with_exits(survey, replace(plan, thresholds=tuple(forced)), style)
         found.append(1 / stopwatch.pair(survey.model, model).ratio)
     return tuple(found)
 
@@ -265,7 +273,7 @@ def splits_well(survey: Survey, plan: Plan, style: Style) -> bool:
     middle = [float(np.median(site.known.trial.confidence)) for site in plan.sites]
     halved = replace(plan, thresholds=tuple(min(value, 1.0) for value in middle))
     output = survey.task.output
-    model = with_exits(survey, halved, replace(style, report=True))
+    model = _with_exits(survey, halved, replace(style, report=True))
     told = model.graph.outputs[-1].name
     own = survey.context.calibration.outputs(survey.model, together=_TRIED_TOGETHER)
     split = survey.context.calibration.outputs(model, together=_TRIED_TOGETHER)
@@ -285,17 +293,6 @@ def splits_well(survey: Survey, plan: Plan, style: Style) -> bool:
     return True
 
 
-def with_exits(survey: Survey, plan: Plan, style: Style) -> Model:
-    """A copy of the model with the exits of `plan`."""
-    model = survey.model.clone()
-    rw = Rewriter(model.graph)
-    insert_exits(rw, survey.task.output, plan.exits, style)
-    rw.note(survey.task.output, "exits", Fidelity.LOSSY)
-    rw.result()
-    model.has_shapes = False
-    return model
-
-
 def too_few(target: float, samples: int) -> str | None:
     """Why a target cannot be confirmed on so many samples; None when it can."""
     needed = least_samples(target)
@@ -309,13 +306,17 @@ def too_few(target: float, samples: int) -> str | None:
     )
 
 
+def _with_exits(survey: Survey, plan: Plan, style: Style) -> Model:
+    return with_exits(survey.model, survey.task.output, plan.exits, style)
+
+
 def chain_costs(sites: Sequence[Site]) -> tuple[float, ...]:
-    """Share of the latency when left at each exit, and at the end, with all heads on the way."""
-    costs, heads = [], 0.0
+    """Share of the latency when left at each exit, and at the end, with all exits on the way."""
+    costs, passed = [], 0.0
     for site in sites:
-        costs.append(site.cost + heads)
-        heads += _DECISION
-    return (*costs, 1.0 + heads)
+        costs.append(site.cost + passed)
+        passed += site.stay
+    return (*costs, 1.0 + passed)
 
 
 __all__ = [
@@ -328,5 +329,4 @@ __all__ = [
     "splits_well",
     "tightened",
     "too_few",
-    "with_exits",
 ]

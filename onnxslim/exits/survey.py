@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable
 from onnxslim.exits.emit import LEAST_OPSET, Confidence, Emitter, Form, Head
+from onnxslim.exits.graph import Batch, Exit, Style, with_exits
 from onnxslim.exits.heads import Fitted, Task, fit_heads, judge, poolings
 from onnxslim.exits.points import (
     Point,
@@ -46,6 +47,7 @@ MOST_POINTS = 8  # that are looked at
 _LATEST = 0.95  # share of the work before a point; behind it nothing is worth saving
 _ROWS_LOOKED_AT = 512  # to see what scores are
 _SUM_TOLERANCE = 1e-2
+NOT_TIMED = 0.01  # `Site.stay` where there is no clock
 JUDGED_AT = 0.995  # agreement at which heads of one point are held against each other
 
 
@@ -57,11 +59,14 @@ class Site:
         point: where.
         cost: share of the latency up to the answer of a head there.
         fitted: the head; None without calibration samples.
+        stay: share of the latency that is added for samples that do not leave: the head, and what
+            decides.
     """
 
     point: Point
     cost: float
     fitted: Fitted | None = None
+    stay: float = NOT_TIMED
 
     @property
     def known(self) -> Fitted:
@@ -109,6 +114,7 @@ class Survey:
         at: names of the only points to look at; (): all worth it.
         confidence: by which samples will leave.
         hidden: whether heads have a layer of random units.
+        batch: what batches are to do, as far as the model can.
         why_not: reasons against points of `at`, by name.
     """
 
@@ -118,6 +124,7 @@ class Survey:
     at: tuple[str, ...] = ()
     confidence: Confidence = Confidence.MAX_PROBABILITY
     hidden: bool = False
+    batch: Batch = Batch.ALL
     why_not: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -183,10 +190,7 @@ class Survey:
             self.context.tell("exits: fitting heads")
             chosen = [pooling for point in self.points for pooling in poolings(point)]
             best = self._best(fit_heads(self.task, chosen, self.halves[0], hidden=self.hidden))
-        return tuple(
-            Site(point, self._cost(point, best.get(point.tensor)), best.get(point.tensor))
-            for point in self.points
-        )
+        return tuple(self._site(point, best.get(point.tensor)) for point in self.points)
 
     def _best(self, fitted: Sequence[Fitted]) -> dict[str, Fitted]:
         """For each point the head with which most may leave; of equals the smallest."""
@@ -200,14 +204,25 @@ class Survey:
                 found[name] = (merit, item)
         return {name: item for name, (_, item) in found.items()}
 
-    def _cost(self, point: Point, fitted: Fitted | None) -> float:
-        """Share of the latency up to an answer there; of the work where nothing is timed."""
+    def _site(self, point: Point, fitted: Fitted | None) -> Site:
+        """A point with shares of the latency; of the work where nothing is timed."""
         stopwatch = self.context.stopwatch
         if stopwatch is None:
-            return 0.5 if point.share is None else point.share
+            return Site(point, 0.5 if point.share is None else point.share, fitted)
         self.context.tell(f"exits: timing {point.tensor}")
         head = None if fitted is None else fitted.head
-        return 1 / stopwatch.pair(self.model, _prefix(self.model, point, head)).ratio
+        cost = 1 / stopwatch.pair(self.model, _prefix(self.model, point, head)).ratio
+        if head is None:
+            return Site(point, cost)
+        stay = 1 / stopwatch.pair(self.model, self._never_left(head)).ratio - 1
+        return Site(point, cost, fitted, max(stay, 0.0))
+
+    def _never_left(self, head: Head) -> Model:
+        """The model with an exit that no sample takes."""
+        output, form = self.scores
+        batch = Batch.ALL if output.shape[0] == 1 else self.batch
+        style = Style(form, self.confidence, batch)
+        return with_exits(self.model, output.name, [Exit(head, NEVER)], style)
 
 
 @dataclass(frozen=True)

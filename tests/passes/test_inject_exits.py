@@ -240,6 +240,27 @@ def test_an_exit_that_gains_nothing_is_left_out() -> None:
     assert "leaving early gains nothing" in whys(reports)[0]
 
 
+def test_what_an_exit_costs_those_that_stay_can_be_bounded() -> None:
+    source = classifier()
+
+    def worst_of(spec: str) -> float | None:
+        _, reports = injected(source, X, spec, ExitStopwatch())
+        words = [change.what for change in reports[-1].changes if "worst" in change.what]
+        return float(words[0].split("worst ")[1].split()[0]) if words else None
+
+    free = worst_of(f"{EASY}:count=3")
+    assert free is not None
+    assert free > 1
+    assert worst_of(f"{EASY}:count=3:worst={free + 0.01}") == free
+    _, reports = injected(source, X, f"{EASY}:worst=1", ExitStopwatch())
+    assert not reports[-1].changes
+    assert "worst=1 allows less" in reports[-1].skips[-1].why
+
+
+def test_a_bound_on_the_worst_needs_a_clock() -> None:
+    assert "worst needs models to be timed" in declined(classifier(), X, "inject-exits:worst=1.1")
+
+
 def test_a_tensor_that_is_no_place_to_leave_at_is_named_with_the_reason() -> None:
     why = declined(classifier(), X, "inject-exits:at=nothing:threshold=0.5")
     assert "`nothing` is no place to leave at: the graph has no such tensor" in why
