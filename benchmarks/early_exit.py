@@ -32,9 +32,8 @@ from onnxslim.exits.heads import poolings
 from onnxslim.exits.points import candidates, classes_of, score_outputs
 from onnxslim.exits.thresholds import NEVER
 from onnxslim.model import Model
-from onnxslim.runtime.latency import median_interval
+from onnxslim.runtime.latency import median_interval, time_pair
 from onnxslim.runtime.session import Session, open_session
-from onnxslim.runtime.stopwatch import SessionStopwatch
 from onnxslim.shapes import infer_shapes
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -42,6 +41,7 @@ TARGETS: Final = (0.999, 0.995, 0.99, 0.98)
 COUNTS: Final = (1, 2, 3)
 SEEDS: Final = 5
 BATCHES: Final = (8, 32)
+OVERHEAD_S: Final = 40.0  # for each pair: a hundredth is to be seen
 Row = dict[str, Any]
 
 files = click.argument("files", nargs=-1, type=FILE, required=True)
@@ -295,14 +295,15 @@ def _overhead_rows(name: str) -> Iterator[Row]:
     assert classes is not None
     shape = [size if isinstance(size, int) else 1 for size in model.graph.inputs[0].shape]
     sample = np.random.default_rng(0).random(shape).astype(np.float32)
-    stopwatch = SessionStopwatch({model.graph.inputs[0].name: sample})
+    feeds = {str(model.graph.inputs[0].name): sample}
     for point in (points[len(points) // 4], points[len(points) // 2]):
         pooling = poolings(point)[0]
         head = Head(pooling, np.zeros((classes, pooling.features)), np.zeros(classes))
         for words, threshold in (("never left", NEVER), ("always left", 0.0)):
             style = Style(Form.PROBABILITIES, Confidence.MAX_PROBABILITY, Batch.ALL)
             forced = with_exits(model, output.name, [Exit(head, threshold)], style)
-            pair = stopwatch.pair(model, forced)
+            with open_session(model) as a, open_session(forced) as b:
+                pair = time_pair(a.runner(feeds), b.runner(feeds), budget_s=OVERHEAD_S)
             yield {
                 "model": name,
                 "at": point.tensor,
