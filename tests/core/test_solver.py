@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import combinations
 
 import numpy as np
@@ -117,6 +118,57 @@ def test_blocks_act_as_the_matrix_they_stand_for(seed: int) -> None:
 
 
 # ---------------------------------------------------------------------------- least squares
+
+
+@given(SEEDS, st.booleans())
+def test_entries_and_the_inverse_of_blocks_are_those_of_the_whole(seed: int, cut: bool) -> None:
+    _, h = problem(seed, columns=9, dead=1)
+    if cut:
+        h[:5, 5:] = h[5:, :5] = 0
+    metric = Metric(BlockDiagonal((h[:5, :5], h[5:, 5:])) if cut else h, 9)
+    rng = np.random.default_rng(seed)
+    rows, columns = rng.permutation(9)[:4], rng.permutation(9)[:6]
+    np.testing.assert_allclose(metric.entries(rows, columns), h[np.ix_(rows, columns)])
+    damped = np.zeros_like(h)
+    for block in metric.blocks:
+        damped[block.at, block.at] = block.matrix
+    found = metric.inverse_at(columns)
+    np.testing.assert_allclose(found, np.linalg.inv(damped)[np.ix_(columns, columns)], rtol=1e-6)
+
+
+@given(SEEDS)
+def test_moments_are_taken_about_the_mean_that_is_given(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((50, 7)) + rng.standard_normal(7)
+    second, mean = x.T @ x / 50, x.mean(axis=0)
+    given_ = second.copy()
+    metric = Metric(given_, 7, mean=mean)
+    about = (x - mean).T @ (x - mean) / 50
+    np.testing.assert_allclose(metric.diagonal, np.diagonal(about), rtol=1e-9)
+    np.testing.assert_allclose(metric.undamped_times(np.eye(7)), about, atol=1e-12)
+    np.testing.assert_array_equal(given_, second)  # what was given stays as it is
+
+
+def test_a_metric_lets_go_of_what_it_was_given() -> None:
+    _, h = problem(0)
+    reference = weakref.ref(h)
+    metric = Metric(h, len(h))
+    del h
+    assert reference() is not None
+    assert metric.damping >= 0
+    assert reference() is None
+
+
+@given(SEEDS)
+def test_the_factor_of_an_inverse_can_take_the_memory_of_the_matrix(seed: int) -> None:
+    _, h = problem(seed)
+    h += np.eye(len(h))
+    expected = inverse_factor(h)
+    own = h.copy()
+    found = inverse_factor(own, overwrite=True)
+    assert np.shares_memory(found, own)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found.T @ found, np.linalg.inv(h), rtol=1e-8, atol=1e-12)
 
 
 @given(SEEDS, st.floats(0.1, 0.9))
