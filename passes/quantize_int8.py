@@ -37,8 +37,8 @@ Why it is correct:
     always exact, so padding is. Ranges come from the calibration samples: by default, for each
     tensor, the one of five methods that has the least error on samples held back. Weights are
     rounded with error feedback, so that what rounding one of them does to the output
-    E‖(W − Ŵ)x‖² is made up for by the others; biases keep the mean output. Where products of u8
-    and s8 saturate on this machine, weights take 7 bits.
+    E‖(W − Ŵ)x‖² is made up for by the others (layers of more than 8,192 inputs: to nearest); biases
+    keep the mean output. Where products of u8 and s8 saturate on this machine, weights take 7 bits.
 
 Declines when:
     1. There are no calibration samples: ranges cannot be known.
@@ -89,7 +89,7 @@ from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.quantization.insert import LayerCodes, Plan, insert_grids
 from onnxslim.quantization.ranges import RangeMethod
 from onnxslim.quantization.recurrent import KERNEL
-from onnxslim.quantization.rounding import plain_codes, solved_codes
+from onnxslim.quantization.rounding import WIDEST, plain_codes, solved_codes, split_by_width
 from onnxslim.quantization.rules import Kind
 from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.search import Search, Tried, quantized
@@ -352,16 +352,27 @@ class _Run:
         ]
         moved = self.rule.equalize or self.rule.smooth
         reference = None if moved else self.context.reference
-        solved: dict[str, LayerCodes] = solved_codes(
-            self.model,
-            layers,
-            replace(self.context, reference=reference or self.model),
-            self.weights,
-            Rounding(self.rule.rounding),
-            keep_means=self.rule.bias_correct,
-            tell=self._tell,
-        )
-        self.codes = {**self.codes, **solved}
+        context = replace(self.context, reference=reference or self.model)
+        rounding = Rounding(self.rule.rounding)
+        narrow, wide = split_by_width(self.model, layers)
+        if rounding is Rounding.NEAREST:
+            narrow, wide = layers, []
+        for name in wide:
+            self._say(
+                f"`{name}` is rounded to nearest: it has more than {WIDEST:,} inputs, and second "
+                "moments of as many take gigabytes"
+            )
+        for names, how in ((narrow, rounding), (wide, Rounding.NEAREST)):
+            solved: dict[str, LayerCodes] = solved_codes(
+                self.model,
+                names,
+                context,
+                self.weights,
+                how,
+                keep_means=self.rule.bias_correct,
+                tell=self._tell,
+            )
+            self.codes = {**self.codes, **solved}
 
     def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
         """What may stay on integers so that `max-error` and the floors hold."""

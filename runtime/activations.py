@@ -9,13 +9,14 @@ Whether a tensor is the same as in an earlier model is told by its `Value`: the 
 very arrays that it is made with (see `values`). Results differ from those of a run from the inputs
 by rounding at most, where onnxruntime would have fused operators across the cut.
 
-What may change here: what is kept. When that would take more than the budget, what was kept before
-stays, and runs begin there.
+What is kept lies in temporary files (see `spool`). What may change here: what that is. When it
+would take more than the budget, or the disk is full, what was kept before stays, and runs begin
+there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -24,6 +25,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.model import Model
 from onnxslim.runtime.session import Feeds, Outputs, Session
+from onnxslim.runtime.spool import Spool
 from onnxslim.runtime.taps import Taps
 from onnxslim.runtime.values import Numbering, Signature, Value
 
@@ -65,7 +67,7 @@ class Frontier:
 
     def __init__(self, numbering: Numbering, rows: int | None, budget_bytes: int) -> None:
         self.numbering, self.rows, self.budget_bytes = numbering, rows, budget_bytes
-        self.held: dict[Value, list[np.ndarray | None]] = {}
+        self.held: dict[Value, Spool] = {}
 
     def play(self, taps: Taps, keys: Sequence[str], threads: int | None) -> Playback:
         """A pass over all samples in which the tensors of `keys` are read.
@@ -74,6 +76,13 @@ class Frontier:
             RuntimeFailure: onnxruntime refuses the part of the model that is to run.
         """
         return Playback(self, taps, keys, threads)
+
+    def hold(self, kept: Mapping[Value, Spool]) -> None:
+        """Keep `kept` from now on, and nothing else."""
+        for value, spool in self.held.items():
+            if kept.get(value) is not spool:
+                spool.close()
+        self.held = dict(kept)
 
 
 class Playback:
@@ -98,15 +107,13 @@ class Playback:
         self._feeds = {t.name: held[values[t.name]] for t in part.begins}
         self._ready = {t.name: held[values[t.name]] for t in wanted if t.name in known}
         self._fresh = {t.name: values[t.name] for t in fresh}
-        self._kept: dict[Value, list[np.ndarray | None]] = {
-            values[t.name]: held[values[t.name]] for t in crossing if t.name in known
-        }
-        self._stale = [arrays for value, arrays in held.items() if value not in self._kept]
+        self._kept = {values[t.name]: held[values[t.name]] for t in crossing if t.name in known}
+        self._new: dict[Value, Spool] = {}
         self._fits: bool | None = None
         self._number = self._rows = 0
         present = set(values.values())
-        self._usable = {value: arrays for value, arrays in held.items() if value in present}
-        shapes = {name: _common_shape(arrays) for name, arrays in self._feeds.items()}
+        self._usable = {value: spool for value, spool in held.items() if value in present}
+        shapes = {name: _common_shape(spool.shapes) for name, spool in self._feeds.items()}
         self._session: Session | None = taps.open(part, fresh, shapes, threads)
 
     def run(self, feeds: Feeds, rows: int) -> Outputs:
@@ -118,12 +125,9 @@ class Playback:
         number = self._number
         found: Outputs = {}
         if self._session is not None:
-            begun = {name: arrays[number] for name, arrays in self._feeds.items()}
-            found = self._session.run({**feeds, **begun})  # type: ignore[dict-item]
-        for name, arrays in self._ready.items():
-            array = arrays[number]
-            assert array is not None
-            found[name] = array
+            begun = {name: spool[number] for name, spool in self._feeds.items()}
+            found = self._session.run({**feeds, **begun})
+        found.update({name: spool[number] for name, spool in self._ready.items()})
         self._keep(found, rows)
         self._number += 1
         self._rows += rows
@@ -141,30 +145,42 @@ class Playback:
         if self._session is not None:
             self._session.close()
         if error is not None:
-            self._frontier.held = {}
+            self._give_up()
+            self._frontier.hold({})
             return
         self._frontier.rows = self._rows
-        self._frontier.held = self._kept if self._fits else self._usable
+        self._frontier.hold({**self._kept, **self._new} if self._fits else self._usable)
 
     def _keep(self, found: Outputs, rows: int) -> None:
-        """Keep what crosses, and let go of what this run has used up."""
+        """Keep what crosses."""
         arrays = {value: found[name] for name, value in self._fresh.items()}
         if self._fits is None:
             self._fits = self._would_fit(arrays.values(), rows)
             if self._fits:
-                self._kept.update((value, []) for value in arrays)
-        if self._fits:
+                self._new = {value: Spool() for value in arrays}
+        if not self._fits:
+            return
+        try:
             for value, array in arrays.items():
-                self._kept[value].append(array)
-            for stale in self._stale:
-                stale[self._number] = None
+                self._new[value].append(array)
+        except (
+            OSError
+        ):  # no room on the disk: runs begin earlier, which is slower and no less right
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Keep nothing of this pass."""
+        self._fits = False
+        for spool in self._new.values():
+            spool.close()
+        self._new = {}
 
     def _would_fit(self, arrays: Iterable[np.ndarray], rows: int) -> bool:
         """Whether all runs can be kept, judged by the first."""
         total = self._frontier.rows
         if total is None:
             return False
-        taken = sum(a.nbytes for kept in self._kept.values() for a in kept if a is not None)
+        taken = sum(spool.nbytes for spool in self._kept.values())
         for array in arrays:
             if not isinstance(array, np.ndarray) or array.dtype.hasobject:
                 return False
@@ -172,10 +188,10 @@ class Playback:
         return taken <= self._frontier.budget_bytes
 
 
-def _common_shape(arrays: Iterable[np.ndarray | None]) -> list[int | None]:
+def _common_shape(shapes: Sequence[tuple[int, ...]]) -> list[int | None]:
     """The sizes that all have, None where they differ."""
-    shapes = zip(*(array.shape for array in arrays if array is not None), strict=True)
-    return [sizes[0] if len(set(sizes)) == 1 else None for sizes in shapes]
+    columns = zip(*shapes, strict=True)
+    return [sizes[0] if len(set(sizes)) == 1 else None for sizes in columns]
 
 
 def _crossing(taps: Taps, ends: Iterable[gs.Tensor]) -> list[gs.Tensor]:

@@ -5,9 +5,10 @@ What may change here: what the solver is given. How weights are rounded is `weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from glob import escape
+from typing import Final
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from onnxslim.quantization.weights import (
     quantized_weight,
 )
 from onnxslim.rewrite import Rewriter
+
+WIDEST: Final = 8192  # inputs; H, its factor and its order take 1.6 GB there
 
 
 def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str, LayerCodes]:
@@ -60,6 +63,13 @@ def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str,
         )
         found[layer.name] = LayerCodes(grid.quantized(weight), grid, _bias(layer))
     return found
+
+
+def split_by_width(model: Model, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The layers whose inputs are few enough for second moments, and those that have more."""
+    columns = {layer.name: layer.columns for layer in weight_layers(model.graph)[0]}
+    wide = [name for name in names if columns.get(name, 0) > WIDEST]
+    return [name for name in names if name not in wide], wide
 
 
 def solved_codes(
@@ -148,4 +158,4 @@ def _bias(layer: WeightLayer) -> np.ndarray | None:
     return bias.reshape(-1)
 
 
-__all__ = ["plain_codes", "solved_codes"]
+__all__ = ["WIDEST", "plain_codes", "solved_codes", "split_by_width"]

@@ -19,6 +19,7 @@ from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.passes.quantize_int8 import QuantizeInt8
 from onnxslim.pipeline import parse_pipeline
+from onnxslim.quantization import rounding
 from onnxslim.quantization.activations import Grids
 from onnxslim.quantization.grid import U8
 from onnxslim.quantization.ranges import Range, RangeMethod
@@ -106,6 +107,17 @@ def test_a_net_becomes_integer_kernels_and_stays_near() -> None:
     assert output_error(source, model, X) < 2e-3
     assert "Sum became Add" in said(report, "Sum")
     assert "left in float" in why_of(report)["y"]
+
+
+def test_layers_with_very_many_inputs_are_rounded_to_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rounding, "WIDEST", 8)
+    source = residual()
+    model, report = quantize(source)
+    to_nearest = [change.what for change in report.changes if "to nearest" in change.what]
+    assert len(to_nearest) == 2  # both Convs: 8 channels of 9 taps
+    assert output_error(source, model, X) < 3e-3
 
 
 def test_weights_take_a_quarter_of_the_bytes() -> None:

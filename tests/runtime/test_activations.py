@@ -17,6 +17,7 @@ from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.moments import stream_moments
 from onnxslim.runtime.samples import Sample
 from onnxslim.runtime.session import Session
+from onnxslim.runtime.spool import Spool
 from onnxslim.runtime.taps import Part, Taps
 
 X = samples(10, 6)
@@ -154,6 +155,22 @@ def test_after_a_failure_nothing_is_kept() -> None:
     assert not kept.model.held
     assert not kept.reference.held
     assert_equal(measured(kept, model, "c", model), measured(None, model, "c", model))
+
+
+def test_a_full_disk_costs_time_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, ran: list[list[str]]
+) -> None:
+    real = Spool.append
+
+    def full(self: Spool, array: np.ndarray) -> None:
+        if len(self):
+            raise OSError("No space left on device")
+        real(self, array)
+
+    monkeypatch.setattr(Spool, "append", full)
+    for kept, plain in zip(sequence(Activations(10)), sequence(None), strict=True):
+        assert_equal(kept, plain)
+    assert ran[6] == ["a", "b", "c", "ra", "rb", "s"]  # all of it, as nothing could be kept
 
 
 def test_what_no_layer_needs_any_more_is_let_go() -> None:
