@@ -28,6 +28,7 @@ FEW_LINES: Final = (32, 16, 16)
 PICTURES: Final = 480
 FEW_PICTURES: Final = 66
 
+Run = Callable[[Arrays], Arrays]  # of a model, arrays by name
 Judge = Callable[[Sequence[Outputs], Sequence[Outputs]], Row]
 
 
@@ -39,8 +40,9 @@ class Setting:
     floors: Floors = field(default_factory=Floors)
 
     def __str__(self) -> str:
-        least = self.floors.min_sqnr_db
-        return self.spec if least is None else f"{self.spec} --min-sqnr {least:g}"
+        least, drop = self.floors.min_sqnr_db, self.floors.max_drop
+        floor = "" if least is None else f" --min-sqnr {least:g}"
+        return f"{self.spec}{floor}" + ("" if drop is None else f" --eval ... --max-drop {drop:g}")
 
     @property
     def is_measured(self) -> bool:
@@ -54,6 +56,7 @@ class Job:
 
     Attributes:
         judge: what the outputs of the model that came and of the quantized one are worth.
+        metric: the user's own figure, of the calibration samples, for `--max-drop`.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Job:
     judged: Sequence[Pictures]
     judge: Judge
     settings: Sequence[Setting]
+    metric: Callable[[Run], float] | None = None
 
 
 def rows_of(job: Job) -> Iterator[Row]:
@@ -91,6 +95,7 @@ def _ours(job: Job, setting: Setting, target: Path) -> tuple[Row, Path | None]:
             target,
             passes=f"simplify,{setting.spec}",
             calibration=job.calibration,
+            evaluation=None if setting.floors.max_drop is None else job.metric,
             floors=setting.floors,
             measure=setting.is_measured,
             goal="latency" if setting.is_measured else "both",
@@ -175,6 +180,12 @@ def finding() -> Job:
     """NudeNet: its boxes on photographs, the float model's as what is right."""
     (entry,) = models(["nudenet_320n"])
     judged = photographs(PICTURES, 2, judged=True)
+    name, few = entry.inputs[0].name, photographs(FEW_PICTURES, 1, judged=False)
+    known = [boxes_of(outputs[0]) for outputs in outputs_of(path(entry), list(few))]
+
+    def metric(run: Run) -> float:
+        found = [boxes_of(next(iter(run({name: picture[None]}).values()))[0]) for picture in few]
+        return float(mean_precision(known, found)["map_50"]) / 100
 
     def judge(before: Sequence[Outputs], after: Sequence[Outputs]) -> Row:
         right, found = ([boxes_of(output[0]) for output in side] for side in (before, after))
@@ -190,14 +201,16 @@ def finding() -> Job:
     return Job(
         "boxes",
         path(entry),
-        {entry.inputs[0].name: photographs(FEW_PICTURES, 1, judged=False)},
+        {name: few},
         list(judged),
         judge,
         (
             Setting("quantize-int8:placement=all"),
             Setting("quantize-int8:placement=all", Floors(min_sqnr_db=35)),
+            Setting("quantize-int8:placement=all", Floors(max_drop=15)),
             Setting("quantize-int8"),
         ),
+        metric,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ IMAGES: Final = 32
 HELD: Final = 16
 FEW: Final = 500  # unlabelled images of trained nets
 TIMEOUT_SECONDS: Final = 1800
+MOST_MEMORY: Final = 16 << 30  # of one quantizer; beyond, the machine would have none left
 SETTINGS: Final = (
     "quantize-int8:placement=all",
     "quantize-int8:placement=all:rounding=nearest",
@@ -202,6 +204,10 @@ def _accuracy(model: bytes, name: str, images: np.ndarray, labels: np.ndarray) -
 # ---------------------------------------------------------------------------- cost
 
 
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+
+
 def cost_of(model: ZooModel, images: int) -> Iterator[Row]:
     """Seconds and peak memory, ours through the command, onnxruntime's through its driver."""
     folder = cache_folder() / "int8" / model.name
@@ -215,10 +221,12 @@ def cost_of(model: ZooModel, images: int) -> Iterator[Row]:
     peer += ["u8", "entropy"]
     for name, command in (("ours", ours), ("onnxruntime", peer)):
         begun = time.perf_counter()
-        process = subprocess.Popen([os.fspath(item) for item in command], cwd=folder)
+        arguments = [os.fspath(item) for item in command]
+        process = subprocess.Popen(arguments, cwd=folder, preexec_fn=_limit_memory)
         _, status, usage = os.wait4(process.pid, 0)
         yield {
             "tool": name,
+            "limit_bytes": MOST_MEMORY,
             "images": images,
             "seconds": time.perf_counter() - begun,
             "peak_rss_bytes": usage.ru_maxrss * 1024,

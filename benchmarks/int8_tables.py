@@ -113,11 +113,14 @@ def _size(row: Found) -> Row:
 
 
 def _cost(row: Found) -> Row:
+    seconds, memory = f"{row['seconds']:.0f}", megabytes(row["peak_rss_bytes"])
+    if row["status"]:  # it ran into the limit
+        seconds, memory = f"failed after {seconds}", f"over {megabytes(row['limit_bytes'])}"
     return {
         "ResNet-50, entropy": row["tool"],
         "images": str(row["images"]),
-        "seconds": f"{row['seconds']:.0f}",
-        "peak memory": megabytes(row["peak_rss_bytes"]),
+        "seconds": seconds,
+        "peak memory": memory,
         "load": f"{row['load']:.1f}",
     }
 

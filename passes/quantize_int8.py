@@ -50,7 +50,8 @@ Declines when:
     5. The grid of a tensor loses more than 2 % of its energy, or what goes into a Concat is too
        small for the steps of the result (scores beside the corners of boxes).
     6. `only` and `skip` leave it out; or it was put back to float, worst first, until `max-error`
-       and the floors held on samples held back.
+       and the floors held on samples held back, and `--max-drop` on what `--eval` measures (the
+       user's own figure for boxes or texts).
 
 Fidelity:
     LOSSY.
@@ -89,7 +90,7 @@ from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.quantization.insert import LayerCodes, Plan, insert_grids
 from onnxslim.quantization.ranges import RangeMethod
 from onnxslim.quantization.recurrent import KERNEL
-from onnxslim.quantization.rounding import WIDEST, plain_codes, solved_codes, split_by_width
+from onnxslim.quantization.rounding import plain_codes, solved_codes
 from onnxslim.quantization.rules import Kind
 from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.search import Search, Tried, quantized
@@ -352,31 +353,20 @@ class _Run:
         ]
         moved = self.rule.equalize or self.rule.smooth
         reference = None if moved else self.context.reference
-        context = replace(self.context, reference=reference or self.model)
-        rounding = Rounding(self.rule.rounding)
-        narrow, wide = split_by_width(self.model, layers)
-        if rounding is Rounding.NEAREST:
-            narrow, wide = layers, []
-        for name in wide:
-            self._say(
-                f"`{name}` is rounded to nearest: it has more than {WIDEST:,} inputs, and second "
-                "moments of as many take gigabytes"
-            )
-        for names, how in ((narrow, rounding), (wide, Rounding.NEAREST)):
-            solved: dict[str, LayerCodes] = solved_codes(
-                self.model,
-                names,
-                context,
-                self.weights,
-                how,
-                keep_means=self.rule.bias_correct,
-                tell=self._tell,
-            )
-            self.codes = {**self.codes, **solved}
+        solved: dict[str, LayerCodes] = solved_codes(
+            self.model,
+            layers,
+            replace(self.context, reference=reference or self.model),
+            self.weights,
+            Rounding(self.rule.rounding),
+            keep_means=self.rule.bias_correct,
+            tell=self._tell,
+        )
+        self.codes = {**self.codes, **solved}
 
     def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
         """What may stay on integers so that `max-error` and the floors hold."""
-        limits = Limits(self.rule.max_error, self.context.floors)
+        limits = Limits(self.rule.max_error, self.context.floors, self.context.accuracy)
         if not limits.are_set:
             return chosen
         restorer = Restorer(
@@ -390,11 +380,7 @@ class _Run:
         left, back = restorer.restore(chosen, units)
         left = without_islands(self.clusters, left)
         for item in back:
-            self.skips.append(
-                Skip(
-                    item.name, f"back to float: alone it makes a relative error of {item.error:.2g}"
-                )
-            )
+            self.skips.append(Skip(item.name, f"back to float: {item}"))
         must_be_faster = self.rule.placement == "measured" and self.context.goal is not Goal.BYTES
         if back and left and must_be_faster:
             left = self._still_faster(left)

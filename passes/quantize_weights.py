@@ -49,7 +49,8 @@ Why it is correct:
     `block` of its columns. Scales are those, over a few ratios of clipping, that lose least; of 4
     bits all 16 codes are used, with a negative scale where the largest weight is positive.
     With calibration samples the codes minimise E‖(W − Ŵ)x‖², so that what rounding one weight does
-    to the output is made up for by the others; biases keep the mean output. Without samples, H = I.
+    to the output is made up for by the others; biases keep the mean output. Without samples, and
+    for layers of more than 8,192 inputs, H = I.
 
 Declines when:
     1. The weight is computed at run time, quantized already, or not float32.
@@ -92,6 +93,7 @@ from onnxslim.options import Interval, Value, at_least, one_of, option
 from onnxslim.quantization.blocks import is_block_of_kernel, stored_bytes
 from onnxslim.quantization.canonical import raise_opset
 from onnxslim.quantization.grid import GridForm
+from onnxslim.quantization.rounding import WIDEST
 from onnxslim.quantization.storing import (
     Form,
     Integers,
@@ -298,7 +300,9 @@ class _Run:
         context = replace(self.context, model=self.model)
         if self.rounding is Rounding.NEAREST:
             context = replace(context, calibration=None)
-        for problem in self.rule.problems(rw, context):
+        problems = self.rule.problems(rw, context)
+        problems.widest = WIDEST
+        for problem in problems:
             context.tell(f"rounding {problem.name}")
             answers += self._answer(rw, problem, self.rounding)
         for skip in rw.result().skips:

@@ -158,12 +158,14 @@ class Problems:
 
     Attributes:
         rewriter: where answers are written; its result is the pass's.
+        widest: weights with more inputs come first, with H = I; None: there is no limit.
     """
 
     rewriter: Rewriter
     context: Context
     selection: Selection = field(default_factory=Selection)
     schedule: Schedule = field(default_factory=Schedule)
+    widest: int | None = None
 
     def __post_init__(self) -> None:
         graph = self.rewriter.main
@@ -179,11 +181,17 @@ class Problems:
         """The problems; each is made when it is asked for."""
         if self.context.calibration is None or self.context.model is None:
             yield from map(_without_data, self.units)
-        elif self.schedule.sequential:
-            for depth in sorted({unit.depth for unit in self.units}):
-                yield from self._measured([u for u in self.units if u.depth == depth])
-        else:
-            yield from self._measured(self.units)
+            return
+        wide = [unit for unit in self.units if self._is_wide(unit)]
+        yield from (
+            _without_data(u, f"H = I: it has more than {self.widest:,} inputs") for u in wide
+        )
+        rest = [unit for unit in self.units if not self._is_wide(unit)]
+        if self.schedule.sequential:
+            for depth in sorted({unit.depth for unit in rest}):
+                yield from self._measured([unit for unit in rest if unit.depth == depth])
+        elif rest:
+            yield from self._measured(rest)
 
     def original(self, layer: WeightLayer) -> WeightLayer | None:
         """The layer of the same name in the reference model, where its outputs are comparable."""
@@ -209,6 +217,9 @@ class Problems:
                 f"it shares its weight with `{other}`, which is not selected",
             )
         return all(accepted)
+
+    def _is_wide(self, unit: _Unit) -> bool:
+        return self.widest is not None and unit.layers[0].columns > self.widest
 
     def _measured(self, units: Sequence[_Unit]) -> Iterator[Problem]:
         """Problems of units whose moments are taken from the graph as it is now."""

@@ -1,20 +1,26 @@
 """Which clusters go back to float so that the outputs stay near enough: by measuring.
 
 What may change here: in which order clusters are tried. The effect of each is that of the model in
-which it alone is an integer kernel, on samples held back; they go back in the order of their
-effects, as few as hold the floor.
+which it alone is an integer kernel: on accuracy, where that has a floor, else and among equals on
+the outputs for samples held back. They go back in the order of their effects, as few as hold the
+floor.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
 
 from onnxslim.floors import Floors
 from onnxslim.model import Model
 from onnxslim.objective.calibration import Calibration, Distance
 from onnxslim.quantization.insert import Plan
 from onnxslim.quantization.search import Planner, quantized
+
+_PATIENCE_S: Final = 300.0  # for the accuracy of models with one kernel each
 
 
 @dataclass(frozen=True)
@@ -24,16 +30,24 @@ class Limits:
     Attributes:
         error: the largest relative error, ‖ŷ − y‖ / ‖y‖, of any output; None: no limit.
         floors: what the user will not go below.
+        accuracy: of a model on the user's evaluation data; None without such data.
     """
 
     error: float | None
     floors: Floors
+    accuracy: Callable[[Model], float | None] | None = None
 
     @property
     def are_set(self) -> bool:
         """Whether there is anything to hold."""
         floors = self.floors
-        return not (self.error is floors.min_agreement is floors.min_sqnr_db is None)
+        near = not (self.error is floors.min_agreement is floors.min_sqnr_db is None)
+        return near or self.has_drop
+
+    @property
+    def has_drop(self) -> bool:
+        """Whether there is a floor on accuracy."""
+        return self.floors.max_drop is not None and self.accuracy is not None
 
     def missed(self, distance: Distance) -> str | None:
         """What does not hold, with the numbers."""
@@ -55,10 +69,21 @@ def relative_error(distance: Distance) -> float:
 
 @dataclass(frozen=True)
 class PutBack:
-    """A cluster that is float again, with what it did by itself."""
+    """A cluster that is float again, with what it did by itself.
+
+    Attributes:
+        name: of the cluster.
+        error: relative, of the outputs.
+        drop: points of accuracy.
+    """
 
     name: str
     error: float
+    drop: float = 0.0
+
+    def __str__(self) -> str:
+        cost = f", and costs {self.drop:.2g} points of accuracy" if self.drop > 0 else ""
+        return f"alone it makes a relative error of {self.error:.2g}{cost}"
 
 
 @dataclass(frozen=True)
@@ -94,11 +119,12 @@ class Restorer:
             return chosen, ()
         self.tell(f"what each of {len(units)} integer kernels does to the outputs")
         errors = [relative_error(distance) for distance in self._alone(units)]
-        order = sorted(range(len(units)), key=lambda index: -errors[index])
+        drops = self._drops_alone(units)
+        order = sorted(range(len(units)), key=lambda index: (-drops[index], -errors[index]))
         count = self._fewest(chosen, [units[index] for index in order])
         gone = order[:count]
         left = chosen.difference(*(units[index] for index in gone))
-        back = tuple(PutBack(min(units[index]), errors[index]) for index in gone)
+        back = tuple(PutBack(min(units[index]), errors[index], drops[index]) for index in gone)
         return left, back
 
     def _fewest(self, chosen: frozenset[str], order: Sequence[frozenset[str]]) -> int:
@@ -119,8 +145,37 @@ class Restorer:
         if not chosen:
             return None
         self.tell(f"outputs with {len(chosen)} integer kernels")
-        (distance,) = self.calibration.distances(self.reference, [self._model(self.plan(chosen))])
-        return self.limits.missed(distance)
+        model = self._model(self.plan(chosen))
+        (distance,) = self.calibration.distances(self.reference, [model])
+        why = self.limits.missed(distance)
+        if why is None and (drop := self._drop(model)) > (self.limits.floors.max_drop or 0.0):
+            return f"accuracy drops by {drop:.2f} points"
+        return why
+
+    @cached_property
+    def _accuracy(self) -> float | None:
+        """That of the model as it was."""
+        accuracy = self.limits.accuracy
+        return accuracy(self.reference) if self.limits.has_drop and accuracy is not None else None
+
+    def _drops_alone(self, units: Sequence[frozenset[str]]) -> list[float]:
+        """What each unit alone costs; 0 where asking for all of them would take too long."""
+        nothing = [0.0] * len(units)
+        if self._accuracy is None:
+            return nothing
+        begun = time.perf_counter()
+        self._drop(self.reference)
+        if len(units) * (time.perf_counter() - begun) > _PATIENCE_S:
+            return nothing
+        self.tell(f"what each of {len(units)} integer kernels does to accuracy")
+        return [self._drop(self._model(self.plan(unit))) for unit in units]
+
+    def _drop(self, model: Model) -> float:
+        """Points of accuracy that `model` loses; 0 where there is no floor on them."""
+        if self._accuracy is None or self.limits.accuracy is None:
+            return 0.0
+        now = self.limits.accuracy(model)
+        return 0.0 if now is None else 100 * (self._accuracy - now)
 
     def _alone(self, units: Sequence[frozenset[str]]) -> Iterator[Distance]:
         models = (self._model(self.plan(unit)) for unit in units)

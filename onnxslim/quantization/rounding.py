@@ -5,7 +5,7 @@ What may change here: what the solver is given. How weights are rounded is `weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from glob import escape
 from typing import Final
@@ -17,7 +17,7 @@ from onnxslim.analysis.operands import is_present
 from onnxslim.contract import Context
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
-from onnxslim.objective.problems import Aim, Problems, Schedule, Selection, own_goal
+from onnxslim.objective.problems import Aim, Problem, Problems, Schedule, Selection, own_goal
 from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.clusters import Clusters
 from onnxslim.quantization.insert import LayerCodes
@@ -31,7 +31,7 @@ from onnxslim.quantization.weights import (
 )
 from onnxslim.rewrite import Rewriter
 
-WIDEST: Final = 8192  # inputs; H, its factor and its order take 1.6 GB there
+WIDEST: Final = 8192  # inputs of a layer with second moments, which take 1.6 GB there
 
 
 def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str, LayerCodes]:
@@ -65,16 +65,9 @@ def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str,
     return found
 
 
-def split_by_width(model: Model, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The layers whose inputs are few enough for second moments, and those that have more."""
-    columns = {layer.name: layer.columns for layer in weight_layers(model.graph)[0]}
-    wide = [name for name in names if columns.get(name, 0) > WIDEST]
-    return [name for name in names if name not in wide], wide
-
-
 def solved_codes(
     model: Model,
-    names: Iterable[str],
+    names: Sequence[str],
     context: Context,
     form: WeightForm,
     rounding: Rounding,
@@ -97,41 +90,45 @@ def solved_codes(
     if not patterns:
         return {}
     copy = model.clone()
-    means: dict[str, np.ndarray] = {}
-    if rounding is Rounding.NEAREST:  # needs no second moments
-        if keep_means:
-            means = _mean_inputs(copy, context)
+    layers = [layer for layer in weight_layers(copy.graph)[0] if layer.name in set(names)]
+    is_plain = rounding is Rounding.NEAREST  # needs no second moments
+    plain = [layer for layer in layers if is_plain or layer.columns > WIDEST]
+    means = _mean_inputs(copy, plain, context) if keep_means and plain else {}
+    if is_plain:
         context = replace(context, calibration=None)
     problems = Problems(
         Rewriter(copy.graph),
         replace(context, model=copy),
         Selection(only=patterns),
         Schedule(sequential=False, aim=Aim.ORIGINAL),
+        WIDEST,
     )
     found: dict[str, LayerCodes] = {}
     for problem in problems:
         tell(f"rounding {problem.name}")
         if not keep_means:
             problem.goals = ()
-        elif means:
+        elif not problem.has_data:
             own = [(layer, means.get(layer.name)) for layer in problem.layers]
             problem.goals = tuple(None if m is None else own_goal(la, m) for la, m in own)
         weight = quantized_weight(problem, form, rounding)
         problems.apply(problem, weight.weight, "int8")
         for layer in problem.layers:
             codes, grid = weight.stored(layer)
-            found[layer.name] = LayerCodes(codes, grid, _bias(layer), _words(weight))
+            found[layer.name] = LayerCodes(codes, grid, _bias(layer), _words(problem, weight))
     return found
 
 
-def _mean_inputs(model: Model, context: Context) -> dict[str, np.ndarray]:
+def _mean_inputs(
+    model: Model, chosen: Sequence[WeightLayer], context: Context
+) -> dict[str, np.ndarray]:
     """E[x] of the inputs of layers, (groups, columns), by name.
 
     That of a patch is taken to be that of its channels: at borders it is less, by the padding.
     """
     assert context.calibration is not None
-    layers = {layer.name: layer for layer in weight_layers(model.graph)[0]}
-    found = {}
+    layers = {layer.name: layer for layer in chosen}
+    found: dict[str, np.ndarray] = {}
     for seen in context.calibration.activity(model, list(layers)):
         if isinstance(seen, ChannelActivity):
             layer = layers[seen.layer]
@@ -146,8 +143,9 @@ def _by_column(layer: WeightLayer, by_channel: np.ndarray) -> np.ndarray:
     return np.broadcast_to(columns, (layer.groups, layer.columns))
 
 
-def _words(weight: QuantizedWeight) -> str:
-    return f"relative error of its weight's rounding {weight.error:.2g}"
+def _words(problem: Problem, weight: QuantizedWeight) -> str:
+    notes = "".join(f"; {note}" for note in problem.notes)
+    return f"relative error of its weight's rounding {weight.error:.2g}{notes}"
 
 
 def _bias(layer: WeightLayer) -> np.ndarray | None:
@@ -158,4 +156,4 @@ def _bias(layer: WeightLayer) -> np.ndarray | None:
     return bias.reshape(-1)
 
 
-__all__ = ["WIDEST", "plain_codes", "solved_codes", "split_by_width"]
+__all__ = ["WIDEST", "plain_codes", "solved_codes"]

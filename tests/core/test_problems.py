@@ -551,6 +551,16 @@ def test_layers_of_one_depth_share_a_sweep() -> None:
     assert asked == [("h0", "h1", "h2"), ("y",)]
 
 
+def test_weights_with_too_many_inputs_come_first_and_without_data() -> None:
+    nodes = [node("MatMul", ["x", "wa"], "a"), node("MatMul", ["a", "wb"], "y")]
+    model = Model.load(net(nodes, {"wa": normal(12, 6), "wb": normal(6, 2)}, ["N", 12]))
+    problems = Problems(Rewriter(model.graph), context(model, X), widest=8)
+    first, second = problems
+    assert (first.name, first.has_data) == ("a", False)
+    assert first.notes == ("H = I: it has more than 8 inputs",)
+    assert (second.name, second.has_data) == ("y", True)
+
+
 def test_problems_can_be_gone_through_again() -> None:
     problems, _ = problems_of(dense_net(12, 16, 4), X)
     rounds = [[(p.name, p.energy) for p in problems] for _ in range(2)]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +66,7 @@ def quantize(
     stopwatch: object = None,
     floors: Floors | None = None,
     goal: Goal = Goal.BOTH,
+    accuracy: Callable[[Model], float | None] | None = None,
 ) -> tuple[Model, StepReport]:
     model = source if isinstance(source, Model) else Model.load(source)
     context = Context(
@@ -73,6 +74,7 @@ def quantize(
         calibration=None if x is None else runs(x),
         stopwatch=stopwatch,  # type: ignore[arg-type]
         floors=floors or Floors(),
+        accuracy=accuracy,
     )
     made, (report,) = PassManager.parse(text).run(
         model, context, policy=replace(FORCE, goal=goal), reproducers=REPRODUCERS
@@ -115,8 +117,8 @@ def test_layers_with_very_many_inputs_are_rounded_to_nearest(
     monkeypatch.setattr(rounding, "WIDEST", 8)
     source = residual()
     model, report = quantize(source)
-    to_nearest = [change.what for change in report.changes if "to nearest" in change.what]
-    assert len(to_nearest) == 2  # both Convs: 8 channels of 9 taps
+    told = [change.what for change in report.changes if "more than 8 inputs" in change.what]
+    assert len(told) == 2  # both Convs: 8 channels of 9 taps
     assert output_error(source, model, X) < 3e-3
 
 
@@ -310,6 +312,21 @@ def test_a_floor_of_the_user_is_held_too() -> None:
     model, report = quantize(source, x=x, floors=Floors(min_sqnr_db=28.0))
     assert output_error(source, model, x) < 10**-2.7
     assert any("back to float" in why for why in why_of(report).values())
+
+
+def test_a_floor_on_what_the_user_measures_is_held() -> None:
+    source, x = sensitive(), samples(100, 8)
+
+    def accuracy(model: Model) -> float:
+        return 0.9 if output_error(source, model, x) < 0.05**2 else 0.8
+
+    floors = Floors(max_drop=1.0)
+    model, report = quantize(source, x=x, floors=floors, accuracy=accuracy)
+    assert accuracy(model) == 0.9
+    assert "and costs 10 points of accuracy" in why_of(report)["h"]
+    unmeasured, report = quantize(source, x=x, floors=floors)
+    assert accuracy(unmeasured) == 0.8
+    assert not any("back to float" in why for why in why_of(report).values())
 
 
 def test_a_floor_that_nothing_holds_leaves_the_model_alone() -> None:
