@@ -27,7 +27,8 @@ Why it is correct:
     With H = E[x xᵀ] = R·Rᵀ, E‖W·x − A·B·x‖² = ‖(W − A·B)·R‖², which the truncated singular value
     decomposition of W·R minimises among all A·B of rank r: A = U_r, B = U_rᵀ·W. The error is the
     sum of the squared singular values left out. Where a bias can be chosen it keeps the mean
-    output, and H is that of x − E[x]. Where the weight has rank r itself, nothing is lost.
+    output, and H is that of x − E[x]. Where the weight has rank r itself, nothing is lost. Without
+    samples, and for layers of more than 8,192 inputs, H = I.
 
 Declines when:
     1. The weight is computed at run time, quantized, or stored as a codebook.

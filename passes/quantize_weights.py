@@ -86,14 +86,13 @@ from onnxslim.contract import Change, Context, Fidelity, PassResult, Skip
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.ir import Graph, node_label
 from onnxslim.objective.layer_pass import LayerPass, check_patterns, error_words
-from onnxslim.objective.problems import Problem, Selection, assign
+from onnxslim.objective.problems import WIDEST, Problem, Selection, assign
 from onnxslim.objective.solver import Metric
 from onnxslim.objective.threads import threads_for
 from onnxslim.options import Interval, Value, at_least, one_of, option
 from onnxslim.quantization.blocks import is_block_of_kernel, stored_bytes
 from onnxslim.quantization.canonical import raise_opset
 from onnxslim.quantization.grid import GridForm
-from onnxslim.quantization.rounding import WIDEST
 from onnxslim.quantization.storing import (
     Form,
     Integers,
@@ -126,6 +125,7 @@ class QuantizeWeights(LayerPass):
     name: ClassVar[str] = "quantize-weights"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"bits": (8, 4)}
+    widest: ClassVar[int | None] = WIDEST
 
     bits: int = option(8, Interval(4, 8), "of a code: 8 or 4")
     block: int | None = option(
@@ -300,9 +300,7 @@ class _Run:
         context = replace(self.context, model=self.model)
         if self.rounding is Rounding.NEAREST:
             context = replace(context, calibration=None)
-        problems = self.rule.problems(rw, context)
-        problems.widest = WIDEST
-        for problem in problems:
+        for problem in self.rule.problems(rw, context):
             context.tell(f"rounding {problem.name}")
             answers += self._answer(rw, problem, self.rounding)
         for skip in rw.result().skips:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
@@ -22,7 +23,14 @@ from onnxslim.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class LayerPass(Pass):
-    """A pass over weight layers, with the options that say which, and what they aim at."""
+    """A pass over weight layers, with the options that say which, and what they aim at.
+
+    Attributes:
+        widest: inputs of a layer above which it does without calibration samples, as memory would
+            be short; None: there is no limit.
+    """
+
+    widest: ClassVar[int | None] = None
 
     only: tuple[str, ...] = option((), help="names of the only layers to change; `*` and `?` match")
     skip: tuple[str, ...] = option((), help="names of layers to leave alone; `*` and `?` match")
@@ -58,7 +66,8 @@ class LayerPass(Pass):
 
     def problems(self, rewriter: Rewriter, context: Context) -> Problems:
         """The weights that the options select."""
-        return Problems(rewriter, context, Selection(self.only, self.skip), self.schedule)
+        chosen = Selection(self.only, self.skip)
+        return Problems(rewriter, context, chosen, self.schedule, self.widest)
 
 
 def check_patterns(owner: Pass, names: Sequence[str], others: Sequence[str] = ()) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, reduce
+from typing import Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -28,6 +29,8 @@ from onnxslim.ir import Node, node_label, subgraphs_of
 from onnxslim.objective.moments import BlockDiagonal, LayerMoments, Second
 from onnxslim.objective.solver import Metric, objective, residual, shifted_target
 from onnxslim.rewrite import Rewriter
+
+WIDEST: Final = 8192  # inputs of a weight whose second moments take 1.6 GB to work with
 
 
 class Aim(enum.StrEnum):
@@ -443,6 +446,7 @@ def layer_depths(graph: gs.Graph, counted: set[Node]) -> dict[Node, int]:
 
 
 __all__ = [
+    "WIDEST",
     "Aim",
     "Problem",
     "Problems",

@@ -28,7 +28,7 @@ from onnxslim.ir import node_label
 from onnxslim.objective.budgets import cheapest, spend, total_cost
 from onnxslim.objective.layer_pass import LayerPass, error_words
 from onnxslim.objective.low_rank import numerical_rank
-from onnxslim.objective.problems import Problem, Problems, Schedule, assign
+from onnxslim.objective.problems import WIDEST, Problem, Problems, Schedule, assign
 from onnxslim.objective.sensitivity import sensitivity
 from onnxslim.objective.solver import Metric
 from onnxslim.objective.splits import (
@@ -109,6 +109,7 @@ class SplitPass(LayerPass):
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
+    widest: ClassVar[int | None] = WIDEST
     ops: ClassVar[frozenset[str]]
 
     rank: int | None = option(None, at_least(1), "rank of every layer")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from glob import escape
-from typing import Final
 
 import numpy as np
 
@@ -17,7 +16,15 @@ from onnxslim.analysis.operands import is_present
 from onnxslim.contract import Context
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
-from onnxslim.objective.problems import Aim, Problem, Problems, Schedule, Selection, own_goal
+from onnxslim.objective.problems import (
+    WIDEST,
+    Aim,
+    Problem,
+    Problems,
+    Schedule,
+    Selection,
+    own_goal,
+)
 from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.clusters import Clusters
 from onnxslim.quantization.insert import LayerCodes
@@ -30,8 +37,6 @@ from onnxslim.quantization.weights import (
     quantized_weight,
 )
 from onnxslim.rewrite import Rewriter
-
-WIDEST: Final = 8192  # inputs of a layer with second moments, which take 1.6 GB there
 
 
 def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str, LayerCodes]:
@@ -156,4 +161,4 @@ def _bias(layer: WeightLayer) -> np.ndarray | None:
     return bias.reshape(-1)
 
 
-__all__ = ["WIDEST", "plain_codes", "solved_codes"]
+__all__ = ["plain_codes", "solved_codes"]
