@@ -370,7 +370,13 @@ class _Run:
         if not limits.are_set:
             return chosen
         restorer = Restorer(
-            self.model, self.original, self._plan, self.calibration.halves()[1], limits, self._tell
+            self.model,
+            self.original,
+            self._plan,
+            self.calibration.halves()[1],
+            self.calibration,
+            limits,
+            self._tell,
         )
         units = [
             frozenset({cluster.name})

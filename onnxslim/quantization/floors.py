@@ -94,7 +94,8 @@ class Restorer:
         model: in float.
         reference: whose outputs are to be kept.
         plan: the grids and codes of a choice of clusters.
-        calibration: the samples held back.
+        calibration: the samples held back, by which clusters are ordered.
+        whole: all samples, on which limits must hold as well: floors are judged by them.
         limits: what has to hold.
         tell: what goes on, in words.
     """
@@ -103,6 +104,7 @@ class Restorer:
     reference: Model
     plan: Planner
     calibration: Calibration
+    whole: Calibration
     limits: Limits
     tell: Callable[[str], None]
 
@@ -146,11 +148,17 @@ class Restorer:
             return None
         self.tell(f"outputs with {len(chosen)} integer kernels")
         model = self._model(self.plan(chosen))
-        (distance,) = self.calibration.distances(self.reference, [model])
-        why = self.limits.missed(distance)
-        if why is None and (drop := self._drop(model)) > (self.limits.floors.max_drop or 0.0):
-            return f"accuracy drops by {drop:.2f} points"
-        return why
+        for samples in (self.calibration, self.whole):
+            (distance,) = samples.distances(self.reference, [model])
+            why = self.limits.missed(distance)
+            if why is not None:
+                return why
+        drop = self._drop(model)
+        return (
+            f"accuracy drops by {drop:.2f} points"
+            if drop > (self.limits.floors.max_drop or 0.0)
+            else None
+        )
 
     @cached_property
     def _accuracy(self) -> float | None:
