@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import click
-from int8_runs import quantized_by, sqnr, written
+from int8_runs import sqnr, unusable, written
 from low_rank_runs import stacked
-from peers import ONNX, Tool
+from peers import ONNX, Tool, run_driver
 from reporting import DOCS, Found, Row, markdown, read, refresh, saved, times
 from zoo import ZooModel, cache_folder, models, path, sample_inputs
 
 from onnxslim import compress
 from onnxslim.api import bench_models
-from onnxslim.errors import OnnxslimError
 
 PAGE: Final = DOCS / "fp16.md"
 PEER: Final = Tool(
@@ -67,8 +65,8 @@ def _row_of(model: ZooModel) -> Found:
         files[name] = folder / f"{name}.onnx"
         compress(source, files[name], passes=spec, calibration=known, measure=False, force=True)
     target = folder / "peer.onnx"
-    why = quantized_by(PEER, source, target, written(folder / "samples.npz", known))
-    why = why or _unusable(target)
+    why = run_driver(PEER, source, target, written(folder / "samples.npz", known))
+    why = why or unusable(target, held[0])
     if why is None:
         files["peer"] = target
     else:
@@ -85,15 +83,6 @@ def _row_of(model: ZooModel) -> Found:
         "failed": failed,
         "load": os.getloadavg()[0],
     }
-
-
-def _unusable(file: Path) -> str | None:
-    """Why onnxruntime cannot run what the peer wrote on made-up inputs, if so."""
-    try:
-        bench_models([file])
-    except OnnxslimError as error:
-        return str(error)[:200]
-    return None
 
 
 def _table_of(name: str) -> str | None:

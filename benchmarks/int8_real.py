@@ -13,8 +13,9 @@ import numpy as np
 import onnxruntime as ort
 from deep_compression_samples import Pictures
 from deep_compression_tasks import Outputs, outputs_of, sqnr_db, texts_of
-from int8_runs import Arrays, Row, peers, quantized_by, unusable, written
+from int8_runs import Arrays, Row, peers, unusable, written
 from int8_samples import KINDS, SIDE, lines, photographs
+from peers import run_driver
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rapidfuzz.distance import Levenshtein
@@ -78,7 +79,7 @@ def rows_of(job: Job) -> Iterator[Row]:
     (name,) = job.calibration
     for peer, tool, extra in peers():
         target = folder / f"{peer}.onnx"
-        why = quantized_by(tool, job.model, target, samples, *extra)
+        why = run_driver(tool, job.model, target, samples, *extra)
         why = why or unusable(target, {name: job.judged[0][None]})
         row: Row = {"task": job.name, "setting": peer, "failed": why}
         yield row if why else {**row, **_judged(job, target, before)}

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 from low_rank_runs import stacked
-from peers import DRIVERS, QUANTIZERS, PeerError, Tool, python_of
+from peers import DRIVERS, QUANTIZERS, Tool, python_of, run_driver
 from zoo import ZooModel, cache_folder, path, sample_inputs
 
 from onnxslim import compress
@@ -27,7 +27,6 @@ Row = dict[str, Any]
 IMAGES: Final = 32
 HELD: Final = 16
 FEW: Final = 500  # unlabelled images of trained nets
-TIMEOUT_SECONDS: Final = 1800
 MOST_MEMORY: Final = 16 << 30  # of one quantizer; beyond, the machine would have none left
 SETTINGS: Final = (
     "quantize-int8:placement=all",
@@ -55,7 +54,7 @@ def speed_of(model: ZooModel) -> Row:
     files, failed = {"ours": folder / "ours.onnx"}, {}
     for name, tool, extra in peers():
         begun = time.perf_counter()
-        why = quantized_by(tool, path(model), folder / f"{name}.onnx", file, *extra)
+        why = run_driver(tool, path(model), folder / f"{name}.onnx", file, *extra)
         seconds[name] = time.perf_counter() - begun
         if why is None and (why := unusable(folder / f"{name}.onnx", held[0])) is None:
             files[name] = folder / f"{name}.onnx"
@@ -92,30 +91,6 @@ def peers() -> Iterator[tuple[str, Tool, tuple[str, ...]]]:
     yield "onnxruntime s8", by_name["onnxruntime"], ("s8",)
     yield "nncf", by_name["nncf"], ()
     yield "onnxsim", by_name["onnxsim"], ()
-
-
-def quantized_by(tool: Tool, source: Path, target: Path, samples: Path, *extra: str) -> str | None:
-    """Let a peer quantize `source`; why it could not, if so."""
-    try:
-        python = python_of(tool)
-    except PeerError as error:
-        return str(error)[:200]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [python, DRIVERS / tool.driver, source, target, samples, *extra]
-    try:
-        done = subprocess.run(
-            [os.fspath(item) for item in command],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=TIMEOUT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"still running after {TIMEOUT_SECONDS} s"
-    if done.returncode == 0:
-        return None
-    return (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
 
 
 def unusable(file: Path, sample: Mapping[str, Any]) -> str | None:
@@ -183,7 +158,7 @@ def accuracy_of(file: Path, calibration: Path, evaluation: Path) -> Iterator[Row
         samples = written(Path(folder) / "samples.npz", known)
         for peer, tool, extra in peers():
             target = Path(folder) / f"{peer}.onnx"
-            why = quantized_by(tool, file, target, samples, *extra)
+            why = run_driver(tool, file, target, samples, *extra)
             row: Row = {"model": file.stem, "setting": peer, "before": before, "failed": why}
             if why is None:
                 row["after"] = _accuracy(target.read_bytes(), name, images, labels)
@@ -239,7 +214,6 @@ __all__ = [
     "accuracy_of",
     "cost_of",
     "peers",
-    "quantized_by",
     "speed_of",
     "unusable",
     "written",

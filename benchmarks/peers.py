@@ -23,6 +23,8 @@ from zoo import cache_folder
 CONSOLE = Console()
 DRIVERS = Path(__file__).parent / "drivers"
 TIMEOUT_SECONDS = 600
+QUANTIZER_SECONDS = 1800
+WORDS = 200  # characters of a message that a row keeps
 STAMP = "requirements.sha256"  # written last into an environment that is complete
 
 ONNX = (
@@ -134,6 +136,29 @@ def _install(tool: Tool, folder: Path, python: Path) -> None:
     if done.returncode:
         message = f"pip cannot install {tool.name}: {done.stderr.strip()}"
         raise PeerError(message)
+
+
+def run_driver(tool: Tool, *arguments: str | os.PathLike[str]) -> str | None:
+    """Run the driver of `tool` in its environment; the last line of what went wrong, if so."""
+    try:
+        command = [python_of(tool), DRIVERS / tool.driver, *arguments]
+    except PeerError as error:
+        return str(error)[:WORDS]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    try:
+        done = subprocess.run(
+            [os.fspath(item) for item in command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=QUANTIZER_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"still running after {QUANTIZER_SECONDS} s"
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or ["no message"])[-1][:WORDS]
 
 
 def run(tool: Tool, source: Path, target: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Run:

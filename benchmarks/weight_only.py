@@ -11,7 +11,6 @@ timed in turn. `tables` writes those of `docs/int8.md` anew. Needs the extra `be
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Final
 import click
 import numpy as np
 import onnxruntime as ort
-from peers import DRIVERS, QUANTIZERS, PeerError, python_of
+from peers import QUANTIZERS, run_driver
 from reporting import DOCS, Found, Row, markdown, read, refresh, saved, times
 from sentence_encoder import TABLES, Arrays, batch_of, model_file, sentences, tokenized
 from zoo import cache_folder
@@ -123,21 +122,7 @@ def _ours(setting: Setting, file: Path, known: Sequence[Arrays]) -> str | None:
 
 def _peer(setting: Setting, file: Path) -> str | None:
     """Quantize with onnxruntime; why it could not, if so."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    try:
-        command = [python_of(PEER), DRIVERS / PEER.driver, model_file(), file, *setting.options]
-    except PeerError as error:
-        return str(error)
-    done = subprocess.run(
-        [os.fspath(item) for item in command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    if done.returncode == 0:
-        return None
-    return (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    return run_driver(PEER, model_file(), file, *setting.options)
 
 
 # ---------------------------------------------------------------------------- measuring

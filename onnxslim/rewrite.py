@@ -202,6 +202,8 @@ class Rewriter:
         """
         bodies = subgraphs_of(node)
         if op is not None:
+            if node.op == "Constant" != op:
+                node.name = ""  # Constants of a file may share a name; onnxruntime lets no others
             node.op = op
             node.domain = domain
         if attrs is not None:

@@ -180,7 +180,7 @@ class InjectExits(Pass):
             batch=Batch(self.batch),
         )
         output, _ = survey.scores
-        sites = survey.sites()
+        sites = survey.sites(staying=self.mode == "exit")
         for name, why in survey.why_not.items():
             rw.skip(rw.main.name, f"`{name}` is no place to leave at: {why}")
         if not sites:
@@ -283,12 +283,8 @@ class InjectExits(Pass):
         return self.target or context.floors.min_agreement or _TARGET
 
     def _style(self, rw: Rewriter, survey: Survey, plan: Plan) -> Style:
-        output, form = survey.scores
-        kind = Confidence(self.confidence)
-        style = Style(form, kind, Batch(self.batch), self.report_exit)
-        if style.batch is Batch.ALL or output.shape[0] == 1:
-            return replace(style, batch=Batch.ALL)
-        if splits_well(survey, plan, style):
+        style = replace(survey.style, report=self.report_exit)
+        if style.batch is Batch.ALL or splits_well(survey, plan, style):
             return style
         rw.skip(
             plan.sites[0].point.tensor,

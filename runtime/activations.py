@@ -163,9 +163,7 @@ class Playback:
         try:
             for value, array in arrays.items():
                 self._new[value].append(array)
-        except (
-            OSError
-        ):  # no room on the disk: runs begin earlier, which is slower and no less right
+        except OSError:  # no room on the disk: runs begin earlier, slower and no less right
             self._give_up()
 
     def _give_up(self) -> None:

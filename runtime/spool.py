@@ -6,9 +6,10 @@ goes when it is closed or the process ends.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import weakref
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Spool:
         self.nbytes = 0
         self._places: list[tuple[int, np.dtype]] = []
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="onnxslim-")  # noqa: SIM115
-        self._closing = weakref.finalize(self, self._file.close)
+        self._closing = weakref.finalize(self, _close, self._file)
 
     def append(self, array: np.ndarray) -> None:
         """Keep a copy of `array`.
@@ -38,6 +39,7 @@ class Spool:
         """
         self._file.seek(self.nbytes)
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self._file.flush()  # a full disk is told of here, and not when something is read
         self._places.append((self.nbytes, array.dtype))
         self.shapes.append(array.shape)
         self.nbytes += array.nbytes
@@ -56,6 +58,11 @@ class Spool:
     def close(self) -> None:
         """Let go of the arrays."""
         self._closing()
+
+
+def _close(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # what did not fit on the disk is not wanted any more
+        file.close()
 
 
 __all__ = ["Spool"]

@@ -145,6 +145,13 @@ class Survey:
             raise NotApplicable(f"`{fitting[0].name}` is not class scores: {named[0][1]}")
         return min(good, key=lambda item: item[1] is Form.LOGITS)
 
+    @property
+    def style(self) -> Style:
+        """How exits are to be written; a batch that is one sample is not split."""
+        output, form = self.scores
+        batch = Batch.ALL if output.shape[0] == 1 else self.batch
+        return Style(form, self.confidence, batch)
+
     @cached_property
     def points(self) -> tuple[Point, ...]:
         """The points to look at, in order; reasons against others go to `why_not`."""
@@ -177,8 +184,11 @@ class Survey:
         first, second = self.context.calibration.parts(2)
         return first, second
 
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self, *, staying: bool = False) -> tuple[Site, ...]:
         """Every point with the best head that can be had there.
+
+        Args:
+            staying: time what an exit costs those that do not leave, too.
 
         Raises:
             NotApplicable: no head can be fitted.
@@ -190,7 +200,9 @@ class Survey:
             self.context.tell("exits: fitting heads")
             chosen = [pooling for point in self.points for pooling in poolings(point)]
             best = self._best(fit_heads(self.task, chosen, self.halves[0], hidden=self.hidden))
-        return tuple(self._site(point, best.get(point.tensor)) for point in self.points)
+        return tuple(
+            self._site(point, best.get(point.tensor), staying=staying) for point in self.points
+        )
 
     def _best(self, fitted: Sequence[Fitted]) -> dict[str, Fitted]:
         """For each point the head with which most may leave; of equals the smallest."""
@@ -204,7 +216,7 @@ class Survey:
                 found[name] = (merit, item)
         return {name: item for name, (_, item) in found.items()}
 
-    def _site(self, point: Point, fitted: Fitted | None) -> Site:
+    def _site(self, point: Point, fitted: Fitted | None, *, staying: bool) -> Site:
         """A point with shares of the latency; of the work where nothing is timed."""
         stopwatch = self.context.stopwatch
         if stopwatch is None:
@@ -212,17 +224,15 @@ class Survey:
         self.context.tell(f"exits: timing {point.tensor}")
         head = None if fitted is None else fitted.head
         cost = 1 / stopwatch.pair(self.model, _prefix(self.model, point, head)).ratio
-        if head is None:
-            return Site(point, cost)
+        if head is None or not staying:
+            return Site(point, cost, fitted)
         stay = 1 / stopwatch.pair(self.model, self._never_left(head)).ratio - 1
         return Site(point, cost, fitted, max(stay, 0.0))
 
     def _never_left(self, head: Head) -> Model:
         """The model with an exit that no sample takes."""
-        output, form = self.scores
-        batch = Batch.ALL if output.shape[0] == 1 else self.batch
-        style = Style(form, self.confidence, batch)
-        return with_exits(self.model, output.name, [Exit(head, NEVER)], style)
+        output, _ = self.scores
+        return with_exits(self.model, output.name, [Exit(head, NEVER)], self.style)
 
 
 @dataclass(frozen=True)

@@ -264,13 +264,12 @@ class Problems:
         goals = tuple(self._goal(la, m) for la, m in zip(layers, measured, strict=True))
         free = [goal is not None for goal in goals]
         metrics = _metrics(measured, free)
-        for index, (moments, is_free) in enumerate(zip(measured, free, strict=True)):
-            rest = replace(moments, seconds=())  # the metrics have them
-            measured[index] = rest.centered() if is_free else rest
-            del moments
-        notes = tuple(dict.fromkeys(note for moments in measured for note in moments.notes))
+        rest = [replace(moments, seconds=()) for moments in measured]  # the metrics have them
+        del measured
+        seen = [m.centered() if is_free else m for m, is_free in zip(rest, free, strict=True)]
+        notes = tuple(dict.fromkeys(note for moments in seen for note in moments.notes))
         problem = Problem(layers, metrics, None, goals, notes=(*notes, *_readers_note(unit)))
-        self._set_target(problem, measured)
+        self._set_target(problem, seen)
         return problem
 
     def _set_target(self, problem: Problem, seen: Sequence[LayerMoments]) -> None:

@@ -269,7 +269,7 @@ def _row_feedback(
             single.append(int(rows[0]))
         elif len(own):
             with threads_for(len(own)):
-                upper = inverse_factor(block.matrix[np.ix_(own, own)])
+                upper = inverse_factor(block.matrix[np.ix_(own, own)], overwrite=True)
             _Feed(block, codebook, own, upper).run(target, rows, result)
     for chosen in _batches(mask, np.array(single, int)):
         _feed_rows(target, block, codebook, mask, chosen, order, result)
@@ -313,7 +313,9 @@ def _feed_rows(
             count = len(own)
             columns[index, :count], used[index, :count] = own, True
             uppers[index] = np.eye(size)
-            uppers[index, :count, :count] = inverse_factor(block.matrix[np.ix_(own, own)])
+            uppers[index, :count, :count] = inverse_factor(
+                block.matrix[np.ix_(own, own)], overwrite=True
+            )
     work = np.where(used, np.take_along_axis(target[rows], columns, axis=1), 0.0)
     for at in range(size):
         pivot = uppers[:, at, at]

@@ -573,7 +573,7 @@ def _feedback(
     """Codes (stages, rows, vectors) of one span."""
     length = tables[0].shape[1]
     columns = (order[:, None] * length + np.arange(length)).ravel()
-    upper = inverse_factor(span.matrix[np.ix_(columns, columns)])
+    upper = inverse_factor(span.matrix[np.ix_(columns, columns)], overwrite=True)
     dead = span.dead[columns]
     work = np.ascontiguousarray(target[:, columns].T)  # (columns, rows)
     dtype = _code_type(max(len(table) for table in tables))

@@ -116,7 +116,6 @@ def _store(
             dtype=FLOAT16,
             shape=list(values.shape),
         )
-    node.name = ""  # Constant nodes of a file may share a name; onnxruntime lets no others
     rewriter.update(node, what, op="Cast", inputs=[twin], attrs=attrs, fidelity=fidelity)
 
 

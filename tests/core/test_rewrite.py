@@ -34,6 +34,15 @@ g (bool p, float[4] x) => (float[4] y) {
 }"""
 
 
+SHARED = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[1] x) => (float[1] y) {
+    [same] a = Constant <value = float[1] {1.0}> ()
+    [same] b = Constant <value = float[1] {1.0}> ()
+    c = Add (x, a)
+    y = Add (c, b)
+}"""
+
+
 def _load(text: str) -> tuple[onnx.ModelProto, Graph]:
     proto = parse(text)
     return proto, Model.load(proto).graph
@@ -47,6 +56,16 @@ def _back(source: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
 
 def _node(graph: Graph, op: str) -> Node:
     return next(n for g in [graph] for n in g.nodes if n.op == op)
+
+
+def test_a_constant_that_becomes_another_operator_gives_up_a_name_that_it_may_share() -> None:
+    _, graph = _load(SHARED)
+    rw = Rewriter(graph)
+    first, second = (node for node in graph.nodes if node.op == "Constant")
+    rw.update(first, "scaled", attrs={"value": np.float32([2.0])})
+    assert first.name == second.name == "same"
+    rw.update(second, "of a twin", op="Identity", inputs=[graph.inputs[0]], attrs={})
+    assert (first.name, second.name) == ("same", "")
 
 
 def test_substituting_removes_the_node_and_what_only_fed_it() -> None:

@@ -445,6 +445,20 @@ def test_a_constant_node_is_replaced_too() -> None:
         assert output_error(source, model, X) < 1e-3
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_constant_nodes_may_share_a_name(form: str) -> None:
+    values = {"w": normal(96, 64, scale=0.1), "v": normal(64, 80, seed=2)}
+    constants = [
+        helper.make_node("Constant", [], [name], "same", value=numpy_helper.from_array(value))
+        for name, value in values.items()
+    ]
+    matmuls = [node("MatMul", ["x", "w"], "a"), node("MatMul", ["a", "v"], "y")]
+    source = net([*constants, *matmuls], {}, ["N", 96])
+    model, _ = quantize(source, f"form={form}")
+    assert ops(model)["Constant"] == 0
+    assert output_error(source, model, X) < 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
