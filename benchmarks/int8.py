@@ -1,6 +1,6 @@
 """int8: speed, closeness, accuracy and cost; onnxruntime's quantizer, NNCF and onnxsim beside.
 
-    python benchmarks/int8.py speed [MODELS...]
+    python benchmarks/int8.py speed [MODELS...] [--net lenet5.onnx C]
     python benchmarks/int8.py accuracy lenet5.onnx resnet14.onnx --calib C --eval E
     python benchmarks/int8.py real [ocr] [boxes]
     python benchmarks/int8.py cost
@@ -8,18 +8,19 @@
 
 C and E are files that the scripts in `examples/` write, one pair for each model. Each peer runs in
 an environment of its own, on the same calibration samples. Each command but the last writes
-`benchmarks/results/int8_NAME.json`; `tables` writes those of `docs/int8.md` anew. `speed` wants a
-quiet machine: all models of a row are timed in turn.
+`benchmarks/results/int8_NAME.json`, or only the rows of what is named; `tables` writes those of
+`docs/int8.md` anew. `speed` wants a quiet machine: all models of a row are timed in turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import click
-from int8_runs import accuracy_of, cost_of, speed_of
+from int8_runs import Subject, accuracy_of, cost_of, speed_of
 from int8_tables import PAGE, table_of
 from reporting import refresh, saved
 from zoo import models
@@ -48,10 +49,16 @@ def main() -> None:
 
 @main.command("speed")
 @click.argument("names", nargs=-1)
-def speed(names: Sequence[str]) -> None:
+@click.option("--net", "nets", type=(FILE, FILE), multiple=True, help="A trained net, its samples.")
+def speed(names: Sequence[str], nets: Sequence[tuple[Path, Path]]) -> None:
     """Latency against the model as it came, and SQNR on samples held back."""
-    chosen = (model for name in names or SPEED for model in models([name]))
-    saved(None if names else "int8_speed", map(speed_of, chosen))
+    is_part = bool(names or nets)
+    trained = (Subject.trained(*net) for net in nets)
+    zoo = (
+        Subject.of_zoo(model) for name in (names if is_part else SPEED) for model in models([name])
+    )
+    rows = map(speed_of, chain(trained, zoo))
+    saved("int8_speed", rows, replacing=("model",) if is_part else ())
 
 
 @main.command("accuracy")
@@ -73,7 +80,8 @@ def real(names: Sequence[str]) -> None:
     from int8_real import JOBS, rows_of
 
     jobs = (JOBS[name]() for name in names or JOBS)
-    saved(None if names else "int8_real", (row for job in jobs for row in rows_of(job)))
+    rows = (row for job in jobs for row in rows_of(job))
+    saved("int8_real", rows, replacing=("task", "setting") if names else ())
 
 
 @main.command("cost")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,16 +36,38 @@ SETTINGS: Final = (
 )
 
 
-def speed_of(model: ZooModel) -> Row:
+@dataclass(frozen=True)
+class Subject:
+    """A model and samples of it: the first `IMAGES` to calibrate, the rest to judge by."""
+
+    name: str
+    file: Path
+    samples: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of_zoo(cls, model: ZooModel) -> Subject:
+        """A model of the zoo."""
+        return cls(model.name, path(model), sample_inputs(model, IMAGES + HELD, 1))
+
+    @classmethod
+    def trained(cls, file: Path, calibration: Path) -> Subject:
+        """A net that a script in `examples/` trained, with its unlabelled samples."""
+        with np.load(calibration) as arrays:
+            (name,) = [key for key in arrays.files if not key.startswith("label")]
+            images = arrays[name][: IMAGES + HELD]
+        return cls(file.stem, file, [{name: image[None]} for image in images])
+
+
+def speed_of(subject: Subject) -> Row:
     """One model through all quantizers; those that fail say why."""
-    folder = cache_folder() / "int8" / model.name
+    source = subject.file
+    folder = cache_folder() / "int8" / subject.name
     folder.mkdir(parents=True, exist_ok=True)
-    samples = sample_inputs(model, IMAGES + HELD, 1)
-    known, held = samples[:IMAGES], samples[IMAGES:]
+    known, held = subject.samples[:IMAGES], subject.samples[IMAGES:]
     file = written(folder / "samples.npz", stacked(known))
     begun = time.perf_counter()
     _, report = compress(
-        path(model),
+        source,
         folder / "ours.onnx",
         passes="simplify,quantize-int8",
         calibration=stacked(known),
@@ -54,25 +77,25 @@ def speed_of(model: ZooModel) -> Row:
     files, failed = {"ours": folder / "ours.onnx"}, {}
     for name, tool, extra in peers():
         begun = time.perf_counter()
-        why = run_driver(tool, path(model), folder / f"{name}.onnx", file, *extra)
+        why = run_driver(tool, source, folder / f"{name}.onnx", file, *extra)
         seconds[name] = time.perf_counter() - begun
         if why is None and (why := unusable(folder / f"{name}.onnx", held[0])) is None:
             files[name] = folder / f"{name}.onnx"
         else:
             failed[name] = why
-    timed = bench_models([path(model), *files.values()], calibration=[_arrays(held[0])])
+    timed = bench_models([source, *files.values()], calibration=[_arrays(held[0])])
     step = report.steps[-1]
     return {
-        "model": model.name,
+        "model": subject.name,
         "input_ms": timed[0][1].median,
         "faster": {
             name: [row[2].ratio, row[2].low, row[2].high]
             for name, row in zip(files, timed[1:], strict=True)
             if row[2] is not None
         },
-        "sqnr_db": {name: sqnr(path(model), found, held) for name, found in files.items()},
+        "sqnr_db": {name: sqnr(source, found, held) for name, found in files.items()},
         "bytes_left": {
-            name: found.stat().st_size / path(model).stat().st_size for name, found in files.items()
+            name: found.stat().st_size / source.stat().st_size for name, found in files.items()
         },
         "seconds": seconds,
         "kernels": sum("became" in change.what for change in step.changes),
@@ -211,6 +234,7 @@ def cost_of(model: ZooModel, images: int) -> Iterator[Row]:
 
 
 __all__ = [
+    "Subject",
     "accuracy_of",
     "cost_of",
     "peers",

@@ -10,7 +10,8 @@
 
 C and E are files that the scripts in `examples/` write; a C for each trained net, in their order.
 `curves` adds two networks of the zoo on rendered pictures. Each command but the last writes
-`benchmarks/results/low_rank_NAME.json`; `curves` also `docs/low_rank_curves.csv` and `.svg`;
+`benchmarks/results/low_rank_NAME.json` (`decaying MODELS...` the rows of those models in it);
+`curves` also `low_rank_curves.csv` in `docs/data` and `low_rank_curves.svg` in `docs/images`;
 `tables` writes those of `docs/low_rank.md` anew. `trained`, `decaying` and `nothing` time models:
 they want a quiet machine. Networks with decaying spectra: see `low_rank_spectra.py`.
 """
@@ -26,7 +27,7 @@ import numpy as np
 from low_rank_runs import curves, model_row, reasons, stacked, timed_command
 from low_rank_spectra import STEEP, TRAINED, spectra, with_decay
 from low_rank_tables import PAGE, draw_curves, table_of, write_csv
-from reporting import CONSOLE, refresh, save, saved
+from reporting import CONSOLE, DOCS, refresh, save, saved
 from zoo import cache_folder, models, path, sample_inputs
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -34,6 +35,8 @@ METHODS: Final = ("auto", "channel", "spatial", "tucker2", "cp", "depthwise")
 ZOO_CURVES: Final = ("nudenet_320n", "ppocr_v4_rec")
 UNCHANGED: Final = ("shufflenet", "ppocr_v2_cls", "ppocr_v4_det")
 IMAGES: Final = 400
+SHARES: Final = (0.65, 0.5)  # of the layers' latency
+DECAYING_KEY: Final = ("model", "spec", "images")
 FEW: Final = 32  # images for networks whose layers have thousands of inputs
 
 
@@ -87,8 +90,8 @@ def curves_command(files: Sequence[Path], calibration: Sequence[Path]) -> None:
         rows.extend(curves(file, samples))
         CONSOLE.print(file.stem, len(rows))
         save("low_rank_curves", {"rows": rows})
-    write_csv(rows, PAGE.with_name("low_rank_curves.csv"))
-    draw_curves(rows, PAGE.with_name("low_rank_curves.svg"))
+    write_csv(rows, DOCS / "data" / "low_rank_curves.csv")
+    draw_curves(rows, DOCS / "images" / "low_rank_curves.svg")
 
 
 @main.command("trained")
@@ -118,8 +121,7 @@ def decaying(names: Sequence[str]) -> None:
         ("factorize-dense:goal=bytes", 0, STEEP),
         ("factorize-dense:goal=bytes", 0, TRAINED),
         ("factorize-dense:goal=bytes", FEW, TRAINED),
-        ("simplify,factorize-conv:latency=0.5,factorize-dense", FEW, TRAINED),
-        ("simplify,factorize-conv:energy=0.995,factorize-dense:energy=0.995", FEW, TRAINED),
+        *((f"simplify,factorize-conv:latency={s},factorize-dense", FEW, TRAINED) for s in SHARES),
     )
 
     def rows() -> Iterable[Mapping[str, Any]]:
@@ -134,7 +136,7 @@ def decaying(names: Sequence[str]) -> None:
                 known = stacked(samples[:images]) if images else None
                 yield {**model_row(file, spec, known, held=held), "exponents": exponents}
 
-    saved("low_rank_decaying" + "".join(f"_{name}" for name in names), rows())
+    saved("low_rank_decaying", rows(), replacing=DECAYING_KEY if names else ())
 
 
 @main.command("nothing")

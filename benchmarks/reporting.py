@@ -39,7 +39,12 @@ def save(name: str, content: Found) -> None:
 
 
 def saved(
-    name: str | None, rows: Iterable[Found], *, key: str = "rows", **about: object
+    name: str | None,
+    rows: Iterable[Found],
+    *,
+    key: str = "rows",
+    replacing: Sequence[str] = (),
+    **about: object,
 ) -> list[Found]:
     """Print each row, and save all so far after it: one that fails late costs no other.
 
@@ -47,11 +52,18 @@ def saved(
         name: of the result; None prints only.
         rows: usually a generator that measures.
         key: what the rows are called in the file.
+        replacing: entries that tell rows apart: a row takes the place of the one in the file for
+            which they are the same, and all others stay. Without any the file begins anew.
         about: what else the file says, before the rows.
     """
-    found: list[Found] = []
+    old = read(name) if name is not None and replacing else None
+    found: list[Found] = [*old[key]] if old is not None else []
     for row in rows:
-        found.append(row)
+        places = [at for at, was in enumerate(found) if all(was[k] == row[k] for k in replacing)]
+        if replacing and places:
+            found[places[0]] = row
+        else:
+            found.append(row)
         CONSOLE.print(row, soft_wrap=True)
         if name is not None:
             save(name, {**about, key: found})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnxslim
 from onnxslim.contract import Fidelity
@@ -36,6 +36,7 @@ from onnxslim.units import (
 
 Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
 _NAMES_SHOWN = 3
+_FAR_DB = 10  # SQNR below which a result is pointed out: a third of the signal is noise
 
 # --------------------------------------------------------------------------- text
 
@@ -52,7 +53,8 @@ def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = Fa
     if explain:
         blocks.append("\n".join(_explanations(report)))
     idle = [] if explain else _did_nothing(report)
-    remarks = [*_left_out(report), *idle, *(f"note: {printable(note)}" for note in report.notes)]
+    notes = (f"note: {printable(note)}" for note in report.notes)
+    remarks = [*_left_out(report), *idle, *_far(report), *notes]
     if remarks:
         blocks.append("\n".join(remarks))
     blocks.append(verdict(report))
@@ -178,7 +180,7 @@ def _outputs_text(report: Report) -> str:
         return "nothing changed"
     if report.verified_on.startswith("not verified"):
         return f"outputs {printable(report.verified_on)}"
-    compared = next((s.comparison for s in reversed(committed) if s.comparison), None)
+    compared = _last_comparison(committed)
     if compared is None:
         return "outputs not compared"
     drifts = compared.original.values()
@@ -189,12 +191,38 @@ def _outputs_text(report: Report) -> str:
     return f"outputs moved: {_lossy_text(compared.original)}{where}"
 
 
+def _last_comparison(committed: Sequence[StepReport]) -> Comparison | None:
+    return next((s.comparison for s in reversed(committed) if s.comparison), None)
+
+
 def _lossy_text(drifts: Mapping[str, Drift]) -> str:
-    text = f"SQNR {min(drift.sqnr_db for drift in drifts.values()):.1f} dB"
+    name, least = _farthest(drifts)
+    text = f"SQNR {least:.1f} dB" + (f" of `{printable(name)}`" if len(drifts) > 1 else "")
     agreements = [d.top1_agreement for d in drifts.values() if d.top1_agreement is not None]
     if agreements:
         text += f", top-1 answers agree for {100 * min(agreements):.2f} %"
     return text
+
+
+def _farthest(drifts: Mapping[str, Drift]) -> tuple[str, float]:
+    name = min(drifts, key=lambda key: drifts[key].sqnr_db)
+    return name, drifts[name].sqnr_db
+
+
+def _far(report: Report) -> Iterator[str]:
+    """That outputs are far from what they were, where nobody measured what that is worth."""
+    committed = [step for step in report.steps if step.committed and step.changes]
+    compared = _last_comparison(committed)
+    if compared is None or not compared.original or report.after.accuracy is not None:
+        return
+    if max(step.fidelity for step in committed) is not Fidelity.LOSSY:
+        return
+    name, least = _farthest(compared.original)
+    if least < _FAR_DB:
+        yield (
+            f"far from the input model: `{printable(name)}` has an SQNR of {least:.1f} dB. Judge "
+            "it on your own data (--eval, with --max-drop as a floor), or set --min-sqnr"
+        )
 
 
 def _left_out(report: Report) -> Iterator[str]:

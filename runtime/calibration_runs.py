@@ -6,9 +6,11 @@ is `moments`'s and `drift`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from onnxslim.analysis.output_parts import OutputPart, output_parts
 from onnxslim.contract import Skip
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
@@ -18,7 +20,7 @@ from onnxslim.objective.observations import Observation
 from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.calibration import SampleSource, open_samples
 from onnxslim.runtime.channel_activity import stream_activity
-from onnxslim.runtime.departure import Departure, combined
+from onnxslim.runtime.departure import OutputDeparture, combined
 from onnxslim.runtime.moments import Limits, stream_moments
 from onnxslim.runtime.observers import stream_observations
 from onnxslim.runtime.replay import Replay
@@ -36,6 +38,21 @@ _HELD: Final = 1  # of each `_FOLDS` samples the second, so that two samples are
 _MOST_TRIED: Final = 10000  # samples that a trial is fitted on, about
 _KEPT_BYTES: Final = 256 << 20  # of reference outputs
 _LEAST_SUMS: Final = 256 << 20  # bytes of moments that are summed up at once, at least
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a reference model gives.
+
+    Attributes:
+        signature: of what it computes.
+        outputs: for each run.
+        parts: of the outputs that are joined from several.
+    """
+
+    signature: Signature
+    outputs: Sequence[Outputs]
+    parts: Mapping[str, Sequence[OutputPart]]
 
 
 class CalibrationRuns:
@@ -61,7 +78,7 @@ class CalibrationRuns:
         self._activations: Activations | None = None
         self._budget: int | None = None
         self._numbering = Numbering()
-        self._kept: tuple[Signature, list[Outputs]] | None = None
+        self._known: _Known | None = None
         self._parts: tuple[Calibration, Calibration] | None = None
 
     def moments(
@@ -104,28 +121,26 @@ class CalibrationRuns:
     def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
         """See `Calibration`; errors as in `moments`."""
         samples = self._open(reference)
-        outputs = self._reference_outputs(reference)
+        known = self._known_outputs(reference)
         if isinstance(models, Sequence) and len(models) < 2:  # nothing to share with others
             for model in models:
                 with open_session(model, threads=self._threads) as session:
-                    yield self._distance(outputs, lambda feeds, _: session.run(feeds))
+                    yield self._distance(known, lambda feeds, _: session.run(feeds))
             return
         replay = Replay(reference, samples.count, threads=self._threads)
         for model in models:
             with replay.variant(model) as variant:
-                found = self._distance(outputs, variant.run)
+                found = self._distance(known, variant.run)
             yield found
 
-    def _distance(
-        self, outputs: Sequence[Outputs], run: Callable[[Feeds, int], Outputs]
-    ) -> Distance:
+    def _distance(self, known: _Known, run: Callable[[Feeds, int], Outputs]) -> Distance:
         """How far what `run` gives for each sample is from what is expected."""
-        meters = {name: Departure() for name in outputs[0]}
-        for sample, expected in zip(self._runs(), outputs, strict=False):
+        meters = {name: OutputDeparture(known.parts.get(name, ())) for name in known.outputs[0]}
+        for sample, expected in zip(self._runs(), known.outputs, strict=False):
             found = run(sample.feeds, sample.rows)
             for name, meter in meters.items():
                 meter.update(expected[name], found[name])
-        return combined(list(meters.values()))
+        return combined([item for meter in meters.values() for item in meter.departures])
 
     def outputs(self, model: Model, *, together: int | None = None) -> Iterator[Answer]:
         """See `Calibration`; errors as in `moments`."""
@@ -160,10 +175,10 @@ class CalibrationRuns:
             break
         yield from self._samples.batches(size or 1)
 
-    def _reference_outputs(self, reference: Model) -> list[Outputs]:
+    def _known_outputs(self, reference: Model) -> _Known:
         """Kept as long as the reference computes the same, whatever object it is."""
         signature = self._numbering.signature(reference.graph)
-        if self._kept is None or self._kept[0] != signature:
+        if self._known is None or self._known.signature != signature:
             with open_session(reference, threads=self._threads) as session:
                 outputs, taken = [], 0
                 for sample in self._runs():
@@ -171,8 +186,8 @@ class CalibrationRuns:
                     taken += sum(array.nbytes for array in outputs[-1].values())
                     if taken > _KEPT_BYTES:
                         break
-            self._kept = (signature, outputs)
-        return self._kept[1]
+            self._known = _Known(signature, outputs, output_parts(reference))
+        return self._known
 
 
 class _Part(CalibrationRuns):

@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from onnxslim.analysis.output_parts import OutputPart
 from onnxslim.contract import Fidelity
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.promise import breach, shape_breach
 from onnxslim.runtime.samples import Sample
 from onnxslim.runtime.session import Outputs, Session, TensorInfo
+
+Parts = Mapping[str, Sequence[OutputPart]]
 
 
 def measure_drift(
@@ -22,9 +25,18 @@ def measure_drift(
     runs: Iterable[Sample],
     references: Sequence[Sequence[Outputs]],
     kept: list[Outputs] | None = None,
+    parts: Parts | None = None,
 ) -> tuple[list[dict[str, DriftMeter]], str | None]:
-    """Drift of the outputs that each of `references` has, or why arrays do not match."""
-    meters = [{name: DriftMeter() for name in reference[0]} for reference in references]
+    """Drift of the outputs that each of `references` has, or why arrays do not match.
+
+    Args:
+        session: of the model that is looked at.
+        runs: the samples.
+        references: for each model that it is held against, its outputs for these samples.
+        kept: gets the outputs of `session`.
+        parts: of outputs that are looked at alone as well, under their labels.
+    """
+    meters = [_meters(reference[0], parts or {}) for reference in references]
     for sample, *expected in zip(runs, *references, strict=True):
         outputs = session.run(sample.feeds)
         if kept is not None:
@@ -33,9 +45,20 @@ def measure_drift(
             broken = shape_breach(reference, outputs)
             if broken is not None:
                 return meters, broken
-            for name, meter in found.items():
-                meter.update(reference[name], outputs[name])
+            for name, array in reference.items():
+                found[name].update(array, outputs[name])
+                for part in (parts or {}).get(name, ()):
+                    found[part.label].update(part.of(array), part.of(outputs[name]))
     return meters, None
+
+
+def _meters(reference: Outputs, parts: Parts) -> dict[str, DriftMeter]:
+    meters = {}
+    for name in reference:
+        meters[name] = DriftMeter()
+        for part in parts.get(name, ()):
+            meters[part.label] = DriftMeter(has_answers=False)
+    return meters
 
 
 def first_breach(

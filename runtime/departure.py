@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from scipy import special
 
+from onnxslim.analysis.output_parts import OutputPart
 from onnxslim.objective.calibration import Distance
 
 _SUM_TOLERANCE: Final = 1e-2
@@ -21,9 +22,14 @@ _MOST_MARGINS: Final = 1 << 20
 
 
 class Departure:
-    """Accumulates what `Distance` says of one output."""
+    """Accumulates what `Distance` says of one output.
 
-    def __init__(self) -> None:
+    Args:
+        may_be_logits: whether rows that are no probabilities may be scores of classes.
+    """
+
+    def __init__(self, *, may_be_logits: bool = True) -> None:
+        self._may_be_logits = may_be_logits
         self._rows = self._agreeing = 0
         self._nats = self._signal = self._noise = 0.0
         self._form: str | None = None
@@ -45,7 +51,7 @@ class Departure:
         if not math.isfinite(self._noise):
             return
         if self._form is None:
-            self._form = _form(ref)
+            self._form = _form(ref, may_be_logits=self._may_be_logits)
         if self._form != "values" and ref.size:
             self._count(ref.reshape(-1, ref.shape[-1]), new.reshape(-1, ref.shape[-1]))
 
@@ -98,6 +104,27 @@ class Departure:
             self._changes += float(np.square(now - margin).sum())
 
 
+class OutputDeparture:
+    """That of one output; of each of its parts, where it is joined from several.
+
+    Attributes:
+        departures: of the parts, or of the whole.
+    """
+
+    def __init__(self, parts: Sequence[OutputPart]) -> None:
+        self._parts = parts
+        self.departures = [Departure(may_be_logits=False) for _ in parts] or [Departure()]
+
+    def update(self, reference: np.ndarray, found: np.ndarray) -> None:
+        """Add a batch."""
+        if not self._parts or reference.shape != found.shape:
+            for item in self.departures:
+                item.update(reference, found)
+            return
+        for part, item in zip(self._parts, self.departures, strict=True):
+            item.update(part.of(reference), part.of(found))
+
+
 def combined(departures: Sequence[Departure]) -> Distance:
     """The distance of all outputs together."""
     shares = [item.agreement for item in departures if item.agreement is not None]
@@ -110,14 +137,14 @@ def combined(departures: Sequence[Departure]) -> Distance:
     )
 
 
-def _form(output: np.ndarray) -> str:
+def _form(output: np.ndarray, *, may_be_logits: bool) -> str:
     """`probabilities`, `logits` (rows of a matrix that are none) or `values`."""
     if output.ndim < 2 or output.shape[-1] < 2 or not output.size:
         return "values"
     sums = output.sum(axis=-1)
     if output.min() >= 0 and np.abs(sums - 1).max() < _SUM_TOLERANCE:
         return "probabilities"
-    return "logits" if output.ndim == 2 else "values"
+    return "logits" if may_be_logits and output.ndim == 2 else "values"
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:

@@ -22,6 +22,9 @@ _BITS: Final = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 class DriftMeter:
     """Drift of one output; feed it with `update`, read it with `result`.
 
+    Args:
+        has_answers: whether the largest entry along the last axis may be an answer.
+
     Attributes:
         lost: values that were finite in the reference and are not any more.
         turned: values that were NaN or infinite in the reference and are something else now.
@@ -29,7 +32,8 @@ class DriftMeter:
         largest: largest finite absolute value of the reference.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_answers: bool = True) -> None:
+        self._has_answers = has_answers
         self.count = self.lost = self.turned = self.unequal = 0
         self.largest = 0.0
         self._low, self._high = math.inf, -math.inf
@@ -100,7 +104,7 @@ class DriftMeter:
 
     def _count_rows(self, ref: np.ndarray, new: np.ndarray) -> None:
         """Top-1 where the last axis can be classes: rows of scores, or rows of such rows."""
-        if not has_scores(ref):
+        if not self._has_answers or not has_scores(ref):
             return
         rows_ref, rows_new = ref.reshape(-1, ref.shape[-1]), new.reshape(-1, ref.shape[-1])
         same = rows_ref.argmax(axis=1) == rows_new.argmax(axis=1)

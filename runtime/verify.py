@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from onnxslim.analysis.output_parts import output_parts
 from onnxslim.check import OLDEST_OPSET, foreign_operators
 from onnxslim.contract import Fidelity
 from onnxslim.errors import ModelError, RuntimeFailure
@@ -24,7 +25,7 @@ from onnxslim.model import Model
 from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.accuracy import Evaluation, EvaluationSource, open_evaluation
 from onnxslim.runtime.calibration import SampleSource, open_samples
-from onnxslim.runtime.comparing import first_breach, has_no_number, measure_drift
+from onnxslim.runtime.comparing import Parts, first_breach, has_no_number, measure_drift
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.latency import confirm, time_many
 from onnxslim.runtime.promise import signature_breach
@@ -99,6 +100,7 @@ class RuntimeProver:
         self._is_loadable = True
         self._is_comparable = False
         self._is_exact = True  # whether two runs of one model give the same bits
+        self._parts: Parts | None = None  # of the original's outputs
         self._noise: Noise | None = None
         self._original: _Baseline | None = None
         self._previous: _Baseline | None = None
@@ -369,11 +371,15 @@ class RuntimeProver:
         assert self._original is not None
         assert self._previous is not None
         self._progress("comparing outputs")
+        if self._parts is None:
+            self._parts = output_parts(self._original.model)
         references = [self._reference(self._previous, mode)]
         if self._original is not self._previous:
             references.append(self._reference(self._original, mode))
         kept: list[Outputs] = []
-        meters, broken = measure_drift(session, self._runs(mode), references, kept)
+        meters, broken = measure_drift(
+            session, self._runs(mode), references, kept, parts=self._parts
+        )
         reshaped = broken is not None
         broken = broken or first_breach(meters[0], session.outputs, fidelity)
         found = None if reshaped else meters[0]
@@ -382,7 +388,10 @@ class RuntimeProver:
         if reshaped:
             return Comparison({}, {}, broken)
         self._candidate = _Baseline(candidate, {mode: kept})
-        drifts = [{name: m.result() for name, m in found.items()} for found in meters]
+        drifts = [
+            {name: m.result() for name, m in found.items() if m.largest or name in kept[0]}
+            for found in meters  # a part without any signal has no ratio to noise
+        ]
         return Comparison(drifts[0], drifts[-1], broken)
 
     def _is_noise(

@@ -142,6 +142,24 @@ def test_verdict_of_a_lossy_run_names_what_moved() -> None:
     )
 
 
+def test_of_several_outputs_the_one_that_moved_most_is_named() -> None:
+    parts = {"out": replace(LOSSY, sqnr_db=40.0), "out[:, 4:]": LOSSY}
+    step = replace(left_out_step(), committed=True, comparison=Comparison(parts, parts))
+    assert "outputs moved: SQNR 26.0 dB of `out[:, 4:]`, top-1" in verdict(report(step))
+
+
+def test_outputs_that_are_far_from_what_they_were_are_pointed_out() -> None:
+    far = {"out": replace(LOSSY, sqnr_db=5.84)}
+    step = replace(left_out_step(), committed=True, comparison=Comparison(far, far))
+    whole = report(step)
+    told = "\nfar from the input model: `out` has an SQNR of 5.8 dB. Judge it on your own data"
+    assert told in report_to_text(whole)
+    whole.after.accuracy = 0.99
+    assert told not in report_to_text(whole)  # they did
+    assert told not in report_to_text(report(replace(step, committed=False)))
+    assert told not in report_to_text(report(lossless_step()))
+
+
 def test_verdict_when_nothing_was_kept() -> None:
     assert verdict(report(left_out_step())).endswith("nothing changed")
     assert verdict(report()).endswith("nothing changed")

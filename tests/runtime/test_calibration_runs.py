@@ -116,6 +116,27 @@ def test_distances_are_those_of_the_outputs() -> None:
     assert far.sqnr_db == pytest.approx(meter.sqnr_db, abs=1e-3)
 
 
+def test_the_least_of_the_parts_of_a_joined_output_counts() -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], "boxes"),
+        node("MatMul", ["x", "v"], "raw"),
+        node("Sigmoid", ["raw"], "scores"),
+        node("Concat", ["boxes", "scores"], "y", axis=1),
+    ]
+    weights = {"w": normal(12, 4, scale=100), "v": normal(12, 3, seed=2)}
+    source, other = net(nodes, weights, ["N", 12]), net(nodes, weights, ["N", 12])
+    next(n for n in other.graph.node if n.op_type == "Sigmoid").op_type = "HardSigmoid"
+    reference = Model.load(source)
+    (found,) = CalibrationRuns({"x": X}).distances(reference, [Model.load(other)])
+    whole, meter = Departure(may_be_logits=False), Departure(may_be_logits=False)
+    pair = [outputs(model, X)["y"] for model in (source, other)]
+    whole.update(*pair)
+    meter.update(*(array[:, 4:] for array in pair))
+    assert found.sqnr_db == pytest.approx(meter.sqnr_db, abs=1e-3)
+    assert found.sqnr_db < whole.sqnr_db - 10
+    assert found.divergence == pytest.approx(meter.divergence / 2, rel=1e-3)
+
+
 def test_outputs_are_compared_by_name_not_by_order() -> None:
     nodes = [node("MatMul", ["x", "w"], "a"), node("Relu", ["a"], "b")]
     weights = {"w": normal(12, 4)}

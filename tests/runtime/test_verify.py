@@ -31,6 +31,19 @@ g (float[N, 8] x) => (float[N, 8] y) { n = RandomNormalLike (x) y = Add (x, n) }
 PICKY = """<opset_import: ["" : 17]>
 g (float[N, 8] x) => (float[3, 3] y) <int64[2] s = {3, 3}> { y = Reshape (x, s) }"""
 
+DETECTOR = """<opset_import: ["" : 17]>
+g (float[N, 8] x) => (float[N, 8] y) <float[4, 4] w = {9,1,2,3, 4,9,6,7, 8,9,9,2, 1,5,3,9}> {
+    corners, raw = Split <axis = 1> (x)
+    boxes = MatMul (corners, w)
+    scores = Sigmoid (raw)
+    y = Concat <axis = 1> (boxes, scores)
+}"""
+
+
+def detector(scores: str = "Sigmoid") -> Model:
+    """Boxes beside scores, in one output."""
+    return Model.load(parse(DETECTOR.replace("Sigmoid", scores)))
+
 
 def net() -> Model:
     rng = np.random.default_rng(0)
@@ -538,3 +551,30 @@ def test_a_model_that_amplifies_rounding_is_held_to_its_own_noise_and_says_so() 
     constant.values = np.nextafter(constant.values, np.float32(2))
     assert prover.compare(rounded, Fidelity.CLOSE).broken is None
     assert any("sensitive to rounding" in note for note in prover.notes)
+
+
+def test_scores_beside_boxes_are_looked_at_alone() -> None:
+    found = begun(detector()).compare(detector("HardSigmoid"), Fidelity.LOSSY).original
+    whole, boxes, scores = (found[name] for name in ("y", "y[:, :4]", "y[:, 4:8]"))
+    assert boxes.sqnr_db == math.inf
+    assert scores.sqnr_db < whole.sqnr_db - 10
+    assert boxes.top1_agreement is None
+
+
+def test_lossless_promises_are_about_whole_outputs() -> None:
+    prover = begun(detector())
+    assert prover.compare(detector(), Fidelity.EXACT).broken is None
+    broken = prover.compare(detector("HardSigmoid"), Fidelity.CLOSE).broken
+    assert broken is not None
+    assert "`y`" in broken
+
+
+def test_a_part_without_any_signal_is_not_spoken_of() -> None:
+    def without_scores(proto: onnx.ModelProto) -> None:
+        at = next(i for i, node in enumerate(proto.graph.node) if node.op_type == "Sigmoid")
+        sub = onnx.helper.make_node("Sub", ["raw", "raw"], ["scores"])
+        proto.graph.node[at].CopyFrom(sub)
+
+    source = edited(detector(), without_scores)
+    found = begun(source).compare(detector(), Fidelity.LOSSY).original
+    assert set(found) == {"y", "y[:, :4]"}

@@ -1,0 +1,176 @@
+"""Which stretches of an output are quantities of their own: what a last Concat joins.
+
+A detector returns the corners of boxes, which reach hundreds, beside scores, which reach one. Held
+against each other as a whole, the scores could all be gone and the difference would look small. So
+where an output is joined from values that come about in different ways, each is looked at alone.
+
+What may change here: through which operators joins are followed, and which joins count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.operands import const_value
+from onnxslim.ir import Node
+from onnxslim.model import Model
+from onnxslim.shapes import infer_shapes, known_dim, rank
+
+_MOST_PARTS = 16  # more say less
+
+Stretch = tuple[int, int | None]  # from, and up to or to the end
+Region = Mapping[int, Stretch]  # by axis; of other axes all
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_SAME = frozenset({"Identity", "Cast", "Dropout"})
+_RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+
+
+@dataclass(frozen=True)
+class OutputPart:
+    """A stretch of an output.
+
+    Attributes:
+        output: its name.
+        index: what the output is to be indexed with, a slice for each axis up to the last cut one.
+    """
+
+    output: str
+    index: tuple[slice, ...]
+
+    @property
+    def label(self) -> str:
+        """As one would write it: `boxes[:, 4:22]`."""
+        return f"{self.output}[{', '.join(map(_slice_text, self.index))}]"
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """This part of the output's value."""
+        return array[self.index]
+
+
+def output_parts(model: Model) -> Mapping[str, tuple[OutputPart, ...]]:
+    """The parts of each output of `model` that is joined from several; infers shapes.
+
+    Outputs that cannot be told to be joined are left out; so are those joined along the first
+    axis, which is that of samples.
+    """
+    infer_shapes(model)
+    found = {}
+    for tensor in model.graph.outputs:
+        regions = _regions(tensor)
+        if 1 < len(regions) <= _MOST_PARTS and not any(0 in region for region in regions):
+            found[str(tensor.name)] = tuple(_part(str(tensor.name), region) for region in regions)
+    return found
+
+
+def _part(output: str, region: Region) -> OutputPart:
+    cuts = (slice(*region.get(axis, (None, None))) for axis in range(max(region) + 1))
+    return OutputPart(output, tuple(cuts))
+
+
+def _slice_text(cut: slice) -> str:
+    return ":".join("" if end in (0, None) else str(end) for end in (cut.start, cut.stop))
+
+
+def _regions(tensor: gs.Tensor) -> Sequence[Region]:
+    """What `tensor` is joined from; one region of everything where it is not."""
+    node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+    if not isinstance(node, Node) or not node.is_onnx or tensor is not node.outputs[0]:
+        return ({},)
+    if node.op == "Concat":
+        return _joined(node)
+    if node.op in _SAME:
+        return _regions(node.inputs[0])
+    if node.op == "Transpose":
+        places = _turned(node)
+    elif node.op in _RESHAPING:
+        places = _kept_axes(node.inputs[0].shape, tensor.shape)
+    else:
+        return ({},)
+    inner = _regions(node.inputs[0])
+    if any(axis not in places for region in inner for axis in region):
+        return ({},)
+    return [{places[axis]: cut for axis, cut in region.items()} for region in inner]
+
+
+def _joined(node: Node) -> Sequence[Region]:
+    axis, ndim = int(node.attrs.get("axis", 0)), rank(node.outputs[0])
+    sizes = [known_dim(tensor, axis) for tensor in node.inputs]
+    if ndim is None or None in sizes[:-1]:
+        return ({},)
+    axis %= ndim
+    inner = [_regions(tensor) for tensor in node.inputs]
+    alike = all(regions == inner[0] for regions in inner)
+    if alike and len(inner[0]) > 1 and not any(axis in region for region in inner[0]):
+        return inner[0]  # places, each with the same parts
+    if len({_origin(tensor) for tensor in node.inputs}) < 2:
+        return ({},)  # values of one kind, as those of the levels of a pyramid
+    found: list[Region] = []
+    start = 0
+    for regions, size in zip(inner, sizes, strict=True):
+        stop = None if size is None else start + size
+        for region in regions:
+            low, high = region.get(axis, (0, size))
+            found.append({**region, axis: (start + low, stop if high is None else start + high)})
+        start = stop or 0
+    return found
+
+
+def _turned(node: Node) -> Mapping[int, int]:
+    """Where a Transpose puts each axis."""
+    ndim = rank(node.inputs[0])
+    order = node.attrs.get("perm", None if ndim is None else range(ndim - 1, -1, -1))
+    return {int(axis): place for place, axis in enumerate(order or ())}
+
+
+def _kept_axes(
+    before: Sequence[int | str | None] | None, after: Sequence[int | str | None] | None
+) -> Mapping[int, int]:
+    """Axes that a reshape leaves whole and in their place: as many values lie behind each."""
+    if before is None or after is None:
+        return {}
+    new = {(size, behind): axis for axis, size, behind in _with_behind(after)}
+    return {
+        axis: new[size, behind]
+        for axis, size, behind in _with_behind(before)
+        if (size, behind) in new
+    }
+
+
+def _with_behind(shape: Sequence[int | str | None]) -> list[tuple[int, int, int]]:
+    """Axis, size, number of values behind it, of the axes for which these are known."""
+    found = []
+    for axis in range(len(shape) - 1, -1, -1):
+        rest = shape[axis:]
+        if not all(isinstance(size, int) and size > 0 for size in rest):
+            break
+        if rest[0] != 1:  # where there is one value, many axes would do
+            behind = math.prod(int(size) for size in rest[1:])  # type: ignore[arg-type]
+            found.append((axis, int(rest[0]), behind))  # type: ignore[arg-type]
+    return found
+
+
+def _origin(tensor: gs.Tensor) -> frozenset[tuple[str, int | None]]:
+    """The operators that make `tensor` from what the last layers give; layers with their width."""
+    found: set[tuple[str, int | None]] = set()
+    stack, seen = [tensor], {id(tensor)}
+    while stack:
+        for node in stack.pop().inputs:
+            if node.op in _LAYERS:
+                channels = -1 if node.op in ("Gemm", "MatMul") else 1
+                found.add((node.op, known_dim(node.outputs[0], channels)))
+                continue
+            found.add((node.op, None))
+            for source in node.inputs:
+                if id(source) not in seen and const_value(source) is None:
+                    seen.add(id(source))
+                    stack.append(source)
+    return frozenset(found)
+
+
+__all__ = ["OutputPart", "output_parts"]
