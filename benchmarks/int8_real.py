@@ -211,6 +211,7 @@ def finding() -> Job:
         (
             Setting("quantize-int8:placement=all"),
             Setting("quantize-int8:placement=all", Floors(min_sqnr_db=10)),
+            Setting("quantize-int8:placement=all", Floors(max_drop=5)),
             Setting("quantize-int8:placement=all", Floors(max_drop=2)),
             Setting("quantize-int8"),
         ),

@@ -18,9 +18,10 @@ from onnxslim import compress
 from onnxslim.analysis.layers import ConvPatches
 from onnxslim.contract import Context
 from onnxslim.model import Model
+from onnxslim.objective.decomposition import Diverges
 from onnxslim.objective.problems import Problem, Problems, Schedule, Selection
 from onnxslim.objective.splits import Fit, Ladder, candidates_for_budget, kernel_shape
-from onnxslim.objective.tensor_decompositions import METHODS, Diverges
+from onnxslim.objective.tensor_decompositions import METHODS
 from onnxslim.rewrite import Rewriter
 from onnxslim.runtime.calibration_runs import CalibrationRuns
 from onnxslim.shapes import infer_shapes

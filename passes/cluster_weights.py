@@ -69,7 +69,7 @@ from onnxslim.codebook.weight import Per
 from onnxslim.errors import UsageError
 from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout
 from onnxslim.objective.codebooks import Form, find_codebook
-from onnxslim.objective.kmeans import Start
+from onnxslim.objective.kmeans_rows import Start
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.vector_codebooks import find_vector_codebook
 from onnxslim.options import Interval, Value, assigned, at_least, one_of, option

@@ -67,6 +67,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Final
 
 import numpy as np
@@ -371,8 +372,9 @@ class _Run:
             return chosen
         restorer = Restorer(
             self.model,
-            self.original,
+            self.context.reference or self.original,
             self._plan,
+            partial(without_islands, self.clusters),
             self.calibration.halves()[1],
             self.calibration,
             limits,
@@ -384,7 +386,6 @@ class _Run:
             if cluster.name in chosen and cluster.rule.kind is not Kind.MOVEMENT
         ]
         left, back = restorer.restore(chosen, units)
-        left = without_islands(self.clusters, left)
         for item in back:
             self.skips.append(Skip(item.name, f"back to float: {item}"))
         must_be_faster = self.rule.placement == "measured" and self.context.goal is not Goal.BYTES

@@ -9,7 +9,6 @@ What may change here: through which operators joins are followed, and which join
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,10 +21,12 @@ from onnxslim.model import Model
 from onnxslim.shapes import infer_shapes, known_dim, rank
 
 _MOST_PARTS = 16  # more say less
+_DEEPEST = 50  # operators in a row that joins are followed through
 
 Stretch = tuple[int, int | None]  # from, and up to or to the end
 Region = Mapping[int, Stretch]  # by axis; of other axes all
 
+_WHOLE: Sequence[Region] = ({},)
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SAME = frozenset({"Identity", "Cast", "Dropout"})
 _RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -62,8 +63,8 @@ def output_parts(model: Model) -> Mapping[str, tuple[OutputPart, ...]]:
     infer_shapes(model)
     found = {}
     for tensor in model.graph.outputs:
-        regions = _regions(tensor)
-        if 1 < len(regions) <= _MOST_PARTS and not any(0 in region for region in regions):
+        regions = _Joins().regions(tensor)
+        if len(regions) > 1 and not any(0 in region for region in regions):
             found[str(tensor.name)] = tuple(_part(str(tensor.name), region) for region in regions)
     return found
 
@@ -77,48 +78,60 @@ def _slice_text(cut: slice) -> str:
     return ":".join("" if end in (0, None) else str(end) for end in (cut.start, cut.stop))
 
 
-def _regions(tensor: gs.Tensor) -> Sequence[Region]:
-    """What `tensor` is joined from; one region of everything where it is not."""
-    node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
-    if not isinstance(node, Node) or not node.is_onnx or tensor is not node.outputs[0]:
-        return ({},)
-    if node.op == "Concat":
-        return _joined(node)
-    if node.op in _SAME:
-        return _regions(node.inputs[0])
-    if node.op == "Transpose":
-        places = _turned(node)
-    elif node.op in _RESHAPING:
-        places = _kept_axes(node.inputs[0].shape, tensor.shape)
-    else:
-        return ({},)
-    inner = _regions(node.inputs[0])
-    if any(axis not in places for region in inner for axis in region):
-        return ({},)
-    return [{places[axis]: cut for axis, cut in region.items()} for region in inner]
+class _Joins:
+    """Follows joins backwards; what was found of a tensor is remembered."""
 
+    def __init__(self) -> None:
+        self._known: dict[int, Sequence[Region]] = {}
 
-def _joined(node: Node) -> Sequence[Region]:
-    axis, ndim = int(node.attrs.get("axis", 0)), rank(node.outputs[0])
-    sizes = [known_dim(tensor, axis) for tensor in node.inputs]
-    if ndim is None or None in sizes[:-1]:
-        return ({},)
-    axis %= ndim
-    inner = [_regions(tensor) for tensor in node.inputs]
-    alike = all(regions == inner[0] for regions in inner)
-    if alike and len(inner[0]) > 1 and not any(axis in region for region in inner[0]):
-        return inner[0]  # places, each with the same parts
-    if len({_origin(tensor) for tensor in node.inputs}) < 2:
-        return ({},)  # values of one kind, as those of the levels of a pyramid
-    found: list[Region] = []
-    start = 0
-    for regions, size in zip(inner, sizes, strict=True):
-        stop = None if size is None else start + size
-        for region in regions:
-            low, high = region.get(axis, (0, size))
-            found.append({**region, axis: (start + low, stop if high is None else start + high)})
-        start = stop or 0
-    return found
+    def regions(self, tensor: gs.Tensor, depth: int = 0) -> Sequence[Region]:
+        """What `tensor` is joined from; one region of everything where it is not."""
+        key = id(tensor)
+        if key not in self._known:
+            self._known[key] = _WHOLE if depth > _DEEPEST else self._found(tensor, depth + 1)
+        return self._known[key]
+
+    def _found(self, tensor: gs.Tensor, depth: int) -> Sequence[Region]:
+        node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+        if not isinstance(node, Node) or not node.is_onnx or tensor is not node.outputs[0]:
+            return _WHOLE
+        if node.op == "Concat":
+            return self._joined(node, depth)
+        if node.op in _SAME:
+            return self.regions(node.inputs[0], depth)
+        if node.op == "Transpose":
+            places = _turned(node)
+        elif node.op in _RESHAPING:
+            places = _kept_axes(node.inputs[0].shape, tensor.shape)
+        else:
+            return _WHOLE
+        inner = self.regions(node.inputs[0], depth)
+        if any(axis not in places for region in inner for axis in region):
+            return _WHOLE
+        return [{places[axis]: cut for axis, cut in region.items()} for region in inner]
+
+    def _joined(self, node: Node, depth: int) -> Sequence[Region]:
+        axis, ndim = int(node.attrs.get("axis", 0)), rank(node.outputs[0])
+        sizes = [known_dim(tensor, axis) for tensor in node.inputs]
+        if ndim is None or None in sizes[:-1] or len(sizes) > _MOST_PARTS:
+            return _WHOLE
+        axis %= ndim
+        inner = [self.regions(tensor, depth) for tensor in node.inputs]
+        alike = all(regions == inner[0] for regions in inner)
+        if alike and len(inner[0]) > 1 and not any(axis in region for region in inner[0]):
+            return inner[0]  # places, each with the same parts
+        if len({_origin(tensor) for tensor in node.inputs}) < 2:
+            return _WHOLE  # values of one kind, as those of the levels of a pyramid
+        found: list[Region] = []
+        start = 0
+        for regions, size in zip(inner, sizes, strict=True):
+            stop = None if size is None else start + size
+            for region in regions:
+                low, high = region.get(axis, (0, size))
+                cut = start + low, stop if high is None else start + high
+                found.append({**region, axis: cut})
+            start = stop or 0
+        return found if len(found) <= _MOST_PARTS else _WHOLE
 
 
 def _turned(node: Node) -> Mapping[int, int]:
@@ -145,13 +158,14 @@ def _kept_axes(
 def _with_behind(shape: Sequence[int | str | None]) -> list[tuple[int, int, int]]:
     """Axis, size, number of values behind it, of the axes for which these are known."""
     found = []
+    behind = 1
     for axis in range(len(shape) - 1, -1, -1):
-        rest = shape[axis:]
-        if not all(isinstance(size, int) and size > 0 for size in rest):
+        size = shape[axis]
+        if not isinstance(size, int) or size < 1:
             break
-        if rest[0] != 1:  # where there is one value, many axes would do
-            behind = math.prod(int(size) for size in rest[1:])  # type: ignore[arg-type]
-            found.append((axis, int(rest[0]), behind))  # type: ignore[arg-type]
+        if size != 1:  # where there is one value, many axes would do
+            found.append((axis, size, behind))
+        behind *= size
     return found
 
 

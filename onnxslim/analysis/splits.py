@@ -2,7 +2,7 @@
 
 `conv_pieces` and `dense_pieces` say which operators, with which attributes and which weights; a
 `Piece` can be put into a graph, or timed on its own (`Piece.as_op`, for which arrays of zeros do).
-Factors come with the axis of groups in front, as `objective.tensor_decompositions` orders them.
+Factors come with the axis of groups in front, as `objective.decomposition` orders them.
 
 Why the pieces may follow each other: only the last has a bias, so where a Conv pads with zeros the
 pieces before it return zeros too; kernel axes are independent of each other, so each keeps its

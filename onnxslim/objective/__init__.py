@@ -6,8 +6,8 @@ rewrite.
     moments    H, E[x] and cross moments of one layer, and who streams them
     solver     the metric of H, the objective, targets, least squares, whitening
     masks      at most k non-zeros: magnitude, OBD, OBS, Wanda
-    kmeans     tables of single values: optimal ones, and their codes
-    vectors    tables of short vectors and sums of tables, with error feedback
+    kmeans     tables of single values: optimal ones; level_codes: their codes
+    vectors    tables of short vectors and sums of tables; vector_codes: with error feedback
     tables     entries from a table or a grid, with error feedback
     codebooks  from a problem to codes and a table; vector_codebooks, scaled_tables: its kin
 

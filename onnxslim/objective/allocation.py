@@ -23,7 +23,9 @@ from onnxslim.analysis.layers import WeightLayer
 from onnxslim.codebook.radix import bits_per_code
 from onnxslim.contract import Context
 from onnxslim.objective.codebook_pass import Layout, why_not_smaller
-from onnxslim.objective.kmeans import Start, cluster, encode
+from onnxslim.objective.kmeans import cluster
+from onnxslim.objective.kmeans_rows import Start
+from onnxslim.objective.level_codes import encode
 from onnxslim.objective.masks import Criterion, elimination_path, saliencies
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.sensitivity import sensitivity

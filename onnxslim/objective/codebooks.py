@@ -15,7 +15,9 @@ from typing import Final
 import numpy as np
 
 from onnxslim.codebook.weight import Per
-from onnxslim.objective.kmeans import Start, cluster, cluster_rows, encode, quantization_error
+from onnxslim.objective.kmeans import cluster, cluster_rows, quantization_error
+from onnxslim.objective.kmeans_rows import Start
+from onnxslim.objective.level_codes import encode
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.solver import refit
 from onnxslim.objective.tables import (

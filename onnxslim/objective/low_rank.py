@@ -14,7 +14,7 @@ What may change here: how factors are computed, how a rank is chosen. One matrix
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Final
 
@@ -26,6 +26,7 @@ from onnxslim.objective.solver import Metric, whitening
 from onnxslim.objective.threads import threads_for
 
 _DEAD: Final = 1e-3  # what inputs that are always zero count, so that full rank is exact there too
+_SLAB: Final = 512  # rows of a large matrix that are worked on at once
 _TINY: Final = 1e-13  # of the largest eigenvalue: what is taken for rounding
 
 
@@ -113,9 +114,14 @@ class Projection:
             self.squares, self.cross = squares, lift(target)
             self.total = float(np.square(target).sum())
             return
-        with threads_for(target.shape[1]):
-            lifted = lift(weighed(metric, np.eye(target.shape[1])))  # (columns, features): H·Pᵀ
-            self.second = symmetric(lift(lifted.T))  # P·H·Pᵀ
+        size = target.shape[1]
+        with threads_for(size):
+            # H and what is made of it are large: one copy of each, filled by slabs
+            rows = (_without_dead(metric, metric.rows(at)) for at in _slabs(size))
+            lifted = _filled(map(lift, rows), size)  # (columns, features): H·Pᵀ
+            features = lifted.shape[1]
+            turned = (lifted[:, at].T for at in _slabs(features))
+            self.second = _symmetrized(_filled(map(lift, turned), features))  # P·H·Pᵀ
             self.cross = target @ lifted  # W·H·Pᵀ
             self.total = float(np.einsum("ij,ij->", weighed(metric, target), target))
 
@@ -124,7 +130,10 @@ class Projection:
         index = np.arange(self.cross.shape[1]) if index is None else index
         cross = self.cross[:, index]
         if self.squares is None:
-            answer = least_squares(self.second[np.ix_(index, index)], cross)
+            count = len(index)
+            is_first = count and index[-1] == count - 1 and np.array_equal(index, np.arange(count))
+            part = self.second[:count, :count] if is_first else self.second[np.ix_(index, index)]
+            answer = least_squares(part, cross)
         else:
             answer = cross / np.maximum(self.squares[index], 1e-300)
         return answer, max(0.0, self.total - float(np.einsum("ij,ij->", answer, cross)))
@@ -138,15 +147,18 @@ def least_squares(second: np.ndarray, cross: np.ndarray) -> np.ndarray:
     """A with A·second = cross, where `second` is positive semidefinite; the shortest of them."""
     with threads_for(len(second)):
         scale = np.sqrt(np.maximum(np.diagonal(second), 1e-300))
-        even = second / np.outer(scale, scale)
         try:
-            factor = linalg.cho_factor(even, lower=True, check_finite=False)
+            factor = linalg.cho_factor(
+                _evened(second, scale), lower=True, overwrite_a=True, check_finite=False
+            )
             if float(np.diagonal(factor[0]).min()) > 1e-6:
                 solved = linalg.cho_solve(factor, (cross / scale).T, check_finite=False).T
                 return np.asarray(solved / scale)
+            del factor  # as large as the matrix
         except linalg.LinAlgError:
             pass
-        values, vectors = linalg.eigh(even, check_finite=False)
+        even = _evened(second, scale)
+        values, vectors = linalg.eigh(even, overwrite_a=True, check_finite=False)
         kept = values > _TINY * max(float(values[-1]), 1e-300)
         vectors = vectors[:, kept]
         return np.asarray(((cross / scale) @ vectors / values[kept]) @ vectors.T / scale)
@@ -156,11 +168,44 @@ def weighed(metric: Metric, left: np.ndarray) -> np.ndarray:
     """`left` times H, damped; inputs that are always zero count very little."""
     if metric.is_identity:
         return left
-    result = metric.times(left)
+    return _without_dead(metric, metric.times(left))
+
+
+def _without_dead(metric: Metric, result: np.ndarray) -> np.ndarray:
     dead = metric.dead
     if dead.any():
         result[:, dead] *= _DEAD**2
     return result
+
+
+def _slabs(size: int) -> Iterator[slice]:
+    for start in range(0, size, _SLAB):
+        yield slice(start, min(start + _SLAB, size))
+
+
+def _filled(slabs: Iterable[np.ndarray], rows: int) -> np.ndarray:
+    """Slabs of rows as one array, of which there is never a second."""
+    result = np.empty((0, 0))
+    for at, slab in zip(_slabs(rows), slabs, strict=True):
+        if not at.start:
+            result = np.empty((rows, slab.shape[1]))
+        result[at] = slab
+    return result
+
+
+def _symmetrized(matrix: np.ndarray) -> np.ndarray:
+    """`symmetric`, in place."""
+    for at in _slabs(len(matrix)):
+        part = (matrix[at, at.start :] + matrix[at.start :, at].T) / 2
+        matrix[at, at.start :], matrix[at.start :, at] = part, part.T
+    return matrix
+
+
+def _evened(second: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A symmetric matrix with ones on its diagonal, a copy in the order that LAPACK reads."""
+    even = second / scale
+    even /= scale[:, None]
+    return np.asarray(even.T)
 
 
 def symmetric(matrix: np.ndarray) -> np.ndarray:

@@ -279,6 +279,19 @@ class Metric:
             return left
         return np.concatenate([left[:, b.at] @ b.matrix for b in self.blocks], axis=1)
 
+    def rows(self, at: slice) -> np.ndarray:
+        """Some rows of the damped H, as a copy."""
+        start, stop, _ = at.indices(self.size)
+        result = np.zeros((stop - start, self.size))
+        if self.is_identity:
+            result[np.arange(stop - start), np.arange(start, stop)] = 1.0
+        for block in self.blocks:
+            first, last = max(start, block.at.start), min(stop, block.at.stop)
+            if first < last:
+                own = slice(first - block.at.start, last - block.at.start)
+                result[first - start : last - start, block.at] = block.matrix[own]
+        return result
+
     def entries(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """H at some rows and columns, as it was given."""
         if self.is_identity:

@@ -12,12 +12,12 @@ from typing import Final
 
 from onnxslim.contract import Context
 from onnxslim.objective.budgets import cheapest, spend, total_cost
+from onnxslim.objective.decomposition import Diverges
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.sensitivity import sensitivity
 from onnxslim.objective.split_gate import Gate, Paying
 from onnxslim.objective.split_trials import Trials
 from onnxslim.objective.splits import Candidate, Costs, Fit, candidates_for_budget
-from onnxslim.objective.tensor_decompositions import Diverges
 
 _DENSE: Final = ("svd", "channel", "spatial", "tucker2")
 _CLEARLY: Final = 0.8  # of the work

@@ -16,8 +16,7 @@ from onnxslim.analysis.operands import is_present
 from onnxslim.analysis.splits import pieces_of
 from onnxslim.contract import Fidelity
 from onnxslim.ir import node_label
-from onnxslim.objective.problems import Problem
-from onnxslim.objective.tensor_decompositions import Factors
+from onnxslim.objective.decomposition import Factors
 from onnxslim.rewrite import Rewriter
 
 
@@ -26,14 +25,14 @@ class Split:
     """A split that is to be made.
 
     Attributes:
-        problem: the weight, with all layers that use it.
+        layers: all that use the weight; the problem itself, with H, is let go.
         method: see `tensor_decompositions`.
         factors: in the type that the weight has.
         what: was decided, in words.
         fidelity: `CLOSE` where the weight has no higher rank than the split.
     """
 
-    problem: Problem
+    layers: tuple[WeightLayer, ...]
     method: str
     factors: Factors
     what: str
@@ -43,7 +42,7 @@ class Split:
 def put_in_place(rw: Rewriter, split: Split) -> None:
     """Put the pieces in the place of every layer that uses the weight."""
     stored: dict[int, gs.Tensor] = {}
-    for layer in split.problem.layers:
+    for layer in split.layers:
         _replace(rw, layer, split, stored)
 
 

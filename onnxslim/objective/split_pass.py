@@ -23,6 +23,7 @@ from onnxslim.contract import Context, Fidelity, PassResult
 from onnxslim.errors import RuntimeFailure, UsageError
 from onnxslim.goal import Goal
 from onnxslim.ir import node_label
+from onnxslim.objective.decomposition import Diverges, Factors, Ranks
 from onnxslim.objective.layer_pass import LayerPass, error_words
 from onnxslim.objective.problems import WIDEST, Problem, Problems, Schedule, assign
 from onnxslim.objective.solver import Metric
@@ -31,7 +32,7 @@ from onnxslim.objective.split_gate import Gate, Paying
 from onnxslim.objective.split_graph import Split, put_in_place
 from onnxslim.objective.split_trials import Trials, diverges, rank_of
 from onnxslim.objective.splits import Candidate, Costs, Fit, Ladder, kernel_shape, least_within
-from onnxslim.objective.tensor_decompositions import METHODS, Diverges, Factors, Ranks
+from onnxslim.objective.tensor_decompositions import METHODS
 from onnxslim.options import at_least, interval, one_of, option
 from onnxslim.rewrite import Rewriter
 from onnxslim.spelling import spell
@@ -380,7 +381,7 @@ class _Run:
         self.done.append(f"{problem.name}={candidate}")
         dtype = problem.layer.holder.dtype
         stored = tuple(np.ascontiguousarray(factor.astype(dtype)) for factor in factors)
-        return Split(problem, candidate.method, stored, what, fidelity)
+        return Split(problem.layers, candidate.method, stored, what, fidelity)
 
 
 def _largest(fit: Fit, ladder: Ladder) -> list[Candidate]:

@@ -11,15 +11,11 @@ from typing import Final
 import numpy as np
 
 from onnxslim.objective.codebooks import Codebook, Form
-from onnxslim.objective.kmeans import Start
+from onnxslim.objective.kmeans_rows import Start
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.solver import Metric
-from onnxslim.objective.vectors import (
-    decoded,
-    refit_residual,
-    residual_codes,
-    residual_tables,
-)
+from onnxslim.objective.vector_codes import decoded, refit_residual, residual_codes
+from onnxslim.objective.vectors import residual_tables
 
 _ROUNDS: Final = 2
 

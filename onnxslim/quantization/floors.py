@@ -92,8 +92,9 @@ class Restorer:
 
     Attributes:
         model: in float.
-        reference: whose outputs are to be kept.
+        reference: the model before lossy steps, whose outputs and accuracy are to be kept.
         plan: the grids and codes of a choice of clusters.
+        settled: what of a choice will be on integers, when others are not.
         calibration: the samples held back, by which clusters are ordered.
         whole: all samples, on which limits must hold as well: floors are judged by them.
         limits: what has to hold.
@@ -103,6 +104,7 @@ class Restorer:
     model: Model
     reference: Model
     plan: Planner
+    settled: Callable[[frozenset[str]], frozenset[str]]
     calibration: Calibration
     whole: Calibration
     limits: Limits
@@ -125,7 +127,7 @@ class Restorer:
         order = sorted(range(len(units)), key=lambda index: (-drops[index], -errors[index]))
         count = self._fewest(chosen, [units[index] for index in order])
         gone = order[:count]
-        left = chosen.difference(*(units[index] for index in gone))
+        left = self.settled(chosen.difference(*(units[index] for index in gone)))
         back = tuple(PutBack(min(units[index]), errors[index], drops[index]) for index in gone)
         return left, back
 
@@ -144,6 +146,7 @@ class Restorer:
         return high
 
     def _missed(self, chosen: frozenset[str]) -> str | None:
+        chosen = self.settled(chosen)
         if not chosen:
             return None
         self.tell(f"outputs with {len(chosen)} integer kernels")

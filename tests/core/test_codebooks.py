@@ -21,7 +21,7 @@ from layer_nets import (
 
 from onnxslim.codebook.weight import Per
 from onnxslim.objective.codebooks import Form, find_codebook
-from onnxslim.objective.kmeans import Start
+from onnxslim.objective.kmeans_rows import Start
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.solver import refit
 

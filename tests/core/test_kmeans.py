@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.objective.kmeans import Start, cluster, cluster_rows, encode, quantization_error
+from onnxslim.objective.kmeans import cluster, cluster_rows, quantization_error
+from onnxslim.objective.kmeans_rows import Start
+from onnxslim.objective.level_codes import encode
 
 SEEDS = st.integers(0, 10_000)
 LLOYD = [Start.LINEAR, Start.DENSITY, Start.KMEANS_PLUS_PLUS]
@@ -56,7 +58,7 @@ def least_cost_with_zero(values: np.ndarray, count: int) -> float:
 def binned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Histograms also for few values, read in small pieces."""
     monkeypatch.setattr("onnxslim.objective.kmeans._SORTED", 0)
-    monkeypatch.setattr("onnxslim.objective.kmeans._CHUNK", 1 << 10)
+    monkeypatch.setattr("onnxslim.objective.level_codes._CHUNK", 1 << 10)
 
 
 # ---------------------------------------------------------------------------- the optimum

@@ -7,24 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxslim.objective.decomposition import Diverges, KernelShape
+from onnxslim.objective.decompositions_closed import Channel, Depthwise
+from onnxslim.objective.decompositions_searched import _check_growth, alternate
 from onnxslim.objective.low_rank import (
     Components,
+    Projection,
     balanced,
     least_squares,
     numerical_rank,
     rank_for,
     variational_rank,
+    weighed,
 )
 from onnxslim.objective.solver import Metric, objective
-from onnxslim.objective.tensor_decompositions import (
-    METHODS,
-    Channel,
-    Depthwise,
-    Diverges,
-    KernelShape,
-    _check_growth,
-    alternate,
-)
+from onnxslim.objective.tensor_decompositions import METHODS
 
 SMALL = settings(max_examples=40, deadline=None, derandomize=True)
 SHAPES = st.builds(
@@ -209,6 +206,24 @@ def test_factors_are_of_equal_size_and_their_signs_are_settled() -> None:
     assert all(row[np.abs(row).argmax()] > 0 for row in right)
     zero = balanced(np.zeros((3, 2)), np.ones((2, 3)))
     assert np.isfinite(zero[0]).all()
+
+
+@pytest.mark.parametrize("size", [3, 5, 12, 13])
+def test_a_projection_does_not_depend_on_the_slabs_it_is_made_in(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxslim.objective.low_rank._SLAB", 5)
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal((200, size))
+    x[:, size // 2] = 0  # dead
+    metric = Metric(x.T @ x, size)
+    target, features = rng.standard_normal((4, size)), rng.standard_normal((7, size))
+    found = Projection(target, metric, lambda rows: rows @ features.T)
+    heavy = weighed(metric, np.eye(size))
+    np.testing.assert_allclose(found.second, features @ heavy @ features.T, atol=1e-9)
+    np.testing.assert_allclose(found.cross, target @ heavy @ features.T, atol=1e-9)
+    first, some = found.solve(np.arange(3))[0], found.solve(np.array([2, 0, 1]))[0]
+    np.testing.assert_allclose(first, some[:, [1, 2, 0]], rtol=1e-6)
 
 
 def test_least_squares_takes_the_shortest_answer_where_there_are_many() -> None:

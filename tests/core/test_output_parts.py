@@ -118,3 +118,16 @@ def test_parts_cover_the_output_once() -> None:
     for part in parts:
         part.of(seen)[:] += 1
     assert (seen == 1).all()
+
+
+def test_hostile_graphs_are_not_followed_for_ever() -> None:
+    doubled = " ".join(f"j{i + 1} = Concat <axis = 2> (j{i}, j{i})" for i in range(12))
+    text = f"""g (float[N,4,1] x) => (float[N,4,8192] y) <float two = {{2.0}}> {{
+        {TWO} j0 = Concat <axis = 2> (b, s) {doubled} y = Identity (j12)
+    }}"""
+    assert labels(text) == []  # thousands of parts
+    chain = " ".join(f"c{i + 1} = Identity (c{i})" for i in range(3000))
+    text = f"""g (float[N,4] x) => (float[N,8] y) <float two = {{2.0}}> {{
+        {TWO} c0 = Concat <axis = 1> (b, s) {chain} y = Identity (c3000)
+    }}"""
+    assert labels(text) == []

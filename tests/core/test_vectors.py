@@ -13,17 +13,19 @@ from onnxslim.objective.kmeans import cluster, quantization_error
 from onnxslim.objective.moments import BlockDiagonal
 from onnxslim.objective.solver import Metric, objective
 from onnxslim.objective.tables import Table, quantize
-from onnxslim.objective.vectors import (
-    cluster_vectors,
+from onnxslim.objective.vector_codes import (
     decoded,
-    encode_vectors,
     quantize_residual,
     quantize_vectors,
     refit_residual,
     refit_vectors,
     residual_codes,
-    residual_tables,
     vector_codes,
+)
+from onnxslim.objective.vectors import (
+    cluster_vectors,
+    encode_vectors,
+    residual_tables,
     vectors_error,
 )
 
@@ -224,7 +226,7 @@ def test_long_layers_are_handled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     w, h = problem(2)
     metric, table = Metric(h, 24), cluster_vectors(w.reshape(-1, 3), 16)
     whole = quantize_vectors(w, metric, table)
-    monkeypatch.setattr("onnxslim.objective.vectors._BLOCK", 4)
+    monkeypatch.setattr("onnxslim.objective.vector_codes._BLOCK", 4)
     np.testing.assert_array_equal(quantize_vectors(w, metric, table), whole)
 
 

@@ -30,7 +30,7 @@ from onnxslim.contract import Context
 from onnxslim.errors import UsageError
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
-from onnxslim.objective.kmeans import Start
+from onnxslim.objective.kmeans_rows import Start
 from onnxslim.passes.cluster_weights import ClusterWeights
 from onnxslim.pipeline import parse_pipeline
 from onnxslim.policy import Policy

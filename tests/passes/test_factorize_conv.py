@@ -12,7 +12,8 @@ from split_nets import ops, split, why_of
 from onnxslim.contract import Fidelity
 from onnxslim.errors import UsageError
 from onnxslim.model import Model
-from onnxslim.objective.tensor_decompositions import METHODS, KernelShape
+from onnxslim.objective.decomposition import KernelShape
+from onnxslim.objective.tensor_decompositions import METHODS
 from onnxslim.passes.factorize_conv import FactorizeConv
 from support import parse
 

@@ -329,6 +329,30 @@ def test_a_floor_on_what_the_user_measures_is_held() -> None:
     assert not any("back to float" in why for why in why_of(report).values())
 
 
+def test_floors_are_held_by_the_very_model_that_is_written() -> None:
+    nodes = [
+        node("Gemm", ["x", "v", "vb"], "h"),
+        node("Transpose", ["h"], "t", perm=[1, 0]),  # alone on integers it would be no use
+        node("Gemm", ["x", "w", "wb"], "z"),
+        node("Gemm", ["x", "u", "ub"], "q"),
+    ]
+    weights = {"v": normal(8, 8), "vb": normal(8), "w": normal(8, 4), "wb": normal(4)}
+    weights |= {"u": normal(8, 3), "ub": normal(3)}
+    source = net(nodes, weights, ["N", 8], outputs=("t", "z", "q"))
+    judged: list[bytes] = []
+
+    def accuracy(model: Model) -> float:
+        judged.append(model.to_bytes())
+        gemms = (item for item in model.graph.nodes if item.op == "Gemm")
+        return 0.9 if any(gemm.inputs[1].name == "v" for gemm in gemms) else 0.7  # in float
+
+    floors = Floors(max_drop=1.0)
+    model, report = quantize(source, x=samples(50, 8), floors=floors, accuracy=accuracy)
+    assert "back to float" in why_of(report)["h"]
+    assert ops(model)["QuantizeLinear"] > 0
+    assert model.to_bytes() in judged
+
+
 def test_a_floor_that_nothing_holds_leaves_the_model_alone() -> None:
     model, report = quantize(residual(), "quantize-int8:placement=all:max-error=1e-9")
     assert "QuantizeLinear" not in ops(model)
