@@ -19,6 +19,7 @@ from onnxslim.contract import Context, Pass, PassResult
 from onnxslim.model import Model
 from onnxslim.report import Latency
 from onnxslim.runtime import stopwatch as module
+from onnxslim.runtime.profile import profile_model
 from onnxslim.runtime.session import open_session
 from onnxslim.runtime.stopwatch import SessionStopwatch
 from support import parse
@@ -44,6 +45,22 @@ def test_small_models_check_and_are_small_whatever_their_weights() -> None:
         assert len(model.SerializeToString()) < 1000
     assert count_macs(A) == 4 * 4 * 9 * 64
     assert count_macs(gemm_model((2, 30), (20, 30), {"transB": 1})) == 2 * 30 * 20
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_operators_of_equal_shapes_all_run(dtype: type) -> None:
+    terms = [conv_op((4, 4, 3, 3), output=f"t{number}") for number in range(9)]
+    model = small_model(
+        (1, 4, 8, 8),
+        [*terms, Op("Sum", tuple(f"t{number}" for number in range(9)), "y")],
+        dtype=np.dtype(dtype),
+    )
+    values = {"x": np.ones((1, 4, 8, 8), dtype)}
+    with open_session(model.SerializeToString(), threads=1) as session:
+        (y,) = session.run(values).values()
+    profile = profile_model(Model.load(model), values, threads=1)
+    assert sum("Conv" in kernel.operator for kernel in profile) == 9  # equal weights would give one
+    assert np.isfinite(y).all()
 
 
 def test_equal_layers_are_equal_bytes() -> None:
