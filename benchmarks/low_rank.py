@@ -123,8 +123,7 @@ def decaying(names: Sequence[str]) -> None:
         ("factorize-dense:goal=bytes", FEW, TRAINED),
         ("simplify,factorize-conv:latency=0.65,factorize-dense", FEW, TRAINED),
         ("simplify,factorize-conv:latency=0.5,factorize-dense", FEW, TRAINED),
-        ("simplify,factorize-conv:latency=0.64", 2 * FEW, TRAINED),
-        ("simplify,factorize-conv:latency=0.6", 2 * FEW, TRAINED),
+        ("simplify,factorize-conv:latency=0.615", 2 * FEW, TRAINED),
     )
 
     def rows() -> Iterable[Mapping[str, Any]]:
