@@ -52,10 +52,16 @@ class Subject:
     @classmethod
     def trained(cls, file: Path, calibration: Path) -> Subject:
         """A net that a script in `examples/` trained, with its unlabelled samples."""
-        with np.load(calibration) as arrays:
-            (name,) = [key for key in arrays.files if not key.startswith("label")]
-            images = arrays[name][: IMAGES + HELD]
-        return cls(file.stem, file, [{name: image[None]} for image in images])
+        name, images = _unlabelled(calibration)
+        some = images[: IMAGES + HELD]
+        return cls(file.stem, file, [{name: image[None]} for image in some])
+
+
+def _unlabelled(file: Path) -> tuple[str, np.ndarray]:
+    """The only input in a file of samples: its name, its values."""
+    with np.load(file) as arrays:
+        (name,) = [key for key in arrays.files if not key.startswith("label")]
+        return name, arrays[name]
 
 
 def speed_of(subject: Subject) -> Row:
@@ -162,9 +168,7 @@ def written(file: Path, arrays: Arrays) -> Path:
 
 def accuracy_of(file: Path, calibration: Path, evaluation: Path) -> Iterator[Row]:
     """Ours, with everything on integers, and the peers; percent of labelled images."""
-    with np.load(calibration) as arrays:
-        (name,) = [key for key in arrays.files if not key.startswith("label")]
-        whole = arrays[name]
+    name, whole = _unlabelled(calibration)
     chosen = np.random.default_rng(0).choice(len(whole), FEW, replace=False)
     known = {name: whole[chosen]}
     with np.load(evaluation) as arrays:

@@ -141,19 +141,9 @@ def _install(tool: Tool, folder: Path, python: Path) -> None:
 def run_driver(tool: Tool, *arguments: str | os.PathLike[str]) -> str | None:
     """Run the driver of `tool` in its environment; the last line of what went wrong, if so."""
     try:
-        command = [python_of(tool), DRIVERS / tool.driver, *arguments]
+        done = _completed(tool, _command(tool, *arguments), QUANTIZER_SECONDS)
     except PeerError as error:
         return str(error)[:WORDS]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    try:
-        done = subprocess.run(
-            [os.fspath(item) for item in command],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=QUANTIZER_SECONDS,
-        )
     except subprocess.TimeoutExpired:
         return f"still running after {QUANTIZER_SECONDS} s"
     if done.returncode == 0:
@@ -163,24 +153,35 @@ def run_driver(tool: Tool, *arguments: str | os.PathLike[str]) -> str | None:
 
 def run(tool: Tool, source: Path, target: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Run:
     """Simplify `source` into `target` with `tool` in a process of its own; never raises for it."""
-    command = [str(python_of(tool)), str(DRIVERS / tool.driver), str(source), str(target)]
-    environment = dict(os.environ)
-    if tool.requirements:
-        environment.pop("PYTHONPATH", None)  # a peer must not see this project
+    command = _command(tool, source, target)
     started = time.perf_counter()
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=timeout_seconds,
-            env=environment,
-        )
+        done = _completed(tool, command, timeout_seconds)
     except subprocess.TimeoutExpired:
         return _failure(time.perf_counter() - started, f"no result in {timeout_seconds:g} s")
     return _parse(done, time.perf_counter() - started)
+
+
+def _command(tool: Tool, *arguments: str | os.PathLike[str]) -> list[str]:
+    """That runs the driver; its environment is installed, where it is not there yet."""
+    return [os.fspath(item) for item in (python_of(tool), DRIVERS / tool.driver, *arguments)]
+
+
+def _completed(
+    tool: Tool, command: Sequence[str], timeout_seconds: float
+) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ)
+    if tool.requirements:
+        environment.pop("PYTHONPATH", None)  # a peer must not see this project
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=timeout_seconds,
+        env=environment,
+    )
 
 
 def _parse(done: subprocess.CompletedProcess[str], seconds_process: float) -> Run:

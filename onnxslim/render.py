@@ -175,7 +175,7 @@ def _accuracy_cells(accuracy: float | None, shown: bool) -> list[str]:
 
 def _outputs_text(report: Report) -> str:
     where = f"; compared on {printable(report.verified_on)}"
-    committed = [step for step in report.steps if step.committed and step.changes]
+    committed = _committed(report)
     if not committed:
         return "nothing changed"
     if report.verified_on.startswith("not verified"):
@@ -189,6 +189,11 @@ def _outputs_text(report: Report) -> str:
     if max(step.fidelity for step in committed) is not Fidelity.LOSSY:
         return f"outputs equal within {small_text(_worst(d.max_abs for d in drifts))}{where}"
     return f"outputs moved: {_lossy_text(compared.original)}{where}"
+
+
+def _committed(report: Report) -> list[StepReport]:
+    """The steps that changed what came out."""
+    return [step for step in report.steps if step.committed and step.changes]
 
 
 def _last_comparison(committed: Sequence[StepReport]) -> Comparison | None:
@@ -211,7 +216,7 @@ def _farthest(drifts: Mapping[str, Drift]) -> tuple[str, float]:
 
 def _far(report: Report) -> Iterator[str]:
     """That outputs are far from what they were, where nobody measured what that is worth."""
-    committed = [step for step in report.steps if step.committed and step.changes]
+    committed = _committed(report)
     compared = _last_comparison(committed)
     if compared is None or not compared.original or report.after.accuracy is not None:
         return

@@ -6,11 +6,11 @@ is `moments`'s and `drift`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from onnxslim.analysis.output_parts import OutputPart, output_parts
+from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.contract import Skip
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
@@ -52,7 +52,7 @@ class _Known:
 
     signature: Signature
     outputs: Sequence[Outputs]
-    parts: Mapping[str, Sequence[OutputPart]]
+    parts: Parts
 
 
 class CalibrationRuns:

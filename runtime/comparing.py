@@ -10,14 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from onnxslim.analysis.output_parts import OutputPart
+from onnxslim.analysis.output_parts import Parts
 from onnxslim.contract import Fidelity
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.promise import breach, shape_breach
 from onnxslim.runtime.samples import Sample
 from onnxslim.runtime.session import Outputs, Session, TensorInfo
-
-Parts = Mapping[str, Sequence[OutputPart]]
 
 
 def measure_drift(
@@ -36,7 +34,8 @@ def measure_drift(
         kept: gets the outputs of `session`.
         parts: of outputs that are looked at alone as well, under their labels.
     """
-    meters = [_meters(reference[0], parts or {}) for reference in references]
+    parts = parts or {}
+    meters = [_meters(reference[0], parts) for reference in references]
     for sample, *expected in zip(runs, *references, strict=True):
         outputs = session.run(sample.feeds)
         if kept is not None:
@@ -47,7 +46,7 @@ def measure_drift(
                 return meters, broken
             for name, array in reference.items():
                 found[name].update(array, outputs[name])
-                for part in (parts or {}).get(name, ()):
+                for part in parts.get(name, ()):
                     found[part.label].update(part.of(array), part.of(outputs[name]))
     return meters, None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from onnxslim.analysis.output_parts import output_parts
+from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.check import OLDEST_OPSET, foreign_operators
 from onnxslim.contract import Fidelity
 from onnxslim.errors import ModelError, RuntimeFailure
@@ -25,7 +25,7 @@ from onnxslim.model import Model
 from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.accuracy import Evaluation, EvaluationSource, open_evaluation
 from onnxslim.runtime.calibration import SampleSource, open_samples
-from onnxslim.runtime.comparing import Parts, first_breach, has_no_number, measure_drift
+from onnxslim.runtime.comparing import first_breach, has_no_number, measure_drift
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.latency import confirm, time_many
 from onnxslim.runtime.promise import signature_breach
@@ -371,15 +371,12 @@ class RuntimeProver:
         assert self._original is not None
         assert self._previous is not None
         self._progress("comparing outputs")
-        if self._parts is None:
-            self._parts = output_parts(self._original.model)
         references = [self._reference(self._previous, mode)]
         if self._original is not self._previous:
             references.append(self._reference(self._original, mode))
         kept: list[Outputs] = []
-        meters, broken = measure_drift(
-            session, self._runs(mode), references, kept, parts=self._parts
-        )
+        parts = self._parts_for(fidelity)
+        meters, broken = measure_drift(session, self._runs(mode), references, kept, parts)
         reshaped = broken is not None
         broken = broken or first_breach(meters[0], session.outputs, fidelity)
         found = None if reshaped else meters[0]
@@ -393,6 +390,15 @@ class RuntimeProver:
             for found in meters  # a part without any signal has no ratio to noise
         ]
         return Comparison(drifts[0], drifts[-1], broken)
+
+    def _parts_for(self, fidelity: Fidelity) -> Parts:
+        """Parts of the original's outputs; lossless promises are about whole outputs."""
+        if fidelity is not Fidelity.LOSSY:
+            return {}
+        if self._parts is None:
+            assert self._original is not None
+            self._parts = output_parts(self._original.model)
+        return self._parts
 
     def _is_noise(
         self,

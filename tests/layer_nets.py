@@ -124,6 +124,17 @@ def context(model: Model, x: Given | None, reference: Model | None = None) -> Co
     )
 
 
+def boxes_beside_scores(inputs: int) -> onnx.ModelProto:
+    """Large values from one MatMul joined with those below one from another."""
+    nodes = [
+        node("MatMul", ["x", "w"], "boxes"),
+        node("MatMul", ["x", "v"], "logits"),
+        node("Sigmoid", ["logits"], "scores"),
+        node("Concat", ["boxes", "scores"], "y", axis=1),
+    ]
+    return net(nodes, {"w": normal(inputs, 4, scale=100), "v": normal(inputs, 3)}, ["N", inputs])
+
+
 def runs(x: Given) -> CalibrationRuns:
     """What passes may ask of samples."""
     return CalibrationRuns({"x": x} if isinstance(x, np.ndarray) else x)

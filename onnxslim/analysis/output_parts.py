@@ -54,7 +54,10 @@ class OutputPart:
         return array[self.index]
 
 
-def output_parts(model: Model) -> Mapping[str, tuple[OutputPart, ...]]:
+Parts = Mapping[str, Sequence[OutputPart]]  # by output; of one that is not joined none
+
+
+def output_parts(model: Model) -> Parts:
     """The parts of each output of `model` that is joined from several; infers shapes.
 
     Outputs that cannot be told to be joined are left out; so are those joined along the first
@@ -187,4 +190,4 @@ def _origin(tensor: gs.Tensor) -> frozenset[tuple[str, int | None]]:
     return frozenset(found)
 
 
-__all__ = ["OutputPart", "output_parts"]
+__all__ = ["OutputPart", "Parts", "output_parts"]

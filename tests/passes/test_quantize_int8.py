@@ -7,7 +7,18 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from layer_nets import FORCE, REPRODUCERS, dense_net, net, node, normal, output_error, runs, samples
+from layer_nets import (
+    FORCE,
+    REPRODUCERS,
+    boxes_beside_scores,
+    dense_net,
+    net,
+    node,
+    normal,
+    output_error,
+    runs,
+    samples,
+)
 from onnx import numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels, loaded
 from recurrent_nets import SHAPE, lstm_net
@@ -360,15 +371,7 @@ def test_a_floor_that_nothing_holds_leaves_the_model_alone() -> None:
 
 
 def test_scores_beside_boxes_are_not_lost_in_the_steps_of_the_boxes() -> None:
-    nodes = [
-        node("MatMul", ["x", "w"], "boxes"),
-        node("MatMul", ["x", "v"], "logits"),
-        node("Sigmoid", ["logits"], "scores"),
-        node("Concat", ["boxes", "scores"], "y", axis=1),
-    ]
-    source = net(nodes, {"w": normal(8, 4, scale=100), "v": normal(8, 3)}, ["N", 8])
-    x = samples(60, 8)
-    model, report = quantize(source, x=x)
+    model, report = quantize(boxes_beside_scores(8), x=samples(60, 8))
     assert "`scores`" in why_of(report)["y"]
     assert "would be lost in the result" in why_of(report)["y"]
     assert "QLinearMatMul" in kernels(model)

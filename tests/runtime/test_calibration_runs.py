@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layer_nets import dense_net, net, node, normal, outputs, samples
+from layer_nets import boxes_beside_scores, dense_net, net, node, normal, outputs, samples
 
 from onnxslim.contract import Skip
 from onnxslim.errors import UsageError
@@ -117,14 +117,7 @@ def test_distances_are_those_of_the_outputs() -> None:
 
 
 def test_the_least_of_the_parts_of_a_joined_output_counts() -> None:
-    nodes = [
-        node("MatMul", ["x", "w"], "boxes"),
-        node("MatMul", ["x", "v"], "raw"),
-        node("Sigmoid", ["raw"], "scores"),
-        node("Concat", ["boxes", "scores"], "y", axis=1),
-    ]
-    weights = {"w": normal(12, 4, scale=100), "v": normal(12, 3, seed=2)}
-    source, other = net(nodes, weights, ["N", 12]), net(nodes, weights, ["N", 12])
+    source, other = boxes_beside_scores(12), boxes_beside_scores(12)
     next(n for n in other.graph.node if n.op_type == "Sigmoid").op_type = "HardSigmoid"
     reference = Model.load(source)
     (found,) = CalibrationRuns({"x": X}).distances(reference, [Model.load(other)])
