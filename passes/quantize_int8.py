@@ -18,8 +18,8 @@ Rewrite:
         y = DequantizeLinear (yq, y_scale, y_zero)
 
     Conv, Gemm, MatMul, Add (also what was written as Sum), Mul, Concat, AveragePool,
-    GlobalAveragePool, Sigmoid, LeakyRelu, and BatchNormalization and HardSigmoid as depthwise
-    Convs; a Relu or Clip behind them becomes the end of a range.
+    GlobalAveragePool, Sigmoid, LeakyRelu, Softmax inside the graph, and BatchNormalization and
+    HardSigmoid as depthwise Convs; a Relu or Clip behind them becomes the end of a range.
     MaxPool, Resize to the nearest, Reshape, Transpose, Split, Slice, Gather and the like move
     integers, on the grid of what they move. An opset below 13 is raised to 13.
     LSTM becomes onnxruntime's DynamicQuantizeLSTM, in bodies too: it reads and makes floats, and
@@ -34,11 +34,14 @@ Rewrite:
 
 Why it is correct:
     It is not exact. x ≈ scale·(code − zero point), to half a scale inside the range, and zero is
-    always exact, so padding is. Ranges come from the calibration samples: by default, for each
-    tensor, the one of five methods that has the least error on samples held back. Weights are
-    rounded with error feedback, so that what rounding one of them does to the output
-    E‖(W − Ŵ)x‖² is made up for by the others (layers of more than 8,192 inputs: to nearest); biases
-    keep the mean output. Where products of u8 and s8 saturate on this machine, weights take 7 bits.
+    always exact, so padding is. Ranges come from the calibration samples. By default each tensor
+    gets that, of five methods', which moves the outputs least when it alone is on its grid; these,
+    those with the least error of each tensor's own, and each method for all tensors are then put
+    into the integer model, and the nearest is kept, all on samples held back. Softmax has the grid
+    that its kernel needs, from 0 to 1. Weights are rounded with error feedback, so that what
+    rounding one of them does to the output E‖(W − Ŵ)x‖² is made up for by the others (layers of
+    more than 8,192 inputs: to nearest); biases keep the mean output. Where products of u8 and s8
+    saturate on this machine, weights take 7 bits.
 
 Declines when:
     1. There are no calibration samples: ranges cannot be known.
@@ -46,7 +49,7 @@ Declines when:
     3. No placement is faster than float (`placement=measured`), unless the goal is bytes.
     4. An operator has no integer kernel in onnxruntime, its weight is computed at run time, or its
        type is not float32; bodies of If and Loop stay float, LSTMs in them excepted, and so do
-       Softmax, LayerNormalization and GRU.
+       LayerNormalization, GRU, and a Softmax whose result is an answer.
     5. The grid of a tensor loses more than 2 % of its energy, or what goes into a Concat is too
        small for the steps of the result (scores beside the corners of boxes).
     6. `only` and `skip` leave it out; or it was put back to float, worst first, until `max-error`
@@ -66,6 +69,7 @@ Reference:
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Final
@@ -79,16 +83,18 @@ from onnxslim.errors import NotApplicable
 from onnxslim.goal import Goal
 from onnxslim.ir import walk_graphs
 from onnxslim.model import Model
+from onnxslim.objective.calibration import Distance
 from onnxslim.objective.layer_pass import check_patterns
 from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.options import at_least, one_of, option
-from onnxslim.quantization.activations import observe_grids
+from onnxslim.quantization.activations import Grids, observe_grids
 from onnxslim.quantization.canonical import raise_opset, sums_to_adds
 from onnxslim.quantization.clusters import clusters_of, matching, without_islands
 from onnxslim.quantization.equalize import equalize
 from onnxslim.quantization.floors import Limits, Restorer
 from onnxslim.quantization.grid import Grid, GridForm
-from onnxslim.quantization.insert import LayerCodes, Plan, insert_grids
+from onnxslim.quantization.insert import LayerCodes, Plan, grid_source, insert_grids
+from onnxslim.quantization.range_choice import TOGETHER, Ranges, Tensors, nearest_ranges
 from onnxslim.quantization.ranges import RangeMethod
 from onnxslim.quantization.recurrent import KERNEL
 from onnxslim.quantization.rounding import plain_codes, solved_codes
@@ -116,8 +122,8 @@ class QuantizeInt8(Pass):
     calibration: str = option(
         "auto",
         one_of("auto", *RangeMethod),
-        "how ranges of activations are chosen; auto: for each tensor what has the least error on "
-        "samples held back",
+        "how ranges of activations are chosen; auto: what leaves the outputs nearest on samples "
+        "held back",
     )
     activations: str = option(
         "auto",
@@ -212,6 +218,7 @@ class _Run:
         self.weights = WeightForm(grid, per_channel=rule.per_channel)
         self.recurrent = self._recurrent(grid)
         self.codes = plain_codes(self.model, self.clusters, self.weights)
+        self.ranges = Grids({}, self.form)
         self.grids: dict[str, Grid] = {}
 
     def result(self) -> PassResult:
@@ -221,6 +228,7 @@ class _Run:
         if not placed:
             return PassResult(skips=tuple(self.skips))
         self._round(placed)
+        self._choose_ranges(placed)
         chosen = self._within_limits(placed)
         if not chosen:
             self._say_skip("with any integer kernel, max-error or a floor is missed")
@@ -294,7 +302,7 @@ class _Run:
         rule = self.rule.calibration
         method = None if rule == "auto" else RangeMethod(rule)
         grids = observe_grids(self.model, self.clusters, self.calibration, method, self.form)
-        self.grids = dict(grids.by_tensor)
+        self.ranges, self.grids = grids, dict(grids.by_tensor)
         found = []
         for cluster in self.clusters.all:
             why = grids.objection(cluster)
@@ -345,6 +353,10 @@ class _Run:
     def _plan(self, chosen: frozenset[str]) -> Plan:
         return Plan(chosen, self.grids, self.codes, self.form, self.recurrent)
 
+    def _plan_with(self, chosen: frozenset[str], ranges: Ranges) -> Plan:
+        grids = {**self.grids, **{name: item.grid for name, item in ranges.items()}}
+        return replace(self._plan(chosen), grids=grids)
+
     def _round(self, chosen: frozenset[str]) -> None:
         """Solve the weights of the chosen layers for good."""
         layers = [
@@ -364,6 +376,30 @@ class _Run:
             tell=self._tell,
         )
         self.codes = {**self.codes, **solved}
+
+    def _choose_ranges(self, chosen: frozenset[str]) -> None:
+        """Of the ranges that were found, those that leave the outputs nearest."""
+        if self.rule.calibration != "auto":
+            return
+        used = {
+            grid_source(self.clusters, chosen, tensor).name: None
+            for cluster in self.clusters.all
+            if cluster.name in chosen
+            for tensor in (*cluster.reads, *cluster.makes)
+        }
+        if not used:
+            return
+        self._tell(f"what the ranges of {len(used)} tensors do to the outputs")
+        held = self.calibration.halves()[1].some(TOGETHER)
+
+        def together(choices: Sequence[Ranges]) -> Iterable[Distance]:
+            models = (quantized(self.model, self._plan_with(chosen, own))[0] for own in choices)
+            return held.distances(self.context.reference or self.original, models)
+
+        found = {name: self.ranges.found[name] for name in used}
+        choice = nearest_ranges(Tensors(found, self.model, held), together)
+        self.grids.update((name, item.grid) for name, item in choice.ranges.items())
+        self._say(choice.words)
 
     def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
         """What may stay on integers so that `max-error` and the floors hold."""

@@ -6,7 +6,7 @@ is `moments`'s and `drift`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,7 @@ from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.contract import Skip
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
-from onnxslim.objective.calibration import Answer, Calibration, Distance
+from onnxslim.objective.calibration import Answer, Calibration, Distance, Replacement
 from onnxslim.objective.moments import LayerMoments
 from onnxslim.objective.observations import Observation
 from onnxslim.runtime.activations import Activations
@@ -53,6 +53,25 @@ class _Known:
     signature: Signature
     outputs: Sequence[Outputs]
     parts: Parts
+
+
+class _Meter:
+    """How far outputs are from what is known, over samples."""
+
+    def __init__(self, known: _Known) -> None:
+        self._outputs = {
+            name: OutputDeparture(known.parts.get(name, ())) for name in known.outputs[0]
+        }
+
+    def update(self, expected: Outputs, found: Outputs) -> None:
+        """Add one run."""
+        for name, output in self._outputs.items():
+            output.update(expected[name], found[name])
+
+    @property
+    def distance(self) -> Distance:
+        """So far."""
+        return combined([part for output in self._outputs.values() for part in output.departures])
 
 
 class CalibrationRuns:
@@ -133,14 +152,30 @@ class CalibrationRuns:
                 found = self._distance(known, variant.run)
             yield found
 
+    def effects(
+        self, model: Model, replacements: Mapping[str, Sequence[Replacement]]
+    ) -> Iterator[tuple[str, Sequence[Distance]]]:
+        """See `Calibration`; errors as in `moments`."""
+        samples = self._open(model)
+        known = self._known_outputs(model)
+        replay = Replay(model, samples.count, threads=self._threads)
+        for name, own in replacements.items():
+            meters = [_Meter(known) for _ in own]
+            with replay.behind(name) as rest:
+                if rest is None:
+                    continue
+                for sample, expected in zip(self._runs(), known.outputs, strict=False):
+                    runs = rest.runs(sample.feeds, sample.rows, own)
+                    for meter, found in zip(meters, runs, strict=True):
+                        meter.update(expected, found)
+            yield name, [meter.distance for meter in meters]
+
     def _distance(self, known: _Known, run: Callable[[Feeds, int], Outputs]) -> Distance:
         """How far what `run` gives for each sample is from what is expected."""
-        meters = {name: OutputDeparture(known.parts.get(name, ())) for name in known.outputs[0]}
+        meter = _Meter(known)
         for sample, expected in zip(self._runs(), known.outputs, strict=False):
-            found = run(sample.feeds, sample.rows)
-            for name, meter in meters.items():
-                meter.update(expected[name], found[name])
-        return combined([item for meter in meters.values() for item in meter.departures])
+            meter.update(expected, run(sample.feeds, sample.rows))
+        return meter.distance
 
     def outputs(self, model: Model, *, together: int | None = None) -> Iterator[Answer]:
         """See `Calibration`; errors as in `moments`."""
@@ -152,6 +187,10 @@ class CalibrationRuns:
     def parts(self, count: int) -> tuple[Calibration, ...]:
         """See `Calibration`."""
         return tuple(_Part(self, _dealt(number, count)) for number in range(count))
+
+    def some(self, count: int) -> Calibration:
+        """See `Calibration`."""
+        return _Part(self, _evenly(count))
 
     def halves(self) -> tuple[Calibration, Calibration]:
         """See `Calibration`."""
@@ -211,6 +250,15 @@ def _dealt(number: int, count: int) -> Keep:
     Not every `count`-th: where samples of the classes take turns, a part would lack classes.
     """
     return lambda index, _: int(count * (index * _GOLDEN % 1.0)) == number
+
+
+def _evenly(most: int) -> Keep:
+    """So many of the samples at most, as many as divide them evenly."""
+
+    def keep(index: int, count: int | None) -> bool:
+        return index < most if count is None else index % -(-count // most) == 0
+
+    return keep
 
 
 def _is_tried(number: int, count: int | None) -> bool:

@@ -6,18 +6,23 @@ on from there. What is the same is told by `values`; results differ from those o
 inputs by rounding at most, where onnxruntime would have fused operators across the cut.
 
 Variants that come in the order of the graph cost least: then every node of the model runs once.
+
+Where only the value of one tensor is to change, no variant is built: `behind` runs what follows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.ir import needs
 from onnxslim.model import Model
+from onnxslim.objective.calibration import Replacement
 from onnxslim.runtime.activations import Frontier, Playback
 from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
 from onnxslim.runtime.taps import Part, Taps
@@ -44,7 +49,7 @@ class Replay:
         threads: int | None = None,
         budget_bytes: int = _BUDGET_BYTES,
     ) -> None:
-        self._threads = threads
+        self._model, self._threads = model, threads
         self._numbering = Numbering()
         self._taps = Taps(model)
         self._frontier = Frontier(self._numbering, rows, budget_bytes)
@@ -86,6 +91,45 @@ class Replay:
                 yield variant
             finally:
                 variant.close()
+
+    @contextmanager
+    def behind(self, name: str) -> Iterator[Behind | None]:
+        """What follows the tensor `name` of the main graph, ready to run the samples in order.
+
+        None where its node has to run all the same, for another of its outputs, and for constants.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses it.
+        """
+        taps, own = self._copy, self._made_by_name
+        (tensor,) = (t for t in _tensors(taps.graph) if t.name == name)
+        moved = _depending(taps.graph, tensor)
+        known = [t for t in _tensors(taps.graph) if t.name in own and t not in moved]
+        kept = [t for t in taps.graph.outputs if t in known or t is tensor]
+        ends = [t for t in taps.graph.outputs if t not in kept]
+        part = taps.part(ends, [*known, tensor] if tensor.inputs else known)
+        is_constant = bool(tensor.inputs) and name not in own
+        if is_constant or any(node in part.nodes for node in tensor.inputs):
+            yield None
+            return
+        asked = dict.fromkeys((*part.begins, *kept, tensor))
+        names = {t.name: self._taps.tap_main(own[t.name]) for t in asked if t.name in own}
+        keys = list(dict.fromkeys(names.values()))
+        with self._frontier.play(self._taps, keys, self._threads) as base:
+            rest = Behind(base, names, taps, part, self._threads, name)
+            try:
+                yield rest
+            finally:
+                rest.close()
+
+    @cached_property
+    def _made_by_name(self) -> Mapping[str, gs.Tensor]:
+        return {tensor.name: tensor for tensor in self._made.values()}
+
+    @cached_property
+    def _copy(self) -> Taps:
+        """The model once more: what runs behind a tensor is cut out of it."""
+        return Taps(self._model)
 
 
 class Variant:
@@ -130,9 +174,16 @@ class _Rest(Variant):
         self._session: Session | None = None
 
     def run(self, feeds: Feeds, rows: int) -> Outputs:
+        return self._finished(feeds, self._begun(feeds, rows))
+
+    def _begun(self, feeds: Feeds, rows: int) -> Outputs:
+        """What the model gives for the next sample."""
         found = self._base.run(feeds, rows)
-        begun = {name: found[own] for name, own in self._names.items()}
-        results = dict(begun)
+        return {name: found[own] for name, own in self._names.items()}
+
+    def _finished(self, feeds: Feeds, begun: Outputs) -> Outputs:
+        """What follows from there."""
+        results = {**feeds, **begun}
         if self._part.ends:
             fed = {tensor.name: begun[tensor.name] for tensor in self._part.begins}
             results.update(self._opened(fed).run({**feeds, **fed}))
@@ -155,6 +206,54 @@ class _Rest(Variant):
         return self._session
 
 
+class Behind(_Rest):
+    """What follows one tensor, whose values are replaced."""
+
+    def __init__(
+        self,
+        base: Playback,
+        names: dict[str, str],
+        taps: Taps,
+        part: Part,
+        threads: int | None,
+        tensor: str,
+    ) -> None:
+        super().__init__(base, names, taps, part, threads)
+        self._tensor = tensor
+
+    def runs(
+        self, feeds: Feeds, rows: int, replacements: Sequence[Replacement]
+    ) -> Iterator[Outputs]:
+        """The outputs for the next sample, with each of the replacements in turn.
+
+        Raises:
+            RuntimeFailure: onnxruntime fails on it.
+        """
+        begun = self._begun(feeds, rows)
+        known: Mapping[str, np.ndarray] = {**feeds, **begun}
+        for replacement in replacements:
+            new = {self._tensor: replacement(known[self._tensor])}
+            if self._tensor in feeds:
+                yield self._finished({**feeds, **new}, begun)
+            else:
+                yield self._finished(feeds, {**begun, **new})
+
+
+def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    yield from graph.inputs
+    for node in graph.nodes:
+        yield from (tensor for tensor in node.outputs if tensor.name)
+
+
+def _depending(graph: gs.Graph, tensor: gs.Tensor) -> set[gs.Tensor]:
+    """What changes with `tensor`, itself included."""
+    found = {tensor}
+    for node in graph.nodes:
+        if not found.isdisjoint(needs(node)):
+            found.update(node.outputs)
+    return found
+
+
 def _common(known: Sequence[int | None] | None, array: np.ndarray) -> list[int | None]:
     """The sizes that all arrays had so far, None where they differ."""
     if known is None or len(known) != array.ndim:
@@ -162,4 +261,4 @@ def _common(known: Sequence[int | None] | None, array: np.ndarray) -> list[int |
     return [a if a == b else None for a, b in zip(known, array.shape, strict=True)]
 
 
-__all__ = ["Replay", "Variant"]
+__all__ = ["Behind", "Replay", "Variant"]

@@ -59,6 +59,10 @@ def plan_of(
     names = {t.name for cluster in clusters.all for t in (*cluster.reads, *cluster.makes)}
     values = values_of(model, x, sorted(names))
     grids = {n: form.over(float(values[n].min()), float(values[n].max())) for n in names}
+    for cluster in clusters.all:
+        if cluster.rule.fixed is not None:
+            own = replace(form, symmetric=False)
+            grids.update({t.name: own.over(*cluster.rule.fixed(own)) for t in cluster.makes})
     picked = [cluster.name for cluster in clusters.all] if chosen is None else chosen
     return Plan(
         frozenset(picked), grids, plain_codes(model, clusters, WeightForm()), form, _REDUCED

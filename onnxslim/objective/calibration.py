@@ -5,7 +5,7 @@ The core only knows this protocol; `onnxslim.runtime.calibration_runs` answers i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from onnxslim.objective.activity import ChannelActivity
     from onnxslim.objective.moments import LayerMoments
     from onnxslim.objective.observations import Observation
+
+Replacement = Callable[["np.ndarray"], "np.ndarray"]
+"""What takes the place of a tensor's value, of the same shape and type."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,20 @@ class Calibration(Protocol):
     def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
         """How far each of `models` is from `reference`, one after the other."""
 
+    def effects(
+        self, model: Model, replacements: Mapping[str, Sequence[Replacement]]
+    ) -> Iterator[tuple[str, Sequence[Distance]]]:
+        """How far `model` is from itself when the value of one inner tensor is replaced.
+
+        Args:
+            model: its shapes inferred.
+            replacements: by the name of a tensor of the main graph; quickest in its order.
+
+        Yields:
+            the name, and a distance for each of its replacements. Nothing for a tensor that cannot
+            be replaced alone: a constant, or one whose operator has to run all the same.
+        """
+
     def outputs(self, model: Model, *, together: int | None = None) -> Iterator[Answer]:
         """What `model`, a network with the inputs of the samples, returns, run after run.
 
@@ -91,6 +108,9 @@ class Calibration(Protocol):
     def parts(self, count: int) -> tuple[Calibration, ...]:
         """The samples dealt out to so many parts. Of fewer samples some parts are all of them."""
 
+    def some(self, count: int) -> Calibration:
+        """About so many of the samples, spread evenly; the first, where nobody knows how many."""
+
     def halves(self) -> tuple[Calibration, Calibration]:
         """The samples to fit trials on and those held back to judge them, a fifth, spread evenly.
 
@@ -98,4 +118,4 @@ class Calibration(Protocol):
         """
 
 
-__all__ = ["Answer", "Calibration", "Distance"]
+__all__ = ["Answer", "Calibration", "Distance", "Replacement"]

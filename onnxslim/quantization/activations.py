@@ -18,7 +18,14 @@ from onnxslim.objective.calibration import Calibration
 from onnxslim.objective.observations import Observation
 from onnxslim.quantization.clusters import Cluster, Clusters
 from onnxslim.quantization.grid import Grid, GridForm
-from onnxslim.quantization.ranges import Range, RangeMethod, activation_range, best_range
+from onnxslim.quantization.ranges import (
+    Ends,
+    Range,
+    RangeMethod,
+    activation_range,
+    all_ranges,
+    given_range,
+)
 
 _MOST_LOST: Final = 0.02  # of the energy of a tensor, by being put on a grid
 
@@ -28,14 +35,20 @@ class Grids:
     """The grids of a model's activations.
 
     Attributes:
-        ranges: by the tensor's name.
+        found: ranges of each tensor, by its name, best first: what all methods find, where none
+            was asked for.
         form: of grids, those of constant operands too.
         unseen: why a tensor has none, by its name.
     """
 
-    ranges: Mapping[str, Range]
+    found: Mapping[str, Sequence[Range]]
     form: GridForm
     unseen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """The best of each tensor."""
+        return {name: ranges[0] for name, ranges in self.found.items()}
 
     @property
     def by_tensor(self) -> Mapping[str, Grid]:
@@ -45,10 +58,10 @@ class Grids:
     def objection(self, cluster: Cluster) -> str | None:
         """Why a cluster cannot be put on grids, or should not."""
         for tensor in (*cluster.reads, *cluster.makes):
-            if tensor.name not in self.ranges:
+            if tensor.name not in self.found:
                 why = self.unseen.get(tensor.name, "it was not observed")
                 return f"the range of `{tensor.name}` is not known: {why}"
-            found = self.ranges[tensor.name]
+            found = self.found[tensor.name][0]
             if found.relative_error > _MOST_LOST:
                 return (
                     f"8 bits say too little of `{tensor.name}`, in [{found.least:.3g}, "
@@ -78,10 +91,10 @@ class Grids:
 
     def _drowned(self, cluster: Cluster) -> str | None:
         """That an operand of a Concat is too small for the steps of the result."""
-        result = self.ranges[cluster.makes[0].name]
+        result = self.found[cluster.makes[0].name][0]
         step = float(result.grid.scale)
         for tensor in cluster.reads:
-            found = self.ranges[tensor.name]
+            found = self.found[tensor.name][0]
             if found.energy and step**2 / 12 > _MOST_LOST * found.energy:
                 return (
                     f"`{tensor.name}`, in [{found.least:.3g}, {found.most:.3g}], would be lost in "
@@ -108,33 +121,45 @@ def observe_grids(
         model: whose graph the clusters are of.
         clusters: what may become integers.
         calibration: the samples.
-        method: how ranges are chosen; None: for each tensor the one that does best on samples that
-            are held back.
+        method: how ranges are chosen; None: by all methods, from all samples (some extremes are in
+            few of them), the one with the least error on a part of them first.
         form: of grids.
     """
     names = list(dict.fromkeys(_names(clusters)))
-    forms = _forms(clusters, form)
+    forms, fixed = _forms(clusters, form), _fixed(clusters, form)
     unseen: dict[str, str] = {}
-    ranges: dict[str, Range] = {}
-    if method is not None:
-        for item in _seen(calibration, model, names, unseen):
-            ranges[item.tensor] = activation_range(item, method, forms.get(item.tensor, form))
-        return Grids(ranges, form, unseen)
-    tried, held = calibration.halves()
-    judges = {item.tensor: item for item in _seen(held, model, names, unseen)}
-    for item in _seen(tried, model, names, unseen):
-        ranges[item.tensor] = best_range(
-            item, judges.get(item.tensor), forms.get(item.tensor, form)
-        )
-    return Grids(ranges, form, unseen)
+    found: dict[str, Sequence[Range]] = {}
+    judges: Mapping[str, Observation] = {}
+    if method is None:
+        held = calibration.halves()[1]
+        judges = {item.tensor: item for item in _seen(held, model, names, unseen)}
+    for item in _seen(calibration, model, names, unseen):
+        own = forms.get(item.tensor, form)
+        if item.tensor in fixed:
+            found[item.tensor] = (given_range(item, fixed[item.tensor], own),)
+        elif method is None:
+            found[item.tensor] = all_ranges(item, judges.get(item.tensor), own)
+        else:
+            found[item.tensor] = (activation_range(item, method, own),)
+    return Grids(found, form, unseen)
 
 
 def _forms(clusters: Clusters, form: GridForm) -> Mapping[str, GridForm]:
-    """Of the tensors whose grids must end where a Relu or Clip does: they are not symmetric."""
+    """Of the tensors whose grids end at zero, for a Relu, a Clip or a kernel: not symmetric."""
     return {
         tensor.name: replace(form, symmetric=False)
         for cluster in clusters.all
-        if cluster.activation is not None
+        if cluster.activation is not None or cluster.rule.fixed is not None
+        for tensor in cluster.makes
+    }
+
+
+def _fixed(clusters: Clusters, form: GridForm) -> Mapping[str, Ends]:
+    """Ranges that kernels insist on, of the tensors that they make."""
+    return {
+        tensor.name: cluster.rule.fixed(form)
+        for cluster in clusters.all
+        if cluster.rule.fixed is not None
         for tensor in cluster.makes
     }
 

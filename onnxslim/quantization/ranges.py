@@ -1,9 +1,9 @@
 """Which range of an activation a grid should cover, from what was observed of it.
 
-Five ways to choose, and one to choose among them: the range with which the values *held back* come
-out with the least error. The error of a grid, E (x − x̂)², is one function of grid and histogram:
-rounding where the grid reaches, clipping where it does not, integrated exactly over values that lie
-evenly within their bins.
+Five ways to choose, and one to order them: by the error that values *held back* come out with (what
+that does to outputs, `range_choice` asks). The error of a grid, E (x − x̂)², is one function of grid
+and histogram: rounding where the grid reaches, clipping where it does not, integrated exactly over
+values that lie evenly within their bins.
 
 Migacz, "8-bit inference with TensorRT", GTC 2017, for `entropy`. We differ: zeros are left out, the
 threshold is one for |x| whatever the form of the grid, and a side that is not reached is not
@@ -54,7 +54,7 @@ class Range:
     Attributes:
         least, most: what it covers; zero is within.
         form: of the grid.
-        method: how it was chosen.
+        method: how it was chosen; None: an integer kernel insists on it.
         error: E (x − x̂)².
         energy: E x².
     """
@@ -62,7 +62,7 @@ class Range:
     least: float
     most: float
     form: GridForm
-    method: RangeMethod
+    method: RangeMethod | None
     error: float
     energy: float
 
@@ -95,14 +95,14 @@ def activation_range(
     return _judged(_ends(observed, method, form, percentile), observed, form, method)
 
 
-def best_range(
+def all_ranges(
     observed: Observation,
     held: Observation | None = None,
     form: GridForm = U8,
     *,
     percentile: float = PERCENTILE,
-) -> Range:
-    """The range, of those that all methods find, with the least error on values held back.
+) -> tuple[Range, ...]:
+    """What each method finds; the one with the least error on values held back comes first.
 
     Args:
         observed: what the methods look at.
@@ -112,14 +112,25 @@ def best_range(
     """
     judge = observed if held is None or not held.count else held
     judged = [_judged(_ends(observed, m, form, percentile), judge, form, m) for m in RangeMethod]
-    return min(judged, key=lambda item: item.error)
+    return tuple(sorted(judged, key=lambda item: item.error))
 
 
 def _ends(observed: Observation, method: RangeMethod, form: GridForm, percentile: float) -> Ends:
     return _METHODS[method](observed, form, percentile) if observed.count else (0.0, 0.0)
 
 
-def _judged(ends: Ends, judge: Observation, form: GridForm, method: RangeMethod) -> Range:
+def given_range(observed: Observation, ends: Ends, form: GridForm) -> Range:
+    """A range that nobody chose.
+
+    Args:
+        observed: what it is judged on.
+        ends: what it covers.
+        form: of the grid.
+    """
+    return _judged(ends, observed, form, None)
+
+
+def _judged(ends: Ends, judge: Observation, form: GridForm, method: RangeMethod | None) -> Range:
     least, most = min(ends[0], 0.0), max(ends[1], 0.0)  # every grid holds zero
     error = expected_error(form.over(least, most), judge)
     return Range(least, most, form, method, error, energy(judge))
@@ -306,10 +317,12 @@ _METHODS: Final[Mapping[RangeMethod, Callable[[Observation, GridForm, float], En
 
 __all__ = [
     "PERCENTILE",
+    "Ends",
     "Range",
     "RangeMethod",
     "activation_range",
-    "best_range",
+    "all_ranges",
     "energy",
     "expected_error",
+    "given_range",
 ]

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.operands import const_array, is_present
 from onnxslim.ir import Node
 from onnxslim.quantization.channel_maps import channel_map
+from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.recurrent import KERNEL, objection_to_lstm
 from onnxslim.shapes import rank
 
@@ -51,12 +52,14 @@ class Rule:
         kernel: what onnxruntime makes of it; "" for the operator itself.
         data: indices of the inputs that are quantized activations; None: all.
         objection: why a node of this operator is not, or None.
+        fixed: the range that the kernel needs its output's grid to cover; None: any will do.
     """
 
     kind: Kind
     kernel: str = ""
     data: tuple[int, ...] | None = (0,)
     objection: Objection = lambda _node: None
+    fixed: Callable[[GridForm], tuple[float, float]] | None = None
 
 
 WEIGHT: Final = 1
@@ -178,6 +181,18 @@ def _known_rank(node: Node) -> str | None:
     return "the rank of its input is not known" if rank(node.inputs[0]) is None else None
 
 
+def _probabilities(form: GridForm) -> tuple[float, float]:
+    """The range for which the kernel of Softmax is right.
+
+    It multiplies by the floor of 1 / scale, and does not saturate: one must be the last code, or
+    the step after the last of uint8, which it does cut off.
+    """
+    if form.dtype == np.uint8:
+        return 0.0, 255 / 256
+    scale = np.nextafter(np.float32(1 / 255), np.float32(0))
+    return 0.0, 255 * float(scale)
+
+
 _MOVES: Final = Rule(Kind.MOVEMENT, objection=_moving)
 _TWO_MATRICES: Final = Rule(Kind.PLAIN, "QLinearMatMul", (0, 1))
 _RULES: Final[Mapping[str, Rule]] = {
@@ -193,6 +208,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "GlobalAveragePool": Rule(Kind.PLAIN, "QLinearGlobalAveragePool"),
     "Sigmoid": Rule(Kind.PLAIN, "QLinearSigmoid"),
     "LeakyRelu": Rule(Kind.PLAIN, "QLinearLeakyRelu"),
+    "Softmax": Rule(Kind.PLAIN, "QLinearSoftmax", objection=_known_rank, fixed=_probabilities),
     "MaxPool": Rule(Kind.MOVEMENT, objection=_one_output),
     "Resize": Rule(Kind.MOVEMENT, objection=_nearest),
     "LSTM": Rule(Kind.RECURRENT, KERNEL, (), objection_to_lstm),
@@ -214,7 +230,6 @@ _RULES: Final[Mapping[str, Rule]] = {
     ),
 }
 _FLOAT: Final[Mapping[str, str]] = {
-    "Softmax": "its outputs span many orders of magnitude: it is left in float",
     "LayerNormalization": "it is left in float",
     "ConvTranspose": "onnxruntime has no integer kernel for ConvTranspose on CPUs",
     "QuantizeLinear": "it is quantized already",

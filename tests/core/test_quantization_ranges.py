@@ -15,7 +15,7 @@ from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
 from onnxslim.quantization.ranges import (
     RangeMethod,
     activation_range,
-    best_range,
+    all_ranges,
     energy,
     expected_error,
 )
@@ -142,7 +142,7 @@ def test_a_side_that_is_not_reached_is_not_covered() -> None:
 @pytest.mark.parametrize("name", list(DATA))
 def test_the_best_range_is_that_with_the_least_error_on_what_is_held_back(name: str) -> None:
     seen, held = observation(float32(name)[::2]), observation(float32(name)[1::2])
-    best = best_range(seen, held)
+    best = all_ranges(seen, held)[0]
     for method in RangeMethod:
         other = activation_range(seen, method)
         assert best.error <= expected_error(other.grid, held) * (1 + 1e-9)
@@ -151,11 +151,11 @@ def test_the_best_range_is_that_with_the_least_error_on_what_is_held_back(name: 
 
 def test_without_anything_held_back_the_observation_judges() -> None:
     seen, nothing = observation(float32("gauss")), observation(np.zeros(0, np.float32))
-    assert best_range(seen, nothing) == best_range(seen)
+    assert all_ranges(seen, nothing) == all_ranges(seen)
 
 
 def test_one_outlier_among_the_samples_is_not_believed() -> None:
     """Held-back samples without it decide for a range without it."""
     seen, held = observation(float32("outlier")), observation(float32("gauss"))
-    assert best_range(seen, held).most < 10
+    assert all_ranges(seen, held)[0].most < 10
     assert activation_range(seen, RangeMethod.MINMAX).most == 50

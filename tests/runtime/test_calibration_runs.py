@@ -17,6 +17,7 @@ from onnxslim.runtime import calibration_runs
 from onnxslim.runtime.calibration_runs import CalibrationRuns
 from onnxslim.runtime.departure import Departure
 from onnxslim.runtime.moments import Limits
+from onnxslim.shapes import infer_shapes
 
 X = samples(53, 12)
 
@@ -171,6 +172,23 @@ def test_of_large_outputs_as_many_runs_are_compared_as_are_kept(
     assert found.divergence == pytest.approx(meter.divergence, rel=1e-5)
 
 
+def test_effects_are_distances_of_the_model_from_itself() -> None:
+    model = Model.load(dense_net(12, 16, 4))
+    infer_shapes(model)
+    doubled = model.clone()  # of a Relu, twice the weights and biases are twice the result
+    for tensor in doubled.graph.tensors().values():
+        if tensor.name in ("w0", "b0"):
+            tensor.values = tensor.values * np.float32(2)
+    runs = CalibrationRuns({"x": X})
+    (expected,) = runs.distances(model, [doubled])
+    found = dict(runs.effects(model, {"r0": [lambda v: v, lambda v: 2 * v], "x": [np.zeros_like]}))
+    same, twice = found["r0"]
+    assert same.divergence < 1e-10
+    assert twice.divergence == pytest.approx(expected.divergence, rel=1e-4)
+    assert twice.sqnr_db == pytest.approx(expected.sqnr_db, rel=1e-4)
+    assert found["x"][0].divergence > 0
+
+
 # ------------------------------------------------------------------- batches
 
 
@@ -226,6 +244,15 @@ def test_the_halves_of_a_half_are_parts_of_it() -> None:
     assert seen(fitted.halves()[1]) == (len(inner), sum(inner))
     assert seen(fitted.halves()[0]) == (len(own) - len(inner), sum(own) - sum(inner))
     assert seen(held.halves()[1])[0] == 2
+
+
+@pytest.mark.parametrize(("count", "most", "left"), [(23, 8, range(0, 23, 3)), (5, 8, range(5))])
+def test_some_are_spread_evenly(count: int, most: int, left: range) -> None:
+    assert seen(numbers(count).some(most)) == (len(left), sum(left))
+
+
+def test_of_samples_that_nobody_counted_some_are_the_first() -> None:
+    assert seen(numbers(23, known=False).some(8)) == (8, sum(range(8)))
 
 
 def test_halves_are_made_once() -> None:

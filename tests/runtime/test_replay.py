@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
 from layer_nets import residual_net, samples
+from strategies import models
 
 from onnxslim.analysis.layers import weight_layers
 from onnxslim.errors import RuntimeFailure
 from onnxslim.model import Model
 from onnxslim.runtime.replay import Replay
 from onnxslim.runtime.session import Session, open_session
+from onnxslim.shapes import infer_shapes
+from support import random_feeds
 
 X = samples(10, 6)
 
@@ -92,3 +97,90 @@ def test_a_failing_variant_does_not_harm_the_next() -> None:
         variant.run({"x": X[:, :3]}, 10)
     later = changed(model, "y")
     np.testing.assert_allclose(replayed(replay, later, batches()), alone(later), rtol=1e-5)
+
+
+# ------------------------------------------------------------------- behind one tensor
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    return values * values.dtype.type(1.25)
+
+
+def with_scaled(source: onnx.ModelProto, name: str) -> Model:
+    """The model with a Mul behind the tensor `name`, under whose name it is read."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    nodes = list(model.graph.node)
+    (at,) = (i for i, item in enumerate(nodes) if name in item.output)
+    kind = next(t for t in model_types(source) if t[0] == name)[1]
+    nodes[at].output[list(nodes[at].output).index(name)] = "raw"
+    factor = onnx.helper.make_tensor("factor", kind, [], [1.25])
+    model.graph.initializer.append(factor)
+    nodes.insert(at + 1, onnx.helper.make_node("Mul", ["raw", "factor"], [name]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return Model.load(model)
+
+
+def model_types(source: onnx.ModelProto) -> list[tuple[str, int]]:
+    graph = onnx.shape_inference.infer_shapes(source).graph
+    infos = [*graph.value_info, *graph.output]
+    return [(info.name, info.type.tensor_type.elem_type) for info in infos]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(source=models())
+def test_a_replaced_tensor_does_what_it_does_in_a_model_of_its_own(
+    source: onnx.ModelProto,
+) -> None:
+    model = Model.load(source)
+    infer_shapes(model)
+    feeds = random_feeds(source)
+    replay = Replay(model, 1)
+    made = {
+        name for item in source.graph.node if item.op_type != "Constant" for name in item.output
+    }
+    for name, kind in model_types(source):
+        if name not in made or kind != onnx.TensorProto.FLOAT:
+            continue
+        with open_session(with_scaled(source, name)) as session:
+            expected = session.run(feeds)
+        with replay.behind(name) as rest:
+            if rest is None:
+                continue
+            ((plain, found),) = [list(rest.runs(feeds, 1, [lambda v: v, scaled]))]
+        with open_session(model) as session:
+            unchanged = session.run(feeds)
+        for output, array in expected.items():
+            np.testing.assert_allclose(found[output], array, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(plain[output], unchanged[output], rtol=1e-3, atol=1e-4)
+
+
+def test_an_input_can_be_replaced_too() -> None:
+    model = residual_net()
+    infer_shapes(model)
+    with Replay(model, 10).behind("x") as rest:
+        assert rest is not None
+        ((found,),) = [list(rest.runs({"x": X}, 10, [scaled]))]
+    with open_session(model) as session:
+        expected = session.run({"x": scaled(X)})["y"]
+    np.testing.assert_allclose(found["y"], expected, rtol=1e-5)
+
+
+def test_several_replacements_run_the_model_before_them_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = residual_net()
+    infer_shapes(model)
+    ran: list[set[str]] = []
+    run = Session.run
+
+    def watched(self: Session, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ran.append({info.name for info in self.inputs} - {"x"})
+        return run(self, feeds)
+
+    monkeypatch.setattr(Session, "run", watched)
+    with Replay(model, 10).behind("rb") as rest:
+        assert rest is not None
+        assert len(list(rest.runs({"x": X}, 10, [scaled] * 3))) == 3
+    assert ran == [set(), *[{"ra", "rb"}] * 3]

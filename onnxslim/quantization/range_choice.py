@@ -1,0 +1,166 @@
+"""Which of the ranges that were found for a tensor leaves the *outputs* nearest.
+
+The squared error of a tensor is a poor judge: some outliers carry all of its energy and move
+nothing, others are what the answer hangs on. So the outputs are asked, on samples held back:
+
+- *alone*: one tensor of the float model after the other is put on its grid. Effects of small
+  independent changes add up (see `Distance.divergence`), so tensors whose effects make up nearly
+  all of the sum try their other ranges, and keep the one with the least effect;
+- *together*: the integer model that is to be written, with these ranges, and with those of each
+  method for all tensors. The nearest is kept: whatever does not add up is seen there.
+
+What may change here: which tensors try what, and when it is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from onnxslim.model import Model
+from onnxslim.objective.calibration import Calibration, Distance, Replacement
+from onnxslim.quantization.ranges import Range, RangeMethod
+
+_ALONE: Final = 8  # samples, for one tensor after the other
+TOGETHER: Final = 64  # samples, for whole models
+_UNTRIED: Final = 0.1  # of the sum of all effects, that need not be tried
+_ALIKE: Final = 0.02  # of a range: others that end nearer than that are the same
+
+Ranges = Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors that get ranges.
+
+    Attributes:
+        found: for each, what the methods found, the one with the least error of its own first; in
+            the order of the graph.
+        model: in float, its shapes inferred.
+        calibration: the samples held back, a few of which are used.
+    """
+
+    found: Mapping[str, Sequence[Range]]
+    model: Model
+    calibration: Calibration
+
+    @property
+    def least_error(self) -> Ranges:
+        """For each tensor the range with the least error of its own."""
+        return {name: ranges[0] for name, ranges in self.found.items()}
+
+    def of_method(self, method: RangeMethod) -> Ranges:
+        """What one method found; the range with the least error where it found none."""
+        return {
+            name: next((item for item in ranges if item.method is method), ranges[0])
+            for name, ranges in self.found.items()
+        }
+
+    def least_effect(self) -> Ranges:
+        """For each tensor the range with the least effect on the outputs, alone."""
+        effects = dict(self._effects({name: ranges[:1] for name, ranges in self.found.items()}))
+        chosen = dict(self.least_error)
+        untried = {
+            name: others
+            for name, ranges in self.found.items()
+            if name in effects and (others := _distinct(ranges)[1:])
+        }
+        while names := _weightiest({name: effects[name][0] for name in untried}, effects):
+            tried = {name: untried.pop(name) for name in self.found if name in names}
+            for name, found in self._effects(tried):
+                best = int(np.argmin(found))
+                if found[best] < effects[name][0]:
+                    chosen[name], effects[name] = tried[name][best], [found[best]]
+        return chosen
+
+    @cached_property
+    def _few(self) -> Calibration:
+        return self.calibration.some(_ALONE)
+
+    def _effects(
+        self, ranges: Mapping[str, Sequence[Range]]
+    ) -> Iterable[tuple[str, Sequence[float]]]:
+        replacements = {name: [_on_grid(item) for item in own] for name, own in ranges.items()}
+        for name, distances in self._few.effects(self.model, replacements):
+            yield name, [distance.divergence for distance in distances]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The ranges of a model.
+
+    Attributes:
+        ranges: by the tensor's name.
+        words: how they were chosen, and what that is worth.
+    """
+
+    ranges: Ranges
+    words: str
+
+
+def nearest_ranges(
+    tensors: Tensors, together: Callable[[Sequence[Ranges]], Iterable[Distance]]
+) -> Choice:
+    """The ranges with which the outputs of the integer model are nearest.
+
+    Args:
+        tensors: that get ranges.
+        together: how far the outputs of the integer model are, with each of some choices.
+    """
+    choices = {"each tensor's least error": tensors.least_error}
+    choices["least effect on the outputs"] = tensors.least_effect()
+    choices.update((f"{method} for all", tensors.of_method(method)) for method in RangeMethod)
+    distances = list(together(list(choices.values())))
+    words, ranges = list(choices), list(choices.values())
+    best = int(np.argmin([distance.divergence for distance in distances]))
+    return Choice(
+        ranges[best],
+        f"ranges by {words[best]}: SQNR {distances[best].sqnr_db:.1f} dB on samples held back "
+        f"({distances[0].sqnr_db:.1f} by {words[0]})",
+    )
+
+
+def _weightiest(untried: Mapping[str, float], effects: Mapping[str, Sequence[float]]) -> set[str]:
+    """The fewest of `untried` without which they are a small share of all effects."""
+    total = sum(found[0] for found in effects.values())
+    left, chosen = sum(untried.values()), set[str]()
+    for name, effect in sorted(untried.items(), key=lambda item: -item[1]):
+        if left <= _UNTRIED * total:
+            break
+        chosen.add(name)
+        left -= effect
+    return chosen
+
+
+def _distinct(ranges: Sequence[Range]) -> Sequence[Range]:
+    """Those whose grids differ by more than a trifle from those before them."""
+    found: list[Range] = []
+    for item in ranges:
+        step = _ALIKE * (item.most - item.least)
+        if not any(
+            abs(item.least - other.least) <= step and abs(item.most - other.most) <= step
+            for other in found
+        ):
+            found.append(item)
+    return found
+
+
+def _on_grid(item: Range) -> Replacement:
+    grid, scale = item.grid, np.float32(item.grid.scale)
+    zero = int(grid.zero_point)
+
+    def replaced(values: np.ndarray) -> np.ndarray:
+        steps = values / scale  # in its own type: maps are large, and many grids are tried
+        np.rint(steps, out=steps)
+        np.clip(steps, grid.low - zero, grid.high - zero, out=steps)
+        steps *= scale
+        return np.asarray(steps)
+
+    return replaced
+
+
+__all__ = ["TOGETHER", "Choice", "Ranges", "Tensors", "nearest_ranges"]
