@@ -106,6 +106,7 @@ def speed_of(subject: Subject) -> Row:
         "seconds": seconds,
         "kernels": sum("became" in change.what for change in step.changes),
         "committed": step.committed,
+        "ranges": next((c.what for c in step.changes if c.what.startswith("ranges by")), None),
         "why": step.why_not_committed or next((s.why for s in step.skips[-1:]), None),
         "failed": failed,
         "load": os.getloadavg()[0],

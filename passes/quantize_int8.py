@@ -35,9 +35,9 @@ Rewrite:
 Why it is correct:
     It is not exact. x ≈ scale·(code − zero point), to half a scale inside the range, and zero is
     always exact, so padding is. Ranges come from the calibration samples. By default each tensor
-    gets that, of five methods', which moves the outputs least when it alone is on its grid; these,
-    those with the least error of each tensor's own, and each method for all tensors are then put
-    into the integer model, and the nearest is kept, all on samples held back. Softmax has the grid
+    gets that, of five methods', which moves the outputs least when it alone is on its grid; where
+    the integer model is clearly nearer with the ranges of least error, or with one method for all
+    tensors, it is these; all on samples held back. Softmax has the grid
     that its kernel needs, from 0 to 1. Weights are rounded with error feedback, so that what
     rounding one of them does to the output E‖(W − Ŵ)x‖² is made up for by the others (layers of
     more than 8,192 inputs: to nearest); biases keep the mean output. Where products of u8 and s8
@@ -389,7 +389,6 @@ class _Run:
         }
         if not used:
             return
-        self._tell(f"what the ranges of {len(used)} tensors do to the outputs")
         held = self.calibration.halves()[1].some(TOGETHER)
 
         def together(choices: Sequence[Ranges]) -> Iterable[Distance]:
@@ -397,7 +396,7 @@ class _Run:
             return held.distances(self.context.reference or self.original, models)
 
         found = {name: self.ranges.found[name] for name in used}
-        choice = nearest_ranges(Tensors(found, self.model, held), together)
+        choice = nearest_ranges(Tensors(found, self.model, held, self._tell), together)
         self.grids.update((name, item.grid) for name, item in choice.ranges.items())
         self._say(choice.words)
 

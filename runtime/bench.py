@@ -5,14 +5,14 @@ What may change here: how rounds of more than two models are reported. Measuring
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from onnxslim.errors import RuntimeFailure
 from onnxslim.model import Model
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.calibration import SampleSource, open_samples
-from onnxslim.runtime.latency import compare_times, summarise, time_many
+from onnxslim.runtime.latency import Run, compare_times, summarise, time_sessions
 from onnxslim.runtime.session import Feeds, Session, open_session
 from onnxslim.runtime.workload import from_seed
 
@@ -31,12 +31,19 @@ def bench(
         RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
         UsageError: the calibration data do not fit.
     """
-    with ExitStack() as stack:
-        sessions = [stack.enter_context(open_session(m, threads=threads)) for m in models]
-        feeds = one_sample(sessions[0], calibration, seed, input_shapes)
-        for session in sessions:
-            session.run(feeds)  # its errors name the model's fault, those of a timed run do not
-        times = time_many([session.runner(feeds) for session in sessions], seed=seed)
+    feeds: list[Feeds] = []
+
+    @contextmanager
+    def opened() -> Iterator[Sequence[Run]]:
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(open_session(m, threads=threads)) for m in models]
+            if not feeds:
+                feeds.append(one_sample(sessions[0], calibration, seed, input_shapes))
+            for session in sessions:
+                session.run(feeds[0])  # its errors name the fault, those of a timed run do not
+            yield [session.runner(feeds[0]) for session in sessions]
+
+    times = time_sessions(opened, seed=seed)
     return [
         (_name(model, index), summarise(row), compare_times(times[0], row) if index else None)
         for index, (model, row) in enumerate(zip(models, times, strict=True))

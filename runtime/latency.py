@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Final
 
@@ -28,16 +29,7 @@ BLOCK_S: Final = 2e-4  # shorter runs are repeated until the clock's resolution 
 MAX_REPEATS: Final = 100
 WARM_UPS: Final = 3
 SESSION_SPREAD: Final = 0.01  # two sessions of one model differ by this much in memory layout alone
-
-
-def time_pair(before: Run, after: Run, *, seed: int = 0, budget_s: float = BUDGET_S) -> LatencyPair:
-    """Latency of two models in turn, in milliseconds.
-
-    Raises:
-        RuntimeFailure: a run fails.
-    """
-    times = time_many((before, after), seed=seed, budget_s=budget_s)
-    return compare_times(times[0], times[1])
+SESSION_SETS: Final = 5  # of small models: they differ by more
 
 
 def time_many(runs: Sequence[Run], *, seed: int = 0, budget_s: float = BUDGET_S) -> np.ndarray:
@@ -56,6 +48,32 @@ def time_many(runs: Sequence[Run], *, seed: int = 0, budget_s: float = BUDGET_S)
         raise RuntimeFailure(
             f"onnxruntime failed while the model was timed: {explain(error)}"
         ) from error
+
+
+def time_sessions(
+    opened: Callable[[], AbstractContextManager[Sequence[Run]]],
+    *,
+    seed: int = 0,
+    budget_s: float = BUDGET_S,
+) -> np.ndarray:
+    """As `time_many`, with sessions opened anew as long as the budget lasts.
+
+    Two hundred runs of a small model are over in an instant, and where the memory of its session
+    happens to lie moves them by a tenth.
+
+    Args:
+        opened: opens one session for each model.
+        seed: of the order of runs.
+        budget_s: seconds for each pair of models.
+
+    Raises:
+        RuntimeFailure: a session does not open, or a run fails.
+    """
+    started, parts = time.perf_counter(), list[np.ndarray]()
+    while not parts or (len(parts) < SESSION_SETS and not _is_over(started, budget_s)):
+        with opened() as runs:
+            parts.append(time_many(runs, seed=seed + len(parts), budget_s=budget_s))
+    return np.hstack(parts)
 
 
 def compare_times(before_ms: np.ndarray, after_ms: np.ndarray) -> LatencyPair:

@@ -9,8 +9,8 @@ bytes of the models: layers that are alike are timed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,7 @@ from onnxslim.objective.stopwatch import Kernel
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.input_sizes import Shape
 from onnxslim.runtime.inputs import Kind, draw_feeds
-from onnxslim.runtime.latency import compare_times, summarise, time_many, time_pair
+from onnxslim.runtime.latency import Run, compare_times, summarise, time_many, time_sessions
 from onnxslim.runtime.profile import profile_model
 from onnxslim.runtime.session import Feeds, Session, open_session
 from onnxslim.shapes import infer_shapes, static_shape
@@ -121,11 +121,16 @@ class SessionStopwatch:
         Raises:
             RuntimeFailure: onnxruntime refuses a model or fails on it.
         """
-        with (
-            open_session(before, threads=self._threads) as a,
-            open_session(after, threads=self._threads) as b,
-        ):
-            return time_pair(a.runner(self._feeds), b.runner(self._feeds), seed=self._seed)
+
+        @contextmanager
+        def opened() -> Iterator[Sequence[Run]]:
+            with (
+                open_session(before, threads=self._threads) as a,
+                open_session(after, threads=self._threads) as b,
+            ):
+                yield a.runner(self._feeds), b.runner(self._feeds)
+
+        return compare_times(*time_sessions(opened, seed=self._seed))
 
     def profile(self, model: Model) -> Sequence[Kernel]:
         """See `Stopwatch`.

@@ -7,7 +7,8 @@ nothing, others are what the answer hangs on. So the outputs are asked, on sampl
   independent changes add up (see `Distance.divergence`), so tensors whose effects make up nearly
   all of the sum try their other ranges, and keep the one with the least effect;
 - *together*: the integer model that is to be written, with these ranges, and with those of each
-  method for all tensors. The nearest is kept: whatever does not add up is seen there.
+  method for all tensors. The ranges of least effect are kept, unless others are clearly nearer:
+  whatever does not add up is seen there, and on few samples small differences are chance.
 
 What may change here: which tensors try what, and when it is enough.
 """
@@ -27,7 +28,9 @@ from onnxslim.quantization.ranges import Range, RangeMethod
 
 _ALONE: Final = 8  # samples, for one tensor after the other
 TOGETHER: Final = 64  # samples, for whole models
+_LOST: Final = 1.0  # the divergence from which outputs are lost, and cannot be lost more
 _UNTRIED: Final = 0.1  # of the sum of all effects, that need not be tried
+_CLEARLY: Final = 0.8  # of the divergence that the ranges of least effect lead to
 _ALIKE: Final = 0.02  # of a range: others that end nearer than that are the same
 
 Ranges = Mapping[str, Range]
@@ -42,11 +45,13 @@ class Tensors:
             the order of the graph.
         model: in float, its shapes inferred.
         calibration: the samples held back, a few of which are used.
+        tell: what goes on, in words.
     """
 
     found: Mapping[str, Sequence[Range]]
     model: Model
     calibration: Calibration
+    tell: Callable[[str], None] = lambda _: None
 
     @property
     def least_error(self) -> Ranges:
@@ -86,6 +91,7 @@ class Tensors:
     ) -> Iterable[tuple[str, Sequence[float]]]:
         replacements = {name: [_on_grid(item) for item in own] for name, own in ranges.items()}
         for name, distances in self._few.effects(self.model, replacements):
+            self.tell(f"what the range of {name} does to the outputs")
             yield name, [distance.divergence for distance in distances]
 
 
@@ -105,34 +111,36 @@ class Choice:
 def nearest_ranges(
     tensors: Tensors, together: Callable[[Sequence[Ranges]], Iterable[Distance]]
 ) -> Choice:
-    """The ranges with which the outputs of the integer model are nearest.
+    """The ranges of least effect, or others with which the integer model is clearly nearer.
 
     Args:
         tensors: that get ranges.
         together: how far the outputs of the integer model are, with each of some choices.
     """
-    choices = {"each tensor's least error": tensors.least_error}
-    choices["least effect on the outputs"] = tensors.least_effect()
+    choices = {"least effect on the outputs": tensors.least_effect()}
+    choices["each tensor's least error"] = tensors.least_error
     choices.update((f"{method} for all", tensors.of_method(method)) for method in RangeMethod)
-    distances = list(together(list(choices.values())))
-    words, ranges = list(choices), list(choices.values())
-    best = int(np.argmin([distance.divergence for distance in distances]))
+    distances = dict(zip(choices, together(list(choices.values())), strict=True))
+    by_effect, by_error, *_ = distances.values()
+    best = min(distances, key=lambda words: distances[words].divergence)
+    if distances[best].divergence > _CLEARLY * by_effect.divergence:
+        best = next(iter(choices))
     return Choice(
-        ranges[best],
-        f"ranges by {words[best]}: SQNR {distances[best].sqnr_db:.1f} dB on samples held back "
-        f"({distances[0].sqnr_db:.1f} by {words[0]})",
+        choices[best],
+        f"ranges by {best}: SQNR {distances[best].sqnr_db:.1f} dB on samples held back "
+        f"({by_error.sqnr_db:.1f} by each tensor's least error)",
     )
 
 
 def _weightiest(untried: Mapping[str, float], effects: Mapping[str, Sequence[float]]) -> set[str]:
     """The fewest of `untried` without which they are a small share of all effects."""
-    total = sum(found[0] for found in effects.values())
-    left, chosen = sum(untried.values()), set[str]()
+    total = sum(min(found[0], _LOST) for found in effects.values())
+    left, chosen = sum(min(effect, _LOST) for effect in untried.values()), set[str]()
     for name, effect in sorted(untried.items(), key=lambda item: -item[1]):
         if left <= _UNTRIED * total:
             break
         chosen.add(name)
-        left -= effect
+        left -= min(effect, _LOST)
     return chosen
 
 

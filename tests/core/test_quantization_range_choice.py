@@ -83,30 +83,46 @@ def test_of_tensors_that_hardly_count_nothing_else_is_tried(
     assert asked.count("x") == asked.count("y") == 1
 
 
+def test_a_tensor_that_ruins_everything_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tensors = tensors_of(gated(0.0), "x", "h")
+    inner = Tensors._effects
+
+    def ruined(
+        self: Tensors, ranges: Mapping[str, Sequence[Range]]
+    ) -> Iterable[tuple[str, Sequence[float]]]:
+        for name, found in inner(self, ranges):
+            yield name, [np.inf] * len(found) if name == "x" else found
+
+    monkeypatch.setattr(Tensors, "_effects", ruined)
+    assert tensors.least_effect()["h"].most < tensors.least_error["h"].most
+
+
 def test_what_one_method_found_is_given_for_all_tensors() -> None:
     tensors = tensors_of(gated(1.0), "x", "h")
     for method in RangeMethod:
         assert {item.method for item in tensors.of_method(method).values()} == {method}
 
 
-def test_whole_models_have_the_last_word() -> None:
+@pytest.mark.parametrize(("average", "words"), [(0.1, "average for all"), (0.45, "least effect")])
+def test_whole_models_have_the_last_word_where_it_is_clear(average: float, words: str) -> None:
     tensors = tensors_of(gated(0.0), "h")
+    effect = tensors.least_effect()
     seen: list[Ranges] = []
 
     def together(choices: Sequence[Ranges]) -> Iterable[Distance]:
         for choice in choices:
             seen.append(choice)
-            method = choice["h"].method
-            far = 0.1 if method is RangeMethod.AVERAGE else 0.5
+            far = average if choice["h"].method is RangeMethod.AVERAGE else 0.5
             yield Distance(far, None, None, -10 * np.log10(far))
 
     choice = nearest_ranges(tensors, together)
-    assert choice.ranges["h"].method is RangeMethod.AVERAGE
+    assert (choice.ranges == effect) is (words == "least effect")
     assert len(seen) == 2 + len(RangeMethod)
-    assert choice.words == (
-        "ranges by average for all: SQNR 10.0 dB on samples held back (3.0 by each tensor's "
-        "least error)"
-    )
+    assert choice.words.startswith(f"ranges by {words}")
+    decibel = 10.0 if average == 0.1 else 3.0
+    assert f"SQNR {decibel:.1f} dB on samples held back (3.0 by each" in choice.words
 
 
 def test_a_range_that_a_kernel_insists_on_stays() -> None:

@@ -27,7 +27,7 @@ def test_every_model_after_the_first_is_paired_with_it(tmp_path: Path) -> None:
     assert first[2] is None
     assert third[2] is not None
     assert third[2].before == first[1]
-    assert first[1].runs == 8
+    assert first[1].runs == 8 * latency.SESSION_SETS
 
 
 def test_calibration_gives_the_sample() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,16 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.errors import RuntimeFailure
+from onnxslim.report import LatencyPair
 from onnxslim.runtime import latency
 from onnxslim.runtime.latency import (
     MAX_ROUNDS,
     MIN_ROUNDS,
+    SESSION_SETS,
+    Run,
     compare_times,
     confirm,
     median_interval,
     rounds_within,
     time_many,
-    time_pair,
+    time_sessions,
 )
 
 
@@ -36,6 +40,10 @@ class Clock:
             self.now += seconds * (1 + noise * rng.standard_normal())
 
         return run
+
+
+def time_pair(before: Run, after: Run, seed: int = 0) -> LatencyPair:
+    return compare_times(*time_many((before, after), seed=seed))
 
 
 @pytest.fixture
@@ -97,6 +105,23 @@ def test_budget_ends_the_rounds_when_warm_up_was_lucky(clock: Clock) -> None:
         clock.now += 0.001 if calls[0] <= 6 else 0.1
 
     assert time_pair(run, run).before.runs < 30
+
+
+@pytest.mark.parametrize(("seconds", "sets"), [(2e-4, SESSION_SETS), (0.05, 1), (5.0, 1)])
+def test_sessions_of_small_models_are_opened_anew(clock: Clock, seconds: float, sets: int) -> None:
+    opened = [0]
+
+    @contextmanager
+    def sessions() -> Iterator[Sequence[Run]]:
+        opened[0] += 1
+        moved = 1 + 0.1 * opened[0]  # by where its memory lies
+        yield clock.model("a", 2 * seconds * moved), clock.model("b", seconds)
+
+    before, after = time_sessions(sessions)
+    assert opened == [sets]
+    assert len(before) == len(after)
+    ratios = sorted({round(ratio, 3) for ratio in before / after})
+    assert ratios == [pytest.approx(2 * (1 + 0.1 * n)) for n in range(1, sets + 1)]
 
 
 @pytest.mark.parametrize(
