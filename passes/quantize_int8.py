@@ -69,7 +69,7 @@ Reference:
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Final
@@ -87,7 +87,7 @@ from onnxslim.objective.calibration import Distance
 from onnxslim.objective.layer_pass import check_patterns
 from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.options import at_least, one_of, option
-from onnxslim.quantization.activations import Grids, observe_grids
+from onnxslim.quantization.activations import observe_grids
 from onnxslim.quantization.canonical import raise_opset, sums_to_adds
 from onnxslim.quantization.clusters import clusters_of, matching, without_islands
 from onnxslim.quantization.equalize import equalize
@@ -95,7 +95,7 @@ from onnxslim.quantization.floors import Limits, Restorer
 from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.quantization.insert import LayerCodes, Plan, grid_source, insert_grids
 from onnxslim.quantization.range_choice import TOGETHER, Ranges, Tensors, nearest_ranges
-from onnxslim.quantization.ranges import RangeMethod
+from onnxslim.quantization.ranges import Range, RangeMethod
 from onnxslim.quantization.recurrent import KERNEL
 from onnxslim.quantization.rounding import plain_codes, solved_codes
 from onnxslim.quantization.rules import Kind
@@ -218,7 +218,7 @@ class _Run:
         self.weights = WeightForm(grid, per_channel=rule.per_channel)
         self.recurrent = self._recurrent(grid)
         self.codes = plain_codes(self.model, self.clusters, self.weights)
-        self.ranges = Grids({}, self.form)
+        self.found: Mapping[str, Sequence[Range]] = {}
         self.grids: dict[str, Grid] = {}
 
     def result(self) -> PassResult:
@@ -302,7 +302,7 @@ class _Run:
         rule = self.rule.calibration
         method = None if rule == "auto" else RangeMethod(rule)
         grids = observe_grids(self.model, self.clusters, self.calibration, method, self.form)
-        self.ranges, self.grids = grids, dict(grids.by_tensor)
+        self.found, self.grids = grids.found, dict(grids.by_tensor)
         found = []
         for cluster in self.clusters.all:
             why = grids.objection(cluster)
@@ -395,7 +395,7 @@ class _Run:
             models = (quantized(self.model, self._plan_with(chosen, own))[0] for own in choices)
             return held.distances(self.context.reference or self.original, models)
 
-        found = {name: self.ranges.found[name] for name in used}
+        found = {name: self.found[name] for name in used}
         choice = nearest_ranges(Tensors(found, self.model, held, self._tell), together)
         self.grids.update((name, item.grid) for name, item in choice.ranges.items())
         self._say(choice.words)

@@ -20,6 +20,7 @@ from onnxslim.ir import Node
 from onnxslim.model import Model
 from onnxslim.shapes import infer_shapes, known_dim, rank
 
+HANDING_ON = frozenset({"Identity", "Cast", "Dropout"})  # what they read
 _MOST_PARTS = 16  # more say less
 _DEEPEST = 50  # operators in a row that joins are followed through
 
@@ -28,7 +29,6 @@ Region = Mapping[int, Stretch]  # by axis; of other axes all
 
 _WHOLE: Sequence[Region] = ({},)
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_SAME = frozenset({"Identity", "Cast", "Dropout"})
 _RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
@@ -100,7 +100,7 @@ class _Joins:
             return _WHOLE
         if node.op == "Concat":
             return self._joined(node, depth)
-        if node.op in _SAME:
+        if node.op in HANDING_ON:
             return self.regions(node.inputs[0], depth)
         if node.op == "Transpose":
             places = _turned(node)
@@ -190,4 +190,4 @@ def _origin(tensor: gs.Tensor) -> frozenset[tuple[str, int | None]]:
     return frozenset(found)
 
 
-__all__ = ["OutputPart", "Parts", "output_parts"]
+__all__ = ["HANDING_ON", "OutputPart", "Parts", "output_parts"]

@@ -46,14 +46,9 @@ class Grids:
     unseen: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def ranges(self) -> Mapping[str, Range]:
-        """The best of each tensor."""
-        return {name: ranges[0] for name, ranges in self.found.items()}
-
-    @property
     def by_tensor(self) -> Mapping[str, Grid]:
-        """The grids alone."""
-        return {name: found.grid for name, found in self.ranges.items()}
+        """The grid of the best range of each."""
+        return {name: ranges[0].grid for name, ranges in self.found.items()}
 
     def objection(self, cluster: Cluster) -> str | None:
         """Why a cluster cannot be put on grids, or should not."""

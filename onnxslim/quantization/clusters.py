@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.output_parts import HANDING_ON
 from onnxslim.contract import Skip
 from onnxslim.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
 from onnxslim.quantization.rules import Kind, Rule, folded, rule_of
-
-_PASSING: Final = ("Identity", "Cast", "Dropout")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +101,8 @@ def clusters_of(graph: gs.Graph) -> Clusters:
         if node in of or not _is_float_work(node):
             continue
         rule = rule_of(node)
-        if not isinstance(rule, str) and node.op == "Softmax" and _is_answer(node, outside):
-            rule = "what it returns is an answer: 8 bits say too little of small probabilities"
+        if not isinstance(rule, str) and rule.no_answer and _is_answer(node, outside):
+            rule = rule.no_answer
         if isinstance(rule, str):
             skips.append(Skip(node_label(node), rule))
             continue
@@ -159,7 +157,9 @@ def _neighbours(clusters: Clusters, cluster: Cluster) -> Iterator[Cluster]:
 def _activation(node: Node, rule: Rule, outside: frozenset[gs.Tensor]) -> Node | None:
     """A Relu or Clip that alone reads what `node` makes."""
     output = node.outputs[0]
-    if rule.kind in (Kind.MOVEMENT, Kind.RECURRENT) or rule.fixed or output in outside:
+    if rule.kind in (Kind.MOVEMENT, Kind.RECURRENT) or rule.fixed is not None:
+        return None
+    if output in outside:
         return None
     if len(output.outputs) != 1 or folded(output.outputs[0]) is None:
         return None
@@ -175,7 +175,7 @@ def _is_answer(node: Node, outside: Collection[gs.Tensor]) -> bool:
         for reader in tensor.outputs:
             rule = rule_of(reader)
             moves = not isinstance(rule, str) and rule.kind is Kind.MOVEMENT
-            if (moves or reader.op in _PASSING) and _is_answer(reader, outside):
+            if (moves or reader.op in HANDING_ON) and _is_answer(reader, outside):
                 return True
     return False
 

@@ -53,6 +53,7 @@ class Rule:
         data: indices of the inputs that are quantized activations; None: all.
         objection: why a node of this operator is not, or None.
         fixed: the range that the kernel needs its output's grid to cover; None: any will do.
+        no_answer: why it is computed in float where the graph returns what it makes; "": it is not.
     """
 
     kind: Kind
@@ -60,6 +61,7 @@ class Rule:
     data: tuple[int, ...] | None = (0,)
     objection: Objection = lambda _node: None
     fixed: Callable[[GridForm], tuple[float, float]] | None = None
+    no_answer: str = ""
 
 
 WEIGHT: Final = 1
@@ -208,7 +210,13 @@ _RULES: Final[Mapping[str, Rule]] = {
     "GlobalAveragePool": Rule(Kind.PLAIN, "QLinearGlobalAveragePool"),
     "Sigmoid": Rule(Kind.PLAIN, "QLinearSigmoid"),
     "LeakyRelu": Rule(Kind.PLAIN, "QLinearLeakyRelu"),
-    "Softmax": Rule(Kind.PLAIN, "QLinearSoftmax", objection=_known_rank, fixed=_probabilities),
+    "Softmax": Rule(
+        Kind.PLAIN,
+        "QLinearSoftmax",
+        objection=_known_rank,
+        fixed=_probabilities,
+        no_answer="what it returns is an answer: 8 bits say too little of small probabilities",
+    ),
     "MaxPool": Rule(Kind.MOVEMENT, objection=_one_output),
     "Resize": Rule(Kind.MOVEMENT, objection=_nearest),
     "LSTM": Rule(Kind.RECURRENT, KERNEL, (), objection_to_lstm),

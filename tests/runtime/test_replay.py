@@ -44,6 +44,19 @@ def alone(model: Model) -> np.ndarray:
         return session.run({"x": X})["y"]
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """What each run of a session is given beside `x`, from now on."""
+    seen: list[set[str]] = []
+    run = Session.run
+
+    def watching(self: Session, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append({info.name for info in self.inputs} - {"x"})
+        return run(self, feeds)
+
+    monkeypatch.setattr(Session, "run", watching)
+    return seen
+
+
 @pytest.mark.parametrize("budget", [1 << 20, 0])
 @pytest.mark.parametrize("rows", [10, None])
 @pytest.mark.parametrize(
@@ -75,14 +88,7 @@ def test_a_variant_without_changes_gives_what_the_model_gives() -> None:
 
 def test_a_variant_runs_only_what_follows_its_change(monkeypatch: pytest.MonkeyPatch) -> None:
     model = residual_net()
-    seen: list[set[str]] = []
-    run = Session.run
-
-    def watched(self: Session, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        seen.append({info.name for info in self.inputs} - {"x"})
-        return run(self, feeds)
-
-    monkeypatch.setattr(Session, "run", watched)
+    seen = watched(monkeypatch)
     replay = Replay(model, 10)
     for name in ("b", "c", "y"):
         replayed(replay, changed(model, name), batches(size=10))
@@ -172,14 +178,7 @@ def test_several_replacements_run_the_model_before_them_once(
 ) -> None:
     model = residual_net()
     infer_shapes(model)
-    ran: list[set[str]] = []
-    run = Session.run
-
-    def watched(self: Session, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        ran.append({info.name for info in self.inputs} - {"x"})
-        return run(self, feeds)
-
-    monkeypatch.setattr(Session, "run", watched)
+    ran = watched(monkeypatch)
     with Replay(model, 10).behind("rb") as rest:
         assert rest is not None
         assert len(list(rest.runs({"x": X}, 10, [scaled] * 3))) == 3
