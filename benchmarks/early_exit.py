@@ -32,7 +32,7 @@ from onnxslim.exits.heads import poolings
 from onnxslim.exits.points import candidates, classes_of, score_outputs
 from onnxslim.exits.thresholds import NEVER
 from onnxslim.model import Model
-from onnxslim.runtime.latency import median_interval, time_pair
+from onnxslim.runtime.latency import compare_times, median_interval, time_many
 from onnxslim.runtime.session import Session, open_session
 from onnxslim.shapes import infer_shapes
 
@@ -304,7 +304,8 @@ def _overhead_rows(name: str) -> Iterator[Row]:
             style = Style(Form.PROBABILITIES, Confidence.MAX_PROBABILITY, Batch.ALL)
             forced = with_exits(model, output.name, [Exit(head, threshold)], style)
             with open_session(model) as a, open_session(forced) as b:
-                pair = time_pair(a.runner(feeds), b.runner(feeds), budget_s=OVERHEAD_S)
+                runs = a.runner(feeds), b.runner(feeds)
+                pair = compare_times(*time_many(runs, budget_s=OVERHEAD_S))
             yield {
                 "model": name,
                 "at": point.tensor,

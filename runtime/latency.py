@@ -30,18 +30,31 @@ MAX_REPEATS: Final = 100
 WARM_UPS: Final = 3
 SESSION_SPREAD: Final = 0.01  # two sessions of one model differ by this much in memory layout alone
 SESSION_SETS: Final = 5  # of small models: they differ by more
+OTHER_WORK: Final = 16 << 20  # bytes read between runs: more than a core has in caches of its own
 
 
-def time_many(runs: Sequence[Run], *, seed: int = 0, budget_s: float = BUDGET_S) -> np.ndarray:
+def time_many(
+    runs: Sequence[Run], *, seed: int = 0, budget_s: float = BUDGET_S, cold: bool = True
+) -> np.ndarray:
     """Milliseconds of every run, shape (models, rounds), from rounds in which each model runs once.
 
     The order inside a round is drawn anew for each, so that no model always follows the same one.
 
+    Args:
+        runs: one for each model.
+        seed: of that order.
+        budget_s: seconds for each pair of models.
+        cold: other data is read before each run, as by the application that a model runs in. A
+            small model called in a loop finds its weights in the cache, which hides what fewer
+            bytes are worth; more so the fewer models take turns. False for a part of a model: its
+            inputs have just been written.
+
     Raises:
         RuntimeFailure: a run fails.
     """
+    budget_s *= max(1.0, len(runs) / 2)
     try:
-        return _measure(runs, np.random.default_rng(seed), budget_s * max(1.0, len(runs) / 2))
+        return _measure(runs, np.random.default_rng(seed), budget_s, cold)
     except RuntimeFailure:
         raise
     except Exception as error:  # onnxruntime raises many kinds, with no common base
@@ -130,19 +143,34 @@ def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float
     return float(ordered[rank]), float(np.median(ordered)), float(ordered[n - 1 - rank])
 
 
-def _measure(runs: Sequence[Run], rng: np.random.Generator, budget_s: float) -> np.ndarray:
+def _measure(
+    runs: Sequence[Run], rng: np.random.Generator, budget_s: float, cold: bool
+) -> np.ndarray:
+    between = _other_work() if cold else _nothing
+    pause = _warm_up(between)
     seconds = [_warm_up(run) for run in runs]
-    repeats = [min(MAX_REPEATS, math.ceil(BLOCK_S / max(s, 1e-9))) for s in seconds]
-    a_round = sum(s * repeat for s, repeat in zip(seconds, repeats, strict=True))
+    repeats = [1 if cold else min(MAX_REPEATS, math.ceil(BLOCK_S / max(s, 1e-9))) for s in seconds]
+    a_round = sum(pause + s * repeat for s, repeat in zip(seconds, repeats, strict=True))
     rounds = rounds_within(budget_s, a_round)
     times = np.empty((len(runs), rounds))
     started, done = time.perf_counter(), 0
     # warm-up may have been lucky: the clock has the last word on how many rounds fit
     while done < rounds and not (_is_over(started, budget_s) and done >= MIN_ROUNDS):
         for index in rng.permutation(len(runs)):
+            between()
             times[index, done] = _time_block(runs[index], repeats[index])
         done += 1
     return times[:, :done] * 1e3
+
+
+def _other_work() -> Run:
+    """Reads enough to leave nothing of a model in the caches of the core that calls it."""
+    data = np.ones(OTHER_WORK, np.uint8)  # written to: zeros would be one page, mapped many times
+    return data.max
+
+
+def _nothing() -> None:
+    """What runs between the runs of parts of a model."""
 
 
 def rounds_within(budget_s: float, a_round_s: float) -> int:

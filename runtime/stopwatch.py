@@ -162,7 +162,7 @@ class SessionStopwatch:
                 self._runner(stack.enter_context(open_session(key, threads=self._threads)))
                 for key in keys
             ]
-            return time_many(runs, seed=self._seed, budget_s=self._budget_s)
+            return time_many(runs, seed=self._seed, budget_s=self._budget_s, cold=False)
 
     def _runner(self, session: Session) -> Callable[[], object]:
         shapes = {info.name: _static(info.shape, info.name) for info in session.inputs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -92,6 +93,27 @@ def test_arrows_point_inwards(folder: str, forbidden: str, except_: set[str]) ->
         if name == forbidden or name.startswith(f"{forbidden}.")
     ]
     assert wrong == []
+
+
+def is_found(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_what_is_run_by_hand_imports_names_that_exist(folder: str) -> None:
+    """Benchmarks take hours and are no tests: a name that moved would show long after."""
+    used = {
+        (path.name, name)
+        for path in files_of(folder)
+        for name in imports_of(path)
+        if name.partition(".")[0] == "onnxslim"
+    }
+    assert used
+    assert [name for name in sorted(used) if not is_found(name[1])] == []
 
 
 # ------------------------------------------------------------------- public names

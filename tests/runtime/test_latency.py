@@ -84,11 +84,32 @@ def test_models_take_turns_in_an_order_that_the_seed_decides(clock: Clock) -> No
     assert clock.order == first
 
 
-def test_tiny_models_run_in_blocks(clock: Clock) -> None:
-    pair = time_pair(clock.model("a", 1e-5), clock.model("b", 1e-5))
-    assert pair.before.runs == MAX_ROUNDS
+def test_tiny_parts_of_models_run_in_blocks(clock: Clock) -> None:
+    runs = clock.model("a", 1e-5), clock.model("b", 1e-5)
+    times = time_many(runs, cold=False)
+    assert times.shape == (2, MAX_ROUNDS)
     assert clock.order.count("a") >= 20 * MAX_ROUNDS
-    assert pair.before.median == pytest.approx(0.01)
+    np.testing.assert_allclose(times, 0.01)
+
+
+def test_other_work_comes_before_each_run_and_is_not_timed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "_other_work", lambda: clock.model("-", 1e-4))
+    times = time_many((clock.model("a", 2e-5), clock.model("b", 1e-5)))
+    np.testing.assert_allclose(np.median(times, axis=1), [0.02, 0.01])
+    turns = clock.order[-4 * MAX_ROUNDS :]
+    assert turns[::2] == ["-"] * (2 * MAX_ROUNDS)
+    assert sorted(turns[1::2]) == ["a"] * MAX_ROUNDS + ["b"] * MAX_ROUNDS
+
+
+def test_other_work_counts_against_the_budget(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "_other_work", lambda: clock.model("-", 0.01))
+    times = time_many((clock.model("a", 1e-4), clock.model("b", 1e-4)), budget_s=1.0)
+    assert times.shape == (2, 49)
+    assert clock.now == pytest.approx(1.0, abs=0.05)
 
 
 def test_slow_models_run_fewer_rounds(clock: Clock) -> None:
