@@ -121,16 +121,26 @@ class SessionStopwatch:
         Raises:
             RuntimeFailure: onnxruntime refuses a model or fails on it.
         """
+        return self.pairs(before, [after])[0]
+
+    def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
+        """See `Stopwatch`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses a model or fails on it.
+        """
 
         @contextmanager
         def opened() -> Iterator[Sequence[Run]]:
-            with (
-                open_session(before, threads=self._threads) as a,
-                open_session(after, threads=self._threads) as b,
-            ):
-                yield a.runner(self._feeds), b.runner(self._feeds)
+            with ExitStack() as stack:
+                sessions = [
+                    stack.enter_context(open_session(model, threads=self._threads))
+                    for model in (before, *after)
+                ]
+                yield [session.runner(self._feeds) for session in sessions]
 
-        return compare_times(*time_sessions(opened, seed=self._seed))
+        base, *others = time_sessions(opened, seed=self._seed)
+        return tuple(compare_times(base, times) for times in others)
 
     def profile(self, model: Model) -> Sequence[Kernel]:
         """See `Stopwatch`.

@@ -51,6 +51,9 @@ class FakeStopwatch:
     def pair(self, before: Model, after: Model) -> LatencyPair:
         return self._pair(measure_stats(before).macs, measure_stats(after).macs)
 
+    def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
+        return tuple(self.pair(before, model) for model in after)
+
     def _pair(self, before: int | None, after: int | None) -> LatencyPair:
         a, b = _latency(before), _latency(after)
         ratio = a.median / b.median

@@ -60,6 +60,9 @@ class Stopwatch(Protocol):
     def pair(self, before: Model, after: Model) -> LatencyPair:
         """Two whole models in turn, on the inputs that latency is measured on."""
 
+    def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
+        """As `pair`, with all models in turn: the ratios can be compared with one another."""
+
     def profile(self, model: Model) -> Sequence[Kernel]:
         """The kernels that a run of the whole model takes, in the order in which they run."""
 

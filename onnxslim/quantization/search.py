@@ -2,7 +2,7 @@
 
 What may change here: which placements are tried. The cut of least time (see `placement`) is only
 as good as the times it is made from, so it is made again from the profile of what it gave; then
-whole models are timed in turn with the float one, and the fastest is kept, if it is faster at all
+whole models and the float one are timed in turn, and the fastest is kept, if it is faster at all
 and still is when it is timed once more.
 """
 
@@ -75,11 +75,10 @@ class Search:
 
     def run(self) -> Tried | None:
         """The fastest placement; None where none is faster than float, twice."""
-        first = [self._timed(words, chosen) for chosen, words in self._placements().items()]
-        faster = [tried for tried in first if tried.pair.is_faster]
-        for tried in sorted(faster, key=lambda item: -item.pair.ratio):
+        faster = [tried for tried in self._timed(self._placements()) if tried.pair.is_faster]
+        for tried in sorted(faster, key=_ratio, reverse=True):
             # the best of several is also the luckiest of several
-            again = self._timed(f"again {tried.words}", tried.chosen)
+            (again,) = self._timed({tried.chosen: f"again {tried.words}"})
             if again.pair.is_faster:
                 return again
         return None
@@ -90,15 +89,19 @@ class Search:
         layers = self._layers()
         if layers:
             placements.setdefault(layers, "layers only")
-        found = [self._timed(words, chosen) for chosen, words in placements.items()]
-        return max(found, key=lambda tried: tried.pair.ratio)
+        return max(self._timed(placements), key=_ratio)
 
-    def _timed(self, words: str, chosen: frozenset[str]) -> Tried:
-        self.tell(f"timing {words}")
-        candidate, _ = quantized(self.model, self.plan(chosen))
-        tried = Tried(words, chosen, self.stopwatch.pair(self.reference, candidate))
-        self.tried.append(tried)
-        return tried
+    def _timed(self, placements: Mapping[frozenset[str], str]) -> list[Tried]:
+        """All of them in turn with float, so that they can be compared with one another."""
+        self.tell(f"timing {', '.join(placements.values())}")
+        models = [quantized(self.model, self.plan(chosen))[0] for chosen in placements]
+        pairs = self.stopwatch.pairs(self.reference, models)
+        found = [
+            Tried(words, chosen, pair)
+            for (chosen, words), pair in zip(placements.items(), pairs, strict=True)
+        ]
+        self.tried += found
+        return found
 
     def _placements(self) -> Mapping[frozenset[str], str]:
         """What is worth timing, with words for it; each placement once."""
@@ -129,6 +132,10 @@ class Search:
                 break
             found.append(chosen)
         return found
+
+
+def _ratio(tried: Tried) -> float:
+    return tried.pair.ratio
 
 
 def quantized(model: Model, plan: Plan) -> tuple[Model, Inserted]:

@@ -196,6 +196,14 @@ def test_whole_models_are_timed_on_the_real_inputs() -> None:
     assert pair.before.runs == pair.after.runs > 0
 
 
+def test_whole_models_timed_at_once_share_their_rounds() -> None:
+    model = Model.load(net([node("MatMul", ["x", "w"], "y")], {"w": normal(4, 4)}, ["N", 4]))
+    watch = clock(x=np.zeros((3, 4), np.float32))
+    first, second = watch.pairs(model, [model, model])
+    assert first.before == second.before
+    assert first.before.runs == first.after.runs == second.after.runs
+
+
 def test_a_small_model_must_have_a_static_input() -> None:
     model = gemm_model((1, 4), (4, 4))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
