@@ -1,6 +1,6 @@
 """int8: speed, closeness, accuracy and cost; onnxruntime's quantizer, NNCF and onnxsim beside.
 
-    python benchmarks/int8.py speed [MODELS...] [--net lenet5.onnx C]
+    python benchmarks/int8.py speed [MODELS...] [--net lenet5.onnx C] [--only-timing]
     python benchmarks/int8.py accuracy lenet5.onnx resnet14.onnx --calib C --eval E
     python benchmarks/int8.py real [ocr] [boxes]
     python benchmarks/int8.py cost
@@ -10,6 +10,7 @@ C and E are files that the scripts in `examples/` write, one pair for each model
 an environment of its own, on the same calibration samples. Each command but the last writes
 `benchmarks/results/int8_NAME.json`, or only the rows of what is named; `tables` writes those of
 `docs/int8.md` anew. `speed` wants a quiet machine: all models of a row are timed in turn.
+`--only-timing` does that again with the files that the last `speed` left behind.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import Final
 
 import click
-from int8_runs import Subject, accuracy_of, cost_of, speed_of
+from int8_runs import Subject, accuracy_of, cost_of, speed_of, timed_again
 from int8_tables import PAGE, table_of
-from reporting import refresh, saved
+from reporting import read, refresh, saved
 from zoo import models
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -50,15 +51,21 @@ def main() -> None:
 @main.command("speed")
 @click.argument("names", nargs=-1)
 @click.option("--net", "nets", type=(FILE, FILE), multiple=True, help="A trained net, its samples.")
-def speed(names: Sequence[str], nets: Sequence[tuple[Path, Path]]) -> None:
+@click.option("--only-timing", is_flag=True, help="Of the files that the last run left behind.")
+def speed(names: Sequence[str], nets: Sequence[tuple[Path, Path]], only_timing: bool) -> None:
     """Latency against the model as it came, and SQNR on samples held back."""
     is_part = bool(names or nets)
     trained = (Subject.trained(*net) for net in nets)
     zoo = (
         Subject.of_zoo(model) for name in (names if is_part else SPEED) for model in models([name])
     )
-    rows = map(speed_of, chain(trained, zoo))
-    saved("int8_speed", rows, replacing=("model",) if is_part else ())
+    subjects = chain(trained, zoo)
+    if only_timing:
+        known = {row["model"]: row for row in (read("int8_speed") or {}).get("rows", [])}
+        rows = (timed_again(subject, known[subject.name]) for subject in subjects)
+    else:
+        rows = map(speed_of, subjects)
+    saved("int8_speed", rows, replacing=("model",) if is_part or only_timing else ())
 
 
 @main.command("accuracy")

@@ -27,6 +27,7 @@ Row = dict[str, Any]
 
 IMAGES: Final = 32
 HELD: Final = 16
+SECONDS: Final = 10.0  # of timing, for each pair of models
 FEW: Final = 500  # unlabelled images of trained nets
 MOST_MEMORY: Final = 16 << 30  # of one quantizer; beyond, the machine would have none left
 SETTINGS: Final = (
@@ -89,16 +90,10 @@ def speed_of(subject: Subject) -> Row:
             files[name] = folder / f"{name}.onnx"
         else:
             failed[name] = why
-    timed = bench_models([source, *files.values()], calibration=[_arrays(held[0])])
     step = report.steps[-1]
     return {
         "model": subject.name,
-        "input_ms": timed[0][1].median,
-        "faster": {
-            name: [row[2].ratio, row[2].low, row[2].high]
-            for name, row in zip(files, timed[1:], strict=True)
-            if row[2] is not None
-        },
+        **timed(subject, files),
         "sqnr_db": {name: sqnr(source, found, held) for name, found in files.items()},
         "bytes_left": {
             name: found.stat().st_size / source.stat().st_size for name, found in files.items()
@@ -109,8 +104,30 @@ def speed_of(subject: Subject) -> Row:
         "ranges": next((c.what for c in step.changes if c.what.startswith("ranges by")), None),
         "why": step.why_not_committed or next((s.why for s in step.skips[-1:]), None),
         "failed": failed,
+    }
+
+
+def timed(subject: Subject, files: Mapping[str, Path]) -> Row:
+    """How fast files are, all in turn with the model that they came from."""
+    sample = _arrays(subject.samples[IMAGES])
+    first, *others = bench_models(
+        [subject.file, *files.values()], calibration=[sample], seconds=SECONDS
+    )
+    return {
+        "input_ms": first[1].median,
+        "faster": {
+            name: [row[2].ratio, row[2].low, row[2].high]
+            for name, row in zip(files, others, strict=True)
+            if row[2] is not None
+        },
         "load": os.getloadavg()[0],
     }
+
+
+def timed_again(subject: Subject, row: Mapping[str, Any]) -> Row:
+    """The row of `speed_of`, with the files that it left behind timed anew."""
+    folder = cache_folder() / "int8" / subject.name
+    return {**row, **timed(subject, {name: folder / f"{name}.onnx" for name in row["faster"]})}
 
 
 def peers() -> Iterator[tuple[str, Tool, tuple[str, ...]]]:

@@ -199,8 +199,11 @@ def bench_models(
     seed: int = 0,
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    seconds: float | None = None,
 ) -> list[tuple[str, Latency, LatencyPair | None]]:
     """Latency of models, timed in turn; each after the first also as a pair with the first.
+
+    `seconds` are for each pair of models, by default two; more make the bounds narrower.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
@@ -211,7 +214,12 @@ def bench_models(
     for other in loaded[1:]:
         _same_inputs(loaded[0], other)
     return bench(
-        loaded, calibration=calibration, seed=seed, threads=threads, input_shapes=input_shapes
+        loaded,
+        calibration=calibration,
+        seed=seed,
+        threads=threads,
+        input_shapes=input_shapes,
+        seconds=seconds,
     )
 
 

@@ -12,7 +12,13 @@ from onnxslim.errors import RuntimeFailure
 from onnxslim.model import Model
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.calibration import SampleSource, open_samples
-from onnxslim.runtime.latency import Run, compare_times, summarise, time_sessions
+from onnxslim.runtime.latency import (
+    BUDGET_S,
+    Run,
+    compare_times,
+    summarise,
+    time_sessions,
+)
 from onnxslim.runtime.session import Feeds, Session, open_session
 from onnxslim.runtime.workload import from_seed
 
@@ -24,8 +30,17 @@ def bench(
     seed: int = 0,
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    seconds: float | None = None,
 ) -> list[tuple[str, Latency, LatencyPair | None]]:
     """Name, latency, and latency against the first model, of models that take the same inputs.
+
+    Args:
+        models: what to time.
+        calibration: the first sample is what they run on.
+        seed: of made-up inputs, and of the order of runs.
+        threads: of onnxruntime; None for its own choice.
+        input_shapes: of inputs whose sizes are open.
+        seconds: for each pair of models; more makes the bounds narrower.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
@@ -43,7 +58,7 @@ def bench(
                 session.run(feeds[0])  # its errors name the fault, those of a timed run do not
             yield [session.runner(feeds[0]) for session in sessions]
 
-    times = time_sessions(opened, seed=seed)
+    times = time_sessions(opened, seed=seed, budget_s=BUDGET_S if seconds is None else seconds)
     return [
         (_name(model, index), summarise(row), compare_times(times[0], row) if index else None)
         for index, (model, row) in enumerate(zip(models, times, strict=True))

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import calib_option, input_shapes, json_option, run_options
+from onnxslim.commands.arguments import (
+    Number,
+    calib_option,
+    input_shapes,
+    json_option,
+    run_options,
+)
 from onnxslim.commands.console import paper, progress, say
+from onnxslim.options import interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +30,11 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="A [B...]", nargs=-1, required=True)
 @calib_option
 @run_options
+@click.option(
+    "--seconds",
+    type=Number(interval(0, 3600, open_left=True)),
+    help="For each pair of models; more make the bounds narrower. Default 2.",
+)
 @json_option
 def command(
     models: tuple[str, ...],
@@ -30,6 +42,7 @@ def command(
     input_shape: tuple[str, ...],
     threads: int | None,
     seed: int | None,
+    seconds: float | None,
     as_json: bool,
 ) -> None:
     """Time models in turn (A B A B ...), so that what else the machine does hits all alike."""
@@ -46,6 +59,7 @@ def command(
             seed=seed or 0,
             threads=threads,
             input_shapes=shapes or None,
+            seconds=seconds,
         )
     say(json_text(_json(rows)).rstrip() if as_json else _text(rows))
 

@@ -77,7 +77,7 @@ class Grids:
                 return f"the constant `{tensor.name}` is not finite"
             grid = constant_grid(values, self.form)
             exact = values[values != 0].astype(np.float64)
-            lost = np.square(exact - grid.dequantized(grid.quantized(exact)))
+            lost = np.square(exact - grid.rounded(exact))
             # each factor counts for itself, of what is added only the size of the error does
             size = np.square(exact) if cluster.node.op == "Mul" else np.square(exact).mean()
             if exact.size and (lost / size).mean() > _MOST_LOST:

@@ -94,6 +94,16 @@ class Grid:
         steps = codes.astype(np.int32) - self._along(self.zero_point, codes.ndim).astype(np.int32)
         return np.asarray(steps * self._along(self.scale, codes.ndim), np.float32)
 
+    def rounded(self, values: Array) -> Array:
+        """`values` put on the grid, in their own type: what a kernel would make of them."""
+        scale = self._along(self.scale, values.ndim)
+        zero = self._along(self.zero_point, values.ndim).astype(np.int32)
+        steps = np.asarray(values / scale)
+        np.rint(steps, out=steps)
+        np.clip(steps, self.low - zero, self.high - zero, out=steps)
+        steps *= scale
+        return steps.astype(values.dtype, copy=False)
+
     def _along(self, values: npt.NDArray[_T], rank: int) -> npt.NDArray[_T]:
         if self.axis is None:
             return values

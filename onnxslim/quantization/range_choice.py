@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration, Distance, Replacement
+from onnxslim.objective.calibration import Calibration, Distance
 from onnxslim.quantization.ranges import Range, RangeMethod
 
 _ALONE: Final = 8  # samples, for one tensor after the other
@@ -89,7 +89,7 @@ class Tensors:
     def _effects(
         self, ranges: Mapping[str, Sequence[Range]]
     ) -> Iterable[tuple[str, Sequence[float]]]:
-        replacements = {name: [_on_grid(item) for item in own] for name, own in ranges.items()}
+        replacements = {name: [item.grid.rounded for item in own] for name, own in ranges.items()}
         for name, distances in self._few.effects(self.model, replacements):
             self.tell(f"what the range of {name} does to the outputs")
             yield name, [distance.divergence for distance in distances]
@@ -155,20 +155,6 @@ def _distinct(ranges: Sequence[Range]) -> Sequence[Range]:
         ):
             found.append(item)
     return found
-
-
-def _on_grid(item: Range) -> Replacement:
-    grid, scale = item.grid, np.float32(item.grid.scale)
-    zero = int(grid.zero_point)
-
-    def replaced(values: np.ndarray) -> np.ndarray:
-        steps = values / scale  # in its own type: maps are large, and many grids are tried
-        np.rint(steps, out=steps)
-        np.clip(steps, grid.low - zero, grid.high - zero, out=steps)
-        steps *= scale
-        return np.asarray(steps)
-
-    return replaced
 
 
 __all__ = ["TOGETHER", "Choice", "Ranges", "Tensors", "nearest_ranges"]

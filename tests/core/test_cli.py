@@ -438,12 +438,25 @@ def test_bench_shows_medians_with_spread(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     rows = [("a.onnx", PAIR.before, None), ("b.onnx", PAIR.after, PAIR)]
-    monkeypatch.setattr(api, "bench_models", lambda models, **given: rows)
-    assert run("bench", model, model) == 0
+    asked: list[float | None] = []
+
+    def timed(models: object, *, seconds: float | None, **given: object) -> object:
+        asked.append(seconds)
+        return rows
+
+    monkeypatch.setattr(api, "bench_models", timed)
+    assert run("bench", model, model, "--seconds", "0.5") == 0
     out = capsys.readouterr().out
     assert "2.00x as fast, between 1.90 and 2.10" in out
     assert run("bench", model, model, "--json") == 0
     assert json.loads(capsys.readouterr().out)[1]["against_first"]["ratio_low"] == 1.9
+    assert asked == [0.5, None]
+
+
+@pytest.mark.parametrize("seconds", ["0", "inf", "nan", "long"])
+def test_bench_takes_so_many_seconds(model: Path, seconds: str, capsys: Said) -> None:
+    assert run("bench", model, "--seconds", seconds) == 2
+    assert "'--seconds': must be a number in (0, 3600]" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------- the real command

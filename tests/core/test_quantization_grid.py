@@ -36,6 +36,25 @@ def test_within_its_range_a_grid_is_off_by_half_a_step(
     assert (np.abs(found - values) <= step * np.where(ends, 1.001, 0.501) + 1e-30).all()
 
 
+@given(
+    st.sampled_from(FORMS),
+    st.sampled_from((np.float32, np.float64)),
+    st.lists(st.floats(-8, 8), min_size=2, max_size=2),
+    st.lists(st.lists(st.floats(-10, 10), min_size=3, max_size=3), min_size=2, max_size=2),
+)
+def test_values_put_on_a_grid_are_what_their_codes_stand_for(
+    form: GridForm, dtype: type, ends: list[float], rows: list[list[float]]
+) -> None:
+    values = np.array(rows, dtype)
+    for grid in (form.over(min(ends), max(ends)), form.over(np.minimum(ends, 0), [1.0, 2.0], 0)):
+        found = grid.rounded(values)
+        assert found.dtype == dtype
+        steps = np.asarray(values, np.float64) / grid.scale.reshape(-1, 1)
+        is_tie = np.abs(np.abs(steps % 1) - 0.5) < 1e-3  # float32 may take its other neighbour
+        expected = grid.dequantized(grid.quantized(values))
+        np.testing.assert_allclose(found[~is_tie], expected[~is_tie], rtol=1e-6)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("ends", [(-1, 3), (0, 5), (-2, 0), (1, 2), (0, 0)])
 def test_zero_is_exact(form: GridForm, ends: tuple[float, float]) -> None:

@@ -38,9 +38,7 @@ def tensors_of(source: onnx.ModelProto, *names: str) -> Tensors:
 
 def effect(tensors: Tensors, name: str, item: Range) -> float:
     grid = item.grid
-    ((_, (distance,)),) = tensors.calibration.effects(
-        tensors.model, {name: [lambda v: grid.dequantized(grid.quantized(v))]}
-    )
+    ((_, (distance,)),) = tensors.calibration.effects(tensors.model, {name: [grid.rounded]})
     return distance.divergence
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from onnxslim.errors import RuntimeFailure
 from onnxslim.model import Model
+from onnxslim.runtime import bench as bench_module
 from onnxslim.runtime import latency
 from onnxslim.runtime.bench import bench
 from support import parse
@@ -28,6 +29,19 @@ def test_every_model_after_the_first_is_paired_with_it(tmp_path: Path) -> None:
     assert third[2] is not None
     assert third[2].before == first[1]
     assert first[1].runs == 8 * latency.SESSION_SETS
+
+
+def test_models_run_as_long_as_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def timed(opened: object, *, seed: int, budget_s: float) -> np.ndarray:
+        given.append(budget_s)
+        return np.ones((1, 7))
+
+    monkeypatch.setattr(bench_module, "time_sessions", timed)
+    bench([Model.load(parse(MODEL))])
+    bench([Model.load(parse(MODEL))], seconds=30)
+    assert given == [latency.BUDGET_S, 30]
 
 
 def test_calibration_gives_the_sample() -> None:
