@@ -114,7 +114,9 @@ class ScriptedStopwatch(FakeStopwatch):
             makers = [tensor.inputs[0].op for tensor in node.inputs if tensor.inputs]
             if all(not t.inputs for t in node.inputs) and node.op == "DequantizeLinear":
                 continue  # weights are folded
-            on_integers = "DequantizeLinear" in makers
+            readers = {reader.op for tensor in node.outputs for reader in tensor.outputs}
+            is_fused = bool(readers & {"QuantizeLinear", "Relu", "Clip"})
+            on_integers = "DequantizeLinear" in makers and is_fused
             ms = self.times.get((node.op, on_integers), 0.01)
             found.append(Kernel(node_label(node), node.op, False, 100, ms))
         return found

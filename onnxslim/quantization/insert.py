@@ -165,8 +165,32 @@ class _Writer:
         if maker is not None and maker.name in self.plan.chosen:
             return tensor  # its DequantizeLinear will make it
         if tensor not in self._readable:
-            self._readable[tensor] = self._pair(node, tensor, tensor, self._sources[tensor])
+            source = self._held(node, tensor) if self._is_dragged(tensor) else tensor
+            self._readable[tensor] = self._pair(node, source, tensor, self._sources[tensor])
         return self._readable[tensor]
+
+    def _is_dragged(self, tensor: gs.Tensor) -> bool:
+        """Whether onnxruntime would put a QuantizeLinear of `tensor` in front of what makes it.
+
+        It does with a MaxPool between floats, which then runs on integers in a layout for which
+        there is no fast kernel: 1.5 ms and not 0.3 in AlexNet. Others that it drags over move data.
+        """
+        if not tensor.inputs or tensor.inputs[0].op != "MaxPool":
+            return False
+        behind = self.clusters.maker(tensor.inputs[0].inputs[0])
+        return behind is None or behind.name not in self.plan.chosen
+
+    def _held(self, before: Node, tensor: gs.Tensor) -> Variable:
+        """`tensor` through a Clip without bounds, which QuantizeLinear swallows in its place."""
+        (made,) = self.rewriter.insert(
+            before,
+            "Clip",
+            [tensor],
+            name=f"{tensor.name}_in_float",
+            dtype=np.dtype(np.float32),
+            shape=tensor.shape,
+        )
+        return made
 
     def _quantize_layer(self, cluster: Cluster, data: Grid) -> None:
         node, layer = cluster.node, self.plan.layers[cluster.name]

@@ -3,12 +3,12 @@
 What may change here: which placements are tried. The cut of least time (see `placement`) is only
 as good as the times it is made from, so it is made again from the profile of what it gave; then
 whole models and the float one are timed in turn, and the fastest is kept, if it is faster at all
-and still is when it is timed once more.
+and still is when it is timed once more. What whole models cannot tell apart the profiles decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,7 +17,7 @@ from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.quantization.clusters import Clusters, clusters_of, without_islands
 from onnxslim.quantization.costs import Ledger
 from onnxslim.quantization.insert import Inserted, Plan, insert_grids
-from onnxslim.quantization.placement import best_placement
+from onnxslim.quantization.placement import Costs, best_placement
 from onnxslim.report import LatencyPair
 from onnxslim.rewrite import Rewriter
 
@@ -62,6 +62,7 @@ class Search:
         stopwatch: of this machine.
         tell: what goes on, in words.
         tried: the placements that were timed.
+        costs: of all placements, by the profiles.
     """
 
     model: Model
@@ -72,11 +73,12 @@ class Search:
     stopwatch: Stopwatch
     tell: Callable[[str], None]
     tried: list[Tried] = field(default_factory=list)
+    costs: Costs = field(default_factory=lambda: Costs({}))
 
     def run(self) -> Tried | None:
         """The fastest placement; None where none is faster than float, twice."""
         faster = [tried for tried in self._timed(self._placements()) if tried.pair.is_faster]
-        for tried in sorted(faster, key=_ratio, reverse=True):
+        for tried in self._ordered(faster):
             # the best of several is also the luckiest of several
             (again,) = self._timed({tried.chosen: f"again {tried.words}"})
             if again.pair.is_faster:
@@ -102,6 +104,16 @@ class Search:
         ]
         self.tried += found
         return found
+
+    def _ordered(self, faster: Iterable[Tried]) -> Iterator[Tried]:
+        """The fastest first; of those that timing cannot tell apart, what the profiles say."""
+        left = list(faster)
+        while left:
+            best = max(left, key=_ratio)
+            alike = (tried for tried in left if tried.pair.ratio >= best.pair.low)
+            first = min(alike, key=lambda tried: self.costs.milliseconds(tried.chosen))
+            left.remove(first)
+            yield first
 
     def _placements(self) -> Mapping[frozenset[str], str]:
         """What is worth timing, with words for it; each placement once."""
@@ -131,6 +143,7 @@ class Search:
             if not chosen or chosen in found:
                 break
             found.append(chosen)
+        self.costs = ledger.costs()
         return found
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from qdq_nets import kernels, loaded, on_integers
 from onnxslim.errors import NotApplicable
 from onnxslim.quantization.biases import with_bias
 from onnxslim.quantization.canonical import raise_opset, sums_to_adds
-from onnxslim.quantization.grid import U8, Grid
+from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, Grid, GridForm
 from onnxslim.quantization.insert import Plan
 from onnxslim.quantization.rounding import plain_codes
 from onnxslim.quantization.search import quantized
@@ -289,3 +290,38 @@ def test_bodies_at_a_low_opset_are_declined() -> None:
     model, _ = loaded(source)
     with pytest.raises(NotApplicable, match="its opset is 11"):
         raise_opset(model.graph)
+
+
+# ------------------------------------------------------------------- pooling in float
+
+
+POOLED = net(
+    [
+        node("Neg", ["x"], "a"),
+        node("MaxPool", ["a"], "b", kernel_shape=[2, 2]),
+        conv("v", "b", "c"),
+        node("MaxPool", ["c"], "d", kernel_shape=[2, 2]),
+        conv("w", "d", "y"),
+    ],
+    {**field("v"), **field("w", 3)},
+    MAP,
+)
+
+
+@pytest.mark.parametrize("base", [U8, S8, S8_SYMMETRIC])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_pool_between_floats_stays_there(base: GridForm, reduced: bool) -> None:
+    """Onnxruntime would put QuantizeLinear in front of it; what keeps it there costs nothing."""
+    model = on_integers(POOLED, X, ["c", "y"], replace(base, reduced=reduced))
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    found = kernels(model)
+    assert found[:3] == ["Neg", "MaxPool", "QuantizeLinear"]
+    assert "Clip" not in found
+    assert counts(model)["Clip"] == 1  # the second pool reads what an integer kernel makes
+    assert output_error(POOLED, model, X) < 0.05  # sums of full codes may saturate here
+
+
+def test_a_pool_on_integers_is_left_alone() -> None:
+    model = on_integers(POOLED, X, ["b", "c", "d", "y"])
+    assert "Clip" not in counts(model)
+    assert kernels(model)[:3] == ["Neg", "QuantizeLinear", "MaxPool"]

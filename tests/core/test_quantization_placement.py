@@ -3,6 +3,7 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import net, node, normal, samples
@@ -12,8 +13,8 @@ from onnxslim.model import Model
 from onnxslim.objective.stopwatch import Kernel
 from onnxslim.quantization.costs import Ledger
 from onnxslim.quantization.placement import FLOAT, Costs, Times, Wire, best_placement
-from onnxslim.quantization.search import Search, quantized
-from onnxslim.report import LatencyPair
+from onnxslim.quantization.search import Search, Tried, quantized
+from onnxslim.report import Latency, LatencyPair
 
 MS = st.floats(0, 10).map(lambda value: round(value, 3))
 
@@ -134,6 +135,23 @@ def test_each_placement_is_timed_once_and_the_best_again() -> None:
     found = looking.run()
     assert found is looking.tried[-1]
     assert stopwatch.paired == 1 + len({tried.chosen for tried in looking.tried})
+
+
+@pytest.mark.parametrize(("ratio", "first"), [(2.0, "cut"), (2.02, "cut"), (2.1, "all")])
+def test_what_timing_cannot_tell_apart_the_profiles_decide(ratio: float, first: str) -> None:
+    looking = search(ScriptedStopwatch())
+    looking.costs = Costs({"a": Times(5.0, 1.0), "y": Times(0.1, 3.0)})
+    once = Latency(1.0, 1.0, 1.0, 9)
+    tried = [
+        Tried(words, chosen, LatencyPair(once, once, ratio, ratio - 0.03, ratio + 0.03))
+        for words, chosen, ratio in (
+            ("slow", frozenset({"a"}), 1.5),
+            ("all", frozenset({"a", "y"}), ratio),
+            ("cut", frozenset({"a"}), 2.0),
+        )
+    ]
+    order = [item.words for item in looking._ordered(tried)]
+    assert (order[0], order[-1]) == (first, "slow")
 
 
 def test_what_was_faster_by_luck_is_not_believed() -> None:
