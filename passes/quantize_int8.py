@@ -21,14 +21,17 @@ Rewrite:
     GlobalAveragePool, Sigmoid, LeakyRelu, Softmax inside the graph, and BatchNormalization and
     HardSigmoid as depthwise Convs; a Relu or Clip behind them becomes the end of a range.
     MaxPool, Resize to the nearest, Reshape, Transpose, Split, Slice, Gather and the like move
-    integers, on the grid of what they move. An opset below 13 is raised to 13.
+    integers, on the grid of what they move. A MaxPool that stays between floats has a Clip without
+    bounds behind it: else onnxruntime puts QuantizeLinear in front, and it runs on integers in a
+    slow layout. An opset below 13 is raised to 13.
     LSTM becomes onnxruntime's DynamicQuantizeLSTM, in bodies too: it reads and makes floats, and
     finds the range of each step's input at run time; its weights become int8.
 
     Which of them: `placement=measured` profiles the model in float and on integers, and finds the
     set of kernels with the least total time, crossings between float and integers included, as a
     minimum cut. That, what comes out when it is profiled and cut again, everything, and layers
-    alone are then timed as whole models; the fastest is kept. Where none is faster than float,
+    alone are then timed as whole models, in one run; the fastest is kept, and of those that timing
+    cannot tell apart the one that is by the profiles. Where none is faster than float,
     nothing is changed, but with `--goal bytes`: then every weight becomes integers, and the report
     says how much faster or slower that is. `placement=all` and `conv-matmul` ask no clock.
 

@@ -24,12 +24,14 @@ from onnxslim.objective.stopwatch import Kernel
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.input_sizes import Shape
 from onnxslim.runtime.inputs import Kind, draw_feeds
+from onnxslim.runtime.latency import BUDGET_S as WHOLE_S
 from onnxslim.runtime.latency import Run, compare_times, summarise, time_many, time_sessions
 from onnxslim.runtime.profile import profile_model
 from onnxslim.runtime.session import Feeds, Session, open_session
 from onnxslim.shapes import infer_shapes, static_shape
 
 BUDGET_S: Final = 0.2  # for each pair of small models
+CHOICE_S: Final = 10.0  # for each pair of whole models of which one is chosen: they are much alike
 _AT_ONCE: Final = 6  # sessions
 _REPEATS: Final = 3  # of a comparison whose interval leaves open what its ratio says
 _CLEAR: Final = 1.03  # a ratio from which it is worth while to measure again
@@ -121,7 +123,7 @@ class SessionStopwatch:
         Raises:
             RuntimeFailure: onnxruntime refuses a model or fails on it.
         """
-        return self.pairs(before, [after])[0]
+        return self._in_turn(before, [after], WHOLE_S)[0]
 
     def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
         """See `Stopwatch`.
@@ -129,18 +131,7 @@ class SessionStopwatch:
         Raises:
             RuntimeFailure: onnxruntime refuses a model or fails on it.
         """
-
-        @contextmanager
-        def opened() -> Iterator[Sequence[Run]]:
-            with ExitStack() as stack:
-                sessions = [
-                    stack.enter_context(open_session(model, threads=self._threads))
-                    for model in (before, *after)
-                ]
-                yield [session.runner(self._feeds) for session in sessions]
-
-        base, *others = time_sessions(opened, seed=self._seed)
-        return tuple(compare_times(base, times) for times in others)
+        return self._in_turn(before, after, CHOICE_S)
 
     def profile(self, model: Model) -> Sequence[Kernel]:
         """See `Stopwatch`.
@@ -151,6 +142,21 @@ class SessionStopwatch:
         return profile_model(model, self._feeds, threads=self._threads)
 
     # ------------------------------------------------------------------ inside
+
+    def _in_turn(
+        self, before: Model, after: Sequence[Model], budget_s: float
+    ) -> tuple[LatencyPair, ...]:
+        @contextmanager
+        def opened() -> Iterator[Sequence[Run]]:
+            with ExitStack() as stack:
+                sessions = [
+                    stack.enter_context(open_session(model, threads=self._threads))
+                    for model in (before, *after)
+                ]
+                yield [session.runner(self._feeds) for session in sessions]
+
+        base, *others = time_sessions(opened, seed=self._seed, budget_s=budget_s)
+        return tuple(compare_times(base, times) for times in others)
 
     def _compare(self, first: bytes, others: Sequence[bytes]) -> None:
         """Time `first` with `others`; again where other work on the machine hid a difference."""
