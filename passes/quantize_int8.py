@@ -21,9 +21,9 @@ Rewrite:
     GlobalAveragePool, Sigmoid, LeakyRelu, Softmax inside the graph, and BatchNormalization and
     HardSigmoid as depthwise Convs; a Relu or Clip behind them becomes the end of a range.
     MaxPool, Resize to the nearest, Reshape, Transpose, Split, Slice, Gather and the like move
-    integers, on the grid of what they move. A MaxPool that stays between floats has a Clip without
-    bounds behind it: else onnxruntime puts QuantizeLinear in front, and it runs on integers in a
-    slow layout. An opset below 13 is raised to 13.
+    integers, on the grid of what they move. What stays in float among
+    integer kernels has a Clip without bounds beside it where onnxruntime would put it on integers
+    all the same. An opset below 13 is raised to 13.
     LSTM becomes onnxruntime's DynamicQuantizeLSTM, in bodies too: it reads and makes floats, and
     finds the range of each step's input at run time; its weights become int8.
 

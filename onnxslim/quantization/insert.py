@@ -8,7 +8,8 @@ What may change here: the form in which onnxruntime recognizes integer kernels. 
 An activation goes through one QuantizeLinear. Float nodes that read a float tensor keep reading
 it; what an integer kernel makes is read by all through its DequantizeLinear, under the tensor's
 own name: graph outputs and bodies of If and Loop see no difference. Between integer kernels
-onnxruntime drops the pair.
+onnxruntime drops the pair. It also takes operators for integer kernels that were meant to stay in
+float; a Clip without bounds, which changes nothing, keeps them there.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ def insert_grids(rewriter: Rewriter, clusters: Clusters, plan: Plan) -> Inserted
     writer.look_up(chosen)
     for cluster in chosen:
         writer.quantize_inputs(cluster)
+    for cluster in clusters.all:
+        if cluster.name not in plan.chosen:
+            writer.keep_in_float(cluster)
     for cluster in chosen:
         writer.quantize_outputs(cluster)
     return writer.inserted
@@ -165,7 +169,7 @@ class _Writer:
         if maker is not None and maker.name in self.plan.chosen:
             return tensor  # its DequantizeLinear will make it
         if tensor not in self._readable:
-            source = self._held(node, tensor) if self._is_dragged(tensor) else tensor
+            source = self._clipped(node, tensor) if self._is_dragged(tensor) else tensor
             self._readable[tensor] = self._pair(node, source, tensor, self._sources[tensor])
         return self._readable[tensor]
 
@@ -180,8 +184,29 @@ class _Writer:
         behind = self.clusters.maker(tensor.inputs[0].inputs[0])
         return behind is None or behind.name not in self.plan.chosen
 
-    def _held(self, before: Node, tensor: gs.Tensor) -> Variable:
-        """`tensor` through a Clip without bounds, which QuantizeLinear swallows in its place."""
+    def keep_in_float(self, cluster: Cluster) -> None:
+        """Between integer kernels onnxruntime would take the cluster for one of them.
+
+        It reads what DequantizeLinear makes, and QuantizeLinear reads what it makes. A Clip without
+        bounds in front of it breaks that up; its time is the cluster's.
+        """
+        if cluster.rule.kind in (Kind.MOVEMENT, Kind.RECURRENT):
+            return  # moving integers is never the slower
+        operands = [cluster.node.inputs[index] for index in cluster.operands]
+        makers = [self.clusters.maker(tensor) for tensor in operands]
+        for maker in makers:
+            if maker is None or maker.name not in self.plan.chosen:
+                return
+        for tensor in cluster.makes:
+            readers = {reader.op for reader in tensor.outputs}
+            if readers != {"QuantizeLinear"} or tensor in self.clusters.outside:
+                return
+        made = self._clipped(cluster.node, operands[0])
+        self.rewriter.set_input(cluster.node, cluster.operands[0], made)
+        self.inserted.clusters[made.name] = cluster.name
+
+    def _clipped(self, before: Node, tensor: gs.Tensor) -> Variable:
+        """`tensor` through a Clip without bounds; a QuantizeLinear behind it would swallow it."""
         (made,) = self.rewriter.insert(
             before,
             "Clip",

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from layer_nets import net, node, normal, output_error, outputs, samples
 from onnx import numpy_helper
-from qdq_nets import kernels, loaded, on_integers
+from qdq_nets import kernels, loaded, on_integers, plan_of
 
 from onnxslim.errors import NotApplicable
 from onnxslim.quantization.biases import with_bias
@@ -325,3 +325,44 @@ def test_a_pool_on_integers_is_left_alone() -> None:
     model = on_integers(POOLED, X, ["b", "c", "d", "y"])
     assert "Clip" not in counts(model)
     assert kernels(model)[:3] == ["Neg", "QuantizeLinear", "MaxPool"]
+
+
+MIXED = net(
+    [
+        conv("v", "x", "a"),
+        node("AveragePool", ["a"], "b", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        conv("w", "b", "c"),
+        node("Mul", ["c", "a"], "d"),
+        node("Relu", ["d"], "e"),
+        conv("w", "e", "y"),
+    ],
+    {**field("v"), **field("w", 3)},
+    MAP,
+)
+
+
+def test_what_is_in_float_between_integer_kernels_stays_there() -> None:
+    """In the form that onnxruntime takes for an integer kernel, all around it being on integers."""
+    layers = ["a", "c", "y"]
+    model = on_integers(MIXED, X, layers)
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    found = {kernel.removeprefix("Nhwc") for kernel in kernels(model)}
+    assert {"AveragePool", "Mul"} <= found
+    assert not found & {"QLinearAveragePool", "QLinearMul"}
+    assert counts(model)["Clip"] == 2
+    assert output_error(MIXED, model, X) < 0.05
+    every = kernels(on_integers(MIXED, X))
+    assert {"QLinearAveragePool", "QLinearMul"} <= set(every)
+    assert "Clip" not in every
+
+
+def test_the_time_of_what_keeps_a_cluster_in_float_is_the_clusters() -> None:
+    model, clusters = loaded(MIXED)
+    changed, inserted = quantized(model, plan_of(model, clusters, X, ["a", "c"]))
+    (clip,) = [n for n in changed.graph.nodes if n.op == "Clip"]
+    assert inserted.clusters[clip.outputs[0].name] == "b"
+
+
+def test_what_has_a_reader_in_float_needs_no_keeping() -> None:
+    model = on_integers(MIXED, X, ["a", "y"])
+    assert "Clip" not in counts(model)
