@@ -165,8 +165,7 @@ class _Writer:
 
     def _read(self, node: Node, tensor: gs.Tensor) -> gs.Tensor:
         """What an integer kernel reads in place of `tensor`."""
-        maker = self.clusters.maker(tensor)
-        if maker is not None and maker.name in self.plan.chosen:
+        if self._is_of_integers(tensor):
             return tensor  # its DequantizeLinear will make it
         if tensor not in self._readable:
             source = self._clipped(node, tensor) if self._is_dragged(tensor) else tensor
@@ -181,22 +180,25 @@ class _Writer:
         """
         if not tensor.inputs or tensor.inputs[0].op != "MaxPool":
             return False
-        behind = self.clusters.maker(tensor.inputs[0].inputs[0])
-        return behind is None or behind.name not in self.plan.chosen
+        return not self._is_of_integers(tensor.inputs[0].inputs[0])
+
+    def _is_of_integers(self, tensor: gs.Tensor) -> bool:
+        """Whether an integer kernel makes `tensor`."""
+        maker = self.clusters.maker(tensor)
+        return maker is not None and maker.name in self.plan.chosen
 
     def keep_in_float(self, cluster: Cluster) -> None:
         """Between integer kernels onnxruntime would take the cluster for one of them.
 
-        It reads what DequantizeLinear makes, and QuantizeLinear reads what it makes. A Clip without
-        bounds in front of it breaks that up; its time is the cluster's.
+        It reads what DequantizeLinear makes, and QuantizeLinear reads what it makes; weights in
+        float onnxruntime even quantizes itself. A Clip without bounds in front of it breaks that
+        up; its time is the cluster's.
         """
-        if cluster.rule.kind in (Kind.MOVEMENT, Kind.RECURRENT):
-            return  # moving integers is never the slower
+        if cluster.rule.kind not in (Kind.LAYER, Kind.PLAIN):
+            return  # there is no such form of others, and moving integers is never the slower
         operands = [cluster.node.inputs[index] for index in cluster.operands]
-        makers = [self.clusters.maker(tensor) for tensor in operands]
-        for maker in makers:
-            if maker is None or maker.name not in self.plan.chosen:
-                return
+        if not all(map(self._is_of_integers, operands)):
+            return
         for tensor in cluster.makes:
             readers = {reader.op for reader in tensor.outputs}
             if readers != {"QuantizeLinear"} or tensor in self.clusters.outside:

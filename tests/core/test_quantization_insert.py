@@ -366,3 +366,19 @@ def test_the_time_of_what_keeps_a_cluster_in_float_is_the_clusters() -> None:
 def test_what_has_a_reader_in_float_needs_no_keeping() -> None:
     model = on_integers(MIXED, X, ["a", "y"])
     assert "Clip" not in counts(model)
+
+
+def test_a_layer_in_float_between_integer_kernels_stays_there() -> None:
+    """Onnxruntime would quantize its weights, as it finds best, when the model is loaded."""
+    chain = [conv("v", "x", "a"), conv("w", "a", "b"), conv("v", "b", "y")]
+    model = on_integers(net(chain, {**field("v"), **field("w", 3)}, MAP), X, ["a", "y"])
+    assert counts(model)["Clip"] == 1
+    found = [kernel for kernel in kernels(model) if "Conv" in kernel]
+    assert found == ["QLinearConv", "Conv", "QLinearConv"]
+
+
+def test_a_channel_map_in_float_between_integer_kernels_needs_no_keeping() -> None:
+    chain = [conv("v", "x", "a"), node("HardSigmoid", ["a"], "b"), conv("w", "b", "y")]
+    model = on_integers(net(chain, {**field("v"), **field("w", 3)}, MAP), X, ["a", "y"])
+    assert "Clip" not in counts(model)
+    assert "HardSigmoid" in kernels(model)
