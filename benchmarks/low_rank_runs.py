@@ -17,6 +17,7 @@ import onnxruntime as ort
 from onnxslim import compress
 from onnxslim.analysis.layers import ConvPatches
 from onnxslim.contract import Context
+from onnxslim.counts import node_macs
 from onnxslim.model import Model
 from onnxslim.objective.decomposition import Diverges
 from onnxslim.objective.problems import Problem, Problems, Schedule, Selection
@@ -25,7 +26,6 @@ from onnxslim.objective.tensor_decompositions import METHODS
 from onnxslim.rewrite import Rewriter
 from onnxslim.runtime.calibration_runs import CalibrationRuns
 from onnxslim.shapes import infer_shapes
-from onnxslim.stats import node_macs
 
 Arrays = Mapping[str, np.ndarray]
 Row = dict[str, Any]

@@ -11,15 +11,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from onnxslim.version import VERSION
+
+__version__ = VERSION
 
 # where each public name is defined
 _HOME = {
-    "Change": "contract",
+    "Change": "records",
     "Comparison": "report",
     "Context": "contract",
     "Drift": "report",
-    "Fidelity": "contract",
+    "Fidelity": "records",
     "FileReport": "report",
     "FloorMissed": "errors",
     "Floors": "floors",
@@ -32,14 +34,14 @@ _HOME = {
     "PartReport": "report",
     "Pass": "contract",
     "PassManager": "manager",
-    "PassResult": "contract",
+    "PassResult": "records",
     "Pipeline": "pipeline",
     "Preset": "contract",
     "PromiseBroken": "errors",
     "Report": "report",
     "Rewriter": "rewrite",
     "RuntimeFailure": "errors",
-    "Skip": "contract",
+    "Skip": "records",
     "Stats": "report",
     "StepReport": "report",
     "UsageError": "errors",
@@ -57,7 +59,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from onnxslim.api import bench_models, compare_models, compress
-    from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Preset, Skip
+    from onnxslim.contract import Context, Pass, Preset
     from onnxslim.errors import (
         FloorMissed,
         ModelError,
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from onnxslim.model import Model
     from onnxslim.options import at_least, interval, one_of, option
     from onnxslim.pipeline import Pipeline, parse_pipeline
+    from onnxslim.records import Change, Fidelity, PassResult, Skip
     from onnxslim.render import report_to_json, report_to_text
     from onnxslim.report import (
         Comparison,

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from onnxslim.check import check_model
 from onnxslim.contract import Context
+from onnxslim.copying import copy_file
 from onnxslim.errors import FloorMissed, UsageError
 from onnxslim.floors import Floors
 from onnxslim.goal import Goal
 from onnxslim.manager import PassManager
-from onnxslim.model import Model, ModelSource, copy_file
+from onnxslim.model import Model, ModelSource
 from onnxslim.pipeline import Pipeline, parse_pipeline
 from onnxslim.policy import Policy
 from onnxslim.report import (
@@ -170,8 +171,8 @@ def compare_models(
         UsageError: the models do not take the same inputs.
         RuntimeFailure: onnxruntime runs `a` on no inputs that could be made up, or refuses one.
     """
-    from onnxslim.contract import Fidelity
     from onnxslim.errors import RuntimeFailure
+    from onnxslim.records import Fidelity
 
     first = a if isinstance(a, Model) else Model.load(a)
     second = b if isinstance(b, Model) else Model.load(b)

@@ -6,85 +6,24 @@ that it is given and says what it did. It keeps no state, touches no file, print
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxslim.errors import UsageError
 from onnxslim.floors import Floors
 from onnxslim.goal import Goal
 from onnxslim.options import OptionSpec, Value, options_of
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.spelling import spell
 
 if TYPE_CHECKING:
-    import numpy as np
-    import onnx
     import onnx_graphsurgeon as gs
 
     from onnxslim.model import Model
     from onnxslim.objective.calibration import Calibration
+    from onnxslim.objective.evaluator import Evaluator
     from onnxslim.objective.stopwatch import Stopwatch
-
-
-class Fidelity(enum.IntEnum):
-    """What a pass promises of the model's outputs; a larger value promises less.
-
-    EXACT: equal bits with onnxruntime's own optimisations off. CLOSE: rounding, per output
-    `max|new - ref| <= 1e-6 + 1e-4 * range(ref)`. LOSSY: finite, measured, held against the floor.
-    """
-
-    EXACT = 0
-    CLOSE = 1
-    LOSSY = 2
-
-
-@dataclass(frozen=True)
-class Change:
-    """One thing that a pass did; `node` is the first output of the node concerned."""
-
-    node: str
-    what: str
-
-
-@dataclass(frozen=True)
-class Skip:
-    """One thing that a pass declined to do, and why."""
-
-    node: str
-    why: str
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """What a pass did and what it declined.
-
-    Attributes:
-        fidelity: what was in fact promised by the changes made, when that is stronger than the
-            class's promise (an affine rewrite that only multiplied by one is exact).
-        outputs: names of outputs that it added to the graph, because its options asked for them.
-    """
-
-    changes: tuple[Change, ...] = ()
-    skips: tuple[Skip, ...] = ()
-    fidelity: Fidelity | None = None
-    outputs: tuple[str, ...] = ()
-
-    @property
-    def changed(self) -> bool:
-        """Whether the graph is another than before."""
-        return bool(self.changes)
-
-
-class Evaluator(Protocol):
-    """Runs a small constant model and returns its outputs; implemented by `runtime`."""
-
-    def __call__(self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Outputs of `model` in order.
-
-        Raises:
-            RuntimeFailure: onnxruntime cannot run it.
-        """
 
 
 @dataclass(frozen=True)

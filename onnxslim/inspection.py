@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxslim.counts import constants_of
 from onnxslim.ir import Constant, to_onnx_dtype, walk_graphs
 from onnxslim.model import Model
 from onnxslim.report import Stats
-from onnxslim.stats import constants_of, measure_stats
+from onnxslim.stats import measure_stats
 
 _LARGEST = 5
 

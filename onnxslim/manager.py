@@ -17,11 +17,12 @@ from pathlib import Path
 
 from onnxslim.check import check_model, fingerprint, signature
 from onnxslim.collector import paused
-from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Preset, Skip
+from onnxslim.contract import Context, Pass, Preset
 from onnxslim.errors import ModelError, NotApplicable, OnnxslimError, PromiseBroken, RuntimeFailure
 from onnxslim.model import Model
 from onnxslim.policy import Policy
 from onnxslim.proof import Prover
+from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.report import Comparison, LatencyPair, PartReport, Stats, StepReport
 from onnxslim.shapes import infer_shapes
 from onnxslim.stats import measure_stats

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +29,6 @@ from onnxslim.packing import is_packed
 from onnxslim.proto import graph_from_proto, graph_to_proto
 from onnxslim.staging import (
     Staged,
-    cannot_write,
-    check_target,
     map_file,
     stage_file,
     write_file,
@@ -239,41 +235,6 @@ class Model:
             write_file(path, chunks)
 
 
-def copy_file(origin: Origin, target: Path) -> None:
-    """Write the input as it was to `target`, external data included, all or nothing.
-
-    Of a packed file, the model file in it.
-
-    Raises:
-        UsageError: the target cannot be written.
-    """
-    if origin.path is None:
-        raise UsageError("A model given in memory has no file to copy.")
-    if origin.packed_bytes is not None:
-        from onnxslim.packing.pack import unpack
-
-        unpack(origin.path, target)
-        return
-    check_target(target, origin.path, origin.external)
-    base = origin.path.resolve().parent
-    try:
-        with tempfile.TemporaryDirectory(prefix=".onnxslim-", dir=target.parent) as folder:
-            moves = [(origin.path, target)]
-            same_folder = target.resolve().parent == base
-            if not same_folder:
-                moves = [
-                    *((f, target.parent / f.resolve().relative_to(base)) for f in origin.external),
-                    *moves,
-                ]
-            for index, (source, _) in enumerate(moves):
-                shutil.copyfile(source, Path(folder) / str(index))
-            for index, (_, final) in enumerate(moves):
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(Path(folder) / str(index), final)
-    except OSError as error:
-        raise UsageError(cannot_write(target, error)) from error
-
-
 class _ExternalData:
     """Finds the bytes of external tensors and placeholders, as views on mapped files."""
 
@@ -359,4 +320,4 @@ def _write_external(path: Path, skeleton: bytes, payloads: list[wire.Payload]) -
     write_file(path, iter((model.SerializeToString(deterministic=True),)))
 
 
-__all__ = ["Model", "ModelSource", "Origin", "Staged", "copy_file"]
+__all__ = ["Model", "ModelSource", "Origin", "Staged"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from onnxslim.contract import Fidelity
 from onnxslim.model import Model
+from onnxslim.records import Fidelity
 from onnxslim.report import Comparison, LatencyPair
 
 

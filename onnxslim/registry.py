@@ -19,8 +19,9 @@ import importlib.metadata
 import re
 from dataclasses import dataclass
 
-from onnxslim.contract import Fidelity, Pass, field_names
+from onnxslim.contract import Pass, field_names
 from onnxslim.errors import UsageError
+from onnxslim.records import Fidelity
 from onnxslim.suggest import did_you_mean
 
 GROUP = "onnxslim.passes"

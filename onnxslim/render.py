@@ -11,8 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import onnxslim
-from onnxslim.contract import Fidelity
+from onnxslim.records import Fidelity
 from onnxslim.report import (
     Comparison,
     Drift,
@@ -33,6 +32,7 @@ from onnxslim.units import (
     seconds_text,
     small_text,
 )
+from onnxslim.version import VERSION
 
 Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
 _NAMES_SHOWN = 3
@@ -300,7 +300,7 @@ def _worst(values: Iterable[float]) -> float:
 def report_to_json(report: Report) -> dict[str, Json]:
     """The report as plain data: what `--report` writes. Infinities and NaN are strings in it."""
     data: dict[str, Json] = {
-        "onnxslim": onnxslim.__version__,
+        "onnxslim": VERSION,
         "command": report.command,
         "versions": dict(report.versions),
         "input": {"path": report.before.path, "sha256": report.before.sha256},

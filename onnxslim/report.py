@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxslim.contract import Change, Fidelity, Skip
+from onnxslim.records import Change, Fidelity, Skip
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.contract import Change, Fidelity, PassResult, Skip
 from onnxslim.errors import PromiseBroken
 from onnxslim.ir import (
     Constant,
@@ -35,6 +34,7 @@ from onnxslim.ir import (
     subgraphs_of,
     walk_graphs,
 )
+from onnxslim.records import Change, Fidelity, PassResult, Skip
 
 _VISITS_PER_NODE = 100
 

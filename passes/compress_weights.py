@@ -36,7 +36,7 @@ from typing import ClassVar, Final
 import onnx_graphsurgeon as gs
 
 from onnxslim.clone import adopt
-from onnxslim.contract import Change, Context, Fidelity, PassResult, Skip
+from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable
 from onnxslim.floors import Floors
 from onnxslim.model import Model
@@ -47,6 +47,7 @@ from onnxslim.objective.problems import Aim, Problems, Schedule, Selection
 from onnxslim.options import at_least, interval, one_of, option
 from onnxslim.passes.cluster_weights import ClusterWeights
 from onnxslim.passes.prune_weights import PruneWeights
+from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.rewrite import Rewriter
 
 _TRIALS: Final = 6

@@ -88,7 +88,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import const_value
 from onnxslim.clone import adopt
-from onnxslim.contract import Context, Fidelity, Pass, PassResult, Skip
+from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import Node, node_label, walk_graphs
 from onnxslim.model import Model
@@ -100,6 +100,7 @@ from onnxslim.precision.store import store_weights
 from onnxslim.precision.types import Half, half_of, is_bridge
 from onnxslim.precision.values import Ranges, inside_of
 from onnxslim.precision.write import Borders
+from onnxslim.records import Fidelity, PassResult, Skip
 from onnxslim.rewrite import Rewriter
 
 

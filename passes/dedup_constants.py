@@ -50,8 +50,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import content
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Constant, StoredSparse, to_onnx_dtype
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _SAMPLED = 64

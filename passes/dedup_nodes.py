@@ -50,9 +50,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import content, is_random
-from onnxslim.codebook import is_codebook
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
+from onnxslim.functions import is_codebook
 from onnxslim.ir import Constant, Node, subgraphs_of
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _STANDARD: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})

@@ -46,8 +46,9 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Graph, Node, node_label
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 

@@ -56,10 +56,11 @@ from onnxslim.analysis.operands import (
     is_present,
     is_training_dropout,
 )
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
+from onnxslim.dims import known_dim, rank, same_shape
 from onnxslim.ir import Constant, Node, to_onnx_dtype
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import known_dim, rank, same_shape
 
 _TO_THE_END: Final = 2**31 - 1  # exporters write it, or more, for "up to the end"
 

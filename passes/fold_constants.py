@@ -55,7 +55,8 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.cut import evaluate_cut, first_failure, is_native
 from onnxslim.analysis.operands import constant_node_value, is_random
-from onnxslim.contract import Context, Evaluator, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
+from onnxslim.dims import static_shape
 from onnxslim.errors import RuntimeFailure
 from onnxslim.ir import (
     Constant,
@@ -66,9 +67,10 @@ from onnxslim.ir import (
     to_onnx_dtype,
     walk_graphs,
 )
+from onnxslim.objective.evaluator import Evaluator
 from onnxslim.options import at_least, option
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import static_shape
 from onnxslim.wire import DEFAULT_THRESHOLD
 
 _LARGEST_BYTES: Final = 2**30  # no intermediate result may be larger

@@ -50,8 +50,9 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow import SizeFlow
 from onnxslim.analysis.operands import const_array, const_value, is_present
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Constant, Graph, Node, subgraphs_of
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 

@@ -72,8 +72,9 @@ from onnxslim.analysis.flow_shapes import (
 from onnxslim.analysis.operands import axes_of, const_array, const_value, is_present
 from onnxslim.analysis.reshaping import expand_target, reshape_target
 from onnxslim.analysis.sizes import Size, divide
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Constant, Node
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _MOST_ELEMENTS: Final = 16

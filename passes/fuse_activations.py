@@ -77,10 +77,11 @@ from onnxslim.analysis.patterns import (
     closed,
     nearly,
 )
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
+from onnxslim.dims import known_dim
 from onnxslim.ir import Node, Variable, node_label
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import known_dim
 
 _SINGLE: Final = frozenset({"float32"})
 _REAL: Final = frozenset({"float32", "float64"})

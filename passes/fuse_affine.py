@@ -72,10 +72,11 @@ from onnxslim.analysis.affine import (
 )
 from onnxslim.analysis.linear import LinearLayer, absorb_after, absorb_before, linear_layer
 from onnxslim.analysis.operands import axes_of, const_array, normalized
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
+from onnxslim.dims import known_dim
 from onnxslim.ir import Node, node_label
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import known_dim
 
 
 @dataclass(frozen=True)

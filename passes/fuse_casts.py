@@ -46,8 +46,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Node, to_onnx_dtype
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _INTEGERS: Final[Mapping[int, tuple[int, bool]]] = {  # type -> (bits, signed)

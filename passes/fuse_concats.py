@@ -46,8 +46,9 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.flow import SizeFlow
 from onnxslim.analysis.flow_shapes import slice_ranges
 from onnxslim.analysis.operands import const_array
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Constant, Node
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _LARGEST_BYTES: Final = 1 << 24  # of constants that are copied together

@@ -44,10 +44,11 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
 from onnxslim.analysis.operands import const_value, is_present
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
+from onnxslim.dims import rank
 from onnxslim.ir import Node, node_label
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import rank
 
 _BROADCASTS_SINCE: Final = 7  # Gemm's C; an attribute before
 _NO_BIAS_SINCE: Final = 11

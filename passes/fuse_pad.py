@@ -54,10 +54,11 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
 from onnxslim.analysis.operands import const_array, const_value, is_present, normalized
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
+from onnxslim.dims import rank
 from onnxslim.ir import Node
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import rank
 
 Pads = tuple[int, ...]
 """Amounts as in `pads` of Conv: first of every spatial axis before it, then after it."""

@@ -51,8 +51,9 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.flow import SizeFlow
 from onnxslim.analysis.operands import axes_of, normalized
 from onnxslim.analysis.sizes import Shape
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Node
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")

@@ -49,9 +49,10 @@ from onnxslim.analysis.flow import SizeFlow
 from onnxslim.analysis.flow_shapes import reshaped
 from onnxslim.analysis.reshaping import reshape_target
 from onnxslim.analysis.sizes import Shape, product
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import Node
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")

@@ -53,8 +53,9 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.flow import SizeFlow
 from onnxslim.analysis.flow_shapes import slice_ranges
 from onnxslim.analysis.operands import axes_of, const_array, normalized
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Node
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _INT64_MAX: Final = int(np.iinfo(np.int64).max)

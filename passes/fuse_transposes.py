@@ -54,8 +54,9 @@ from onnxslim.analysis.flow import SizeFlow
 from onnxslim.analysis.operands import axes_of, const_array, const_value, normalized
 from onnxslim.analysis.reshaping import reshape_target
 from onnxslim.analysis.sizes import Shape
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.ir import Node
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 Perm = tuple[int, ...]

@@ -54,7 +54,7 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.exits.emit import Confidence
 from onnxslim.exits.graph import Batch, Style, append_exits, insert_exits
@@ -71,6 +71,7 @@ from onnxslim.exits.planning import (
 from onnxslim.exits.survey import Site, Survey, scores_named
 from onnxslim.exits.thresholds import one_in
 from onnxslim.options import at_least, interval, one_of, option
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _TARGET = 0.995

@@ -57,7 +57,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.branches import Branch, next_layers, residual_branches
-from onnxslim.contract import Change, Context, Fidelity, PassResult
+from onnxslim.contract import Context
+from onnxslim.counts import constants_of, node_macs
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import Node, node_label
 from onnxslim.model import Model
@@ -65,8 +66,8 @@ from onnxslim.objective.budgeted import DEFAULT_RATIO, BudgetedPass, known_macs
 from onnxslim.objective.layer_pass import check_patterns
 from onnxslim.objective.problems import Problems, Selection, assign
 from onnxslim.options import Value, interval, option
+from onnxslim.records import Change, Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
-from onnxslim.stats import constants_of, node_macs
 
 _ALMOST_ALL = 0.999999
 _WITHOUT_DATA = (

@@ -70,12 +70,13 @@ from onnxslim.channels.groups import channel_groups
 from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, BY_WEIGHT, Measure
 from onnxslim.channels.left_alone import layers_left_alone
 from onnxslim.channels.pruning import Pruning, Wishes
-from onnxslim.contract import Change, Context, Fidelity, PassResult
+from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable
 from onnxslim.objective.budgeted import DEFAULT_RATIO, BudgetedPass
 from onnxslim.objective.layer_pass import check_patterns
 from onnxslim.objective.problems import Selection
 from onnxslim.options import Value, assigned, at_least, interval, one_of, option
+from onnxslim.records import Change, Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _PLAN = assigned(at_least(1), whole=True)

@@ -60,7 +60,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.codebook.sparse import sparse_or_dense
-from onnxslim.contract import Context, Fidelity, PassResult
+from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import Constant, node_label
 from onnxslim.objective.layer_pass import LayerPass, error_words, share_of
@@ -78,6 +78,7 @@ from onnxslim.objective.masks import (
 from onnxslim.objective.problems import Problem, Problems
 from onnxslim.objective.sensitivity import sensitivity
 from onnxslim.options import Interval, Value, assigned, at_least, interval, one_of, option
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 _RATIO_OF = assigned(Interval(0.0, 1.0, open_right=True))

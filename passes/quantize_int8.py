@@ -81,7 +81,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.clone import adopt
-from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Skip
+from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable
 from onnxslim.goal import Goal
 from onnxslim.ir import walk_graphs
@@ -106,6 +106,7 @@ from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.search import Search, Tried, quantized
 from onnxslim.quantization.smooth import smooth
 from onnxslim.quantization.weights import Rounding, WeightForm
+from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import infer_shapes
 

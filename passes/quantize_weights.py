@@ -82,7 +82,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.clone import adopt, clone_graph
-from onnxslim.contract import Change, Context, Fidelity, PassResult, Skip
+from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.ir import Graph, node_label
 from onnxslim.objective.layer_pass import LayerPass, check_patterns, error_words
@@ -108,6 +108,7 @@ from onnxslim.quantization.weights import (
     WeightForm,
     quantized_weight,
 )
+from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import infer_shapes
 from onnxslim.units import bytes_text

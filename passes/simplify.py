@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim import registry
-from onnxslim.contract import Fidelity, Pass, Preset
+from onnxslim.contract import Pass, Preset
 from onnxslim.errors import UsageError
 from onnxslim.options import option
+from onnxslim.records import Fidelity
 from onnxslim.suggest import did_you_mean
 
 MEMBERS = (

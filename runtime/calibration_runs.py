@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from onnxslim.analysis.output_parts import Parts, output_parts
-from onnxslim.contract import Skip
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
 from onnxslim.objective.calibration import Answer, Calibration, Distance, Replacement
 from onnxslim.objective.moments import LayerMoments
 from onnxslim.objective.observations import Observation
+from onnxslim.records import Skip
 from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.calibration import SampleSource, open_samples
 from onnxslim.runtime.channel_activity import stream_activity

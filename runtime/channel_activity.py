@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer
-from onnxslim.contract import Skip
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
+from onnxslim.records import Skip
 from onnxslim.runtime.samples import Sample
 from onnxslim.runtime.taps import Taps, read, why_hidden
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from onnxslim.analysis.output_parts import Parts
-from onnxslim.contract import Fidelity
+from onnxslim.records import Fidelity
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.promise import breach, shape_breach
 from onnxslim.runtime.samples import Sample

@@ -21,11 +21,11 @@ from typing import Final
 import numpy as np
 
 from onnxslim.analysis.layers import Unfolding, WeightLayer, bias_of
-from onnxslim.contract import Skip
 from onnxslim.errors import UsageError
 from onnxslim.ir import node_label
 from onnxslim.model import Model
 from onnxslim.objective.moments import BlockDiagonal, LayerMoments, Second
+from onnxslim.records import Skip
 from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.calibration import Sample
 from onnxslim.runtime.products import CrossSum, FourthSum, SecondSum

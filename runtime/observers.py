@@ -20,11 +20,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
-from onnxslim.contract import Skip
 from onnxslim.errors import UsageError
 from onnxslim.ir import Constant, node_label, subgraphs_of, walk_graphs
 from onnxslim.model import Model
 from onnxslim.objective.observations import Histogram, Observation
+from onnxslim.records import Skip
 from onnxslim.runtime.samples import Sample
 from onnxslim.runtime.stopwatch import SessionStopwatch
 from onnxslim.runtime.taps import Taps, read

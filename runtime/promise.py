@@ -12,7 +12,7 @@ from typing import Final
 import ml_dtypes
 import numpy as np
 
-from onnxslim.contract import Fidelity
+from onnxslim.records import Fidelity
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.session import TensorInfo
 

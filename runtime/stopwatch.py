@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxslim.dims import static_shape
 from onnxslim.errors import RuntimeFailure
 from onnxslim.ir import Constant, Node, Variable
 from onnxslim.model import Model
@@ -28,7 +29,7 @@ from onnxslim.runtime.latency import BUDGET_S as WHOLE_S
 from onnxslim.runtime.latency import Run, compare_times, summarise, time_many, time_sessions
 from onnxslim.runtime.profile import profile_model
 from onnxslim.runtime.session import Feeds, Session, open_session
-from onnxslim.shapes import infer_shapes, static_shape
+from onnxslim.shapes import infer_shapes
 
 BUDGET_S: Final = 0.2  # for each pair of small models
 CHOICE_S: Final = 10.0  # for each pair of whole models of which one is chosen: they are much alike

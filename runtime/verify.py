@@ -19,9 +19,9 @@ import onnxruntime as ort
 
 from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.check import OLDEST_OPSET, foreign_operators
-from onnxslim.contract import Fidelity
 from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.model import Model
+from onnxslim.records import Fidelity
 from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.accuracy import Evaluation, EvaluationSource, open_evaluation
 from onnxslim.runtime.calibration import SampleSource, open_samples

@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.contract import Fidelity
 from onnxslim.errors import RuntimeFailure, UsageError
 from onnxslim.ir import walk_graphs
 from onnxslim.model import Model
+from onnxslim.records import Fidelity
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.inputs import find_inputs
 from onnxslim.runtime.promise import breach

@@ -9,7 +9,8 @@ import onnx
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from onnxslim.contract import Fidelity, Pass
+from onnxslim.contract import Pass
+from onnxslim.records import Fidelity
 from support import apply, random_feeds, run
 
 SYMBOL = 6  # the size of the first axis, whether it is declared or named `N`

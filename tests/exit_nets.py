@@ -17,6 +17,7 @@ from layer_nets import FORCE, REPRODUCERS, net, node, normal, runs
 from onnx import numpy_helper
 
 from onnxslim.contract import Context, Pass
+from onnxslim.counts import node_macs
 from onnxslim.exits.emit import Confidence, Form, Head, Pooling
 from onnxslim.exits.graph import Exit, Style, insert_exits
 from onnxslim.exits.points import candidates, score_outputs
@@ -28,7 +29,6 @@ from onnxslim.rewrite import Rewriter
 from onnxslim.runtime.evaluate import evaluate
 from onnxslim.runtime.session import open_session
 from onnxslim.shapes import infer_shapes
-from onnxslim.stats import node_macs
 
 CLASSES = 4
 SIZE = 8

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from onnxslim.analysis.layer_models import count_macs
+from onnxslim.dims import static_shape
 from onnxslim.ir import Variable
 from onnxslim.model import Model
 from onnxslim.report import Latency, LatencyPair
-from onnxslim.shapes import infer_shapes, static_shape
+from onnxslim.shapes import infer_shapes
 from onnxslim.stats import measure_stats
 
 PER_MS = 1e6

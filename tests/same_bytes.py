@@ -24,69 +24,69 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 96
 """Calibration samples of the real models: enough for halves to be held back."""
 
-VARIANTS = """
-binarize-weights:bases=2
-cluster-weights:bits=2
-cluster-weights:bits=3:init=density:per=channel
-cluster-weights:bits=3:init=kmeans++:per=group:group=8
-cluster-weights:values=5:init=linear:feedback=false
-cluster-weights:vector=2:bits=3
-cluster-weights:vector=2:stages=2:bits=2
-cluster-weights:weighting=none:table=float16
-cluster-weights:aim=own:sequential=false
-convert-fp16:compute=float16
-deep-compression:agreement=0.95
-factorize-conv:ratio=0.3
-factorize-conv:rank=2:method=channel
-factorize-conv:rank=2:method=spatial
-factorize-conv:rank=2:method=cp
-factorize-conv:rank=2:method=tucker2
-factorize-conv:rank=2:method=flattened
-factorize-conv:rank=1:method=depthwise
-factorize-conv:macs=0.5
-factorize-conv:rank-selection=vbmf:goal=bytes
-factorize-dense:rank=1
-factorize-dense:ratio=0.4:data-aware=false
-factorize-dense:bytes=0.6
-inject-exits:target=0.7
-inject-exits:target=0.7:head=mlp:batch=all
-inject-exits:count=1:threshold=0.4:mode=anytime:report-exit=true
-prune-blocks:ratio=0.5
-prune-blocks:macs=0.7:reconstruct=false
-prune-channels:ratio=0.4
-prune-channels:ratio=0.4:criterion=l1:reconstruct=false
-prune-channels:ratio=0.4:criterion=obs:scope=global
-prune-channels:ratio=0.4:criterion=taylor
-prune-channels:ratio=0.4:criterion=lasso
-prune-channels:ratio=0.4:criterion=thinet
-prune-channels:ratio=0.4:criterion=apoz:steps=2
-prune-channels:ratio=0.4:criterion=fpgm
-prune-channels:macs=0.5:align=4
-prune-channels:bytes=0.6
-prune-weights:ratio=0.8
-prune-weights:criterion=magnitude:scope=global
-prune-weights:criterion=obd:steps=2
-prune-weights:criterion=wanda
-prune-weights:pattern='2:4'
-quantize-fixed-point:fl=6
-quantize-fixed-point:rounding=stochastic
-quantize-int8:placement=all
-quantize-int8:placement=all:calibration=percentile:activations=s8
-quantize-int8:placement=all:calibration=entropy:equalize=true:smooth=true
-quantize-int8:placement=conv-matmul:calibration=mse:rounding=adaround
-quantize-int8:placement=all:calibration=minmax:per-channel=false:symmetric=true
-quantize-power-of-two:bits=3
-quantize-weights:bits=4
-quantize-weights:bits=4:block=16:rounding=adaround
-quantize-weights:form=dequantize:symmetric=false
-quantize-weights:form=folded:rounding=feedback
-quantize-weights:bits=4:form=matmul-nbits
-ternarize-weights:per=tensor
-ternarize-weights:symmetric=false
-simplify,prune-channels:ratio=0.3,prune-weights:ratio=0.5,cluster-weights
-simplify,compress-weights:agreement=0.9
-simplify,quantize-int8:placement=all
-""".split()
+VARIANTS = [
+    "binarize-weights:bases=2",
+    "cluster-weights:bits=2",
+    "cluster-weights:bits=3:init=density:per=channel",
+    "cluster-weights:bits=3:init=kmeans++:per=group:group=8",
+    "cluster-weights:values=5:init=linear:feedback=false",
+    "cluster-weights:vector=2:bits=3",
+    "cluster-weights:vector=2:stages=2:bits=2",
+    "cluster-weights:weighting=none:table=float16",
+    "cluster-weights:aim=own:sequential=false",
+    "convert-fp16:compute=float16",
+    "deep-compression:agreement=0.95",
+    "factorize-conv:ratio=0.3",
+    "factorize-conv:rank=2:method=channel",
+    "factorize-conv:rank=2:method=spatial",
+    "factorize-conv:rank=2:method=cp",
+    "factorize-conv:rank=2:method=tucker2",
+    "factorize-conv:rank=2:method=flattened",
+    "factorize-conv:rank=1:method=depthwise",
+    "factorize-conv:macs=0.5",
+    "factorize-conv:rank-selection=vbmf:goal=bytes",
+    "factorize-dense:rank=1",
+    "factorize-dense:ratio=0.4:data-aware=false",
+    "factorize-dense:bytes=0.6",
+    "inject-exits:target=0.7",
+    "inject-exits:target=0.7:head=mlp:batch=all",
+    "inject-exits:count=1:threshold=0.4:mode=anytime:report-exit=true",
+    "prune-blocks:ratio=0.5",
+    "prune-blocks:macs=0.7:reconstruct=false",
+    "prune-channels:ratio=0.4",
+    "prune-channels:ratio=0.4:criterion=l1:reconstruct=false",
+    "prune-channels:ratio=0.4:criterion=obs:scope=global",
+    "prune-channels:ratio=0.4:criterion=taylor",
+    "prune-channels:ratio=0.4:criterion=lasso",
+    "prune-channels:ratio=0.4:criterion=thinet",
+    "prune-channels:ratio=0.4:criterion=apoz:steps=2",
+    "prune-channels:ratio=0.4:criterion=fpgm",
+    "prune-channels:macs=0.5:align=4",
+    "prune-channels:bytes=0.6",
+    "prune-weights:ratio=0.8",
+    "prune-weights:criterion=magnitude:scope=global",
+    "prune-weights:criterion=obd:steps=2",
+    "prune-weights:criterion=wanda",
+    "prune-weights:pattern='2:4'",
+    "quantize-fixed-point:fl=6",
+    "quantize-fixed-point:rounding=stochastic",
+    "quantize-int8:placement=all",
+    "quantize-int8:placement=all:calibration=percentile:activations=s8",
+    "quantize-int8:placement=all:calibration=entropy:equalize=true:smooth=true",
+    "quantize-int8:placement=conv-matmul:calibration=mse:rounding=adaround",
+    "quantize-int8:placement=all:calibration=minmax:per-channel=false:symmetric=true",
+    "quantize-power-of-two:bits=3",
+    "quantize-weights:bits=4",
+    "quantize-weights:bits=4:block=16:rounding=adaround",
+    "quantize-weights:form=dequantize:symmetric=false",
+    "quantize-weights:form=folded:rounding=feedback",
+    "quantize-weights:bits=4:form=matmul-nbits",
+    "ternarize-weights:per=tensor",
+    "ternarize-weights:symmetric=false",
+    "simplify,prune-channels:ratio=0.3,prune-weights:ratio=0.5,cluster-weights",
+    "simplify,compress-weights:agreement=0.9",
+    "simplify,quantize-int8:placement=all",
+]
 """Pipelines that reach the options of the lossy passes; every pass runs as it is besides."""
 
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
@@ -235,8 +235,17 @@ VARIED = frozenset(
 """Models that the variants run on; every pass as it is runs on all."""
 
 FOR_LARGE = frozenset(
-    "simplify fuse-affine prune-channels:ratio=0.4 quantize-int8:placement=all quantize-weights "
-    "cluster-weights convert-fp16 factorize-conv:ratio=0.3 prune-blocks:ratio=0.5".split()
+    (
+        "simplify",
+        "fuse-affine",
+        "prune-channels:ratio=0.4",
+        "quantize-int8:placement=all",
+        "quantize-weights",
+        "cluster-weights",
+        "convert-fp16",
+        "factorize-conv:ratio=0.3",
+        "prune-blocks:ratio=0.5",
+    )
 )
 """What runs on ShuffleNet too, where the whole list would take an hour."""
 

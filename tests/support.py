@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable
 from onnxslim.model import Model
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.runtime.evaluate import evaluate
 from onnxslim.shapes import infer_shapes
 

@@ -13,9 +13,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.clone import clone_graph
-from onnxslim.contract import Evaluator
 from onnxslim.errors import RuntimeFailure
 from onnxslim.ir import Constant, Graph, Node, StoredSparse, Variable, walk_graphs
+from onnxslim.objective.evaluator import Evaluator
 from onnxslim.proto import graph_to_proto
 
 _FED_FROM_BYTES = 1024  # larger constants are given as inputs: a model cannot exceed 2 GB

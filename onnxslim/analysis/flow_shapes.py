@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from onnxslim.analysis.operands import axes_of, const_array, ints_operand, is_pr
 from onnxslim.analysis.sizes import (
     Shape,
     Size,
+    Sizes,
     Sum,
     add,
     applied,
@@ -29,14 +30,11 @@ from onnxslim.analysis.sizes import (
 )
 from onnxslim.ir import Node
 
-if TYPE_CHECKING:
-    from onnxslim.analysis.flow import SizeFlow
-
 Found = Sequence[Size | None] | None
 _ADDRESSABLE: Final = 1 << 48
 
 
-def shapes_of(node: Node, flow: SizeFlow) -> Iterator[Found]:
+def shapes_of(node: Node, flow: Sizes) -> Iterator[Found]:
     """What can be told of each output's shape, in order."""
     if not node.is_onnx:
         found: Found = None
@@ -71,17 +69,17 @@ def _broadcast_size(sizes: Sequence[Size]) -> Size | None:
     return others.pop() if len(others) == 1 else None
 
 
-def _same(node: Node, flow: SizeFlow) -> Found:
+def _same(node: Node, flow: Sizes) -> Found:
     return flow.shape(node.inputs[0])
 
 
-def _elementwise(node: Node, flow: SizeFlow) -> Found:
+def _elementwise(node: Node, flow: Sizes) -> Found:
     if "axis" in node.attrs or "broadcast" in node.attrs:  # before opset 7, one-directional
         return flow.shape(node.inputs[0])
     return broadcast([flow.shape(tensor) for tensor in node.inputs if tensor.name])
 
 
-def _shape(node: Node, flow: SizeFlow) -> Found:
+def _shape(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     return None if shape is None else [len(shape[shape_range(node)])]
 
@@ -91,7 +89,7 @@ def shape_range(node: Node) -> slice:
     return slice(node.attrs.get("start", 0), node.attrs.get("end"))
 
 
-def _transpose(node: Node, flow: SizeFlow) -> Found:
+def _transpose(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     if shape is None:
         return None
@@ -99,7 +97,7 @@ def _transpose(node: Node, flow: SizeFlow) -> Found:
     return [shape[axis] for axis in perm]
 
 
-def _unsqueeze(node: Node, flow: SizeFlow) -> Found:
+def _unsqueeze(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     axes = axes_of(node, flow.opset)
     if shape is None or axes is None:
@@ -111,7 +109,7 @@ def _unsqueeze(node: Node, flow: SizeFlow) -> Found:
     return [1 if axis in places else next(rest) for axis in range(len(shape) + len(axes))]
 
 
-def _squeeze(node: Node, flow: SizeFlow) -> Found:
+def _squeeze(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     axes = axes_of(node, flow.opset)
     if shape is None or axes is None:
@@ -124,7 +122,7 @@ def _squeeze(node: Node, flow: SizeFlow) -> Found:
     return None if gone is None else [size for i, size in enumerate(shape) if i not in gone]
 
 
-def _reshape(node: Node, flow: SizeFlow) -> Found:
+def _reshape(node: Node, flow: Sizes) -> Found:
     if not is_present(node, 1):
         return None
     target = flow.value(node.inputs[1])
@@ -167,7 +165,7 @@ def _quotient(shape: Shape, rest: Sequence[Size | None]) -> Size | None:
     return divide(product(top), product(bottom))
 
 
-def _flatten(node: Node, flow: SizeFlow) -> Found:
+def _flatten(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     if shape is None:
         return [None, None]
@@ -176,7 +174,7 @@ def _flatten(node: Node, flow: SizeFlow) -> Found:
     return [product(shape[:axis]), product(shape[axis:])]
 
 
-def _expand(node: Node, flow: SizeFlow) -> Found:
+def _expand(node: Node, flow: Sizes) -> Found:
     target = flow.value(node.inputs[1])
     shape = flow.shape(node.inputs[0])
     if target is None or shape is None:
@@ -186,7 +184,7 @@ def _expand(node: Node, flow: SizeFlow) -> Found:
     return broadcast([shape, tuple(item for item in target.items if item is not None)])
 
 
-def _concat(node: Node, flow: SizeFlow) -> Found:
+def _concat(node: Node, flow: Sizes) -> Found:
     shapes = [flow.shape(tensor) for tensor in node.inputs]
     known = [shape for shape in shapes if shape is not None]
     if not known or "axis" not in node.attrs:
@@ -205,7 +203,7 @@ def _equal_size(sizes: Sequence[Size]) -> Size:
     return next((size for size in sizes if isinstance(size, int)), sizes[0])
 
 
-def _split(node: Node, flow: SizeFlow) -> Iterator[Found]:
+def _split(node: Node, flow: Sizes) -> Iterator[Found]:
     shape = flow.shape(node.inputs[0])
     parts = ints_operand(node, flow.opset, "split", 1, 13)
     for index in range(len(node.outputs)):
@@ -218,12 +216,12 @@ def _split(node: Node, flow: SizeFlow) -> Iterator[Found]:
         yield result
 
 
-def _dropout(node: Node, flow: SizeFlow) -> Iterator[Found]:
+def _dropout(node: Node, flow: Sizes) -> Iterator[Found]:
     for _ in node.outputs:
         yield flow.shape(node.inputs[0])
 
 
-def _top_k(node: Node, flow: SizeFlow) -> Iterator[Found]:
+def _top_k(node: Node, flow: Sizes) -> Iterator[Found]:
     for _ in node.outputs:
         shape = flow.shape(node.inputs[0])
         if shape is None:
@@ -234,7 +232,7 @@ def _top_k(node: Node, flow: SizeFlow) -> Iterator[Found]:
         yield result
 
 
-def _slice(node: Node, flow: SizeFlow) -> Found:
+def _slice(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     ranges = slice_ranges(node, flow)
     if shape is None or ranges is None:
@@ -257,7 +255,7 @@ def most_elements(dtype: npt.DTypeLike | None, shape: Shape, axis: int) -> int:
     return int(_ADDRESSABLE // (count * itemsize))
 
 
-def slice_ranges(node: Node, flow: SizeFlow) -> dict[int, tuple[Size, Size, int]] | None:
+def slice_ranges(node: Node, flow: Sizes) -> dict[int, tuple[Size, Size, int]] | None:
     """(start, end, step) by axis of a Slice, as written; None when anything is unknown."""
     shape = flow.shape(node.inputs[0])
     if shape is None:
@@ -283,7 +281,7 @@ def slice_ranges(node: Node, flow: SizeFlow) -> dict[int, tuple[Size, Size, int]
     return result
 
 
-def _items(node: Node, index: int, flow: SizeFlow) -> Sequence[Size | None] | None:
+def _items(node: Node, index: int, flow: Sizes) -> Sequence[Size | None] | None:
     if not is_present(node, index):
         return None
     value = flow.value(node.inputs[index])
@@ -313,7 +311,7 @@ def covers(end: Size, size: Size, most: int) -> bool:
     return is_natural(end) and is_natural(subtract(end, size))
 
 
-def _gather(node: Node, flow: SizeFlow) -> Found:
+def _gather(node: Node, flow: Sizes) -> Found:
     shape, indices = flow.shape(node.inputs[0]), flow.shape(node.inputs[1])
     if shape is None or indices is None:
         return None
@@ -321,7 +319,7 @@ def _gather(node: Node, flow: SizeFlow) -> Found:
     return [*shape[:axis], *indices, *shape[axis + 1 :]]
 
 
-def _reduce(node: Node, flow: SizeFlow) -> Found:
+def _reduce(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     axes = axes_of(node, flow.opset)
     if shape is None or axes is None:
@@ -334,7 +332,7 @@ def _reduce(node: Node, flow: SizeFlow) -> Found:
     return _without(shape, gone, keepdims=bool(node.attrs.get("keepdims", 1)))
 
 
-def _arg_reduce(node: Node, flow: SizeFlow) -> Found:
+def _arg_reduce(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     if shape is None:
         return None
@@ -348,7 +346,7 @@ def _without(shape: Shape, gone: tuple[int, ...], *, keepdims: bool) -> list[Siz
     return [size for axis, size in enumerate(shape) if axis not in gone]
 
 
-def _matmul(node: Node, flow: SizeFlow) -> Found:
+def _matmul(node: Node, flow: Sizes) -> Found:
     a, b = flow.shape(node.inputs[0]), flow.shape(node.inputs[1])
     if a is None or b is None:
         return None
@@ -358,14 +356,14 @@ def _matmul(node: Node, flow: SizeFlow) -> Found:
     return None if batch is None else [*batch, *rows, *columns]
 
 
-def _gemm(node: Node, flow: SizeFlow) -> Found:
+def _gemm(node: Node, flow: Sizes) -> Found:
     a, b = flow.shape(node.inputs[0]), flow.shape(node.inputs[1])
     rows = None if a is None else a[1 if node.attrs.get("transA", 0) else 0]
     columns = None if b is None else b[0 if node.attrs.get("transB", 0) else 1]
     return [rows, columns]
 
 
-def _conv(node: Node, flow: SizeFlow) -> Found:
+def _conv(node: Node, flow: Sizes) -> Found:
     shape, weight = flow.shape(node.inputs[0]), flow.shape(node.inputs[1])
     if shape is None or weight is None or len(weight) != len(shape):
         return None
@@ -373,7 +371,7 @@ def _conv(node: Node, flow: SizeFlow) -> Found:
     return [shape[0], weight[0], *_windows(node, shape[2:], kernel)]
 
 
-def _pool(node: Node, flow: SizeFlow) -> Found:
+def _pool(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     if shape is None:
         return None
@@ -407,12 +405,12 @@ def _windows(node: Node, sizes: Shape, kernel: Sequence[int]) -> list[Size | Non
     return result
 
 
-def _global_pool(node: Node, flow: SizeFlow) -> Found:
+def _global_pool(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     return None if shape is None else [*shape[:2], *[1] * (len(shape) - 2)]
 
 
-def _resize(node: Node, flow: SizeFlow) -> Found:
+def _resize(node: Node, flow: Sizes) -> Found:
     """With whole-numbered scales the size is exact; other factors round, and are left open."""
     shape = flow.shape(node.inputs[0])
     if shape is None:
@@ -434,7 +432,7 @@ def _resize(node: Node, flow: SizeFlow) -> Found:
     ]
 
 
-def _pad(node: Node, flow: SizeFlow) -> Found:
+def _pad(node: Node, flow: Sizes) -> Found:
     shape = flow.shape(node.inputs[0])
     pads = ints_operand(node, flow.opset, "pads", 1, 11)
     if shape is None or not pads or len(pads) != 2 * len(shape) or is_present(node, 3):
@@ -442,14 +440,14 @@ def _pad(node: Node, flow: SizeFlow) -> Found:
     return [add(size, pads[i] + pads[i + len(shape)]) for i, size in enumerate(shape)]
 
 
-def _constant_of_shape(node: Node, flow: SizeFlow) -> Found:
+def _constant_of_shape(node: Node, flow: Sizes) -> Found:
     value = flow.value(node.inputs[0])
     if value is None:
         return None
     return [item if item is not None and is_natural(item) else None for item in value.items]
 
 
-def _range(node: Node, flow: SizeFlow) -> Found:
+def _range(node: Node, flow: Sizes) -> Found:
     bounds = [flow.value(tensor) for tensor in node.inputs]
     items = [value.items[0] for value in bounds if value is not None and len(value.items) == 1]
     if len(items) != 3 or items[0] != 0 or items[2] != 1 or items[1] is None:
@@ -457,7 +455,7 @@ def _range(node: Node, flow: SizeFlow) -> Found:
     return [items[1] if is_natural(items[1]) else None]
 
 
-def _tile(node: Node, flow: SizeFlow) -> Found:
+def _tile(node: Node, flow: Sizes) -> Found:
     if flow.opset < 6:  # other operands
         return None
     shape, repeats = flow.shape(node.inputs[0]), flow.value(node.inputs[1])
@@ -486,13 +484,13 @@ _REDUCE = (  # noqa: SIM905
     "ReduceSum ReduceSumSquare"
 ).split()
 
-_MANY: dict[str, Callable[[Node, SizeFlow], Iterator[Found]]] = {
+_MANY: dict[str, Callable[[Node, Sizes], Iterator[Found]]] = {
     "Split": _split,
     "Dropout": _dropout,
     "TopK": _top_k,
 }
 
-RULES: dict[str, Callable[[Node, SizeFlow], Found]] = {
+RULES: dict[str, Callable[[Node, Sizes], Found]] = {
     **dict.fromkeys(_SAME, _same),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCE, _reduce),

@@ -8,7 +8,7 @@ the integer type or where symbols leave the result open.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from onnxslim.analysis.flow_shapes import shape_range, slice_ranges
 from onnxslim.analysis.operands import axes_of, const_array, is_present, normalized
 from onnxslim.analysis.sizes import (
     Size,
+    Sizes,
     Value,
     add,
     applied,
@@ -31,9 +32,6 @@ from onnxslim.analysis.sizes import (
 )
 from onnxslim.ir import Constant, Node
 
-if TYPE_CHECKING:
-    from onnxslim.analysis.flow import SizeFlow
-
 Items = npt.NDArray[Any]  # of Size or None
 Arithmetic = Callable[[Size, Size], Size | None]
 
@@ -41,7 +39,7 @@ _MOST: Final = 1 << 12  # elements of an intermediate; `SizeFlow` keeps far smal
 _RANGES: Final = {np.dtype("int32"): 1 << 31, np.dtype("int64"): 1 << 63}
 
 
-def value_of(node: Node, flow: SizeFlow) -> Value | None:
+def value_of(node: Node, flow: Sizes) -> Value | None:
     """The value of the first output of `node`, None when not even its shape is known."""
     rule = RULES.get(node.op) if node.is_onnx else None
     items = None if rule is None else rule(node, flow)
@@ -59,7 +57,7 @@ def _in_range(item: Size | None, limit: int | None) -> Size | None:
     return item
 
 
-def _items(node: Node, index: int, flow: SizeFlow) -> Items | None:
+def _items(node: Node, index: int, flow: Sizes) -> Items | None:
     value = flow.value(node.inputs[index]) if is_present(node, index) else None
     return None if value is None else _array(value.items, value.shape)
 
@@ -71,7 +69,7 @@ def _array(items: Iterable[Size | None], shape: tuple[int, ...]) -> Items:
     return flat.reshape(shape)
 
 
-def _shape(node: Node, flow: SizeFlow) -> Items | None:
+def _shape(node: Node, flow: Sizes) -> Items | None:
     shape = flow.shape(node.inputs[0])
     if shape is None:
         return None
@@ -79,16 +77,16 @@ def _shape(node: Node, flow: SizeFlow) -> Items | None:
     return _array(part, (len(part),))
 
 
-def _size(node: Node, flow: SizeFlow) -> Items | None:
+def _size(node: Node, flow: Sizes) -> Items | None:
     shape = flow.shape(node.inputs[0])
     return None if shape is None else _array([product(shape)], ())
 
 
-def _identity(node: Node, flow: SizeFlow) -> Items | None:
+def _identity(node: Node, flow: Sizes) -> Items | None:
     return _items(node, 0, flow)
 
 
-def _cast(node: Node, flow: SizeFlow) -> Items | None:
+def _cast(node: Node, flow: Sizes) -> Items | None:
     items = _items(node, 0, flow)
     to = node.attrs.get("to")
     if items is None:
@@ -111,7 +109,7 @@ def _mapped(rule: Callable[[Size], Size | None], items: Items) -> Items:
     return _array((None if item is None else rule(item) for item in items.flat), items.shape)
 
 
-def _gather(node: Node, flow: SizeFlow) -> Items | None:
+def _gather(node: Node, flow: Sizes) -> Items | None:
     items, indices = _items(node, 0, flow), _items(node, 1, flow)
     if items is None or indices is None or not all(isinstance(i, int) for i in indices.flat):
         return None
@@ -122,7 +120,7 @@ def _gather(node: Node, flow: SizeFlow) -> Items | None:
         return None
 
 
-def _slice(node: Node, flow: SizeFlow) -> Items | None:
+def _slice(node: Node, flow: Sizes) -> Items | None:
     items, ranges = _items(node, 0, flow), slice_ranges(node, flow)
     if items is None or ranges is None:
         return None
@@ -134,7 +132,7 @@ def _slice(node: Node, flow: SizeFlow) -> Items | None:
     return items[tuple(selected)]
 
 
-def _concat(node: Node, flow: SizeFlow) -> Items | None:
+def _concat(node: Node, flow: Sizes) -> Items | None:
     parts = [_items(node, index, flow) for index in range(len(node.inputs))]
     known = []
     for index, part in enumerate(parts):
@@ -156,7 +154,7 @@ def _unknown(shape: tuple[Size, ...] | None) -> Items | None:
     return np.full(tuple(plain), None, object)
 
 
-def _reshape(node: Node, flow: SizeFlow) -> Items | None:
+def _reshape(node: Node, flow: Sizes) -> Items | None:
     """Any operator that keeps the elements in order: its output shape says everything."""
     items, shape = _items(node, 0, flow), flow.shape(node.outputs[0])
     plain = [size for size in shape or () if isinstance(size, int)]
@@ -167,13 +165,13 @@ def _reshape(node: Node, flow: SizeFlow) -> Items | None:
     return items.reshape(plain)
 
 
-def _transpose(node: Node, flow: SizeFlow) -> Items | None:
+def _transpose(node: Node, flow: Sizes) -> Items | None:
     items = _items(node, 0, flow)
     perm = node.attrs.get("perm")
     return None if items is None else np.transpose(items, perm or None)
 
 
-def _range(node: Node, flow: SizeFlow) -> Items | None:
+def _range(node: Node, flow: Sizes) -> Items | None:
     bounds = [_items(node, index, flow) for index in range(3)]
     numbers = [int(b.item()) for b in bounds if b is not None and isinstance(b.item(), int)]
     if len(numbers) != 3 or numbers[2] == 0 or len(range(*numbers)) > _MOST:
@@ -182,7 +180,7 @@ def _range(node: Node, flow: SizeFlow) -> Items | None:
     return _array(found, (len(found),))
 
 
-def _constant_of_shape(node: Node, flow: SizeFlow) -> Items | None:
+def _constant_of_shape(node: Node, flow: Sizes) -> Items | None:
     shape = flow.ints(node.inputs[0])
     if shape is None or min(shape, default=0) < 0 or np.prod(shape, dtype=float) > _MOST:
         return None
@@ -192,7 +190,7 @@ def _constant_of_shape(node: Node, flow: SizeFlow) -> Items | None:
     return np.full(shape, int(fill.values.reshape(-1)[0]), object)
 
 
-def _expand(node: Node, flow: SizeFlow) -> Items | None:
+def _expand(node: Node, flow: Sizes) -> Items | None:
     items, target = _items(node, 0, flow), flow.ints(node.inputs[1])
     if items is None or target is None:
         return None
@@ -205,7 +203,7 @@ def _expand(node: Node, flow: SizeFlow) -> Items | None:
     return np.broadcast_to(items, shape)
 
 
-def _where(node: Node, flow: SizeFlow) -> Items | None:
+def _where(node: Node, flow: Sizes) -> Items | None:
     parts = [_items(node, index, flow) for index in range(3)]
     known = [part for part in parts if part is not None]
     if len(known) != 3:
@@ -232,11 +230,11 @@ def _zipped(rule: Callable[..., Size | None], parts: list[Items]) -> Items | Non
     return _array((rule(*items) for items in columns), broadcast[0].shape)
 
 
-def _arithmetic(rule: Arithmetic) -> Callable[[Node, SizeFlow], Items | None]:
+def _arithmetic(rule: Arithmetic) -> Callable[[Node, Sizes], Items | None]:
     def known_only(a: Size | None, b: Size | None) -> Size | None:
         return None if a is None or b is None else rule(a, b)
 
-    def apply(node: Node, flow: SizeFlow) -> Items | None:
+    def apply(node: Node, flow: Sizes) -> Items | None:
         result = _items(node, 0, flow)
         for index in range(1, len(node.inputs)):
             other = _items(node, index, flow)
@@ -322,19 +320,19 @@ def _either(a: Size, b: Size) -> Size | None:
     return 1 if 1 in (x, y) else 0 if x == y == 0 else None
 
 
-def _not(node: Node, flow: SizeFlow) -> Items | None:
+def _not(node: Node, flow: Sizes) -> Items | None:
     items = _items(node, 0, flow)
     if items is None:
         return None
     return _mapped(lambda item: 1 - item if isinstance(item, int) else None, items)
 
 
-def _neg(node: Node, flow: SizeFlow) -> Items | None:
+def _neg(node: Node, flow: Sizes) -> Items | None:
     items = _items(node, 0, flow)
     return None if items is None else _mapped(negate, items)
 
 
-def _abs(node: Node, flow: SizeFlow) -> Items | None:
+def _abs(node: Node, flow: Sizes) -> Items | None:
     items = _items(node, 0, flow)
     if items is None:
         return None
@@ -344,8 +342,8 @@ def _abs(node: Node, flow: SizeFlow) -> Items | None:
     )
 
 
-def _reduced(rule: Arithmetic) -> Callable[[Node, SizeFlow], Items | None]:
-    def apply(node: Node, flow: SizeFlow) -> Items | None:
+def _reduced(rule: Arithmetic) -> Callable[[Node, Sizes], Items | None]:
+    def apply(node: Node, flow: Sizes) -> Items | None:
         items, axes = _items(node, 0, flow), axes_of(node, flow.opset)
         if items is None or axes is None or (not axes and node.attrs.get("noop_with_empty_axes")):
             return None
@@ -361,7 +359,7 @@ def _reduced(rule: Arithmetic) -> Callable[[Node, SizeFlow], Items | None]:
     return apply
 
 
-def _scatter(node: Node, flow: SizeFlow) -> Items | None:
+def _scatter(node: Node, flow: Sizes) -> Items | None:
     """ScatterND with constant indices on a vector, as exporters write `shape[i] = n`."""
     items, updates = _items(node, 0, flow), _items(node, 2, flow)
     indices = const_array(node.inputs[1])
@@ -377,7 +375,7 @@ def _scatter(node: Node, flow: SizeFlow) -> Items | None:
     return result
 
 
-RULES: dict[str, Callable[[Node, SizeFlow], Items | None]] = {
+RULES: dict[str, Callable[[Node, Sizes], Items | None]] = {
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _reshape),
     "Abs": _abs,
     "Add": _arithmetic(add),

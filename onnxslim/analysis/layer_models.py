@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxslim import counts
 from onnxslim.ir import Node, to_onnx_dtype
 from onnxslim.model import Model
-from onnxslim.stats import measure_stats
+from onnxslim.shapes import infer_shapes
 
 Shape = tuple[int, ...]
 Attributes = Mapping[str, Any]
@@ -163,7 +164,9 @@ def op_of(node: Node, data: int, shapes: Sequence[Shape | None]) -> Op:
 
 def count_macs(model: onnx.ModelProto) -> int | None:
     """Multiply-accumulates of a small model; None where a shape does not follow."""
-    return measure_stats(Model.load(model), file_bytes=0).macs
+    loaded = Model.load(model)
+    infer_shapes(loaded)
+    return counts.count_macs(loaded.graph)
 
 
 def count_weights(ops: Sequence[Op]) -> int:

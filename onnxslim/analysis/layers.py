@@ -29,9 +29,9 @@ from onnxslim.analysis.operands import (
     constant_node_value,
     is_present,
 )
-from onnxslim.codebook import DEQUANTIZE, is_codebook
-from onnxslim.contract import Skip
+from onnxslim.functions import DEQUANTIZE, is_codebook
 from onnxslim.ir import Constant, Node, node_label, subgraphs_of
+from onnxslim.records import Skip
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import AffineMap, cast, is_float
 from onnxslim.analysis.operands import const_array, const_value, is_present
+from onnxslim.dims import rank
 from onnxslim.ir import Node
-from onnxslim.shapes import rank
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import const_value
+from onnxslim.dims import known_dim, rank
 from onnxslim.ir import Node
 from onnxslim.model import Model
-from onnxslim.shapes import infer_shapes, known_dim, rank
+from onnxslim.shapes import infer_shapes
 
 HANDING_ON = frozenset({"Identity", "Cast", "Dropout"})  # what they read
 _MOST_PARTS = 16  # more say less

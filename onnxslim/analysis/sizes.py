@@ -16,7 +16,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
 
 _LONGEST: Final = 80  # characters of a symbol
 Factors = tuple[str, ...]
@@ -65,6 +68,25 @@ class Value:
         """The elements if all of them are plain integers."""
         found = tuple(item for item in self.items if isinstance(item, int))
         return found if len(found) == len(self.items) else None
+
+
+class Sizes(Protocol):
+    """What rules may ask about the tensors that a node reads; `SizeFlow` answers.
+
+    Attributes:
+        opset: version of the default domain, which decides how a node is read.
+    """
+
+    opset: int
+
+    def shape(self, tensor: gs.Tensor) -> Shape | None:
+        """One size per axis; None when not even the rank is known."""
+
+    def value(self, tensor: gs.Tensor) -> Value | None:
+        """The elements of a small integer or boolean tensor, None for all others."""
+
+    def ints(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
+        """The elements of `tensor` if every one is a known integer."""
 
 
 def _term_text(factors: Factors, times: int) -> str:

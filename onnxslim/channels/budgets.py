@@ -21,13 +21,13 @@ from onnxslim.channels.groups import ChannelGroup, Channels, shrink
 from onnxslim.channels.groups import channel_groups as follow_channels
 from onnxslim.channels.ladder import Ladder
 from onnxslim.channels.work import Choice, Selection, Work, channel_work
+from onnxslim.counts import node_macs
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import Node, walk_graphs
 from onnxslim.model import Model
 from onnxslim.objective.budgeted import known_macs
 from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.rewrite import Rewriter
-from onnxslim.stats import node_macs
 
 Mask = npt.NDArray[np.bool_]
 

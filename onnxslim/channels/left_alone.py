@@ -13,9 +13,9 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.layers import RUN_TIME, weight_layers
 from onnxslim.analysis.operands import const_value
 from onnxslim.channels.groups import RULES, Channels
-from onnxslim.codebook import is_codebook
-from onnxslim.contract import Skip
+from onnxslim.functions import is_codebook
 from onnxslim.ir import Node, node_label
+from onnxslim.records import Skip
 
 _LEAST_WEIGHT: Final = 16  # elements of a matrix; smaller ones are hardly a layer's
 

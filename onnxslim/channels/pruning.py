@@ -31,11 +31,12 @@ from onnxslim.channels.judging import Judge
 from onnxslim.channels.ladder import Ladder, Limits
 from onnxslim.channels.reconstruct import Readers, refit_readers, silence
 from onnxslim.channels.work import Choice, Selection
-from onnxslim.contract import Change, Context, Fidelity, PassResult
+from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.ir import node_label
 from onnxslim.objective.problems import Schedule
 from onnxslim.objective.problems import Selection as Layers
+from onnxslim.records import Change, Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 
 Mask = npt.NDArray[np.bool_]

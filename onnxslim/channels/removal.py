@@ -19,9 +19,9 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import const_array, const_value
 from onnxslim.channels.facets import NONE, Facet
+from onnxslim.dims import known_dim, rank
 from onnxslim.ir import Node
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import known_dim, rank
 
 Mask = npt.NDArray[np.bool_]
 

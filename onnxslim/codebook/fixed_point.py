@@ -17,10 +17,10 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnxslim.analysis.operands import const_array
-from onnxslim.codebook import DOMAIN, FIXED_POINT
 from onnxslim.codebook.placing import check_placed, function_of, place, why_not_placed
-from onnxslim.contract import Fidelity
+from onnxslim.functions import DOMAIN, FIXED_POINT
 from onnxslim.ir import Constant, Graph, to_onnx_dtype
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 
 CODE_TYPE: Final = np.dtype(np.int16)

@@ -34,9 +34,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxslim.codebook import DOMAIN, LOOKUP
 from onnxslim.codebook.radix import Plane, plane_of, planes_for
 from onnxslim.codebook.weight import CodebookWeight, Stage
+from onnxslim.functions import DOMAIN, LOOKUP
 
 _LARGEST_GROUPING: Final = 1 << 14
 _TYPE_NAMES: Final[dict[np.dtype[np.floating], str]] = {

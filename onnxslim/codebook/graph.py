@@ -15,13 +15,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import const_array, const_value
-from onnxslim.codebook import DOMAIN, FIXED_POINT, fixed_point, is_codebook
+from onnxslim.codebook import fixed_point
 from onnxslim.codebook.function import StageVariant, Variant, variant_of
 from onnxslim.codebook.placing import check_placed, function_of, place, why_not_placed
 from onnxslim.codebook.radix import pack, planes_for, unpack
 from onnxslim.codebook.weight import CodebookWeight, Stage
-from onnxslim.contract import Fidelity
+from onnxslim.functions import DOMAIN, FIXED_POINT, is_codebook
 from onnxslim.ir import Constant, Graph, Node, walk_graphs
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 
 __all__ = [

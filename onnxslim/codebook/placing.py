@@ -12,9 +12,9 @@ from typing import Final, Protocol
 import numpy as np
 import onnx
 
-from onnxslim.codebook import DOMAIN, DOMAIN_VERSION
-from onnxslim.contract import Fidelity
+from onnxslim.functions import DOMAIN, DOMAIN_VERSION
 from onnxslim.ir import Constant, Graph, Node, walk_graphs
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 
 FUNCTIONS_SINCE_IR: Final = 8

@@ -16,8 +16,8 @@ from onnxslim.commands.files import check_report, write_atomically
 
 if TYPE_CHECKING:
     from onnxslim.channels.groups import ChannelGroup, Channels
-    from onnxslim.contract import Skip
     from onnxslim.ir import Node
+    from onnxslim.records import Skip
     from onnxslim.render import Json
 
 _NAMES_SHOWN = 6
@@ -86,7 +86,7 @@ def _look(source: Path, passes: str | None) -> _Found:
 def _computes_a_constant(node: Node) -> bool:
     """Whether folding would make a constant of it."""
     from onnxslim.analysis.operands import const_value
-    from onnxslim.codebook import is_codebook
+    from onnxslim.functions import is_codebook
 
     if node.op == "DequantizeLinear" or is_codebook(node.outputs[0]):
         return False  # weights that are stored small on purpose

@@ -9,9 +9,10 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.console import paper, say
-from onnxslim.contract import Fidelity, Pass
+from onnxslim.contract import Pass
 from onnxslim.errors import UsageError
 from onnxslim.options import OptionSpec
+from onnxslim.records import Fidelity
 
 PROMISES = {
     Fidelity.EXACT: "EXACT: outputs keep every bit",

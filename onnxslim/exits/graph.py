@@ -24,11 +24,11 @@ from typing import Any, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.contract import Fidelity
 from onnxslim.exits.emit import Confidence, Emitter, Form, Head, level
 from onnxslim.exits.points import classes_of, deep_nodes, single_path
 from onnxslim.ir import Constant, Graph, Node, Variable, ancestors, subgraphs_of, walk_graphs
 from onnxslim.model import Model
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 
 _FLOAT: Final[np.dtype[Any]] = np.dtype(np.float32)

@@ -17,8 +17,8 @@ import networkx as nx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
+from onnxslim.counts import node_macs
 from onnxslim.ir import Constant, Node, ancestors, needs, node_label
-from onnxslim.stats import node_macs
 
 Size = int | str | None
 

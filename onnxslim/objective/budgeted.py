@@ -12,10 +12,10 @@ from typing import ClassVar, Final
 import onnx_graphsurgeon as gs
 
 from onnxslim.contract import Context, Pass
+from onnxslim.counts import node_macs
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import Node, node_label
 from onnxslim.options import interval, option
-from onnxslim.stats import node_macs
 
 DEFAULT_RATIO: Final = 0.5
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxslim.contract import Skip
     from onnxslim.model import Model
     from onnxslim.objective.activity import ChannelActivity
     from onnxslim.objective.moments import LayerMoments
     from onnxslim.objective.observations import Observation
+    from onnxslim.records import Skip
 
 Replacement = Callable[["np.ndarray"], "np.ndarray"]
 """What takes the place of a tensor's value, of the same shape and type."""

@@ -25,12 +25,13 @@ from onnxslim.codebook.weight import (
     Per,
     for_layer,
 )
-from onnxslim.contract import Context, Fidelity, PassResult
+from onnxslim.contract import Context
 from onnxslim.ir import Constant, StoredSparse, node_label
 from onnxslim.objective.codebooks import Codebook
 from onnxslim.objective.layer_pass import LayerPass, error_words, share_of
 from onnxslim.objective.problems import Problem, assign
 from onnxslim.objective.threads import threads_for
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 from onnxslim.units import bytes_text
 

@@ -24,10 +24,11 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, bias_of, canonical, weight_layers
 from onnxslim.analysis.operands import is_present
-from onnxslim.contract import Context, Fidelity, Skip
+from onnxslim.contract import Context
 from onnxslim.ir import Node, node_label, subgraphs_of
 from onnxslim.objective.moments import BlockDiagonal, LayerMoments, Second
 from onnxslim.objective.solver import Metric, objective, residual, shifted_target
+from onnxslim.records import Fidelity, Skip
 from onnxslim.rewrite import Rewriter
 
 WIDEST: Final = 8192  # inputs of a weight whose second moments take 1.6 GB to work with

@@ -14,9 +14,9 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.operands import is_present
 from onnxslim.analysis.splits import pieces_of
-from onnxslim.contract import Fidelity
 from onnxslim.ir import node_label
 from onnxslim.objective.decomposition import Factors
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 
 

@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layer_models import Shape
 from onnxslim.analysis.layers import WeightLayer
-from onnxslim.contract import Context, Fidelity, PassResult
+from onnxslim.contract import Context
 from onnxslim.errors import RuntimeFailure, UsageError
 from onnxslim.goal import Goal
 from onnxslim.ir import node_label
@@ -34,6 +34,7 @@ from onnxslim.objective.split_trials import Trials, diverges, rank_of
 from onnxslim.objective.splits import Candidate, Costs, Fit, Ladder, kernel_shape, least_within
 from onnxslim.objective.tensor_decompositions import METHODS
 from onnxslim.options import at_least, interval, one_of, option
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 from onnxslim.spelling import spell
 from onnxslim.units import bytes_text

@@ -21,13 +21,13 @@ from onnxslim.analysis.layer_models import Op, Shape, count_macs, count_weights,
 from onnxslim.analysis.layers import ConvPatches, WeightLayer
 from onnxslim.analysis.operands import const_value, is_present
 from onnxslim.analysis.splits import OUTPUT, pieces_of
+from onnxslim.dims import static_shape
 from onnxslim.objective.decomposition import Decomposition, Diverges, Factors, KernelShape, Ranks
 from onnxslim.objective.decompositions_closed import Tucker2
 from onnxslim.objective.problems import Problem
 from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.objective.tensor_decompositions import METHODS
 from onnxslim.report import LatencyPair
-from onnxslim.shapes import static_shape
 
 _TERMS: Final = frozenset({"flattened", "depthwise"})  # whose rank counts terms: nothing to align
 _LADDER: Final = 8  # ranks that are tried for a budget

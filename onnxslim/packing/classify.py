@@ -12,10 +12,10 @@ import onnx
 
 from onnxslim.codebook import radix
 from onnxslim.codebook.graph import codebook_nodes, read
+from onnxslim.counts import constants_of
 from onnxslim.ir import SUB_BYTE_BITS, Graph, StoredSparse, to_numpy_dtype, walk_graphs
 from onnxslim.packing.elements import Elements, distinct, sparse_element
 from onnxslim.packing.tensors import Indexed, Places, Planes, Unit, matrix_of, to_varints
-from onnxslim.stats import constants_of
 from onnxslim.wire import Located
 
 LEAST_BYTES: Final = 32  # smaller tensors stay with the graph

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from onnxslim.errors import ModelError, UsageError
-from onnxslim.model import PROTOBUF_LIMIT, Model
+from onnxslim.model import Model
 from onnxslim.packing import coders, is_packed
 from onnxslim.packing.classify import LEAST_BYTES, Found, units_of
 from onnxslim.packing.container import (
@@ -27,7 +27,6 @@ from onnxslim.packing.container import (
     Place,
     index_of,
     most_unpacked,
-    restore,
     write,
 )
 from onnxslim.packing.elements import byte_planes, distinct
@@ -311,28 +310,3 @@ def _graph_figures(rest: bytes, packed: int, measure: bool) -> ClassFigures:
 
 def _sum(a: int | None, b: int | None) -> int | None:
     return (a or 0) + b if b is not None else a
-
-
-# --------------------------------------------------------------------------- unpacking
-
-
-def unpack(source: Path, target: Path) -> None:
-    """Write the model in the packed file `source` to `target`, all or nothing.
-
-    It is the same file to the byte that was packed; a model that had external data has them again.
-
-    Raises:
-        UsageError: a path is wrong, `source` is not packed, or the target cannot be written.
-        ModelError: the file is damaged, or claims more than it may.
-    """
-    file = map_file(source)
-    if not is_packed(file):
-        raise UsageError(f"`{source}` is not a packed file; `onnxslim pack` makes one.")
-    content, external = restore(file, f"`{source}`")
-    if external or len(content) > PROTOBUF_LIMIT:
-        Model.load(source).save(target, external=True)
-        return
-    with stage_file(target, source) as staged:
-        with writing(target):
-            write_file(staged.file, [content])
-        staged.commit()

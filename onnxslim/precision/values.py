@@ -14,12 +14,12 @@ from typing import Final
 import numpy as np
 
 from onnxslim.analysis.operands import const_array
-from onnxslim.contract import Skip
+from onnxslim.dims import static_shape
 from onnxslim.ir import Node, to_numpy_dtype
 from onnxslim.model import Model
 from onnxslim.objective.calibration import Calibration
 from onnxslim.precision.types import FLOAT32, Half
-from onnxslim.shapes import static_shape
+from onnxslim.records import Skip
 
 LARGEST: Final = 65504.0
 HEADROOM: Final = 4.0  # samples not seen go further than those that were

@@ -12,7 +12,6 @@ from typing import Final
 import numpy as np
 
 from onnxslim.analysis.operands import const_array
-from onnxslim.contract import Skip
 from onnxslim.model import Model
 from onnxslim.objective.calibration import Calibration
 from onnxslim.objective.observations import Observation
@@ -26,6 +25,7 @@ from onnxslim.quantization.ranges import (
     all_ranges,
     given_range,
 )
+from onnxslim.records import Skip
 
 _MOST_LOST: Final = 0.02  # of the energy of a tensor, by being put on a grid
 

@@ -20,7 +20,7 @@ import onnx
 from onnx import helper
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer, restored
-from onnxslim.codebook import DEQUANTIZE, DOMAIN
+from onnxslim.functions import DEQUANTIZE, DOMAIN
 from onnxslim.ir import to_numpy_dtype
 from onnxslim.quantization.grid import Codes
 from onnxslim.quantization.scales import channel_axis

@@ -13,10 +13,10 @@ import onnx_graphsurgeon as gs
 
 from onnxslim import wire
 from onnxslim.clone import adopt
-from onnxslim.contract import Fidelity
 from onnxslim.errors import NotApplicable
 from onnxslim.ir import Graph, subgraphs_of
 from onnxslim.proto import graph_from_proto, graph_to_proto
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 
 OPSET: Final = 13  # the first in which scales go along an axis

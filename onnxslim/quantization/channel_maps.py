@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.analysis.operands import const_array
+from onnxslim.dims import known_dim, rank
 from onnxslim.ir import Node
-from onnxslim.shapes import known_dim, rank
 
 Array = npt.NDArray[np.float64]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.output_parts import HANDING_ON
-from onnxslim.contract import Skip
 from onnxslim.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
 from onnxslim.quantization.rules import Kind, Rule, folded, rule_of
+from onnxslim.records import Skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.linear import LINEAR_OPS, LinearLayer
-from onnxslim.contract import Fidelity
+from onnxslim.dims import known_dim, rank
 from onnxslim.ir import Node, node_label
 from onnxslim.quantization.rescale import (
     Array,
@@ -32,8 +32,8 @@ from onnxslim.quantization.rescale import (
     same_axis,
     scalable_layer,
 )
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import known_dim, rank
 
 # f(s·x) = s·f(x) for s > 0, in each channel by itself, and the channels stay where they are
 _HOMOGENEOUS: Final = frozenset(

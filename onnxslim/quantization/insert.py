@@ -21,7 +21,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import const_array, is_present
-from onnxslim.contract import Fidelity
 from onnxslim.ir import Constant, Node, Variable, node_label
 from onnxslim.quantization.activations import constant_grid
 from onnxslim.quantization.biases import with_bias
@@ -31,6 +30,7 @@ from onnxslim.quantization.grid import U8, Codes, Grid, GridForm
 from onnxslim.quantization.recurrent import to_dynamic
 from onnxslim.quantization.rules import BIAS, WEIGHT, Kind
 from onnxslim.quantization.scales import DEFAULT_FORM, WeightForm
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import const_array
-from onnxslim.contract import Fidelity
 from onnxslim.ir import MICROSOFT_DOMAIN, Node, Variable
 from onnxslim.quantization.grid import Codes
 from onnxslim.quantization.scales import WeightForm
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 
 KERNEL: Final = "DynamicQuantizeLSTM"

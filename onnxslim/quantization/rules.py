@@ -17,11 +17,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.operands import const_array, is_present
+from onnxslim.dims import rank
 from onnxslim.ir import Node
 from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.recurrent import KERNEL, objection_to_lstm
-from onnxslim.shapes import rank
 
 Objection = Callable[[Node], str | None]
 

@@ -25,7 +25,8 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.affine import cast
 from onnxslim.analysis.linear import LinearLayer
 from onnxslim.analysis.operands import const_array, is_present
-from onnxslim.contract import Context, Fidelity, Skip
+from onnxslim.contract import Context
+from onnxslim.dims import rank
 from onnxslim.ir import Node, node_label
 from onnxslim.quantization.rescale import (
     Array,
@@ -34,8 +35,8 @@ from onnxslim.quantization.rescale import (
     same_axis,
     scalable_layer,
 )
+from onnxslim.records import Fidelity, Skip
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import rank
 
 _LEAST_SCALE: Final = 1e-5
 _SETTLED: Final = 1e-3  # of log s: below it nothing is gained

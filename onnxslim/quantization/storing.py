@@ -27,13 +27,13 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.layers import ConvPatches, Vectors, WeightLayer
 from onnxslim.analysis.operands import const_value
 from onnxslim.codebook.placing import function_of, place, why_not_placed
-from onnxslim.contract import Fidelity, Skip
+from onnxslim.dims import rank
 from onnxslim.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
 from onnxslim.quantization import blocks
 from onnxslim.quantization.blocks import DequantizeFunction, Stored
 from onnxslim.quantization.weights import QuantizedWeight
+from onnxslim.records import Fidelity, Skip
 from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import rank
 
 
 class Form(enum.StrEnum):

@@ -17,7 +17,6 @@ import pytest
 import onnxslim
 from onnxslim import api, cli, registry
 from onnxslim.commands.files import write_atomically
-from onnxslim.contract import Fidelity
 from onnxslim.errors import (
     FloorMissed,
     ModelError,
@@ -27,6 +26,7 @@ from onnxslim.errors import (
     UsageError,
 )
 from onnxslim.model import Model
+from onnxslim.records import Fidelity
 from onnxslim.report import (
     Comparison,
     Drift,

@@ -10,10 +10,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxslim.codebook import DOMAIN
 from onnxslim.codebook.function import StageVariant, Variant, variant_of
 from onnxslim.codebook.graph import _arrays
 from onnxslim.codebook.weight import CodebookWeight, Stage
+from onnxslim.functions import DOMAIN
 
 F32, F16, F64 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64)
 

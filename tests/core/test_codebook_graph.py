@@ -12,18 +12,12 @@ from onnx import helper
 import onnxslim
 from onnxslim.analysis.layers import weight_layers
 from onnxslim.check import check_model
-from onnxslim.codebook.graph import (
-    codebook_nodes,
-    is_codebook,
-    read,
-    store,
-    values_of,
-    why_not,
-)
+from onnxslim.codebook.graph import codebook_nodes, read, store, values_of, why_not
 from onnxslim.codebook.weight import CodebookWeight, Stage, plain
-from onnxslim.contract import Fidelity, PassResult
+from onnxslim.functions import is_codebook
 from onnxslim.ir import Constant, Graph, walk_graphs
 from onnxslim.model import Model
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 from onnxslim.runtime.session import open_session
 from onnxslim.stats import measure_stats

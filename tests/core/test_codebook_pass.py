@@ -23,10 +23,10 @@ from layer_nets import (
 import onnxslim
 from onnxslim.check import check_model
 from onnxslim.codebook.graph import codebook_nodes
-from onnxslim.contract import Fidelity
 from onnxslim.model import Model
 from onnxslim.passes.binarize_weights import BinarizeWeights
 from onnxslim.pipeline import parse_pipeline
+from onnxslim.records import Fidelity
 from onnxslim.stats import measure_stats
 
 SPECS = [

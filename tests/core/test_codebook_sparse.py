@@ -12,10 +12,11 @@ from onnx import helper, numpy_helper
 import onnxslim
 from onnxslim.check import check_model
 from onnxslim.codebook.sparse import sparse_or_dense
+from onnxslim.dims import static_shape
 from onnxslim.ir import Constant, StoredSparse, walk_graphs
 from onnxslim.model import Model
 from onnxslim.runtime.session import open_session
-from onnxslim.shapes import infer_shapes, static_shape
+from onnxslim.shapes import infer_shapes
 from onnxslim.stats import measure_stats
 from support import parse, random_feeds, run
 

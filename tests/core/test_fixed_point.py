@@ -12,11 +12,11 @@ from layer_nets import net, node, normal, outputs, samples
 import onnxslim
 from onnxslim.analysis.layers import weight_layers
 from onnxslim.check import check_model
-from onnxslim.codebook import is_codebook
 from onnxslim.codebook.fixed_point import FixedPointWeight, read, store, why_not
 from onnxslim.codebook.graph import codebook_nodes, size_of, values_of
-from onnxslim.contract import Fidelity
+from onnxslim.functions import is_codebook
 from onnxslim.model import Model
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter
 from onnxslim.runtime.session import open_session
 from onnxslim.stats import measure_stats

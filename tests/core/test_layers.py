@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxslim.analysis.layers import ConvPatches, Vectors, WeightLayer, weight_layers
-from onnxslim.contract import Skip
 from onnxslim.model import Model
+from onnxslim.records import Skip
 from support import parse
 
 FLOAT = onnx.TensorProto.FLOAT

@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Preset
+from onnxslim.contract import Context, Pass, Preset
 from onnxslim.errors import ModelError, NotApplicable, PromiseBroken
 from onnxslim.floors import Floors
 from onnxslim.goal import Goal
@@ -21,6 +21,7 @@ from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.options import at_least, option
 from onnxslim.policy import Policy
+from onnxslim.records import Change, Fidelity, PassResult
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.verify import RuntimeProver
 from support import CONTEXT, parse

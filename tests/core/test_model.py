@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import wire
 from onnxslim.check import check_model
+from onnxslim.copying import copy_file
 from onnxslim.errors import ModelError, UsageError
-from onnxslim.model import Model, copy_file
+from onnxslim.model import Model
 
 
 def _simple(weight: np.ndarray | None = None, **kwargs: object) -> onnx.ModelProto:

@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import pytest
 
-from onnxslim.contract import Fidelity, Pass
+from onnxslim.contract import Pass
 from onnxslim.errors import UsageError
 from onnxslim.options import Constraint, assigned, at_least, interval, one_of, option
+from onnxslim.records import Fidelity
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from tiny_models import TINY
 from onnxslim.codebook import radix
 from onnxslim.codebook.graph import store
 from onnxslim.codebook.weight import CodebookWeight, Stage
+from onnxslim.copying import copy_file, unpack
 from onnxslim.errors import ModelError, UsageError
-from onnxslim.model import Model, copy_file
+from onnxslim.model import Model
 from onnxslim.packing import MAGIC, coders, container
 from onnxslim.packing.container import Header, read_header
 from onnxslim.packing.fields import varint
-from onnxslim.packing.pack import PackReport, pack, unpack
+from onnxslim.packing.pack import PackReport, pack
 from onnxslim.packing.streams import Method
 from onnxslim.packing.tensors import from_varints, to_varints
 from onnxslim.rewrite import Rewriter

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxslim import registry
-from onnxslim.contract import Fidelity, Pass
+from onnxslim.contract import Pass
 from onnxslim.errors import UsageError
 from onnxslim.options import at_least, interval, one_of, option
 from onnxslim.pipeline import Pipeline, build_pass, parse_pipeline
+from onnxslim.records import Fidelity
 from onnxslim.spelling import spell
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import dense_net, net, node, normal, outputs, rewritten
 
-from onnxslim.contract import Fidelity, PassResult
 from onnxslim.model import Model
 from onnxslim.quantization.equalize import Equalized, equalize
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import infer_shapes
 from support import assert_equivalent, parse

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from layer_nets import context, net, node, normal
 
-from onnxslim.contract import Fidelity, PassResult
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
 from onnxslim.quantization.smooth import Smoothed, smooth
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 from onnxslim.shapes import infer_shapes
 from support import assert_equivalent

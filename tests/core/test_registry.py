@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from onnxslim import registry
-from onnxslim.contract import Fidelity
 from onnxslim.errors import UsageError
+from onnxslim.records import Fidelity
 
 GOOD = """
 from dataclasses import dataclass

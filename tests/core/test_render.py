@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import onnxslim
-from onnxslim.contract import Change, Fidelity, Skip
+from onnxslim.records import Change, Fidelity, Skip
 from onnxslim.render import json_text, report_to_json, report_to_text, verdict
 from onnxslim.report import (
     Comparison,

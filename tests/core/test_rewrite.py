@@ -7,10 +7,10 @@ import onnx
 import pytest
 
 from onnxslim.check import check_model
-from onnxslim.contract import Fidelity
 from onnxslim.errors import PromiseBroken
 from onnxslim.ir import Graph, Node, Variable, subgraphs_of
 from onnxslim.model import Model
+from onnxslim.records import Fidelity
 from onnxslim.rewrite import Rewriter, sort_topologically
 from support import assert_equivalent, parse
 

@@ -12,11 +12,12 @@ import pytest
 from tiny_models import TINY
 
 from onnxslim import registry
-from onnxslim.contract import Change, Context, Fidelity, Pass, PassResult, Preset, Skip
+from onnxslim.contract import Context, Pass, Preset
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.ir import walk_graphs
 from onnxslim.model import Model
 from onnxslim.pipeline import parse_pipeline
+from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.shapes import infer_shapes
 from support import CONTEXT, apply, assert_equivalent, canonical, parse
 

@@ -21,10 +21,11 @@ from layer_nets import (
 from onnx.reference import ReferenceEvaluator
 from tiny_models import TINY
 
-from onnxslim.contract import Context, Fidelity
+from onnxslim.contract import Context
 from onnxslim.ir import Node, walk_graphs
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
+from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
 from support import assert_equivalent, parse, random_feeds, run

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxslim.contract import Fidelity
 from onnxslim.passes.dedup_constants import DedupConstants
+from onnxslim.records import Fidelity
 from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 
 # ----------------------------------------------------------------- fires

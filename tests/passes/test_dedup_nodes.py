@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from onnxslim.contract import Fidelity
 from onnxslim.passes.dedup_nodes import DedupNodes
+from onnxslim.records import Fidelity
 from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 
 # ----------------------------------------------------------------- fires

@@ -5,7 +5,7 @@ import pytest
 from layer_nets import FORCE, REPRODUCERS, dense_net, output_error, runs, samples
 
 from onnxslim.codebook.graph import codebook_nodes
-from onnxslim.contract import Context, Fidelity
+from onnxslim.contract import Context
 from onnxslim.errors import UsageError
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
@@ -13,6 +13,7 @@ from onnxslim.objective import allocation
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.passes.deep_compression import DeepCompression
 from onnxslim.passes.simplify import Simplify
+from onnxslim.records import Fidelity
 
 X = samples(300, 16)
 

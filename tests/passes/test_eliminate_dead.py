@@ -3,8 +3,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from onnxslim.contract import Fidelity
 from onnxslim.passes.eliminate_dead import EliminateDead
+from onnxslim.records import Fidelity
 from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 
 # ----------------------------------------------------------------- fires

@@ -10,11 +10,11 @@ from layer_nets import net, node, normal, output_error, outputs, samples, whats
 from onnx import helper, numpy_helper
 from split_nets import low_rank, ops, split, why_of
 
-from onnxslim.contract import Fidelity
 from onnxslim.errors import UsageError
 from onnxslim.goal import Goal
 from onnxslim.passes.factorize_dense import FactorizeDense
 from onnxslim.pipeline import parse_pipeline
+from onnxslim.records import Fidelity
 from support import parse
 
 SMALL = settings(max_examples=40, deadline=None, derandomize=True)

@@ -6,9 +6,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxslim.contract import Context, Fidelity
+from onnxslim.contract import Context
 from onnxslim.model import Model
 from onnxslim.passes.fold_constants import FoldConstants
+from onnxslim.records import Fidelity
 from onnxslim.shapes import infer_shapes
 from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.contract import Fidelity
 from onnxslim.passes.fuse_activations import FuseActivations
+from onnxslim.records import Fidelity
 from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 
 _CONSTANTS = """float zero = {0}, float half = {0.5}, float one = {1}, float two = {2},

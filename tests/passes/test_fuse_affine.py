@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from onnxslim.contract import Fidelity
 from onnxslim.passes.fuse_affine import FuseAffine
+from onnxslim.records import Fidelity
 from support import (
     apply,
     assert_declines,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.contract import Fidelity
 from onnxslim.passes.fuse_matmul_add import FuseMatmulAdd
+from onnxslim.records import Fidelity
 from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 
 # ------------------------------------------------------------------------------ fires

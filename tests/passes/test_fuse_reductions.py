@@ -5,8 +5,8 @@ import pytest
 from chains import chains, check, fork, reduce, reshape, squeeze, unsqueeze
 from hypothesis import HealthCheck, given, settings
 
-from onnxslim.contract import Fidelity
 from onnxslim.passes.fuse_reductions import FuseReductions
+from onnxslim.records import Fidelity
 from support import assert_declines, assert_rewrites
 
 HEADER = '<opset_import: ["" : 17]>'

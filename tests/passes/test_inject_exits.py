@@ -19,7 +19,7 @@ from layer_nets import FORCE, REPRODUCERS, net, node, normal, runs, whats, whys
 
 from onnxslim import cli
 from onnxslim.check import check_model, signature
-from onnxslim.contract import Context, Fidelity
+from onnxslim.contract import Context
 from onnxslim.errors import UsageError
 from onnxslim.exits.graph import Batch
 from onnxslim.floors import Floors
@@ -28,6 +28,7 @@ from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.passes.inject_exits import InjectExits
 from onnxslim.pipeline import parse_pipeline
+from onnxslim.records import Fidelity
 from onnxslim.runtime.evaluate import evaluate
 from onnxslim.runtime.verify import RuntimeProver
 from support import parse

@@ -23,12 +23,13 @@ from layer_nets import (
 
 from onnxslim import cli
 from onnxslim.check import check_model, signature
-from onnxslim.contract import Context, Fidelity
+from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.passes.prune_blocks import PruneBlocks
+from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
 from onnxslim.shapes import infer_shapes

@@ -27,13 +27,14 @@ from onnxslim import cli
 from onnxslim.analysis.layers import bias_of, weight_layers
 from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, Measure
 from onnxslim.check import check_model, signature
-from onnxslim.contract import Context, Fidelity
+from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.objective.stopwatch import Stopwatch
 from onnxslim.passes.prune_channels import PruneChannels
 from onnxslim.pipeline import parse_pipeline
+from onnxslim.records import Fidelity
 from onnxslim.report import LatencyPair, StepReport
 from onnxslim.runtime.evaluate import evaluate
 from onnxslim.stats import measure_stats

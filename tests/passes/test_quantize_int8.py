@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels, loaded
 from recurrent_nets import SHAPE, lstm_net
 
-from onnxslim.contract import Context, Fidelity
+from onnxslim.contract import Context
 from onnxslim.floors import Floors
 from onnxslim.goal import Goal
 from onnxslim.manager import PassManager
@@ -34,6 +34,7 @@ from onnxslim.quantization import rounding
 from onnxslim.quantization.activations import Grids
 from onnxslim.quantization.grid import U8
 from onnxslim.quantization.ranges import Range, RangeMethod
+from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
 from onnxslim.shapes import infer_shapes

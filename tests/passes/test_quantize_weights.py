@@ -24,7 +24,7 @@ from layer_nets import (
 from onnx import TensorProto, helper, numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels
 
-from onnxslim.contract import Context, Fidelity
+from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.ir import Constant, walk_graphs
 from onnxslim.manager import PassManager
@@ -32,6 +32,7 @@ from onnxslim.model import Model
 from onnxslim.passes.quantize_weights import QuantizeWeights
 from onnxslim.pipeline import parse_pipeline
 from onnxslim.policy import Policy
+from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
 from onnxslim.stats import measure_stats

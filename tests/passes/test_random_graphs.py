@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from strategies import models
 
 from onnxslim import registry
-from onnxslim.contract import Fidelity, Preset
+from onnxslim.contract import Preset
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.pipeline import parse_pipeline
 from onnxslim.policy import Policy
+from onnxslim.records import Fidelity
 from support import CONTEXT, assert_equivalent, random_feeds, run, signature
 
 KEEPING = [

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from onnxslim.contract import Fidelity, Pass
+from onnxslim.contract import Pass
 from onnxslim.errors import UsageError
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
 from onnxslim.passes.simplify import MEMBERS, Simplify
 from onnxslim.pipeline import parse_pipeline
+from onnxslim.records import Fidelity
 from support import CONTEXT, assert_equivalent, parse
 
 

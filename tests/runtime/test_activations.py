@@ -9,10 +9,10 @@ import pytest
 from layer_nets import net, node, normal, residual_net, samples
 
 from onnxslim.analysis.layers import weight_layers
-from onnxslim.contract import Skip
 from onnxslim.errors import RuntimeFailure
 from onnxslim.model import Model
 from onnxslim.objective.moments import LayerMoments
+from onnxslim.records import Skip
 from onnxslim.runtime.activations import Activations
 from onnxslim.runtime.moments import stream_moments
 from onnxslim.runtime.samples import Sample

@@ -13,12 +13,13 @@ import pytest
 from exit_nets import answers, classifier, images, loaded, random_head, style, with_exits
 from layer_nets import FORCE, REPRODUCERS, runs
 
-from onnxslim.contract import Context, Fidelity, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.errors import PromiseBroken
 from onnxslim.exits.emit import Form
 from onnxslim.exits.graph import Exit, append_exits
 from onnxslim.manager import PassManager
 from onnxslim.model import Model
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.rewrite import Rewriter
 from onnxslim.runtime import verify as verify_module
 from onnxslim.runtime.verify import RuntimeProver

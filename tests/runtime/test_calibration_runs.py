@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from layer_nets import boxes_beside_scores, dense_net, net, node, normal, outputs, samples
 
-from onnxslim.contract import Skip
 from onnxslim.errors import UsageError
 from onnxslim.model import Model
 from onnxslim.objective.moments import LayerMoments
+from onnxslim.records import Skip
 from onnxslim.runtime import calibration_runs
 from onnxslim.runtime.calibration_runs import CalibrationRuns
 from onnxslim.runtime.departure import Departure

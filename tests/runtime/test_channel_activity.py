@@ -7,9 +7,9 @@ import onnx
 import pytest
 from layer_nets import net, node, normal, runs, samples
 
-from onnxslim.contract import Skip
 from onnxslim.model import Model
 from onnxslim.objective.activity import ChannelActivity
+from onnxslim.records import Skip
 from onnxslim.runtime.calibration_runs import CalibrationRuns
 
 X = samples(300, 3, 6, 6)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxslim.analysis.layers import weight_layers
-from onnxslim.contract import Skip
 from onnxslim.errors import UsageError
 from onnxslim.model import Model
 from onnxslim.objective.moments import BlockDiagonal, LayerMoments
+from onnxslim.records import Skip
 from onnxslim.runtime.calibration import Sample
 from onnxslim.runtime.moments import Limits, chosen_rows, stream_moments
 from onnxslim.runtime.unfold import unfold_input, unfold_output

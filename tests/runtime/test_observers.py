@@ -9,10 +9,10 @@ import onnx
 import pytest
 from layer_nets import net, node, normal, runs, samples
 
-from onnxslim.contract import Skip
 from onnxslim.errors import UsageError
 from onnxslim.model import Model
 from onnxslim.objective.observations import Observation
+from onnxslim.records import Skip
 from onnxslim.runtime import observers
 from onnxslim.runtime.calibration_runs import CalibrationRuns
 from onnxslim.runtime.session import open_session

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxslim.contract import Fidelity
+from onnxslim.records import Fidelity
 from onnxslim.runtime.drift import DriftMeter
 from onnxslim.runtime.promise import breach, shape_breach, signature_breach, tolerance
 from onnxslim.runtime.session import TensorInfo

@@ -15,8 +15,9 @@ from onnxslim.analysis.layer_models import (
     small_model,
 )
 from onnxslim.api import compress
-from onnxslim.contract import Context, Pass, PassResult
+from onnxslim.contract import Context, Pass
 from onnxslim.model import Model
+from onnxslim.records import PassResult
 from onnxslim.report import Latency
 from onnxslim.runtime import stopwatch as module
 from onnxslim.runtime.profile import profile_model

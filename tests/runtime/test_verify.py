@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxslim.contract import Fidelity
 from onnxslim.errors import ModelError, RuntimeFailure, UsageError
 from onnxslim.ir import Constant
 from onnxslim.model import Model
 from onnxslim.proof import Prover
+from onnxslim.records import Fidelity
 from onnxslim.runtime import latency, session
 from onnxslim.runtime import verify as verify_module
 from onnxslim.runtime.verify import RuntimeProver

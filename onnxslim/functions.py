@@ -1,0 +1,33 @@
+"""Model-local functions of onnxslim: their domain, their names, and whether one gives a tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+DOMAIN: Final = "onnxslim"
+DOMAIN_VERSION: Final = 1
+LOOKUP: Final = "Lookup"
+FIXED_POINT: Final = "FixedPoint"
+DEQUANTIZE: Final = "Dequantize"
+
+
+def is_codebook(tensor: gs.Tensor) -> bool:
+    """Whether `tensor` is a weight that a Lookup, FixedPoint or Dequantize node gives."""
+    if len(tensor.inputs) != 1:
+        return False
+    node = tensor.inputs[0]
+    made_by = (LOOKUP, FIXED_POINT, DEQUANTIZE)
+    return bool(node.domain == DOMAIN) and str(node.op).startswith(made_by)
+
+
+__all__ = [
+    "DEQUANTIZE",
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "FIXED_POINT",
+    "LOOKUP",
+    "is_codebook",
+]
