@@ -14,7 +14,7 @@ import numpy as np
 from deep_compression_runs import Labelled
 
 from onnxslim.api import compress
-from onnxslim.packing.pack import pack
+from onnxslim.tools.pack import pack
 
 IMAGES: Final = 5000
 _SHARES: Final = (0.5, 0.7, 0.85, 0.9, 0.95, 0.97)

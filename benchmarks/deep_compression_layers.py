@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 from deep_compression_runs import Json
 
-from onnxslim.codebook.graph import codebook_nodes, read
-from onnxslim.ir import node_label
-from onnxslim.model import Model
-from onnxslim.packing.classify import LEAST_BYTES, Found, units_of
+from onnxslim.codebook.nodes import codebook_nodes, read
+from onnxslim.graph.ir import node_label
+from onnxslim.graph.wire import locate
+from onnxslim.io.model import Model
+from onnxslim.io.staging import map_file
 from onnxslim.packing.elements import Elements
 from onnxslim.packing.streams import Method, encode_mask
 from onnxslim.packing.tensors import Planes
-from onnxslim.staging import map_file
-from onnxslim.wire import locate
+from onnxslim.tools.tensor_classes import MIN_BYTES, ClassifiedUnit, units_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Row:
 def layer_rows(model: Path, packed_bytes: int) -> list[Row]:
     """The clustered layers of `model`, whose packed file has `packed_bytes` bytes."""
     file, loaded = map_file(model), Model.load(model)
-    payloads = list(locate(file, LEAST_BYTES))
+    payloads = list(locate(file, MIN_BYTES))
     names = {payload.name: index for index, payload in enumerate(payloads)}
     units = {index: f for f in units_of(file, payloads, loaded.graph) for index in f.unit.payloads}
     rows = []
@@ -71,7 +71,7 @@ def layer_rows(model: Path, packed_bytes: int) -> list[Row]:
 
 
 def _row(
-    name: str, found: Found, data: list[memoryview], zero: np.ndarray, packed_bytes: int
+    name: str, found: ClassifiedUnit, data: list[memoryview], zero: np.ndarray, packed_bytes: int
 ) -> Row:
     codes = found.unit.array(data)
     coded = found.unit.coded(data, Method.ENTROPY).nbytes

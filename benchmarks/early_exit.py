@@ -26,15 +26,15 @@ from reporting import refresh, saved
 from zoo import models, path
 
 from onnxslim import api
-from onnxslim.exits.emit import Confidence, Form, Head
-from onnxslim.exits.graph import Batch, Exit, Style, with_exits
+from onnxslim.exits.emit import Confidence, Head, ScoreForm
 from onnxslim.exits.heads import poolings
+from onnxslim.exits.nested_ifs import Batch, Exit, Style, with_exits
 from onnxslim.exits.points import candidates, classes_of, score_outputs
 from onnxslim.exits.thresholds import NEVER
-from onnxslim.model import Model
-from onnxslim.runtime.latency import compare_times, median_interval, time_many
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.runtime.measure.latency import compare_times, median_interval, time_many
 from onnxslim.runtime.session import Session, open_session
-from onnxslim.shapes import infer_shapes
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 TARGETS: Final = (0.999, 0.995, 0.99, 0.98)
@@ -199,7 +199,7 @@ def _never_left(model: Model) -> Model:
 
 
 def _thresholds(model: Model) -> Iterator[Any]:
-    from onnxslim.ir import walk_graphs
+    from onnxslim.graph.ir import walk_graphs
 
     for graph in walk_graphs(model.graph):
         for node in graph.nodes:
@@ -301,7 +301,7 @@ def _overhead_rows(name: str) -> Iterator[Row]:
         pooling = poolings(point)[0]
         head = Head(pooling, np.zeros((classes, pooling.features)), np.zeros(classes))
         for words, threshold in (("never left", NEVER), ("always left", 0.0)):
-            style = Style(Form.PROBABILITIES, Confidence.MAX_PROBABILITY, Batch.ALL)
+            style = Style(ScoreForm.PROBABILITIES, Confidence.MAX_PROBABILITY, Batch.ALL)
             forced = with_exits(model, output.name, [Exit(head, threshold)], style)
             with open_session(model) as a, open_session(forced) as b:
                 runs = a.runner(feeds), b.runner(feeds)

@@ -29,7 +29,7 @@ IMAGES: Final = 32
 HELD: Final = 16
 SECONDS: Final = 10.0  # of timing, for each pair of models
 FEW: Final = 500  # unlabelled images of trained nets
-MOST_MEMORY: Final = 16 << 30  # of one quantizer; beyond, the machine would have none left
+MAX_MEMORY: Final = 16 << 30  # of one quantizer; beyond, the machine would have none left
 SETTINGS: Final = (
     "quantize-int8:placement=all",
     "quantize-int8:placement=all:rounding=nearest",
@@ -225,7 +225,7 @@ def _accuracy(model: bytes, name: str, images: np.ndarray, labels: np.ndarray) -
 
 
 def _limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
 
 
 def cost_of(model: ZooModel, images: int) -> Iterator[Row]:
@@ -246,7 +246,7 @@ def cost_of(model: ZooModel, images: int) -> Iterator[Row]:
         _, status, usage = os.wait4(process.pid, 0)
         yield {
             "tool": name,
-            "limit_bytes": MOST_MEMORY,
+            "limit_bytes": MAX_MEMORY,
             "images": images,
             "seconds": time.perf_counter() - begun,
             "peak_rss_bytes": usage.ru_maxrss * 1024,

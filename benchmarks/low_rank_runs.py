@@ -16,23 +16,23 @@ import onnxruntime as ort
 
 from onnxslim import compress
 from onnxslim.analysis.layers import ConvPatches
-from onnxslim.contract import Context
-from onnxslim.counts import node_macs
-from onnxslim.model import Model
-from onnxslim.objective.decomposition import Diverges
-from onnxslim.objective.problems import Problem, Problems, Schedule, Selection
-from onnxslim.objective.splits import Fit, Ladder, candidates_for_budget, kernel_shape
-from onnxslim.objective.tensor_decompositions import METHODS
-from onnxslim.rewrite import Rewriter
-from onnxslim.runtime.calibration_runs import CalibrationRuns
-from onnxslim.shapes import infer_shapes
+from onnxslim.graph.counts import node_macs
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.lossy.problems import LayerFilter, Problem, Problems, Schedule
+from onnxslim.lowrank.candidates import Fit, RankRange, candidates_for_budget, kernel_shape
+from onnxslim.pipeline.passes import Context
+from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
+from onnxslim.solvers.decompositions.base import Diverges
+from onnxslim.solvers.decompositions.methods import METHODS
 
 Arrays = Mapping[str, np.ndarray]
 Row = dict[str, Any]
 
 _ITERATED: Final = ("cp", "flattened")
 _HEAVIEST: Final = 4  # layers of a model that curves are drawn of
-_MOST_ITERATED: Final = 1 << 19  # weights of a layer that iterative methods are tried on
+_MAX_ITERATED: Final = 1 << 19  # weights of a layer that iterative methods are tried on
 
 
 # ---------------------------------------------------------------------------- curves
@@ -50,7 +50,7 @@ def curves(file: Path, calibration: Arrays | None) -> Iterator[Row]:
     context = Context(calibration=runs, model=model, reference=model.clone())
     names = _heaviest(model)
     problems = Problems(
-        Rewriter(model.graph), context, Selection(only=names), Schedule(sequential=False)
+        Rewriter(model.graph), context, LayerFilter(only=names), Schedule(sequential=False)
     )
     for problem in problems:
         yield from _curves_of(file.stem, problem)
@@ -75,9 +75,9 @@ def _curves_of(model: str, problem: Problem) -> Iterator[Row]:
     for method in ["svd"] if is_matrix else [name for name in METHODS if name != "svd"]:
         if method == "spatial" and sum(size > 1 for size in shape.kernel) < 2:
             continue
-        if method in _ITERATED and weights > _MOST_ITERATED:
+        if method in _ITERATED and weights > _MAX_ITERATED:
             continue
-        ladder = Ladder(shape, method, 1, weights)
+        ladder = RankRange(shape, method, 1, weights)
         fit = Fit(problem, method, None, 0)
         try:
             found = candidates_for_budget(fit, ladder)

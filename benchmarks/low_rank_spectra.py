@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer, weight_layers
-from onnxslim.model import Model
+from onnxslim.io.model import Model
 
 Array = npt.NDArray[np.float64]
 
 TRAINED: Final = {"conv": 0.5, "dense": 0.55}
 STEEP: Final = {"conv": 0.5, "dense": 1.0}
-_LEAST: Final = 16
+_MIN: Final = 16
 
 
 def with_decay(source: Path, target: Path, exponents: Mapping[str, float]) -> None:
@@ -35,7 +35,7 @@ def with_decay(source: Path, target: Path, exponents: Mapping[str, float]) -> No
     model = Model.load(source)
     for layer in weight_layers(model.graph)[0]:
         weight = np.asarray(layer.canonical(), np.float64)
-        if min(weight.shape[1:]) < _LEAST:
+        if min(weight.shape[1:]) < _MIN:
             continue
         rng = np.random.default_rng(zlib.crc32(layer.name.encode()))
         exponent = exponents[kind_of(layer)]
@@ -66,7 +66,7 @@ def spectra(file: Path) -> Iterator[tuple[str, str, float, float]]:
     """Layer, kind, exponent, and the share of ranks that holds 99 % of the energy."""
     for layer in weight_layers(Model.load(file).graph)[0]:
         weight = np.asarray(layer.canonical(), np.float64)
-        if layer.groups > 1 or min(weight.shape[1:]) < 2 * _LEAST:
+        if layer.groups > 1 or min(weight.shape[1:]) < 2 * _MIN:
             continue
         values = np.linalg.svd(weight[0], compute_uv=False)
         count = len(values)

@@ -18,8 +18,8 @@ from zoo import ZooModel, cache_folder, path, sample_inputs
 from onnxslim.api import bench_models, compress
 from onnxslim.channels.groups import channel_groups
 from onnxslim.errors import OnnxslimError
-from onnxslim.model import Model
-from onnxslim.shapes import infer_shapes
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
 
 DRIVER: Final = Path(__file__).parent / "drivers" / "prune_onnxsim.py"
 SHARE: Final = 0.5

@@ -29,7 +29,7 @@ HEADS: Final = 12
 WIDTH: Final = 384
 EPSILON: Final = 1e-12
 OPSET: Final = 17
-SHORTEST, LONGEST = 6, 40  # words of a sentence
+SHORTEST, MAX = 6, 40  # words of a sentence
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -209,7 +209,7 @@ def _of(module: str) -> Iterator[str]:
             first = re.split(r"(?<=\.)\s|\n\s*\n", ast.get_docstring(item) or "")[0]
             text = " ".join(first.split())
             is_plain = re.fullmatch(r"[A-Z][A-Za-z0-9 ,;'()-]+\.", text) is not None
-            if is_plain and SHORTEST <= len(text.split()) <= LONGEST:
+            if is_plain and SHORTEST <= len(text.split()) <= MAX:
                 yield text
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from onnxslim import registry
-from onnxslim.contract import Pass, Preset
+from onnxslim.pipeline import registry
+from onnxslim.pipeline.passes import Pass, Preset
 
 FOLDER = Path(__file__).parent / "passes"
 

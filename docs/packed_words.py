@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnxslim.codebook.function import StageVariant, Variant
+from onnxslim.codebook.function import FunctionVariant, StageVariant
 
 _LEVELS = ((256,), (2,), (3,), (4, 16), (2, 16), (2, 4), (4,), (16,))
 
@@ -23,7 +23,7 @@ _LEVELS = ((256,), (2,), (3,), (4, 16), (2, 16), (2, 4), (4,), (16,))
 def _functions() -> Iterator[bytes]:
     for padded in (True, False):
         for bases in _LEVELS:
-            function = Variant((StageVariant(bases, padded=padded),)).function(17)
+            function = FunctionVariant((StageVariant(bases, padded=padded),)).function(17)
             yield function.SerializeToString(deterministic=True)
 
 
@@ -119,7 +119,7 @@ def _model() -> ModelProto:
     )
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("onnxslim", 1)]
     model = helper.make_model(graph, ir_version=8, opset_imports=imports, producer_name="pytorch")
-    props = {"onnxslim.pipeline": "simplify,prune-weights,cluster-weights"}
+    props = {"onnxslim.pipeline.grammar": "simplify,prune-weights,cluster-weights"}
     helper.set_model_props(model, {**props, "onnxslim.input_sha256": ""})
     return model
 

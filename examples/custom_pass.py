@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 import onnxslim
-from onnxslim.runtime.verify import RuntimeProver
+from onnxslim.runtime.measure.verify import RuntimeProver
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -3,7 +3,33 @@
     import onnxslim
     model, report = onnxslim.compress("model.onnx", "small.onnx", passes="simplify")
 
-Every name below is imported when it is first used, so `import onnxslim` costs next to nothing.
+Every public name is imported when it is first used, so `import onnxslim` costs next to nothing.
+Inside, from the ground up; each package imports only what stands above it in this list:
+
+    records       what a pass promises and what it reports
+    report        the figures of a run
+    errors        every error that a user can meet, with its exit code
+    graph         the graph that passes rewrite, and its edits
+    render        figures as text, tables and JSON
+    packing       the packed file format .onnxz
+    io            model files in and out
+    services      what passes may ask of samples and of a clock, as protocols
+    analysis      what can be known about a graph without running it
+    codebook      weights as codes and tables
+    solvers       numerical solvers, without graph and without ONNX
+    pipeline      passes, pipelines, and the manager that runs and proves them
+    lossy         what lossy weight passes share: one layer after another
+    lowrank       layers split into several small operators
+    channels      which channels leave together, in which order, and how they are cut out
+    quantization  integers in place of floats
+    precision     float16 in place of float32
+    exits         classifiers that are left early
+    tools         what the other commands do
+    api           compress, compare_models, bench_models: the core joined with `runtime`
+    commands      the subcommands of `onnxslim`
+    cli           the command `onnxslim`
+
+`passes` holds one rewrite pass a module; `runtime` all that touches onnxruntime or data.
 """
 
 from __future__ import annotations
@@ -19,47 +45,46 @@ __version__ = VERSION
 _HOME = {
     "Change": "records",
     "Comparison": "report",
-    "Context": "contract",
+    "Context": "pipeline.passes",
     "Drift": "report",
     "Fidelity": "records",
     "FileReport": "report",
     "FloorMissed": "errors",
-    "Floors": "floors",
+    "Floors": "pipeline.policy",
     "Latency": "report",
     "LatencyPair": "report",
-    "Model": "model",
+    "Model": "io.model",
     "ModelError": "errors",
     "NotApplicable": "errors",
     "OnnxslimError": "errors",
     "PartReport": "report",
-    "Pass": "contract",
-    "PassManager": "manager",
+    "Pass": "pipeline.passes",
+    "PassManager": "pipeline.manager",
     "PassResult": "records",
-    "Pipeline": "pipeline",
-    "Preset": "contract",
+    "Pipeline": "pipeline.grammar",
+    "Preset": "pipeline.passes",
     "PromiseBroken": "errors",
     "Report": "report",
-    "Rewriter": "rewrite",
+    "Rewriter": "graph.rewrite",
     "RuntimeFailure": "errors",
     "Skip": "records",
     "Stats": "report",
     "StepReport": "report",
     "UsageError": "errors",
-    "at_least": "options",
+    "at_least": "pipeline.options",
     "bench_models": "api",
     "compare_models": "api",
     "compress": "api",
-    "interval": "options",
-    "one_of": "options",
-    "option": "options",
-    "parse_pipeline": "pipeline",
-    "report_to_json": "render",
-    "report_to_text": "render",
+    "interval": "pipeline.options",
+    "one_of": "pipeline.options",
+    "option": "pipeline.options",
+    "parse_pipeline": "pipeline.grammar",
+    "report_to_json": "render.json",
+    "report_to_text": "render.text",
 }
 
 if TYPE_CHECKING:
     from onnxslim.api import bench_models, compare_models, compress
-    from onnxslim.contract import Context, Pass, Preset
     from onnxslim.errors import (
         FloorMissed,
         ModelError,
@@ -69,13 +94,16 @@ if TYPE_CHECKING:
         RuntimeFailure,
         UsageError,
     )
-    from onnxslim.floors import Floors
-    from onnxslim.manager import PassManager
-    from onnxslim.model import Model
-    from onnxslim.options import at_least, interval, one_of, option
-    from onnxslim.pipeline import Pipeline, parse_pipeline
+    from onnxslim.graph.rewrite import Rewriter
+    from onnxslim.io.model import Model
+    from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
+    from onnxslim.pipeline.manager import PassManager
+    from onnxslim.pipeline.options import at_least, interval, one_of, option
+    from onnxslim.pipeline.passes import Context, Pass, Preset
+    from onnxslim.pipeline.policy import Floors
     from onnxslim.records import Change, Fidelity, PassResult, Skip
-    from onnxslim.render import report_to_json, report_to_text
+    from onnxslim.render.json import report_to_json
+    from onnxslim.render.text import report_to_text
     from onnxslim.report import (
         Comparison,
         Drift,
@@ -87,7 +115,6 @@ if TYPE_CHECKING:
         Stats,
         StepReport,
     )
-    from onnxslim.rewrite import Rewriter
 
 __all__ = [
     "Change",

@@ -14,16 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxslim.check import check_model
-from onnxslim.contract import Context
-from onnxslim.copying import copy_file
 from onnxslim.errors import FloorMissed, UsageError
-from onnxslim.floors import Floors
-from onnxslim.goal import Goal
-from onnxslim.manager import PassManager
-from onnxslim.model import Model, ModelSource
-from onnxslim.pipeline import Pipeline, parse_pipeline
-from onnxslim.policy import Policy
+from onnxslim.io.check import check_model
+from onnxslim.io.copying import copy_file
+from onnxslim.io.model import Model, ModelSource
+from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Floors, Goal, Policy
+from onnxslim.pipeline.stats import measure_stats
 from onnxslim.report import (
     Comparison,
     FileReport,
@@ -32,17 +31,16 @@ from onnxslim.report import (
     Report,
     Stats,
 )
-from onnxslim.stats import measure_stats
 
 if TYPE_CHECKING:
     from onnxslim.exits.survey import ExitRow
-    from onnxslim.runtime.accuracy import EvaluationSource
-    from onnxslim.runtime.calibration import SampleSource
+    from onnxslim.runtime.measure.accuracy import EvaluationSource
+    from onnxslim.runtime.measure.verify import RuntimeProver
+    from onnxslim.runtime.samples.sources import SampleSource
     from onnxslim.runtime.session import Feeds
-    from onnxslim.runtime.verify import RuntimeProver
-    from onnxslim.sweep import Point
+    from onnxslim.tools.sensitivity import SensitivityPoint
 
-_METADATA_PIPELINE = "onnxslim.pipeline"
+_METADATA_PIPELINE = "onnxslim.pipeline.grammar"
 _METADATA_SOURCE = "onnxslim.input_sha256"
 
 
@@ -209,7 +207,7 @@ def bench_models(
     Raises:
         RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
     """
-    from onnxslim.runtime.bench import bench
+    from onnxslim.runtime.measure.bench import bench
 
     loaded = [model if isinstance(model, Model) else Model.load(model) for model in models]
     for other in loaded[1:]:
@@ -232,7 +230,7 @@ def measure_sensitivity(
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Iterator[Point]:
+) -> Iterator[SensitivityPoint]:
     """What the last of `passes` does to the outputs on each layer or channel group alone.
 
     Args:
@@ -251,8 +249,8 @@ def measure_sensitivity(
         ModelError: the model is invalid, corrupt or not supported.
         RuntimeFailure: onnxruntime failed.
     """
-    from onnxslim.shapes import infer_shapes
-    from onnxslim.sweep import check, sweep
+    from onnxslim.io.shapes import infer_shapes
+    from onnxslim.tools.sensitivity import check, sweep
 
     pipeline = parse_pipeline(passes) if isinstance(passes, str) else passes
     *first, last = pipeline.passes
@@ -302,7 +300,7 @@ def survey_exits(
     """
     from onnxslim.errors import ModelError, NotApplicable
     from onnxslim.exits.survey import Survey, exit_rows
-    from onnxslim.shapes import infer_shapes
+    from onnxslim.io.shapes import infer_shapes
 
     source = (model if isinstance(model, Model) else Model.load(model)).clone()
     check_model(source)
@@ -353,9 +351,9 @@ def _context(
     `judge` measures accuracy, where there are evaluation data; `sample` is what models are timed
     on, where they are.
     """
-    from onnxslim.runtime.calibration_runs import CalibrationRuns
     from onnxslim.runtime.evaluate import evaluate
-    from onnxslim.runtime.stopwatch import SessionStopwatch
+    from onnxslim.runtime.measure.stopwatch import SessionStopwatch
+    from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
 
     runs = None
     if calibration is not None:
@@ -384,7 +382,7 @@ def _make_prover(
     verify: bool,
     progress: Callable[[str], None] | None = None,
 ) -> RuntimeProver:
-    from onnxslim.runtime.verify import RuntimeProver
+    from onnxslim.runtime.measure.verify import RuntimeProver
 
     return RuntimeProver(
         calibration=calibration,

@@ -62,11 +62,11 @@ from typing import ClassVar, Final
 import numpy as np
 
 from onnxslim.codebook.weight import Per
-from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout, table_type
-from onnxslim.objective.codebooks import Codebook
-from onnxslim.objective.problems import Problem
-from onnxslim.objective.scaled_tables import Multiples, Scaled, Start, find_scaled
-from onnxslim.options import Interval, Value, option
+from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
+from onnxslim.lossy.codebooks import Codebook
+from onnxslim.lossy.problems import Problem
+from onnxslim.lossy.scaled_tables import InitialScale, Multiples, ScaledCodes, find_scaled
+from onnxslim.pipeline.options import Interval, OptionValue, option
 
 _BASES: Final = Interval(1, 5)
 
@@ -76,7 +76,7 @@ class BinarizeWeights(CodebookPass):
     """Replace weights by signs times a scale for each output, or by sums of a few of these."""
 
     name: ClassVar[str] = "binarize-weights"
-    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"bases": (3, 2, 1)}
+    strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bases": (3, 2, 1)}
 
     bases: int = option(1, _BASES, "tensors of signs, each with a scale, that make up a weight")
 
@@ -98,7 +98,7 @@ class BinarizeWeights(CodebookPass):
         return self.answer(problem, Codebook(stages, found.error, found.weight), words)
 
     def _stage(
-        self, problem: Problem, found: Scaled, factors: np.ndarray, base: int
+        self, problem: Problem, found: ScaledCodes, factors: np.ndarray, base: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Codes (groups, rows, columns) and tables (groups · rows, 2) of one base."""
         scales = found.scales[:, base]
@@ -108,7 +108,7 @@ class BinarizeWeights(CodebookPass):
         return codes.astype(np.uint8), tables.astype(table_type(problem))
 
 
-def _greedy(bases: int) -> Start:
+def _greedy(bases: int) -> InitialScale:
     """Scales one after another, each from what the ones before it leave."""
 
     def start(weights: np.ndarray, costs: np.ndarray | None) -> np.ndarray:

@@ -67,12 +67,12 @@ import numpy as np
 
 from onnxslim.codebook.weight import Per
 from onnxslim.errors import UsageError
-from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout
-from onnxslim.objective.codebooks import Form, find_codebook
-from onnxslim.objective.kmeans_rows import Start
-from onnxslim.objective.problems import Problem
-from onnxslim.objective.vector_codebooks import find_vector_codebook
-from onnxslim.options import Interval, Value, assigned, at_least, one_of, option
+from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout
+from onnxslim.lossy.codebooks import TableSpec, find_codebook
+from onnxslim.lossy.problems import Problem
+from onnxslim.lossy.vector_codebooks import find_vector_codebook
+from onnxslim.pipeline.options import Interval, OptionValue, assigned, at_least, one_of, option
+from onnxslim.solvers.kmeans.rows import TableInit
 
 _BITS: Final = Interval(1, 8)
 _VALUES: Final = Interval(2, 256)
@@ -85,7 +85,7 @@ class ClusterWeights(CodebookPass):
     """Replace weights by codes into small tables: k-means, product and residual quantization."""
 
     name: ClassVar[str] = "cluster-weights"
-    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"bits": (4, 3, 2)}
+    strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (4, 3, 2)}
 
     bits: int = option(4, _BITS, "of a code; a table has 2^bits values, zero among them")
     values: int | None = option(None, _VALUES, "values of a table, in place of 2^bits")
@@ -94,7 +94,7 @@ class ClusterWeights(CodebookPass):
     )
     init: str = option(
         "optimal",
-        one_of(*Start),
+        one_of(*TableInit),
         "how k-means starts; optimal: the exact solution, for single weights",
     )
     per: str = option(
@@ -140,15 +140,15 @@ class ClusterWeights(CodebookPass):
     def _width(self, problem: Problem) -> int | None:
         return min(self.group, problem.layer.columns) if self._per is Per.RUN else None
 
-    def _form(self, problem: Problem) -> Form:
+    def _form(self, problem: Problem) -> TableSpec:
         values = 2**self.bits if self.values is None else self.values
         levels = _VALUES_OF.find(self.values_of, problem.name, values)
-        return Form(
+        return TableSpec(
             int(levels),
             self._per,
             self._width(problem),
             np.dtype(self.table),
-            Start(self.init),
+            TableInit(self.init),
             weighted=self.weighting == "hessian",
             feedback=self.feedback and problem.has_data,
         )

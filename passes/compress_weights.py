@@ -35,20 +35,20 @@ from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.clone import adopt
-from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable
-from onnxslim.floors import Floors
-from onnxslim.model import Model
-from onnxslim.objective.allocation import Allocation, Menu, Offer, allocate_within, menu_of
-from onnxslim.objective.calibration import Calibration, Distance
-from onnxslim.objective.layer_pass import LayerPass
-from onnxslim.objective.problems import Aim, Problems, Schedule, Selection
-from onnxslim.options import at_least, interval, one_of, option
+from onnxslim.graph.clone import adopt
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.allocation import Allocation, Menu, Offer, allocate_within, menu_of
+from onnxslim.lossy.layer_pass import LayerPass
+from onnxslim.lossy.problems import LayerFilter, Problems, Schedule, Target
 from onnxslim.passes.cluster_weights import ClusterWeights
 from onnxslim.passes.prune_weights import PruneWeights
+from onnxslim.pipeline.options import at_least, interval, one_of, option
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Floors
 from onnxslim.records import Change, Fidelity, PassResult, Skip
-from onnxslim.rewrite import Rewriter
+from onnxslim.services.calibration import Calibration, Distance
 
 _TRIALS: Final = 6
 _FIRST_DIVERGENCE: Final = 1e-3
@@ -208,8 +208,8 @@ class _Search:
     def _menus(self) -> list[Menu]:
         model = self.model.clone()
         context = replace(self.context, model=model, calibration=self.fitted)
-        selection = Selection(self.rewrite.only, self.rewrite.skip)
-        schedule = Schedule(sequential=False, aim=Aim.OWN)
+        selection = LayerFilter(self.rewrite.only, self.rewrite.skip)
+        schedule = Schedule(sequential=False, aim=Target.OWN)
         problems = Problems(Rewriter(model.graph), context, selection, schedule)
         menus = []
         for number, problem in enumerate(problems, 1):

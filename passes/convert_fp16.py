@@ -86,22 +86,22 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_value
-from onnxslim.clone import adopt
-from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable
-from onnxslim.ir import Node, node_label, walk_graphs
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration
-from onnxslim.objective.layer_pass import check_patterns
-from onnxslim.options import at_least, one_of, option
+from onnxslim.graph.clone import adopt
+from onnxslim.graph.ir import Node, node_label, walk_graphs
+from onnxslim.graph.operands import const_value
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.layer_pass import check_patterns
+from onnxslim.pipeline.options import at_least, one_of, option
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.precision.placing import placed
 from onnxslim.precision.store import store_weights
 from onnxslim.precision.types import Half, half_of, is_bridge
-from onnxslim.precision.values import Ranges, inside_of
+from onnxslim.precision.values import Magnitudes, inside_of
 from onnxslim.precision.write import Borders
 from onnxslim.records import Fidelity, PassResult, Skip
-from onnxslim.rewrite import Rewriter
+from onnxslim.services.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,12 @@ class ConvertFp16(Pass):
             missed.append(Skip(graph.name, f"{attempt.words}: {why}"))
         return PassResult(skips=tuple(missed))
 
-    def _ranges(self, graph: gs.Graph, context: Context) -> Ranges | None:
+    def _ranges(self, graph: gs.Graph, context: Context) -> Magnitudes | None:
         """What samples say of all that may become float16; None: nothing may."""
         if self.compute == "float32":
             return None
         if context.model is None or context.calibration is None:
-            return Ranges()
+            return Magnitudes()
         names = [
             tensor.name
             for node in graph.nodes
@@ -182,7 +182,7 @@ class ConvertFp16(Pass):
             for tensor in half.tensors(node)
             if const_value(tensor) is None
         ]
-        return Ranges.observed(context.model, context.calibration, names)
+        return Magnitudes.observed(context.model, context.calibration, names)
 
     def _missed(self, held: Calibration, source: Model, copy: Model) -> str | None:
         assert self.max_error is not None
@@ -204,7 +204,7 @@ class _Attempt:
     """
 
     rule: ConvertFp16
-    ranges: Ranges | None
+    ranges: Magnitudes | None
     is_cautious: bool
 
     @property

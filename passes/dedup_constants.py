@@ -49,11 +49,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import content
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Constant, StoredSparse, to_onnx_dtype
+from onnxslim.graph.ir import Constant, StoredSparse, to_onnx_dtype
+from onnxslim.graph.operands import content
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _SAMPLED = 64
 

@@ -49,12 +49,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import content, is_random
-from onnxslim.contract import Context, Pass
-from onnxslim.functions import is_codebook
-from onnxslim.ir import Constant, Node, subgraphs_of
+from onnxslim.graph.functions import is_codebook
+from onnxslim.graph.ir import Constant, Node, subgraphs_of
+from onnxslim.graph.operands import content, is_random
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _STANDARD: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _COMMUTATIVE: Final = frozenset(

@@ -24,10 +24,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.contract import Pass, Preset
-from onnxslim.options import at_least, interval, option
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.passes.simplify import Simplify
+from onnxslim.pipeline.options import at_least, interval, option
+from onnxslim.pipeline.passes import Pass, Preset
 from onnxslim.records import Fidelity
 
 

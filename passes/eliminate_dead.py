@@ -46,10 +46,10 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Graph, Node, node_label
+from onnxslim.graph.ir import Graph, Node, node_label
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 
 @dataclass(frozen=True)

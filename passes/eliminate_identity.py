@@ -48,7 +48,9 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import (
+from onnxslim.graph.dims import known_dim, rank, same_shape
+from onnxslim.graph.ir import Constant, Node, to_onnx_dtype
+from onnxslim.graph.operands import (
     axes_of,
     const_array,
     ints_operand,
@@ -56,11 +58,9 @@ from onnxslim.analysis.operands import (
     is_present,
     is_training_dropout,
 )
-from onnxslim.contract import Context, Pass
-from onnxslim.dims import known_dim, rank, same_shape
-from onnxslim.ir import Constant, Node, to_onnx_dtype
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _TO_THE_END: Final = 2**31 - 1  # exporters write it, or more, for "up to the end"
 

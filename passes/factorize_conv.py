@@ -67,9 +67,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer
-from onnxslim.analysis.splits import why_not_conv
-from onnxslim.objective.split_pass import SplitPass
-from onnxslim.options import one_of, option
+from onnxslim.lowrank.base_pass import SplitPass
+from onnxslim.lowrank.pieces import why_not_conv
+from onnxslim.pipeline.options import one_of, option
 
 _AUTO = ("channel", "spatial", "tucker2", "depthwise")
 

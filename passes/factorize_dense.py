@@ -56,7 +56,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.analysis.layers import WeightLayer
-from onnxslim.objective.split_pass import SplitPass
+from onnxslim.lowrank.base_pass import SplitPass
 
 
 @dataclass(frozen=True)

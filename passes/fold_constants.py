@@ -54,11 +54,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.cut import evaluate_cut, first_failure, is_native
-from onnxslim.analysis.operands import constant_node_value, is_random
-from onnxslim.contract import Context, Pass
-from onnxslim.dims import static_shape
 from onnxslim.errors import RuntimeFailure
-from onnxslim.ir import (
+from onnxslim.graph.dims import static_shape
+from onnxslim.graph.ir import (
     Constant,
     Node,
     StoredSparse,
@@ -67,14 +65,16 @@ from onnxslim.ir import (
     to_onnx_dtype,
     walk_graphs,
 )
-from onnxslim.objective.evaluator import Evaluator
-from onnxslim.options import at_least, option
+from onnxslim.graph.operands import constant_node_value, is_random
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.graph.wire import DEFAULT_THRESHOLD
+from onnxslim.pipeline.options import at_least, option
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
-from onnxslim.wire import DEFAULT_THRESHOLD
+from onnxslim.services.evaluator import Evaluator
 
-_LARGEST_BYTES: Final = 2**30  # no intermediate result may be larger
-_MOST_FAILURES: Final = 32  # after so many failing nodes, the rest is left alone
+_MAX_BYTES: Final = 2**30  # no intermediate result may be larger
+_MAX_FAILURES: Final = 32  # after so many failing nodes, the rest is left alone
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _why_not_evaluated(node: Node, opset: int) -> str | None:
     if node.op == "DequantizeLinear":
         return "keeps its input quantized, for the operators that follow"  # declines 5
     largest = max((_static_bytes(tensor) or 0 for tensor in node.outputs), default=0)
-    if largest > _LARGEST_BYTES:
+    if largest > _MAX_BYTES:
         return f"the result has {largest:,} bytes, too many to compute"  # declines 1
     return None
 
@@ -427,7 +427,7 @@ class _Folder:
             ir_version=self.rw.main.ir_version,
             evaluate=self.evaluate,
         )
-        if found is None or len(self.failed) >= _MOST_FAILURES:
+        if found is None or len(self.failed) >= _MAX_FAILURES:
             self.failed.update(dict.fromkeys(nodes, message))
             return
         culprit, why = nodes[found[0]], found[1]

@@ -48,12 +48,12 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow import SizeFlow
-from onnxslim.analysis.operands import const_array, const_value, is_present
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Constant, Graph, Node, subgraphs_of
+from onnxslim.analysis.flow.size_flow import SizeFlow
+from onnxslim.graph.ir import Constant, Graph, Node, subgraphs_of
+from onnxslim.graph.operands import const_array, const_value, is_present
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 
 @dataclass(frozen=True)

@@ -60,24 +60,24 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis import flow_values
-from onnxslim.analysis.flow import SizeFlow
-from onnxslim.analysis.flow_shapes import (
+from onnxslim.analysis.flow import value_rules
+from onnxslim.analysis.flow.shape_rules import (
     broadcast,
     covers,
     most_elements,
     shape_range,
     slice_ranges,
 )
-from onnxslim.analysis.operands import axes_of, const_array, const_value, is_present
+from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.reshaping import expand_target, reshape_target
-from onnxslim.analysis.sizes import Size, divide
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Constant, Node
+from onnxslim.graph.ir import Constant, Node
+from onnxslim.graph.operands import axes_of, const_array, const_value, is_present
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.graph.sizes import Size, divide
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
-_MOST_ELEMENTS: Final = 16
+_MAX_ELEMENTS: Final = 16
 _TO_THE_END: Final = np.iinfo(np.int64).max
 _SIZE_TYPES: Final = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(bool))
 _BROADCASTING_NAMES: Final = (
@@ -99,7 +99,7 @@ class FoldShapes(Pass):
         rw = Rewriter(graph)
         fold = _Fold(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_HANDLED):
-            if node.op in flow_values.RULES and fold.value(node):
+            if node.op in value_rules.RULES and fold.value(node):
                 continue
             rule = _RULES.get(node.op)
             if rule is not None:
@@ -128,7 +128,7 @@ class _Fold:
             return False
         if value.ints is None:
             return self._share(node, (value, np.dtype(output.dtype)))
-        if len(value.items) > _MOST_ELEMENTS:
+        if len(value.items) > _MAX_ELEMENTS:
             return False  # declines 3
         array = np.array(value.ints, output.dtype).reshape(value.shape)
         constant = self.rw.constant(array, "sizes")
@@ -386,4 +386,4 @@ _RULES: Final[dict[str, Callable[[_Fold, Node], object]]] = {
     "Gather": _Fold.part_of_shape,
     **dict.fromkeys(_ARITHMETIC, _Fold.arithmetic),
 }
-_HANDLED: Final = tuple(dict.fromkeys((*_RULES, *flow_values.RULES)))
+_HANDLED: Final = tuple(dict.fromkeys((*_RULES, *value_rules.RULES)))

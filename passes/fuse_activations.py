@@ -60,7 +60,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import cast, is_float, least_rank, rank_of
-from onnxslim.analysis.operands import axes_of, const_array, normalized
 from onnxslim.analysis.patterns import (
     Affine,
     Clamp,
@@ -77,11 +76,12 @@ from onnxslim.analysis.patterns import (
     closed,
     nearly,
 )
-from onnxslim.contract import Context, Pass
-from onnxslim.dims import known_dim
-from onnxslim.ir import Node, Variable, node_label
+from onnxslim.graph.dims import known_dim
+from onnxslim.graph.ir import Node, Variable, node_label
+from onnxslim.graph.operands import axes_of, const_array, normalized
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _SINGLE: Final = frozenset({"float32"})
 _REAL: Final = frozenset({"float32", "float64"})

@@ -71,12 +71,12 @@ from onnxslim.analysis.affine import (
     read_affine,
 )
 from onnxslim.analysis.linear import LinearLayer, absorb_after, absorb_before, linear_layer
-from onnxslim.analysis.operands import axes_of, const_array, normalized
-from onnxslim.contract import Context, Pass
-from onnxslim.dims import known_dim
-from onnxslim.ir import Node, node_label
+from onnxslim.graph.dims import known_dim
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import axes_of, const_array, normalized
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 
 @dataclass(frozen=True)
@@ -337,11 +337,11 @@ _STEPS: Final[tuple[Callable[[Rewriter, _Chain], bool], ...]] = (
 # ------------------------------------------------------------------------------ layers before
 
 
-Plan = list[_Edit] | str | None
+EditPlan = list[_Edit] | str | None
 """Edits that make a tensor come out mapped; why that cannot be; or None: no layer is in sight."""
 
 
-def _plan(rw: Rewriter, tensor: gs.Tensor, mapping: AffineMap) -> Plan:
+def _plan(rw: Rewriter, tensor: gs.Tensor, mapping: AffineMap) -> EditPlan:
     node = rw.producer(tensor)
     if node is None:
         return None
@@ -377,7 +377,7 @@ def _layer_edit(
     return _Edit(layer.node, tuple(inputs), "took a scale or shift", None, attrs)
 
 
-def _through_pool(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
+def _through_pool(rw: Rewriter, node: Node, mapping: AffineMap) -> EditPlan:
     if node.op in ("MaxPool", "GlobalMaxPool") and not np.all(mapping.scale > 0):
         return None
     if node.op == "AveragePool" and mapping.shifts and _averages_zeros(node):
@@ -391,20 +391,20 @@ def _averages_zeros(node: Node) -> bool:
     return bool(node.attrs.get("count_include_pad", 0)) and padded
 
 
-def _through_relu(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
+def _through_relu(rw: Rewriter, node: Node, mapping: AffineMap) -> EditPlan:
     if mapping.shifts or not np.all(mapping.scale > 0):
         return None
     return _plan(rw, node.inputs[0], mapping)
 
 
-def _through_move(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
+def _through_move(rw: Rewriter, node: Node, mapping: AffineMap) -> EditPlan:
     """Reshape, Flatten, Slice and their like commute with maps that treat all elements alike."""
     if mapping.axis is not None or mapping.ndim > 1:
         return None
     return _plan(rw, node.inputs[0], mapping)
 
 
-def _through_axes(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
+def _through_axes(rw: Rewriter, node: Node, mapping: AffineMap) -> EditPlan:
     """Transpose moves the axis along which the map lies."""
     perm = node.attrs.get("perm")
     if mapping.axis is None or perm is None or mapping.ndim > len(perm):
@@ -412,7 +412,7 @@ def _through_axes(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
     return _plan(rw, node.inputs[0], mapping.moved(int(perm[mapping.axis])))
 
 
-def _through_squeeze(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
+def _through_squeeze(rw: Rewriter, node: Node, mapping: AffineMap) -> EditPlan:
     """Squeeze and Unsqueeze renumber the axis along which the map lies."""
     if mapping.axis is None:
         return _through_move(rw, node, mapping)
@@ -430,7 +430,7 @@ def _through_squeeze(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
     return _plan(rw, node.inputs[0], mapping.moved(others.index(mapping.axis % ndim)))
 
 
-def _through_concat(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
+def _through_concat(rw: Rewriter, node: Node, mapping: AffineMap) -> EditPlan:
     """Every input of the Concat must be able to take its part of the map."""
     ndim = rank_of(node.outputs[0])
     if ndim is None or ndim < mapping.ndim or len(set(node.inputs)) < len(node.inputs):
@@ -448,7 +448,7 @@ def _through_concat(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
     return _all_plans(_plan(rw, t, part) for t, part in zip(node.inputs, parts, strict=True))
 
 
-def _all_plans(plans: Iterable[Plan]) -> Plan:
+def _all_plans(plans: Iterable[EditPlan]) -> EditPlan:
     edits: list[_Edit] = []
     for plan in plans:
         if plan is None or isinstance(plan, str):
@@ -457,7 +457,7 @@ def _all_plans(plans: Iterable[Plan]) -> Plan:
     return edits
 
 
-def _through_add(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
+def _through_add(rw: Rewriter, node: Node, mapping: AffineMap) -> EditPlan:
     """a·(z + c) + b = a·z + (a·c + b): the Add takes the shift, the layer before it the scale."""
     read = read_affine(node, rw.opset)
     if read is None or read[1].scales or not mapping.scales:
@@ -475,7 +475,7 @@ def _through_add(rw: Rewriter, node: Node, mapping: AffineMap) -> Plan:
     return [_Edit(node, (source, bias), "took a shift", "Add", {}), *plan]
 
 
-_THROUGH: Final[dict[str, Callable[[Rewriter, Node, AffineMap], Plan]]] = {
+_THROUGH: Final[dict[str, Callable[[Rewriter, Node, AffineMap], EditPlan]]] = {
     **dict.fromkeys(("MaxPool", "GlobalMaxPool"), _through_pool),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool"), _through_pool),
     **dict.fromkeys(("Relu", "LeakyRelu"), _through_relu),

@@ -46,10 +46,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Node, to_onnx_dtype
+from onnxslim.graph.ir import Node, to_onnx_dtype
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _INTEGERS: Final[Mapping[int, tuple[int, bool]]] = {  # type -> (bits, signed)
     TensorProto.INT8: (8, True),

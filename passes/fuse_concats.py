@@ -43,15 +43,15 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow import SizeFlow
-from onnxslim.analysis.flow_shapes import slice_ranges
-from onnxslim.analysis.operands import const_array
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Constant, Node
+from onnxslim.analysis.flow.shape_rules import slice_ranges
+from onnxslim.analysis.flow.size_flow import SizeFlow
+from onnxslim.graph.ir import Constant, Node
+from onnxslim.graph.operands import const_array
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
-_LARGEST_BYTES: Final = 1 << 24  # of constants that are copied together
+_MAX_BYTES: Final = 1 << 24  # of constants that are copied together
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Fuse:
             self.rw.skip(left.name, "this constant is used elsewhere too")  # declines 2
             return None
         a, b = const_array(left), const_array(right)
-        if a is None or b is None or a.nbytes + b.nbytes > _LARGEST_BYTES:
+        if a is None or b is None or a.nbytes + b.nbytes > _MAX_BYTES:
             return None
         return self.rw.constant(np.concatenate([a, b], axis), left.name)
 

@@ -43,12 +43,12 @@ from typing import ClassVar, Final
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
-from onnxslim.analysis.operands import const_value, is_present
-from onnxslim.contract import Context, Pass
-from onnxslim.dims import rank
-from onnxslim.ir import Node, node_label
+from onnxslim.graph.dims import rank
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import const_value, is_present
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _BROADCASTS_SINCE: Final = 7  # Gemm's C; an attribute before
 _NO_BIAS_SINCE: Final = 11

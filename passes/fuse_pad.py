@@ -53,12 +53,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
-from onnxslim.analysis.operands import const_array, const_value, is_present, normalized
-from onnxslim.contract import Context, Pass
-from onnxslim.dims import rank
-from onnxslim.ir import Node
+from onnxslim.graph.dims import rank
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_array, const_value, is_present, normalized
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 Pads = tuple[int, ...]
 """Amounts as in `pads` of Conv: first of every spatial axis before it, then after it."""

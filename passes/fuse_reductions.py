@@ -48,13 +48,13 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow import SizeFlow
-from onnxslim.analysis.operands import axes_of, normalized
-from onnxslim.analysis.sizes import Shape
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Node
+from onnxslim.analysis.flow.size_flow import SizeFlow
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import axes_of, normalized
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.graph.sizes import Shape
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _ASSOCIATIVE: Final = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")

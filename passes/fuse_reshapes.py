@@ -45,15 +45,15 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow import SizeFlow
-from onnxslim.analysis.flow_shapes import reshaped
+from onnxslim.analysis.flow.shape_rules import reshaped
+from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.reshaping import reshape_target
-from onnxslim.analysis.sizes import Shape, product
-from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable
-from onnxslim.ir import Node
+from onnxslim.graph.ir import Node
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.graph.sizes import Shape, product
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 

@@ -50,13 +50,13 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow import SizeFlow
-from onnxslim.analysis.flow_shapes import slice_ranges
-from onnxslim.analysis.operands import axes_of, const_array, normalized
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Node
+from onnxslim.analysis.flow.shape_rules import slice_ranges
+from onnxslim.analysis.flow.size_flow import SizeFlow
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import axes_of, const_array, normalized
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _INT64_MAX: Final = int(np.iinfo(np.int64).max)
 Bounds = dict[int, tuple[int, int, int]]

@@ -50,14 +50,14 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow import SizeFlow
-from onnxslim.analysis.operands import axes_of, const_array, const_value, normalized
+from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.reshaping import reshape_target
-from onnxslim.analysis.sizes import Shape
-from onnxslim.contract import Context, Pass
-from onnxslim.ir import Node
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import axes_of, const_array, const_value, normalized
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.graph.sizes import Shape
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 Perm = tuple[int, ...]
 

@@ -54,13 +54,12 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.exits.emit import Confidence
-from onnxslim.exits.graph import Batch, Style, append_exits, insert_exits
+from onnxslim.exits.nested_ifs import Batch, Style, append_exits, insert_exits
 from onnxslim.exits.planning import (
-    Plan,
-    Planner,
+    ExitPlan,
+    ExitPlanner,
     anytime_plan,
     confirm,
     measured_costs,
@@ -70,9 +69,10 @@ from onnxslim.exits.planning import (
 )
 from onnxslim.exits.survey import Site, Survey, scores_named
 from onnxslim.exits.thresholds import one_in
-from onnxslim.options import at_least, interval, one_of, option
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.options import at_least, interval, one_of, option
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _TARGET = 0.995
 _AUTO = "auto"
@@ -198,7 +198,7 @@ class InjectExits(Pass):
     def _exits(
         self, rw: Rewriter, survey: Survey, sites: Sequence[Site], context: Context
     ) -> PassResult:
-        planner = Planner(
+        planner = ExitPlanner(
             tuple(sites),
             self.count,
             bool(self.at),
@@ -224,7 +224,7 @@ class InjectExits(Pass):
         outputs = () if told is None else (told,)
         return replace(result, fidelity=Fidelity.LOSSY, outputs=outputs)
 
-    def _plan(self, rw: Rewriter, survey: Survey, planner: Planner) -> Plan:
+    def _plan(self, rw: Rewriter, survey: Survey, planner: ExitPlanner) -> ExitPlan:
         """The exits, confirmed.
 
         Raises:
@@ -241,7 +241,7 @@ class InjectExits(Pass):
             plan = tightened(plan, planner.finely(plan), trials, planner.target)
         return self._without_idle(rw, plan)
 
-    def _at_costs(self, survey: Survey, planner: Planner, plan: Plan) -> Plan:
+    def _at_costs(self, survey: Survey, planner: ExitPlanner, plan: ExitPlan) -> ExitPlan:
         """The plan, now that its exits have been timed.
 
         Raises:
@@ -261,7 +261,7 @@ class InjectExits(Pass):
             )
         return plan
 
-    def _without_idle(self, rw: Rewriter, plan: Plan) -> Plan:
+    def _without_idle(self, rw: Rewriter, plan: ExitPlan) -> ExitPlan:
         """The plan without exits at which no sample of those held back leaves."""
         shares = plan.outcome.shares
         idle = [number for number, share in enumerate(shares[:-1]) if not share]
@@ -283,7 +283,7 @@ class InjectExits(Pass):
             return None
         return self.target or context.floors.min_agreement or _TARGET
 
-    def _style(self, rw: Rewriter, survey: Survey, plan: Plan) -> Style:
+    def _style(self, rw: Rewriter, survey: Survey, plan: ExitPlan) -> Style:
         style = replace(survey.style, report=self.report_exit)
         if style.batch is Batch.ALL or splits_well(survey, plan, style):
             return style
@@ -294,7 +294,7 @@ class InjectExits(Pass):
         )
         return replace(style, batch=Batch.ALL)
 
-    def _explicit(self, plan: Plan) -> InjectExits:
+    def _explicit(self, plan: ExitPlan) -> InjectExits:
         """The options that repeat what was decided by measuring time."""
         return replace(
             self,
@@ -306,7 +306,7 @@ class InjectExits(Pass):
             count=type(self).count,
         )
 
-    def _whole_words(self, plan: Plan, *, timed: bool) -> str:
+    def _whole_words(self, plan: ExitPlan, *, timed: bool) -> str:
         result = plan.outcome
         how = "as timed" if timed else "by multiply-accumulates, not timed"
         return (
@@ -336,7 +336,7 @@ class InjectExits(Pass):
         return replace(changes, fidelity=Fidelity.LOSSY, outputs=tuple(made))
 
 
-def _warn(rw: Rewriter, plan: Plan) -> None:
+def _warn(rw: Rewriter, plan: ExitPlan) -> None:
     """Say where a head was fitted to few samples."""
     for site in plan.sites:
         if site.fitted is not None and site.fitted.warning is not None:
@@ -350,7 +350,7 @@ def _head_words(site: Site) -> str:
     return f"{head.pooling}{units}"
 
 
-def _exit_words(plan: Plan, number: int) -> str:
+def _exit_words(plan: ExitPlan, number: int) -> str:
     site, share = plan.sites[number], plan.outcome.shares[number]
     agreement = plan.outcome.agreements[number]
     agreed = "" if agreement is None else f", of which {100 * agreement:.2f} % agree"

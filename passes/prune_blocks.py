@@ -57,17 +57,17 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.branches import Branch, next_layers, residual_branches
-from onnxslim.contract import Context
-from onnxslim.counts import constants_of, node_macs
 from onnxslim.errors import NotApplicable
-from onnxslim.ir import Node, node_label
-from onnxslim.model import Model
-from onnxslim.objective.budgeted import DEFAULT_RATIO, BudgetedPass, known_macs
-from onnxslim.objective.layer_pass import check_patterns
-from onnxslim.objective.problems import Problems, Selection, assign
-from onnxslim.options import Value, interval, option
+from onnxslim.graph.counts import constants_of, node_macs
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.budgeted_pass import DEFAULT_RATIO, BudgetedPass, known_macs
+from onnxslim.lossy.layer_pass import check_patterns
+from onnxslim.lossy.problems import LayerFilter, Problems, assign
+from onnxslim.pipeline.options import OptionValue, interval, option
+from onnxslim.pipeline.passes import Context
 from onnxslim.records import Change, Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _ALMOST_ALL = 0.999999
 _WITHOUT_DATA = (
@@ -83,7 +83,7 @@ class PruneBlocks(BudgetedPass):
     name: ClassVar[str] = "prune-blocks"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
-    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"ratio": (0.99,)}
+    strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.99,)}
 
     ratio: float | None = option(
         None,
@@ -169,7 +169,7 @@ class PruneBlocks(BudgetedPass):
         return replace(self, latency=None, macs=share)
 
     def _branches(self, graph: gs.Graph) -> list[Branch]:
-        selection = Selection(self.only, self.skip)
+        selection = LayerFilter(self.only, self.skip)
         return [branch for branch in residual_branches(graph) if selection.accepts(branch.label)]
 
     def _remove(self, rw: Rewriter, branch: Branch, words: str, context: Context) -> Change:

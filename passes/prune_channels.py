@@ -67,17 +67,17 @@ import onnx_graphsurgeon as gs
 from onnxslim.channels.alignment import UNMEASURED
 from onnxslim.channels.budgets import Budget
 from onnxslim.channels.groups import channel_groups
-from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, BY_WEIGHT, Measure
-from onnxslim.channels.left_alone import layers_left_alone
-from onnxslim.channels.pruning import Pruning, Wishes
-from onnxslim.contract import Context
+from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, BY_WEIGHT, Criterion
+from onnxslim.channels.run import PruneOptions, Pruning
+from onnxslim.channels.unpruned import layers_left_alone
 from onnxslim.errors import NotApplicable
-from onnxslim.objective.budgeted import DEFAULT_RATIO, BudgetedPass
-from onnxslim.objective.layer_pass import check_patterns
-from onnxslim.objective.problems import Selection
-from onnxslim.options import Value, assigned, at_least, interval, one_of, option
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.budgeted_pass import DEFAULT_RATIO, BudgetedPass
+from onnxslim.lossy.layer_pass import check_patterns
+from onnxslim.lossy.problems import LayerFilter
+from onnxslim.pipeline.options import OptionValue, assigned, at_least, interval, one_of, option
+from onnxslim.pipeline.passes import Context
 from onnxslim.records import Change, Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _PLAN = assigned(at_least(1), whole=True)
 _CRITERIA = (*BY_WEIGHT, *BY_ACTIVITY, *BY_READERS)
@@ -91,7 +91,7 @@ class PruneChannels(BudgetedPass):
     name: ClassVar[str] = "prune-channels"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
-    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"ratio": (0.25, 0.5, 0.75)}
+    strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.25, 0.5, 0.75)}
     ways: ClassVar[tuple[str, ...]] = (*BudgetedPass.ways, "plan")
 
     ratio: float | None = option(
@@ -169,21 +169,21 @@ class PruneChannels(BudgetedPass):
         align = self.align or pruning.align or UNMEASURED
         return replace(self, latency=None, align=align, plan=plan)
 
-    def _wishes(self, context: Context) -> Wishes:
+    def _wishes(self, context: Context) -> PruneOptions:
         has_data = context.calibration is not None
         criterion = self.criterion
         if criterion == "auto":
-            criterion = Measure.OBS if has_data else Measure.PRODUCT
+            criterion = Criterion.OBS if has_data else Criterion.PRODUCT
         spread = has_data if self.scope == "auto" else self.scope == "global"
-        return Wishes(
+        return PruneOptions(
             budget=Budget(*self.budget()),
-            measure=Measure(criterion),
+            measure=Criterion(criterion),
             spread=spread and not self.plan,
             reconstruct=self.reconstruct and has_data,
             align=self.align,
             steps=self.steps,
             least=self.min_,
-            layers=Selection(self.only, self.skip),
+            layers=LayerFilter(self.only, self.skip),
             plan=self._kept if self.plan else None,
         )
 

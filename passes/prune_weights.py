@@ -60,26 +60,34 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.codebook.sparse import sparse_or_dense
-from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable
-from onnxslim.ir import Constant, node_label
-from onnxslim.objective.layer_pass import LayerPass, error_words, share_of
-from onnxslim.objective.masks import (
-    Budget,
+from onnxslim.graph.ir import Constant, node_label
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.error_gain import sensitivity
+from onnxslim.lossy.layer_pass import LayerPass, error_words, share_of
+from onnxslim.lossy.problems import Problem, Problems
+from onnxslim.pipeline.options import (
+    Interval,
+    OptionValue,
+    assigned,
+    at_least,
+    interval,
+    one_of,
+    option,
+)
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import Fidelity, PassResult
+from onnxslim.solvers.masks import (
     Criterion,
     InMatrix,
     InRow,
     InRun,
+    ZeroScope,
     prune,
     saliencies,
     share_out,
     surgeon,
 )
-from onnxslim.objective.problems import Problem, Problems
-from onnxslim.objective.sensitivity import sensitivity
-from onnxslim.options import Interval, Value, assigned, at_least, interval, one_of, option
-from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
 
 _RATIO_OF = assigned(Interval(0.0, 1.0, open_right=True))
 _PATTERN = re.compile(r"(\d+):(\d+)")
@@ -109,7 +117,7 @@ class PruneWeights(LayerPass):
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     prepares: ClassVar[bool] = True
-    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"ratio": (0.5, 0.8, 0.95)}
+    strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.5, 0.8, 0.95)}
 
     ratio: float = option(
         0.5, interval(0, 1, open_right=True), "share of the weights that is removed"
@@ -272,7 +280,7 @@ def _in_runs(problem: Problem, criterion: Criterion, budget: InRun, seed: int) -
 def _with_budgets(
     problem: Problem,
     criterion: Criterion,
-    budgets: Sequence[Budget],
+    budgets: Sequence[ZeroScope],
     seed: int,
 ) -> np.ndarray:
     parts, first = [], _own_seed(problem, seed)

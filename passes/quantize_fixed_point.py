@@ -64,18 +64,18 @@ from typing import ClassVar, Final
 import numpy as np
 
 from onnxslim.codebook.fixed_point import CODE_TYPE, FixedPointWeight
-from onnxslim.codebook.radix import packed_bytes
 from onnxslim.errors import UsageError
-from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout, table_type
-from onnxslim.objective.codebooks import Codebook
-from onnxslim.objective.problems import Problem
-from onnxslim.objective.solver import Metric, refit
-from onnxslim.objective.tables import Grid, descend, quantize
-from onnxslim.options import Interval, one_of, option
+from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
+from onnxslim.lossy.codebooks import Codebook
+from onnxslim.lossy.problems import Problem
+from onnxslim.packing.radix import packed_bytes
+from onnxslim.pipeline.options import Interval, one_of, option
+from onnxslim.solvers.metric import Metric, refit
+from onnxslim.solvers.tables import IntegerGrid, descend, quantize
 
 _BITS: Final = Interval(2, 16)
 _DEFAULT_BITS: Final = 8
-_MOST_VALUES: Final = 256  # of a table
+_MAX_VALUES: Final = 256  # of a table
 _SWEEPS: Final = 2
 _CHUNK: Final = 1 << 20  # weights that are float64 at once, where there are no data
 
@@ -103,9 +103,9 @@ class _Format:
         return -self.low - 1
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> IntegerGrid:
         """As the solver takes it."""
-        return Grid(np.full((1, 1), self.step), np.zeros((1, 1)), self.low, self.high)
+        return IntegerGrid(np.full((1, 1), self.step), np.zeros((1, 1)), self.low, self.high)
 
     def __str__(self) -> str:
         """As in the paper."""
@@ -148,7 +148,7 @@ class QuantizeFixedPoint(CodebookPass):
     def layout(self, problem: Problem) -> Layout:
         """One table."""
         form = self._format(problem)
-        levels = min(2 ** (form.il + form.fl), _MOST_VALUES)
+        levels = min(2 ** (form.il + form.fl), _MAX_VALUES)
         return Layout(levels, table=table_type(problem))
 
     def nbytes(self, problem: Problem) -> int:
@@ -172,7 +172,7 @@ class QuantizeFixedPoint(CodebookPass):
         error = _relative_error(problem, steps, form)
         words = f"as fixed-point numbers {form}"
         used = np.bincount(steps.reshape(-1).astype(np.int32) - form.low) > 0
-        if np.count_nonzero(used) <= _MOST_VALUES:
+        if np.count_nonzero(used) <= _MAX_VALUES:
             numbers = (np.cumsum(used) - 1).astype(np.uint8)
             table = (np.flatnonzero(used) + form.low) * form.step
             codes = numbers[steps.astype(np.int32) - form.low]
@@ -221,7 +221,7 @@ class QuantizeFixedPoint(CodebookPass):
         return np.clip(np.floor(values / form.step + within), form.low, form.high)
 
 
-def _fed(fitted: np.ndarray, metric: Metric, grid: Grid, mask: np.ndarray) -> np.ndarray:
+def _fed(fitted: np.ndarray, metric: Metric, grid: IntegerGrid, mask: np.ndarray) -> np.ndarray:
     own = None if mask.all() else mask
     weight = quantize(fitted, metric, grid, mask=own, is_fitted=True)
     return descend(fitted, weight, metric, grid, mask=own, sweeps=_SWEEPS)

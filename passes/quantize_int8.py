@@ -80,35 +80,35 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.clone import adopt
-from onnxslim.contract import Context, Pass
 from onnxslim.errors import NotApplicable
-from onnxslim.goal import Goal
-from onnxslim.ir import walk_graphs
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Distance
-from onnxslim.objective.layer_pass import check_patterns
-from onnxslim.objective.stopwatch import Stopwatch
-from onnxslim.options import at_least, one_of, option
+from onnxslim.graph.clone import adopt
+from onnxslim.graph.ir import walk_graphs
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.lossy.layer_pass import check_patterns
+from onnxslim.pipeline.options import at_least, one_of, option
+from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.policy import Goal
 from onnxslim.quantization.activations import observe_grids
 from onnxslim.quantization.canonical import raise_opset, sums_to_adds
 from onnxslim.quantization.clusters import clusters_of, matching, without_islands
 from onnxslim.quantization.equalize import equalize
-from onnxslim.quantization.floors import Limits, Restorer
+from onnxslim.quantization.floors import DivergenceLimits, FloatFallback
 from onnxslim.quantization.grid import Grid, GridForm
-from onnxslim.quantization.insert import LayerCodes, Plan, grid_source, insert_grids
-from onnxslim.quantization.range_choice import TOGETHER, Ranges, Tensors, nearest_ranges
+from onnxslim.quantization.insert import LayerCodes, QdqPlan, grid_source, insert_grids
+from onnxslim.quantization.range_choice import TOGETHER, RangeByTensor, Tensors, nearest_ranges
 from onnxslim.quantization.ranges import Range, RangeMethod
 from onnxslim.quantization.recurrent import KERNEL
 from onnxslim.quantization.rounding import plain_codes, solved_codes
-from onnxslim.quantization.rules import Kind
+from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.search import Search, Tried, quantized
 from onnxslim.quantization.smooth import smooth
 from onnxslim.quantization.weights import Rounding, WeightForm
 from onnxslim.records import Change, Fidelity, PassResult, Skip
-from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import infer_shapes
+from onnxslim.services.calibration import Distance
+from onnxslim.services.stopwatch import Stopwatch
 
 _TYPES: Final = {"u8": np.dtype(np.uint8), "s8": np.dtype(np.int8)}
 _QUANTIZED: Final = frozenset(
@@ -271,7 +271,7 @@ class _Run:
     def _recurrent(self, grid: GridForm) -> WeightForm:
         """The form of weights of recurrent layers, which always read u8."""
         if self.activations != "u8" and any(
-            cluster.rule.kind is Kind.RECURRENT for cluster in self.clusters.all
+            cluster.rule.kind is KernelKind.RECURRENT for cluster in self.clusters.all
         ):
             grid = replace(grid, reduced=self._reduced("u8"))
         return WeightForm(grid, per_channel=self.rule.per_channel)
@@ -312,7 +312,7 @@ class _Run:
             why = grids.objection(cluster)
             if cluster.name not in wanted:
                 why = "`only` and `skip` leave it out"
-            elif cluster.rule.kind is Kind.LAYER and cluster.name not in self.codes:
+            elif cluster.rule.kind is KernelKind.LAYER and cluster.name not in self.codes:
                 why = "its weight or bias is of a form that has no integer kernel"
             if why is None:
                 found.append(cluster.name)
@@ -354,10 +354,10 @@ class _Run:
             self._say(f"tried: {words}")
         return found
 
-    def _plan(self, chosen: frozenset[str]) -> Plan:
-        return Plan(chosen, self.grids, self.codes, self.form, self.recurrent)
+    def _plan(self, chosen: frozenset[str]) -> QdqPlan:
+        return QdqPlan(chosen, self.grids, self.codes, self.form, self.recurrent)
 
-    def _plan_with(self, chosen: frozenset[str], ranges: Ranges) -> Plan:
+    def _plan_with(self, chosen: frozenset[str], ranges: RangeByTensor) -> QdqPlan:
         grids = {**self.grids, **{name: item.grid for name, item in ranges.items()}}
         return replace(self._plan(chosen), grids=grids)
 
@@ -366,7 +366,7 @@ class _Run:
         layers = [
             cluster.name
             for cluster in self.clusters.all
-            if cluster.name in chosen and cluster.rule.kind is Kind.LAYER
+            if cluster.name in chosen and cluster.rule.kind is KernelKind.LAYER
         ]
         moved = self.rule.equalize or self.rule.smooth
         reference = None if moved else self.context.reference
@@ -395,7 +395,7 @@ class _Run:
             return
         held = self.calibration.halves()[1].some(TOGETHER)
 
-        def together(choices: Sequence[Ranges]) -> Iterable[Distance]:
+        def together(choices: Sequence[RangeByTensor]) -> Iterable[Distance]:
             models = (quantized(self.model, self._plan_with(chosen, own))[0] for own in choices)
             return held.distances(self.context.reference or self.original, models)
 
@@ -406,10 +406,10 @@ class _Run:
 
     def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
         """What may stay on integers so that `max-error` and the floors hold."""
-        limits = Limits(self.rule.max_error, self.context.floors, self.context.accuracy)
+        limits = DivergenceLimits(self.rule.max_error, self.context.floors, self.context.accuracy)
         if not limits.are_set:
             return chosen
-        restorer = Restorer(
+        restorer = FloatFallback(
             self.model,
             self.context.reference or self.original,
             self._plan,
@@ -422,7 +422,7 @@ class _Run:
         units = [
             frozenset({cluster.name})
             for cluster in self.clusters.all
-            if cluster.name in chosen and cluster.rule.kind is not Kind.MOVEMENT
+            if cluster.name in chosen and cluster.rule.kind is not KernelKind.MOVEMENT
         ]
         left, back = restorer.restore(chosen, units)
         for item in back:

@@ -67,12 +67,12 @@ from typing import ClassVar, Final
 import numpy as np
 
 from onnxslim.errors import UsageError
-from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout, table_type
-from onnxslim.objective.codebooks import codebook_of, nearest_codebook
-from onnxslim.objective.problems import Problem
-from onnxslim.objective.solver import Metric, refit
-from onnxslim.objective.tables import Table, descend, nearest, quantize
-from onnxslim.options import Interval, Value, interval, option
+from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
+from onnxslim.lossy.codebooks import codebook_of, nearest_codebook
+from onnxslim.lossy.problems import Problem
+from onnxslim.pipeline.options import Interval, OptionValue, interval, option
+from onnxslim.solvers.metric import Metric, refit
+from onnxslim.solvers.tables import Table, descend, nearest, quantize
 
 _BITS: Final = Interval(2, 8)
 _SWEEPS: Final = 2
@@ -83,7 +83,7 @@ class QuantizePowerOfTwo(CodebookPass):
     """Replace weights by powers of two, their negatives, and zero; INQ without retraining."""
 
     name: ClassVar[str] = "quantize-power-of-two"
-    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"bits": (5, 4, 3)}
+    strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (5, 4, 3)}
 
     bits: int = option(5, _BITS, "one for zero, the others for 2^(bits−1) values ±2^k")
     partitions: tuple[float, ...] = option(

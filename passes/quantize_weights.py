@@ -81,21 +81,21 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
-from onnxslim.clone import adopt, clone_graph
-from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.ir import Graph, node_label
-from onnxslim.objective.layer_pass import LayerPass, check_patterns, error_words
-from onnxslim.objective.problems import WIDEST, Problem, Selection, assign
-from onnxslim.objective.solver import Metric
-from onnxslim.objective.threads import threads_for
-from onnxslim.options import Interval, Value, at_least, one_of, option
+from onnxslim.graph.clone import adopt, clone_graph
+from onnxslim.graph.ir import Graph, node_label
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.lossy.layer_pass import LayerPass, check_patterns, error_words
+from onnxslim.lossy.problems import WIDEST, LayerFilter, Problem, assign
+from onnxslim.pipeline.options import Interval, OptionValue, at_least, one_of, option
+from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.blocks import is_block_of_kernel, stored_bytes
 from onnxslim.quantization.canonical import raise_opset
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.storing import (
-    Form,
     Integers,
+    StorageForm,
     Way,
     embeddings,
     put,
@@ -109,9 +109,9 @@ from onnxslim.quantization.weights import (
     quantized_weight,
 )
 from onnxslim.records import Change, Fidelity, PassResult, Skip
-from onnxslim.rewrite import Rewriter
-from onnxslim.shapes import infer_shapes
-from onnxslim.units import bytes_text
+from onnxslim.render.units import bytes_text
+from onnxslim.solvers.metric import Metric
+from onnxslim.solvers.threads import threads_for
 
 _OVERHEAD_BYTES: Final = 200  # of a node, its names, and the headers of its tensors
 _BLOCKS: Final = {4: 32, 8: 0}  # default, by bits
@@ -125,7 +125,7 @@ class QuantizeWeights(LayerPass):
 
     name: ClassVar[str] = "quantize-weights"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
-    strengths: ClassVar[Mapping[str, tuple[Value, ...]]] = {"bits": (8, 4)}
+    strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (8, 4)}
     widest: ClassVar[int | None] = WIDEST
 
     bits: int = option(8, Interval(4, 8), "of a code: 8 or 4")
@@ -141,7 +141,7 @@ class QuantizeWeights(LayerPass):
         one_of("auto", *Rounding),
         "how weights are rounded; auto: feedback with calibration samples, else nearest",
     )
-    form: str = option("auto", one_of(*Form), "how integers are stored: see `Rewrite`")
+    form: str = option("auto", one_of(*StorageForm), "how integers are stored: see `Rewrite`")
     accuracy_level: int = option(
         4,
         Interval(0, 4),
@@ -157,7 +157,7 @@ class QuantizeWeights(LayerPass):
         super().__post_init__()
         if self.bits not in _BLOCKS:
             raise UsageError(f"Option `bits` of `{self.name}` must be 8 or 4; got {self.bits}.")
-        if self.form == Form.MATMUL_NBITS and not is_block_of_kernel(self.columns):
+        if self.form == StorageForm.MATMUL_NBITS and not is_block_of_kernel(self.columns):
             raise UsageError(
                 f"Option `block` of `{self.name}` must be a power of two, 16 or more, with "
                 f"form=matmul-nbits; got {self.block}."
@@ -168,7 +168,7 @@ class QuantizeWeights(LayerPass):
         """Input columns that share a scale; 0: all."""
         if self.block is not None:
             return self.block
-        return _PACKED_BLOCK if self.form == Form.MATMUL_NBITS else _BLOCKS[self.bits]
+        return _PACKED_BLOCK if self.form == StorageForm.MATMUL_NBITS else _BLOCKS[self.bits]
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse patterns that say nothing of this model: they are hardly ever meant so.
@@ -212,8 +212,8 @@ class _Run:
 
     def __init__(self, rule: QuantizeWeights, graph: gs.Graph, context: Context) -> None:
         self.rule, self.graph, self.context = rule, graph, context
-        self.selection = Selection(rule.only, rule.skip)
-        self.form = Form(rule.form)
+        self.selection = LayerFilter(rule.only, rule.skip)
+        self.form = StorageForm(rule.form)
         self.changes: list[Change] = []
         self.skips: dict[tuple[str, str], Skip] = {}
         self.model = None if context.model is None else context.model.clone()
@@ -242,20 +242,20 @@ class _Run:
     def _choose_form(self) -> None:
         """With `auto`, time the model with kernels that compute with integers, to nearest."""
         stopwatch, before = self.context.stopwatch, self.context.model
-        if self.form is not Form.AUTO:
+        if self.form is not StorageForm.AUTO:
             return
-        self.form = Form.NATIVE
+        self.form = StorageForm.NATIVE
         if stopwatch is None or before is None or not any(w.way in _COMPUTED for w in self._ways()):
             return
         self.context.tell("timing kernels that compute with integers")
         trial = before.clone()
-        plain = replace(self.rule, form=str(Form.NATIVE), rounding=str(Rounding.NEAREST))
+        plain = replace(self.rule, form=str(StorageForm.NATIVE), rounding=str(Rounding.NEAREST))
         if not plain.run(trial.graph, replace(self.context, model=trial)).changed:
             return
         trial.has_shapes = False
         pair = stopwatch.pair(before, trial)
         if pair.is_slower:
-            self.form = Form.FOLDED
+            self.form = StorageForm.FOLDED
         text = (
             f"with kernels that compute with integers {pair.before.median:.3f} to "
             f"{pair.after.median:.3f} ms, ratio {pair.ratio:.3f}: form={self.form} repeats this "
@@ -336,7 +336,7 @@ class _Run:
     def _allowed(self, layer: WeightLayer) -> Integers | str:
         """How a weight is stored in the working copy as it is; or why it cannot be."""
         why = ""
-        for form in (self.form, Form.FOLDED):  # which needs the lowest opset
+        for form in (self.form, StorageForm.FOLDED):  # which needs the lowest opset
             rule = self.rule
             found = suited(layer, form, rule.bits, rule.columns, rule.accuracy_level)
             objection = why_not_put(self.work, layer, found)

@@ -28,12 +28,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim import registry
-from onnxslim.contract import Pass, Preset
 from onnxslim.errors import UsageError
-from onnxslim.options import option
+from onnxslim.pipeline import registry
+from onnxslim.pipeline.options import option
+from onnxslim.pipeline.passes import Pass, Preset
+from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import Fidelity
-from onnxslim.suggest import did_you_mean
 
 MEMBERS = (
     "fold-constants",

@@ -58,11 +58,11 @@ from typing import ClassVar, Final
 import numpy as np
 
 from onnxslim.codebook.weight import Per
-from onnxslim.objective.codebook_pass import Answer, CodebookPass, Layout, table_type
-from onnxslim.objective.codebooks import Codebook
-from onnxslim.objective.problems import Problem
-from onnxslim.objective.scaled_tables import Multiples, find_scaled
-from onnxslim.options import one_of, option
+from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
+from onnxslim.lossy.codebooks import Codebook
+from onnxslim.lossy.problems import Problem
+from onnxslim.lossy.scaled_tables import Multiples, find_scaled
+from onnxslim.pipeline.options import one_of, option
 
 _PER: Final = {"channel": Per.ROW, "tensor": Per.TENSOR}
 _CHUNK: Final = 1 << 20  # magnitudes that are float64 at once

@@ -1,4 +1,13 @@
-"""Everything of onnxslim that touches onnxruntime or data."""
+"""Everything of onnxslim that touches onnxruntime or data.
+
+session   onnxruntime sessions: the one place that makes them
+explain   what onnxruntime says when it fails, as a sentence
+evaluate  the outputs of a small constant model
+packed    a session straight from a packed file
+samples   what models are run on
+probes    what happens inside a model on the samples
+measure   outputs, run time and accuracy of whole models
+"""
 
 from __future__ import annotations
 

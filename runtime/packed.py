@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnxruntime as ort
 
-from onnxslim.model import Model
+from onnxslim.io.model import Model
 from onnxslim.runtime.session import CPU, plain_session
 
 

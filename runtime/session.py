@@ -23,13 +23,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxslim import wire
 from onnxslim.errors import RuntimeFailure
-from onnxslim.ir import SUB_BYTE_BITS, to_numpy_dtype, to_onnx_dtype
-from onnxslim.model import PROTOBUF_LIMIT, Model
+from onnxslim.graph import wire
+from onnxslim.graph.ir import SUB_BYTE_BITS, to_numpy_dtype, to_onnx_dtype
+from onnxslim.io.model import PROTOBUF_LIMIT, Model
 from onnxslim.runtime.explain import explain
 
-Size = int | str | None
+Dim = int | str | None
 Feeds = Mapping[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
 
@@ -55,7 +55,7 @@ class TensorInfo:
     name: str
     kind: str
     dtype: np.dtype | None
-    shape: tuple[Size, ...] | None
+    shape: tuple[Dim, ...] | None
 
 
 class Session:
@@ -64,7 +64,7 @@ class Session:
     def __init__(
         self,
         session: ort.InferenceSession,
-        shapes: Mapping[str, tuple[Size, ...] | None] | None = None,
+        shapes: Mapping[str, tuple[Dim, ...] | None] | None = None,
         keep: Sequence[object] = (),
     ) -> None:
         self.inputs = tuple(_info(item, shapes) for item in session.get_inputs())
@@ -244,7 +244,7 @@ def _open_staged(
     model: Model,
     options: ort.SessionOptions,
     providers: Sequence[str],
-    shapes: Mapping[str, tuple[Size, ...] | None],
+    shapes: Mapping[str, tuple[Dim, ...] | None],
 ) -> Session:
     """Through a temporary file, for a model that one protobuf message cannot hold."""
     with (
@@ -291,12 +291,12 @@ def _node_tensors(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
 # ----------------------------------------------------------------- inputs and outputs
 
 
-def _declared_shapes(model: Model) -> dict[str, tuple[Size, ...] | None]:
+def _declared_shapes(model: Model) -> dict[str, tuple[Dim, ...] | None]:
     tensors = (*model.graph.inputs, *model.graph.outputs)
     return {t.name: None if t.shape is None else tuple(t.shape) for t in tensors}
 
 
-def _info(node: ort.NodeArg, shapes: Mapping[str, tuple[Size, ...] | None] | None) -> TensorInfo:
+def _info(node: ort.NodeArg, shapes: Mapping[str, tuple[Dim, ...] | None] | None) -> TensorInfo:
     data_type = _TYPES.get(node.type)
     # onnxruntime gives [] for a scalar and for an unknown rank; only the model can tell
     shape = tuple(node.shape) or None

@@ -170,7 +170,7 @@ def write_models(folder: Path) -> None:
     """The tiny models, LeNet-5 and ShuffleNet as files, each with samples beside it."""
     import numpy as np
 
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "benchmarks")]
     import light_graphs
     import onnx
     from exit_nets import classifier

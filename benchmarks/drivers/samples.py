@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import version_converter
 
-LEAST_OPSET = 13  # axis of QuantizeLinear and DequantizeLinear
+MIN_OPSET = 13  # axis of QuantizeLinear and DequantizeLinear
 RAISED_OPSET = 17
 
 Sample = dict[str, np.ndarray]
@@ -26,4 +26,4 @@ def load_raised(file: str | Path) -> onnx.ModelProto:
     """The model; an opset that has no scales per channel is raised."""
     model = onnx.load(file)
     opset = next(item.version for item in model.opset_import if not item.domain)
-    return version_converter.convert_version(model, RAISED_OPSET) if opset < LEAST_OPSET else model
+    return version_converter.convert_version(model, RAISED_OPSET) if opset < MIN_OPSET else model

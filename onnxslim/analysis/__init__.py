@@ -1,11 +1,13 @@
-"""What can be known about a graph without running it; passes ask, nothing here edits.
+"""What can be known about a graph without running it. Passes ask; nothing here edits.
 
-operands     constants, axes, pads of a node, whatever the opset
-sizes        arithmetic on sizes that are known up to symbols
-flow         shapes and small integer values followed through a graph (flow_shapes, flow_values)
-affine       BatchNormalization, Mul, Add, ... read as y = a·x + b along one axis
-linear       Conv, ConvTranspose, Gemm, MatMul read as one kind of layer
-reshaping    targets of Reshape and Expand
-patterns     a declarative matcher for small subgraphs
-cut          the constant part of a graph, taken out and run
+layers        the weight layers of a graph, seen alike: y = W·x with one matrix per group
+linear        Conv, ConvTranspose, Gemm, MatMul as linear maps that take up scales and shifts
+affine        BatchNormalization, Mul, Add, ... read as y = a·x + b along one axis
+patterns      a declarative matcher for small subgraphs
+flow          symbolic shapes and small integer values, followed through a graph
+reshaping     targets of Reshape and Expand from symbolic sizes
+cut           the constant part of a graph, taken out and run
+branches      residual branches, and what is not needed without one
+output_parts  which stretches of an output are quantities of their own
+layer_models  small models of one layer, for a stopwatch
 """

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_array, const_value, is_present
-from onnxslim.dims import rank
-from onnxslim.ir import Node
+from onnxslim.graph.dims import rank
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_array, const_value, is_present
 
 _FLOATS: Final = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
 # operators whose output has the rank of their first input

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow import SizeFlow
+from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.layers import WeightLayer, weight_layers
-from onnxslim.analysis.operands import const_value
-from onnxslim.ir import Node, needs
+from onnxslim.graph.ir import Node, needs
+from onnxslim.graph.operands import const_value
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.clone import clone_graph
 from onnxslim.errors import RuntimeFailure
-from onnxslim.ir import Constant, Graph, Node, StoredSparse, Variable, walk_graphs
-from onnxslim.objective.evaluator import Evaluator
-from onnxslim.proto import graph_to_proto
+from onnxslim.graph.clone import clone_graph
+from onnxslim.graph.ir import Constant, Graph, Node, StoredSparse, Variable, walk_graphs
+from onnxslim.graph.proto import graph_to_proto
+from onnxslim.services.evaluator import Evaluator
 
 _FED_FROM_BYTES = 1024  # larger constants are given as inputs: a model cannot exceed 2 GB
 _EMBED_ALL = 2**62

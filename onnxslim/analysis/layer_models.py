@@ -16,12 +16,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxslim import counts
-from onnxslim.ir import Node, to_onnx_dtype
-from onnxslim.model import Model
-from onnxslim.shapes import infer_shapes
+from onnxslim.graph import counts
+from onnxslim.graph.ir import Node, to_onnx_dtype
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
 
-Shape = tuple[int, ...]
+StaticShape = tuple[int, ...]
 Attributes = Mapping[str, Any]
 
 INPUT: Final = "x"
@@ -31,7 +31,7 @@ _FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
-class Op:
+class LayerOp:
     """An operator of a small model.
 
     Attributes:
@@ -42,18 +42,22 @@ class Op:
     """
 
     op: str
-    inputs: tuple[str | Shape, ...]
+    inputs: tuple[str | StaticShape, ...]
     output: str
     attrs: Attributes = field(default_factory=dict)
 
     @property
-    def weights(self) -> tuple[Shape, ...]:
+    def weights(self) -> tuple[StaticShape, ...]:
         """The shapes among the inputs."""
         return tuple(item for item in self.inputs if not isinstance(item, str))
 
 
 def small_model(
-    x_shape: Shape, ops: Sequence[Op], *, dtype: np.dtype[Any] = _FLOAT32, opset: int = 17
+    x_shape: StaticShape,
+    ops: Sequence[LayerOp],
+    *,
+    dtype: np.dtype[Any] = _FLOAT32,
+    opset: int = 17,
 ) -> onnx.ModelProto:
     """A model with the input `x`; it returns what the last of `ops` does.
 
@@ -92,14 +96,14 @@ def small_model(
 
 
 def conv_op(
-    w_shape: Shape,
+    w_shape: StaticShape,
     attrs: Attributes | None = None,
     *,
     bias: bool = False,
     x: str = INPUT,
     output: str = "y",
     transposed: bool = False,
-) -> Op:
+) -> LayerOp:
     """A Conv, or a ConvTranspose, with a weight of `w_shape`.
 
     Args:
@@ -113,14 +117,14 @@ def conv_op(
     """
     attrs = dict(attrs or {})
     outputs = w_shape[1] * int(attrs.get("group", 1)) if transposed else w_shape[0]
-    inputs: tuple[str | Shape, ...] = (x, w_shape, (outputs,)) if bias else (x, w_shape)
-    return Op("ConvTranspose" if transposed else "Conv", inputs, output, attrs)
+    inputs: tuple[str | StaticShape, ...] = (x, w_shape, (outputs,)) if bias else (x, w_shape)
+    return LayerOp("ConvTranspose" if transposed else "Conv", inputs, output, attrs)
 
 
 def conv_model(
     attrs: Attributes | None,
-    x_shape: Shape,
-    w_shape: Shape,
+    x_shape: StaticShape,
+    w_shape: StaticShape,
     *,
     bias: bool = False,
     transposed: bool = False,
@@ -133,8 +137,8 @@ def conv_model(
 
 
 def gemm_model(
-    x_shape: Shape,
-    w_shape: Shape,
+    x_shape: StaticShape,
+    w_shape: StaticShape,
     attrs: Attributes | None = None,
     *,
     bias: bool = False,
@@ -143,11 +147,13 @@ def gemm_model(
     """A model of one Gemm whose second operand has `w_shape`, (inputs, outputs) without transB."""
     attrs = dict(attrs or {})
     outputs = w_shape[0] if attrs.get("transB") else w_shape[1]
-    inputs: tuple[str | Shape, ...] = (INPUT, w_shape, (outputs,)) if bias else (INPUT, w_shape)
-    return small_model(x_shape, [Op("Gemm", inputs, "y", attrs)], dtype=dtype)
+    inputs: tuple[str | StaticShape, ...] = (
+        (INPUT, w_shape, (outputs,)) if bias else (INPUT, w_shape)
+    )
+    return small_model(x_shape, [LayerOp("Gemm", inputs, "y", attrs)], dtype=dtype)
 
 
-def op_of(node: Node, data: int, shapes: Sequence[Shape | None]) -> Op:
+def op_of(node: Node, data: int, shapes: Sequence[StaticShape | None]) -> LayerOp:
     """The operator `node` with all inputs but `data` as weights.
 
     Args:
@@ -159,7 +165,7 @@ def op_of(node: Node, data: int, shapes: Sequence[Shape | None]) -> Op:
         INPUT if index == data else ("" if shape is None else shape)
         for index, shape in enumerate(shapes)
     )
-    return Op(node.op, inputs, "y", dict(node.attrs))
+    return LayerOp(node.op, inputs, "y", dict(node.attrs))
 
 
 def count_macs(model: onnx.ModelProto) -> int | None:
@@ -169,14 +175,14 @@ def count_macs(model: onnx.ModelProto) -> int | None:
     return counts.count_macs(loaded.graph)
 
 
-def count_weights(ops: Sequence[Op]) -> int:
+def count_weights(ops: Sequence[LayerOp]) -> int:
     """Elements of all weights."""
     return sum(int(np.prod(shape, dtype=np.int64)) for op in ops for shape in op.weights)
 
 
 __all__ = [
     "INPUT",
-    "Op",
+    "LayerOp",
     "conv_model",
     "conv_op",
     "count_macs",

@@ -23,14 +23,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
-from onnxslim.analysis.operands import (
-    const_array,
-    const_value,
-    constant_node_value,
-    is_present,
-)
-from onnxslim.functions import DEQUANTIZE, is_codebook
-from onnxslim.ir import Constant, Node, node_label, subgraphs_of
+from onnxslim.graph.functions import DEQUANTIZE, is_codebook
+from onnxslim.graph.ir import Constant, Node, node_label, subgraphs_of
+from onnxslim.graph.operands import const_array, const_value, constant_node_value, is_present
 from onnxslim.records import Skip
 
 

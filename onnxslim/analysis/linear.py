@@ -20,9 +20,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import AffineMap, cast, is_float
-from onnxslim.analysis.operands import const_array, const_value, is_present
-from onnxslim.dims import rank
-from onnxslim.ir import Node
+from onnxslim.graph.dims import rank
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_array, const_value, is_present
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_value
-from onnxslim.dims import known_dim, rank
-from onnxslim.ir import Node
-from onnxslim.model import Model
-from onnxslim.shapes import infer_shapes
+from onnxslim.graph.dims import known_dim, rank
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_value
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
 
 HANDING_ON = frozenset({"Identity", "Cast", "Dropout"})  # what they read
-_MOST_PARTS = 16  # more say less
+_MAX_PARTS = 16  # more say less
 _DEEPEST = 50  # operators in a row that joins are followed through
 
 Stretch = tuple[int, int | None]  # from, and up to or to the end
@@ -117,7 +117,7 @@ class _Joins:
     def _joined(self, node: Node, depth: int) -> Sequence[Region]:
         axis, ndim = int(node.attrs.get("axis", 0)), rank(node.outputs[0])
         sizes = [known_dim(tensor, axis) for tensor in node.inputs]
-        if ndim is None or None in sizes[:-1] or len(sizes) > _MOST_PARTS:
+        if ndim is None or None in sizes[:-1] or len(sizes) > _MAX_PARTS:
             return _WHOLE
         axis %= ndim
         inner = [self.regions(tensor, depth) for tensor in node.inputs]
@@ -135,7 +135,7 @@ class _Joins:
                 cut = start + low, stop if high is None else start + high
                 found.append({**region, axis: cut})
             start = stop or 0
-        return found if len(found) <= _MOST_PARTS else _WHOLE
+        return found if len(found) <= _MAX_PARTS else _WHOLE
 
 
 def _turned(node: Node) -> Mapping[int, int]:

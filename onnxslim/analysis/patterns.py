@@ -23,12 +23,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float, least_rank, read_affine
-from onnxslim.analysis.operands import const_array, const_value, is_present
-from onnxslim.ir import Node
-from onnxslim.rewrite import Rewriter
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_array, const_value, is_present
+from onnxslim.graph.rewrite import Rewriter
 
 _COMMUTATIVE: Final = frozenset({"Add", "Mul", "Sum", "Max", "Min"})
-_LONGEST_RUN: Final = 4
+_MAX_RUN: Final = 4
 _SCALE_OPS: Final = ("Mul", "Div", "Neg")
 _SCALAR_OPS: Final = (*_SCALE_OPS, "Add", "Sub", "Sum")
 _HIGHEST_DEGREE: Final = 3
@@ -289,7 +289,7 @@ class _Run:
         """
         nodes: list[Node] = []
         found = not heads
-        for _ in range(_LONGEST_RUN + 1):
+        for _ in range(_MAX_RUN + 1):
             node = rw.producer(tensor)
             found = found or (node is not None and node.op in heads)
             if node is None or node.op not in self._ops():
@@ -299,7 +299,7 @@ class _Run:
                 break
             nodes.append(node)
             tensor = computed[0]
-        return nodes[:_LONGEST_RUN] if found else None
+        return nodes[:_MAX_RUN] if found else None
 
     def heads(self) -> frozenset[str]:
         """Its own operators and, when the run may be empty, those of what is inside."""

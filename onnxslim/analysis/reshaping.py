@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxslim.analysis.sizes import Shape, Size
+from onnxslim.graph.sizes import Shape, Size
 
 
 def reshape_target(shape: Shape | None, wanted: Sequence[Size | None]) -> tuple[int, ...] | None:

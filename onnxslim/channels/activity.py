@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.channels.groups import ChannelGroup, Channels
-from onnxslim.channels.importance import Measure
-from onnxslim.contract import Context
-from onnxslim.objective.activity import ChannelActivity
+from onnxslim.channels.importance import Criterion
+from onnxslim.pipeline.passes import Context
+from onnxslim.services.activity import ChannelActivity
 
 Array = npt.NDArray[np.float64]
 
 
 def activity_worth(
-    context: Context, channels: Channels, groups: Sequence[ChannelGroup], measure: Measure
+    context: Context, channels: Channels, groups: Sequence[ChannelGroup], measure: Criterion
 ) -> Array:
     """For each unit the mean over the layers that read it; 0 where none can be observed.
 
@@ -43,10 +43,10 @@ def activity_worth(
     return worth / np.maximum(seen, 1.0)
 
 
-def _values(found: ChannelActivity, measure: Measure) -> Array:
-    if measure is Measure.APOZ:
+def _values(found: ChannelActivity, measure: Criterion) -> Array:
+    if measure is Criterion.APOZ:
         return 1.0 - found.zeros
-    return found.entropy if measure is Measure.ENTROPY else found.mean
+    return found.entropy if measure is Criterion.ENTROPY else found.mean
 
 
 __all__ = ["activity_worth"]

@@ -9,17 +9,17 @@ from typing import Final
 
 import onnx
 
-from onnxslim.analysis.layer_models import Op, Shape, conv_model, op_of, small_model
-from onnxslim.analysis.operands import is_present
-from onnxslim.ir import Node
-from onnxslim.model import Model
-from onnxslim.objective.stopwatch import Stopwatch
+from onnxslim.analysis.layer_models import LayerOp, StaticShape, conv_model, op_of, small_model
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import is_present
+from onnxslim.io.model import Model
 from onnxslim.report import Latency
+from onnxslim.services.stopwatch import Stopwatch
 
 UNMEASURED: Final = 16  # onnxruntime's blocks of channels with AVX-512
 _MULTIPLES: Final = (32, 16, 8, 4, 2, 1)
 _AS_GOOD: Final = 1.05  # time for an amount of work, against the best
-_LEAST_CHANNELS: Final = 64
+_MIN_CHANNELS: Final = 64
 
 
 def layer_milliseconds(
@@ -37,7 +37,7 @@ def layer_milliseconds(
     return {node: time.median for node, time in zip(known, times, strict=True)}
 
 
-def _alone(node: Node, shapes: Mapping[str, Shape]) -> onnx.ModelProto | None:
+def _alone(node: Node, shapes: Mapping[str, StaticShape]) -> onnx.ModelProto | None:
     sizes = [_shape(node, index, shapes) for index in range(len(node.inputs))]
     data = next((i for i, tensor in enumerate(node.inputs) if _is_data(tensor)), None)
     if data is None or sizes[data] is None:
@@ -53,7 +53,7 @@ def _is_data(tensor: object) -> bool:
     return bool(getattr(tensor, "name", "")) and not hasattr(tensor, "values")
 
 
-def _shape(node: Node, index: int, shapes: Mapping[str, Shape]) -> Shape | None:
+def _shape(node: Node, index: int, shapes: Mapping[str, StaticShape]) -> StaticShape | None:
     if not is_present(node, index):
         return None
     tensor = node.inputs[index]
@@ -93,15 +93,17 @@ def fastest_multiple(stopwatch: Stopwatch, model: Model, nodes: Sequence[Node]) 
     return min(multiple for multiple, value in pace.items() if value <= _AS_GOOD * best)
 
 
-def _heaviest(nodes: Sequence[Node], shapes: Mapping[str, Shape]) -> tuple[Op, Shape, Shape] | None:
-    best: tuple[int, Op, Shape, Shape] | None = None
+def _heaviest(
+    nodes: Sequence[Node], shapes: Mapping[str, StaticShape]
+) -> tuple[LayerOp, StaticShape, StaticShape] | None:
+    best: tuple[int, LayerOp, StaticShape, StaticShape] | None = None
     for node in nodes:
         if node.op != "Conv" or int(node.attrs.get("group", 1)) != 1:
             continue
         x_shape = shapes.get(node.inputs[0].name)
         y_shape = shapes.get(node.outputs[0].name)
         w_shape = tuple(int(size) for size in node.inputs[1].shape)
-        if x_shape is None or y_shape is None or min(w_shape[:2]) < _LEAST_CHANNELS:
+        if x_shape is None or y_shape is None or min(w_shape[:2]) < _MIN_CHANNELS:
             continue
         work = prod(y_shape[2:]) * prod(w_shape)
         if best is None or work > best[0]:

@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_array, is_present
 from onnxslim.channels.alignment import layer_milliseconds
 from onnxslim.channels.groups import ChannelGroup, Channels, shrink
 from onnxslim.channels.groups import channel_groups as follow_channels
-from onnxslim.channels.ladder import Ladder
-from onnxslim.channels.work import Choice, Selection, Work, channel_work
-from onnxslim.counts import node_macs
+from onnxslim.channels.ladder import RemovalOrder
+from onnxslim.channels.work import LevelChoice, LevelChooser, Work, channel_work
 from onnxslim.errors import NotApplicable
-from onnxslim.ir import Node, walk_graphs
-from onnxslim.model import Model
-from onnxslim.objective.budgeted import known_macs
-from onnxslim.objective.stopwatch import Stopwatch
-from onnxslim.rewrite import Rewriter
+from onnxslim.graph.counts import node_macs
+from onnxslim.graph.ir import Node, walk_graphs
+from onnxslim.graph.operands import const_array, is_present
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.budgeted_pass import known_macs
+from onnxslim.services.stopwatch import Stopwatch
 
 Mask = npt.NDArray[np.bool_]
 
@@ -132,7 +132,9 @@ def _new_bias_bytes(channels: Channels) -> Sequence[float]:
 # ---------------------------------------------------------------------------- choices
 
 
-def chosen(selection: Selection, budget: Budget, progress: float, *, spread: bool) -> Choice:
+def chosen(
+    selection: LevelChooser, budget: Budget, progress: float, *, spread: bool
+) -> LevelChoice:
     """The rungs at `progress` of the way to a budget that is added up.
 
     Args:
@@ -154,7 +156,7 @@ def chosen(selection: Selection, budget: Budget, progress: float, *, spread: boo
     return _within(selection, budget.remaining(progress), spread=spread)
 
 
-def _within(selection: Selection, share: float, *, spread: bool) -> Choice:
+def _within(selection: LevelChooser, share: float, *, spread: bool) -> LevelChoice:
     enough = (share + _ROUNDING) * selection.work.whole
     return selection.path(enough) if spread else selection.within(enough)
 
@@ -170,8 +172,8 @@ def _out_of_reach(budget: Budget, least: float) -> NotApplicable:
 
 
 def planned(
-    selection: Selection, kept_of: Callable[[Ladder], float], progress: float = 1.0
-) -> Choice:
+    selection: LevelChooser, kept_of: Callable[[RemovalOrder], float], progress: float = 1.0
+) -> LevelChoice:
     """The rungs at `progress` of the way to given numbers of units that stay."""
     return selection.choice(
         [
@@ -206,7 +208,7 @@ class LatencySearch:
         self.stopwatch, self.model, self.spread, self.tell = stopwatch, model, spread, tell
         self._shares: dict[tuple[int, ...], float] = {}
 
-    def chosen(self, selection: Selection, budget: Budget) -> Choice:
+    def chosen(self, selection: LevelChooser, budget: Budget) -> LevelChoice:
         """The choice that loses least, of those tried, within the budget.
 
         Layers alone do not add up to the model: the share of their time to look at next comes from
@@ -235,7 +237,7 @@ class LatencySearch:
             raise _out_of_reach(budget, slow.measured)
         return best
 
-    def _share(self, choice: Choice, left: float) -> float:
+    def _share(self, choice: LevelChoice, left: float) -> float:
         """Latency without what a choice removes, as a share of the original's."""
         known = self._shares.get(choice.rungs)
         if known is not None:
@@ -276,7 +278,7 @@ def without(model: Model, gone: Mask) -> Model:
     return copy
 
 
-def units_kept(choice: Choice, ladders: Sequence[Ladder]) -> Mapping[str, int]:
+def units_kept(choice: LevelChoice, ladders: Sequence[RemovalOrder]) -> Mapping[str, int]:
     """How many units each group keeps of which some leave, by the group's name."""
     return {
         ladder.group.name: ladder.group.size - ladder.rungs[rung]

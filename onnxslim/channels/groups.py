@@ -22,13 +22,20 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxslim.channels import rules_elementwise, rules_layers, rules_movement
-from onnxslim.channels.facets import labelled
-from onnxslim.channels.follow import Member, Rule, Trail, Units, follow, units_of
+from onnxslim.channels.labels import labelled
 from onnxslim.channels.removal import Cutter, Mask, Removal
-from onnxslim.ir import Node
-from onnxslim.rewrite import Rewriter
+from onnxslim.channels.tracing import (
+    ChannelRule,
+    ChannelTrace,
+    ChannelUnits,
+    Member,
+    follow,
+    units_of,
+)
+from onnxslim.graph.ir import Node
+from onnxslim.graph.rewrite import Rewriter
 
-RULES: Final[Mapping[str, Rule]] = {
+RULES: Final[Mapping[str, ChannelRule]] = {
     **rules_layers.RULES,
     **rules_elementwise.RULES,
     **rules_movement.RULES,
@@ -73,8 +80,8 @@ class Channels:
         units: which names leave together.
     """
 
-    trail: Trail
-    units: Units
+    trail: ChannelTrace
+    units: ChannelUnits
     groups: tuple[ChannelGroup, ...]
 
     def free(self, group: ChannelGroup) -> npt.NDArray[np.int64]:
@@ -123,7 +130,7 @@ def channel_groups(graph: gs.Graph) -> Channels:
     return Channels(trail, units, tuple(groups))
 
 
-def _group(writers: list[Member], trail: Trail, units: Units) -> ChannelGroup:
+def _group(writers: list[Member], trail: ChannelTrace, units: ChannelUnits) -> ChannelGroup:
     found = np.concatenate([units.of[member.ids] for member in writers])
     _, first = np.unique(found, return_index=True)
     own = found[np.sort(first)]

@@ -33,17 +33,17 @@ import numpy.typing as npt
 from scipy import linalg
 from scipy.spatial import distance
 
-from onnxslim.analysis.operands import const_array
-from onnxslim.channels.follow import Member
 from onnxslim.channels.groups import ChannelGroup, Channels
-from onnxslim.objective.solver import Metric
-from onnxslim.objective.threads import threads_for
+from onnxslim.channels.tracing import Member
+from onnxslim.graph.operands import const_array
+from onnxslim.solvers.metric import Metric
+from onnxslim.solvers.threads import threads_for
 
 Array = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 
-class Measure(enum.StrEnum):
+class Criterion(enum.StrEnum):
     """How the worth of a unit is found."""
 
     L1 = "l1"
@@ -63,15 +63,21 @@ class Measure(enum.StrEnum):
 
 
 BY_WEIGHT: Final = (
-    Measure.L1,
-    Measure.L2,
-    Measure.BN_SCALE,
-    Measure.FPGM,
-    Measure.RANDOM,
-    Measure.PRODUCT,
+    Criterion.L1,
+    Criterion.L2,
+    Criterion.BN_SCALE,
+    Criterion.FPGM,
+    Criterion.RANDOM,
+    Criterion.PRODUCT,
 )
-BY_ACTIVITY: Final = (Measure.MEAN_ACTIVATION, Measure.APOZ, Measure.ENTROPY)
-BY_READERS: Final = (Measure.TAYLOR, Measure.OBD, Measure.OBS, Measure.LASSO, Measure.THINET)
+BY_ACTIVITY: Final = (Criterion.MEAN_ACTIVATION, Criterion.APOZ, Criterion.ENTROPY)
+BY_READERS: Final = (
+    Criterion.TAYLOR,
+    Criterion.OBD,
+    Criterion.OBS,
+    Criterion.LASSO,
+    Criterion.THINET,
+)
 
 GONE: Final = -1  # in place of the unit of a column that has left
 
@@ -85,7 +91,7 @@ _LASSO_SWEEPS: Final = 20
 # ---------------------------------------------------------------------------- weights alone
 
 
-def weight_worth(channels: Channels, group: ChannelGroup, measure: Measure, seed: int) -> Array:
+def weight_worth(channels: Channels, group: ChannelGroup, measure: Criterion, seed: int) -> Array:
     """For each unit of `channels`, what its weights say; units of other groups are 0.
 
     Each layer's values are divided by their mean, so that the layers of a group count alike.
@@ -94,18 +100,18 @@ def weight_worth(channels: Channels, group: ChannelGroup, measure: Measure, seed
         LookupError: `bn-scale` on a group without a BatchNormalization.
     """
     worth = np.zeros(channels.units.count)
-    if measure is Measure.RANDOM:
+    if measure is Criterion.RANDOM:
         rng = np.random.default_rng((seed, zlib.crc32(group.name.encode())))
         worth[group.units] = rng.permutation(group.size)
         return worth
-    if measure is Measure.BN_SCALE:
+    if measure is Criterion.BN_SCALE:
         _add_scales(channels, group, worth)
         return worth
     for member in group.writers:
         own = member_rows(member)
         values = _row_values(own, measure)
         _add(worth, channels.units.of_ids(member.ids), values / max(values.mean(), 1e-300))
-    if measure is Measure.PRODUCT and group.readers:
+    if measure is Criterion.PRODUCT and group.readers:
         read = np.zeros_like(worth)
         for member in group.readers:
             columns = np.linalg.norm(member_columns(member), axis=1)
@@ -114,10 +120,10 @@ def weight_worth(channels: Channels, group: ChannelGroup, measure: Measure, seed
     return worth
 
 
-def _row_values(rows: Array, measure: Measure) -> Array:
-    if measure is Measure.L1:
+def _row_values(rows: Array, measure: Criterion) -> Array:
+    if measure is Criterion.L1:
         return np.asarray(np.abs(rows).sum(axis=1))
-    if measure is Measure.FPGM:
+    if measure is Criterion.FPGM:
         return np.asarray(distance.cdist(rows, rows).sum(axis=1))
     return np.asarray(np.linalg.norm(rows, axis=1))
 
@@ -293,16 +299,16 @@ class Evidence:
             np.add.at(self.products, (unit[rows][:, None], present), sums)
 
 
-def worth_by_readers(evidence: Evidence, measure: Measure) -> Array:
+def worth_by_readers(evidence: Evidence, measure: Criterion) -> Array:
     """For each unit of the group; what leaves first is worth least."""
     products = evidence.products
-    if measure is Measure.TAYLOR:
+    if measure is Criterion.TAYLOR:
         return np.asarray(np.abs(products.sum(axis=1)))
-    if measure is Measure.LASSO:
+    if measure is Criterion.LASSO:
         return _lasso(products)
-    if measure is Measure.THINET:
+    if measure is Criterion.THINET:
         return _greedy(products)
-    if measure is Measure.OBS:
+    if measure is Criterion.OBS:
         return _eliminated(evidence)
     return np.diagonal(products).copy()
 
@@ -426,8 +432,8 @@ __all__ = [
     "BY_ACTIVITY",
     "BY_READERS",
     "BY_WEIGHT",
+    "Criterion",
     "Evidence",
-    "Measure",
     "View",
     "costs_along",
     "member_columns",

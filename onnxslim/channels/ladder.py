@@ -27,7 +27,7 @@ _ROOMY: Final = 4  # a group has at least so many times the channels that are ke
 
 
 @dataclass(frozen=True)
-class Ladder:
+class RemovalOrder:
     """Nested removals of one group.
 
     Attributes:
@@ -52,7 +52,7 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RemovalLimits:
     """What every rung leaves.
 
     Attributes:
@@ -65,8 +65,8 @@ class Limits:
 
 
 def ladder(
-    channels: Channels, group: ChannelGroup, worth: npt.NDArray[np.float64], limits: Limits
-) -> Ladder:
+    channels: Channels, group: ChannelGroup, worth: npt.NDArray[np.float64], limits: RemovalLimits
+) -> RemovalOrder:
     """The ladder of a group.
 
     Args:
@@ -81,12 +81,12 @@ def ladder(
     if len(counts):
         least = _units(group, limits.least)
         order, rungs = _balanced(channels, group, ranked, counts, least)
-        return Ladder(group, order, rungs)
+        return RemovalOrder(group, order, rungs)
     order = _allowed(channels, ranked, _units(group, limits.least))
-    return Ladder(group, order, _rungs(group, len(order), limits))
+    return RemovalOrder(group, order, _rungs(group, len(order), limits))
 
 
-def _rungs(group: ChannelGroup, most: int, limits: Limits) -> tuple[int, ...]:
+def _rungs(group: ChannelGroup, most: int, limits: RemovalLimits) -> tuple[int, ...]:
     """Numbers of units that may leave so that what stays is a multiple of what runs fast."""
     step = unit_step(group, limits.align)
     kept = range(group.size // step * step, -1, -step)
@@ -225,4 +225,4 @@ def _leaves_enough(channels: Channels, order: Sequence[int], least: int) -> bool
     )
 
 
-__all__ = ["Ladder", "Limits", "ladder", "unit_step"]
+__all__ = ["RemovalLimits", "RemovalOrder", "ladder", "unit_step"]

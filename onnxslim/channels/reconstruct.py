@@ -15,23 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
-from onnxslim.analysis.operands import const_array
-from onnxslim.channels.follow import Member, indexable
 from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
 from onnxslim.channels.importance import Evidence
 from onnxslim.channels.removal import Removal, SliceOperand
-from onnxslim.contract import Context
-from onnxslim.model import Model
-from onnxslim.objective.problems import Problem, Problems, Schedule, assign
-from onnxslim.objective.solver import refit
-from onnxslim.rewrite import Rewriter
+from onnxslim.channels.tracing import Member, indexable
+from onnxslim.graph.operands import const_array
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.problems import Problem, Problems, Schedule, assign
+from onnxslim.pipeline.passes import Context
+from onnxslim.solvers.metric import refit
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass
-class Reader:
+class ReadingLayer:
     """A layer that reads channels: its problem, with the unit of each column.
 
     Attributes:
@@ -89,7 +89,7 @@ def gather(
     readers: Readers,
     problems: Problems,
     groups: Sequence[ChannelGroup],
-    kept: dict[str, Reader],
+    kept: dict[str, ReadingLayer],
     *,
     with_views: bool,
 ) -> Iterator[tuple[int, Evidence]]:
@@ -134,13 +134,13 @@ def gather(
                     started[index] = Evidence.empty(readers.channels, groups[index])
                 started[index].add(weight, problem.metrics, energy, units, with_views=with_views)
                 waiting[index].remove(layer.name)
-            kept[layer.name] = Reader(replace(problem, metrics=()), units)
+            kept[layer.name] = ReadingLayer(replace(problem, metrics=()), units)
         del problem  # its metrics are large
         yield from finished()
 
 
 @dataclass(frozen=True)
-class Trial:
+class RemovalTrial:
     """Some units of a group, as the only ones to leave.
 
     Attributes:
@@ -155,7 +155,10 @@ class Trial:
 
 
 def sensitivities(
-    context: Context, channels: Channels, readers: Mapping[str, Reader], trials: Sequence[Trial]
+    context: Context,
+    channels: Channels,
+    readers: Mapping[str, ReadingLayer],
+    trials: Sequence[RemovalTrial],
 ) -> list[float]:
     """Divergence of the model's outputs for what each trial is said to cost.
 
@@ -178,7 +181,7 @@ def sensitivities(
 
 
 def _without(
-    model: Model, channels: Channels, readers: Mapping[str, Reader], trial: Trial
+    model: Model, channels: Channels, readers: Mapping[str, ReadingLayer], trial: RemovalTrial
 ) -> Model:
     """A copy of the model whose readers of a group do without some of its units."""
     copy = model.clone()
@@ -278,9 +281,9 @@ def _zero(rewriter: Rewriter, edit: SliceOperand, keeps: Mask) -> None:
 
 
 __all__ = [
-    "Reader",
     "Readers",
-    "Trial",
+    "ReadingLayer",
+    "RemovalTrial",
     "column_units",
     "gather",
     "refit_readers",

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_array, const_value
-from onnxslim.channels.facets import NONE, Facet
-from onnxslim.dims import known_dim, rank
-from onnxslim.ir import Node
-from onnxslim.rewrite import Rewriter
+from onnxslim.channels.labels import NONE, Facet
+from onnxslim.graph.dims import known_dim, rank
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_array, const_value
+from onnxslim.graph.rewrite import Rewriter
 
 Mask = npt.NDArray[np.bool_]
 

@@ -12,11 +12,11 @@ from typing import Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import axes_of, const_array, const_value, is_present, normalized
-from onnxslim.analysis.sizes import Shape
-from onnxslim.channels.facets import Facet, Facets, aligned, labelled
-from onnxslim.channels.follow import Follower, Rule, Unfollowed
-from onnxslim.ir import Node, node_label
+from onnxslim.channels.labels import Facet, Facets, aligned, labelled
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Unfollowed
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import axes_of, const_array, const_value, is_present, normalized
+from onnxslim.graph.sizes import Shape
 
 _UNARY: Final = (
     "Abs",
@@ -116,13 +116,13 @@ _POOL: Final = (
 )
 
 
-def unary(node: Node, follower: Follower) -> Sequence[Facets]:
+def unary(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Every output has the names of the first input."""
     facets = follower.facets(node.inputs[0])
     return tuple(facets for _ in node.outputs)
 
 
-def local_response(node: Node, follower: Follower) -> Sequence[Facets]:
+def local_response(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """LRN divides each channel by the energy of its neighbours: those that stay close ranks.
 
     The one operator that is followed although cutting is not the same as masking.
@@ -134,7 +134,7 @@ def local_response(node: Node, follower: Follower) -> Sequence[Facets]:
     return (facets,)
 
 
-def broadcast(node: Node, follower: Follower) -> Sequence[Facets]:
+def broadcast(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Names that meet leave together; constants are cut; other operands pin what they meet."""
     operands = [(i, t) for i, t in enumerate(node.inputs) if t.name]
     if not any(follower.facets(tensor) for _, tensor in operands):
@@ -153,7 +153,9 @@ def broadcast(node: Node, follower: Follower) -> Sequence[Facets]:
     return (joined,)
 
 
-def _meet(node: Node, follower: Follower, tensor: gs.Tensor, facets: Facets, rank: int) -> None:
+def _meet(
+    node: Node, follower: ChannelTracer, tensor: gs.Tensor, facets: Facets, rank: int
+) -> None:
     """Pin names that meet a tensor without names where it is not broadcast."""
     shape = follower.shape(tensor)
     whole: Shape = (*(1,) * (rank - len(shape)), *shape)
@@ -166,7 +168,7 @@ def _meet(node: Node, follower: Follower, tensor: gs.Tensor, facets: Facets, ran
 
 
 def mixed(
-    node: Node, follower: Follower, axes: Sequence[int], tensor: gs.Tensor | None = None
+    node: Node, follower: ChannelTracer, axes: Sequence[int], tensor: gs.Tensor | None = None
 ) -> Facets:
     """Names on the first input after it was mixed along `axes`."""
     facets = follower.facets(tensor or node.inputs[0])
@@ -174,7 +176,7 @@ def mixed(
     return follower.collapsed(facets, frozenset(axes), why)
 
 
-def reduce(node: Node, follower: Follower) -> Sequence[Facets]:
+def reduce(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Reductions; names along the axes that are left pass."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -197,7 +199,7 @@ def _without_axes(facets: Facets, axes: Sequence[int], *, keepdims: bool) -> Fac
     return tuple(facet.squeeze(tuple(axes)) for facet in facets)
 
 
-def arg_reduce(node: Node, follower: Follower) -> Sequence[Facets]:
+def arg_reduce(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """ArgMax and ArgMin."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -206,7 +208,7 @@ def arg_reduce(node: Node, follower: Follower) -> Sequence[Facets]:
     return (_without_axes(facets, (axis,), keepdims=bool(node.attrs.get("keepdims", 1))),)
 
 
-def softmax(node: Node, follower: Follower) -> Sequence[Facets]:
+def softmax(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Softmax and its like; before opset 13 over all axes from `axis` on."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -216,7 +218,7 @@ def softmax(node: Node, follower: Follower) -> Sequence[Facets]:
     return (mixed(node, follower, (int(node.attrs.get("axis", -1)) % rank,)),)
 
 
-def top_k(node: Node, follower: Follower) -> Sequence[Facets]:
+def top_k(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """TopK sorts along one axis; both outputs have the names along the others."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -225,7 +227,7 @@ def top_k(node: Node, follower: Follower) -> Sequence[Facets]:
     return tuple(facets for _ in node.outputs)
 
 
-def triangle(node: Node, follower: Follower) -> Sequence[Facets]:
+def triangle(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Trilu looks at the places along the last two axes."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -233,7 +235,7 @@ def triangle(node: Node, follower: Follower) -> Sequence[Facets]:
     return (mixed(node, follower, (rank - 2, rank - 1)),)
 
 
-def cum_sum(node: Node, follower: Follower) -> Sequence[Facets]:
+def cum_sum(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """CumSum goes over one axis."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -244,7 +246,7 @@ def cum_sum(node: Node, follower: Follower) -> Sequence[Facets]:
     return (mixed(node, follower, (int(axis.reshape(-1)[0]) % rank,)),)
 
 
-def pool(node: Node, follower: Follower) -> Sequence[Facets]:
+def pool(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Pooling goes over the spatial axes."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -254,7 +256,7 @@ def pool(node: Node, follower: Follower) -> Sequence[Facets]:
     return (mixed(node, follower, range(2, rank)),)
 
 
-def quantize(node: Node, follower: Follower) -> Sequence[Facets]:
+def quantize(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """QuantizeLinear and DequantizeLinear of an activation, with a scale for all or for each."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -269,7 +271,7 @@ def quantize(node: Node, follower: Follower) -> Sequence[Facets]:
     return (facets,)
 
 
-def _slice_scales(node: Node, follower: Follower, facet: Facet, axis: int) -> None:
+def _slice_scales(node: Node, follower: ChannelTracer, facet: Facet, axis: int) -> None:
     if axis not in labelled(facet):
         return
     for operand in (1, 2):
@@ -280,7 +282,7 @@ def _slice_scales(node: Node, follower: Follower, facet: Facet, axis: int) -> No
         follower.slice_operand(node, operand, 0, facet, axis)
 
 
-RULES: Final[Mapping[str, Rule]] = {
+RULES: Final[Mapping[str, ChannelRule]] = {
     **dict.fromkeys(_UNARY, unary),
     **dict.fromkeys(_BROADCAST, broadcast),
     **dict.fromkeys(_REDUCE, reduce),

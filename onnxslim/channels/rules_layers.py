@@ -13,23 +13,23 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import RUN_TIME, WeightLayer
-from onnxslim.analysis.operands import const_value, is_present
-from onnxslim.channels.facets import Facet, Facets, aligned, along, ids_along, labelled
-from onnxslim.channels.follow import Follower, Grouped, Ids, Member, Rule, Unfollowed
+from onnxslim.channels.labels import Facet, Facets, aligned, along, ids_along, labelled
 from onnxslim.channels.removal import CountAttribute, CutGroups
-from onnxslim.ir import Node, node_label
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Grouped, Ids, Member, Unfollowed
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import const_value, is_present
 
 _CHANNELS: Final = 1  # the axis of channels of whatever Conv and its like read and write
 
 
-def _layer(node: Node, follower: Follower) -> WeightLayer:
+def _layer(node: Node, follower: ChannelTracer) -> WeightLayer:
     layer = follower.layers.get(node)
     if layer is None:
         raise Unfollowed(follower.declined.get(node_label(node), "it has no constant weight"))
     return layer
 
 
-def _channel_ids(node: Node, follower: Follower, tensor: gs.Tensor) -> Ids | None:
+def _channel_ids(node: Node, follower: ChannelTracer, tensor: gs.Tensor) -> Ids | None:
     """Names along the axis of channels; those along others are pinned or joined."""
     facets = follower.facets(tensor)
     if not facets:
@@ -39,7 +39,7 @@ def _channel_ids(node: Node, follower: Follower, tensor: gs.Tensor) -> Ids | Non
     return ids_along(follower.collapsed(facets, spatial, why), _CHANNELS)
 
 
-def conv(node: Node, follower: Follower) -> Sequence[Facets]:
+def conv(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Conv and ConvTranspose, with any number of groups."""
     layer = _layer(node, follower)
     inputs = _channel_ids(node, follower, node.inputs[0])
@@ -66,7 +66,7 @@ def _is_depthwise(layer: WeightLayer) -> bool:
 
 
 def _dense(
-    node: Node, follower: Follower, layer: WeightLayer, inputs: Ids | None, outputs: Ids
+    node: Node, follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
 ) -> None:
     out_axis, in_axis = _weight_axes(layer)
     follower.slice_operand(node, layer.weight, out_axis, outputs, 0)
@@ -80,7 +80,7 @@ def _weight_axes(layer: WeightLayer) -> tuple[int, int]:
 
 
 def _depthwise(
-    node: Node, follower: Follower, layer: WeightLayer, inputs: Ids | None
+    node: Node, follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None
 ) -> Sequence[Facets]:
     """Each input channel has outputs of its own: they leave with it."""
     if inputs is None:
@@ -97,7 +97,7 @@ def _depthwise(
 
 
 def _grouped(
-    node: Node, follower: Follower, layer: WeightLayer, inputs: Ids | None, outputs: Ids
+    node: Node, follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
 ) -> None:
     groups = layer.groups
     rows = outputs.reshape(groups, -1)
@@ -106,7 +106,9 @@ def _grouped(
     follower.trail.edits.append(CutGroups(node, columns, rows))
 
 
-def _remember(follower: Follower, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
+def _remember(
+    follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
+) -> None:
     out_axis, in_axis = _weight_axes(layer)
     if len(outputs) == 1:
         follower.pin(outputs, f"it is the only channel of `{node_label(layer.node)}`")
@@ -117,7 +119,7 @@ def _remember(follower: Follower, layer: WeightLayer, inputs: Ids | None, output
         _share(follower, layer, inputs, outputs)
 
 
-def _share(follower: Follower, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
+def _share(follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
     """Layers with one weight keep the same along each axis of it, so that it stays one."""
     users = dict.fromkeys(user for user in layer.weight_tensor.outputs if user is not layer.node)
     own = dict(zip(_weight_axes(layer), (outputs, inputs), strict=True))
@@ -135,7 +137,7 @@ def _share(follower: Follower, layer: WeightLayer, inputs: Ids | None, outputs: 
             _keep_alike(follower, own[axis], theirs[axis], why)
 
 
-def _swept(follower: Follower, layer: WeightLayer) -> dict[int, Ids | None] | None:
+def _swept(follower: ChannelTracer, layer: WeightLayer) -> dict[int, Ids | None] | None:
     """Names along the axes of the stored weight of a layer that was passed."""
     trail = follower.trail
     written = [member for member in trail.writers if member.node is layer.node]
@@ -147,20 +149,20 @@ def _swept(follower: Follower, layer: WeightLayer) -> dict[int, Ids | None] | No
     return found
 
 
-def _keep_alike(follower: Follower, a: Ids | None, b: Ids | None, why: str) -> None:
+def _keep_alike(follower: ChannelTracer, a: Ids | None, b: Ids | None, why: str) -> None:
     if a is None or b is None or len(a) != len(b):
         _pin_both(follower, (a, b), why)
     else:
         follower.merge(a, b, why)
 
 
-def _pin_both(follower: Follower, names: Sequence[Ids | None], why: str) -> None:
+def _pin_both(follower: ChannelTracer, names: Sequence[Ids | None], why: str) -> None:
     for ids in names:
         if ids is not None:
             follower.pin(ids, why)
 
 
-def gemm(node: Node, follower: Follower) -> Sequence[Facets]:
+def gemm(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Gemm with a constant weight on either side."""
     layer = _layer(node, follower)
     if is_present(node, 2) and const_value(node.inputs[2]) is None:
@@ -182,7 +184,7 @@ def gemm(node: Node, follower: Follower) -> Sequence[Facets]:
     return (result,)
 
 
-def _vector_ids(node: Node, follower: Follower, tensor: gs.Tensor, axis: int) -> Ids | None:
+def _vector_ids(node: Node, follower: ChannelTracer, tensor: gs.Tensor, axis: int) -> Ids | None:
     """Names of the inputs of a product, along `axis`; joined over other axes they also label."""
     facets = [f for f in follower.facets(tensor) if axis in labelled(f)]
     if not facets:
@@ -196,7 +198,7 @@ def _kept_rows(facets: Facets, axis: int) -> Facets:
     return tuple(facet for facet in facets if axis not in labelled(facet))
 
 
-def matmul(node: Node, follower: Follower) -> Sequence[Facets]:
+def matmul(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """MatMul with a constant matrix on either side, or of two activations."""
     layer = follower.layers.get(node)
     if layer is None:
@@ -219,7 +221,7 @@ def matmul(node: Node, follower: Follower) -> Sequence[Facets]:
     return ((along(outputs, axis, rank), *_kept_rows(follower.facets(data), axis)),)
 
 
-def _product(node: Node, follower: Follower) -> Sequence[Facets]:
+def _product(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """A·B of two activations: names along the sum must agree; those of rows and columns go on.
 
     Names that also depend on the matrix of a stack (the head of attention) leave as a whole.
@@ -248,7 +250,9 @@ def _product(node: Node, follower: Follower) -> Sequence[Facets]:
     return (joined,)
 
 
-def _met(node: Node, follower: Follower, summed: list[list[Facet]], rank: int, why: str) -> Facets:
+def _met(
+    node: Node, follower: ChannelTracer, summed: list[list[Facet]], rank: int, why: str
+) -> Facets:
     """Names that meet in the sum, and what is left of them on the axes of the stack."""
     parts: list[Facet] = []
     for side in summed:
@@ -264,7 +268,10 @@ def _met(node: Node, follower: Follower, summed: list[list[Facet]], rank: int, w
 
 
 def _check_stacks(
-    follower: Follower, tensors: tuple[gs.Tensor, gs.Tensor], rank: int, facets: Sequence[Facet]
+    follower: ChannelTracer,
+    tensors: tuple[gs.Tensor, gs.Tensor],
+    rank: int,
+    facets: Sequence[Facet],
 ) -> None:
     """Pin names of a stack of matrices where the other operand has as many that must stay."""
     for tensor in tensors:
@@ -277,7 +284,7 @@ def _check_stacks(
                     follower.pin(facet, f"`{tensor.name}` has as many matrices, which must stay")
 
 
-def batch_normalization(node: Node, follower: Follower) -> Sequence[Facets]:
+def batch_normalization(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """One scale, shift, mean and variance for each channel."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -289,7 +296,9 @@ def batch_normalization(node: Node, follower: Follower) -> Sequence[Facets]:
     return (_per_channel(node, follower, facets, operands=(1, 2, 3, 4)),)
 
 
-def _per_channel(node: Node, follower: Follower, facets: Facets, operands: Sequence[int]) -> Facets:
+def _per_channel(
+    node: Node, follower: ChannelTracer, facets: Facets, operands: Sequence[int]
+) -> Facets:
     for facet in facets:
         if _CHANNELS in labelled(facet):
             for operand in operands:
@@ -298,7 +307,7 @@ def _per_channel(node: Node, follower: Follower, facets: Facets, operands: Seque
     return facets
 
 
-def instance_normalization(node: Node, follower: Follower) -> Sequence[Facets]:
+def instance_normalization(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Each channel is normalized by itself."""
     facets = _normalized(node, follower, range(2, 99))
     if not facets:
@@ -308,13 +317,13 @@ def instance_normalization(node: Node, follower: Follower) -> Sequence[Facets]:
     return (_per_channel(node, follower, facets, operands=(1, 2)),)
 
 
-def _normalized(node: Node, follower: Follower, axes: Sequence[int]) -> Facets:
+def _normalized(node: Node, follower: ChannelTracer, axes: Sequence[int]) -> Facets:
     facets = follower.facets(node.inputs[0])
     why = f"`{node_label(node)}` ({node.op}) normalizes over them"
     return follower.collapsed(facets, frozenset(axes), why)
 
 
-def group_normalization(node: Node, follower: Follower) -> Sequence[Facets]:
+def group_normalization(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """The channels of a group are normalized together, so they leave together."""
     facets = _normalized(node, follower, range(2, 99))
     ids = ids_along(facets, _CHANNELS)
@@ -335,7 +344,7 @@ def group_normalization(node: Node, follower: Follower) -> Sequence[Facets]:
     return (facets,)
 
 
-def layer_normalization(node: Node, follower: Follower) -> Sequence[Facets]:
+def layer_normalization(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """All that is normalized together leaves together, and so mostly not at all."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -344,7 +353,7 @@ def layer_normalization(node: Node, follower: Follower) -> Sequence[Facets]:
     return (_normalized(node, follower, range(axis, rank)),)
 
 
-def normalize_axes(node: Node, follower: Follower) -> Sequence[Facets]:
+def normalize_axes(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """MeanVarianceNormalization and LpNormalization."""
     if not follower.facets(node.inputs[0]):
         return ()
@@ -356,7 +365,7 @@ def normalize_axes(node: Node, follower: Follower) -> Sequence[Facets]:
     return (_normalized(node, follower, [int(axis) % rank for axis in axes]),)
 
 
-RULES: Final[Mapping[str, Rule]] = {
+RULES: Final[Mapping[str, ChannelRule]] = {
     "BatchNormalization": batch_normalization,
     "Conv": conv,
     "ConvTranspose": conv,

@@ -11,16 +11,8 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow_shapes import slice_ranges
-from onnxslim.analysis.operands import (
-    axes_of,
-    const_array,
-    const_value,
-    ints_operand,
-    is_present,
-    normalized,
-)
-from onnxslim.channels.facets import (
+from onnxslim.analysis.flow.shape_rules import slice_ranges
+from onnxslim.channels.labels import (
     NONE,
     Facet,
     Facets,
@@ -31,8 +23,7 @@ from onnxslim.channels.facets import (
     moved,
     overlapping,
 )
-from onnxslim.channels.facets import reshaped as reshaped_facets
-from onnxslim.channels.follow import Follower, Member, Rule, Unfollowed
+from onnxslim.channels.labels import reshaped as reshaped_facets
 from onnxslim.channels.removal import (
     GatherIndices,
     Permutation,
@@ -40,12 +31,21 @@ from onnxslim.channels.removal import (
     SplitSizes,
 )
 from onnxslim.channels.rules_sizes import patch_sizes, python_slice, shape_of
-from onnxslim.ir import Node, node_label
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Member, Unfollowed
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import (
+    axes_of,
+    const_array,
+    const_value,
+    ints_operand,
+    is_present,
+    normalized,
+)
 
 _RESHAPE_INPUT_SINCE: Final = 5  # the opset in which sizes are an input
 
 
-def transpose(node: Node, follower: Follower) -> Sequence[Facets]:
+def transpose(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Names move with the axes."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -54,7 +54,7 @@ def transpose(node: Node, follower: Follower) -> Sequence[Facets]:
     return (moved(facets, [int(axis) for axis in perm]),)
 
 
-def reshape(node: Node, follower: Follower) -> Sequence[Facets]:
+def reshape(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Reshape, Flatten, Squeeze and Unsqueeze."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -76,7 +76,7 @@ def reshape(node: Node, follower: Follower) -> Sequence[Facets]:
     return (result,)
 
 
-def _shuffle(node: Node, follower: Follower, facets: Facets) -> bool:
+def _shuffle(node: Node, follower: ChannelTracer, facets: Facets) -> bool:
     """Whether Reshape, Transpose and Reshape only put the channels in another order.
 
     Such a shuffle is then followed as one step, and becomes a Gather if channels leave: the two
@@ -105,7 +105,7 @@ def _shuffle(node: Node, follower: Follower, facets: Facets) -> bool:
     return True
 
 
-def _only_user(follower: Follower, node: Node, *ops: str) -> Node | None:
+def _only_user(follower: ChannelTracer, node: Node, *ops: str) -> Node | None:
     (tensor,) = node.outputs
     if len(tensor.outputs) != 1 or any(tensor is out for out in follower.graph.outputs):
         return None
@@ -113,14 +113,14 @@ def _only_user(follower: Follower, node: Node, *ops: str) -> Node | None:
     return user if user.is_onnx and user.op in ops else None
 
 
-def _patch_unlabelled(node: Node, follower: Follower, before: Facets, after: Facets) -> None:
+def _patch_unlabelled(node: Node, follower: ChannelTracer, before: Facets, after: Facets) -> None:
     """Where names vanish although the input had some, sizes could not follow."""
     if sum(facet.size > 1 for facet in before) != len(after):
         for facet in before:
             follower.pin(facet, f"`{node_label(node)}` ({node.op}) hides them")
 
 
-def concat(node: Node, follower: Follower) -> Sequence[Facets]:
+def concat(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Along its axis names follow each other; along others they meet, and constants are cut."""
     tensors = list(node.inputs)
     if not any(follower.facets(tensor) for tensor in tensors):
@@ -139,7 +139,7 @@ def concat(node: Node, follower: Follower) -> Sequence[Facets]:
 
 
 def _meet_others(
-    node: Node, follower: Follower, index: int, tensor: gs.Tensor, facets: Facets, axis: int
+    node: Node, follower: ChannelTracer, index: int, tensor: gs.Tensor, facets: Facets, axis: int
 ) -> None:
     """Along the axes that are not joined, one operand's names are those of all."""
     own = {ax for facet in follower.facets(tensor) for ax in labelled(facet)}
@@ -154,7 +154,7 @@ def _meet_others(
 
 
 def _concatenated(
-    node: Node, follower: Follower, parts: Sequence[Facet | None], axis: int
+    node: Node, follower: ChannelTracer, parts: Sequence[Facet | None], axis: int
 ) -> Facet:
     given = [part for part in parts if part is not None]
     rank = given[0].ndim
@@ -171,7 +171,7 @@ def _concatenated(
     return np.concatenate(pieces, axis)
 
 
-def split(node: Node, follower: Follower) -> Sequence[Facets]:
+def split(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Each part has the names of its range."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -198,7 +198,7 @@ def split(node: Node, follower: Follower) -> Sequence[Facets]:
     return tuple(tuple(result) for result in results)
 
 
-def _at_least_two(follower: Follower, node: Node, part: Facet) -> list[Facet]:
+def _at_least_two(follower: ChannelTracer, node: Node, part: Facet) -> list[Facet]:
     """The part of a facet; where it is a single channel, that one must stay."""
     if labelled(part):
         return [part]
@@ -206,7 +206,7 @@ def _at_least_two(follower: Follower, node: Node, part: Facet) -> list[Facet]:
     return []
 
 
-def slice_(node: Node, follower: Follower) -> Sequence[Facets]:
+def slice_(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """The names in the range."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -248,7 +248,7 @@ def _positions(bounds: tuple[int, int, int], size: int) -> np.ndarray:
 
 def _follow_ranges(
     node: Node,
-    follower: Follower,
+    follower: ChannelTracer,
     facets: Facets,
     bounds: dict[int, tuple[int, int, int]],
     taken: Mapping[int, np.ndarray],
@@ -268,7 +268,7 @@ def _follow_ranges(
     follower.trail.edits.append(GatherIndices(node, axis, positions, facet, result, axis))
 
 
-def gather(node: Node, follower: Follower) -> Sequence[Facets]:
+def gather(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Constant indices move names; a constant table has names for its columns."""
     data, indices = node.inputs
     if const_value(data) is not None:
@@ -293,7 +293,7 @@ def gather(node: Node, follower: Follower) -> Sequence[Facets]:
 
 
 def _gathered(
-    node: Node, follower: Follower, facet: Facet, axis: int, stored: np.ndarray
+    node: Node, follower: ChannelTracer, facet: Facet, axis: int, stored: np.ndarray
 ) -> list[Facet]:
     indices = np.where(stored < 0, stored + facet.shape[axis], stored).astype(np.int64)
     taken = np.take(facet, indices, axis)
@@ -304,7 +304,7 @@ def _gathered(
     return [taken] if labelled(taken) else []
 
 
-def _embedding(node: Node, follower: Follower) -> Sequence[Facets]:
+def _embedding(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """A table that is looked up by row: its columns are channels."""
     table = const_value(node.inputs[0])
     follower.pin_all([node.inputs[1]], f"they are indices of `{node_label(node)}` (Gather)")
@@ -322,7 +322,7 @@ def _embedding(node: Node, follower: Follower) -> Sequence[Facets]:
     return ((along(columns, rank - 1, rank),),)
 
 
-def expand(node: Node, follower: Follower) -> Sequence[Facets]:
+def expand(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Names are repeated along new and stretched axes by broadcasting."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -337,7 +337,7 @@ def expand(node: Node, follower: Follower) -> Sequence[Facets]:
     return (result,)
 
 
-def tile(node: Node, follower: Follower) -> Sequence[Facets]:
+def tile(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Names are repeated."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -355,7 +355,7 @@ def tile(node: Node, follower: Follower) -> Sequence[Facets]:
     return (tuple(result),)
 
 
-def pad(node: Node, follower: Follower) -> Sequence[Facets]:
+def pad(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """What is added along an axis of channels has no name."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -381,7 +381,7 @@ def pad(node: Node, follower: Follower) -> Sequence[Facets]:
     return (tuple(result),)
 
 
-def resize(node: Node, follower: Follower) -> Sequence[Facets]:
+def resize(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Resize and Upsample, which leave channels as they are."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -402,7 +402,7 @@ def resize(node: Node, follower: Follower) -> Sequence[Facets]:
     return (facets,)
 
 
-def depth_to_space(node: Node, follower: Follower) -> Sequence[Facets]:
+def depth_to_space(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """The channels that make one channel of the output leave together."""
     ids = _only_channels(node, follower)
     if ids is None:
@@ -415,7 +415,7 @@ def depth_to_space(node: Node, follower: Follower) -> Sequence[Facets]:
     return ((along(grid[:, 0], 1, 4),),)
 
 
-def space_to_depth(node: Node, follower: Follower) -> Sequence[Facets]:
+def space_to_depth(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """Every channel of the output has the name of the channel it comes from."""
     ids = _only_channels(node, follower)
     if ids is None:
@@ -423,14 +423,14 @@ def space_to_depth(node: Node, follower: Follower) -> Sequence[Facets]:
     return ((along(np.tile(ids, int(node.attrs["blocksize"]) ** 2), 1, 4),),)
 
 
-def _only_channels(node: Node, follower: Follower) -> np.ndarray | None:
+def _only_channels(node: Node, follower: ChannelTracer) -> np.ndarray | None:
     facets = follower.facets(node.inputs[0])
     if any(labelled(facet) != {1} for facet in facets):
         raise Unfollowed("names lie along its spatial axes")
     return ids_along(facets, 1)
 
 
-def spatial_sampler(node: Node, follower: Follower) -> Sequence[Facets]:
+def spatial_sampler(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """GridSample and RoiAlign pick positions; channels pass."""
     facets = follower.facets(node.inputs[0])
     why = f"`{node_label(node)}` ({node.op}) takes them as positions"
@@ -441,7 +441,7 @@ def spatial_sampler(node: Node, follower: Follower) -> Sequence[Facets]:
     return (follower.collapsed(facets, frozenset(range(rank)) - {1}, why),)
 
 
-RULES: Final[Mapping[str, Rule]] = {
+RULES: Final[Mapping[str, ChannelRule]] = {
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys(("Resize", "Upsample"), resize),
     **dict.fromkeys(("GridSample", "RoiAlign"), spatial_sampler),

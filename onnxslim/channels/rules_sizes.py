@@ -13,21 +13,21 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow_shapes import slice_ranges
-from onnxslim.analysis.operands import const_array
-from onnxslim.channels.facets import Facets, labelled
-from onnxslim.channels.follow import Follower, Measure, Unfollowed
+from onnxslim.analysis.flow.shape_rules import slice_ranges
+from onnxslim.channels.labels import Facets, labelled
 from onnxslim.channels.removal import ShapeOperand, can_patch
-from onnxslim.ir import Node, node_label
+from onnxslim.channels.tracing import ChannelTracer, MeasuredSize, Unfollowed
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import const_array
 
 _SIZES_OPERAND: Final = {"Expand": 1, "Reshape": 1, "Resize": 3}
 _SAME_ELEMENTS: Final = ("Cast", "Identity", "Squeeze", "Unsqueeze")
 
-_Places = dict[int, Measure]  # what is measured, by its place in a list of sizes
+_Places = dict[int, MeasuredSize]  # what is measured, by its place in a list of sizes
 
 
 def patch_sizes(
-    node: Node, follower: Follower, operand: int, facets: Facets, offset: int = 0
+    node: Node, follower: ChannelTracer, operand: int, facets: Facets, offset: int = 0
 ) -> None:
     """Let the list of sizes at `operand` follow the names on the output.
 
@@ -54,13 +54,13 @@ def patch_sizes(
         follower.trail.edits.append(ShapeOperand(node, operand, facets, offset, frozenset(right)))
 
 
-def _measures(measure: Measure, facet: np.ndarray, axis: int) -> bool:
+def _measures(measure: MeasuredSize, facet: np.ndarray, axis: int) -> bool:
     """Whether what is measured will be as long as an axis."""
     alone = labelled(measure.facet) == {measure.axis} and labelled(facet) == {axis}
     return alone and np.array_equal(measure.facet.reshape(-1), facet.reshape(-1))
 
 
-def shape_of(node: Node, follower: Follower) -> Sequence[Facets]:
+def shape_of(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
     """What is read of axes of channels must be used for the same channels, or they stay."""
     facets = follower.facets(node.inputs[0])
     if not facets:
@@ -68,7 +68,7 @@ def shape_of(node: Node, follower: Follower) -> Sequence[Facets]:
     why = f"`{node_label(node)}` (Shape) reads how many there are"
     read = range(facets[0].ndim)[_bound(node, "start") : _bound(node, "end")]
     places = {
-        axis - read.start: Measure(facet, axis, why)
+        axis - read.start: MeasuredSize(facet, axis, why)
         for facet in facets
         for axis in labelled(facet) & set(read)
     }
@@ -91,7 +91,7 @@ def _bound(node: Node, name: str) -> int | None:
 
 
 def _uses(
-    tensor: gs.Tensor, places: _Places, follower: Follower
+    tensor: gs.Tensor, places: _Places, follower: ChannelTracer
 ) -> Iterator[tuple[tuple[Node, int], _Places]]:
     """Lists of sizes in which something measured comes to lie.
 
@@ -113,7 +113,7 @@ def _uses(
                 yield from _uses(user.outputs[0], moved, follower)
 
 
-def _moved(user: Node, index: int, places: _Places, follower: Follower) -> _Places:
+def _moved(user: Node, index: int, places: _Places, follower: ChannelTracer) -> _Places:
     """Where measured elements come to lie in what a node makes of a list."""
     if user.is_onnx and user.op in _SAME_ELEMENTS and index == 0:
         return places
@@ -124,7 +124,7 @@ def _moved(user: Node, index: int, places: _Places, follower: Follower) -> _Plac
     return {at: places[place] for at, place in enumerate(order) if place in places}
 
 
-def _order(user: Node, index: int, follower: Follower) -> list[int]:
+def _order(user: Node, index: int, follower: ChannelTracer) -> list[int]:
     """Which elements of its first input a node picks."""
     if user.is_onnx and index == 0:
         length = _length(user.inputs[0], follower)
@@ -137,7 +137,7 @@ def _order(user: Node, index: int, follower: Follower) -> list[int]:
     raise Unfollowed("it is not only picked from")
 
 
-def _length(tensor: gs.Tensor, follower: Follower) -> int:
+def _length(tensor: gs.Tensor, follower: ChannelTracer) -> int:
     shape = follower.shape(tensor)
     if len(shape) != 1 or not isinstance(shape[0], int):
         raise Unfollowed("its length is not known")

@@ -15,10 +15,10 @@ from heapq import heapify, heapreplace
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.channels.follow import Member, indexable
 from onnxslim.channels.groups import ChannelGroup, Channels
-from onnxslim.channels.ladder import Ladder
-from onnxslim.ir import Node
+from onnxslim.channels.ladder import RemovalOrder
+from onnxslim.channels.tracing import Member, indexable
+from onnxslim.graph.ir import Node
 
 Array = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -110,7 +110,7 @@ def channel_work(channels: Channels, groups: Sequence[ChannelGroup]) -> Work:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LevelChoice:
     """A rung for each ladder.
 
     Attributes:
@@ -126,20 +126,20 @@ class Choice:
     error: float
 
 
-class Selection:
+class LevelChooser:
     """Chooses rungs so that the least error is paid for what is saved."""
 
     def __init__(
-        self, ladders: Sequence[Ladder], weights: Sequence[float], work: Work, units: int
+        self, ladders: Sequence[RemovalOrder], weights: Sequence[float], work: Work, units: int
     ) -> None:
         self.ladders, self.weights, self.work = ladders, weights, work
         self._units = units
 
-    def uniform(self, share: float) -> Choice:
+    def uniform(self, share: float) -> LevelChoice:
         """Every group loses about the same share of its units."""
         return self.choice([ladder.nearest(share * ladder.group.size) for ladder in self.ladders])
 
-    def within(self, enough: float) -> Choice:
+    def within(self, enough: float) -> LevelChoice:
         """The least share that every group can lose for the cost to be `enough`, or less."""
         low, high = 0.0, 1.0
         best = self.most()
@@ -152,11 +152,11 @@ class Selection:
                 low = middle
         return best
 
-    def most(self) -> Choice:
+    def most(self) -> LevelChoice:
         """All leaves that may."""
         return self.choice([len(ladder.rungs) - 1 for ladder in self.ladders])
 
-    def path(self, enough: float) -> Choice:
+    def path(self, enough: float) -> LevelChoice:
         """One group after the other gives up units, the one with the least error for what it saves.
 
         A group goes along the lower convex hull of its errors, so a dent does not stop it, and what
@@ -174,14 +174,14 @@ class Selection:
             walk.go(*step, enough)
         return self.choice(walk.rungs)
 
-    def choice(self, rungs: Sequence[int]) -> Choice:
+    def choice(self, rungs: Sequence[int]) -> LevelChoice:
         """These rungs, with what they cost."""
         gone = np.zeros(self._units, bool)
         error = 0.0
         for ladder, rung, weight in zip(self.ladders, rungs, self.weights, strict=True):
             gone[ladder.removed(rung)] = True
             error += weight * (ladder.errors[rung] if ladder.errors else 0.0)
-        return Choice(tuple(rungs), gone, self.work.left(gone), error)
+        return LevelChoice(tuple(rungs), gone, self.work.left(gone), error)
 
 
 @dataclass(frozen=True)
@@ -200,13 +200,13 @@ class _Loss:
 
 
 class _Walk:
-    """The way that `Selection.path` goes: where it is, and what a next step costs.
+    """The way that `LevelChooser.path` goes: where it is, and what a next step costs.
 
     What a step saves falls as other layers shrink, and errors rise ever faster along a hull: a
     price that was right once is never too high later, so only the lowest is looked at again.
     """
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: LevelChooser) -> None:
         self.ladders, self.weights = selection.ladders, selection.weights
         self.rungs = [0] * len(self.ladders)
         self.cost = selection.work.whole
@@ -266,7 +266,9 @@ class _Walk:
         )
 
 
-def _losses(ladders: Sequence[Ladder], layers: Sequence[_Layer], units: int) -> list[list[_Loss]]:
+def _losses(
+    ladders: Sequence[RemovalOrder], layers: Sequence[_Layer], units: int
+) -> list[list[_Loss]]:
     return [
         [
             loss
@@ -277,7 +279,7 @@ def _losses(ladders: Sequence[Ladder], layers: Sequence[_Layer], units: int) -> 
     ]
 
 
-def _losses_of(ladder: Ladder, number: int, layer: _Layer, units: int) -> list[_Loss]:
+def _losses_of(ladder: RemovalOrder, number: int, layer: _Layer, units: int) -> list[_Loss]:
     # the rung at which each unit is gone for the first time; the last entry is for no unit
     leaves = np.full(units + 1, len(ladder.rungs))
     places = np.arange(len(ladder.order))
@@ -309,4 +311,4 @@ def _is_above(a: int, b: int, c: int, rungs: Sequence[int], errors: Sequence[flo
     return (errors[b] - errors[a]) * run >= rise * (rungs[b] - rungs[a])
 
 
-__all__ = ["Choice", "Selection", "Work", "channel_work"]
+__all__ = ["LevelChoice", "LevelChooser", "Work", "channel_work"]

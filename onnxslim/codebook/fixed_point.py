@@ -16,12 +16,12 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from onnxslim.analysis.operands import const_array
 from onnxslim.codebook.placing import check_placed, function_of, place, why_not_placed
-from onnxslim.functions import DOMAIN, FIXED_POINT
-from onnxslim.ir import Constant, Graph, to_onnx_dtype
+from onnxslim.graph.functions import DOMAIN, FIXED_POINT
+from onnxslim.graph.ir import Constant, Graph, to_onnx_dtype
+from onnxslim.graph.operands import const_array
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.records import Fidelity
-from onnxslim.rewrite import Rewriter
 
 CODE_TYPE: Final = np.dtype(np.int16)
 _TYPES: Final[dict[np.dtype[np.floating], str]] = {

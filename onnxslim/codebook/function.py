@@ -1,7 +1,7 @@
 """The model-local function behind a codebook weight: onnxslim.Lookup…(codes…, table…, shape) -> w.
 
 onnxruntime inlines it and computes it once, when a session starts; what runs then is the dense
-weight. One function of a model serves all weights of one `Variant`; its name says which:
+weight. One function of a model serves all weights of one `FunctionVariant`; its name says which:
 
     Lookup16                     one table, 16 values, two codes a byte
     Lookup2x4                    8 values, in two planes (see `radix`)
@@ -34,11 +34,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxslim.codebook.radix import Plane, plane_of, planes_for
 from onnxslim.codebook.weight import CodebookWeight, Stage
-from onnxslim.functions import DOMAIN, LOOKUP
+from onnxslim.graph.functions import DOMAIN, LOOKUP
+from onnxslim.packing.radix import Plane, plane_of, planes_for
 
-_LARGEST_GROUPING: Final = 1 << 14
+_MAX_GROUPING: Final = 1 << 14
 _TYPE_NAMES: Final[dict[np.dtype[np.floating], str]] = {
     np.dtype(np.float32): "Float",
     np.dtype(np.float16): "Float16",
@@ -88,7 +88,7 @@ class StageVariant:
         least = min(plane.per_byte for plane in planes)
         if any(plane.per_byte % least for plane in planes):
             return 0
-        return least if prod(b**least for b in self.bases) <= _LARGEST_GROUPING else 0
+        return least if prod(b**least for b in self.bases) <= _MAX_GROUPING else 0
 
     @property
     def table_length(self) -> int | None:
@@ -103,7 +103,7 @@ class StageVariant:
 
 
 @dataclass(frozen=True)
-class Variant:
+class FunctionVariant:
     """Weights that one function serves.
 
     Attributes:
@@ -117,7 +117,7 @@ class Variant:
     to: np.dtype[np.floating] | None = None
 
     @classmethod
-    def of(cls, weight: CodebookWeight) -> Variant:
+    def of(cls, weight: CodebookWeight) -> FunctionVariant:
         """The variant that stores `weight`."""
         stages = tuple(StageVariant.of(stage) for stage in weight.stages)
         same = all(stage.table.dtype == weight.dtype for stage in weight.stages)
@@ -125,7 +125,7 @@ class Variant:
         return cls(stages, weight.perm, to)
 
     @classmethod
-    def parse(cls, name: str) -> Variant | None:
+    def parse(cls, name: str) -> FunctionVariant | None:
         """The variant whose function has this name, None for another name."""
         match = _NAME.fullmatch(name)
         if match is None:
@@ -180,9 +180,9 @@ class Variant:
         )
 
 
-def variant_of(function: onnx.FunctionProto) -> Variant | None:
+def variant_of(function: onnx.FunctionProto) -> FunctionVariant | None:
     """The variant that `function` serves; None if it is not, to the letter, one of ours."""
-    variant = Variant.parse(function.name) if function.domain == DOMAIN else None
+    variant = FunctionVariant.parse(function.name) if function.domain == DOMAIN else None
     opsets = [item.version for item in function.opset_import if item.domain == ""]
     if variant is None or len(opsets) != 1 or opsets[0] < variant.least_opset:
         return None
@@ -224,7 +224,7 @@ class _Body:
         return self.constant(np.array(values, np.int64))
 
 
-def _write(variant: Variant, body: _Body) -> None:
+def _write(variant: FunctionVariant, body: _Body) -> None:
     names = iter(variant.inputs)
     between = variant.to
     if between == np.float16 and len(variant.stages) > 1:

@@ -12,10 +12,10 @@ from typing import Final, Protocol
 import numpy as np
 import onnx
 
-from onnxslim.functions import DOMAIN, DOMAIN_VERSION
-from onnxslim.ir import Constant, Graph, Node, walk_graphs
+from onnxslim.graph.functions import DOMAIN, DOMAIN_VERSION
+from onnxslim.graph.ir import Constant, Graph, Node, walk_graphs
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.records import Fidelity
-from onnxslim.rewrite import Rewriter
 
 FUNCTIONS_SINCE_IR: Final = 8
 

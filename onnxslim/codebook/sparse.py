@@ -14,12 +14,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnxslim.ir import StoredSparse, to_onnx_dtype
-from onnxslim.proto import raw_bytes
+from onnxslim.graph.ir import StoredSparse, to_onnx_dtype
+from onnxslim.graph.proto import raw_bytes
 
 # those that onnxruntime has been seen to read back
 _TYPES: Final = frozenset({"float16", "float32", "float64", "int8", "int32", "int64"})
-_LEAST_INDEX_BYTES: Final = 1
+_MIN_INDEX_BYTES: Final = 1
 _HEADER_BYTES: Final = 32  # of the message and the two tensors in it, about
 
 
@@ -32,7 +32,7 @@ def sparse_or_dense(array: np.ndarray) -> np.ndarray | StoredSparse:
         return array
     bits = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
     count = int(np.count_nonzero(bits))
-    if count * (array.dtype.itemsize + _LEAST_INDEX_BYTES) + _HEADER_BYTES >= array.nbytes:
+    if count * (array.dtype.itemsize + _MIN_INDEX_BYTES) + _HEADER_BYTES >= array.nbytes:
         return array
     sparse = _sparse(array, np.flatnonzero(bits))
     return StoredSparse(sparse) if sparse.ByteSize() < array.nbytes else array

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer
-from onnxslim.codebook.radix import MOST_LEVELS, packed_bytes
+from onnxslim.packing.radix import MAX_LEVELS, packed_bytes
 
 TABLE_TYPES: Final = (np.dtype(np.float32), np.dtype(np.float16))
 _CHUNK: Final = 1 << 18  # codes: numpy turns an index into eight bytes each
@@ -54,8 +54,8 @@ class Stage:
             raise ValueError(f"A table of shape {table.shape} does not fit {self.blocks} blocks.")
         if self.is_blocked and len(table) != self.blocks:
             raise ValueError(f"There are {len(table)} tables for {self.blocks} blocks.")
-        if self.levels > MOST_LEVELS:
-            raise ValueError(f"A table has at most {MOST_LEVELS:,} levels, not {self.levels:,}.")
+        if self.levels > MAX_LEVELS:
+            raise ValueError(f"A table has at most {MAX_LEVELS:,} levels, not {self.levels:,}.")
 
     @property
     def blocks(self) -> int:

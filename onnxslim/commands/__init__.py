@@ -1,4 +1,21 @@
-"""The subcommands: one module each, with a click command called `command`."""
+"""The subcommands of `onnxslim`: one module each, with a click command called `command`.
+
+compress     run a pipeline; `onnxslim MODEL` is short for it
+passes       what passes there are
+inspect      what is in model files
+groups       which channels can leave together
+exits        where a classifier can be left early
+sensitivity  what a pass does on each layer alone
+compare      two models side by side
+bench        latency of models, measured in turn
+pack         a model to a packed file
+unpack       the model in a packed file
+demo         the main job on a bundled model
+
+arguments    parameter types and options that several subcommands share
+files        files that commands write
+console      standard output, standard error, progress
+"""
 
 from __future__ import annotations
 

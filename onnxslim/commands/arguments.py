@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import click
 
 from onnxslim.errors import UsageError
-from onnxslim.options import Interval
+from onnxslim.pipeline.options import Interval
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Number(click.ParamType[float]):
+class BoundedNumber(click.ParamType[float]):
     """A number within limits; NaN never is."""
 
     name = "number"
@@ -48,14 +48,14 @@ def calib_option(command: _Command) -> _Command:
 
 def run_options(command: _Command) -> _Command:
     """`--input-shape`, `--threads` and `--seed`."""
-    from onnxslim.recipe import SEED, THREADS
+    from onnxslim.pipeline.recipe import SEED, THREADS
 
     command = click.option(
-        "--seed", type=Number(SEED, whole=True), help="Of all randomness; default 0."
+        "--seed", type=BoundedNumber(SEED, whole=True), help="Of all randomness; default 0."
     )(command)
     command = click.option(
         "--threads",
-        type=Number(THREADS, whole=True),
+        type=BoundedNumber(THREADS, whole=True),
         help="Of onnxruntime; default: its own choice.",
     )(command)
     return click.option(

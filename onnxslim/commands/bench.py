@@ -8,19 +8,19 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
-    Number,
+    BoundedNumber,
     calib_option,
     input_shapes,
     json_option,
     run_options,
 )
 from onnxslim.commands.console import paper, progress, say
-from onnxslim.options import interval
+from onnxslim.pipeline.options import interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxslim.render import Json
+    from onnxslim.render.json import Json
     from onnxslim.report import Latency, LatencyPair
 
     Row = tuple[str, Latency, LatencyPair | None]
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @run_options
 @click.option(
     "--seconds",
-    type=Number(interval(0, 3600, open_left=True)),
+    type=BoundedNumber(interval(0, 3600, open_left=True)),
     help="For each pair of models; more make the bounds narrower. Default 2.",
 )
 @json_option
@@ -48,7 +48,7 @@ def command(
     """Time models in turn (A B A B ...), so that what else the machine does hits all alike."""
     shapes = input_shapes(input_shape)
     from onnxslim import api
-    from onnxslim.render import json_text
+    from onnxslim.render.json import json_text
 
     with progress(quiet=as_json, verbose=False) as tell:
         if tell:
@@ -65,10 +65,12 @@ def command(
 
 
 def _text(rows: Sequence[Row]) -> str:
-    from onnxslim.tables import Grid
-    from onnxslim.units import ms_text
+    from onnxslim.render.tables import FigureTable
+    from onnxslim.render.units import ms_text
 
-    grid = Grid(("model", "median", "p10", "p90", "runs", "against the first"), frozenset({5}))
+    grid = FigureTable(
+        ("model", "median", "p10", "p90", "runs", "against the first"), frozenset({5})
+    )
     for name, latency, pair in rows:
         figures = (ms_text(latency.median), ms_text(latency.p10), ms_text(latency.p90))
         grid.add(name, *figures, f"{latency.runs:,}", _against(pair))
@@ -85,7 +87,7 @@ def _against(pair: LatencyPair | None) -> str:
 
 
 def _json(rows: Sequence[Row]) -> list[Json]:
-    from onnxslim.render import latency_json, pair_json
+    from onnxslim.render.json import latency_json, pair_json
 
     return [
         {"model": name, "latency_ms": latency_json(latency), "against_first": pair_json(pair)}

@@ -36,7 +36,7 @@ def command(
     """
     shapes = input_shapes(input_shape)
     from onnxslim import api
-    from onnxslim.render import drifts_json, json_text, pair_json, stats_json
+    from onnxslim.render.json import drifts_json, json_text, pair_json, stats_json
 
     with progress(quiet=as_json, verbose=False) as tell:
         if tell:
@@ -64,11 +64,11 @@ def command(
 
 
 def _sizes(a: str, b: str, first: Stats, second: Stats, latency: LatencyPair | None) -> str:
-    from onnxslim.render import latency_text
-    from onnxslim.tables import Grid
-    from onnxslim.units import bytes_text, change_text, count_text
+    from onnxslim.render.tables import FigureTable
+    from onnxslim.render.text import latency_text
+    from onnxslim.render.units import bytes_text, change_text, count_text
 
-    grid = Grid(("", f"A: {Path(a).name}", f"B: {Path(b).name}", "change"), frozenset({3}))
+    grid = FigureTable(("", f"A: {Path(a).name}", f"B: {Path(b).name}", "change"), frozenset({3}))
     for title, before, after, shown in (
         ("nodes", first.nodes, second.nodes, count_text),
         ("parameters", first.parameters, second.parameters, count_text),
@@ -84,9 +84,11 @@ def _sizes(a: str, b: str, first: Stats, second: Stats, latency: LatencyPair | N
 
 
 def _drifts(comparison: Comparison) -> str:
-    from onnxslim.tables import Grid
+    from onnxslim.render.tables import FigureTable
 
-    grid = Grid(("output", "max abs", "relative L2", "SQNR", "cosine", "top-1 agrees", "bits"))
+    grid = FigureTable(
+        ("output", "max abs", "relative L2", "SQNR", "cosine", "top-1 agrees", "bits")
+    )
     for name, drift in comparison.original.items():
         grid.add(name, *_drift_cells(drift))
     return grid.render(paper())

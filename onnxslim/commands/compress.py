@@ -12,7 +12,7 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
-    Number,
+    BoundedNumber,
     calib_option,
     check_talk,
     input_shapes,
@@ -22,8 +22,8 @@ from onnxslim.commands.arguments import (
 from onnxslim.commands.console import complain, paper, progress, say
 from onnxslim.commands.files import check_output, check_report, write_atomically
 from onnxslim.errors import FloorMissed, UsageError
-from onnxslim.recipe import GOALS, MAX_DROP, MIN_AGREEMENT, MIN_SQNR, Recipe, load_recipe
-from onnxslim.suggest import closest
+from onnxslim.pipeline.recipe import GOALS, MAX_DROP, MIN_AGREEMENT, MIN_SQNR, Recipe, load_recipe
+from onnxslim.pipeline.suggest import closest
 
 if TYPE_CHECKING:
     from onnxslim.report import Report
@@ -40,13 +40,15 @@ if TYPE_CHECKING:
     metavar="FILE.npz|module:function",
     help="Sample inputs with labels, or a metric: accuracy before and after.",
 )
-@click.option("--max-drop", type=Number(MAX_DROP), help="Points of accuracy that may be lost.")
+@click.option(
+    "--max-drop", type=BoundedNumber(MAX_DROP), help="Points of accuracy that may be lost."
+)
 @click.option(
     "--min-agreement",
-    type=Number(MIN_AGREEMENT),
+    type=BoundedNumber(MIN_AGREEMENT),
     help="Share of top-1 answers that must stay those of MODEL.",
 )
-@click.option("--min-sqnr", type=Number(MIN_SQNR), help="Least SQNR of every output in dB.")
+@click.option("--min-sqnr", type=BoundedNumber(MIN_SQNR), help="Least SQNR of every output in dB.")
 @click.option(
     "--goal",
     type=click.Choice(GOALS),
@@ -93,7 +95,7 @@ def command(
     OUTPUT is MODEL with the ending `.slim.onnx` by default. A pass that does not pay for itself is
     left out, and the report says so with the numbers.
     """
-    from onnxslim.pipeline import parse_pipeline
+    from onnxslim.pipeline.grammar import parse_pipeline
 
     check_talk(quiet=quiet, verbose=verbose)
     settings = Recipe(
@@ -140,7 +142,8 @@ def compress(
     Raises:
         OnnxslimError: nothing was written, and there is nothing to report.
     """
-    from onnxslim.render import json_text, report_to_json, report_to_text
+    from onnxslim.render.json import json_text, report_to_json
+    from onnxslim.render.text import report_to_text
 
     _check_request(model, output, settings, report_path)
     failure: FloorMissed | None = None
@@ -171,7 +174,7 @@ def _compress(
     model: Path, output: Path, settings: Recipe, tell: Callable[[str], None] | None
 ) -> Report:
     from onnxslim import api
-    from onnxslim.floors import Floors
+    from onnxslim.pipeline.policy import Floors
 
     _, report = api.compress(
         model,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from onnxslim.tables import Paper
+    from onnxslim.render.tables import Paper
 
 
 def say(text: str) -> None:
@@ -29,7 +29,7 @@ def paper() -> Paper:
     """What standard output is: a terminal of some width, or a file or pipe of any."""
     import shutil
 
-    from onnxslim.tables import Paper
+    from onnxslim.render.tables import Paper
 
     if not sys.stdout.isatty():
         return Paper()

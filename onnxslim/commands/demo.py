@@ -14,7 +14,7 @@ from onnxslim.commands.arguments import check_talk, talk_options
 from onnxslim.commands.compress import compress
 from onnxslim.commands.console import say
 from onnxslim.errors import UsageError
-from onnxslim.recipe import Recipe
+from onnxslim.pipeline.recipe import Recipe
 
 _MODEL = "lenet5.onnx"
 _CALIB = "mnist_calib.npz"
@@ -33,7 +33,7 @@ def command(
 
     The last line says where the result is.
     """
-    from onnxslim.pipeline import parse_pipeline
+    from onnxslim.pipeline.grammar import parse_pipeline
 
     check_talk(quiet=quiet, verbose=verbose)
     pipeline = None if passes is None else parse_pipeline(passes)

@@ -15,7 +15,7 @@ from onnxslim.commands.console import paper, progress, say
 
 if TYPE_CHECKING:
     from onnxslim.exits.survey import ExitRow
-    from onnxslim.render import Json
+    from onnxslim.render.json import Json
 
 _HEADS = ("linear", "mlp")
 
@@ -70,7 +70,7 @@ def command(
             progress=tell,
         )
     if as_json:
-        from onnxslim.render import json_text
+        from onnxslim.render.json import json_text
 
         say(json_text(_json(rows, notes)))
     elif not quiet:
@@ -78,13 +78,13 @@ def command(
 
 
 def _text(rows: Sequence[ExitRow], notes: Sequence[str]) -> str:
-    from onnxslim.tables import Grid, printable
+    from onnxslim.render.tables import FigureTable, printable
 
     if not rows:
         lines = ["There is no place at which this model can be left early."]
         return "\n".join([*lines, *(f"note: {printable(note)}" for note in notes)])
     heads = ("tensor", "shape", "before", "work", "head", "agreement", "may leave")
-    grid = Grid(heads, frozenset({1, 4}))
+    grid = FigureTable(heads, frozenset({1, 4}))
     for row in rows:
         grid.add(
             row.tensor,

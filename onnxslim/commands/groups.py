@@ -16,9 +16,9 @@ from onnxslim.commands.files import check_report, write_atomically
 
 if TYPE_CHECKING:
     from onnxslim.channels.groups import ChannelGroup, Channels
-    from onnxslim.ir import Node
+    from onnxslim.graph.ir import Node
     from onnxslim.records import Skip
-    from onnxslim.render import Json
+    from onnxslim.render.json import Json
 
 _NAMES_SHOWN = 6
 
@@ -58,7 +58,7 @@ def command(model: str, passes: str | None, report: str | None, quiet: bool, ver
             tell("following channels")
         found = _look(source, passes)
     if report is not None:
-        from onnxslim.render import json_text
+        from onnxslim.render.json import json_text
 
         write_atomically(Path(report), json_text(_json(found, source)).encode())
     if not quiet:
@@ -67,9 +67,9 @@ def command(model: str, passes: str | None, report: str | None, quiet: bool, ver
 
 def _look(source: Path, passes: str | None) -> _Found:
     from onnxslim.channels.groups import channel_groups
-    from onnxslim.channels.left_alone import layers_left_alone
-    from onnxslim.model import Model
-    from onnxslim.shapes import infer_shapes
+    from onnxslim.channels.unpruned import layers_left_alone
+    from onnxslim.io.model import Model
+    from onnxslim.io.shapes import infer_shapes
 
     model = Model.load(source)
     sha256 = model.origin.sha256
@@ -85,8 +85,8 @@ def _look(source: Path, passes: str | None) -> _Found:
 
 def _computes_a_constant(node: Node) -> bool:
     """Whether folding would make a constant of it."""
-    from onnxslim.analysis.operands import const_value
-    from onnxslim.functions import is_codebook
+    from onnxslim.graph.functions import is_codebook
+    from onnxslim.graph.operands import const_value
 
     if node.op == "DequantizeLinear" or is_codebook(node.outputs[0]):
         return False  # weights that are stored small on purpose
@@ -99,7 +99,7 @@ def _computes_a_constant(node: Node) -> bool:
 
 
 def _text(found: _Found, most: int | None) -> str:
-    from onnxslim.tables import printable
+    from onnxslim.render.tables import printable
 
     lines: list[str] = []
     for number, group in enumerate(found.channels.groups, 1):
@@ -139,7 +139,7 @@ def _names(names: Sequence[str], most: int | None) -> str:
 
 
 def _passing(group: ChannelGroup) -> list[str]:
-    from onnxslim.ir import node_label
+    from onnxslim.graph.ir import node_label
 
     return [f"{node_label(node)} ({node.op})" for node, _ in group.passed]
 
@@ -199,7 +199,7 @@ def _group_json(channels: Channels, group: ChannelGroup) -> dict[str, Json]:
 
 
 def _passing_json(group: ChannelGroup) -> Iterator[Json]:
-    from onnxslim.ir import node_label
+    from onnxslim.graph.ir import node_label
 
     for node, _ in group.passed:
         yield {"node": node_label(node), "op": node.op}

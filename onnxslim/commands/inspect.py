@@ -13,8 +13,8 @@ from onnxslim.commands.arguments import json_option
 from onnxslim.commands.console import paper, say
 
 if TYPE_CHECKING:
-    from onnxslim.inspection import Inspection, Port
-    from onnxslim.render import Json
+    from onnxslim.render.json import Json
+    from onnxslim.tools.inspection import Inspection, Port
 
 
 @click.command("inspect", short_help=COMMANDS["inspect"])
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @json_option
 def command(models: tuple[str, ...], as_json: bool) -> None:
     """Show inputs, outputs, operators, weights, MACs and bytes of models, side by side."""
-    from onnxslim.inspection import inspect_model
-    from onnxslim.render import json_text
+    from onnxslim.render.json import json_text
+    from onnxslim.tools.inspection import inspect_model
 
     found = [inspect_model(Path(model)) for model in models]
     say(json_text([_json(item) for item in found]).rstrip() if as_json else _text(found))
@@ -41,9 +41,9 @@ def _text(found: Sequence[Inspection]) -> str:
 
 
 def _table(found: Sequence[Inspection]) -> str:
-    from onnxslim.tables import Grid
+    from onnxslim.render.tables import FigureTable
 
-    grid = Grid(("", *(item.path.name for item in found)))
+    grid = FigureTable(("", *(item.path.name for item in found)))
     for title, figure in _figures():
         grid.add(title, *map(figure, found))
     dtypes = {weights.dtype: None for item in found for weights in item.weights}
@@ -57,7 +57,7 @@ def _table(found: Sequence[Inspection]) -> str:
 
 
 def _figures() -> list[tuple[str, Callable[[Inspection], str]]]:
-    from onnxslim.units import bytes_text, count_text
+    from onnxslim.render.units import bytes_text, count_text
 
     return [
         ("file", lambda item: bytes_text(item.stats.file_bytes)),
@@ -79,7 +79,7 @@ def _opset(opsets: Mapping[str, int]) -> list[str]:
 
 
 def _weights_text(item: Inspection, dtype: str) -> str:
-    from onnxslim.units import bytes_text, count_text
+    from onnxslim.render.units import bytes_text, count_text
 
     for weights in item.weights:
         if weights.dtype == dtype:
@@ -92,8 +92,8 @@ def _operators(found: Iterable[Inspection]) -> dict[str, None]:
 
 
 def _details(item: Inspection) -> list[str]:
-    from onnxslim.tables import printable
-    from onnxslim.units import bytes_text
+    from onnxslim.render.tables import printable
+    from onnxslim.render.units import bytes_text
 
     packed = item.packed_bytes
     lines = [] if packed is None else [f"packed into {bytes_text(packed)}"]
@@ -119,7 +119,7 @@ def port_text(port: Port) -> str:
 
 
 def _json(item: Inspection) -> Json:
-    from onnxslim.render import stats_json
+    from onnxslim.render.json import stats_json
 
     return {
         "path": str(item.path),

@@ -13,8 +13,8 @@ from onnxslim.commands.console import paper, progress, say
 from onnxslim.commands.files import check_output, check_report, write_atomically
 
 if TYPE_CHECKING:
-    from onnxslim.packing.pack import ClassFigures, PackReport
-    from onnxslim.render import Json
+    from onnxslim.render.json import Json
+    from onnxslim.tools.pack import ClassFigures, PackReport
 
 _CODERS = ("entropy", "huffman", "zstd")
 
@@ -44,8 +44,8 @@ def command(
     check_output(target, source)
     if report is not None:
         check_report(Path(report), source, target)
-    from onnxslim.packing.pack import pack
     from onnxslim.packing.streams import Method
+    from onnxslim.tools.pack import pack
 
     with progress(quiet=quiet, verbose=verbose) as tell:
         done = pack(
@@ -56,7 +56,7 @@ def command(
             tell=tell,
         )
     if report is not None:
-        from onnxslim.render import json_text
+        from onnxslim.render.json import json_text
 
         write_atomically(Path(report), json_text(_json(done, source, target)).encode())
     if not quiet:
@@ -68,9 +68,9 @@ def command(
 
 
 def _text(report: PackReport) -> str:
-    from onnxslim.tables import Grid
+    from onnxslim.render.tables import FigureTable
 
-    grid = Grid(
+    grid = FigureTable(
         (
             "class", "tensors", "float32", "in .onnx", "Huffman", "entropy coder", "zstd",
             "order-0 entropy", "packed",
@@ -92,7 +92,7 @@ def _cells(item: ClassFigures) -> list[str]:
 
 
 def _verdict(report: PackReport) -> str:
-    from onnxslim.units import bytes_text
+    from onnxslim.render.units import bytes_text
 
     dense = report.total.float32_bytes
     parts = [

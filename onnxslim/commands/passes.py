@@ -9,9 +9,9 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.console import paper, say
-from onnxslim.contract import Pass
 from onnxslim.errors import UsageError
-from onnxslim.options import OptionSpec
+from onnxslim.pipeline.options import OptionSpec
+from onnxslim.pipeline.passes import Pass
 from onnxslim.records import Fidelity
 
 PROMISES = {
@@ -29,10 +29,10 @@ def command(name: str | None) -> None:
 
 
 def _list() -> str:
-    from onnxslim import registry
-    from onnxslim.tables import Grid
+    from onnxslim.pipeline import registry
+    from onnxslim.render.tables import FigureTable
 
-    grid = Grid(("pass", "promises", "what it does"), text_columns=frozenset({1, 2}))
+    grid = FigureTable(("pass", "promises", "what it does"), text_columns=frozenset({1, 2}))
     problems = []
     for found in registry.describe():
         if found.problem is not None or found.fidelity is None:
@@ -52,7 +52,7 @@ def page(name: str) -> str:
     Raises:
         UsageError: there is no such pass.
     """
-    from onnxslim import registry
+    from onnxslim.pipeline import registry
 
     owner = registry.get(name)
     blocks = [f"{name}\n{'=' * len(name)}", _page_text(owner)]
@@ -73,12 +73,14 @@ def _page_text(owner: type[Pass]) -> str:
 
 
 def _options(owner: type[Pass]) -> str:
-    from onnxslim.tables import Grid
+    from onnxslim.render.tables import FigureTable
 
     specs = owner.options()
     if not specs:
         return "Options:\n    none"
-    grid = Grid(("option", "type and range", "default", "help"), text_columns=frozenset({1, 2, 3}))
+    grid = FigureTable(
+        ("option", "type and range", "default", "help"), text_columns=frozenset({1, 2, 3})
+    )
     for spec in specs:
         grid.add(spec.name, _type_and_range(spec), _default(spec), spec.help)
     return "Options:\n" + grid.render(paper())
@@ -90,7 +92,7 @@ def _type_and_range(spec: OptionSpec) -> str:
 
 
 def _default(spec: OptionSpec) -> str:
-    from onnxslim.spelling import spell
+    from onnxslim.pipeline.spelling import spell
 
     if spec.default == ():
         return "empty"

@@ -15,7 +15,7 @@ from onnxslim.commands.files import check_report, write_atomically
 from onnxslim.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxslim.sweep import Point
+    from onnxslim.tools.sensitivity import SensitivityPoint
 
 _PASSES = "simplify,prune-channels"
 _PICTURES = (".svg", ".png")
@@ -64,7 +64,7 @@ def command(
     files = None if report is None else _files(Path(report), Path(model))
     from onnxslim import api
 
-    points: list[Point] = []
+    points: list[SensitivityPoint] = []
     with progress(quiet=quiet, verbose=verbose) as tell:
         points.extend(
             api.measure_sensitivity(
@@ -104,24 +104,24 @@ def _files(report: Path, source: Path) -> tuple[Path, Path]:
     return table, picture
 
 
-def _write(points: Sequence[Point], table: Path, picture: Path) -> None:
-    from onnxslim.pictures import sensitivity_picture
-    from onnxslim.sweep import csv_text
+def _write(points: Sequence[SensitivityPoint], table: Path, picture: Path) -> None:
+    from onnxslim.tools.sensitivity import csv_text
+    from onnxslim.tools.sensitivity_plot import sensitivity_picture
 
     write_atomically(table, csv_text(points).encode())
     write_atomically(picture, sensitivity_picture(points, picture.suffix[1:]))
 
 
-def _text(points: Sequence[Point], passes: str) -> str:
-    from onnxslim.tables import Grid
-    from onnxslim.units import small_text
+def _text(points: Sequence[SensitivityPoint], passes: str) -> str:
+    from onnxslim.render.tables import FigureTable
+    from onnxslim.render.units import small_text
 
     if not points:
         return f"`{passes}` finds nothing to try: no layer or group that it could change."
     first = points[0]
     strength = "" if first.option is None else first.option
     heads = ("target", strength, "bytes", "MACs", "divergence", "agreement", "SQNR")
-    grid = Grid(heads, frozenset(range(1, len(heads))))
+    grid = FigureTable(heads, frozenset(range(1, len(heads))))
     for point in points:
         moved = ["unchanged", "", ""]
         if point.distance is not None:

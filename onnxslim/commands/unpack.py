@@ -25,7 +25,7 @@ def command(file: str, output: str | None, quiet: bool, verbose: bool) -> None:
     source = Path(file)
     target = Path(output) if output else source.with_suffix(".onnx")
     check_output(target, source)
-    from onnxslim.copying import unpack
+    from onnxslim.io.copying import unpack
 
     with progress(quiet=quiet, verbose=verbose) as tell:
         if tell:

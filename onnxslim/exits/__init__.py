@@ -1,7 +1,10 @@
 """Early exits: where a network can be left, with which head, and when that may be believed.
 
-`points` finds tensors through which everything passes. `heads` fits a small classifier to such a
-tensor in closed form. `thresholds` says how sure a head must be so that a promise holds on new
-data. `graph` writes it down in ONNX, and `survey` measures what the choice between points is made
-by.
+points      tensors through which everything passes
+emit        operators of an exit: features, head, scores, confidence
+thresholds  how sure a head must be, so that a promise holds on new data
+heads       heads fitted in closed form to what the network answers
+nested_ifs  exits put into a graph
+survey      what leaving at each point would bring, measured
+planning    which exits to put in, with which thresholds
 """

@@ -18,10 +18,10 @@ from typing import Any, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.exits.points import Point, Size
-from onnxslim.ir import Constant, Node, Variable, to_onnx_dtype
+from onnxslim.exits.points import Dim, ExitPoint
+from onnxslim.graph.ir import Constant, Node, Variable, to_onnx_dtype
 
-LEAST_OPSET: Final = 11
+MIN_OPSET: Final = 11
 _FLOAT: Final[np.dtype[Any]] = np.dtype(np.float32)
 _INT: Final[np.dtype[Any]] = np.dtype(np.int64)
 _BOOL: Final[np.dtype[Any]] = np.dtype(np.bool_)
@@ -29,7 +29,7 @@ _LAST: Final = 1  # axis of the classes in (N, classes)
 _AXES_INPUT: Final = {"ReduceSum": 13, "ReduceMax": 18, "ReduceMin": 18, "ReduceMean": 18}
 
 
-class Form(enum.StrEnum):
+class ScoreForm(enum.StrEnum):
     """What class scores are."""
 
     LOGITS = "logits"
@@ -58,7 +58,7 @@ class Pooling:
         cells: of the grid, along each spatial axis; () where the tensor is no map.
     """
 
-    point: Point
+    point: ExitPoint
     cells: tuple[int, ...] = ()
 
     @property
@@ -126,7 +126,7 @@ class Emitter:
         name: str,
         *,
         dtype: np.dtype[Any] = _FLOAT,
-        shape: Sequence[Size] | None = None,
+        shape: Sequence[Dim] | None = None,
         **attrs: object,
     ) -> Variable:
         """A node of one output."""
@@ -229,10 +229,10 @@ class Emitter:
         )
 
     def scores(
-        self, logits: gs.Tensor, form: Form, output: gs.Tensor, name: str | None = None
+        self, logits: gs.Tensor, form: ScoreForm, output: gs.Tensor, name: str | None = None
     ) -> Variable:
         """The logits in the form, the shape and the type of `output`."""
-        ops = {Form.PROBABILITIES: "Softmax", Form.LOG_PROBABILITIES: "LogSoftmax"}
+        ops = {ScoreForm.PROBABILITIES: "Softmax", ScoreForm.LOG_PROBABILITIES: "LogSoftmax"}
         dtype = np.dtype(output.dtype)
         made = logits
         if form in ops:
@@ -273,12 +273,12 @@ def confidences(logits: np.ndarray, kind: Confidence) -> np.ndarray:
 
 
 __all__ = [
-    "LEAST_OPSET",
+    "MIN_OPSET",
     "Confidence",
     "Emitter",
-    "Form",
     "Head",
     "Pooling",
+    "ScoreForm",
     "confidences",
     "level",
 ]

@@ -25,25 +25,25 @@ import onnx_graphsurgeon as gs
 from scipy import linalg, optimize
 
 from onnxslim.errors import NotApplicable
-from onnxslim.exits.emit import Confidence, Emitter, Form, Head, Pooling, confidences
-from onnxslim.exits.points import Point, classes_of
-from onnxslim.exits.thresholds import Trial
-from onnxslim.ir import Node, Variable
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration
-from onnxslim.objective.moments import LayerMoments
-from onnxslim.objective.threads import threads_for
-from onnxslim.rewrite import Rewriter
+from onnxslim.exits.emit import Confidence, Emitter, Head, Pooling, ScoreForm, confidences
+from onnxslim.exits.points import ExitPoint, classes_of
+from onnxslim.exits.thresholds import HeadTrial
+from onnxslim.graph.ir import Node, Variable
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.services.calibration import Calibration
+from onnxslim.services.moments import LayerMoments
+from onnxslim.solvers.threads import threads_for
 
 SOFTENING: Final = 4.0  # temperature of the network's probabilities while heads are fitted
 SAMPLES_A_FEATURE: Final = 20  # below, a fit is worth a warning
 HIDDEN_UNITS: Final = 512
-MOST_FEATURES: Final = 1024  # of one point; above, moments are sums in float32
+MAX_FEATURES: Final = 1024  # of one point; above, moments are sums in float32
 _GRIDS: Final = (1, 2, 4, 7)
 _RIDGES: Final = tuple(10.0**power for power in np.arange(-5.0, 2.01, 1.0))
 _DEAD: Final = 1e-10  # of the largest variance
 _STEADY: Final = 1e-5  # of E[x²]; a variance below may be rounding
-_LEAST: Final = 1e-12  # of a probability
+_MIN: Final = 1e-12  # of a probability
 _TEMPERATURES: Final = (1e-3, 1e3)
 
 
@@ -60,7 +60,7 @@ class Fitted:
 
     head: Head
     error: float
-    trial: Trial
+    trial: HeadTrial
     samples: int
 
     @property
@@ -96,12 +96,12 @@ class Task:
 
     model: Model
     output: str
-    form: Form
+    form: ScoreForm
     confidence: Confidence
     seed: int = 0
 
 
-def poolings(point: Point) -> list[Pooling]:
+def poolings(point: ExitPoint) -> list[Pooling]:
     """The ways in which a tensor may become features, few of them first."""
     if not point.is_map:
         return [Pooling(point)]
@@ -110,7 +110,7 @@ def poolings(point: Point) -> list[Pooling]:
         return [Pooling(point, (1,) * len(sizes))]
     cells = dict.fromkeys(tuple(min(grid, int(size or 1)) for size in sizes) for grid in _GRIDS)
     found = [Pooling(point, item) for item in cells]
-    fitting = [item for item in found if item.features <= MOST_FEATURES]
+    fitting = [item for item in found if item.features <= MAX_FEATURES]
     return fitting or found[:1]
 
 
@@ -183,12 +183,12 @@ def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray
     return best[0], best[1], best[2] / max(spread, np.finfo(float).tiny)
 
 
-def network_logs(scores: np.ndarray, form: Form) -> np.ndarray:
+def network_logs(scores: np.ndarray, form: ScoreForm) -> np.ndarray:
     """Logarithms of the network's probabilities, (N, classes), from its scores."""
     flat = scores.reshape(len(scores), -1).astype(np.float64)
-    if form is Form.PROBABILITIES:
-        return np.asarray(np.log(np.maximum(flat, _LEAST)))
-    if form is Form.LOG_PROBABILITIES:
+    if form is ScoreForm.PROBABILITIES:
+        return np.asarray(np.log(np.maximum(flat, _MIN)))
+    if form is ScoreForm.LOG_PROBABILITIES:
         return flat
     return _log_softmax(flat)
 
@@ -203,7 +203,7 @@ def trials(
         yield logits, network_logs(answer.values[task.output], task.form), answer.labels
 
 
-def judge(task: Task, heads: Sequence[Head], calibration: Calibration) -> list[Trial]:
+def judge(task: Task, heads: Sequence[Head], calibration: Calibration) -> list[HeadTrial]:
     """How sure each head is of each sample, and whether it agrees with the network."""
     sure: list[list[np.ndarray]] = [[] for _ in heads]
     agrees: list[list[np.ndarray]] = [[] for _ in heads]
@@ -211,7 +211,9 @@ def judge(task: Task, heads: Sequence[Head], calibration: Calibration) -> list[T
         for number, own in enumerate(logits):
             sure[number].append(confidences(own, task.confidence))
             agrees[number].append(own.argmax(axis=1) == logs.argmax(axis=1))
-    return [Trial(np.concatenate(a), np.concatenate(b)) for a, b in zip(sure, agrees, strict=True)]
+    return [
+        HeadTrial(np.concatenate(a), np.concatenate(b)) for a, b in zip(sure, agrees, strict=True)
+    ]
 
 
 # ---------------------------------------------------------------------------- calibrating
@@ -219,7 +221,7 @@ def judge(task: Task, heads: Sequence[Head], calibration: Calibration) -> list[T
 
 def _calibrated(
     task: Task, heads: Sequence[Head], held: Calibration
-) -> Iterator[tuple[Head, Trial]]:
+) -> Iterator[tuple[Head, HeadTrial]]:
     """Heads whose logits are divided by the temperature that makes their probabilities true."""
     seen = list(trials(task, heads, held))
     logs = np.concatenate([item[1] for item in seen])
@@ -233,7 +235,7 @@ def _calibrated(
         temperature = best_temperature(logits, wished)
         own = replace(head, weight=head.weight / temperature, bias=head.bias / temperature)
         sure = confidences(logits / temperature, task.confidence)
-        yield own, Trial(sure, logits.argmax(axis=1) == answers)
+        yield own, HeadTrial(sure, logits.argmax(axis=1) == answers)
 
 
 def best_temperature(logits: np.ndarray, wished: np.ndarray) -> float:
@@ -331,8 +333,8 @@ def _softened(task: Task, names: Sequence[str], classes: int) -> Model:
     scores: gs.Tensor = next(t for n in graph.nodes for t in n.outputs if t.name == task.output)
     flat = emitter.cast(scores, np.dtype(np.float32), "exit_wished")
     flat = emitter.add("Reshape", [flat, emitter.ints(-1, classes)], "exit_rows")
-    if task.form is Form.PROBABILITIES:
-        least = emitter.constant(np.array(_LEAST, np.float32), "exit_least_probability")
+    if task.form is ScoreForm.PROBABILITIES:
+        least = emitter.constant(np.array(_MIN, np.float32), "exit_least_probability")
         flat = emitter.add("Log", [emitter.add("Max", [flat, least], "exit_above")], "exit_logs")
     by = emitter.constant(np.array(1 / SOFTENING, np.float32), "exit_softening")
     soft = emitter.softmax(emitter.add("Mul", [flat, by], "exit_softened"), "exit_soft")

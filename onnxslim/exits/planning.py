@@ -1,8 +1,8 @@
 """Which exits to put into a network, with which thresholds, and what comes of it.
 
-`Planner` chooses from what `Survey` found: points and thresholds with the least mean latency that
-keep a target, or the most agreement within a budget of latency. What follows confirms the choice on
-samples that nothing was chosen by, and times it.
+`ExitPlanner` chooses from what `Survey` found: points and thresholds with the least mean latency
+that keep a target, or the most agreement within a budget of latency. What follows confirms the
+choice on samples that nothing was chosen by, and times it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from itertools import combinations
 import numpy as np
 
 from onnxslim.errors import NotApplicable, RuntimeFailure
-from onnxslim.exits.graph import Exit, Style, with_exits
 from onnxslim.exits.heads import Task, judge
+from onnxslim.exits.nested_ifs import Exit, Style, with_exits
 from onnxslim.exits.survey import Site, Survey
 from onnxslim.exits.thresholds import (
     FINE_STEPS,
     NEVER,
     STEPS,
+    HeadTrial,
     Outcome,
-    Trial,
     confirmed,
     empirical,
     least_samples,
@@ -31,8 +31,8 @@ from onnxslim.exits.thresholds import (
     path,
     risk_of,
 )
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration
+from onnxslim.io.model import Model
+from onnxslim.services.calibration import Calibration
 
 _ROOM = 0.6  # of what a target allows: a bound confirmed on the other half takes the rest
 _WORTH = 0.99  # of the mean latency with fewer exits, below which another exit is worth while
@@ -41,7 +41,7 @@ _ROUNDING = 1e-3  # of the range of the scores
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExitPlan:
     """Exits that were chosen, in order, with what they lead to on the half that confirms.
 
     Attributes:
@@ -67,11 +67,11 @@ class Plan:
         heads = [site.known.head for site in self.sites]
         return [Exit(head, at) for head, at in zip(heads, self.thresholds, strict=True)]
 
-    def without(self, idle: Sequence[int]) -> Plan:
+    def without(self, idle: Sequence[int]) -> ExitPlan:
         """The plan without some of its exits, at which nobody leaves."""
         kept = [number for number in range(len(self.sites)) if number not in idle]
         found = self.outcome
-        return Plan(
+        return ExitPlan(
             tuple(self.sites[number] for number in kept),
             tuple(self.thresholds[number] for number in kept),
             replace(
@@ -84,7 +84,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Planner:
+class ExitPlanner:
     """Chooses exits.
 
     Attributes:
@@ -105,10 +105,10 @@ class Planner:
     thresholds: tuple[float, ...]
     worst: float | None = None
 
-    def choose(self) -> Plan | str:
+    def choose(self) -> ExitPlan | str:
         """The best plan on the samples that heads were chosen by; or why there is none."""
         sizes = (len(self.sites),) if self.fixed else range(1, self.count + 1)
-        best: Plan | None = None
+        best: ExitPlan | None = None
         for size in sizes:
             plans = [
                 plan
@@ -127,7 +127,7 @@ class Planner:
             )
         return best
 
-    def within(self, plan: Plan) -> Plan:
+    def within(self, plan: ExitPlan) -> ExitPlan:
         """The plan with thresholds that keep the budget at its costs, which were measured since.
 
         Raises:
@@ -142,7 +142,7 @@ class Planner:
             )
         return replace(plan, thresholds=found)
 
-    def finely(self, plan: Plan) -> list[tuple[float, ...]]:
+    def finely(self, plan: ExitPlan) -> list[tuple[float, ...]]:
         """Thresholds for a plan from strict to loose, in small steps."""
         return self._way(plan.sites, chain_costs(plan.sites), FINE_STEPS)
 
@@ -152,7 +152,7 @@ class Planner:
         risks = [risk_of(site.known.trial) for site in sites]
         return list(path(risks, [costs[-1] - cost for cost in costs[:-1]], steps))
 
-    def _planned(self, sites: tuple[Site, ...]) -> Plan | None:
+    def _planned(self, sites: tuple[Site, ...]) -> ExitPlan | None:
         trials = [site.known.trial for site in sites]
         costs = chain_costs(sites)
         chosen: tuple[float, ...] | None = None
@@ -166,10 +166,10 @@ class Planner:
             chosen = empirical(self._way(sites, costs), trials, 1 - _ROOM * (1 - self.target))
         else:
             chosen = next(self._within(sites, trials, costs), None)
-        return None if chosen is None else Plan(sites, chosen, outcome(chosen, trials), costs)
+        return None if chosen is None else ExitPlan(sites, chosen, outcome(chosen, trials), costs)
 
     def _within(
-        self, sites: Sequence[Site], trials: Sequence[Trial], costs: Sequence[float]
+        self, sites: Sequence[Site], trials: Sequence[HeadTrial], costs: Sequence[float]
     ) -> Iterator[tuple[float, ...]]:
         """Thresholds that keep the budget of latency, the strictest first."""
         assert self.latency is not None
@@ -177,11 +177,11 @@ class Planner:
             if outcome(thresholds, trials).latency(costs) <= self.latency:
                 yield thresholds
 
-    def _merit(self, plan: Plan) -> float:
+    def _merit(self, plan: ExitPlan) -> float:
         """The less the better."""
         return plan.latency if self.latency is None else 1 - plan.outcome.agreement
 
-    def _is_worth_it(self, plan: Plan, simpler: Plan) -> bool:
+    def _is_worth_it(self, plan: ExitPlan, simpler: ExitPlan) -> bool:
         return self._merit(plan) < _WORTH * self._merit(simpler)
 
     def _why_none(self) -> str:
@@ -206,15 +206,15 @@ class Planner:
         )
 
 
-def confirm(plan: Plan, task: Task, held: Calibration) -> tuple[Plan, list[Trial]]:
+def confirm(plan: ExitPlan, task: Task, held: Calibration) -> tuple[ExitPlan, list[HeadTrial]]:
     """The plan with its outcome on samples that nothing was chosen by."""
     seen = judge(task, [site.known.head for site in plan.sites], held)
     return replace(plan, outcome=outcome(plan.thresholds, seen)), seen
 
 
 def tightened(
-    plan: Plan, way: Sequence[tuple[float, ...]], trials: Sequence[Trial], target: float
-) -> Plan:
+    plan: ExitPlan, way: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
+) -> ExitPlan:
     """The plan with the loosest thresholds that keep the target on samples not seen so far.
 
     Raises:
@@ -231,7 +231,7 @@ def tightened(
     return replace(plan, thresholds=found, outcome=outcome(found, trials))
 
 
-def anytime_plan(survey: Survey, sites: Sequence[Site], count: int | None) -> Plan:
+def anytime_plan(survey: Survey, sites: Sequence[Site], count: int | None) -> ExitPlan:
     """Up to `count` exits (None: all), spread over the latency, of which every one answers."""
     chosen = list(sites)
     if count is not None and count < len(sites):
@@ -244,10 +244,10 @@ def anytime_plan(survey: Survey, sites: Sequence[Site], count: int | None) -> Pl
     agreements = tuple(float(trial.agrees.mean()) for trial in seen)
     nobody = (0.0,) * len(chosen)
     result = Outcome((*nobody, 1.0), agreements, 0, len(seen[0].agrees))
-    return Plan(tuple(chosen), (NEVER,) * len(chosen), result, chain_costs(chosen))
+    return ExitPlan(tuple(chosen), (NEVER,) * len(chosen), result, chain_costs(chosen))
 
 
-def measured_costs(survey: Survey, plan: Plan, style: Style) -> tuple[float, ...] | None:
+def measured_costs(survey: Survey, plan: ExitPlan, style: Style) -> tuple[float, ...] | None:
     """Share of the latency when left at each exit, and at the end, as timed; None without a clock.
 
     Models are timed whose thresholds make every sample leave at one exit.
@@ -263,7 +263,7 @@ def measured_costs(survey: Survey, plan: Plan, style: Style) -> tuple[float, ...
     return tuple(found)
 
 
-def splits_well(survey: Survey, plan: Plan, style: Style) -> bool:
+def splits_well(survey: Survey, plan: ExitPlan, style: Style) -> bool:
     """Whether what is behind the exits returns the same on a part of a batch.
 
     Tried on a batch of which about half leaves at each exit: the others must get what the network
@@ -306,7 +306,7 @@ def too_few(target: float, samples: int) -> str | None:
     )
 
 
-def _with_exits(survey: Survey, plan: Plan, style: Style) -> Model:
+def _with_exits(survey: Survey, plan: ExitPlan, style: Style) -> Model:
     return with_exits(survey.model, survey.task.output, plan.exits, style)
 
 
@@ -320,8 +320,8 @@ def chain_costs(sites: Sequence[Site]) -> tuple[float, ...]:
 
 
 __all__ = [
-    "Plan",
-    "Planner",
+    "ExitPlan",
+    "ExitPlanner",
     "anytime_plan",
     "chain_costs",
     "confirm",

@@ -17,10 +17,10 @@ import networkx as nx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
-from onnxslim.counts import node_macs
-from onnxslim.ir import Constant, Node, ancestors, needs, node_label
+from onnxslim.graph.counts import node_macs
+from onnxslim.graph.ir import Constant, Node, ancestors, needs, node_label
 
-Size = int | str | None
+Dim = int | str | None
 
 _SHAPE_ONLY: Final = frozenset({"Shape", "Size"})
 _CONTROL: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -28,7 +28,7 @@ _WORK: Final = frozenset({"Attention", "Einsum", "GRU", "LSTM", "RNN"})  # besid
 
 
 @dataclass(frozen=True)
-class Point:
+class ExitPoint:
     """A tensor at which a network can be left.
 
     Attributes:
@@ -40,7 +40,7 @@ class Point:
     """
 
     tensor: str
-    shape: tuple[Size, ...]
+    shape: tuple[Dim, ...]
     is_map: bool
     share: float | None
 
@@ -118,7 +118,7 @@ def forcing_outputs(graph: gs.Graph, output: gs.Tensor, tensor: gs.Tensor) -> li
     ]
 
 
-def candidates(graph: gs.Graph, output: gs.Tensor) -> list[Point]:
+def candidates(graph: gs.Graph, output: gs.Tensor) -> list[ExitPoint]:
     """The points worth a look, in order: one between each two pieces of work.
 
     Between two pieces of work there may be several tensors (before and behind an activation, a
@@ -137,15 +137,15 @@ def candidates(graph: gs.Graph, output: gs.Tensor) -> list[Point]:
     return found
 
 
-def point_at(tensor: gs.Tensor, whole_macs: int | None) -> Point:
+def point_at(tensor: gs.Tensor, whole_macs: int | None) -> ExitPoint:
     """The point at `tensor`, to which there is no `objection`."""
     before = _macs(ancestors([tensor]))
     known = whole_macs and before is not None
     share = before / whole_macs if known else None  # type: ignore[operator]
-    return Point(tensor.name, tuple(tensor.shape), _is_map(tensor), share)
+    return ExitPoint(tensor.name, tuple(tensor.shape), _is_map(tensor), share)
 
 
-def point_named(graph: gs.Graph, output: gs.Tensor, name: str) -> Point | str:
+def point_named(graph: gs.Graph, output: gs.Tensor, name: str) -> ExitPoint | str:
     """The point at the tensor `name`, or why the network cannot be left there."""
     path = single_path(graph, output)
     tensor = next((item for item in path[:-1] if item.name == name), None)
@@ -238,8 +238,8 @@ def describe_control(node: Node) -> str:
 
 
 __all__ = [
-    "Point",
-    "Size",
+    "Dim",
+    "ExitPoint",
     "candidates",
     "classes_of",
     "control_flow",

@@ -16,14 +16,13 @@ from functools import cached_property
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable
-from onnxslim.exits.emit import LEAST_OPSET, Confidence, Emitter, Form, Head
-from onnxslim.exits.graph import Batch, Exit, Style, with_exits
+from onnxslim.exits.emit import MIN_OPSET, Confidence, Emitter, Head, ScoreForm
 from onnxslim.exits.heads import Fitted, Task, fit_heads, judge, poolings
+from onnxslim.exits.nested_ifs import Batch, Exit, Style, with_exits
 from onnxslim.exits.points import (
-    Point,
-    Size,
+    Dim,
+    ExitPoint,
     candidates,
     control_flow,
     describe_control,
@@ -32,18 +31,19 @@ from onnxslim.exits.points import (
 )
 from onnxslim.exits.thresholds import (
     NEVER,
-    Trial,
+    HeadTrial,
     empirical,
     outcome,
     path,
     risk_of,
 )
-from onnxslim.ir import ancestors
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration
-from onnxslim.rewrite import Rewriter
+from onnxslim.graph.ir import ancestors
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.pipeline.passes import Context
+from onnxslim.services.calibration import Calibration
 
-MOST_POINTS = 8  # that are looked at
+MAX_POINTS = 8  # that are looked at
 _LATEST = 0.95  # share of the work before a point; behind it nothing is worth saving
 _ROWS_LOOKED_AT = 512  # to see what scores are
 _SUM_TOLERANCE = 1e-2
@@ -63,7 +63,7 @@ class Site:
             decides.
     """
 
-    point: Point
+    point: ExitPoint
     cost: float
     fitted: Fitted | None = None
     stay: float = NOT_TIMED
@@ -81,9 +81,9 @@ def scores_named(graph: gs.Graph, name: str | None) -> list[gs.Tensor]:
     Raises:
         NotApplicable: there is none, or `name` is none; saying why.
     """
-    if int(graph.opset) < LEAST_OPSET:
+    if int(graph.opset) < MIN_OPSET:
         raise NotApplicable(
-            f"exits need opset {LEAST_OPSET} and the model has {graph.opset}: convert it first, "
+            f"exits need opset {MIN_OPSET} and the model has {graph.opset}: convert it first, "
             "for example with `onnx.version_converter.convert_version(model, 17)`"
         )
     fitting = score_outputs(graph)
@@ -128,7 +128,7 @@ class Survey:
     why_not: dict[str, str] = field(default_factory=dict)
 
     @cached_property
-    def scores(self) -> tuple[gs.Tensor, Form]:
+    def scores(self) -> tuple[gs.Tensor, ScoreForm]:
         """The class scores and what they are; logits where no sample tells.
 
         Raises:
@@ -137,13 +137,13 @@ class Survey:
         fitting = scores_named(self.model.graph, self.output)
         calibration = self.context.calibration
         if calibration is None:
-            return fitting[0], Form.LOGITS
+            return fitting[0], ScoreForm.LOGITS
         found = _forms(self.model, fitting, calibration)
         named = [(tensor, found[tensor.name]) for tensor in fitting]
-        good = [(tensor, form) for tensor, form in named if isinstance(form, Form)]
+        good = [(tensor, form) for tensor, form in named if isinstance(form, ScoreForm)]
         if not good:
             raise NotApplicable(f"`{fitting[0].name}` is not class scores: {named[0][1]}")
-        return min(good, key=lambda item: item[1] is Form.LOGITS)
+        return min(good, key=lambda item: item[1] is ScoreForm.LOGITS)
 
     @property
     def style(self) -> Style:
@@ -153,18 +153,18 @@ class Survey:
         return Style(form, self.confidence, batch)
 
     @cached_property
-    def points(self) -> tuple[Point, ...]:
+    def points(self) -> tuple[ExitPoint, ...]:
         """The points to look at, in order; reasons against others go to `why_not`."""
         output, _ = self.scores
         graph = self.model.graph
         if not self.at:
             found = candidates(graph, output)
             early = [p for p in found if p.share is None or p.share <= _LATEST]
-            return tuple(_thinned(early, MOST_POINTS))
+            return tuple(_thinned(early, MAX_POINTS))
         chosen = []
         for name in dict.fromkeys(self.at):
             point = point_named(graph, output, name)
-            if isinstance(point, Point):
+            if isinstance(point, ExitPoint):
                 chosen.append(point)
             else:
                 self.why_not[name] = point
@@ -216,7 +216,7 @@ class Survey:
                 found[name] = (merit, item)
         return {name: item for name, (_, item) in found.items()}
 
-    def _site(self, point: Point, fitted: Fitted | None, *, staying: bool) -> Site:
+    def _site(self, point: ExitPoint, fitted: Fitted | None, *, staying: bool) -> Site:
         """A point with shares of the latency; of the work where nothing is timed."""
         stopwatch = self.context.stopwatch
         if stopwatch is None:
@@ -250,7 +250,7 @@ class ExitRow:
     """
 
     tensor: str
-    shape: tuple[Size, ...]
+    shape: tuple[Dim, ...]
     latency: float | None
     work: float | None
     head: str | None = None
@@ -295,13 +295,13 @@ def _row(site: Site, *, timed: bool) -> ExitRow:
     return ExitRow(point.tensor, point.shape, site.cost if timed else None, point.share, head)
 
 
-def _leaving(site: Site, trial: Trial) -> float:
+def _leaving(site: Site, trial: HeadTrial) -> float:
     """How many may leave there, if it were the only exit."""
     thresholds = empirical(list(path([risk_of(site.known.trial)], [1.0])), [trial], JUDGED_AT)
     return outcome(thresholds or (NEVER,), [trial]).shares[0]
 
 
-def _thinned(points: Sequence[Point], most: int) -> list[Point]:
+def _thinned(points: Sequence[ExitPoint], most: int) -> list[ExitPoint]:
     """At most so many, spread evenly over the work before them."""
     if len(points) <= most:
         return list(points)
@@ -313,7 +313,7 @@ def _thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 def _forms(
     model: Model, fitting: Sequence[gs.Tensor], calibration: Calibration
-) -> dict[str, Form | str]:
+) -> dict[str, ScoreForm | str]:
     """What the outputs hold on the first samples, or why it is no scores."""
     seen: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in fitting}
     rows = 0
@@ -326,19 +326,19 @@ def _forms(
     return {name: _form(np.concatenate(arrays)) for name, arrays in seen.items()}
 
 
-def _form(scores: np.ndarray) -> Form | str:
+def _form(scores: np.ndarray) -> ScoreForm | str:
     if not np.isfinite(scores).all():
         return "it is not finite on the calibration samples"
     if np.abs(np.exp(np.minimum(scores, 1.0)).sum(axis=1) - 1).max() < _SUM_TOLERANCE:
-        return Form.LOG_PROBABILITIES
+        return ScoreForm.LOG_PROBABILITIES
     if scores.min() < 0 or scores.max() > 1 + _SUM_TOLERANCE:
-        return Form.LOGITS
+        return ScoreForm.LOGITS
     if np.abs(scores.sum(axis=1) - 1).max() < _SUM_TOLERANCE:
-        return Form.PROBABILITIES
+        return ScoreForm.PROBABILITIES
     return "its entries lie between 0 and 1 and do not add up to 1, as those of separate answers do"
 
 
-def _prefix(model: Model, point: Point, head: Head | None) -> Model:
+def _prefix(model: Model, point: ExitPoint, head: Head | None) -> Model:
     """A copy that ends at a point, with the head there."""
     copy = model.clone()
     graph = copy.graph

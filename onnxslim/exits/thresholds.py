@@ -33,7 +33,7 @@ _EDGE: Final = 1e-7  # confidences nearer to 0 or 1 count as this near
 
 
 @dataclass(frozen=True)
-class Trial:
+class HeadTrial:
     """A head on samples.
 
     Attributes:
@@ -102,7 +102,7 @@ def least_samples(target: float) -> int:
     return ceil(log(DOUBT) / log(target)) if target < 1 else 0
 
 
-def outcome(thresholds: Sequence[float], trials: Sequence[Trial]) -> Outcome:
+def outcome(thresholds: Sequence[float], trials: Sequence[HeadTrial]) -> Outcome:
     """Let samples leave at the first exit whose head is sure enough."""
     samples = len(trials[0].confidence)
     inside = np.ones(samples, bool)
@@ -138,7 +138,7 @@ class Risk:
         return NEVER if value > 1 - _EDGE else round(value, 7)
 
 
-def risk_of(trial: Trial) -> Risk:
+def risk_of(trial: HeadTrial) -> Risk:
     """The logistic function that fits a head's disagreements best.
 
     Targets are those of Platt, a little off 0 and 1, so that a head that never errs has one too.
@@ -182,7 +182,7 @@ def path(
 
 
 def confirmed(
-    way: Sequence[tuple[float, ...]], trials: Sequence[Trial], target: float
+    way: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
 ) -> tuple[float, ...] | None:
     """The loosest thresholds on the way that keep the target on new samples; None: not one does.
 
@@ -201,7 +201,7 @@ def confirmed(
 
 
 def empirical(
-    way: Sequence[tuple[float, ...]], trials: Sequence[Trial], target: float
+    way: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
 ) -> tuple[float, ...] | None:
     """The loosest thresholds on the way that keep the target on these very samples."""
     found = None
@@ -226,9 +226,9 @@ __all__ = [
     "FINE_STEPS",
     "NEVER",
     "STEPS",
+    "HeadTrial",
     "Outcome",
     "Risk",
-    "Trial",
     "confirmed",
     "empirical",
     "least_samples",

@@ -22,14 +22,14 @@ import numpy as np
 from onnxslim.packing.coders import RangeCoder
 
 _FIRST: Final = 16  # symbols in the first block of `code_flat`
-_MOST: Final = 1 << 20  # symbols in a block, at most
+_MAX: Final = 1 << 20  # symbols in a block, at most
 _GROWTH: Final = 4
 _MASK_GROWTH: Final = 3
 _SCALE: Final = 1 << 16
 _CLASSES: Final = 8
 _ROW_ITEMS: Final = 1 << 22  # weights given to a coder at a time
 _OWN_MODEL: Final = 24  # symbols of a line from which a model of its own is quicker than a row
-MOST_CELLS: Final = 1 << 23  # lines times alphabet, whose counts are kept
+MAX_CELLS: Final = 1 << 23  # lines times alphabet, whose counts are kept
 
 
 def _growing(total: int, first: int, most: int, share: int) -> Iterator[slice]:
@@ -54,7 +54,7 @@ def code_flat(coder: RangeCoder, symbols: np.ndarray, alphabet: int, doubt: int)
         doubt: weight of a symbol that was never seen, in sixteenths of one that was seen once.
     """
     weights = np.full(alphabet, doubt, np.int64)
-    for block in _growing(symbols.size, _FIRST, _MOST, _GROWTH):
+    for block in _growing(symbols.size, _FIRST, _MAX, _GROWTH):
         coder.code(symbols[block], weights)
         weights += 16 * np.bincount(symbols[block], minlength=alphabet)
 
@@ -79,7 +79,7 @@ def code_mask(coder: RangeCoder, mask: np.ndarray, ones: int, trust: int) -> Non
         return
     mean = min(max(ones * _SCALE // max(mask.size, 1), 1), _SCALE - 1)
     seen = np.zeros(lines, np.int64)
-    for block in _growing(length, 1, max(_MOST // max(lines, 1), 1), _MASK_GROWTH):
+    for block in _growing(length, 1, max(_MAX // max(lines, 1), 1), _MASK_GROWTH):
         order, bounds = _groups(_level(seen))
         sums = np.add.reduceat(seen[order], bounds[:-1])
         sizes = np.diff(bounds)
@@ -154,7 +154,7 @@ def code_lines(
     state = _State(lines.counts.size, alphabet, blend)
     store = _Store(symbols, lines)
     longest = int(lines.counts.max(initial=0))
-    for block in _growing(longest, 1, max(_MOST // max(lines.counts.size, 1), 1), _GROWTH):
+    for block in _growing(longest, 1, max(_MAX // max(lines.counts.size, 1), 1), _GROWTH):
         active = np.flatnonzero(lines.counts > block.start)
         classes = state.classes(active)
         order, bounds = _groups(classes)

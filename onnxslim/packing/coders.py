@@ -22,7 +22,7 @@ from onnxslim.errors import ModelError
 if TYPE_CHECKING:
     import zstandard
 
-Weights = np.ndarray
+SymbolWeights = np.ndarray
 _WINDOW: Final = 1 << 27  # bytes: the most that a zstd frame may ask a decoder to keep
 BEST: Final = 19
 FAST: Final = 3
@@ -131,7 +131,7 @@ def unhuffman(packed: bytes | memoryview, nbytes: int) -> bytes:
 class RangeCoder(Protocol):
     """Either end of a range coder."""
 
-    def code(self, symbols: np.ndarray, weights: Weights) -> None:
+    def code(self, symbols: np.ndarray, weights: SymbolWeights) -> None:
         """Write `symbols`, or read as many into `symbols`.
 
         Args:
@@ -151,7 +151,7 @@ class RangeWriter:
         self._each = stream.model.Categorical(perfect=False)
         self._encoder = stream.queue.RangeEncoder()
 
-    def code(self, symbols: np.ndarray, weights: Weights) -> None:
+    def code(self, symbols: np.ndarray, weights: SymbolWeights) -> None:
         """See `RangeCoder`."""
         if not symbols.size or weights.shape[-1] == 1:  # nothing to tell
             return
@@ -198,7 +198,7 @@ class RangeReader:
         padded = bytes(data) + bytes(-len(data) % 4)
         self._decoder = stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
-    def code(self, symbols: np.ndarray, weights: Weights) -> None:
+    def code(self, symbols: np.ndarray, weights: SymbolWeights) -> None:
         """See `RangeCoder`.
 
         Raises:

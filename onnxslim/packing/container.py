@@ -14,9 +14,9 @@ from typing import Final
 
 from onnxslim.errors import ModelError
 from onnxslim.packing import MAGIC, coders
-from onnxslim.packing.fields import Reader, varint
+from onnxslim.packing.fields import FieldReader, varint
 from onnxslim.packing.streams import Coded, Source
-from onnxslim.packing.tensors import Unit, describe, read_unit
+from onnxslim.packing.tensors import CodedUnit, describe, read_unit
 
 VERSION: Final = 1
 _EXTERNAL: Final = 1
@@ -52,7 +52,7 @@ class Place:
 class Packed:
     """A unit, coded, with the checksum of its payloads."""
 
-    unit: Unit
+    unit: CodedUnit
     coded: Coded
     checksum: int
 
@@ -91,13 +91,13 @@ def write(header: Header, index: bytes, bodies: Sequence[bytes]) -> list[bytes]:
 # --------------------------------------------------------------------------- reading
 
 
-def read_header(file: memoryview) -> tuple[Header, int, Reader]:
+def read_header(file: memoryview) -> tuple[Header, int, FieldReader]:
     """The header, the size of the index, and what follows: the index's frame and the bodies.
 
     Raises:
         ModelError: the file is cut off or altered, of a newer format, or claims too much.
     """
-    reader = Reader(file, "the file")
+    reader = FieldReader(file, "the file")
     reader.take(len(MAGIC))
     version, flags = reader.byte(), reader.byte()
     if version != VERSION:
@@ -116,7 +116,7 @@ def read_header(file: memoryview) -> tuple[Header, int, Reader]:
         raise ModelError(f"it has {size:,} bytes, too few for a header")
     if zlib.crc32(file[:end]) != int.from_bytes(file[end:], "little"):
         raise ModelError("its checksum does not fit; it was altered")
-    inner = Reader(file[reader.at : end], "the file")
+    inner = FieldReader(file[reader.at : end], "the file")
     digest = bytes(inner.take(_DIGEST_BYTES))
     header = Header(inner.number(), digest, bool(flags & _EXTERNAL))
     index_bytes = inner.number()
@@ -129,14 +129,16 @@ def read_header(file: memoryview) -> tuple[Header, int, Reader]:
     return header, index_bytes, inner
 
 
-def read_index(header: Header, index_bytes: int, reader: Reader) -> tuple[list[Place], Reader]:
+def read_index(
+    header: Header, index_bytes: int, reader: FieldReader
+) -> tuple[list[Place], FieldReader]:
     """Where payloads lie, and the reader of what follows in the index; `reader` is left at bodies.
 
     Raises:
         ModelError: the index is broken, or its sizes do not add up.
     """
     frame = reader.take(reader.number())
-    index = Reader(coders.unzstd(frame, index_bytes, words=True), "the index")
+    index = FieldReader(coders.unzstd(frame, index_bytes, words=True), "the index")
     most = header.unpacked_bytes
     count = index.number(index.left)
     places = [Place(index.number(most), index.number(most)) for _ in range(count)]

@@ -23,7 +23,7 @@ import numpy as np
 
 from onnxslim.errors import ModelError
 from onnxslim.packing.adaptive import Lines
-from onnxslim.packing.fields import Reader, varint
+from onnxslim.packing.fields import FieldReader, varint
 from onnxslim.packing.streams import (
     Coded,
     Method,
@@ -35,14 +35,14 @@ from onnxslim.packing.streams import (
     smallest,
 )
 
-MOST_CODES: Final = 256
+MAX_CODES: Final = 256
 _SPARSE_SHARE: Final = 0.4
 _BOTH_AXES: Final = 1 << 22  # elements up to which lines are tried both ways
 _PROBE: Final = 1024
 _PIECE: Final = 1 << 18
 
 
-class Form(enum.IntEnum):
+class ElementCoding(enum.IntEnum):
     """The first byte of the head of elements."""
 
     CODES = 0
@@ -97,13 +97,13 @@ def encode_elements(array: np.ndarray, kind: Elements, method: Method) -> Coded:
 
 def encode_bytes(array: np.ndarray, kind: Elements, method: Method) -> Coded:
     """Byte by byte."""
-    head = Coded(bytes([Form.BYTES]), b"")
+    head = Coded(bytes([ElementCoding.BYTES]), b"")
     return head + _byte_streams(array, kind, method)
 
 
 def distinct(array: np.ndarray, *, rotated: bool) -> np.ndarray | None:
     """The elements that occur, in ascending order of their values; None if they are many."""
-    most = min(MOST_CODES, array.size // 4)
+    most = min(MAX_CODES, array.size // 4)
     if np.unique(array[:: max(array.size // 4096, 1)]).size > most:
         return None
     found = np.zeros(0, array.dtype)
@@ -140,7 +140,7 @@ def _encode_codes(array: np.ndarray, kind: Elements, method: Method) -> Coded:
 
 def _encode_dense(array: np.ndarray, kind: Elements, axis: int, method: Method) -> Coded:
     lines = _lines_of(array, kind, axis)
-    head = Coded(bytes([Form.CODES, axis]), b"")
+    head = Coded(bytes([ElementCoding.CODES, axis]), b"")
     each = Lines.equal(*lines.shape)
     return head + encode_symbols(lines.reshape(-1), kind.alphabet, method, each, array.size)
 
@@ -156,7 +156,7 @@ def _encode_sparse_by(
     lines = _lines_of(array, kind, axis)
     mask = lines != element
     others = lines[mask]
-    head = Coded(bytes([Form.SPARSE, axis]) + varint(others.size, element), b"")
+    head = Coded(bytes([ElementCoding.SPARSE, axis]) + varint(others.size, element), b"")
     counts = Lines(mask.sum(axis=1, dtype=np.int64))
     if kind.alphabet:
         others -= (others > element).astype(others.dtype)
@@ -171,7 +171,7 @@ def _encode_table(array: np.ndarray, table: np.ndarray, kind: Elements, method: 
     codes = np.empty(array.size, np.uint8)
     for piece in _pieces(array.size):
         codes[piece] = order[np.searchsorted(table[order], array[piece])]
-    head = Coded(bytes([Form.TABLE, table.size - 1]) + table.tobytes(), b"")
+    head = Coded(bytes([ElementCoding.TABLE, table.size - 1]) + table.tobytes(), b"")
     return head + _encode_codes(codes, _codes_of(kind, table.size), method)
 
 
@@ -233,15 +233,15 @@ def decode_elements(source: Source, kind: Elements) -> np.ndarray:
         ModelError: the streams are broken.
     """
     form = _form(source.heads, kind)
-    if form is Form.TABLE:
+    if form is ElementCoding.TABLE:
         count = source.heads.byte() + 1
         table = np.frombuffer(source.heads.take(count * kind.itemsize), kind.dtype)
         return np.asarray(table[decode_elements(source, _codes_of(kind, count))])
-    if form is Form.BYTES:
+    if form is ElementCoding.BYTES:
         return _decode_bytes(source, kind, kind.count)
     axis = source.heads.number(1)
     shape = (kind.rows, kind.columns) if axis else (kind.columns, kind.rows)
-    if form is Form.CODES:
+    if form is ElementCoding.CODES:
         each = Lines.equal(*shape)
         lines = decode_symbols(source, kind.count, kind.alphabet, each).reshape(shape)
     else:
@@ -249,12 +249,16 @@ def decode_elements(source: Source, kind: Elements) -> np.ndarray:
     return (lines if axis else np.ascontiguousarray(lines.T)).reshape(-1)
 
 
-def _form(heads: Reader, kind: Elements) -> Form:
+def _form(heads: FieldReader, kind: Elements) -> ElementCoding:
     found = heads.byte()
-    allowed = (Form.CODES, Form.SPARSE) if kind.alphabet else (Form.TABLE, Form.BYTES, Form.SPARSE)
+    allowed = (
+        (ElementCoding.CODES, ElementCoding.SPARSE)
+        if kind.alphabet
+        else (ElementCoding.TABLE, ElementCoding.BYTES, ElementCoding.SPARSE)
+    )
     if found not in allowed:
         raise ModelError(f"elements have the form {found}, which has no meaning here")
-    return Form(found)
+    return ElementCoding(found)
 
 
 def _decode_sparse(source: Source, kind: Elements, shape: tuple[int, int]) -> np.ndarray:

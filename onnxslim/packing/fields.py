@@ -6,7 +6,7 @@ from typing import Final
 
 from onnxslim.errors import ModelError
 
-_MOST_BITS: Final = 63
+_MAX_BITS: Final = 63
 
 
 def varint(*values: int) -> bytes:
@@ -21,7 +21,7 @@ def varint(*values: int) -> bytes:
     return bytes(out)
 
 
-class Reader:
+class FieldReader:
     """Reads what was written, and never past its end."""
 
     def __init__(self, data: bytes | memoryview, what: str) -> None:
@@ -59,13 +59,13 @@ class Reader:
             ModelError: it is larger, or broken off.
         """
         value = shift = 0
-        while shift <= _MOST_BITS:
+        while shift <= _MAX_BITS:
             byte = self.byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 break
             shift += 7
-        limit = 2**_MOST_BITS if most is None else most
-        if value > limit or shift > _MOST_BITS:
+        limit = 2**_MAX_BITS if most is None else most
+        if value > limit or shift > _MAX_BITS:
             raise ModelError(f"{self._what} holds the number {value:,} where {limit:,} is the most")
         return value

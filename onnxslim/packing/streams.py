@@ -19,7 +19,7 @@ import numpy as np
 from onnxslim.errors import ModelError
 from onnxslim.packing import coders
 from onnxslim.packing.adaptive import (
-    MOST_CELLS,
+    MAX_CELLS,
     Blend,
     Lines,
     code_flat,
@@ -27,7 +27,7 @@ from onnxslim.packing.adaptive import (
     code_mask,
 )
 from onnxslim.packing.coders import RangeCoder, RangeReader, RangeWriter
-from onnxslim.packing.fields import Reader, varint
+from onnxslim.packing.fields import FieldReader, varint
 
 
 class Method(enum.StrEnum):
@@ -82,8 +82,8 @@ class Coded:
 class Source:
     """Where a reader finds heads and bodies."""
 
-    heads: Reader
-    bodies: Reader
+    heads: FieldReader
+    bodies: FieldReader
 
     def code(self, *allowed: Code) -> Code:
         """The code of the next stream.
@@ -138,7 +138,7 @@ def encode_symbols(
     if method is Method.HUFFMAN:
         return min(raw, _coded(Code.HUFFMAN, coders.huffman(raw.body)), key=_size)
     found = [raw, _flat(symbols)]
-    if lines is not None and lines.counts.size * alphabet <= MOST_CELLS and alphabet > 1:
+    if lines is not None and lines.counts.size * alphabet <= MAX_CELLS and alphabet > 1:
         found.append(_lines(symbols, alphabet, lines, max(weights, symbols.size)))
     best = min(found, key=_size)
     is_dense = _is_dense(symbols.size, weights)
@@ -188,7 +188,7 @@ def decode_symbols(
     if code is Code.FLAT:
         return _read_flat(source, symbols, alphabet)
     assert lines is not None  # or the code would not be allowed
-    if lines.counts.size * alphabet > MOST_CELLS:
+    if lines.counts.size * alphabet > MAX_CELLS:
         raise ModelError(f"{lines.counts.size:,} lines of {alphabet} symbols are too many")
     blend = Blend(source.heads.number(2 * alphabet), source.heads.byte())
     code_lines(RangeReader(source.body()), symbols, lines, alphabet, blend)
@@ -276,7 +276,7 @@ def encode_mask(mask: np.ndarray, method: Method) -> Coded:
         body = _written(lambda coder: code_mask(coder, mask.view(np.uint8), ones, trust))
         return _coded(Code.MASK, body, bytes([trust]))
 
-    if len(mask) > MOST_CELLS:
+    if len(mask) > MAX_CELLS:
         return gaps
     return smallest((gaps, _climb(coded, mask.size)))
 
@@ -293,8 +293,8 @@ def decode_mask(source: Source, lines: int, length: int, ones: int) -> np.ndarra
         mask[_positions(source, lines * length, ones)] = True
         return mask.reshape(lines, length)
     trust = max(source.heads.byte(), 1)
-    if lines > MOST_CELLS:
-        raise ModelError(f"a mask has {lines:,} lines, and {MOST_CELLS:,} are the most")
+    if lines > MAX_CELLS:
+        raise ModelError(f"a mask has {lines:,} lines, and {MAX_CELLS:,} are the most")
     mask = np.empty((lines, length), bool)
     code_mask(RangeReader(source.body()), mask.view(np.uint8), ones, trust)
     if int(np.count_nonzero(mask)) != ones:

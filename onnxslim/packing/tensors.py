@@ -4,7 +4,7 @@ A *payload* is the data of one tensor of the file. A *unit* is one or more paylo
 together, and checked together:
 
     Plain     payloads of one element size, one after the other
-    Planes    the codes of a codebook weight (see `onnxslim.codebook.radix`)
+    Planes    the codes of a codebook weight (see `onnxslim.packing.radix`)
     Indexed   values and linear indices of a sparse initializer
 
 `units_of` finds them, with the help of the graph; a reader needs no graph, only the description
@@ -21,10 +21,16 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.codebook import radix
 from onnxslim.errors import ModelError
-from onnxslim.packing.elements import Elements, Form, decode_elements, encode_bytes, encode_elements
-from onnxslim.packing.fields import Reader, varint
+from onnxslim.packing import radix
+from onnxslim.packing.elements import (
+    ElementCoding,
+    Elements,
+    decode_elements,
+    encode_bytes,
+    encode_elements,
+)
+from onnxslim.packing.fields import FieldReader, varint
 from onnxslim.packing.streams import (
     Coded,
     Method,
@@ -39,7 +45,7 @@ _DENSE_PER_VALUE: Final = 128  # how sparse a matrix may be and still be built
 _DENSE_ALWAYS: Final = 1 << 20
 
 
-class Kind(enum.IntEnum):
+class CodedUnitKind(enum.IntEnum):
     """The first byte of a unit's description."""
 
     PLAIN = 0
@@ -58,7 +64,7 @@ class TensorClass(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Unit:
+class CodedUnit:
     """Payloads that are coded together.
 
     Attributes:
@@ -69,7 +75,7 @@ class Unit:
     payloads: tuple[int, ...]
     elements: Elements
 
-    kind = Kind.PLAIN
+    kind = CodedUnitKind.PLAIN
 
     def description(self) -> bytes:
         """What a reader must know besides the sizes of the payloads."""
@@ -99,45 +105,45 @@ class Unit:
 
     def tensor_class(self, coded: Coded) -> TensorClass:
         """The class of its tensors, given how they were coded."""
-        forms = {Form.TABLE: TensorClass.TABLE, Form.SPARSE: TensorClass.ZEROS}
-        return forms.get(Form(coded.head[0]), TensorClass.OTHER)
+        forms = {ElementCoding.TABLE: TensorClass.TABLE, ElementCoding.SPARSE: TensorClass.ZEROS}
+        return forms.get(ElementCoding(coded.head[0]), TensorClass.OTHER)
 
-    def plain(self, sizes: Sequence[int]) -> list[Unit]:
+    def plain(self, sizes: Sequence[int]) -> list[CodedUnit]:
         """The same payloads without any knowledge of what they are, as zstd gets them."""
         return [self]
 
 
 @dataclass(frozen=True)
-class Planes(Unit):
+class Planes(CodedUnit):
     """Codes of a codebook weight; `elements.alphabet` are its levels."""
 
-    kind = Kind.PLANES
+    kind = CodedUnitKind.PLANES
 
     def description(self) -> bytes:
-        """See `Unit`."""
+        """See `CodedUnit`."""
         return varint(self.elements.alphabet - 1, self.elements.rows, self.elements.columns)
 
     def array(self, data: Sequence[memoryview]) -> np.ndarray:
-        """See `Unit`."""
+        """See `CodedUnit`."""
         planes = [np.frombuffer(item, np.uint8) for item in data]
         return radix.unpack(planes, self.elements.alphabet, self.elements.count)
 
     def restored(self, source: Source, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
-        """See `Unit`."""
+        """See `CodedUnit`."""
         codes = decode_elements(source, self.elements)
         for plane in radix.pack(codes, self.elements.alphabet):
             yield plane.data
 
     def tensor_class(self, coded: Coded) -> TensorClass:
-        """See `Unit`."""
+        """See `CodedUnit`."""
         return TensorClass.CODES
 
-    def plain(self, sizes: Sequence[int]) -> list[Unit]:
-        """See `Unit`."""
-        return [Unit(self.payloads, Elements(1, sum(sizes), 1))]
+    def plain(self, sizes: Sequence[int]) -> list[CodedUnit]:
+        """See `CodedUnit`."""
+        return [CodedUnit(self.payloads, Elements(1, sum(sizes), 1))]
 
 
-class Places(enum.IntEnum):
+class IndexLayout(enum.IntEnum):
     """How the indices of a sparse initializer lie in the file."""
 
     INT64 = 0
@@ -145,7 +151,7 @@ class Places(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Indexed(Unit):
+class Indexed(CodedUnit):
     """Values and linear indices of a sparse initializer.
 
     Attributes:
@@ -156,9 +162,9 @@ class Indexed(Unit):
 
     rows: int
     columns: int
-    places: Places
+    places: IndexLayout
 
-    kind = Kind.INDEXED
+    kind = CodedUnitKind.INDEXED
 
     @property
     def dense(self) -> Elements | None:
@@ -168,11 +174,11 @@ class Indexed(Unit):
         return replace(self.elements, rows=self.rows, columns=self.columns)
 
     def description(self) -> bytes:
-        """See `Unit`."""
+        """See `CodedUnit`."""
         return super().description() + varint(self.rows, self.columns, self.places)
 
     def coded(self, data: Sequence[memoryview], method: Method) -> Coded:
-        """See `Unit`: as the dense matrix, or as positions and values."""
+        """See `CodedUnit`: as the dense matrix, or as positions and values."""
         values, indices = self.values(data), self.indices(data)
         found = Coded(b"\0", b"") + encode_positions(indices, method)
         found += encode_elements(values, self.elements, method)
@@ -189,15 +195,15 @@ class Indexed(Unit):
 
     def indices(self, data: Sequence[memoryview]) -> np.ndarray:
         """The indices, int64; of varints that are broken, some."""
-        if self.places is Places.INT64:
+        if self.places is IndexLayout.INT64:
             return np.frombuffer(data[1], np.int64)
         return from_varints(np.frombuffer(data[1], np.uint8))
 
     def restored(self, source: Source, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
-        """See `Unit`."""
+        """See `CodedUnit`."""
         values, indices = self._read(source)
         yield _bytes_of(values)
-        if self.places is Places.VARINTS:
+        if self.places is IndexLayout.VARINTS:
             indices = to_varints(indices)
         if indices.nbytes != sizes[1]:
             raise ModelError(f"indices take {indices.nbytes:,} bytes, not {sizes[1]:,}")
@@ -217,16 +223,16 @@ class Indexed(Unit):
         return matrix[indices], indices
 
     def tensor_class(self, coded: Coded) -> TensorClass:
-        """See `Unit`."""
+        """See `CodedUnit`."""
         return TensorClass.INDEXED
 
-    def plain(self, sizes: Sequence[int]) -> list[Unit]:
-        """See `Unit`."""
+    def plain(self, sizes: Sequence[int]) -> list[CodedUnit]:
+        """See `CodedUnit`."""
         values, indices = self.payloads
-        size = 8 if self.places is Places.INT64 else 1
+        size = 8 if self.places is IndexLayout.INT64 else 1
         return [
-            Unit((values,), self.elements),
-            Unit((indices,), Elements(1, sizes[1] // size, size)),
+            CodedUnit((values,), self.elements),
+            CodedUnit((indices,), Elements(1, sizes[1] // size, size)),
         ]
 
 
@@ -259,13 +265,13 @@ def from_varints(packed: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------- descriptions
 
 
-def describe(unit: Unit) -> bytes:
+def describe(unit: CodedUnit) -> bytes:
     """The description of a unit: kind, payloads, and what its kind adds."""
     steps = np.diff(unit.payloads, prepend=-1) - 1
     return bytes([unit.kind]) + varint(len(unit.payloads), *steps.tolist()) + unit.description()
 
 
-def read_unit(reader: Reader, sizes: Sequence[int]) -> Unit:
+def read_unit(reader: FieldReader, sizes: Sequence[int]) -> CodedUnit:
     """The unit whose description comes next; `sizes` are those of all payloads of the file.
 
     Raises:
@@ -282,28 +288,28 @@ def read_unit(reader: Reader, sizes: Sequence[int]) -> Unit:
     own = [sizes[index] for index in payloads]
     if not own:
         raise ModelError("a unit has no tensors")
-    if kind == Kind.PLANES:
+    if kind == CodedUnitKind.PLANES:
         return _read_planes(reader, tuple(payloads), own)
-    if kind not in (Kind.PLAIN, Kind.INDEXED):
+    if kind not in (CodedUnitKind.PLAIN, CodedUnitKind.INDEXED):
         raise ModelError(f"a unit is of the unknown kind {kind}")
-    elements = _read_plain(reader, own[0] if kind == Kind.INDEXED else sum(own))
-    if kind == Kind.PLAIN:
-        return Unit(tuple(payloads), elements)
+    elements = _read_plain(reader, own[0] if kind == CodedUnitKind.INDEXED else sum(own))
+    if kind == CodedUnitKind.PLAIN:
+        return CodedUnit(tuple(payloads), elements)
     return _read_indexed(reader, tuple(payloads), elements, own)
 
 
 def _read_indexed(
-    reader: Reader, payloads: tuple[int, ...], elements: Elements, sizes: Sequence[int]
-) -> Unit:
-    rows, columns, places = reader.number(), reader.number(), Places(reader.number(1))
+    reader: FieldReader, payloads: tuple[int, ...], elements: Elements, sizes: Sequence[int]
+) -> CodedUnit:
+    rows, columns, places = reader.number(), reader.number(), IndexLayout(reader.number(1))
     count = elements.count
-    fits = sizes[1:] == [8 * count] if places is Places.INT64 else len(sizes) == 2
+    fits = sizes[1:] == [8 * count] if places is IndexLayout.INT64 else len(sizes) == 2
     if not fits or count > rows * columns or rows * columns >= 2**63:
         raise ModelError(f"{count:,} of {rows:,} by {columns:,} elements do not take {sizes} bytes")
     return Indexed(payloads, elements, rows, columns, places)
 
 
-def _read_plain(reader: Reader, nbytes: int) -> Elements:
+def _read_plain(reader: FieldReader, nbytes: int) -> Elements:
     size, rows = reader.byte(), reader.number()
     itemsize = size & ~_ROTATED
     if itemsize not in (1, 2, 4, 8) or nbytes % itemsize or not rows or nbytes // itemsize % rows:
@@ -311,7 +317,7 @@ def _read_plain(reader: Reader, nbytes: int) -> Elements:
     return Elements(rows, nbytes // itemsize // rows, itemsize, rotated=bool(size & _ROTATED))
 
 
-def _read_planes(reader: Reader, payloads: tuple[int, ...], sizes: Sequence[int]) -> Unit:
+def _read_planes(reader: FieldReader, payloads: tuple[int, ...], sizes: Sequence[int]) -> CodedUnit:
     levels = reader.number(255) + 1
     rows, columns = reader.number(), reader.number()
     expected = [plane.packed_bytes(rows * columns) for plane in radix.planes_for(levels)]
@@ -320,7 +326,7 @@ def _read_planes(reader: Reader, payloads: tuple[int, ...], sizes: Sequence[int]
     return Planes(payloads, Elements(rows, columns, 1, levels))
 
 
-def encode_plain(unit: Unit, data: Sequence[memoryview], method: Method) -> Coded:
+def encode_plain(unit: CodedUnit, data: Sequence[memoryview], method: Method) -> Coded:
     """Byte by byte, whatever the elements may be."""
     return encode_bytes(unit.array(data), unit.elements, method)
 

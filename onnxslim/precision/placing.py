@@ -16,11 +16,11 @@ from typing import Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_value
-from onnxslim.ir import Node
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_value
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.min_cut import FLOAT, Costs, Times, Wire, best_placement
 from onnxslim.precision.types import Half, is_bridge
-from onnxslim.quantization.placement import FLOAT, Costs, Times, Wire, best_placement
-from onnxslim.rewrite import Rewriter
 
 _PRODUCTS: Final = frozenset(
     {"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul"}

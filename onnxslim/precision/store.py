@@ -11,12 +11,12 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_array, constant_node_value
-from onnxslim.ir import Constant, Node, StoredSparse, node_label, walk_graphs
+from onnxslim.graph.ir import Constant, Node, StoredSparse, node_label, walk_graphs
+from onnxslim.graph.operands import const_array, constant_node_value
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.precision.types import CAST_TO, FLOAT16, FLOAT32, positions_of
 from onnxslim.precision.values import MATRICES, is_exact, objection_to, rounded_to_half
 from onnxslim.records import Fidelity
-from onnxslim.rewrite import Rewriter
 
 _NODE_BYTES: Final = 48  # of a Cast in the file, without names
 

@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from onnxslim.ir import Node, subgraphs_of, to_numpy_dtype
+from onnxslim.graph.ir import Node, subgraphs_of, to_numpy_dtype
 
 FLOAT16: Final = np.dtype(np.float16)
 FLOAT32: Final = np.dtype(np.float32)

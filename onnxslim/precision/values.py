@@ -13,19 +13,19 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.analysis.operands import const_array
-from onnxslim.dims import static_shape
-from onnxslim.ir import Node, to_numpy_dtype
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration
+from onnxslim.graph.dims import static_shape
+from onnxslim.graph.ir import Node, to_numpy_dtype
+from onnxslim.graph.operands import const_array
+from onnxslim.io.model import Model
 from onnxslim.precision.types import FLOAT32, Half
 from onnxslim.records import Skip
+from onnxslim.services.calibration import Calibration
 
-LARGEST: Final = 65504.0
+MAX: Final = 65504.0
 HEADROOM: Final = 4.0  # samples not seen go further than those that were
 _NORMAL: Final = 2.0**-14  # below, float16 has fewer digits
-_MOST_LOST: Final = 1e-6  # of a constant's energy; plain rounding loses at most 2^-22 = 2.4e-7
-_MOST_VANISHED: Final = 0.01  # share of a weight's entries that become zero
+_MAX_LOST: Final = 1e-6  # of a constant's energy; plain rounding loses at most 2^-22 = 2.4e-7
+_MAX_VANISHED: Final = 0.01  # share of a weight's entries that become zero
 _BLOCK: Final = 2**20  # values at a time
 
 # a weight's small entries may vanish; those of a factor or divisor may not
@@ -111,7 +111,7 @@ def _reads_large_integers(node: Node) -> bool:
 
 
 @dataclass
-class Ranges:
+class Magnitudes:
     """The largest magnitude of tensors, as far as calibration samples showed it.
 
     Attributes:
@@ -121,7 +121,7 @@ class Ranges:
     magnitudes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def observed(cls, model: Model, calibration: Calibration, names: Iterable[str]) -> Ranges:
+    def observed(cls, model: Model, calibration: Calibration, names: Iterable[str]) -> Magnitudes:
         """What the samples say of the named tensors of the main graph."""
         return cls(
             {
@@ -149,7 +149,7 @@ class Ranges:
         most = self.magnitudes.get(name)
         if most is None or most == 0:
             return None
-        if not most <= LARGEST / HEADROOM:  # NaN too
+        if not most <= MAX / HEADROOM:  # NaN too
             return (
                 f"`{name}` reaches {most:.3g}: float16 ends at 65504, and {HEADROOM:g} times as "
                 "much is kept free for samples not seen"
@@ -168,7 +168,7 @@ class Ranges:
             return None
         most = self.magnitudes.get(reads[0].name, 0.0)
         reached = most**2 if inside is Inside.SQUARES else most * _terms(node)
-        if reached * HEADROOM <= LARGEST:
+        if reached * HEADROOM <= MAX:
             return None
         return f"{node.op} {inside.value}, up to {reached:.3g} on the way"
 
@@ -216,9 +216,9 @@ def objection_to(values: np.ndarray, *, is_matrix: bool) -> str | None:
         energy += float(np.square(exact).sum())
         vanished += int(np.count_nonzero((exact != 0) & (rounded[finite] == 0)))
         full += int(np.count_nonzero(exact))
-    if lost > _MOST_LOST * energy:
+    if lost > _MAX_LOST * energy:
         return "is so small that float16 has few digits"
-    if vanished > (_MOST_VANISHED * full if is_matrix else 0):
+    if vanished > (_MAX_VANISHED * full if is_matrix else 0):
         return f"has {vanished:,} entries of {full:,} that float16 rounds to zero"
     return None
 
@@ -243,10 +243,10 @@ def _blocks(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 __all__ = [
     "HEADROOM",
-    "LARGEST",
     "MATRICES",
+    "MAX",
     "Inside",
-    "Ranges",
+    "Magnitudes",
     "inside_of",
     "is_exact",
     "objection_to",

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_array
-from onnxslim.ir import Constant, Node, Variable, node_label
+from onnxslim.graph.ir import Constant, Node, Variable, node_label
+from onnxslim.graph.operands import const_array
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.precision.placing import readings
 from onnxslim.precision.store import Wanted, stays_float32
 from onnxslim.precision.types import CAST_TO, FLOAT16, FLOAT32, Half, is_bridge
 from onnxslim.precision.values import rounded_to_half
 from onnxslim.records import Fidelity
-from onnxslim.rewrite import Rewriter
 
 _WORDS = "computes in float16"
 

@@ -11,10 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.analysis.operands import const_array
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration
-from onnxslim.objective.observations import Observation
+from onnxslim.graph.operands import const_array
+from onnxslim.io.model import Model
 from onnxslim.quantization.clusters import Cluster, Clusters
 from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.quantization.ranges import (
@@ -26,8 +24,10 @@ from onnxslim.quantization.ranges import (
     given_range,
 )
 from onnxslim.records import Skip
+from onnxslim.services.calibration import Calibration
+from onnxslim.services.observations import Observation
 
-_MOST_LOST: Final = 0.02  # of the energy of a tensor, by being put on a grid
+_MAX_LOST: Final = 0.02  # of the energy of a tensor, by being put on a grid
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Grids:
                 why = self.unseen.get(tensor.name, "it was not observed")
                 return f"the range of `{tensor.name}` is not known: {why}"
             found = self.found[tensor.name][0]
-            if found.relative_error > _MOST_LOST:
+            if found.relative_error > _MAX_LOST:
                 return (
                     f"8 bits say too little of `{tensor.name}`, in [{found.least:.3g}, "
                     f"{found.most:.3g}]: {100 * found.relative_error:.2g} % of its energy is lost"
@@ -80,7 +80,7 @@ class Grids:
             lost = np.square(exact - grid.rounded(exact))
             # each factor counts for itself, of what is added only the size of the error does
             size = np.square(exact) if cluster.node.op == "Mul" else np.square(exact).mean()
-            if exact.size and (lost / size).mean() > _MOST_LOST:
+            if exact.size and (lost / size).mean() > _MAX_LOST:
                 return f"8 bits say too little of the constant `{tensor.name}`"
         return None
 
@@ -90,7 +90,7 @@ class Grids:
         step = float(result.grid.scale)
         for tensor in cluster.reads:
             found = self.found[tensor.name][0]
-            if found.energy and step**2 / 12 > _MOST_LOST * found.energy:
+            if found.energy and step**2 / 12 > _MAX_LOST * found.energy:
                 return (
                     f"`{tensor.name}`, in [{found.least:.3g}, {found.most:.3g}], would be lost in "
                     f"the result, whose steps are {step:.2g}"

@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.quantization.grid import LEAST_SCALE, Codes, Grid
+from onnxslim.quantization.grid import MIN_SCALE, Codes, Grid
 
-_MOST: Final = 2.0**30  # steps: accumulators need room
+_MAX: Final = 2.0**30  # steps: accumulators need room
 _FINE: Final = 2.0**20  # steps of a bias that may choose
 
 
@@ -55,9 +55,9 @@ def _scales(
         along = [-1 if index == grid.axis else 1 for index in range(codes.ndim)]
         is_zero = ~np.any(codes != grid.zero_point.reshape(along), axis=across)
     free = np.where(size > 0, size / _FINE, old)
-    wished = np.where(is_zero, free, np.maximum(old, size / _MOST))
+    wished = np.where(is_zero, free, np.maximum(old, size / _MAX))
     # neither it nor its product with the input's scale may be lost
-    return np.asarray(np.maximum(wished, LEAST_SCALE / min(input_scale, 1.0)), np.float32)
+    return np.asarray(np.maximum(wished, MIN_SCALE / min(input_scale, 1.0)), np.float32)
 
 
 __all__ = ["with_bias"]

@@ -20,8 +20,8 @@ import onnx
 from onnx import helper
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer, restored
-from onnxslim.functions import DEQUANTIZE, DOMAIN
-from onnxslim.ir import to_numpy_dtype
+from onnxslim.graph.functions import DEQUANTIZE, DOMAIN
+from onnxslim.graph.ir import to_numpy_dtype
 from onnxslim.quantization.grid import Codes
 from onnxslim.quantization.scales import channel_axis
 from onnxslim.quantization.weights import QuantizedWeight
@@ -29,12 +29,12 @@ from onnxslim.quantization.weights import QuantizedWeight
 INT4: Final = to_numpy_dtype(onnx.TensorProto.INT4)
 INT4_OPSET: Final = 21  # the first with codes of 4 bits, and with `block_size`
 INT4_IR: Final = 10
-SMALLEST_BLOCK: Final = 16  # of MatMulNBits, whose blocks are powers of two
+MIN_BLOCK: Final = 16  # of MatMulNBits, whose blocks are powers of two
 Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredCodes:
     """A weight as a node reads it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Stored:
     attributes: Mapping[str, int] = field(default_factory=dict)
 
 
-def linear(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> Stored:
+def linear(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCodes:
     """What DequantizeLinear makes the weight tensor of `layer` of.
 
     Raises:
@@ -65,10 +65,10 @@ def linear(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> Stored:
     else:
         codes, scale, zero, axis = weight.stored_in_blocks(layer)
         attributes.update(axis=axis, block_size=weight.block)
-    return Stored(_named(codes, scale, zero, bits), attributes)
+    return StoredCodes(_named(codes, scale, zero, bits), attributes)
 
 
-def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> Stored:
+def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCodes:
     """What a `DequantizeFunction` makes the weight tensor of `layer` of.
 
     Raises:
@@ -80,7 +80,7 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> Stored:
         flat, zeros = grid.scale, grid.zero_point
         if flat.ndim:
             flat, zeros = flat.reshape(along), zeros.reshape(along)
-        return Stored(_named(codes, flat, zeros, bits))
+        return StoredCodes(_named(codes, flat, zeros, bits))
     if not can_fold(layer, weight.block):
         raise ValueError(f"The weight of `{layer.name}` is cut into no blocks of {weight.block}.")
     codes = restored(layer, weight.codes).astype(weight.codes.dtype)
@@ -95,7 +95,7 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> Stored:
     else:  # (..., N, K) -> (..., N, blocks, block)
         codes = codes.reshape(*codes.shape[:-1], -1, weight.block)
         scale, zero = scale[0][..., None], zero[0][..., None]
-    return Stored({**_named(codes, scale, zero, bits), "shape": shape})
+    return StoredCodes({**_named(codes, scale, zero, bits), "shape": shape})
 
 
 def can_fold(layer: WeightLayer, block: int) -> bool:
@@ -104,7 +104,7 @@ def can_fold(layer: WeightLayer, block: int) -> bool:
     return not is_transposed and layer.columns % block == 0
 
 
-def packed(weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int) -> Stored:
+def packed(weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int) -> StoredCodes:
     """What MatMulNBits reads of a matrix.
 
     Args:
@@ -131,7 +131,7 @@ def packed(weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int) -
         zero = np.asarray(weight.zero_point[0].astype(np.int16) + middle, np.uint8)
         inputs["zero_point"] = packed_pairs(zero, bits)
     attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block}
-    return Stored(inputs, attributes)
+    return StoredCodes(inputs, attributes)
 
 
 def packed_pairs(codes: Array, bits: int) -> Array:
@@ -186,7 +186,7 @@ class DequantizeFunction:
     bits: int = 8
 
     @classmethod
-    def of(cls, stored: Stored, bits: int) -> DequantizeFunction:
+    def of(cls, stored: StoredCodes, bits: int) -> DequantizeFunction:
         """The one that reads `stored`."""
         return cls(tuple(stored.inputs), bits)
 
@@ -220,7 +220,7 @@ class DequantizeFunction:
 
 def is_block_of_kernel(block: int | None) -> bool:
     """Whether onnxruntime's MatMulNBits takes blocks of that many columns; None: all columns."""
-    return block is None or (block >= SMALLEST_BLOCK and block & (block - 1) == 0)
+    return block is None or (block >= MIN_BLOCK and block & (block - 1) == 0)
 
 
 def table_shape(rows: int, columns: int, block: int | None) -> tuple[int, ...]:
@@ -232,9 +232,9 @@ __all__ = [
     "INT4",
     "INT4_IR",
     "INT4_OPSET",
-    "SMALLEST_BLOCK",
+    "MIN_BLOCK",
     "DequantizeFunction",
-    "Stored",
+    "StoredCodes",
     "as_codes",
     "can_fold",
     "folded",

@@ -11,13 +11,13 @@ from typing import Final
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim import wire
-from onnxslim.clone import adopt
 from onnxslim.errors import NotApplicable
-from onnxslim.ir import Graph, subgraphs_of
-from onnxslim.proto import graph_from_proto, graph_to_proto
+from onnxslim.graph import wire
+from onnxslim.graph.clone import adopt
+from onnxslim.graph.ir import Graph, subgraphs_of
+from onnxslim.graph.proto import graph_from_proto, graph_to_proto
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.records import Fidelity
-from onnxslim.rewrite import Rewriter
 
 OPSET: Final = 13  # the first in which scales go along an axis
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.analysis.operands import const_array
-from onnxslim.dims import known_dim, rank
-from onnxslim.ir import Node
+from onnxslim.graph.dims import known_dim, rank
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_array
 
 Array = npt.NDArray[np.float64]
 

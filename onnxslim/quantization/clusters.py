@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.output_parts import HANDING_ON
-from onnxslim.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
-from onnxslim.quantization.rules import Kind, Rule, folded, rule_of
+from onnxslim.graph.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
+from onnxslim.quantization.rules import IntegerRule, KernelKind, folded, rule_of
 from onnxslim.records import Skip
 
 
@@ -32,7 +32,7 @@ class Cluster:
 
     name: str
     node: Node
-    rule: Rule
+    rule: IntegerRule
     activation: Node | None = None
     interval: tuple[float, float] | None = None
 
@@ -57,14 +57,16 @@ class Cluster:
     @property
     def makes(self) -> tuple[gs.Tensor, ...]:
         """The tensors that come out quantized."""
-        if self.rule.kind is Kind.RECURRENT:
+        if self.rule.kind is KernelKind.RECURRENT:
             return ()
         return tuple(tensor for tensor in self.nodes[-1].outputs if tensor.name)
 
     @property
     def is_layer(self) -> bool:
         """Whether it multiplies matrices."""
-        return self.rule.kind in (Kind.LAYER, Kind.RECURRENT) or self.node.op == "MatMul"
+        return (
+            self.rule.kind in (KernelKind.LAYER, KernelKind.RECURRENT) or self.node.op == "MatMul"
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def clusters_of(graph: gs.Graph) -> Clusters:
         interval = None if activation is None else folded(activation)
         cluster = Cluster(node_label(node), node, rule, activation, interval)
         found.append(cluster)
-        if rule.kind is not Kind.RECURRENT:
+        if rule.kind is not KernelKind.RECURRENT:
             of.update(dict.fromkeys(cluster.nodes, cluster))
     found += _in_bodies(graph, {cluster.name for cluster in found})
     return Clusters(tuple(found), tuple(skips), outside, of)
@@ -124,7 +126,7 @@ def _in_bodies(graph: gs.Graph, taken: Iterable[str]) -> Iterator[Cluster]:
             name, rule = node_label(node), rule_of(node)
             if body is graph or isinstance(rule, str) or name in known:
                 continue
-            if rule.kind is Kind.RECURRENT:
+            if rule.kind is KernelKind.RECURRENT:
                 known.add(name)
                 yield Cluster(name, node, rule)
 
@@ -132,7 +134,7 @@ def _in_bodies(graph: gs.Graph, taken: Iterable[str]) -> Iterator[Cluster]:
 def without_islands(clusters: Clusters, chosen: frozenset[str]) -> frozenset[str]:
     """`chosen` without data movement on integers that nothing computes with."""
     left = {cluster for cluster in clusters.all if cluster.name in chosen}
-    kept = {cluster for cluster in left if cluster.rule.kind is not Kind.MOVEMENT}
+    kept = {cluster for cluster in left if cluster.rule.kind is not KernelKind.MOVEMENT}
     stack = list(kept)
     while stack:
         for other in _neighbours(clusters, stack.pop()):
@@ -154,10 +156,10 @@ def _neighbours(clusters: Clusters, cluster: Cluster) -> Iterator[Cluster]:
                 yield reader
 
 
-def _activation(node: Node, rule: Rule, outside: frozenset[gs.Tensor]) -> Node | None:
+def _activation(node: Node, rule: IntegerRule, outside: frozenset[gs.Tensor]) -> Node | None:
     """A Relu or Clip that alone reads what `node` makes."""
     output = node.outputs[0]
-    if rule.kind in (Kind.MOVEMENT, Kind.RECURRENT) or rule.fixed is not None:
+    if rule.kind in (KernelKind.MOVEMENT, KernelKind.RECURRENT) or rule.fixed is not None:
         return None
     if output in outside:
         return None
@@ -174,7 +176,7 @@ def _is_answer(node: Node, outside: Collection[gs.Tensor]) -> bool:
             return True
         for reader in tensor.outputs:
             rule = rule_of(reader)
-            moves = not isinstance(rule, str) and rule.kind is Kind.MOVEMENT
+            moves = not isinstance(rule, str) and rule.kind is KernelKind.MOVEMENT
             if (moves or reader.op in HANDING_ON) and _is_answer(reader, outside):
                 return True
     return False

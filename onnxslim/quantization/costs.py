@@ -24,18 +24,18 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.ir import node_label
-from onnxslim.objective.stopwatch import Kernel
+from onnxslim.graph.ir import node_label
+from onnxslim.lossy.min_cut import FLOAT, Costs, Times, Wire
 from onnxslim.quantization.clusters import Cluster, Clusters
 from onnxslim.quantization.insert import Inserted
-from onnxslim.quantization.placement import FLOAT, Costs, Times, Wire
+from onnxslim.services.stopwatch import Kernel
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _FUSING: Final = frozenset(
     {"Conv", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "NhwcFusedConv"}
 )
-_LEAST_ELEMENTS: Final = 4096  # of kernels whose time says something about each element
+_MIN_ELEMENTS: Final = 4096  # of kernels whose time says something about each element
 _DEFAULT_NS: Final = 0.25  # for each element, where no such kernel was seen
 
 
@@ -47,7 +47,7 @@ class _Rate:
     elements: int = 0
 
     def add(self, kernel: Kernel) -> None:
-        if kernel.elements >= _LEAST_ELEMENTS:
+        if kernel.elements >= _MIN_ELEMENTS:
             self.ms += kernel.ms
             self.elements += kernel.elements
 

@@ -23,8 +23,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.linear import LINEAR_OPS, LinearLayer
-from onnxslim.dims import known_dim, rank
-from onnxslim.ir import Node, node_label
+from onnxslim.graph.dims import known_dim, rank
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization.rescale import (
     Array,
     ScaledLayer,
@@ -33,7 +34,6 @@ from onnxslim.quantization.rescale import (
     scalable_layer,
 )
 from onnxslim.records import Fidelity
-from onnxslim.rewrite import Rewriter
 
 # f(s·x) = s·f(x) for s > 0, in each channel by itself, and the channels stay where they are
 _HOMOGENEOUS: Final = frozenset(

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from onnxslim.floors import Floors
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration, Distance
-from onnxslim.quantization.insert import Plan
-from onnxslim.quantization.search import Planner, quantized
+from onnxslim.io.model import Model
+from onnxslim.pipeline.policy import Floors
+from onnxslim.quantization.insert import QdqPlan
+from onnxslim.quantization.search import QdqPlanner, quantized
+from onnxslim.services.calibration import Calibration, Distance
 
 _PATIENCE_S: Final = 300.0  # for the accuracy of models with one kernel each
 
 
 @dataclass(frozen=True)
-class Limits:
+class DivergenceLimits:
     """How far outputs may go.
 
     Attributes:
@@ -68,7 +68,7 @@ def relative_error(distance: Distance) -> float:
 
 
 @dataclass(frozen=True)
-class PutBack:
+class FellBack:
     """A cluster that is float again, with what it did by itself.
 
     Attributes:
@@ -87,7 +87,7 @@ class PutBack:
 
 
 @dataclass(frozen=True)
-class Restorer:
+class FloatFallback:
     """Puts clusters back to float.
 
     Attributes:
@@ -103,16 +103,16 @@ class Restorer:
 
     model: Model
     reference: Model
-    plan: Planner
+    plan: QdqPlanner
     settled: Callable[[frozenset[str]], frozenset[str]]
     calibration: Calibration
     whole: Calibration
-    limits: Limits
+    limits: DivergenceLimits
     tell: Callable[[str], None]
 
     def restore(
         self, chosen: frozenset[str], units: Sequence[frozenset[str]]
-    ) -> tuple[frozenset[str], tuple[PutBack, ...]]:
+    ) -> tuple[frozenset[str], tuple[FellBack, ...]]:
         """What may stay on integers, and what went back, worst first.
 
         Args:
@@ -128,7 +128,7 @@ class Restorer:
         count = self._fewest(chosen, [units[index] for index in order])
         gone = order[:count]
         left = self.settled(chosen.difference(*(units[index] for index in gone)))
-        back = tuple(PutBack(min(units[index]), errors[index], drops[index]) for index in gone)
+        back = tuple(FellBack(min(units[index]), errors[index], drops[index]) for index in gone)
         return left, back
 
     def _fewest(self, chosen: frozenset[str], order: Sequence[frozenset[str]]) -> int:
@@ -192,8 +192,8 @@ class Restorer:
         models = (self._model(self.plan(unit)) for unit in units)
         yield from self.calibration.distances(self.reference, models)
 
-    def _model(self, plan: Plan) -> Model:
+    def _model(self, plan: QdqPlan) -> Model:
         return quantized(self.model, plan)[0]
 
 
-__all__ = ["Limits", "PutBack", "Restorer", "relative_error"]
+__all__ = ["DivergenceLimits", "FellBack", "FloatFallback", "relative_error"]

@@ -17,7 +17,7 @@ Array = npt.NDArray[np.floating]
 Codes = npt.NDArray[np.integer]
 _T = TypeVar("_T", np.float32, np.integer)
 
-LEAST_SCALE: Final = float(np.finfo(np.float32).tiny) * 2**8  # DequantizeLinear loses smaller ones
+MIN_SCALE: Final = float(np.finfo(np.float32).tiny) * 2**8  # DequantizeLinear loses smaller ones
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ S8_SYMMETRIC: Final = GridForm(np.dtype(np.int8), symmetric=True)
 
 def _scale(wished: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """A scale that is not lost: of a tensor that is all zero any will do."""
-    return np.where(wished > LEAST_SCALE, wished, 1.0).astype(np.float32)
+    return np.where(wished > MIN_SCALE, wished, 1.0).astype(np.float32)
 
 
-__all__ = ["LEAST_SCALE", "S8", "S8_SYMMETRIC", "U8", "Grid", "GridForm"]
+__all__ = ["MIN_SCALE", "S8", "S8_SYMMETRIC", "U8", "Grid", "GridForm"]

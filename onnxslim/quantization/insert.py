@@ -20,18 +20,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_array, is_present
-from onnxslim.ir import Constant, Node, Variable, node_label
+from onnxslim.graph.ir import Constant, Node, Variable, node_label
+from onnxslim.graph.operands import const_array, is_present
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization.activations import constant_grid
 from onnxslim.quantization.biases import with_bias
 from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.clusters import Cluster, Clusters
 from onnxslim.quantization.grid import U8, Codes, Grid, GridForm
 from onnxslim.quantization.recurrent import to_dynamic
-from onnxslim.quantization.rules import BIAS, WEIGHT, Kind
+from onnxslim.quantization.rules import BIAS, WEIGHT, KernelKind
 from onnxslim.quantization.scales import DEFAULT_FORM, WeightForm
 from onnxslim.records import Fidelity
-from onnxslim.rewrite import Rewriter
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LayerCodes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QdqPlan:
     """What to insert.
 
     Attributes:
@@ -83,7 +83,7 @@ class Inserted:
     crossings: dict[str, str] = field(default_factory=dict)
 
 
-def insert_grids(rewriter: Rewriter, clusters: Clusters, plan: Plan) -> Inserted:
+def insert_grids(rewriter: Rewriter, clusters: Clusters, plan: QdqPlan) -> Inserted:
     """Put `plan` into the graph that `clusters` are of; the caller takes the rewriter's result."""
     writer = _Writer(rewriter, clusters, plan)
     chosen = [cluster for cluster in clusters.all if cluster.name in plan.chosen]
@@ -103,7 +103,7 @@ def grid_source(clusters: Clusters, chosen: Iterable[str], tensor: gs.Tensor) ->
     names = frozenset(chosen)
     while True:
         maker = clusters.maker(tensor)
-        if maker is None or maker.name not in names or maker.rule.kind is not Kind.MOVEMENT:
+        if maker is None or maker.name not in names or maker.rule.kind is not KernelKind.MOVEMENT:
             return tensor
         tensor = maker.node.inputs[0]
 
@@ -112,7 +112,7 @@ def grid_source(clusters: Clusters, chosen: Iterable[str], tensor: gs.Tensor) ->
 class _Writer:
     rewriter: Rewriter
     clusters: Clusters
-    plan: Plan
+    plan: QdqPlan
     inserted: Inserted = field(default_factory=Inserted)
     _constants: dict[object, Constant] = field(default_factory=dict)
     _readable: dict[gs.Tensor, gs.Tensor] = field(default_factory=dict)
@@ -130,10 +130,10 @@ class _Writer:
     def quantize_inputs(self, cluster: Cluster) -> None:
         """Let the cluster read what DequantizeLinear makes."""
         node = cluster.node
-        if cluster.rule.kind is Kind.RECURRENT:
+        if cluster.rule.kind is KernelKind.RECURRENT:
             to_dynamic(self.rewriter, node, self.plan.recurrent)
             return
-        if cluster.rule.kind is Kind.CHANNEL_MAP:
+        if cluster.rule.kind is KernelKind.CHANNEL_MAP:
             self._to_conv(cluster)
         inputs = [self._sources.get(tensor) for tensor in node.inputs]
         for index in cluster.operands:
@@ -143,7 +143,7 @@ class _Writer:
             else:
                 grid = constant_grid(values, self.plan.constants)
                 self._set_constant(node, index, grid.quantized(values), grid)
-        if cluster.rule.kind in (Kind.LAYER, Kind.CHANNEL_MAP):
+        if cluster.rule.kind in (KernelKind.LAYER, KernelKind.CHANNEL_MAP):
             assert inputs[0] is not None
             self._quantize_layer(cluster, inputs[0])
 
@@ -194,7 +194,7 @@ class _Writer:
         float onnxruntime even quantizes itself. A Clip without bounds in front of it breaks that
         up; its time is the cluster's.
         """
-        if cluster.rule.kind not in (Kind.LAYER, Kind.PLAIN):
+        if cluster.rule.kind not in (KernelKind.LAYER, KernelKind.PLAIN):
             return  # there is no such form of others, and moving integers is never the slower
         operands = [cluster.node.inputs[index] for index in cluster.operands]
         if not all(map(self._is_of_integers, operands)):
@@ -256,7 +256,7 @@ class _Writer:
         """Let DequantizeLinear make what the cluster made."""
         node = cluster.nodes[-1]
         label = cluster.name
-        if cluster.rule.kind is Kind.RECURRENT:
+        if cluster.rule.kind is KernelKind.RECURRENT:
             return
         if cluster.activation is not None:
             self.inserted.clusters[node_label(cluster.node)] = label
@@ -349,7 +349,7 @@ class _Writer:
     def _words(self, cluster: Cluster) -> str:
         kernel = cluster.rule.kernel or f"{cluster.node.op} on integers"
         words = f"{cluster.node.op} became {kernel}"
-        if cluster.rule.kind is Kind.MOVEMENT:
+        if cluster.rule.kind is KernelKind.MOVEMENT:
             words = f"{cluster.node.op} moves integers"
         if cluster.activation is not None:
             words += f", which its {cluster.activation.op} is part of"
@@ -357,4 +357,4 @@ class _Writer:
         return f"{words}; {layer.words}" if layer is not None and layer.words else words
 
 
-__all__ = ["Inserted", "LayerCodes", "Plan", "grid_source", "insert_grids"]
+__all__ = ["Inserted", "LayerCodes", "QdqPlan", "grid_source", "insert_grids"]

@@ -22,9 +22,9 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.model import Model
-from onnxslim.objective.calibration import Calibration, Distance
+from onnxslim.io.model import Model
 from onnxslim.quantization.ranges import Range, RangeMethod
+from onnxslim.services.calibration import Calibration, Distance
 
 _ALONE: Final = 8  # samples, for one tensor after the other
 TOGETHER: Final = 64  # samples, for whole models
@@ -33,7 +33,7 @@ _UNTRIED: Final = 0.1  # of the sum of all effects, that need not be tried
 _CLEARLY: Final = 0.8  # of the divergence that the ranges of least effect lead to
 _ALIKE: Final = 0.02  # of a range: others that end nearer than that are the same
 
-Ranges = Mapping[str, Range]
+RangeByTensor = Mapping[str, Range]
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Tensors:
     tell: Callable[[str], None] = lambda _: None
 
     @property
-    def least_error(self) -> Ranges:
+    def least_error(self) -> RangeByTensor:
         """For each tensor the range with the least error of its own."""
         return {name: ranges[0] for name, ranges in self.found.items()}
 
-    def of_method(self, method: RangeMethod) -> Ranges:
+    def of_method(self, method: RangeMethod) -> RangeByTensor:
         """What one method found; the range with the least error where it found none."""
         return {
             name: next((item for item in ranges if item.method is method), ranges[0])
             for name, ranges in self.found.items()
         }
 
-    def least_effect(self) -> Ranges:
+    def least_effect(self) -> RangeByTensor:
         """For each tensor the range with the least effect on the outputs, alone."""
         effects = dict(self._effects({name: ranges[:1] for name, ranges in self.found.items()}))
         chosen = dict(self.least_error)
@@ -96,7 +96,7 @@ class Tensors:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RangeChoice:
     """The ranges of a model.
 
     Attributes:
@@ -104,13 +104,13 @@ class Choice:
         words: how they were chosen, and what that is worth.
     """
 
-    ranges: Ranges
+    ranges: RangeByTensor
     words: str
 
 
 def nearest_ranges(
-    tensors: Tensors, together: Callable[[Sequence[Ranges]], Iterable[Distance]]
-) -> Choice:
+    tensors: Tensors, together: Callable[[Sequence[RangeByTensor]], Iterable[Distance]]
+) -> RangeChoice:
     """The ranges of least effect, or others with which the integer model is clearly nearer.
 
     Args:
@@ -125,7 +125,7 @@ def nearest_ranges(
     best = min(distances, key=lambda words: distances[words].divergence)
     if distances[best].divergence > _CLEARLY * by_effect.divergence:
         best = next(iter(choices))
-    return Choice(
+    return RangeChoice(
         choices[best],
         f"ranges by {best}: SQNR {distances[best].sqnr_db:.1f} dB on samples held back "
         f"({by_error.sqnr_db:.1f} by each tensor's least error)",
@@ -157,4 +157,4 @@ def _distinct(ranges: Sequence[Range]) -> Sequence[Range]:
     return found
 
 
-__all__ = ["TOGETHER", "Choice", "Ranges", "Tensors", "nearest_ranges"]
+__all__ = ["TOGETHER", "RangeByTensor", "RangeChoice", "Tensors", "nearest_ranges"]

@@ -20,11 +20,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.objective.observations import BINS, Observation
 from onnxslim.quantization.grid import U8, Grid, GridForm
+from onnxslim.services.observations import BINS, Observation
 
 PERCENTILE: Final = 0.9999
-_LEAST_SHARE: Final = 2.0**-8  # of a side of the range, that is tried for `mse`
+_MIN_SHARE: Final = 2.0**-8  # of a side of the range, that is tried for `mse`
 _TRIED: Final = 17  # shares at once
 _ROUNDS: Final = 2
 _THRESHOLDS: Final = 64  # tried for `entropy`
@@ -246,7 +246,7 @@ def _shrunk(
 
     The share is looked for coarsely, then finely around the best.
     """
-    shares = np.geomspace(1.0, _LEAST_SHARE, _TRIED)
+    shares = np.geomspace(1.0, _MIN_SHARE, _TRIED)
     for _ in range(2):
         bottoms, tops = (
             end * (shares if move else np.ones_like(shares))

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_array
-from onnxslim.ir import MICROSOFT_DOMAIN, Node, Variable
+from onnxslim.graph.ir import MICROSOFT_DOMAIN, Node, Variable
+from onnxslim.graph.operands import const_array
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization.grid import Codes
 from onnxslim.quantization.scales import WeightForm
 from onnxslim.records import Fidelity
-from onnxslim.rewrite import Rewriter
 
 KERNEL: Final = "DynamicQuantizeLSTM"
 _OPERANDS: Final = 8  # of LSTM: X, W, R, B, sequence_lens, initial_h, initial_c, P

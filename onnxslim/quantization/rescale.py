@@ -16,9 +16,9 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import cast
 from onnxslim.analysis.linear import LinearLayer, linear_layer, scale_weight
-from onnxslim.analysis.operands import const_array
-from onnxslim.ir import Node, node_label
-from onnxslim.rewrite import Rewriter
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import const_array
+from onnxslim.graph.rewrite import Rewriter
 
 Array = npt.NDArray[np.float64]
 

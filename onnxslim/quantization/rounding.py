@@ -12,23 +12,23 @@ from glob import escape
 import numpy as np
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer, bias_of, weight_layers
-from onnxslim.analysis.operands import is_present
-from onnxslim.contract import Context
-from onnxslim.model import Model
-from onnxslim.objective.activity import ChannelActivity
-from onnxslim.objective.problems import (
+from onnxslim.graph.operands import is_present
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.problems import (
     WIDEST,
-    Aim,
+    LayerFilter,
     Problem,
     Problems,
     Schedule,
-    Selection,
+    Target,
     own_goal,
 )
+from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.clusters import Clusters
 from onnxslim.quantization.insert import LayerCodes
-from onnxslim.quantization.rules import Kind
+from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.weights import (
     QuantizedWeight,
     Rounding,
@@ -36,7 +36,7 @@ from onnxslim.quantization.weights import (
     channel_axis,
     quantized_weight,
 )
-from onnxslim.rewrite import Rewriter
+from onnxslim.services.activity import ChannelActivity
 
 
 def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str, LayerCodes]:
@@ -51,7 +51,7 @@ def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str,
     """
     found: dict[str, LayerCodes] = {}
     for cluster in clusters.all:
-        if cluster.rule.kind is Kind.CHANNEL_MAP:
+        if cluster.rule.kind is KernelKind.CHANNEL_MAP:
             kept = channel_map(cluster.node)
             assert not isinstance(kept, str)
             grid = form.grid.over(kept.factor, kept.factor, 0)
@@ -104,8 +104,8 @@ def solved_codes(
     problems = Problems(
         Rewriter(copy.graph),
         replace(context, model=copy),
-        Selection(only=patterns),
-        Schedule(sequential=False, aim=Aim.ORIGINAL),
+        LayerFilter(only=patterns),
+        Schedule(sequential=False, aim=Target.ORIGINAL),
         WIDEST,
     )
     found: dict[str, LayerCodes] = {}

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.operands import const_array, is_present
-from onnxslim.dims import rank
-from onnxslim.ir import Node
+from onnxslim.graph.dims import rank
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_array, is_present
 from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.recurrent import KERNEL, objection_to_lstm
@@ -26,7 +26,7 @@ from onnxslim.quantization.recurrent import KERNEL, objection_to_lstm
 Objection = Callable[[Node], str | None]
 
 
-class Kind(enum.Enum):
+class KernelKind(enum.Enum):
     """How an operator goes with integers.
 
     LAYER: its weight becomes int8, its bias int32; the output has a grid of its own.
@@ -44,7 +44,7 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Rule:
+class IntegerRule:
     """How one operator is computed on integers.
 
     Attributes:
@@ -56,7 +56,7 @@ class Rule:
         no_answer: why it is computed in float where the graph returns what it makes; "": it is not.
     """
 
-    kind: Kind
+    kind: KernelKind
     kernel: str = ""
     data: tuple[int, ...] | None = (0,)
     objection: Objection = lambda _node: None
@@ -68,7 +68,7 @@ WEIGHT: Final = 1
 BIAS: Final = 2
 
 
-def rule_of(node: Node) -> Rule | str:
+def rule_of(node: Node) -> IntegerRule | str:
     """The rule for `node`, or why it is computed in float."""
     if not node.is_onnx:
         return f"operators of the domain {node.domain} have no integer kernel"
@@ -105,7 +105,7 @@ def _scalar(tensor: gs.Tensor) -> float:
     return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else np.nan
 
 
-def _other_type(node: Node, rule: Rule) -> str | None:
+def _other_type(node: Node, rule: IntegerRule) -> str | None:
     indices = range(len(node.inputs)) if rule.data is None else rule.data
     for index in indices:
         dtype = node.inputs[index].dtype
@@ -195,31 +195,33 @@ def _probabilities(form: GridForm) -> tuple[float, float]:
     return 0.0, 255 * float(scale)
 
 
-_MOVES: Final = Rule(Kind.MOVEMENT, objection=_moving)
-_TWO_MATRICES: Final = Rule(Kind.PLAIN, "QLinearMatMul", (0, 1))
-_RULES: Final[Mapping[str, Rule]] = {
-    "Conv": Rule(Kind.LAYER, "QLinearConv", objection=_constant_operands),
-    "Gemm": Rule(Kind.LAYER, "QGemm", objection=_plain_gemm),
-    "MatMul": Rule(Kind.LAYER, "QLinearMatMul", objection=_constant_matrix),
-    "BatchNormalization": Rule(Kind.CHANNEL_MAP, "QLinearConv", objection=_map_of_channels),
-    "HardSigmoid": Rule(Kind.CHANNEL_MAP, "QLinearConv", objection=_map_of_channels),
-    "Add": Rule(Kind.PLAIN, "QLinearAdd", None, _some_variable),
-    "Mul": Rule(Kind.PLAIN, "QLinearMul", None, _some_variable),
-    "Concat": Rule(Kind.PLAIN, "QLinearConcat", None, _some_variable),
-    "AveragePool": Rule(Kind.PLAIN, "QLinearAveragePool", objection=_known_rank),
-    "GlobalAveragePool": Rule(Kind.PLAIN, "QLinearGlobalAveragePool"),
-    "Sigmoid": Rule(Kind.PLAIN, "QLinearSigmoid"),
-    "LeakyRelu": Rule(Kind.PLAIN, "QLinearLeakyRelu"),
-    "Softmax": Rule(
-        Kind.PLAIN,
+_MOVES: Final = IntegerRule(KernelKind.MOVEMENT, objection=_moving)
+_TWO_MATRICES: Final = IntegerRule(KernelKind.PLAIN, "QLinearMatMul", (0, 1))
+_RULES: Final[Mapping[str, IntegerRule]] = {
+    "Conv": IntegerRule(KernelKind.LAYER, "QLinearConv", objection=_constant_operands),
+    "Gemm": IntegerRule(KernelKind.LAYER, "QGemm", objection=_plain_gemm),
+    "MatMul": IntegerRule(KernelKind.LAYER, "QLinearMatMul", objection=_constant_matrix),
+    "BatchNormalization": IntegerRule(
+        KernelKind.CHANNEL_MAP, "QLinearConv", objection=_map_of_channels
+    ),
+    "HardSigmoid": IntegerRule(KernelKind.CHANNEL_MAP, "QLinearConv", objection=_map_of_channels),
+    "Add": IntegerRule(KernelKind.PLAIN, "QLinearAdd", None, _some_variable),
+    "Mul": IntegerRule(KernelKind.PLAIN, "QLinearMul", None, _some_variable),
+    "Concat": IntegerRule(KernelKind.PLAIN, "QLinearConcat", None, _some_variable),
+    "AveragePool": IntegerRule(KernelKind.PLAIN, "QLinearAveragePool", objection=_known_rank),
+    "GlobalAveragePool": IntegerRule(KernelKind.PLAIN, "QLinearGlobalAveragePool"),
+    "Sigmoid": IntegerRule(KernelKind.PLAIN, "QLinearSigmoid"),
+    "LeakyRelu": IntegerRule(KernelKind.PLAIN, "QLinearLeakyRelu"),
+    "Softmax": IntegerRule(
+        KernelKind.PLAIN,
         "QLinearSoftmax",
         objection=_known_rank,
         fixed=_probabilities,
         no_answer="what it returns is an answer: 8 bits say too little of small probabilities",
     ),
-    "MaxPool": Rule(Kind.MOVEMENT, objection=_one_output),
-    "Resize": Rule(Kind.MOVEMENT, objection=_nearest),
-    "LSTM": Rule(Kind.RECURRENT, KERNEL, (), objection_to_lstm),
+    "MaxPool": IntegerRule(KernelKind.MOVEMENT, objection=_one_output),
+    "Resize": IntegerRule(KernelKind.MOVEMENT, objection=_nearest),
+    "LSTM": IntegerRule(KernelKind.RECURRENT, KERNEL, (), objection_to_lstm),
     **dict.fromkeys(
         (
             "DepthToSpace",
@@ -246,4 +248,4 @@ _FLOAT: Final[Mapping[str, str]] = {
 }
 
 
-__all__ = ["BIAS", "WEIGHT", "Kind", "Rule", "folded", "rule_of"]
+__all__ = ["BIAS", "WEIGHT", "IntegerRule", "KernelKind", "folded", "rule_of"]

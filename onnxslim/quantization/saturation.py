@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxslim.objective.evaluator import Evaluator
+from onnxslim.services.evaluator import Evaluator
 
 _SIZE: Final = 64  # as long as what kernels take at once, and then some
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer
-from onnxslim.objective import tables
-from onnxslim.objective.problems import Problem
+from onnxslim.lossy.problems import Problem
 from onnxslim.quantization.grid import S8_SYMMETRIC, Codes, GridForm
+from onnxslim.solvers import tables
 
 _RATIOS: Final = np.linspace(1.0, 0.6, 9)  # of the largest weight, that a scale may reach
 _CLEAR: Final = 0.9  # of an error: with data, clipping is looked into where it leaves no more
@@ -92,10 +92,10 @@ class RowGrids:
         sizes = np.diff(starts, append=columns)
         return cls(scale, grid.zero_point, low, grid.high, starts, sizes)
 
-    def of(self, group: int) -> tables.Grid:
+    def of(self, group: int) -> tables.IntegerGrid:
         """Those of one matrix, as the solver takes them."""
         scale, zero = (x[group].T.astype(np.float64) for x in (self.scale, self.zero_point))
-        return tables.Grid(scale, zero, self.low, self.high, int(self.sizes[0]))
+        return tables.IntegerGrid(scale, zero, self.low, self.high, int(self.sizes[0]))
 
     def codes(self, values: Array, group: int, rows: _Rows) -> Codes:
         """The nearest codes of some rows."""

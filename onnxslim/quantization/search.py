@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from onnxslim.model import Model
-from onnxslim.objective.stopwatch import Stopwatch
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.min_cut import Costs, best_placement
 from onnxslim.quantization.clusters import Clusters, clusters_of, without_islands
 from onnxslim.quantization.costs import Ledger
-from onnxslim.quantization.insert import Inserted, Plan, insert_grids
-from onnxslim.quantization.placement import Costs, best_placement
+from onnxslim.quantization.insert import Inserted, QdqPlan, insert_grids
 from onnxslim.report import LatencyPair
-from onnxslim.rewrite import Rewriter
+from onnxslim.services.stopwatch import Stopwatch
 
 _ROUNDS: Final = 3  # of cutting and profiling what was cut
 
-Planner = Callable[[frozenset[str]], Plan]
+QdqPlanner = Callable[[frozenset[str]], QdqPlan]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Search:
     reference: Model
     clusters: Clusters
     candidates: frozenset[str]
-    plan: Planner
+    plan: QdqPlanner
     stopwatch: Stopwatch
     tell: Callable[[str], None]
     tried: list[Tried] = field(default_factory=list)
@@ -151,7 +151,7 @@ def _ratio(tried: Tried) -> float:
     return tried.pair.ratio
 
 
-def quantized(model: Model, plan: Plan) -> tuple[Model, Inserted]:
+def quantized(model: Model, plan: QdqPlan) -> tuple[Model, Inserted]:
     """A copy of `model` with `plan` put into it, and where things are."""
     copy = model.clone()
     rewriter = Rewriter(copy.graph)
@@ -161,4 +161,4 @@ def quantized(model: Model, plan: Plan) -> tuple[Model, Inserted]:
     return copy, inserted
 
 
-__all__ = ["Planner", "Search", "Tried", "quantized"]
+__all__ = ["QdqPlanner", "Search", "Tried", "quantized"]

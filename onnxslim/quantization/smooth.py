@@ -24,10 +24,11 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import cast
 from onnxslim.analysis.linear import LinearLayer
-from onnxslim.analysis.operands import const_array, is_present
-from onnxslim.contract import Context
-from onnxslim.dims import rank
-from onnxslim.ir import Node, node_label
+from onnxslim.graph.dims import rank
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import const_array, is_present
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.rescale import (
     Array,
     ScaledLayer,
@@ -36,9 +37,8 @@ from onnxslim.quantization.rescale import (
     scalable_layer,
 )
 from onnxslim.records import Fidelity, Skip
-from onnxslim.rewrite import Rewriter
 
-_LEAST_SCALE: Final = 1e-5
+_MIN_SCALE: Final = 1e-5
 _SETTLED: Final = 1e-3  # of log s: below it nothing is gained
 Write = Callable[[], None]
 
@@ -134,7 +134,7 @@ def _smoothed(rewriter: Rewriter, site: _Site, most: Array, alpha: float) -> Smo
     if not used.any():
         return "all its channels are zero"
     scale = np.ones_like(most)
-    scale[used] = np.maximum(most[used] ** alpha / weights[used] ** (1 - alpha), _LEAST_SCALE)
+    scale[used] = np.maximum(most[used] ** alpha / weights[used] ** (1 - alpha), _MIN_SCALE)
     # a factor that all channels have in common changes no grid: it is left out
     scale[used] /= np.exp(np.log(scale[used]).mean())
     if np.abs(np.log(scale)).max() < _SETTLED:

@@ -25,18 +25,18 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import ConvPatches, Vectors, WeightLayer
-from onnxslim.analysis.operands import const_value
 from onnxslim.codebook.placing import function_of, place, why_not_placed
-from onnxslim.dims import rank
-from onnxslim.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
+from onnxslim.graph.dims import rank
+from onnxslim.graph.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
+from onnxslim.graph.operands import const_value
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization import blocks
-from onnxslim.quantization.blocks import DequantizeFunction, Stored
+from onnxslim.quantization.blocks import DequantizeFunction, StoredCodes
 from onnxslim.quantization.weights import QuantizedWeight
 from onnxslim.records import Fidelity, Skip
-from onnxslim.rewrite import Rewriter
 
 
-class Form(enum.StrEnum):
+class StorageForm(enum.StrEnum):
     """Which ways a user allows.
 
     AUTO: NATIVE, or FOLDED where that is measured to be slower. NATIVE: LINEAR where onnxruntime
@@ -86,7 +86,9 @@ class Integers:
         return 13 if self.way is Way.LINEAR else 7
 
 
-def suited(layer: WeightLayer, form: Form, bits: int, block: int | None, level: int) -> Integers:
+def suited(
+    layer: WeightLayer, form: StorageForm, bits: int, block: int | None, level: int
+) -> Integers:
     """How the weight of `layer` is stored under `form`."""
     way = _way(layer, form, block)
     if way is Way.PACKED:
@@ -103,12 +105,12 @@ def suited(layer: WeightLayer, form: Form, bits: int, block: int | None, level: 
     return Integers(way, bits, own if fits else None)
 
 
-def _way(layer: WeightLayer, form: Form, block: int | None) -> Way:
-    if form is Form.DEQUANTIZE:
+def _way(layer: WeightLayer, form: StorageForm, block: int | None) -> Way:
+    if form is StorageForm.DEQUANTIZE:
         return Way.LINEAR
-    if form is Form.FOLDED:
+    if form is StorageForm.FOLDED:
         return Way.FOLDED
-    if form is Form.MATMUL_NBITS and _are_packable(layer):
+    if form is StorageForm.MATMUL_NBITS and _are_packable(layer):
         return Way.PACKED
     if is_embedding(layer):
         return Way.GATHERED
@@ -355,7 +357,7 @@ class _Writer:
         self.rw.update(node, "its matrix lies as onnxruntime's kernel wants it", attrs=attrs)
         self.layer = replace(self.layer, swapped=True)
 
-    def _make(self, op: str, stored: Stored) -> None:
+    def _make(self, op: str, stored: StoredCodes) -> None:
         """Let a node of `op` make what the weight's constant holds."""
         inputs, tensor = self._constants(stored), self.tensor
         attrs, lossy = dict(stored.attributes), Fidelity.LOSSY
@@ -365,7 +367,7 @@ class _Writer:
             node = tensor.inputs[0]
             self.rw.update(node, self.what, op=op, inputs=inputs, attrs=attrs, fidelity=lossy)
 
-    def _constants(self, stored: Stored) -> list[Constant]:
+    def _constants(self, stored: StoredCodes) -> list[Constant]:
         return [self.rw.constant(x, f"{self.name}_{part}") for part, x in stored.inputs.items()]
 
     def _pick(self, user: Node, table: Constant, scales: Constant) -> None:
@@ -394,8 +396,8 @@ class _Writer:
 
 
 __all__ = [
-    "Form",
     "Integers",
+    "StorageForm",
     "Way",
     "embeddings",
     "is_embedding",

@@ -26,9 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.analysis.layers import ConvPatches, WeightLayer, restored
-from onnxslim.objective import tables
-from onnxslim.objective.problems import Problem
-from onnxslim.objective.solver import Metric, refit
+from onnxslim.lossy.problems import Problem
 from onnxslim.quantization.grid import Codes, Grid
 from onnxslim.quantization.scales import (
     DEFAULT_FORM,
@@ -37,9 +35,11 @@ from onnxslim.quantization.scales import (
     in_parts,
     row_grids,
 )
+from onnxslim.solvers import tables
+from onnxslim.solvers.metric import Metric, refit
 
 _SWEEPS: Final = 2
-_MOST_SWEEPS: Final = 10
+_MAX_SWEEPS: Final = 10
 _SPARSE: Final = 0.1  # share of zeros from which they are taken for pruned, and stay
 Array = npt.NDArray[np.float64]
 
@@ -165,7 +165,7 @@ def quantized_weight(
 # ---------------------------------------------------------------------------- rounding
 
 
-def _rounded(problem: Problem, group: int, grid: tables.Grid, rounding: Rounding) -> Array:
+def _rounded(problem: Problem, group: int, grid: tables.IntegerGrid, rounding: Rounding) -> Array:
     """The weight of one group, from the grid."""
     wished, metric = problem.target[group], problem.metrics[group]
     mask = problem.weight[group] != 0
@@ -178,7 +178,7 @@ def _rounded(problem: Problem, group: int, grid: tables.Grid, rounding: Rounding
     if rounding is Rounding.ADAROUND:
         other = tables.quantize(target, metric, grid, mask=own, is_fitted=True, by_activity=False)
         starts = (found[1], other)
-        found += [_descended(target, w, metric, grid, own, _MOST_SWEEPS) for w in starts]
+        found += [_descended(target, w, metric, grid, own, _MAX_SWEEPS) for w in starts]
     return _best_rows(wished, found, metric)
 
 
@@ -186,7 +186,7 @@ def _descended(
     target: Array,
     weight: Array,
     metric: Metric,
-    grid: tables.Grid,
+    grid: tables.IntegerGrid,
     mask: np.ndarray | None,
     sweeps: int,
 ) -> Array:

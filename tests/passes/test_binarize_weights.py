@@ -18,9 +18,9 @@ from layer_nets import (
     whys,
 )
 
-from onnxslim.objective.problems import Problem
+from onnxslim.lossy.problems import Problem
 from onnxslim.passes.binarize_weights import BinarizeWeights
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.pipeline.grammar import parse_pipeline
 
 
 def best_error(problem: Problem, bases: int) -> float:

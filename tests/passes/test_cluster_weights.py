@@ -24,17 +24,17 @@ from layer_nets import (
 )
 from strategies import models
 
-from onnxslim.check import check_model, signature
-from onnxslim.codebook.graph import codebook_nodes, read
-from onnxslim.contract import Context
+from onnxslim.codebook.nodes import codebook_nodes, read
 from onnxslim.errors import UsageError
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
-from onnxslim.objective.kmeans_rows import Start
+from onnxslim.io.check import check_model, signature
+from onnxslim.io.model import Model
 from onnxslim.passes.cluster_weights import ClusterWeights
-from onnxslim.pipeline import parse_pipeline
-from onnxslim.policy import Policy
-from onnxslim.runtime.verify import RuntimeProver
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Policy
+from onnxslim.runtime.measure.verify import RuntimeProver
+from onnxslim.solvers.kmeans.rows import TableInit
 from support import random_feeds, run
 
 X = samples(300, 16)
@@ -172,7 +172,7 @@ def test_feedback_beats_rounding_and_weighting_beats_none() -> None:
     assert errors[1] < errors[2]
 
 
-@pytest.mark.parametrize("start", list(Start))
+@pytest.mark.parametrize("start", list(TableInit))
 def test_every_start_gives_a_table(start: str) -> None:
     source = dense()
     for x in (None, X):

@@ -24,20 +24,20 @@ from layer_nets import (
 
 from onnxslim import cli
 from onnxslim.analysis.layers import weight_layers
-from onnxslim.check import check_model
-from onnxslim.codebook.graph import codebook_nodes
-from onnxslim.contract import Context
+from onnxslim.codebook.nodes import codebook_nodes
 from onnxslim.errors import NotApplicable
-from onnxslim.floors import Floors
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
-from onnxslim.objective import allocation
-from onnxslim.objective.allocation import Allocation, Offer
-from onnxslim.objective.calibration import Distance
+from onnxslim.io.check import check_model
+from onnxslim.io.model import Model
+from onnxslim.lossy import allocation
+from onnxslim.lossy.allocation import Allocation, Offer
 from onnxslim.passes import compress_weights
 from onnxslim.passes.compress_weights import CompressWeights
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Floors
 from onnxslim.report import StepReport
+from onnxslim.services.calibration import Distance
 from support import CONTEXT, parse
 
 X = samples(400, 16)

@@ -11,14 +11,14 @@ import onnx
 import pytest
 from tiny_models import TINY
 
-from onnxslim import registry
-from onnxslim.contract import Context, Pass, Preset
 from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.ir import walk_graphs
-from onnxslim.model import Model
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.graph.ir import walk_graphs
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.pipeline import registry
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.passes import Context, Pass, Preset
 from onnxslim.records import Change, Fidelity, PassResult, Skip
-from onnxslim.shapes import infer_shapes
 from support import CONTEXT, apply, assert_equivalent, canonical, parse
 
 NAMES = registry.names()
@@ -188,7 +188,7 @@ def names_in(model: Model) -> Iterator[str]:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in PASSES])
 @EVERY_MODEL
 def test_preset_keeps_outputs_and_never_enlarges_the_file(name: str, tiny: str) -> None:
-    from onnxslim.manager import PassManager
+    from onnxslim.pipeline.manager import PassManager
 
     source = TINY[tiny]()
     model = Model.load(source)

@@ -21,10 +21,10 @@ from layer_nets import (
 from onnx.reference import ReferenceEvaluator
 from tiny_models import TINY
 
-from onnxslim.contract import Context
-from onnxslim.ir import Node, walk_graphs
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
+from onnxslim.graph.ir import Node, walk_graphs
+from onnxslim.io.model import Model
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from layer_nets import FORCE, REPRODUCERS, dense_net, output_error, runs, samples
 
-from onnxslim.codebook.graph import codebook_nodes
-from onnxslim.contract import Context
+from onnxslim.codebook.nodes import codebook_nodes
 from onnxslim.errors import UsageError
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
-from onnxslim.objective import allocation
+from onnxslim.io.model import Model
+from onnxslim.lossy import allocation
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.passes.deep_compression import DeepCompression
 from onnxslim.passes.simplify import Simplify
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity
 
 X = samples(300, 16)

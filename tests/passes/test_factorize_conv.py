@@ -10,11 +10,11 @@ from layer_nets import net, node, normal, output_error, outputs, samples, whats
 from split_nets import ops, split, why_of
 
 from onnxslim.errors import UsageError
-from onnxslim.model import Model
-from onnxslim.objective.decomposition import KernelShape
-from onnxslim.objective.tensor_decompositions import METHODS
+from onnxslim.io.model import Model
 from onnxslim.passes.factorize_conv import FactorizeConv
 from onnxslim.records import Fidelity
+from onnxslim.solvers.decompositions.base import KernelShape
+from onnxslim.solvers.decompositions.methods import METHODS
 from support import parse
 
 EACH = ("channel", "spatial", "tucker2", "cp", "flattened", "depthwise")

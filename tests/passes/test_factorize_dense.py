@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 from split_nets import low_rank, ops, split, why_of
 
 from onnxslim.errors import UsageError
-from onnxslim.goal import Goal
 from onnxslim.passes.factorize_dense import FactorizeDense
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.policy import Goal
 from onnxslim.records import Fidelity
 from support import parse
 

@@ -6,11 +6,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxslim.contract import Context
-from onnxslim.model import Model
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
 from onnxslim.passes.fold_constants import FoldConstants
+from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity
-from onnxslim.shapes import infer_shapes
 from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 
 # ----------------------------------------------------------------- fires

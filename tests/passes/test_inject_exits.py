@@ -18,19 +18,19 @@ from exit_nets import (
 from layer_nets import FORCE, REPRODUCERS, net, node, normal, runs, whats, whys
 
 from onnxslim import cli
-from onnxslim.check import check_model, signature
-from onnxslim.contract import Context
 from onnxslim.errors import UsageError
-from onnxslim.exits.graph import Batch
-from onnxslim.floors import Floors
-from onnxslim.ir import walk_graphs
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
+from onnxslim.exits.nested_ifs import Batch
+from onnxslim.graph.ir import walk_graphs
+from onnxslim.io.check import check_model, signature
+from onnxslim.io.model import Model
 from onnxslim.passes.inject_exits import InjectExits
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Floors
 from onnxslim.records import Fidelity
 from onnxslim.runtime.evaluate import evaluate
-from onnxslim.runtime.verify import RuntimeProver
+from onnxslim.runtime.measure.verify import RuntimeProver
 from support import parse
 
 X, LABELS = images(1500)

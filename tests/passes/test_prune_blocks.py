@@ -22,18 +22,18 @@ from layer_nets import (
 )
 
 from onnxslim import cli
-from onnxslim.check import check_model, signature
-from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
-from onnxslim.objective.stopwatch import Stopwatch
+from onnxslim.io.check import check_model, signature
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
 from onnxslim.passes.prune_blocks import PruneBlocks
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
-from onnxslim.shapes import infer_shapes
-from onnxslim.stats import measure_stats
+from onnxslim.services.stopwatch import Stopwatch
 from support import CONTEXT, parse
 
 X = samples(200, 8, rank=6)

@@ -25,19 +25,19 @@ from layer_nets import (
 
 from onnxslim import cli
 from onnxslim.analysis.layers import bias_of, weight_layers
-from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, Measure
-from onnxslim.check import check_model, signature
-from onnxslim.contract import Context
+from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, Criterion
 from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
-from onnxslim.objective.stopwatch import Stopwatch
+from onnxslim.io.check import check_model, signature
+from onnxslim.io.model import Model
 from onnxslim.passes.prune_channels import PruneChannels
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
 from onnxslim.report import LatencyPair, StepReport
 from onnxslim.runtime.evaluate import evaluate
-from onnxslim.stats import measure_stats
+from onnxslim.services.stopwatch import Stopwatch
 from support import CONTEXT, parse
 
 X = samples(120, 3, 8, 8, rank=12)
@@ -190,7 +190,9 @@ def share(source: onnx.ModelProto, model: Model, what: str) -> float:
 # ------------------------------------------------------------------- fires
 
 
-@pytest.mark.parametrize("criterion", ["auto", *(m for m in Measure if m is not Measure.BN_SCALE)])
+@pytest.mark.parametrize(
+    "criterion", ["auto", *(m for m in Criterion if m is not Criterion.BN_SCALE)]
+)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_every_criterion_takes_half_of_the_channels(criterion: str, scope: str) -> None:
     source = conv_net()

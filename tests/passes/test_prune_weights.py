@@ -26,16 +26,16 @@ from layer_nets import (
 from strategies import models
 
 from onnxslim import cli
-from onnxslim.check import check_model, signature
-from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
-from onnxslim.objective.masks import Criterion
+from onnxslim.io.check import check_model, signature
+from onnxslim.io.model import Model
 from onnxslim.passes.prune_weights import PruneWeights
-from onnxslim.pipeline import parse_pipeline
-from onnxslim.policy import Policy
-from onnxslim.runtime.verify import RuntimeProver
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Policy
+from onnxslim.runtime.measure.verify import RuntimeProver
+from onnxslim.solvers.masks import Criterion
 from support import CONTEXT, random_feeds, run
 
 X = samples(300, 12)

@@ -22,12 +22,12 @@ from layer_nets import (
     whys,
 )
 
-from onnxslim.contract import Context
 from onnxslim.errors import UsageError
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
-from onnxslim.objective.problems import Problem
+from onnxslim.io.model import Model
+from onnxslim.lossy.problems import Problem
 from onnxslim.passes.quantize_fixed_point import QuantizeFixedPoint
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
 
 
 def problem_of(weight: np.ndarray, x: np.ndarray | None = None) -> Problem:

@@ -23,13 +23,13 @@ from onnx import numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels, loaded
 from recurrent_nets import SHAPE, lstm_net
 
-from onnxslim.contract import Context
-from onnxslim.floors import Floors
-from onnxslim.goal import Goal
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
 from onnxslim.passes.quantize_int8 import QuantizeInt8
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Floors, Goal
 from onnxslim.quantization import rounding
 from onnxslim.quantization.activations import Grids
 from onnxslim.quantization.grid import U8
@@ -37,7 +37,6 @@ from onnxslim.quantization.ranges import Range, RangeMethod
 from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
-from onnxslim.shapes import infer_shapes
 from support import parse
 
 MAP = [4, 8, 6, 6]

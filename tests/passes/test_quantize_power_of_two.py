@@ -21,7 +21,7 @@ from layer_nets import (
 
 from onnxslim.errors import UsageError
 from onnxslim.passes.quantize_power_of_two import QuantizePowerOfTwo
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.pipeline.grammar import parse_pipeline
 
 
 def window(weight: np.ndarray, bits: int) -> np.ndarray:

@@ -24,18 +24,18 @@ from layer_nets import (
 from onnx import TensorProto, helper, numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels
 
-from onnxslim.contract import Context
 from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.ir import Constant, walk_graphs
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
+from onnxslim.graph.ir import Constant, walk_graphs
+from onnxslim.io.model import Model
 from onnxslim.passes.quantize_weights import QuantizeWeights
-from onnxslim.pipeline import parse_pipeline
-from onnxslim.policy import Policy
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Policy
+from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
-from onnxslim.stats import measure_stats
 
 X = samples(200, 96)
 FORMS = ("native", "dequantize", "folded", "matmul-nbits")

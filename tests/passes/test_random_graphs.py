@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import models
 
-from onnxslim import registry
-from onnxslim.contract import Preset
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
-from onnxslim.pipeline import parse_pipeline
-from onnxslim.policy import Policy
+from onnxslim.io.model import Model
+from onnxslim.pipeline import registry
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Preset
+from onnxslim.pipeline.policy import Policy
 from onnxslim.records import Fidelity
 from support import CONTEXT, assert_equivalent, random_feeds, run, signature
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from onnxslim.contract import Pass
 from onnxslim.errors import UsageError
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
+from onnxslim.io.model import Model
 from onnxslim.passes.simplify import MEMBERS, Simplify
-from onnxslim.pipeline import parse_pipeline
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Pass
 from onnxslim.records import Fidelity
 from support import CONTEXT, assert_equivalent, parse
 

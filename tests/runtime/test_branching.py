@@ -13,17 +13,17 @@ import pytest
 from exit_nets import answers, classifier, images, loaded, random_head, style, with_exits
 from layer_nets import FORCE, REPRODUCERS, runs
 
-from onnxslim.contract import Context, Pass
 from onnxslim.errors import PromiseBroken
-from onnxslim.exits.emit import Form
-from onnxslim.exits.graph import Exit, append_exits
-from onnxslim.manager import PassManager
-from onnxslim.model import Model
+from onnxslim.exits.emit import ScoreForm
+from onnxslim.exits.nested_ifs import Exit, append_exits
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.rewrite import Rewriter
-from onnxslim.runtime import verify as verify_module
-from onnxslim.runtime.verify import RuntimeProver
-from onnxslim.runtime.workload import FEWEST_ON_TOUR, TOUR, is_branching
+from onnxslim.runtime.measure import verify as verify_module
+from onnxslim.runtime.measure.verify import RuntimeProver
+from onnxslim.runtime.measure.workload import FEWEST_ON_TOUR, TOUR, is_branching
 
 X, LABELS = images(120, seed=4)
 
@@ -119,7 +119,7 @@ class AddOutput(Pass):
         rw = Rewriter(graph)
         assert context.model is not None
         head = random_head(context.model.clone(), "r1")
-        names = append_exits(rw, "y", [Exit(head, 0.5)], Form.LOGITS)
+        names = append_exits(rw, "y", [Exit(head, 0.5)], ScoreForm.LOGITS)
         rw.note("r1", "one more output", Fidelity.LOSSY)
         result = rw.result()
         return PassResult(result.changes, (), Fidelity.LOSSY, tuple(names) if self.says_so else ())

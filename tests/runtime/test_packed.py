@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import runtime
-from onnxslim.codebook.graph import store
+from onnxslim.codebook.nodes import store
 from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.errors import ModelError, RuntimeFailure, UsageError
-from onnxslim.model import Model
-from onnxslim.packing.pack import pack
-from onnxslim.rewrite import Rewriter
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.tools.pack import pack
 from support import random_feeds
 
 

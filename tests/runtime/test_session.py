@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxslim import wire
 from onnxslim.errors import RuntimeFailure
-from onnxslim.model import Model
+from onnxslim.graph import wire
+from onnxslim.io.model import Model
 from onnxslim.runtime import session as session_module
 from onnxslim.runtime.session import TensorInfo, open_session
 from support import parse

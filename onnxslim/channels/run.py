@@ -1,0 +1,247 @@
+"""One run of `prune-channels`: what to remove, the refit, and the cut.
+
+    follow the graph -> ladders (`judging`) -> rungs within the budget (`budgets`) -> refit -> cut
+
+What may change here: the order of these, and what is told of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxslim.channels.alignment import UNMEASURED, fastest_multiple
+from onnxslim.channels.budgets import (
+    Budget,
+    LatencySearch,
+    chosen,
+    layer_nodes,
+    planned,
+    time_work,
+    units_kept,
+    work_for,
+)
+from onnxslim.channels.groups import ChannelGroup, channel_groups, shrink
+from onnxslim.channels.importance import Criterion
+from onnxslim.channels.ladder import RemovalLimits, RemovalOrder
+from onnxslim.channels.reconstruct import Readers, refit_readers, silence
+from onnxslim.channels.scoring import Judge
+from onnxslim.channels.tracing import indexable
+from onnxslim.channels.work import LevelChoice, LevelChooser
+from onnxslim.errors import NotApplicable, RuntimeFailure
+from onnxslim.graph.ir import node_label
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.problems import LayerFilter as Layers
+from onnxslim.lossy.problems import Schedule
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import Change, Fidelity, PassResult
+
+Mask = npt.NDArray[np.bool_]
+PlanLookup = Callable[[str], float | None]
+
+_WITHOUT_DATA = (
+    "no calibration samples: channels were chosen by their weights alone and no layer was refitted "
+    "to what is left, which costs most of the accuracy that could be kept; give --calib"
+)
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """The options of `prune-channels`, with what `auto` means filled in.
+
+    Attributes:
+        budget: how far to go.
+        measure: what units are worth.
+        spread: whether the budget is spread by what groups do to the output.
+        reconstruct: whether readers are refitted.
+        align: multiple of channels; None: to be measured.
+        steps: how often to remove and refit.
+        least: channels that every layer keeps.
+        layers: which of them to work on.
+        plan: how many units a group keeps, by the name of a layer that writes them; None: all.
+            In place of a budget.
+    """
+
+    budget: Budget
+    measure: Criterion
+    spread: bool
+    reconstruct: bool
+    align: int | None
+    steps: int
+    least: int
+    layers: Layers
+    plan: PlanLookup | None
+
+
+class Pruning:
+    """A graph being pruned; `run` leaves it cut.
+
+    Attributes:
+        align: the multiple of channels, where it was measured.
+        kept: units that groups keep, by their names, where that was measured.
+    """
+
+    def __init__(self, rewriter: Rewriter, context: Context, wishes: PruneOptions) -> None:
+        self.rw, self.context, self.wishes = rewriter, context, wishes
+        self.align: int | None = None
+        self.kept: Mapping[str, int] | None = None
+        self._channels = channel_groups(rewriter.main)
+        self._groups = [group for group in self._channels.groups if self._is_wanted(group)]
+        self._readers = Readers.of(self._channels, self._groups)
+        self._gone = np.zeros(self._channels.units.count, bool)
+        self._errors: dict[str, float] = {}
+
+    def run(self) -> PassResult:
+        """Do it, and say what was done."""
+        self._report_pins()
+        try:
+            limits = RemovalLimits(self._multiple(), self.wishes.least)
+            for step in range(1, self.wishes.steps + 1):
+                self._step(step / self.wishes.steps, limits)
+        except NotApplicable as reason:  # raised before anything is changed
+            self.rw.skip(self.rw.main.name, str(reason))
+            return self._result(())
+        if not self._gone.any():
+            for group in self._groups:
+                self.rw.skip(group.name, "no multiple of channels is near enough to the budget")
+            return self._result(())
+        if self.context.calibration is None:
+            self.rw.skip(self.rw.main.name, _WITHOUT_DATA)
+        changes = tuple(self._changes())
+        again = channel_groups(self.rw.main)  # refitted layers may have biases that are new
+        shrink(self.rw, again, self._gone)
+        return self._result(changes)
+
+    def _result(self, changes: Sequence[Change]) -> PassResult:
+        result = self.rw.result()
+        return PassResult(tuple(changes), result.skips, Fidelity.LOSSY if changes else None)
+
+    # ------------------------------------------------------------------ which groups
+
+    def _is_wanted(self, group: ChannelGroup) -> bool:
+        names = [member.label for member in group.writers]
+        only, skip = Layers(only=self.wishes.layers.only), Layers(skip=self.wishes.layers.skip)
+        if not any(map(only.accepts, names)):
+            return False
+        blocked = next((name for name in names if not skip.accepts(name)), None)
+        if blocked is not None:
+            self.rw.skip(group.name, f"`{blocked}` is left alone, as `skip` says")
+            return False
+        return bool(len(self._channels.free(group)))
+
+    def _report_pins(self) -> None:
+        for group in self._channels.groups:
+            for why, count in group.pins.items():
+                self.rw.skip(group.name, f"{count} of {group.size} channels must stay: {why}")
+
+    def _multiple(self) -> int:
+        """The multiple of channels to keep to: as asked for, or what runs fast on this machine."""
+        stopwatch, model = self.context.stopwatch, self.context.model
+        if self.wishes.align is not None:
+            return self.wishes.align
+        if self.wishes.plan is not None:
+            return 1
+        if stopwatch is not None and model is not None:
+            try:
+                self.align = fastest_multiple(stopwatch, model, layer_nodes(self._channels))
+            except RuntimeFailure:
+                self.align = None  # a layer that cannot be timed alone
+        return self.align or UNMEASURED
+
+    # ------------------------------------------------------------------ a step
+
+    def _step(self, progress: float, limits: RemovalLimits) -> None:
+        """Go `progress` of the way to the budget, and refit."""
+        judge = Judge(
+            self.rw,
+            self.context,
+            self._readers,
+            self._groups,
+            self.wishes.measure,
+            self.wishes.reconstruct,
+            self.wishes.spread,
+            limits,
+        )
+        ladders, weights = judge.ladders(self._gone)
+        self._gone = self._choose(ladders, weights, progress).gone
+        if not self.wishes.reconstruct or not self._gone.any():
+            return
+        self.context.tell("refit")
+        self._silence()
+        problems = self._readers.problems(self.rw, self.context, Schedule())
+        self._errors.update(refit_readers(self._readers, problems, self._gone))
+
+    def _silence(self) -> None:
+        """Keep what no weight can be zero for from being seen by the refit."""
+        blind = np.zeros_like(self._gone)
+        for group in self._groups:
+            if group.blind:
+                blind[group.units] = True
+        if (blind & self._gone).any():
+            silence(self.rw, self._channels, blind & self._gone)
+
+    def _choose(
+        self, ladders: Sequence[RemovalOrder], weights: Sequence[float], progress: float
+    ) -> LevelChoice:
+        budget, model, plan = self.wishes.budget, self.context.model, self.wishes.plan
+        units = self._channels.units.count
+        if plan is None and budget.kind == "latency":
+            plan = self._timed_plan(ladders, weights)
+        budget = Budget("ratio", 0.0) if plan is not None else budget
+        refitted = self.wishes.reconstruct
+        work = work_for(budget, self._channels, self._groups, model, refitted=refitted)
+        selection = LevelChooser(ladders, weights, work, units)
+        if plan is None:
+            return chosen(selection, budget, progress, spread=self.wishes.spread)
+        kept = {steps.group.name: _kept(plan, steps.group) for steps in ladders}
+        return planned(selection, lambda steps: kept[steps.group.name], progress)
+
+    def _timed_plan(self, ladders: Sequence[RemovalOrder], weights: Sequence[float]) -> PlanLookup:
+        """What a budget of latency comes to; timed once, whatever the number of steps."""
+        if self.kept is None:
+            stopwatch, model = self.context.stopwatch, self.context.model
+            assert stopwatch is not None
+            assert model is not None
+            work = time_work(self._channels, stopwatch, model)
+            selection = LevelChooser(ladders, weights, work, self._channels.units.count)
+            search = LatencySearch(
+                stopwatch, model, spread=self.wishes.spread, tell=self.context.tell
+            )
+            self.kept = units_kept(search.chosen(selection, self.wishes.budget), ladders)
+        return self.kept.get
+
+    # ------------------------------------------------------------------ report
+
+    def _changes(self) -> list[Change]:
+        gone = indexable(self._gone)
+        units, trail = self._channels.units, self._channels.trail
+        words: dict[str, list[str]] = {}
+        for members, side in ((trail.writers, "outputs"), (trail.readers, "inputs")):
+            for member in members:
+                left = int((~gone[units.of_ids(member.ids)]).sum())
+                if left < len(member.ids):
+                    text = f"{left} of {len(member.ids)} {side}"
+                    words.setdefault(member.label, []).append(text)
+        changes = []
+        for label in dict.fromkeys([*words, *self._errors]):
+            parts = [f"kept {' and '.join(words[label])}"] if label in words else []
+            if label in self._errors:
+                parts.append(f"refitted, relative output error {self._errors[label]:.2g}")
+            changes.append(Change(label, "; ".join(parts)))
+        for node, ids in trail.mixed:
+            if gone[units.of_ids(ids)].any():
+                what = "normalizes over other neighbours now (LRN), which no refit has seen"
+                changes.append(Change(node_label(node), what))
+        return changes
+
+
+def _kept(plan: PlanLookup, group: ChannelGroup) -> float:
+    """What a plan says of a group, by the name of any layer that writes it; else all stays."""
+    said = (plan(member.label) for member in group.writers)
+    return next((kept for kept in said if kept is not None), group.size)
+
+
+__all__ = ["PruneOptions", "Pruning"]

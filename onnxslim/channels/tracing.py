@@ -1,0 +1,452 @@
+"""Follow channels through a graph: one sweep, in which names move as values do.
+
+Every output channel of a layer with a constant weight gets a name (an integer id). The rules of the
+operators (`rules_*`) move names as they move values, merge names that meet in an elementwise
+operator or in a sum, and pin those that they cannot follow, with the reason. Names that were merged
+leave together: they are one *unit*.
+
+A unit must leave whole slices of every tensor: where an axis of channels was split in two (a
+Reshape to (heads, width)) and nothing in the graph says otherwise, the channels at the same place
+in all parts become one unit. The groups of a grouped Conv only have to lose *as many* channels:
+that is a `Balance`.
+
+What may change here: what is remembered of a sweep, and how units come out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.flow.size_flow import SizeFlow
+from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.channels.labels import NONE, Facet, Facets, aligned, labelled, overlapping
+from onnxslim.channels.removal import Edit, SliceOperand
+from onnxslim.graph.ir import Node, node_label, subgraphs_of, walk_graphs
+from onnxslim.graph.operands import const_value
+from onnxslim.graph.sizes import Shape
+
+Ids = npt.NDArray[np.int64]
+
+_OPSET_UNKNOWN: Final = 17
+
+
+class Unfollowed(Exception):
+    """Names that reach an operator cannot be followed through it; its text says why."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of a layer: its outputs or its inputs, with their names.
+
+    Attributes:
+        node: Conv, ConvTranspose, Gemm, MatMul; Gather for the columns of an embedding.
+        layer: as a weight layer; None for an embedding.
+        operand: index of the weight among the inputs.
+        axis: of the stored weight, along which the channels lie.
+        ids: a name for each output, or for each input channel.
+    """
+
+    node: Node
+    layer: WeightLayer | None
+    operand: int
+    axis: int
+    ids: Ids
+
+    @property
+    def label(self) -> str:
+        """The node's label."""
+        return node_label(self.node)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A grouped Conv: names of its inputs and outputs as (groups, channels of a group)."""
+
+    label: str
+    inputs: Ids | None
+    outputs: Ids
+
+
+@dataclass(frozen=True)
+class MeasuredSize:
+    """How long an axis of channels is, read by a Shape; `why` they stay if nobody can follow it."""
+
+    facet: Facet
+    axis: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Parts of an axis that must lose equally many channels.
+
+    Attributes:
+        parts: units, (parts, channels of a part); `NONE` where there is none.
+    """
+
+    parts: Ids
+
+
+@dataclass
+class ChannelTrace:
+    """What a sweep leaves behind, for `units` to be made of."""
+
+    count: int = 0
+    merges: list[tuple[Ids, Ids]] = field(default_factory=list)
+    pins: list[tuple[Ids, str]] = field(default_factory=list)
+    facets: dict[gs.Tensor, Facets] = field(default_factory=dict)
+    grouped: list[Grouped] = field(default_factory=list)
+    writers: list[Member] = field(default_factory=list)
+    readers: list[Member] = field(default_factory=list)
+    passed: list[tuple[Node, Ids]] = field(default_factory=list)
+    blind: list[tuple[Node, Ids]] = field(default_factory=list)
+    mixed: list[tuple[Node, Ids]] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    refused: dict[Node, str] = field(default_factory=dict)
+
+
+class ChannelTracer:
+    """The state of a sweep, as the rules see it."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph = graph
+        self.opset = int(graph.opset or _OPSET_UNKNOWN)
+        self.flow = SizeFlow(graph, self.opset)
+        self.trail = ChannelTrace()
+        layers, skips = weight_layers(graph)
+        self.layers = {layer.node: layer for layer in layers if not layer.bodies}
+        self.declined = {skip.node: skip.why for skip in skips}
+        self.arrived: dict[Node, Facets] = {}  # what is known of a node before it is reached
+        # what of a list of sizes (at an input of a node, by place) is measured; gone when settled
+        self.measured: dict[tuple[Node, int], dict[int, MeasuredSize]] = {}
+
+    # ------------------------------------------------------------------ looking
+
+    def facets(self, tensor: gs.Tensor) -> Facets:
+        """Names on a tensor; () when it has none."""
+        return self.trail.facets.get(tensor, ())
+
+    def shape(self, tensor: gs.Tensor) -> Shape:
+        """The shape of a tensor that names are on, or move to.
+
+        Raises:
+            Unfollowed: not even its rank is known.
+        """
+        shape = self.flow.shape(tensor)
+        if shape is None:
+            raise Unfollowed(f"the shape of `{tensor.name}` is not known")
+        return shape
+
+    def rank(self, tensor: gs.Tensor) -> int:
+        """Number of axes; errors as `shape`."""
+        return len(self.shape(tensor))
+
+    # ------------------------------------------------------------------ names
+
+    def fresh(self, count: int) -> Ids:
+        """New names."""
+        start = self.trail.count
+        self.trail.count += count
+        return np.arange(start, start + count)
+
+    def pin(self, ids: npt.NDArray[np.int64], why: str) -> None:
+        """Say why these channels must stay."""
+        kept = np.unique(ids[ids != NONE])
+        if kept.size:
+            self.trail.pins.append((kept, why))
+
+    def pin_all(self, tensors: Sequence[gs.Tensor], why: str) -> None:
+        """Pin whatever is on these tensors."""
+        for tensor in tensors:
+            for facet in self.facets(tensor):
+                self.pin(facet, why)
+
+    def merge(self, a: Facet, b: Facet, why: str) -> Facet:
+        """Let names at the same place leave together; one that meets none is pinned, for `why`."""
+        a, b = np.broadcast_arrays(a, b)
+        both = (a != NONE) & (b != NONE)
+        self.pin(a[~both], why)
+        self.pin(b[~both], why)
+        differ = both & (a != b)
+        if differ.any():
+            self.trail.merges.append((a[differ], b[differ]))
+        return np.where(a != NONE, a, b)
+
+    def joined(self, facets: Sequence[Facet], why: str) -> Facets:
+        """Facets of several tensors of one shape as those of their elementwise result."""
+        found = []
+        for members in overlapping(facets):
+            whole = members[0]
+            for other in members[1:]:
+                whole = self.merge(whole, other, why)
+            found.append(whole)
+        return tuple(found)
+
+    def collapsed(self, facets: Facets, axes: frozenset[int], why: str) -> Facets:
+        """Facets after an operator that mixes all positions along `axes`.
+
+        Channels that differ in other axes too leave with all those they are mixed with; the others
+        are pinned.
+        """
+        found = []
+        for facet in facets:
+            mixed = labelled(facet) & axes
+            if not mixed:
+                found.append(facet)
+            elif mixed == labelled(facet):
+                self.pin(facet, why)
+            else:
+                first = facet
+                for axis in mixed:
+                    first = first.take([0], axis)
+                self.merge(np.broadcast_to(first, facet.shape), facet, why)
+                found.append(first)
+        return tuple(found)
+
+    # ------------------------------------------------------------------ what is to be cut
+
+    def slice_operand(self, node: Node, operand: int, axis: int, facet: Facet, at: int) -> None:
+        """A constant operand loses along `axis` what the facet loses along its axis `at`."""
+        self.trail.edits.append(SliceOperand(node, operand, axis, facet, at))
+
+    def slice_broadcast(self, node: Node, operand: int, facets: Facets, rank: int) -> None:
+        """As `slice_operand`, for all axes of a constant that is broadcast to `rank` axes."""
+        stored = const_value(node.inputs[operand])
+        assert stored is not None
+        offset = rank - len(stored.shape)
+        for facet in facets:
+            for axis in labelled(facet):
+                if axis >= offset and stored.shape[axis - offset] > 1:
+                    self.slice_operand(node, operand, axis - offset, facet, axis)
+
+
+ChannelRule = Callable[[Node, ChannelTracer], Sequence[Facets]]
+
+
+def follow(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> ChannelTrace:
+    """Sweep over the main graph; bodies of If, Loop and Scan pin what they use.
+
+    Args:
+        graph: nodes in topological order.
+        rules: by operator; an operator without a rule pins what reaches it.
+    """
+    follower = ChannelTracer(graph)
+    trail = follower.trail
+    for node in graph.nodes:
+        for tensor, facets in zip(node.outputs, _outputs(node, follower, rules), strict=False):
+            if facets and tensor.name:
+                trail.facets[tensor] = tuple(facets)
+    for tensor in graph.outputs:
+        follower.pin_all([tensor], f"`{tensor.name}` is an output of the model")
+    for measures in follower.measured.values():
+        for measure in measures.values():
+            follower.pin(measure.facet, measure.why)
+    return trail
+
+
+def _outputs(
+    node: Node, follower: ChannelTracer, rules: Mapping[str, ChannelRule]
+) -> Sequence[Facets]:
+    label = node_label(node)
+    bodies = subgraphs_of(node)
+    if bodies:
+        used = [t for body in bodies for g in walk_graphs(body) for n in g.nodes for t in n.inputs]
+        follower.pin_all([*node.inputs, *used], f"it is used in a body of `{label}` ({node.op})")
+        return ()
+    if node in follower.arrived:
+        return (follower.arrived[node],)
+    rule = rules.get(node.op) if node.is_onnx else None
+    named = any(follower.facets(tensor) for tensor in node.inputs)
+    if rule is None:
+        if named:
+            follower.pin_all(node.inputs, f"`{label}` is a {node.op}, which is not followed")
+        return ()
+    try:
+        return rule(node, follower)
+    except Unfollowed as reason:
+        follower.trail.refused[node] = str(reason)
+        follower.pin_all(node.inputs, f"`{label}` ({node.op}): {reason}")
+        return ()
+
+
+# ---------------------------------------------------------------------------- units
+
+
+@dataclass(frozen=True)
+class ChannelUnits:
+    """Which names leave together, and which cannot leave.
+
+    Attributes:
+        of: for each name its unit.
+        pins: for each unit that must stay, why.
+        balances: what must lose units equally.
+    """
+
+    trail: ChannelTrace
+    of: npt.NDArray[np.int64]
+    pins: Mapping[int, str]
+    balances: tuple[Balance, ...]
+
+    @property
+    def count(self) -> int:
+        """How many units there are."""
+        return int(self.of.max(initial=-1)) + 1
+
+    @cached_property
+    def pinned(self) -> npt.NDArray[np.bool_]:
+        """Whether each unit must stay."""
+        mask = np.zeros(self.count, bool)
+        mask[list(self.pins)] = True
+        return mask
+
+    def of_ids(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The unit of each name, `NONE` where there is no name."""
+        return np.where(ids == NONE, NONE, self.of[ids])
+
+
+def indexable(units: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """A mask of units that `of_ids` can index: what has no unit is not among them."""
+    return np.append(units, [False])
+
+
+def units_of(trail: ChannelTrace) -> ChannelUnits:
+    """The units of a sweep: names that were merged, and what keeps slices whole."""
+    relation = nx.Graph()
+    relation.add_nodes_from(range(trail.count))
+    for a, b in trail.merges:
+        relation.add_edges_from(zip(a.tolist(), b.tolist(), strict=True))
+    pins = list(trail.pins)
+    while True:
+        of = _components(relation, trail.count)
+        loose = _without_pinned(of, pins)
+        merges = list(_unbalanced(trail, loose))
+        if not merges:
+            break
+        for a, b, label in merges:
+            free = (a == NONE) | (b == NONE)
+            why = f"`{label}` would lose only a part of a slice, of which the rest must stay"
+            pins += [(np.unique(ids[free & (ids != NONE)]), why) for ids in (a, b)]
+            pairs = zip(a[~free].tolist(), b[~free].tolist(), strict=True)
+            relation.add_edges_from(pairs)
+    reasons: dict[int, str] = {}
+    for ids, why in pins:
+        for unit in np.unique(of[ids]).tolist():
+            reasons.setdefault(unit, why)
+    return ChannelUnits(trail, of, reasons, tuple(_balances(trail, of, loose)))
+
+
+def _without_pinned(
+    of: npt.NDArray[np.int64], pins: Sequence[tuple[Ids, str]]
+) -> npt.NDArray[np.int64]:
+    """For each name its component, `NONE` where that must stay: a pinned channel is as unnamed."""
+    stays = np.zeros(int(of.max(initial=-1)) + 1, bool)
+    for ids, _ in pins:
+        stays[of[ids]] = True
+    return np.where(stays[of], NONE, of)
+
+
+def _balances(
+    trail: ChannelTrace, of: npt.NDArray[np.int64], loose: npt.NDArray[np.int64]
+) -> Iterator[Balance]:
+    """What grouped Convs ask for, each once; nothing where units leave all parts alike anyway."""
+    seen: set[tuple[tuple[int, ...], bytes]] = set()
+    for grouped in trail.grouped:
+        sides = [ids for ids in (grouped.inputs, grouped.outputs) if ids is not None]
+        if any(_is_whole(np.where(ids == NONE, NONE, loose[ids])) for ids in sides):
+            continue
+        for ids in sides:
+            parts = np.where(ids == NONE, NONE, of[ids])
+            ordered = np.sort(parts, axis=1)
+            key = (parts.shape, parts.tobytes())
+            if key in seen or (ordered == ordered[:1]).all():
+                continue
+            seen.add(key)
+            yield Balance(parts)
+
+
+def _is_whole(parts: npt.NDArray[np.int64]) -> bool:
+    """Whether every part that may leave does so as a whole."""
+    return _depends_on(parts, 0) and parts.shape[1] > 1 and bool((parts != NONE).any())
+
+
+def _components(relation: nx.Graph, count: int) -> npt.NDArray[np.int64]:
+    """For each name the number of its component; components in the order of their first name."""
+    of = np.full(count, NONE)
+    for number, component in enumerate(nx.connected_components(relation)):
+        of[list(component)] = number
+    _, first, inverse = np.unique(of, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))
+    return np.asarray(order[inverse.reshape(-1)], np.int64)
+
+
+def _unbalanced(trail: ChannelTrace, of: npt.NDArray[np.int64]) -> Iterator[tuple[Ids, Ids, str]]:
+    """Merges that are still needed for every unit to leave whole slices, each with where."""
+    seen: set[int] = set()
+    for tensor, facets in trail.facets.items():
+        for facet in facets:
+            if id(facet) in seen or len(labelled(facet)) < 2:
+                continue
+            seen.add(id(facet))
+            unit = np.where(facet == NONE, NONE, of[facet])
+            if not any(_depends_on(unit, axis) for axis in labelled(facet)):
+                yield *_together(facet, labelled(facet) - {max(labelled(facet))}), tensor.name
+    for grouped in trail.grouped:
+        yield from _whole_groups(grouped, of)
+
+
+def _whole_groups(grouped: Grouped, of: npt.NDArray[np.int64]) -> Iterator[tuple[Ids, Ids, str]]:
+    """Where inputs or outputs of a group leave as a whole, the others leave with them."""
+    sides = (grouped.inputs, grouped.outputs)
+    if grouped.inputs is None:
+        sides = (np.full((len(grouped.outputs), 1), NONE), grouped.outputs)
+    units = [np.where(ids == NONE, NONE, of[ids]) for ids in sides if ids is not None]
+    for own, other in ((0, 1), (1, 0)):
+        told = _depends_on(units[other], 0) and (units[other][:, 0] == units[own][:, 0]).all()
+        if _is_whole(units[own]) and not told:
+            ids, others = sides[own], sides[other]
+            assert ids is not None
+            assert others is not None
+            first = np.broadcast_to(ids[:, :1], others.shape)
+            yield first.reshape(-1), others.reshape(-1), grouped.label
+
+
+def _depends_on(unit: npt.NDArray[np.int64], axis: int) -> bool:
+    """Whether a unit is told by the position along `axis` alone."""
+    first = unit
+    for other in range(unit.ndim):
+        if other != axis:
+            first = first.take([0], other)
+    return bool((unit == first).all())
+
+
+def _together(facet: Facet, axes: frozenset[int]) -> tuple[Ids, Ids]:
+    """Pairs that merge all positions along `axes`."""
+    first = facet
+    for axis in axes:
+        first = first.take([0], axis)
+    return np.broadcast_to(first, facet.shape).reshape(-1), facet.reshape(-1)
+
+
+__all__ = [
+    "Balance",
+    "ChannelRule",
+    "ChannelTrace",
+    "ChannelTracer",
+    "ChannelUnits",
+    "Grouped",
+    "Ids",
+    "MeasuredSize",
+    "Member",
+    "Unfollowed",
+    "aligned",
+    "follow",
+    "units_of",
+]

@@ -1,0 +1,67 @@
+"""Layers that no channel group writes, each with the reason: why nothing can be cut out of them.
+
+What may change here: which operators count as layers. What is followed is in the `rules_*` modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.layers import RUN_TIME, weight_layers
+from onnxslim.channels.groups import RULES, Channels
+from onnxslim.graph.functions import is_codebook
+from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import const_value
+from onnxslim.records import Skip
+
+_MIN_WEIGHT: Final = 16  # elements of a matrix; smaller ones are hardly a layer's
+
+
+def layers_left_alone(graph: gs.Graph, channels: Channels) -> tuple[Skip, ...]:
+    """Layers whose outputs are in no group, in the order of the graph, bodies last."""
+    return tuple(dict.fromkeys([*_in_main(graph, channels), *_in_bodies(graph)]))
+
+
+def _in_main(graph: gs.Graph, channels: Channels) -> Iterator[Skip]:
+    layers, declined = weight_layers(graph)
+    followed = {member.node for member in channels.trail.writers}
+    followed |= {node for node, _ in channels.trail.passed}
+    why_not = {skip.node: skip.why for skip in declined}
+    own = {layer.node for layer in layers if not layer.bodies}
+    for node in graph.nodes:
+        label = node_label(node)
+        if node in followed or is_codebook(node.outputs[0]):
+            continue
+        if node in own:
+            yield Skip(label, channels.trail.refused.get(node, "it passes on channels of an input"))
+        elif label in why_not and not _is_product(node, why_not[label]):
+            yield Skip(label, why_not[label])
+        elif (node.op not in RULES or not node.is_onnx) and _has_weight(node):
+            yield Skip(label, f"it is a {node.op}, which is not followed")
+
+
+def _is_product(node: Node, why: str) -> bool:
+    """Whether it is a product of two activations, which is followed but no layer."""
+    return node.op in ("MatMul", "Gemm") and why == RUN_TIME
+
+
+def _has_weight(node: Node) -> bool:
+    stored = [const_value(tensor) for tensor in node.inputs]
+    return any(
+        value is not None and len(value.shape) > 1 and value.size >= _MIN_WEIGHT for value in stored
+    )
+
+
+def _in_bodies(graph: gs.Graph) -> Iterator[Skip]:
+    layers, _ = weight_layers(graph)
+    for layer in layers:
+        if layer.bodies:
+            node, body = layer.bodies[0]
+            where = f"`{body}` of `{node_label(node)}` ({node.op})"
+            yield Skip(layer.name, f"it lies in the body {where}")
+
+
+__all__ = ["layers_left_alone"]

@@ -1,0 +1,354 @@
+"""Exits put into a graph: nested Ifs whose else-branches hold what is left of the network.
+
+    all:    leave = Min(confidence) >= threshold      every sample is sure
+            y = If (leave) { the head's scores } else { the rest }
+
+    split:  y = If (leave) { the head's scores } else {
+                rows = samples that are not sure
+                ScatterND(the head's scores, rows, the rest on Gather(cut, rows)) }
+
+The rest of a chain holds the next exit in the same way. A branch reads what it needs from the
+graphs around it; weights stay initializers of the main graph. So whatever rewrites bodies of If
+goes on working, and nothing is there twice.
+
+What may change here: how samples are told apart. What an exit computes is `emit`'s.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.exits.emit import Confidence, Emitter, Head, ScoreForm, level
+from onnxslim.exits.points import classes_of, deep_nodes, single_path
+from onnxslim.graph.ir import Constant, Graph, Node, Variable, ancestors, subgraphs_of, walk_graphs
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.records import Fidelity
+
+_FLOAT: Final[np.dtype[Any]] = np.dtype(np.float32)
+_INT: Final[np.dtype[Any]] = np.dtype(np.int64)
+_BOOL: Final[np.dtype[Any]] = np.dtype(np.bool_)
+
+
+class Batch(enum.StrEnum):
+    """What happens to a batch of which some samples are sure: ALL run on, or it is SPLIT."""
+
+    ALL = "all"
+    SPLIT = "split"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A place to leave at.
+
+    Attributes:
+        head: with the point it reads.
+        threshold: the confidence from which on a sample leaves.
+    """
+
+    head: Head
+    threshold: float
+
+    @property
+    def tensor(self) -> str:
+        """Where."""
+        return self.head.pooling.point.tensor
+
+
+@dataclass(frozen=True)
+class Style:
+    """How exits are written.
+
+    Attributes:
+        form: of the class scores.
+        confidence: what is held against the threshold.
+        batch: see `Batch`.
+        report: whether an output says which exit each sample took.
+    """
+
+    form: ScoreForm
+    confidence: Confidence = Confidence.MAX_PROBABILITY
+    batch: Batch = Batch.ALL
+    report: bool = False
+
+
+def with_exits(model: Model, output: str, exits: Sequence[Exit], style: Style) -> Model:
+    """A copy of `model` with exits; see `insert_exits`."""
+    copy = model.clone()
+    rw = Rewriter(copy.graph)
+    insert_exits(rw, output, exits, style)
+    rw.note(output, "exits", Fidelity.LOSSY)
+    rw.result()
+    copy.has_shapes = False
+    return copy
+
+
+def insert_exits(rw: Rewriter, output: str, exits: Sequence[Exit], style: Style) -> str | None:
+    """Let the network be left at `exits`, in the order of the graph.
+
+    Edits the graph of `rw`; reporting is the caller's.
+
+    Returns:
+        The name of the output that tells the exit taken, where there is one.
+    """
+    _drop_unused(rw.main)
+    work = _Surgery(rw, _named(rw.main, output), style)
+    return work.run(exits)
+
+
+def append_exits(rw: Rewriter, output: str, exits: Sequence[Exit], form: ScoreForm) -> list[str]:
+    """Return the scores of every exit as further outputs; nothing is skipped."""
+    graph, made = rw.main, []
+    scores = _named(graph, output)
+    for number, exit_ in enumerate(exits, 1):
+        emitter = Emitter(rw.opset, rw.fresh_name)
+        logits = emitter.logits(_made(graph, exit_.tensor), exit_.head, f"exit{number}_logits")
+        result = emitter.scores(logits, form, scores, f"{output}_exit{number}")
+        result.shape = list(scores.shape)
+        graph.nodes.extend(emitter.nodes)
+        graph.outputs.append(result)
+        made.append(str(result.name))
+    return made
+
+
+@dataclass
+class _Stage:
+    """A graph under construction, from one exit on: nodes, and what it returns."""
+
+    nodes: list[Node]
+    results: list[gs.Tensor]
+
+
+class _Surgery:
+    """Moves the nodes behind each exit into a branch, the last exit first."""
+
+    def __init__(self, rw: Rewriter, output: gs.Tensor, style: Style) -> None:
+        self.rw, self.graph, self.output, self.style = rw, rw.main, output, style
+        classes = classes_of(output)
+        assert classes is not None
+        self.classes = classes
+        self.is_single = output.shape[0] == 1
+
+    def run(self, exits: Sequence[Exit]) -> str | None:
+        graph, output = self.graph, self.output
+        points = [_made(graph, item.tensor) for item in exits]
+        behind = [deep_nodes(graph, output, point) for point in points]
+        last = self._rename_output()
+        stage = _Stage(list(behind[-1]), [last])
+        if self.style.report:
+            self._tell(stage, last, len(exits) + 1)
+        for index in reversed(range(len(exits))):
+            results = self._results(is_outermost=index == 0)
+            inner = self._branch(points[index], exits[index], index + 1, stage, results)
+            if index:
+                first = set(behind[index])
+                between = [node for node in behind[index - 1] if node not in first]
+                stage = _Stage([*between, *inner], results)
+        moved = set(behind[0])
+        graph.nodes = [node for node in graph.nodes if node not in moved] + inner
+        if not self.style.report:
+            return None
+        graph.outputs.append(results[1])
+        return str(results[1].name)
+
+    # ----------------------------------------------------------------- one exit
+
+    def _branch(
+        self,
+        point: gs.Tensor,
+        exit_: Exit,
+        number: int,
+        rest: _Stage,
+        results: Sequence[gs.Tensor],
+    ) -> list[Node]:
+        """The nodes that decide at an exit, with the If that makes `results`."""
+        outer = self._emitter()
+        logits = outer.logits(point, exit_.head, f"exit{number}_logits")
+        confidence = outer.confidence(logits, self.style.confidence, self.classes)
+        goal = level(exit_.threshold, self.style.confidence, self.classes)
+        least = confidence
+        if not self.is_single:
+            least = outer.reduced("ReduceMin", confidence, None, "exit_least")
+        leave = outer.above(least, goal, "exit_leave")
+        leaving = self._leaving(logits, number)
+        if self.style.batch is Batch.SPLIT and not self.is_single:
+            rest = self._split(rest, point, logits, confidence, goal, number)
+        attrs = {
+            "then_branch": self._graph(leaving, f"exit{number}"),
+            "else_branch": self._graph(rest, f"behind_exit{number}"),
+        }
+        outer.nodes.append(Node("If", None, attrs, [leave], list(results)))
+        return outer.nodes
+
+    def _leaving(self, logits: gs.Tensor, number: int) -> _Stage:
+        """What is returned at an exit."""
+        emitter = self._emitter()
+        scores = emitter.scores(logits, self.style.form, self.output)
+        stage = _Stage(emitter.nodes, [scores])
+        if self.style.report:
+            self._tell(stage, logits, number)
+        return stage
+
+    def _tell(self, stage: _Stage, like: gs.Tensor, number: int) -> None:
+        """Add the number of the exit as a further result, once for each sample in `like`."""
+        emitter = self._emitter()
+        sizes = emitter.add("Shape", [like], "exit_sizes", dtype=_INT)
+        rows = emitter.add(
+            "Slice", [sizes, emitter.ints(0), emitter.ints(1)], "exit_rows", dtype=_INT
+        )
+        value = Constant("", np.array([number], np.int64))
+        told = emitter.add(
+            "ConstantOfShape", [rows], "exit_number", dtype=_INT, shape=[None], value=value
+        )
+        stage.nodes += emitter.nodes
+        stage.results.append(told)
+
+    def _split(
+        self,
+        rest: _Stage,
+        point: gs.Tensor,
+        logits: gs.Tensor,
+        confidence: gs.Tensor,
+        goal: float,
+        number: int,
+    ) -> _Stage:
+        """`rest` on the samples that are not sure, put back among the others."""
+        before = self._emitter()
+        sure = before.above(confidence, goal, "exit_sure")
+        unsure = before.add("Not", [sure], "exit_unsure", dtype=_BOOL)
+        places = before.add("NonZero", [unsure], "exit_places", dtype=_INT)  # (1, K)
+        rows = before.add("Reshape", [places, before.ints(-1)], "exit_rows", dtype=_INT)
+        inside = set(_all_nodes(rest.nodes))
+        for tensor in _captured(rest.nodes, inside, point):
+            chosen = before.add(
+                "Gather", [tensor, rows], f"{tensor.name}_unsure", dtype=tensor.dtype, axis=0
+            )
+            chosen.shape = [None, *tensor.shape[1:]] if tensor.shape else None
+            _replace(rest.nodes, tensor, chosen)
+        leaving = self._leaving(logits, number)
+        after = self._emitter()
+        index = after.add("Reshape", [places, after.ints(-1, 1)], "exit_index", dtype=_INT)
+        results = [
+            after.add(
+                "ScatterND",
+                [base, index, found],
+                f"{base.name}_joined",
+                dtype=base.dtype,
+                shape=base.shape,
+            )
+            for base, found in zip(leaving.results, rest.results, strict=True)
+        ]
+        return _Stage([*before.nodes, *rest.nodes, *leaving.nodes, *after.nodes], results)
+
+    # ----------------------------------------------------------------- around
+
+    def _results(self, *, is_outermost: bool) -> list[gs.Tensor]:
+        """What an If returns: the output itself, or a tensor of a branch like it."""
+        output = self.output
+        if is_outermost:
+            made: list[gs.Tensor] = [output]
+        else:
+            made = [self._like_output(f"{output.name}_behind")]
+        if self.style.report:
+            wish = f"{output.name}_exit" if is_outermost else "exit_taken"
+            made.append(Variable(self.rw.fresh_name(wish), _INT, [output.shape[0]]))
+        return made
+
+    def _rename_output(self) -> Variable:
+        """Let the network return another tensor than `output`, which the first If will make."""
+        (node,) = self.output.inputs
+        place = next(i for i, tensor in enumerate(node.outputs) if tensor is self.output)
+        made = self._like_output(f"{self.output.name}_deep")
+        node.outputs[place] = made
+        return made
+
+    def _like_output(self, wish: str) -> Variable:
+        output = self.output
+        rows = output.shape[0] if self.is_single else None
+        return Variable(self.rw.fresh_name(wish), output.dtype, [rows, *output.shape[1:]])
+
+    def _graph(self, stage: _Stage, name: str) -> Graph:
+        body = Graph(nodes=stage.nodes, outputs=list(stage.results), name=name)
+        body.opset = self.graph.opset
+        body.import_domains = self.graph.import_domains
+        body.ir_version = self.graph.ir_version
+        body.local_functions = self.graph.local_functions
+        return body
+
+    def _emitter(self) -> Emitter:
+        return Emitter(self.rw.opset, self.rw.fresh_name)
+
+
+def _captured(nodes: Sequence[Node], inside: set[Node], point: gs.Tensor) -> list[gs.Tensor]:
+    """What `nodes` read from outside that has a row for each sample: `point` and what follows."""
+    behind = _followers(point)
+    found: dict[int, gs.Tensor] = {}
+    for node in _all_nodes(nodes):
+        for tensor in node.inputs:
+            is_outside = not tensor.inputs or tensor.inputs[0] not in inside
+            if is_outside and (tensor is point or tensor in behind):
+                found[id(tensor)] = tensor
+    return list(found.values())
+
+
+def _followers(point: gs.Tensor) -> set[gs.Tensor]:
+    """What is made of `point` other than from its shape alone."""
+    found: set[gs.Tensor] = set()
+    stack = [point]
+    while stack:
+        for user in stack.pop().outputs:
+            if user.op in ("Shape", "Size"):
+                continue
+            fresh = [tensor for tensor in user.outputs if tensor not in found]
+            found.update(fresh)
+            stack += fresh
+    return found
+
+
+def _replace(nodes: Sequence[Node], old: gs.Tensor, new: gs.Tensor) -> None:
+    for node in _all_nodes(nodes):
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new
+
+
+def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
+    """`nodes` and what is in their bodies."""
+    for node in nodes:
+        yield node
+        for body in subgraphs_of(node):
+            for graph in walk_graphs(body):
+                yield from graph.nodes
+
+
+def _drop_unused(graph: gs.Graph) -> None:
+    """Take out nodes that no output needs: they may read what goes into a branch."""
+    used = ancestors(graph.outputs)
+    for node in graph.nodes:
+        if node not in used:
+            node.inputs.clear()
+            node.outputs.clear()
+    graph.nodes = [node for node in graph.nodes if node in used]
+
+
+def _named(graph: gs.Graph, name: str) -> gs.Tensor:
+    return next(tensor for tensor in graph.outputs if tensor.name == name)
+
+
+def _made(graph: gs.Graph, name: str) -> gs.Tensor:
+    return next(t for node in graph.nodes for t in node.outputs if t.name == name)
+
+
+def in_order(graph: gs.Graph, output: str, exits: Iterable[Exit]) -> list[Exit]:
+    """`exits` in the order in which data reach them."""
+    place = {t.name: i for i, t in enumerate(single_path(graph, _named(graph, output)))}
+    return sorted(exits, key=lambda item: place[item.tensor])
+
+
+__all__ = ["Batch", "Exit", "Style", "append_exits", "in_order", "insert_exits"]

@@ -1,0 +1,14 @@
+"""The graph that passes rewrite: its classes, its edits, and plain questions about it.
+
+ir          Graph, Node, Variable, Constant: onnx-graphsurgeon's classes, compared by identity
+rewrite     Rewriter: every edit of a graph, checked before it is made, and logged
+operands    constants, axes and pads that a node reads, at any opset
+dims        rank and known sizes of one tensor
+sizes       sizes known up to symbols, and arithmetic on them
+counts      nodes, constants and multiply-accumulates of a graph
+functions   domain and names of onnxslim's model-local functions
+clone       copies of a graph that share weight arrays
+proto       protobuf messages to graph and back, without loss
+wire        the bytes of a file: weights cut out before protobuf sees them, spliced in after
+collector   Python's garbage collector, paused while many objects are made
+"""

@@ -1,0 +1,83 @@
+"""Counts over a graph: nodes, constants, multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.graph.ir import Constant, walk_graphs
+
+
+def count_nodes(graph: gs.Graph) -> int:
+    """Nodes of `graph` and of all graphs nested in it."""
+    return sum(len(current.nodes) for current in walk_graphs(graph))
+
+
+def constants_of(graph: gs.Graph) -> list[Constant]:
+    """Initializers used by `graph` and values of its Constant nodes; bodies not included."""
+    found = {id(c): c for c in getattr(graph, "unused", ())}
+    for node in graph.nodes:
+        for tensor in (*node.inputs, *node.attrs.values()):
+            if isinstance(tensor, gs.Constant):
+                found[id(tensor)] = tensor
+    return list(found.values())
+
+
+def count_macs(graph: gs.Graph) -> int | None:
+    """Multiply-accumulates of all matrix operators for one sample, None if a shape is unknown."""
+    total = 0
+    for current in walk_graphs(graph):
+        for node in current.nodes:
+            macs = node_macs(node)
+            if macs is None:
+                return None
+            total += macs
+    return total
+
+
+def node_macs(node: gs.Node) -> int | None:
+    """Multiply-accumulates of one node; 0 for operators that are no matrix product."""
+    if node.domain not in (None, "", "ai.onnx"):
+        return 0
+    if node.op in ("Conv", "ConvInteger", "QLinearConv"):
+        weight = node.inputs[3 if node.op == "QLinearConv" else 1].shape
+        return _times(_volume(node.outputs[0].shape), _volume(weight[1:] if weight else None))
+    if node.op == "ConvTranspose":
+        weight = node.inputs[1].shape
+        return _times(_volume(node.inputs[0].shape), _volume(weight[1:] if weight else None))
+    if node.op in ("MatMul", "MatMulInteger", "Gemm"):
+        return _matmul_macs(node)
+    return 0
+
+
+def _matmul_macs(node: gs.Node) -> int | None:
+    """Rows times inner times columns; the inner size is known from either factor."""
+    left, right = (None if t.shape is None else list(t.shape) for t in node.inputs[:2])
+    if node.op == "Gemm":
+        left = left[::-1] if left and node.attrs.get("transA") else left
+        right = right[::-1] if right and node.attrs.get("transB") else right
+    output = node.outputs[0].shape
+    if not output and right and node.op == "Gemm":  # it has two dimensions, whatever is known
+        output = [left[0] if left else None, right[1]]
+    inner = (left[-1] if left else None, right[max(len(right) - 2, 0)] if right else None)
+    known = [size for size in inner if isinstance(size, int)]
+    return _times(_volume(output), known[0] if known else None)
+
+
+def _volume(shape: Sequence[int | str | None] | None) -> int | None:
+    """Elements of one sample: an unknown first dimension is the batch and counts as one."""
+    if shape is None:
+        return None
+    sizes = [size if isinstance(size, int) else None for size in shape]
+    if sizes and sizes[0] is None:
+        sizes[0] = 1
+    return None if None in sizes else prod(size for size in sizes if size is not None)
+
+
+def _times(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a * b
+
+
+__all__ = ["constants_of", "count_macs", "count_nodes", "node_macs"]

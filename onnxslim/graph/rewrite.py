@@ -1,0 +1,621 @@
+"""Guarded edits of a graph: every pass changes the graph through a `Rewriter`.
+
+An edit is validated before anything is touched, logged as a `Change`, and cleans up after itself:
+a node whose outputs nobody uses any more is removed at once, with what fed only it. Nodes around
+an edit are visited again, so a pass reaches its own fixpoint in one run, in linear time.
+
+    rw = Rewriter(graph)
+    for node in rw.walk("Cast"):
+        if node.attrs["to"] == ...:
+            rw.substitute(node, node.inputs[0], "removed a Cast to the same type")
+    return rw.result()
+
+A rewrite always keeps the name of the tensor that it computes: graph outputs keep their names, and
+a value that a user knows by name still exists under it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.errors import PromiseBroken
+from onnxslim.graph.ir import (
+    Constant,
+    Graph,
+    Node,
+    Variable,
+    needs,
+    node_label,
+    subgraphs_of,
+    walk_graphs,
+)
+from onnxslim.records import Change, Fidelity, PassResult, Skip
+
+_VISITS_PER_NODE = 100
+
+
+class Rewriter:
+    """Edits of one graph and the graphs nested in it, by one pass."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.main = graph
+        self.opset: int = graph.opset
+        self.fidelity = Fidelity.EXACT
+        self.changes: list[Change] = []
+        self.skips: dict[tuple[str, str], Skip] = {}
+        self._graph_of: dict[Node, gs.Graph] = {}
+        self._parent: dict[gs.Graph, Node | None] = {graph: None}
+        self._outputs: dict[gs.Tensor, int] = {}
+        self._inserted: dict[Node, list[Node]] = {}
+        self._removed: set[Node] = set()
+        self._released: list[gs.Tensor] = []  # by `set_input`
+        self._queue: deque[Node] = deque()
+        self._queued: set[Node] = set()
+        self._names: set[str] | None = None
+        self._numbers: dict[str, int] = {}
+        for current in walk_graphs(graph):
+            self._register(current)
+
+    # ----------------------------------------------------------------- looking
+
+    def walk(self, *ops: str, domain: str | None = None) -> Iterator[Node]:
+        """The live nodes with one of `ops` (all when none is given), producers first.
+
+        Nodes that an edit touches come again; bodies of If, Loop and Scan are included.
+
+        Raises:
+            PromiseBroken: the rewrites do not come to an end.
+        """
+        wanted = frozenset(ops)
+        self._queue.extend(node for graph in walk_graphs(self.main) for node in graph.nodes)
+        self._queued.update(self._queue)
+        visits, limit = 0, _VISITS_PER_NODE * len(self._queue) + 1000
+        while self._queue:
+            node = self._queue.popleft()
+            self._queued.discard(node)
+            if node in self._removed or (wanted and node.op not in wanted):
+                continue
+            if wanted and (node.domain or "") not in ("", "ai.onnx") and node.domain != domain:
+                continue
+            visits += 1
+            if visits > limit:
+                raise PromiseBroken(f"Rewrites around `{node_label(node)}` do not come to an end.")
+            yield node
+
+    def graphs(self) -> Iterator[gs.Graph]:
+        """The main graph and all graphs nested in it."""
+        return walk_graphs(self.main)
+
+    def graph_of(self, node: gs.Node) -> gs.Graph:
+        """The graph that holds `node`."""
+        return self._graph_of[node]
+
+    def is_alive(self, node: gs.Node) -> bool:
+        """Whether `node` has not been removed by this pass."""
+        return node not in self._removed
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether some graph returns `tensor`."""
+        return self._outputs.get(tensor, 0) > 0
+
+    def is_visible(self, tensor: gs.Tensor, graph: gs.Graph) -> bool:
+        """Whether nodes of `graph` may use `tensor` (it is of this or an enclosing graph)."""
+        if isinstance(tensor, gs.Constant) or not tensor.inputs:
+            return not isinstance(tensor, gs.Variable) or self._declares(graph, tensor)
+        home = self._graph_of.get(tensor.inputs[0])
+        return any(home is outer for outer in self._enclosing(graph))
+
+    def uses(self, tensor: gs.Tensor) -> int:
+        """How often `tensor` is used: node inputs, bodies included, and graph outputs."""
+        return len(tensor.outputs) + self._outputs.get(tensor, 0)
+
+    def producer(self, tensor: gs.Tensor, *ops: str) -> Node | None:
+        """The node that computes `tensor`, if it is a standard operator among `ops`."""
+        if len(tensor.inputs) != 1:
+            return None
+        node = tensor.inputs[0]
+        if ops and (node.op not in ops or (node.domain or "") not in ("", "ai.onnx")):
+            return None
+        return node  # type: ignore[no-any-return]
+
+    def private_producer(self, tensor: gs.Tensor, *ops: str) -> Node | None:
+        """`producer`, if `tensor` is its only used output and has one use, in the same graph."""
+        node = self.producer(tensor, *ops)
+        if node is None or self.uses(tensor) != 1:
+            return None
+        if any(self.uses(other) for other in node.outputs if other is not tensor):
+            return None
+        if tensor.outputs and self._graph_of[tensor.outputs[0]] is not self._graph_of[node]:
+            return None
+        return node
+
+    # ----------------------------------------------------------------- editing
+
+    def constant(self, values: np.ndarray, name: str) -> Constant:
+        """A new constant; `name` is made unique. `values` must not be written to afterwards."""
+        values = np.asarray(values)
+        values.flags.writeable = False
+        return Constant(self.fresh_name(name), values)
+
+    def insert(
+        self,
+        before: Node,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        attrs: dict[str, Any] | None = None,
+        *,
+        name: str,
+        dtype: Any = None,
+        shape: Sequence[int | str | None] | None = None,
+        outputs: int = 1,
+        domain: str | None = None,
+    ) -> list[Variable]:
+        """Put a new node in front of `before`, in its graph; returns its output tensors.
+
+        Args:
+            before: the node whose inputs will (directly or not) use the new one.
+            op: operator, or local function.
+            inputs: tensors visible there.
+            attrs: attributes by name.
+            name: wish for the name of the outputs; made unique.
+            dtype: numpy dtype of the outputs, when known.
+            shape: shape of the outputs, when known.
+            outputs: how many.
+            domain: of the operator; None: the standard.
+        """
+        kept = None if shape is None else list(shape)
+        results = [Variable(self.fresh_name(name), dtype, kept) for _ in range(outputs)]
+        node = Node(op, None, dict(attrs or {}), list(inputs), list(results), domain)
+        graph = self._graph_of[before]
+        self._graph_of[node] = graph
+        self._inserted.setdefault(before, []).append(node)
+        self._register_bodies(node)
+        self._touch(node)
+        return results
+
+    def update(
+        self,
+        node: Node,
+        what: str,
+        *,
+        op: str | None = None,
+        inputs: Sequence[gs.Tensor] | None = None,
+        attrs: dict[str, Any] | None = None,
+        fidelity: Fidelity = Fidelity.EXACT,
+        domain: str | None = None,
+    ) -> None:
+        """Make `node` compute its outputs in another way; what is left out stays as it is.
+
+        Args:
+            node: keeps its outputs, and so their names.
+            what: the change in words, for the report.
+            op: new operator.
+            inputs: new inputs; whatever only the old ones needed is removed.
+            attrs: new attributes, replacing all old ones.
+            fidelity: what this edit promises.
+            domain: of the new operator; None: the standard.
+        """
+        bodies = subgraphs_of(node)
+        if op is not None:
+            if node.op == "Constant" != op:
+                node.name = ""  # Constants of a file may share a name; onnxruntime lets no others
+            node.op = op
+            node.domain = domain
+        if attrs is not None:
+            bodies = [body for body in bodies if not _holds(attrs, body)]
+            node.attrs = attrs
+            node.attr_types = {}
+            self._drop_bodies(bodies)
+            self._register_bodies(node)
+        if inputs is not None:
+            old = list(node.inputs)
+            node.inputs.clear()
+            node.inputs.extend(inputs)
+            self._release(old)
+        self._log(node_label(node), what, fidelity)
+        self._touch(node)
+        self._touch_users(node)
+
+    def set_input(self, node: Node, index: int, tensor: gs.Tensor) -> None:
+        """Let `node` read `tensor` as input `index`, which may be one that it leaves out so far.
+
+        What only the old input needed is removed at the end: until then the graph stays one that
+        runs. The caller reports the change (see `note`).
+        """
+        while len(node.inputs) <= index:
+            node.inputs.append(Variable(""))
+        self._released.append(node.inputs[index])
+        node.inputs[index] = tensor
+        self._touch(node)
+
+    def can_substitute(self, node: Node, new: gs.Tensor) -> bool:
+        """Whether `substitute(node, new)` is possible: see there."""
+        old = node.outputs[0]
+        if any(self.uses(other) for other in node.outputs[1:]):
+            return False
+        if not self.is_output(old):
+            return True
+        return self._can_take_name(old, new)
+
+    def substitute(
+        self, node: Node, new: gs.Tensor, what: str, fidelity: Fidelity = Fidelity.EXACT
+    ) -> bool:
+        """Let everything that uses `node`'s first output use `new` instead, and remove `node`.
+
+        Where that output is a graph output, `new` takes over its name; that is impossible when
+        `new` is itself an input or output of a graph, is constant, or lives elsewhere. Then, a
+        constant becomes the value of a `Constant` node, and otherwise nothing happens.
+
+        Returns:
+            Whether the graph was changed.
+        """
+        old = node.outputs[0]
+        if not self.can_substitute(node, new):
+            return self._as_constant_node(node, new, what, fidelity)
+        self._redirect(old, new)
+        if isinstance(new, gs.Variable) and isinstance(old, gs.Variable):
+            new.dtype = old.dtype if new.dtype is None else new.dtype
+            new.shape = old.shape if new.shape is None else new.shape
+        if self.is_output(old):
+            self._take_name(old, new)
+        label = new.name if self.is_output(new) else node_label(node)
+        self._log(label, what, fidelity)
+        self._kill(node)
+        if new.inputs:
+            self._touch(new.inputs[0])
+        return True
+
+    def remove(self, node: Node, what: str) -> None:
+        """Remove a node whose outputs nothing uses."""
+        if any(self.uses(tensor) for tensor in node.outputs if tensor.name):
+            raise PromiseBroken(f"`{node_label(node)}` was to be removed but is still used.")
+        self._log(node_label(node), what, Fidelity.EXACT)
+        self._kill(node)
+
+    def inline(self, node: Node, body: Graph, inputs: Sequence[gs.Tensor], what: str) -> None:
+        """Replace `node` by the nodes of one of its bodies; body outputs become its outputs.
+
+        Args:
+            node: an If, or a Loop known to run once.
+            body: the graph to move out; its inputs are replaced by `inputs` in order. Of its
+                outputs, the last ones count: the first of a Loop's body only says whether to go on.
+            inputs: one tensor for each input of `body`.
+            what: the change in words.
+        """
+        for formal, actual in zip(body.inputs, inputs, strict=True):
+            self._substitute_formal(body, formal, actual)
+        graph = self._graph_of[node]
+        moved, results = list(body.nodes), list(body.outputs)
+        for tensor in results:
+            self._outputs[tensor] -= 1
+        body.nodes, body.outputs, body.inputs = [], [], []
+        self._unique_names(moved, body)
+        taken = {other.name for other in graph.nodes}
+        for inner in moved:
+            if inner.name in taken:  # onnxruntime refuses two nodes of a graph with one name
+                inner.name = ""
+            self._graph_of[inner] = graph
+        self._inserted.setdefault(node, []).extend(moved)
+        split = len(results) - len(node.outputs)
+        self.replace(node, results[split:], what)
+        self._release(results[:split])
+        for inner in moved:
+            self._touch(inner)
+
+    def _substitute_formal(self, body: Graph, formal: gs.Tensor, actual: gs.Tensor) -> None:
+        """Let `body`, and what is nested in it, use `actual` for its input `formal`."""
+        self._redirect(formal, actual)
+        for graph in walk_graphs(body):
+            for index, tensor in enumerate(graph.outputs):
+                if tensor is formal:
+                    graph.outputs[index] = actual
+                    self._outputs[formal] -= 1
+                    self._outputs[actual] = self._outputs.get(actual, 0) + 1
+
+    def replace(self, node: Node, results: Sequence[gs.Tensor], what: str) -> None:
+        """Let users of `node`'s outputs use `results` instead, one for each, and remove `node`.
+
+        An output that is a graph output, and cannot hand its name to its result, is made by an
+        Identity.
+        """
+        self._log(node_label(node), what, Fidelity.EXACT)
+        for old, new in zip(list(node.outputs), results, strict=True):
+            self._hand_over(node, old, new)
+        self._kill(node)
+
+    def compute(
+        self,
+        constant: Constant,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        what: str,
+        fidelity: Fidelity,
+        *,
+        attrs: dict[str, Any] | None = None,
+        domain: str | None = None,
+    ) -> Variable:
+        """Let a node of the main graph make what `constant`, an initializer, holds.
+
+        The node stands before one of those that use the constant, and its output is seen from all
+        bodies. It keeps the constant's name unless that is a body's own.
+
+        Args:
+            constant: used by nodes, but not returned by a graph.
+            op: operator of one output, or local function.
+            inputs: tensors visible in the main graph.
+            what: the change in words.
+            fidelity: what it promises.
+            attrs: attributes by name.
+            domain: of the operator; None: the standard.
+        """
+        if self.is_output(constant) or not constant.outputs:
+            raise PromiseBroken(f"`{constant.name}` is no initializer that only nodes use.")
+        before = self._in_main(constant.outputs[0])
+        shape = list(constant.shape)
+        name, dtype = constant.name, constant.dtype
+        (made,) = self.insert(
+            before, op, inputs, attrs, name=name, dtype=dtype, shape=shape, domain=domain
+        )
+        self._redirect(constant, made)
+        if constant.home is self.main:
+            made.name, constant.name = constant.name, made.name
+        self._log(made.name, what, fidelity)
+        return made
+
+    def skip(self, node: gs.Node | str, why: str) -> None:
+        """Record that something was declined; said once per node and reason."""
+        label = node if isinstance(node, str) else node_label(node)
+        self.skips.setdefault((label, why), Skip(label, why))
+
+    def note(self, label: str, what: str, fidelity: Fidelity = Fidelity.EXACT) -> None:
+        """Record a change made to something other than a node (an initializer, a function)."""
+        self._log(label, what, fidelity)
+
+    def fresh_name(self, wish: str) -> str:
+        """A tensor name that no graph of the model uses, `wish` itself if it is free."""
+        if self._names is None:
+            self._names = {
+                tensor.name
+                for graph in walk_graphs(self.main)
+                for tensor in _tensors_of(graph)
+                if tensor.name
+            }
+        name, number = wish, self._numbers.get(wish, 0)
+        while name in self._names or not name:
+            number += 1
+            name = f"{wish}_{number}"
+        self._numbers[wish] = number  # where the next one with this wish begins to look
+        self._names.add(name)
+        return name
+
+    def result(self) -> PassResult:
+        """Put node lists in order and return what was done; call it once, at the end."""
+        self._release(self._released)
+        if self._removed or self._inserted:
+            for graph in list(walk_graphs(self.main)):
+                graph.nodes = list(self._settled(graph.nodes))
+        if self.changes:
+            for graph in walk_graphs(self.main):
+                sort_topologically(graph)
+        fidelity = self.fidelity if self.changes else None
+        return PassResult(tuple(self.changes), tuple(self.skips.values()), fidelity)
+
+    # ----------------------------------------------------------------- inside
+
+    def _register(self, graph: gs.Graph) -> None:
+        for node in graph.nodes:
+            self._graph_of[node] = graph
+            for body in subgraphs_of(node):
+                self._parent[body] = node
+        for tensor in graph.outputs:
+            self._outputs[tensor] = self._outputs.get(tensor, 0) + 1
+
+    def _register_bodies(self, node: Node) -> None:
+        for body in subgraphs_of(node):
+            self._parent[body] = node
+            for graph in walk_graphs(body):
+                if graph.nodes and graph.nodes[0] in self._graph_of:
+                    continue
+                self._register(graph)
+
+    def _enclosing(self, graph: gs.Graph) -> Iterator[gs.Graph]:
+        yield graph
+        parent = self._parent.get(graph)
+        while parent is not None:
+            graph = self._graph_of[parent]
+            yield graph
+            parent = self._parent.get(graph)
+
+    def _in_main(self, node: Node) -> Node:
+        """The node of the main graph that is `node`, or in whose bodies it lies."""
+        while (parent := self._parent[self._graph_of[node]]) is not None:
+            node = parent
+        return node
+
+    def _declares(self, graph: gs.Graph, tensor: gs.Tensor) -> bool:
+        return any(tensor is item for outer in self._enclosing(graph) for item in outer.inputs)
+
+    def _log(self, label: str, what: str, fidelity: Fidelity) -> None:
+        self.changes.append(Change(label, what))
+        self.fidelity = max(self.fidelity, fidelity)
+
+    def _touch(self, node: gs.Node) -> None:
+        if node not in self._queued and node not in self._removed:
+            self._queue.append(node)
+            self._queued.add(node)
+
+    def _touch_users(self, node: Node) -> None:
+        for tensor in node.outputs:
+            for user in tensor.outputs:
+                self._touch(user)
+
+    def _can_take_name(self, old: gs.Tensor, new: gs.Tensor) -> bool:
+        if isinstance(new, gs.Constant) or len(new.inputs) != 1 or self.is_output(new):
+            return False
+        if self._outputs[old] != 1:
+            return False
+        return self._graph_of[new.inputs[0]] is self._graph_of[old.inputs[0]]
+
+    def _take_name(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        graph = self._graph_of[old.inputs[0]]
+        graph.outputs = [new if tensor is old else tensor for tensor in graph.outputs]
+        self._outputs[new] = self._outputs.pop(old)
+        old.name, new.name = new.name, old.name
+        old.info, new.info = getattr(new, "info", None), getattr(old, "info", None)
+
+    def _as_constant_node(self, node: Node, new: gs.Tensor, what: str, fidelity: Fidelity) -> bool:
+        if not isinstance(new, gs.Constant) or node.op == "Constant" or len(node.outputs) != 1:
+            return False
+        value = Constant("", new._values)
+        self.update(node, what, op="Constant", inputs=[], attrs={"value": value}, fidelity=fidelity)
+        return True
+
+    def _hand_over(self, node: Node, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Let users of `old`, an output of `node`, use `new`; an Identity bridges outputs."""
+        if self.is_output(old) and not self._can_take_name(old, new):
+            node.outputs.remove(old)
+            bridge = Node("Identity", inputs=[new], outputs=[old])
+            self._graph_of[bridge] = self._graph_of[node]
+            self._inserted.setdefault(node, []).append(bridge)
+            self._touch(bridge)
+            return
+        self._redirect(old, new)
+        if self.is_output(old):
+            self._take_name(old, new)
+
+    def _redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Let every node that uses `old` use `new`, and visit it again."""
+        for user in list(old.outputs):
+            for index, tensor in enumerate(user.inputs):
+                if tensor is old:
+                    user.inputs[index] = new
+            self._touch(user)
+
+    def _unique_names(self, nodes: Sequence[Node], body: gs.Graph) -> None:
+        """Rename what `nodes`, moved out of `body`, bring along where a name is taken already."""
+        self.fresh_name("_")  # fills the set of names
+        holders: dict[str, set[int]] = {}
+        for other in walk_graphs(self.main):
+            for tensor in _tensors_of(other):
+                holders.setdefault(tensor.name, set()).add(id(tensor))
+        for node in nodes:
+            constants = [t for t in node.inputs if getattr(t, "home", None) is body]
+            for tensor in (*node.outputs, *constants):
+                if tensor.name and holders.get(tensor.name, set()) - {id(tensor)}:
+                    tensor.name = self.fresh_name(tensor.name)
+
+    def _kill(self, node: Node) -> None:
+        """Remove `node`, and every node that only fed it."""
+        stack = [node]
+        while stack:
+            dying = stack.pop()
+            if dying in self._removed:
+                continue
+            self._removed.add(dying)
+            freed = list(dying.inputs)
+            dying.inputs.clear()
+            for body in subgraphs_of(dying):
+                freed += self._dissolve(body)
+            dying.outputs.clear()
+            stack += self._orphans(freed)
+
+    def _dissolve(self, body: gs.Graph) -> list[gs.Tensor]:
+        """Unhook everything inside a body that goes away; returns the tensors it used."""
+        freed: list[gs.Tensor] = []
+        for graph in list(walk_graphs(body)):
+            for tensor in graph.outputs:
+                self._outputs[tensor] = self._outputs.get(tensor, 1) - 1
+                freed.append(tensor)
+            for inner in graph.nodes:
+                self._removed.add(inner)
+                freed += inner.inputs
+                inner.inputs.clear()
+                inner.outputs.clear()
+        return freed
+
+    def _drop_bodies(self, bodies: Iterable[gs.Graph]) -> None:
+        freed = [tensor for body in bodies for tensor in self._dissolve(body)]
+        self._release(freed)
+
+    def _release(self, tensors: Iterable[gs.Tensor]) -> None:
+        for orphan in self._orphans(tensors):
+            self._kill(orphan)
+
+    def _orphans(self, tensors: Iterable[gs.Tensor]) -> list[Node]:
+        """Producers of `tensors` that nothing uses any more; wakes the last user of others."""
+        found = []
+        for tensor in tensors:
+            uses = self.uses(tensor)
+            if uses == 1 and tensor.outputs:
+                self._touch(tensor.outputs[0])
+            if uses or not tensor.inputs:
+                continue
+            producer = tensor.inputs[0]
+            if producer not in self._removed and not any(map(self.uses, producer.outputs)):
+                found.append(producer)
+        return found
+
+    def _settled(self, nodes: Iterable[Node]) -> Iterator[Node]:
+        """`nodes` with insertions in front of their anchors, and without what was removed."""
+        for node in nodes:
+            if node in self._inserted:
+                yield from self._settled(self._inserted.pop(node))
+            if node not in self._removed:
+                yield node
+
+
+def _holds(attrs: dict[str, Any], body: gs.Graph) -> bool:
+    return any(value is body for value in attrs.values())
+
+
+def _tensors_of(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    yield from graph.inputs
+    yield from graph.outputs
+    yield from getattr(graph, "unused", ())
+    for node in graph.nodes:
+        yield from node.inputs
+        yield from node.outputs
+
+
+def sort_topologically(graph: gs.Graph) -> None:
+    """Order the nodes of `graph` (not of its bodies) producers first, moving as few as possible.
+
+    Raises:
+        PromiseBroken: the graph has a cycle.
+    """
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    late = any(
+        place.get(tensor.inputs[0], -1) >= index
+        for node, index in place.items()
+        for tensor in needs(node)
+        if tensor.inputs
+    )
+    if not late:
+        return
+    order: list[gs.Node] = []
+    state: dict[gs.Node, int] = {}  # 1: being visited, 2: placed
+    for root in graph.nodes:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if state.get(node) == 2:
+                stack.pop()
+                continue
+            if state.get(node) == 1:
+                state[node] = 2
+                order.append(stack.pop())
+                continue
+            state[node] = 1
+            for tensor in needs(node):
+                if tensor.inputs and tensor.inputs[0] in place:
+                    producer = tensor.inputs[0]
+                    if state.get(producer) == 1:
+                        raise PromiseBroken(f"The graph has a cycle through `{node_label(node)}`.")
+                    if producer not in state:
+                        stack.append(producer)
+    graph.nodes = order

@@ -1,0 +1,369 @@
+"""Protobuf at the level of bytes: keep large weights out of Python's way.
+
+A parsed `ModelProto` copies every weight, and serializing copies it again; on a 548 MB model
+that is most of the time and all of the memory. So a file is split before it is parsed:
+
+    split(file)            -> skeleton (small, parsed by onnx) with a placeholder for each payload
+    join(skeleton, ...)    -> the chunks of a complete file, payloads spliced in, nothing copied
+    locate(file)           -> where in the file the data of all tensors lie
+
+A placeholder is an ordinary external-data tensor whose `location` is `PLACEHOLDER`, a random
+word of this process that no file can contain by accident. Everything that takes an onnx model
+with external data (shape inference, an onnxruntime session with initializers given in memory)
+therefore takes a skeleton as it is.
+
+Only length-delimited fields that can hold a tensor are entered, and only when they are at least
+`threshold` bytes long: the cost is one step per node and initializer, not per byte.
+Reference: protobuf encoding, https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import onnx
+
+from onnxslim.errors import ModelError
+
+PLACEHOLDER: Final = f"onnxslim-{secrets.token_hex(8)}"
+DEFAULT_THRESHOLD: Final = 1024
+MAX_DEPTH: Final = 100  # protobuf's own limit on nested messages
+
+Buffer = bytes | memoryview
+
+_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
+_TENSOR = "TensorProto"
+# message -> {field number: message}: the paths on which `proto` finds tensors (onnx.proto).
+# Functions, sparse tensors and lists of tensors are kept as they are, so they are not entered.
+_CHILDREN: Final[dict[str, dict[int, str]]] = {
+    "ModelProto": {7: "GraphProto"},
+    "GraphProto": {1: "NodeProto", 5: _TENSOR},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {5: _TENSOR, 6: "GraphProto", 11: "GraphProto"},
+}
+# and the paths on which there are tensors at all
+_ALL_CHILDREN: Final[dict[str, dict[int, str]]] = {
+    "ModelProto": {7: "GraphProto", 25: "FunctionProto"},
+    "GraphProto": {1: "NodeProto", 5: _TENSOR, 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: _TENSOR, 6: "GraphProto", 10: _TENSOR, 11: "GraphProto",
+        22: "SparseTensorProto", 23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: _TENSOR, 2: _TENSOR},
+}  # fmt: skip
+_DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
+# packed field -> data types whose packed bytes are equal to their raw_data (little endian)
+_PACKED_AS_RAW: Final[dict[int, frozenset[int]]] = {
+    4: frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.COMPLEX64}),
+    10: frozenset({onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX128}),
+}
+_DATA_FIELDS: Final = frozenset({_RAW_DATA, *_PACKED_AS_RAW})
+_INT64_DATA: Final = 7
+_LOCATED_FIELDS: Final = _DATA_FIELDS | {_INT64_DATA}
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The bytes of one tensor, produced when they are written: `nbytes` is known before."""
+
+    nbytes: int
+    read: Callable[[], Buffer]
+
+
+@dataclass
+class SplitFile:
+    """A model without its large weights; a placeholder's `offset` points into the file."""
+
+    skeleton: bytes
+    tensors: int
+
+
+def split(file: memoryview, threshold: int = DEFAULT_THRESHOLD) -> SplitFile:
+    """Cut tensors of `threshold` bytes or more out of a serialized `ModelProto`.
+
+    Raises:
+        ModelError: the bytes end early or are not a protobuf message.
+    """
+    counter = [0]
+    chunks, _ = _cut(file, 0, len(file), "ModelProto", threshold, counter, 0)
+    return SplitFile(b"".join(chunks), counter[0])
+
+
+def join(skeleton: bytes, payloads: Sequence[Payload]) -> tuple[Iterator[Buffer], int]:
+    """The chunks of the whole file and their total length in bytes.
+
+    A placeholder's `offset` is an index into `payloads`.
+    """
+    marker = PLACEHOLDER.encode()
+    marks = []
+    at = skeleton.find(marker)
+    while at >= 0:
+        marks.append(at)
+        at = skeleton.find(marker, at + len(marker))
+    parts, total = _splice(memoryview(skeleton), 0, len(skeleton), "ModelProto", marks, payloads)
+    return (part.read() if isinstance(part, Payload) else part for part in parts), total
+
+
+@dataclass(frozen=True)
+class Located:
+    """The data of one tensor in a serialized model.
+
+    Attributes:
+        start, stop: the bytes of the file that are its raw_data (or packed floats, which are the
+            same bytes; or, of an int64 tensor, packed numbers of varying length).
+        name, data_type, dims: of the tensor, as declared; nothing of it has been checked.
+        path: the field numbers on the way to the tensor, and in a repeated field which one it is.
+        is_varints: whether the data are numbers of varying length.
+    """
+
+    start: int
+    stop: int
+    name: str
+    data_type: int
+    dims: tuple[int, ...]
+    path: tuple[tuple[int, int], ...]
+    is_varints: bool = False
+
+
+def locate(file: memoryview, threshold: int) -> Iterator[Located]:
+    """The data of all tensors of `threshold` bytes or more, in the order of the file.
+
+    Raises:
+        ModelError: the bytes end early or are not a protobuf message.
+    """
+    yield from _locate(file, 0, len(file), "ModelProto", threshold, ())
+
+
+def placeholder(tensor: onnx.TensorProto, offset: int, nbytes: int) -> None:
+    """Make `tensor` a placeholder for a payload; its own data fields must be empty."""
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    entries = (("location", PLACEHOLDER), ("offset", str(offset)), ("length", str(nbytes)))
+    for key, value in entries:
+        tensor.external_data.add(key=key, value=value)
+
+
+def external_entries(tensor: onnx.TensorProto) -> dict[str, str]:
+    """The key-value pairs of `tensor.external_data`."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 64:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ModelError(
+        f"The file is not an ONNX model or is cut off: a number is broken at byte {at}. "
+        "Check that the file was copied completely."
+    )
+
+
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield (field number, wire type, field start, content start, field end) of one message."""
+    while at < end:
+        start = at
+        # one-byte tags and lengths are nearly all there is: spare them the call
+        tag = data[at]
+        if tag < 0x80:
+            at += 1
+        else:
+            tag, at = _varint(data, at, end)
+        number, kind = tag >> 3, tag & 7
+        content = at
+        if kind == _LEN:
+            length = data[at] if at < end else 0x80
+            if length < 0x80:
+                at += 1
+            else:
+                length, at = _varint(data, at, end)
+            content = at
+            at += length
+        elif kind == _VARINT:
+            _, at = _varint(data, at, end)
+        elif kind == _I32:
+            at += 4
+        elif kind == _I64:
+            at += 8
+        else:
+            raise ModelError(
+                f"The file is not an ONNX model: byte {start} is no protobuf field "
+                f"(wire type {kind}). Give the path of an .onnx file."
+            )
+        if at > end or number == 0:
+            raise ModelError(
+                f"The file is not an ONNX model or is cut off: the field at byte {start} "
+                f"ends at byte {at}, but only {end} are there. "
+                "Check that the file was copied completely."
+            )
+        yield number, kind, start, content, at
+
+
+def _cut(
+    data: memoryview,
+    start: int,
+    end: int,
+    message: str,
+    threshold: int,
+    counter: list[int],
+    depth: int,
+) -> tuple[list[Buffer], int]:
+    """The chunks of one message with placeholders for large tensors, and their length."""
+    if depth > MAX_DEPTH:
+        raise ModelError(f"The model nests graphs more than {MAX_DEPTH} messages deep.")
+    if message == _TENSOR:
+        return _cut_tensor(data, start, end, threshold, counter)
+    children = _CHILDREN[message]
+    chunks: list[Buffer] = []
+    total, kept = 0, start
+    for number, kind, field, content, stop in _fields(data, start, end):
+        if stop - content < threshold or kind != _LEN or number not in children:
+            continue
+        before = counter[0]
+        inner, size = _cut(data, content, stop, children[number], threshold, counter, depth + 1)
+        if counter[0] == before:
+            continue
+        head = _encode_varint(number << 3 | _LEN) + _encode_varint(size)
+        chunks += [data[kept:field], head, *inner]
+        total += field - kept + len(head) + size
+        kept = stop
+    chunks.append(data[kept:end])
+    return chunks, total + end - kept
+
+
+def _cut_tensor(
+    data: memoryview, start: int, end: int, threshold: int, counter: list[int]
+) -> tuple[list[Buffer], int]:
+    data_type, payload = 0, None
+    for number, kind, field, content, stop in _fields(data, start, end):
+        if number == _DATA_TYPE and kind == _VARINT:
+            data_type, _ = _varint(data, content, stop)
+        elif number in _DATA_FIELDS and kind == _LEN and stop - content >= threshold:
+            payload = payload or (number, field, content, stop)
+    if payload is None:
+        return [data[start:end]], end - start
+    number, field, content, stop = payload
+    if number != _RAW_DATA and data_type not in _PACKED_AS_RAW[number]:
+        return [data[start:end]], end - start
+    counter[0] += 1
+    stub = onnx.TensorProto()
+    placeholder(stub, content, stop - content)
+    chunks: list[Buffer] = [data[start:field], data[stop:end], stub.SerializeToString()]
+    return chunks, sum(len(chunk) for chunk in chunks)
+
+
+def _locate(
+    data: memoryview,
+    start: int,
+    end: int,
+    message: str,
+    threshold: int,
+    path: tuple[tuple[int, int], ...],
+) -> Iterator[Located]:
+    if len(path) > MAX_DEPTH:
+        raise ModelError(f"The model nests graphs more than {MAX_DEPTH} messages deep.")
+    if message == _TENSOR:
+        yield from _locate_tensor(data, start, end, threshold, path)
+        return
+    children = _ALL_CHILDREN[message]
+    counts = dict.fromkeys(children, 0)
+    for number, kind, _, content, stop in _fields(data, start, end):
+        if number not in children or kind != _LEN:
+            continue
+        place = (number, counts[number])
+        counts[number] += 1
+        if stop - content >= threshold:
+            yield from _locate(data, content, stop, children[number], threshold, (*path, place))
+
+
+def _locate_tensor(
+    data: memoryview, start: int, end: int, threshold: int, path: tuple[tuple[int, int], ...]
+) -> Iterator[Located]:
+    data_type, name, found = 0, "", []
+    dims: list[int] = []
+    for number, kind, _, content, stop in _fields(data, start, end):
+        if number == _DATA_TYPE and kind == _VARINT:
+            data_type, _ = _varint(data, content, stop)
+        elif number == _NAME and kind == _LEN:
+            name = bytes(data[content:stop]).decode(errors="replace")
+        elif number == _DIMS:
+            dims += _numbers(data, kind, content, stop)
+        elif number in _LOCATED_FIELDS and kind == _LEN and stop - content >= threshold:
+            found.append((number, content, stop))
+    if len(found) != 1:
+        return
+    number, content, stop = found[0]
+    is_varints = number == _INT64_DATA and data_type == onnx.TensorProto.INT64
+    if number == _RAW_DATA or is_varints or data_type in _PACKED_AS_RAW.get(number, ()):
+        yield Located(content, stop, name, data_type, tuple(dims), path, is_varints)
+
+
+def _numbers(data: memoryview, kind: int, at: int, stop: int) -> Iterator[int]:
+    """The numbers of a repeated field, packed or one of many."""
+    if kind not in (_LEN, _VARINT):
+        return
+    while at < stop:
+        value, at = _varint(data, at, stop)
+        yield value
+
+
+def _splice(
+    data: memoryview,
+    start: int,
+    end: int,
+    message: str,
+    marks: Sequence[int],
+    payloads: Sequence[Payload],
+) -> tuple[list[Buffer | Payload], int]:
+    """The inverse of `_cut`; `marks` are the positions of placeholders inside this message."""
+    if message == _TENSOR:
+        return _splice_tensor(data[start:end], payloads)
+    children = _CHILDREN[message]
+    parts: list[Buffer | Payload] = []
+    total, kept, mark = 0, start, 0
+    for number, _, field, content, stop in _fields(data, start, end):
+        if mark == len(marks):
+            break
+        if marks[mark] >= stop:
+            continue
+        first = mark
+        while mark < len(marks) and marks[mark] < stop:
+            mark += 1
+        child = children[number]
+        inner, size = _splice(data, content, stop, child, marks[first:mark], payloads)
+        head = _encode_varint(number << 3 | _LEN) + _encode_varint(size)
+        parts += [data[kept:field], head, *inner]
+        total += field - kept + len(head) + size
+        kept = stop
+    parts.append(data[kept:end])
+    return parts, total + end - kept
+
+
+def _splice_tensor(
+    message: memoryview, payloads: Sequence[Payload]
+) -> tuple[list[Buffer | Payload], int]:
+    tensor = onnx.TensorProto.FromString(message)
+    payload = payloads[int(external_entries(tensor)["offset"])]
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+    header = tensor.SerializeToString()
+    head = _encode_varint(_RAW_DATA << 3 | _LEN) + _encode_varint(payload.nbytes)
+    return [header, head, payload], len(header) + len(head) + payload.nbytes

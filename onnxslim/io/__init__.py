@@ -1,0 +1,8 @@
+"""Model files in and out.
+
+model     Model: load, save, and stage a file that is checked before it is put in place
+staging   files written all or nothing, memory-mapped reading
+copying   a file copied as it is; the file in a packed one
+check     the ONNX checker, the signature, the fingerprint of a model
+shapes    shape inference, written onto the tensors of a graph
+"""

@@ -1,0 +1,125 @@
+"""Checks of a model that need no onnxruntime: the ONNX checker, the signature, the fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.errors import ModelError
+from onnxslim.graph import wire
+from onnxslim.graph.ir import node_label, walk_graphs
+from onnxslim.io.model import Model
+
+OLDEST_OPSET = 7  # that onnxruntime still runs
+_KNOWN_DOMAINS = (
+    "",
+    "ai.onnx",
+    "ai.onnx.ml",
+    "com.microsoft",
+    "com.microsoft.nchwc",
+    "com.ms.internal.nhwc",
+    "com.microsoft.experimental",
+)
+
+
+def check_model(model: Model) -> None:
+    """Run the ONNX checker, large weights left out (their sizes were checked when loading).
+
+    Raises:
+        ModelError: what the checker found, with the node it names.
+    """
+    proto, _ = model.skeleton()
+    for tensor in _tensors(proto.graph):
+        if wire.external_entries(tensor).get("location") == wire.PLACEHOLDER:
+            del tensor.dims[:]
+            tensor.dims.append(0)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise ModelError(f"The model is invalid: {message}") from error
+
+
+def foreign_operators(model: Model) -> list[str]:
+    """Operators of domains that neither ONNX, onnxruntime nor the model itself defines.
+
+    Each as `domain.operator (node)`, in order, the same operator once.
+    """
+    known = {*_KNOWN_DOMAINS, *(function.domain for function in model.graph.local_functions)}
+    found: dict[str, str] = {}
+    for graph in walk_graphs(model.graph):
+        for node in graph.nodes:
+            if (node.domain or "") not in known:
+                found.setdefault(f"{node.domain}.{node.op}", node_label(node))
+    return [f"`{operator}` (node `{label}`)" for operator, label in found.items()]
+
+
+def signature(model: Model, *, without: Container[str] = ()) -> tuple[bytes, ...]:
+    """Inputs and outputs as declared: name, dtype and shape, in order, serialized.
+
+    Args:
+        model: with these.
+        without: names of outputs that are left out.
+    """
+    declared = []
+    outputs = [tensor for tensor in model.graph.outputs if tensor.name not in without]
+    for tensors in (model.graph.inputs, outputs):
+        for tensor in tensors:
+            info = getattr(tensor, "info", None)
+            kind = b"" if info is None else info.type.SerializeToString(deterministic=True)
+            declared.append(tensor.name.encode() + b"\0" + kind)
+        declared.append(b"|")
+    return tuple(declared)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a graph was; equal to that of the same graph as long as nothing was edited."""
+
+    digest: str
+    # weights count by identity, and an identity is only unique while its object lives
+    weights: tuple[object, ...] = field(compare=False, repr=False)
+
+
+def fingerprint(graph: gs.Graph) -> Fingerprint:
+    """A digest of structure, attributes and weights (by identity) that any edit changes."""
+    digest = hashlib.blake2b(digest_size=16)
+    weights: list[object] = []
+
+    def word(value: object) -> str:
+        if isinstance(value, gs.Constant):
+            weights.append(value._values)
+            return f"{value.name}:{id(value._values)}"
+        if isinstance(value, gs.Graph):
+            return value.name or "graph"
+        return str(value.name) if isinstance(value, gs.Tensor) else repr(value)
+
+    for current in walk_graphs(graph):
+        for node in current.nodes:
+            parts = [node.op, node.domain or "", node.name or ""]
+            parts += [word(tensor) for tensor in (*node.inputs, *node.outputs)]
+            parts += [f"{name}={word(value)}" for name, value in node.attrs.items()]
+            digest.update("\0".join(parts).encode())
+        edges = (*current.inputs, *current.outputs, *getattr(current, "unused", ()))
+        digest.update("\0".join(word(tensor) for tensor in edges).encode())
+    for function in getattr(graph, "local_functions", ()):
+        weights.append(function)
+        digest.update(f"{id(function)}".encode())
+    return Fingerprint(digest.hexdigest(), tuple(weights))
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for body in (attribute.g, *attribute.graphs) if attribute.type else ():
+                yield from _tensors(body)

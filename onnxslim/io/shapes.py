@@ -1,0 +1,93 @@
+"""Shape inference: what ONNX's own inference finds, written onto the tensors of a graph.
+
+Declared shapes of interior tensors are not believed (exporters get them wrong, and a fold that
+relies on a wrong one is silently wrong); only what follows from the inputs counts, and the types
+of what operators outside the standard return.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.graph import wire
+from onnxslim.graph.ir import Variable, subgraphs_of, walk_graphs
+from onnxslim.graph.proto import set_type
+from onnxslim.io.model import Model
+
+_LOG = logging.getLogger("onnxslim")
+
+
+def infer_shapes(model: Model) -> None:
+    """Set `dtype` and `shape` of every variable of `model` from its inputs, if not done already.
+
+    What cannot be inferred becomes None. A dimension is an int, a symbol or None.
+    """
+    if model.has_shapes:
+        return
+    has_foreign = any(node.domain for graph in walk_graphs(model.graph) for node in graph.nodes)
+    proto, _ = model.skeleton(interior=has_foreign)
+    _fill(proto.graph)
+    _forget(proto.graph, {(f.domain, f.name) for f in proto.functions})
+    for follow_values in (True, False):
+        try:
+            proto = onnx.shape_inference.infer_shapes(proto, data_prop=follow_values)
+            break
+        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+            _LOG.info("Shapes could not be inferred: %s", error)
+    _apply(proto.graph, model.graph, main=True)
+    model.has_shapes = True
+
+
+def _fill(graph: onnx.GraphProto) -> None:
+    """Make initializers dense whose values nobody reads: ONNX's inference refuses sparse ones."""
+    for sparse in graph.sparse_initializer:
+        tensor = graph.initializer.add(name=sparse.values.name, dims=sparse.dims)
+        tensor.data_type = sparse.values.data_type
+        wire.placeholder(tensor, 0, 0)
+    del graph.sparse_initializer[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _fill(attribute.g)
+
+
+def _forget(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:
+    """Drop declared shapes that inference could contradict."""
+    foreign = {
+        name
+        for node in graph.node
+        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in functions
+        for name in node.output
+    }
+    kept = [info for info in graph.value_info if info.name in foreign]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for info in graph.output:
+        if info.type.HasField("tensor_type") and info.name not in foreign:
+            info.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                for info in attribute.g.input:  # what a loop carries may change its shape
+                    info.type.tensor_type.ClearField("shape")
+                _forget(attribute.g, functions)
+
+
+def _apply(proto: onnx.GraphProto, graph: gs.Graph, *, main: bool = False) -> None:
+    found = {info.name: info.type for info in (*proto.value_info, *proto.output)}
+    if not main:
+        found.update({info.name: info.type for info in proto.input})
+    for node, node_proto in zip(graph.nodes, proto.node, strict=True):
+        for tensor in node.outputs:
+            if isinstance(tensor, Variable) and tensor.name:
+                kind = found.get(tensor.name)
+                if kind is None:
+                    tensor.dtype = tensor.shape = None
+                else:
+                    set_type(tensor, kind)
+        bodies = [a.g for a in node_proto.attribute if a.HasField("g")]
+        for body_proto, body in zip(bodies, subgraphs_of(node), strict=False):
+            _apply(body_proto, body)

@@ -1,0 +1,14 @@
+"""What lossy weight passes share: one layer after another, solved under a constraint.
+
+problems         each weight as a problem: its targets, its metric, and how its answer goes in
+layer_pass       base of the passes that give weight layers new weights
+codebook_pass    base of those whose weights are stored as codes
+codebooks        codes and tables for one problem
+scaled_tables    tables whose values are multiples of a few scales
+vector_codebooks  product and residual quantization
+error_gain       how much of a layer's error reaches the output of the model, measured
+allocation       zeros and values shared out between layers
+budgets          a budget shared out between layers
+budgeted_pass    base of the passes that remove parts until a budget is met
+min_cut          placement of operators on two sides, as a minimum cut
+"""

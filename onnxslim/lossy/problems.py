@@ -1,0 +1,459 @@
+"""The problems that a lossy weight pass solves, one weight after another, and how answers go in.
+
+    for problem in Problems(graph, context, selection, schedule):
+        problems.apply(problem, solve(problem.target, problem.metrics))
+
+A problem is one weight with everything that bears on it: the weight to aim at, and what a change
+costs in the output (H = I without calibration data). The next problem is made after the answer to
+the last one is in the graph, so that its inputs are those that the changed model produces.
+
+What may change here: in which order weights come, what they aim at, and what happens to biases.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cached_property, reduce
+from typing import Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.layers import WeightLayer, bias_of, canonical, weight_layers
+from onnxslim.graph.ir import Node, node_label, subgraphs_of
+from onnxslim.graph.operands import is_present
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import Fidelity, Skip
+from onnxslim.services.moments import BlockDiagonal, LayerMoments, Second
+from onnxslim.solvers.metric import Metric, objective, residual, shifted_target
+
+WIDEST: Final = 8192  # inputs of a weight whose second moments take 1.6 GB to work with
+
+
+class Target(enum.StrEnum):
+    """What a layer's new weight should reproduce.
+
+    ORIGINAL: what the layer returned in the model before any lossy step, on the inputs it has now.
+    OWN: what its present weight makes of the inputs it has now.
+    """
+
+    ORIGINAL = "original"
+    OWN = "own"
+
+
+@dataclass(frozen=True)
+class LayerFilter:
+    """Which layers a pass works on, by shell patterns on their names.
+
+    Attributes:
+        only: patterns of which one must match; (): all layers.
+        skip: patterns of which none may match.
+    """
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def accepts(self, name: str) -> bool:
+        """Whether the layer is to be worked on."""
+        wanted = not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
+        return wanted and not any(fnmatchcase(name, pattern) for pattern in self.skip)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In which order moments are taken, and of what.
+
+    Attributes:
+        sequential: whether a layer's inputs come from the model with all earlier layers changed;
+            else from the model as it was.
+        aim: what is to be reproduced.
+    """
+
+    sequential: bool = True
+    aim: Target = Target.ORIGINAL
+
+    def at_once(self) -> Schedule:
+        """The same aim, with all moments taken from the model as it is now."""
+        return Schedule(sequential=False, aim=self.aim)
+
+
+@dataclass
+class Problem:
+    """One weight, used by one layer or by several that read it alike.
+
+    Attributes:
+        layers: those that use it; the first gives names, shapes and the canonical form.
+        target: the weight to come near, (groups, rows, columns), float64.
+        metrics: what distance from the target costs, one for each group.
+        goals: for each layer E[y] and E[x], (groups, rows) and (groups, columns), where its bias
+            is free to make up for the mean; None where it is not.
+        energy: E‖y‖² (about the mean where the bias is free), None without data.
+        rest: the part of the error that even the target leaves.
+        slopes: E[(y − T·x)·xᵀ] of each group: what keeps the target T, found with a metric that was
+            shrunk or damped, from being the best for the very samples; () where nothing does.
+        notes: what was simplified, in words for the report.
+    """
+
+    layers: tuple[WeightLayer, ...]
+    metrics: tuple[Metric, ...]
+    shifted: np.ndarray | None = None
+    goals: tuple[tuple[np.ndarray, np.ndarray] | None, ...] = ()
+    energy: float | None = None
+    rest: float = 0.0
+    slopes: tuple[np.ndarray, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layer(self) -> WeightLayer:
+        """The first layer."""
+        return self.layers[0]
+
+    @property
+    def name(self) -> str:
+        """The first layer's name."""
+        return self.layer.name
+
+    @property
+    def has_data(self) -> bool:
+        """Whether calibration data say what a change costs."""
+        return not self.metrics[0].is_identity
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """The weight as it is, (groups, rows, columns), in its own type."""
+        return self.layer.canonical()
+
+    @cached_property
+    def target(self) -> np.ndarray:
+        """The weight to come near, float64."""
+        return np.asarray(self.weight, np.float64) if self.shifted is None else self.shifted
+
+    def error(self, weight: np.ndarray) -> float:
+        """E‖y − Ŵ·x‖² with data, ‖W − Ŵ‖² without."""
+        pairs = zip(self.target, weight, self.metrics, strict=True)
+        error = self.rest + sum(objective(t, w, metric) for t, w, metric in pairs)
+        for t, w, slope in zip(self.target, weight, self.slopes, strict=False):
+            error += float(np.einsum("ij,ij->", t - 2 * np.asarray(w, np.float64), slope))
+        return max(0.0, error)
+
+    def relative_error(self, weight: np.ndarray) -> float:
+        """`error` as a share of E‖y‖² (of ‖W‖² without data)."""
+        whole = self.energy
+        if whole is None:
+            whole = float(np.square(self.target).sum())
+        return self.error(weight) / whole if whole > 0 else 0.0
+
+
+@dataclass
+class _Unit:
+    """Layers that share a weight, with the number of weight layers above them."""
+
+    layers: tuple[WeightLayer, ...]
+    depth: int
+
+
+@dataclass
+class Problems:
+    """The weights of `graph`, as problems, in the order in which data reach them.
+
+    Attributes:
+        rewriter: where answers are written; its result is the pass's.
+        widest: weights with more inputs come first, with H = I; None: there is no limit.
+    """
+
+    rewriter: Rewriter
+    context: Context
+    selection: LayerFilter = field(default_factory=LayerFilter)
+    schedule: Schedule = field(default_factory=Schedule)
+    widest: int | None = None
+
+    def __post_init__(self) -> None:
+        graph = self.rewriter.main
+        layers, skips = weight_layers(graph)
+        for skip in skips:
+            self.rewriter.skip(skip.node, skip.why)
+        self.units = [unit for unit in _units(graph, layers) if self._is_wanted(unit)]
+        reference = self.context.reference
+        found = () if reference is None else weight_layers(reference.graph)[0]
+        self._originals = {layer.name: layer for layer in found}
+
+    def __iter__(self) -> Iterator[Problem]:
+        """The problems; each is made when it is asked for."""
+        if self.context.calibration is None or self.context.model is None:
+            yield from map(_without_data, self.units)
+            return
+        wide = [unit for unit in self.units if self._is_wide(unit)]
+        yield from (
+            _without_data(u, f"H = I: it has more than {self.widest:,} inputs") for u in wide
+        )
+        rest = [unit for unit in self.units if not self._is_wide(unit)]
+        if self.schedule.sequential:
+            for depth in sorted({unit.depth for unit in rest}):
+                yield from self._measured([unit for unit in rest if unit.depth == depth])
+        elif rest:
+            yield from self._measured(rest)
+
+    def original(self, layer: WeightLayer) -> WeightLayer | None:
+        """The layer of the same name in the reference model, where its outputs are comparable."""
+        twin = self._originals.get(layer.name)
+        same = twin is not None and (twin.groups, twin.rows) == (layer.groups, layer.rows)
+        if not same or twin is None or isinstance(bias_of(twin), str):
+            return None
+        return twin
+
+    def apply(self, problem: Problem, weight: np.ndarray, what: str) -> None:
+        """Let the graph use `weight`, (groups, rows, columns), and report `what` was done."""
+        assign(self.rewriter, problem, weight)
+        self.rewriter.note(node_label(problem.layer.node), what, Fidelity.LOSSY)
+
+    # ------------------------------------------------------------------ inside
+
+    def _is_wanted(self, unit: _Unit) -> bool:
+        accepted = [self.selection.accepts(layer.name) for layer in unit.layers]
+        if any(accepted) and not all(accepted):
+            other = unit.layers[accepted.index(False)].name
+            self.rewriter.skip(
+                node_label(unit.layers[accepted.index(True)].node),
+                f"it shares its weight with `{other}`, which is not selected",
+            )
+        return all(accepted)
+
+    def _is_wide(self, unit: _Unit) -> bool:
+        return self.widest is not None and unit.layers[0].columns > self.widest
+
+    def _measured(self, units: Sequence[_Unit]) -> Iterator[Problem]:
+        """Problems of units whose moments are taken from the graph as it is now."""
+        assert self.context.model is not None
+        snapshot = self.context.model.clone()
+        waiting = {unit.layers[0].name: unit for unit in units}
+        found: dict[str, LayerMoments | Skip] = {}
+        for item in self._moments(snapshot, units):
+            found[item.layer if isinstance(item, LayerMoments) else item.node] = item
+            del item  # moments are large: nothing may hold on to them
+            for first, unit in list(waiting.items()):
+                if all(layer.name in found for layer in unit.layers):
+                    del waiting[first]
+                    yield self._problem(unit, [found.pop(la.name) for la in unit.layers])
+
+    def _moments(self, model: object, units: Sequence[_Unit]) -> Iterator[LayerMoments | Skip]:
+        calibration = self.context.calibration
+        assert calibration is not None
+        layers = [layer for unit in units for layer in unit.layers]
+        aiming = self.schedule.aim is Target.ORIGINAL
+        known = [la.name for la in layers if aiming and self.original(la) is not None]
+        others = [la.name for la in layers if la.name not in set(known)]
+        reference = self.context.reference
+        if known:
+            yield from calibration.moments(model, known, reference)  # type: ignore[arg-type]
+        if others:
+            yield from calibration.moments(model, others)  # type: ignore[arg-type]
+
+    def _problem(self, unit: _Unit, found: list[LayerMoments | Skip]) -> Problem:
+        """The problem of a unit; `found` is emptied: moments are as large as metrics."""
+        unseen = next((item for item in found if isinstance(item, Skip)), None)
+        if unseen is not None:
+            return _without_data(unit, f"H = I: {unseen.why}")
+        layers = unit.layers
+        if any(_layout(layer) != _layout(layers[0]) for layer in layers):
+            return _without_data(unit, "H = I: the layers that share it read it differently")
+        measured = [item for item in found if isinstance(item, LayerMoments)]
+        found.clear()
+        goals = tuple(self._goal(la, m) for la, m in zip(layers, measured, strict=True))
+        free = [goal is not None for goal in goals]
+        metrics = _metrics(measured, free)
+        rest = [replace(moments, seconds=()) for moments in measured]  # the metrics have them
+        del measured
+        seen = [m.centered() if is_free else m for m, is_free in zip(rest, free, strict=True)]
+        notes = tuple(dict.fromkeys(note for moments in seen for note in moments.notes))
+        problem = Problem(layers, metrics, None, goals, notes=(*notes, *_readers_note(unit)))
+        self._set_target(problem, seen)
+        return problem
+
+    def _set_target(self, problem: Problem, seen: Sequence[LayerMoments]) -> None:
+        """The target, the energy and what the target leaves, from centered moments."""
+        weight = np.asarray(problem.weight, np.float64)
+        if any(moments.cross is None or moments.energy is None for moments in seen):
+            pairs = zip(weight, problem.metrics, strict=True)
+            problem.energy = sum(float(m.cost_by_row(w).sum()) for w, m in pairs)
+            return
+        twin = self.original(problem.layer)
+        if twin is not None and _layout(twin) == _layout(problem.layer):
+            weight = np.asarray(twin.canonical(), np.float64)
+        cross = sum(moments.cross for moments in seen if moments.cross is not None)
+        energy = sum(moments.energy for moments in seen if moments.energy is not None)
+        assert isinstance(cross, np.ndarray)
+        assert isinstance(energy, np.ndarray)
+        problem.energy = float(energy.sum())
+        parts, slopes = [], []
+        for w, c, e, metric in zip(weight, cross, energy, problem.metrics, strict=True):
+            parts.append(shifted_target(w, c, metric))
+            problem.rest += residual(parts[-1], c, e)
+            slopes.append(c - metric.undamped_times(parts[-1]))
+        problem.slopes = tuple(slopes)
+        problem.shifted = np.stack(parts)
+
+    def _goal(
+        self, layer: WeightLayer, moments: LayerMoments
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """What the bias aims at: b + E[y] and E[x], where the layer's bias can be chosen."""
+        if moments.goal is None or _free_bias(layer) is None:
+            return own_goal(layer, moments.mean)
+        twin = self.original(layer)
+        before = None if twin is None else bias_of(twin)
+        if not isinstance(before, np.ndarray):
+            return None
+        return before + moments.goal, moments.mean
+
+
+def own_goal(layer: WeightLayer, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """What `Problem.goals` holds for a layer that is to keep the mean output that it has now.
+
+    Args:
+        layer: with its present weight and bias.
+        mean: E[x], (groups, columns).
+    """
+    bias = _free_bias(layer)
+    if bias is None:
+        return None
+    own = np.asarray(layer.canonical(), np.float64)
+    return bias + np.matmul(own, mean[:, :, None])[:, :, 0], mean
+
+
+def _free_bias(layer: WeightLayer) -> np.ndarray | None:
+    """The bias of a layer, (groups, rows), where another can be chosen."""
+    bias = bias_of(layer)
+    is_off = layer.node.op == "Gemm" and not float(layer.node.attrs.get("beta", 1.0))
+    return None if layer.bias is None or isinstance(bias, str) or is_off else bias
+
+
+def assign(rewriter: Rewriter, problem: Problem, weight: np.ndarray) -> None:
+    """Give the layers of `problem` a weight, (groups, rows, columns), and biases that fit it.
+
+    Where a bias can be chosen it keeps the mean output: b + E[y] − Ŵ·E[x].
+    """
+    problem.layer.holder.values = problem.layer.restored(weight)
+    for layer, goal in zip(problem.layers, problem.goals, strict=False):
+        if goal is None:
+            continue
+        wished, mean = goal
+        # (g, rows, columns)·(g, columns, 1) -> (g, rows)
+        _set_bias(rewriter, layer, wished - np.matmul(weight, mean[:, :, None])[:, :, 0])
+
+
+def _without_data(unit: _Unit, *notes: str) -> Problem:
+    first = unit.layers[0]
+    metrics = tuple(Metric(None, first.columns) for _ in range(first.groups))
+    return Problem(unit.layers, metrics, notes=(*notes, *_readers_note(unit)))
+
+
+def _readers_note(unit: _Unit) -> Iterator[str]:
+    """That other operators than these layers use the weight (a Gather of tied embeddings)."""
+    known = {layer.name for layer in unit.layers}
+    others = sorted({other for layer in unit.layers for other in layer.shared} - known)
+    if others:
+        names = ", ".join(f"`{name}`" for name in others)
+        yield f"what changes in {names}, which read it too, is not counted"
+
+
+def _layout(layer: WeightLayer) -> tuple[object, ...]:
+    swapped = layer.swapped
+    return (layer.groups, layer.rows, layer.columns, swapped, type(layer.unfolding))
+
+
+def _metrics(measured: Sequence[LayerMoments], free: Sequence[bool]) -> tuple[Metric, ...]:
+    """What the layers that share a weight say together; about the mean where a bias is free."""
+    pairs = list(zip(measured, free, strict=True))
+    noises = [(replace(m, scatter=m.centered_scatter) if f else m).noise() for m, f in pairs]
+    noise = None if any(item is None for item in noises) else np.asarray(sum(noises))  # type: ignore[arg-type]
+    mean: np.ndarray | None = None
+    if len(pairs) == 1:
+        seconds, mean = measured[0].seconds, measured[0].mean if free[0] else None
+    else:
+        seen = [m.centered() if f else m for m, f in pairs]
+        groups = range(len(measured[0].seconds))
+        seconds = tuple(reduce(_sum, (moments.seconds[g] for moments in seen)) for g in groups)
+    return tuple(
+        Metric(
+            second,
+            len(measured[0].mean[group]),
+            scatter=None if noise is None else noise[:, group],
+            mean=None if mean is None else mean[group],
+        )
+        for group, second in enumerate(seconds)
+    )
+
+
+def _sum(a: Second, b: Second) -> Second:
+    if isinstance(a, BlockDiagonal) and isinstance(b, BlockDiagonal):
+        return BlockDiagonal(tuple(x + y for x, y in zip(a.blocks, b.blocks, strict=True)))
+    return np.asarray(np.asarray(a) + np.asarray(b))
+
+
+def _set_bias(rewriter: Rewriter, layer: WeightLayer, bias: np.ndarray) -> None:
+    """Write (groups, rows), divided by Gemm's beta, in the shape that the operator broadcasts."""
+    assert layer.bias is not None
+    node, dtype = layer.node, layer.holder.dtype
+    flat = bias.reshape(-1)
+    if node.op == "Gemm":
+        flat = flat / float(node.attrs.get("beta", 1.0))
+        if getattr(layer.unfolding, "out_axis", -1) == -2:
+            flat = flat[:, None]  # (rows, 1): one entry for each row of the output
+    values = np.ascontiguousarray(flat.astype(dtype))
+    present = is_present(node, layer.bias)
+    wish = node.inputs[layer.bias].name if present else f"{node.outputs[0].name}_bias"
+    rewriter.set_input(node, layer.bias, rewriter.constant(values, wish))
+
+
+# ---------------------------------------------------------------------------- order
+
+
+def _units(graph: gs.Graph, layers: Sequence[WeightLayer]) -> list[_Unit]:
+    """Layers by the weight they use, in the order of their depth."""
+    depths = layer_depths(graph, {layer.node for layer in layers})
+    sharing: dict[int, list[WeightLayer]] = {}
+    for layer in layers:
+        sharing.setdefault(id(layer.holder), []).append(layer)
+    units = [
+        _Unit(tuple(group), min(depths[layer.node] for layer in group))
+        for group in sharing.values()
+    ]
+    return sorted(units, key=lambda unit: unit.depth)
+
+
+def layer_depths(graph: gs.Graph, counted: set[Node]) -> dict[Node, int]:
+    """How many of the `counted` nodes lie, at most, on the ways that lead to each of them."""
+    reached: dict[int, int] = {}
+    depths: dict[Node, int] = {}
+
+    def visit(current: gs.Graph, base: int) -> int:
+        for node in current.nodes:
+            depth = max([base, *(reached.get(id(tensor), 0) for tensor in node.inputs)])
+            inside = [visit(body, depth) for body in subgraphs_of(node)]
+            depth = max([depth, *inside])
+            if node in counted:
+                depths[node] = depth
+                depth += 1
+            for tensor in node.outputs:
+                reached[id(tensor)] = depth
+        return max([base, *(reached.get(id(tensor), 0) for tensor in current.outputs)])
+
+    visit(graph, 0)
+    return depths
+
+
+__all__ = [
+    "WIDEST",
+    "LayerFilter",
+    "Problem",
+    "Problems",
+    "Schedule",
+    "Target",
+    "assign",
+    "canonical",
+    "layer_depths",
+    "own_goal",
+]

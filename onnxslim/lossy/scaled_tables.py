@@ -1,0 +1,280 @@
+"""Codebooks whose values are fixed multiples of a few scales: signs, sums of signs, ternary values.
+
+The values of a table are F·a, with F (L, M) given and M scales a to be found, for each output or
+for the whole weight:
+
+    signs          F = −1; +1                            a = (α)
+    sums of signs  F = all rows of M entries ±1          a = (α_1, ..., α_M)
+    ternary        F = −1; 0; +1  or  (−1, 0); (0, 0); (0, 1)
+
+As in `codebooks`, codes and values are improved in turn, each step lowering the error: the best
+scales for the codes by least squares; then for the scales better codes, at first by rounding with
+error feedback, then by coordinate descent. With H = I, codes are the nearest values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from onnxslim.codebook.weight import Per
+from onnxslim.lossy.problems import Problem
+from onnxslim.solvers.metric import Metric, refit
+from onnxslim.solvers.tables import Table, descend, quantize
+
+_ROUNDS: Final = 4
+_SWEEPS: Final = 2
+_SIZES: Final = (1.0, 0.85, 1.2, 1.5)  # of the first scales; measured on LeNet-5
+_CHUNK: Final = 1 << 20  # weights that are float64 at once, where there are no data
+
+InitialScale = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""First scales (rows, M) for weights (rows, columns), from what moving each of them costs (None:
+all the same)."""
+
+
+Side = tuple[np.ndarray, Metric, np.ndarray | None]
+"""Target, metric and mask of a group."""
+
+
+@dataclass(frozen=True)
+class Multiples:
+    """What the values of a table may be, and where to begin.
+
+    Attributes:
+        factors: F, (L, M).
+        start: the first scales.
+        per: what has scales of its own: TENSOR or ROW.
+        is_solved: whether, with H = I, the first scales are the best there are.
+    """
+
+    factors: np.ndarray
+    start: InitialScale
+    per: Per = Per.ROW
+    is_solved: bool = False
+
+
+@dataclass(frozen=True)
+class ScaledCodes:
+    """Codes and scales for a canonical weight.
+
+    Attributes:
+        codes: (groups, rows, columns), rows of F.
+        scales: (tables, M), float64 values of the tables' type.
+        error: relative error, of the output with data, else of the weight.
+        weight: (groups, rows, columns), float64; None without data.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    error: float
+    weight: np.ndarray | None
+
+
+def find_scaled(
+    problem: Problem, form: Multiples, table: np.dtype[np.floating], mask: np.ndarray | None = None
+) -> ScaledCodes:
+    """Codes and scales for the weight of `problem`.
+
+    Args:
+        problem: the weight, its target and metric.
+        form: of the values.
+        table: the type that scales are stored in.
+        mask: (groups, rows, columns), false where the weight has to be zero; None: nowhere. Zero
+            is one of the values then.
+    """
+    if problem.has_data:
+        return _measured(problem, form, table, mask)
+    return _plain(problem, form, table)
+
+
+# ---------------------------------------------------------------------------- without data
+
+
+def _plain(problem: Problem, form: Multiples, table: np.dtype[np.floating]) -> ScaledCodes:
+    """H = I: some rows at a time, so that little of the size of the weight is held."""
+    weight = problem.weight
+    groups, rows, columns = weight.shape
+    codes = np.empty(weight.shape, np.uint8)
+    scales = []
+    if form.per is Per.TENSOR:
+        scales.append(_rounded(form.start(weight.reshape(1, -1), None), table))
+    step, metric = max(1, _CHUNK // columns), Metric(None, columns)
+    error = whole = 0.0
+    for group in range(groups):
+        for first in range(0, rows, step):
+            at = np.s_[group, first : first + step]
+            part = weight[at].astype(np.float64)
+            if form.per is Per.ROW:
+                scales.append(_rounded(_alternated(part, metric, form), table))
+            levels = _levels(form, scales[-1])
+            codes[at] = _nearest(levels, part)
+            error += float(np.square(part - _taken(levels, codes[at])).sum())
+            whole += float(np.square(part).sum())
+    return ScaledCodes(codes, np.concatenate(scales), error / whole if whole else 0.0, None)
+
+
+def _alternated(part: np.ndarray, metric: Metric, form: Multiples) -> np.ndarray:
+    """Scales of rows, with H = I: least squares and nearest codes in turn."""
+    scales = form.start(part, None)
+    for _ in range(0 if form.is_solved else 2 * _ROUNDS):
+        codes = _nearest(_levels(form, scales), part)
+        scales = _solved(*_equations(form, part, metric, codes), scales)
+    return scales
+
+
+def _nearest(levels: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Which of `levels`, (rows or 1, L), is nearest to each of (rows, columns)."""
+    order = np.argsort(levels, axis=1, kind="stable")
+    ascending = np.take_along_axis(levels, order, axis=1)
+    place = np.zeros(part.shape, np.uint8)
+    for middle in ((ascending[:, 1:] + ascending[:, :-1]) / 2).T:
+        place += part > middle[:, None]
+    return _taken(order.astype(np.uint8), place)
+
+
+# ---------------------------------------------------------------------------- with data
+
+
+def _measured(
+    problem: Problem, form: Multiples, table: np.dtype[np.floating], mask: np.ndarray | None
+) -> ScaledCodes:
+    metrics, targets = problem.metrics, list(problem.target)
+    masks: list[np.ndarray | None] = [None] * len(targets) if mask is None else list(mask)
+    for group, own in enumerate(masks):
+        if own is not None:
+            targets[group] = refit(targets[group], metrics[group], own)
+    sides = list(zip(targets, metrics, masks, strict=True))
+    scales, codes = _begun(form, sides, _first(form, targets, metrics))
+    for _ in range(_ROUNDS):
+        scales = _fitted(form, targets, metrics, codes, scales)
+        for group, own in enumerate(_split(form, scales, len(targets))):
+            target, metric, allowed = sides[group]
+            levels = _levels(form, own)
+            start = _taken(levels, codes[group])
+            better = descend(target, start, metric, _table(levels), mask=allowed, sweeps=_SWEEPS)
+            codes[group] = _matched(levels, better)
+    scales = _rounded(_fitted(form, targets, metrics, codes, scales), table)
+    split = _split(form, scales, len(targets))
+    weight = np.stack([_taken(_levels(form, s), c) for s, c in zip(split, codes, strict=True)])
+    return ScaledCodes(np.stack(codes), scales, problem.relative_error(weight), weight)
+
+
+def _begun(
+    form: Multiples, sides: Sequence[Side], scales: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The best of several sizes of `scales`, with codes by rounding with error feedback.
+
+    Weights that make up for others become larger than the target's, so larger scales may do better.
+    """
+    best = np.full(len(scales), np.inf)
+    chosen, codes = scales, [np.zeros(target.shape, np.uint8) for target, _, _ in sides]
+    for size in _SIZES:
+        tried = size * scales
+        own = _split(form, tried, len(sides))
+        found = [_fed(_levels(form, s), side) for s, side in zip(own, sides, strict=True)]
+        cost = np.concatenate([cost for _, cost in found])
+        if form.per is Per.TENSOR:
+            cost = cost.sum(keepdims=True)
+        better = cost < best
+        best, chosen = np.where(better, cost, best), np.where(better[:, None], tried, chosen)
+        for group, part in enumerate(_split(form, better, len(sides))):
+            codes[group] = np.where(part[:, None], found[group][0], codes[group])
+    return chosen, codes
+
+
+def _fed(levels: np.ndarray, side: Side) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (rows, columns), and what they cost each row."""
+    target, metric, mask = side
+    fed = quantize(target, metric, _table(levels), mask=mask, is_fitted=True)
+    return _matched(levels, fed), metric.cost_by_row(target - fed)
+
+
+def _first(form: Multiples, targets: Sequence[np.ndarray], metrics: Sequence[Metric]) -> np.ndarray:
+    """The first scales: each weight counts by what moving it costs when all others make up."""
+    costs = [
+        np.broadcast_to(np.where(m.dead, 0.0, 1 / m.inverse_diagonal), t.shape)
+        for t, m in zip(targets, metrics, strict=True)
+    ]
+    if form.per is Per.ROW:
+        pairs = zip(targets, costs, strict=True)
+        return np.concatenate([form.start(target, cost) for target, cost in pairs])
+    flat = [np.concatenate([part.reshape(-1) for part in parts]) for parts in (targets, costs)]
+    return form.start(flat[0][None], flat[1][None])
+
+
+def _fitted(
+    form: Multiples,
+    targets: Sequence[np.ndarray],
+    metrics: Sequence[Metric],
+    codes: Sequence[np.ndarray],
+    scales: np.ndarray,
+) -> np.ndarray:
+    """The best scales for `codes`; what no code uses stays as in `scales`."""
+    sides = zip(targets, metrics, codes, strict=True)
+    found = [_equations(form, target, metric, own) for target, metric, own in sides]
+    normal, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    if form.per is Per.TENSOR:
+        normal, right = normal.sum(axis=0)[None], right.sum(axis=0)[None]
+    return _solved(normal, right, scales)
+
+
+def _split(form: Multiples, array: np.ndarray, groups: int) -> list[np.ndarray]:
+    """What belongs to the tables of each group."""
+    return [array] * groups if form.per is Per.TENSOR else np.split(array, groups)
+
+
+def _table(levels: np.ndarray) -> Table:
+    return Table(np.sort(levels, axis=1)[None])  # (1, rows or 1, L)
+
+
+def _matched(levels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Which of `levels`, (rows or 1, L), each of (rows, columns) is."""
+    codes = np.zeros(weight.shape, np.uint8)
+    for code, level in enumerate(levels.T):
+        codes[weight == level[:, None]] = code
+    return codes
+
+
+# ---------------------------------------------------------------------------- both
+
+
+def _levels(form: Multiples, scales: np.ndarray) -> np.ndarray:
+    """(tables, L): the values."""
+    return np.asarray(scales @ form.factors.T + 0.0)  # no −0
+
+
+def _taken(levels: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The values of (rows, columns)."""
+    if len(levels) == 1:
+        return np.asarray(levels[0][codes])
+    return np.asarray(np.take_along_axis(levels, codes.astype(np.intp), axis=1))
+
+
+def _equations(
+    form: Multiples, target: np.ndarray, metric: Metric, codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The normal equations for the scales of each row: (rows, M, M) and (rows, M)."""
+    wished = metric.times(target)
+    shapes = [np.where(metric.dead, 0.0, factor[codes]) for factor in form.factors.T]
+    images = [metric.times(shape) for shape in shapes]
+    normal = [[np.einsum("ij,ij->i", shape, image) for shape in shapes] for image in images]
+    right = [np.einsum("ij,ij->i", shape, wished) for shape in shapes]
+    # (M, M, rows) -> (rows, M, M)
+    return np.array(normal).transpose(2, 0, 1), np.array(right).T
+
+
+def _solved(normal: np.ndarray, right: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    inverse = np.linalg.pinv(normal, rcond=1e-12, hermitian=True)
+    fitted = np.matmul(inverse, right[:, :, None])[:, :, 0]  # (tables, M)
+    used = np.diagonal(normal, axis1=1, axis2=2) > 0
+    return np.where(used, fitted, scales)
+
+
+def _rounded(scales: np.ndarray, table: np.dtype[np.floating]) -> np.ndarray:
+    return scales.astype(table).astype(np.float64)
+
+
+__all__ = ["InitialScale", "Multiples", "ScaledCodes", "find_scaled"]

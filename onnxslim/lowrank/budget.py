@@ -1,0 +1,176 @@
+"""A budget over a whole model: how far each layer is split, so that the output moves least.
+
+What may change here: what is offered for a layer, and what an offer costs. Shares are dealt out by
+`budgets`; what pays is `split_gate`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from onnxslim.lossy.budgets import cheapest, spend, total_cost
+from onnxslim.lossy.error_gain import sensitivity
+from onnxslim.lossy.problems import Problem
+from onnxslim.lowrank.candidates import Candidate, Fit, SplitCosts, candidates_for_budget
+from onnxslim.lowrank.gate import Gate, Paying
+from onnxslim.lowrank.trials import Trials
+from onnxslim.pipeline.passes import Context
+from onnxslim.solvers.decompositions.base import Diverges
+
+_DENSE: Final = ("svd", "channel", "spatial", "tucker2")
+_CLEARLY: Final = 0.8  # of the work
+_TRIAL_ERROR: Final = 0.02  # of the candidate by which sensitivity is measured
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """A split (None: the layer as it is), with what it takes and what it does to the output."""
+
+    cost: float
+    error: float
+    paying: Paying | None
+
+
+@dataclass(frozen=True)
+class SplitBudget:
+    """Spends a budget.
+
+    Attributes:
+        kind: latency, macs or bytes.
+        share: of what all layers take as they are.
+        trials: of methods and ranks.
+        gate: to what pays.
+        context: of the pass.
+    """
+
+    kind: str
+    share: float
+    trials: Trials
+    gate: Gate
+    context: Context
+
+    def spread(
+        self, problems: Iterable[Problem], decline: Callable[[Problem | None, str], None]
+    ) -> Mapping[str, Paying]:
+        """What is to be done to layers, by name, so that all together stay within the budget.
+
+        Args:
+            problems: the weights, none of them changed yet.
+            decline: told why a layer (None: the budget as a whole) is not as was wished.
+        """
+        menus: dict[str, list[_Offer]] = {}
+        fixed = 0.0  # what layers take that no split makes cheaper
+        for problem in problems:
+            offers = self._offers(problem)
+            if isinstance(offers, str):
+                decline(problem, offers)
+                fixed += self._fixed(problem)
+            else:
+                menus[problem.name] = offers
+        if not menus:
+            return {}
+        # the first offer is the layer as it is
+        whole = fixed + sum(offers[0].cost for offers in menus.values())
+        limit = self.share * whole - fixed
+        chosen = spend(menus, limit)
+        if total_cost(chosen) > limit:
+            least = (fixed + total_cost(cheapest(menus))) / whole
+            decline(
+                None,
+                f"the budget of {self.share:g} of {self.kind} cannot be met: the layers can go "
+                f"down to {least:.2g} of what they take",
+            )
+        found = {name: offer.paying for name, offer in chosen.items()}
+        return {name: paying for name, paying in found.items() if paying is not None}
+
+    def _fixed(self, problem: Problem) -> float:
+        """What a layer takes as it is; 0 where that is not known."""
+        costs = self.trials.costs(problem)
+        return self._cost(costs, None) if self._is_known(costs) else 0.0
+
+    def _is_known(self, costs: SplitCosts) -> bool:
+        return self.kind == "bytes" or costs.has_shapes
+
+    def _offers(self, problem: Problem) -> list[_Offer] | str:
+        """The layer as it is, and its splits that pay, with costs and errors."""
+        methods = self.trials.methods(problem)
+        if isinstance(methods, str):
+            return methods
+        costs = self.trials.costs(problem)
+        if not self._is_known(costs):
+            return "the size of its input is not known, so a split cannot be measured"
+        candidates: list[Candidate] = []
+        trial: tuple[Fit, Candidate] | None = None
+        for method in methods:
+            ladder = self.trials.ladder(problem, method)
+            if method != "tucker2" and not ladder.steps:
+                continue
+            fit = self.trials.fit_all(problem, ladder)
+            try:
+                found = candidates_for_budget(fit, ladder)
+            except Diverges:
+                continue
+            candidates += found
+            near = min(found, key=_from_trial_error, default=None)
+            if near is not None and (
+                trial is None or _from_trial_error(near) < _from_trial_error(trial[1])
+            ):
+                trial = (fit, near)
+        if trial is None:
+            return "no rank has fewer weights than the layer"
+        paying = self.gate.paying(_promising(candidates, costs), costs)
+        if isinstance(paying, str):
+            return paying
+        scale = self._sensitivity(problem, *trial)
+        splits = [_Offer(self._cost(costs, p), scale * p.candidate.added, p) for p in paying]
+        return [_Offer(self._cost(costs, None), 0.0, None), *splits]
+
+    def _cost(self, costs: SplitCosts, paying: Paying | None) -> float:
+        """What a split (None: the layer as it is) takes of the budget."""
+        candidate = None if paying is None else paying.candidate
+        if self.kind == "bytes":
+            return float(costs.nbytes(candidate))
+        stopwatch = self.context.stopwatch
+        if self.kind == "macs" or stopwatch is None:
+            return float(costs.macs(candidate) or 0)
+        if candidate is not None and self.gate.for_bytes:  # its gain is not one of time
+            pairs = costs.timed([candidate])[0]
+            return sum(pair.before.median / pair.ratio for pair in pairs)
+        models = costs.models(None)
+        assert models is not None
+        # the faster runs: layers are weighed against each other, timed at different moments
+        base = sum(item.p10 for item in stopwatch.milliseconds(models))
+        return base if paying is None else base / paying.gain
+
+    def _sensitivity(self, problem: Problem, fit: Fit, candidate: Candidate) -> float:
+        """What a relative error of the layer does to the model's output; 1 without data."""
+        if not problem.has_data or self.context.model is None:
+            return 1.0
+        weight = fit.product(fit.factors(candidate.ranks))
+        return max(sensitivity(self.context, problem, weight), 1e-12)
+
+
+def _promising(candidates: list[Candidate], costs: SplitCosts) -> list[Candidate]:
+    """Those left out that lose more than another one and take clearly more work: a timing saved.
+
+    Work says little of time between kinds of operators: only dense ones leave others out.
+    """
+    work = {candidate: costs.macs(candidate) or 0 for candidate in candidates}
+    dense = [candidate for candidate in candidates if candidate.method in _DENSE]
+    return [
+        candidate
+        for candidate in candidates
+        if not any(
+            work[other] < _CLEARLY * work[candidate] and other.added <= candidate.added
+            for other in dense
+        )
+    ]
+
+
+def _from_trial_error(candidate: Candidate) -> float:
+    return abs(candidate.added - _TRIAL_ERROR)
+
+
+__all__ = ["SplitBudget"]

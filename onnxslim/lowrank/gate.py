@@ -1,0 +1,114 @@
+"""Which splits of a layer pay: in bytes, in measured time, or in work where nothing can be timed.
+
+What may change here: what counts as gain, and how surely it must be known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxslim.lowrank.candidates import Candidate, SplitCosts
+from onnxslim.render.units import count_text, ms_text
+from onnxslim.report import LatencyPair
+from onnxslim.services.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Paying:
+    """A split that pays.
+
+    Attributes:
+        gain: how many times less the layer takes.
+        candidate: method and ranks.
+        words: how that was found, with figures.
+    """
+
+    gain: float
+    candidate: Candidate
+    words: str
+
+
+@dataclass
+class Gate:
+    """Lets through what pays.
+
+    Attributes:
+        stopwatch: of this machine; None: work counts instead of time.
+        for_bytes: whether bytes are to become less, rather than latency.
+        measured: whether anything was timed so far.
+    """
+
+    stopwatch: Stopwatch | None
+    for_bytes: bool
+    measured: bool = False
+
+    def best(self, candidates: Sequence[Candidate], costs: SplitCosts) -> Paying | str:
+        """The candidate that gains most, or why none does."""
+        paying = self.paying(candidates, costs)
+        if isinstance(paying, str):
+            return paying
+        found = max(paying, key=lambda item: (item.gain, -item.candidate.added))
+        assert found.gain > 1
+        return found
+
+    def paying(self, candidates: Sequence[Candidate], costs: SplitCosts) -> list[Paying] | str:
+        """All that pay, or why none does."""
+        if self.for_bytes:
+            return _by_size(candidates, costs)
+        if not costs.has_shapes:
+            return "the size of its input is not known, so a split cannot be measured"
+        if self.stopwatch is None:
+            return _by_macs(candidates, costs)
+        return self._by_time(candidates, costs)
+
+    def _by_time(self, candidates: Sequence[Candidate], costs: SplitCosts) -> list[Paying] | str:
+        self.measured = True
+        found, best = [], ""
+        top = 0.0
+        for candidate, pairs in zip(candidates, costs.timed(candidates), strict=True):
+            before = sum(pair.before.median for pair in pairs)
+            ratio = before / sum(pair.before.median / pair.ratio for pair in pairs)
+            words = _pair_words(pairs, ratio)
+            if all(pair.is_faster for pair in pairs):
+                found.append(Paying(ratio, candidate, words))
+            if ratio > top:
+                top, best = ratio, f"{candidate} is not: {words}"
+        return found or f"no split is faster as measured: the best, {best}"
+
+
+def _by_size(candidates: Sequence[Candidate], costs: SplitCosts) -> list[Paying] | str:
+    before = costs.nbytes(None)
+    found = []
+    for candidate in candidates:
+        gain = before / costs.nbytes(candidate)
+        if gain > 1:
+            found.append(Paying(gain, candidate, f"{gain:.2f}x smaller"))
+    return found or "no split takes fewer bytes"
+
+
+def _by_macs(candidates: Sequence[Candidate], costs: SplitCosts) -> list[Paying] | str:
+    before = costs.macs(None)
+    assert before is not None
+    found = []
+    least = None
+    for candidate in candidates:
+        after = costs.macs(candidate) or 0
+        least = after if least is None else min(least, after)
+        if 0 < after < before:
+            text = f"{count_text(before)} to {count_text(after)} multiply-accumulates, not timed"
+            found.append(Paying(before / after, candidate, text))
+    return found or (
+        f"no split takes fewer multiply-accumulates: {count_text(before)} now, "
+        f"{count_text(least)} at best (not timed)"
+    )
+
+
+def _pair_words(pairs: tuple[LatencyPair, ...], ratio: float) -> str:
+    before = sum(pair.before.median for pair in pairs)
+    low = min(pair.low for pair in pairs)
+    high = max(pair.high for pair in pairs)
+    return f"{ms_text(before)} to {ms_text(before / ratio)} ({ratio:.2f}x, {low:.2f} to {high:.2f})"
+
+
+__all__ = ["Gate", "Paying"]

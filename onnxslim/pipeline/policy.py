@@ -1,0 +1,109 @@
+"""When a step is kept: the goal of the run, the floors of the user, and what it must bring."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from onnxslim.report import LatencyPair, Stats, StepReport
+
+
+class Goal(enum.Enum):
+    """Which of bytes and latency may not get worse."""
+
+    BOTH = "both"
+    LATENCY = "latency"
+    BYTES = "bytes"
+
+
+@dataclass(frozen=True)
+class Floors:
+    """Limits on what lossy passes may cost; None: no such floor.
+
+    Attributes:
+        max_drop: points of accuracy (0.5 is half a percentage point) that may be lost.
+        min_agreement: share in [0, 1] of top-1 answers that must stay those of the input model.
+        min_sqnr_db: signal to quantization noise ratio in dB of every output.
+    """
+
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The rules for keeping a step.
+
+    Attributes:
+        goal: `BOTH`: neither bytes nor latency may get worse; `BYTES` lets latency rise,
+            `LATENCY` lets bytes rise.
+        force: keep a step whatever it costs (broken promises and floors still count).
+        floors: what the user will not go below.
+        baseline_accuracy: of the input model, in [0, 1]; needed for `floors.max_drop`.
+    """
+
+    goal: Goal = Goal.BOTH
+    force: bool = False
+    floors: Floors = field(default_factory=Floors)
+    baseline_accuracy: float | None = None
+
+    def objection(
+        self, before: Stats, after: Stats, latency: LatencyPair | None, *, lossy: bool
+    ) -> str | None:
+        """Why the step does not pay, with the numbers; None when it does.
+
+        A lossy step must make the model smaller or measurably faster; a lossless one must only
+        not make it worse. A difference inside the spread of the timing is no difference.
+        """
+        if self.force:
+            return None
+        smaller = after.file_bytes < before.file_bytes
+        faster = latency is not None and latency.is_faster
+        if self.goal is not Goal.LATENCY and after.file_bytes > before.file_bytes:
+            return f"the file would grow from {before.file_bytes:,} to {after.file_bytes:,} bytes"
+        if self.goal is not Goal.BYTES and latency is not None and latency.is_slower:
+            return f"the model would be slower: {_in_words(latency)}"
+        wanted = {
+            Goal.BOTH: smaller or faster,
+            Goal.BYTES: smaller,
+            Goal.LATENCY: faster or (latency is None and smaller),
+        }[self.goal]
+        if lossy and not wanted:
+            timing = f"; {_in_words(latency)}" if latency else ""
+            return f"it gains nothing: {before.file_bytes:,} to {after.file_bytes:,} bytes{timing}"
+        return None
+
+    def floor_missed(self, step: StepReport) -> str | None:
+        """Which floor the step goes below, with the numbers; None when it holds them all."""
+        floors = self.floors
+        if floors.max_drop is not None and None not in (step.accuracy, self.baseline_accuracy):
+            drop = 100 * (self.baseline_accuracy - step.accuracy)  # type: ignore[operator]
+            if drop > floors.max_drop:
+                return (
+                    f"accuracy would drop by {drop:.2f} points; --max-drop is {floors.max_drop:g}"
+                )
+        drifts = step.comparison.original if step.comparison else {}
+        for name, drift in drifts.items():
+            if floors.min_sqnr_db is not None and drift.sqnr_db < floors.min_sqnr_db:
+                return (
+                    f"output `{name}` would have an SQNR of {drift.sqnr_db:.1f} dB; "
+                    f"--min-sqnr is {floors.min_sqnr_db:g}"
+                )
+            agreement, least = drift.top1_agreement, floors.min_agreement
+            if least is not None and agreement is not None and agreement < least:
+                return (
+                    f"top-1 answers of `{name}` would agree for {agreement:.4f} of the samples; "
+                    f"--min-agreement is {least:g}"
+                )
+        return None
+
+
+def _in_words(pair: LatencyPair) -> str:
+    return (
+        f"{pair.before.median:.3f} to {pair.after.median:.3f} ms, ratio {pair.ratio:.3f} "
+        f"({pair.low:.3f} to {pair.high:.3f}) over {pair.after.runs} pairs"
+    )
+
+
+__all__ = ["Floors", "Goal", "Policy"]

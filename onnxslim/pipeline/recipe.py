@@ -1,0 +1,228 @@
+"""Recipes: the pipeline and the settings of a run in a TOML file, for `--recipe FILE.toml`.
+
+    passes = "simplify,prune-channels:ratio=0.3"    # as on the command line, or [[passes]] below
+    calib = "samples.npz"               # relative paths start at the recipe's folder
+    eval = "labelled.npz"               # or module:function, as on the command line
+    goal = "both"                       # both, latency or bytes
+    force = false                       # keep steps that do not pay
+    verify = true                       # compare outputs after every step
+    latency = true                      # measure latency
+    threads = 2
+    seed = 0
+
+    [floors]
+    max-drop = 0.5                      # points of accuracy
+    min-agreement = 0.99                # share of top-1 answers
+    min-sqnr = 30                       # dB
+
+    [input-shapes]
+    data = [1, 3, 224, 224]
+
+Every key may be left out. Instead of text, `passes` can be a table for each pass, in order:
+
+    [[passes]]
+    name = "simplify"
+
+    [[passes]]
+    name = "prune-channels"
+    ratio = 0.3
+
+What the command line says wins over the recipe. An unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from onnxslim.errors import UsageError
+from onnxslim.pipeline.grammar import Pipeline, build_pass, parse_pipeline
+from onnxslim.pipeline.options import Interval, at_least, interval
+from onnxslim.pipeline.suggest import did_you_mean
+
+MAX_DROP = interval(0, 100)
+MIN_AGREEMENT = interval(0, 1)
+MIN_SQNR = at_least(0)
+THREADS = at_least(1)
+SEED = interval(0, 2**32 - 1)
+GOALS = ("both", "latency", "bytes")
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_FLOORS = {"max-drop": MAX_DROP, "min-agreement": MIN_AGREEMENT, "min-sqnr": MIN_SQNR}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a run; None where nothing is said.
+
+    Attributes:
+        calib, eval: a path or `module:function`.
+        max_drop: points of accuracy.
+        min_agreement: share in [0, 1].
+        min_sqnr: dB.
+    """
+
+    passes: Pipeline | None = None
+    calib: str | None = None
+    eval: str | None = None
+    goal: str | None = None
+    force: bool | None = None
+    verify: bool | None = None
+    latency: bool | None = None
+    threads: int | None = None
+    seed: int | None = None
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_sqnr: float | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None
+
+    def over(self, other: Recipe) -> Recipe:
+        """These settings, and those of `other` where this says nothing.
+
+        Input shapes are merged by name.
+        """
+        said = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) is not None
+        }
+        if self.input_shapes is not None and other.input_shapes is not None:
+            said["input_shapes"] = {**other.input_shapes, **self.input_shapes}
+        return replace(other, **said)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in the file `path`.
+
+    Raises:
+        UsageError: it cannot be read, is no TOML, or holds an unknown key or a bad value.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The recipe `{path}` cannot be read: {_reason(error)}.") from error
+    try:
+        return parse_recipe(text, path.parent)
+    except UsageError as error:
+        raise UsageError(f"Recipe `{path}`: {error}") from None
+
+
+def parse_recipe(text: str, folder: Path = Path()) -> Recipe:
+    """The recipe that the TOML `text` holds; relative paths in it start at `folder`.
+
+    Raises:
+        UsageError: the text is no TOML, or holds an unknown key or a bad value.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"This is no valid TOML: {error}.") from error
+    _refuse_unknown(table, [*_READERS, "calib", "eval", "floors", "input-shapes"], "A recipe")
+    settings: dict[str, object] = {
+        key: read(key, table[key]) for key, read in _READERS.items() if key in table
+    }
+    for key in ("calib", "eval"):
+        if key in table:
+            settings[key] = _source(key, table[key], folder)
+    floors = _table("floors", table.get("floors", {}))
+    _refuse_unknown(floors, _FLOORS, "`floors`")
+    for key, value in floors.items():
+        settings[key.replace("-", "_")] = float(_number(key, value, _FLOORS[key]))
+    if "input-shapes" in table:
+        shapes = _table("input-shapes", table["input-shapes"])
+        settings["input_shapes"] = {name: _shape(name, value) for name, value in shapes.items()}
+    return replace(Recipe(), **settings)  # type: ignore[arg-type]
+
+
+def _refuse_unknown(table: Mapping[str, object], known: Iterable[str], owner: str) -> None:
+    names = list(known)
+    for key in table:
+        if key not in names:
+            listed = ", ".join(f"`{name}`" for name in names)
+            raise UsageError(
+                f"{owner} has no key `{key}`.{did_you_mean(key, names)} It takes {listed}."
+            )
+
+
+def _pipeline(key: str, value: object) -> Pipeline:
+    if isinstance(value, str):
+        return parse_pipeline(value)
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        built = []
+        for item in value:
+            options = dict(item)
+            name = options.pop("name", None)
+            if not isinstance(name, str):
+                raise UsageError('Every table of `passes` needs a name, such as name = "simplify".')
+            built.append(build_pass(name, options))
+        return Pipeline(tuple(built))
+    raise UsageError(f"`{key}` must be text or an array of tables; got {value!r}.")
+
+
+def _flag(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"`{key}` must be true or false; got {value!r}.")
+    return value
+
+
+def _goal(key: str, value: object) -> str:
+    if not isinstance(value, str) or value not in GOALS:
+        raise UsageError(f"`{key}` must be one of {', '.join(GOALS)}; got {value!r}.")
+    return value
+
+
+def _whole(limits: Interval) -> Callable[[str, object], int]:
+    def read(key: str, value: object) -> int:
+        if not isinstance(value, int):
+            raise UsageError(f"`{key}` must be an integer {limits.describe()}; got {value!r}.")
+        return int(_number(key, value, limits))
+
+    return read
+
+
+def _number(key: str, value: object, limits: Interval) -> int | float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not limits.accepts(value):  # type: ignore[arg-type]
+        raise UsageError(f"`{key}` must be a number {limits.describe()}; got {value!r}.")
+    return value  # type: ignore[return-value]
+
+
+def _source(key: str, value: object, folder: Path) -> str:
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"`{key}` must be a path or module:function; got {value!r}.")
+    return value if _FUNCTION.fullmatch(value) else str(folder / value)
+
+
+def _table(key: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise UsageError(f"`{key}` must be a table, [{key}]; got {value!r}.")
+    return value
+
+
+def _shape(name: str, value: object) -> tuple[int, ...]:
+    sizes = value if isinstance(value, list) else [None]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise UsageError(
+            f"The shape of input `{name}` must be a list of positive integers; got {value!r}."
+        )
+    return tuple(sizes)
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    return "it is not UTF-8 text"
+
+
+_READERS: Mapping[str, Callable[[str, object], object]] = {
+    "passes": _pipeline,
+    "goal": _goal,
+    "force": _flag,
+    "verify": _flag,
+    "latency": _flag,
+    "threads": _whole(THREADS),
+    "seed": _whole(SEED),
+}

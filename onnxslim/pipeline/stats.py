@@ -1,0 +1,45 @@
+"""Size of a model: nodes, parameters, bytes, multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.codebook.nodes import codebook_nodes, size_of
+from onnxslim.graph.counts import constants_of, count_macs, count_nodes
+from onnxslim.graph.functions import is_codebook
+from onnxslim.graph.ir import Constant, walk_graphs
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.report import Stats
+
+
+def measure_stats(model: Model, *, file_bytes: int | None = None) -> Stats:
+    """Count what `model` holds.
+
+    Args:
+        model: its tensors get inferred shapes.
+        file_bytes: size of its file where that is known; else that of the file it would become.
+    """
+    infer_shapes(model)
+    constants = {id(c): c for graph in walk_graphs(model.graph) for c in constants_of(graph)}
+    return Stats(
+        nodes=count_nodes(model.graph),
+        parameters=_parameters(model.graph, constants.values()),
+        initializer_bytes=sum(constant.nbytes for constant in constants.values()),
+        file_bytes=model.file_bytes() if file_bytes is None else file_bytes,
+        macs=count_macs(model.graph),
+    )
+
+
+def _parameters(graph: gs.Graph, constants: Iterable[Constant]) -> int:
+    """Elements of all constants; a codebook counts as the weight it stands for."""
+    parts = {
+        id(tensor)
+        for node in codebook_nodes(graph)
+        for tensor in node.inputs
+        if all(is_codebook(user.outputs[0]) for user in tensor.outputs)
+    }
+    plain = sum(constant.size for constant in constants if id(constant) not in parts)
+    return plain + sum(map(size_of, codebook_nodes(graph)))

@@ -1,0 +1,149 @@
+"""A `Report`, and the figures in it, as JSON.
+
+JSON has no infinities and no NaN; they are written as the strings `"Infinity"`, `"-Infinity"` and
+`"NaN"`, which both Python's `float` and JavaScript's `Number` read back. Null is "not measured".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from onnxslim.report import (
+    Drift,
+    FileReport,
+    Latency,
+    LatencyPair,
+    PartReport,
+    Report,
+    Stats,
+    StepReport,
+)
+from onnxslim.version import VERSION
+
+Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
+
+
+def report_to_json(report: Report) -> dict[str, Json]:
+    """The report as plain data: what `--report` writes. Infinities and NaN are strings in it."""
+    data: dict[str, Json] = {
+        "onnxslim": VERSION,
+        "command": report.command,
+        "versions": dict(report.versions),
+        "input": {"path": report.before.path, "sha256": report.before.sha256},
+        "output": {"path": report.after.path, "sha256": report.after.sha256},
+        "passes": [_step_json(step) for step in report.steps],
+        "before": _file_json(report.before),
+        "after": _file_json(report.after),
+        "latency": pair_json(report.latency),
+        "verified_on": report.verified_on,
+        "notes": list(report.notes),
+        "floors_missed": list(report.floors_missed),
+        "seconds": report.seconds,
+    }
+    return {key: _finite(value) for key, value in data.items()}
+
+
+def json_text(data: Json) -> str:
+    """`data` as JSON text; infinities and NaN become strings."""
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def stats_json(stats: Stats | None) -> Json:
+    """Sizes, null when there are none."""
+    if stats is None:
+        return None
+    return {
+        "nodes": stats.nodes,
+        "parameters": stats.parameters,
+        "initializer_bytes": stats.initializer_bytes,
+        "file_bytes": stats.file_bytes,
+        "macs": stats.macs,
+    }
+
+
+def latency_json(latency: Latency | None) -> Json:
+    """Milliseconds, null when nothing was timed."""
+    if latency is None:
+        return None
+    return {
+        "median": latency.median,
+        "p10": latency.p10,
+        "p90": latency.p90,
+        "runs": latency.runs,
+    }
+
+
+def pair_json(pair: LatencyPair | None) -> Json:
+    """Two models timed in turn; `ratio` above 1: the second is faster."""
+    if pair is None:
+        return None
+    return {
+        "before_ms": latency_json(pair.before),
+        "after_ms": latency_json(pair.after),
+        "ratio": pair.ratio,
+        "ratio_low": pair.low,
+        "ratio_high": pair.high,
+    }
+
+
+def drifts_json(drifts: Mapping[str, Drift]) -> Json:
+    """Drift by output."""
+    return {
+        name: {
+            "max_abs": drift.max_abs,
+            "rel_l2": drift.rel_l2,
+            "sqnr_db": drift.sqnr_db,
+            "cosine": drift.cosine,
+            "top1_agreement": drift.top1_agreement,
+            "reference_range": drift.reference_range,
+            "equal_bits": drift.equal_bits,
+        }
+        for name, drift in drifts.items()
+    }
+
+
+def _file_json(file: FileReport) -> Json:
+    return {
+        "stats": stats_json(file.stats),
+        "latency_ms": latency_json(file.latency),
+        "accuracy": file.accuracy,
+    }
+
+
+def _step_json(step: StepReport) -> Json:
+    comparison = step.comparison
+    return {
+        **_done_json(step),
+        "committed": step.committed,
+        "parts": [_done_json(part) for part in step.parts] if len(step.parts) > 1 else [],
+        "stats": stats_json(step.stats),
+        "latency_ms": latency_json(step.latency.after if step.latency else None),
+        "latency": pair_json(step.latency),
+        "why_not_committed": step.why_not_committed,
+        "floor_missed": step.floor_missed,
+        "drift_previous": drifts_json(comparison.previous) if comparison else None,
+        "drift_original": drifts_json(comparison.original) if comparison else None,
+        "accuracy": step.accuracy,
+    }
+
+
+def _done_json(done: StepReport | PartReport) -> dict[str, Json]:
+    return {
+        "spec": done.spec,
+        "seconds": done.seconds,
+        "fidelity": done.fidelity.name,
+        "changes": [{"node": change.node, "what": change.what} for change in done.changes],
+        "skips": [{"node": skip.node, "why": skip.why} for skip in done.skips],
+    }
+
+
+def _finite(data: Json) -> Json:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
+    return data

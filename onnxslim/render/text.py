@@ -1,0 +1,284 @@
+"""A `Report` as text for a console: the table of steps and the sentence below it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from onnxslim.records import Fidelity
+from onnxslim.render.tables import FigureTable, Paper, printable
+from onnxslim.render.units import (
+    bytes_text,
+    change_text,
+    count_text,
+    ms_text,
+    seconds_text,
+    small_text,
+)
+from onnxslim.report import (
+    Comparison,
+    Drift,
+    FileReport,
+    LatencyPair,
+    PartReport,
+    Report,
+    Stats,
+    StepReport,
+)
+
+_NAMES_SHOWN = 3
+_FAR_DB = 10  # SQNR below which a result is pointed out: a third of the signal is noise
+
+
+def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = False) -> str:  # noqa: B008
+    """The table, what was left out and why, notes, and the verdict in one line.
+
+    Args:
+        report: of a run.
+        paper: what it will be shown on.
+        explain: list what each pass did and what it declined, with reasons.
+    """
+    blocks = [_steps(report).without_empty_columns().render(paper)]
+    if explain:
+        blocks.append("\n".join(_explanations(report)))
+    idle = [] if explain else _did_nothing(report)
+    notes = (f"note: {printable(note)}" for note in report.notes)
+    remarks = [*_left_out(report), *idle, *_far(report), *notes]
+    if remarks:
+        blocks.append("\n".join(remarks))
+    blocks.append(verdict(report))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def verdict(report: Report) -> str:
+    """What came out of it, in one line of plain words."""
+    before, after = report.before.stats, report.after.stats
+    parts = [
+        f"{bytes_text(before.file_bytes)} -> {bytes_text(after.file_bytes)} "
+        f"({change_text(before.file_bytes, after.file_bytes)})",
+        f"{before.nodes:,} -> {after.nodes:,} nodes",
+    ]
+    if report.latency is not None:
+        parts.append("latency " + latency_text(report.latency))
+    accuracies = (report.before.accuracy, report.after.accuracy)
+    if accuracies[0] is not None and accuracies[1] is not None:
+        parts.append(f"accuracy {100 * accuracies[0]:.2f} -> {100 * accuracies[1]:.2f} %")
+    parts.append(_outputs_text(report))
+    return ", ".join(parts)
+
+
+def latency_text(pair: LatencyPair) -> str:
+    """Two models' times in words: `0.21 -> 0.20 ms (no difference beyond noise)`."""
+    before, after = ms_text(pair.before.median), ms_text(pair.after.median)
+    number, _, unit = before.partition(" ")
+    times = f"{number if after.endswith(f' {unit}') else before} -> {after}"
+    if pair.is_faster:
+        return f"{times} ({pair.ratio:.2f}x as fast)"
+    if pair.is_slower:
+        return f"{times} (slower, {pair.ratio:.2f}x as fast)"
+    return f"{times} (no difference beyond noise)"
+
+
+def drift_text(drifts: Mapping[str, Drift], fidelity: Fidelity) -> str:
+    """The largest drift over all outputs, short enough for a column of a table."""
+    if not drifts:
+        return ""
+    if all(drift.equal_bits for drift in drifts.values()):
+        return "none"
+    if fidelity is not Fidelity.LOSSY:
+        return small_text(_worst(drift.max_abs for drift in drifts.values()))
+    return f"{min(drift.sqnr_db for drift in drifts.values()):.1f} dB"
+
+
+def _steps(report: Report) -> FigureTable:
+    has_accuracy = report.before.accuracy is not None
+    headers = ["step", "changes", "nodes", "params", "file", "MACs", "latency", "drift", "time"]
+    if has_accuracy:
+        headers.append("accuracy")
+    grid = FigureTable(headers)
+    grid.add(*_file_row("before", report.before, has_accuracy))
+    for step in report.steps:
+        style = "" if step.committed else "yellow"
+        grid.add(*_step_row(step, has_accuracy), style=style)
+        if len(step.parts) > 1:
+            for cells in _part_rows(step.parts):
+                grid.add(*cells, style="dim")
+    after = _file_row("after", report.after, has_accuracy)
+    grid.add(*after[:8], seconds_text(report.seconds), *after[9:], style="bold")
+    return grid
+
+
+def _file_row(title: str, file: FileReport, has_accuracy: bool) -> list[str]:
+    latency = ms_text(file.latency.median) if file.latency else ""
+    return [
+        title,
+        "",
+        *_stats_cells(file.stats),
+        latency,
+        "",
+        "",
+        *_accuracy_cells(file.accuracy, has_accuracy),
+    ]
+
+
+def _step_row(step: StepReport, has_accuracy: bool) -> list[str]:
+    drifts = step.comparison.original if step.comparison else {}
+    return [
+        step.spec if step.committed else f"{step.spec} (left out)",
+        f"{len(step.changes):,}",
+        *(_stats_cells(step.stats) if step.stats else [""] * 4),
+        ms_text(step.latency.after.median) if step.latency else "",
+        drift_text(drifts, step.fidelity),
+        seconds_text(step.seconds),
+        *_accuracy_cells(step.accuracy, has_accuracy),
+    ]
+
+
+def _part_rows(parts: Iterable[PartReport]) -> Iterator[list[str]]:
+    """Members of a preset that did something, then how many did not."""
+    idle = [part for part in parts if not part.changes]
+    for part in parts:
+        if part.changes:
+            changes = f"{len(part.changes):,}"
+            yield [f"  {part.spec}", changes, *[""] * 6, seconds_text(part.seconds)]
+    if idle:
+        seconds = sum(part.seconds for part in idle)
+        plural = "es" if len(idle) > 1 else ""
+        yield [f"  {len(idle)} other pass{plural}", "0", *[""] * 6, seconds_text(seconds)]
+
+
+def _stats_cells(stats: Stats) -> list[str]:
+    return [
+        f"{stats.nodes:,}",
+        count_text(stats.parameters),
+        bytes_text(stats.file_bytes),
+        count_text(stats.macs),
+    ]
+
+
+def _accuracy_cells(accuracy: float | None, shown: bool) -> list[str]:
+    if not shown:
+        return []
+    return ["" if accuracy is None else f"{100 * accuracy:.2f} %"]
+
+
+def _outputs_text(report: Report) -> str:
+    where = f"; compared on {printable(report.verified_on)}"
+    committed = _committed(report)
+    if not committed:
+        return "nothing changed"
+    if report.verified_on.startswith("not verified"):
+        return f"outputs {printable(report.verified_on)}"
+    compared = _last_comparison(committed)
+    if compared is None:
+        return "outputs not compared"
+    drifts = compared.original.values()
+    if all(drift.equal_bits for drift in drifts):
+        return f"outputs equal to the bit{where}"
+    if max(step.fidelity for step in committed) is not Fidelity.LOSSY:
+        return f"outputs equal within {small_text(_worst(d.max_abs for d in drifts))}{where}"
+    return f"outputs moved: {_lossy_text(compared.original)}{where}"
+
+
+def _committed(report: Report) -> list[StepReport]:
+    """The steps that changed what came out."""
+    return [step for step in report.steps if step.committed and step.changes]
+
+
+def _last_comparison(committed: Sequence[StepReport]) -> Comparison | None:
+    return next((s.comparison for s in reversed(committed) if s.comparison), None)
+
+
+def _lossy_text(drifts: Mapping[str, Drift]) -> str:
+    name, least = _farthest(drifts)
+    text = f"SQNR {least:.1f} dB" + (f" of `{printable(name)}`" if len(drifts) > 1 else "")
+    agreements = [d.top1_agreement for d in drifts.values() if d.top1_agreement is not None]
+    if agreements:
+        text += f", top-1 answers agree for {100 * min(agreements):.2f} %"
+    return text
+
+
+def _farthest(drifts: Mapping[str, Drift]) -> tuple[str, float]:
+    name = min(drifts, key=lambda key: drifts[key].sqnr_db)
+    return name, drifts[name].sqnr_db
+
+
+def _far(report: Report) -> Iterator[str]:
+    """That outputs are far from what they were, where nobody measured what that is worth."""
+    committed = _committed(report)
+    compared = _last_comparison(committed)
+    if compared is None or not compared.original or report.after.accuracy is not None:
+        return
+    if max(step.fidelity for step in committed) is not Fidelity.LOSSY:
+        return
+    name, least = _farthest(compared.original)
+    if least < _FAR_DB:
+        yield (
+            f"far from the input model: `{printable(name)}` has an SQNR of {least:.1f} dB. Judge "
+            "it on your own data (--eval, with --max-drop as a floor), or set --min-sqnr"
+        )
+
+
+def _left_out(report: Report) -> Iterator[str]:
+    for step in report.steps:
+        if step.committed:
+            continue
+        figures = []
+        if step.stats:
+            figures.append(bytes_text(step.stats.file_bytes))
+        if step.latency:
+            figures.append("latency " + latency_text(step.latency))
+        if step.comparison and step.comparison.original and not _all_equal(step.comparison):
+            figures.append(_lossy_text(step.comparison.original))
+        measured = f" [measured: {'; '.join(figures)}]" if figures else ""
+        why = printable(step.why_not_committed or "no reason was recorded")
+        yield f"left out: {printable(step.spec)}: {why}{measured}"
+
+
+def _did_nothing(report: Report) -> Iterator[str]:
+    """Passes that were asked for by name and declined, with the reason most places have."""
+    for step in report.steps:
+        if step.changes or not step.skips or len(step.parts) > 1 or not step.committed:
+            continue
+        reasons = Counter(skip.why for skip in step.skips)
+        (why, count), *others = reasons.most_common()
+        places = f" ({count:,} places)" if count > 1 else ""
+        plural = "s" if len(others) > 1 else ""
+        rest = f"; {len(others)} other reason{plural}: see --explain" if others else ""
+        yield f"nothing done: {printable(step.spec)}: {printable(why)}{places}{rest}"
+
+
+def _all_equal(comparison: Comparison) -> bool:
+    return all(drift.equal_bits for drift in comparison.original.values())
+
+
+def _explanations(report: Report) -> Iterator[str]:
+    for step in report.steps:
+        idle = [part.spec for part in step.parts if not part.changes and not part.skips]
+        for part in step.parts:
+            if part.spec in idle:
+                continue
+            yield printable(part.spec)
+            yield from _grouped("changed", [(c.what, c.node) for c in part.changes])
+            yield from _grouped("skipped", [(s.why, s.node) for s in part.skips])
+        if idle:
+            yield f"nothing to do for {printable(', '.join(idle))}"
+
+
+def _grouped(verb: str, items: list[tuple[str, str]]) -> Iterator[str]:
+    """Items with the same text on one line, the first few by name."""
+    nodes: dict[str, list[str]] = {}
+    for text, node in items:
+        nodes.setdefault(text, []).append(node)
+    for text, where in nodes.items():
+        shown = ", ".join(f"`{printable(node)}`" for node in where[:_NAMES_SHOWN])
+        more = len(where) - _NAMES_SHOWN
+        rest = f" and {more:,} more" if more > 0 else ""
+        yield f"    {verb} {shown}{rest}: {printable(text)}"
+
+
+def _worst(values: Iterable[float]) -> float:
+    """The largest; NaN when one of them is."""
+    found = list(values)
+    return math.nan if any(map(math.isnan, found)) else max(found)

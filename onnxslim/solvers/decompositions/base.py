@@ -1,0 +1,159 @@
+"""What every decomposition of a kernel answers: its error, its factors, their product.
+
+The methods are those of `tensor_decompositions`. One group at a time, float64.
+
+What may change here: what a method must answer, and how H is reduced to what one lets through.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from scipy import linalg
+
+from onnxslim.services.moments import BlockDiagonal
+from onnxslim.solvers.low_rank import Projection, symmetric, variational_rank
+from onnxslim.solvers.metric import Metric
+
+Ranks = tuple[int, ...]
+Factors = tuple[np.ndarray, ...]
+
+
+class Diverges(Exception):
+    """The terms of a decomposition grow without bound and cancel each other."""
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """What one group of a layer looks like: (rows, channels, kernel...)."""
+
+    rows: int
+    channels: int
+    kernel: tuple[int, ...]
+
+    @property
+    def taps(self) -> int:
+        """Positions of the kernel."""
+        return prod(self.kernel)
+
+    @property
+    def first_axis(self) -> int:
+        """The kernel axis that a separable decomposition treats first: the first longer than 1."""
+        return next((i for i, size in enumerate(self.kernel) if size > 1), 0)
+
+
+class Decomposition(ABC):
+    """One method on one weight.
+
+    Args:
+        target: (rows, channels·taps).
+        metric: of its inputs.
+        shape: of the kernel.
+        most: the highest rank that will be asked for; None: any.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self,
+        target: np.ndarray,
+        metric: Metric,
+        shape: KernelShape,
+        *,
+        most: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.target = np.asarray(target, np.float64)
+        self.metric, self.shape, self.seed = metric, shape, seed
+        top = self.full(shape)[0]
+        self.most = top if most is None else min(top, most)
+
+    @staticmethod
+    @abstractmethod
+    def full(shape: KernelShape) -> Ranks:
+        """The ranks at which it is exact."""
+
+    @abstractmethod
+    def error(self, ranks: Ranks) -> float:
+        """E‖W·x − Ŵ·x‖².
+
+        Raises:
+            Diverges: the decomposition does not settle.
+        """
+
+    @abstractmethod
+    def factors(self, ranks: Ranks) -> Factors:
+        """The factors, in the order in which they are applied to x.
+
+        Raises:
+            Diverges: the decomposition does not settle.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def product(shape: KernelShape, factors: Factors) -> np.ndarray:
+        """Ŵ, (rows, channels·taps)."""
+
+    @staticmethod
+    @abstractmethod
+    def factor_shapes(shape: KernelShape, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
+        """The shapes of what `factors` returns."""
+
+    def energies(self) -> np.ndarray:
+        """Squared singular values that tell a rank; of the method's main unfolding."""
+        raise NotImplementedError
+
+    def variational(self) -> Ranks:
+        """The ranks that variational Bayes finds."""
+        rows, columns = self.target.shape
+        return (variational_rank(self.energies(), rows, columns),)
+
+
+class Projected(Decomposition):
+    """Methods whose last factor is the best for the features that the first ones make."""
+
+    @abstractmethod
+    def lift(self, rows: np.ndarray) -> np.ndarray:
+        """X, (m, columns), to X·Pᵀ, (m, features)."""
+
+    @cached_property
+    def projection(self) -> Projection:
+        """Of all features."""
+        squares = self.squares() if self.metric.is_identity else None
+        return Projection(self.target, self.metric, self.lift, squares)
+
+    def squares(self) -> np.ndarray | None:
+        """Squared norms of the rows of P where, without data, they are orthogonal."""
+        return None
+
+
+def dense_second(metric: Metric) -> np.ndarray | None:
+    """H as one matrix; None for the identity."""
+    if metric.is_identity:
+        return None
+    blocks = tuple(block.undamped() for block in metric.blocks)
+    return blocks[0] if len(blocks) == 1 else linalg.block_diag(*BlockDiagonal(blocks).blocks)
+
+
+def channel_metric(metric: Metric, shape: KernelShape) -> Metric:
+    """H over channels, summed over kernel positions."""
+    second = dense_second(metric)
+    if second is None:
+        return Metric(None, shape.channels)
+    split = second.reshape(shape.channels, shape.taps, shape.channels, shape.taps)
+    return Metric(symmetric(np.einsum("ckdk->cd", split)), shape.channels)
+
+
+__all__ = [
+    "Decomposition",
+    "Diverges",
+    "Factors",
+    "KernelShape",
+    "Projected",
+    "Ranks",
+    "channel_metric",
+    "dense_second",
+]

@@ -1,0 +1,148 @@
+"""The best runs of ascending values: what k-means in one dimension comes down to.
+
+In one dimension the clusters of the best table are runs of the sorted values. With c(i, j) the
+squared error of the values i..j−1 about their mean, the best k runs of the first j values cost
+
+    D[k, j] = min over i ≤ j of D[k−1, i] + c(i, j)
+
+and since c has the Monge property, the best i never falls as j grows (Wu 1991; Grønlund et al.
+2017). So a row of D takes O(n log n): the best i is found for every other j after it is known for
+the j between them, all of one round at once.
+
+What may change here: the order in which places are tried, and how many rows take part at once. The
+runs found are the best there are, and must stay so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+TINY: Final = 1e-300
+
+
+@dataclass(frozen=True)
+class PrefixSums:
+    """Where runs may begin or end: running totals and sums there, (rows, places), never falling."""
+
+    totals: np.ndarray
+    sums: np.ndarray
+
+
+def best_edges(every: PrefixSums, count: int) -> np.ndarray:
+    """Where each row's best `count` runs begin and end, (rows, count + 1)."""
+    rows, size = every.totals.shape
+    return best_path([every] * (count - 1), every, [np.arange(size)] * (count - 1), np.arange(rows))
+
+
+def best_path(
+    inner: list[PrefixSums], every: PrefixSums, limits: list[np.ndarray], rows: np.ndarray
+) -> np.ndarray:
+    """The best choice among the places of each inner edge.
+
+    Args:
+        inner: the places of the edges but the first and the last.
+        every: all places; the runs go from the first to the last of them.
+        limits: for the places of an inner edge, the last place of the edge before it that does
+            not come after.
+        rows: numbers of the rows.
+
+    Returns:
+        (rows, edges): indices of places, the first and last among all places.
+    """
+    edges = np.zeros((len(rows), len(inner) + 2), np.intp)
+    edges[:, -1] = every.totals.shape[1] - 1
+    if not inner:
+        return edges
+    first = PrefixSums(every.totals[:, :1], every.sums[:, :1])
+    last = PrefixSums(every.totals[:, -1:], every.sums[:, -1:])
+    saved = run_saving(first, inner[0])
+    begins = []
+    for before, places, limit in zip(inner, inner[1:], limits[1:], strict=False):
+        saved, begin = next_layer(saved, before, places, limit)
+        begins.append(begin)
+    # of the last run only the one that ends with the last value matters
+    edges[:, -2] = (saved + run_saving(inner[-1], last)).argmax(axis=1)
+    for layer in range(len(begins), 0, -1):
+        edges[:, layer] = begins[layer - 1][rows, edges[:, layer + 1]]
+    return edges
+
+
+def run_saving(begin: PrefixSums, end: PrefixSums) -> np.ndarray:
+    """How much less a run costs about its mean than about zero, (Σ w·x)²/Σ w."""
+    weight = end.totals - begin.totals
+    np.maximum(weight, TINY, out=weight)
+    saving = end.sums - begin.sums
+    np.square(saving, out=saving)
+    saving /= weight
+    return np.asarray(saving)
+
+
+def next_layer(
+    saved: np.ndarray, begins: PrefixSums, ends: PrefixSums, limit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """One more run: what is saved up to each end, and where the last run then best begins.
+
+    Args:
+        saved: what the runs before it save up to each begin.
+        begins: places where it may begin.
+        ends: places where it may end.
+        limit: for each end, the last begin that does not come after it.
+    """
+    rows, size = ends.totals.shape
+    many = begins.totals.shape[1]
+    best, chosen = np.empty((rows, size)), np.zeros((rows, size), index_type(many))
+    limit = np.broadcast_to(limit, (rows, size))
+    offset = np.arange(rows)[:, None]
+    flat = saved.reshape(-1), PrefixSums(begins.totals.reshape(-1), begins.sums.reshape(-1))
+    stride = 1 << (size.bit_length() - 1)
+    while stride:
+        # known are the ends at multiples of 2·stride, less one
+        at = np.arange(stride, size + 1, 2 * stride) - 1
+        left, right = at - stride, at + stride
+        lower = np.where(left >= 0, chosen[:, np.maximum(left, 0)], 0).astype(np.intp)
+        upper = np.where(right < size, chosen[:, np.minimum(right, size - 1)], many - 1)
+        upper = np.minimum(upper, limit[:, at]).astype(np.intp)
+        tails = PrefixSums(ends.totals[:, at].ravel(), ends.sums[:, at].ravel())
+        start = offset * many
+        found, value = _best_begins(*flat, (lower + start).ravel(), (upper + start).ravel(), tails)
+        chosen[:, at] = found.reshape(rows, -1) - start
+        best[:, at] = value.reshape(rows, -1)
+        stride >>= 1
+    return best, chosen
+
+
+def index_type(count: int) -> type[np.uint16] | type[np.uint32]:
+    """The type in which numbers below `count` are held."""
+    return np.uint16 if count <= 1 << 16 else np.uint32
+
+
+def _best_begins(
+    saved: np.ndarray, begins: PrefixSums, lower: np.ndarray, upper: np.ndarray, ends: PrefixSums
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each end, the best begin from `lower` to `upper`, and what is then saved."""
+    lengths = upper - lower + 1
+    firsts = np.cumsum(lengths) - lengths
+    tried = np.arange(int(lengths.sum())) + np.repeat(lower - firsts, lengths)
+    saving = run_saving(
+        PrefixSums(begins.totals[tried], begins.sums[tried]),
+        PrefixSums(np.repeat(ends.totals, lengths), np.repeat(ends.sums, lengths)),
+    )
+    saving += saved[tried]
+    value = np.maximum.reduceat(saving, firsts)
+    hits = np.flatnonzero(saving == np.repeat(value, lengths))
+    # the first hit of each end
+    return tried[hits[np.searchsorted(hits, firsts)]], value
+
+
+__all__ = [
+    "TINY",
+    "PrefixSums",
+    "best_edges",
+    "best_path",
+    "index_type",
+    "next_layer",
+    "run_saving",
+]

@@ -1,0 +1,160 @@
+"""What a model file holds: signature, operators, weights, sizes. `onnxslim inspect` shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.graph.counts import constants_of
+from onnxslim.graph.ir import Constant, to_onnx_dtype, walk_graphs
+from onnxslim.io.model import Model
+from onnxslim.pipeline.stats import measure_stats
+from onnxslim.report import Stats
+
+_MAX = 5
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model, or one of its weights; `dtype` and `shape` as ONNX says."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """All weights of one element type."""
+
+    dtype: str
+    tensors: int
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model file holds.
+
+    Attributes:
+        opsets: version by domain; the standard domain is `ai.onnx`.
+        operators: count by name, bodies of If, Loop and Scan included; those of other domains
+            are `domain.Name`.
+        functions: `domain.Name` of the model's local functions, with their number of nodes.
+        largest: the largest weights, with their bytes in the file.
+        external: data files, by name.
+        packed_bytes: size of the packed file, None where it is none.
+    """
+
+    path: Path
+    sha256: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    opsets: Mapping[str, int]
+    ir_version: int
+    producer: str
+    operators: Mapping[str, int]
+    functions: Mapping[str, int]
+    weights: tuple[WeightSummary, ...]
+    largest: tuple[tuple[Port, int], ...]
+    external: tuple[str, ...]
+    metadata: Mapping[str, str]
+    stats: Stats
+    packed_bytes: int | None = None
+
+
+def inspect_model(path: Path) -> Inspection:
+    """Look into the model file at `path`.
+
+    Raises:
+        UsageError: there is no such file.
+        ModelError: it is no model.
+    """
+    model = Model.load(path)
+    stats = replace(measure_stats(model), file_bytes=model.origin.file_bytes)
+    constants = _all_constants(model.graph)
+    shell = model.shell
+    return Inspection(
+        path=path,
+        sha256=model.origin.sha256,
+        inputs=tuple(map(_port, model.graph.inputs)),
+        outputs=tuple(map(_port, model.graph.outputs)),
+        opsets={item.domain or "ai.onnx": item.version for item in shell.opset_import},
+        ir_version=shell.ir_version,
+        producer=f"{shell.producer_name} {shell.producer_version}".strip(),
+        operators=_operators(model.graph),
+        functions=_functions(shell.functions or model.graph.local_functions),
+        weights=_weights(constants),
+        largest=_largest(constants),
+        external=tuple(item.name for item in model.origin.external),
+        metadata={item.key: item.value for item in shell.metadata_props},
+        stats=stats,
+        packed_bytes=model.origin.packed_bytes,
+    )
+
+
+def _all_constants(graph: gs.Graph) -> list[Constant]:
+    found = {id(c): c for nested in walk_graphs(graph) for c in constants_of(nested)}
+    return list(found.values())
+
+
+def _port(tensor: gs.Tensor) -> Port:
+    shape = None if tensor.shape is None else tuple(tensor.shape)
+    if tensor.dtype is None:
+        info = getattr(tensor, "info", None)
+        return Port(tensor.name, _kind(info.type) if info is not None else "unknown", shape)
+    return Port(tensor.name, _type_name(np.dtype(tensor.dtype)), shape)
+
+
+def _kind(proto: onnx.TypeProto) -> str:
+    """A type that is no dense tensor, such as `sequence(float)`."""
+    kind = proto.WhichOneof("value")
+    if kind in ("sequence_type", "optional_type"):
+        return f"{kind.removesuffix('_type')}({_kind(getattr(proto, kind).elem_type)})"
+    if kind == "map_type":
+        key = onnx.TensorProto.DataType.Name(proto.map_type.key_type).lower()
+        return f"map({key}, {_kind(proto.map_type.value_type)})"
+    if kind in ("tensor_type", "sparse_tensor_type"):
+        element = onnx.TensorProto.DataType.Name(getattr(proto, kind).elem_type).lower()
+        return element if kind == "tensor_type" else f"sparse({element})"
+    return "unknown"
+
+
+def _type_name(dtype: np.dtype[np.generic]) -> str:
+    return str(onnx.TensorProto.DataType.Name(to_onnx_dtype(dtype))).lower()
+
+
+def _operators(graph: gs.Graph) -> dict[str, int]:
+    counts = Counter(
+        node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
+        for nested in walk_graphs(graph)
+        for node in nested.nodes
+    )
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _functions(functions: Iterable[onnx.FunctionProto]) -> dict[str, int]:
+    return {f"{item.domain}.{item.name}": len(item.node) for item in functions}
+
+
+def _weights(constants: Iterable[Constant]) -> tuple[WeightSummary, ...]:
+    groups: dict[str, list[Constant]] = {}
+    for constant in constants:
+        groups.setdefault(_type_name(np.dtype(constant.dtype)), []).append(constant)
+    found = [
+        WeightSummary(dtype, len(group), sum(c.size for c in group), sum(c.nbytes for c in group))
+        for dtype, group in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda item: (-item.bytes, item.dtype)))
+
+
+def _largest(constants: Iterable[Constant]) -> tuple[tuple[Port, int], ...]:
+    ranked = sorted(constants, key=lambda constant: (-constant.nbytes, constant.name))
+    return tuple((_port(constant), constant.nbytes) for constant in ranked[:_MAX])

@@ -1,0 +1,312 @@
+"""Model file to packed file and back, with the figures of every coder.
+
+What may change here: what is tried and measured. What the bytes mean is said in `container`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from onnxslim.errors import ModelError, UsageError
+from onnxslim.graph.wire import Located, locate
+from onnxslim.io.model import Model
+from onnxslim.io.staging import map_file, stage_file, write_file, writing
+from onnxslim.packing import coders, is_packed
+from onnxslim.packing.container import (
+    Header,
+    Packed,
+    Place,
+    index_of,
+    most_unpacked,
+    write,
+)
+from onnxslim.packing.elements import byte_planes, distinct
+from onnxslim.packing.streams import Method, encode_symbols
+from onnxslim.packing.tensors import CodedUnit, Indexed, TensorClass, encode_plain
+from onnxslim.tools.tensor_classes import MIN_BYTES, ClassifiedUnit, units_of
+
+Tell = Callable[[str], None]
+_GRAPH: Final = "graph"
+_QUICK_BYTES: Final = 128 << 20
+_QUICK_LEVEL: Final = 9
+# what else may be taken where it is smaller; methods come in the order of their definition
+_FALLBACKS: Final[Mapping[Method, tuple[Method, ...]]] = {
+    Method.ENTROPY: (Method.ZSTD,),
+    Method.HUFFMAN: (),
+    Method.ZSTD: (),
+}
+
+
+@dataclass
+class ClassFigures:
+    """What the tensors of one class take, in bytes; what was not measured is None.
+
+    Attributes:
+        name: of the class.
+        tensors: how many.
+        float32_bytes: as dense float32; None where they are no numbers.
+        file_bytes: in the .onnx file.
+        huffman, entropy, zstd: coded by Huffman, by the entropy coder, by zstd alone.
+        bound: order-0 entropy of the symbols; models that know a layer's inputs go below it.
+        packed: in the packed file.
+    """
+
+    name: str
+    tensors: int = 0
+    float32_bytes: int = 0
+    file_bytes: int = 0
+    huffman: int | None = None
+    entropy: int | None = None
+    zstd: int | None = None
+    bound: int | None = None
+    packed: int = 0
+
+    def add(self, other: ClassFigures) -> None:
+        """Add those of `other`."""
+        self.tensors += other.tensors
+        self.float32_bytes += other.float32_bytes
+        self.file_bytes += other.file_bytes
+        self.packed += other.packed
+        self.huffman = _sum(self.huffman, other.huffman)
+        self.entropy = _sum(self.entropy, other.entropy)
+        self.zstd = _sum(self.zstd, other.zstd)
+        self.bound = _sum(self.bound, other.bound)
+
+
+@dataclass
+class PackReport:
+    """What `pack` did.
+
+    Attributes:
+        coder: the method asked for.
+        sha256: of the .onnx file that was packed.
+        input_bytes: of the model file, with its external data.
+        whole_zstd: bytes of the whole file after zstd, and the level; None: not measured.
+        classes: figures by class; the last one is the graph, with what the file itself needs.
+    """
+
+    coder: Method
+    sha256: str
+    input_bytes: int
+    packed_bytes: int = 0
+    whole_zstd: tuple[int, int] | None = None
+    classes: list[ClassFigures] = field(default_factory=list)
+
+    @property
+    def total(self) -> ClassFigures:
+        """All classes together."""
+        total = ClassFigures("total")
+        for item in self.classes:
+            total.add(item)
+        return total
+
+
+# --------------------------------------------------------------------------- packing
+
+
+def pack(
+    source: Path,
+    target: Path,
+    *,
+    coder: Method = Method.ENTROPY,
+    measure: bool = True,
+    tell: Tell | None = None,
+) -> PackReport:
+    """Pack the model file `source` into `target`, all or nothing.
+
+    Args:
+        source: an .onnx file; external data are packed with it.
+        target: the packed file.
+        coder: how streams of symbols are coded.
+        measure: code everything by the other coders, too, for the figures.
+        tell: told in words what is going on.
+
+    Raises:
+        UsageError: a path is wrong, or the target cannot be written.
+        ModelError: the source is no valid model.
+    """
+    if is_packed(map_file(source)):
+        raise UsageError(f"`{source}` is a packed file already.")
+    model = Model.load(source)
+    with (
+        stage_file(target, source, model.origin.external) as staged,
+        _as_one_file(model, source) as file,
+    ):
+        pieces, report = _packed(file, model, coder, measure, tell or (lambda _: None))
+        report.input_bytes = model.origin.file_bytes
+        with writing(target):
+            write_file(staged.file, pieces)
+        staged.commit()
+    return report
+
+
+@contextmanager
+def _as_one_file(model: Model, source: Path) -> Iterator[memoryview]:
+    """The model file; one with external data, written as a single file of any size."""
+    if not model.origin.external:
+        yield map_file(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+        whole = Path(folder) / "model.onnx"
+        model.save(whole, external=False)
+        yield map_file(whole)
+
+
+def _packed(
+    file: memoryview, model: Model, coder: Method, measure: bool, tell: Tell
+) -> tuple[list[bytes], PackReport]:
+    payloads = list(locate(file, MIN_BYTES))
+    digest = hashlib.sha256(file)
+    report = PackReport(coder, digest.hexdigest(), len(file))
+    by_class = {name: ClassFigures(name.value) for name in TensorClass}
+    packed: list[Packed] = []
+    found = units_of(file, payloads, model.graph)
+    for number, item in enumerate(found):
+        tell(f"packing {number + 1:,} of {len(found):,} groups of tensors")
+        data = [file[payloads[i].start : payloads[i].stop] for i in item.unit.payloads]
+        chosen, figures = _encode(item, data, coder, measure)
+        by_class[TensorClass(figures.name)].add(figures)
+        packed += chosen
+    places, rest = _without(file, payloads)
+    index = index_of(places, packed, rest)
+    header = Header(len(file), digest.digest(), bool(model.origin.external))
+    pieces = write(header, index, [item.coded.body for item in packed])
+    report.packed_bytes = sum(map(len, pieces))
+    report.classes = [item for item in by_class.values() if item.tensors]
+    others = report.packed_bytes - sum(item.packed for item in report.classes)
+    report.classes.append(_graph_figures(rest, others, measure))
+    _check_size(len(file), report.packed_bytes)
+    if measure:
+        tell("comparing with zstd")
+        level = coders.BEST if len(file) <= _QUICK_BYTES else _QUICK_LEVEL
+        report.whole_zstd = len(coders.zstd(file, level)), level
+    return pieces, report
+
+
+def _without(file: memoryview, payloads: Sequence[Located]) -> tuple[list[Place], bytes]:
+    """Where the payloads lie, and the file without them."""
+    places, parts, at = [], [], 0
+    for payload in payloads:
+        places.append(Place(payload.start - at, payload.stop - payload.start))
+        parts.append(file[at : payload.start])
+        at = payload.stop
+    return places, b"".join([*parts, file[at:]])
+
+
+def _check_size(unpacked: int, packed: int) -> None:
+    most = most_unpacked(packed)
+    if unpacked > most:
+        raise ModelError(
+            f"The model would shrink from {unpacked:,} to {packed:,} bytes, and no reader would "
+            f"believe that: a packed file of that size may unpack to {most:,} bytes at most. "
+            "Nearly all of its weights must be equal; fold or remove them first."
+        )
+
+
+# --------------------------------------------------------------------------- one unit
+
+
+def _encode(
+    found: ClassifiedUnit, data: Sequence[memoryview], method: Method, measure: bool
+) -> tuple[list[Packed], ClassFigures]:
+    """The unit coded as `method` says, and what the other coders make of it."""
+    sizes: dict[Method, int] = {}
+    chosen: list[Packed] = []
+    name = TensorClass.OTHER
+    for each in Method:
+        if not (measure or each in (method, *_FALLBACKS[method])):
+            continue
+        packed = _encode_by(found, data, each)
+        sizes[each] = sum(item.coded.entropy_bytes for item in packed)
+        if len(sizes) == 1 and each is not Method.ZSTD:  # which knows nothing of classes
+            name = found.unit.tensor_class(packed[0].coded)
+        if each is method or (
+            each in _FALLBACKS[method] and _packed_bytes(packed) < _packed_bytes(chosen)
+        ):
+            chosen = packed
+    nbytes = sum(map(len, data))
+    dense = nbytes if found.float32_bytes is None else found.float32_bytes
+    figures = ClassFigures(name.value, found.tensors, dense, nbytes, packed=_packed_bytes(chosen))
+    if measure:
+        figures.huffman = sizes[Method.HUFFMAN]
+        figures.entropy = sizes[Method.ENTROPY]
+        figures.zstd = sizes[Method.ZSTD]
+        figures.bound = _bound(found, data, name)
+    return chosen, figures
+
+
+def _encode_by(found: ClassifiedUnit, data: Sequence[memoryview], method: Method) -> list[Packed]:
+    if method is not Method.ZSTD:
+        return [Packed(found.unit, found.unit.coded(data, method), _checksum(data))]
+    by_payload = dict(zip(found.unit.payloads, data, strict=True))
+    packed = []
+    for unit in found.unit.plain([len(item) for item in data]):
+        own = [by_payload[index] for index in unit.payloads]
+        packed.append(Packed(unit, encode_plain(unit, own, method), _checksum(own)))
+    return packed
+
+
+def _checksum(data: Iterable[memoryview]) -> int:
+    check = 0
+    for item in data:
+        check = zlib.crc32(item, check)
+    return check
+
+
+def _packed_bytes(packed: Iterable[Packed]) -> int:
+    return sum(item.coded.nbytes for item in packed)
+
+
+def _bound(found: ClassifiedUnit, data: Sequence[memoryview], form: TensorClass) -> int:
+    """Order-0 entropy of codes; else of which elements are not zero, and of the bytes of those."""
+    unit = found.unit
+    if isinstance(unit, Indexed):
+        return _bound_of_others(unit.values(data), unit.rows * unit.columns, unit)
+    array = unit.array(data)
+    if unit.elements.alphabet:
+        return _entropy_bytes(array)
+    if form is TensorClass.TABLE:
+        return _from_counts(np.unique(array, return_counts=True)[1])
+    return _bound_of_others(array[array != 0], array.size, unit)
+
+
+def _bound_of_others(others: np.ndarray, count: int, unit: CodedUnit) -> int:
+    places = _from_counts(np.array([others.size, count - others.size]))
+    if distinct(others, rotated=False) is not None:
+        return places + _from_counts(np.unique(others, return_counts=True)[1])
+    return places + sum(_entropy_bytes(plane) for plane in byte_planes(others, unit.elements))
+
+
+def _entropy_bytes(symbols: np.ndarray) -> int:
+    return _from_counts(np.bincount(symbols, minlength=256))
+
+
+def _from_counts(counts: np.ndarray) -> int:
+    known = counts[counts > 0]
+    total = int(known.sum())
+    return math.ceil(float((known * np.log2(total / known)).sum()) / 8) if total else 0
+
+
+def _graph_figures(rest: bytes, packed: int, measure: bool) -> ClassFigures:
+    figures = ClassFigures(_GRAPH, 0, len(rest), len(rest), packed=packed)
+    if measure:
+        symbols = np.frombuffer(rest, np.uint8)
+        figures.huffman = len(coders.huffman(rest))
+        figures.zstd = len(coders.zstd(rest))
+        figures.entropy = encode_symbols(symbols, 256, Method.ENTROPY).entropy_bytes
+        figures.bound = _entropy_bytes(symbols)
+    return figures
+
+
+def _sum(a: int | None, b: int | None) -> int | None:
+    return (a or 0) + b if b is not None else a

@@ -1,0 +1,153 @@
+"""How good a model is on labelled data: top-1, or a number that the user's own code computes.
+
+What may change here: what counts as accuracy. It is a share in [0, 1], higher is better, and
+`--max-drop 0.5` allows it to fall by 0.005.
+
+Two kinds of evaluation:
+
+- labelled samples (a source as in `calibration` with an array `label` or `labels`): top-1;
+- a function of one argument, `module:function` or a callable:
+
+      def accuracy(run):
+          outputs = run({"input": images})   # arrays by name in, arrays by name out
+          return (outputs["scores"].argmax(axis=1) == labels).mean()
+
+  It is called once for every model to judge. A function without arguments returns samples.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import SupportsFloat
+
+import numpy as np
+
+from onnxslim.errors import UsageError
+from onnxslim.runtime.measure.workload import batch_size
+from onnxslim.runtime.samples import user_function
+from onnxslim.runtime.samples.sources import Samples, SampleSource, open_samples
+from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo
+
+UserMetric = Callable[[Callable[[Feeds], Outputs]], SupportsFloat]
+EvaluationSource = SampleSource | UserMetric
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Labelled samples, or a metric: one of the two is set."""
+
+    name: str
+    samples: Samples | None = None
+    metric: Callable[..., object] | None = None
+
+    def score(self, session: Session, *, alone: bool = False) -> float:
+        """Accuracy of the model behind `session`.
+
+        Args:
+            session: of the model.
+            alone: whether to run samples one by one.
+
+        Raises:
+            UsageError: no output gives a score for every class, labels are missing, or the
+                user's function failed.
+            RuntimeFailure: the model does not run on the data.
+        """
+        if self.metric is not None:
+            return _number(user_function.call(self.metric, self.name, session.run), self.name)
+        assert self.samples is not None
+        return top1(session, self.samples, alone=alone)
+
+
+def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> Evaluation:
+    """What `--eval` or `evaluation=` names.
+
+    Raises:
+        UsageError: it cannot be read or imported.
+    """
+    if callable(source) and not isinstance(source, type):
+        return Evaluation(getattr(source, "__name__", "the metric"), metric=source)
+    if isinstance(source, str) and _names_function(source):
+        function = user_function.load_function(source)
+        if _arguments(function):
+            return Evaluation(source, metric=function)
+    samples = open_samples(source, inputs)  # type: ignore[arg-type]
+    return Evaluation(samples.name, samples)
+
+
+def top1(session: Session, samples: Samples, *, alone: bool = False) -> float:
+    """Share of samples whose highest score is that of their label.
+
+    The scores are the first float output with one row of two or more entries for every sample.
+
+    Raises:
+        UsageError: there is no such output, or labels are missing.
+    """
+    right = total = 0
+    for sample in samples.batches(1 if alone else batch_size(session, samples)):
+        if sample.labels is None:
+            raise UsageError(
+                f"{samples.name} has no array `label`, so there is no accuracy to measure. Add "
+                "one class number for each sample."
+            )
+        labels = _class_numbers(sample.labels, sample.rows, samples.name)
+        scores = _class_scores(session.run(sample.feeds), sample.rows)
+        right += int(np.count_nonzero(scores.argmax(axis=1) == labels))
+        total += sample.rows
+    return right / total
+
+
+def _class_scores(outputs: Outputs, rows: int) -> np.ndarray:
+    for array in outputs.values():
+        if not _is_float(array) or array.ndim < 2 or array.shape[0] != rows:
+            continue
+        classes = array.shape[1]
+        if classes > 1 and array.size == rows * classes:  # any further axes have size 1
+            return array.reshape(rows, classes)
+    found = ", ".join(f"`{k}` {v.dtype.name}{list(v.shape)}" for k, v in outputs.items())
+    raise UsageError(
+        f"No output holds class scores for {rows} samples; the outputs are {found}. Give a metric "
+        "of your own as `module:function`."
+    )
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype.isbuiltin == 2
+
+
+def _class_numbers(labels: np.ndarray, rows: int, name: str) -> np.ndarray:
+    """Labels as class numbers; one-hot rows are understood."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        labels = labels.argmax(axis=1)
+    labels = labels.reshape(-1)
+    if labels.dtype.kind not in "iu" or len(labels) != rows:
+        raise UsageError(
+            f"The labels of {name} are {labels.dtype.name}, {len(labels)} for {rows} samples; "
+            "one integer for each sample is needed."
+        )
+    return labels
+
+
+def _names_function(source: str) -> bool:
+    return not Path(source).exists() and user_function.is_function_name(source)
+
+
+def _arguments(function: Callable[..., object]) -> int:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 0
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty and p.kind in positional for p in parameters)
+
+
+def _number(value: object, name: str) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not np.isfinite(number):
+        raise UsageError(f"`{name}` returned {value!r}; it must return a number, higher is better.")
+    return number

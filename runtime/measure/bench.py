@@ -1,0 +1,85 @@
+"""Latency of several models side by side, for `onnxslim bench`.
+
+What may change here: how rounds of more than two models are reported. Measuring is `latency`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+from onnxslim.errors import RuntimeFailure
+from onnxslim.io.model import Model
+from onnxslim.report import Latency, LatencyPair
+from onnxslim.runtime.measure.latency import BUDGET_S, Run, compare_times, summarise, time_sessions
+from onnxslim.runtime.measure.workload import from_seed
+from onnxslim.runtime.samples.sources import SampleSource, open_samples
+from onnxslim.runtime.session import Feeds, Session, open_session
+
+
+def bench(
+    models: Sequence[Model],
+    *,
+    calibration: SampleSource | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    seconds: float | None = None,
+) -> list[tuple[str, Latency, LatencyPair | None]]:
+    """Name, latency, and latency against the first model, of models that take the same inputs.
+
+    Args:
+        models: what to time.
+        calibration: the first sample is what they run on.
+        seed: of made-up inputs, and of the order of runs.
+        threads: of onnxruntime; None for its own choice.
+        input_shapes: of inputs whose sizes are open.
+        seconds: for each pair of models; more makes the bounds narrower.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
+        UsageError: the calibration data do not fit.
+    """
+    feeds: list[Feeds] = []
+
+    @contextmanager
+    def opened() -> Iterator[Sequence[Run]]:
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(open_session(m, threads=threads)) for m in models]
+            if not feeds:
+                feeds.append(one_sample(sessions[0], calibration, seed, input_shapes))
+            for session in sessions:
+                session.run(feeds[0])  # its errors name the fault, those of a timed run do not
+            yield [session.runner(feeds[0]) for session in sessions]
+
+    times = time_sessions(opened, seed=seed, budget_s=BUDGET_S if seconds is None else seconds)
+    return [
+        (_name(model, index), summarise(row), compare_times(times[0], row) if index else None)
+        for index, (model, row) in enumerate(zip(models, times, strict=True))
+    ]
+
+
+def one_sample(
+    session: Session,
+    calibration: SampleSource | None,
+    seed: int,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> Feeds:
+    """The first of the user's samples, or a seeded one.
+
+    Raises:
+        RuntimeFailure: the model runs on no inputs that could be made up.
+    """
+    if calibration is not None:
+        return next(iter(open_samples(calibration, session.inputs))).feeds
+    workload, why = from_seed(session, seed, input_shapes)
+    if workload is None:
+        raise RuntimeFailure(
+            f"No inputs could be made up that the model accepts. {why} Give samples (--calib) or "
+            "sizes (--input-shape)."
+        )
+    return workload.single
+
+
+def _name(model: Model, index: int) -> str:
+    return str(model.origin.path) if model.origin.path else f"model {index + 1}"

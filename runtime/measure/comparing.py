@@ -1,0 +1,81 @@
+"""One session held against kept outputs.
+
+What may change here: how runs and references are walked through. What a difference means is
+`promise`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from onnxslim.analysis.output_parts import Parts
+from onnxslim.records import Fidelity
+from onnxslim.runtime.measure.drift import DriftMeter
+from onnxslim.runtime.measure.promise import breach, shape_breach
+from onnxslim.runtime.samples.stream import Sample
+from onnxslim.runtime.session import Outputs, Session, TensorInfo
+
+
+def measure_drift(
+    session: Session,
+    runs: Iterable[Sample],
+    references: Sequence[Sequence[Outputs]],
+    kept: list[Outputs] | None = None,
+    parts: Parts | None = None,
+) -> tuple[list[dict[str, DriftMeter]], str | None]:
+    """Drift of the outputs that each of `references` has, or why arrays do not match.
+
+    Args:
+        session: of the model that is looked at.
+        runs: the samples.
+        references: for each model that it is held against, its outputs for these samples.
+        kept: gets the outputs of `session`.
+        parts: of outputs that are looked at alone as well, under their labels.
+    """
+    parts = parts or {}
+    meters = [_meters(reference[0], parts) for reference in references]
+    for sample, *expected in zip(runs, *references, strict=True):
+        outputs = session.run(sample.feeds)
+        if kept is not None:
+            kept.append(outputs)
+        for found, reference in zip(meters, expected, strict=True):
+            broken = shape_breach(reference, outputs)
+            if broken is not None:
+                return meters, broken
+            for name, array in reference.items():
+                found[name].update(array, outputs[name])
+                for part in parts.get(name, ()):
+                    found[part.label].update(part.of(array), part.of(outputs[name]))
+    return meters, None
+
+
+def _meters(reference: Outputs, parts: Parts) -> dict[str, DriftMeter]:
+    meters = {}
+    for name in reference:
+        meters[name] = DriftMeter()
+        for part in parts.get(name, ()):
+            meters[part.label] = DriftMeter(has_answers=False)
+    return meters
+
+
+def first_breach(
+    meters: Mapping[str, DriftMeter], outputs: Sequence[TensorInfo], fidelity: Fidelity
+) -> str | None:
+    """What was done to the first output that `fidelity` rules out, None when nothing was."""
+    for info in outputs:
+        if info.name not in meters:  # the reference did not have it yet
+            continue
+        assert info.dtype is not None
+        broken = breach(info.name, meters[info.name], info.dtype, fidelity)
+        if broken is not None:
+            return broken
+    return None
+
+
+def has_no_number(array: np.ndarray) -> bool:
+    """Whether a float array has no finite entry."""
+    if array.dtype.kind not in "fc":
+        return False
+    return not np.isfinite(array).any()

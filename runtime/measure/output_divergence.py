@@ -1,0 +1,153 @@
+"""How far one output of a model departs from that of another, as one number that adds up.
+
+What may change here: which outputs are class scores. What a pass promises is `promise`'s, what is
+shown to the user `drift`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from scipy import special
+
+from onnxslim.analysis.output_parts import OutputPart
+from onnxslim.services.calibration import Distance
+
+_SUM_TOLERANCE: Final = 1e-2
+_MIN_LOG: Final = -30.0  # of a probability, so that a class without any costs nothing
+_MAX_MARGINS: Final = 1 << 20
+
+
+class Departure:
+    """Accumulates what `Distance` says of one output.
+
+    Args:
+        may_be_logits: whether rows that are no probabilities may be scores of classes.
+    """
+
+    def __init__(self, *, may_be_logits: bool = True) -> None:
+        self._may_be_logits = may_be_logits
+        self._rows = self._agreeing = 0
+        self._nats = self._signal = self._noise = 0.0
+        self._form: str | None = None
+        self._margins: list[np.ndarray] = []
+        self._changes = 0.0
+
+    def update(self, reference: np.ndarray, found: np.ndarray) -> None:
+        """Add a batch. Arrays of another shape, or no numbers, are infinitely far away."""
+        if reference.dtype.kind not in "fiub" and reference.dtype.itemsize != 2:
+            return
+        if reference.shape != found.shape:
+            self._signal, self._noise = 1.0, math.inf
+            return
+        ref, new = reference.astype(np.float64), found.astype(np.float64)
+        differs = (new != ref) & ~(np.isnan(new) & np.isnan(ref))  # masks give equal infinities
+        with np.errstate(over="ignore"):
+            self._signal += float(np.square(ref[np.isfinite(ref)]).sum())
+            self._noise += float(np.square(new[differs] - ref[differs]).sum())
+        if not math.isfinite(self._noise):
+            return
+        if self._form is None:
+            self._form = _form(ref, may_be_logits=self._may_be_logits)
+        if self._form != "values" and ref.size:
+            self._count(ref.reshape(-1, ref.shape[-1]), new.reshape(-1, ref.shape[-1]))
+
+    @property
+    def divergence(self) -> float:
+        """See `Distance`."""
+        if not math.isfinite(self._noise):
+            return math.inf
+        if self._rows:
+            return self._nats / self._rows
+        return self._noise / self._signal if self._signal else 0.0
+
+    @property
+    def agreement(self) -> float | None:
+        """See `Distance`."""
+        return self._agreeing / self._rows if self._rows else None
+
+    @property
+    def expected_agreement(self) -> float | None:
+        """See `Distance`."""
+        if not self._rows:
+            return None
+        margins = np.concatenate(self._margins)
+        spread = math.sqrt(self._changes / max(1, len(margins)))
+        return float(special.ndtr(margins / spread).mean()) if spread else 1.0
+
+    @property
+    def sqnr_db(self) -> float:
+        """See `Distance`."""
+        if not self._noise:
+            return math.inf
+        if not math.isfinite(self._noise) or not self._signal:
+            return -math.inf
+        return 10 * math.log10(self._signal / self._noise)
+
+    def _count(self, ref: np.ndarray, new: np.ndarray) -> None:
+        rows = np.arange(len(ref))
+        self._rows += len(ref)
+        self._agreeing += int(np.count_nonzero(ref.argmax(axis=1) == new.argmax(axis=1)))
+        if self._form == "logits":
+            logs = [_log_softmax(ref), _log_softmax(new)]
+        else:
+            logs = [np.log(np.maximum(x, np.finfo(float).tiny)) for x in (ref, new)]
+        p, q = (np.fmax(x, _MIN_LOG) for x in logs)
+        self._nats += max(0.0, float((np.exp(p) * (p - q)).sum()))
+        if sum(map(len, self._margins)) < _MAX_MARGINS:
+            best, second = np.argsort(p, axis=1)[:, :-3:-1].T
+            margin, now = (x[rows, best] - x[rows, second] for x in (p, q))
+            self._margins.append(margin)
+            self._changes += float(np.square(now - margin).sum())
+
+
+class OutputDeparture:
+    """That of one output; of each of its parts, where it is joined from several.
+
+    Attributes:
+        departures: of the parts, or of the whole.
+    """
+
+    def __init__(self, parts: Sequence[OutputPart]) -> None:
+        self._parts = parts
+        self.departures = [Departure(may_be_logits=False) for _ in parts] or [Departure()]
+
+    def update(self, reference: np.ndarray, found: np.ndarray) -> None:
+        """Add a batch."""
+        if not self._parts or reference.shape != found.shape:
+            for item in self.departures:
+                item.update(reference, found)
+            return
+        for part, item in zip(self._parts, self.departures, strict=True):
+            item.update(part.of(reference), part.of(found))
+
+
+def combined(departures: Sequence[Departure]) -> Distance:
+    """The distance of all outputs together."""
+    shares = [item.agreement for item in departures if item.agreement is not None]
+    expected = [e for e in (item.expected_agreement for item in departures) if e is not None]
+    return Distance(
+        sum(item.divergence for item in departures) / len(departures),
+        min(shares, default=None),
+        min(expected, default=None),
+        min(item.sqnr_db for item in departures),
+    )
+
+
+def _form(output: np.ndarray, *, may_be_logits: bool) -> str:
+    """`probabilities`, `logits` (rows of a matrix that are none) or `values`."""
+    if output.ndim < 2 or output.shape[-1] < 2 or not output.size:
+        return "values"
+    sums = output.sum(axis=-1)
+    if output.min() >= 0 and np.abs(sums - 1).max() < _SUM_TOLERANCE:
+        return "probabilities"
+    return "logits" if may_be_logits and output.ndim == 2 else "values"
+
+
+def _log_softmax(scores: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a row all of whose scores are masked
+        shifted = scores - scores.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -1,0 +1,204 @@
+"""Where the time of a model goes: onnxruntime's profile, told in the names of the model's nodes.
+
+What may change here: how long is profiled, and how onnxruntime's kernels are traced back to nodes.
+
+Onnxruntime fuses nodes, renames them and puts others in between. So nodes get names that can be
+recognized inside longer ones, and the graph that onnxruntime made of the model is read for
+whatever has none of them. Kernels that are alike (operator, shapes, attributes) share one figure,
+the lower quartile over all their runs: interruptions by other work only ever add time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+
+from onnxslim.errors import RuntimeFailure
+from onnxslim.graph.ir import node_label
+from onnxslim.io.model import Model
+from onnxslim.runtime.explain import explain
+from onnxslim.runtime.session import Feeds, plain_session, session_options
+from onnxslim.services.stopwatch import Kernel
+
+BUDGET_S: Final = 0.6
+_FEWEST, _MAX = 5, 60  # runs that count
+_WARM_UPS: Final = 3
+_QUARTILE: Final = 25
+_MARK: Final = re.compile(r"#(\d+)#")
+_BLOCKED: Final = re.compile(r"(.+)_nchwc(_token_\d+)?")  # named by its output, not by its node
+_KERNEL: Final = "_kernel_time"
+_Neighbours = Callable[[onnx.NodeProto], Iterable[onnx.NodeProto]]
+
+
+def profile_model(
+    model: Model, feeds: Feeds, *, threads: int | None = None, budget_s: float = BUDGET_S
+) -> tuple[Kernel, ...]:
+    """The kernels of a run, in the order in which they run.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses the model or fails on it.
+    """
+    marked = model.clone()
+    nodes = list(marked.graph.nodes)
+    labels = [node_label(node) for node in nodes]
+    makers: dict[str, int] = {}
+    for number, node in enumerate(nodes):
+        node.name = f"#{number}#"
+        makers.update((tensor.name, number) for tensor in node.outputs)
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+        events = _run(marked, feeds, threads, budget_s, Path(folder))
+        graph = onnx.load(Path(folder) / "model.onnx", load_external_data=False).graph
+    return tuple(_kernels(events, _Made(graph, makers), labels))
+
+
+@dataclass
+class _Events:
+    """What is known of one kernel from its events."""
+
+    operator: str
+    shapes: str
+    elements: int
+    microseconds: list[float] = field(default_factory=list)
+
+
+def _run(
+    model: Model, feeds: Feeds, threads: int | None, budget_s: float, folder: Path
+) -> Mapping[str, _Events]:
+    """Events by the name of onnxruntime's node, in the order of the first run."""
+    options = session_options(optimise=True, threads=threads)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.optimized_model_filepath = str(folder / "model.onnx")
+    # weights are of no interest: they go to a file that nobody reads
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", "model.data"
+    )
+    session = plain_session(model, options)
+    try:
+        started, done = time.perf_counter(), 0
+        while done < _WARM_UPS + _FEWEST or (
+            done < _WARM_UPS + _MAX and time.perf_counter() - started < budget_s
+        ):
+            session.run(None, dict(feeds))
+            done += 1
+    except Exception as error:  # onnxruntime raises many kinds, with no common base
+        raise RuntimeFailure(
+            f"onnxruntime failed while the model was profiled: {explain(error)}"
+        ) from error
+    with open(session.end_profiling(), encoding="utf-8") as file:
+        return _events(json.load(file))
+
+
+def _events(rows: Iterable[dict[str, object]]) -> Mapping[str, _Events]:
+    found: dict[str, _Events] = {}
+    for row in rows:
+        name, about = str(row.get("name", "")), row.get("args")
+        if row.get("cat") != "Node" or not name.endswith(_KERNEL) or not isinstance(about, dict):
+            continue
+        shapes = json.dumps([about.get("input_type_shape"), about.get("output_type_shape")])
+        key = f"{name.removesuffix(_KERNEL)}@{about.get('node_index')}"
+        if key not in found:
+            elements = _elements(about.get("output_type_shape"))
+            found[key] = _Events(str(about.get("op_name")), shapes, elements)
+        found[key].microseconds.append(float(str(row["dur"])))
+    return found
+
+
+def _elements(outputs: object) -> int:
+    """Of a list of {type: sizes}."""
+    if not isinstance(outputs, list):
+        return 0
+    shapes = [sizes for output in outputs for sizes in output.values()]
+    return sum(int(np.prod(sizes, dtype=np.int64)) for sizes in shapes)
+
+
+def _kernels(events: Mapping[str, _Events], made: _Made, labels: Sequence[str]) -> Iterable[Kernel]:
+    alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    kinds = {}
+    for key, event in events.items():
+        name = key.rpartition("@")[0]
+        kinds[key] = (event.operator, event.shapes, made.attributes(name))
+        alike[kinds[key]] += event.microseconds[_WARM_UPS:]
+    for key, event in events.items():
+        name = key.rpartition("@")[0]
+        number = made.origin(name)
+        if number is None:
+            continue
+        ms = float(np.percentile(alike[kinds[key]], _QUARTILE)) / 1e3
+        inserted = made.marked(name) is None
+        yield Kernel(labels[number], event.operator, inserted, event.elements, ms)
+
+
+class _Made:
+    """The graph that onnxruntime made of a model whose nodes are marked.
+
+    Args:
+        graph: as onnxruntime writes it.
+        makers: numbers of the model's nodes, by the tensors that they make.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, makers: Mapping[str, int]) -> None:
+        self._numbers = makers
+        self._nodes = {node.name: node for node in graph.node}
+        self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
+                self._readers[name].append(node)
+
+    def attributes(self, name: str) -> str:
+        """Of a node, as a key."""
+        node = self._nodes.get(name)
+        return "" if node is None else str(sorted(map(str, node.attribute)))
+
+    def marked(self, name: str) -> int | None:
+        """The number of the node whose name is in that of a kernel."""
+        found = _MARK.search(name)
+        if found is not None:
+            return int(found[1])
+        blocked = _BLOCKED.fullmatch(name)
+        return None if blocked is None else self._numbers.get(blocked[1])
+
+    def origin(self, name: str) -> int | None:
+        """The number of the node that a kernel is of, or that it was put in for."""
+        number = self.marked(name)
+        if number is not None or name not in self._nodes:
+            return number
+        for around in (self._after, self._before):
+            number = self._nearest(self._nodes[name], around)
+            if number is not None:
+                return number
+        return None
+
+    def _nearest(self, node: onnx.NodeProto, around: _Neighbours) -> int | None:
+        """Breadth first, so that the nearest marked node wins."""
+        queue, seen = [node], {id(node)}
+        while queue:
+            current = queue.pop(0)
+            number = self.marked(current.name)
+            if number is not None:
+                return number
+            for other in around(current):
+                if id(other) not in seen:
+                    seen.add(id(other))
+                    queue.append(other)
+        return None
+
+    def _after(self, node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
+        return [reader for name in node.output for reader in self._readers[name]]
+
+    def _before(self, node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
+        return [self._makers[name] for name in node.input if name in self._makers]
+
+
+__all__ = ["profile_model"]

@@ -1,0 +1,80 @@
+"""How far a model's outputs move when nothing but rounding changes.
+
+Sums taken in another order round differently. Most models hardly notice; one that ends in TopK,
+NonMaxSuppression or ArgMax over near ties, or that divides by almost nothing, can answer with other
+boxes. A lossless rewrite of such a model moves its outputs by more than any tolerance, and is no
+worse than the next version of onnxruntime would be. So before a rewrite is called broken, the
+input model is asked how much it moves by itself: with onnxruntime's own optimisations off instead
+of on, and with inputs off by one unit in the last place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from onnxslim.runtime.measure.comparing import measure_drift
+from onnxslim.runtime.measure.drift import DriftMeter
+from onnxslim.runtime.measure.promise import is_floating
+from onnxslim.runtime.samples.stream import Sample
+from onnxslim.runtime.session import Outputs, Session, TensorInfo
+
+FACTOR: Final = 4.0  # a rewrite may move an output by so many times its own noise
+_NUDGES: Final = 2
+
+
+class Noise:
+    """What rounding alone does to each output of a model.
+
+    Attributes:
+        changes_shape: whether it changes the number of results (as after NonMaxSuppression).
+    """
+
+    def __init__(self) -> None:
+        self.changes_shape = False
+        self._meters: list[Mapping[str, DriftMeter]] = []
+
+    def add(self, session: Session, runs: Iterable[Sample], reference: Sequence[Outputs]) -> None:
+        """Count in one more way of rounding: `runs` in `session`, against `reference`."""
+        meters, broken = measure_drift(session, runs, (reference,))
+        self.changes_shape = self.changes_shape or broken is not None
+        self._meters.append(meters[0])
+
+    def explains(self, meters: Mapping[str, DriftMeter], outputs: Sequence[TensorInfo]) -> bool:
+        """Whether every output moved by no more than `FACTOR` times its own noise."""
+        return all(
+            self._explains(info, meters[info.name]) for info in outputs if info.name in meters
+        )
+
+    def _explains(self, info: TensorInfo, meter: DriftMeter) -> bool:
+        own = [found[info.name] for found in self._meters if info.name in found]
+        if not own:  # an output that the input model does not have
+            return not meter.unequal
+        if info.dtype is not None and is_floating(info.dtype):
+            if meter.lost > FACTOR * max(one.lost for one in own):
+                return False
+            most = max(one.result().max_abs for one in own)
+            return meter.result().max_abs <= FACTOR * most
+        return meter.unequal <= FACTOR * max(one.unequal for one in own)
+
+
+def nudged(runs: Sequence[Sample], seed: int) -> Iterator[list[Sample]]:
+    """The same samples with every float input off by a unit in the last place, a few times over."""
+    rng = np.random.default_rng(seed)
+    for _ in range(_NUDGES):
+        yield [
+            replace(run, feeds={name: _nudge(array, rng) for name, array in run.feeds.items()})
+            for run in runs
+        ]
+
+
+def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    up = rng.integers(0, 2, array.shape).astype(bool)
+    towards = np.where(up, np.inf, -np.inf).astype(array.dtype)
+    moved: np.ndarray = np.nextafter(array, towards)
+    return moved

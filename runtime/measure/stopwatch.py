@@ -1,0 +1,254 @@
+"""`SessionStopwatch`: what passes ask about run time, answered by running models.
+
+What may change here: how long a question may take, how many sessions are open at once. How time is
+measured is `latency`'s.
+
+A question about small models takes a few tenths of a second, and an answer is remembered by the
+bytes of the models: layers that are alike are timed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.errors import RuntimeFailure
+from onnxslim.graph.dims import static_shape
+from onnxslim.graph.ir import Constant, Node, Variable
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.report import Latency, LatencyPair
+from onnxslim.runtime.measure.latency import BUDGET_S as WHOLE_S
+from onnxslim.runtime.measure.latency import Run, compare_times, summarise, time_many, time_sessions
+from onnxslim.runtime.measure.profile import profile_model
+from onnxslim.runtime.samples.input_sizes import StaticShape
+from onnxslim.runtime.samples.seeded import InputKind, draw_feeds
+from onnxslim.runtime.session import Feeds, Session, open_session
+from onnxslim.services.stopwatch import Kernel
+
+BUDGET_S: Final = 0.2  # for each pair of small models
+CHOICE_S: Final = 10.0  # for each pair of whole models of which one is chosen: they are much alike
+_AT_ONCE: Final = 6  # sessions
+_REPEATS: Final = 3  # of a comparison whose interval leaves open what its ratio says
+_CLEAR: Final = 1.03  # a ratio from which it is worth while to measure again
+
+
+class SessionStopwatch:
+    """Implements `onnxslim.services.stopwatch.Stopwatch` with onnxruntime.
+
+    Args:
+        feeds: inputs of the whole model, one sample.
+        threads: of onnxruntime; None for its own choice.
+        seed: of made-up inputs and of the order in which models run.
+        budget_s: seconds for each pair of small models.
+    """
+
+    def __init__(
+        self,
+        feeds: Feeds,
+        *,
+        threads: int | None = None,
+        seed: int = 0,
+        budget_s: float = BUDGET_S,
+    ) -> None:
+        self._feeds, self._threads, self._seed = feeds, threads, seed
+        self._budget_s = budget_s
+        self._latencies: dict[bytes, Latency] = {}
+        self._pairs: dict[tuple[bytes, bytes], LatencyPair] = {}
+
+    def shapes(self, model: Model) -> Mapping[str, StaticShape]:
+        """See `Stopwatch`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses the model or fails on it.
+        """
+        copy = model.clone()
+        for tensor in copy.graph.inputs:
+            if tensor.name in self._feeds:
+                tensor.shape = list(self._feeds[tensor.name].shape)
+                tensor.info = None  # what the file declares, symbols and all
+        copy.has_shapes = False
+        infer_shapes(copy)
+        known: dict[str, StaticShape] = {}
+        open_: list[Variable] = []
+        for tensor in _tensors(copy.graph):
+            if isinstance(tensor, Constant):
+                known[tensor.name] = tuple(int(size) for size in tensor.shape)
+                continue
+            shape = static_shape(tensor)
+            if shape is not None:
+                known[tensor.name] = shape
+            elif tensor.type == "tensor_type" and tensor.inputs:
+                open_.append(tensor)
+        if open_:
+            # of the model as it is: fixed sizes can contradict a branch that is never taken
+            known.update(self._observed(model, open_))
+        return known
+
+    def milliseconds(self, models: Sequence[onnx.ModelProto]) -> tuple[Latency, ...]:
+        """See `Stopwatch`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses a model or fails on it.
+        """
+        keys = [_key(model) for model in models]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._latencies]
+        for part in _chunks(missing, _AT_ONCE):
+            for key, row in zip(part, self._times(part), strict=True):
+                self._latencies[key] = summarise(row)
+        return tuple(self._latencies[key] for key in keys)
+
+    def compare(
+        self, before: onnx.ModelProto, after: Sequence[onnx.ModelProto]
+    ) -> tuple[LatencyPair, ...]:
+        """See `Stopwatch`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses a model or fails on it.
+        """
+        first = _key(before)
+        keys = [_key(model) for model in after]
+        missing = [key for key in dict.fromkeys(keys) if (first, key) not in self._pairs]
+        for part in _chunks(missing, _AT_ONCE - 1):
+            self._compare(first, part)
+        return tuple(self._pairs[first, key] for key in keys)
+
+    def pair(self, before: Model, after: Model) -> LatencyPair:
+        """See `Stopwatch`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses a model or fails on it.
+        """
+        return self._in_turn(before, [after], WHOLE_S)[0]
+
+    def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
+        """See `Stopwatch`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses a model or fails on it.
+        """
+        return self._in_turn(before, after, CHOICE_S)
+
+    def profile(self, model: Model) -> Sequence[Kernel]:
+        """See `Stopwatch`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses the model or fails on it.
+        """
+        return profile_model(model, self._feeds, threads=self._threads)
+
+    # ------------------------------------------------------------------ inside
+
+    def _in_turn(
+        self, before: Model, after: Sequence[Model], budget_s: float
+    ) -> tuple[LatencyPair, ...]:
+        @contextmanager
+        def opened() -> Iterator[Sequence[Run]]:
+            with ExitStack() as stack:
+                sessions = [
+                    stack.enter_context(open_session(model, threads=self._threads))
+                    for model in (before, *after)
+                ]
+                yield [session.runner(self._feeds) for session in sessions]
+
+        base, *others = time_sessions(opened, seed=self._seed, budget_s=budget_s)
+        return tuple(compare_times(base, times) for times in others)
+
+    def _compare(self, first: bytes, others: Sequence[bytes]) -> None:
+        """Time `first` with `others`; again where other work on the machine hid a difference."""
+        rows: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+        for _ in range(1 + _REPEATS):
+            base, *times = self._times([first, *others])
+            for key, row in zip(others, times, strict=True):
+                before, after = rows.get(key, (base[:0], row[:0]))
+                rows[key] = np.concatenate((before, base)), np.concatenate((after, row))
+                self._pairs[first, key] = compare_times(*rows[key])
+            others = [key for key in others if _is_open(self._pairs[first, key])]
+            if not others:
+                return
+
+    def _times(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Milliseconds of small models, (models, rounds)."""
+        with ExitStack() as stack:
+            runs = [
+                self._runner(stack.enter_context(open_session(key, threads=self._threads)))
+                for key in keys
+            ]
+            return time_many(runs, seed=self._seed, budget_s=self._budget_s, cold=False)
+
+    def _runner(self, session: Session) -> Callable[[], object]:
+        shapes = {info.name: _static(info.shape, info.name) for info in session.inputs}
+        feeds = draw_feeds(session.inputs, shapes, InputKind.NORMAL, self._seed)
+        session.run(feeds)  # its errors name the model's fault, those of a timed run do not
+        return session.runner(feeds)
+
+    def _observed(self, model: Model, tensors: list[Variable]) -> Mapping[str, StaticShape]:
+        """Shapes that only a run can tell; where a tensor is of no type that has one, fewer."""
+        typed = [tensor for tensor in tensors if tensor.dtype is not None]
+        for chosen in (tensors, typed):
+            try:
+                return self._run_shapes(model, chosen) if chosen else {}
+            except RuntimeFailure:
+                if chosen is typed or len(typed) == len(tensors):
+                    raise
+        return {}
+
+    def _run_shapes(self, model: Model, tensors: list[Variable]) -> Mapping[str, StaticShape]:
+        copy = model.clone()
+        graph = copy.graph
+        names = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+        taken = {tensor.name for tensor in _tensors(graph)}
+        wanted: dict[str, str] = {}
+        for number, tensor in enumerate(tensors):
+            output = f"shape_{number}"
+            while output in taken:
+                output += "_"
+            wanted[output] = tensor.name
+            made = Variable(output, np.dtype(np.int64))
+            graph.nodes.append(Node("Shape", inputs=[names[tensor.name]], outputs=[made]))
+            graph.outputs.append(made)
+        # what a file declares, and what was inferred from it, is not believed here
+        for tensor in names.values():
+            tensor.info = None
+        with open_session(copy, threads=self._threads, spin=False) as session:
+            found = session.run(self._feeds)
+        return {name: tuple(int(size) for size in found[output]) for output, name in wanted.items()}
+
+
+def _tensors(graph: gs.Graph) -> Iterable[gs.Tensor]:
+    """The named tensors of the main graph."""
+    found: dict[int, gs.Tensor] = {}
+    for tensor in (*graph.inputs, *graph.outputs):
+        found[id(tensor)] = tensor
+    for node in graph.nodes:
+        for tensor in (*node.inputs, *node.outputs):
+            found[id(tensor)] = tensor
+    return [tensor for tensor in found.values() if tensor.name]
+
+
+def _static(shape: Sequence[object] | None, name: str) -> StaticShape:
+    sizes = tuple(size for size in shape or () if isinstance(size, int))
+    if shape is None or len(sizes) != len(shape):
+        raise ValueError(f"Input `{name}` of a small model has the shape {shape}, not fixed sizes.")
+    return sizes
+
+
+def _is_open(pair: LatencyPair) -> bool:
+    return pair.ratio > _CLEAR and not pair.is_faster
+
+
+def _key(model: onnx.ModelProto) -> bytes:
+    key: bytes = model.SerializeToString(deterministic=True)
+    return key
+
+
+def _chunks(items: Sequence[bytes], size: int) -> Iterable[Sequence[bytes]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+__all__ = ["SessionStopwatch"]

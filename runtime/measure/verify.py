@@ -1,0 +1,456 @@
+"""`RuntimeProver`: what the manager asks of onnxruntime, answered.
+
+What may change here: which runs answer which question. How inputs are chosen is `workload`'s, what
+a fidelity allows `promise`'s, how time is measured `latency`'s.
+
+One session is open at a time (two while timing). Outputs of the two baselines, the original and the
+last committed model, are computed when a question first needs them and kept for later ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from onnxslim.analysis.output_parts import Parts, output_parts
+from onnxslim.errors import ModelError, RuntimeFailure
+from onnxslim.io.check import OLDEST_OPSET, foreign_operators
+from onnxslim.io.model import Model
+from onnxslim.records import Fidelity
+from onnxslim.report import Comparison, LatencyPair
+from onnxslim.runtime.measure.accuracy import Evaluation, EvaluationSource, open_evaluation
+from onnxslim.runtime.measure.comparing import first_breach, has_no_number, measure_drift
+from onnxslim.runtime.measure.drift import DriftMeter
+from onnxslim.runtime.measure.latency import confirm, time_many
+from onnxslim.runtime.measure.promise import signature_breach
+from onnxslim.runtime.measure.rounding_noise import Noise, nudged
+from onnxslim.runtime.measure.workload import Workload, from_samples, from_seed, is_branching
+from onnxslim.runtime.samples.sources import SampleSource, open_samples
+from onnxslim.runtime.samples.stream import Sample
+from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
+
+_MEASUREMENTS = 4  # that must all show a step to be slower before it is left out for that
+ADVICE = "Give samples with --calib, or sizes with --input-shape, to have it verified."
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """How outputs are computed.
+
+    Attributes:
+        optimise: whether with onnxruntime's optimisations.
+        wide: on which samples.
+        alone: whether each in a run of its own: where a model leaves early, a sample's neighbours
+            in a batch may matter.
+    """
+
+    optimise: bool
+    wide: bool
+    alone: bool = False
+
+
+@dataclass
+class _Baseline:
+    """A model and what it gives, as far as that was needed."""
+
+    model: Model
+    outputs: dict[_Mode, list[Outputs]] = field(default_factory=dict)
+
+
+class RuntimeProver:
+    """Implements `onnxslim.pipeline.prover.Prover` with onnxruntime.
+
+    Args:
+        calibration: samples to compare outputs on; see `calibration`.
+        evaluation: labelled samples or a metric; see `accuracy`.
+        seed: of inputs that are made up, and of the order in which models are timed.
+        threads: of onnxruntime; None for its own choice.
+        input_shapes: shape by input name, for inputs that are made up.
+        latency: whether `time` measures.
+        verify: whether outputs are compared.
+        progress: told in words what is going on.
+    """
+
+    def __init__(
+        self,
+        *,
+        calibration: SampleSource | None = None,
+        evaluation: EvaluationSource | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        latency: bool = True,
+        verify: bool = True,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.verified_on = "not verified: switched off"
+        self.notes: list[str] = []
+        self._calibration, self._evaluation_source = calibration, evaluation
+        self._seed, self._threads, self._input_shapes = seed, threads, input_shapes
+        self._latency, self._verify = latency, verify
+        self._progress: Callable[[str], None] = progress or (lambda text: None)
+        self._evaluation: Evaluation | None = None
+        self._workload: Workload | None = None
+        self._signature: tuple[Sequence[TensorInfo], Sequence[TensorInfo]] = ((), ())
+        self._is_loadable = True
+        self._is_comparable = False
+        self._is_exact = True  # whether two runs of one model give the same bits
+        self._parts: Parts | None = None  # of the original's outputs
+        self._noise: Noise | None = None
+        self._original: _Baseline | None = None
+        self._previous: _Baseline | None = None
+        self._candidate: _Baseline | None = None
+
+    # ------------------------------------------------------------------ Prover
+
+    def begin(self, original: Model) -> bool:
+        """Find inputs that `original` accepts, and run it on them.
+
+        A model with operators that onnxruntime does not have is worked on without being run.
+
+        Raises:
+            ModelError: its opset is older than what onnxruntime runs.
+            RuntimeFailure: onnxruntime refuses the model.
+            UsageError: the user's samples or shapes do not fit the model.
+        """
+        self._original = self._previous = _Baseline(original)
+        if not self._verify and not self._latency:
+            return False
+        self._progress("looking for inputs")
+        opened = self._open_original(original)
+        if opened is None:
+            return False
+        with opened as session:
+            self._signature = (session.inputs, session.outputs)
+            failure = self._choose_workload(session)
+            if failure is None and self._verify:
+                failure = self._run_original(session)
+        if self._verify:
+            self._is_comparable = failure is None
+            found = "" if self._workload is None else self._workload.description
+            self.verified_on = found if failure is None else f"not verified: {failure}"
+        return self._is_comparable
+
+    def compare(self, candidate: Model, fidelity: Fidelity) -> Comparison:
+        """Run `candidate` and hold it against what `fidelity` promises.
+
+        Where outputs cannot be compared, the model is only loaded.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses it or fails on it.
+        """
+        self._candidate = None
+        if not self._verify or not self._is_loadable:
+            return Comparison({}, {})
+        mode = self._mode(candidate, fidelity)
+        if self._is_comparable:
+            mode = self._prepare(mode)
+        with self._open(candidate, optimise=mode.optimise) as session:
+            broken = self._changed_signature(session)
+            if broken is not None or not self._is_comparable:
+                return Comparison({}, {}, broken)
+            if fidelity is Fidelity.EXACT and mode.optimise:
+                fidelity = Fidelity.CLOSE
+            return self._measure(candidate, session, mode, fidelity)
+
+    def commit(self, model: Model) -> None:
+        """Make `model` the previous baseline."""
+        known = self._candidate
+        self._previous = known if known and known.model is model else _Baseline(model)
+        self._candidate = None
+
+    def time(self, before: Model, after: Model) -> LatencyPair | None:
+        """Latency of two models in turn on one sample; None when it is not to be measured.
+
+        Where what one of them runs depends on the sample, it is the mean over several samples.
+        That the second is slower is believed when another pair of sessions finds it too.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses a model or fails on it.
+        """
+        if not self._latency or self._workload is None:
+            return None
+        self._progress("timing")
+        branches = is_branching(before) or is_branching(after)
+        feeds = self._workload.tour if branches else (self._workload.single,)
+        measured = [self._times(before, after, feeds)]
+        pair = confirm(measured)
+        while pair.is_slower and len(measured) < _MEASUREMENTS:
+            if len(measured) % 2:  # who is opened first may matter
+                measured.append(self._times(after, before, feeds)[::-1])
+            else:
+                measured.append(self._times(before, after, feeds))
+            pair = confirm(measured)
+        return pair
+
+    def accuracy(self, model: Model) -> float | None:
+        """Accuracy on the evaluation data; None without such data.
+
+        Raises:
+            UsageError: the evaluation data do not fit the model.
+            RuntimeFailure: onnxruntime refuses the model or fails on it.
+        """
+        if self._evaluation_source is None:
+            return None
+        self._progress("measuring accuracy")
+        with self._open(model) as session:
+            return self._opened_evaluation(session).score(session, alone=is_branching(model))
+
+    def check_file(self, path: Path, model: Model) -> None:
+        """Load the file at `path`, and see that it gives what `model` gave.
+
+        Raises:
+            RuntimeFailure: it does not.
+        """
+        if not self._verify or not self._is_loadable:
+            return
+        mode = _Mode(optimise=True, wide=False)
+        reference: list[Outputs] = []
+        if self._is_comparable:
+            previous = self._previous
+            shared = previous is not None and previous.model.graph is model.graph
+            baseline = previous if shared and previous is not None else _Baseline(model)
+            reference = self._reference(baseline, mode)
+        with open_session(path, threads=self._threads) as session:
+            broken = self._changed_signature(session)
+            if broken is None and reference:
+                meters, broken = measure_drift(session, self._runs(mode), (reference,))
+                broken = broken or first_breach(meters[0], session.outputs, Fidelity.CLOSE)
+        if broken is not None:
+            raise RuntimeFailure(
+                f"The written file is not the model that was verified: it {broken}."
+            )
+
+    @property
+    def sample(self) -> Feeds | None:
+        """What models are timed on; None where no inputs are known."""
+        return None if self._workload is None else self._workload.single
+
+    # ------------------------------------------------------------------ inside
+
+    def _times(self, first: Model, second: Model, tour: Sequence[Feeds]) -> np.ndarray:
+        """Milliseconds a sample, (2, rounds)."""
+        with self._open(first) as a, self._open(second) as b:
+            runs = [_around(session, tour) for session in (a, b)]
+            return time_many(runs, seed=self._seed) / len(tour)
+
+    def _open(self, model: Model, *, optimise: bool = True) -> Session:
+        return open_session(model, optimise=optimise, threads=self._threads)
+
+    def _open_original(self, original: Model) -> Session | None:
+        """A session of the original; None where onnxruntime only lacks some of its operators."""
+        try:
+            return self._open(original)
+        except RuntimeFailure as error:
+            opset = original.graph.opset_of("") or OLDEST_OPSET
+            if opset < OLDEST_OPSET or "till opset" in str(error):
+                raise ModelError(
+                    f"The model uses opset {opset}, which onnxruntime {ort.__version__} does not "
+                    "run. Convert it first, for example with "
+                    "`onnx.version_converter.convert_version(model, 17)`."
+                ) from error
+            foreign = foreign_operators(original)
+            if not foreign:
+                raise
+        self._is_loadable = False
+        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        self.verified_on = f"not verified: onnxruntime does not have {names}."
+        return None
+
+    def _opened_evaluation(self, session: Session) -> Evaluation:
+        if self._evaluation is None:
+            assert self._evaluation_source is not None
+            self._evaluation = open_evaluation(self._evaluation_source, session.inputs)
+        return self._evaluation
+
+    def _choose_workload(self, session: Session) -> str | None:
+        """Set `_workload`; the reason, when there is none."""
+        if self._calibration is not None:
+            samples = open_samples(self._calibration, session.inputs)
+            self._workload = from_samples(session, samples, "calibration")
+            return None
+        if self._evaluation_source is not None:
+            evaluation = self._opened_evaluation(session)
+            if evaluation.samples is not None:
+                self._workload = from_samples(session, evaluation.samples, "evaluation")
+                return None
+        self._workload, why = from_seed(session, self._seed, self._input_shapes)
+        if self._workload is None:
+            return f"no inputs could be made up that the model accepts. {why} {ADVICE}"
+        return None
+
+    def _run_original(self, session: Session) -> str | None:
+        """Reference outputs; the reason, when they say nothing about another model."""
+        strange = next((info for info in session.outputs if info.dtype is None), None)
+        if strange is not None:
+            return f"output `{strange.name}` is {strange.kind}, which cannot be compared."
+        workload, original = self._workload, self._original
+        assert workload is not None
+        assert original is not None
+        mode = _Mode(optimise=True, wide=False)
+        first = session.run(workload.probes[0].feeds)
+        again, shape = measure_drift(session, workload.probes[:1], ([first],))
+        difference = shape or first_breach(again[0], session.outputs, Fidelity.CLOSE)
+        if difference is not None:
+            return (
+                f"two runs of the input model on the same sample differ (the second {difference}), "
+                "so it draws random numbers or keeps a state."
+            )
+        self._is_exact = all(meter.unequal == 0 for meter in again[0].values())
+        rest = [session.run(sample.feeds) for sample in workload.probes[1:]]
+        original.outputs[mode] = [first, *rest]
+        self._note_silent_outputs(original.outputs[mode])
+        return None
+
+    def _note_silent_outputs(self, runs: Sequence[Outputs]) -> None:
+        for name in runs[0]:
+            arrays = [run[name] for run in runs]
+            if all(array.size == 0 for array in arrays):
+                self.notes.append(f"Output `{name}` was empty on all samples: it proves nothing.")
+            elif all(has_no_number(array) for array in arrays):
+                self.notes.append(
+                    f"Output `{name}` was NaN or infinite on all samples: it proves nothing."
+                )
+
+    def _mode(self, candidate: Model, fidelity: Fidelity) -> _Mode:
+        wide = self._workload is not None and self._workload.has_wide
+        return _Mode(
+            optimise=fidelity is not Fidelity.EXACT or not self._is_exact,
+            wide=wide and fidelity is Fidelity.LOSSY,
+            alone=fidelity is Fidelity.LOSSY and is_branching(candidate),
+        )
+
+    def _prepare(self, mode: _Mode) -> _Mode:
+        """Compute what both baselines give in `mode`; another mode where onnxruntime cannot."""
+        assert self._original is not None
+        assert self._previous is not None
+        try:
+            self._reference(self._original, mode)
+            self._reference(self._previous, mode)
+        except RuntimeFailure:
+            if mode.optimise:
+                raise
+            self._is_exact = False
+            self.notes.append(
+                "onnxruntime runs this model only with its own optimisations, so exact steps were "
+                "held to rounding instead of equal bits."
+            )
+            return self._prepare(replace(mode, optimise=True))
+        return mode
+
+    def _reference(self, baseline: _Baseline, mode: _Mode) -> list[Outputs]:
+        if mode not in baseline.outputs:
+            with self._open(baseline.model, optimise=mode.optimise) as session:
+                runs = self._runs(mode)
+                baseline.outputs[mode] = [session.run(sample.feeds) for sample in runs]
+        return baseline.outputs[mode]
+
+    def _runs(self, mode: _Mode) -> Iterable[Sample]:
+        assert self._workload is not None
+        return self._workload.runs(wide=mode.wide, alone=mode.alone)
+
+    def _changed_signature(self, session: Session) -> str | None:
+        inputs, outputs = self._signature
+        for word, old, new in (
+            ("input", inputs, session.inputs),
+            ("output", outputs, session.outputs[: len(outputs)]),  # more may have been asked for
+        ):
+            change = signature_breach(word, old, new)
+            if change is not None:
+                return change
+        return None
+
+    def _measure(
+        self, candidate: Model, session: Session, mode: _Mode, fidelity: Fidelity
+    ) -> Comparison:
+        assert self._original is not None
+        assert self._previous is not None
+        self._progress("comparing outputs")
+        references = [self._reference(self._previous, mode)]
+        if self._original is not self._previous:
+            references.append(self._reference(self._original, mode))
+        kept: list[Outputs] = []
+        parts = self._parts_for(fidelity)
+        meters, broken = measure_drift(session, self._runs(mode), references, kept, parts)
+        reshaped = broken is not None
+        broken = broken or first_breach(meters[0], session.outputs, fidelity)
+        found = None if reshaped else meters[0]
+        if broken is not None and self._is_noise(broken, fidelity, mode, found, session):
+            broken = None
+        if reshaped:
+            return Comparison({}, {}, broken)
+        self._candidate = _Baseline(candidate, {mode: kept})
+        drifts = [
+            {name: m.result() for name, m in found.items() if m.largest or name in kept[0]}
+            for found in meters  # a part without any signal has no ratio to noise
+        ]
+        return Comparison(drifts[0], drifts[-1], broken)
+
+    def _parts_for(self, fidelity: Fidelity) -> Parts:
+        """Parts of the original's outputs; lossless promises are about whole outputs."""
+        if fidelity is not Fidelity.LOSSY:
+            return {}
+        if self._parts is None:
+            assert self._original is not None
+            self._parts = output_parts(self._original.model)
+        return self._parts
+
+    def _is_noise(
+        self,
+        broken: str,
+        fidelity: Fidelity,
+        mode: _Mode,
+        meters: Mapping[str, DriftMeter] | None,
+        session: Session,
+    ) -> bool:
+        """Whether the input model moves as much by itself, when only its rounding changes.
+
+        Without `meters`, the shape of an output is what changed.
+        """
+        if fidelity is not Fidelity.CLOSE or not mode.optimise:
+            return False
+        noise = self._own_noise(mode)
+        if meters is None:
+            explained = noise.changes_shape
+        else:
+            explained = noise.explains(meters, session.outputs)
+        if not explained:
+            return False
+        note = (
+            "The input model is sensitive to rounding: with onnxruntime's own optimisations off, "
+            "or inputs off by one unit in the last place, its outputs move as much as here "
+            f"(the result {broken}). Samples from practice (--calib) may show less."
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+        return True
+
+    def _own_noise(self, mode: _Mode) -> Noise:
+        if self._noise is None:
+            assert self._original is not None
+            self._noise = Noise()
+            reference = self._reference(self._original, mode)
+            runs = list(self._runs(mode))
+            with self._open(self._original.model) as session:
+                for samples in nudged(runs, self._seed):
+                    self._noise.add(session, samples, reference)
+            model = self._original.model
+            with suppress(RuntimeFailure), self._open(model, optimise=False) as plain:
+                self._noise.add(plain, runs, reference)
+        return self._noise
+
+
+def _around(session: Session, tour: Sequence[Feeds]) -> Callable[[], object]:
+    """Runs on all samples of `tour`, as one function."""
+    runs = [session.runner(feeds) for feeds in tour]
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    return runs[0] if len(runs) == 1 else run

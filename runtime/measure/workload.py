@@ -1,0 +1,206 @@
+"""What a model is run on while it is proven: the user's samples, or seeded ones.
+
+What may change here: how many samples are used, and in how many at a time. Two sets: *probes*, kept
+in memory, for every lossless step, as many as run in about two seconds; *wide*, streamed, for lossy
+steps, whose drift is a statistic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from onnxslim.errors import RuntimeFailure, UsageError
+from onnxslim.graph.ir import walk_graphs
+from onnxslim.io.model import Model
+from onnxslim.records import Fidelity
+from onnxslim.runtime.measure.drift import DriftMeter
+from onnxslim.runtime.measure.promise import breach
+from onnxslim.runtime.samples.seeded import find_inputs
+from onnxslim.runtime.samples.stream import Sample, Samples, counted, first_rows
+from onnxslim.runtime.session import Feeds, Outputs, Session
+
+WIDE: Final = 256
+PROBE_COUNTS: Final = (256, 64, 16, 4)
+PROBE_SECONDS: Final = 2.0
+FEED_BYTES: Final = 64 << 20  # of all probes
+OUTPUT_BYTES: Final = 256 << 20  # of all reference outputs of one baseline
+BATCH: Final = 16
+BATCH_BYTES: Final = 32 << 20
+TOUR: Final = 64  # samples that a model is timed on whose run time depends on them
+TOUR_SECONDS: Final = 0.3
+FEWEST_ON_TOUR: Final = 8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Inputs to run models on.
+
+    Attributes:
+        probes: runs, in memory.
+        single: one sample, for latency.
+        tour: several samples, one by one, for the latency of models that branch.
+        description: for `verified_on`.
+        samples: where the wide set comes from; None: the probes are all there is.
+        wide_rows: how many samples the wide set has.
+        batch: samples in one run.
+    """
+
+    probes: tuple[Sample, ...]
+    single: Feeds
+    description: str
+    samples: Samples | None = None
+    wide_rows: int = 0
+    batch: int = 1
+    tour: tuple[Feeds, ...] = ()
+
+    @property
+    def has_wide(self) -> bool:
+        """Whether the wide set is another than the probes."""
+        return self.samples is not None
+
+    def runs(self, *, wide: bool, alone: bool) -> Iterable[Sample]:
+        """The wide set or the probes; `alone`: every sample in a run of its own."""
+        runs = self.wide() if wide else self.probes
+        return _one_by_one(runs) if alone and self.batch > 1 else runs
+
+    def wide(self) -> Iterable[Sample]:
+        """The wide set, read anew."""
+        if self.samples is None:
+            return self.probes
+        return self.samples.batches(self.batch, self.wide_rows)
+
+
+def from_samples(session: Session, samples: Samples, role: str) -> Workload:
+    """The user's samples, in the amounts that time and memory allow.
+
+    Args:
+        session: the original model.
+        samples: the user's.
+        role: `calibration` or `evaluation`.
+
+    Raises:
+        UsageError: they cannot be read, or the model does not run on them.
+    """
+    first = next(iter(samples))
+    try:
+        outputs, seconds = _timed(session, first.feeds)
+        batch = batch_size(session, samples)
+    except RuntimeFailure as error:
+        raise UsageError(
+            f"The model does not run on the {role} data ({samples.name}): {error}"
+        ) from None
+    wide = min(WIDE, _rows_within(OUTPUT_BYTES, outputs.values(), first.rows))
+    probe = min(wide, _probe_count(seconds / first.rows, first))
+    probes = tuple(samples.batches(batch, probe))
+    used = sum(item.rows for item in probes)
+    tour = _tour(seconds / first.rows, samples)
+    if samples.count is not None:
+        wide = min(wide, samples.count)
+    if used < probe or used >= wide:
+        text = f"{role}: {_share(used, samples.count)}"
+        return Workload(probes, first.feeds, text, batch=batch, tour=tour)
+    up_to = "up to " if samples.count is None else ""
+    text = f"{role}: {up_to}{_share(wide, samples.count)} ({used} of them for lossless steps)"
+    return Workload(probes, first.feeds, text, samples, wide, batch, tour)
+
+
+def from_seed(
+    session: Session, seed: int, input_shapes: Mapping[str, Sequence[int]] | None
+) -> tuple[Workload | None, str]:
+    """Seeded samples that the model accepts; None and the reason, when there are none.
+
+    Raises:
+        UsageError: `input_shapes` contradicts the model.
+    """
+    found = find_inputs(session.inputs, session.run, seed=seed, input_shapes=input_shapes)
+    if found.failure is not None:
+        return None, found.failure
+    probes = tuple(Sample(feeds) for feeds in found.samples)
+    text = f"{found.description}, no calibration data given"
+    tour = tuple(sample.feeds for sample in probes)
+    return Workload(probes, probes[0].feeds, text, tour=tour), ""
+
+
+def is_branching(model: Model) -> bool:
+    """Whether what runs may depend on the samples, and with it the latency and, by batch, more."""
+    nodes = (node for graph in walk_graphs(model.graph) for node in graph.nodes)
+    return any(node.op in ("If", "Loop") for node in nodes)
+
+
+def batch_size(session: Session, samples: Samples) -> int:
+    """How many samples to run at once: more than one only where that gives the same outputs.
+
+    Raises:
+        RuntimeFailure: the model does not run on a single sample.
+    """
+    if not samples.batchable:
+        return 1
+    pair = list(first_rows(samples, 2))
+    if len(pair) < 2:
+        return 1
+    alone = [session.run(sample.feeds) for sample in pair]
+    try:
+        together = session.run(next(samples.batches(2)).feeds)
+    except RuntimeFailure:
+        return 1
+    if not all(_is_stack(together[name], [run[name] for run in alone]) for name in together):
+        return 1
+    return max(1, min(BATCH, _rows_within(BATCH_BYTES, pair[0].feeds.values(), pair[0].rows)))
+
+
+def _is_stack(together: np.ndarray, alone: Sequence[np.ndarray]) -> bool:
+    if any(part.ndim == 0 or part.shape[1:] != together.shape[1:] for part in alone):
+        return False
+    expected = np.concatenate(alone)
+    if expected.shape != together.shape:
+        return False
+    meter = DriftMeter()
+    meter.update(expected, together)
+    return breach("", meter, expected.dtype, Fidelity.CLOSE) is None
+
+
+def _tour(seconds: float, samples: Samples) -> tuple[Feeds, ...]:
+    """As many of the first samples as run in a moment."""
+    first = next(iter(samples))
+    in_memory = _rows_within(FEED_BYTES, first.feeds.values(), first.rows)
+    fitting = min(TOUR, in_memory, int(TOUR_SECONDS / max(seconds, 1e-9)))
+    rows = max(FEWEST_ON_TOUR, fitting) * first.rows
+    return tuple(sample.feeds for sample in first_rows(samples, rows))
+
+
+def _one_by_one(runs: Iterable[Sample]) -> Iterator[Sample]:
+    for run in runs:
+        for row in range(run.rows):
+            part = slice(row, row + 1)
+            feeds = {name: array[part] for name, array in run.feeds.items()}
+            yield Sample(feeds, 1, None if run.labels is None else run.labels[part])
+
+
+def _timed(session: Session, feeds: Feeds) -> tuple[Outputs, float]:
+    session.run(feeds)  # the first run also makes room for the others
+    start = time.perf_counter()
+    outputs = session.run(feeds)
+    return outputs, time.perf_counter() - start
+
+
+def _probe_count(seconds: float, sample: Sample) -> int:
+    """In coarse steps, so that a slightly busier machine verifies on the same samples."""
+    in_memory = _rows_within(FEED_BYTES, sample.feeds.values(), sample.rows)
+    fitting = min(PROBE_SECONDS / max(seconds, 1e-9), in_memory)
+    return next((count for count in PROBE_COUNTS if count <= fitting), PROBE_COUNTS[-1])
+
+
+def _rows_within(limit: int, arrays: Iterable[np.ndarray], rows: int) -> int:
+    a_row = sum(array.nbytes for array in arrays) / rows
+    return max(PROBE_COUNTS[-1], int(limit / max(a_row, 1)))
+
+
+def _share(used: int, count: int | None) -> str:
+    if count is None or count == used:
+        return counted(used)
+    return f"{used} of {counted(count)}"

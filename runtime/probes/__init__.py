@@ -1,0 +1,14 @@
+"""What happens inside a model on the calibration samples.
+
+calibration_runs   CalibrationRuns: what passes ask of the samples
+exposed            inner tensors as outputs of a copy of the model
+unfold             input tensor of a layer to the vectors that its weight multiplies
+products           sums of products of rows
+moments            second moments of the inputs of layers
+channel_activity   statistics of single channels
+observers          ranges and histograms
+activation_cache   activations kept where a run ended
+spool              arrays kept in a temporary file
+replay             variants of a model, run from the first node that differs
+value_numbering    tensors of two models that certainly hold the same value
+"""

@@ -1,0 +1,209 @@
+"""Activations of all samples, kept where a run of a model ended: the next goes on from there.
+
+Lossy passes change a model from its inputs on, and measure it anew after each layer. What lies
+before the first layer that changed is the same as before; of it, only what later layers read is
+worth keeping: the tensors that cross from nodes that ran to nodes that did not. So each node runs
+about once in all, and not once for every layer behind it.
+
+Whether a tensor is the same as in an earlier model is told by its `ValueNumber`: the operators and
+the very arrays that it is made with (see `values`). Results differ from those of a run from the
+inputs by rounding at most, where onnxruntime would have fused operators across the cut.
+
+What is kept lies in temporary files (see `spool`). What may change here: what that is. When it
+would take more than the budget, or the disk is full, what was kept before stays, and runs begin
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.io.model import Model
+from onnxslim.runtime.probes.exposed import ExposedTensors
+from onnxslim.runtime.probes.spool import Spool
+from onnxslim.runtime.probes.value_numbering import Numbering, Signature, ValueNumber
+from onnxslim.runtime.session import Feeds, Outputs, Session
+
+_BUDGET_BYTES: Final = 1 << 30
+
+
+class Activations:
+    """What is kept of two models: the one that changes, and the one that it is compared with.
+
+    Args:
+        rows: samples in all; None where only a first run tells: it keeps nothing then.
+        budget_bytes: of all that is kept.
+    """
+
+    def __init__(self, rows: int | None, budget_bytes: int = _BUDGET_BYTES) -> None:
+        self._numbering = Numbering()
+        share = budget_bytes // 2
+        self.model = Frontier(self._numbering, rows, share)
+        self.reference = Frontier(self._numbering, rows, share)
+        self._taps: tuple[Model, Signature, ExposedTensors] | None = None
+
+    def reference_taps(self, reference: Model) -> ExposedTensors:
+        """The taps of a reference, made once."""
+        signature = self._numbering.signature(reference.graph)
+        known = self._taps
+        if known is None or known[0] is not reference or known[1] != signature:
+            known = self._taps = (reference, signature, ExposedTensors(reference))
+        return known[2]
+
+
+class Frontier:
+    """The tensors of one model, kept for all runs, from which what is left of it can be computed.
+
+    Args:
+        numbering: of values.
+        rows: samples in all; None: not known yet.
+        budget_bytes: of the arrays.
+    """
+
+    def __init__(self, numbering: Numbering, rows: int | None, budget_bytes: int) -> None:
+        self.numbering, self.rows, self.budget_bytes = numbering, rows, budget_bytes
+        self.held: dict[ValueNumber, Spool] = {}
+
+    def play(self, taps: ExposedTensors, keys: Sequence[str], threads: int | None) -> Playback:
+        """A pass over all samples in which the tensors of `keys` are read.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses the part of the model that is to run.
+        """
+        return Playback(self, taps, keys, threads)
+
+    def hold(self, kept: Mapping[ValueNumber, Spool]) -> None:
+        """Keep `kept` from now on, and nothing else."""
+        for value, spool in self.held.items():
+            if kept.get(value) is not spool:
+                spool.close()
+        self.held = dict(kept)
+
+
+class Playback:
+    """One pass over the samples: use it as a context manager, and run the samples in order."""
+
+    def __init__(
+        self, frontier: Frontier, taps: ExposedTensors, keys: Sequence[str], threads: int | None
+    ) -> None:
+        self._frontier = frontier
+        held = frontier.held
+        values = frontier.numbering.values(taps.graph)
+        tensors = [t for node in taps.graph.nodes for t in node.outputs if t.name]
+        values = {t.name: values[t] for t in tensors if t in values}
+        known = {t.name: t for t in tensors if values.get(t.name) in held}
+        wanted = [taps.outputs[key] for key in keys if key in taps.outputs]
+        part = taps.part([t for t in wanted if t.name not in known], known.values())
+        crossing = _crossing(taps, [*wanted, *known.values()])
+        crossing = [t for t in crossing if values[t.name].varies and t.dtype is not None]
+        fresh = [t for t in crossing if t.name not in known and t.inputs[0] in part.nodes]
+        if frontier.rows is None:
+            fresh = []
+        self._feeds = {t.name: held[values[t.name]] for t in part.begins}
+        self._ready = {t.name: held[values[t.name]] for t in wanted if t.name in known}
+        self._fresh = {t.name: values[t.name] for t in fresh}
+        self._kept = {values[t.name]: held[values[t.name]] for t in crossing if t.name in known}
+        self._new: dict[ValueNumber, Spool] = {}
+        self._fits: bool | None = None
+        self._number = self._rows = 0
+        present = set(values.values())
+        self._usable = {value: spool for value, spool in held.items() if value in present}
+        shapes = {name: _common_shape(spool.shapes) for name, spool in self._feeds.items()}
+        self._session: Session | None = taps.open(part, fresh, shapes, threads)
+
+    def run(self, feeds: Feeds, rows: int) -> Outputs:
+        """The tensors that were asked for, as far as they are not fed.
+
+        Raises:
+            RuntimeFailure: onnxruntime fails on the sample.
+        """
+        number = self._number
+        found: Outputs = {}
+        if self._session is not None:
+            begun = {name: spool[number] for name, spool in self._feeds.items()}
+            found = self._session.run({**feeds, **begun})
+        found.update({name: spool[number] for name, spool in self._ready.items()})
+        self._keep(found, rows)
+        self._number += 1
+        self._rows += rows
+        return found
+
+    def __enter__(self) -> Playback:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            self._session.close()
+        if error is not None:
+            self._give_up()
+            self._frontier.hold({})
+            return
+        self._frontier.rows = self._rows
+        self._frontier.hold({**self._kept, **self._new} if self._fits else self._usable)
+
+    def _keep(self, found: Outputs, rows: int) -> None:
+        """Keep what crosses."""
+        arrays = {value: found[name] for name, value in self._fresh.items()}
+        if self._fits is None:
+            self._fits = self._would_fit(arrays.values(), rows)
+            if self._fits:
+                self._new = {value: Spool() for value in arrays}
+        if not self._fits:
+            return
+        try:
+            for value, array in arrays.items():
+                self._new[value].append(array)
+        except OSError:  # no room on the disk: runs begin earlier, slower and no less right
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Keep nothing of this pass."""
+        self._fits = False
+        for spool in self._new.values():
+            spool.close()
+        self._new = {}
+
+    def _would_fit(self, arrays: Iterable[np.ndarray], rows: int) -> bool:
+        """Whether all runs can be kept, judged by the first."""
+        total = self._frontier.rows
+        if total is None:
+            return False
+        taken = sum(spool.nbytes for spool in self._kept.values())
+        for array in arrays:
+            if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+                return False
+            taken += array.nbytes * total // rows
+        return taken <= self._frontier.budget_bytes
+
+
+def _common_shape(shapes: Sequence[tuple[int, ...]]) -> list[int | None]:
+    """The sizes that all have, None where they differ."""
+    columns = zip(*shapes, strict=True)
+    return [sizes[0] if len(set(sizes)) == 1 else None for sizes in columns]
+
+
+def _crossing(taps: ExposedTensors, ends: Iterable[gs.Tensor]) -> list[gs.Tensor]:
+    """Tensors made by what `ends` need, and needed by other nodes on the way to a layer."""
+    ran = taps.part(tuple(ends), ()).nodes
+    layers = [tensor for layer in taps.layers.values() for tensor in layer.node.outputs]
+    waiting = taps.part(layers, ()).nodes - ran
+    return [
+        tensor
+        for node in taps.graph.nodes
+        if node in ran
+        for tensor in node.outputs
+        if tensor.name and any(user in waiting for user in tensor.outputs)
+    ]
+
+
+__all__ = ["Activations", "Frontier", "Playback"]

@@ -1,0 +1,288 @@
+"""`CalibrationRuns`: what passes ask of the calibration samples, answered by running models.
+
+What may change here: how many samples go into one run, and which are held back. What is summed up
+is `moments`'s and `drift`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from onnxslim.analysis.output_parts import Parts, output_parts
+from onnxslim.io.model import Model
+from onnxslim.records import Skip
+from onnxslim.runtime.measure.output_divergence import OutputDeparture, combined
+from onnxslim.runtime.probes.activation_cache import Activations
+from onnxslim.runtime.probes.channel_activity import stream_activity
+from onnxslim.runtime.probes.moments import MomentLimits, stream_moments
+from onnxslim.runtime.probes.observers import stream_observations
+from onnxslim.runtime.probes.replay import Replay
+from onnxslim.runtime.probes.value_numbering import Numbering, Signature
+from onnxslim.runtime.samples.sources import SampleSource, open_samples
+from onnxslim.runtime.samples.stream import Sample, Samples
+from onnxslim.runtime.session import Feeds, Outputs, open_session
+from onnxslim.services.activity import ChannelActivity
+from onnxslim.services.calibration import Answer, Calibration, Distance, Replacement
+from onnxslim.services.moments import LayerMoments
+from onnxslim.services.observations import Observation
+
+Keep = Callable[[int, int | None], bool]
+
+_BATCH_ROWS: Final = 256
+_BATCH_BYTES: Final = 4 << 20
+_GOLDEN: Final = 0.6180339887498949
+_FOLDS: Final = 5
+_HELD: Final = 1  # of each `_FOLDS` samples the second, so that two samples are enough
+_MAX_TRIED: Final = 10000  # samples that a trial is fitted on, about
+_KEPT_BYTES: Final = 256 << 20  # of reference outputs
+_MIN_SUMS: Final = 256 << 20  # bytes of moments that are summed up at once, at least
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a reference model gives.
+
+    Attributes:
+        signature: of what it computes.
+        outputs: for each run.
+        parts: of the outputs that are joined from several.
+    """
+
+    signature: Signature
+    outputs: Sequence[Outputs]
+    parts: Parts
+
+
+class _Meter:
+    """How far outputs are from what is known, over samples."""
+
+    def __init__(self, known: _Known) -> None:
+        self._outputs = {
+            name: OutputDeparture(known.parts.get(name, ())) for name in known.outputs[0]
+        }
+
+    def update(self, expected: Outputs, found: Outputs) -> None:
+        """Add one run."""
+        for name, output in self._outputs.items():
+            output.update(expected[name], found[name])
+
+    @property
+    def distance(self) -> Distance:
+        """So far."""
+        return combined([part for output in self._outputs.values() for part in output.departures])
+
+
+class CalibrationRuns:
+    """Implements `onnxslim.services.calibration.Calibration` with onnxruntime.
+
+    Args:
+        source: of the samples; opened when first needed.
+        seed: of the choice of positions in large maps.
+        threads: of onnxruntime; None for its own choice.
+        limits: of the sums, see `moments`; None: by the size of the model.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        *,
+        seed: int = 0,
+        threads: int | None = None,
+        limits: MomentLimits | None = None,
+    ) -> None:
+        self._source, self._seed, self._threads, self._limits = source, seed, threads, limits
+        self._samples: Samples | None = None
+        self._activations: Activations | None = None
+        self._budget: int | None = None
+        self._numbering = Numbering()
+        self._known: _Known | None = None
+        self._parts: tuple[Calibration, Calibration] | None = None
+
+    def moments(
+        self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None
+    ) -> Iterator[LayerMoments | Skip]:
+        """See `Calibration`.
+
+        Raises:
+            UsageError: the samples do not fit the model.
+            RuntimeFailure: onnxruntime refuses the model or fails on a sample.
+        """
+        samples = self._open(model)
+        if self._activations is None:
+            self._activations = Activations(samples.count)
+        if self._budget is None:  # what is summed up at once may take what the model does
+            self._budget = max(_MIN_SUMS, model.file_bytes())
+        return stream_moments(
+            model,
+            self._runs,
+            layers,
+            reference=reference,
+            limits=self._limits or MomentLimits(budget_bytes=self._budget, samples=samples.count),
+            seed=self._seed,
+            threads=self._threads,
+            activations=self._activations,
+        )
+
+    def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:
+        """See `Calibration`; errors as in `moments`."""
+        self._open(model)
+        return stream_activity(model, self._runs, layers, threads=self._threads)
+
+    def observe(self, model: Model, tensors: Sequence[str]) -> Iterator[Observation | Skip]:
+        """See `Calibration`; errors as in `moments`, and for a name that the model lacks."""
+        samples = self._open(model)
+        return stream_observations(
+            model, samples.batches, tensors, count=samples.count, threads=self._threads
+        )
+
+    def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
+        """See `Calibration`; errors as in `moments`."""
+        samples = self._open(reference)
+        known = self._known_outputs(reference)
+        if isinstance(models, Sequence) and len(models) < 2:  # nothing to share with others
+            for model in models:
+                with open_session(model, threads=self._threads) as session:
+                    yield self._distance(known, lambda feeds, _: session.run(feeds))
+            return
+        replay = Replay(reference, samples.count, threads=self._threads)
+        for model in models:
+            with replay.variant(model) as variant:
+                found = self._distance(known, variant.run)
+            yield found
+
+    def effects(
+        self, model: Model, replacements: Mapping[str, Sequence[Replacement]]
+    ) -> Iterator[tuple[str, Sequence[Distance]]]:
+        """See `Calibration`; errors as in `moments`."""
+        samples = self._open(model)
+        known = self._known_outputs(model)
+        replay = Replay(model, samples.count, threads=self._threads)
+        for name, own in replacements.items():
+            meters = [_Meter(known) for _ in own]
+            with replay.behind(name) as rest:
+                if rest is None:
+                    continue
+                for sample, expected in zip(self._runs(), known.outputs, strict=False):
+                    runs = rest.runs(sample.feeds, sample.rows, own)
+                    for meter, found in zip(meters, runs, strict=True):
+                        meter.update(expected, found)
+            yield name, [meter.distance for meter in meters]
+
+    def _distance(self, known: _Known, run: Callable[[Feeds, int], Outputs]) -> Distance:
+        """How far what `run` gives for each sample is from what is expected."""
+        meter = _Meter(known)
+        for sample, expected in zip(self._runs(), known.outputs, strict=False):
+            meter.update(expected, run(sample.feeds, sample.rows))
+        return meter.distance
+
+    def outputs(self, model: Model, *, together: int | None = None) -> Iterator[Answer]:
+        """See `Calibration`; errors as in `moments`."""
+        self._open(model)
+        with open_session(model, threads=self._threads) as session:
+            for sample in self._runs(together):
+                yield Answer(session.run(sample.feeds), sample.rows, sample.labels)
+
+    def parts(self, count: int) -> tuple[Calibration, ...]:
+        """See `Calibration`."""
+        return tuple(_Part(self, _dealt(number, count)) for number in range(count))
+
+    def some(self, count: int) -> Calibration:
+        """See `Calibration`."""
+        return _Part(self, _evenly(count))
+
+    def halves(self) -> tuple[Calibration, Calibration]:
+        """See `Calibration`."""
+        if self._parts is None:
+            self._parts = (_Part(self, _is_tried), _Part(self, _is_held))
+        return self._parts
+
+    def _open(self, model: Model) -> Samples:
+        """The samples, opened for the inputs of `model` when they are first needed."""
+        if self._samples is None:
+            with open_session(model, threads=self._threads) as session:
+                self._samples = open_samples(self._source, session.inputs)
+        return self._samples
+
+    def _runs(self, most: int | None = None) -> Iterator[Sample]:
+        assert self._samples is not None
+        size = most
+        for sample in self._samples if size is None else ():
+            row = sum(array.nbytes for array in sample.feeds.values()) / sample.rows
+            size = max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(row, 1))))
+            break
+        yield from self._samples.batches(size or 1)
+
+    def _known_outputs(self, reference: Model) -> _Known:
+        """Kept as long as the reference computes the same, whatever object it is."""
+        signature = self._numbering.signature(reference.graph)
+        if self._known is None or self._known.signature != signature:
+            with open_session(reference, threads=self._threads) as session:
+                outputs, taken = [], 0
+                for sample in self._runs():
+                    outputs.append(session.run(sample.feeds))
+                    taken += sum(array.nbytes for array in outputs[-1].values())
+                    if taken > _KEPT_BYTES:
+                        break
+            self._known = _Known(signature, outputs, output_parts(reference))
+        return self._known
+
+
+class _Part(CalibrationRuns):
+    """Some of the samples of another."""
+
+    def __init__(self, whole: CalibrationRuns, keep: Keep) -> None:
+        super().__init__(
+            whole._source, seed=whole._seed, threads=whole._threads, limits=whole._limits
+        )
+        self._whole, self._keep = whole, keep
+
+    def _open(self, model: Model) -> Samples:
+        if self._samples is None:
+            self._samples = _chosen(self._whole._open(model), self._keep)
+        return self._samples
+
+
+def _dealt(number: int, count: int) -> Keep:
+    """About one sample in `count`, by multiples of the golden ratio.
+
+    Not every `count`-th: where samples of the classes take turns, a part would lack classes.
+    """
+    return lambda index, _: int(count * (index * _GOLDEN % 1.0)) == number
+
+
+def _evenly(most: int) -> Keep:
+    """So many of the samples at most, as many as divide them evenly."""
+
+    def keep(index: int, count: int | None) -> bool:
+        return index < most if count is None else index % -(-count // most) == 0
+
+    return keep
+
+
+def _is_tried(number: int, count: int | None) -> bool:
+    every = 1 if count is None else -(-count // _MAX_TRIED)
+    return number % _FOLDS != _HELD and number // _FOLDS % every == 0
+
+
+def _is_held(number: int, count: int | None) -> bool:
+    return number % _FOLDS == _HELD
+
+
+def _chosen(samples: Samples, keep: Keep) -> Samples:
+    """The samples that `keep` accepts, by number and count; all, where it accepts none."""
+
+    def read() -> Iterator[Sample]:
+        empty = True
+        for number, sample in enumerate(samples):
+            if keep(number, samples.count):
+                empty = False
+                yield sample
+        if empty:
+            yield from samples
+
+    count = samples.count
+    if count is not None:
+        count = sum(keep(number, count) for number in range(count)) or count
+    return Samples(samples.name, read, count, batchable=samples.batchable)

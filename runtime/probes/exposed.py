@@ -1,0 +1,210 @@
+"""Tensors inside a model, made readable: a copy of the model returns them as outputs.
+
+A session of it returns nothing else, and computes nothing that they do not need. A tensor in the
+body of an If leaves it as one more output of the If; the other branch gives an empty tensor, so an
+empty array means that the branch was not taken. What lies in the body of a Loop or a Scan stays
+hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.graph.ir import Constant, Node, Variable, ancestors, needs, node_label, walk_graphs
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes of a copy, from some tensors to others.
+
+    Attributes:
+        ends: what is computed.
+        begins: what is given, besides the inputs of the model.
+        nodes: what runs.
+    """
+
+    ends: tuple[gs.Tensor, ...]
+    begins: tuple[gs.Tensor, ...]
+    nodes: frozenset[Node]
+
+
+class ExposedTensors:
+    """A copy of a model whose inner tensors can be read. Tap first, then open a part of it.
+
+    Attributes:
+        graph: of the copy.
+        layers: the weight layers of the copy, by name.
+        skips: operators that are none, with why.
+        outputs: what was tapped and is not fed, by key.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model.clone()
+        infer_shapes(self._model)
+        self.graph = self._model.graph
+        found, skips = weight_layers(self.graph)
+        self.layers = {layer.name: layer for layer in found}
+        self.skips = skips
+        self.outputs: dict[str, gs.Tensor] = {}
+        self._names = {tensor.name for graph in walk_graphs(self.graph) for tensor in _made(graph)}
+        self._tapped: dict[int, str] = {}
+
+    def tap(self, tensor: gs.Tensor, layer: WeightLayer) -> str | None:
+        """Make `tensor`, an input or output of `layer`, readable; returns its key in `run`.
+
+        None when it lies in the body of a Loop or Scan: see `why_hidden`.
+        """
+        known = self._tapped.get(id(tensor))
+        if known is not None:
+            return known
+        place = [*layer.bodies]
+        while place and not _belongs(tensor, _body(place[-1])):
+            place.pop()  # the body captures it from further out
+        outer = tensor
+        while place:
+            node, body = place.pop()
+            if node.op != "If" or not node.is_onnx:
+                return None
+            outer = self._lead_out(outer, node, body, layer)
+        key = self._return(outer, layer.holder.dtype)
+        self._tapped[id(tensor)] = key
+        return key
+
+    def tap_main(self, tensor: gs.Tensor) -> str:
+        """As `tap`, for a tensor of the main graph whose `dtype` is known."""
+        if id(tensor) not in self._tapped:
+            self._tapped[id(tensor)] = self._return(tensor, tensor.dtype)
+        return self._tapped[id(tensor)]
+
+    def part(self, ends: Sequence[gs.Tensor], known: Iterable[gs.Tensor]) -> Part:
+        """What has to run for `ends` where `known` tensors are given."""
+        begins = dict.fromkeys(known)
+        while True:
+            nodes = ancestors(ends, begins)
+            made = [tensor for tensor in begins if any(node in nodes for node in tensor.inputs)]
+            if not made:
+                break
+            for tensor in made:  # its node runs anyway, for another of its outputs
+                del begins[tensor]
+        used = {tensor for node in nodes for tensor in needs(node)}
+        return Part(tuple(ends), tuple(t for t in begins if t in used), frozenset(nodes))
+
+    def open(
+        self,
+        part: Part,
+        more: Sequence[gs.Tensor] = (),
+        shapes: Mapping[str, Sequence[int | None]] | None = None,
+        threads: int | None = None,
+    ) -> Session | None:
+        """A session that computes the ends of `part`, and `more` tensors that its nodes make.
+
+        Its inputs are those of the model and the beginnings of `part`, of `shapes` by name. None
+        where nothing runs.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses it.
+        """
+        ends = tuple(dict.fromkeys((*part.ends, *more)))
+        if not ends:
+            return None
+        graph = self.graph
+        whole = (graph.inputs, graph.outputs, graph.nodes)
+        for tensor in (*ends, *part.begins):
+            tensor.shape = tensor.info = None  # what a file declares may be wrong
+        for tensor in part.begins:
+            tensor.shape = None if shapes is None else list(shapes[tensor.name])
+        graph.inputs = [*graph.inputs, *part.begins]
+        graph.outputs = list(ends)
+        graph.nodes = [node for node in graph.nodes if node in part.nodes]
+        for current in walk_graphs(graph):
+            current.unused = []
+        try:
+            return open_session(self._model, threads=threads, spin=False)
+        finally:
+            graph.inputs, graph.outputs, graph.nodes = whole
+
+    def _return(self, tensor: gs.Tensor, dtype: np.dtype[Any]) -> str:
+        fed = any(tensor is item for item in self.graph.inputs)
+        if fed and getattr(tensor, "default", None) is None:
+            return str(tensor.name)
+        if fed or isinstance(tensor, gs.Constant):
+            tensor = self._copied(tensor, self.graph, dtype)
+        if tensor.dtype is None:
+            tensor.dtype = dtype
+        self.outputs[tensor.name] = tensor
+        return str(tensor.name)
+
+    def _lead_out(self, tensor: gs.Tensor, node: Node, body: str, layer: WeightLayer) -> Variable:
+        for name, branch in node.attrs.items():
+            if not isinstance(branch, gs.Graph):
+                continue
+            if name == body:
+                branch.outputs.append(self._copied(tensor, branch, layer.holder.dtype))
+            else:
+                branch.outputs.append(self._empty(branch, layer))
+        outer = self._variable(f"{tensor.name}_seen", layer)
+        node.outputs.append(outer)
+        return outer
+
+    def _copied(self, tensor: gs.Tensor, graph: gs.Graph, dtype: np.dtype[Any]) -> Variable:
+        copy = Variable(self._fresh(f"{tensor.name}_copy"), dtype)
+        graph.nodes.append(Node("Identity", inputs=[tensor], outputs=[copy]))
+        return copy
+
+    def _empty(self, graph: gs.Graph, layer: WeightLayer) -> Variable:
+        value = Constant(self._fresh("empty"), np.zeros((0,), layer.holder.dtype))
+        made = self._variable("empty", layer)
+        graph.nodes.append(Node("Constant", attrs={"value": value}, outputs=[made]))
+        return made
+
+    def _variable(self, name: str, layer: WeightLayer) -> Variable:
+        return Variable(self._fresh(name), layer.holder.dtype)
+
+    def _fresh(self, wish: str) -> str:
+        name, number = wish, 0
+        while name in self._names:
+            name, number = f"{wish}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+
+def read(key: str, feeds: Feeds, outputs: Outputs) -> np.ndarray:
+    """What a run of the copy says about a tapped tensor."""
+    return outputs[key] if key in outputs else feeds[key]
+
+
+def why_hidden(layer: WeightLayer) -> str:
+    """Why tensors around a layer cannot be tapped."""
+    node = next(node for node, _ in layer.bodies if node.op != "If" or not node.is_onnx)
+    return (
+        f"it lies in the body of the {node.op} `{node_label(node)}`, whose inner tensors cannot be "
+        "observed"
+    )
+
+
+def _body(place: tuple[Node, str]) -> gs.Graph:
+    node, name = place
+    body: gs.Graph = node.attrs[name]
+    return body
+
+
+def _belongs(tensor: gs.Tensor, graph: gs.Graph) -> bool:
+    if tensor.inputs:
+        return any(node is tensor.inputs[0] for node in graph.nodes)
+    return any(tensor is item for item in graph.inputs)
+
+
+def _made(graph: gs.Graph) -> Iterable[gs.Tensor]:
+    yield from graph.inputs
+    for node in graph.nodes:
+        yield from node.inputs
+        yield from node.outputs

@@ -1,0 +1,269 @@
+"""Runs of variants of a model, from where they part with it.
+
+A pass that asks what single changes do to the output makes many copies of a model, each changed in
+one place. What lies before that place gives what the model gives: it runs once, and a variant goes
+on from there. What is the same is told by `values`; results differ from those of a run from the
+inputs by rounding at most, where onnxruntime would have fused operators across the cut.
+
+Variants that come in the order of the graph cost least: then every node of the model runs once.
+
+Where only the value of one tensor is to change, no variant is built: `behind` runs what follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.graph.ir import needs
+from onnxslim.io.model import Model
+from onnxslim.runtime.probes.activation_cache import Frontier, Playback
+from onnxslim.runtime.probes.exposed import ExposedTensors, Part
+from onnxslim.runtime.probes.value_numbering import Numbering, ValueNumber
+from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
+from onnxslim.services.calibration import Replacement
+
+_BUDGET_BYTES: Final = 256 << 20
+
+
+class Replay:
+    """Runs variants of `model` on samples that always come in the same order.
+
+    Args:
+        model: what they vary.
+        rows: samples in all; None: not known.
+        threads: of onnxruntime.
+        budget_bytes: of activations that are kept from one variant for the next.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        rows: int | None,
+        *,
+        threads: int | None = None,
+        budget_bytes: int = _BUDGET_BYTES,
+    ) -> None:
+        self._model, self._threads = model, threads
+        self._numbering = Numbering()
+        self._taps = ExposedTensors(model)
+        self._frontier = Frontier(self._numbering, rows, budget_bytes)
+        values = self._numbering.values(self._taps.graph)
+        self._made: dict[ValueNumber, gs.Tensor] = {
+            values[tensor]: tensor
+            for node in self._taps.graph.nodes
+            for tensor in node.outputs
+            if tensor.name and tensor.dtype is not None and values[tensor].varies
+        }
+
+    @contextmanager
+    def variant(self, model: Model) -> Iterator[ModelVariant]:
+        """A variant, ready to run the samples in order.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses it.
+        """
+        taps = ExposedTensors(model)
+        values = self._numbering.values(taps.graph)
+        same = {
+            tensor: self._made[values[tensor]]
+            for node in taps.graph.nodes
+            for tensor in node.outputs
+            if values.get(tensor) in self._made
+        }
+        changed = [tensor for tensor in taps.graph.outputs if tensor not in same]
+        part = taps.part(changed, same)
+        asked = (*part.begins, *(t for t in taps.graph.outputs if t in same))
+        names = {tensor.name: self._taps.tap_main(same[tensor]) for tensor in asked}
+        if not names:
+            with open_session(model, threads=self._threads, spin=False) as session:
+                yield _Whole(session)
+            return
+        keys = list(dict.fromkeys(names.values()))
+        with self._frontier.play(self._taps, keys, self._threads) as base:
+            variant = _Rest(base, names, taps, part, self._threads)
+            try:
+                yield variant
+            finally:
+                variant.close()
+
+    @contextmanager
+    def behind(self, name: str) -> Iterator[Behind | None]:
+        """What follows the tensor `name` of the main graph, ready to run the samples in order.
+
+        None where its node has to run all the same, for another of its outputs, and for constants.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses it.
+        """
+        taps, own = self._copy, self._made_by_name
+        (tensor,) = (t for t in _tensors(taps.graph) if t.name == name)
+        moved = _depending(taps.graph, tensor)
+        known = [t for t in _tensors(taps.graph) if t.name in own and t not in moved]
+        kept = [t for t in taps.graph.outputs if t in known or t is tensor]
+        ends = [t for t in taps.graph.outputs if t not in kept]
+        part = taps.part(ends, [*known, tensor] if tensor.inputs else known)
+        is_constant = bool(tensor.inputs) and name not in own
+        if is_constant or any(node in part.nodes for node in tensor.inputs):
+            yield None
+            return
+        asked = dict.fromkeys((*part.begins, *kept, tensor))
+        names = {t.name: self._taps.tap_main(own[t.name]) for t in asked if t.name in own}
+        keys = list(dict.fromkeys(names.values()))
+        with self._frontier.play(self._taps, keys, self._threads) as base:
+            rest = Behind(base, names, taps, part, self._threads, name)
+            try:
+                yield rest
+            finally:
+                rest.close()
+
+    @cached_property
+    def _made_by_name(self) -> Mapping[str, gs.Tensor]:
+        return {tensor.name: tensor for tensor in self._made.values()}
+
+    @cached_property
+    def _copy(self) -> ExposedTensors:
+        """The model once more: what runs behind a tensor is cut out of it."""
+        return ExposedTensors(self._model)
+
+
+class ModelVariant:
+    """One variant of the model."""
+
+    def run(self, feeds: Feeds, rows: int) -> Outputs:
+        """The outputs of the variant for the next sample.
+
+        Raises:
+            RuntimeFailure: onnxruntime fails on it.
+        """
+        raise NotImplementedError
+
+
+class _Whole(ModelVariant):
+    """A variant that has nothing in common with the model but its inputs."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, feeds: Feeds, rows: int) -> Outputs:
+        return self._session.run(feeds)
+
+
+class _Rest(ModelVariant):
+    """What follows the tensors that are the same in model and variant.
+
+    Args:
+        base: the model, up to these tensors.
+        names: theirs in the variant, and in the model.
+        taps: the variant.
+        part: what is to run of it.
+        threads: of onnxruntime.
+    """
+
+    def __init__(
+        self,
+        base: Playback,
+        names: dict[str, str],
+        taps: ExposedTensors,
+        part: Part,
+        threads: int | None,
+    ) -> None:
+        self._base, self._names, self._taps, self._part = base, names, taps, part
+        self._threads = threads
+        self._shapes: dict[str, list[int | None]] = {}
+        self._session: Session | None = None
+
+    def run(self, feeds: Feeds, rows: int) -> Outputs:
+        return self._finished(feeds, self._begun(feeds, rows))
+
+    def _begun(self, feeds: Feeds, rows: int) -> Outputs:
+        """What the model gives for the next sample."""
+        found = self._base.run(feeds, rows)
+        return {name: found[own] for name, own in self._names.items()}
+
+    def _finished(self, feeds: Feeds, begun: Outputs) -> Outputs:
+        """What follows from there."""
+        results = {**feeds, **begun}
+        if self._part.ends:
+            fed = {tensor.name: begun[tensor.name] for tensor in self._part.begins}
+            results.update(self._opened(fed).run({**feeds, **fed}))
+        return {tensor.name: results[tensor.name] for tensor in self._taps.graph.outputs}
+
+    def close(self) -> None:
+        """Free the session."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _opened(self, fed: dict[str, np.ndarray]) -> Session:
+        """A session for inputs of these shapes; sizes that turn out to vary are left open."""
+        shapes = {name: _common(self._shapes.get(name), array) for name, array in fed.items()}
+        if self._session is None or shapes != self._shapes:
+            self.close()
+            self._shapes = shapes
+            self._session = self._taps.open(self._part, (), shapes, self._threads)
+        assert self._session is not None
+        return self._session
+
+
+class Behind(_Rest):
+    """What follows one tensor, whose values are replaced."""
+
+    def __init__(
+        self,
+        base: Playback,
+        names: dict[str, str],
+        taps: ExposedTensors,
+        part: Part,
+        threads: int | None,
+        tensor: str,
+    ) -> None:
+        super().__init__(base, names, taps, part, threads)
+        self._tensor = tensor
+
+    def runs(
+        self, feeds: Feeds, rows: int, replacements: Sequence[Replacement]
+    ) -> Iterator[Outputs]:
+        """The outputs for the next sample, with each of the replacements in turn.
+
+        Raises:
+            RuntimeFailure: onnxruntime fails on it.
+        """
+        begun = self._begun(feeds, rows)
+        known: Mapping[str, np.ndarray] = {**feeds, **begun}
+        for replacement in replacements:
+            new = {self._tensor: replacement(known[self._tensor])}
+            if self._tensor in feeds:
+                yield self._finished({**feeds, **new}, begun)
+            else:
+                yield self._finished(feeds, {**begun, **new})
+
+
+def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    yield from graph.inputs
+    for node in graph.nodes:
+        yield from (tensor for tensor in node.outputs if tensor.name)
+
+
+def _depending(graph: gs.Graph, tensor: gs.Tensor) -> set[gs.Tensor]:
+    """What changes with `tensor`, itself included."""
+    found = {tensor}
+    for node in graph.nodes:
+        if not found.isdisjoint(needs(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _common(known: Sequence[int | None] | None, array: np.ndarray) -> list[int | None]:
+    """The sizes that all arrays had so far, None where they differ."""
+    if known is None or len(known) != array.ndim:
+        return list(array.shape)
+    return [a if a == b else None for a, b in zip(known, array.shape, strict=True)]
+
+
+__all__ = ["Behind", "ModelVariant", "Replay"]

@@ -1,0 +1,222 @@
+"""The vectors x that a weight layer multiplies, out of its input tensor; and y, out of its output.
+
+Arrays come as (groups, rows, features): one row for each x. Rows are ordered by the first axis of
+the tensor, which counts samples, then by position; row i of x and row i of y belong together.
+Patches are made only for the rows asked for, a chunk at a time: the patches of a whole map can be
+many times its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from onnxslim.analysis.layers import ConvPatches, Unfolding, Vectors
+
+
+@dataclass(frozen=True)
+class UnfoldedRows:
+    """All x of a tensor, gathered on demand.
+
+    Attributes:
+        count: number of rows.
+        features: length of each x.
+        groups: number of groups, each with an x of its own in every row.
+    """
+
+    count: int
+    features: int
+    groups: int
+    _source: _Windows | np.ndarray
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows by index, as (groups, len(index), features)."""
+        if isinstance(self._source, np.ndarray):
+            return self._source[:, index]
+        return self._source.take(index).transpose(1, 0, 2)
+
+    def chunks(self, index: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """`take` in pieces of up to `size` rows."""
+        for start in range(0, len(index), size):
+            yield self.take(index[start : start + size])
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Patches of a padded map as a view (N, C, out..., kernel...)."""
+
+    view: np.ndarray
+    groups: int
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        ndim = (self.view.ndim - 2) // 2
+        sizes = (self.view.shape[0], *self.view.shape[2 : 2 + ndim])
+        sample, *place = np.unravel_index(index, sizes)
+        at: tuple[np.ndarray | slice, ...] = (sample, slice(None), *place)
+        patches = self.view[at]  # (rows, C, kernel...)
+        return patches.reshape(len(index), self.groups, -1)  # (rows, g, C/g·k)
+
+
+def unfold_input(array: np.ndarray, unfolding: Unfolding) -> UnfoldedRows:
+    """Every x that a layer with this unfolding makes of `array`."""
+    if isinstance(unfolding, ConvPatches):
+        return _conv_rows(array, unfolding)
+    rows = _vector_rows(array, unfolding, unfolding.axis)
+    if unfolding.scale != 1:
+        rows = rows * rows.dtype.type(unfolding.scale)
+    return UnfoldedRows(rows.shape[1], rows.shape[2], rows.shape[0], rows)
+
+
+def unfold_output(array: np.ndarray, unfolding: Unfolding) -> UnfoldedRows:
+    """Every y in the output `array` of such a layer, in the order of `unfold_input`."""
+    if isinstance(unfolding, ConvPatches):
+        count, channels = array.shape[:2]
+        groups = unfolding.groups
+        # (N, g·o, positions) -> (g, N·positions, o)
+        split = array.reshape(count, groups, channels // groups, -1).transpose(1, 0, 3, 2)
+        rows = split.reshape(groups, -1, channels // groups)
+    else:
+        if unfolding.out_axis is None:
+            array = array[..., None]
+        rows = _vector_rows(array, unfolding, unfolding.out_axis or -1)
+    return UnfoldedRows(rows.shape[1], rows.shape[2], rows.shape[0], rows)
+
+
+# ---------------------------------------------------------------------------- matrices
+
+
+def _vector_rows(array: np.ndarray, unfolding: Vectors, axis: int) -> np.ndarray:
+    if array.ndim == 1:
+        array, axis = array[None], -1
+    if axis == -2:
+        array = array.swapaxes(-1, -2)
+    # (..., rows, features)
+    features = array.shape[-1]
+    if unfolding.groups == 1:
+        return array.reshape(1, -1, features)
+    return _stacked_rows(array, unfolding.batch)
+
+
+def _stacked_rows(array: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
+    """(groups, rows, features) where each matrix of the weight's stack meets its own rows."""
+    *lead, rows, features = array.shape
+    lead = [1] * (len(batch) - len(lead)) + lead
+    first = len(lead) - len(batch)
+    array = array.reshape(*lead, rows, features)
+    # an axis of the stack with size 1 meets every matrix of x: it counts as rows
+    wide = [size if size > 1 else lead[first + i] for i, size in enumerate(batch)]
+    array = np.broadcast_to(array, (*lead[:first], *wide, rows, features))
+    grouped = [first + i for i, size in enumerate(batch) if size > 1]
+    others = [i for i in range(len(lead)) if i not in grouped]
+    moved = array.transpose(*grouped, *others, len(lead), len(lead) + 1)
+    return moved.reshape(prod(batch), -1, features)
+
+
+# ---------------------------------------------------------------------------- patches
+
+
+def _conv_rows(array: np.ndarray, patches: ConvPatches) -> UnfoldedRows:
+    view = _transposed_windows(array, patches) if patches.transposed else _windows(array, patches)
+    ndim = len(patches.kernel)
+    count = view.shape[0] * prod(view.shape[2 : 2 + ndim])
+    features = array.shape[1] // patches.groups * prod(patches.kernel)
+    return UnfoldedRows(count, features, patches.groups, _Windows(view, patches.groups))
+
+
+def _windows(array: np.ndarray, patches: ConvPatches) -> np.ndarray:
+    sizes = array.shape[2:]
+    begins, ends = _conv_pads(sizes, patches)
+    padded = np.pad(array, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
+    return _dilated(padded, patches.kernel, patches.dilations, patches.strides)
+
+
+def _conv_pads(sizes: tuple[int, ...], p: ConvPatches) -> tuple[list[int], list[int]]:
+    """Zeros in front of and behind each spatial axis."""
+    ndim = len(sizes)
+    if p.auto_pad == "VALID":
+        return [0] * ndim, [0] * ndim
+    if p.auto_pad == "NOTSET":
+        return list(p.pads[:ndim]), list(p.pads[ndim:])
+    totals = [
+        max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        for size, stride, kernel, dilation in zip(
+            sizes, p.strides, p.kernel, p.dilations, strict=True
+        )
+    ]
+    return _split_same(totals, upper=p.auto_pad == "SAME_UPPER")
+
+
+def _split_same(totals: list[int], *, upper: bool) -> tuple[list[int], list[int]]:
+    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (small, large) if upper else (large, small)
+
+
+def _transposed_windows(array: np.ndarray, p: ConvPatches) -> np.ndarray:
+    """What each output position of a ConvTranspose reads.
+
+    y[t] = Σ_k W[k]·up[t + begin − k·dilation], where `up` is x with stride − 1 zeros between its
+    elements: a Conv on `up`, its kernel read backwards.
+    """
+    sizes = array.shape[2:]
+    begins, outs = _transposed_pads(sizes, p)
+    spread = [(size - 1) * stride + 1 for size, stride in zip(sizes, p.strides, strict=True)]
+    up = np.zeros((*array.shape[:2], *spread), array.dtype)
+    up[(slice(None), slice(None), *(slice(None, None, stride) for stride in p.strides))] = array
+    for axis, (kernel, dilation) in enumerate(zip(p.kernel, p.dilations, strict=True)):
+        reach = (kernel - 1) * dilation
+        left = reach - begins[axis]
+        up = _pad_or_crop(up, axis + 2, left, outs[axis] + reach - left - up.shape[axis + 2])
+    view = _dilated(up, p.kernel, p.dilations, (1,) * len(p.kernel))
+    return np.flip(view, tuple(range(-len(p.kernel), 0)))
+
+
+def _transposed_pads(sizes: tuple[int, ...], p: ConvPatches) -> tuple[list[int], list[int]]:
+    """What the output loses at the beginning of each axis, and the output's sizes."""
+    ndim = len(sizes)
+    extra = p.output_padding or (0,) * ndim
+    full = [
+        stride * (size - 1) + more + (kernel - 1) * dilation + 1
+        for size, stride, more, kernel, dilation in zip(
+            sizes, p.strides, extra, p.kernel, p.dilations, strict=True
+        )
+    ]
+    if p.output_shape:
+        outs = list(p.output_shape[-ndim:])
+    elif p.auto_pad.startswith("SAME"):
+        outs = [size * stride for size, stride in zip(sizes, p.strides, strict=True)]
+    elif p.auto_pad == "VALID":
+        return [0] * ndim, full
+    else:
+        begins, ends = p.pads[:ndim], p.pads[ndim:]
+        return list(begins), [f - b - e for f, b, e in zip(full, begins, ends, strict=True)]
+    totals = [max(f - out, 0) for f, out in zip(full, outs, strict=True)]
+    if not p.output_shape:  # a kernel shorter than the stride leaves less than SAME asks for
+        outs = [f - total for f, total in zip(full, totals, strict=True)]
+    return _split_same(totals, upper=p.auto_pad == "SAME_UPPER")[0], outs
+
+
+def _pad_or_crop(array: np.ndarray, axis: int, left: int, right: int) -> np.ndarray:
+    """`array` with zeros at both ends of an axis; a negative number takes elements away."""
+    cut = [slice(None)] * array.ndim
+    cut[axis] = slice(max(-left, 0), array.shape[axis] - max(-right, 0))
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (max(left, 0), max(right, 0))
+    return np.pad(array[tuple(cut)], widths)
+
+
+def _dilated(
+    padded: np.ndarray,
+    kernel: tuple[int, ...],
+    dilations: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> np.ndarray:
+    """Patches as a view (N, C, out..., kernel...)."""
+    ndim = len(kernel)
+    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
+    axes = tuple(range(2, 2 + ndim))
+    view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
+    steps = tuple(slice(None, None, step) for step in (*strides, *dilations))
+    return view[(slice(None), slice(None), *steps)]

@@ -1,0 +1,178 @@
+"""Which tensors of two models certainly hold the same: those made in the same way.
+
+A `ValueNumber` stands for an operator with its attributes on values, on graph inputs, and on
+constants, which are known by the very array that holds them (copies of a model share arrays, and
+nobody writes into one). Equal ways give the same object. Names do not count, but those of graph
+inputs do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Final
+from weakref import WeakValueDictionary, ref
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.graph.ir import Constant, Node
+
+_RANDOM: Final = frozenset(
+    {
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+
+Signature = tuple[Hashable, ...]
+
+
+class ValueNumber:
+    """What a tensor holds, known by how it is made.
+
+    Attributes:
+        varies: whether it depends on an input of the graph.
+    """
+
+    __slots__ = ("__weakref__", "_parts", "varies")
+
+    def __init__(self, parts: Hashable, *, varies: bool) -> None:
+        self._parts, self.varies = parts, varies  # holds on to the values that it is made of
+
+
+class _Same:
+    """An object that is equal only to itself, and to nothing any more when it is gone."""
+
+    __slots__ = ("_hash", "_item")
+
+    def __init__(self, item: object) -> None:
+        self._hash = id(item)
+        self._item: Callable[[], object]
+        try:
+            self._item = ref(item)
+        except TypeError:  # of a kind without weak references
+            self._item = lambda: item
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and (
+            other is self or (other._item() is (own := self._item()) and own is not None)
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class Numbering:
+    """Gives the tensors of any number of graphs their values."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[Hashable, ValueNumber] = WeakValueDictionary()
+
+    def values(self, graph: gs.Graph) -> dict[gs.Tensor, ValueNumber]:
+        """The values of the inputs of `graph` and of what its own nodes make."""
+        imports = tuple((entry.domain, entry.version) for entry in graph.import_domains or ())
+        found = {
+            tensor: self._value(("input", tensor.name, imports), varies=True)
+            for tensor in graph.inputs
+        }
+        functions = {(f.domain, f.name): f for f in getattr(graph, "local_functions", ())}
+        self._number(graph.nodes, found, functions)
+        return found
+
+    def signature(self, graph: gs.Graph) -> Signature:
+        """What the outputs of `graph` hold, by name."""
+        values = self.values(graph)
+        return tuple((tensor.name, self._of(tensor, values)) for tensor in graph.outputs)
+
+    # ------------------------------------------------------------------ inside
+
+    def _value(self, parts: Hashable, *, varies: bool) -> ValueNumber:
+        value = self._known.get(parts)
+        if value is None:
+            value = self._known[parts] = ValueNumber(parts, varies=varies)
+        return value
+
+    def _of(self, tensor: gs.Tensor, values: dict[gs.Tensor, ValueNumber]) -> ValueNumber:
+        if isinstance(tensor, Constant):
+            return self._value(("constant", _Same(tensor.stored)), varies=False)
+        known = values.get(tensor)
+        if known is not None:
+            return known
+        if not tensor.name:
+            return self._value("absent", varies=False)
+        return ValueNumber(None, varies=True)  # nothing is known of it: the same as no other
+
+    def _number(
+        self,
+        nodes: Iterable[Node],
+        values: dict[gs.Tensor, ValueNumber],
+        functions: dict[tuple[str, str], onnx.FunctionProto],
+    ) -> None:
+        for node in nodes:
+            made = self._made(node, values, functions)
+            for place, tensor in enumerate(node.outputs):
+                values[tensor] = self._value((made, place), varies=made.varies)
+
+    def _made(
+        self,
+        node: Node,
+        values: dict[gs.Tensor, ValueNumber],
+        functions: dict[tuple[str, str], onnx.FunctionProto],
+    ) -> ValueNumber:
+        inputs = tuple(self._of(tensor, values) for tensor in node.inputs)
+        bodies: list[ValueNumber] = []
+        attrs = []
+        for name in sorted(node.attrs):
+            value = node.attrs[name]
+            if isinstance(value, gs.Graph):
+                value = self._body(value, values, functions)
+                bodies.append(value)
+            attrs.append((name, _frozen(value)))
+        varies = any(value.varies for value in (*inputs, *bodies))
+        function = functions.get((node.domain or "", node.op))
+        if not _is_repeatable(node, function):
+            return ValueNumber(None, varies=True)
+        known = tuple(_Same(item) for item in (function, node.extra) if item is not None)
+        kind = (node.op, node.domain or "", known)
+        return self._value((kind, tuple(attrs), inputs), varies=varies)
+
+    def _body(
+        self,
+        body: gs.Graph,
+        values: dict[gs.Tensor, ValueNumber],
+        functions: dict[tuple[str, str], onnx.FunctionProto],
+    ) -> ValueNumber:
+        inner = dict(values)
+        for place, tensor in enumerate(body.inputs):
+            inner[tensor] = self._value(("formal", _Same(body), place), varies=True)
+        self._number(body.nodes, inner, functions)
+        results = tuple(self._of(tensor, inner) for tensor in body.outputs)
+        varies = any(value.varies for value in results)
+        return self._value(("body", len(body.inputs), results), varies=varies)
+
+
+def _is_repeatable(node: Node, function: onnx.FunctionProto | None) -> bool:
+    """Whether the node surely gives the same again; of other domains only what is defined does."""
+    if function is not None:
+        inner = {(item.domain, item.op_type) for item in function.node}
+        return all(not domain and op not in _RANDOM for domain, op in inner)
+    return node.is_onnx and node.op not in _RANDOM
+
+
+def _frozen(value: Any) -> Hashable:
+    """An attribute, hashable; what is no plain value is known by identity."""
+    if isinstance(value, str | bytes | int | float | ValueNumber):
+        return value
+    if isinstance(value, Constant):
+        return _Same(value.stored)
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    return _Same(value)
+
+
+__all__ = ["Numbering", "Signature", "ValueNumber"]

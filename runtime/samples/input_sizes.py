@@ -1,0 +1,182 @@
+"""Sizes for what a model's input shapes leave open.
+
+What may change here: which sizes are tried, and in which order. The same symbol always gets the
+same size; the first axis is one sample, image and sequence axes go through a short list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from onnxslim.errors import UsageError
+from onnxslim.runtime.session import Dim, TensorInfo
+
+StaticShape = tuple[int, ...]
+StaticShapes = Mapping[str, StaticShape]
+
+_IMAGE_SIZES: Final = (64, 224, 32, 128, 256, 320, 28, 299, 512, 640)
+_SEQUENCE_SIZES: Final = (8, 16, 32, 64, 128, 1, 4, 256, 80, 512)
+_CHANNELS: Final = (3, 1)
+# shapes tried for an input whose rank is unknown
+_UNKNOWN_RANK: Final[tuple[StaticShape, ...]] = ((), (1,), (1, 8), (1, 3, 64, 64), (1, 8, 16))
+# what exporters call an open axis; its place decides where the name does not
+_ROLE_OF_NAME: Final = {
+    "batch": "batch", "height": "image", "width": "image",
+    "seq": "sequence", "len": "sequence", "time": "sequence", "token": "sequence",
+}  # fmt: skip
+
+
+def check_shapes(
+    inputs: Sequence[TensorInfo], input_shapes: Mapping[str, Sequence[int]]
+) -> dict[str, StaticShape]:
+    """`input_shapes` as tuples, held against what the model declares.
+
+    Raises:
+        UsageError: an unknown input, another rank, another fixed size, a size below 0.
+    """
+    declared = {info.name: info for info in inputs}
+    checked: dict[str, StaticShape] = {}
+    for name, sizes in input_shapes.items():
+        shape = tuple(int(size) for size in sizes)
+        if name not in declared:
+            names = ", ".join(f"`{known}`" for known in declared) or "none"
+            raise UsageError(f"There is no input `{name}` to give a shape; the inputs are {names}.")
+        if any(size < 0 for size in shape):
+            raise UsageError(f"The shape {list(shape)} for input `{name}` has a negative size.")
+        wanted = declared[name].shape
+        if wanted is not None and not fits(shape, wanted):
+            raise UsageError(
+                f"The shape {list(shape)} for input `{name}` does not fit the model, which "
+                f"declares {spell_shape(wanted)}."
+            )
+        checked[name] = shape
+    _check_symbols(declared, checked)
+    return checked
+
+
+def fits(shape: StaticShape, declared: tuple[Dim, ...]) -> bool:
+    """Whether `shape` has the declared rank and the declared fixed sizes."""
+    if len(shape) != len(declared):
+        return False
+    return all(not isinstance(d, int) or d == s for s, d in zip(shape, declared, strict=True))
+
+
+def spell_shape(shape: Sequence[Dim]) -> str:
+    """A declared shape in words: `[N, 3, ?, ?]`."""
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+
+
+def size_plans(inputs: Sequence[TensorInfo], given: StaticShapes) -> Iterator[StaticShapes]:
+    """Concrete shapes to try, the likeliest first; at least one, all different."""
+    seen: list[StaticShapes] = []
+    for channels in _CHANNELS:
+        for image, sequence in zip(_IMAGE_SIZES, _SEQUENCE_SIZES, strict=True):
+            sizes = {"batch": 1, "channels": channels, "image": image, "sequence": sequence}
+            for guess in _UNKNOWN_RANK:
+                plan = _concrete(inputs, given, sizes, guess)
+                if plan not in seen:
+                    seen.append(plan)
+                    yield plan
+
+
+def other_sizes(
+    inputs: Sequence[TensorInfo], shapes: StaticShapes, given: StaticShapes
+) -> Iterator[StaticShapes]:
+    """`shapes` with every open size another one; then with another batch only."""
+    bound = _symbols_of(inputs, given)
+    for only_batch in (False, True):
+        symbols = dict(bound)
+        plan = {}
+        for info in inputs:
+            plan[info.name] = given.get(info.name) or _grown(
+                info, shapes[info.name], symbols, only_batch=only_batch
+            )
+        if plan != shapes:
+            yield plan
+
+
+def _grown(
+    info: TensorInfo, shape: StaticShape, symbols: dict[str, int], *, only_batch: bool
+) -> StaticShape:
+    if info.shape is None:
+        return shape
+    grown = []
+    for axis, (size, now) in enumerate(zip(info.shape, shape, strict=True)):
+        role = _role(info.shape, axis)
+        if isinstance(size, int) or role == "channels" or (only_batch and role != "batch"):
+            grown.append(now)
+            continue
+        # 1 -> 2, 64 -> 96, 224 -> 336: still a multiple of what networks divide by
+        larger = now + max(1, now // 2)
+        grown.append(symbols.setdefault(size, larger) if isinstance(size, str) else larger)
+    return tuple(grown)
+
+
+def _concrete(
+    inputs: Sequence[TensorInfo],
+    given: StaticShapes,
+    sizes: Mapping[str, int],
+    unknown_rank: StaticShape,
+) -> StaticShapes:
+    symbols = _symbols_of(inputs, given)
+    plan: dict[str, StaticShape] = {}
+    for info in inputs:
+        if info.name in given:
+            plan[info.name] = given[info.name]
+        elif info.shape is None:
+            plan[info.name] = unknown_rank
+        else:
+            plan[info.name] = _sized(info.shape, sizes, symbols)
+    return plan
+
+
+def _sized(
+    shape: tuple[Dim, ...], sizes: Mapping[str, int], symbols: dict[str, int]
+) -> StaticShape:
+    sized = []
+    for axis, size in enumerate(shape):
+        value = size if isinstance(size, int) else sizes[_role(shape, axis)]
+        sized.append(symbols.setdefault(size, value) if isinstance(size, str) else value)
+    return tuple(sized)
+
+
+def _role(shape: tuple[Dim, ...], axis: int) -> str:
+    """What an open axis most likely is: batch, channels, image or sequence."""
+    name = shape[axis]
+    if isinstance(name, str):
+        for part, role in _ROLE_OF_NAME.items():
+            if part in name.lower():
+                return role
+    if axis == 0:
+        is_vector = len(shape) == 1 and isinstance(name, str) and name not in ("N", "n", "B", "b")
+        return "sequence" if is_vector else "batch"
+    if len(shape) not in (4, 5):
+        return "sequence"
+    last = shape[-1]
+    channels_last = isinstance(last, int) and last <= 4 and not isinstance(shape[1], int)
+    return "channels" if axis == (len(shape) - 1 if channels_last else 1) else "image"
+
+
+def _symbols_of(inputs: Sequence[TensorInfo], given: StaticShapes) -> dict[str, int]:
+    """Sizes of the symbols that given shapes settle."""
+    symbols: dict[str, int] = {}
+    for info in inputs:
+        for size, value in zip(info.shape or (), given.get(info.name, ()), strict=False):
+            if isinstance(size, str):
+                symbols.setdefault(size, value)
+    return symbols
+
+
+def _check_symbols(declared: Mapping[str, TensorInfo], given: StaticShapes) -> None:
+    settled: dict[str, tuple[int, str]] = {}
+    for name, shape in given.items():
+        for size, value in zip(declared[name].shape or (), shape, strict=False):
+            if not isinstance(size, str):
+                continue
+            known, owner = settled.setdefault(size, (value, name))
+            if known != value:
+                raise UsageError(
+                    f"The shapes given for inputs `{owner}` and `{name}` disagree on the size "
+                    f"`{size}`: {known} and {value}."
+                )

@@ -1,0 +1,108 @@
+"""Names on tensors move as values do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxslim.channels.labels import (
+    aligned,
+    along,
+    ids_along,
+    labelled,
+    matching_blocks,
+    moved,
+    overlapping,
+    reshaped,
+    simplified,
+)
+from onnxslim.graph.sizes import Sum
+
+IDS = np.arange(6)
+N = Sum.of("N")
+
+
+def test_a_facet_labels_the_axes_along_which_it_is_long() -> None:
+    assert labelled(along(IDS, 1, 4)) == {1}
+    assert labelled(IDS.reshape(1, 2, 3)) == {1, 2}
+    assert labelled(np.array([[5]])) == frozenset()
+
+
+def test_names_along_an_axis_are_those_of_the_facet_that_labels_it_alone() -> None:
+    facets = (along(IDS, 1, 3), along(IDS + 10, 2, 3))
+    found = ids_along(facets, 2)
+    assert found is not None
+    assert found.tolist() == (IDS + 10).tolist()
+    assert ids_along(facets, 0) is None
+    assert ids_along((IDS.reshape(1, 2, 3),), 1) is None
+
+
+def test_axes_in_front_are_added_as_broadcasting_does() -> None:
+    assert aligned(along(IDS, 0, 1), 3).shape == (1, 1, 6)
+
+
+def test_an_axis_along_which_nothing_changes_loses_its_label() -> None:
+    repeated = np.broadcast_to(along(IDS, 0, 2), (6, 4))
+    simple = simplified(repeated)
+    assert simple is not None
+    assert simple.shape == (6, 1)
+    assert simplified(np.zeros((3, 3), np.int64)) is None
+
+
+def test_a_transpose_moves_labels() -> None:
+    (facet,) = moved((along(IDS, 1, 4),), [0, 2, 3, 1])
+    assert labelled(facet) == {3}
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "expected"),
+    [
+        ((N, 6, 4, 4), (N, 96), (1, 96)),
+        ((N, 6, 4, 4), (N, 6, 16), (1, 6, 1)),
+        ((N, 6, 4, 4), (N, 2, 3, 4, 4), (1, 2, 3, 1, 1)),
+        ((N, 6, 1, 1), (N, 6), (1, 6)),
+        ((N, 6, N, N), (N, 6, Sum.of("N"), N), (1, 6, 1, 1)),
+        ((1, 6, 1, 1), (6,), (6,)),
+    ],
+)
+def test_a_reshape_moves_labels(
+    shape: tuple[int | Sum, ...], target: tuple[int | Sum, ...], expected: tuple[int, ...]
+) -> None:
+    found = reshaped((along(IDS, 1, 4),), shape, target)
+    assert found is not None
+    assert found[0].shape == expected
+    assert np.unique(found[0]).tolist() == IDS.tolist()
+
+
+def test_a_reshape_that_joins_channels_with_an_unknown_size_is_not_followed() -> None:
+    assert reshaped((along(IDS, 1, 3),), (N, 6, N), (N, Sum.of("L"))) is None
+    assert reshaped((along(IDS, 1, 3),), (2, 6, N), (2, Sum(((("N",), 6),)))) is None
+
+
+def test_blocks_of_a_reshape_are_as_short_as_possible() -> None:
+    blocks = matching_blocks((2, 6, 4), (2, 2, 3, 4))
+    assert blocks == [
+        (slice(0, 1), slice(0, 1)),
+        (slice(1, 2), slice(1, 3)),
+        (slice(2, 3), slice(3, 4)),
+    ]
+    assert matching_blocks((2, 3), (7,)) is None
+
+
+@given(st.permutations([2, 3, 4]), st.sampled_from([(24,), (6, 4), (2, 12), (3, 8), (4, 3, 2)]))
+def test_a_reshape_moves_names_as_numpy_moves_values(
+    shape: list[int], target: tuple[int, ...]
+) -> None:
+    values = np.arange(24).reshape(shape)
+    found = reshaped((values,), tuple(shape), target)
+    assert found is not None
+    assert np.array_equal(np.broadcast_to(found[0], target), values.reshape(target))
+
+
+def test_facets_that_share_an_axis_are_found_together() -> None:
+    a, b, c = along(IDS, 0, 3), along(IDS, 1, 3), np.ones((6, 1, 2), np.int64)
+    found = sorted(len(members) for members in overlapping([a, b, c]))
+    assert found == [1, 2]
+    assert [len(members) for members in overlapping([a, b, np.ones((6, 6, 1), np.int64)])] == [3]

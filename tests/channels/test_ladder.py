@@ -1,0 +1,153 @@
+"""Ladders: in which order units leave, and where it may stop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from channel_nets import assert_cut_is_mask, follow, net
+
+from onnxslim.channels.groups import ChannelGroup, Channels
+from onnxslim.channels.ladder import RemovalLimits, RemovalOrder, ladder, unit_step
+
+
+def conv_net(channels: int) -> str:
+    return f"""
+g (float[N,3,6,6] x) => (float[N,5,6,6] y) <float[{channels},3,1,1] w, float[5,{channels},1,1] v> {{
+  a = Conv (x, w)
+  y = Conv (a, v)
+}}"""
+
+
+GROUPED = """
+g (float[N,3,6,6] x) => (float[N,5,6,6] y)
+<float[16,3,1,1] w, float[12,8,1,1] u, float[5,12,1,1] v> {
+  a = Conv (x, w)
+  b = Conv <group = 2> (a, u)
+  y = Conv (b, v)
+}"""
+
+HEADS = """
+g (float[2,5,8] x) => (float[2,5,6] y)
+<float[8,32] q, float[8,32] k, float[8,32] v, float[32,6] o,
+ int64[4] split = {0, 0, 4, 8}, int64[3] join = {0, 0, 32}> {
+  a = MatMul (x, q)
+  b = MatMul (x, k)
+  c = MatMul (x, v)
+  ah = Reshape (a, split)
+  bh = Reshape (b, split)
+  ch = Reshape (c, split)
+  at = Transpose <perm = [0,2,1,3]> (ah)
+  bt = Transpose <perm = [0,2,3,1]> (bh)
+  ct = Transpose <perm = [0,2,1,3]> (ch)
+  s = MatMul (at, bt)
+  p = Softmax <axis = -1> (s)
+  z = MatMul (p, ct)
+  zt = Transpose <perm = [0,2,1,3]> (z)
+  zr = Reshape (zt, join)
+  y = MatMul (zr, o)
+}"""
+
+
+def first_group(text: str) -> tuple[Channels, ChannelGroup]:
+    _, channels = follow(net(text))
+    return channels, channels.groups[0]
+
+
+def made(text: str, limits: RemovalLimits, worth: np.ndarray | None = None) -> RemovalOrder:
+    channels, group = first_group(text)
+    values = np.arange(channels.units.count, dtype=float) if worth is None else worth
+    return ladder(channels, group, values, limits)
+
+
+def test_the_least_worth_leave_first_and_equals_in_their_order() -> None:
+    channels, group = first_group(conv_net(6))
+    worth = np.zeros(channels.units.count)
+    worth[:6] = [3, 1, 2, 1, 0, 5]
+    steps = ladder(channels, group, worth, RemovalLimits())
+    assert steps.order.tolist() == [4, 1, 3, 2, 0]
+    assert steps.rungs == (0, 1, 2, 3, 4, 5)
+    assert steps.removed(2).tolist() == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("channels", "align", "kept"),
+    [
+        (64, 16, [64, 48, 32, 16]),
+        (70, 16, [70, 64, 48, 32, 16]),  # the first rung is the next multiple
+        (40, 16, [40, 32, 24, 16, 8]),  # too few channels for multiples of 16: of 8
+        (6, 16, [6, 5, 4, 3, 2, 1]),
+        (64, 1, list(range(64, 0, -1))),
+    ],
+)
+def test_what_stays_is_a_multiple_where_there_are_enough_channels(
+    channels: int, align: int, kept: list[int]
+) -> None:
+    steps = made(conv_net(channels), RemovalLimits(align))
+    assert [channels - rung for rung in steps.rungs] == kept
+
+
+@pytest.mark.parametrize("least", [1, 5, 12, 16, 40])
+def test_layers_keep_their_least(least: int) -> None:
+    steps = made(conv_net(16), RemovalLimits(least=least))
+    assert 16 - steps.rungs[-1] == min(16, least)
+
+
+def test_the_nearest_rung_is_the_lower_of_two() -> None:
+    steps = made(conv_net(64), RemovalLimits(16))
+    assert [steps.nearest(count) for count in (0, 7, 8, 9, 24, 25, 1000)] == [0, 0, 0, 1, 1, 2, 3]
+
+
+def test_heads_count_as_the_channels_that_they_hold() -> None:
+    _, group = first_group(HEADS)
+    assert group.size == 4
+    assert unit_step(group, 16) == 1  # two heads, but there are only four
+    assert 4 - made(HEADS, RemovalLimits(least=1)).rungs[-1] == 1
+    assert 4 - made(HEADS, RemovalLimits(least=8)).rungs[-1] == 1
+    assert 4 - made(HEADS, RemovalLimits(least=9)).rungs[-1] == 2
+
+
+def test_parts_of_a_grouped_conv_lose_equally_many_the_least_worth_of_each() -> None:
+    channels, group = first_group(GROUPED)
+    worth = np.zeros(channels.units.count)
+    worth[:16] = [*range(8), *range(100, 108)]  # the second part is worth more throughout
+    steps = ladder(channels, group, worth, RemovalLimits())
+    assert steps.rungs[0] == 0
+    assert len(steps.rungs) > 4
+    for rung in range(len(steps.rungs)):
+        gone = steps.removed(rung)
+        first, second = sorted(gone[gone < 8]), sorted(gone[gone >= 8])
+        assert first == list(range(len(gone) // 2))
+        assert second == list(range(8, 8 + len(gone) // 2))
+
+
+def test_every_rung_of_a_balanced_group_can_be_cut() -> None:
+    source = net(GROUPED)
+    _, channels = follow(source)
+    for group in channels.groups[:2]:
+        steps = ladder(channels, group, np.zeros(channels.units.count), RemovalLimits())
+        for rung in range(1, len(steps.rungs)):
+            gone = np.zeros(channels.units.count, bool)
+            gone[steps.removed(rung)] = True
+            assert_cut_is_mask(source, gone)
+
+
+def test_rungs_are_nested() -> None:
+    for text in (conv_net(24), GROUPED, HEADS):
+        steps = made(text, RemovalLimits(2))
+        assert sorted(set(steps.rungs)) == list(steps.rungs)
+        assert steps.rungs[-1] == len(steps.order) or text == conv_net(24)
+        assert len(set(steps.order.tolist())) == len(steps.order)
+
+
+def test_a_slice_keeps_its_last_unit_whatever_the_rest() -> None:
+    text = """
+    g (float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, float[5,4,1,1] v> {
+      a = Conv (x, w)
+      p, q = Split <axis = 1> (a)
+      s = Concat <axis = 2> (p, p)
+      h = MaxPool <kernel_shape = [2,1], strides = [2,1]> (s)
+      t = Add (h, p)
+      y = Conv (t, v)
+    }"""
+    steps = made(text, RemovalLimits())
+    assert len(steps.order) == 6  # one of each half stays

@@ -1,0 +1,132 @@
+"""Ranges are chosen by what they do to the outputs, not by their own error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import pytest
+from layer_nets import net, node, normal, runs
+from observed import observation
+from qdq_nets import loaded, values_of
+
+from onnxslim.quantization.grid import U8
+from onnxslim.quantization.range_choice import RangeByTensor, Tensors, nearest_ranges
+from onnxslim.quantization.ranges import Range, RangeMethod, all_ranges
+from onnxslim.services.calibration import Distance
+
+RNG = np.random.default_rng(1)
+X = np.maximum(RNG.normal(size=(64, 1, 16)), 0).astype(np.float32)
+
+
+def gated(weight_of_outliers: float) -> onnx.ModelProto:
+    """A map, one column of which is large at times; the next layer weighs that column."""
+    first, second = np.eye(16, dtype=np.float32), normal(16, 4)
+    first[0, 0] = 1000.0
+    second[0] *= weight_of_outliers
+    nodes = [node("MatMul", ["x", "v"], "h"), node("MatMul", ["h", "w"], "y")]
+    return net(nodes, {"v": first, "w": second}, ["N", 1, 16])
+
+
+def tensors_of(source: onnx.ModelProto, *names: str) -> Tensors:
+    model, _ = loaded(source)
+    values = values_of(model, X, names)
+    found = {name: all_ranges(observation(values[name], name)) for name in names}
+    return Tensors(found, model, runs(X))
+
+
+def effect(tensors: Tensors, name: str, item: Range) -> float:
+    grid = item.grid
+    ((_, (distance,)),) = tensors.calibration.effects(tensors.model, {name: [grid.rounded]})
+    return distance.divergence
+
+
+def test_outliers_that_the_outputs_do_not_need_are_cut_off() -> None:
+    tensors = tensors_of(gated(0.0), "h")
+    assert tensors.least_error["h"].most > 1000  # they are all of the energy
+    assert tensors.least_effect()["h"].most < tensors.least_error["h"].most
+
+
+def test_outliers_that_the_outputs_need_are_kept() -> None:
+    tensors = tensors_of(gated(1.0), "h")
+    assert tensors.least_effect()["h"].most == pytest.approx(tensors.found["h"][0].most, rel=0.1)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01, 1.0])
+def test_no_other_range_of_the_tensor_would_have_less_effect(weight: float) -> None:
+    tensors = tensors_of(gated(weight), "x", "h")
+    for name, chosen in tensors.least_effect().items():
+        least = min(effect(tensors, name, item) for item in tensors.found[name])
+        # ranges that are alike are not tried, and a tensor that hardly counts is left as it is
+        total = sum(effect(tensors, n, r[0]) for n, r in tensors.found.items())
+        assert effect(tensors, name, chosen) <= max(1.1 * least, 0.1 * total)
+
+
+def test_of_tensors_that_hardly_count_nothing_else_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tensors = tensors_of(gated(0.0), "x", "h", "y")
+    asked: list[str] = []
+    inner = Tensors._effects
+
+    def watched(self: Tensors, ranges: Mapping[str, Sequence[Range]]) -> object:
+        asked.extend(name for name, own in ranges.items() for _ in own)
+        return inner(self, ranges)
+
+    monkeypatch.setattr(Tensors, "_effects", watched)
+    tensors.least_effect()
+    assert asked[:3] == ["x", "h", "y"]
+    assert asked.count("h") > 1
+    assert asked.count("x") == asked.count("y") == 1
+
+
+def test_a_tensor_that_ruins_everything_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tensors = tensors_of(gated(0.0), "x", "h")
+    inner = Tensors._effects
+
+    def ruined(
+        self: Tensors, ranges: Mapping[str, Sequence[Range]]
+    ) -> Iterable[tuple[str, Sequence[float]]]:
+        for name, found in inner(self, ranges):
+            yield name, [np.inf] * len(found) if name == "x" else found
+
+    monkeypatch.setattr(Tensors, "_effects", ruined)
+    assert tensors.least_effect()["h"].most < tensors.least_error["h"].most
+
+
+def test_what_one_method_found_is_given_for_all_tensors() -> None:
+    tensors = tensors_of(gated(1.0), "x", "h")
+    for method in RangeMethod:
+        assert {item.method for item in tensors.of_method(method).values()} == {method}
+
+
+@pytest.mark.parametrize(("average", "words"), [(0.1, "average for all"), (0.45, "least effect")])
+def test_whole_models_have_the_last_word_where_it_is_clear(average: float, words: str) -> None:
+    tensors = tensors_of(gated(0.0), "h")
+    effect = tensors.least_effect()
+    seen: list[RangeByTensor] = []
+
+    def together(choices: Sequence[RangeByTensor]) -> Iterable[Distance]:
+        for choice in choices:
+            seen.append(choice)
+            far = average if choice["h"].method is RangeMethod.AVERAGE else 0.5
+            yield Distance(far, None, None, -10 * np.log10(far))
+
+    choice = nearest_ranges(tensors, together)
+    assert (choice.ranges == effect) is (words == "least effect")
+    assert len(seen) == 2 + len(RangeMethod)
+    assert choice.words.startswith(f"ranges by {words}")
+    decibel = 10.0 if average == 0.1 else 3.0
+    assert f"SQNR {decibel:.1f} dB on samples held back (3.0 by each" in choice.words
+
+
+def test_a_range_that_a_kernel_insists_on_stays() -> None:
+    tensors = tensors_of(gated(0.0), "h")
+    (given,) = (item for item in tensors.found["h"] if item.method is RangeMethod.MINMAX)
+    only = Range(given.least, given.most, U8, None, given.error, given.energy)
+    fixed = Tensors({"h": (only,)}, tensors.model, tensors.calibration)
+    assert fixed.least_effect() == {"h": only}
+    assert all(fixed.of_method(method) == {"h": only} for method in RangeMethod)

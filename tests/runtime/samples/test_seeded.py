@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxslim.errors import RuntimeFailure
+from onnxslim.io.model import Model
+from onnxslim.runtime.samples import seeded as inputs_module
+from onnxslim.runtime.samples.seeded import InputKind, SeededInputs, draw_feeds, find_inputs
+from onnxslim.runtime.session import Dim, Feeds, Session, TensorInfo, open_session
+from support import parse
+
+
+def info(name: str, shape: tuple[Dim, ...] | None, dtype: object = np.float32) -> TensorInfo:
+    return TensorInfo(name, "tensor(?)", np.dtype(dtype), shape)
+
+
+def session_of(text: str) -> Session:
+    return open_session(Model.load(parse(text)))
+
+
+def search(text: str, **options: object) -> SeededInputs:
+    with session_of(text) as session:
+        return find_inputs(session.inputs, session.run, **options)  # type: ignore[arg-type]
+
+
+def test_sizes_are_tried_until_the_model_accepts() -> None:
+    found = search(
+        """<opset_import: ["" : 17]>
+        g (float[N, 3, H, W] x) => (float[N, 2] y) {
+            f = Flatten (x)
+            s = Constant <value = int64[2] {150528, 2}> ()
+            w = ConstantOfShape (s)
+            y = MatMul (f, w)
+        }"""
+    )
+    assert found.failure is None
+    assert found.samples[0]["x"].shape == (1, 3, 224, 224)
+    assert found.samples[-1]["x"].shape == (2, 3, 224, 224)
+
+
+def test_integer_inputs_get_values_that_the_model_accepts() -> None:
+    found = search(
+        """<opset_import: ["" : 17]>
+        g (int64[N, T] ids) => (float[N, T, 1] y) <float[3, 1] table = {1, 2, 3}> {
+            y = Gather (table, ids)
+        }"""
+    )
+    assert found.failure is None
+    assert all(feeds["ids"].max() < 3 for feeds in found.samples)
+    assert all(feeds["ids"].dtype == np.int64 for feeds in found.samples)
+
+
+def test_several_kinds_and_sizes_become_samples() -> None:
+    found = search(
+        """<opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) { y = Abs (x) }"""
+    )
+    assert found.description == "4 seeded samples (normal, uniform, integers, two sizes)"
+    assert [feeds["x"].shape for feeds in found.samples] == [(1, 4), (1, 4), (1, 4), (2, 4)]
+    integers = found.samples[2]["x"]
+    np.testing.assert_array_equal(integers, np.round(integers))
+
+
+def test_same_seed_gives_the_same_samples_and_another_seed_others() -> None:
+    text = """<opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 4] y) { y = Abs (x) }"""
+    a, b, c = search(text), search(text), search(text, seed=1)
+    for left, right in zip(a.samples, b.samples, strict=True):
+        np.testing.assert_array_equal(left["x"], right["x"])
+    assert (a.samples[0]["x"] != c.samples[0]["x"]).any()
+    assert (a.samples[0]["x"] != a.samples[3]["x"]).any()
+
+
+def test_given_shapes_win_and_settle_symbols() -> None:
+    text = """<opset_import: ["" : 17]>
+    g (float[N, T] a, float[T, N] b) => (float[N, N] y) { y = MatMul (a, b) }"""
+    found = search(text, input_shapes={"a": [5, 7]})
+    assert found.samples[0]["a"].shape == (5, 7)
+    assert found.samples[0]["b"].shape == (7, 5)
+    assert all(feeds["a"].shape == (5, 7) for feeds in found.samples)
+
+
+def test_model_without_inputs_has_one_empty_sample() -> None:
+    found = search("""<opset_import: ["" : 17]>
+        g () => (float[1] y) { y = Constant <value = float[1] {3}> () }""")
+    assert found.samples == ({},)
+
+
+def test_strings_and_booleans_are_drawn() -> None:
+    found = search(
+        """<opset_import: ["" : 17]>
+        g (string[N] s, bool[N] b) => (string[N] t, bool[N] c) { t = Identity (s) c = Not (b) }"""
+    )
+    assert found.failure is None
+    assert isinstance(found.samples[0]["s"].flat[0], str)
+    assert found.samples[0]["b"].dtype == np.bool_
+
+
+def test_unsupported_input_is_a_reason() -> None:
+    sequence = TensorInfo("q", "seq(tensor(float))", None, None)
+    found = find_inputs([sequence], lambda feeds: None)
+    assert found.failure == (
+        "No values can be made up for input `q`, which is a seq(tensor(float))."
+    )
+
+
+def test_tries_are_bounded_and_the_last_reason_is_kept() -> None:
+    calls = []
+
+    def refuse(feeds: Feeds) -> None:
+        calls.append(feeds)
+        raise RuntimeFailure("no thanks")
+
+    found = find_inputs([info("x", ("a", "b", "c", "d")), info("n", ("e",), np.int64)], refuse)
+    assert found.samples == ()
+    assert found.failure == "no thanks"
+    assert 20 < len(calls) <= inputs_module.MAX_TRIES
+
+
+def test_enormous_samples_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs_module, "MAX_BYTES", 100)
+    found = find_inputs([info("x", (1000,))], lambda feeds: None)
+    assert found.failure == "One sample would take 4,000 bytes."
+
+
+def test_unknown_rank_is_tried() -> None:
+    def two_axes(feeds: Feeds) -> None:
+        if feeds["x"].ndim != 2:
+            raise RuntimeFailure("rank")
+
+    assert find_inputs([info("x", None)], two_axes).samples[0]["x"].ndim == 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=4),
+    dtype=st.sampled_from(["float16", "float32", "float64", "int8", "uint8", "int64", "bool", "O"]),
+    kind=st.sampled_from(list(InputKind)),
+    seed=st.integers(0, 100),
+)
+def test_drawn_arrays_have_the_asked_type_and_shape(
+    shape: list[int], dtype: str, kind: InputKind, seed: int
+) -> None:
+    feeds = draw_feeds([info("x", tuple(shape), dtype)], {"x": tuple(shape)}, kind, seed)
+    assert feeds["x"].dtype == np.dtype(dtype)
+    assert feeds["x"].shape == tuple(shape)
