@@ -119,7 +119,7 @@ def _model() -> ModelProto:
     )
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("onnxslim", 1)]
     model = helper.make_model(graph, ir_version=8, opset_imports=imports, producer_name="pytorch")
-    props = {"onnxslim.pipeline.grammar": "simplify,prune-weights,cluster-weights"}
+    props = {"onnxslim.pipeline": "simplify,prune-weights,cluster-weights"}
     helper.set_model_props(model, {**props, "onnxslim.input_sha256": ""})
     return model
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from onnxslim.runtime.session import Feeds
     from onnxslim.tools.sensitivity import SensitivityPoint
 
-_METADATA_PIPELINE = "onnxslim.pipeline.grammar"
+_METADATA_PIPELINE = "onnxslim.pipeline"
 _METADATA_SOURCE = "onnxslim.input_sha256"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_the_output_is_smaller_runs_and_names_what_made_it(net: Path, tmp_path: 
     assert report.after.stats.file_bytes == out.stat().st_size
     assert "seeded" in report.verified_on
     assert report.before.sha256 != report.after.sha256
+
+
+def test_the_output_names_its_pipeline_and_its_input(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    with as_file(files("onnxslim") / "assets" / "lenet5.onnx") as model:
+        _, report = onnxslim.compress(model, out, verify=False, measure=False)
+    assert {entry.key: entry.value for entry in onnx.load(out).metadata_props} == {
+        "onnxslim.pipeline": "simplify",
+        "onnxslim.input_sha256": report.before.sha256,
+    }
 
 
 def test_two_runs_give_equal_bytes(net: Path, tmp_path: Path) -> None:
