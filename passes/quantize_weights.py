@@ -98,9 +98,9 @@ from onnxslim.quantization.storing import (
     StorageForm,
     Way,
     embeddings,
-    put,
+    replace_constant,
     suited,
-    why_not_put,
+    why_not_stored,
 )
 from onnxslim.quantization.weights import (
     QuantizedWeight,
@@ -339,7 +339,7 @@ class _Run:
         for form in (self.form, StorageForm.FOLDED):  # which needs the lowest opset
             rule = self.rule
             found = suited(layer, form, rule.bits, rule.columns, rule.accuracy_level)
-            objection = why_not_put(self.work, layer, found)
+            objection = why_not_stored(self.work, layer, found)
             if objection is None:
                 return found
             why = why or objection
@@ -384,7 +384,7 @@ class _Run:
         rw = Rewriter(copy)
         layers = _layers(copy)
         for answer in answers:
-            put(rw, layers[answer.layer], answer.weight, answer.integers, answer.words)
+            replace_constant(rw, layers[answer.layer], answer.weight, answer.integers, answer.words)
         return copy, rw.result()
 
     def _skip(self, label: str, why: str) -> None:

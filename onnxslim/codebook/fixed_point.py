@@ -16,7 +16,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from onnxslim.codebook.placing import check_placed, function_of, place, why_not_placed
+from onnxslim.codebook import placing
+from onnxslim.codebook.placing import check_replaceable, function_of, why_not_replaceable
 from onnxslim.graph.functions import DOMAIN, FIXED_POINT
 from onnxslim.graph.ir import Constant, Graph, to_onnx_dtype
 from onnxslim.graph.operands import const_array
@@ -124,27 +125,28 @@ def why_not(graph: Graph, weight: FixedPointWeight, holder: Constant | None = No
     made = FixedPointFunction(weight.dtype)
     present = function_of(graph, made.name)
     is_taken = present is not None and not _is_ours(present)
-    return why_not_placed(graph, made, holder, is_taken=is_taken)
+    return why_not_replaceable(graph, made, holder, is_taken=is_taken)
 
 
-def store(
+def replace_constant(
     rw: Rewriter, holder: Constant, weight: FixedPointWeight, what: str, fidelity: Fidelity
 ) -> tuple[str, ...]:
-    """Put `weight` in place of `holder`, wherever that is used; see `graph.store`.
+    """Put `weight` in place of `holder`, wherever that is used; see `nodes.replace_constant`.
 
     Raises:
         ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
     """
-    check_placed(holder, weight, why_not(rw.main, weight, holder))
+    check_replaceable(holder, weight, why_not(rw.main, weight, holder))
     made = FixedPointFunction(weight.dtype)
-    return place(rw, holder, made, (weight.codes, weight.scale), what, fidelity)
+    return placing.replace_constant(rw, holder, made, (weight.codes, weight.scale), what, fidelity)
 
 
 def read(graph: Graph, node: gs.Node) -> FixedPointWeight | None:
     """The weight that `node` of `graph`, or of one of its bodies, gives.
 
     Returns:
-        None for another node, and where its function or its inputs are not what `store` makes.
+        None for another node, and where its function or its inputs are not those of
+        `replace_constant`.
     """
     function = function_of(graph, node.op) if node.domain == DOMAIN else None
     if function is None or not _is_ours(function) or len(node.inputs) != len(function.input):
@@ -160,7 +162,7 @@ def read(graph: Graph, node: gs.Node) -> FixedPointWeight | None:
 
 
 def _is_ours(function: onnx.FunctionProto) -> bool:
-    """Whether `function` is, to the letter, what `store` adds."""
+    """Whether `function` is, to the letter, what `replace_constant` adds."""
     opsets = [item.version for item in function.opset_import if item.domain == ""]
     return len(opsets) == 1 and any(made == function for made in _all_at(opsets[0]))
 
@@ -169,4 +171,11 @@ def _all_at(opset: int) -> Iterator[onnx.FunctionProto]:
     yield from (FixedPointFunction(dtype).function(opset) for dtype in _TYPES)
 
 
-__all__ = ["CODE_TYPE", "FixedPointFunction", "FixedPointWeight", "read", "store", "why_not"]
+__all__ = [
+    "CODE_TYPE",
+    "FixedPointFunction",
+    "FixedPointWeight",
+    "read",
+    "replace_constant",
+    "why_not",
+]

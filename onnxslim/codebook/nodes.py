@@ -1,6 +1,7 @@
 """Codebook weights in a graph: one node each, `onnxslim.Lookup…`, in place of a constant.
 
-`store` puts it there, `read` gets the codes and tables back, whatever wrote the file.
+`replace_constant` stores a weight as such a node; `read` gets its codes and tables back, whatever
+wrote the file.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.codebook import fixed_point
+from onnxslim.codebook import fixed_point, placing
 from onnxslim.codebook.function import FunctionVariant, StageVariant, variant_of
-from onnxslim.codebook.placing import check_placed, function_of, place, why_not_placed
+from onnxslim.codebook.placing import check_replaceable, function_of, why_not_replaceable
 from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.graph.functions import DOMAIN, FIXED_POINT, is_codebook
 from onnxslim.graph.ir import Constant, Graph, Node, walk_graphs
@@ -29,8 +30,8 @@ __all__ = [
     "codebook_nodes",
     "is_codebook",
     "read",
+    "replace_constant",
     "size_of",
-    "store",
     "values_of",
     "why_not",
 ]
@@ -51,10 +52,10 @@ def why_not(graph: Graph, weight: CodebookWeight, holder: Constant | None = None
         return f"its codes would be permuted over {len(variant.perm)} axes"
     present = function_of(graph, variant.name)
     is_taken = present is not None and _read_variant(present) is None
-    return why_not_placed(graph, variant, holder, is_taken=is_taken)
+    return why_not_replaceable(graph, variant, holder, is_taken=is_taken)
 
 
-def store(
+def replace_constant(
     rw: Rewriter,
     holder: Constant,
     weight: CodebookWeight,
@@ -76,11 +77,11 @@ def store(
     Raises:
         ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
     """
-    check_placed(holder, weight, why_not(rw.main, weight, holder))
+    check_replaceable(holder, weight, why_not(rw.main, weight, holder))
     if what is None:
         what = f"stored as codes: {weight.size:,} weights take {weight.nbytes:,} bytes"
     variant = FunctionVariant.of(weight)
-    return place(rw, holder, variant, _arrays(variant, weight), what, fidelity)
+    return placing.replace_constant(rw, holder, variant, _arrays(variant, weight), what, fidelity)
 
 
 def _arrays(variant: FunctionVariant, weight: CodebookWeight) -> Iterator[np.ndarray]:
@@ -125,8 +126,8 @@ def size_of(node: Node) -> int:
         codes = const_value(node.inputs[0])
         return 0 if codes is None else prod(codes.shape)
     variant = FunctionVariant.parse(node.op)
-    place = len(node.inputs) if variant is None else variant.inputs.index("shape")
-    shape = const_array(node.inputs[place]) if place < len(node.inputs) else None
+    index = len(node.inputs) if variant is None else variant.inputs.index("shape")
+    shape = const_array(node.inputs[index]) if index < len(node.inputs) else None
     return 0 if shape is None else prod(int(size) for size in shape.flat)
 
 
@@ -136,7 +137,8 @@ def read(graph: Graph, node: Node) -> CodebookWeight | None:
     A table may come back longer than it was, its last value repeated.
 
     Returns:
-        None for another node, and where its function or its inputs are not what `store` makes.
+        None for another node, and where its function or its inputs are not those of
+        `replace_constant`.
     """
     function = function_of(graph, node.op) if _is_lookup(node) else None
     variant = None if function is None else _read_variant(function)

@@ -1,7 +1,7 @@
-"""How a node of a model-local function takes the place of a constant weight.
+"""Replace a constant weight by a node of a model-local function that computes it.
 
-`place` serves every form of storage (`graph`, `fixed_point`): it adds the function, the domain and,
-where needed, the IR version to the model, and the node wherever the constant is used.
+`replace_constant` serves every form of storage (`nodes`, `fixed_point`): it adds the function, its
+domain and, where needed, a newer IR version to the model, and lets all uses read the new node.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class StoredWeight(Protocol):
         """The tensor, bit for bit as onnxruntime computes it."""
 
 
-def why_not_placed(
+def why_not_replaceable(
     graph: Graph, function: WeightFunction, holder: Constant | None, *, is_taken: bool
 ) -> str | None:
     """Why the function cannot be used in `graph`, in place of `holder`; None when it can.
@@ -87,7 +87,7 @@ def why_not_placed(
     return None
 
 
-def check_placed(holder: Constant, weight: StoredWeight, reason: str | None) -> None:
+def check_replaceable(holder: Constant, weight: StoredWeight, reason: str | None) -> None:
     """Refuse what cannot be stored.
 
     Raises:
@@ -100,7 +100,7 @@ def check_placed(holder: Constant, weight: StoredWeight, reason: str | None) -> 
         raise ValueError(f"`{holder.name}` cannot be stored as a codebook: {reason}.")
 
 
-def place(
+def replace_constant(
     rw: Rewriter,
     holder: Constant,
     function: WeightFunction,
@@ -129,7 +129,7 @@ def place(
         for part, array in zip(function.inputs, arrays, strict=True)
     ]
     if node is None:
-        rw.compute(holder, function.name, inputs, what, fidelity, domain=DOMAIN)
+        rw.replace_constant(holder, function.name, inputs, what, fidelity, domain=DOMAIN)
     else:
         rw.update(
             node,
@@ -178,8 +178,8 @@ __all__ = [
     "FUNCTIONS_SINCE_IR",
     "StoredWeight",
     "WeightFunction",
-    "check_placed",
+    "check_replaceable",
     "function_of",
-    "place",
-    "why_not_placed",
+    "replace_constant",
+    "why_not_replaceable",
 ]

@@ -328,7 +328,7 @@ class Rewriter:
             self._hand_over(node, old, new)
         self._kill(node)
 
-    def compute(
+    def replace_constant(
         self,
         constant: Constant,
         op: str,
@@ -339,7 +339,7 @@ class Rewriter:
         attrs: dict[str, Any] | None = None,
         domain: str | None = None,
     ) -> Variable:
-        """Let a node of the main graph make what `constant`, an initializer, holds.
+        """Replace `constant`, an initializer, by a node of the main graph that computes it.
 
         The node stands before one of those that use the constant, and its output is seen from all
         bodies. It keeps the constant's name unless that is a body's own.

@@ -122,7 +122,7 @@ class CodebookPass(LayerPass):
                 assign(rw, problem, answer.weight)  # later layers are measured on the dense weight
             waiting.append((label, holder, answer.stored, what))
         for entry in waiting:
-            put(rw, *entry)
+            replace_constant(rw, *entry)
         return rw.result()
 
     def answer(self, problem: Problem, codebook: Codebook, words: str | None = None) -> Answer:
@@ -172,7 +172,7 @@ def table_type(problem: Problem) -> np.dtype[np.floating]:
     return dtype if dtype in TABLE_TYPES else _FLOAT32
 
 
-def put(
+def replace_constant(
     rw: Rewriter,
     label: str,
     holder: Constant,
@@ -206,8 +206,8 @@ def _store(
     rw: Rewriter, holder: Constant, weight: CodebookWeight | FixedPointWeight, what: str
 ) -> tuple[str, ...]:
     if isinstance(weight, FixedPointWeight):
-        return fixed_point.store(rw, holder, weight, what, Fidelity.LOSSY)
-    return lookup.store(rw, holder, weight, what, Fidelity.LOSSY)
+        return fixed_point.replace_constant(rw, holder, weight, what, Fidelity.LOSSY)
+    return lookup.replace_constant(rw, holder, weight, what, Fidelity.LOSSY)
 
 
 def _density(weight: CodebookWeight | FixedPointWeight) -> float:
@@ -233,4 +233,4 @@ def _change(problem: Problem, answer: Answer) -> str:
     )
 
 
-__all__ = ["Answer", "CodebookPass", "Layout", "put", "table_type", "why_not_smaller"]
+__all__ = ["Answer", "CodebookPass", "Layout", "replace_constant", "table_type", "why_not_smaller"]

@@ -34,7 +34,7 @@ from onnxslim.lowrank.candidates import (
     least_within,
 )
 from onnxslim.lowrank.gate import Gate, Paying
-from onnxslim.lowrank.rewrite import PlannedSplit, put_in_place
+from onnxslim.lowrank.rewrite import PlannedSplit, replace_layer
 from onnxslim.lowrank.trials import Trials, diverges, rank_of
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context
@@ -157,7 +157,7 @@ class SplitPass(LayerPass):
             context = replace(context, calibration=None)
         run = _Run(self, rw, context)
         for split in run.splits():
-            put_in_place(rw, split)
+            replace_layer(rw, split)
         if run.done and run.gate.measured:
             again = spell(self.name, {"plan": tuple(run.done)})
             rw.note(rw.main.name, f"chosen by timing; without timing the same is {again}")

@@ -39,7 +39,7 @@ class PlannedSplit:
     fidelity: Fidelity
 
 
-def put_in_place(rw: Rewriter, split: PlannedSplit) -> None:
+def replace_layer(rw: Rewriter, split: PlannedSplit) -> None:
     """Put the pieces in the place of every layer that uses the weight."""
     stored: dict[int, gs.Tensor] = {}
     for layer in split.layers:
@@ -82,4 +82,4 @@ def _replace(
         )
 
 
-__all__ = ["PlannedSplit", "put_in_place"]
+__all__ = ["PlannedSplit", "replace_layer"]

@@ -102,7 +102,7 @@ def _store(
     attrs = {"to": CAST_TO[FLOAT32]}
     if isinstance(tensor, Constant):
         half = twin or rewriter.constant(rounded_to_half(values), f"{tensor.name}_float16")
-        rewriter.compute(tensor, "Cast", [half], what, fidelity, attrs=attrs)
+        rewriter.replace_constant(tensor, "Cast", [half], what, fidelity, attrs=attrs)
         return
     node = tensor.inputs[0]
     if twin is None:

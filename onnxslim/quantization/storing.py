@@ -25,7 +25,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import ConvPatches, Vectors, WeightLayer
-from onnxslim.codebook.placing import function_of, place, why_not_placed
+from onnxslim.codebook import placing
+from onnxslim.codebook.placing import function_of, why_not_replaceable
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
 from onnxslim.graph.operands import const_value
@@ -220,7 +221,7 @@ def _ranks_known(layer: WeightLayer) -> bool:
 # ---------------------------------------------------------------------------- writing
 
 
-def why_not_put(graph: Graph, layer: WeightLayer, integers: Integers) -> str | None:
+def why_not_stored(graph: Graph, layer: WeightLayer, integers: Integers) -> str | None:
     """Why the weight of `layer` cannot be stored so; None when it can."""
     tensor = layer.weight_tensor
     if any(tensor is out for inner in walk_graphs(graph) for out in inner.outputs):
@@ -233,7 +234,7 @@ def why_not_put(graph: Graph, layer: WeightLayer, integers: Integers) -> str | N
     names = ["codes", "scale", "zero_point"] + (["shape"] if integers.block else [])
     variants = [DequantizeFunction(tuple(chosen), integers.bits) for chosen in _subsets(names)]
     taken = [made for made in variants if _is_taken(graph, made)]
-    return why_not_placed(graph, (taken or variants)[0], None, is_taken=bool(taken))
+    return why_not_replaceable(graph, (taken or variants)[0], None, is_taken=bool(taken))
 
 
 def _subsets(names: Sequence[str]) -> list[list[str]]:
@@ -248,7 +249,7 @@ def _is_taken(graph: Graph, made: DequantizeFunction) -> bool:
     return len(versions) != 1 or present != made.function(versions[0])
 
 
-def put(
+def replace_constant(
     rw: Rewriter, layer: WeightLayer, weight: QuantizedWeight, integers: Integers, what: str
 ) -> None:
     """Store `weight` in place of the weight of `layer`, for all that read it.
@@ -257,7 +258,7 @@ def put(
         rw: of the graph; it logs the changes.
         layer: of that graph.
         weight: what takes its place.
-        integers: how; see `why_not_put`.
+        integers: how; see `why_not_stored`.
         what: the change in words.
     """
     writer = _Writer(rw, layer, weight, integers, what)
@@ -309,7 +310,8 @@ class _Writer:
         stored = blocks.folded(self.weight, self.layer, self.integers.bits)
         function = DequantizeFunction.of(stored, self.integers.bits)
         arrays, lossy = stored.inputs.values(), Fidelity.LOSSY
-        for note in place(self.rw, self.layer.holder, function, arrays, self.what, lossy):
+        holder, what = self.layer.holder, self.what
+        for note in placing.replace_constant(self.rw, holder, function, arrays, what, lossy):
             self.rw.note(self.rw.main.name, note)
 
     def packed(self) -> None:
@@ -362,7 +364,7 @@ class _Writer:
         inputs, tensor = self._constants(stored), self.tensor
         attrs, lossy = dict(stored.attributes), Fidelity.LOSSY
         if isinstance(tensor, Constant):
-            self.rw.compute(tensor, op, inputs, self.what, lossy, attrs=attrs)
+            self.rw.replace_constant(tensor, op, inputs, self.what, lossy, attrs=attrs)
         else:
             node = tensor.inputs[0]
             self.rw.update(node, self.what, op=op, inputs=inputs, attrs=attrs, fidelity=lossy)
@@ -401,7 +403,7 @@ __all__ = [
     "Way",
     "embeddings",
     "is_embedding",
-    "put",
+    "replace_constant",
     "suited",
-    "why_not_put",
+    "why_not_stored",
 ]

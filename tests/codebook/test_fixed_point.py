@@ -11,7 +11,7 @@ from layer_nets import net, node, normal, outputs, samples
 
 import onnxslim
 from onnxslim.analysis.layers import weight_layers
-from onnxslim.codebook.fixed_point import FixedPointWeight, read, store, why_not
+from onnxslim.codebook.fixed_point import FixedPointWeight, read, replace_constant, why_not
 from onnxslim.codebook.nodes import codebook_nodes, size_of, values_of
 from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.rewrite import Rewriter
@@ -51,7 +51,7 @@ def stored(weight: FixedPointWeight, **facts: int) -> tuple[Model, tuple[str, ..
     rw = Rewriter(model.graph)
     holder = model.graph.nodes[0].inputs[1]
     assert why_not(model.graph, weight, holder) is None
-    notes = store(rw, holder, weight, "stored", Fidelity.LOSSY)
+    notes = replace_constant(rw, holder, weight, "stored", Fidelity.LOSSY)
     assert rw.result().changed
     check_model(model)
     return model, notes
@@ -163,6 +163,6 @@ def test_a_weight_of_another_shape_or_an_old_opset_is_refused() -> None:
     model = Model.load(dense(weight))
     holder = model.graph.nodes[0].inputs[1]
     with pytest.raises(ValueError, match="cannot be stored as a codebook"):
-        store(Rewriter(model.graph), holder, other, "stored", Fidelity.LOSSY)
+        replace_constant(Rewriter(model.graph), holder, other, "stored", Fidelity.LOSSY)
     old = Model.load(dense(weight, opset=6))
     assert why_not(old.graph, weight) == "a codebook takes opset 7, and the model has opset 6"

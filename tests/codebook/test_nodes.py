@@ -11,7 +11,7 @@ from onnx import helper
 
 import onnxslim
 from onnxslim.analysis.layers import weight_layers
-from onnxslim.codebook.nodes import codebook_nodes, read, store, values_of, why_not
+from onnxslim.codebook.nodes import codebook_nodes, read, replace_constant, values_of, why_not
 from onnxslim.codebook.weight import CodebookWeight, Stage, plain
 from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.ir import Constant, Graph, walk_graphs
@@ -55,7 +55,7 @@ def stored(source: onnx.ModelProto) -> tuple[Model, onnx.ModelProto, PassResult,
     for holder, other in pairs:
         weight = coded(holder.values)
         assert why_not(model.graph, weight, holder) is None
-        notes += store(rw, holder, weight, "stored as codes")
+        notes += replace_constant(rw, holder, weight, "stored as codes")
         other.values = weight.dense()
     result = rw.result()
     check_model(model)
@@ -179,7 +179,7 @@ def test_change_has_words_of_its_own() -> None:
     model = Model.load(parse(PLAIN))
     rw = Rewriter(model.graph)
     (holder,) = constants_of(model.graph).values()
-    store(rw, holder, coded(holder.values))
+    replace_constant(rw, holder, coded(holder.values))
     (change,) = rw.result().changes
     assert change.what == "stored as codes: 9 weights take 19 bytes"
 
@@ -197,7 +197,7 @@ def test_other_copies_of_the_model_see_nothing_of_it() -> None:
     before = model.to_bytes()
     rw = Rewriter(copy.graph)
     (holder,) = constants_of(copy.graph).values()
-    store(rw, holder, coded(holder.values), "stored as codes")
+    replace_constant(rw, holder, coded(holder.values), "stored as codes")
     rw.result()
     assert model.to_bytes() == before
     assert not model.graph.local_functions
@@ -240,7 +240,7 @@ def test_opset_that_lacks_an_operator_is_a_reason(opset: int, blocks: int, neede
     assert why_not(model.graph, weight) == why
     (holder,) = constants_of(model.graph).values()
     with pytest.raises(ValueError, match=f"`w` cannot be stored as a codebook: {why}"):
-        store(Rewriter(model.graph), holder, weight, "")
+        replace_constant(Rewriter(model.graph), holder, weight, "")
 
 
 def test_constant_that_a_graph_returns_is_left() -> None:
@@ -281,9 +281,9 @@ def test_weight_of_another_shape_or_type_is_refused() -> None:
     model = Model.load(parse(PLAIN))
     (holder,) = constants_of(model.graph).values()
     with pytest.raises(ValueError, match=r"it is float32 \(3, 3\), and the codebook float32"):
-        store(Rewriter(model.graph), holder, coded(np.ones((9,), F32)), "")
+        replace_constant(Rewriter(model.graph), holder, coded(np.ones((9,), F32)), "")
     with pytest.raises(ValueError, match="and the codebook float16"):
-        store(Rewriter(model.graph), holder, coded(np.ones((3, 3), np.float16)), "")
+        replace_constant(Rewriter(model.graph), holder, coded(np.ones((3, 3), np.float16)), "")
 
 
 # ----------------------------------------------------------------- reading
@@ -338,7 +338,7 @@ def test_short_table_comes_back_filled_up() -> None:
     (holder,) = constants_of(model.graph).values()
     table = np.linspace(-5, 6, 13, dtype=F32)
     weight = coded(holder.values, table)
-    store(rw, holder, weight, "")
+    replace_constant(rw, holder, weight, "")
     rw.result()
     (node,) = codebook_nodes(model.graph)
     found = read(model.graph, node)

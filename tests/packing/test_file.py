@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import TINY
 
-from onnxslim.codebook.nodes import store
+from onnxslim.codebook.nodes import replace_constant
 from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.errors import ModelError, UsageError
 from onnxslim.graph.rewrite import Rewriter
@@ -68,7 +68,9 @@ def lookup(codes: np.ndarray, levels: int, shape: tuple[int, ...] | None = None)
     rewriter = Rewriter(model.graph)
     (holder,) = (t for n in model.graph.nodes for t in n.inputs if t.name == "w")
     stage = Stage(codes.reshape(1, -1), table(levels))
-    store(rewriter, holder, CodebookWeight((stage,), dense.shape, np.dtype("f4")), "codes")
+    replace_constant(
+        rewriter, holder, CodebookWeight((stage,), dense.shape, np.dtype("f4")), "codes"
+    )
     rewriter.result()
     return model.to_bytes()
 

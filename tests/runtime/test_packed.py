@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import runtime
-from onnxslim.codebook.nodes import store
+from onnxslim.codebook.nodes import replace_constant
 from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.errors import ModelError, RuntimeFailure, UsageError
 from onnxslim.graph.rewrite import Rewriter
@@ -50,7 +50,9 @@ def test_a_packed_model_runs_as_the_model_does(tmp_path: Path, form: str) -> Non
         rewriter = Rewriter(model.graph)
         (holder,) = (t for n in model.graph.nodes for t in n.inputs if t.name == "w")
         stage = Stage(codes.reshape(1, -1), values)
-        store(rewriter, holder, CodebookWeight((stage,), codes.shape, np.dtype("f4")), "codes")
+        replace_constant(
+            rewriter, holder, CodebookWeight((stage,), codes.shape, np.dtype("f4")), "codes"
+        )
         rewriter.result()
     session = runtime.load(packed(tmp_path, model))
     gc.collect()  # the session alone keeps the weights
