@@ -50,7 +50,7 @@ _HOME = {
     "Fidelity": "records",
     "FileReport": "report",
     "FloorMissed": "errors",
-    "Floors": "pipeline.policy",
+    "Floors": "pipeline.floors",
     "Latency": "report",
     "LatencyPair": "report",
     "Model": "io.model",
@@ -96,11 +96,11 @@ if TYPE_CHECKING:
     )
     from onnxslim.graph.rewrite import Rewriter
     from onnxslim.io.model import Model
+    from onnxslim.pipeline.floors import Floors
     from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
     from onnxslim.pipeline.manager import PassManager
     from onnxslim.pipeline.options import at_least, interval, one_of, option
     from onnxslim.pipeline.passes import Context, Pass, Preset
-    from onnxslim.pipeline.policy import Floors
     from onnxslim.records import Change, Fidelity, PassResult, Skip
     from onnxslim.render.json import report_to_json
     from onnxslim.render.text import report_to_text

@@ -18,10 +18,11 @@ from onnxslim.errors import FloorMissed, UsageError
 from onnxslim.io.check import check_model
 from onnxslim.io.copying import copy_file
 from onnxslim.io.model import Model, ModelSource
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
-from onnxslim.pipeline.policy import Floors, Goal, Policy
+from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.report import (
     Comparison,

@@ -44,9 +44,9 @@ from onnxslim.lossy.layer_pass import LayerPass
 from onnxslim.lossy.problems import LayerFilter, Problems, Schedule, Target
 from onnxslim.passes.cluster_weights import ClusterWeights
 from onnxslim.passes.prune_weights import PruneWeights
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context
-from onnxslim.pipeline.policy import Floors
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.services.calibration import Calibration, Distance
 

@@ -12,7 +12,7 @@ import pytest
 
 import onnxslim
 from onnxslim.errors import ModelError, UsageError
-from onnxslim.pipeline.policy import Floors
+from onnxslim.pipeline.floors import Floors
 from support import parse
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>

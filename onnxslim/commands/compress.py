@@ -174,7 +174,7 @@ def _compress(
     model: Path, output: Path, settings: Recipe, tell: Callable[[str], None] | None
 ) -> Report:
     from onnxslim import api
-    from onnxslim.pipeline.policy import Floors
+    from onnxslim.pipeline.floors import Floors
 
     _, report = api.compress(
         model,

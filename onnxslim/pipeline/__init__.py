@@ -7,7 +7,8 @@ grammar    the text of a pipeline parsed
 registry   passes by name, those of other packages included
 suggest    the closest name to a misspelt one
 recipe     a pipeline and its data in a TOML file
-policy     goal and floors: when a step is kept
+floors     limits on what lossy passes may cost, and which of them is missed
+policy     when a step is kept
 prover     what the manager asks of onnxruntime
 stats      the size of a model
 manager    runs, verifies, judges and commits steps, and finds the pass to blame

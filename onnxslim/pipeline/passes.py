@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxslim.errors import UsageError
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import OptionSpec, OptionValue, options_of
-from onnxslim.pipeline.policy import Floors, Goal
+from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.spelling import spell
 from onnxslim.records import Fidelity, PassResult
 

@@ -1,10 +1,11 @@
-"""When a step is kept: the goal of the run, the floors of the user, and what it must bring."""
+"""When a step is kept: the goal of the run, and what a step must bring. Floors: see `floors`."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
 
+from onnxslim.pipeline.floors import Floors, missed
 from onnxslim.report import LatencyPair, Stats, StepReport
 
 
@@ -14,21 +15,6 @@ class Goal(enum.Enum):
     BOTH = "both"
     LATENCY = "latency"
     BYTES = "bytes"
-
-
-@dataclass(frozen=True)
-class Floors:
-    """Limits on what lossy passes may cost; None: no such floor.
-
-    Attributes:
-        max_drop: points of accuracy (0.5 is half a percentage point) that may be lost.
-        min_agreement: share in [0, 1] of top-1 answers that must stay those of the input model.
-        min_sqnr_db: signal to quantization noise ratio in dB of every output.
-    """
-
-    max_drop: float | None = None
-    min_agreement: float | None = None
-    min_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,27 +62,16 @@ class Policy:
 
     def floor_missed(self, step: StepReport) -> str | None:
         """Which floor the step goes below, with the numbers; None when it holds them all."""
-        floors = self.floors
-        if floors.max_drop is not None and None not in (step.accuracy, self.baseline_accuracy):
-            drop = 100 * (self.baseline_accuracy - step.accuracy)  # type: ignore[operator]
-            if drop > floors.max_drop:
-                return (
-                    f"accuracy would drop by {drop:.2f} points; --max-drop is {floors.max_drop:g}"
-                )
+        drop = None
+        if self.baseline_accuracy is not None and step.accuracy is not None:
+            drop = 100 * (self.baseline_accuracy - step.accuracy)
+        why = missed(self.floors, drop=drop)
         drifts = step.comparison.original if step.comparison else {}
         for name, drift in drifts.items():
-            if floors.min_sqnr_db is not None and drift.sqnr_db < floors.min_sqnr_db:
-                return (
-                    f"output `{name}` would have an SQNR of {drift.sqnr_db:.1f} dB; "
-                    f"--min-sqnr is {floors.min_sqnr_db:g}"
-                )
-            agreement, least = drift.top1_agreement, floors.min_agreement
-            if least is not None and agreement is not None and agreement < least:
-                return (
-                    f"top-1 answers of `{name}` would agree for {agreement:.4f} of the samples; "
-                    f"--min-agreement is {least:g}"
-                )
-        return None
+            why = why or missed(
+                self.floors, sqnr_db=drift.sqnr_db, agreement=drift.top1_agreement, output=name
+            )
+        return why
 
 
 def _in_words(pair: LatencyPair) -> str:
@@ -106,4 +81,4 @@ def _in_words(pair: LatencyPair) -> str:
     )
 
 
-__all__ = ["Floors", "Goal", "Policy"]
+__all__ = ["Goal", "Policy"]

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Final
 
 from onnxslim.io.model import Model
-from onnxslim.pipeline.policy import Floors
+from onnxslim.pipeline.floors import Floors
 from onnxslim.quantization.insert import QdqPlan
 from onnxslim.quantization.search import QdqPlanner, quantized
 from onnxslim.services.calibration import Calibration, Distance

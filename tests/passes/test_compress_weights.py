@@ -32,10 +32,10 @@ from onnxslim.lossy import allocation
 from onnxslim.lossy.allocation import Allocation, Offer
 from onnxslim.passes import compress_weights
 from onnxslim.passes.compress_weights import CompressWeights
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
-from onnxslim.pipeline.policy import Floors
 from onnxslim.report import StepReport
 from onnxslim.services.calibration import Distance
 from support import CONTEXT, parse

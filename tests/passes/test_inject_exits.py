@@ -24,10 +24,10 @@ from onnxslim.graph.ir import walk_graphs
 from onnxslim.io.check import check_model, signature
 from onnxslim.io.model import Model
 from onnxslim.passes.inject_exits import InjectExits
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
-from onnxslim.pipeline.policy import Floors
 from onnxslim.records import Fidelity
 from onnxslim.runtime.evaluate import evaluate
 from onnxslim.runtime.measure.verify import RuntimeProver

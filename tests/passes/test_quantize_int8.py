@@ -26,10 +26,11 @@ from recurrent_nets import SHAPE, lstm_net
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.passes.quantize_int8 import QuantizeInt8
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
-from onnxslim.pipeline.policy import Floors, Goal
+from onnxslim.pipeline.policy import Goal
 from onnxslim.quantization import rounding
 from onnxslim.quantization.activations import Grids
 from onnxslim.quantization.grid import U8

@@ -15,10 +15,11 @@ import pytest
 from onnxslim.errors import ModelError, NotApplicable, PromiseBroken
 from onnxslim.graph.ir import Constant, Node
 from onnxslim.io.model import Model
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.options import at_least, option
 from onnxslim.pipeline.passes import Context, Pass, Preset
-from onnxslim.pipeline.policy import Floors, Goal, Policy
+from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.records import Change, Fidelity, PassResult
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.measure.verify import RuntimeProver
