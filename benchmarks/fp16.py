@@ -1,7 +1,7 @@
 """float16: bytes, speed and closeness, onnxconverter-common's conversion beside.
 
-    python benchmarks/fp16.py convert [MODELS...]
-    python benchmarks/fp16.py tables
+    python -m benchmarks.fp16 convert [MODELS...]
+    python -m benchmarks.fp16 tables
 
 The peer runs in an environment of its own. `convert` writes `benchmarks/results/fp16.json`;
 `tables` writes that of `docs/fp16.md` anew. Speed wants a quiet machine: all models of a row are
@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import click
-from int8_runs import sqnr, unusable, written
-from low_rank_runs import stacked
-from peers import ONNX, Tool, run_driver
-from reporting import DOCS, Found, Row, markdown, read, refresh, saved, times
-from zoo import ZooModel, cache_folder, models, path, sample_inputs
 
+from benchmarks.int8.runs import sqnr, unusable, written
+from benchmarks.low_rank.runs import stacked
+from benchmarks.models.zoo import ZooModel, cache_folder, models, path, sample_inputs
+from benchmarks.peers.environments import ONNX, Tool, run_driver
+from benchmarks.reporting import DOCS, Found, Row, markdown, read, refresh, saved, times
 from onnxslim import compress
 from onnxslim.api import bench_models
 

@@ -16,8 +16,9 @@ from typing import Any, Final
 from rich.console import Console
 
 CONSOLE: Final = Console(width=150)
-RESULTS: Final = Path(__file__).parent / "results"
-DOCS: Final = Path(__file__).parents[1] / "docs"
+ROOT: Final = Path(__file__).parents[1]
+RESULTS: Final = ROOT / "benchmarks" / "results"
+DOCS: Final = ROOT / "docs"
 MACHINE: Final = "two shared x86-64 cores"
 
 _TABLE: Final = re.compile(

@@ -193,13 +193,14 @@ def write_models(folder: Path) -> None:
     """The tiny models, LeNet-5 and ShuffleNet as files, each with samples beside it."""
     import numpy as np
 
-    sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "benchmarks")]
-    import light_graphs
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
     import onnx
     from exit_nets import classifier
     from layer_nets import dense_net, residual_net
     from recurrent_nets import lstm_net
     from tiny_models import TINY
+
+    from benchmarks.models import light_graphs
 
     nets = {f"tiny {name}": make() for name, make in TINY.items()}
     nets["dense"] = dense_net(12, 16, 8)
