@@ -209,7 +209,7 @@ class _Search:
         model = self.model.clone()
         context = replace(self.context, model=model, calibration=self.fitted)
         selection = LayerFilter(self.rewrite.only, self.rewrite.skip)
-        schedule = Schedule(sequential=False, aim=Target.OWN)
+        schedule = Schedule(sequential=False, aim=Target.CURRENT)
         problems = Problems(Rewriter(model.graph), context, selection, schedule)
         menus = []
         for number, problem in enumerate(problems, 1):
@@ -217,7 +217,7 @@ class _Search:
                 stays = Offer(1.0, None, problem.layer.holder.nbytes, 0.0)
                 menus.append(Menu(problem.name, (stays,), 0.0))
                 continue
-            self._say(f"what layer {number} of {len(problems.units)} is worth")
+            self._say(f"what layer {number} of {len(problems.weights)} is worth")
             menus.append(menu_of(problem, context, packed=self.rewrite.count == "packed"))
         return menus
 

@@ -314,10 +314,9 @@ def drop(rw: Rewriter, node: Node, term: int) -> gs.Tensor:
 
 def _refitted(rw: Rewriter, context: Context, names: set[str]) -> str:
     """Fit the named layers to what they returned in the original model."""
-    problems = Problems(rw, context)
-    problems.units = [
-        unit for unit in problems.units if all(layer.name in names for layer in unit.layers)
-    ]
+    problems = Problems(rw, context).restricted(
+        lambda shared: all(layer.name in names for layer in shared.layers)
+    )
     done = []
     for problem in problems:
         if not problem.has_data:

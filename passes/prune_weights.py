@@ -52,7 +52,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import floor
 from typing import ClassVar
 
@@ -176,11 +176,11 @@ class PruneWeights(LayerPass):
 
     def _shares(self, problems: Problems, context: Context) -> Mapping[str, float]:
         """The share that each weight loses, by the name of its first layer."""
-        names = [unit.layers[0].name for unit in problems.units]
+        names = [shared.layers[0].name for shared in problems.weights]
         if self.scope == "layer" or self.pattern != "none":
             return {name: _RATIO_OF.find(self.ratio_of, name, self.ratio) for name in names}
         free, shares = [], {}
-        for problem in replace(problems, schedule=self.schedule.at_once()):
+        for problem in problems.scheduled(self.schedule.at_once()):
             share = _RATIO_OF.find(self.ratio_of, problem.name, -1.0)
             if share >= 0:
                 shares[problem.name] = share

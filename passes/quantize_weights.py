@@ -87,7 +87,7 @@ from onnxslim.graph.ir import Graph, node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.lossy.layer_pass import LayerPass, check_patterns, error_words
-from onnxslim.lossy.problems import WIDEST, LayerFilter, Problem, assign
+from onnxslim.lossy.problems import MAX_INPUTS, LayerFilter, Problem, assign
 from onnxslim.pipeline.options import Interval, OptionValue, at_least, one_of, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.blocks import is_block_of_kernel, stored_bytes
@@ -126,7 +126,7 @@ class QuantizeWeights(LayerPass):
     name: ClassVar[str] = "quantize-weights"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (8, 4)}
-    widest: ClassVar[int | None] = WIDEST
+    max_inputs: ClassVar[int | None] = MAX_INPUTS
 
     bits: int = option(8, Interval(4, 8), "of a code: 8 or 4")
     block: int | None = option(

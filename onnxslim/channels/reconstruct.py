@@ -68,12 +68,9 @@ class Readers:
     def problems(self, rewriter: Rewriter, context: Context, schedule: Schedule) -> Problems:
         """The problems of these layers; those of others are left out."""
         problems = Problems(rewriter, context, schedule=schedule)
-        problems.units = [
-            unit
-            for unit in problems.units
-            if any(layer.name in self.units for layer in unit.layers)
-        ]
-        return problems
+        return problems.restricted(
+            lambda shared: any(layer.name in self.units for layer in shared.layers)
+        )
 
 
 def column_units(channels: Channels, member: Member, layer: WeightLayer) -> Ids:

@@ -96,7 +96,7 @@ class Judge:
             yield from ((index, None) for index in range(len(self.groups)))
             return
         self.context.tell("moments of the layers that read channels")
-        schedule = Schedule(sequential=False, aim=Target.OWN)
+        schedule = Schedule(sequential=False, aim=Target.CURRENT)
         problems = self.readers.problems(self.rewriter, self.context, schedule)
         views = self.measure is Criterion.OBS or self.refitted
         yield from gather(self.readers, problems, self.groups, kept, with_views=views)

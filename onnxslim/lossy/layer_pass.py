@@ -26,11 +26,11 @@ class LayerPass(Pass):
     """A pass over weight layers, with the options that say which, and what they aim at.
 
     Attributes:
-        widest: inputs of a layer above which it does without calibration samples, as memory would
+        max_inputs: layers with more inputs are solved without calibration samples, as memory would
             be short; None: there is no limit.
     """
 
-    widest: ClassVar[int | None] = None
+    max_inputs: ClassVar[int | None] = None
 
     only: tuple[str, ...] = option((), help="names of the only layers to change; `*` and `?` match")
     skip: tuple[str, ...] = option((), help="names of layers to leave alone; `*` and `?` match")
@@ -67,7 +67,7 @@ class LayerPass(Pass):
     def problems(self, rewriter: Rewriter, context: Context) -> Problems:
         """The weights that the options select."""
         chosen = LayerFilter(self.only, self.skip)
-        return Problems(rewriter, context, chosen, self.schedule, self.widest)
+        return Problems(rewriter, context, chosen, self.schedule, self.max_inputs)
 
 
 def check_patterns(owner: Pass, names: Sequence[str], others: Sequence[str] = ()) -> None:

@@ -13,7 +13,8 @@ What may change here: in which order weights come, what they aim at, and what ha
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, reduce
@@ -31,18 +32,18 @@ from onnxslim.records import Fidelity, Skip
 from onnxslim.services.moments import BlockDiagonal, LayerMoments, Second
 from onnxslim.solvers.metric import Metric, objective, residual, shifted_target
 
-WIDEST: Final = 8192  # inputs of a weight whose second moments take 1.6 GB to work with
+MAX_INPUTS: Final = 8192  # of a weight; its second moments then take 1.6 GB to work with
 
 
 class Target(enum.StrEnum):
     """What a layer's new weight should reproduce.
 
     ORIGINAL: what the layer returned in the model before any lossy step, on the inputs it has now.
-    OWN: what its present weight makes of the inputs it has now.
+    CURRENT: what its present weight returns on the inputs it has now. Options spell it `own`.
     """
 
     ORIGINAL = "original"
-    OWN = "own"
+    CURRENT = "own"
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,23 @@ class Problem:
         layers: those that use it; the first gives names, shapes and the canonical form.
         target: the weight to come near, (groups, rows, columns), float64.
         metrics: what distance from the target costs, one for each group.
-        goals: for each layer E[y] and E[x], (groups, rows) and (groups, columns), where its bias
-            is free to make up for the mean; None where it is not.
+        bias_targets: for each layer the mean output that its bias has to restore and its mean
+            input, (groups, rows) and (groups, columns); None where the bias cannot be chosen.
         energy: E‖y‖² (about the mean where the bias is free), None without data.
-        rest: the part of the error that even the target leaves.
-        slopes: E[(y − T·x)·xᵀ] of each group: what keeps the target T, found with a metric that was
-            shrunk or damped, from being the best for the very samples; () where nothing does.
+        irreducible_error: the error that even the target T leaves, E‖y − T·x‖².
+        residual_gradients: E[(y − T·x)·xᵀ] of each group, (rows, columns); zero where T is the
+            least-squares solution for the samples, which a shrunk or damped metric keeps it from
+            being. (): all are zero.
         notes: what was simplified, in words for the report.
     """
 
     layers: tuple[WeightLayer, ...]
     metrics: tuple[Metric, ...]
     shifted: np.ndarray | None = None
-    goals: tuple[tuple[np.ndarray, np.ndarray] | None, ...] = ()
+    bias_targets: tuple[tuple[np.ndarray, np.ndarray] | None, ...] = ()
     energy: float | None = None
-    rest: float = 0.0
-    slopes: tuple[np.ndarray, ...] = ()
+    irreducible_error: float = 0.0
+    residual_gradients: tuple[np.ndarray, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -135,9 +137,9 @@ class Problem:
     def error(self, weight: np.ndarray) -> float:
         """E‖y − Ŵ·x‖² with data, ‖W − Ŵ‖² without."""
         pairs = zip(self.target, weight, self.metrics, strict=True)
-        error = self.rest + sum(objective(t, w, metric) for t, w, metric in pairs)
-        for t, w, slope in zip(self.target, weight, self.slopes, strict=False):
-            error += float(np.einsum("ij,ij->", t - 2 * np.asarray(w, np.float64), slope))
+        error = self.irreducible_error + sum(objective(t, w, metric) for t, w, metric in pairs)
+        for t, w, gradient in zip(self.target, weight, self.residual_gradients, strict=False):
+            error += float(np.einsum("ij,ij->", t - 2 * np.asarray(w, np.float64), gradient))
         return max(0.0, error)
 
     def relative_error(self, weight: np.ndarray) -> float:
@@ -148,9 +150,14 @@ class Problem:
         return self.error(weight) / whole if whole > 0 else 0.0
 
 
-@dataclass
-class _Unit:
-    """Layers that share a weight, with the number of weight layers above them."""
+@dataclass(frozen=True)
+class SharedWeight:
+    """One stored weight: the layers that use it, and how deep in the graph the first one lies.
+
+    Attributes:
+        layers: at least one.
+        depth: most weight layers on a path from an input to one of `layers`, least over them.
+    """
 
     layers: tuple[WeightLayer, ...]
     depth: int
@@ -162,21 +169,24 @@ class Problems:
 
     Attributes:
         rewriter: where answers are written; its result is the pass's.
-        widest: weights with more inputs come first, with H = I; None: there is no limit.
+        max_inputs: weights with more inputs come first, with H = I; None: there is no limit.
+        weights: what the problems will be about, by depth.
     """
 
     rewriter: Rewriter
     context: Context
     selection: LayerFilter = field(default_factory=LayerFilter)
     schedule: Schedule = field(default_factory=Schedule)
-    widest: int | None = None
+    max_inputs: int | None = None
 
     def __post_init__(self) -> None:
         graph = self.rewriter.main
         layers, skips = weight_layers(graph)
         for skip in skips:
             self.rewriter.skip(skip.node, skip.why)
-        self.units = [unit for unit in _units(graph, layers) if self._is_wanted(unit)]
+        self.weights = [
+            shared for shared in _shared_weights(graph, layers) if self._is_wanted(shared)
+        ]
         reference = self.context.reference
         found = () if reference is None else weight_layers(reference.graph)[0]
         self._originals = {layer.name: layer for layer in found}
@@ -184,18 +194,30 @@ class Problems:
     def __iter__(self) -> Iterator[Problem]:
         """The problems; each is made when it is asked for."""
         if self.context.calibration is None or self.context.model is None:
-            yield from map(_without_data, self.units)
+            yield from map(_without_data, self.weights)
             return
-        wide = [unit for unit in self.units if self._is_wide(unit)]
+        wide = [shared for shared in self.weights if self._is_wide(shared)]
         yield from (
-            _without_data(u, f"H = I: it has more than {self.widest:,} inputs") for u in wide
+            _without_data(u, f"H = I: it has more than {self.max_inputs:,} inputs") for u in wide
         )
-        rest = [unit for unit in self.units if not self._is_wide(unit)]
+        rest = [shared for shared in self.weights if not self._is_wide(shared)]
         if self.schedule.sequential:
-            for depth in sorted({unit.depth for unit in rest}):
-                yield from self._measured([unit for unit in rest if unit.depth == depth])
+            for depth in sorted({shared.depth for shared in rest}):
+                yield from self._measured([shared for shared in rest if shared.depth == depth])
         elif rest:
             yield from self._measured(rest)
+
+    def restricted(self, predicate: Callable[[SharedWeight], bool]) -> Problems:
+        """The same problems without the weights that do not satisfy `predicate`."""
+        found = copy(self)
+        found.weights = [shared for shared in self.weights if predicate(shared)]
+        return found
+
+    def scheduled(self, schedule: Schedule) -> Problems:
+        """The same problems, with moments taken as `schedule` says."""
+        found = copy(self)
+        found.schedule = schedule
+        return found
 
     def original(self, layer: WeightLayer) -> WeightLayer | None:
         """The layer of the same name in the reference model, where its outputs are comparable."""
@@ -212,37 +234,39 @@ class Problems:
 
     # ------------------------------------------------------------------ inside
 
-    def _is_wanted(self, unit: _Unit) -> bool:
-        accepted = [self.selection.accepts(layer.name) for layer in unit.layers]
+    def _is_wanted(self, shared: SharedWeight) -> bool:
+        accepted = [self.selection.accepts(layer.name) for layer in shared.layers]
         if any(accepted) and not all(accepted):
-            other = unit.layers[accepted.index(False)].name
+            other = shared.layers[accepted.index(False)].name
             self.rewriter.skip(
-                node_label(unit.layers[accepted.index(True)].node),
+                node_label(shared.layers[accepted.index(True)].node),
                 f"it shares its weight with `{other}`, which is not selected",
             )
         return all(accepted)
 
-    def _is_wide(self, unit: _Unit) -> bool:
-        return self.widest is not None and unit.layers[0].columns > self.widest
+    def _is_wide(self, shared: SharedWeight) -> bool:
+        return self.max_inputs is not None and shared.layers[0].columns > self.max_inputs
 
-    def _measured(self, units: Sequence[_Unit]) -> Iterator[Problem]:
-        """Problems of units whose moments are taken from the graph as it is now."""
+    def _measured(self, weights: Sequence[SharedWeight]) -> Iterator[Problem]:
+        """The problems of `weights`, with moments taken from the graph as it is now."""
         assert self.context.model is not None
         snapshot = self.context.model.clone()
-        waiting = {unit.layers[0].name: unit for unit in units}
+        waiting = {shared.layers[0].name: shared for shared in weights}
         found: dict[str, LayerMoments | Skip] = {}
-        for item in self._moments(snapshot, units):
+        for item in self._moments(snapshot, weights):
             found[item.layer if isinstance(item, LayerMoments) else item.node] = item
             del item  # moments are large: nothing may hold on to them
-            for first, unit in list(waiting.items()):
-                if all(layer.name in found for layer in unit.layers):
+            for first, shared in list(waiting.items()):
+                if all(layer.name in found for layer in shared.layers):
                     del waiting[first]
-                    yield self._problem(unit, [found.pop(la.name) for la in unit.layers])
+                    yield self._problem(shared, [found.pop(la.name) for la in shared.layers])
 
-    def _moments(self, model: object, units: Sequence[_Unit]) -> Iterator[LayerMoments | Skip]:
+    def _moments(
+        self, model: object, weights: Sequence[SharedWeight]
+    ) -> Iterator[LayerMoments | Skip]:
         calibration = self.context.calibration
         assert calibration is not None
-        layers = [layer for unit in units for layer in unit.layers]
+        layers = [layer for shared in weights for layer in shared.layers]
         aiming = self.schedule.aim is Target.ORIGINAL
         known = [la.name for la in layers if aiming and self.original(la) is not None]
         others = [la.name for la in layers if la.name not in set(known)]
@@ -252,24 +276,28 @@ class Problems:
         if others:
             yield from calibration.moments(model, others)  # type: ignore[arg-type]
 
-    def _problem(self, unit: _Unit, found: list[LayerMoments | Skip]) -> Problem:
-        """The problem of a unit; `found` is emptied: moments are as large as metrics."""
+    def _problem(self, shared: SharedWeight, found: list[LayerMoments | Skip]) -> Problem:
+        """The problem of one weight; empties `found`, as moments are as large as metrics."""
         unseen = next((item for item in found if isinstance(item, Skip)), None)
         if unseen is not None:
-            return _without_data(unit, f"H = I: {unseen.why}")
-        layers = unit.layers
+            return _without_data(shared, f"H = I: {unseen.why}")
+        layers = shared.layers
         if any(_layout(layer) != _layout(layers[0]) for layer in layers):
-            return _without_data(unit, "H = I: the layers that share it read it differently")
+            return _without_data(shared, "H = I: the layers that share it read it differently")
         measured = [item for item in found if isinstance(item, LayerMoments)]
         found.clear()
-        goals = tuple(self._goal(la, m) for la, m in zip(layers, measured, strict=True))
-        free = [goal is not None for goal in goals]
+        bias_targets = tuple(
+            self._bias_target(la, m) for la, m in zip(layers, measured, strict=True)
+        )
+        free = [target is not None for target in bias_targets]
         metrics = _metrics(measured, free)
         rest = [replace(moments, seconds=()) for moments in measured]  # the metrics have them
         del measured
         seen = [m.centered() if is_free else m for m, is_free in zip(rest, free, strict=True)]
         notes = tuple(dict.fromkeys(note for moments in seen for note in moments.notes))
-        problem = Problem(layers, metrics, None, goals, notes=(*notes, *_readers_note(unit)))
+        problem = Problem(
+            layers, metrics, None, bias_targets, notes=(*notes, *_readers_note(shared))
+        )
         self._set_target(problem, seen)
         return problem
 
@@ -288,20 +316,20 @@ class Problems:
         assert isinstance(cross, np.ndarray)
         assert isinstance(energy, np.ndarray)
         problem.energy = float(energy.sum())
-        parts, slopes = [], []
+        parts, residual_gradients = [], []
         for w, c, e, metric in zip(weight, cross, energy, problem.metrics, strict=True):
             parts.append(shifted_target(w, c, metric))
-            problem.rest += residual(parts[-1], c, e)
-            slopes.append(c - metric.undamped_times(parts[-1]))
-        problem.slopes = tuple(slopes)
+            problem.irreducible_error += residual(parts[-1], c, e)
+            residual_gradients.append(c - metric.undamped_times(parts[-1]))
+        problem.residual_gradients = tuple(residual_gradients)
         problem.shifted = np.stack(parts)
 
-    def _goal(
+    def _bias_target(
         self, layer: WeightLayer, moments: LayerMoments
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """What the bias aims at: b + E[y] and E[x], where the layer's bias can be chosen."""
         if moments.goal is None or _free_bias(layer) is None:
-            return own_goal(layer, moments.mean)
+            return current_bias_target(layer, moments.mean)
         twin = self.original(layer)
         before = None if twin is None else bias_of(twin)
         if not isinstance(before, np.ndarray):
@@ -309,8 +337,10 @@ class Problems:
         return before + moments.goal, moments.mean
 
 
-def own_goal(layer: WeightLayer, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """What `Problem.goals` holds for a layer that is to keep the mean output that it has now.
+def current_bias_target(
+    layer: WeightLayer, mean: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The entry of `Problem.bias_targets` that keeps the mean output which a layer has now.
 
     Args:
         layer: with its present weight and bias.
@@ -336,24 +366,24 @@ def assign(rewriter: Rewriter, problem: Problem, weight: np.ndarray) -> None:
     Where a bias can be chosen it keeps the mean output: b + E[y] − Ŵ·E[x].
     """
     problem.layer.holder.values = problem.layer.restored(weight)
-    for layer, goal in zip(problem.layers, problem.goals, strict=False):
-        if goal is None:
+    for layer, bias_target in zip(problem.layers, problem.bias_targets, strict=False):
+        if bias_target is None:
             continue
-        wished, mean = goal
+        mean_output, mean = bias_target
         # (g, rows, columns)·(g, columns, 1) -> (g, rows)
-        _set_bias(rewriter, layer, wished - np.matmul(weight, mean[:, :, None])[:, :, 0])
+        _set_bias(rewriter, layer, mean_output - np.matmul(weight, mean[:, :, None])[:, :, 0])
 
 
-def _without_data(unit: _Unit, *notes: str) -> Problem:
-    first = unit.layers[0]
+def _without_data(shared: SharedWeight, *notes: str) -> Problem:
+    first = shared.layers[0]
     metrics = tuple(Metric(None, first.columns) for _ in range(first.groups))
-    return Problem(unit.layers, metrics, notes=(*notes, *_readers_note(unit)))
+    return Problem(shared.layers, metrics, notes=(*notes, *_readers_note(shared)))
 
 
-def _readers_note(unit: _Unit) -> Iterator[str]:
+def _readers_note(shared: SharedWeight) -> Iterator[str]:
     """That other operators than these layers use the weight (a Gather of tied embeddings)."""
-    known = {layer.name for layer in unit.layers}
-    others = sorted({other for layer in unit.layers for other in layer.shared} - known)
+    known = {layer.name for layer in shared.layers}
+    others = sorted({other for layer in shared.layers for other in layer.shared} - known)
     if others:
         names = ", ".join(f"`{name}`" for name in others)
         yield f"what changes in {names}, which read it too, is not counted"
@@ -411,17 +441,17 @@ def _set_bias(rewriter: Rewriter, layer: WeightLayer, bias: np.ndarray) -> None:
 # ---------------------------------------------------------------------------- order
 
 
-def _units(graph: gs.Graph, layers: Sequence[WeightLayer]) -> list[_Unit]:
+def _shared_weights(graph: gs.Graph, layers: Sequence[WeightLayer]) -> list[SharedWeight]:
     """Layers by the weight they use, in the order of their depth."""
     depths = layer_depths(graph, {layer.node for layer in layers})
     sharing: dict[int, list[WeightLayer]] = {}
     for layer in layers:
         sharing.setdefault(id(layer.holder), []).append(layer)
-    units = [
-        _Unit(tuple(group), min(depths[layer.node] for layer in group))
+    weights = [
+        SharedWeight(tuple(group), min(depths[layer.node] for layer in group))
         for group in sharing.values()
     ]
-    return sorted(units, key=lambda unit: unit.depth)
+    return sorted(weights, key=lambda shared: shared.depth)
 
 
 def layer_depths(graph: gs.Graph, counted: set[Node]) -> dict[Node, int]:
@@ -446,7 +476,7 @@ def layer_depths(graph: gs.Graph, counted: set[Node]) -> dict[Node, int]:
 
 
 __all__ = [
-    "WIDEST",
+    "MAX_INPUTS",
     "LayerFilter",
     "Problem",
     "Problems",
@@ -454,6 +484,6 @@ __all__ = [
     "Target",
     "assign",
     "canonical",
+    "current_bias_target",
     "layer_depths",
-    "own_goal",
 ]

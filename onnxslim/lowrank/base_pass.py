@@ -23,7 +23,7 @@ from onnxslim.errors import RuntimeFailure, UsageError
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.layer_pass import LayerPass, error_words
-from onnxslim.lossy.problems import WIDEST, Problem, Problems, Schedule, assign
+from onnxslim.lossy.problems import MAX_INPUTS, Problem, Problems, Schedule, assign
 from onnxslim.lowrank.budget import SplitBudget
 from onnxslim.lowrank.candidates import (
     Candidate,
@@ -76,7 +76,7 @@ class SplitPass(LayerPass):
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
-    widest: ClassVar[int | None] = WIDEST
+    max_inputs: ClassVar[int | None] = MAX_INPUTS
     ops: ClassVar[frozenset[str]]
 
     rank: int | None = option(None, at_least(1), "rank of every layer")
@@ -203,8 +203,8 @@ class _Run:
 
     def _problems(self, schedule: Schedule) -> Problems:
         """The weights that this pass is for."""
-        problems = replace(self.rule.problems(self.rw, self.context), schedule=schedule)
-        problems.units = [u for u in problems.units if u.layers[0].node.op in self.rule.ops]
+        problems = self.rule.problems(self.rw, self.context).scheduled(schedule)
+        problems = problems.restricted(lambda shared: shared.layers[0].node.op in self.rule.ops)
         mine = {
             node_label(node)
             for graph in self.rw.graphs()
@@ -253,7 +253,7 @@ class _Run:
             chosen[match["layer"]] = Paying(
                 1.0, Candidate(match["method"], ranks, 0.0), "as planned"
             )
-        names = {unit.layers[0].name for unit in problems.units}
+        names = {shared.layers[0].name for shared in problems.weights}
         for name in chosen:
             if name not in names:
                 self._decline(None, f"there is no layer `{name}` for `plan`")
@@ -405,7 +405,7 @@ def _plain(problem: Problem) -> Problem:
     """The weight itself as the target, measured by its own distance."""
     metrics = tuple(Metric(None, problem.layer.columns) for _ in problem.metrics)
     own = np.asarray(problem.weight, np.float64)
-    return replace(problem, metrics=metrics, shifted=own, energy=None, rest=0.0)
+    return replace(problem, metrics=metrics, shifted=own, energy=None, irreducible_error=0.0)
 
 
 __all__ = ["SplitPass"]

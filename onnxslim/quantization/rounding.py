@@ -16,13 +16,13 @@ from onnxslim.graph.operands import is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.problems import (
-    WIDEST,
+    MAX_INPUTS,
     LayerFilter,
     Problem,
     Problems,
     Schedule,
     Target,
-    own_goal,
+    current_bias_target,
 )
 from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.channel_maps import channel_map
@@ -97,7 +97,7 @@ def solved_codes(
     copy = model.clone()
     layers = [layer for layer in weight_layers(copy.graph)[0] if layer.name in set(names)]
     is_plain = rounding is Rounding.NEAREST  # needs no second moments
-    plain = [layer for layer in layers if is_plain or layer.columns > WIDEST]
+    plain = [layer for layer in layers if is_plain or layer.columns > MAX_INPUTS]
     means = _mean_inputs(copy, plain, context) if keep_means and plain else {}
     if is_plain:
         context = replace(context, calibration=None)
@@ -106,16 +106,18 @@ def solved_codes(
         replace(context, model=copy),
         LayerFilter(only=patterns),
         Schedule(sequential=False, aim=Target.ORIGINAL),
-        WIDEST,
+        MAX_INPUTS,
     )
     found: dict[str, LayerCodes] = {}
     for problem in problems:
         tell(f"rounding {problem.name}")
         if not keep_means:
-            problem.goals = ()
+            problem.bias_targets = ()
         elif not problem.has_data:
             own = [(layer, means.get(layer.name)) for layer in problem.layers]
-            problem.goals = tuple(None if m is None else own_goal(la, m) for la, m in own)
+            problem.bias_targets = tuple(
+                None if m is None else current_bias_target(la, m) for la, m in own
+            )
         weight = quantized_weight(problem, form, rounding)
         problems.apply(problem, weight.weight, "int8")
         for layer in problem.layers:

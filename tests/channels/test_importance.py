@@ -175,7 +175,7 @@ class Gathered:
         self.group = self.groups[0]
         self.readers = Readers.of(self.channels, self.groups)
         self.kept: dict[str, ReadingLayer] = {}
-        at_once = Schedule(sequential=False, aim=Target.OWN)
+        at_once = Schedule(sequential=False, aim=Target.CURRENT)
         problems = self.readers.problems(rewriter, self.context, at_once)
         found = gather(self.readers, problems, self.groups, self.kept, with_views=True)
         self.evidence = dict(found)[0]
@@ -184,7 +184,7 @@ class Gathered:
     def metric(self) -> tuple[Array, Metric]:
         """Weight and metric of the only reader, with what a bias makes up for taken off."""
         (problem,) = self.readers.problems(
-            self.rewriter, self.context, Schedule(sequential=False, aim=Target.OWN)
+            self.rewriter, self.context, Schedule(sequential=False, aim=Target.CURRENT)
         )
         assert problem.energy is not None
         weight = np.asarray(problem.weight, np.float64)[0]

@@ -116,7 +116,7 @@ def test_a_group_is_told_of_once_all_its_readers_were_seen() -> None:
     groups = channels.groups[:2]
     readers = Readers.of(channels, groups)
     made = context(model, samples(80, 6))
-    at_once = Schedule(sequential=False, aim=Target.OWN)
+    at_once = Schedule(sequential=False, aim=Target.CURRENT)
     problems = readers.problems(Rewriter(model.graph), made, at_once)
     kept: dict[str, ReadingLayer] = {}
     found = gather(readers, problems, groups, kept, with_views=True)

@@ -93,7 +93,7 @@ def menu_for(weight: np.ndarray, x: np.ndarray = X, *, packed: bool = True) -> t
     source = net([node("MatMul", ["x", "w"], "y")], {"w": weight}, ["N", len(weight)])
     model = Model.load(source)
     made = context(model, x)
-    schedule = Schedule(sequential=False, aim=Target.OWN)
+    schedule = Schedule(sequential=False, aim=Target.CURRENT)
     (problem,) = Problems(Rewriter(model.graph), made, schedule=schedule)
     return menu_of(problem, made, packed=packed), problem
 
@@ -209,7 +209,7 @@ def test_the_layer_nearer_to_a_loud_output_has_the_larger_sensitivity() -> None:
     weights = {"v": normal(24, 9), "w": normal(24, 9, seed=2), "k": np.array(10, np.float32)}
     model = Model.load(net(nodes, weights, ["N", 1, 24]))
     made = context(model, X[:, None])
-    schedule = Schedule(sequential=False, aim=Target.OWN)
+    schedule = Schedule(sequential=False, aim=Target.CURRENT)
     found = {
         problem.name: menu_of(problem, made, packed=True).sensitivity
         for problem in Problems(Rewriter(model.graph), made, schedule=schedule)
@@ -221,7 +221,7 @@ def test_menus_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxslim.lossy.allocation.KEEPS", (1.0, 0.7, 0.4, 0.2, 0.1))
     model = Model.load(dense_net(24, 18, 8))
     made = context(model, X)
-    schedule = Schedule(sequential=False, aim=Target.OWN)
+    schedule = Schedule(sequential=False, aim=Target.CURRENT)
     first, second = (
         [
             menu_of(p, made, packed=True)
@@ -237,7 +237,7 @@ def test_nothing_is_offered_that_clustering_would_decline(rows: int, columns: in
     source = net([node("MatMul", ["x", "w"], "y")], {"w": normal(columns, rows)}, ["N", columns])
     model = Model.load(source)
     made = context(model, samples(300, columns))
-    (problem,) = Problems(Rewriter(model.graph), made, schedule=Schedule(aim=Target.OWN))
+    (problem,) = Problems(Rewriter(model.graph), made, schedule=Schedule(aim=Target.CURRENT))
     for offered in menu_of(problem, made, packed=True).offers:
         if offered.values is not None and offered.keep == 1:
             copy = model.clone()

@@ -28,7 +28,7 @@ from onnxslim.solvers.metric import Metric, refit
 from support import parse
 
 X = samples(300, 12)
-OWN = Schedule(aim=Target.OWN)
+OWN = Schedule(aim=Target.CURRENT)
 AT_ONCE = Schedule(sequential=False)
 
 
@@ -67,7 +67,7 @@ def test_weights_come_in_the_order_in_which_data_reach_them() -> None:
     ]
     weights = {f"w{name}": normal(12, 12, seed=i) for i, name in enumerate("abcd")}
     problems, _ = problems_of(net(nodes, weights, ["N", 12]), X)
-    assert [(unit.layers[0].name, unit.depth) for unit in problems.units] == [
+    assert [(shared.layers[0].name, shared.depth) for shared in problems.weights] == [
         ("a", 0), ("b", 0), ("c", 1), ("y", 2),
     ]  # fmt: skip
     assert [problem.name for problem in problems] == ["a", "b", "c", "y"]
@@ -104,7 +104,7 @@ def test_all_at_once_means_the_inputs_of_the_model_as_it_was() -> None:
 
 
 def test_a_schedule_can_be_had_at_once_with_the_same_aim() -> None:
-    assert OWN.at_once() == Schedule(sequential=False, aim=Target.OWN)
+    assert OWN.at_once() == Schedule(sequential=False, aim=Target.CURRENT)
 
 
 # ------------------------------------------------------------------- targets
@@ -262,7 +262,7 @@ def test_a_matmul_has_no_bias_and_gets_none() -> None:
     source = net([node("MatMul", ["x", "w"], "y")], {"w": normal(12, 5)}, ["N", 12])
     problems, model = problems_of(source, X)
     (problem,) = problems
-    assert problem.goals == (None,)
+    assert problem.bias_targets == (None,)
     problems.apply(problem, half_gone(problem), "halved")
     assert [len(n.input) for n in model.to_proto().graph.node] == [2]
 
@@ -301,7 +301,7 @@ def test_a_bias_computed_at_run_time_is_left_alone() -> None:
     problems, model = problems_of(net(nodes, weights, ["N", 12]), X)
     (problem,) = problems
     assert problem.has_data
-    assert problem.goals == (None,)
+    assert problem.bias_targets == (None,)
     problems.apply(problem, half_gone(problem), "halved")
     assert model.to_proto().graph.node[-1].input[2] == "c"
 
@@ -491,7 +491,7 @@ def test_a_layer_that_the_reference_lacks_aims_at_its_own_output() -> None:
     problems, _ = problems_of(source, X, reference=Model.load(other))
     first, second = problems
     assert first.has_data
-    assert first.rest == 0
+    assert first.irreducible_error == 0
     np.testing.assert_allclose(first.target, first.weight)
     assert problems.original(first.layer) is None
     assert problems.original(second.layer) is not None
@@ -556,7 +556,7 @@ def test_layers_of_one_depth_share_a_sweep() -> None:
 def test_weights_with_too_many_inputs_come_first_and_without_data() -> None:
     nodes = [node("MatMul", ["x", "wa"], "a"), node("MatMul", ["a", "wb"], "y")]
     model = Model.load(net(nodes, {"wa": normal(12, 6), "wb": normal(6, 2)}, ["N", 12]))
-    problems = Problems(Rewriter(model.graph), context(model, X), widest=8)
+    problems = Problems(Rewriter(model.graph), context(model, X), max_inputs=8)
     first, second = problems
     assert (first.name, first.has_data) == ("a", False)
     assert first.notes == ("H = I: it has more than 8 inputs",)
@@ -571,7 +571,7 @@ def test_problems_can_be_gone_through_again() -> None:
 
 def test_depths_never_fall_along_the_order() -> None:
     problems, _ = problems_of(dense_net(12, 9, 8, 7, 6, 5), X)
-    depths = [unit.depth for unit in problems.units]
+    depths = [shared.depth for shared in problems.weights]
     assert all(a <= b for a, b in pairwise(depths))
     assert depths == [0, 1, 2, 3, 4]
 

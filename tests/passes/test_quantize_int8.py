@@ -126,7 +126,7 @@ def test_a_net_becomes_integer_kernels_and_stays_near() -> None:
 def test_layers_with_very_many_inputs_are_rounded_to_nearest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rounding, "WIDEST", 8)
+    monkeypatch.setattr(rounding, "MAX_INPUTS", 8)
     source = residual()
     model, report = quantize(source)
     told = [change.what for change in report.changes if "more than 8 inputs" in change.what]

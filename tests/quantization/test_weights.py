@@ -26,7 +26,7 @@ FORMS = (S8, S8_SYMMETRIC, U8, U8_SYMMETRIC, replace(S8_SYMMETRIC, reduced=True)
 
 
 def first_problem(source: onnx.ModelProto, x: np.ndarray | None) -> Problem:
-    problems, _ = problems_of(source, x, schedule=Schedule(sequential=False, aim=Target.OWN))
+    problems, _ = problems_of(source, x, schedule=Schedule(sequential=False, aim=Target.CURRENT))
     return next(iter(problems))
 
 

@@ -35,7 +35,7 @@ def in_series(gain: float = 1.0) -> onnx.ModelProto:
 
 
 def problems(model: Model) -> dict[str, Problem]:
-    schedule = Schedule(sequential=False, aim=Target.OWN)
+    schedule = Schedule(sequential=False, aim=Target.CURRENT)
     made = Problems(Rewriter(model.graph), context(model, X), schedule=schedule)
     return {problem.name: problem for problem in made}
 
