@@ -21,7 +21,7 @@ _MIN_LOG: Final = -30.0  # of a probability, so that a class without any costs n
 _MAX_MARGINS: Final = 1 << 20
 
 
-class Departure:
+class DivergenceMeter:
     """Accumulates what `Distance` says of one output.
 
     Args:
@@ -104,36 +104,36 @@ class Departure:
             self._changes += float(np.square(now - margin).sum())
 
 
-class OutputDeparture:
+class OutputDivergence:
     """That of one output; of each of its parts, where it is joined from several.
 
     Attributes:
-        departures: of the parts, or of the whole.
+        meters: of the parts, or of the whole.
     """
 
     def __init__(self, parts: Sequence[OutputPart]) -> None:
         self._parts = parts
-        self.departures = [Departure(may_be_logits=False) for _ in parts] or [Departure()]
+        self.meters = [DivergenceMeter(may_be_logits=False) for _ in parts] or [DivergenceMeter()]
 
     def update(self, reference: np.ndarray, found: np.ndarray) -> None:
         """Add a batch."""
         if not self._parts or reference.shape != found.shape:
-            for item in self.departures:
+            for item in self.meters:
                 item.update(reference, found)
             return
-        for part, item in zip(self._parts, self.departures, strict=True):
+        for part, item in zip(self._parts, self.meters, strict=True):
             item.update(part.of(reference), part.of(found))
 
 
-def combined(departures: Sequence[Departure]) -> Distance:
+def combined_distance(meters: Sequence[DivergenceMeter]) -> Distance:
     """The distance of all outputs together."""
-    shares = [item.agreement for item in departures if item.agreement is not None]
-    expected = [e for e in (item.expected_agreement for item in departures) if e is not None]
+    shares = [item.agreement for item in meters if item.agreement is not None]
+    expected = [e for e in (item.expected_agreement for item in meters) if e is not None]
     return Distance(
-        sum(item.divergence for item in departures) / len(departures),
+        sum(item.divergence for item in meters) / len(meters),
         min(shares, default=None),
         min(expected, default=None),
-        min(item.sqnr_db for item in departures),
+        min(item.sqnr_db for item in meters),
     )
 
 

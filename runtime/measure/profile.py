@@ -58,7 +58,7 @@ def profile_model(
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
         events = _run(marked, feeds, threads, budget_s, Path(folder))
         graph = onnx.load(Path(folder) / "model.onnx", load_external_data=False).graph
-    return tuple(_kernels(events, _Made(graph, makers), labels))
+    return tuple(_kernels(events, _OptimisedGraph(graph, makers), labels))
 
 
 @dataclass
@@ -122,7 +122,9 @@ def _elements(outputs: object) -> int:
     return sum(int(np.prod(sizes, dtype=np.int64)) for sizes in shapes)
 
 
-def _kernels(events: Mapping[str, _Events], made: _Made, labels: Sequence[str]) -> Iterable[Kernel]:
+def _kernels(
+    events: Mapping[str, _Events], made: _OptimisedGraph, labels: Sequence[str]
+) -> Iterable[Kernel]:
     alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     kinds = {}
     for key, event in events.items():
@@ -139,7 +141,7 @@ def _kernels(events: Mapping[str, _Events], made: _Made, labels: Sequence[str]) 
         yield Kernel(labels[number], event.operator, inserted, event.elements, ms)
 
 
-class _Made:
+class _OptimisedGraph:
     """The graph that onnxruntime made of a model whose nodes are marked.
 
     Args:

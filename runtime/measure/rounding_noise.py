@@ -26,7 +26,7 @@ FACTOR: Final = 4.0  # a rewrite may move an output by so many times its own noi
 _NUDGES: Final = 2
 
 
-class Noise:
+class RoundingNoise:
     """What rounding alone does to each output of a model.
 
     Attributes:

@@ -28,7 +28,7 @@ from onnxslim.runtime.measure.comparing import first_breach, has_no_number, meas
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.latency import confirm, time_many
 from onnxslim.runtime.measure.promise import signature_breach
-from onnxslim.runtime.measure.rounding_noise import Noise, nudged
+from onnxslim.runtime.measure.rounding_noise import RoundingNoise, nudged
 from onnxslim.runtime.measure.workload import Workload, from_samples, from_seed, is_branching
 from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample
@@ -101,7 +101,7 @@ class RuntimeProver:
         self._is_comparable = False
         self._is_exact = True  # whether two runs of one model give the same bits
         self._parts: Parts | None = None  # of the original's outputs
-        self._noise: Noise | None = None
+        self._noise: RoundingNoise | None = None
         self._original: _Baseline | None = None
         self._previous: _Baseline | None = None
         self._candidate: _Baseline | None = None
@@ -430,10 +430,10 @@ class RuntimeProver:
             self.notes.append(note)
         return True
 
-    def _own_noise(self, mode: _Mode) -> Noise:
+    def _own_noise(self, mode: _Mode) -> RoundingNoise:
         if self._noise is None:
             assert self._original is not None
-            self._noise = Noise()
+            self._noise = RoundingNoise()
             reference = self._reference(self._original, mode)
             runs = list(self._runs(mode))
             with self._open(self._original.model) as session:

@@ -26,7 +26,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.io.model import Model
 from onnxslim.runtime.probes.exposed import ExposedTensors
 from onnxslim.runtime.probes.spool import Spool
-from onnxslim.runtime.probes.value_numbering import Numbering, Signature, ValueNumber
+from onnxslim.runtime.probes.value_numbering import Signature, ValueNumber, ValueNumbering
 from onnxslim.runtime.session import Feeds, Outputs, Session
 
 _BUDGET_BYTES: Final = 1 << 30
@@ -41,18 +41,18 @@ class Activations:
     """
 
     def __init__(self, rows: int | None, budget_bytes: int = _BUDGET_BYTES) -> None:
-        self._numbering = Numbering()
+        self._numbering = ValueNumbering()
         share = budget_bytes // 2
         self.model = Frontier(self._numbering, rows, share)
         self.reference = Frontier(self._numbering, rows, share)
-        self._taps: tuple[Model, Signature, ExposedTensors] | None = None
+        self._exposed: tuple[Model, Signature, ExposedTensors] | None = None
 
-    def reference_taps(self, reference: Model) -> ExposedTensors:
-        """The taps of a reference, made once."""
+    def exposed_reference(self, reference: Model) -> ExposedTensors:
+        """The copy of `reference` whose tensors can be read, built once."""
         signature = self._numbering.signature(reference.graph)
-        known = self._taps
+        known = self._exposed
         if known is None or known[0] is not reference or known[1] != signature:
-            known = self._taps = (reference, signature, ExposedTensors(reference))
+            known = self._exposed = (reference, signature, ExposedTensors(reference))
         return known[2]
 
 
@@ -65,17 +65,17 @@ class Frontier:
         budget_bytes: of the arrays.
     """
 
-    def __init__(self, numbering: Numbering, rows: int | None, budget_bytes: int) -> None:
+    def __init__(self, numbering: ValueNumbering, rows: int | None, budget_bytes: int) -> None:
         self.numbering, self.rows, self.budget_bytes = numbering, rows, budget_bytes
         self.held: dict[ValueNumber, Spool] = {}
 
-    def play(self, taps: ExposedTensors, keys: Sequence[str], threads: int | None) -> Playback:
+    def play(self, exposed: ExposedTensors, keys: Sequence[str], threads: int | None) -> Playback:
         """A pass over all samples in which the tensors of `keys` are read.
 
         Raises:
-            RuntimeFailure: onnxruntime refuses the part of the model that is to run.
+            RuntimeFailure: onnxruntime refuses the segment to run.
         """
-        return Playback(self, taps, keys, threads)
+        return Playback(self, exposed, keys, threads)
 
     def hold(self, kept: Mapping[ValueNumber, Spool]) -> None:
         """Keep `kept` from now on, and nothing else."""
@@ -89,22 +89,22 @@ class Playback:
     """One pass over the samples: use it as a context manager, and run the samples in order."""
 
     def __init__(
-        self, frontier: Frontier, taps: ExposedTensors, keys: Sequence[str], threads: int | None
+        self, frontier: Frontier, exposed: ExposedTensors, keys: Sequence[str], threads: int | None
     ) -> None:
         self._frontier = frontier
         held = frontier.held
-        values = frontier.numbering.values(taps.graph)
-        tensors = [t for node in taps.graph.nodes for t in node.outputs if t.name]
+        values = frontier.numbering.value_numbers(exposed.graph)
+        tensors = [t for node in exposed.graph.nodes for t in node.outputs if t.name]
         values = {t.name: values[t] for t in tensors if t in values}
         known = {t.name: t for t in tensors if values.get(t.name) in held}
-        wanted = [taps.outputs[key] for key in keys if key in taps.outputs]
-        part = taps.part([t for t in wanted if t.name not in known], known.values())
-        crossing = _crossing(taps, [*wanted, *known.values()])
+        wanted = [exposed.outputs[key] for key in keys if key in exposed.outputs]
+        segment = exposed.segment([t for t in wanted if t.name not in known], known.values())
+        crossing = _crossing(exposed, [*wanted, *known.values()])
         crossing = [t for t in crossing if values[t.name].varies and t.dtype is not None]
-        fresh = [t for t in crossing if t.name not in known and t.inputs[0] in part.nodes]
+        fresh = [t for t in crossing if t.name not in known and t.inputs[0] in segment.nodes]
         if frontier.rows is None:
             fresh = []
-        self._feeds = {t.name: held[values[t.name]] for t in part.begins}
+        self._feeds = {t.name: held[values[t.name]] for t in segment.inputs}
         self._ready = {t.name: held[values[t.name]] for t in wanted if t.name in known}
         self._fresh = {t.name: values[t.name] for t in fresh}
         self._kept = {values[t.name]: held[values[t.name]] for t in crossing if t.name in known}
@@ -114,7 +114,7 @@ class Playback:
         present = set(values.values())
         self._usable = {value: spool for value, spool in held.items() if value in present}
         shapes = {name: _common_shape(spool.shapes) for name, spool in self._feeds.items()}
-        self._session: Session | None = taps.open(part, fresh, shapes, threads)
+        self._session: Session | None = exposed.open(segment, fresh, shapes, threads)
 
     def run(self, feeds: Feeds, rows: int) -> Outputs:
         """The tensors that were asked for, as far as they are not fed.
@@ -192,14 +192,14 @@ def _common_shape(shapes: Sequence[tuple[int, ...]]) -> list[int | None]:
     return [sizes[0] if len(set(sizes)) == 1 else None for sizes in columns]
 
 
-def _crossing(taps: ExposedTensors, ends: Iterable[gs.Tensor]) -> list[gs.Tensor]:
+def _crossing(exposed: ExposedTensors, ends: Iterable[gs.Tensor]) -> list[gs.Tensor]:
     """Tensors made by what `ends` need, and needed by other nodes on the way to a layer."""
-    ran = taps.part(tuple(ends), ()).nodes
-    layers = [tensor for layer in taps.layers.values() for tensor in layer.node.outputs]
-    waiting = taps.part(layers, ()).nodes - ran
+    ran = exposed.segment(tuple(ends), ()).nodes
+    layers = [tensor for layer in exposed.layers.values() for tensor in layer.node.outputs]
+    waiting = exposed.segment(layers, ()).nodes - ran
     return [
         tensor
-        for node in taps.graph.nodes
+        for node in exposed.graph.nodes
         if node in ran
         for tensor in node.outputs
         if tensor.name and any(user in waiting for user in tensor.outputs)

@@ -13,13 +13,13 @@ from typing import Final
 from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
-from onnxslim.runtime.measure.output_divergence import OutputDeparture, combined
+from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
 from onnxslim.runtime.probes.activation_cache import Activations
 from onnxslim.runtime.probes.channel_activity import stream_activity
 from onnxslim.runtime.probes.moments import MomentLimits, stream_moments
 from onnxslim.runtime.probes.observers import stream_observations
 from onnxslim.runtime.probes.replay import Replay
-from onnxslim.runtime.probes.value_numbering import Numbering, Signature
+from onnxslim.runtime.probes.value_numbering import Signature, ValueNumbering
 from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample, Samples
 from onnxslim.runtime.session import Feeds, Outputs, open_session
@@ -41,7 +41,7 @@ _MIN_SUMS: Final = 256 << 20  # bytes of moments that are summed up at once, at 
 
 
 @dataclass(frozen=True)
-class _Known:
+class _ReferenceOutputs:
     """What a reference model gives.
 
     Attributes:
@@ -55,12 +55,12 @@ class _Known:
     parts: Parts
 
 
-class _Meter:
+class _DistanceMeter:
     """How far outputs are from what is known, over samples."""
 
-    def __init__(self, known: _Known) -> None:
+    def __init__(self, known: _ReferenceOutputs) -> None:
         self._outputs = {
-            name: OutputDeparture(known.parts.get(name, ())) for name in known.outputs[0]
+            name: OutputDivergence(known.parts.get(name, ())) for name in known.outputs[0]
         }
 
     def update(self, expected: Outputs, found: Outputs) -> None:
@@ -71,7 +71,9 @@ class _Meter:
     @property
     def distance(self) -> Distance:
         """So far."""
-        return combined([part for output in self._outputs.values() for part in output.departures])
+        return combined_distance(
+            [part for output in self._outputs.values() for part in output.meters]
+        )
 
 
 class CalibrationRuns:
@@ -96,8 +98,8 @@ class CalibrationRuns:
         self._samples: Samples | None = None
         self._activations: Activations | None = None
         self._budget: int | None = None
-        self._numbering = Numbering()
-        self._known: _Known | None = None
+        self._numbering = ValueNumbering()
+        self._known: _ReferenceOutputs | None = None
         self._parts: tuple[Calibration, Calibration] | None = None
 
     def moments(
@@ -160,8 +162,8 @@ class CalibrationRuns:
         known = self._known_outputs(model)
         replay = Replay(model, samples.count, threads=self._threads)
         for name, own in replacements.items():
-            meters = [_Meter(known) for _ in own]
-            with replay.behind(name) as rest:
+            meters = [_DistanceMeter(known) for _ in own]
+            with replay.downstream(name) as rest:
                 if rest is None:
                     continue
                 for sample, expected in zip(self._runs(), known.outputs, strict=False):
@@ -170,9 +172,9 @@ class CalibrationRuns:
                         meter.update(expected, found)
             yield name, [meter.distance for meter in meters]
 
-    def _distance(self, known: _Known, run: Callable[[Feeds, int], Outputs]) -> Distance:
+    def _distance(self, known: _ReferenceOutputs, run: Callable[[Feeds, int], Outputs]) -> Distance:
         """How far what `run` gives for each sample is from what is expected."""
-        meter = _Meter(known)
+        meter = _DistanceMeter(known)
         for sample, expected in zip(self._runs(), known.outputs, strict=False):
             meter.update(expected, run(sample.feeds, sample.rows))
         return meter.distance
@@ -186,16 +188,16 @@ class CalibrationRuns:
 
     def parts(self, count: int) -> tuple[Calibration, ...]:
         """See `Calibration`."""
-        return tuple(_Part(self, _dealt(number, count)) for number in range(count))
+        return tuple(_SampleSubset(self, _dealt(number, count)) for number in range(count))
 
     def some(self, count: int) -> Calibration:
         """See `Calibration`."""
-        return _Part(self, _evenly(count))
+        return _SampleSubset(self, _evenly(count))
 
     def halves(self) -> tuple[Calibration, Calibration]:
         """See `Calibration`."""
         if self._parts is None:
-            self._parts = (_Part(self, _is_tried), _Part(self, _is_held))
+            self._parts = (_SampleSubset(self, _is_tried), _SampleSubset(self, _is_held))
         return self._parts
 
     def _open(self, model: Model) -> Samples:
@@ -214,7 +216,7 @@ class CalibrationRuns:
             break
         yield from self._samples.batches(size or 1)
 
-    def _known_outputs(self, reference: Model) -> _Known:
+    def _known_outputs(self, reference: Model) -> _ReferenceOutputs:
         """Kept as long as the reference computes the same, whatever object it is."""
         signature = self._numbering.signature(reference.graph)
         if self._known is None or self._known.signature != signature:
@@ -225,11 +227,11 @@ class CalibrationRuns:
                     taken += sum(array.nbytes for array in outputs[-1].values())
                     if taken > _KEPT_BYTES:
                         break
-            self._known = _Known(signature, outputs, output_parts(reference))
+            self._known = _ReferenceOutputs(signature, outputs, output_parts(reference))
         return self._known
 
 
-class _Part(CalibrationRuns):
+class _SampleSubset(CalibrationRuns):
     """Some of the samples of another."""
 
     def __init__(self, whole: CalibrationRuns, keep: Keep) -> None:

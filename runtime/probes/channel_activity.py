@@ -92,16 +92,16 @@ def stream_activity(
     Raises:
         RuntimeFailure: onnxruntime refuses the model or fails on a sample.
     """
-    taps = ExposedTensors(model)
+    exposed = ExposedTensors(model)
     sums: list[_Sums] = []
     for name in layers:
-        layer = taps.layers[name]
-        key = taps.tap(layer.data_tensor, layer)
+        layer = exposed.layers[name]
+        key = exposed.expose(layer.data_tensor, layer)
         if key is None:
             yield Skip(name, why_hidden(layer))
         else:
             sums.append(_Sums(layer, key))
-    session = taps.open(taps.part(list(taps.outputs.values()), ()), threads=threads)
+    session = exposed.open(exposed.segment(list(exposed.outputs.values()), ()), threads=threads)
     try:
         for sample in samples():
             outputs = {} if session is None else session.run(sample.feeds)

@@ -1,4 +1,4 @@
-"""Tensors inside a model, made readable: a copy of the model returns them as outputs.
+"""Expose the inner tensors of a model as outputs of a copy of it.
 
 A session of it returns nothing else, and computes nothing that they do not need. A tensor in the
 body of an If leaves it as one more output of the If; the other branch gives an empty tensor, so an
@@ -23,28 +23,28 @@ from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
 
 
 @dataclass(frozen=True)
-class Part:
-    """Nodes of a copy, from some tensors to others.
+class Segment:
+    """The nodes that compute some tensors of a graph from others.
 
     Attributes:
-        ends: what is computed.
-        begins: what is given, besides the inputs of the model.
-        nodes: what runs.
+        outputs: tensors to compute.
+        inputs: tensors that are fed in addition to the inputs of the model.
+        nodes: nodes that run.
     """
 
-    ends: tuple[gs.Tensor, ...]
-    begins: tuple[gs.Tensor, ...]
+    outputs: tuple[gs.Tensor, ...]
+    inputs: tuple[gs.Tensor, ...]
     nodes: frozenset[Node]
 
 
 class ExposedTensors:
-    """A copy of a model whose inner tensors can be read. Tap first, then open a part of it.
+    """A copy of a model whose inner tensors can be read: `expose` them, then `open` a segment.
 
     Attributes:
-        graph: of the copy.
+        graph: the graph of the copy.
         layers: the weight layers of the copy, by name.
-        skips: operators that are none, with why.
-        outputs: what was tapped and is not fed, by key.
+        skips: operators that are no weight layers, and why.
+        outputs: exposed tensors that are not inputs of the model, by key.
     """
 
     def __init__(self, model: Model) -> None:
@@ -55,15 +55,17 @@ class ExposedTensors:
         self.layers = {layer.name: layer for layer in found}
         self.skips = skips
         self.outputs: dict[str, gs.Tensor] = {}
-        self._names = {tensor.name for graph in walk_graphs(self.graph) for tensor in _made(graph)}
-        self._tapped: dict[int, str] = {}
+        self._names = {
+            tensor.name for graph in walk_graphs(self.graph) for tensor in _tensors(graph)
+        }
+        self._keys: dict[int, str] = {}
 
-    def tap(self, tensor: gs.Tensor, layer: WeightLayer) -> str | None:
-        """Make `tensor`, an input or output of `layer`, readable; returns its key in `run`.
+    def expose(self, tensor: gs.Tensor, layer: WeightLayer) -> str | None:
+        """Expose `tensor`, an input or output of `layer`; the key that `read` takes.
 
-        None when it lies in the body of a Loop or Scan: see `why_hidden`.
+        None when the tensor lies in the body of a Loop or Scan: see `why_hidden`.
         """
-        known = self._tapped.get(id(tensor))
+        known = self._keys.get(id(tensor))
         if known is not None:
             return known
         place = [*layer.bodies]
@@ -76,17 +78,17 @@ class ExposedTensors:
                 return None
             outer = self._lead_out(outer, node, body, layer)
         key = self._return(outer, layer.holder.dtype)
-        self._tapped[id(tensor)] = key
+        self._keys[id(tensor)] = key
         return key
 
-    def tap_main(self, tensor: gs.Tensor) -> str:
-        """As `tap`, for a tensor of the main graph whose `dtype` is known."""
-        if id(tensor) not in self._tapped:
-            self._tapped[id(tensor)] = self._return(tensor, tensor.dtype)
-        return self._tapped[id(tensor)]
+    def expose_main(self, tensor: gs.Tensor) -> str:
+        """Expose a tensor of the main graph whose `dtype` is known; the key that `read` takes."""
+        if id(tensor) not in self._keys:
+            self._keys[id(tensor)] = self._return(tensor, tensor.dtype)
+        return self._keys[id(tensor)]
 
-    def part(self, ends: Sequence[gs.Tensor], known: Iterable[gs.Tensor]) -> Part:
-        """What has to run for `ends` where `known` tensors are given."""
+    def segment(self, ends: Sequence[gs.Tensor], known: Iterable[gs.Tensor]) -> Segment:
+        """The nodes to run for `ends` when the `known` tensors are fed."""
         begins = dict.fromkeys(known)
         while True:
             nodes = ancestors(ends, begins)
@@ -96,35 +98,35 @@ class ExposedTensors:
             for tensor in made:  # its node runs anyway, for another of its outputs
                 del begins[tensor]
         used = {tensor for node in nodes for tensor in needs(node)}
-        return Part(tuple(ends), tuple(t for t in begins if t in used), frozenset(nodes))
+        return Segment(tuple(ends), tuple(t for t in begins if t in used), frozenset(nodes))
 
     def open(
         self,
-        part: Part,
+        segment: Segment,
         more: Sequence[gs.Tensor] = (),
         shapes: Mapping[str, Sequence[int | None]] | None = None,
         threads: int | None = None,
     ) -> Session | None:
-        """A session that computes the ends of `part`, and `more` tensors that its nodes make.
+        """A session that computes the outputs of `segment`, and `more` tensors of its nodes.
 
-        Its inputs are those of the model and the beginnings of `part`, of `shapes` by name. None
-        where nothing runs.
+        It takes the inputs of the model and those of `segment`, whose shapes `shapes` gives by
+        name. None where nothing runs.
 
         Raises:
             RuntimeFailure: onnxruntime refuses it.
         """
-        ends = tuple(dict.fromkeys((*part.ends, *more)))
+        ends = tuple(dict.fromkeys((*segment.outputs, *more)))
         if not ends:
             return None
         graph = self.graph
         whole = (graph.inputs, graph.outputs, graph.nodes)
-        for tensor in (*ends, *part.begins):
+        for tensor in (*ends, *segment.inputs):
             tensor.shape = tensor.info = None  # what a file declares may be wrong
-        for tensor in part.begins:
+        for tensor in segment.inputs:
             tensor.shape = None if shapes is None else list(shapes[tensor.name])
-        graph.inputs = [*graph.inputs, *part.begins]
+        graph.inputs = [*graph.inputs, *segment.inputs]
         graph.outputs = list(ends)
-        graph.nodes = [node for node in graph.nodes if node in part.nodes]
+        graph.nodes = [node for node in graph.nodes if node in segment.nodes]
         for current in walk_graphs(graph):
             current.unused = []
         try:
@@ -178,12 +180,12 @@ class ExposedTensors:
 
 
 def read(key: str, feeds: Feeds, outputs: Outputs) -> np.ndarray:
-    """What a run of the copy says about a tapped tensor."""
+    """The value of an exposed tensor in one run of the copy."""
     return outputs[key] if key in outputs else feeds[key]
 
 
 def why_hidden(layer: WeightLayer) -> str:
-    """Why tensors around a layer cannot be tapped."""
+    """Why tensors around a layer cannot be exposed."""
     node = next(node for node, _ in layer.bodies if node.op != "If" or not node.is_onnx)
     return (
         f"it lies in the body of the {node.op} `{node_label(node)}`, whose inner tensors cannot be "
@@ -203,7 +205,7 @@ def _belongs(tensor: gs.Tensor, graph: gs.Graph) -> bool:
     return any(tensor is item for item in graph.inputs)
 
 
-def _made(graph: gs.Graph) -> Iterable[gs.Tensor]:
+def _tensors(graph: gs.Graph) -> Iterable[gs.Tensor]:
     yield from graph.inputs
     for node in graph.nodes:
         yield from node.inputs

@@ -96,7 +96,7 @@ def stream_moments(
     yield from skips
     wanted = _wanted(listing, layers, {skip.node for skip in skips})
     activations = activations or Activations(None)
-    original = None if reference is None else activations.reference_taps(reference)
+    original = None if reference is None else activations.exposed_reference(reference)
     groups: dict[tuple[object, ...], list[WeightLayer]] = {}
     for layer in wanted:
         why = _why_not(layer, original)
@@ -328,16 +328,16 @@ class _Streams:
 
     def __init__(
         self,
-        taps: ExposedTensors,
+        exposed: ExposedTensors,
         reference: ExposedTensors | None,
         sweep: list[list[WeightLayer]],
         limits: MomentLimits,
     ) -> None:
-        self.taps, self.reference = taps, reference
+        self.exposed, self.reference = exposed, reference
         self.inputs: list[_Input] = []
         for group in sweep:
             first = group[0]
-            item = _Input(group, _tapped(taps, first.data_tensor, first), limits)
+            item = _Input(group, _exposed_key(exposed, first.data_tensor, first), limits)
             if reference is not None:
                 item.outputs = [_output(reference, la, exact=item.exact) for la in group]
             self.inputs.append(item)
@@ -353,7 +353,7 @@ class _Streams:
         keys = [item.key for item in self.inputs]
         wished_keys = [output.key for item in self.inputs for output in item.outputs]
         with ExitStack() as stack:
-            own = stack.enter_context(activations.model.play(self.taps, keys, threads))
+            own = stack.enter_context(activations.model.play(self.exposed, keys, threads))
             other = None
             if self.reference is not None:
                 playing = activations.reference.play(self.reference, wished_keys, threads)
@@ -386,8 +386,8 @@ class _Streams:
             yield from self.inputs.pop(0).results()
 
 
-def _tapped(taps: ExposedTensors, tensor: object, layer: WeightLayer) -> str:
-    key = taps.tap(tensor, layer)
+def _exposed_key(exposed: ExposedTensors, tensor: object, layer: WeightLayer) -> str:
+    key = exposed.expose(tensor, layer)
     assert key is not None, layer.name  # `_why_not` has looked
     return key
 
@@ -399,7 +399,7 @@ def _output(reference: ExposedTensors, layer: WeightLayer, *, exact: bool) -> _O
     shape = (layer.groups, layer.rows)
     return _Output(
         layer,
-        _tapped(reference, twin.node.outputs[0], twin),
+        _exposed_key(reference, twin.node.outputs[0], twin),
         twin.unfolding,
         bias,
         CrossSum(*shape, layer.columns, exact=exact),

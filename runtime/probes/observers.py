@@ -65,18 +65,18 @@ def stream_observations(
         UsageError: there is no tensor of a given name.
         RuntimeFailure: onnxruntime refuses the model or fails on a sample.
     """
-    taps = ExposedTensors(model)
-    known = {tensor.name: tensor for tensor in _tensors(taps.graph)}
+    exposed = ExposedTensors(model)
+    known = {tensor.name: tensor for tensor in _tensors(exposed.graph)}
     wanted: list[gs.Tensor] = []
     for name in dict.fromkeys(tensors):
-        why = _why_not(name, known, taps.graph)
+        why = _why_not(name, known, exposed.graph)
         if why is None:
             wanted.append(known[name])
         else:
             yield Skip(name, why)
     cap = max(_MIN_VALUES, _VALUES // max(count or _VALUES, 1))
     for sweep in _sweeps(model, batches, wanted, sweep_bytes, threads) if wanted else ():
-        yield from _observed(taps, sweep, batches, cap, threads)
+        yield from _observed(exposed, sweep, batches, cap, threads)
 
 
 def _why_not(name: str, known: Mapping[str, gs.Tensor], graph: gs.Graph) -> str | None:
@@ -148,11 +148,13 @@ def _sweep(group: Sequence[gs.Tensor], taken: int) -> _Sweep:
 
 
 def _observed(
-    taps: ExposedTensors, sweep: _Sweep, batches: Batches, cap: int, threads: int | None
+    exposed: ExposedTensors, sweep: _Sweep, batches: Batches, cap: int, threads: int | None
 ) -> Iterator[Observation | Skip]:
-    seen = [_Seen(tensor.name, taps.tap_main(tensor), cap) for tensor in sweep.tensors]
-    ends = [taps.outputs[item.key] for item in seen if item.key in taps.outputs]
-    session = taps.open(taps.part(ends, ()), threads=threads)
+    seen = [
+        _TensorSummary(tensor.name, exposed.expose_main(tensor), cap) for tensor in sweep.tensors
+    ]
+    ends = [exposed.outputs[item.key] for item in seen if item.key in exposed.outputs]
+    session = exposed.open(exposed.segment(ends, ()), threads=threads)
     try:
         first = 0
         for sample in batches(sweep.rows):
@@ -171,7 +173,7 @@ def _observed(
 
 
 @dataclass
-class _Seen:
+class _TensorSummary:
     """What was seen of one tensor so far.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Runs of variants of a model, from where they part with it.
+"""Run variants of a model, starting at the first node that differs.
 
 A pass that asks what single changes do to the output makes many copies of a model, each changed in
 one place. What lies before that place gives what the model gives: it runs once, and a variant goes
@@ -7,7 +7,8 @@ inputs by rounding at most, where onnxruntime would have fused operators across 
 
 Variants that come in the order of the graph cost least: then every node of the model runs once.
 
-Where only the value of one tensor is to change, no variant is built: `behind` runs what follows it.
+Where only the value of one tensor changes, no variant is built: `downstream` runs the nodes after
+it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import onnx_graphsurgeon as gs
 from onnxslim.graph.ir import needs
 from onnxslim.io.model import Model
 from onnxslim.runtime.probes.activation_cache import Frontier, Playback
-from onnxslim.runtime.probes.exposed import ExposedTensors, Part
-from onnxslim.runtime.probes.value_numbering import Numbering, ValueNumber
+from onnxslim.runtime.probes.exposed import ExposedTensors, Segment
+from onnxslim.runtime.probes.value_numbering import ValueNumber, ValueNumbering
 from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
 from onnxslim.services.calibration import Replacement
 
@@ -50,13 +51,13 @@ class Replay:
         budget_bytes: int = _BUDGET_BYTES,
     ) -> None:
         self._model, self._threads = model, threads
-        self._numbering = Numbering()
-        self._taps = ExposedTensors(model)
+        self._numbering = ValueNumbering()
+        self._exposed = ExposedTensors(model)
         self._frontier = Frontier(self._numbering, rows, budget_bytes)
-        values = self._numbering.values(self._taps.graph)
+        values = self._numbering.value_numbers(self._exposed.graph)
         self._made: dict[ValueNumber, gs.Tensor] = {
             values[tensor]: tensor
-            for node in self._taps.graph.nodes
+            for node in self._exposed.graph.nodes
             for tensor in node.outputs
             if tensor.name and tensor.dtype is not None and values[tensor].varies
         }
@@ -68,32 +69,32 @@ class Replay:
         Raises:
             RuntimeFailure: onnxruntime refuses it.
         """
-        taps = ExposedTensors(model)
-        values = self._numbering.values(taps.graph)
+        exposed = ExposedTensors(model)
+        values = self._numbering.value_numbers(exposed.graph)
         same = {
             tensor: self._made[values[tensor]]
-            for node in taps.graph.nodes
+            for node in exposed.graph.nodes
             for tensor in node.outputs
             if values.get(tensor) in self._made
         }
-        changed = [tensor for tensor in taps.graph.outputs if tensor not in same]
-        part = taps.part(changed, same)
-        asked = (*part.begins, *(t for t in taps.graph.outputs if t in same))
-        names = {tensor.name: self._taps.tap_main(same[tensor]) for tensor in asked}
+        changed = [tensor for tensor in exposed.graph.outputs if tensor not in same]
+        segment = exposed.segment(changed, same)
+        asked = (*segment.inputs, *(t for t in exposed.graph.outputs if t in same))
+        names = {tensor.name: self._exposed.expose_main(same[tensor]) for tensor in asked}
         if not names:
             with open_session(model, threads=self._threads, spin=False) as session:
-                yield _Whole(session)
+                yield _FullRun(session)
             return
         keys = list(dict.fromkeys(names.values()))
-        with self._frontier.play(self._taps, keys, self._threads) as base:
-            variant = _Rest(base, names, taps, part, self._threads)
+        with self._frontier.play(self._exposed, keys, self._threads) as base:
+            variant = _SuffixRun(base, names, exposed, segment, self._threads)
             try:
                 yield variant
             finally:
                 variant.close()
 
     @contextmanager
-    def behind(self, name: str) -> Iterator[Behind | None]:
+    def downstream(self, name: str) -> Iterator[DownstreamRun | None]:
         """What follows the tensor `name` of the main graph, ready to run the samples in order.
 
         None where its node has to run all the same, for another of its outputs, and for constants.
@@ -101,22 +102,22 @@ class Replay:
         Raises:
             RuntimeFailure: onnxruntime refuses it.
         """
-        taps, own = self._copy, self._made_by_name
-        (tensor,) = (t for t in _tensors(taps.graph) if t.name == name)
-        moved = _depending(taps.graph, tensor)
-        known = [t for t in _tensors(taps.graph) if t.name in own and t not in moved]
-        kept = [t for t in taps.graph.outputs if t in known or t is tensor]
-        ends = [t for t in taps.graph.outputs if t not in kept]
-        part = taps.part(ends, [*known, tensor] if tensor.inputs else known)
+        exposed, own = self._copy, self._made_by_name
+        (tensor,) = (t for t in _tensors(exposed.graph) if t.name == name)
+        moved = _depending(exposed.graph, tensor)
+        known = [t for t in _tensors(exposed.graph) if t.name in own and t not in moved]
+        kept = [t for t in exposed.graph.outputs if t in known or t is tensor]
+        ends = [t for t in exposed.graph.outputs if t not in kept]
+        segment = exposed.segment(ends, [*known, tensor] if tensor.inputs else known)
         is_constant = bool(tensor.inputs) and name not in own
-        if is_constant or any(node in part.nodes for node in tensor.inputs):
+        if is_constant or any(node in segment.nodes for node in tensor.inputs):
             yield None
             return
-        asked = dict.fromkeys((*part.begins, *kept, tensor))
-        names = {t.name: self._taps.tap_main(own[t.name]) for t in asked if t.name in own}
+        asked = dict.fromkeys((*segment.inputs, *kept, tensor))
+        names = {t.name: self._exposed.expose_main(own[t.name]) for t in asked if t.name in own}
         keys = list(dict.fromkeys(names.values()))
-        with self._frontier.play(self._taps, keys, self._threads) as base:
-            rest = Behind(base, names, taps, part, self._threads, name)
+        with self._frontier.play(self._exposed, keys, self._threads) as base:
+            rest = DownstreamRun(base, names, exposed, segment, self._threads, name)
             try:
                 yield rest
             finally:
@@ -144,7 +145,7 @@ class ModelVariant:
         raise NotImplementedError
 
 
-class _Whole(ModelVariant):
+class _FullRun(ModelVariant):
     """A variant that has nothing in common with the model but its inputs."""
 
     def __init__(self, session: Session) -> None:
@@ -154,14 +155,14 @@ class _Whole(ModelVariant):
         return self._session.run(feeds)
 
 
-class _Rest(ModelVariant):
+class _SuffixRun(ModelVariant):
     """What follows the tensors that are the same in model and variant.
 
     Args:
         base: the model, up to these tensors.
         names: theirs in the variant, and in the model.
-        taps: the variant.
-        part: what is to run of it.
+        exposed: the variant.
+        segment: what is to run of it.
         threads: of onnxruntime.
     """
 
@@ -169,11 +170,11 @@ class _Rest(ModelVariant):
         self,
         base: Playback,
         names: dict[str, str],
-        taps: ExposedTensors,
-        part: Part,
+        exposed: ExposedTensors,
+        segment: Segment,
         threads: int | None,
     ) -> None:
-        self._base, self._names, self._taps, self._part = base, names, taps, part
+        self._base, self._names, self._exposed, self._segment = base, names, exposed, segment
         self._threads = threads
         self._shapes: dict[str, list[int | None]] = {}
         self._session: Session | None = None
@@ -189,10 +190,10 @@ class _Rest(ModelVariant):
     def _finished(self, feeds: Feeds, begun: Outputs) -> Outputs:
         """What follows from there."""
         results = {**feeds, **begun}
-        if self._part.ends:
-            fed = {tensor.name: begun[tensor.name] for tensor in self._part.begins}
+        if self._segment.outputs:
+            fed = {tensor.name: begun[tensor.name] for tensor in self._segment.inputs}
             results.update(self._opened(fed).run({**feeds, **fed}))
-        return {tensor.name: results[tensor.name] for tensor in self._taps.graph.outputs}
+        return {tensor.name: results[tensor.name] for tensor in self._exposed.graph.outputs}
 
     def close(self) -> None:
         """Free the session."""
@@ -206,24 +207,24 @@ class _Rest(ModelVariant):
         if self._session is None or shapes != self._shapes:
             self.close()
             self._shapes = shapes
-            self._session = self._taps.open(self._part, (), shapes, self._threads)
+            self._session = self._exposed.open(self._segment, (), shapes, self._threads)
         assert self._session is not None
         return self._session
 
 
-class Behind(_Rest):
+class DownstreamRun(_SuffixRun):
     """What follows one tensor, whose values are replaced."""
 
     def __init__(
         self,
         base: Playback,
         names: dict[str, str],
-        taps: ExposedTensors,
-        part: Part,
+        exposed: ExposedTensors,
+        segment: Segment,
         threads: int | None,
         tensor: str,
     ) -> None:
-        super().__init__(base, names, taps, part, threads)
+        super().__init__(base, names, exposed, segment, threads)
         self._tensor = tensor
 
     def runs(
@@ -266,4 +267,4 @@ def _common(known: Sequence[int | None] | None, array: np.ndarray) -> list[int |
     return [a if a == b else None for a, b in zip(known, array.shape, strict=True)]
 
 
-__all__ = ["Behind", "ModelVariant", "Replay"]
+__all__ = ["DownstreamRun", "ModelVariant", "Replay"]

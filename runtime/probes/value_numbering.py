@@ -45,7 +45,7 @@ class ValueNumber:
         self._parts, self.varies = parts, varies  # holds on to the values that it is made of
 
 
-class _Same:
+class _Identity:
     """An object that is equal only to itself, and to nothing any more when it is gone."""
 
     __slots__ = ("_hash", "_item")
@@ -59,7 +59,7 @@ class _Same:
             self._item = lambda: item
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and (
+        return isinstance(other, _Identity) and (
             other is self or (other._item() is (own := self._item()) and own is not None)
         )
 
@@ -67,13 +67,13 @@ class _Same:
         return self._hash
 
 
-class Numbering:
+class ValueNumbering:
     """Gives the tensors of any number of graphs their values."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[Hashable, ValueNumber] = WeakValueDictionary()
 
-    def values(self, graph: gs.Graph) -> dict[gs.Tensor, ValueNumber]:
+    def value_numbers(self, graph: gs.Graph) -> dict[gs.Tensor, ValueNumber]:
         """The values of the inputs of `graph` and of what its own nodes make."""
         imports = tuple((entry.domain, entry.version) for entry in graph.import_domains or ())
         found = {
@@ -86,7 +86,7 @@ class Numbering:
 
     def signature(self, graph: gs.Graph) -> Signature:
         """What the outputs of `graph` hold, by name."""
-        values = self.values(graph)
+        values = self.value_numbers(graph)
         return tuple((tensor.name, self._of(tensor, values)) for tensor in graph.outputs)
 
     # ------------------------------------------------------------------ inside
@@ -99,7 +99,7 @@ class Numbering:
 
     def _of(self, tensor: gs.Tensor, values: dict[gs.Tensor, ValueNumber]) -> ValueNumber:
         if isinstance(tensor, Constant):
-            return self._value(("constant", _Same(tensor.stored)), varies=False)
+            return self._value(("constant", _Identity(tensor.stored)), varies=False)
         known = values.get(tensor)
         if known is not None:
             return known
@@ -137,7 +137,7 @@ class Numbering:
         function = functions.get((node.domain or "", node.op))
         if not _is_repeatable(node, function):
             return ValueNumber(None, varies=True)
-        known = tuple(_Same(item) for item in (function, node.extra) if item is not None)
+        known = tuple(_Identity(item) for item in (function, node.extra) if item is not None)
         kind = (node.op, node.domain or "", known)
         return self._value((kind, tuple(attrs), inputs), varies=varies)
 
@@ -149,7 +149,7 @@ class Numbering:
     ) -> ValueNumber:
         inner = dict(values)
         for place, tensor in enumerate(body.inputs):
-            inner[tensor] = self._value(("formal", _Same(body), place), varies=True)
+            inner[tensor] = self._value(("formal", _Identity(body), place), varies=True)
         self._number(body.nodes, inner, functions)
         results = tuple(self._of(tensor, inner) for tensor in body.outputs)
         varies = any(value.varies for value in results)
@@ -169,10 +169,10 @@ def _frozen(value: Any) -> Hashable:
     if isinstance(value, str | bytes | int | float | ValueNumber):
         return value
     if isinstance(value, Constant):
-        return _Same(value.stored)
+        return _Identity(value.stored)
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)
-    return _Same(value)
+    return _Identity(value)
 
 
-__all__ = ["Numbering", "Signature", "ValueNumber"]
+__all__ = ["Signature", "ValueNumber", "ValueNumbering"]

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxslim.runtime.measure.output_divergence import Departure, combined
+from onnxslim.runtime.measure.output_divergence import DivergenceMeter, combined_distance
 from onnxslim.services.calibration import Distance
 
 RNG = np.random.default_rng(3)
 
 
-def departure(*pairs: tuple[np.ndarray, np.ndarray]) -> Departure:
-    meter = Departure()
+def departure(*pairs: tuple[np.ndarray, np.ndarray]) -> DivergenceMeter:
+    meter = DivergenceMeter()
     for reference, found in pairs:
         meter.update(reference, found)
     return meter
@@ -134,11 +134,11 @@ def test_a_probability_of_zero_costs_a_finite_amount() -> None:
 def test_a_model_is_as_far_as_its_outputs_on_average_and_its_worst_one() -> None:
     scores = departure((np.array([[1.0, 2]]), np.array([[2.0, 1]])))
     values = departure((np.array([2.0]), np.array([2.2])))
-    found = combined([scores, values])
+    found = combined_distance([scores, values])
     assert found.divergence == pytest.approx((scores.divergence + values.divergence) / 2)
     assert found.agreement == 0
     assert found.sqnr_db == min(scores.sqnr_db, values.sqnr_db)
-    assert combined([values]) == Distance(values.divergence, None, None, values.sqnr_db)
+    assert combined_distance([values]) == Distance(values.divergence, None, None, values.sqnr_db)
 
 
 # ------------------------------------------------------------------- what agreement to expect

@@ -13,7 +13,7 @@ from onnxslim.errors import RuntimeFailure
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
 from onnxslim.runtime.probes.activation_cache import Activations
-from onnxslim.runtime.probes.exposed import ExposedTensors, Part
+from onnxslim.runtime.probes.exposed import ExposedTensors, Segment
 from onnxslim.runtime.probes.moments import stream_moments
 from onnxslim.runtime.probes.spool import Spool
 from onnxslim.runtime.samples.stream import Sample
@@ -65,9 +65,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     found: list[list[str]] = []
     real = ExposedTensors.open
 
-    def listening(self: ExposedTensors, part: Part, *rest: object) -> Session | None:
-        session = real(self, part, *rest)  # type: ignore[arg-type]
-        found.append(sorted(n.outputs[0].name for n in part.nodes) if session else [])
+    def listening(self: ExposedTensors, segment: Segment, *rest: object) -> Session | None:
+        session = real(self, segment, *rest)  # type: ignore[arg-type]
+        found.append(sorted(n.outputs[0].name for n in segment.nodes) if session else [])
         return session
 
     monkeypatch.setattr(ExposedTensors, "open", listening)

@@ -151,7 +151,7 @@ def test_a_replaced_tensor_does_what_it_does_in_a_model_of_its_own(
             continue
         with open_session(with_scaled(source, name)) as session:
             expected = session.run(feeds)
-        with replay.behind(name) as rest:
+        with replay.downstream(name) as rest:
             if rest is None:
                 continue
             ((plain, found),) = [list(rest.runs(feeds, 1, [lambda v: v, scaled]))]
@@ -165,7 +165,7 @@ def test_a_replaced_tensor_does_what_it_does_in_a_model_of_its_own(
 def test_an_input_can_be_replaced_too() -> None:
     model = residual_net()
     infer_shapes(model)
-    with Replay(model, 10).behind("x") as rest:
+    with Replay(model, 10).downstream("x") as rest:
         assert rest is not None
         ((found,),) = [list(rest.runs({"x": X}, 10, [scaled]))]
     with open_session(model) as session:
@@ -179,7 +179,7 @@ def test_several_replacements_run_the_model_before_them_once(
     model = residual_net()
     infer_shapes(model)
     ran = watched(monkeypatch)
-    with Replay(model, 10).behind("rb") as rest:
+    with Replay(model, 10).downstream("rb") as rest:
         assert rest is not None
         assert len(list(rest.runs({"x": X}, 10, [scaled] * 3))) == 3
     assert ran == [set(), *[{"ra", "rb"}] * 3]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxslim.io.model import Model
-from onnxslim.runtime.probes.value_numbering import Numbering, ValueNumber
+from onnxslim.runtime.probes.value_numbering import ValueNumber, ValueNumbering
 from support import parse
 
 TEXT = """
@@ -27,8 +27,8 @@ net (float[N, 4] x, float[N, 4] z) => (float[N, 4] y)
 """
 
 
-def values(numbering: Numbering, model: Model) -> dict[str, ValueNumber]:
-    return {tensor.name: value for tensor, value in numbering.values(model.graph).items()}
+def values(numbering: ValueNumbering, model: Model) -> dict[str, ValueNumber]:
+    return {tensor.name: value for tensor, value in numbering.value_numbers(model.graph).items()}
 
 
 def one(text: str) -> Model:
@@ -36,26 +36,26 @@ def one(text: str) -> Model:
 
 
 def test_a_copy_of_a_model_has_the_same_values() -> None:
-    numbering, model = Numbering(), one(TEXT)
+    numbering, model = ValueNumbering(), one(TEXT)
     first, second = values(numbering, model), values(numbering, model.clone())
     assert first == second
     assert numbering.signature(model.graph) == numbering.signature(model.clone().graph)
 
 
 def test_operators_attributes_and_inputs_make_a_value() -> None:
-    found = values(Numbering(), one(TEXT))
+    found = values(ValueNumbering(), one(TEXT))
     assert found["s"] is found["u"]
     assert found["s"] is not found["t"]
     assert len({found[name] for name in "xzhstcdy"}) == 8
 
 
 def test_what_depends_on_no_input_does_not_vary() -> None:
-    found = values(Numbering(), one(TEXT))
+    found = values(ValueNumbering(), one(TEXT))
     assert [name for name in "xzhstucdy" if not found[name].varies] == ["c"]
 
 
 def test_another_weight_gives_another_value_to_all_behind_it() -> None:
-    numbering, model = Numbering(), one(TEXT)
+    numbering, model = ValueNumbering(), one(TEXT)
     before = values(numbering, model)
     other = model.clone()
     (add,) = (node for node in other.graph.nodes if node.outputs[0].name == "c")
@@ -66,7 +66,7 @@ def test_another_weight_gives_another_value_to_all_behind_it() -> None:
 
 
 def test_an_array_that_is_gone_is_not_mistaken_for_another_at_its_place() -> None:
-    numbering, model = Numbering(), one(TEXT)
+    numbering, model = ValueNumbering(), one(TEXT)
     constant = next(node for node in model.graph.nodes if node.op == "Neg").inputs[0]
     found = []
     for _ in range(20):
@@ -86,7 +86,7 @@ def test_an_array_that_is_gone_is_not_mistaken_for_another_at_its_place() -> Non
 )
 def test_random_numbers_are_never_the_same(body: str) -> None:
     text = f'<opset_import: ["" : 17]> net (float[N] x) => (float[N] y) {{ {body} }}'
-    numbering, model = Numbering(), one(text)
+    numbering, model = ValueNumbering(), one(text)
     first, second = (values(numbering, item)["y"] for item in (model, model.clone()))
     assert first is not second
 
@@ -103,7 +103,7 @@ def test_bodies_count_with_what_they_capture() -> None:
         >
     }
     """
-    numbering, model = Numbering(), one(text)
+    numbering, model = ValueNumbering(), one(text)
     first = values(numbering, model)
     assert values(numbering, model.clone())["y"] is first["y"]
     other = model.clone()
@@ -119,7 +119,7 @@ def test_operators_that_nothing_defines_are_never_the_same() -> None:
     <opset_import: ["" : 17, "com.microsoft" : 1]>
     net (float[N] x) => (float[N] y) { y = com.microsoft.Gelu (x) }
     """
-    numbering, model = Numbering(), Model.load(parse(text))
+    numbering, model = ValueNumbering(), Model.load(parse(text))
     first, second = (values(numbering, item)["y"] for item in (model, model.clone()))
     assert first is not second
 
@@ -131,6 +131,6 @@ def test_local_functions_are_the_same_where_they_are_one_definition() -> None:
     <domain: "local", opset_import: ["" : 17]>
     Twice (a) => (b) { b = Add (a, a) }
     """
-    numbering, model = Numbering(), Model.load(parse(text))
+    numbering, model = ValueNumbering(), Model.load(parse(text))
     assert values(numbering, model)["y"] is values(numbering, model.clone())["y"]
     assert values(numbering, one(text))["y"] is not values(numbering, model)["y"]
