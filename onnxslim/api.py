@@ -1,48 +1,38 @@
-"""The main job, from Python: `compress`, `compare_models`, `bench_models`.
+"""The public functions: `compress`, `compare_models`, `bench_models` and what other commands call.
 
-The only module that joins the core with `onnxslim.runtime`; both are imported when a function
-needs them, so `import onnxslim` stays cheap.
+Owns: arguments checked, settings made, errors of a request. Not here: how one model runs through
+pipelines (see `run`). `onnxslim.runtime` is imported when a function needs it, so `import onnxslim`
+stays cheap.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxslim.errors import FloorMissed, UsageError
+from onnxslim.errors import FloorMissed, ModelError, NotApplicable, RuntimeFailure, UsageError
 from onnxslim.io.check import check_model
-from onnxslim.io.copying import copy_file
 from onnxslim.io.model import Model, ModelSource
+from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
 from onnxslim.pipeline.manager import PassManager
-from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.pipeline.stats import measure_stats
-from onnxslim.report import (
-    Comparison,
-    FileReport,
-    Latency,
-    LatencyPair,
-    Report,
-    Stats,
-)
+from onnxslim.records import Fidelity
+from onnxslim.report import Comparison, Latency, LatencyPair, Report, Stats
+from onnxslim.run.output import write_output
+from onnxslim.run.prepared import PreparedRun
+from onnxslim.run.settings import RunSettings
 
 if TYPE_CHECKING:
     from onnxslim.exits.survey import ExitRow
     from onnxslim.runtime.measure.accuracy import EvaluationSource
-    from onnxslim.runtime.measure.verify import RuntimeProver
     from onnxslim.runtime.samples.sources import SampleSource
-    from onnxslim.runtime.session import Feeds
     from onnxslim.tools.sensitivity import SensitivityPoint
-
-_METADATA_PIPELINE = "onnxslim.pipeline"
-_METADATA_SOURCE = "onnxslim.input_sha256"
 
 
 def compress(
@@ -68,20 +58,20 @@ def compress(
 
     Args:
         model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
-        output: where to write; None writes nothing. Nothing is written on an error.
+        output: where to write the result; None writes nothing. Nothing is written on an error.
         passes: a pipeline, as text or parsed.
         calibration: unlabelled samples, for passes that use data and for verification.
         evaluation: labelled samples or a metric, for accuracy.
-        floors: what lossy steps may not go below.
+        floors: limits on what lossy steps may cost.
         goal: `both`, `latency` or `bytes`: which of the two may not get worse.
         force: keep steps that do not pay.
         verify: compare outputs after every step.
         measure: time models, which also decides whether a step pays.
-        threads: of onnxruntime; None for its own choice.
-        seed: of all randomness.
+        threads: threads of onnxruntime; None for its own choice.
+        seed: seed of all randomness.
         input_shapes: shape by input name, for inputs that are made up.
         command: what to record as the command in the report.
-        progress: told in words what is going on.
+        progress: is told in words what is going on.
         reproducers: folder for a model that shows a broken promise.
 
     Returns:
@@ -96,59 +86,21 @@ def compress(
         RuntimeFailure: onnxruntime failed.
     """
     started = time.perf_counter()
-    pipeline = parse_pipeline(passes) if isinstance(passes, str) else passes
+    pipeline = _parsed(passes)
     policy = Policy(_goal(goal), force, floors)
     if floors.max_drop is not None and evaluation is None:
         raise UsageError("A floor on accuracy (--max-drop) needs labelled samples: give --eval.")
-    source = model if isinstance(model, Model) else Model.load(model)
-    check_model(source)
-    before = FileReport(
-        str(source.origin.path) if source.origin.path else None,
-        source.origin.sha256,
-        measure_stats(source, file_bytes=source.origin.file_bytes),
+    settings = RunSettings(
+        calibration, evaluation, seed, threads, input_shapes, verify, measure, progress
     )
-    report = Report(
-        command or f"onnxslim.compress(passes={str(pipeline)!r})", _versions(), before, before
-    )
-    _note_defaults(source, report)
-    prover = None
-    if verify or measure:
-        prover = _prover(
-            source,
-            report,
-            calibration=calibration,
-            evaluation=evaluation,
-            seed=seed,
-            threads=threads,
-            input_shapes=input_shapes,
-            latency=measure,
-            verify=verify,
-            progress=progress,
-        )
-        before.accuracy = prover.accuracy(source)
-        policy = replace(policy, baseline_accuracy=before.accuracy)
-    context = _context(
-        seed,
-        threads,
-        calibration,
-        prover if evaluation is not None else None,
-        prover.sample if prover is not None and measure else None,
-    )
-    result, report.steps = PassManager(pipeline.passes).run(
-        source,
-        replace(context, floors=floors),
-        prover=prover,
-        policy=policy,
-        stats=before.stats,
-        progress=progress,
-        reproducers=Path(reproducers),
-    )
-    _finish(source, result, report, prover)
+    run = PreparedRun(_loaded(model), settings)
+    attempt = run.try_pipeline(pipeline, policy, reproducers=Path(reproducers))
+    report = run.report(attempt, command or f"onnxslim.compress(passes={str(pipeline)!r})")
     if output is not None:
-        _write(source, result, Path(output), report, prover)
+        write_output(run, attempt, report, Path(output))
     report.seconds = time.perf_counter() - started
     _raise_for_floors(report)
-    return result, report
+    return attempt.model, report
 
 
 def compare_models(
@@ -164,28 +116,20 @@ def compare_models(
     """Drift, latency and size of two models side by side.
 
     Returns:
-        Drift of `b` against `a`, their latency in turn, their sizes, and what inputs were used.
+        Drift of `b` against `a`, their latency timed in turn, the size of `a`, the size of `b`, and
+        a description of the inputs that they were run on.
 
     Raises:
         UsageError: the models do not take the same inputs.
-        RuntimeFailure: onnxruntime runs `a` on no inputs that could be made up, or refuses one.
+        RuntimeFailure: no inputs could be made up on which `a` runs, or onnxruntime refuses a
+            model.
     """
-    from onnxslim.errors import RuntimeFailure
-    from onnxslim.records import Fidelity
-
-    first = a if isinstance(a, Model) else Model.load(a)
-    second = b if isinstance(b, Model) else Model.load(b)
-    _same_inputs(first, second)
+    first, second = _loaded(a), _loaded(b)
+    _check_same_inputs(first, second)
     stats = [measure_stats(model, file_bytes=model.origin.file_bytes) for model in (first, second)]
-    prover = _make_prover(
-        calibration=calibration,
-        evaluation=None,
-        seed=seed,
-        threads=threads,
-        input_shapes=input_shapes,
-        latency=measure,
-        verify=True,
-    )
+    prover = RunSettings(
+        calibration, seed=seed, threads=threads, input_shapes=input_shapes, measure=measure
+    ).prover()
     if not prover.begin(first):
         raise RuntimeFailure(f"The models cannot be compared: {prover.verified_on}")
     comparison = prover.compare(second, Fidelity.LOSSY)
@@ -210,9 +154,9 @@ def bench_models(
     """
     from onnxslim.runtime.measure.bench import bench
 
-    loaded = [model if isinstance(model, Model) else Model.load(model) for model in models]
+    loaded = list(map(_loaded, models))
     for other in loaded[1:]:
-        _same_inputs(loaded[0], other)
+        _check_same_inputs(loaded[0], other)
     return bench(
         loaded,
         calibration=calibration,
@@ -232,15 +176,15 @@ def measure_sensitivity(
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[SensitivityPoint]:
-    """What the last of `passes` does to the outputs on each layer or channel group alone.
+    """How far the outputs move when the last of `passes` treats one layer or channel group alone.
 
     Args:
         model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
         calibration: unlabelled samples; four fifths are fitted on, the rest measures.
         passes: those before the last are run first, on the whole model.
-        seed: of all randomness.
-        threads: of onnxruntime; None for its own choice.
-        progress: told in words what is going on.
+        seed: seed of all randomness.
+        threads: threads of onnxruntime; None for its own choice.
+        progress: is told in words what is going on.
 
     Yields:
         A point for each target and strength, as soon as it is measured.
@@ -250,15 +194,13 @@ def measure_sensitivity(
         ModelError: the model is invalid, corrupt or not supported.
         RuntimeFailure: onnxruntime failed.
     """
-    from onnxslim.io.shapes import infer_shapes
     from onnxslim.tools.sensitivity import check, sweep
 
-    pipeline = parse_pipeline(passes) if isinstance(passes, str) else passes
-    *first, last = pipeline.passes
+    *first, last = _parsed(passes).passes
     check(last)
-    source = model if isinstance(model, Model) else Model.load(model)
+    source = _loaded(model)
     check_model(source)
-    context = _context(seed, threads, calibration, None, None)
+    context = RunSettings(calibration, seed=seed, threads=threads).context()
     if first:
         source, _ = PassManager(first).run(source, context, policy=Policy(force=True))
     source = source.clone()
@@ -278,18 +220,18 @@ def survey_exits(
     measure: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[list[ExitRow], list[str]]:
-    """Where a classifier can be left early; with samples, how good a head there is.
+    """Where a classifier can be left early; with samples, how good a head is at each place.
 
     Args:
         model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
         calibration: samples that heads are fitted to and judged by.
-        output: name of the class scores; None: found.
+        output: name of the output that holds the class scores; None: it is found.
         head: `linear` or `mlp`.
-        seed: of all randomness.
-        threads: of onnxruntime; None for its own choice.
+        seed: seed of all randomness.
+        threads: threads of onnxruntime; None for its own choice.
         input_shapes: shape by input name, for inputs that are made up.
         measure: time the model up to each place.
-        progress: told in words what is going on.
+        progress: is told in words what is going on.
 
     Returns:
         The places in order, and notes.
@@ -299,32 +241,37 @@ def survey_exits(
         ModelError: the model is invalid, corrupt, or no classifier that could be left.
         RuntimeFailure: onnxruntime failed.
     """
-    from onnxslim.errors import ModelError, NotApplicable
     from onnxslim.exits.survey import Survey, exit_rows
-    from onnxslim.io.shapes import infer_shapes
 
-    source = (model if isinstance(model, Model) else Model.load(model)).clone()
+    source = _loaded(model).clone()
     check_model(source)
     infer_shapes(source)
-    sample = None
+    settings = RunSettings(
+        calibration,
+        seed=seed,
+        threads=threads,
+        input_shapes=input_shapes,
+        verify=False,
+        measure=measure,
+        progress=progress,
+    )
+    prover = None
     if measure:
-        prover = _make_prover(
-            calibration=calibration,
-            evaluation=None,
-            seed=seed,
-            threads=threads,
-            input_shapes=input_shapes,
-            latency=True,
-            verify=False,
-        )
+        prover = settings.prover()
         prover.begin(source)
-        sample = prover.sample
-    context = _context(seed, threads, calibration, None, sample)
-    survey = Survey(source, replace(context, progress=progress), output, hidden=head == "mlp")
+    survey = Survey(source, settings.context(prover), output, hidden=head == "mlp")
     try:
         return exit_rows(survey)
     except NotApplicable as reason:
         raise ModelError(f"The model cannot be left early: {reason}") from reason
+
+
+def _loaded(model: ModelSource | Model) -> Model:
+    return model if isinstance(model, Model) else Model.load(model)
+
+
+def _parsed(passes: str | Pipeline) -> Pipeline:
+    return parse_pipeline(passes) if isinstance(passes, str) else passes
 
 
 def _goal(goal: str) -> Goal:
@@ -333,145 +280,6 @@ def _goal(goal: str) -> Goal:
     except ValueError:
         words = ", ".join(item.value for item in Goal)
         raise UsageError(f"The goal must be one of {words}; got {goal!r}.") from None
-
-
-def _versions() -> dict[str, str]:
-    names = ("onnxslim-compiler", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def _context(
-    seed: int,
-    threads: int | None,
-    calibration: SampleSource | None,
-    judge: RuntimeProver | None,
-    sample: Feeds | None,
-) -> Context:
-    """What passes may use.
-
-    `judge` measures accuracy, where there are evaluation data; `sample` is what models are timed
-    on, where they are.
-    """
-    from onnxslim.runtime.evaluate import evaluate
-    from onnxslim.runtime.measure.stopwatch import SessionStopwatch
-    from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
-
-    runs = None
-    if calibration is not None:
-        runs = CalibrationRuns(calibration, seed=seed, threads=threads)
-    accuracy = None if judge is None else judge.accuracy
-    stopwatch = None
-    if sample is not None:
-        stopwatch = SessionStopwatch(sample, threads=threads, seed=seed)
-    return Context(
-        seed=seed,
-        evaluate=evaluate,
-        calibration=runs,
-        accuracy=accuracy,
-        stopwatch=stopwatch,
-    )
-
-
-def _make_prover(
-    *,
-    calibration: SampleSource | None,
-    evaluation: EvaluationSource | None,
-    seed: int,
-    threads: int | None,
-    input_shapes: Mapping[str, Sequence[int]] | None,
-    latency: bool,
-    verify: bool,
-    progress: Callable[[str], None] | None = None,
-) -> RuntimeProver:
-    from onnxslim.runtime.measure.verify import RuntimeProver
-
-    return RuntimeProver(
-        calibration=calibration,
-        evaluation=evaluation,
-        seed=seed,
-        threads=threads,
-        input_shapes=input_shapes,
-        latency=latency,
-        verify=verify,
-        progress=progress,
-    )
-
-
-def _note_defaults(source: Model, report: Report) -> None:
-    """Say that initializers which callers may override are left alone."""
-    names = [t.name for t in source.graph.inputs if getattr(t, "default", None) is not None]
-    if names:
-        report.notes.append(
-            f"{len(names)} initializers are inputs as well (`{names[0]}`"
-            f"{', ...' if len(names) > 1 else ''}): callers may override them, so they were not "
-            "treated as constants. Remove them from the inputs to have them folded."
-        )
-
-
-def _prover(source: Model, report: Report, **options: object) -> RuntimeProver:
-    prover = _make_prover(**options)  # type: ignore[arg-type]
-    prover.begin(source)
-    report.verified_on = prover.verified_on
-    return prover
-
-
-def _finish(source: Model, result: Model, report: Report, prover: RuntimeProver | None) -> None:
-    """The figures of the result, and of the whole way from the input to it."""
-    last = next((step for step in reversed(report.steps) if step.committed and step.stats), None)
-    stats = last.stats if last and last.stats else report.before.stats
-    accuracy = last.accuracy if last else report.before.accuracy
-    report.after = FileReport(None, None, stats, accuracy=accuracy)
-    if prover is not None:
-        report.verified_on = prover.verified_on
-        report.notes += prover.notes
-    report.floors_missed = [
-        f"{step.spec}: {step.why_not_committed}" for step in report.steps if step.floor_missed
-    ]
-    timed = [step for step in report.steps if step.committed and step.latency]
-    if prover is not None and len(timed) > 1:
-        report.latency = prover.time(source, result)
-    elif timed:
-        report.latency = timed[0].latency
-    if report.latency is not None:
-        report.before.latency = report.latency.before
-        report.after.latency = report.latency.after
-
-
-def _write(
-    source: Model,
-    result: Model,
-    output: Path,
-    report: Report,
-    prover: RuntimeProver | None,
-) -> None:
-    changed = [step.spec for step in report.steps if step.committed and step.changes]
-    if not changed and source.origin.path is not None:
-        copy_file(source.origin, output)
-        report.after.sha256 = source.origin.sha256
-    else:
-        marked = _marked(result, changed, report)
-        with marked.stage(output) as staged:
-            if prover is not None and changed:
-                prover.check_file(staged.file, marked)
-            report.after.stats = replace(report.after.stats, file_bytes=staged.file_bytes)
-            report.after.sha256 = staged.sha256
-            staged.commit()
-    report.after.path = str(output)
-
-
-def _marked(result: Model, pipeline: Sequence[str], report: Report) -> Model:
-    """The result with its pipeline and origin in `metadata_props`.
-
-    Left out where the mark would make the file larger than the input: never bigger.
-    """
-    entries = {_METADATA_PIPELINE: ",".join(pipeline), _METADATA_SOURCE: report.before.sha256}
-    marked = result.with_metadata(entries)
-    mark_bytes = marked.shell.ByteSize() - result.shell.ByteSize()
-    before, after = report.before.stats.file_bytes, report.after.stats.file_bytes
-    if after <= before < after + mark_bytes:
-        report.notes.append("The file does not name its pipeline: that would have made it larger.")
-        return result
-    return marked
 
 
 def _raise_for_floors(report: Report) -> None:
@@ -483,7 +291,7 @@ def _raise_for_floors(report: Report) -> None:
     raise error
 
 
-def _same_inputs(a: Model, b: Model) -> None:
+def _check_same_inputs(a: Model, b: Model) -> None:
     names = [[tensor.name for tensor in model.graph.inputs] for model in (a, b)]
     if names[0] != names[1]:
         raise UsageError(
@@ -491,4 +299,4 @@ def _same_inputs(a: Model, b: Model) -> None:
         )
 
 
-__all__ = ["bench_models", "compare_models", "compress", "measure_sensitivity"]
+__all__ = ["bench_models", "compare_models", "compress", "measure_sensitivity", "survey_exits"]

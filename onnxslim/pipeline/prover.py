@@ -41,7 +41,10 @@ class Prover(Protocol):
         """
 
     def commit(self, model: Model) -> None:
-        """Make `model` the new previous baseline (its outputs from `compare` are reused)."""
+        """Make `model` the new previous baseline; outputs that are known of it are reused.
+
+        The manager commits each candidate that it keeps; the original is committed to start again.
+        """
 
     def time(self, before: Model, after: Model) -> LatencyPair | None:
         """Latency of two models in turn; None when latency is not to be measured."""

@@ -159,9 +159,10 @@ class RuntimeProver:
             return self._measure(candidate, session, mode, fidelity)
 
     def commit(self, model: Model) -> None:
-        """Make `model` the previous baseline."""
-        known = self._candidate
-        self._previous = known if known and known.model is model else _Baseline(model)
+        """Make `model` the previous baseline; outputs that are known of it are kept."""
+        known = (known for known in (self._candidate, self._original) if known is not None)
+        same = (baseline for baseline in known if baseline.model is model)
+        self._previous = next(same, None) or _Baseline(model)
         self._candidate = None
 
     def time(self, before: Model, after: Model) -> LatencyPair | None:

@@ -30,6 +30,7 @@ TIERS = (
     ("lossy",),
     ("lowrank", "channels", "quantization", "precision", "exits"),
     ("tools",),
+    ("run",),
     ("api",),
     ("commands",),
     ("cli",),

@@ -1,0 +1,6 @@
+"""One model, prepared once, and the pipelines that run on it: what `compress` is made of.
+
+settings  RunSettings: data, seed, threads and what to measure; makes the prover and the context
+prepared  PreparedRun: a model loaded, checked and measured, on which pipelines are tried
+output    the file that a pipeline's result is written to
+"""

@@ -1,0 +1,60 @@
+"""Write the result of a pipeline: staged, checked, marked with its pipeline, renamed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from onnxslim.io.copying import copy_file
+from onnxslim.io.model import Model
+from onnxslim.report import Report
+from onnxslim.run.prepared import Attempt, PreparedRun
+
+PIPELINE_KEY = "onnxslim.pipeline"
+"""Key in `metadata_props` of the pipeline that made a file."""
+
+SOURCE_KEY = "onnxslim.input_sha256"
+"""Key in `metadata_props` of the sha256 of the file that a file was made from."""
+
+
+def write_output(run: PreparedRun, attempt: Attempt, report: Report, output: Path) -> None:
+    """Write the model of `attempt` to `output`, and its path, bytes and sha256 into `report`.
+
+    The file is loaded and compared once more before it takes its name. A model that no step changed
+    is copied, byte for byte.
+
+    Raises:
+        UsageError: the file cannot be written.
+        RuntimeFailure: the written file is not the model that was verified.
+    """
+    changed = [step.spec for step in attempt.steps if step.committed and step.changes]
+    origin = run.source.origin
+    if not changed and origin.path is not None:
+        copy_file(origin, output)
+        report.after.sha256 = origin.sha256
+    else:
+        marked = _marked(attempt.model, ",".join(changed), report)
+        with marked.stage(output) as staged:
+            if run.prover is not None and changed:
+                run.prover.check_file(staged.file, marked)
+            report.after.stats = replace(report.after.stats, file_bytes=staged.file_bytes)
+            report.after.sha256 = staged.sha256
+            staged.commit()
+    report.after.path = str(output)
+
+
+def _marked(result: Model, pipeline: str, report: Report) -> Model:
+    """The result with its pipeline and origin in `metadata_props`.
+
+    The mark is left out where it would make the file larger than the input: never bigger.
+    """
+    marked = result.with_metadata({PIPELINE_KEY: pipeline, SOURCE_KEY: report.before.sha256})
+    mark_bytes = marked.shell.ByteSize() - result.shell.ByteSize()
+    before, after = report.before.stats.file_bytes, report.after.stats.file_bytes
+    if after <= before < after + mark_bytes:
+        report.notes.append("The file does not name its pipeline: that would have made it larger.")
+        return result
+    return marked
+
+
+__all__ = ["PIPELINE_KEY", "SOURCE_KEY", "write_output"]

@@ -1,0 +1,159 @@
+"""`PreparedRun`: a model loaded, checked and measured once, on which any number of pipelines run.
+
+Owns: what one attempt shares with the next (the source, its figures, the prover with the outputs
+of the source, the calibration runs), and the report of an attempt. Not here: writing files (see
+`output`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxslim.io.check import check_model
+from onnxslim.io.model import Model
+from onnxslim.pipeline.grammar import Pipeline
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.policy import Policy
+from onnxslim.pipeline.stats import measure_stats
+from onnxslim.report import FileReport, LatencyPair, Report, StepReport
+from onnxslim.run.settings import RunSettings
+
+_VERSIONED = ("onnxslim-compiler", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The result of one pipeline.
+
+    Attributes:
+        model: the model after all steps that were kept; the source itself when none was.
+        steps: a report for each step, in order.
+    """
+
+    model: Model
+    steps: Sequence[StepReport]
+
+    @property
+    def last_kept(self) -> StepReport | None:
+        """The last step that was kept and whose model was measured."""
+        kept = (step for step in reversed(self.steps) if step.committed and step.stats)
+        return next(kept, None)
+
+    @property
+    def timed(self) -> list[LatencyPair]:
+        """Latency before and after each step that was kept and timed."""
+        return [step.latency for step in self.steps if step.committed and step.latency]
+
+
+class PreparedRun:
+    """A model that is ready for pipelines; each starts from the source again.
+
+    Args:
+        source: a loaded model; never changed.
+        settings: how the model is run, and what is measured.
+
+    Attributes:
+        before: path, sha256, size and accuracy of the source.
+        prover: verifies and measures; None when nothing is to be verified or timed.
+
+    Raises:
+        ModelError: the model is invalid or not supported.
+        UsageError: the samples or shapes do not fit the model.
+        RuntimeFailure: onnxruntime refuses the model.
+    """
+
+    def __init__(self, source: Model, settings: RunSettings) -> None:
+        check_model(source)
+        self.source, self.settings = source, settings
+        origin = source.origin
+        self.before = FileReport(
+            str(origin.path) if origin.path else None,
+            origin.sha256,
+            measure_stats(source, file_bytes=origin.file_bytes),
+        )
+        self.prover = None
+        if settings.verify or settings.measure:
+            self.prover = settings.prover()
+            self.prover.begin(source)
+            self.before.accuracy = self.prover.accuracy(source)
+        self._context = settings.context(self.prover)
+
+    def try_pipeline(
+        self,
+        pipeline: Pipeline,
+        policy: Policy | None = None,
+        *,
+        reproducers: Path = Path("onnxslim-repro"),
+    ) -> Attempt:
+        """Run `pipeline` on the source.
+
+        Args:
+            pipeline: the steps.
+            policy: what a step must bring to be kept; the accuracy of the source is filled in.
+            reproducers: folder for a model that shows a broken promise.
+
+        Raises:
+            PromiseBroken: a pass broke its promise; a reproducer was written.
+        """
+        policy = replace(policy or Policy(), baseline_accuracy=self.before.accuracy)
+        if self.prover is not None:
+            self.prover.commit(self.source)
+        model, steps = PassManager(pipeline.passes).run(
+            self.source,
+            replace(self._context, floors=policy.floors),
+            prover=self.prover,
+            policy=policy,
+            stats=self.before.stats,
+            progress=self.settings.progress,
+            reproducers=reproducers,
+        )
+        return Attempt(model, steps)
+
+    def report(self, attempt: Attempt, command: str) -> Report:
+        """The figures of an attempt, and of source against result.
+
+        The figures of the result are those of its model: it has no path and no sha256 yet.
+        """
+        last, before = attempt.last_kept, replace(self.before)
+        after = FileReport(None, None, before.stats, accuracy=before.accuracy)
+        if last is not None and last.stats is not None:
+            after = FileReport(None, None, last.stats, accuracy=last.accuracy)
+        report = Report(command, _versions(), before, after, list(attempt.steps))
+        report.notes += _defaults_note(self.source)
+        if self.prover is not None:
+            report.verified_on = self.prover.verified_on
+            report.notes += self.prover.notes
+        report.floors_missed = [
+            f"{step.spec}: {step.why_not_committed}" for step in attempt.steps if step.floor_missed
+        ]
+        report.latency = self._latency(attempt)
+        if report.latency is not None:
+            before.latency, after.latency = report.latency.before, report.latency.after
+        return report
+
+    def _latency(self, attempt: Attempt) -> LatencyPair | None:
+        """Source against result; of a single step it is known already."""
+        if self.prover is not None and len(attempt.timed) > 1:
+            return self.prover.time(self.source, attempt.model)
+        return attempt.timed[0] if attempt.timed else None
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _VERSIONED}
+
+
+def _defaults_note(source: Model) -> Iterator[str]:
+    """Say that initializers which callers may override are left alone."""
+    names = [t.name for t in source.graph.inputs if getattr(t, "default", None) is not None]
+    if names:
+        yield (
+            f"{len(names)} initializers are inputs as well (`{names[0]}`"
+            f"{', ...' if len(names) > 1 else ''}): callers may override them, so they were not "
+            "treated as constants. Remove them from the inputs to have them folded."
+        )
+
+
+__all__ = ["Attempt", "PreparedRun"]

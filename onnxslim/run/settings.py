@@ -1,0 +1,90 @@
+"""`RunSettings`: the data, the seed, the threads, and what is measured while pipelines run.
+
+Owns: the arguments that all functions of `onnxslim.api` share, and the services made from them.
+The only module beside `api` that joins the core with `onnxslim.runtime`, which it imports when a
+service is asked for, so that `import onnxslim` stays cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxslim.pipeline.passes import Context
+
+if TYPE_CHECKING:
+    from onnxslim.runtime.measure.accuracy import EvaluationSource
+    from onnxslim.runtime.measure.verify import RuntimeProver
+    from onnxslim.runtime.samples.sources import SampleSource
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How models are run, and what is measured of them.
+
+    Attributes:
+        calibration: unlabelled samples, for passes that use data and for verification; None: no
+            pass gets data, and outputs are compared on seeded inputs.
+        evaluation: labelled samples or a metric; None: accuracy is not measured.
+        seed: seed of all randomness.
+        threads: threads of onnxruntime; None: onnxruntime's own choice.
+        input_shapes: shape by input name, for seeded inputs.
+        verify: whether outputs are compared after every step.
+        measure: whether models are timed.
+        progress: is told in words what is going on.
+    """
+
+    calibration: SampleSource | None = None
+    evaluation: EvaluationSource | None = None
+    seed: int = 0
+    threads: int | None = None
+    input_shapes: Mapping[str, Sequence[int]] | None = None
+    verify: bool = True
+    measure: bool = True
+    progress: Callable[[str], None] | None = None
+
+    def prover(self) -> RuntimeProver:
+        """A new prover, which has seen no model yet."""
+        from onnxslim.runtime.measure.verify import RuntimeProver
+
+        return RuntimeProver(
+            calibration=self.calibration,
+            evaluation=self.evaluation,
+            seed=self.seed,
+            threads=self.threads,
+            input_shapes=self.input_shapes,
+            latency=self.measure,
+            verify=self.verify,
+            progress=self.progress,
+        )
+
+    def context(self, prover: RuntimeProver | None = None) -> Context:
+        """What passes may use.
+
+        Args:
+            prover: has begun on the model; measures accuracy, and gives the sample that models are
+                timed on. None: passes get neither accuracy nor stopwatch.
+        """
+        from onnxslim.runtime.evaluate import evaluate
+        from onnxslim.runtime.measure.stopwatch import SessionStopwatch
+        from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
+
+        calibration = accuracy = stopwatch = None
+        if self.calibration is not None:
+            calibration = CalibrationRuns(self.calibration, seed=self.seed, threads=self.threads)
+        if prover is not None and self.evaluation is not None:
+            accuracy = prover.accuracy
+        if prover is not None and self.measure and prover.sample is not None:
+            stopwatch = SessionStopwatch(prover.sample, threads=self.threads, seed=self.seed)
+        return Context(
+            seed=self.seed,
+            evaluate=evaluate,
+            calibration=calibration,
+            accuracy=accuracy,
+            stopwatch=stopwatch,
+            progress=self.progress,
+        )
+
+
+__all__ = ["RunSettings"]
