@@ -7,8 +7,8 @@ codebooks        codes and tables for one problem
 scaled_tables    tables whose values are multiples of a few scales
 vector_codebooks  product and residual quantization
 error_gain       how much of a layer's error reaches the output of the model, measured
+spend            one offer for each layer, for the least error within a budget
 allocation       zeros and values shared out between layers
-budgets          a budget shared out between layers
 budgeted_pass    base of the passes that remove parts until a budget is met
 min_cut          placement of operators on two sides, as a minimum cut
 """

@@ -13,8 +13,9 @@ try; what it does is measured by making it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from onnxslim.analysis.layers import WeightLayer
 from onnxslim.lossy.codebook_pass import Layout, why_not_smaller
 from onnxslim.lossy.error_gain import sensitivity
 from onnxslim.lossy.problems import Problem
+from onnxslim.lossy.spend import at_price, cheapest_at, least_cost, total_cost, total_error
 from onnxslim.packing.radix import bits_per_code
 from onnxslim.pipeline.passes import Context
 from onnxslim.solvers.kmeans.codes import encode
@@ -62,6 +64,15 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class _PricedOffer:
+    """An offer as `spend` reads it: `cost` in bytes, `error` as divergence of the output."""
+
+    cost: float
+    error: float
+    offer: Offer
+
+
+@dataclass(frozen=True)
 class Menu:
     """The offers of a layer.
 
@@ -75,9 +86,14 @@ class Menu:
     offers: tuple[Offer, ...]
     sensitivity: float
 
+    @cached_property
+    def priced(self) -> tuple[_PricedOffer, ...]:
+        """The offers, each with the divergence of the model's output that it causes."""
+        return tuple(_PricedOffer(o.size, self.sensitivity * o.error, o) for o in self.offers)
+
     def choose(self, price: float) -> Offer:
-        """The offer for which the divergence and what its bytes cost are least together."""
-        return min(self.offers, key=lambda o: self.sensitivity * o.error + price * o.size)
+        """The offer for which divergence + `price`·bytes is least."""
+        return cheapest_at(self.priced, price).offer
 
 
 @dataclass(frozen=True)
@@ -97,21 +113,17 @@ class Allocation:
 
 def allocate(menus: Sequence[Menu], price: float) -> Allocation:
     """The best allocation at a price, in divergence per byte."""
-    chosen = {menu.name: menu.choose(price) for menu in menus}
-    divergence = sum(menu.sensitivity * chosen[menu.name].error for menu in menus)
-    return Allocation(chosen, divergence, sum(offer.size for offer in chosen.values()))
+    return _allocation(at_price({menu.name: menu.priced for menu in menus}, price))
 
 
 def allocate_within(menus: Sequence[Menu], divergence: float) -> Allocation:
     """The smallest allocation, among those of one price, whose divergence stays within a limit."""
-    low, high = 1e-18, 1e6  # log-bisection: more price, fewer bytes, more divergence
-    for _ in range(80):
-        middle = float(np.sqrt(low * high))
-        if allocate(menus, middle).divergence <= divergence:
-            low = middle
-        else:
-            high = middle
-    return allocate(menus, low)
+    return _allocation(least_cost({menu.name: menu.priced for menu in menus}, divergence))
+
+
+def _allocation(chosen: Mapping[str, _PricedOffer]) -> Allocation:
+    offers = {name: priced.offer for name, priced in chosen.items()}
+    return Allocation(offers, total_error(chosen), total_cost(chosen))
 
 
 # ---------------------------------------------------------------------------- offers

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from onnxslim.lossy.budgets import cheapest, spend, total_cost
 from onnxslim.lossy.error_gain import sensitivity
 from onnxslim.lossy.problems import Problem
+from onnxslim.lossy.spend import least_error, of_least_cost, total_cost
 from onnxslim.lowrank.candidates import Candidate, Fit, SplitCosts, candidates_for_budget
 from onnxslim.lowrank.gate import Gate, Paying
 from onnxslim.lowrank.trials import Trials
@@ -74,9 +74,9 @@ class SplitBudget:
         # the first offer is the layer as it is
         whole = fixed + sum(offers[0].cost for offers in menus.values())
         limit = self.share * whole - fixed
-        chosen = spend(menus, limit)
+        chosen = least_error(menus, limit)
         if total_cost(chosen) > limit:
-            least = (fixed + total_cost(cheapest(menus))) / whole
+            least = (fixed + total_cost(of_least_cost(menus))) / whole
             decline(
                 None,
                 f"the budget of {self.share:g} of {self.kind} cannot be met: the layers can go "
