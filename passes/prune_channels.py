@@ -69,7 +69,7 @@ from onnxslim.channels.budgets import Budget
 from onnxslim.channels.groups import channel_groups
 from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, BY_WEIGHT, Criterion
 from onnxslim.channels.run import PruneOptions, Pruning
-from onnxslim.channels.unpruned import layers_left_alone
+from onnxslim.channels.unpruned import unpruned_layers
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.budgeted_pass import DEFAULT_RATIO, BudgetedPass
@@ -138,8 +138,8 @@ class PruneChannels(BudgetedPass):
         super().requires(graph, context)
         if self.only or self.skip or self.plan:
             channels = channel_groups(graph)
-            writers = [member.label for member in channels.trail.writers]
-            check_patterns(self, writers, [s.node for s in layers_left_alone(graph, channels)])
+            writers = [member.label for member in channels.trace.writers]
+            check_patterns(self, writers, [s.node for s in unpruned_layers(graph, channels)])
         if self.criterion in _NEEDS_DATA and context.calibration is None:
             raise NotApplicable(
                 f"criterion {self.criterion} needs calibration samples: give --calib, or choose "
@@ -153,7 +153,7 @@ class PruneChannels(BudgetedPass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Choose channels, refit, cut."""
-        pruning = Pruning(Rewriter(graph), context, self._wishes(context))
+        pruning = Pruning(Rewriter(graph), context, self._options(context))
         result = pruning.run()
         again = self._without_timing(pruning)
         if again is None or not result.changed:
@@ -169,7 +169,7 @@ class PruneChannels(BudgetedPass):
         align = self.align or pruning.align or UNMEASURED
         return replace(self, latency=None, align=align, plan=plan)
 
-    def _wishes(self, context: Context) -> PruneOptions:
+    def _options(self, context: Context) -> PruneOptions:
         has_data = context.calibration is not None
         criterion = self.criterion
         if criterion == "auto":

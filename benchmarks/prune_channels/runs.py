@@ -42,12 +42,12 @@ def coverage_of(model: ZooModel) -> dict[str, Any]:
     units = channels.units
     pins: dict[str, int] = {}
     free = 0
-    for member in channels.trail.writers:
+    for member in channels.trace.writers:
         own = units.of_ids(member.ids)
         free += int((~units.pinned[own]).sum())
         for unit in own[units.pinned[own]].tolist():
             pins[units.pins[unit]] = pins.get(units.pins[unit], 0) + 1
-    sizes = {member.label: len(member.ids) for member in channels.trail.writers}
+    sizes = {member.label: len(member.ids) for member in channels.trace.writers}
     after, _ = compress(
         path(model),
         passes=f"simplify,prune-channels:ratio={SHARE}",
@@ -55,7 +55,7 @@ def coverage_of(model: ZooModel) -> dict[str, Any]:
         measure=False,
         force=True,
     )
-    left = {m.label: len(m.ids) for m in channel_groups(_inferred(after).graph).trail.writers}
+    left = {m.label: len(m.ids) for m in channel_groups(_inferred(after).graph).trace.writers}
     gone = sum(sizes[label] - left[label] for label in sizes)
     return {
         "model": model.name,

@@ -12,7 +12,7 @@ unpruned           layers that are in no group, and why
 
 importance         what a unit is worth
 activity           what a unit is worth by statistics of samples
-ladder             in which order a group loses units, and where it may stop
+removal_order      in which order a group loses units, and where it may stop
 alignment          times of layers on this machine, and the channel multiple that runs fastest
 work               what a graph costs without some units
 budgets            how many units each group loses under a budget

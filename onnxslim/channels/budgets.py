@@ -1,4 +1,4 @@
-"""How far to go: a budget becomes a rung on each ladder.
+"""How far to go: a budget becomes a level on each order.
 
 What a budget counts is added up over layers (`work`); time is measured on the whole model, and what
 layers take alone only says where to look. What may change here: how a budget is searched for.
@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.channels.alignment import layer_milliseconds
 from onnxslim.channels.groups import ChannelGroup, Channels, shrink
 from onnxslim.channels.groups import channel_groups as follow_channels
-from onnxslim.channels.ladder import RemovalOrder
+from onnxslim.channels.removal_order import RemovalOrder
 from onnxslim.channels.work import LevelChoice, LevelChooser, Work, channel_work
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.counts import node_macs
@@ -87,9 +87,9 @@ def work_for(
 
 def layer_nodes(channels: Channels) -> list[Node]:
     """All layers that channels go through, depthwise ones too."""
-    trail = channels.trail
-    nodes = [member.node for member in (*trail.writers, *trail.readers)]
-    nodes += [node for node, _ in trail.passed if node.op in ("Conv", "ConvTranspose")]
+    trace = channels.trace
+    nodes = [member.node for member in (*trace.writers, *trace.readers)]
+    nodes += [node for node, _ in trace.channelwise if node.op in ("Conv", "ConvTranspose")]
     return list(dict.fromkeys(node for node in nodes if node.op != "Gather"))
 
 
@@ -102,9 +102,9 @@ def _macs_work(channels: Channels, graph: gs.Graph) -> Work:
 
 
 def _bytes_work(channels: Channels, model: Model, *, refitted: bool) -> Work:
-    trail = channels.trail
-    places = [(member.node, member.operand) for member in (*trail.writers, *trail.readers)]
-    places += [(node, 1) for node, _ in trail.passed if node.op in ("Conv", "ConvTranspose")]
+    trace = channels.trace
+    places = [(member.node, member.operand) for member in (*trace.writers, *trace.readers)]
+    places += [(node, 1) for node, _ in trace.channelwise if node.op in ("Conv", "ConvTranspose")]
     users: dict[int, list[Node]] = {}
     sizes: dict[int, int] = {}
     for node, operand in dict.fromkeys(places):
@@ -124,7 +124,7 @@ def _new_bias_bytes(channels: Channels) -> Sequence[float]:
     """What the biases take that a refit gives to layers without one."""
     return [
         float(layer.groups * layer.rows * layer.holder.dtype.itemsize + _NEW_TENSOR)
-        for layer in (member.layer for member in channels.trail.readers)
+        for layer in (member.layer for member in channels.trace.readers)
         if layer is not None and layer.bias is not None and not is_present(layer.node, layer.bias)
     ]
 
@@ -132,13 +132,11 @@ def _new_bias_bytes(channels: Channels) -> Sequence[float]:
 # ---------------------------------------------------------------------------- choices
 
 
-def chosen(
-    selection: LevelChooser, budget: Budget, progress: float, *, spread: bool
-) -> LevelChoice:
-    """The rungs at `progress` of the way to a budget that is added up.
+def chosen(chooser: LevelChooser, budget: Budget, progress: float, *, spread: bool) -> LevelChoice:
+    """The levels at `progress` of the way to a budget that is added up.
 
     Args:
-        selection: of the ladders, over what the budget counts.
+        chooser: of the orders, over what the budget counts.
         budget: not of latency.
         progress: share of the way.
         spread: by what groups do to the output; else all lose the same share.
@@ -148,17 +146,17 @@ def chosen(
     """
     if budget.kind == "ratio":
         if not spread:
-            return selection.uniform(budget.amount * progress)
-        return _within(selection, budget.remaining(progress), spread=True)
-    least = selection.most().cost / selection.work.whole
+            return chooser.uniform(budget.amount * progress)
+        return _within(chooser, budget.remaining(progress), spread=True)
+    least = chooser.most().cost / chooser.work.whole
     if least > budget.remaining() + _ROUNDING:
         raise _out_of_reach(budget, least)
-    return _within(selection, budget.remaining(progress), spread=spread)
+    return _within(chooser, budget.remaining(progress), spread=spread)
 
 
-def _within(selection: LevelChooser, share: float, *, spread: bool) -> LevelChoice:
-    enough = (share + _ROUNDING) * selection.work.whole
-    return selection.path(enough) if spread else selection.within(enough)
+def _within(chooser: LevelChooser, share: float, *, spread: bool) -> LevelChoice:
+    enough = (share + _ROUNDING) * chooser.work.whole
+    return chooser.path(enough) if spread else chooser.within(enough)
 
 
 def _out_of_reach(budget: Budget, least: float) -> NotApplicable:
@@ -172,14 +170,11 @@ def _out_of_reach(budget: Budget, least: float) -> NotApplicable:
 
 
 def planned(
-    selection: LevelChooser, kept_of: Callable[[RemovalOrder], float], progress: float = 1.0
+    chooser: LevelChooser, kept_of: Callable[[RemovalOrder], float], progress: float = 1.0
 ) -> LevelChoice:
-    """The rungs at `progress` of the way to given numbers of units that stay."""
-    return selection.choice(
-        [
-            ladder.nearest(progress * (ladder.group.size - kept_of(ladder)))
-            for ladder in selection.ladders
-        ]
+    """The levels at `progress` of the way to given numbers of units that stay."""
+    return chooser.choice(
+        [order.nearest(progress * (order.group.size - kept_of(order))) for order in chooser.orders]
     )
 
 
@@ -208,7 +203,7 @@ class LatencySearch:
         self.stopwatch, self.model, self.spread, self.tell = stopwatch, model, spread, tell
         self._shares: dict[tuple[int, ...], float] = {}
 
-    def chosen(self, selection: LevelChooser, budget: Budget) -> LevelChoice:
+    def chosen(self, chooser: LevelChooser, budget: Budget) -> LevelChoice:
         """The choice that loses least, of those tried, within the budget.
 
         Layers alone do not add up to the model: the share of their time to look at next comes from
@@ -221,13 +216,13 @@ class LatencySearch:
         slow, fast, best = _Point(1.0, 1.0), None, None
         wished = left
         for _ in range(_TRIALS):
-            choice = _within(selection, wished, spread=self.spread)
+            choice = _within(chooser, wished, spread=self.spread)
             point = _Point(wished, self._share(choice, left))
             if point.measured <= left:
                 best, fast = choice, point
                 if point.measured > _NEAR * left:
                     break
-            elif choice.rungs == selection.most().rungs:
+            elif choice.levels == chooser.most().levels:
                 slow = point
                 break  # nothing more can leave
             else:
@@ -239,14 +234,14 @@ class LatencySearch:
 
     def _share(self, choice: LevelChoice, left: float) -> float:
         """Latency without what a choice removes, as a share of the original's."""
-        known = self._shares.get(choice.rungs)
+        known = self._shares.get(choice.levels)
         if known is not None:
             return known
         share = 1.0
         if choice.gone.any():
             share = 1 / self.stopwatch.pair(self.model, without(self.model, choice.gone)).ratio
         self.tell(f"latency {share:.3f} of the original, {left:.3f} is asked for")
-        self._shares[choice.rungs] = share
+        self._shares[choice.levels] = share
         return share
 
 
@@ -278,12 +273,12 @@ def without(model: Model, gone: Mask) -> Model:
     return copy
 
 
-def units_kept(choice: LevelChoice, ladders: Sequence[RemovalOrder]) -> Mapping[str, int]:
+def units_kept(choice: LevelChoice, orders: Sequence[RemovalOrder]) -> Mapping[str, int]:
     """How many units each group keeps of which some leave, by the group's name."""
     return {
-        ladder.group.name: ladder.group.size - ladder.rungs[rung]
-        for ladder, rung in zip(ladders, choice.rungs, strict=True)
-        if rung
+        order.group.name: order.group.size - order.counts[level]
+        for order, level in zip(orders, choice.levels, strict=True)
+        if level
     }
 
 

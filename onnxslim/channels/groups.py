@@ -22,14 +22,14 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxslim.channels import rules_elementwise, rules_layers, rules_movement
-from onnxslim.channels.labels import labelled
+from onnxslim.channels.labels import labelled_axes
 from onnxslim.channels.removal import Cutter, Mask, Removal
 from onnxslim.channels.tracing import (
     ChannelRule,
     ChannelTrace,
     ChannelUnits,
     Member,
-    follow,
+    trace_channels,
     units_of,
 )
 from onnxslim.graph.ir import Node
@@ -51,19 +51,20 @@ class ChannelGroup:
         units: numbers of all units, in the order of the first writer's channels.
         writers: whose outputs they are.
         readers: whose inputs they are.
-        passed: nodes with parameters for each channel in between (depthwise Conv, normalization),
+        channelwise: nodes in between with parameters for each channel (depthwise Conv,
+        normalization),
             with the names of what they pass.
         pins: reasons why units must stay, with the number of units for each.
-        blind: nodes that use up units without weights (a product of two activations).
+        weightless_readers: nodes that use up units without weights (a product of two activations).
     """
 
     name: str
     units: npt.NDArray[np.int64]
     writers: tuple[Member, ...]
     readers: tuple[Member, ...]
-    passed: tuple[tuple[Node, npt.NDArray[np.int64]], ...]
+    channelwise: tuple[tuple[Node, npt.NDArray[np.int64]], ...]
     pins: Mapping[str, int]
-    blind: tuple[Node, ...]
+    weightless_readers: tuple[Node, ...]
 
     @property
     def size(self) -> int:
@@ -76,11 +77,11 @@ class Channels:
     """All groups of a graph.
 
     Attributes:
-        trail: what the sweep left, for cutting.
+        trace: what the sweep left, for cutting.
         units: which names leave together.
     """
 
-    trail: ChannelTrace
+    trace: ChannelTrace
     units: ChannelUnits
     groups: tuple[ChannelGroup, ...]
 
@@ -90,13 +91,13 @@ class Channels:
 
     @cached_property
     def slices(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """Units along every labelled axis: of each of these at least one must stay."""
+        """Units along every labelled_axes axis: of each of these at least one must stay."""
         found: dict[bytes, npt.NDArray[np.int64]] = {}
-        for facets in self.trail.facets.values():
-            for facet in facets:
-                units = self.units.of_ids(facet)
-                for axis in labelled(facet):
-                    others = tuple(ax for ax in range(facet.ndim) if ax != axis)
+        for labels in self.trace.labels.values():
+            for array in labels:
+                units = self.units.of_ids(array)
+                for axis in labelled_axes(array):
+                    others = tuple(ax for ax in range(array.ndim) if ax != axis)
                     spread = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)
                     if others and not (spread == spread[:, :1]).all():
                         continue  # told by the position along another axis
@@ -112,11 +113,11 @@ def channel_groups(graph: gs.Graph) -> Channels:
     Args:
         graph: with inferred shapes, nodes in topological order.
     """
-    trail = follow(graph, RULES)
-    units = units_of(trail)
+    trace = trace_channels(graph, RULES)
+    units = units_of(trace)
     relation = nx.Graph()
     owner: dict[int, int] = {}
-    for index, member in enumerate(trail.writers):
+    for index, member in enumerate(trace.writers):
         relation.add_node(index)
         for unit in np.unique(units.of[member.ids]).tolist():
             relation.add_edge(index, owner.setdefault(unit, index))
@@ -124,13 +125,13 @@ def channel_groups(graph: gs.Graph) -> Channels:
         bound = np.unique(balance.parts[balance.parts >= 0]).tolist()
         nx.add_path(relation, [owner[unit] for unit in bound])
     groups = [
-        _group([trail.writers[index] for index in sorted(component)], trail, units)
+        _group([trace.writers[index] for index in sorted(component)], trace, units)
         for component in nx.connected_components(relation)
     ]
-    return Channels(trail, units, tuple(groups))
+    return Channels(trace, units, tuple(groups))
 
 
-def _group(writers: list[Member], trail: ChannelTrace, units: ChannelUnits) -> ChannelGroup:
+def _group(writers: list[Member], trace: ChannelTrace, units: ChannelUnits) -> ChannelGroup:
     found = np.concatenate([units.of[member.ids] for member in writers])
     _, first = np.unique(found, return_index=True)
     own = found[np.sort(first)]
@@ -146,10 +147,10 @@ def _group(writers: list[Member], trail: ChannelTrace, units: ChannelUnits) -> C
         writers[0].label,
         own,
         tuple(writers),
-        tuple(member for member in trail.readers if touches(member.ids)),
-        tuple((node, ids) for node, ids in trail.passed if touches(ids)),
+        tuple(member for member in trace.readers if touches(member.ids)),
+        tuple((node, ids) for node, ids in trace.channelwise if touches(ids)),
         dict(pins),
-        tuple(dict.fromkeys(node for node, ids in trail.blind if touches(ids))),
+        tuple(dict.fromkeys(node for node, ids in trace.weightless_readers if touches(ids))),
     )
 
 
@@ -172,15 +173,15 @@ def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
     if not gone.any():
         return
     removal = Removal(gone[channels.units.of])
-    Cutter(rewriter).run(channels.trail.edits, removal)
-    for tensor, facets in channels.trail.facets.items():
+    Cutter(rewriter).run(channels.trace.edits, removal)
+    for tensor, labels in channels.trace.labels.items():
         shape = tensor.shape
         if shape is None:
             continue
         sizes = list(shape)
-        for facet in facets:
-            for axis in labelled(facet):
-                sizes[axis] = int(removal.along(facet, axis).sum())
+        for array in labels:
+            for axis in labelled_axes(array):
+                sizes[axis] = int(removal.along(array, axis).sum())
         tensor.shape = sizes
 
 

@@ -135,7 +135,7 @@ def _add(worth: Array, units: Ids, values: Array) -> None:
 
 def _add_scales(channels: Channels, group: ChannelGroup, worth: Array) -> None:
     found = False
-    for node, ids in group.passed:
+    for node, ids in group.channelwise:
         scale = const_array(node.inputs[1]) if node.op == "BatchNormalization" else None
         if scale is None:
             continue

@@ -1,11 +1,11 @@
 """Names of channels on a tensor, and how they move: arrays of ids, handled by numpy.
 
-A *facet* has the rank of its tensor; along each axis it is as long as the tensor, or 1 where the
-name does not depend on that axis. `facet[0, c, 0, 0]` is the name of channel c, `NONE` where there
-is none. An axis along which a facet is longer than 1 is *labelled*. A tensor has any number of
-facets; no two of them label the same axis.
+A *array* has the rank of its tensor; along each axis it is as long as the tensor, or 1 where the
+name does not depend on that axis. `array[0, c, 0, 0]` is the name of channel c, `NONE` where there
+is none. An axis along which a array is longer than 1 is *labelled_axes*. A tensor has any number of
+labels; no two of them label the same axis.
 
-What may change here: how facets move. What an operator does with them is in the `rules_*` modules.
+What may change here: how labels move. What an operator does with them is in the `rules_*` modules.
 """
 
 from __future__ import annotations
@@ -18,63 +18,63 @@ import numpy.typing as npt
 
 from onnxslim.graph.sizes import Shape, product
 
-Facet = npt.NDArray[np.int64]
-Facets = tuple[Facet, ...]
+LabelArray = npt.NDArray[np.int64]
+ChannelLabels = tuple[LabelArray, ...]
 
 NONE: Final = -1
 
 
-def labelled(facet: Facet) -> frozenset[int]:
+def labelled_axes(array: LabelArray) -> frozenset[int]:
     """The axes along which names differ."""
-    return frozenset(axis for axis, size in enumerate(facet.shape) if size > 1)
+    return frozenset(axis for axis, size in enumerate(array.shape) if size > 1)
 
 
-def along(ids: npt.NDArray[np.int64], axis: int, rank: int) -> Facet:
-    """A facet that labels one axis."""
+def along_axis(ids: npt.NDArray[np.int64], axis: int, rank: int) -> LabelArray:
+    """A array that labels one axis."""
     shape = [1] * rank
     shape[axis] = len(ids)
     return ids.reshape(shape)
 
 
-def ids_along(facets: Facets, axis: int) -> npt.NDArray[np.int64] | None:
-    """The names along `axis`, where a facet labels that axis alone."""
-    for facet in facets:
-        if labelled(facet) == {axis}:
-            return facet.reshape(-1)
+def ids_along(labels: ChannelLabels, axis: int) -> npt.NDArray[np.int64] | None:
+    """The names along `axis`, where a array labels that axis alone."""
+    for array in labels:
+        if labelled_axes(array) == {axis}:
+            return array.reshape(-1)
     return None
 
 
-def aligned(facet: Facet, rank: int) -> Facet:
-    """The facet with leading axes, as broadcasting adds them."""
-    return facet.reshape((1,) * (rank - facet.ndim) + facet.shape)
+def with_rank(array: LabelArray, rank: int) -> LabelArray:
+    """The array with leading axes, as broadcasting adds them."""
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
-def simplified(facet: Facet) -> Facet | None:
+def simplified(array: LabelArray) -> LabelArray | None:
     """Without labels on axes along which nothing changes; None where no label is left."""
-    for axis in labelled(facet):
-        first = facet.take([0], axis)
-        if (facet == first).all():
-            facet = first
-    return facet if facet.size > 1 else None
+    for axis in labelled_axes(array):
+        first = array.take([0], axis)
+        if (array == first).all():
+            array = first
+    return array if array.size > 1 else None
 
 
-def moved(facets: Facets, perm: Sequence[int]) -> Facets:
+def transposed(labels: ChannelLabels, perm: Sequence[int]) -> ChannelLabels:
     """As Transpose moves them."""
-    return tuple(facet.transpose(perm) for facet in facets)
+    return tuple(array.transpose(perm) for array in labels)
 
 
-def reshaped(facets: Facets, shape: Shape, target: Shape) -> Facets | None:
+def reshaped(labels: ChannelLabels, shape: Shape, target: Shape) -> ChannelLabels | None:
     """As Reshape moves them; None where it cannot be said which axes become which.
 
-    Sizes of labelled axes, and of those that are joined with them or split from them, must be
+    Sizes of labelled_axes axes, and of those that are joined with them or split from them, must be
     numbers; all others may be symbols.
     """
     blocks = matching_blocks(shape, target)
     if blocks is None:
         return None
     found = []
-    for facet in facets:
-        part = _reshaped(facet, shape, target, blocks)
+    for array in labels:
+        part = _reshaped(array, shape, target, blocks)
         if part is None:
             return None
         simple = simplified(part)
@@ -108,12 +108,12 @@ def _next_block(shape: Shape, target: Shape) -> tuple[int, int] | None:
     return None
 
 
-def _reshaped(facet: Facet, shape: Shape, target: Shape, blocks: _Blocks) -> Facet | None:
+def _reshaped(array: LabelArray, shape: Shape, target: Shape, blocks: _Blocks) -> LabelArray | None:
     full: list[int] = []
     wanted: list[int] = []
     for before, after in blocks:
         sizes, results = shape[before], target[after]
-        if all(size == 1 for size in facet.shape[before]):
+        if all(size == 1 for size in array.shape[before]):
             full += [1] * len(sizes)
             wanted += [1] * len(results)
             continue
@@ -122,14 +122,14 @@ def _reshaped(facet: Facet, shape: Shape, target: Shape, blocks: _Blocks) -> Fac
                 return None
         full += [int(str(size)) for size in sizes]
         wanted += [int(str(size)) for size in results]
-    return np.broadcast_to(facet, full).reshape(wanted)
+    return np.broadcast_to(array, full).reshape(wanted)
 
 
-def overlapping(facets: Iterable[Facet]) -> Iterator[list[Facet]]:
-    """The facets, those that label a common axis together."""
-    groups: list[tuple[frozenset[int], list[Facet]]] = []
-    for facet in facets:
-        axes, members = labelled(facet), [facet]
+def by_shared_axes(labels: Iterable[LabelArray]) -> Iterator[list[LabelArray]]:
+    """The labels, those that label a common axis together."""
+    groups: list[tuple[frozenset[int], list[LabelArray]]] = []
+    for array in labels:
+        axes, members = labelled_axes(array), [array]
         rest = []
         for other_axes, others in groups:
             if axes & other_axes:

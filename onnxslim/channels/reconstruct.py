@@ -183,10 +183,10 @@ def _without(
     """A copy of the model whose readers of a group do without some of its units."""
     copy = model.clone()
     rewriter = Rewriter(copy.graph)
-    if trial.group.blind:
+    if trial.group.weightless_readers:
         gone = np.zeros(channels.units.count, bool)
         gone[trial.units] = True
-        silence(rewriter, channel_groups(copy.graph), gone)
+        zero_removed(rewriter, channel_groups(copy.graph), gone)
         rewriter.result()
         return copy
     layers = {layer.name: layer for layer in weight_layers(copy.graph)[0]}
@@ -225,7 +225,7 @@ def refit_readers(readers: Readers, problems: Problems, gone: Mask) -> Iterator[
         yield problem.name, problem.relative_error(weight)
 
 
-def silence(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
+def zero_removed(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
     """Let nothing pass on the units that are gone, until they are cut out.
 
     Needed where a product of two activations uses them up, which has no weights to be zero. What
@@ -237,16 +237,16 @@ def silence(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
         gone: for each unit whether it leaves.
     """
     removal = Removal(gone[channels.units.of])
-    for member in channels.trail.writers:
+    for member in channels.trace.writers:
         leaves = ~removal.keeps(member.ids)
         if member.layer is None or not leaves.any():
             continue
         weight = np.array(member.layer.canonical())
         weight.reshape(-1, weight.shape[2])[leaves] = 0  # (outputs, weights)
         member.layer.holder.values = member.layer.restored(weight)
-    for edit in channels.trail.edits:
+    for edit in channels.trace.edits:
         if isinstance(edit, SliceOperand) and _adds(edit):
-            _zero(rewriter, edit, removal.along(edit.facet, edit.at))
+            _zero(rewriter, edit, removal.along(edit.array, edit.at))
 
 
 def _adds(edit: SliceOperand) -> bool:
@@ -285,5 +285,5 @@ __all__ = [
     "gather",
     "refit_readers",
     "sensitivities",
-    "silence",
+    "zero_removed",
 ]

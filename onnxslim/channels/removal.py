@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxslim.channels.labels import NONE, Facet
+from onnxslim.channels.labels import NONE, LabelArray
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array, const_value
@@ -42,10 +42,10 @@ class Removal:
             return np.ones(ids.shape, bool)
         return np.asarray((ids == NONE) | ~self.gone[ids])
 
-    def along(self, facet: Facet, axis: int) -> Mask:
+    def along(self, array: LabelArray, axis: int) -> Mask:
         """Which positions along an axis stay."""
-        others = tuple(other for other in range(facet.ndim) if other != axis)
-        return np.asarray(self.keeps(facet).any(axis=others))
+        others = tuple(other for other in range(array.ndim) if other != axis)
+        return np.asarray(self.keeps(array).any(axis=others))
 
 
 class Edit(Protocol):
@@ -111,17 +111,17 @@ class Cutter:
 
 @dataclass(frozen=True)
 class SliceOperand:
-    """A constant operand loses along `axis` what the facet loses along its axis `at`."""
+    """A constant operand loses along `axis` what the array loses along its axis `at`."""
 
     node: Node
     operand: int
     axis: int
-    facet: Facet
+    array: LabelArray
     at: int
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        cutter.slice(self.node, self.operand, self.axis, removal.along(self.facet, self.at))
+        cutter.slice(self.node, self.operand, self.axis, removal.along(self.array, self.at))
 
 
 @dataclass(frozen=True)
@@ -182,18 +182,18 @@ class Permutation:
     Attributes:
         source: the tensor before.
         order: for each channel of the output its place in the source.
-        facet: of the source.
+        array: of the source.
     """
 
     node: Node
     source: gs.Tensor
     axis: int
     order: npt.NDArray[np.int64]
-    facet: Facet
+    array: LabelArray
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        mask = removal.along(self.facet, self.axis)
+        mask = removal.along(self.array, self.axis)
         if mask.all():
             return
         left = self.order[mask[self.order]]
@@ -214,21 +214,21 @@ class SplitSizes:
     """Split: how long each part is.
 
     Attributes:
-        facets: of the parts, in order; None for a part without names.
+        labels: of the parts, in order; None for a part without names.
         sizes: of the parts, before.
     """
 
     node: Node
     axis: int
-    facets: tuple[Facet | None, ...]
+    labels: tuple[LabelArray | None, ...]
     sizes: tuple[int, ...]
     opset: int
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
         left = [
-            size if facet is None else int(removal.along(facet, self.axis).sum())
-            for facet, size in zip(self.facets, self.sizes, strict=True)
+            size if array is None else int(removal.along(array, self.axis).sum())
+            for array, size in zip(self.labels, self.sizes, strict=True)
         ]
         if tuple(left) == self.sizes:
             return
@@ -250,17 +250,17 @@ class SliceRange:
 
     Attributes:
         ranges: (start, end, step) of all its axes; those of channels counted from the front.
-        cuts: these axes, each with the facet of the input that labels it.
+        cuts: these axes, each with the array of the input that labels it.
     """
 
     node: Node
     ranges: dict[int, tuple[int, int, int]]
-    cuts: tuple[tuple[int, Facet], ...]
+    cuts: tuple[tuple[int, LabelArray], ...]
     opset: int
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        masks = {axis: removal.along(facet, axis) for axis, facet in self.cuts}
+        masks = {axis: removal.along(array, axis) for axis, array in self.cuts}
         if all(mask.all() for mask in masks.values()):
             return
         ranges = dict(self.ranges)
@@ -288,7 +288,7 @@ class GatherIndices:
 
     Attributes:
         indices: as they are, counted from the front.
-        facet: of the data.
+        array: of the data.
         result: of the output along the axes that the indices make; None where they make none.
         first: the first of these axes.
     """
@@ -296,13 +296,13 @@ class GatherIndices:
     node: Node
     axis: int
     indices: npt.NDArray[np.int64]
-    facet: Facet
-    result: Facet | None
+    array: LabelArray
+    result: LabelArray | None
     first: int
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        mask = removal.along(self.facet, self.axis)
+        mask = removal.along(self.array, self.axis)
         if mask.all():
             return
         place = np.cumsum(mask) - 1
@@ -329,23 +329,23 @@ class ShapeOperand:
 
     Attributes:
         operand: index of the input.
-        facets: of the output.
+        labels: of the output.
         offset: the axis of the output that the first size is about.
         right: places of sizes that are measured, and so right by themselves.
     """
 
     node: Node
     operand: int
-    facets: tuple[Facet, ...]
+    labels: tuple[LabelArray, ...]
     offset: int = 0
     right: frozenset[int] = frozenset()
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
         sizes: dict[int, int] = {}
-        for facet in self.facets:
-            for axis, length in enumerate(facet.shape):
-                left = int(removal.along(facet, axis).sum()) if length > 1 else length
+        for array in self.labels:
+            for axis, length in enumerate(array.shape):
+                left = int(removal.along(array, axis).sum()) if length > 1 else length
                 if left != length and axis >= self.offset and axis - self.offset not in self.right:
                     sizes[axis - self.offset] = left
         if not sizes:

@@ -12,8 +12,8 @@ from typing import Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.channels.labels import Facet, Facets, aligned, labelled
-from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Unfollowed
+from onnxslim.channels.labels import ChannelLabels, LabelArray, labelled_axes, with_rank
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import axes_of, const_array, const_value, is_present, normalized
 from onnxslim.graph.sizes import Shape
@@ -93,7 +93,7 @@ _BROADCAST: Final = (
     "Where",
     "Xor",
 )
-_BROADCAST_SINCE: Final = 7  # the opset in which operands are aligned at their last axes
+_BROADCAST_SINCE: Final = 7  # the opset in which operands are with_rank at their last axes
 _REDUCE: Final = (
     "ReduceL1",
     "ReduceL2",
@@ -116,170 +116,170 @@ _POOL: Final = (
 )
 
 
-def unary(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def unary(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Every output has the names of the first input."""
-    facets = follower.facets(node.inputs[0])
-    return tuple(facets for _ in node.outputs)
+    labels = tracer.labels(node.inputs[0])
+    return tuple(labels for _ in node.outputs)
 
 
-def local_response(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def local_response(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """LRN divides each channel by the energy of its neighbours: those that stay close ranks.
 
     The one operator that is followed although cutting is not the same as masking.
     """
-    facets = follower.facets(node.inputs[0])
-    for facet in facets:
-        if 1 in labelled(facet):
-            follower.trail.mixed.append((node, facet.reshape(-1)))
-    return (facets,)
+    labels = tracer.labels(node.inputs[0])
+    for array in labels:
+        if 1 in labelled_axes(array):
+            tracer.trace.neighbour_mixers.append((node, array.reshape(-1)))
+    return (labels,)
 
 
-def broadcast(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def broadcast(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Names that meet leave together; constants are cut; other operands pin what they meet."""
     operands = [(i, t) for i, t in enumerate(node.inputs) if t.name]
-    if not any(follower.facets(tensor) for _, tensor in operands):
+    if not any(tracer.labels(tensor) for _, tensor in operands):
         return ()
-    if follower.opset < _BROADCAST_SINCE and (node.op == "PRelu" or "axis" in node.attrs):
-        raise Unfollowed(f"it broadcasts as before opset {_BROADCAST_SINCE}")
-    rank = max(follower.rank(tensor) for _, tensor in operands)
-    found = [aligned(f, rank) for _, tensor in operands for f in follower.facets(tensor)]
+    if tracer.opset < _BROADCAST_SINCE and (node.op == "PRelu" or "axis" in node.attrs):
+        raise Untraceable(f"it broadcasts as before opset {_BROADCAST_SINCE}")
+    rank = max(tracer.rank(tensor) for _, tensor in operands)
+    found = [with_rank(f, rank) for _, tensor in operands for f in tracer.labels(tensor)]
     why = f"`{node_label(node)}` ({node.op}) joins them with channels that must stay"
-    joined = follower.joined(found, why)
+    joined = tracer.joined(found, why)
     for index, tensor in operands:
         if const_value(tensor) is not None:
-            follower.slice_broadcast(node, index, joined, rank)
+            tracer.slice_broadcast(node, index, joined, rank)
         else:
-            _meet(node, follower, tensor, joined, rank)
+            _meet(node, tracer, tensor, joined, rank)
     return (joined,)
 
 
 def _meet(
-    node: Node, follower: ChannelTracer, tensor: gs.Tensor, facets: Facets, rank: int
+    node: Node, tracer: ChannelTracer, tensor: gs.Tensor, labels: ChannelLabels, rank: int
 ) -> None:
     """Pin names that meet a tensor without names where it is not broadcast."""
-    shape = follower.shape(tensor)
+    shape = tracer.shape(tensor)
     whole: Shape = (*(1,) * (rank - len(shape)), *shape)
-    own = {axis for f in follower.facets(tensor) for axis in labelled(aligned(f, rank))}
-    for facet in facets:
-        for axis in labelled(facet) - own:
+    own = {axis for f in tracer.labels(tensor) for axis in labelled_axes(with_rank(f, rank))}
+    for array in labels:
+        for axis in labelled_axes(array) - own:
             if whole[axis] != 1:
                 why = f"`{node_label(node)}` ({node.op}) joins them with `{tensor.name}`"
-                follower.pin(facet, why)
+                tracer.pin(array, why)
 
 
 def mixed(
-    node: Node, follower: ChannelTracer, axes: Sequence[int], tensor: gs.Tensor | None = None
-) -> Facets:
+    node: Node, tracer: ChannelTracer, axes: Sequence[int], tensor: gs.Tensor | None = None
+) -> ChannelLabels:
     """Names on the first input after it was mixed along `axes`."""
-    facets = follower.facets(tensor or node.inputs[0])
+    labels = tracer.labels(tensor or node.inputs[0])
     why = f"`{node_label(node)}` ({node.op}) goes over them"
-    return follower.collapsed(facets, frozenset(axes), why)
+    return tracer.collapsed(labels, frozenset(axes), why)
 
 
-def reduce(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def reduce(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Reductions; names along the axes that are left pass."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
-    rank = follower.rank(node.inputs[0])
-    written = axes_of(node, follower.opset)
+    rank = tracer.rank(node.inputs[0])
+    written = axes_of(node, tracer.opset)
     if written is None:
-        raise Unfollowed("its axes are computed at run time")
+        raise Untraceable("its axes are computed at run time")
     if not written and int(node.attrs.get("noop_with_empty_axes", 0)):
-        return (follower.facets(node.inputs[0]),)
+        return (tracer.labels(node.inputs[0]),)
     axes = normalized(written, rank) if written else tuple(range(rank))
     if axes is None:
-        raise Unfollowed("its axes do not fit its input")
-    facets = mixed(node, follower, axes)
-    return (_without_axes(facets, axes, keepdims=bool(node.attrs.get("keepdims", 1))),)
+        raise Untraceable("its axes do not fit its input")
+    labels = mixed(node, tracer, axes)
+    return (_without_axes(labels, axes, keepdims=bool(node.attrs.get("keepdims", 1))),)
 
 
-def _without_axes(facets: Facets, axes: Sequence[int], *, keepdims: bool) -> Facets:
+def _without_axes(labels: ChannelLabels, axes: Sequence[int], *, keepdims: bool) -> ChannelLabels:
     if keepdims:
-        return facets
-    return tuple(facet.squeeze(tuple(axes)) for facet in facets)
+        return labels
+    return tuple(array.squeeze(tuple(axes)) for array in labels)
 
 
-def arg_reduce(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def arg_reduce(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """ArgMax and ArgMin."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
-    axis = int(node.attrs.get("axis", 0)) % follower.rank(node.inputs[0])
-    facets = mixed(node, follower, (axis,))
-    return (_without_axes(facets, (axis,), keepdims=bool(node.attrs.get("keepdims", 1))),)
+    axis = int(node.attrs.get("axis", 0)) % tracer.rank(node.inputs[0])
+    labels = mixed(node, tracer, (axis,))
+    return (_without_axes(labels, (axis,), keepdims=bool(node.attrs.get("keepdims", 1))),)
 
 
-def softmax(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def softmax(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Softmax and its like; before opset 13 over all axes from `axis` on."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
-    rank = follower.rank(node.inputs[0])
-    if follower.opset < 13:
-        return (mixed(node, follower, range(int(node.attrs.get("axis", 1)) % rank, rank)),)
-    return (mixed(node, follower, (int(node.attrs.get("axis", -1)) % rank,)),)
+    rank = tracer.rank(node.inputs[0])
+    if tracer.opset < 13:
+        return (mixed(node, tracer, range(int(node.attrs.get("axis", 1)) % rank, rank)),)
+    return (mixed(node, tracer, (int(node.attrs.get("axis", -1)) % rank,)),)
 
 
-def top_k(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def top_k(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """TopK sorts along one axis; both outputs have the names along the others."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
-    axis = int(node.attrs.get("axis", -1)) % follower.rank(node.inputs[0])
-    facets = mixed(node, follower, (axis,))
-    return tuple(facets for _ in node.outputs)
+    axis = int(node.attrs.get("axis", -1)) % tracer.rank(node.inputs[0])
+    labels = mixed(node, tracer, (axis,))
+    return tuple(labels for _ in node.outputs)
 
 
-def triangle(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def triangle(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Trilu looks at the places along the last two axes."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
-    rank = follower.rank(node.inputs[0])
-    return (mixed(node, follower, (rank - 2, rank - 1)),)
+    rank = tracer.rank(node.inputs[0])
+    return (mixed(node, tracer, (rank - 2, rank - 1)),)
 
 
-def cum_sum(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def cum_sum(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """CumSum goes over one axis."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
     axis = const_array(node.inputs[1])
     if axis is None:
-        raise Unfollowed("its axis is computed at run time")
-    rank = follower.rank(node.inputs[0])
-    return (mixed(node, follower, (int(axis.reshape(-1)[0]) % rank,)),)
+        raise Untraceable("its axis is computed at run time")
+    rank = tracer.rank(node.inputs[0])
+    return (mixed(node, tracer, (int(axis.reshape(-1)[0]) % rank,)),)
 
 
-def pool(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def pool(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Pooling goes over the spatial axes."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
     if any(tensor.name for tensor in node.outputs[1:]):
-        raise Unfollowed("the indices that it returns count channels")
-    rank = follower.rank(node.inputs[0])
-    return (mixed(node, follower, range(2, rank)),)
+        raise Untraceable("the indices that it returns count channels")
+    rank = tracer.rank(node.inputs[0])
+    return (mixed(node, tracer, range(2, rank)),)
 
 
-def quantize(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def quantize(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """QuantizeLinear and DequantizeLinear of an activation, with a scale for all or for each."""
-    facets = follower.facets(node.inputs[0])
-    if not facets:
+    labels = tracer.labels(node.inputs[0])
+    if not labels:
         return ()
     scale = const_value(node.inputs[1])
     if scale is None or int(node.attrs.get("block_size", 0)):
-        raise Unfollowed("its scale is computed at run time, or stored in blocks")
+        raise Untraceable("its scale is computed at run time, or stored in blocks")
     if scale.size > 1:
-        axis = int(node.attrs.get("axis", 1)) % follower.rank(node.inputs[0])
-        for facet in facets:
-            _slice_scales(node, follower, facet, axis)
-    return (facets,)
+        axis = int(node.attrs.get("axis", 1)) % tracer.rank(node.inputs[0])
+        for array in labels:
+            _slice_scales(node, tracer, array, axis)
+    return (labels,)
 
 
-def _slice_scales(node: Node, follower: ChannelTracer, facet: Facet, axis: int) -> None:
-    if axis not in labelled(facet):
+def _slice_scales(node: Node, tracer: ChannelTracer, array: LabelArray, axis: int) -> None:
+    if axis not in labelled_axes(array):
         return
     for operand in (1, 2):
         if not is_present(node, operand):
             continue
         if const_value(node.inputs[operand]) is None:
-            raise Unfollowed("its zero point is computed at run time")
-        follower.slice_operand(node, operand, 0, facet, axis)
+            raise Untraceable("its zero point is computed at run time")
+        tracer.slice_operand(node, operand, 0, array, axis)
 
 
 RULES: Final[Mapping[str, ChannelRule]] = {

@@ -13,51 +13,58 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import RUN_TIME, WeightLayer
-from onnxslim.channels.labels import Facet, Facets, aligned, along, ids_along, labelled
+from onnxslim.channels.labels import (
+    ChannelLabels,
+    LabelArray,
+    along_axis,
+    ids_along,
+    labelled_axes,
+    with_rank,
+)
 from onnxslim.channels.removal import CountAttribute, CutGroups
-from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Grouped, Ids, Member, Unfollowed
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Grouped, Ids, Member, Untraceable
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_value, is_present
 
 _CHANNELS: Final = 1  # the axis of channels of whatever Conv and its like read and write
 
 
-def _layer(node: Node, follower: ChannelTracer) -> WeightLayer:
-    layer = follower.layers.get(node)
+def _layer(node: Node, tracer: ChannelTracer) -> WeightLayer:
+    layer = tracer.layers.get(node)
     if layer is None:
-        raise Unfollowed(follower.declined.get(node_label(node), "it has no constant weight"))
+        raise Untraceable(tracer.declined.get(node_label(node), "it has no constant weight"))
     return layer
 
 
-def _channel_ids(node: Node, follower: ChannelTracer, tensor: gs.Tensor) -> Ids | None:
+def _channel_ids(node: Node, tracer: ChannelTracer, tensor: gs.Tensor) -> Ids | None:
     """Names along the axis of channels; those along others are pinned or joined."""
-    facets = follower.facets(tensor)
-    if not facets:
+    labels = tracer.labels(tensor)
+    if not labels:
         return None
-    spatial = frozenset(range(follower.rank(tensor))) - {_CHANNELS}
+    spatial = frozenset(range(tracer.rank(tensor))) - {_CHANNELS}
     why = f"`{node_label(node)}` ({node.op}) mixes them as positions"
-    return ids_along(follower.collapsed(facets, spatial, why), _CHANNELS)
+    return ids_along(tracer.collapsed(labels, spatial, why), _CHANNELS)
 
 
-def conv(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def conv(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Conv and ConvTranspose, with any number of groups."""
-    layer = _layer(node, follower)
-    inputs = _channel_ids(node, follower, node.inputs[0])
+    layer = _layer(node, tracer)
+    inputs = _channel_ids(node, tracer, node.inputs[0])
     groups, rank = layer.groups, len(layer.holder.stored.shape)
     bias = node.inputs[2] if is_present(node, 2) else None
     if bias is not None and const_value(bias) is None:
-        raise Unfollowed("its bias is computed at run time")
+        raise Untraceable("its bias is computed at run time")
     if _is_depthwise(layer):
-        return _depthwise(node, follower, layer, inputs)
-    outputs = follower.fresh(groups * layer.rows)
+        return _depthwise(node, tracer, layer, inputs)
+    outputs = tracer.fresh(groups * layer.rows)
     if groups > 1:
-        _grouped(node, follower, layer, inputs, outputs)
+        _grouped(node, tracer, layer, inputs, outputs)
     else:
-        _dense(node, follower, layer, inputs, outputs)
+        _dense(node, tracer, layer, inputs, outputs)
     if bias is not None:
-        follower.slice_operand(node, 2, 0, outputs, 0)
-    _remember(follower, layer, inputs, outputs)
-    return ((along(outputs, _CHANNELS, rank),),)
+        tracer.slice_operand(node, 2, 0, outputs, 0)
+    _remember(tracer, layer, inputs, outputs)
+    return ((along_axis(outputs, _CHANNELS, rank),),)
 
 
 def _is_depthwise(layer: WeightLayer) -> bool:
@@ -66,12 +73,12 @@ def _is_depthwise(layer: WeightLayer) -> bool:
 
 
 def _dense(
-    node: Node, follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
+    node: Node, tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
 ) -> None:
     out_axis, in_axis = _weight_axes(layer)
-    follower.slice_operand(node, layer.weight, out_axis, outputs, 0)
+    tracer.slice_operand(node, layer.weight, out_axis, outputs, 0)
     if inputs is not None:
-        follower.slice_operand(node, layer.weight, in_axis, inputs, 0)
+        tracer.slice_operand(node, layer.weight, in_axis, inputs, 0)
 
 
 def _weight_axes(layer: WeightLayer) -> tuple[int, int]:
@@ -80,289 +87,289 @@ def _weight_axes(layer: WeightLayer) -> tuple[int, int]:
 
 
 def _depthwise(
-    node: Node, follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None
-) -> Sequence[Facets]:
+    node: Node, tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None
+) -> Sequence[ChannelLabels]:
     """Each input channel has outputs of its own: they leave with it."""
     if inputs is None:
         return ()
     outputs = np.repeat(inputs, layer.rows)
     # (groups·rows, 1, k) for Conv, (groups, rows, k) for ConvTranspose
     weight_ids = inputs if layer.swapped else outputs
-    follower.slice_operand(node, layer.weight, 0, weight_ids, 0)
+    tracer.slice_operand(node, layer.weight, 0, weight_ids, 0)
     if is_present(node, 2):
-        follower.slice_operand(node, 2, 0, outputs, 0)
-    follower.trail.edits.append(CountAttribute(node, "group", inputs))
-    follower.trail.passed.append((node, outputs))
-    return ((along(outputs, _CHANNELS, len(layer.holder.stored.shape)),),)
+        tracer.slice_operand(node, 2, 0, outputs, 0)
+    tracer.trace.edits.append(CountAttribute(node, "group", inputs))
+    tracer.trace.channelwise.append((node, outputs))
+    return ((along_axis(outputs, _CHANNELS, len(layer.holder.stored.shape)),),)
 
 
 def _grouped(
-    node: Node, follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
+    node: Node, tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
 ) -> None:
     groups = layer.groups
     rows = outputs.reshape(groups, -1)
     columns = None if inputs is None else inputs.reshape(groups, -1)
-    follower.trail.grouped.append(Grouped(node_label(node), columns, rows))
-    follower.trail.edits.append(CutGroups(node, columns, rows))
+    tracer.trace.grouped.append(Grouped(node_label(node), columns, rows))
+    tracer.trace.edits.append(CutGroups(node, columns, rows))
 
 
-def _remember(
-    follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
-) -> None:
+def _remember(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
     out_axis, in_axis = _weight_axes(layer)
     if len(outputs) == 1:
-        follower.pin(outputs, f"it is the only channel of `{node_label(layer.node)}`")
-    follower.trail.writers.append(Member(layer.node, layer, layer.weight, out_axis, outputs))
+        tracer.pin(outputs, f"it is the only channel of `{node_label(layer.node)}`")
+    tracer.trace.writers.append(Member(layer.node, layer, layer.weight, out_axis, outputs))
     if inputs is not None:
-        follower.trail.readers.append(Member(layer.node, layer, layer.weight, in_axis, inputs))
+        tracer.trace.readers.append(Member(layer.node, layer, layer.weight, in_axis, inputs))
     if layer.shared:
-        _share(follower, layer, inputs, outputs)
+        _share(tracer, layer, inputs, outputs)
 
 
-def _share(follower: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
+def _share(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
     """Layers with one weight keep the same along each axis of it, so that it stays one."""
     users = dict.fromkeys(user for user in layer.weight_tensor.outputs if user is not layer.node)
     own = dict(zip(_weight_axes(layer), (outputs, inputs), strict=True))
     for user in users:
-        other = follower.layers.get(user)
+        other = tracer.layers.get(user)
         if other is None or _is_depthwise(other):
             why = f"their weight is also used by `{node_label(user)}` ({user.op})"
-            _pin_both(follower, (*own.values(),), why)
+            _pin_both(tracer, (*own.values(),), why)
             continue
-        theirs = _swept(follower, other)
+        theirs = _swept(tracer, other)
         if theirs is None:
             continue  # not reached yet: it will come back here
         why = f"`{layer.name}` and `{other.name}` have one weight, of which the other must stay"
         for axis in own:
-            _keep_alike(follower, own[axis], theirs[axis], why)
+            _keep_alike(tracer, own[axis], theirs[axis], why)
 
 
-def _swept(follower: ChannelTracer, layer: WeightLayer) -> dict[int, Ids | None] | None:
+def _swept(tracer: ChannelTracer, layer: WeightLayer) -> dict[int, Ids | None] | None:
     """Names along the axes of the stored weight of a layer that was passed."""
-    trail = follower.trail
-    written = [member for member in trail.writers if member.node is layer.node]
+    trace = tracer.trace
+    written = [member for member in trace.writers if member.node is layer.node]
     if not written:
         return None
     found: dict[int, Ids | None] = dict.fromkeys(_weight_axes(layer))
-    for member in (*written, *(member for member in trail.readers if member.node is layer.node)):
+    for member in (*written, *(member for member in trace.readers if member.node is layer.node)):
         found[member.axis] = member.ids
     return found
 
 
-def _keep_alike(follower: ChannelTracer, a: Ids | None, b: Ids | None, why: str) -> None:
+def _keep_alike(tracer: ChannelTracer, a: Ids | None, b: Ids | None, why: str) -> None:
     if a is None or b is None or len(a) != len(b):
-        _pin_both(follower, (a, b), why)
+        _pin_both(tracer, (a, b), why)
     else:
-        follower.merge(a, b, why)
+        tracer.merge(a, b, why)
 
 
-def _pin_both(follower: ChannelTracer, names: Sequence[Ids | None], why: str) -> None:
+def _pin_both(tracer: ChannelTracer, names: Sequence[Ids | None], why: str) -> None:
     for ids in names:
         if ids is not None:
-            follower.pin(ids, why)
+            tracer.pin(ids, why)
 
 
-def gemm(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def gemm(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Gemm with a constant weight on either side."""
-    layer = _layer(node, follower)
+    layer = _layer(node, tracer)
     if is_present(node, 2) and const_value(node.inputs[2]) is None:
-        raise Unfollowed("its bias is computed at run time")
+        raise Untraceable("its bias is computed at run time")
     data = node.inputs[layer.data]
     unfolding = layer.unfolding
     read_axis = int(getattr(unfolding, "axis", -1)) % 2
     out_axis = int(getattr(unfolding, "out_axis", -1) or 0) % 2
-    inputs = _vector_ids(node, follower, data, read_axis)
-    outputs = follower.fresh(layer.rows)
-    _dense(node, follower, layer, inputs, outputs)
-    _remember(follower, layer, inputs, outputs)
-    result: Facets = (along(outputs, out_axis, 2),)
-    rest = _kept_rows(follower.facets(data), read_axis)
+    inputs = _vector_ids(node, tracer, data, read_axis)
+    outputs = tracer.fresh(layer.rows)
+    _dense(node, tracer, layer, inputs, outputs)
+    _remember(tracer, layer, inputs, outputs)
+    result: ChannelLabels = (along_axis(outputs, out_axis, 2),)
+    rest = _kept_rows(tracer.labels(data), read_axis)
     # names of the rows go on along the output's other axis
-    result += tuple(along(facet.reshape(-1), 1 - out_axis, 2) for facet in rest if facet.size > 1)
+    result += tuple(
+        along_axis(array.reshape(-1), 1 - out_axis, 2) for array in rest if array.size > 1
+    )
     if is_present(node, 2):
-        follower.slice_broadcast(node, 2, result, 2)
+        tracer.slice_broadcast(node, 2, result, 2)
     return (result,)
 
 
-def _vector_ids(node: Node, follower: ChannelTracer, tensor: gs.Tensor, axis: int) -> Ids | None:
+def _vector_ids(node: Node, tracer: ChannelTracer, tensor: gs.Tensor, axis: int) -> Ids | None:
     """Names of the inputs of a product, along `axis`; joined over other axes they also label."""
-    facets = [f for f in follower.facets(tensor) if axis in labelled(f)]
-    if not facets:
+    labels = [f for f in tracer.labels(tensor) if axis in labelled_axes(f)]
+    if not labels:
         return None
-    others = frozenset(range(facets[0].ndim)) - {axis}
+    others = frozenset(range(labels[0].ndim)) - {axis}
     why = f"`{node_label(node)}` ({node.op}) sums over them in every row"
-    return ids_along(follower.collapsed(tuple(facets), others, why), axis)
+    return ids_along(tracer.collapsed(tuple(labels), others, why), axis)
 
 
-def _kept_rows(facets: Facets, axis: int) -> Facets:
-    return tuple(facet for facet in facets if axis not in labelled(facet))
+def _kept_rows(labels: ChannelLabels, axis: int) -> ChannelLabels:
+    return tuple(array for array in labels if axis not in labelled_axes(array))
 
 
-def matmul(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def matmul(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """MatMul with a constant matrix on either side, or of two activations."""
-    layer = follower.layers.get(node)
+    layer = tracer.layers.get(node)
     if layer is None:
-        if not any(follower.facets(tensor) for tensor in node.inputs):
+        if not any(tracer.labels(tensor) for tensor in node.inputs):
             return ()
-        if follower.declined.get(node_label(node)) != RUN_TIME:
-            _layer(node, follower)
-        return _product(node, follower)
+        if tracer.declined.get(node_label(node)) != RUN_TIME:
+            _layer(node, tracer)
+        return _product(node, tracer)
     if len(layer.holder.stored.shape) != 2:
-        raise Unfollowed("its weight is not a matrix")
+        raise Untraceable("its weight is not a matrix")
     data = node.inputs[layer.data]
-    rank = follower.rank(data)
+    rank = tracer.rank(data)
     if rank < 2:
-        raise Unfollowed("its input is a vector")
+        raise Untraceable("its input is a vector")
     axis = rank + int(getattr(layer.unfolding, "axis", -1))
-    inputs = _vector_ids(node, follower, data, axis)
-    outputs = follower.fresh(layer.rows)
-    _dense(node, follower, layer, inputs, outputs)
-    _remember(follower, layer, inputs, outputs)
-    return ((along(outputs, axis, rank), *_kept_rows(follower.facets(data), axis)),)
+    inputs = _vector_ids(node, tracer, data, axis)
+    outputs = tracer.fresh(layer.rows)
+    _dense(node, tracer, layer, inputs, outputs)
+    _remember(tracer, layer, inputs, outputs)
+    return ((along_axis(outputs, axis, rank), *_kept_rows(tracer.labels(data), axis)),)
 
 
-def _product(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def _product(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """A·B of two activations: names along the sum must agree; those of rows and columns go on.
 
     Names that also depend on the matrix of a stack (the head of attention) leave as a whole.
     """
     a, b = node.inputs
-    shapes = follower.shape(a), follower.shape(b)
+    shapes = tracer.shape(a), tracer.shape(b)
     if min(map(len, shapes)) < 2:
-        raise Unfollowed("one of its operands is a vector")
+        raise Untraceable("one of its operands is a vector")
     rank = max(map(len, shapes))
     # (…, M, K) and (…, N, K): the sum is the last axis of both
-    left = [aligned(f, rank) for f in follower.facets(a)]
-    right = [aligned(f, rank).swapaxes(-1, -2) for f in follower.facets(b)]
+    left = [with_rank(f, rank) for f in tracer.labels(a)]
+    right = [with_rank(f, rank).swapaxes(-1, -2) for f in tracer.labels(b)]
     why = f"`{node_label(node)}` (MatMul) sums over them with others that must stay"
-    summed = [[f for f in side if rank - 1 in labelled(f)] for side in (left, right)]
+    summed = [[f for f in side if rank - 1 in labelled_axes(f)] for side in (left, right)]
     if bool(summed[0]) != bool(summed[1]):
-        for facet in (*summed[0], *summed[1]):
-            follower.pin(facet, why)
-        met: Facets = ()
+        for array in (*summed[0], *summed[1]):
+            tracer.pin(array, why)
+        met: ChannelLabels = ()
     else:
-        met = _met(node, follower, summed, rank, why)
-    ids = [facet for facet in met if facet.size > 1]
-    rows = [f for f in left if rank - 1 not in labelled(f)]
-    columns = [f.swapaxes(-1, -2) for f in right if rank - 1 not in labelled(f)]
-    _check_stacks(follower, (a, b), rank, [*rows, *columns, *ids])
-    joined = follower.joined([*ids, *rows, *columns], why)
+        met = _met(node, tracer, summed, rank, why)
+    ids = [array for array in met if array.size > 1]
+    rows = [f for f in left if rank - 1 not in labelled_axes(f)]
+    columns = [f.swapaxes(-1, -2) for f in right if rank - 1 not in labelled_axes(f)]
+    _check_stacks(tracer, (a, b), rank, [*rows, *columns, *ids])
+    joined = tracer.joined([*ids, *rows, *columns], why)
     return (joined,)
 
 
 def _met(
-    node: Node, follower: ChannelTracer, summed: list[list[Facet]], rank: int, why: str
-) -> Facets:
+    node: Node, tracer: ChannelTracer, summed: list[list[LabelArray]], rank: int, why: str
+) -> ChannelLabels:
     """Names that meet in the sum, and what is left of them on the axes of the stack."""
-    parts: list[Facet] = []
+    parts: list[LabelArray] = []
     for side in summed:
         # rows of one operand do not exist in the other
-        parts += follower.collapsed(tuple(side), frozenset({rank - 2}), why)
+        parts += tracer.collapsed(tuple(side), frozenset({rank - 2}), why)
     if len(parts) < 2:
         return ()
-    whole = follower.merge(parts[0], parts[1], why)
-    if labelled(whole) == {rank - 1}:
-        follower.trail.blind.append((node, whole.reshape(-1)))
+    whole = tracer.merge(parts[0], parts[1], why)
+    if labelled_axes(whole) == {rank - 1}:
+        tracer.trace.weightless_readers.append((node, whole.reshape(-1)))
         return ()
-    return follower.collapsed((whole,), frozenset({rank - 1}), why)
+    return tracer.collapsed((whole,), frozenset({rank - 1}), why)
 
 
 def _check_stacks(
-    follower: ChannelTracer,
+    tracer: ChannelTracer,
     tensors: tuple[gs.Tensor, gs.Tensor],
     rank: int,
-    facets: Sequence[Facet],
+    labels: Sequence[LabelArray],
 ) -> None:
     """Pin names of a stack of matrices where the other operand has as many that must stay."""
     for tensor in tensors:
-        shape = follower.shape(tensor)
+        shape = tracer.shape(tensor)
         shape = (*(1,) * (rank - len(shape)), *shape)
-        own = {ax for f in follower.facets(tensor) for ax in labelled(aligned(f, rank))}
-        for facet in facets:
-            for axis in labelled(facet):
+        own = {ax for f in tracer.labels(tensor) for ax in labelled_axes(with_rank(f, rank))}
+        for array in labels:
+            for axis in labelled_axes(array):
                 if axis < rank - 2 and shape[axis] != 1 and axis not in own:
-                    follower.pin(facet, f"`{tensor.name}` has as many matrices, which must stay")
+                    tracer.pin(array, f"`{tensor.name}` has as many matrices, which must stay")
 
 
-def batch_normalization(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def batch_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """One scale, shift, mean and variance for each channel."""
-    facets = follower.facets(node.inputs[0])
-    if not facets:
+    labels = tracer.labels(node.inputs[0])
+    if not labels:
         return ()
     if any(const_value(tensor) is None for tensor in node.inputs[1:5]):
-        raise Unfollowed("its parameters are computed at run time")
+        raise Untraceable("its parameters are computed at run time")
     if any(tensor.name for tensor in node.outputs[1:]):
-        raise Unfollowed("it is in training mode")
-    return (_per_channel(node, follower, facets, operands=(1, 2, 3, 4)),)
+        raise Untraceable("it is in training mode")
+    return (_per_channel(node, tracer, labels, operands=(1, 2, 3, 4)),)
 
 
 def _per_channel(
-    node: Node, follower: ChannelTracer, facets: Facets, operands: Sequence[int]
-) -> Facets:
-    for facet in facets:
-        if _CHANNELS in labelled(facet):
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels, operands: Sequence[int]
+) -> ChannelLabels:
+    for array in labels:
+        if _CHANNELS in labelled_axes(array):
             for operand in operands:
-                follower.slice_operand(node, operand, 0, facet, _CHANNELS)
-            follower.trail.passed.append((node, facet.reshape(-1)))
-    return facets
+                tracer.slice_operand(node, operand, 0, array, _CHANNELS)
+            tracer.trace.channelwise.append((node, array.reshape(-1)))
+    return labels
 
 
-def instance_normalization(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def instance_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """Each channel is normalized by itself."""
-    facets = _normalized(node, follower, range(2, 99))
-    if not facets:
+    labels = _normalized(node, tracer, range(2, 99))
+    if not labels:
         return ()
     if any(const_value(tensor) is None for tensor in node.inputs[1:3]):
-        raise Unfollowed("its parameters are computed at run time")
-    return (_per_channel(node, follower, facets, operands=(1, 2)),)
+        raise Untraceable("its parameters are computed at run time")
+    return (_per_channel(node, tracer, labels, operands=(1, 2)),)
 
 
-def _normalized(node: Node, follower: ChannelTracer, axes: Sequence[int]) -> Facets:
-    facets = follower.facets(node.inputs[0])
+def _normalized(node: Node, tracer: ChannelTracer, axes: Sequence[int]) -> ChannelLabels:
+    labels = tracer.labels(node.inputs[0])
     why = f"`{node_label(node)}` ({node.op}) normalizes over them"
-    return follower.collapsed(facets, frozenset(axes), why)
+    return tracer.collapsed(labels, frozenset(axes), why)
 
 
-def group_normalization(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def group_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """The channels of a group are normalized together, so they leave together."""
-    facets = _normalized(node, follower, range(2, 99))
-    ids = ids_along(facets, _CHANNELS)
+    labels = _normalized(node, tracer, range(2, 99))
+    ids = ids_along(labels, _CHANNELS)
     if ids is None:
-        return (facets,) if facets else ()
+        return (labels,) if labels else ()
     if any(const_value(tensor) is None for tensor in node.inputs[1:3]):
-        raise Unfollowed("its parameters are computed at run time")
+        raise Untraceable("its parameters are computed at run time")
     groups = int(node.attrs["num_groups"])
     grid = ids.reshape(groups, -1)
     first = np.broadcast_to(grid[:, :1], grid.shape)
-    follower.merge(first, grid, f"`{node_label(node)}` normalizes them with others that must stay")
-    follower.trail.edits.append(CountAttribute(node, "num_groups", grid[:, 0]))
+    tracer.merge(first, grid, f"`{node_label(node)}` normalizes them with others that must stay")
+    tracer.trace.edits.append(CountAttribute(node, "num_groups", grid[:, 0]))
     for operand in (1, 2):
         stored = const_value(node.inputs[operand])
         assert stored is not None
         per_group = stored.shape[0] == groups and groups != len(ids)
-        follower.slice_operand(node, operand, 0, grid[:, 0] if per_group else ids, 0)
-    return (facets,)
+        tracer.slice_operand(node, operand, 0, grid[:, 0] if per_group else ids, 0)
+    return (labels,)
 
 
-def layer_normalization(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def layer_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """All that is normalized together leaves together, and so mostly not at all."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
-    rank = follower.rank(node.inputs[0])
+    rank = tracer.rank(node.inputs[0])
     axis = int(node.attrs.get("axis", -1)) % rank
-    return (_normalized(node, follower, range(axis, rank)),)
+    return (_normalized(node, tracer, range(axis, rank)),)
 
 
-def normalize_axes(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def normalize_axes(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """MeanVarianceNormalization and LpNormalization."""
-    if not follower.facets(node.inputs[0]):
+    if not tracer.labels(node.inputs[0]):
         return ()
-    rank = follower.rank(node.inputs[0])
+    rank = tracer.rank(node.inputs[0])
     default = (0, 2, 3) if node.op == "MeanVarianceNormalization" else (-1,)
     axes = node.attrs.get("axes", default)
     if node.op == "LpNormalization":
         axes = (int(node.attrs.get("axis", -1)),)
-    return (_normalized(node, follower, [int(axis) % rank for axis in axes]),)
+    return (_normalized(node, tracer, [int(axis) % rank for axis in axes]),)
 
 
 RULES: Final[Mapping[str, ChannelRule]] = {

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.shape_rules import slice_ranges
-from onnxslim.channels.labels import Facets, labelled
+from onnxslim.channels.labels import ChannelLabels, labelled_axes
 from onnxslim.channels.removal import ShapeOperand, can_patch
-from onnxslim.channels.tracing import ChannelTracer, MeasuredSize, Unfollowed
+from onnxslim.channels.tracing import ChannelTracer, MeasuredSize, Untraceable
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_array
 
@@ -27,61 +27,61 @@ _Places = dict[int, MeasuredSize]  # what is measured, by its place in a list of
 
 
 def patch_sizes(
-    node: Node, follower: ChannelTracer, operand: int, facets: Facets, offset: int = 0
+    node: Node, tracer: ChannelTracer, operand: int, labels: ChannelLabels, offset: int = 0
 ) -> None:
     """Let the list of sizes at `operand` follow the names on the output.
 
     Args:
         node: Reshape, Expand or Resize.
-        follower: state of the sweep.
+        tracer: state of the sweep.
         operand: index of the input.
-        facets: of the output.
+        labels: of the output.
         offset: the axis of the output that the first size is about.
     """
-    places = {axis - offset: f for f in facets for axis in labelled(f) if axis >= offset}
-    measured = follower.measured.get((node, operand), {})
+    places = {axis - offset: f for f in labels for axis in labelled_axes(f) if axis >= offset}
+    measured = tracer.measured.get((node, operand), {})
     right = {
         place
-        for place, facet in places.items()
-        if place in measured and _measures(measured[place], facet, place + offset)
+        for place, array in places.items()
+        if place in measured and _measures(measured[place], array, place + offset)
     }
     rest = [place for place in places if place not in right]
     if rest and not can_patch(node, operand, rest):
-        raise Unfollowed("the sizes that it makes are computed at run time")
+        raise Untraceable("the sizes that it makes are computed at run time")
     for place in right:
         del measured[place]
     if rest:
-        follower.trail.edits.append(ShapeOperand(node, operand, facets, offset, frozenset(right)))
+        tracer.trace.edits.append(ShapeOperand(node, operand, labels, offset, frozenset(right)))
 
 
-def _measures(measure: MeasuredSize, facet: np.ndarray, axis: int) -> bool:
+def _measures(measure: MeasuredSize, array: np.ndarray, axis: int) -> bool:
     """Whether what is measured will be as long as an axis."""
-    alone = labelled(measure.facet) == {measure.axis} and labelled(facet) == {axis}
-    return alone and np.array_equal(measure.facet.reshape(-1), facet.reshape(-1))
+    alone = labelled_axes(measure.array) == {measure.axis} and labelled_axes(array) == {axis}
+    return alone and np.array_equal(measure.array.reshape(-1), array.reshape(-1))
 
 
-def shape_of(node: Node, follower: ChannelTracer) -> Sequence[Facets]:
+def shape_of(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     """What is read of axes of channels must be used for the same channels, or they stay."""
-    facets = follower.facets(node.inputs[0])
-    if not facets:
+    labels = tracer.labels(node.inputs[0])
+    if not labels:
         return ()
     why = f"`{node_label(node)}` (Shape) reads how many there are"
-    read = range(facets[0].ndim)[_bound(node, "start") : _bound(node, "end")]
+    read = range(labels[0].ndim)[_bound(node, "start") : _bound(node, "end")]
     places = {
-        axis - read.start: MeasuredSize(facet, axis, why)
-        for facet in facets
-        for axis in labelled(facet) & set(read)
+        axis - read.start: MeasuredSize(array, axis, why)
+        for array in labels
+        for axis in labelled_axes(array) & set(read)
     }
     if not places:
         return ()
     try:
-        uses = list(_uses(node.outputs[0], places, follower))
-    except Unfollowed:
+        uses = list(_uses(node.outputs[0], places, tracer))
+    except Untraceable:
         for measure in places.values():
-            follower.pin(measure.facet, why)
+            tracer.pin(measure.array, why)
         return ()
     for key, found in uses:
-        follower.measured.setdefault(key, {}).update(found)
+        tracer.measured.setdefault(key, {}).update(found)
     return ()
 
 
@@ -91,17 +91,17 @@ def _bound(node: Node, name: str) -> int | None:
 
 
 def _uses(
-    tensor: gs.Tensor, places: _Places, follower: ChannelTracer
+    tensor: gs.Tensor, places: _Places, tracer: ChannelTracer
 ) -> Iterator[tuple[tuple[Node, int], _Places]]:
     """Lists of sizes in which something measured comes to lie.
 
     Raises:
-        Unfollowed: it is used in another way.
+        Untraceable: it is used in another way.
     """
     if not places:
         return
-    if any(tensor is output for output in follower.graph.outputs):
-        raise Unfollowed("it is an output of the model")
+    if any(tensor is output for output in tracer.graph.outputs):
+        raise Untraceable("it is an output of the model")
     for user in dict.fromkeys(tensor.outputs):
         for index, operand in enumerate(user.inputs):
             if operand is not tensor:
@@ -109,38 +109,38 @@ def _uses(
             if user.is_onnx and _SIZES_OPERAND.get(user.op) == index:
                 yield (user, index), places
             else:
-                moved = _moved(user, index, places, follower)
-                yield from _uses(user.outputs[0], moved, follower)
+                moved = _moved(user, index, places, tracer)
+                yield from _uses(user.outputs[0], moved, tracer)
 
 
-def _moved(user: Node, index: int, places: _Places, follower: ChannelTracer) -> _Places:
+def _moved(user: Node, index: int, places: _Places, tracer: ChannelTracer) -> _Places:
     """Where measured elements come to lie in what a node makes of a list."""
     if user.is_onnx and user.op in _SAME_ELEMENTS and index == 0:
         return places
     if user.is_onnx and user.op == "Concat":
-        start = sum(_length(tensor, follower) for tensor in user.inputs[:index])
+        start = sum(_length(tensor, tracer) for tensor in user.inputs[:index])
         return {start + place: measure for place, measure in places.items()}
-    order = _order(user, index, follower)
+    order = _order(user, index, tracer)
     return {at: places[place] for at, place in enumerate(order) if place in places}
 
 
-def _order(user: Node, index: int, follower: ChannelTracer) -> list[int]:
+def _order(user: Node, index: int, tracer: ChannelTracer) -> list[int]:
     """Which elements of its first input a node picks."""
     if user.is_onnx and index == 0:
-        length = _length(user.inputs[0], follower)
+        length = _length(user.inputs[0], tracer)
         if user.op == "Gather" and (indices := const_array(user.inputs[1])) is not None:
             return [int(place) % length for place in indices.reshape(-1)]
-        if user.op == "Slice" and (ranges := slice_ranges(user, follower.flow)) is not None:
+        if user.op == "Slice" and (ranges := slice_ranges(user, tracer.flow)) is not None:
             start, end, step = ranges.get(0, (0, length, 1))
             if isinstance(start, int) and isinstance(end, int):
                 return list(range(length)[python_slice(start, end, step, length)])
-    raise Unfollowed("it is not only picked from")
+    raise Untraceable("it is not only picked from")
 
 
-def _length(tensor: gs.Tensor, follower: ChannelTracer) -> int:
-    shape = follower.shape(tensor)
+def _length(tensor: gs.Tensor, tracer: ChannelTracer) -> int:
+    shape = tracer.shape(tensor)
     if len(shape) != 1 or not isinstance(shape[0], int):
-        raise Unfollowed("its length is not known")
+        raise Untraceable("its length is not known")
     return shape[0]
 
 

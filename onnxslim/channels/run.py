@@ -1,6 +1,6 @@
 """One run of `prune-channels`: what to remove, the refit, and the cut.
 
-    follow the graph -> ladders (`judging`) -> rungs within the budget (`budgets`) -> refit -> cut
+    follow the graph -> orders (`scoring`) -> levels within the budget (`budgets`) -> refit -> cut
 
 What may change here: the order of these, and what is told of them.
 """
@@ -26,9 +26,9 @@ from onnxslim.channels.budgets import (
 )
 from onnxslim.channels.groups import ChannelGroup, channel_groups, shrink
 from onnxslim.channels.importance import Criterion
-from onnxslim.channels.ladder import RemovalLimits, RemovalOrder
-from onnxslim.channels.reconstruct import Readers, refit_readers, silence
-from onnxslim.channels.scoring import Judge
+from onnxslim.channels.reconstruct import Readers, refit_readers, zero_removed
+from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder
+from onnxslim.channels.scoring import GroupScorer
 from onnxslim.channels.tracing import indexable
 from onnxslim.channels.work import LevelChoice, LevelChooser
 from onnxslim.errors import NotApplicable, RuntimeFailure
@@ -84,8 +84,8 @@ class Pruning:
         kept: units that groups keep, by their names, where that was measured.
     """
 
-    def __init__(self, rewriter: Rewriter, context: Context, wishes: PruneOptions) -> None:
-        self.rw, self.context, self.wishes = rewriter, context, wishes
+    def __init__(self, rewriter: Rewriter, context: Context, options: PruneOptions) -> None:
+        self.rw, self.context, self.options = rewriter, context, options
         self.align: int | None = None
         self.kept: Mapping[str, int] | None = None
         self._channels = channel_groups(rewriter.main)
@@ -98,9 +98,9 @@ class Pruning:
         """Do it, and say what was done."""
         self._report_pins()
         try:
-            limits = RemovalLimits(self._multiple(), self.wishes.least)
-            for step in range(1, self.wishes.steps + 1):
-                self._step(step / self.wishes.steps, limits)
+            limits = RemovalLimits(self._multiple(), self.options.least)
+            for step in range(1, self.options.steps + 1):
+                self._step(step / self.options.steps, limits)
         except NotApplicable as reason:  # raised before anything is changed
             self.rw.skip(self.rw.main.name, str(reason))
             return self._result(())
@@ -123,7 +123,7 @@ class Pruning:
 
     def _is_wanted(self, group: ChannelGroup) -> bool:
         names = [member.label for member in group.writers]
-        only, skip = Layers(only=self.wishes.layers.only), Layers(skip=self.wishes.layers.skip)
+        only, skip = Layers(only=self.options.layers.only), Layers(skip=self.options.layers.skip)
         if not any(map(only.accepts, names)):
             return False
         blocked = next((name for name in names if not skip.accepts(name)), None)
@@ -140,9 +140,9 @@ class Pruning:
     def _multiple(self) -> int:
         """The multiple of channels to keep to: as asked for, or what runs fast on this machine."""
         stopwatch, model = self.context.stopwatch, self.context.model
-        if self.wishes.align is not None:
-            return self.wishes.align
-        if self.wishes.plan is not None:
+        if self.options.align is not None:
+            return self.options.align
+        if self.options.plan is not None:
             return 1
         if stopwatch is not None and model is not None:
             try:
@@ -155,71 +155,71 @@ class Pruning:
 
     def _step(self, progress: float, limits: RemovalLimits) -> None:
         """Go `progress` of the way to the budget, and refit."""
-        judge = Judge(
+        scorer = GroupScorer(
             self.rw,
             self.context,
             self._readers,
             self._groups,
-            self.wishes.measure,
-            self.wishes.reconstruct,
-            self.wishes.spread,
+            self.options.measure,
+            self.options.reconstruct,
+            self.options.spread,
             limits,
         )
-        ladders, weights = judge.ladders(self._gone)
-        self._gone = self._choose(ladders, weights, progress).gone
-        if not self.wishes.reconstruct or not self._gone.any():
+        orders, weights = scorer.orders(self._gone)
+        self._gone = self._choose(orders, weights, progress).gone
+        if not self.options.reconstruct or not self._gone.any():
             return
         self.context.tell("refit")
-        self._silence()
+        self._zero_removed()
         problems = self._readers.problems(self.rw, self.context, Schedule())
         self._errors.update(refit_readers(self._readers, problems, self._gone))
 
-    def _silence(self) -> None:
+    def _zero_removed(self) -> None:
         """Keep what no weight can be zero for from being seen by the refit."""
-        blind = np.zeros_like(self._gone)
+        weightless = np.zeros_like(self._gone)
         for group in self._groups:
-            if group.blind:
-                blind[group.units] = True
-        if (blind & self._gone).any():
-            silence(self.rw, self._channels, blind & self._gone)
+            if group.weightless_readers:
+                weightless[group.units] = True
+        if (weightless & self._gone).any():
+            zero_removed(self.rw, self._channels, weightless & self._gone)
 
     def _choose(
-        self, ladders: Sequence[RemovalOrder], weights: Sequence[float], progress: float
+        self, orders: Sequence[RemovalOrder], weights: Sequence[float], progress: float
     ) -> LevelChoice:
-        budget, model, plan = self.wishes.budget, self.context.model, self.wishes.plan
+        budget, model, plan = self.options.budget, self.context.model, self.options.plan
         units = self._channels.units.count
         if plan is None and budget.kind == "latency":
-            plan = self._timed_plan(ladders, weights)
+            plan = self._timed_plan(orders, weights)
         budget = Budget("ratio", 0.0) if plan is not None else budget
-        refitted = self.wishes.reconstruct
+        refitted = self.options.reconstruct
         work = work_for(budget, self._channels, self._groups, model, refitted=refitted)
-        selection = LevelChooser(ladders, weights, work, units)
+        chooser = LevelChooser(orders, weights, work, units)
         if plan is None:
-            return chosen(selection, budget, progress, spread=self.wishes.spread)
-        kept = {steps.group.name: _kept(plan, steps.group) for steps in ladders}
-        return planned(selection, lambda steps: kept[steps.group.name], progress)
+            return chosen(chooser, budget, progress, spread=self.options.spread)
+        kept = {order.group.name: _kept(plan, order.group) for order in orders}
+        return planned(chooser, lambda order: kept[order.group.name], progress)
 
-    def _timed_plan(self, ladders: Sequence[RemovalOrder], weights: Sequence[float]) -> PlanLookup:
+    def _timed_plan(self, orders: Sequence[RemovalOrder], weights: Sequence[float]) -> PlanLookup:
         """What a budget of latency comes to; timed once, whatever the number of steps."""
         if self.kept is None:
             stopwatch, model = self.context.stopwatch, self.context.model
             assert stopwatch is not None
             assert model is not None
             work = time_work(self._channels, stopwatch, model)
-            selection = LevelChooser(ladders, weights, work, self._channels.units.count)
+            chooser = LevelChooser(orders, weights, work, self._channels.units.count)
             search = LatencySearch(
-                stopwatch, model, spread=self.wishes.spread, tell=self.context.tell
+                stopwatch, model, spread=self.options.spread, tell=self.context.tell
             )
-            self.kept = units_kept(search.chosen(selection, self.wishes.budget), ladders)
+            self.kept = units_kept(search.chosen(chooser, self.options.budget), orders)
         return self.kept.get
 
     # ------------------------------------------------------------------ report
 
     def _changes(self) -> list[Change]:
         gone = indexable(self._gone)
-        units, trail = self._channels.units, self._channels.trail
+        units, trace = self._channels.units, self._channels.trace
         words: dict[str, list[str]] = {}
-        for members, side in ((trail.writers, "outputs"), (trail.readers, "inputs")):
+        for members, side in ((trace.writers, "outputs"), (trace.readers, "inputs")):
             for member in members:
                 left = int((~gone[units.of_ids(member.ids)]).sum())
                 if left < len(member.ids):
@@ -231,7 +231,7 @@ class Pruning:
             if label in self._errors:
                 parts.append(f"refitted, relative output error {self._errors[label]:.2g}")
             changes.append(Change(label, "; ".join(parts)))
-        for node, ids in trail.mixed:
+        for node, ids in trace.neighbour_mixers:
             if gone[units.of_ids(ids)].any():
                 what = "normalizes over other neighbours now (LRN), which no refit has seen"
                 changes.append(Change(node_label(node), what))

@@ -1,6 +1,7 @@
-"""What units are worth, what removing them costs, and how much that matters: a ladder per group.
+"""Score the units of each group: what each is worth, what removing it costs, how much that matters.
 
-What may change here: what is asked of weights, of samples, and of the layers that read a group.
+Owns: which of weights, samples and reading layers are asked, and the `RemovalOrder` that follows.
+Not here: the criteria (see `importance`), where an order may stop (see `removal_order`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from onnxslim.channels.importance import (
     weight_worth,
     worth_by_readers,
 )
-from onnxslim.channels.ladder import RemovalLimits, RemovalOrder, ladder
 from onnxslim.channels.reconstruct import Readers, ReadingLayer, RemovalTrial, gather, sensitivities
+from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder, removal_order
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.problems import Schedule, Target
@@ -38,18 +39,18 @@ _TRIAL: Final = 0.2  # of the units that may leave
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Judges the units of some groups.
+class GroupScorer:
+    """Scores the units of some groups.
 
     Attributes:
         rewriter: of the graph.
         context: what may be measured with.
         readers: of the groups.
-        groups: whose units are judged.
+        groups: whose units are scored.
         measure: what units are worth.
         refitted: whether the layers that read what is left are fitted to it.
         spread: whether it matters what groups do to the output.
-        limits: what every rung leaves.
+        limits: what every level leaves.
     """
 
     rewriter: Rewriter
@@ -61,20 +62,20 @@ class Judge:
     spread: bool
     limits: RemovalLimits
 
-    def ladders(self, gone: Mask) -> tuple[list[RemovalOrder], list[float]]:
-        """The ladder of each group, and what a relative error of it does to the output.
+    def orders(self, gone: Mask) -> tuple[list[RemovalOrder], list[float]]:
+        """The removal order of each group, and what a relative error of it does to the output.
 
         Args:
             gone: units that have left: they stay the first to leave.
 
         Raises:
-            NotApplicable: the measure cannot judge a group.
+            NotApplicable: the measure cannot score a group.
         """
         activity = self._activity()
         kept: dict[str, ReadingLayer] = {}
         found: dict[int, tuple[RemovalOrder, RemovalTrial]] = {}
         for index, evidence in self._evidence(kept):
-            found[index] = self._judged(self.groups[index], evidence, activity, gone)
+            found[index] = self._scored(self.groups[index], evidence, activity, gone)
             del evidence  # it is large
         made = [found[index] for index in range(len(self.groups))]
         weights = [1.0] * len(made)
@@ -82,7 +83,7 @@ class Judge:
             self.context.tell("what each group does to the output")
             trials = [trial for _, trial in made]
             weights = sensitivities(self.context, self.readers.channels, kept, trials)
-        return [steps for steps, _ in made], weights
+        return [order for order, _ in made], weights
 
     def _activity(self) -> Array | None:
         if self.measure not in BY_ACTIVITY:
@@ -101,29 +102,29 @@ class Judge:
         views = self.measure is Criterion.OBS or self.refitted
         yield from gather(self.readers, problems, self.groups, kept, with_views=views)
 
-    def _judged(
+    def _scored(
         self, group: ChannelGroup, evidence: Evidence | None, activity: Array | None, gone: Mask
     ) -> tuple[RemovalOrder, RemovalTrial]:
-        """The ladder of a group, with its errors, and a part of it to be tried."""
-        if group.blind or not group.readers:
+        """The removal order of a group, with its errors, and a part of it to be tried."""
+        if group.weightless_readers or not group.readers:
             evidence = activity = None  # no reader can speak for all that uses its units
         worth = self._worth(group, evidence, activity)
         # what has left stays the first to leave
-        order = np.where(gone, -np.inf, worth)
-        steps = ladder(self.readers.channels, group, order, self.limits)
-        fresh = steps.order[~gone[steps.order]]
+        ranking = np.where(gone, -np.inf, worth)
+        order = removal_order(self.readers.channels, group, ranking, self.limits)
+        fresh = order.units[~gone[order.units]]
         tried = fresh[: max(1, round(_TRIAL * len(fresh)))]
         if evidence is None:
             costs = np.square(np.where(gone, 0.0, worth))
             costs /= max(float(costs[group.units].sum()), 1e-300)
-            lost = np.concatenate([[0.0], np.cumsum(costs[steps.order])])
-            errors = lost[list(steps.rungs)]
+            lost = np.concatenate([[0.0], np.cumsum(costs[order.units])])
+            errors = lost[list(order.counts)]
             error = float(costs[tried].sum())
         else:
             own = evidence.place[tried]
             error = float(evidence.products[np.ix_(own, own)].sum())
-            errors = costs_along(evidence, evidence.place[steps.order], steps.rungs)
-        return replace(steps, errors=tuple(errors.tolist())), RemovalTrial(group, tried, error)
+            errors = costs_along(evidence, evidence.place[order.units], order.counts)
+        return replace(order, errors=tuple(errors.tolist())), RemovalTrial(group, tried, error)
 
     def _worth(
         self, group: ChannelGroup, evidence: Evidence | None, activity: Array | None
@@ -140,9 +141,9 @@ class Judge:
             return weight_worth(self.readers.channels, group, measure, self.context.seed)
         except LookupError as error:
             raise NotApplicable(
-                f"criterion {measure} cannot judge `{group.name}`: {error}; put the pass before "
+                f"criterion {measure} cannot score `{group.name}`: {error}; put the pass before "
                 "simplify, or choose l1 or l2"
             ) from error
 
 
-__all__ = ["Judge"]
+__all__ = ["GroupScorer"]

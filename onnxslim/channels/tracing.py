@@ -27,7 +27,14 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.layers import WeightLayer, weight_layers
-from onnxslim.channels.labels import NONE, Facet, Facets, aligned, labelled, overlapping
+from onnxslim.channels.labels import (
+    NONE,
+    ChannelLabels,
+    LabelArray,
+    by_shared_axes,
+    labelled_axes,
+    with_rank,
+)
 from onnxslim.channels.removal import Edit, SliceOperand
 from onnxslim.graph.ir import Node, node_label, subgraphs_of, walk_graphs
 from onnxslim.graph.operands import const_value
@@ -38,7 +45,7 @@ Ids = npt.NDArray[np.int64]
 _OPSET_UNKNOWN: Final = 17
 
 
-class Unfollowed(Exception):
+class Untraceable(Exception):
     """Names that reach an operator cannot be followed through it; its text says why."""
 
 
@@ -79,7 +86,7 @@ class Grouped:
 class MeasuredSize:
     """How long an axis of channels is, read by a Shape; `why` they stay if nobody can follow it."""
 
-    facet: Facet
+    array: LabelArray
     axis: int
     why: str
 
@@ -102,15 +109,15 @@ class ChannelTrace:
     count: int = 0
     merges: list[tuple[Ids, Ids]] = field(default_factory=list)
     pins: list[tuple[Ids, str]] = field(default_factory=list)
-    facets: dict[gs.Tensor, Facets] = field(default_factory=dict)
+    labels: dict[gs.Tensor, ChannelLabels] = field(default_factory=dict)
     grouped: list[Grouped] = field(default_factory=list)
     writers: list[Member] = field(default_factory=list)
     readers: list[Member] = field(default_factory=list)
-    passed: list[tuple[Node, Ids]] = field(default_factory=list)
-    blind: list[tuple[Node, Ids]] = field(default_factory=list)
-    mixed: list[tuple[Node, Ids]] = field(default_factory=list)
+    channelwise: list[tuple[Node, Ids]] = field(default_factory=list)
+    weightless_readers: list[tuple[Node, Ids]] = field(default_factory=list)
+    neighbour_mixers: list[tuple[Node, Ids]] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
-    refused: dict[Node, str] = field(default_factory=dict)
+    untraceable: dict[Node, str] = field(default_factory=dict)
 
 
 class ChannelTracer:
@@ -120,29 +127,29 @@ class ChannelTracer:
         self.graph = graph
         self.opset = int(graph.opset or _OPSET_UNKNOWN)
         self.flow = SizeFlow(graph, self.opset)
-        self.trail = ChannelTrace()
+        self.trace = ChannelTrace()
         layers, skips = weight_layers(graph)
         self.layers = {layer.node: layer for layer in layers if not layer.bodies}
         self.declined = {skip.node: skip.why for skip in skips}
-        self.arrived: dict[Node, Facets] = {}  # what is known of a node before it is reached
+        self.arrived: dict[Node, ChannelLabels] = {}  # what is known of a node before it is reached
         # what of a list of sizes (at an input of a node, by place) is measured; gone when settled
         self.measured: dict[tuple[Node, int], dict[int, MeasuredSize]] = {}
 
     # ------------------------------------------------------------------ looking
 
-    def facets(self, tensor: gs.Tensor) -> Facets:
+    def labels(self, tensor: gs.Tensor) -> ChannelLabels:
         """Names on a tensor; () when it has none."""
-        return self.trail.facets.get(tensor, ())
+        return self.trace.labels.get(tensor, ())
 
     def shape(self, tensor: gs.Tensor) -> Shape:
         """The shape of a tensor that names are on, or move to.
 
         Raises:
-            Unfollowed: not even its rank is known.
+            Untraceable: not even its rank is known.
         """
         shape = self.flow.shape(tensor)
         if shape is None:
-            raise Unfollowed(f"the shape of `{tensor.name}` is not known")
+            raise Untraceable(f"the shape of `{tensor.name}` is not known")
         return shape
 
     def rank(self, tensor: gs.Tensor) -> int:
@@ -153,23 +160,23 @@ class ChannelTracer:
 
     def fresh(self, count: int) -> Ids:
         """New names."""
-        start = self.trail.count
-        self.trail.count += count
+        start = self.trace.count
+        self.trace.count += count
         return np.arange(start, start + count)
 
     def pin(self, ids: npt.NDArray[np.int64], why: str) -> None:
         """Say why these channels must stay."""
         kept = np.unique(ids[ids != NONE])
         if kept.size:
-            self.trail.pins.append((kept, why))
+            self.trace.pins.append((kept, why))
 
     def pin_all(self, tensors: Sequence[gs.Tensor], why: str) -> None:
         """Pin whatever is on these tensors."""
         for tensor in tensors:
-            for facet in self.facets(tensor):
-                self.pin(facet, why)
+            for array in self.labels(tensor):
+                self.pin(array, why)
 
-    def merge(self, a: Facet, b: Facet, why: str) -> Facet:
+    def merge(self, a: LabelArray, b: LabelArray, why: str) -> LabelArray:
         """Let names at the same place leave together; one that meets none is pinned, for `why`."""
         a, b = np.broadcast_arrays(a, b)
         both = (a != NONE) & (b != NONE)
@@ -177,103 +184,105 @@ class ChannelTracer:
         self.pin(b[~both], why)
         differ = both & (a != b)
         if differ.any():
-            self.trail.merges.append((a[differ], b[differ]))
+            self.trace.merges.append((a[differ], b[differ]))
         return np.where(a != NONE, a, b)
 
-    def joined(self, facets: Sequence[Facet], why: str) -> Facets:
-        """Facets of several tensors of one shape as those of their elementwise result."""
+    def joined(self, labels: Sequence[LabelArray], why: str) -> ChannelLabels:
+        """ChannelLabels of several tensors of one shape as those of their elementwise result."""
         found = []
-        for members in overlapping(facets):
+        for members in by_shared_axes(labels):
             whole = members[0]
             for other in members[1:]:
                 whole = self.merge(whole, other, why)
             found.append(whole)
         return tuple(found)
 
-    def collapsed(self, facets: Facets, axes: frozenset[int], why: str) -> Facets:
-        """Facets after an operator that mixes all positions along `axes`.
+    def collapsed(self, labels: ChannelLabels, axes: frozenset[int], why: str) -> ChannelLabels:
+        """ChannelLabels after an operator that mixes all positions along `axes`.
 
         Channels that differ in other axes too leave with all those they are mixed with; the others
         are pinned.
         """
         found = []
-        for facet in facets:
-            mixed = labelled(facet) & axes
+        for array in labels:
+            mixed = labelled_axes(array) & axes
             if not mixed:
-                found.append(facet)
-            elif mixed == labelled(facet):
-                self.pin(facet, why)
+                found.append(array)
+            elif mixed == labelled_axes(array):
+                self.pin(array, why)
             else:
-                first = facet
+                first = array
                 for axis in mixed:
                     first = first.take([0], axis)
-                self.merge(np.broadcast_to(first, facet.shape), facet, why)
+                self.merge(np.broadcast_to(first, array.shape), array, why)
                 found.append(first)
         return tuple(found)
 
     # ------------------------------------------------------------------ what is to be cut
 
-    def slice_operand(self, node: Node, operand: int, axis: int, facet: Facet, at: int) -> None:
-        """A constant operand loses along `axis` what the facet loses along its axis `at`."""
-        self.trail.edits.append(SliceOperand(node, operand, axis, facet, at))
+    def slice_operand(
+        self, node: Node, operand: int, axis: int, array: LabelArray, at: int
+    ) -> None:
+        """A constant operand loses along `axis` what the array loses along its axis `at`."""
+        self.trace.edits.append(SliceOperand(node, operand, axis, array, at))
 
-    def slice_broadcast(self, node: Node, operand: int, facets: Facets, rank: int) -> None:
+    def slice_broadcast(self, node: Node, operand: int, labels: ChannelLabels, rank: int) -> None:
         """As `slice_operand`, for all axes of a constant that is broadcast to `rank` axes."""
         stored = const_value(node.inputs[operand])
         assert stored is not None
         offset = rank - len(stored.shape)
-        for facet in facets:
-            for axis in labelled(facet):
+        for array in labels:
+            for axis in labelled_axes(array):
                 if axis >= offset and stored.shape[axis - offset] > 1:
-                    self.slice_operand(node, operand, axis - offset, facet, axis)
+                    self.slice_operand(node, operand, axis - offset, array, axis)
 
 
-ChannelRule = Callable[[Node, ChannelTracer], Sequence[Facets]]
+ChannelRule = Callable[[Node, ChannelTracer], Sequence[ChannelLabels]]
 
 
-def follow(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> ChannelTrace:
+def trace_channels(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> ChannelTrace:
     """Sweep over the main graph; bodies of If, Loop and Scan pin what they use.
 
     Args:
         graph: nodes in topological order.
         rules: by operator; an operator without a rule pins what reaches it.
     """
-    follower = ChannelTracer(graph)
-    trail = follower.trail
+    tracer = ChannelTracer(graph)
+    trace = tracer.trace
     for node in graph.nodes:
-        for tensor, facets in zip(node.outputs, _outputs(node, follower, rules), strict=False):
-            if facets and tensor.name:
-                trail.facets[tensor] = tuple(facets)
+        for tensor, labels in zip(node.outputs, _outputs(node, tracer, rules), strict=False):
+            if labels and tensor.name:
+                trace.labels[tensor] = tuple(labels)
     for tensor in graph.outputs:
-        follower.pin_all([tensor], f"`{tensor.name}` is an output of the model")
-    for measures in follower.measured.values():
+        tracer.pin_all([tensor], f"`{tensor.name}` is an output of the model")
+    for measures in tracer.measured.values():
         for measure in measures.values():
-            follower.pin(measure.facet, measure.why)
-    return trail
+            tracer.pin(measure.array, measure.why)
+    return trace
 
 
 def _outputs(
-    node: Node, follower: ChannelTracer, rules: Mapping[str, ChannelRule]
-) -> Sequence[Facets]:
+    node: Node, tracer: ChannelTracer, rules: Mapping[str, ChannelRule]
+) -> Sequence[ChannelLabels]:
     label = node_label(node)
     bodies = subgraphs_of(node)
     if bodies:
         used = [t for body in bodies for g in walk_graphs(body) for n in g.nodes for t in n.inputs]
-        follower.pin_all([*node.inputs, *used], f"it is used in a body of `{label}` ({node.op})")
+        tracer.pin_all([*node.inputs, *used], f"it is used in a body of `{label}` ({node.op})")
         return ()
-    if node in follower.arrived:
-        return (follower.arrived[node],)
+    if node in tracer.arrived:
+        return (tracer.arrived[node],)
     rule = rules.get(node.op) if node.is_onnx else None
-    named = any(follower.facets(tensor) for tensor in node.inputs)
+    named = any(tracer.labels(tensor) for tensor in node.inputs)
     if rule is None:
         if named:
-            follower.pin_all(node.inputs, f"`{label}` is a {node.op}, which is not followed")
+            tracer.pin_all(node.inputs, f"`{label}` is a {node.op}, which is not followed")
         return ()
     try:
-        return rule(node, follower)
-    except Unfollowed as reason:
-        follower.trail.refused[node] = str(reason)
-        follower.pin_all(node.inputs, f"`{label}` ({node.op}): {reason}")
+        return rule(node, tracer)
+    except Untraceable as reason:
+        tracer.trace.untraceable[node] = str(reason)
+        tracer.pin_all(node.inputs, f"`{label}` ({node.op}): {reason}")
         return ()
 
 
@@ -290,7 +299,7 @@ class ChannelUnits:
         balances: what must lose units equally.
     """
 
-    trail: ChannelTrace
+    trace: ChannelTrace
     of: npt.NDArray[np.int64]
     pins: Mapping[int, str]
     balances: tuple[Balance, ...]
@@ -317,17 +326,17 @@ def indexable(units: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return np.append(units, [False])
 
 
-def units_of(trail: ChannelTrace) -> ChannelUnits:
+def units_of(trace: ChannelTrace) -> ChannelUnits:
     """The units of a sweep: names that were merged, and what keeps slices whole."""
     relation = nx.Graph()
-    relation.add_nodes_from(range(trail.count))
-    for a, b in trail.merges:
+    relation.add_nodes_from(range(trace.count))
+    for a, b in trace.merges:
         relation.add_edges_from(zip(a.tolist(), b.tolist(), strict=True))
-    pins = list(trail.pins)
+    pins = list(trace.pins)
     while True:
-        of = _components(relation, trail.count)
+        of = _components(relation, trace.count)
         loose = _without_pinned(of, pins)
-        merges = list(_unbalanced(trail, loose))
+        merges = list(_unbalanced(trace, loose))
         if not merges:
             break
         for a, b, label in merges:
@@ -340,7 +349,7 @@ def units_of(trail: ChannelTrace) -> ChannelUnits:
     for ids, why in pins:
         for unit in np.unique(of[ids]).tolist():
             reasons.setdefault(unit, why)
-    return ChannelUnits(trail, of, reasons, tuple(_balances(trail, of, loose)))
+    return ChannelUnits(trace, of, reasons, tuple(_balances(trace, of, loose)))
 
 
 def _without_pinned(
@@ -354,11 +363,11 @@ def _without_pinned(
 
 
 def _balances(
-    trail: ChannelTrace, of: npt.NDArray[np.int64], loose: npt.NDArray[np.int64]
+    trace: ChannelTrace, of: npt.NDArray[np.int64], loose: npt.NDArray[np.int64]
 ) -> Iterator[Balance]:
     """What grouped Convs ask for, each once; nothing where units leave all parts alike anyway."""
     seen: set[tuple[tuple[int, ...], bytes]] = set()
-    for grouped in trail.grouped:
+    for grouped in trace.grouped:
         sides = [ids for ids in (grouped.inputs, grouped.outputs) if ids is not None]
         if any(_is_whole(np.where(ids == NONE, NONE, loose[ids])) for ids in sides):
             continue
@@ -387,18 +396,21 @@ def _components(relation: nx.Graph, count: int) -> npt.NDArray[np.int64]:
     return np.asarray(order[inverse.reshape(-1)], np.int64)
 
 
-def _unbalanced(trail: ChannelTrace, of: npt.NDArray[np.int64]) -> Iterator[tuple[Ids, Ids, str]]:
+def _unbalanced(trace: ChannelTrace, of: npt.NDArray[np.int64]) -> Iterator[tuple[Ids, Ids, str]]:
     """Merges that are still needed for every unit to leave whole slices, each with where."""
     seen: set[int] = set()
-    for tensor, facets in trail.facets.items():
-        for facet in facets:
-            if id(facet) in seen or len(labelled(facet)) < 2:
+    for tensor, labels in trace.labels.items():
+        for array in labels:
+            if id(array) in seen or len(labelled_axes(array)) < 2:
                 continue
-            seen.add(id(facet))
-            unit = np.where(facet == NONE, NONE, of[facet])
-            if not any(_depends_on(unit, axis) for axis in labelled(facet)):
-                yield *_together(facet, labelled(facet) - {max(labelled(facet))}), tensor.name
-    for grouped in trail.grouped:
+            seen.add(id(array))
+            unit = np.where(array == NONE, NONE, of[array])
+            if not any(_depends_on(unit, axis) for axis in labelled_axes(array)):
+                yield (
+                    *_together(array, labelled_axes(array) - {max(labelled_axes(array))}),
+                    tensor.name,
+                )
+    for grouped in trace.grouped:
         yield from _whole_groups(grouped, of)
 
 
@@ -427,12 +439,12 @@ def _depends_on(unit: npt.NDArray[np.int64], axis: int) -> bool:
     return bool((unit == first).all())
 
 
-def _together(facet: Facet, axes: frozenset[int]) -> tuple[Ids, Ids]:
+def _together(array: LabelArray, axes: frozenset[int]) -> tuple[Ids, Ids]:
     """Pairs that merge all positions along `axes`."""
-    first = facet
+    first = array
     for axis in axes:
         first = first.take([0], axis)
-    return np.broadcast_to(first, facet.shape).reshape(-1), facet.reshape(-1)
+    return np.broadcast_to(first, array.shape).reshape(-1), array.reshape(-1)
 
 
 __all__ = [
@@ -445,8 +457,8 @@ __all__ = [
     "Ids",
     "MeasuredSize",
     "Member",
-    "Unfollowed",
-    "aligned",
-    "follow",
+    "Untraceable",
+    "trace_channels",
     "units_of",
+    "with_rank",
 ]

@@ -20,15 +20,15 @@ from onnxslim.records import Skip
 _MIN_WEIGHT: Final = 16  # elements of a matrix; smaller ones are hardly a layer's
 
 
-def layers_left_alone(graph: gs.Graph, channels: Channels) -> tuple[Skip, ...]:
+def unpruned_layers(graph: gs.Graph, channels: Channels) -> tuple[Skip, ...]:
     """Layers whose outputs are in no group, in the order of the graph, bodies last."""
     return tuple(dict.fromkeys([*_in_main(graph, channels), *_in_bodies(graph)]))
 
 
 def _in_main(graph: gs.Graph, channels: Channels) -> Iterator[Skip]:
     layers, declined = weight_layers(graph)
-    followed = {member.node for member in channels.trail.writers}
-    followed |= {node for node, _ in channels.trail.passed}
+    followed = {member.node for member in channels.trace.writers}
+    followed |= {node for node, _ in channels.trace.channelwise}
     why_not = {skip.node: skip.why for skip in declined}
     own = {layer.node for layer in layers if not layer.bodies}
     for node in graph.nodes:
@@ -36,7 +36,9 @@ def _in_main(graph: gs.Graph, channels: Channels) -> Iterator[Skip]:
         if node in followed or is_codebook(node.outputs[0]):
             continue
         if node in own:
-            yield Skip(label, channels.trail.refused.get(node, "it passes on channels of an input"))
+            yield Skip(
+                label, channels.trace.untraceable.get(node, "it passes on channels of an input")
+            )
         elif label in why_not and not _is_product(node, why_not[label]):
             yield Skip(label, why_not[label])
         elif (node.op not in RULES or not node.is_onnx) and _has_weight(node):
@@ -64,4 +66,4 @@ def _in_bodies(graph: gs.Graph) -> Iterator[Skip]:
             yield Skip(layer.name, f"it lies in the body {where}")
 
 
-__all__ = ["layers_left_alone"]
+__all__ = ["unpruned_layers"]

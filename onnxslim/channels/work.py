@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.channels.groups import ChannelGroup, Channels
-from onnxslim.channels.ladder import RemovalOrder
+from onnxslim.channels.removal_order import RemovalOrder
 from onnxslim.channels.tracing import Member, indexable
 from onnxslim.graph.ir import Node
 
@@ -64,12 +64,12 @@ class Work:
             fixed: the cost of all other nodes.
         """
         work = cls(fixed=fixed)
-        trail, units = channels.trail, channels.units
-        for member in (*trail.writers, *trail.readers):
+        trace, units = channels.trace, channels.units
+        for member in (*trace.writers, *trace.readers):
             groups = 1 if member.layer is None else _groups_of(member)
             side = units.of_ids(member.ids).reshape(groups, -1)
             work._layer(member.node, costs).sides.append(side)
-        for node, ids in trail.passed:
+        for node, ids in trace.channelwise:
             if node.op in ("Conv", "ConvTranspose"):  # depthwise: each channel costs the same
                 work._layer(node, costs).sides.append(units.of_ids(ids)[None])
         return work
@@ -106,38 +106,38 @@ def channel_work(channels: Channels, groups: Sequence[ChannelGroup]) -> Work:
     )
 
 
-# ---------------------------------------------------------------------------- rungs
+# ---------------------------------------------------------------------------- levels
 
 
 @dataclass(frozen=True)
 class LevelChoice:
-    """A rung for each ladder.
+    """A level for each order.
 
     Attributes:
-        rungs: in the order of the ladders.
+        levels: in the order of the orders.
         gone: the units that leave.
         cost: what is left of the work.
-        error: the sum of the ladders' errors, each times its weight.
+        error: the sum of the orders' errors, each times its weight.
     """
 
-    rungs: tuple[int, ...]
+    levels: tuple[int, ...]
     gone: Mask
     cost: float
     error: float
 
 
 class LevelChooser:
-    """Chooses rungs so that the least error is paid for what is saved."""
+    """Chooses levels so that the least error is paid for what is saved."""
 
     def __init__(
-        self, ladders: Sequence[RemovalOrder], weights: Sequence[float], work: Work, units: int
+        self, orders: Sequence[RemovalOrder], weights: Sequence[float], work: Work, units: int
     ) -> None:
-        self.ladders, self.weights, self.work = ladders, weights, work
+        self.orders, self.weights, self.work = orders, weights, work
         self._units = units
 
     def uniform(self, share: float) -> LevelChoice:
         """Every group loses about the same share of its units."""
-        return self.choice([ladder.nearest(share * ladder.group.size) for ladder in self.ladders])
+        return self.choice([order.nearest(share * order.group.size) for order in self.orders])
 
     def within(self, enough: float) -> LevelChoice:
         """The least share that every group can lose for the cost to be `enough`, or less."""
@@ -154,7 +154,7 @@ class LevelChooser:
 
     def most(self) -> LevelChoice:
         """All leaves that may."""
-        return self.choice([len(ladder.rungs) - 1 for ladder in self.ladders])
+        return self.choice([len(order.counts) - 1 for order in self.orders])
 
     def path(self, enough: float) -> LevelChoice:
         """One group after the other gives up units, the one with the least error for what it saves.
@@ -172,26 +172,26 @@ class LevelChooser:
             if step is None:
                 break
             walk.go(*step, enough)
-        return self.choice(walk.rungs)
+        return self.choice(walk.levels)
 
-    def choice(self, rungs: Sequence[int]) -> LevelChoice:
-        """These rungs, with what they cost."""
+    def choice(self, levels: Sequence[int]) -> LevelChoice:
+        """These levels, with what they cost."""
         gone = np.zeros(self._units, bool)
         error = 0.0
-        for ladder, rung, weight in zip(self.ladders, rungs, self.weights, strict=True):
-            gone[ladder.removed(rung)] = True
-            error += weight * (ladder.errors[rung] if ladder.errors else 0.0)
-        return LevelChoice(tuple(rungs), gone, self.work.left(gone), error)
+        for order, level, weight in zip(self.orders, levels, self.weights, strict=True):
+            gone[order.removed(level)] = True
+            error += weight * (order.errors[level] if order.errors else 0.0)
+        return LevelChoice(tuple(levels), gone, self.work.left(gone), error)
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """What a ladder does to a side of a layer.
+    """What a order does to a side of a layer.
 
     Attributes:
         layer: number of the layer.
         side: of the layer.
-        lost: share of channels that have left at each rung, (rungs, groups).
+        lost: share of channels that have left at each level, (levels, groups).
     """
 
     layer: int
@@ -206,15 +206,15 @@ class _Walk:
     price that was right once is never too high later, so only the lowest is looked at again.
     """
 
-    def __init__(self, selection: LevelChooser) -> None:
-        self.ladders, self.weights = selection.ladders, selection.weights
-        self.rungs = [0] * len(self.ladders)
-        self.cost = selection.work.whole
-        self.layers = list(selection.work.layers.values())
+    def __init__(self, chooser: LevelChooser) -> None:
+        self.orders, self.weights = chooser.orders, chooser.weights
+        self.levels = [0] * len(self.orders)
+        self.cost = chooser.work.whole
+        self.layers = list(chooser.work.layers.values())
         self.kept = [[np.ones(len(side)) for side in layer.sides] for layer in self.layers]
-        self.losses = _losses(self.ladders, self.layers, selection._units)
-        self.ways = [_hull(ladder.rungs, ladder.errors) for ladder in self.ladders]
-        self.prices = [(self._price(index), index) for index in range(len(self.ladders))]
+        self.losses = _losses(self.orders, self.layers, chooser._units)
+        self.ways = [_hull(order.counts, order.errors) for order in self.orders]
+        self.prices = [(self._price(index), index) for index in range(len(self.orders))]
         heapify(self.prices)
 
     def cheapest(self) -> tuple[int, int] | None:
@@ -227,10 +227,10 @@ class _Walk:
             heapreplace(self.prices, (price, index))
         return None
 
-    def go(self, index: int, rung: int, enough: float) -> None:
+    def go(self, index: int, level: int, enough: float) -> None:
         """Take a step, or as much of it as is needed."""
-        first, last = self.rungs[index] + 1, rung
-        while first < last:  # the first rung that saves enough
+        first, last = self.levels[index] + 1, level
+        while first < last:  # the first level that saves enough
             middle = (first + last) // 2
             if self.cost - self._saved(index, middle) <= enough:
                 last = middle
@@ -238,28 +238,28 @@ class _Walk:
                 first = middle + 1
         self.cost -= self._saved(index, last)
         for loss in self.losses[index]:
-            self.kept[loss.layer][loss.side] -= loss.lost[last] - loss.lost[self.rungs[index]]
-        self.rungs[index] = last
+            self.kept[loss.layer][loss.side] -= loss.lost[last] - loss.lost[self.levels[index]]
+        self.levels[index] = last
 
     def _next(self, index: int) -> int:
         """The next corner of the hull; where the way ends, its end."""
-        here = self.rungs[index]
-        return next((rung for rung in self.ways[index] if rung > here), here)
+        here = self.levels[index]
+        return next((level for level in self.ways[index] if level > here), here)
 
     def _price(self, index: int) -> float:
         """Error for what is saved by the next step."""
-        ladder, rung = self.ladders[index], self._next(index)
-        saved = self._saved(index, rung)
+        order, level = self.orders[index], self._next(index)
+        saved = self._saved(index, level)
         if saved <= 0:
             return float(np.inf)
-        error = ladder.errors[rung] - ladder.errors[self.rungs[index]]
+        error = order.errors[level] - order.errors[self.levels[index]]
         return self.weights[index] * max(error, 0.0) / saved
 
-    def _saved(self, index: int, rung: int) -> float:
+    def _saved(self, index: int, level: int) -> float:
         changed: dict[int, list[Array]] = {}
         for loss in self.losses[index]:
             kept = changed.setdefault(loss.layer, list(self.kept[loss.layer]))
-            kept[loss.side] = kept[loss.side] - (loss.lost[rung] - loss.lost[self.rungs[index]])
+            kept[loss.side] = kept[loss.side] - (loss.lost[level] - loss.lost[self.levels[index]])
         return sum(
             self.layers[layer].cost * (_together(self.kept[layer]) - _together(kept))
             for layer, kept in changed.items()
@@ -267,48 +267,48 @@ class _Walk:
 
 
 def _losses(
-    ladders: Sequence[RemovalOrder], layers: Sequence[_Layer], units: int
+    orders: Sequence[RemovalOrder], layers: Sequence[_Layer], units: int
 ) -> list[list[_Loss]]:
     return [
         [
             loss
             for number, layer in enumerate(layers)
-            for loss in _losses_of(ladder, number, layer, units)
+            for loss in _losses_of(order, number, layer, units)
         ]
-        for ladder in ladders
+        for order in orders
     ]
 
 
-def _losses_of(ladder: RemovalOrder, number: int, layer: _Layer, units: int) -> list[_Loss]:
-    # the rung at which each unit is gone for the first time; the last entry is for no unit
-    leaves = np.full(units + 1, len(ladder.rungs))
-    places = np.arange(len(ladder.order))
-    leaves[ladder.order] = np.searchsorted(ladder.rungs, places, side="right")
+def _losses_of(order: RemovalOrder, number: int, layer: _Layer, units: int) -> list[_Loss]:
+    # the level at which each unit is gone for the first time; the last entry is for no unit
+    leaves = np.full(units + 1, len(order.counts))
+    places = np.arange(len(order.units))
+    leaves[order.units] = np.searchsorted(order.counts, places, side="right")
     found = []
     for index, side in enumerate(layer.sides):
         at = leaves[side]
-        if (at == len(ladder.rungs)).all():
+        if (at == len(order.counts)).all():
             continue
-        lost = np.zeros((len(ladder.rungs) + 1, len(side)))
+        lost = np.zeros((len(order.counts) + 1, len(side)))
         np.add.at(lost, (at, np.arange(len(side))[:, None]), 1.0 / side.shape[1])
         found.append(_Loss(number, index, np.cumsum(lost, axis=0)[:-1]))
     return found
 
 
-def _hull(rungs: Sequence[int], errors: Sequence[float]) -> list[int]:
+def _hull(counts: Sequence[int], errors: Sequence[float]) -> list[int]:
     """The corners of the lower convex hull of the errors over the units that leave."""
     corners: list[int] = []
-    for rung in range(len(rungs)):
-        while len(corners) > 1 and _is_above(corners[-2], corners[-1], rung, rungs, errors):
+    for level in range(len(counts)):
+        while len(corners) > 1 and _is_above(corners[-2], corners[-1], level, counts, errors):
             corners.pop()
-        corners.append(rung)
+        corners.append(level)
     return corners
 
 
-def _is_above(a: int, b: int, c: int, rungs: Sequence[int], errors: Sequence[float]) -> bool:
-    """Whether rung b lies on the line from a to c, or above it."""
-    run, rise = rungs[c] - rungs[a], errors[c] - errors[a]
-    return (errors[b] - errors[a]) * run >= rise * (rungs[b] - rungs[a])
+def _is_above(a: int, b: int, c: int, counts: Sequence[int], errors: Sequence[float]) -> bool:
+    """Whether level b lies on the line from a to c, or above it."""
+    run, rise = counts[c] - counts[a], errors[c] - errors[a]
+    return (errors[b] - errors[a]) * run >= rise * (counts[b] - counts[a])
 
 
 __all__ = ["LevelChoice", "LevelChooser", "Work", "channel_work"]

@@ -28,7 +28,7 @@ class _Found:
     """What there is to tell of a model."""
 
     channels: Channels
-    left_alone: Sequence[Skip]
+    unpruned: Sequence[Skip]
     sha256: str
     computed_constants: int
 
@@ -67,7 +67,7 @@ def command(model: str, passes: str | None, report: str | None, quiet: bool, ver
 
 def _look(source: Path, passes: str | None) -> _Found:
     from onnxslim.channels.groups import channel_groups
-    from onnxslim.channels.unpruned import layers_left_alone
+    from onnxslim.channels.unpruned import unpruned_layers
     from onnxslim.io.model import Model
     from onnxslim.io.shapes import infer_shapes
 
@@ -80,7 +80,7 @@ def _look(source: Path, passes: str | None) -> _Found:
     infer_shapes(model)
     channels = channel_groups(model.graph)
     computed = sum(map(_computes_a_constant, model.graph.nodes))
-    return _Found(channels, layers_left_alone(model.graph, channels), sha256, computed)
+    return _Found(channels, unpruned_layers(model.graph, channels), sha256, computed)
 
 
 def _computes_a_constant(node: Node) -> bool:
@@ -104,9 +104,9 @@ def _text(found: _Found, most: int | None) -> str:
     lines: list[str] = []
     for number, group in enumerate(found.channels.groups, 1):
         lines += [*_group_lines(found.channels, group, number, most), ""]
-    if found.left_alone:
-        lines += [f"left alone: {len(found.left_alone):,}"]
-        lines += [f"  `{skip.node}`: {skip.why}" for skip in found.left_alone] + [""]
+    if found.unpruned:
+        lines += [f"left alone: {len(found.unpruned):,}"]
+        lines += [f"  `{skip.node}`: {skip.why}" for skip in found.unpruned] + [""]
     lines.append(_totals_text(found))
     if found.computed_constants:
         lines.append(
@@ -123,7 +123,7 @@ def _group_lines(
     yield f"group {number}: {group.size:,} units, {free:,} may leave"
     writers = [f"{member.label} ({len(member.ids):,})" for member in group.writers]
     yield f"  written by  {_names(writers, most)}"
-    if group.passed:
+    if group.channelwise:
         yield f"  passed by   {_names(_passing(group), most)}"
     if group.readers:
         yield f"  read by     {_names([member.label for member in group.readers], most)}"
@@ -141,7 +141,7 @@ def _names(names: Sequence[str], most: int | None) -> str:
 def _passing(group: ChannelGroup) -> list[str]:
     from onnxslim.graph.ir import node_label
 
-    return [f"{node_label(node)} ({node.op})" for node, _ in group.passed]
+    return [f"{node_label(node)} ({node.op})" for node, _ in group.channelwise]
 
 
 def _by_count(pins: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -158,7 +158,7 @@ def _totals_text(found: _Found) -> str:
 
 
 def _totals(channels: Channels) -> dict[str, int]:
-    writers = channels.trail.writers
+    writers = channels.trace.writers
     free = ~channels.units.pinned
     return {
         "groups": len(channels.groups),
@@ -181,7 +181,7 @@ def _json(found: _Found, source: Path) -> Json:
         "onnxslim": onnxslim.__version__,
         "input": {"path": str(source), "sha256": found.sha256},
         "groups": [_group_json(channels, group) for group in channels.groups],
-        "left_alone": [{"node": skip.node, "why": skip.why} for skip in found.left_alone],
+        "left_alone": [{"node": skip.node, "why": skip.why} for skip in found.unpruned],
         "totals": dict(_totals(channels)),
     }
 
@@ -201,5 +201,5 @@ def _group_json(channels: Channels, group: ChannelGroup) -> dict[str, Json]:
 def _passing_json(group: ChannelGroup) -> Iterator[Json]:
     from onnxslim.graph.ir import node_label
 
-    for node, _ in group.passed:
+    for node, _ in group.channelwise:
         yield {"node": node_label(node), "op": node.op}

@@ -7,7 +7,7 @@ import pytest
 from channel_nets import assert_cut_is_mask, cut, follow, net, some_gone
 
 from onnxslim.channels.groups import shrink
-from onnxslim.channels.unpruned import layers_left_alone
+from onnxslim.channels.unpruned import unpruned_layers
 from onnxslim.graph.rewrite import Rewriter
 
 CHAIN = """
@@ -194,7 +194,7 @@ def test_a_layer_that_only_passes_channels_of_an_input_on_is_left_alone() -> Non
       y = Conv <group = 4> (x, w)
     }""")
     )
-    (skip,) = layers_left_alone(model.graph, channels)
+    (skip,) = unpruned_layers(model.graph, channels)
     assert (skip.node, skip.why) == ("y", "it passes on channels of an input")
 
 
@@ -206,7 +206,7 @@ def test_a_layer_that_was_refused_is_left_alone_with_the_reason() -> None:
       y = Gemm (x, w, b)
     }""")
     )
-    (skip,) = layers_left_alone(model.graph, channels)
+    (skip,) = unpruned_layers(model.graph, channels)
     assert (skip.node, skip.why) == ("y", "its bias is computed at run time")
 
 

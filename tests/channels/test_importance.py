@@ -121,9 +121,9 @@ def test_rows_and_columns_are_the_weights_of_a_channel() -> None:
         ["N", 2, 5, 5],
     )
     _, channels = follow(source)
-    own = next(m for m in channels.trail.writers if m.label == "a")
+    own = next(m for m in channels.trace.writers if m.label == "a")
     np.testing.assert_array_equal(member_rows(own), weight.reshape(8, -1))
-    reader = next(m for m in channels.trail.readers if m.label == "a")
+    reader = next(m for m in channels.trace.readers if m.label == "a")
     columns = member_columns(reader)
     assert columns.shape == (6, 4 * 4)
     np.testing.assert_array_equal(columns[1], weight[:4, 1].reshape(-1))

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxslim.channels.labels import (
-    aligned,
-    along,
+    along_axis,
+    by_shared_axes,
     ids_along,
-    labelled,
+    labelled_axes,
     matching_blocks,
-    moved,
-    overlapping,
     reshaped,
     simplified,
+    transposed,
+    with_rank,
 )
 from onnxslim.graph.sizes import Sum
 
@@ -25,26 +25,26 @@ N = Sum.of("N")
 
 
 def test_a_facet_labels_the_axes_along_which_it_is_long() -> None:
-    assert labelled(along(IDS, 1, 4)) == {1}
-    assert labelled(IDS.reshape(1, 2, 3)) == {1, 2}
-    assert labelled(np.array([[5]])) == frozenset()
+    assert labelled_axes(along_axis(IDS, 1, 4)) == {1}
+    assert labelled_axes(IDS.reshape(1, 2, 3)) == {1, 2}
+    assert labelled_axes(np.array([[5]])) == frozenset()
 
 
 def test_names_along_an_axis_are_those_of_the_facet_that_labels_it_alone() -> None:
-    facets = (along(IDS, 1, 3), along(IDS + 10, 2, 3))
-    found = ids_along(facets, 2)
+    labels = (along_axis(IDS, 1, 3), along_axis(IDS + 10, 2, 3))
+    found = ids_along(labels, 2)
     assert found is not None
     assert found.tolist() == (IDS + 10).tolist()
-    assert ids_along(facets, 0) is None
+    assert ids_along(labels, 0) is None
     assert ids_along((IDS.reshape(1, 2, 3),), 1) is None
 
 
 def test_axes_in_front_are_added_as_broadcasting_does() -> None:
-    assert aligned(along(IDS, 0, 1), 3).shape == (1, 1, 6)
+    assert with_rank(along_axis(IDS, 0, 1), 3).shape == (1, 1, 6)
 
 
 def test_an_axis_along_which_nothing_changes_loses_its_label() -> None:
-    repeated = np.broadcast_to(along(IDS, 0, 2), (6, 4))
+    repeated = np.broadcast_to(along_axis(IDS, 0, 2), (6, 4))
     simple = simplified(repeated)
     assert simple is not None
     assert simple.shape == (6, 1)
@@ -52,8 +52,8 @@ def test_an_axis_along_which_nothing_changes_loses_its_label() -> None:
 
 
 def test_a_transpose_moves_labels() -> None:
-    (facet,) = moved((along(IDS, 1, 4),), [0, 2, 3, 1])
-    assert labelled(facet) == {3}
+    (array,) = transposed((along_axis(IDS, 1, 4),), [0, 2, 3, 1])
+    assert labelled_axes(array) == {3}
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_a_transpose_moves_labels() -> None:
 def test_a_reshape_moves_labels(
     shape: tuple[int | Sum, ...], target: tuple[int | Sum, ...], expected: tuple[int, ...]
 ) -> None:
-    found = reshaped((along(IDS, 1, 4),), shape, target)
+    found = reshaped((along_axis(IDS, 1, 4),), shape, target)
     assert found is not None
     assert found[0].shape == expected
     assert np.unique(found[0]).tolist() == IDS.tolist()
 
 
 def test_a_reshape_that_joins_channels_with_an_unknown_size_is_not_followed() -> None:
-    assert reshaped((along(IDS, 1, 3),), (N, 6, N), (N, Sum.of("L"))) is None
-    assert reshaped((along(IDS, 1, 3),), (2, 6, N), (2, Sum(((("N",), 6),)))) is None
+    assert reshaped((along_axis(IDS, 1, 3),), (N, 6, N), (N, Sum.of("L"))) is None
+    assert reshaped((along_axis(IDS, 1, 3),), (2, 6, N), (2, Sum(((("N",), 6),)))) is None
 
 
 def test_blocks_of_a_reshape_are_as_short_as_possible() -> None:
@@ -102,7 +102,7 @@ def test_a_reshape_moves_names_as_numpy_moves_values(
 
 
 def test_facets_that_share_an_axis_are_found_together() -> None:
-    a, b, c = along(IDS, 0, 3), along(IDS, 1, 3), np.ones((6, 1, 2), np.int64)
-    found = sorted(len(members) for members in overlapping([a, b, c]))
+    a, b, c = along_axis(IDS, 0, 3), along_axis(IDS, 1, 3), np.ones((6, 1, 2), np.int64)
+    found = sorted(len(members) for members in by_shared_axes([a, b, c]))
     assert found == [1, 2]
-    assert [len(members) for members in overlapping([a, b, np.ones((6, 6, 1), np.int64)])] == [3]
+    assert [len(members) for members in by_shared_axes([a, b, np.ones((6, 6, 1), np.int64)])] == [3]

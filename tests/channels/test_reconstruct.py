@@ -1,4 +1,4 @@
-"""Until units are cut out the graph returns what it will without them: zero columns, silence."""
+"""Until units are cut out the graph returns what it will without them: their columns are zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxslim.channels.reconstruct import (
     column_units,
     gather,
     refit_readers,
-    silence,
+    zero_removed,
 )
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
@@ -52,12 +52,12 @@ g (float[2,4,9] x) => (float[2,9,9] y)
 def test_silence_returns_what_the_cut_graph_does(text: str, seed: int) -> None:
     source = net(text)
     model, channels = follow(source)
-    (group,) = (group for group in channels.groups if group.blind)
+    (group,) = (group for group in channels.groups if group.weightless_readers)
     gone = np.zeros(channels.units.count, bool)
     gone[np.random.default_rng(seed).permutation(group.units)[:4]] = True
     expected = run(cut(source, gone), random_feeds(source))
     rewriter = Rewriter(model.graph)
-    silence(rewriter, channels, gone)
+    zero_removed(rewriter, channels, gone)
     rewriter.result()
     (found,) = run(model.to_proto(), random_feeds(source))
     np.testing.assert_allclose(found, expected[0], atol=1e-4 * np.abs(expected[0]).max())
@@ -68,12 +68,12 @@ def test_silence_leaves_constants_alone_that_others_use() -> None:
     source.graph.node.append(onnx.helper.make_node("Identity", ["qb"], ["z"]))
     source.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, [12]))
     model, channels = follow(source)
-    (group,) = (group for group in channels.groups if group.blind)
+    (group,) = (group for group in channels.groups if group.weightless_readers)
     gone = np.zeros(channels.units.count, bool)
     gone[group.units[:4]] = True
     before = run(source, random_feeds(source))[1]
     rewriter = Rewriter(model.graph)
-    silence(rewriter, channels, gone)
+    zero_removed(rewriter, channels, gone)
     rewriter.result()
     np.testing.assert_array_equal(run(model.to_proto(), random_feeds(source))[1], before)
 
@@ -93,7 +93,7 @@ def test_columns_bear_the_units_of_the_channels_that_they_read() -> None:
     }""")
     found = {
         member.label: column_units(channels, member, member.layer)
-        for member in channels.trail.readers
+        for member in channels.trace.readers
         if member.layer is not None
     }
     assert found["b"].tolist() == [[*[0] * 9, *[1] * 9], [*[2] * 9, *[3] * 9]]

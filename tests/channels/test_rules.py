@@ -74,7 +74,7 @@ def test_depthwise_channels_leave_with_their_input(multiplier: int) -> None:
         f"float[{width},1,3,3] w_mid, float[{width}] b_mid, float[5,{width},1,1] w_last",
     )
     channels = check(model, {"a": 8, "y": 0})
-    assert [node.outputs[0].name for node, _ in channels.groups[0].passed] == ["b"]
+    assert [node.outputs[0].name for node, _ in channels.groups[0].channelwise] == ["b"]
 
 
 def test_a_depthwise_conv_on_an_input_of_the_model_names_nothing() -> None:
@@ -272,7 +272,7 @@ def test_query_and_key_of_one_head_share_their_channels() -> None:
     }""")
     channels = check(model, {"q0": 8, "k0": 8, "v": 7, "y": 0})
     assert writes(model) == {("q0", "k0"), ("v",), ("y",)}
-    assert [len(group.blind) for group in channels.groups] == [1, 0, 0]
+    assert [len(group.weightless_readers) for group in channels.groups] == [1, 0, 0]
 
 
 HEADS = """
@@ -410,7 +410,7 @@ def test_a_batch_normalization_that_is_not_folded_is_cut() -> None:
         f"float[8] scale, float[8] shift, float[8] mean, float[8] var, {LAST}",
     )
     channels = check(model, {"a": 8, "y": 0})
-    assert [node.op for node, _ in channels.groups[0].passed] == ["BatchNormalization"]
+    assert [node.op for node, _ in channels.groups[0].channelwise] == ["BatchNormalization"]
 
 
 def test_an_instance_normalization_is_cut() -> None:
@@ -492,7 +492,7 @@ def test_a_layer_normalization_over_other_axes_lets_channels_pass() -> None:
 def test_normalization_over_neighbouring_channels_is_followed_and_remembered() -> None:
     model = conv_net("b = LRN <size = 3> (a)", LAST)
     assert free_channels(model)["a"] == 8
-    ((node, ids),) = follow(model)[1].trail.mixed
+    ((node, ids),) = follow(model)[1].trace.neighbour_mixers
     assert node_label(node) == "b"
     assert len(ids) == 8
 

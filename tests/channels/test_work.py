@@ -1,4 +1,4 @@
-"""What a graph costs without some units, and which rungs are chosen for it."""
+"""What a graph costs without some units, and which levels are chosen for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from channel_nets import cut, follow, net, some_gone
 
 from onnxslim.channels.budgets import Budget, chosen, layer_nodes, planned, work_for
 from onnxslim.channels.groups import Channels
-from onnxslim.channels.ladder import RemovalLimits, RemovalOrder, ladder
+from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder, removal_order
 from onnxslim.channels.work import LevelChooser, Work, channel_work
 from onnxslim.errors import NotApplicable
 from onnxslim.io.model import Model
@@ -146,10 +146,10 @@ def test_a_ratio_counts_channels_that_may_leave() -> None:
     assert channel_work(channels, channels.groups[1:]).whole == 32
 
 
-# ----------------------------------------------------------------------- selection
+# ----------------------------------------------------------------------- chooser
 
 
-def selection(
+def chooser(
     text: str,
     kind: str = "macs",
     align: int = 1,
@@ -158,7 +158,7 @@ def selection(
 ) -> LevelChooser:
     model, channels = follow(net(text))
     return LevelChooser(
-        ladders_of(channels, align, errors),
+        orders_of(channels, align, errors),
         weights or (1.0,) * len(free_groups(channels)),
         work_for(Budget(kind, 0.5), channels, channels.groups, model, refitted=False),
         channels.units.count,
@@ -169,23 +169,23 @@ def free_groups(channels: Channels) -> list[int]:
     return [i for i, group in enumerate(channels.groups) if len(channels.free(group))]
 
 
-def ladders_of(channels: Channels, align: int, errors: str) -> list[RemovalOrder]:
+def orders_of(channels: Channels, align: int, errors: str) -> list[RemovalOrder]:
     made = []
     for index in free_groups(channels):
         worth = np.arange(channels.units.count, dtype=float)
-        steps = ladder(channels, channels.groups[index], worth, RemovalLimits(align))
-        shares = np.array(steps.rungs) / steps.group.size
+        order = removal_order(channels, channels.groups[index], worth, RemovalLimits(align))
+        shares = np.array(order.counts) / order.group.size
         costs = shares**3
         if errors == "dented":
             costs += 0.1 * np.sin(20 * shares) ** 2
-        made.append(replace(steps, errors=tuple(costs.tolist())))
+        made.append(replace(order, errors=tuple(costs.tolist())))
     return made
 
 
 @pytest.mark.parametrize("text", NETS.values(), ids=list(NETS))
 @pytest.mark.parametrize("errors", ["cubic", "dented"])
 def test_a_path_ends_as_soon_as_enough_is_saved(text: str, errors: str) -> None:
-    made = selection(text, errors=errors)
+    made = chooser(text, errors=errors)
     least = made.most().cost
     for share in (0.95, 0.8, 0.6, 0.4):
         enough = share * made.work.whole
@@ -193,60 +193,60 @@ def test_a_path_ends_as_soon_as_enough_is_saved(text: str, errors: str) -> None:
         assert choice.cost <= max(enough, least) * (1 + 1e-12)
         assert choice.cost == pytest.approx(made.work.left(choice.gone))
         one_less = [
-            [r - (i == j) for j, r in enumerate(choice.rungs)]
-            for i, rung in enumerate(choice.rungs)
-            if rung
+            [r - (i == j) for j, r in enumerate(choice.levels)]
+            for i, level in enumerate(choice.levels)
+            if level
         ]
         if enough > least:  # some group went no further than it had to
-            assert any(made.choice(rungs).cost > enough for rungs in one_less)
+            assert any(made.choice(levels).cost > enough for levels in one_less)
 
 
 def test_a_path_for_less_goes_on_where_one_for_more_ended() -> None:
-    made = selection(CHAIN, errors="dented")
+    made = chooser(CHAIN, errors="dented")
     gone = [made.path(share * made.work.whole).gone for share in np.linspace(1, 0.02, 30)]
     for more, less in pairwise(gone):
         assert not (more & ~less).any()
 
 
 def test_a_path_ends_when_nothing_more_may_leave() -> None:
-    made = selection(CHAIN)
-    assert made.path(0.0).rungs == made.most().rungs
+    made = chooser(CHAIN)
+    assert made.path(0.0).levels == made.most().levels
 
 
 def test_a_group_that_matters_more_gives_up_less() -> None:
-    even = selection(CHAIN).path(30000.0)
-    tilted = selection(CHAIN, weights=(100.0, 1.0)).path(30000.0)
-    assert tilted.rungs[0] < even.rungs[0]
-    assert tilted.rungs[1] > even.rungs[1]
+    even = chooser(CHAIN).path(30000.0)
+    tilted = chooser(CHAIN, weights=(100.0, 1.0)).path(30000.0)
+    assert tilted.levels[0] < even.levels[0]
+    assert tilted.levels[1] > even.levels[1]
 
 
 def test_a_path_is_near_the_best_choice_of_all() -> None:
-    made = selection(CHAIN, align=8)
+    made = chooser(CHAIN, align=8)
     for share in (0.7, 0.5, 0.3):
         enough = share * made.work.whole
-        counts = [range(len(ladder.rungs)) for ladder in made.ladders]
+        counts = [range(len(order.counts)) for order in made.orders]
         every = [made.choice((a, b)) for a in counts[0] for b in counts[1]]
         best = min(choice.error for choice in every if choice.cost <= enough)
         assert made.path(enough).error <= best + 0.15
 
 
 def test_groups_that_save_nothing_are_left_alone() -> None:
-    made = selection(CHAIN)
+    made = chooser(CHAIN)
     for layer in made.work.layers.values():
         layer.cost = 0.0
     made.work.fixed = 1.0
-    assert made.path(0.5).rungs == (0, 0)
+    assert made.path(0.5).levels == (0, 0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75])
 def test_uniform_takes_about_the_same_share_of_every_group(share: float) -> None:
-    choice = selection(CHAIN, align=4).uniform(share)
+    choice = chooser(CHAIN, align=4).uniform(share)
     assert choice.gone[:64].mean() == pytest.approx(share, abs=0.04)
     assert choice.gone[64:96].mean() == pytest.approx(share, abs=0.07)
 
 
 def test_within_is_met_from_below_and_no_further_than_needed() -> None:
-    made = selection(CHAIN)
+    made = chooser(CHAIN)
     for share in (0.9, 0.5, 0.1):
         enough = share * made.work.whole
         choice = made.within(enough)
@@ -261,36 +261,36 @@ def test_within_is_met_from_below_and_no_further_than_needed() -> None:
 @pytest.mark.parametrize("kind", ["macs", "bytes"])
 @pytest.mark.parametrize("amount", [0.9, 0.6, 0.4])
 def test_a_budget_is_kept(kind: str, amount: float, spread: bool) -> None:
-    made = selection(CHAIN, kind)
+    made = chooser(CHAIN, kind)
     choice = chosen(made, Budget(kind, amount), 1.0, spread=spread)
     assert 0.9 * amount < choice.cost / made.work.whole <= amount + 1e-9
 
 
 def test_half_of_the_way_leaves_half_of_what_is_to_be_saved() -> None:
-    made = selection(CHAIN)
+    made = chooser(CHAIN)
     choice = chosen(made, Budget("macs", 0.4), 0.5, spread=True)
     assert choice.cost / made.work.whole == pytest.approx(0.7, abs=0.03)
     assert Budget("ratio", 0.4).remaining(0.5) == pytest.approx(0.8)
 
 
 def test_a_budget_out_of_reach_is_refused_with_what_is_possible() -> None:
-    made = selection(RESIDUAL, "bytes")
+    made = chooser(RESIDUAL, "bytes")
     with pytest.raises(NotApplicable, match=r"bytes=0.01 is out of reach: 0\.\d+ remains"):
         chosen(made, Budget("bytes", 0.01), 1.0, spread=False)
 
 
 def test_a_ratio_is_the_share_of_channels_that_leaves() -> None:
-    made = selection(CHAIN, "ratio")
+    made = chooser(CHAIN, "ratio")
     for spread in (False, True):
         choice = chosen(made, Budget("ratio", 0.5), 1.0, spread=spread)
         assert choice.gone[:96].mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_plan_says_what_stays() -> None:
-    made = selection(CHAIN)
-    assert planned(made, lambda steps: 20).rungs == (44, 12)
-    assert planned(made, lambda steps: 20, 0.5).rungs == (22, 6)
-    assert planned(made, lambda steps: 1000).rungs == (0, 0)
+    made = chooser(CHAIN)
+    assert planned(made, lambda order: 20).levels == (44, 12)
+    assert planned(made, lambda order: 20, 0.5).levels == (22, 6)
+    assert planned(made, lambda order: 1000).levels == (0, 0)
 
 
 def test_all_layers_that_channels_go_through_are_listed_once() -> None:

@@ -66,7 +66,7 @@ def free_channels(source: onnx.ModelProto) -> dict[str, int]:
     pinned = channels.units.pinned
     return {
         member.label: int((~pinned[channels.units.of[member.ids]]).sum())
-        for member in channels.trail.writers
+        for member in channels.trace.writers
     }
 
 
@@ -160,10 +160,10 @@ def masked(source: onnx.ModelProto, gone: Gone) -> onnx.ModelProto:
     """The model in which what reads the units that are gone takes them for zero."""
     model, channels = follow(source)
     names = gone[channels.units.of]
-    for member in channels.trail.readers:
+    for member in channels.trace.readers:
         _zero_columns(member, names)
     result = model.to_proto()
-    for node, ids in channels.trail.blind:
+    for node, ids in channels.trace.weightless_readers:
         _zero_operand(result, node.outputs[0].name, np.where(ids < 0, True, ~names[ids]))
     return result
 

@@ -242,7 +242,7 @@ def test_scales_of_batch_normalization_choose_channels() -> None:
     np.testing.assert_array_equal(weights_of(model)["a"][0], constants["w"][kept].reshape(6, -1))
     model, reports = pruned(plain_net(), None, ratio=0.25, criterion="bn-scale", align=1)
     assert not whats(reports)
-    assert any("bn-scale cannot judge `a`: no BatchNormalization" in why for why in whys(reports))
+    assert any("bn-scale cannot score `a`: no BatchNormalization" in why for why in whys(reports))
 
 
 def test_the_report_says_what_is_left_and_what_the_refit_left_over() -> None:

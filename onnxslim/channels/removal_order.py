@@ -1,11 +1,11 @@
 """In which order a group may lose its units, and at how many of them it may stop.
 
-A ladder holds nested sets of units: each rung is the one before and some more, and every rung
+A removal order holds nested sets of units: each level adds units to the one before, and every level
 leaves a valid graph. Where grouped Convs have to stay balanced, how many units leave each part is
 found by a small integer program (as near to equal shares as can be); which of them leave is always
 a matter of what they are worth.
 
-What may change here: which rungs there are. What a unit is worth is `importance`'s.
+What may change here: which levels there are. What a unit is worth is `importance`'s.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ class RemovalOrder:
 
     Attributes:
         group: whose units they are.
-        order: units that may leave, the first one first.
-        rungs: how many of them leave, rising, from 0 on.
-        errors: what each rung costs; relative, see `importance`.
+        units: those that may leave, the first one first.
+        counts: how many of them leave, rising, from 0 on.
+        errors: what each level costs; relative, see `importance`.
     """
 
     group: ChannelGroup
-    order: Ids
-    rungs: tuple[int, ...]
+    units: Ids
+    counts: tuple[int, ...]
     errors: tuple[float, ...] = ()
 
-    def removed(self, rung: int) -> Ids:
-        """The units that have left at a rung."""
-        return self.order[: self.rungs[rung]]
+    def removed(self, level: int) -> Ids:
+        """The units that have left at a level."""
+        return self.units[: self.counts[level]]
 
     def nearest(self, count: float) -> int:
-        """The rung where about `count` units have left; of two equally near the lower."""
-        return int(np.argmin(np.abs(np.array(self.rungs) - count)))
+        """The level where about `count` units have left; of two equally near the lower."""
+        return int(np.argmin(np.abs(np.array(self.counts) - count)))
 
 
 @dataclass(frozen=True)
 class RemovalLimits:
-    """What every rung leaves.
+    """What every level leaves.
 
     Attributes:
         align: channels of a layer come in multiples of it, where it has enough of them.
@@ -64,10 +64,10 @@ class RemovalLimits:
     least: int = 1
 
 
-def ladder(
+def removal_order(
     channels: Channels, group: ChannelGroup, worth: npt.NDArray[np.float64], limits: RemovalLimits
 ) -> RemovalOrder:
-    """The ladder of a group.
+    """The removal order of a group.
 
     Args:
         channels: what the group is of.
@@ -77,16 +77,16 @@ def ladder(
     """
     free = channels.free(group)
     ranked = free[np.lexsort((free, worth[free]))]
-    counts = _counts(channels, group)
-    if len(counts):
+    imbalances = _imbalances(channels, group)
+    if len(imbalances):
         least = _units(group, limits.least)
-        order, rungs = _balanced(channels, group, ranked, counts, least)
-        return RemovalOrder(group, order, rungs)
-    order = _allowed(channels, ranked, _units(group, limits.least))
-    return RemovalOrder(group, order, _rungs(group, len(order), limits))
+        units, counts = _balanced(channels, group, ranked, imbalances, least)
+        return RemovalOrder(group, units, counts)
+    units = _allowed(channels, ranked, _units(group, limits.least))
+    return RemovalOrder(group, units, _counts(group, len(units), limits))
 
 
-def _rungs(group: ChannelGroup, most: int, limits: RemovalLimits) -> tuple[int, ...]:
+def _counts(group: ChannelGroup, most: int, limits: RemovalLimits) -> tuple[int, ...]:
     """Numbers of units that may leave so that what stays is a multiple of what runs fast."""
     step = unit_step(group, limits.align)
     kept = range(group.size // step * step, -1, -step)
@@ -134,7 +134,7 @@ def _allowed(channels: Channels, ranked: Ids, least: int) -> Ids:
 # ---------------------------------------------------------------------------- balances
 
 
-def _counts(channels: Channels, group: ChannelGroup) -> npt.NDArray[np.int64]:
+def _imbalances(channels: Channels, group: ChannelGroup) -> npt.NDArray[np.int64]:
     """(constraints, units of the group): how much a unit's leaving upsets each balance."""
     place = np.full(channels.units.count, -1)
     place[group.units] = np.arange(group.size)
@@ -155,20 +155,20 @@ def _balanced(
     channels: Channels,
     group: ChannelGroup,
     ranked: Ids,
-    counts: npt.NDArray[np.int64],
+    imbalances: npt.NDArray[np.int64],
     least: int,
 ) -> tuple[Ids, tuple[int, ...]]:
-    """Order and rungs where every rung takes equally much from all parts.
+    """Order and levels where every level takes equally much from all parts.
 
-    Units that upset the balances alike are a cell; a rung says how many leave each cell.
+    Units that upset the balances alike are a cell; a level says how many leave each cell.
     """
     place = {unit: index for index, unit in enumerate(group.units.tolist())}
-    columns = counts[:, [place[unit] for unit in ranked.tolist()]]
+    columns = imbalances[:, [place[unit] for unit in ranked.tolist()]]
     kinds, cell_of = np.unique(columns, axis=1, return_inverse=True)
     cells = [ranked[cell_of.reshape(-1) == cell] for cell in range(kinds.shape[1])]
     sizes = np.array([len(cell) for cell in cells])
     order: list[int] = []
-    rungs = [0]
+    counts = [0]
     taken = np.zeros(len(cells), np.int64)
     levels = min(_LEVELS, max(1, group.size // least))
     for level in range(1, levels):
@@ -180,8 +180,8 @@ def _balanced(
         if not _leaves_enough(channels, trial, least):
             break
         order, taken = trial, wished
-        rungs.append(len(order))
-    return np.array(order, np.int64), tuple(rungs)
+        counts.append(len(order))
+    return np.array(order, np.int64), tuple(counts)
 
 
 def _nearest(
@@ -225,4 +225,4 @@ def _leaves_enough(channels: Channels, order: Sequence[int], least: int) -> bool
     )
 
 
-__all__ = ["RemovalLimits", "RemovalOrder", "ladder", "unit_step"]
+__all__ = ["RemovalLimits", "RemovalOrder", "removal_order", "unit_step"]

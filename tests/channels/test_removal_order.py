@@ -7,7 +7,7 @@ import pytest
 from channel_nets import assert_cut_is_mask, follow, net
 
 from onnxslim.channels.groups import ChannelGroup, Channels
-from onnxslim.channels.ladder import RemovalLimits, RemovalOrder, ladder, unit_step
+from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder, removal_order, unit_step
 
 
 def conv_net(channels: int) -> str:
@@ -56,24 +56,24 @@ def first_group(text: str) -> tuple[Channels, ChannelGroup]:
 def made(text: str, limits: RemovalLimits, worth: np.ndarray | None = None) -> RemovalOrder:
     channels, group = first_group(text)
     values = np.arange(channels.units.count, dtype=float) if worth is None else worth
-    return ladder(channels, group, values, limits)
+    return removal_order(channels, group, values, limits)
 
 
 def test_the_least_worth_leave_first_and_equals_in_their_order() -> None:
     channels, group = first_group(conv_net(6))
     worth = np.zeros(channels.units.count)
     worth[:6] = [3, 1, 2, 1, 0, 5]
-    steps = ladder(channels, group, worth, RemovalLimits())
-    assert steps.order.tolist() == [4, 1, 3, 2, 0]
-    assert steps.rungs == (0, 1, 2, 3, 4, 5)
-    assert steps.removed(2).tolist() == [4, 1]
+    order = removal_order(channels, group, worth, RemovalLimits())
+    assert order.units.tolist() == [4, 1, 3, 2, 0]
+    assert order.counts == (0, 1, 2, 3, 4, 5)
+    assert order.removed(2).tolist() == [4, 1]
 
 
 @pytest.mark.parametrize(
     ("channels", "align", "kept"),
     [
         (64, 16, [64, 48, 32, 16]),
-        (70, 16, [70, 64, 48, 32, 16]),  # the first rung is the next multiple
+        (70, 16, [70, 64, 48, 32, 16]),  # the first level is the next multiple
         (40, 16, [40, 32, 24, 16, 8]),  # too few channels for multiples of 16: of 8
         (6, 16, [6, 5, 4, 3, 2, 1]),
         (64, 1, list(range(64, 0, -1))),
@@ -82,61 +82,61 @@ def test_the_least_worth_leave_first_and_equals_in_their_order() -> None:
 def test_what_stays_is_a_multiple_where_there_are_enough_channels(
     channels: int, align: int, kept: list[int]
 ) -> None:
-    steps = made(conv_net(channels), RemovalLimits(align))
-    assert [channels - rung for rung in steps.rungs] == kept
+    order = made(conv_net(channels), RemovalLimits(align))
+    assert [channels - count for count in order.counts] == kept
 
 
 @pytest.mark.parametrize("least", [1, 5, 12, 16, 40])
 def test_layers_keep_their_least(least: int) -> None:
-    steps = made(conv_net(16), RemovalLimits(least=least))
-    assert 16 - steps.rungs[-1] == min(16, least)
+    order = made(conv_net(16), RemovalLimits(least=least))
+    assert 16 - order.counts[-1] == min(16, least)
 
 
-def test_the_nearest_rung_is_the_lower_of_two() -> None:
-    steps = made(conv_net(64), RemovalLimits(16))
-    assert [steps.nearest(count) for count in (0, 7, 8, 9, 24, 25, 1000)] == [0, 0, 0, 1, 1, 2, 3]
+def test_the_nearest_level_is_the_lower_of_two() -> None:
+    order = made(conv_net(64), RemovalLimits(16))
+    assert [order.nearest(count) for count in (0, 7, 8, 9, 24, 25, 1000)] == [0, 0, 0, 1, 1, 2, 3]
 
 
 def test_heads_count_as_the_channels_that_they_hold() -> None:
     _, group = first_group(HEADS)
     assert group.size == 4
     assert unit_step(group, 16) == 1  # two heads, but there are only four
-    assert 4 - made(HEADS, RemovalLimits(least=1)).rungs[-1] == 1
-    assert 4 - made(HEADS, RemovalLimits(least=8)).rungs[-1] == 1
-    assert 4 - made(HEADS, RemovalLimits(least=9)).rungs[-1] == 2
+    assert 4 - made(HEADS, RemovalLimits(least=1)).counts[-1] == 1
+    assert 4 - made(HEADS, RemovalLimits(least=8)).counts[-1] == 1
+    assert 4 - made(HEADS, RemovalLimits(least=9)).counts[-1] == 2
 
 
 def test_parts_of_a_grouped_conv_lose_equally_many_the_least_worth_of_each() -> None:
     channels, group = first_group(GROUPED)
     worth = np.zeros(channels.units.count)
     worth[:16] = [*range(8), *range(100, 108)]  # the second part is worth more throughout
-    steps = ladder(channels, group, worth, RemovalLimits())
-    assert steps.rungs[0] == 0
-    assert len(steps.rungs) > 4
-    for rung in range(len(steps.rungs)):
-        gone = steps.removed(rung)
+    order = removal_order(channels, group, worth, RemovalLimits())
+    assert order.counts[0] == 0
+    assert len(order.counts) > 4
+    for level in range(len(order.counts)):
+        gone = order.removed(level)
         first, second = sorted(gone[gone < 8]), sorted(gone[gone >= 8])
         assert first == list(range(len(gone) // 2))
         assert second == list(range(8, 8 + len(gone) // 2))
 
 
-def test_every_rung_of_a_balanced_group_can_be_cut() -> None:
+def test_every_level_of_a_balanced_group_can_be_cut() -> None:
     source = net(GROUPED)
     _, channels = follow(source)
     for group in channels.groups[:2]:
-        steps = ladder(channels, group, np.zeros(channels.units.count), RemovalLimits())
-        for rung in range(1, len(steps.rungs)):
+        order = removal_order(channels, group, np.zeros(channels.units.count), RemovalLimits())
+        for level in range(1, len(order.counts)):
             gone = np.zeros(channels.units.count, bool)
-            gone[steps.removed(rung)] = True
+            gone[order.removed(level)] = True
             assert_cut_is_mask(source, gone)
 
 
-def test_rungs_are_nested() -> None:
+def test_levels_are_nested() -> None:
     for text in (conv_net(24), GROUPED, HEADS):
-        steps = made(text, RemovalLimits(2))
-        assert sorted(set(steps.rungs)) == list(steps.rungs)
-        assert steps.rungs[-1] == len(steps.order) or text == conv_net(24)
-        assert len(set(steps.order.tolist())) == len(steps.order)
+        order = made(text, RemovalLimits(2))
+        assert sorted(set(order.counts)) == list(order.counts)
+        assert order.counts[-1] == len(order.units) or text == conv_net(24)
+        assert len(set(order.units.tolist())) == len(order.units)
 
 
 def test_a_slice_keeps_its_last_unit_whatever_the_rest() -> None:
@@ -149,5 +149,5 @@ def test_a_slice_keeps_its_last_unit_whatever_the_rest() -> None:
       t = Add (h, p)
       y = Conv (t, v)
     }"""
-    steps = made(text, RemovalLimits())
-    assert len(steps.order) == 6  # one of each half stays
+    order = made(text, RemovalLimits())
+    assert len(order.units) == 6  # one of each half stays
