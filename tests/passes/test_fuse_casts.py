@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from cases import case
 from chains import cast, chains, check, elementwise, fork
 from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto
@@ -97,10 +98,13 @@ def test_it_declines_when_the_middle_has_other_users() -> None:
 
 
 @pytest.mark.parametrize("narrow", ["bool", "int8", "uint8", "int16", "uint16", "float16"])
-@pytest.mark.parametrize(
-    "wide", ["int8", "uint8", "int16", "uint16", "int32", "float16", "bfloat16", "float32"]
-)
-def test_holds_agrees_with_casting_every_value(narrow: str, wide: str) -> None:
+def test_holds_agrees_with_casting_every_value(narrow: str) -> None:
+    for wide in ("int8", "uint8", "int16", "uint16", "int32", "float16", "bfloat16", "float32"):
+        with case(wide):
+            assert_holds_agrees_with_casting(narrow, wide)
+
+
+def assert_holds_agrees_with_casting(narrow: str, wide: str) -> None:
     types = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
     a, b = (types.get(name) or np.dtype(name) for name in (narrow, wide))
     bits = np.arange(2 ** (8 * a.itemsize), dtype=f"uint{8 * a.itemsize}")

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import onnx
 import pytest
+from cases import case
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -56,11 +57,12 @@ def test_values_put_on_a_grid_are_what_their_codes_stand_for(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("ends", [(-1, 3), (0, 5), (-2, 0), (1, 2), (0, 0)])
-def test_zero_is_exact(form: GridForm, ends: tuple[float, float]) -> None:
-    grid = form.over(*ends)
-    assert grid.dequantized(grid.quantized(0.0)) == 0
-    assert grid.low <= int(grid.zero_point) <= grid.high
+def test_zero_is_exact(form: GridForm) -> None:
+    for ends in ((-1, 3), (0, 5), (-2, 0), (1, 2), (0, 0)):
+        grid = form.over(*ends)
+        with case(ends):
+            assert grid.dequantized(grid.quantized(0.0)) == 0
+            assert grid.low <= int(grid.zero_point) <= grid.high
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,14 @@ def test_an_array_that_is_gone_is_not_mistaken_for_another_at_its_place() -> Non
     numbering, model = ValueNumbering(), one(TEXT)
     constant = next(node for node in model.graph.nodes if node.op == "Neg").inputs[0]
     found = []
-    for _ in range(20):
-        constant.values = np.ones(4, np.float32)
-        gc.collect()
-        found.append(values(numbering, model)["c"])
+    gc.freeze()  # so that each collection looks at what this test made, not at the whole process
+    try:
+        for _ in range(20):
+            constant.values = np.ones(4, np.float32)
+            gc.collect()
+            found.append(values(numbering, model)["c"])
+    finally:
+        gc.unfreeze()
     assert len(set(found)) == 20
 
 
