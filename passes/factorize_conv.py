@@ -66,7 +66,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.analysis.layers import ConvPatches, WeightLayer
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.lowrank.base_pass import SplitPass
 from onnxslim.lowrank.pieces import why_not_conv
 from onnxslim.pipeline.options import one_of, option

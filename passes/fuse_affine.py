@@ -61,6 +61,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.absorption import LinearLayer, absorb_after, absorb_before, linear_layer
 from onnxslim.analysis.affine import (
     AFFINE_OPS,
     AffineMap,
@@ -70,7 +71,6 @@ from onnxslim.analysis.affine import (
     rank_of,
     read_affine,
 )
-from onnxslim.analysis.linear import LinearLayer, absorb_after, absorb_before, linear_layer
 from onnxslim.graph.dims import known_dim
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import axes_of, const_array, normalized

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxslim import compress
-from onnxslim.analysis.layers import ConvPatches
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.graph.counts import node_macs
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model

@@ -20,7 +20,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.analysis.layers import ConvPatches, WeightLayer, weight_layers
+from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.io.model import Model
 
 Array = npt.NDArray[np.float64]

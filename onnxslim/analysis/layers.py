@@ -14,65 +14,23 @@ The canonical weight holds the tensor's own values in another order, so `restore
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.affine import is_float
-from onnxslim.graph.functions import DEQUANTIZE, is_codebook
+from onnxslim.analysis.linear_operators import (
+    LINEAR_OPS,
+    ConvPatches,
+    Unfolding,
+    constant_weight,
+    linear_operator,
+)
 from onnxslim.graph.ir import Constant, Node, node_label, subgraphs_of
-from onnxslim.graph.operands import const_array, const_value, constant_node_value, is_present
+from onnxslim.graph.operands import const_array, is_present
 from onnxslim.records import Skip
-
-
-@dataclass(frozen=True)
-class ConvPatches:
-    """How a Conv, or a ConvTranspose, reads its input; the fields are the operator's attributes.
-
-    Attributes:
-        pads: begins, then ends, one of each per spatial axis.
-        transposed: whether it is a ConvTranspose.
-        output_padding, output_shape: of a ConvTranspose; () when absent.
-    """
-
-    groups: int
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
-    auto_pad: str = "NOTSET"
-    transposed: bool = False
-    output_padding: tuple[int, ...] = ()
-    output_shape: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Rows (axis -1) or columns (axis -2) of a matrix, or of each matrix in a stack.
-
-    Attributes:
-        axis: of the other operand, along which x lies.
-        out_axis: of the output, along which y lies; None when the weight is a vector.
-        batch: shape of the weight's stack of matrices; each of them is a group.
-        scale: what x is multiplied by (Gemm's alpha).
-    """
-
-    axis: int
-    out_axis: int | None
-    batch: tuple[int, ...] = ()
-    scale: float = 1.0
-
-    @property
-    def groups(self) -> int:
-        """How many matrices the weight stacks."""
-        return prod(self.batch)
-
-
-Unfolding = ConvPatches | Vectors
 
 
 @dataclass(frozen=True)
@@ -183,7 +141,7 @@ def bias_of(layer: WeightLayer) -> np.ndarray | str:
     values = np.asarray(array, np.float64)
     if isinstance(layer.unfolding, ConvPatches):
         return values.reshape(shape)
-    values = values * float(layer.node.attrs.get("beta", 1.0))
+    values = values * linear_operator(layer.node, layer.weight).bias_scale
     matrix = values.reshape((1,) * (2 - values.ndim) + values.shape)
     along, across = (1, 0) if layer.unfolding.out_axis == -1 else (0, 1)
     if matrix.shape[across] != 1:
@@ -204,13 +162,13 @@ def weight_layers(graph: gs.Graph) -> tuple[tuple[WeightLayer, ...], tuple[Skip,
     skips: list[Skip] = []
     for current, bodies in _graphs_with_paths(graph):
         for node in current.nodes:
-            if not node.is_onnx or node.op not in _READERS:
+            if not node.is_onnx or node.op not in LINEAR_OPS:
                 continue
-            found = _READERS[node.op](node)
+            found = _layer(node, current, bodies)
             if isinstance(found, str):
                 skips.append(Skip(node_label(node), found))
             else:
-                layers.append(_layer(node, current, bodies, found))
+                layers.append(found)
     return tuple(_with_sharers(_with_unique_names(layers))), tuple(skips)
 
 
@@ -258,140 +216,25 @@ def _with_sharers(layers: list[WeightLayer]) -> Iterator[WeightLayer]:
         yield replace(layer, shared=tuple(shared)) if shared else layer
 
 
-def _layer(
-    node: Node, graph: gs.Graph, bodies: tuple[tuple[Node, str], ...], found: _Reading
-) -> WeightLayer:
-    data, weight, bias = found.places
-    sizes = (found.rows, found.columns)
-    place = (node_label(node), node, graph, bodies)
-    return WeightLayer(*place, data, weight, bias, found.unfolding, *sizes, found.swapped)
-
-
-# ---------------------------------------------------------------------------- operators
-
-RUN_TIME: Final = "its weight is computed at run time"
-_DEQUANTIZED: Final = "its weight is dequantized (DequantizeLinear)"
-_CODEBOOK: Final = "its weight is a codebook (Lookup)"
-_CONSTANT: Final = "all its operands are constant"
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What an operator says of itself; `places` are the inputs of data, weight and bias."""
-
-    places: tuple[int, int, int | None]
-    unfolding: Unfolding
-    rows: int
-    columns: int
-    swapped: bool
-
-
-def _weight_shape(tensor: gs.Tensor) -> tuple[int, ...] | str:
-    """The shape of a float constant that can be replaced, or why it is none."""
-    stored = const_value(tensor)
-    if stored is None:
-        if is_codebook(tensor):
-            is_integer = str(tensor.inputs[0].op).startswith(DEQUANTIZE)
-            return _DEQUANTIZED if is_integer else _CODEBOOK
-        made_by = {node.op for node in tensor.inputs if node.is_onnx}
-        return _DEQUANTIZED if "DequantizeLinear" in made_by else RUN_TIME
-    if not is_float(stored.dtype):
-        return f"its weight is of type {stored.dtype}"
-    if stored.size == 0:
-        return "its weight is empty"
-    if not isinstance(tensor, Constant) and not _is_plain_constant(tensor.inputs[0]):
-        return "its weight is a Constant node of another kind than a tensor"
-    return tuple(stored.shape)
-
-
-def _is_plain_constant(node: Node) -> bool:
-    return isinstance(node.attrs.get("value"), Constant) and constant_node_value(node) is not None
-
-
-def _ints(node: Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    value = node.attrs.get(name)
-    return default if value is None or not len(value) else tuple(int(item) for item in value)
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _read_conv(node: Node) -> _Reading | str:
-    shape = _weight_shape(node.inputs[1])
-    if isinstance(shape, str):
-        return shape
-    group = int(node.attrs.get("group", 1))
-    transposed = node.op == "ConvTranspose"
-    if len(shape) < 3 or shape[0] % group:
-        return f"its weight of shape {list(shape)} does not fit {group} groups"
-    kernel, ndim = shape[2:], len(shape) - 2
-    unfolding = ConvPatches(
-        groups=group,
-        kernel=kernel,
-        strides=_ints(node, "strides", (1,) * ndim),
-        dilations=_ints(node, "dilations", (1,) * ndim),
-        pads=_ints(node, "pads", (0,) * (2 * ndim)),
-        auto_pad=_text(node.attrs.get("auto_pad", "NOTSET")),
-        transposed=transposed,
-        output_padding=_ints(node, "output_padding", ()),
-        output_shape=_ints(node, "output_shape", ()),
-    )
-    rows, channels = shape[1], shape[0] // group
-    if not transposed:
-        rows, channels = channels, rows
-    columns = channels * prod(kernel)
-    return _Reading((0, 1, 2), unfolding, rows, columns, swapped=transposed)
-
-
-def _constant_operand(node: Node) -> tuple[int, tuple[int, ...]] | str:
-    """Which of two operands is the weight, and its shape; or why neither is."""
-    reason = ""
-    for weight in (1, 0):
-        shape = _weight_shape(node.inputs[weight])
-        if not isinstance(shape, str):
-            both = const_value(node.inputs[1 - weight]) is not None
-            return _CONSTANT if both else (weight, shape)
-        reason = shape if reason in ("", RUN_TIME) else reason
-    return reason
-
-
-def _read_gemm(node: Node) -> _Reading | str:
-    found = _constant_operand(node)
+def _layer(node: Node, graph: gs.Graph, bodies: tuple[tuple[Node, str], ...]) -> WeightLayer | str:
+    """The layer that `node` is, or why it is none."""
+    found = constant_weight(node)
     if isinstance(found, str):
         return found
-    weight, shape = found
-    scale = float(node.attrs.get("alpha", 1.0))
-    if scale == 0:
+    operator, shape = found
+    if operator.scale == 0:
         return "its alpha is 0, so its weight has no effect"
-    if len(shape) != 2 or "broadcast" in node.attrs:
-        return "it is not the Gemm of opset 7 and later on matrices"
-    flipped = bool(node.attrs.get("transB" if weight else "transA", 0))
-    data_flipped = bool(node.attrs.get("transA" if weight else "transB", 0))
-    # A' is (M, K), B' is (K, N): x is a row of A' (weight B) or a column of B' (weight A)
-    axis = -1 if bool(weight) != data_flipped else -2
-    swapped = bool(weight) != flipped  # (K, N) and transposed (M, K) have inputs first
-    rows, columns = (shape[1], shape[0]) if swapped else shape
-    unfolding = Vectors(axis, -1 if weight else -2, scale=scale)
-    return _Reading((1 - weight, weight, 2), unfolding, rows, columns, swapped=swapped)
-
-
-def _read_matmul(node: Node) -> _Reading | str:
-    found = _constant_operand(node)
-    if isinstance(found, str):
-        return found
-    weight, shape = found
-    axis, places = -1 if weight else -2, (1 - weight, weight, None)
-    if len(shape) == 1:
-        return _Reading(places, Vectors(axis, None), 1, shape[0], swapped=False)
-    unfolding = Vectors(axis, axis, batch=shape[:-2])
-    rows, columns = (shape[-1], shape[-2]) if weight else shape[-2:]
-    return _Reading(places, unfolding, rows, columns, swapped=bool(weight))
-
-
-_READERS: Final[dict[str, Callable[[Node], _Reading | str]]] = {
-    "Conv": _read_conv,
-    "ConvTranspose": _read_conv,
-    "Gemm": _read_gemm,
-    "MatMul": _read_matmul,
-}
+    rows, columns = operator.matrix_shape(shape)
+    return WeightLayer(
+        node_label(node),
+        node,
+        graph,
+        bodies,
+        operator.data,
+        operator.weight,
+        operator.bias,
+        operator.unfolding(shape),
+        rows,
+        columns,
+        swapped=operator.inputs_first and len(shape) > 1,
+    )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.linear_operators import LINEAR_OPS
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_value
@@ -29,7 +30,6 @@ Stretch = tuple[int, int | None]  # from, and up to or to the end
 Region = Mapping[int, Stretch]  # by axis; of other axes all
 
 _WHOLE: Sequence[Region] = ({},)
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
@@ -179,7 +179,7 @@ def _origin(tensor: gs.Tensor) -> frozenset[tuple[str, int | None]]:
     stack, seen = [tensor], {id(tensor)}
     while stack:
         for node in stack.pop().inputs:
-            if node.op in _LAYERS:
+            if node.op in LINEAR_OPS:
                 channels = -1 if node.op in ("Gemm", "MatMul") else 1
                 found.add((node.op, known_dim(node.outputs[0], channels)))
                 continue

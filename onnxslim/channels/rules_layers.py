@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import RUN_TIME, WeightLayer
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.linear_operators import RUN_TIME
 from onnxslim.channels.labels import (
     ChannelLabels,
     LabelArray,

@@ -10,7 +10,8 @@ from typing import Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import RUN_TIME, weight_layers
+from onnxslim.analysis.layers import weight_layers
+from onnxslim.analysis.linear_operators import RUN_TIME
 from onnxslim.channels.groups import RULES, Channels
 from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.ir import Node, node_label

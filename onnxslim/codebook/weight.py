@@ -21,7 +21,8 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.analysis.layers import ConvPatches, WeightLayer
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.packing.radix import MAX_LEVELS, packed_bytes
 
 TABLE_TYPES: Final = (np.dtype(np.float32), np.dtype(np.float16))

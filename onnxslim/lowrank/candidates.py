@@ -24,7 +24,8 @@ from onnxslim.analysis.layer_models import (
     count_weights,
     small_model,
 )
-from onnxslim.analysis.layers import ConvPatches, WeightLayer
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.graph.dims import static_shape
 from onnxslim.graph.operands import const_value, is_present
 from onnxslim.lossy.problems import Problem

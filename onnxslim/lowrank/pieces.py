@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from onnxslim.analysis.layer_models import INPUT, LayerOp
-from onnxslim.analysis.layers import ConvPatches, Vectors, WeightLayer
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.linear_operators import ConvPatches, Vectors
 
 OUTPUT = "y"
 _GEMM_WITHOUT_C = 11  # the opset from which Gemm's third operand may be left out

@@ -19,7 +19,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxslim.analysis.layers import ConvPatches, WeightLayer, restored
+from onnxslim.analysis.layers import WeightLayer, restored
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.graph.functions import DEQUANTIZE, DOMAIN
 from onnxslim.graph.ir import to_numpy_dtype
 from onnxslim.quantization.grid import Codes

@@ -22,7 +22,8 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.linear import LINEAR_OPS, LinearLayer
+from onnxslim.analysis.absorption import LinearLayer
+from onnxslim.analysis.linear_operators import LINEAR_OPS
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.rewrite import Rewriter

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.absorption import LinearLayer, linear_layer, scale_weight
 from onnxslim.analysis.affine import cast
-from onnxslim.analysis.linear import LinearLayer, linear_layer, scale_weight
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter

@@ -11,7 +11,8 @@ from glob import escape
 
 import numpy as np
 
-from onnxslim.analysis.layers import ConvPatches, WeightLayer, bias_of, weight_layers
+from onnxslim.analysis.layers import WeightLayer, bias_of, weight_layers
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.graph.operands import is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model

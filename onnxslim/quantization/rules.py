@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.linear_operators import linear_operator
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array, is_present
@@ -127,9 +128,10 @@ def _constant_operands(node: Node) -> str | None:
 
 
 def _plain_gemm(node: Node) -> str | None:
-    if node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0:
+    operator = linear_operator(node, WEIGHT)
+    if operator.scale != 1.0 or operator.bias_scale != 1.0:
         return "onnxruntime's integer Gemm takes no alpha or beta"
-    if node.attrs.get("transA", 0):
+    if operator.in_axis != -1:
         return "onnxruntime's integer Gemm takes no transposed input"
     why = _constant_operands(node)
     if why is None and is_present(node, BIAS):
@@ -137,8 +139,8 @@ def _plain_gemm(node: Node) -> str | None:
         weight = const_array(node.inputs[WEIGHT])
         assert bias is not None
         assert weight is not None
-        rows = weight.shape[0 if node.attrs.get("transB", 0) else 1]
-        if bias.size != rows:
+        outputs, _ = operator.matrix_shape(weight.shape)
+        if bias.size != outputs:
             return "its bias is not one number for each output"
     return why
 

@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.analysis.layers import ConvPatches, WeightLayer
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.lossy.problems import Problem
 from onnxslim.quantization.grid import S8_SYMMETRIC, Codes, GridForm
 from onnxslim.solvers import tables

@@ -22,8 +22,8 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.absorption import LinearLayer
 from onnxslim.analysis.affine import cast
-from onnxslim.analysis.linear import LinearLayer
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_array, is_present

@@ -24,7 +24,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import ConvPatches, Vectors, WeightLayer
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.linear_operators import ConvPatches, Vectors
 from onnxslim.codebook import placing
 from onnxslim.codebook.placing import function_of, why_not_replaceable
 from onnxslim.graph.dims import rank

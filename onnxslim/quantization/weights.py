@@ -25,7 +25,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.analysis.layers import ConvPatches, WeightLayer, restored
+from onnxslim.analysis.layers import WeightLayer, restored
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.lossy.problems import Problem
 from onnxslim.quantization.grid import Codes, Grid
 from onnxslim.quantization.scales import (

@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.analysis.layers import ConvPatches, WeightLayer
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
 from onnxslim.runtime.probes.exposed import ExposedTensors, read, why_hidden

@@ -20,7 +20,8 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.analysis.layers import Unfolding, WeightLayer, bias_of
+from onnxslim.analysis.layers import WeightLayer, bias_of
+from onnxslim.analysis.linear_operators import Unfolding
 from onnxslim.errors import UsageError
 from onnxslim.graph.ir import node_label
 from onnxslim.io.model import Model

@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from onnxslim.analysis.layers import ConvPatches, Unfolding, Vectors
+from onnxslim.analysis.linear_operators import ConvPatches, Unfolding, Vectors
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxslim.analysis.layers import ConvPatches, Vectors, WeightLayer, weight_layers
+from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.analysis.linear_operators import ConvPatches, Vectors
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
 from support import parse

@@ -1,50 +1,49 @@
-"""Linear layers with a constant weight, seen alike: Conv, ConvTranspose, Gemm, MatMul.
+"""Layers that absorb a scale and shift of their input or output channels into weight and bias.
 
-Each element of a weight connects one input channel to one output channel. `LinearLayer` says which,
-by two index arrays that broadcast against the weight; grouped, transposed and swapped layouts
-differ in nothing else. With W[o, i, k] for kernel position k:
+Each element of a weight connects one input channel to one output channel. `LinearLayer` names both
+by two index arrays that broadcast against the weight, so that grouped, transposed and flipped
+layouts need no cases of their own. With W[o, i, k] for kernel position k:
 
     y_o = Σ_i Σ_k W[o, i, k]·x_i + B_o
     a·y + b               is the layer with  W[o, i, k]·a_o            and  a_o·B_o + b_o
     the layer of a·x + b  is the layer with  W[o, i, k]·a_i            and  B_o + Σ W[o, i, k]·b_i
+
+Owns: the channels of each weight, and the sums above. Not here: which input is the weight and how
+it lies (see `linear_operators`), the maps a·x + b themselves (see `affine`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.affine import AffineMap, cast, is_float
+from onnxslim.analysis.affine import AffineMap, cast
+from onnxslim.analysis.linear_operators import (
+    LINEAR_OPS,
+    ConvPatches,
+    LinearOperator,
+    Vectors,
+    constant_weight,
+)
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node
-from onnxslim.graph.operands import const_array, const_value, is_present
+from onnxslim.graph.operands import const_array, is_present
 
 
-@dataclass(frozen=True)
-class LinearLayer:
-    """A node that is linear in its input `data`, with a constant weight.
+@dataclass(frozen=True, kw_only=True)
+class LinearLayer(LinearOperator):
+    """A linear operator with a constant weight, each element of it known by its two channels.
 
     Attributes:
-        node: Conv, ConvTranspose, Gemm or MatMul.
-        data, weight: indices of inputs.
-        bias: index of the bias input, None when the operator has none.
-        out_axis, in_axis: the channel axis of the output and of `data`; negative from the end.
         out_index, in_index: for each element of the weight, its output and its input channel.
         outs, ins: numbers of channels.
         ndim: rank of the output, None when unknown.
     """
 
-    node: Node
-    data: int
-    weight: int
-    bias: int | None
-    out_axis: int
-    in_axis: int
     out_index: np.ndarray
     in_index: np.ndarray
     outs: int
@@ -81,13 +80,12 @@ class LinearLayer:
 
     def why_no_input_shift(self) -> str | None:
         """Why a constant added to the input is not a constant added to the output, if so."""
-        if self.node.op == "Conv":
-            return (
-                None if _is_unpadded(self.node, self.weight_array) else "the Conv pads with zeros"
-            )
-        if self.node.op == "ConvTranspose":
-            return None if _is_pointwise(self.node, self.weight_array) else _OVERLAP
-        return "its weight is a batch of matrices" if self.weight_array.ndim > 2 else None
+        patches = self.unfolding(self.weight_array.shape)
+        if isinstance(patches, Vectors):
+            return "its weight is a batch of matrices" if patches.batch else None
+        if patches.transposed:
+            return None if _is_pointwise(patches) else _OVERLAP
+        return None if _is_unpadded(patches) else _PADDED
 
     def scaled(self, scale: np.ndarray, index: np.ndarray) -> np.ndarray | None:
         """The weight with each element times `scale[index]`; None when it leaves the type."""
@@ -106,7 +104,7 @@ class LinearLayer:
         summed = summed * shift[self.in_index]
         where = np.broadcast_to(self.out_index, summed.shape)
         pushed = np.bincount(where.ravel(), weights=summed.ravel(), minlength=self.outs)
-        return pushed * float(self.node.attrs.get("alpha", 1.0))
+        return pushed * self.scale
 
 
 _PADDED: Final = "the Conv pads with zeros"
@@ -115,115 +113,71 @@ _OVERLAP: Final = "the ConvTranspose adds its kernel up differently near its bor
 
 def linear_layer(node: Node | None) -> LinearLayer | None:
     """The linear layer that `node` is, None when it is none or its weight is not constant."""
-    if node is None or (node.domain or "") not in ("", "ai.onnx"):
+    if node is None or not node.is_onnx or node.op not in LINEAR_OPS:
         return None
-    read = _LAYERS.get(node.op)
-    return None if read is None else read(node)
-
-
-def _weight_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
-    stored = const_value(tensor)
-    if stored is None or not is_float(stored.dtype) or 0 in stored.shape:
+    found = constant_weight(node)
+    if isinstance(found, str) or len(found[1]) == 1:
         return None
-    return tuple(stored.shape)
+    operator, shape = found
+    if operator.is_conv:
+        return _conv_layer(operator, shape)
+    data_rank = rank(node.inputs[operator.data])
+    if node.op == "MatMul" and operator.weight == 0 and (data_rank is None or data_rank < 2):
+        return None  # a vector on the right has no columns
+    return _product_layer(operator, shape)
 
 
-def _read_conv(node: Node) -> LinearLayer | None:
-    shape = _weight_shape(node.inputs[1])
-    group = int(node.attrs.get("group", 1))
-    if shape is None or len(shape) < 3 or shape[0] % group:
-        return None
-    transposed = node.op == "ConvTranspose"
+def _conv_layer(operator: LinearOperator, shape: tuple[int, ...]) -> LinearLayer:
     first, second = shape[:2]  # Conv (outs, ins / group, k...), ConvTranspose (ins, outs / group)
     tail = [1] * (len(shape) - 2)
     row = np.arange(first).reshape(-1, 1, *tail)
-    column = row // (first // group) * second + np.arange(second).reshape(1, -1, *tail)
-    out_index, in_index = (column, row) if transposed else (row, column)
-    sizes = (second * group, first) if transposed else (first, second * group)
-    return LinearLayer(node, 0, 1, 2, 1, 1, out_index, in_index, *sizes, len(shape))
+    # the channels of axis 1 count from zero in each group: the group of a row shifts them
+    group = row // (first // operator.groups)
+    column = group * second + np.arange(second).reshape(1, -1, *tail)
+    row_count, column_count = first, second * operator.groups
+    if operator.inputs_first:
+        return _layer(operator, (column, row), (column_count, row_count), len(shape))
+    return _layer(operator, (row, column), (row_count, column_count), len(shape))
 
 
-def _read_gemm(node: Node) -> LinearLayer | None:
-    if "broadcast" in node.attrs:  # opset < 7
-        return None
-    for weight in (1, 0):
-        shape = _weight_shape(node.inputs[weight])
-        if shape is not None and len(shape) == 2 and const_value(node.inputs[1 - weight]) is None:
-            flipped = bool(node.attrs.get("transB" if weight else "transA", 0))
-            data_flipped = bool(node.attrs.get("transA" if weight else "transB", 0))
-            # A' is (M, K) and B' is (K, N): outputs along axis 1 of B', or along axis 0 of A'
-            out_dim = (1 if weight else 0) ^ flipped
-            in_axis = (-1 if weight else -2) if not data_flipped else (-2 if weight else -1)
-            return _product(node, weight, 2, shape, out_dim, in_axis)
-    return None
-
-
-def _read_matmul(node: Node) -> LinearLayer | None:
-    for weight in (1, 0):
-        shape = _weight_shape(node.inputs[weight])
-        data = node.inputs[1 - weight]
-        if shape is None or len(shape) < 2 or const_value(data) is not None:
-            continue
-        ndim = rank(data)
-        if weight == 0 and (ndim is None or ndim < 2):  # a vector on the right has no columns
-            continue
-        out_dim = len(shape) - (1 if weight else 2)
-        return _product(node, weight, None, shape, out_dim, -1 if weight else -2)
-    return None
-
-
-def _product(
-    node: Node, weight: int, bias: int | None, shape: tuple[int, ...], out_dim: int, in_axis: int
-) -> LinearLayer:
-    first = len(shape) - 2
-    in_dim = 2 * first + 1 - out_dim  # the other one of the last two
-
+def _product_layer(operator: LinearOperator, shape: tuple[int, ...]) -> LinearLayer:
     def positions(dim: int) -> np.ndarray:
         place = [1] * len(shape)
         place[dim] = shape[dim]
         return np.arange(shape[dim]).reshape(place)
 
+    last, before = len(shape) - 1, len(shape) - 2
+    out_dim, in_dim = (last, before) if operator.inputs_first else (before, last)
+    ndim = 2 if operator.node.op == "Gemm" else rank(operator.node.outputs[0])
+    indices = positions(out_dim), positions(in_dim)
+    return _layer(operator, indices, (shape[out_dim], shape[in_dim]), ndim)
+
+
+def _layer(
+    operator: LinearOperator,
+    indices: tuple[np.ndarray, np.ndarray],
+    counts: tuple[int, int],
+    ndim: int | None,
+) -> LinearLayer:
+    """The layer, from the indices and numbers of its output and input channels."""
+    (out_index, in_index), (outs, ins) = indices, counts
     return LinearLayer(
-        node,
-        1 - weight,
-        weight,
-        bias,
-        -1 if weight else -2,
-        in_axis,
-        positions(out_dim),
-        positions(in_dim),
-        shape[out_dim],
-        shape[in_dim],
-        2 if node.op == "Gemm" else rank(node.outputs[0]),
+        **vars(operator), out_index=out_index, in_index=in_index, outs=outs, ins=ins, ndim=ndim
     )
 
 
-_LAYERS: Final[dict[str, Callable[[Node], LinearLayer | None]]] = {
-    "Conv": _read_conv,
-    "ConvTranspose": _read_conv,
-    "Gemm": _read_gemm,
-    "MatMul": _read_matmul,
-}
-LINEAR_OPS: Final = tuple(_LAYERS)
+def _is_unpadded(patches: ConvPatches) -> bool:
+    if patches.auto_pad.startswith("SAME"):
+        return all(size == 1 for size in patches.kernel)
+    return patches.auto_pad == "VALID" or not any(patches.pads)
 
 
-def _is_unpadded(node: Node, weight: np.ndarray) -> bool:
-    mode = _text(node.attrs.get("auto_pad", "NOTSET"))
-    if mode.startswith("SAME"):
-        return all(size == 1 for size in weight.shape[2:])
-    return mode == "VALID" or not any(node.attrs.get("pads", ()))
-
-
-def _is_pointwise(node: Node, weight: np.ndarray) -> bool:
-    sizes = (*weight.shape[2:], *node.attrs.get("strides", ()))
-    if _text(node.attrs.get("auto_pad", "NOTSET")) not in ("NOTSET", "VALID"):
+def _is_pointwise(patches: ConvPatches) -> bool:
+    if patches.auto_pad not in ("NOTSET", "VALID"):
         return False
-    grown = any(any(node.attrs.get(name, ())) for name in ("output_padding", "output_shape"))
-    return all(size == 1 for size in sizes) and not grown and not any(node.attrs.get("pads", ()))
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    is_grown = any(patches.output_padding) or any(patches.output_shape)
+    sizes = (*patches.kernel, *patches.strides)
+    return all(size == 1 for size in sizes) and not is_grown and not any(patches.pads)
 
 
 def scale_weight(weight: np.ndarray, factor: np.ndarray) -> np.ndarray | None:
@@ -311,8 +265,7 @@ def _new_bias(
         if array is None:
             return "the bias of the layer is computed at run time"
         values, dtype = array.astype(np.float64), np.dtype(array.dtype)
-    if layer.node.op == "Gemm":
-        values = values * float(layer.node.attrs.get("beta", 1.0))
+    values = values * layer.bias_scale
     new = layer.as_bias(scale) * values + layer.as_bias(shift)
     if new.size > max(values.size, layer.outs):
         return "the bias of the layer would grow into a matrix"
