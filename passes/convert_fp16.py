@@ -95,11 +95,11 @@ from onnxslim.io.model import Model
 from onnxslim.lossy.layer_pass import check_patterns
 from onnxslim.pipeline.options import at_least, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
-from onnxslim.precision.placing import placed
-from onnxslim.precision.store import store_weights
-from onnxslim.precision.types import Half, half_of, is_bridge
-from onnxslim.precision.values import Magnitudes, inside_of
-from onnxslim.precision.write import Borders
+from onnxslim.precision.conversion import NodeConverter
+from onnxslim.precision.operand_types import HalfOperands, half_operands, is_bridge
+from onnxslim.precision.placement import float16_nodes
+from onnxslim.precision.stored_weights import store_weights
+from onnxslim.precision.value_ranges import Magnitudes, intermediate_of
 from onnxslim.records import Fidelity, PassResult, Skip
 from onnxslim.services.calibration import Calibration
 
@@ -143,7 +143,7 @@ class ConvertFp16(Pass):
             node_label(node)
             for inner in walk_graphs(graph)
             for node in inner.nodes
-            if half_of(node, graph.opset) is not None
+            if half_operands(node, graph.opset) is not None
         )
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
@@ -178,7 +178,7 @@ class ConvertFp16(Pass):
         names = [
             tensor.name
             for node in graph.nodes
-            if isinstance(half := half_of(node, graph.opset), Half)
+            if isinstance(half := half_operands(node, graph.opset), HalfOperands)
             for tensor in half.tensors(node)
             if const_value(tensor) is None
         ]
@@ -218,7 +218,7 @@ class _Attempt:
     def apply(self, graph: gs.Graph) -> PassResult:
         """Convert `graph` itself."""
         rewriter = Rewriter(graph)
-        borders = Borders(rewriter, self._halves(rewriter), self._is_wanted)
+        borders = NodeConverter(rewriter, self._halves(rewriter), self._is_wanted)
         borders.write()
         store_weights(rewriter, self._is_wanted, borders.twins)
         return rewriter.result()
@@ -229,23 +229,23 @@ class _Attempt:
             return False
         return not any(fnmatchcase(label, pattern) for pattern in self.rule.skip)
 
-    def _halves(self, rewriter: Rewriter) -> Mapping[Node, Half]:
+    def _halves(self, rewriter: Rewriter) -> Mapping[Node, HalfOperands]:
         """What computes in float16; of the rest, the report says why not."""
         if self.ranges is None:
             return {}
-        possible: dict[Node, Half] = {}
+        possible: dict[Node, HalfOperands] = {}
         for graph in rewriter.graphs():
             for node in graph.nodes:
-                half = half_of(node, rewriter.opset)
+                half = half_operands(node, rewriter.opset)
                 if half is None:
                     continue
                 why = half if isinstance(half, str) else self._objection(node, half)
                 if why is None:
-                    assert isinstance(half, Half)
+                    assert isinstance(half, HalfOperands)
                     possible[node] = half
                 else:
                     rewriter.skip(node, why)
-        chosen = placed(rewriter, possible)
+        chosen = float16_nodes(rewriter, possible)
         for node in possible.keys() - chosen:
             if not is_bridge(node):
                 rewriter.skip(
@@ -253,11 +253,11 @@ class _Attempt:
                 )
         return {node: half for node, half in possible.items() if node in chosen}
 
-    def _objection(self, node: Node, half: Half) -> str | None:
+    def _objection(self, node: Node, half: HalfOperands) -> str | None:
         assert self.ranges is not None
         if not self._is_wanted(node):
             return "`only` and `skip` leave it out"
-        inside = inside_of(node)
+        inside = intermediate_of(node)
         if self.is_cautious and inside is not None:
             return f"{node.op} {inside.value}"
         return self.ranges.objection(node, half)

@@ -90,22 +90,28 @@ from onnxslim.lossy.layer_pass import check_patterns
 from onnxslim.pipeline.options import at_least, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.pipeline.policy import Goal
-from onnxslim.quantization.activations import observe_grids
-from onnxslim.quantization.canonical import raise_opset, sums_to_adds
-from onnxslim.quantization.clusters import clusters_of, matching, without_islands
+from onnxslim.quantization.activation_grids import observe_grids
+from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
+from onnxslim.quantization.clusters import clusters_of, drop_isolated_movement, matching
 from onnxslim.quantization.equalize import equalize
-from onnxslim.quantization.floors import DivergenceLimits, FloatFallback
+from onnxslim.quantization.float_fallback import DivergenceLimits, FloatFallback
 from onnxslim.quantization.grid import Grid, GridForm
-from onnxslim.quantization.insert import LayerCodes, QdqPlan, grid_source, insert_grids
-from onnxslim.quantization.range_choice import TOGETHER, RangeByTensor, Tensors, nearest_ranges
-from onnxslim.quantization.ranges import Range, RangeMethod
+from onnxslim.quantization.kernel_forms import sums_to_adds
+from onnxslim.quantization.layer_codes import nearest_codes, solved_codes
+from onnxslim.quantization.opset import raise_opset
+from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement, quantized_copy
+from onnxslim.quantization.qdq import LayerCodes, QdqPlan, grid_source, insert_qdq
+from onnxslim.quantization.range_choice import (
+    TOGETHER,
+    RangeByTensor,
+    RangeCandidates,
+    nearest_ranges,
+)
 from onnxslim.quantization.recurrent import KERNEL
-from onnxslim.quantization.rounding import plain_codes, solved_codes
 from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.saturation import saturates
-from onnxslim.quantization.search import Search, Tried, quantized
 from onnxslim.quantization.smooth import smooth
-from onnxslim.quantization.weights import Rounding, WeightForm
+from onnxslim.quantization.weight_rounding import Rounding, WeightForm
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.services.calibration import Distance
 from onnxslim.services.stopwatch import Stopwatch
@@ -221,8 +227,8 @@ class _Run:
         grid = GridForm(_TYPES[rule.weights], symmetric=True, reduced=self.is_reduced)
         self.weights = WeightForm(grid, per_channel=rule.per_channel)
         self.recurrent = self._recurrent(grid)
-        self.codes = plain_codes(self.model, self.clusters, self.weights)
-        self.found: Mapping[str, Sequence[Range]] = {}
+        self.codes = nearest_codes(self.model, self.clusters, self.weights)
+        self.found: Mapping[str, Sequence[CalibrationRange]] = {}
         self.grids: dict[str, Grid] = {}
 
     def result(self) -> PassResult:
@@ -239,7 +245,7 @@ class _Run:
             return PassResult(skips=tuple(self.skips))
         self._report(candidates, chosen)
         rewriter = Rewriter(self.model.graph)
-        insert_grids(rewriter, self.clusters, self._plan(chosen))
+        insert_qdq(rewriter, self.clusters, self._plan(chosen))
         done = rewriter.result()
         adopt(self.graph, self.model.graph)
         changes = (*done.changes, *self.changes)
@@ -318,7 +324,7 @@ class _Run:
                 found.append(cluster.name)
             else:
                 self.skips.append(Skip(cluster.name, why))
-        return without_islands(self.clusters, frozenset(found))
+        return drop_isolated_movement(self.clusters, frozenset(found))
 
     # ----------------------------------------------------------------- choosing
 
@@ -338,8 +344,8 @@ class _Run:
         found = self._searched(candidates, self.context.stopwatch)
         return frozenset() if found is None else found.chosen
 
-    def _searched(self, candidates: frozenset[str], stopwatch: Stopwatch) -> Tried | None:
-        search = Search(
+    def _searched(self, candidates: frozenset[str], stopwatch: Stopwatch) -> TimedPlacement | None:
+        search = PlacementSearch(
             self.model, self.original, self.clusters, candidates, self._plan, stopwatch, self._tell
         )
         if self.context.goal is Goal.BYTES:
@@ -396,11 +402,13 @@ class _Run:
         held = self.calibration.halves()[1].some(TOGETHER)
 
         def together(choices: Sequence[RangeByTensor]) -> Iterable[Distance]:
-            models = (quantized(self.model, self._plan_with(chosen, own))[0] for own in choices)
+            models = (
+                quantized_copy(self.model, self._plan_with(chosen, own))[0] for own in choices
+            )
             return held.distances(self.context.reference or self.original, models)
 
         found = {name: self.found[name] for name in used}
-        choice = nearest_ranges(Tensors(found, self.model, held, self._tell), together)
+        choice = nearest_ranges(RangeCandidates(found, self.model, held, self._tell), together)
         self.grids.update((name, item.grid) for name, item in choice.ranges.items())
         self._say(choice.words)
 
@@ -413,7 +421,7 @@ class _Run:
             self.model,
             self.context.reference or self.original,
             self._plan,
-            partial(without_islands, self.clusters),
+            partial(drop_isolated_movement, self.clusters),
             self.calibration.halves()[1],
             self.calibration,
             limits,
@@ -434,9 +442,9 @@ class _Run:
 
     def _still_faster(self, chosen: frozenset[str]) -> frozenset[str]:
         assert self.context.stopwatch is not None
-        candidate, _ = quantized(self.model, self._plan(chosen))
+        candidate, _ = quantized_copy(self.model, self._plan(chosen))
         pair = self.context.stopwatch.pair(self.original, candidate)
-        tried = Tried("what holds the floors", chosen, pair)
+        tried = TimedPlacement("what holds the floors", chosen, pair)
         if pair.is_faster:
             self._say(str(tried))
             return chosen

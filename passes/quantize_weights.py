@@ -90,23 +90,23 @@ from onnxslim.lossy.layer_pass import LayerPass, check_patterns, error_words
 from onnxslim.lossy.problems import MAX_INPUTS, LayerFilter, Problem, assign
 from onnxslim.pipeline.options import Interval, OptionValue, at_least, one_of, option
 from onnxslim.pipeline.passes import Context
-from onnxslim.quantization.blocks import is_block_of_kernel, stored_bytes
-from onnxslim.quantization.canonical import raise_opset
 from onnxslim.quantization.grid import GridForm
-from onnxslim.quantization.storing import (
-    Integers,
-    StorageForm,
-    Way,
-    embeddings,
-    replace_constant,
-    suited,
-    why_not_stored,
-)
-from onnxslim.quantization.weights import (
+from onnxslim.quantization.opset import raise_opset
+from onnxslim.quantization.weight_layouts import is_block_of_kernel, stored_bytes
+from onnxslim.quantization.weight_rounding import (
     QuantizedWeight,
     Rounding,
     WeightForm,
     quantized_weight,
+)
+from onnxslim.quantization.weight_storage import (
+    StorageForm,
+    StorageKind,
+    StoragePlan,
+    embeddings,
+    replace_constant,
+    storage_plan,
+    why_not_stored,
 )
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.render.units import bytes_text
@@ -116,7 +116,7 @@ from onnxslim.solvers.threads import threads_for
 _OVERHEAD_BYTES: Final = 200  # of a node, its names, and the headers of its tensors
 _BLOCKS: Final = {4: 32, 8: 0}  # default, by bits
 _PACKED_BLOCK: Final = 32  # default, of MatMulNBits
-_COMPUTED: Final = (Way.LINEAR, Way.PACKED, Way.GATHERED)
+_COMPUTED: Final = (StorageKind.LINEAR, StorageKind.PACKED, StorageKind.GATHERED)
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,11 @@ class QuantizeWeights(LayerPass):
         found = (*embeddings(graph)[0], *weight_layers(graph)[0])
         return tuple(layer.name for layer in found)
 
-    def grid(self, layer: WeightLayer, integers: Integers) -> WeightForm:
+    def grid(self, layer: WeightLayer, plan: StoragePlan) -> WeightForm:
         """Which codes the weight of `layer` may have."""
-        symmetric = self.symmetric or integers.way is Way.GATHERED
+        symmetric = self.symmetric or plan.kind is StorageKind.GATHERED
         form = GridForm(np.dtype(np.int8), symmetric=symmetric, bits=self.bits)
-        block = integers.block
+        block = plan.block
         own = None if block and block >= layer.columns else block
         return WeightForm(form, block=own, full_range=symmetric and self.bits == 4)
 
@@ -203,7 +203,7 @@ class _Answer:
 
     layer: str
     weight: QuantizedWeight
-    integers: Integers
+    plan: StoragePlan
     words: str
 
 
@@ -240,12 +240,16 @@ class _Run:
     # ----------------------------------------------------------------- before
 
     def _choose_form(self) -> None:
-        """With `auto`, time the model with kernels that compute with integers, to nearest."""
+        """With `auto`, time the model with integer kernels, rounded to nearest."""
         stopwatch, before = self.context.stopwatch, self.context.model
         if self.form is not StorageForm.AUTO:
             return
         self.form = StorageForm.NATIVE
-        if stopwatch is None or before is None or not any(w.way in _COMPUTED for w in self._ways()):
+        if (
+            stopwatch is None
+            or before is None
+            or not any(plan.kind in _COMPUTED for plan in self._plans())
+        ):
             return
         self.context.tell("timing kernels that compute with integers")
         trial = before.clone()
@@ -263,20 +267,20 @@ class _Run:
         )
         self.changes.append(Change(self.graph.name, text))
 
-    def _ways(self) -> list[Integers]:
+    def _plans(self) -> list[StoragePlan]:
         """How the selected weights are stored in the working copy, if all goes well."""
         rule = self.rule
         layers = [*embeddings(self.work)[0], *weight_layers(self.work)[0]]
         return [
-            suited(layer, self.form, rule.bits, rule.columns, rule.accuracy_level)
+            storage_plan(layer, self.form, rule.bits, rule.columns, rule.accuracy_level)
             for layer in layers
             if self.selection.accepts(layer.name)
         ]
 
     def _raise_opset(self) -> None:
         """Bring the working copy to the opset that the selected weights need, if that can be."""
-        ways = self._ways()
-        target = max((way.needs_opset for way in ways), default=1)
+        plans = self._plans()
+        target = max((plan.needs_opset for plan in plans), default=1)
         needs = "4-bit or blockwise weights" if target > 13 else "scales along an axis"
         try:
             raised = raise_opset(self.work, target, needs)
@@ -322,35 +326,35 @@ class _Run:
     def _answer(self, rw: Rewriter, problem: Problem, rounding: Rounding) -> list[_Answer]:
         """The codes of one weight; none where there is a reason against them."""
         layer = problem.layer
-        integers = self._allowed(layer)
-        why = integers if isinstance(integers, str) else self._objection(layer, integers)
-        if isinstance(integers, str) or why is not None:
+        plan = self._allowed(layer)
+        why = plan if isinstance(plan, str) else self._objection(layer, plan)
+        if isinstance(plan, str) or why is not None:
             rw.skip(node_label(layer.node), str(why))
             return []
         with threads_for(layer.columns):
-            weight = quantized_weight(problem, self.rule.grid(layer, integers), rounding)
-        words = self._words(problem, integers, weight.error)
+            weight = quantized_weight(problem, self.rule.grid(layer, plan), rounding)
+        words = self._words(problem, plan, weight.error)
         assign(rw, problem, weight.weight)  # what follows is measured on what the codes stand for
-        return [_Answer(layer.name, weight, integers, words)]
+        return [_Answer(layer.name, weight, plan, words)]
 
-    def _allowed(self, layer: WeightLayer) -> Integers | str:
+    def _allowed(self, layer: WeightLayer) -> StoragePlan | str:
         """How a weight is stored in the working copy as it is; or why it cannot be."""
         why = ""
         for form in (self.form, StorageForm.FOLDED):  # which needs the lowest opset
             rule = self.rule
-            found = suited(layer, form, rule.bits, rule.columns, rule.accuracy_level)
+            found = storage_plan(layer, form, rule.bits, rule.columns, rule.accuracy_level)
             objection = why_not_stored(self.work, layer, found)
             if objection is None:
                 return found
             why = why or objection
         return why
 
-    def _objection(self, layer: WeightLayer, integers: Integers) -> str | None:
+    def _objection(self, layer: WeightLayer, plan: StoragePlan) -> str | None:
         """What of the weight itself speaks against codes, in words."""
         holder = layer.holder
         if holder.dtype != np.float32:
             return f"its weight is of type {holder.dtype}; codes have float32 scales"
-        taken = _OVERHEAD_BYTES + self._bytes(layer, integers)
+        taken = _OVERHEAD_BYTES + self._bytes(layer, plan)
         if taken >= holder.nbytes:
             return (
                 f"codes and scales would take {taken:,} bytes, the weight takes {holder.nbytes:,}"
@@ -359,20 +363,18 @@ class _Run:
             return "it has values that are not finite"
         return None
 
-    def _bytes(self, layer: WeightLayer, integers: Integers) -> int:
-        is_padded = integers.way is Way.PACKED
-        symmetric = self.rule.symmetric or integers.way is Way.GATHERED
-        return stored_bytes(
-            layer, integers.bits, integers.block, symmetric=symmetric, is_padded=is_padded
-        )
+    def _bytes(self, layer: WeightLayer, plan: StoragePlan) -> int:
+        is_padded = plan.kind is StorageKind.PACKED
+        symmetric = self.rule.symmetric or plan.kind is StorageKind.GATHERED
+        return stored_bytes(layer, plan.bits, plan.block, symmetric=symmetric, is_padded=is_padded)
 
-    def _words(self, problem: Problem, integers: Integers, error: float) -> str:
+    def _words(self, problem: Problem, plan: StoragePlan, error: float) -> str:
         """What is done to a weight, in words."""
-        layer, block = problem.layer, integers.block
+        layer, block = problem.layer, plan.block
         by = f"a scale for {block} columns" if block else "a scale for each output"
         return (
-            f"{layer.size:,} weights in {integers.bits} bits, {by}, as {integers.way.value}: "
-            f"{bytes_text(layer.holder.nbytes)} to {bytes_text(self._bytes(layer, integers))}; "
+            f"{layer.size:,} weights in {plan.bits} bits, {by}, as {plan.kind.value}: "
+            f"{bytes_text(layer.holder.nbytes)} to {bytes_text(self._bytes(layer, plan))}; "
             f"{error_words(problem, error)}"
         )
 
@@ -384,7 +386,7 @@ class _Run:
         rw = Rewriter(copy)
         layers = _layers(copy)
         for answer in answers:
-            replace_constant(rw, layers[answer.layer], answer.weight, answer.integers, answer.words)
+            replace_constant(rw, layers[answer.layer], answer.weight, answer.plan, answer.words)
         return copy, rw.result()
 
     def _skip(self, label: str, why: str) -> None:

@@ -1,17 +1,20 @@
-"""Which clusters become integers: the placement of least time, as an exact minimum cut.
+"""The cheapest choice among items that affect one another, as an exact minimum cut.
 
-Each cluster is on one of two sides. It takes a certain time on either, and a tensor that is made
-on one side and read on the other goes through QuantizeLinear or DequantizeLinear once, however
-many read it. All of that is submodular, so the cheapest cut of a flow network is the best
-placement, not an approximation of it.
+Every item is chosen or not, at a cost of its own either way. A tensor that passes from an item on
+one side to readers on the other costs a conversion, once, however many read it. Such costs are
+submodular, so the minimum cut of a flow network is the best choice, not an approximation of it
+(Kolmogorov and Zabih 2004, "What energy functions can be minimized via graph cuts?").
 
-With the source on the integers' side:
+With the source on the side of the chosen:
 
-    source -> c        capacity: c in float        c -> sink      capacity: c in integers
-    z -> maker         capacity: QuantizeLinear    reader -> z    unbounded: z is on the integers'
+    source -> i        capacity: i not chosen      i -> sink      capacity: i chosen
+    z -> maker         capacity: entering          reader -> z    unbounded: z is on the chosen
                                                                   side once one reader is
-    maker -> w         capacity: DequantizeLinear  w -> reader    unbounded: w is on the float side
-                                                                  once one reader is
+    maker -> w         capacity: leaving           w -> reader    unbounded: w is on the other
+                                                                  side once one reader is
+
+Costs have no unit here; callers give all of them in one: `quantization.cluster_times` milliseconds,
+`precision.placement` bytes.
 """
 
 from __future__ import annotations
@@ -21,95 +24,96 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
-FLOAT = None
-"""In place of the name of a cluster: what is computed in float whatever is chosen."""
+NEVER_CHOSEN = None
+"""In place of an item's name: everything that stays where it is whatever is chosen."""
 
 
 @dataclass(frozen=True)
-class Times:
-    """Milliseconds of something on either side."""
+class ItemCost:
+    """The cost of an item on either side."""
 
-    float_ms: float
-    int_ms: float
+    unchosen: float
+    chosen: float
 
 
 @dataclass(frozen=True)
-class Wire:
-    """A tensor that may cross.
+class Transfer:
+    """A tensor that may pass from one side to the other.
 
     Attributes:
-        maker: the cluster that makes it, or FLOAT.
-        readers: the clusters that read it, FLOAT among them where something else does.
-        quantize_ms, dequantize_ms: what crossing takes either way.
+        maker: the item that makes it, or NEVER_CHOSEN.
+        readers: the items that read it, NEVER_CHOSEN among them where something else does.
+        entering: the cost where the maker is not chosen and some reader is.
+        leaving: the cost where the maker is chosen and some reader is not.
     """
 
     maker: str | None
     readers: tuple[str | None, ...]
-    quantize_ms: float
-    dequantize_ms: float
+    entering: float
+    leaving: float
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a placement takes.
+class PlacementCosts:
+    """The costs of every choice.
 
     Attributes:
-        clusters: times of every cluster that may be chosen, by name; others are in float.
-        wires: all tensors between them.
+        items: the cost of each item that may be chosen, by name.
+        transfers: the tensors between them.
     """
 
-    clusters: Mapping[str, Times]
-    wires: Sequence[Wire] = field(default_factory=tuple)
+    items: Mapping[str, ItemCost]
+    transfers: Sequence[Transfer] = field(default_factory=tuple)
 
-    def milliseconds(self, chosen: frozenset[str]) -> float:
-        """Of all clusters and wires, with the clusters `chosen` as integers."""
+    def total(self, chosen: frozenset[str]) -> float:
+        """The cost of all items and transfers, with the items `chosen`."""
         total = sum(
-            times.int_ms if name in chosen else times.float_ms
-            for name, times in self.clusters.items()
+            cost.chosen if name in chosen else cost.unchosen for name, cost in self.items.items()
         )
-        for wire in self.wires:
-            sides = {reader in chosen for reader in wire.readers}
-            if wire.maker not in chosen and True in sides:
-                total += wire.quantize_ms
-            if wire.maker in chosen and False in sides:
-                total += wire.dequantize_ms
+        for transfer in self.transfers:
+            sides = {reader in chosen for reader in transfer.readers}
+            if transfer.maker not in chosen and True in sides:
+                total += transfer.entering
+            if transfer.maker in chosen and False in sides:
+                total += transfer.leaving
         return total
 
 
-def best_placement(costs: Costs) -> frozenset[str]:
-    """The names of the clusters to be computed on integers."""
+def cheapest_choice(costs: PlacementCosts) -> frozenset[str]:
+    """The names of the items to choose so that the total cost is least."""
     network = nx.DiGraph()
     source, sink = ("source",), ("sink",)
     network.add_nodes_from((source, sink))
 
-    def side(name: str | None) -> tuple[str, ...]:
-        return ("cluster", name) if name in costs.clusters and name is not None else sink
+    def vertex(name: str | None) -> tuple[str, ...]:
+        """The vertex of an item; what is never chosen is on the sink's side."""
+        return ("item", name) if name in costs.items and name is not None else sink
 
-    def connect(tail: object, head: object, ms: float | None) -> None:
-        """An edge, or more capacity on one that exists; None: unbounded."""
+    def connect(tail: object, head: object, cost: float | None) -> None:
+        """Add an edge, or capacity to one that exists; None: unbounded."""
         if tail == head:
             return
         known = network.get_edge_data(tail, head)
-        if ms is None or (known is not None and "capacity" not in known):
+        if cost is None or (known is not None and "capacity" not in known):
             network.add_edge(tail, head)
-            network[tail][head].pop("capacity", None)
+            network[tail][head].pop("capacity", None)  # networkx: no capacity is unbounded
             return
-        network.add_edge(tail, head, capacity=ms + (known["capacity"] if known else 0.0))
+        network.add_edge(tail, head, capacity=cost + (known["capacity"] if known else 0.0))
 
-    for name, times in costs.clusters.items():
-        connect(source, side(name), times.float_ms)
-        connect(side(name), sink, times.int_ms)
-    for number, wire in enumerate(costs.wires):
-        quantized, read = ("quantized", number), ("read", number)
-        connect(quantized, side(wire.maker), wire.quantize_ms)
-        if side(wire.maker) != sink:
-            connect(side(wire.maker), read, wire.dequantize_ms)
-        for reader in dict.fromkeys(wire.readers):
-            if side(reader) != sink:
-                connect(side(reader), quantized, None)
-            connect(read, side(reader), None)
-    _, (ints, _) = nx.minimum_cut(network, source, sink)
-    return frozenset(name for name in costs.clusters if ("cluster", name) in ints)
+    for name, cost in costs.items.items():
+        connect(source, vertex(name), cost.unchosen)
+        connect(vertex(name), sink, cost.chosen)
+    for number, transfer in enumerate(costs.transfers):
+        entered, left = ("entered", number), ("left", number)  # z and w of the table above
+        connect(entered, vertex(transfer.maker), transfer.entering)
+        if vertex(transfer.maker) != sink:
+            connect(vertex(transfer.maker), left, transfer.leaving)
+        for reader in dict.fromkeys(transfer.readers):
+            if vertex(reader) != sink:
+                connect(vertex(reader), entered, None)
+            connect(left, vertex(reader), None)
+    _, (chosen_side, _) = nx.minimum_cut(network, source, sink)
+    return frozenset(name for name in costs.items if ("item", name) in chosen_side)
 
 
-__all__ = ["FLOAT", "Costs", "Times", "Wire", "best_placement"]
+__all__ = ["NEVER_CHOSEN", "ItemCost", "PlacementCosts", "Transfer", "cheapest_choice"]

@@ -1,8 +1,8 @@
 """float16: which operands and values may take it, where the borders are, and how they are made.
 
-types    what ONNX's schemas let be float16
-values   what constants and calibration samples let be float16
-placing  borders between float16 and float32, by least memory traffic
-write    float16 written into a graph
-store    weights of float32 operators stored as float16
+operand_types   which operands may be float16, by ONNX's schemas
+value_ranges    which values fit float16: constants, and activations on calibration samples
+placement       the nodes that compute in float16, by least memory traffic
+conversion      nodes converted to float16, with a Cast at each border
+stored_weights  weights of float32 operators stored as float16
 """

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.output_parts import HANDING_ON
 from onnxslim.graph.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
-from onnxslim.quantization.rules import IntegerRule, KernelKind, folded, rule_of
+from onnxslim.quantization.rules import IntegerRule, KernelKind, absorbed_interval, rule_of
 from onnxslim.records import Skip
 
 
@@ -109,7 +109,7 @@ def clusters_of(graph: gs.Graph) -> Clusters:
             skips.append(Skip(node_label(node), rule))
             continue
         activation = _activation(node, rule, outside)
-        interval = None if activation is None else folded(activation)
+        interval = None if activation is None else absorbed_interval(activation)
         cluster = Cluster(node_label(node), node, rule, activation, interval)
         found.append(cluster)
         if rule.kind is not KernelKind.RECURRENT:
@@ -131,7 +131,7 @@ def _in_bodies(graph: gs.Graph, taken: Iterable[str]) -> Iterator[Cluster]:
                 yield Cluster(name, node, rule)
 
 
-def without_islands(clusters: Clusters, chosen: frozenset[str]) -> frozenset[str]:
+def drop_isolated_movement(clusters: Clusters, chosen: frozenset[str]) -> frozenset[str]:
     """`chosen` without data movement on integers that nothing computes with."""
     left = {cluster for cluster in clusters.all if cluster.name in chosen}
     kept = {cluster for cluster in left if cluster.rule.kind is not KernelKind.MOVEMENT}
@@ -163,7 +163,7 @@ def _activation(node: Node, rule: IntegerRule, outside: frozenset[gs.Tensor]) ->
         return None
     if output in outside:
         return None
-    if len(output.outputs) != 1 or folded(output.outputs[0]) is None:
+    if len(output.outputs) != 1 or absorbed_interval(output.outputs[0]) is None:
         return None
     reader: Node = output.outputs[0]
     return reader
@@ -217,4 +217,4 @@ def matching(clusters: Sequence[Cluster], names: Sequence[str]) -> frozenset[str
     )
 
 
-__all__ = ["Cluster", "Clusters", "clusters_of", "matching", "without_islands"]
+__all__ = ["Cluster", "Clusters", "clusters_of", "drop_isolated_movement", "matching"]

@@ -27,7 +27,7 @@ from onnxslim.analysis.linear_operators import LINEAR_OPS
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.quantization.rescale import (
+from onnxslim.quantization.channel_scaling import (
     Array,
     ScaledLayer,
     reads,
@@ -96,7 +96,7 @@ def equalize(rewriter: Rewriter) -> tuple[Equalized, ...]:
 
 
 @dataclass
-class _Pair:
+class _LayerPair:
     """A layer, and the only one that reads its channels.
 
     Attributes:
@@ -131,7 +131,7 @@ class _Pair:
         return float(np.abs(np.log(scale)).max())
 
 
-def _pairs(rewriter: Rewriter) -> list[_Pair]:
+def _pairs(rewriter: Rewriter) -> list[_LayerPair]:
     scaled: dict[Node, ScaledLayer] = {}
     pairs = []
     for graph in rewriter.graphs():
@@ -148,7 +148,7 @@ def _pairs(rewriter: Rewriter) -> list[_Pair]:
             assert isinstance(first, LinearLayer)
             second, repeat = found
             ends = [scaled.setdefault(la.node, ScaledLayer(la)) for la in (first, second)]
-            pairs.append(_Pair(ends[0], ends[1], repeat))
+            pairs.append(_LayerPair(ends[0], ends[1], repeat))
     return pairs
 
 

@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from onnxslim.io.model import Model
-from onnxslim.quantization.ranges import Range, RangeMethod
+from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
 from onnxslim.services.calibration import Calibration, Distance
 
 _ALONE: Final = 8  # samples, for one tensor after the other
@@ -33,11 +33,11 @@ _UNTRIED: Final = 0.1  # of the sum of all effects, that need not be tried
 _CLEARLY: Final = 0.8  # of the divergence that the ranges of least effect lead to
 _ALIKE: Final = 0.02  # of a range: others that end nearer than that are the same
 
-RangeByTensor = Mapping[str, Range]
+RangeByTensor = Mapping[str, CalibrationRange]
 
 
 @dataclass(frozen=True)
-class Tensors:
+class RangeCandidates:
     """The tensors that get ranges.
 
     Attributes:
@@ -48,7 +48,7 @@ class Tensors:
         tell: what goes on, in words.
     """
 
-    found: Mapping[str, Sequence[Range]]
+    found: Mapping[str, Sequence[CalibrationRange]]
     model: Model
     calibration: Calibration
     tell: Callable[[str], None] = lambda _: None
@@ -87,7 +87,7 @@ class Tensors:
         return self.calibration.some(_ALONE)
 
     def _effects(
-        self, ranges: Mapping[str, Sequence[Range]]
+        self, ranges: Mapping[str, Sequence[CalibrationRange]]
     ) -> Iterable[tuple[str, Sequence[float]]]:
         replacements = {name: [item.grid.rounded for item in own] for name, own in ranges.items()}
         for name, distances in self._few.effects(self.model, replacements):
@@ -109,7 +109,7 @@ class RangeChoice:
 
 
 def nearest_ranges(
-    tensors: Tensors, together: Callable[[Sequence[RangeByTensor]], Iterable[Distance]]
+    tensors: RangeCandidates, together: Callable[[Sequence[RangeByTensor]], Iterable[Distance]]
 ) -> RangeChoice:
     """The ranges of least effect, or others with which the integer model is clearly nearer.
 
@@ -144,9 +144,9 @@ def _weightiest(untried: Mapping[str, float], effects: Mapping[str, Sequence[flo
     return chosen
 
 
-def _distinct(ranges: Sequence[Range]) -> Sequence[Range]:
+def _distinct(ranges: Sequence[CalibrationRange]) -> Sequence[CalibrationRange]:
     """Those whose grids differ by more than a trifle from those before them."""
-    found: list[Range] = []
+    found: list[CalibrationRange] = []
     for item in ranges:
         step = _ALIKE * (item.most - item.least)
         if not any(
@@ -157,4 +157,4 @@ def _distinct(ranges: Sequence[Range]) -> Sequence[Range]:
     return found
 
 
-__all__ = ["TOGETHER", "RangeByTensor", "RangeChoice", "Tensors", "nearest_ranges"]
+__all__ = ["TOGETHER", "RangeByTensor", "RangeCandidates", "RangeChoice", "nearest_ranges"]

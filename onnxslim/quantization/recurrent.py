@@ -19,7 +19,7 @@ from onnxslim.graph.ir import MICROSOFT_DOMAIN, Node, Variable
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization.grid import Codes
-from onnxslim.quantization.scales import WeightForm
+from onnxslim.quantization.weight_scales import WeightForm
 from onnxslim.records import Fidelity
 
 KERNEL: Final = "DynamicQuantizeLSTM"
@@ -72,7 +72,7 @@ def direction_codes(weight: np.ndarray, form: WeightForm) -> DirectionCodes:
     return DirectionCodes(np.stack(codes), np.stack(scales), np.stack(zeros))
 
 
-def to_dynamic(rewriter: Rewriter, node: Node, form: WeightForm) -> None:
+def to_dynamic_lstm(rewriter: Rewriter, node: Node, form: WeightForm) -> None:
     """Let `node`, an LSTM without objection, compute on integers."""
     inputs: list[gs.Tensor] = list(node.inputs)
     inputs += [Variable("") for _ in range(_OPERANDS - len(inputs))]
@@ -96,4 +96,4 @@ def to_dynamic(rewriter: Rewriter, node: Node, form: WeightForm) -> None:
     rewriter.main.import_domain(MICROSOFT_DOMAIN, _VERSION)
 
 
-__all__ = ["KERNEL", "DirectionCodes", "direction_codes", "objection_to_lstm", "to_dynamic"]
+__all__ = ["KERNEL", "DirectionCodes", "direction_codes", "objection_to_lstm", "to_dynamic_lstm"]

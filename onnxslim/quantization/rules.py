@@ -20,8 +20,8 @@ from onnxslim.analysis.linear_operators import linear_operator
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array, is_present
-from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.grid import GridForm
+from onnxslim.quantization.kernel_forms import channel_map
 from onnxslim.quantization.recurrent import KERNEL, objection_to_lstm
 
 Objection = Callable[[Node], str | None]
@@ -82,7 +82,7 @@ def rule_of(node: Node) -> IntegerRule | str:
     return why or rule
 
 
-def folded(node: Node) -> tuple[float, float] | None:
+def absorbed_interval(node: Node) -> tuple[float, float] | None:
     """The interval that a Relu or Clip confines its input to, where a grid can do the same.
 
     A grid saturates at its ends, and it always holds zero.
@@ -250,4 +250,4 @@ _FLOAT: Final[Mapping[str, str]] = {
 }
 
 
-__all__ = ["BIAS", "WEIGHT", "IntegerRule", "KernelKind", "folded", "rule_of"]
+__all__ = ["BIAS", "WEIGHT", "IntegerRule", "KernelKind", "absorbed_interval", "rule_of"]

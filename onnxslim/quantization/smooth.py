@@ -29,7 +29,7 @@ from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.passes import Context
-from onnxslim.quantization.rescale import (
+from onnxslim.quantization.channel_scaling import (
     Array,
     ScaledLayer,
     reads,
@@ -40,7 +40,7 @@ from onnxslim.records import Fidelity, Skip
 
 _MIN_SCALE: Final = 1e-5
 _SETTLED: Final = 1e-3  # of log s: below it nothing is gained
-Write = Callable[[], None]
+Edit = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def smooth(rewriter: Rewriter, context: Context, *, alpha: float = 0.5) -> tuple
 
 
 @dataclass(frozen=True)
-class _Site:
+class _SmoothedInput:
     """A tensor that only layers read, each along its last axis."""
 
     tensor: gs.Tensor
     readers: tuple[ScaledLayer, ...]
 
 
-def _sites(rewriter: Rewriter) -> list[_Site]:
+def _sites(rewriter: Rewriter) -> list[_SmoothedInput]:
     by_tensor: dict[gs.Tensor, list[LinearLayer]] = {}
     for node in rewriter.main.nodes:
         if node.op in ("Gemm", "MatMul"):
@@ -109,7 +109,7 @@ def _sites(rewriter: Rewriter) -> list[_Site]:
     for tensor, layers in by_tensor.items():
         why = _why_no_site(rewriter, tensor, layers)
         if why is None:
-            sites.append(_Site(tensor, tuple(map(ScaledLayer, layers))))
+            sites.append(_SmoothedInput(tensor, tuple(map(ScaledLayer, layers))))
         else:
             rewriter.skip(tensor.name, f"it is not smoothed: {why}")
     return sites
@@ -128,7 +128,9 @@ def _why_no_site(
     return None if all(along) else "its channels do not lie along its last axis"
 
 
-def _smoothed(rewriter: Rewriter, site: _Site, most: Array, alpha: float) -> Smoothed | str:
+def _smoothed(
+    rewriter: Rewriter, site: _SmoothedInput, most: Array, alpha: float
+) -> Smoothed | str:
     weights = np.max([layer.in_peaks() for layer in site.readers], axis=0)
     used = (most > 0) & (weights > 0)
     if not used.any():
@@ -162,16 +164,16 @@ def _peak(most: Array) -> float:
 
 def _writing(
     rewriter: Rewriter, layer: ScaledLayer, arrays: tuple[np.ndarray, np.ndarray | None]
-) -> Write:
+) -> Edit:
     return lambda: layer.write(rewriter, arrays)
 
 
 # ---------------------------------------------------------------------------- who takes the factor
 
 
-def _taken(rewriter: Rewriter, tensor: gs.Tensor, factor: Array) -> list[Write] | str:
+def _taken(rewriter: Rewriter, tensor: gs.Tensor, factor: Array) -> list[Edit] | str:
     """What to write so that `tensor` is multiplied by `factor` along its last axis, or why not."""
-    writes: list[Write] = []
+    writes: list[Edit] = []
     while True:
         node = rewriter.producer(tensor)
         if node is None or not node.is_onnx:
@@ -201,8 +203,8 @@ _SCALES: Final = ("Mul", "Div")
 
 
 def _into_layer(
-    rewriter: Rewriter, layer: LinearLayer, factor: Array, writes: Sequence[Write]
-) -> list[Write] | str:
+    rewriter: Rewriter, layer: LinearLayer, factor: Array, writes: Sequence[Edit]
+) -> list[Edit] | str:
     result = layer.node.outputs[0]
     if layer.outs != len(factor) or not same_axis(layer.out_axis, -1, rank(result) or layer.ndim):
         return f"`{node_label(layer.node)}` writes its channels along another axis"
@@ -213,8 +215,8 @@ def _into_layer(
 
 
 def _into_normalization(
-    rewriter: Rewriter, node: Node, factor: Array, writes: Sequence[Write]
-) -> list[Write] | str:
+    rewriter: Rewriter, node: Node, factor: Array, writes: Sequence[Edit]
+) -> list[Edit] | str:
     if not same_axis(int(node.attrs.get("axis", -1)), -1, rank(node.inputs[0])):
         return f"the LayerNormalization `{node_label(node)}` is about more than its last axis"
     taken = list(writes)
@@ -227,7 +229,7 @@ def _into_normalization(
     return taken
 
 
-def _into_constant(rewriter: Rewriter, node: Node, factor: Array) -> Write | str:
+def _into_constant(rewriter: Rewriter, node: Node, factor: Array) -> Edit | str:
     """Multiply what `node` returns by way of its constant operand; a sum's other one is left."""
     constants = [i for i, item in enumerate(node.inputs) if const_array(item) is not None]
     if len(node.inputs) != 2 or len(constants) != 1:
@@ -240,7 +242,7 @@ def _into_constant(rewriter: Rewriter, node: Node, factor: Array) -> Write | str
     return _multiplied(rewriter, node, index, factor)
 
 
-def _multiplied(rewriter: Rewriter, node: Node, index: int, factor: Array) -> Write | str:
+def _multiplied(rewriter: Rewriter, node: Node, index: int, factor: Array) -> Edit | str:
     """Let `node` read its constant `index` times `factor` along the last axis."""
     tensor = node.inputs[index]
     array = const_array(tensor)

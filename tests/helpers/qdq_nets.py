@@ -18,10 +18,10 @@ from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.quantization.clusters import Clusters, clusters_of
 from onnxslim.quantization.grid import S8_SYMMETRIC, U8, GridForm
-from onnxslim.quantization.insert import QdqPlan
-from onnxslim.quantization.rounding import plain_codes
-from onnxslim.quantization.search import quantized
-from onnxslim.quantization.weights import WeightForm
+from onnxslim.quantization.layer_codes import nearest_codes
+from onnxslim.quantization.placement_search import quantized_copy
+from onnxslim.quantization.qdq import QdqPlan
+from onnxslim.quantization.weight_rounding import WeightForm
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.session import open_session
 from onnxslim.services.stopwatch import Kernel
@@ -65,7 +65,7 @@ def plan_of(
             grids.update({t.name: own.over(*cluster.rule.fixed(own)) for t in cluster.makes})
     picked = [cluster.name for cluster in clusters.all] if chosen is None else chosen
     return QdqPlan(
-        frozenset(picked), grids, plain_codes(model, clusters, WeightForm()), form, _REDUCED
+        frozenset(picked), grids, nearest_codes(model, clusters, WeightForm()), form, _REDUCED
     )
 
 
@@ -77,7 +77,7 @@ def on_integers(
 ) -> Model:
     """`source` with the chosen clusters, or all, as integer kernels."""
     model, clusters = loaded(source)
-    return quantized(model, plan_of(model, clusters, x, chosen, form))[0]
+    return quantized_copy(model, plan_of(model, clusters, x, chosen, form))[0]
 
 
 def kernels(model: Model) -> list[str]:

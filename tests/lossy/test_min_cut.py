@@ -10,9 +10,9 @@ from layer_nets import net, node, normal, samples
 from qdq_nets import ScriptedStopwatch, loaded, plan_of
 
 from onnxslim.io.model import Model
-from onnxslim.lossy.min_cut import FLOAT, Costs, Times, Wire, best_placement
-from onnxslim.quantization.costs import Ledger
-from onnxslim.quantization.search import Search, Tried, quantized
+from onnxslim.lossy.min_cut import NEVER_CHOSEN, ItemCost, PlacementCosts, Transfer, cheapest_choice
+from onnxslim.quantization.cluster_times import ClusterTimes
+from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement, quantized_copy
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.services.stopwatch import Kernel
 
@@ -20,45 +20,45 @@ MS = st.floats(0, 10).map(lambda value: round(value, 3))
 
 
 @st.composite
-def costs(draw: st.DrawFn) -> Costs:
+def costs(draw: st.DrawFn) -> PlacementCosts:
     """Up to six clusters and tensors between any of them, fan-out and float ends included."""
     names = [f"c{index}" for index in range(draw(st.integers(1, 6)))]
-    clusters = {name: Times(draw(MS), draw(MS)) for name in names}
-    ends = st.sampled_from([*names, FLOAT])
-    wires = draw(
+    clusters = {name: ItemCost(draw(MS), draw(MS)) for name in names}
+    ends = st.sampled_from([*names, NEVER_CHOSEN])
+    transfers = draw(
         st.lists(
             st.builds(
-                Wire,
+                Transfer,
                 maker=ends,
                 readers=st.lists(ends, min_size=1, max_size=4, unique=True).map(tuple),
-                quantize_ms=MS,
-                dequantize_ms=MS,
+                entering=MS,
+                leaving=MS,
             ),
             max_size=8,
         )
     )
-    return Costs(clusters, tuple(wires))
+    return PlacementCosts(clusters, tuple(transfers))
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(costs())
-def test_the_cut_is_as_cheap_as_the_cheapest_of_all_placements(given_: Costs) -> None:
-    names = list(given_.clusters)
+def test_the_cut_is_as_cheap_as_the_cheapest_of_all_placements(given_: PlacementCosts) -> None:
+    names = list(given_.items)
     every = (
         frozenset(name for name, is_in in zip(names, sides, strict=True) if is_in)
         for sides in product((False, True), repeat=len(names))
     )
-    least = min(map(given_.milliseconds, every))
-    assert np.isclose(given_.milliseconds(best_placement(given_)), least, atol=1e-9)
+    least = min(map(given_.total, every))
+    assert np.isclose(given_.total(cheapest_choice(given_)), least, atol=1e-9)
 
 
 def test_a_tensor_that_many_read_crosses_once() -> None:
     readers = ("a", "b", "c")
-    clusters = {name: Times(1.0, 0.5) for name in readers}
-    wire = Wire(FLOAT, readers, quantize_ms=1.2, dequantize_ms=0.0)
-    assert best_placement(Costs(clusters, (wire,))) == set(readers)  # 2.7 against 3
-    dearer = Wire(FLOAT, readers, quantize_ms=1.6, dequantize_ms=0.0)
-    assert best_placement(Costs(clusters, (dearer,))) == frozenset()
+    clusters = {name: ItemCost(1.0, 0.5) for name in readers}
+    transfer = Transfer(NEVER_CHOSEN, readers, entering=1.2, leaving=0.0)
+    assert cheapest_choice(PlacementCosts(clusters, (transfer,))) == set(readers)  # 2.7 against 3
+    dearer = Transfer(NEVER_CHOSEN, readers, entering=1.6, leaving=0.0)
+    assert cheapest_choice(PlacementCosts(clusters, (dearer,))) == frozenset()
 
 
 # ------------------------------------------------------------------- from kernels
@@ -80,29 +80,33 @@ def chain() -> tuple[object, object, np.ndarray]:
 
 def test_the_time_of_a_layer_that_was_fused_with_an_add_is_the_layers() -> None:
     _, clusters, _ = chain()
-    ledger = Ledger(clusters, frozenset({"a", "b", "y"}), {})  # type: ignore[arg-type]
+    times = ClusterTimes(clusters, frozenset({"a", "b", "y"}), {})  # type: ignore[arg-type]
     kernels = [Kernel("c", "FusedConv", False, 288, 5.0), Kernel("y", "Sigmoid", False, 288, 1.0)]
-    ledger.add(kernels, frozenset())
-    times = ledger.costs().clusters
-    assert (times["a"].float_ms, times["b"].float_ms, times["y"].float_ms) == (5.0, 0.0, 1.0)
+    times.record(kernels, frozenset())
+    found = times.costs().items
+    assert (found["a"].unchosen, found["b"].unchosen, found["y"].unchosen) == (5.0, 0.0, 1.0)
 
 
 def test_what_crossing_took_counts_where_it_is_known() -> None:
     model, clusters, x = chain()
     plan = plan_of(model, clusters, x, ["a"])  # type: ignore[arg-type]
-    _, inserted = quantized(model, plan)  # type: ignore[arg-type]
-    ledger = Ledger(clusters, frozenset({"a", "b", "y"}), {"x": (1, 8, 6, 6)})  # type: ignore[arg-type]
+    _, inserted = quantized_copy(model, plan)  # type: ignore[arg-type]
+    times = ClusterTimes(clusters, frozenset({"a", "b", "y"}), {"x": (1, 8, 6, 6)})  # type: ignore[arg-type]
     quantizing = next(key for key, tensor in inserted.crossings.items() if tensor == "x")
-    ledger.add([Kernel(quantizing, "QuantizeLinear", False, 288, 0.7)], frozenset({"a"}), inserted)
-    wire = next(wire for wire in ledger.costs().wires if set(wire.readers) == {"a", "b"})
-    assert wire.maker is FLOAT
-    assert wire.quantize_ms == 0.7
+    times.record(
+        [Kernel(quantizing, "QuantizeLinear", False, 288, 0.7)], frozenset({"a"}), inserted
+    )
+    transfer = next(
+        transfer for transfer in times.costs().transfers if set(transfer.readers) == {"a", "b"}
+    )
+    assert transfer.maker is NEVER_CHOSEN
+    assert transfer.entering == 0.7
 
 
 # ------------------------------------------------------------------- the search
 
 
-def search(stopwatch: ScriptedStopwatch) -> Search:
+def search(stopwatch: ScriptedStopwatch) -> PlacementSearch:
     model, clusters, x = chain()
     plan = plan_of(model, clusters, x)  # type: ignore[arg-type]
     names = frozenset(cluster.name for cluster in clusters.all)  # type: ignore[attr-defined]
@@ -110,7 +114,7 @@ def search(stopwatch: ScriptedStopwatch) -> Search:
     def planned(chosen: frozenset[str]) -> object:
         return plan.__class__(chosen, plan.grids, plan.layers)
 
-    return Search(model, model, clusters, names, planned, stopwatch, lambda _: None)  # type: ignore[arg-type]
+    return PlacementSearch(model, model, clusters, names, planned, stopwatch, lambda _: None)  # type: ignore[arg-type]
 
 
 def test_kernels_that_are_slower_on_integers_stay_in_float() -> None:
@@ -140,10 +144,10 @@ def test_each_placement_is_timed_once_and_the_best_again() -> None:
 @pytest.mark.parametrize(("ratio", "first"), [(2.0, "cut"), (2.02, "cut"), (2.1, "all")])
 def test_what_timing_cannot_tell_apart_the_profiles_decide(ratio: float, first: str) -> None:
     looking = search(ScriptedStopwatch())
-    looking.costs = Costs({"a": Times(5.0, 1.0), "y": Times(0.1, 3.0)})
+    looking.costs = PlacementCosts({"a": ItemCost(5.0, 1.0), "y": ItemCost(0.1, 3.0)})
     once = Latency(1.0, 1.0, 1.0, 9)
     tried = [
-        Tried(words, chosen, LatencyPair(once, once, ratio, ratio - 0.03, ratio + 0.03))
+        TimedPlacement(words, chosen, LatencyPair(once, once, ratio, ratio - 0.03, ratio + 0.03))
         for words, chosen, ratio in (
             ("slow", frozenset({"a"}), 1.5),
             ("all", frozenset({"a", "y"}), ratio),

@@ -31,10 +31,10 @@ from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
-from onnxslim.quantization import rounding
-from onnxslim.quantization.activations import Grids
+from onnxslim.quantization import layer_codes
+from onnxslim.quantization.activation_grids import ActivationGrids
+from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
 from onnxslim.quantization.grid import U8
-from onnxslim.quantization.ranges import Range, RangeMethod
 from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
@@ -126,7 +126,7 @@ def test_a_net_becomes_integer_kernels_and_stays_near() -> None:
 def test_layers_with_very_many_inputs_are_rounded_to_nearest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rounding, "MAX_INPUTS", 8)
+    monkeypatch.setattr(layer_codes, "MAX_INPUTS", 8)
     source = residual()
     model, report = quantize(source)
     told = [change.what for change in report.changes if "more than 8 inputs" in change.what]
@@ -411,9 +411,9 @@ def test_scores_beside_boxes_are_not_lost_in_the_steps_of_the_boxes() -> None:
 def test_a_tensor_that_8_bits_say_too_little_of_is_named_with_its_range() -> None:
     _, clusters = loaded(residual())
     names = {t.name for cluster in clusters.all for t in (*cluster.reads, *cluster.makes)}
-    good = Range(-1.0, 1.0, U8, RangeMethod.MINMAX, error=1e-5, energy=0.3)
+    good = CalibrationRange(-1.0, 1.0, U8, RangeMethod.MINMAX, error=1e-5, energy=0.3)
     ranges = {**dict.fromkeys(names, good), "b": replace(good, most=900.0, error=0.1)}
-    grids = Grids(
+    grids = ActivationGrids(
         {name: (found,) for name, found in ranges.items() if name != "p"}, U8, {"p": "hidden"}
     )
     why = {cluster.name: grids.objection(cluster) for cluster in clusters.all}
@@ -430,8 +430,8 @@ def test_a_factor_whose_entries_are_far_apart_stays_float() -> None:
     weights = {"v": normal(8, 8, 3, 3, scale=0.1), "v_b": normal(8)}
     source = net(nodes, {**weights, "k": even, "e": factor}, MAP)
     _, clusters = loaded(source)
-    found = Range(-1.0, 1.0, U8, RangeMethod.MINMAX, error=1e-5, energy=0.3)
-    grids = Grids(dict.fromkeys(("x", "a", "m", "y"), (found,)), U8)
+    found = CalibrationRange(-1.0, 1.0, U8, RangeMethod.MINMAX, error=1e-5, energy=0.3)
+    grids = ActivationGrids(dict.fromkeys(("x", "a", "m", "y"), (found,)), U8)
     why = {cluster.name: grids.objection(cluster) for cluster in clusters.all}
     assert why["m"] is None
     assert "too little of the constant `e`" in (why["y"] or "")

@@ -11,7 +11,7 @@ from recurrent_nets import lstm_net
 
 from onnxslim.quantization.clusters import matching
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
-from onnxslim.quantization.rules import _RULES, KernelKind, folded
+from onnxslim.quantization.rules import _RULES, KernelKind, absorbed_interval
 from support import parse
 
 MAP = [2, 8, 6, 6]
@@ -214,7 +214,7 @@ def test_a_clip_that_leaves_out_zero_stays(low: float, high: float) -> None:
     bounds = {"lo": np.array(low, np.float32), "hi": np.array(high, np.float32)}
     source = net([node("Clip", ["x", "lo", "hi"], "y")], bounds, MAP)
     model, _ = loaded(source)
-    assert folded(model.graph.nodes[0]) is None
+    assert absorbed_interval(model.graph.nodes[0]) is None
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from layer_nets import net, node, normal, runs
 from observed import observation
 from qdq_nets import loaded, values_of
 
+from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod, all_ranges
 from onnxslim.quantization.grid import U8
-from onnxslim.quantization.range_choice import RangeByTensor, Tensors, nearest_ranges
-from onnxslim.quantization.ranges import Range, RangeMethod, all_ranges
+from onnxslim.quantization.range_choice import RangeByTensor, RangeCandidates, nearest_ranges
 from onnxslim.services.calibration import Distance
 
 RNG = np.random.default_rng(1)
@@ -29,14 +29,14 @@ def gated(weight_of_outliers: float) -> onnx.ModelProto:
     return net(nodes, {"v": first, "w": second}, ["N", 1, 16])
 
 
-def tensors_of(source: onnx.ModelProto, *names: str) -> Tensors:
+def tensors_of(source: onnx.ModelProto, *names: str) -> RangeCandidates:
     model, _ = loaded(source)
     values = values_of(model, X, names)
     found = {name: all_ranges(observation(values[name], name)) for name in names}
-    return Tensors(found, model, runs(X))
+    return RangeCandidates(found, model, runs(X))
 
 
-def effect(tensors: Tensors, name: str, item: Range) -> float:
+def effect(tensors: RangeCandidates, name: str, item: CalibrationRange) -> float:
     grid = item.grid
     ((_, (distance,)),) = tensors.calibration.effects(tensors.model, {name: [grid.rounded]})
     return distance.divergence
@@ -68,13 +68,13 @@ def test_of_tensors_that_hardly_count_nothing_else_is_tried(
 ) -> None:
     tensors = tensors_of(gated(0.0), "x", "h", "y")
     asked: list[str] = []
-    inner = Tensors._effects
+    inner = RangeCandidates._effects
 
-    def watched(self: Tensors, ranges: Mapping[str, Sequence[Range]]) -> object:
+    def watched(self: RangeCandidates, ranges: Mapping[str, Sequence[CalibrationRange]]) -> object:
         asked.extend(name for name, own in ranges.items() for _ in own)
         return inner(self, ranges)
 
-    monkeypatch.setattr(Tensors, "_effects", watched)
+    monkeypatch.setattr(RangeCandidates, "_effects", watched)
     tensors.least_effect()
     assert asked[:3] == ["x", "h", "y"]
     assert asked.count("h") > 1
@@ -85,15 +85,15 @@ def test_a_tensor_that_ruins_everything_does_not_hide_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tensors = tensors_of(gated(0.0), "x", "h")
-    inner = Tensors._effects
+    inner = RangeCandidates._effects
 
     def ruined(
-        self: Tensors, ranges: Mapping[str, Sequence[Range]]
+        self: RangeCandidates, ranges: Mapping[str, Sequence[CalibrationRange]]
     ) -> Iterable[tuple[str, Sequence[float]]]:
         for name, found in inner(self, ranges):
             yield name, [np.inf] * len(found) if name == "x" else found
 
-    monkeypatch.setattr(Tensors, "_effects", ruined)
+    monkeypatch.setattr(RangeCandidates, "_effects", ruined)
     assert tensors.least_effect()["h"].most < tensors.least_error["h"].most
 
 
@@ -126,7 +126,7 @@ def test_whole_models_have_the_last_word_where_it_is_clear(average: float, words
 def test_a_range_that_a_kernel_insists_on_stays() -> None:
     tensors = tensors_of(gated(0.0), "h")
     (given,) = (item for item in tensors.found["h"] if item.method is RangeMethod.MINMAX)
-    only = Range(given.least, given.most, U8, None, given.error, given.energy)
-    fixed = Tensors({"h": (only,)}, tensors.model, tensors.calibration)
+    only = CalibrationRange(given.least, given.most, U8, None, given.error, given.energy)
+    fixed = RangeCandidates({"h": (only,)}, tensors.model, tensors.calibration)
     assert fixed.least_effect() == {"h": only}
     assert all(fixed.of_method(method) == {"h": only} for method in RangeMethod)

@@ -13,9 +13,9 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.quantization.grid import GridForm
-from onnxslim.quantization.recurrent import direction_codes, objection_to_lstm, to_dynamic
+from onnxslim.quantization.recurrent import direction_codes, objection_to_lstm, to_dynamic_lstm
 from onnxslim.quantization.rules import rule_of
-from onnxslim.quantization.scales import WeightForm
+from onnxslim.quantization.weight_scales import WeightForm
 
 X = normal(*SHAPE, seed=9)
 # 7 bits: nothing saturates on any processor
@@ -32,7 +32,7 @@ def loaded(source: onnx.ModelProto) -> tuple[Model, Node]:
 def on_integers(source: onnx.ModelProto, form: WeightForm = REDUCED) -> Model:
     model, node = loaded(source)
     rewriter = Rewriter(model.graph)
-    to_dynamic(rewriter, node, form)
+    to_dynamic_lstm(rewriter, node, form)
     rewriter.result()
     return model
 

@@ -1,7 +1,7 @@
-"""The forms that onnxruntime has integer kernels for, where a graph says the same otherwise.
+"""A model's opset, raised to the first one that can express what quantization writes.
 
-What may change here: what is rewritten before a graph is cut into clusters. All of it leaves the
-outputs as they are, to rounding.
+Only models without bodies and local functions can be converted: onnx's version converter knows no
+others.
 """
 
 from __future__ import annotations
@@ -16,25 +16,8 @@ from onnxslim.graph import wire
 from onnxslim.graph.clone import adopt
 from onnxslim.graph.ir import Graph, subgraphs_of
 from onnxslim.graph.proto import graph_from_proto, graph_to_proto
-from onnxslim.graph.rewrite import Rewriter
-from onnxslim.records import Fidelity
 
 OPSET: Final = 13  # the first in which scales go along an axis
-
-
-def sums_to_adds(rewriter: Rewriter) -> None:
-    """Replace ``Sum(a, b)`` with ``Add(a, b)``: onnxruntime has no integer Sum."""
-    for node in list(rewriter.main.nodes):
-        if node.op != "Sum" or not node.is_onnx or len(node.inputs) < 2:
-            continue
-        first, *rest = node.inputs
-        for other in rest[:-1]:  # from left to right, as onnxruntime adds up
-            (first,) = rewriter.insert(
-                node, "Add", [first, other], name=f"{node.outputs[0].name}_part", dtype=first.dtype
-            )
-        exact = Fidelity.EXACT if len(rest) == 1 else Fidelity.CLOSE
-        what = "Sum became Add, which has an integer kernel"
-        rewriter.update(node, what, op="Add", inputs=[first, rest[-1]], attrs={}, fidelity=exact)
 
 
 def raise_opset(
@@ -123,4 +106,4 @@ def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return copy
 
 
-__all__ = ["OPSET", "raise_opset", "sums_to_adds"]
+__all__ = ["OPSET", "raise_opset"]

@@ -1,8 +1,8 @@
-"""Operators that multiply and shift each channel by itself, as depthwise Convs of one position.
+"""Operators without an integer kernel, expressed by operators that have one.
 
-BatchNormalization has no integer kernel, nor has HardSigmoid; a Conv with one weight for each
-channel says the same, and its weights are exact on integers: every row has a scale of its own.
-HardSigmoid's ends are those of its output's grid.
+BatchNormalization and HardSigmoid multiply and shift each channel by itself. A depthwise Conv of
+one position does the same, and its weights are exact as integers, because every row has a scale of
+its own. (The two ends of HardSigmoid are the ends of its output's grid.) Sum becomes Add.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy.typing as npt
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.records import Fidelity
 
 Array = npt.NDArray[np.float64]
 
@@ -71,4 +73,19 @@ def channel_map(node: Node) -> ChannelMap | str:
     return ChannelMap(factor, offset, ndim - 2)
 
 
-__all__ = ["ChannelMap", "channel_map"]
+def sums_to_adds(rewriter: Rewriter) -> None:
+    """Replace ``Sum(a, b)`` with ``Add(a, b)``: onnxruntime has no integer Sum."""
+    for node in list(rewriter.main.nodes):
+        if node.op != "Sum" or not node.is_onnx or len(node.inputs) < 2:
+            continue
+        first, *rest = node.inputs
+        for other in rest[:-1]:  # from left to right, as onnxruntime adds up
+            (first,) = rewriter.insert(
+                node, "Add", [first, other], name=f"{node.outputs[0].name}_part", dtype=first.dtype
+            )
+        exact = Fidelity.EXACT if len(rest) == 1 else Fidelity.CLOSE
+        what = "Sum became Add, which has an integer kernel"
+        rewriter.update(node, what, op="Add", inputs=[first, rest[-1]], attrs={}, fidelity=exact)
+
+
+__all__ = ["ChannelMap", "channel_map", "sums_to_adds"]

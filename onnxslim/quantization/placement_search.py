@@ -14,10 +14,10 @@ from typing import Final
 
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.min_cut import Costs, best_placement
-from onnxslim.quantization.clusters import Clusters, clusters_of, without_islands
-from onnxslim.quantization.costs import Ledger
-from onnxslim.quantization.insert import Inserted, QdqPlan, insert_grids
+from onnxslim.lossy.min_cut import PlacementCosts, cheapest_choice
+from onnxslim.quantization.cluster_times import ClusterTimes
+from onnxslim.quantization.clusters import Clusters, clusters_of, drop_isolated_movement
+from onnxslim.quantization.qdq import InsertedNodes, QdqPlan, insert_qdq
 from onnxslim.report import LatencyPair
 from onnxslim.services.stopwatch import Stopwatch
 
@@ -27,7 +27,7 @@ QdqPlanner = Callable[[frozenset[str]], QdqPlan]
 
 
 @dataclass(frozen=True)
-class Tried:
+class TimedPlacement:
     """A placement that was timed as a whole.
 
     Attributes:
@@ -50,7 +50,7 @@ class Tried:
 
 
 @dataclass
-class Search:
+class PlacementSearch:
     """Looks for the placement of one model.
 
     Attributes:
@@ -72,10 +72,10 @@ class Search:
     plan: QdqPlanner
     stopwatch: Stopwatch
     tell: Callable[[str], None]
-    tried: list[Tried] = field(default_factory=list)
-    costs: Costs = field(default_factory=lambda: Costs({}))
+    tried: list[TimedPlacement] = field(default_factory=list)
+    costs: PlacementCosts = field(default_factory=lambda: PlacementCosts({}))
 
-    def run(self) -> Tried | None:
+    def run(self) -> TimedPlacement | None:
         """The fastest placement; None where none is faster than float, twice."""
         faster = [tried for tried in self._timed(self._placements()) if tried.pair.is_faster]
         for tried in self._ordered(faster):
@@ -85,7 +85,7 @@ class Search:
                 return again
         return None
 
-    def smallest(self) -> Tried:
+    def smallest(self) -> TimedPlacement:
         """Of the placements that have all weights on integers, the fastest, float or not."""
         placements = {self.candidates: "all that can be"}
         layers = self._layers()
@@ -93,25 +93,25 @@ class Search:
             placements.setdefault(layers, "layers only")
         return max(self._timed(placements), key=_ratio)
 
-    def _timed(self, placements: Mapping[frozenset[str], str]) -> list[Tried]:
+    def _timed(self, placements: Mapping[frozenset[str], str]) -> list[TimedPlacement]:
         """All of them in turn with float, so that they can be compared with one another."""
         self.tell(f"timing {', '.join(placements.values())}")
-        models = [quantized(self.model, self.plan(chosen))[0] for chosen in placements]
+        models = [quantized_copy(self.model, self.plan(chosen))[0] for chosen in placements]
         pairs = self.stopwatch.pairs(self.reference, models)
         found = [
-            Tried(words, chosen, pair)
+            TimedPlacement(words, chosen, pair)
             for (chosen, words), pair in zip(placements.items(), pairs, strict=True)
         ]
         self.tried += found
         return found
 
-    def _ordered(self, faster: Iterable[Tried]) -> Iterator[Tried]:
+    def _ordered(self, faster: Iterable[TimedPlacement]) -> Iterator[TimedPlacement]:
         """The fastest first; of those that timing cannot tell apart, what the profiles say."""
         left = list(faster)
         while left:
             best = max(left, key=_ratio)
             alike = (tried for tried in left if tried.pair.ratio >= best.pair.low)
-            first = min(alike, key=lambda tried: self.costs.milliseconds(tried.chosen))
+            first = min(alike, key=lambda tried: self.costs.total(tried.chosen))
             left.remove(first)
             yield first
 
@@ -131,34 +131,34 @@ class Search:
 
     def _cuts(self) -> list[frozenset[str]]:
         """Least cuts, each from the profiles of those before it."""
-        ledger = Ledger(self.clusters, self.candidates, self.stopwatch.shapes(self.model))
+        times = ClusterTimes(self.clusters, self.candidates, self.stopwatch.shapes(self.model))
         self.tell("profile of the float model")
-        ledger.add(self.stopwatch.profile(self.model), frozenset())
+        times.record(self.stopwatch.profile(self.model), frozenset())
         chosen, found = self.candidates, list[frozenset[str]]()
         for _ in range(_ROUNDS):
             self.tell(f"profile with {len(chosen)} integer kernels")
-            model, inserted = quantized(self.model, self.plan(chosen))
-            ledger.add(self.stopwatch.profile(model), chosen, inserted)
-            chosen = without_islands(self.clusters, best_placement(ledger.costs()))
+            model, inserted = quantized_copy(self.model, self.plan(chosen))
+            times.record(self.stopwatch.profile(model), chosen, inserted)
+            chosen = drop_isolated_movement(self.clusters, cheapest_choice(times.costs()))
             if not chosen or chosen in found:
                 break
             found.append(chosen)
-        self.costs = ledger.costs()
+        self.costs = times.costs()
         return found
 
 
-def _ratio(tried: Tried) -> float:
+def _ratio(tried: TimedPlacement) -> float:
     return tried.pair.ratio
 
 
-def quantized(model: Model, plan: QdqPlan) -> tuple[Model, Inserted]:
+def quantized_copy(model: Model, plan: QdqPlan) -> tuple[Model, InsertedNodes]:
     """A copy of `model` with `plan` put into it, and where things are."""
     copy = model.clone()
     rewriter = Rewriter(copy.graph)
-    inserted = insert_grids(rewriter, clusters_of(copy.graph), plan)
+    inserted = insert_qdq(rewriter, clusters_of(copy.graph), plan)
     rewriter.result()
     copy.has_shapes = False
     return copy, inserted
 
 
-__all__ = ["QdqPlanner", "Search", "Tried", "quantized"]
+__all__ = ["PlacementSearch", "QdqPlanner", "TimedPlacement", "quantized_copy"]

@@ -23,14 +23,14 @@ import onnx_graphsurgeon as gs
 from onnxslim.graph.ir import Constant, Node, Variable, node_label
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.quantization.activations import constant_grid
+from onnxslim.quantization.activation_grids import constant_grid
 from onnxslim.quantization.biases import with_bias
-from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.clusters import Cluster, Clusters
 from onnxslim.quantization.grid import U8, Codes, Grid, GridForm
-from onnxslim.quantization.recurrent import to_dynamic
+from onnxslim.quantization.kernel_forms import channel_map
+from onnxslim.quantization.recurrent import to_dynamic_lstm
 from onnxslim.quantization.rules import BIAS, WEIGHT, KernelKind
-from onnxslim.quantization.scales import DEFAULT_FORM, WeightForm
+from onnxslim.quantization.weight_scales import DEFAULT_FORM, WeightForm
 from onnxslim.records import Fidelity
 
 
@@ -71,7 +71,7 @@ class QdqPlan:
 
 
 @dataclass
-class Inserted:
+class InsertedNodes:
     """Where things are in the new graph, by the first outputs of its nodes.
 
     Attributes:
@@ -83,9 +83,9 @@ class Inserted:
     crossings: dict[str, str] = field(default_factory=dict)
 
 
-def insert_grids(rewriter: Rewriter, clusters: Clusters, plan: QdqPlan) -> Inserted:
+def insert_qdq(rewriter: Rewriter, clusters: Clusters, plan: QdqPlan) -> InsertedNodes:
     """Put `plan` into the graph that `clusters` are of; the caller takes the rewriter's result."""
-    writer = _Writer(rewriter, clusters, plan)
+    writer = _QdqWriter(rewriter, clusters, plan)
     chosen = [cluster for cluster in clusters.all if cluster.name in plan.chosen]
     writer.look_up(chosen)
     for cluster in chosen:
@@ -109,11 +109,11 @@ def grid_source(clusters: Clusters, chosen: Iterable[str], tensor: gs.Tensor) ->
 
 
 @dataclass
-class _Writer:
+class _QdqWriter:
     rewriter: Rewriter
     clusters: Clusters
     plan: QdqPlan
-    inserted: Inserted = field(default_factory=Inserted)
+    inserted: InsertedNodes = field(default_factory=InsertedNodes)
     _constants: dict[object, Constant] = field(default_factory=dict)
     _readable: dict[gs.Tensor, gs.Tensor] = field(default_factory=dict)
     _sources: dict[gs.Tensor, Grid] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class _Writer:
         """Let the cluster read what DequantizeLinear makes."""
         node = cluster.node
         if cluster.rule.kind is KernelKind.RECURRENT:
-            to_dynamic(self.rewriter, node, self.plan.recurrent)
+            to_dynamic_lstm(self.rewriter, node, self.plan.recurrent)
             return
         if cluster.rule.kind is KernelKind.CHANNEL_MAP:
             self._to_conv(cluster)
@@ -357,4 +357,4 @@ class _Writer:
         return f"{words}; {layer.words}" if layer is not None and layer.words else words
 
 
-__all__ = ["Inserted", "LayerCodes", "QdqPlan", "grid_source", "insert_grids"]
+__all__ = ["InsertedNodes", "LayerCodes", "QdqPlan", "grid_source", "insert_qdq"]

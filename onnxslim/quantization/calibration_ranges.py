@@ -48,7 +48,7 @@ class RangeMethod(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Range:
+class CalibrationRange:
     """A range, and what a grid over it does to the values.
 
     Attributes:
@@ -83,7 +83,7 @@ def activation_range(
     form: GridForm = U8,
     *,
     percentile: float = PERCENTILE,
-) -> Range:
+) -> CalibrationRange:
     """The range of one tensor.
 
     Args:
@@ -101,7 +101,7 @@ def all_ranges(
     form: GridForm = U8,
     *,
     percentile: float = PERCENTILE,
-) -> tuple[Range, ...]:
+) -> tuple[CalibrationRange, ...]:
     """What each method finds; the one with the least error on values held back comes first.
 
     Args:
@@ -119,7 +119,7 @@ def _ends(observed: Observation, method: RangeMethod, form: GridForm, percentile
     return _METHODS[method](observed, form, percentile) if observed.count else (0.0, 0.0)
 
 
-def given_range(observed: Observation, ends: Ends, form: GridForm) -> Range:
+def fixed_range(observed: Observation, ends: Ends, form: GridForm) -> CalibrationRange:
     """A range that nobody chose.
 
     Args:
@@ -130,10 +130,12 @@ def given_range(observed: Observation, ends: Ends, form: GridForm) -> Range:
     return _judged(ends, observed, form, None)
 
 
-def _judged(ends: Ends, judge: Observation, form: GridForm, method: RangeMethod | None) -> Range:
+def _judged(
+    ends: Ends, judge: Observation, form: GridForm, method: RangeMethod | None
+) -> CalibrationRange:
     least, most = min(ends[0], 0.0), max(ends[1], 0.0)  # every grid holds zero
     error = expected_error(form.over(least, most), judge)
-    return Range(least, most, form, method, error, energy(judge))
+    return CalibrationRange(least, most, form, method, error, energy(judge))
 
 
 # ---------------------------------------------------------------------------- error
@@ -317,12 +319,12 @@ _METHODS: Final[Mapping[RangeMethod, Callable[[Observation, GridForm, float], En
 
 __all__ = [
     "PERCENTILE",
+    "CalibrationRange",
     "Ends",
-    "Range",
     "RangeMethod",
     "activation_range",
     "all_ranges",
     "energy",
     "expected_error",
-    "given_range",
+    "fixed_range",
 ]

@@ -16,17 +16,17 @@ import onnx_graphsurgeon as gs
 from onnxslim.graph.ir import Constant, Node, Variable, node_label
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.precision.placing import readings
-from onnxslim.precision.store import Wanted, stays_float32
-from onnxslim.precision.types import CAST_TO, FLOAT16, FLOAT32, Half, is_bridge
-from onnxslim.precision.values import rounded_to_half
+from onnxslim.precision.operand_types import CAST_TO, FLOAT16, FLOAT32, HalfOperands, is_bridge
+from onnxslim.precision.placement import readings
+from onnxslim.precision.stored_weights import NodeFilter, stays_float32
+from onnxslim.precision.value_ranges import rounded_to_half
 from onnxslim.records import Fidelity
 
 _WORDS = "computes in float16"
 
 
 @dataclass
-class Borders:
+class NodeConverter:
     """Converts the nodes of `halves`, all graphs of a model at once.
 
     Attributes:
@@ -37,8 +37,8 @@ class Borders:
     """
 
     rewriter: Rewriter
-    halves: Mapping[Node, Half]
-    wanted: Wanted
+    halves: Mapping[Node, HalfOperands]
+    wanted: NodeFilter
     twins: dict[gs.Tensor, gs.Tensor] = field(default_factory=dict)
     _made: dict[gs.Tensor, gs.Tensor] = field(default_factory=dict)  # by nodes in float16
     _cast: dict[tuple[gs.Graph, gs.Tensor], gs.Tensor] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Borders:
 
     # ----------------------------------------------------------------- one node
 
-    def _convert(self, node: Node, half: Half) -> None:
+    def _convert(self, node: Node, half: HalfOperands) -> None:
         if node in self._bridges:
             self._bypass(node, half)
             return
@@ -85,7 +85,7 @@ class Borders:
             self._made[output] = output
         self.rewriter.note(node_label(node), f"{node.op} {_WORDS}", Fidelity.LOSSY)
 
-    def _bypass(self, node: Node, half: Half) -> None:
+    def _bypass(self, node: Node, half: HalfOperands) -> None:
         """Let float16 meet float16 where a Cast stands between."""
         if half.outputs:
             self._made[node.outputs[0]] = node.inputs[0]
@@ -98,7 +98,7 @@ class Borders:
             self.rewriter.set_input(node, 0, source)
             self.rewriter.note(node_label(node), "Cast reads float16", Fidelity.LOSSY)
 
-    def _retype(self, node: Node, half: Half) -> None:
+    def _retype(self, node: Node, half: HalfOperands) -> None:
         """Set the attribute that says of what type the result is."""
         if node.op == "Cast" and half.outputs:
             node.attrs = {**node.attrs, "to": CAST_TO[FLOAT16]}
@@ -107,7 +107,7 @@ class Borders:
             filled = np.zeros(1, np.float32) if value is None else np.asarray(value.values)
             node.attrs = {**node.attrs, "value": Constant("", rounded_to_half(filled))}
 
-    def _convert_outputs(self, node: Node, half: Half) -> None:
+    def _convert_outputs(self, node: Node, half: HalfOperands) -> None:
         """Let a copy compute in float16, and Cast make what is read as float32."""
         inner = self._copied(node, half)
         words = f"{node.op} {_WORDS}"
@@ -132,7 +132,7 @@ class Borders:
         self.rewriter.replace(node, results, words)
         self.rewriter.fidelity = Fidelity.LOSSY
 
-    def _copied(self, node: Node, half: Half) -> list[Variable]:
+    def _copied(self, node: Node, half: HalfOperands) -> list[Variable]:
         """The outputs of a copy of `node`, in front of it."""
         made = self.rewriter.insert(
             node,
@@ -200,4 +200,4 @@ class Borders:
         return made
 
 
-__all__ = ["Borders"]
+__all__ = ["NodeConverter"]

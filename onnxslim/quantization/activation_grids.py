@@ -13,16 +13,16 @@ import numpy as np
 
 from onnxslim.graph.operands import const_array
 from onnxslim.io.model import Model
-from onnxslim.quantization.clusters import Cluster, Clusters
-from onnxslim.quantization.grid import Grid, GridForm
-from onnxslim.quantization.ranges import (
+from onnxslim.quantization.calibration_ranges import (
+    CalibrationRange,
     Ends,
-    Range,
     RangeMethod,
     activation_range,
     all_ranges,
-    given_range,
+    fixed_range,
 )
+from onnxslim.quantization.clusters import Cluster, Clusters
+from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration
 from onnxslim.services.observations import Observation
@@ -31,7 +31,7 @@ _MAX_LOST: Final = 0.02  # of the energy of a tensor, by being put on a grid
 
 
 @dataclass(frozen=True)
-class Grids:
+class ActivationGrids:
     """The grids of a model's activations.
 
     Attributes:
@@ -41,7 +41,7 @@ class Grids:
         unseen: why a tensor has none, by its name.
     """
 
-    found: Mapping[str, Sequence[Range]]
+    found: Mapping[str, Sequence[CalibrationRange]]
     form: GridForm
     unseen: Mapping[str, str] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ def observe_grids(
     calibration: Calibration,
     method: RangeMethod | None,
     form: GridForm,
-) -> Grids:
+) -> ActivationGrids:
     """Observe what clusters read and make, on the calibration samples.
 
     Args:
@@ -123,7 +123,7 @@ def observe_grids(
     names = list(dict.fromkeys(_names(clusters)))
     forms, fixed = _forms(clusters, form), _fixed(clusters, form)
     unseen: dict[str, str] = {}
-    found: dict[str, Sequence[Range]] = {}
+    found: dict[str, Sequence[CalibrationRange]] = {}
     judges: Mapping[str, Observation] = {}
     if method is None:
         held = calibration.halves()[1]
@@ -131,12 +131,12 @@ def observe_grids(
     for item in _seen(calibration, model, names, unseen):
         own = forms.get(item.tensor, form)
         if item.tensor in fixed:
-            found[item.tensor] = (given_range(item, fixed[item.tensor], own),)
+            found[item.tensor] = (fixed_range(item, fixed[item.tensor], own),)
         elif method is None:
             found[item.tensor] = all_ranges(item, judges.get(item.tensor), own)
         else:
             found[item.tensor] = (activation_range(item, method, own),)
-    return Grids(found, form, unseen)
+    return ActivationGrids(found, form, unseen)
 
 
 def _forms(clusters: Clusters, form: GridForm) -> Mapping[str, GridForm]:
@@ -175,4 +175,4 @@ def _seen(
             yield item
 
 
-__all__ = ["Grids", "observe_grids"]
+__all__ = ["ActivationGrids", "observe_grids"]

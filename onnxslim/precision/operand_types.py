@@ -40,7 +40,7 @@ _RETYPED: Final = frozenset({"Cast", "ConstantOfShape"})
 
 
 @dataclass(frozen=True)
-class Half:
+class HalfOperands:
     """The operands of a node that become float16, all together.
 
     Attributes:
@@ -57,7 +57,7 @@ class Half:
         yield from dict.fromkeys(found)
 
 
-def half_of(node: Node, opset: int) -> Half | str | None:
+def half_operands(node: Node, opset: int) -> HalfOperands | str | None:
     """What of `node` may be float16; why nothing may; None where there is nothing of float32."""
     operands = [tensor for tensor in (*node.inputs, *node.outputs) if tensor.name]
     if node.op == "Constant" or not any(_may_be_float(tensor) for tensor in operands):
@@ -105,7 +105,7 @@ def _cast_objection(node: Node) -> str | None:
     return f"what becomes {target.name} should be exact"
 
 
-def _allowed(node: Node, opset: int) -> Half | None:
+def _allowed(node: Node, opset: int) -> HalfOperands | None:
     schema = _schema(node.op, opset)
     if schema is None:
         return None
@@ -121,7 +121,7 @@ def _allowed(node: Node, opset: int) -> Half | None:
         )
         for formal, actual in zip(formals, (node.inputs, node.outputs), strict=True)
     )
-    return Half(inputs, outputs)
+    return HalfOperands(inputs, outputs)
 
 
 def _takes_float16(schema: onnx.defs.OpSchema, formals: Sequence[object], index: int) -> bool:
@@ -136,7 +136,7 @@ def _parameter(formals: Sequence[object], index: int) -> str:
     return str(formals[min(index, len(formals) - 1)].type_str)  # type: ignore[attr-defined]
 
 
-def _untyped(node: Node, opset: int, half: Half) -> str | None:
+def _untyped(node: Node, opset: int, half: HalfOperands) -> str | None:
     """That a result's type follows from no input, but is set by an attribute."""
     if node.op in _RETYPED:
         return None
@@ -183,8 +183,8 @@ __all__ = [
     "FLOAT16",
     "FLOAT32",
     "QUANTIZED",
-    "Half",
-    "half_of",
+    "HalfOperands",
+    "half_operands",
     "is_bridge",
     "positions_of",
 ]

@@ -12,14 +12,14 @@ from cases import case
 from observed import observation
 from scipy import stats
 
-from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
-from onnxslim.quantization.ranges import (
+from onnxslim.quantization.calibration_ranges import (
     RangeMethod,
     activation_range,
     all_ranges,
     energy,
     expected_error,
 )
+from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
 
 RNG = np.random.default_rng(0)
 COUNT = 200_000

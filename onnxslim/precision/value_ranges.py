@@ -17,7 +17,7 @@ from onnxslim.graph.dims import static_shape
 from onnxslim.graph.ir import Node, to_numpy_dtype
 from onnxslim.graph.operands import const_array
 from onnxslim.io.model import Model
-from onnxslim.precision.types import FLOAT32, Half
+from onnxslim.precision.operand_types import FLOAT32, HalfOperands
 from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration
 
@@ -45,7 +45,7 @@ MATRICES: Final = frozenset(
 )
 
 
-class Inside(enum.Enum):
+class Intermediate(enum.Enum):
     """What an operator computes on its way that may leave float16 where its operands do not."""
 
     SUM = "adds up many values"
@@ -53,9 +53,9 @@ class Inside(enum.Enum):
     STEEP = "can leave the range of float16 on inputs that are in it"
 
 
-_INSIDE: Final[Mapping[str, Inside]] = {
+_INSIDE: Final[Mapping[str, Intermediate]] = {
     **dict.fromkeys(
-        ("CumSum", "GlobalAveragePool", "ReduceL1", "ReduceMean", "ReduceSum"), Inside.SUM
+        ("CumSum", "GlobalAveragePool", "ReduceL1", "ReduceMean", "ReduceSum"), Intermediate.SUM
     ),
     **dict.fromkeys(
         (
@@ -71,7 +71,7 @@ _INSIDE: Final[Mapping[str, Inside]] = {
             "ReduceL2",
             "ReduceSumSquare",
         ),
-        Inside.SQUARES,
+        Intermediate.SQUARES,
     ),
     **dict.fromkeys(
         (
@@ -88,18 +88,18 @@ _INSIDE: Final[Mapping[str, Inside]] = {
             "Softplus",
             "Tan",
         ),
-        Inside.STEEP,
+        Intermediate.STEEP,
     ),
 }
 _SMALL_INTEGERS: Final = frozenset(map(np.dtype, (np.bool_, np.int8, np.uint8)))
 
 
-def inside_of(node: Node) -> Inside | None:
+def intermediate_of(node: Node) -> Intermediate | None:
     """What `node` computes on its way, where that matters."""
     if node.op == "Div" and const_array(node.inputs[1]) is not None:
         return None
     if node.op == "Cast" and _reads_large_integers(node):
-        return Inside.STEEP
+        return Intermediate.STEEP
     return _INSIDE.get(node.op)
 
 
@@ -131,7 +131,7 @@ class Magnitudes:
             }
         )
 
-    def objection(self, node: Node, half: Half) -> str | None:
+    def objection(self, node: Node, half: HalfOperands) -> str | None:
         """Why what `node` computes does not fit float16, or is not known to."""
         for tensor in half.tensors(node):
             values = const_array(tensor)
@@ -142,7 +142,7 @@ class Magnitudes:
                 why = why and f"its constant `{tensor.name}` {why}"
             if why is not None:
                 return why
-        inside = inside_of(node)
+        inside = intermediate_of(node)
         return None if inside is None else self._inside_objection(node, half, inside)
 
     def _range_objection(self, name: str) -> str | None:
@@ -158,16 +158,16 @@ class Magnitudes:
             return f"`{name}` stays below {most:.3g}, where float16 has few digits"
         return None
 
-    def _inside_objection(self, node: Node, half: Half, inside: Inside) -> str | None:
+    def _inside_objection(self, node: Node, half: HalfOperands, inside: Intermediate) -> str | None:
         reads = [node.inputs[index] for index in sorted(half.inputs)]
         names = [tensor.name for tensor in half.tensors(node) if const_array(tensor) is None]
         unseen = [name for name in names if name not in self.magnitudes]
         if unseen:
             return f"{node.op} {inside.value}, and no samples show the range of `{unseen[0]}`"
-        if inside is Inside.STEEP or not reads:
+        if inside is Intermediate.STEEP or not reads:
             return None
         most = self.magnitudes.get(reads[0].name, 0.0)
-        reached = most**2 if inside is Inside.SQUARES else most * _terms(node)
+        reached = most**2 if inside is Intermediate.SQUARES else most * _terms(node)
         if reached * HEADROOM <= MAX:
             return None
         return f"{node.op} {inside.value}, up to {reached:.3g} on the way"
@@ -245,9 +245,9 @@ __all__ = [
     "HEADROOM",
     "MATRICES",
     "MAX",
-    "Inside",
+    "Intermediate",
     "Magnitudes",
-    "inside_of",
+    "intermediate_of",
     "is_exact",
     "objection_to",
     "rounded_to_half",

@@ -25,9 +25,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.graph.ir import node_label
-from onnxslim.lossy.min_cut import FLOAT, Costs, Times, Wire
+from onnxslim.lossy.min_cut import NEVER_CHOSEN, ItemCost, PlacementCosts, Transfer
 from onnxslim.quantization.clusters import Cluster, Clusters
-from onnxslim.quantization.insert import Inserted
+from onnxslim.quantization.qdq import InsertedNodes
 from onnxslim.services.stopwatch import Kernel
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -40,7 +40,7 @@ _DEFAULT_NS: Final = 0.25  # for each element, where no such kernel was seen
 
 
 @dataclass
-class _Rate:
+class _ElementRate:
     """Milliseconds by the element, over kernels of one kind that are large enough to tell."""
 
     ms: float = 0.0
@@ -57,7 +57,7 @@ class _Rate:
 
 
 @dataclass
-class Ledger:
+class ClusterTimes:
     """What is known of the times of one model's clusters.
 
     Attributes:
@@ -73,10 +73,13 @@ class Ledger:
     _int_ms: dict[str, float] = field(default_factory=dict)
     _crossed: dict[tuple[str, str], float] = field(default_factory=dict)
     _start_ms: float = np.inf  # of the shortest kernel: what any takes to begin
-    _rates: dict[str, _Rate] = field(default_factory=lambda: defaultdict(_Rate))
+    _rates: dict[str, _ElementRate] = field(default_factory=lambda: defaultdict(_ElementRate))
 
-    def add(
-        self, kernels: Sequence[Kernel], chosen: frozenset[str], inserted: Inserted | None = None
+    def record(
+        self,
+        kernels: Sequence[Kernel],
+        chosen: frozenset[str],
+        inserted: InsertedNodes | None = None,
     ) -> None:
         """Enter the profile of a model in which the clusters `chosen` are integers.
 
@@ -103,17 +106,17 @@ class Ledger:
             side[cluster.name] = spent[cluster.name]
         self._crossed.update(crossed)
 
-    def costs(self) -> Costs:
+    def costs(self) -> PlacementCosts:
         """Of every placement of the candidates."""
         times = {
-            name: Times(self._float_ms.get(name, 0.0), self._int_ms.get(name, 0.0))
+            name: ItemCost(self._float_ms.get(name, 0.0), self._int_ms.get(name, 0.0))
             for name in self.candidates
         }
-        return Costs(times, tuple(self._wires()))
+        return PlacementCosts(times, tuple(self._transfers()))
 
     # ------------------------------------------------------------------ kernels
 
-    def _places(self, inserted: Inserted | None) -> Mapping[str, str]:
+    def _places(self, inserted: InsertedNodes | None) -> Mapping[str, str]:
         """Clusters by the labels of nodes of the profiled model."""
         places = {
             node_label(node): cluster.name
@@ -143,7 +146,7 @@ class Ledger:
 
     # ------------------------------------------------------------------ crossings
 
-    def _wires(self) -> Iterable[Wire]:
+    def _transfers(self) -> Iterable[Transfer]:
         tensors = dict.fromkeys(
             tensor
             for cluster in self.clusters.all
@@ -154,17 +157,17 @@ class Ledger:
             maker = self._side(self.clusters.maker(tensor))
             readers = tuple(dict.fromkeys(self._readers(tensor)))
             quantize, dequantize = self._crossing(tensor)
-            yield Wire(maker, readers, quantize, dequantize)
+            yield Transfer(maker, readers, quantize, dequantize)
 
     def _side(self, cluster: Cluster | None) -> str | None:
         known = cluster is not None and cluster.name in self.candidates
-        return cluster.name if known and cluster is not None else FLOAT
+        return cluster.name if known and cluster is not None else NEVER_CHOSEN
 
     def _readers(self, tensor: gs.Tensor) -> Iterable[str | None]:
         for node in tensor.outputs:
             yield self._side(self.clusters.of(node))
         if tensor in self.clusters.outside:
-            yield FLOAT
+            yield NEVER_CHOSEN
 
     def _crossing(self, tensor: gs.Tensor) -> tuple[float, float]:
         shape = self.shapes.get(tensor.name, ())
@@ -180,4 +183,4 @@ class Ledger:
         return found[0], found[1]
 
 
-__all__ = ["Ledger"]
+__all__ = ["ClusterTimes"]

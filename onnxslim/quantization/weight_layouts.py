@@ -24,8 +24,8 @@ from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.graph.functions import DEQUANTIZE, DOMAIN
 from onnxslim.graph.ir import to_numpy_dtype
 from onnxslim.quantization.grid import Codes
-from onnxslim.quantization.scales import channel_axis
-from onnxslim.quantization.weights import QuantizedWeight
+from onnxslim.quantization.weight_rounding import QuantizedWeight
+from onnxslim.quantization.weight_scales import channel_axis
 
 INT4: Final = to_numpy_dtype(onnx.TensorProto.INT4)
 INT4_OPSET: Final = 21  # the first with codes of 4 bits, and with `block_size`

@@ -16,8 +16,8 @@ from typing import Final
 
 from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import Floors
-from onnxslim.quantization.insert import QdqPlan
-from onnxslim.quantization.search import QdqPlanner, quantized
+from onnxslim.quantization.placement_search import QdqPlanner, quantized_copy
+from onnxslim.quantization.qdq import QdqPlan
 from onnxslim.services.calibration import Calibration, Distance
 
 _PATIENCE_S: Final = 300.0  # for the accuracy of models with one kernel each
@@ -193,7 +193,7 @@ class FloatFallback:
         yield from self.calibration.distances(self.reference, models)
 
     def _model(self, plan: QdqPlan) -> Model:
-        return quantized(self.model, plan)[0]
+        return quantized_copy(self.model, plan)[0]
 
 
 __all__ = ["DivergenceLimits", "FellBack", "FloatFallback", "relative_error"]

@@ -13,12 +13,13 @@ from qdq_nets import kernels, loaded, on_integers, plan_of
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization.biases import with_bias
-from onnxslim.quantization.canonical import raise_opset, sums_to_adds
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, Grid, GridForm
-from onnxslim.quantization.insert import QdqPlan
-from onnxslim.quantization.rounding import plain_codes
-from onnxslim.quantization.search import quantized
-from onnxslim.quantization.weights import WeightForm
+from onnxslim.quantization.kernel_forms import sums_to_adds
+from onnxslim.quantization.layer_codes import nearest_codes
+from onnxslim.quantization.opset import raise_opset
+from onnxslim.quantization.placement_search import quantized_copy
+from onnxslim.quantization.qdq import QdqPlan
+from onnxslim.quantization.weight_rounding import WeightForm
 from support import parse
 
 MAP = [2, 8, 6, 6]
@@ -184,8 +185,8 @@ def test_bodies_read_floats_under_the_old_name() -> None:
     )
     model, clusters = loaded(source)
     grids = {"x": U8.over(-3, 3), "h": U8.over(-12, 12)}
-    plan = QdqPlan(frozenset({"h"}), grids, plain_codes(model, clusters, WeightForm()))
-    made, _ = quantized(model, plan)
+    plan = QdqPlan(frozenset({"h"}), grids, nearest_codes(model, clusters, WeightForm()))
+    made, _ = quantized_copy(model, plan)
     x = {"x": samples(2, 4), "c": np.array(True)}
     assert "QLinearMatMul" in kernels(made)
     np.testing.assert_allclose(outputs(made, x)["y"], outputs(source, x)["y"], atol=0.15)
@@ -358,7 +359,7 @@ def test_what_is_in_float_between_integer_kernels_stays_there() -> None:
 
 def test_the_time_of_what_keeps_a_cluster_in_float_is_the_clusters() -> None:
     model, clusters = loaded(MIXED)
-    changed, inserted = quantized(model, plan_of(model, clusters, X, ["a", "c"]))
+    changed, inserted = quantized_copy(model, plan_of(model, clusters, X, ["a", "c"]))
     (clip,) = [n for n in changed.graph.nodes if n.op == "Clip"]
     assert inserted.clusters[clip.outputs[0].name] == "b"
 

@@ -9,10 +9,10 @@ from onnx.reference import ReferenceEvaluator
 from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.io.model import Model
 from onnxslim.lossy.problems import Problem
-from onnxslim.quantization import blocks
-from onnxslim.quantization.blocks import DequantizeFunction
+from onnxslim.quantization import weight_layouts
 from onnxslim.quantization.grid import GridForm
-from onnxslim.quantization.weights import (
+from onnxslim.quantization.weight_layouts import DequantizeFunction
+from onnxslim.quantization.weight_rounding import (
     QuantizedWeight,
     Rounding,
     WeightForm,
@@ -54,7 +54,7 @@ def expected(weight: QuantizedWeight, layer: WeightLayer) -> np.ndarray:
 
 
 def run(
-    node_: onnx.NodeProto, stored: blocks.StoredCodes, *functions: onnx.FunctionProto
+    node_: onnx.NodeProto, stored: weight_layouts.StoredCodes, *functions: onnx.FunctionProto
 ) -> np.ndarray:
     graph = onnx.helper.make_graph(
         [node_],
@@ -81,11 +81,11 @@ def test_dequantize_linear_gives_the_weight_in_its_own_layout(
     name: str, bits: int, symmetric: bool
 ) -> None:
     weight, layer = quantized(name, None, bits, symmetric=symmetric)
-    stored = blocks.linear(weight, layer, bits)
+    stored = weight_layouts.linear(weight, layer, bits)
     made = onnx.helper.make_node("DequantizeLinear", list(stored.inputs), ["w"])
     made.attribute.extend(onnx.helper.make_attribute(*item) for item in stored.attributes.items())
     np.testing.assert_allclose(run(made, stored), expected(weight, layer), rtol=1e-6)
-    assert stored.inputs["codes"].dtype == (np.int8 if bits == 8 else blocks.INT4)
+    assert stored.inputs["codes"].dtype == (np.int8 if bits == 8 else weight_layouts.INT4)
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -95,7 +95,7 @@ def test_blocks_of_a_matrix_have_scales_along_the_columns(
     name: str, bits: int, symmetric: bool
 ) -> None:
     weight, layer = quantized(name, 16, bits, symmetric=symmetric)
-    stored = blocks.linear(weight, layer, bits)
+    stored = weight_layouts.linear(weight, layer, bits)
     assert stored.attributes == {"axis": 0 if layer.swapped else 1, "block_size": 16}
     assert sorted(stored.inputs["scale"].shape) == [4, 6]
     made = onnx.helper.make_node("DequantizeLinear", list(stored.inputs), ["w"])
@@ -106,16 +106,16 @@ def test_blocks_of_a_matrix_have_scales_along_the_columns(
 def test_equal_scales_are_still_written_for_each_channel() -> None:
     weight, layer = quantized("MatMul", None)
     weight.scale[:] = 0.5
-    stored = blocks.linear(weight, layer, 8)
+    stored = weight_layouts.linear(weight, layer, 8)
     assert stored.inputs["scale"].shape == (6,)
     assert stored.attributes == {"axis": 1}
 
 
 def test_zero_points_that_are_all_zero_are_left_out() -> None:
     weight, layer = quantized("MatMul", None)
-    assert set(blocks.linear(weight, layer, 8).inputs) == {"codes", "scale"}
+    assert set(weight_layouts.linear(weight, layer, 8).inputs) == {"codes", "scale"}
     weight, layer = quantized("MatMul", None, symmetric=False)
-    assert set(blocks.linear(weight, layer, 8).inputs) == {"codes", "scale", "zero_point"}
+    assert set(weight_layouts.linear(weight, layer, 8).inputs) == {"codes", "scale", "zero_point"}
 
 
 # ----------------------------------------------------------------- the local function
@@ -129,11 +129,11 @@ def test_the_function_gives_the_weight_in_its_own_layout(
     name: str, bits: int, symmetric: bool, block: int | None
 ) -> None:
     layer = quantized(name, None)[1]
-    if block is not None and not blocks.can_fold(layer, block):
+    if block is not None and not weight_layouts.can_fold(layer, block):
         assert name == "ConvTranspose"
         return
     weight, layer = quantized(name, block, bits, symmetric=symmetric)
-    stored = blocks.folded(weight, layer, bits)
+    stored = weight_layouts.folded(weight, layer, bits)
     function = DequantizeFunction.of(stored, bits)
     made = onnx.helper.make_node(function.name, list(stored.inputs), ["w"], domain="onnxslim")
     found = run(made, stored, function.function(21))
@@ -143,9 +143,9 @@ def test_the_function_gives_the_weight_in_its_own_layout(
 
 def test_columns_that_are_no_multiple_of_the_block_are_not_cut() -> None:
     weight, layer = quantized("MatMul", 24)
-    assert not blocks.can_fold(layer, 24)
+    assert not weight_layouts.can_fold(layer, 24)
     with pytest.raises(ValueError, match="blocks of 24"):
-        blocks.folded(weight, layer, 8)
+        weight_layouts.folded(weight, layer, 8)
 
 
 def test_a_function_has_one_name_for_each_set_of_inputs() -> None:
@@ -166,7 +166,7 @@ def test_a_function_has_one_name_for_each_set_of_inputs() -> None:
 # ----------------------------------------------------------------- MatMulNBits
 
 
-def unpacked(stored: blocks.StoredCodes, bits: int) -> np.ndarray:
+def unpacked(stored: weight_layouts.StoredCodes, bits: int) -> np.ndarray:
     """The matrix (K, N) that MatMulNBits multiplies by, as its documentation says."""
     columns, rows = stored.attributes["K"], stored.attributes["N"]
     block = stored.attributes["block_size"]
@@ -187,7 +187,7 @@ def test_packed_codes_are_those_that_the_kernel_reads(
     bits: int, symmetric: bool, block: int
 ) -> None:
     weight, layer = quantized("MatMul", block if block < 64 else None, bits, symmetric=symmetric)
-    stored = blocks.packed(weight, layer, bits, block)
+    stored = weight_layouts.packed(weight, layer, bits, block)
     np.testing.assert_allclose(unpacked(stored, bits), expected(weight, layer), rtol=1e-6)
     assert stored.inputs["codes"].shape == (6, -(-64 // block), block * bits // 8)
 
@@ -195,32 +195,32 @@ def test_packed_codes_are_those_that_the_kernel_reads(
 def test_packing_wants_the_scales_of_its_blocks() -> None:
     weight, layer = quantized("MatMul", None)
     with pytest.raises(ValueError, match="4 scales"):
-        blocks.packed(weight, layer, 8, 16)
+        weight_layouts.packed(weight, layer, 8, 16)
 
 
 def test_two_codes_share_a_byte_and_an_odd_one_is_alone() -> None:
     codes = np.array([[1, 2, 3]], np.uint8)
-    assert blocks.packed_pairs(codes, 4).tolist() == [[0x21, 0x03]]
-    assert blocks.packed_pairs(codes, 8) is codes
+    assert weight_layouts.packed_pairs(codes, 4).tolist() == [[0x21, 0x03]]
+    assert weight_layouts.packed_pairs(codes, 8) is codes
 
 
 def test_bytes_are_counted_before_anything_is_solved() -> None:
     layer = quantized("MatMul", None)[1]
-    assert blocks.stored_bytes(layer, 8, None, symmetric=True) == 64 * 6 + 6 * 4
-    assert blocks.stored_bytes(layer, 4, 32, symmetric=True) == 64 * 6 // 2 + 12 * 4
-    assert blocks.stored_bytes(layer, 4, 32, symmetric=False) == 64 * 6 // 2 + 12 * 4 + 6
-    padded = blocks.stored_bytes(layer, 8, 128, symmetric=True, is_padded=True)
+    assert weight_layouts.stored_bytes(layer, 8, None, symmetric=True) == 64 * 6 + 6 * 4
+    assert weight_layouts.stored_bytes(layer, 4, 32, symmetric=True) == 64 * 6 // 2 + 12 * 4
+    assert weight_layouts.stored_bytes(layer, 4, 32, symmetric=False) == 64 * 6 // 2 + 12 * 4 + 6
+    padded = weight_layouts.stored_bytes(layer, 8, 128, symmetric=True, is_padded=True)
     assert padded == 128 * 6 + 6 * 4
 
 
 @pytest.mark.parametrize("block", [None, 16, 32, 256])
 def test_kernels_take_blocks_that_are_powers_of_two(block: int | None) -> None:
-    assert blocks.is_block_of_kernel(block)
+    assert weight_layouts.is_block_of_kernel(block)
 
 
 @pytest.mark.parametrize("block", [8, 24, 33])
 def test_kernels_take_no_other_blocks(block: int) -> None:
-    assert not blocks.is_block_of_kernel(block)
+    assert not weight_layouts.is_block_of_kernel(block)
 
 
 def test_four_bits_use_all_codes_with_scales_of_either_sign() -> None:
@@ -236,5 +236,5 @@ def test_four_bits_use_all_codes_with_scales_of_either_sign() -> None:
     assert found.scale.min() < 0 < found.scale.max()
     assert found.error < 0.9 * plain.error
     np.testing.assert_allclose(
-        unpacked(blocks.packed(found, layer, 4, 16), 4), expected(found, layer), rtol=1e-6
+        unpacked(weight_layouts.packed(found, layer, 4, 16), 4), expected(found, layer), rtol=1e-6
     )

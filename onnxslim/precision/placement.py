@@ -19,8 +19,8 @@ import onnx_graphsurgeon as gs
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_value
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.lossy.min_cut import FLOAT, Costs, Times, Wire, best_placement
-from onnxslim.precision.types import Half, is_bridge
+from onnxslim.lossy.min_cut import NEVER_CHOSEN, ItemCost, PlacementCosts, Transfer, cheapest_choice
+from onnxslim.precision.operand_types import HalfOperands, is_bridge
 
 _PRODUCTS: Final = frozenset(
     {"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul"}
@@ -29,7 +29,7 @@ _PRODUCTS: Final = frozenset(
 _FLOAT, _HALF, _CAST = 4, 2, 6  # bytes that an element takes: in either type, and at a border
 
 
-def placed(rewriter: Rewriter, halves: Mapping[Node, Half]) -> frozenset[Node]:
+def float16_nodes(rewriter: Rewriter, halves: Mapping[Node, HalfOperands]) -> frozenset[Node]:
     """Those nodes, of all graphs of the model, that compute in float16.
 
     Args:
@@ -43,23 +43,23 @@ def placed(rewriter: Rewriter, halves: Mapping[Node, Half]) -> frozenset[Node]:
         for tensor in half.tensors(node)
         if const_value(tensor) is None
     )
-    costs = Costs(
+    costs = PlacementCosts(
         {names[node]: _times(node, half) for node, half in halves.items()},
-        tuple(_wire(rewriter, halves, names, tensor) for tensor in tensors),
+        tuple(_transfer(rewriter, halves, names, tensor) for tensor in tensors),
     )
-    chosen = best_placement(costs)
+    chosen = cheapest_choice(costs)
     return frozenset(node for node, name in names.items() if name in chosen)
 
 
-def _times(node: Node, half: Half) -> Times:
+def _times(node: Node, half: HalfOperands) -> ItemCost:
     if is_bridge(node):
-        return Times(0.0, 0.0)
+        return ItemCost(0.0, 0.0)
     elements = sum(_elements(tensor) for tensor in _variables(node, half))
     gain = _CAST * elements + 1.0 if node.op in _PRODUCTS else 0.0
-    return Times(_FLOAT * elements + gain, _HALF * elements)
+    return ItemCost(_FLOAT * elements + gain, _HALF * elements)
 
 
-def _variables(node: Node, half: Half) -> Iterator[gs.Tensor]:
+def _variables(node: Node, half: HalfOperands) -> Iterator[gs.Tensor]:
     return (tensor for tensor in half.tensors(node) if const_value(tensor) is None)
 
 
@@ -69,22 +69,25 @@ def _elements(tensor: gs.Tensor) -> float:
     return float(prod(max(size, 1) for size in shape if isinstance(size, int)))
 
 
-def _wire(
-    rewriter: Rewriter, halves: Mapping[Node, Half], names: Mapping[Node, str], tensor: gs.Tensor
-) -> Wire:
-    made = FLOAT
+def _transfer(
+    rewriter: Rewriter,
+    halves: Mapping[Node, HalfOperands],
+    names: Mapping[Node, str],
+    tensor: gs.Tensor,
+) -> Transfer:
+    made = NEVER_CHOSEN
     for maker in tensor.inputs:
         half = halves.get(maker)
         if half is not None and any(maker.outputs[index] is tensor for index in half.outputs):
             made = names[maker]
-    readers = [names[reader] if half else FLOAT for reader, half in readings(halves, tensor)]
+    readers = [names[reader] if half else NEVER_CHOSEN for reader, half in readings(halves, tensor)]
     if rewriter.is_output(tensor):
-        readers.append(FLOAT)
+        readers.append(NEVER_CHOSEN)
     cost = _CAST * _elements(tensor)
-    return Wire(made, tuple(dict.fromkeys(readers)), cost, cost)
+    return Transfer(made, tuple(dict.fromkeys(readers)), cost, cost)
 
 
-def readings(halves: Mapping[Node, Half], tensor: gs.Tensor) -> Iterable[tuple[Node, bool]]:
+def readings(halves: Mapping[Node, HalfOperands], tensor: gs.Tensor) -> Iterable[tuple[Node, bool]]:
     """Each use of `tensor` by a node, and whether it is one that becomes float16."""
     for reader in dict.fromkeys(tensor.outputs):
         inputs = halves[reader].inputs if reader in halves else frozenset()
@@ -93,4 +96,4 @@ def readings(halves: Mapping[Node, Half], tensor: gs.Tensor) -> Iterable[tuple[N
                 yield reader, index in inputs
 
 
-__all__ = ["placed", "readings"]
+__all__ = ["float16_nodes", "readings"]

@@ -26,11 +26,11 @@ from onnxslim.lossy.problems import (
     current_bias_target,
 )
 from onnxslim.pipeline.passes import Context
-from onnxslim.quantization.channel_maps import channel_map
 from onnxslim.quantization.clusters import Clusters
-from onnxslim.quantization.insert import LayerCodes
+from onnxslim.quantization.kernel_forms import channel_map
+from onnxslim.quantization.qdq import LayerCodes
 from onnxslim.quantization.rules import KernelKind
-from onnxslim.quantization.weights import (
+from onnxslim.quantization.weight_rounding import (
     QuantizedWeight,
     Rounding,
     WeightForm,
@@ -40,7 +40,7 @@ from onnxslim.quantization.weights import (
 from onnxslim.services.activity import ChannelActivity
 
 
-def plain_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str, LayerCodes]:
+def nearest_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str, LayerCodes]:
     """Codes of all layers that can have some, rounded to nearest: good enough to be timed.
 
     Those of channel maps are exact, but for the bits that a factor has.
@@ -164,4 +164,4 @@ def _bias(layer: WeightLayer) -> np.ndarray | None:
     return bias.reshape(-1)
 
 
-__all__ = ["plain_codes", "solved_codes"]
+__all__ = ["nearest_codes", "solved_codes"]

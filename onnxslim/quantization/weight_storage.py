@@ -32,14 +32,14 @@ from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
 from onnxslim.graph.operands import const_value
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.quantization import blocks
-from onnxslim.quantization.blocks import DequantizeFunction, StoredCodes
-from onnxslim.quantization.weights import QuantizedWeight
+from onnxslim.quantization import weight_layouts
+from onnxslim.quantization.weight_layouts import DequantizeFunction, StoredCodes
+from onnxslim.quantization.weight_rounding import QuantizedWeight
 from onnxslim.records import Fidelity, Skip
 
 
 class StorageForm(enum.StrEnum):
-    """Which ways a user allows.
+    """Which storage kinds a user allows.
 
     AUTO: NATIVE, or FOLDED where that is measured to be slower. NATIVE: LINEAR where onnxruntime
     makes a kernel of it, GATHERED for embeddings, FOLDED elsewhere. DEQUANTIZE: LINEAR everywhere.
@@ -53,7 +53,7 @@ class StorageForm(enum.StrEnum):
     MATMUL_NBITS = "matmul-nbits"
 
 
-class Way(enum.Enum):
+class StorageKind(enum.Enum):
     """How one weight is stored; see the module's text."""
 
     LINEAR = "DequantizeLinear"
@@ -63,17 +63,17 @@ class Way(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Integers:
+class StoragePlan:
     """What a weight is stored as.
 
     Attributes:
-        way: how.
+        kind: how the codes are held in the graph.
         bits: of a code, 8 or 4.
         block: columns that share a scale; None: all.
         accuracy_level: of MatMulNBits: 4 rounds its input to 8 bits, 0 and 1 compute in float.
     """
 
-    way: Way
+    kind: StorageKind
     bits: int
     block: int | None
     accuracy_level: int = 4
@@ -81,42 +81,42 @@ class Integers:
     @property
     def needs_opset(self) -> int:
         """The first opset that can say it."""
-        if self.way is Way.PACKED:
+        if self.kind is StorageKind.PACKED:
             return 1
-        if self.bits == 4 or (self.way is Way.LINEAR and self.block is not None):
-            return blocks.INT4_OPSET
-        return 13 if self.way is Way.LINEAR else 7
+        if self.bits == 4 or (self.kind is StorageKind.LINEAR and self.block is not None):
+            return weight_layouts.INT4_OPSET
+        return 13 if self.kind is StorageKind.LINEAR else 7
 
 
-def suited(
+def storage_plan(
     layer: WeightLayer, form: StorageForm, bits: int, block: int | None, level: int
-) -> Integers:
+) -> StoragePlan:
     """How the weight of `layer` is stored under `form`."""
-    way = _way(layer, form, block)
-    if way is Way.PACKED:
-        return Integers(way, bits, block, level)
+    kind = _kind(layer, form, block)
+    if kind is StorageKind.PACKED:
+        return StoragePlan(kind, bits, block, level)
     own = block if block and block < layer.columns else None
     fits = (
         own is not None
         and {
-            Way.LINEAR: _is_one_matrix(layer),
-            Way.FOLDED: blocks.can_fold(layer, own),
-            Way.GATHERED: layer.columns % own == 0 and _ranks_known(layer),
-        }[way]
+            StorageKind.LINEAR: _is_one_matrix(layer),
+            StorageKind.FOLDED: weight_layouts.can_fold(layer, own),
+            StorageKind.GATHERED: layer.columns % own == 0 and _ranks_known(layer),
+        }[kind]
     )
-    return Integers(way, bits, own if fits else None)
+    return StoragePlan(kind, bits, own if fits else None)
 
 
-def _way(layer: WeightLayer, form: StorageForm, block: int | None) -> Way:
+def _kind(layer: WeightLayer, form: StorageForm, block: int | None) -> StorageKind:
     if form is StorageForm.DEQUANTIZE:
-        return Way.LINEAR
+        return StorageKind.LINEAR
     if form is StorageForm.FOLDED:
-        return Way.FOLDED
+        return StorageKind.FOLDED
     if form is StorageForm.MATMUL_NBITS and _are_packable(layer):
-        return Way.PACKED
+        return StorageKind.PACKED
     if is_embedding(layer):
-        return Way.GATHERED
-    return Way.LINEAR if _has_kernel(layer, block) else Way.FOLDED
+        return StorageKind.GATHERED
+    return StorageKind.LINEAR if _has_kernel(layer, block) else StorageKind.FOLDED
 
 
 def _are_packable(layer: WeightLayer) -> bool:
@@ -136,7 +136,7 @@ def _has_kernel(layer: WeightLayer, block: int | None) -> bool:
         return False
     plain = all(float(node.attrs.get(name, 1.0)) == 1.0 for name in ("alpha", "beta"))
     plain = plain and not node.attrs.get("transA", 0)
-    return plain and blocks.is_block_of_kernel(block or None) and not _is_clipped(layer)
+    return plain and weight_layouts.is_block_of_kernel(block or None) and not _is_clipped(layer)
 
 
 def _is_clipped(layer: WeightLayer) -> bool:
@@ -222,18 +222,18 @@ def _ranks_known(layer: WeightLayer) -> bool:
 # ---------------------------------------------------------------------------- writing
 
 
-def why_not_stored(graph: Graph, layer: WeightLayer, integers: Integers) -> str | None:
+def why_not_stored(graph: Graph, layer: WeightLayer, plan: StoragePlan) -> str | None:
     """Why the weight of `layer` cannot be stored so; None when it can."""
     tensor = layer.weight_tensor
     if any(tensor is out for inner in walk_graphs(graph) for out in inner.outputs):
         return "its weight is an output of a graph"
     opset = graph.opset_of("") or 1
-    if opset < integers.needs_opset:
-        return f"the model has opset {opset}, and this takes {integers.needs_opset}"
-    if integers.way is not Way.FOLDED:
+    if opset < plan.needs_opset:
+        return f"the model has opset {opset}, and this takes {plan.needs_opset}"
+    if plan.kind is not StorageKind.FOLDED:
         return None
-    names = ["codes", "scale", "zero_point"] + (["shape"] if integers.block else [])
-    variants = [DequantizeFunction(tuple(chosen), integers.bits) for chosen in _subsets(names)]
+    names = ["codes", "scale", "zero_point"] + (["shape"] if plan.block else [])
+    variants = [DequantizeFunction(tuple(chosen), plan.bits) for chosen in _subsets(names)]
     taken = [made for made in variants if _is_taken(graph, made)]
     return why_not_replaceable(graph, (taken or variants)[0], None, is_taken=bool(taken))
 
@@ -251,7 +251,7 @@ def _is_taken(graph: Graph, made: DequantizeFunction) -> bool:
 
 
 def replace_constant(
-    rw: Rewriter, layer: WeightLayer, weight: QuantizedWeight, integers: Integers, what: str
+    rw: Rewriter, layer: WeightLayer, weight: QuantizedWeight, plan: StoragePlan, what: str
 ) -> None:
     """Store `weight` in place of the weight of `layer`, for all that read it.
 
@@ -259,26 +259,26 @@ def replace_constant(
         rw: of the graph; it logs the changes.
         layer: of that graph.
         weight: what takes its place.
-        integers: how; see `why_not_stored`.
+        plan: how; see `why_not_stored`.
         what: the change in words.
     """
-    writer = _Writer(rw, layer, weight, integers, what)
-    if integers.bits == 4 and integers.way is not Way.PACKED:
+    writer = _WeightStorer(rw, layer, weight, plan, what)
+    if plan.bits == 4 and plan.kind is not StorageKind.PACKED:
         writer.raise_ir()
     {
-        Way.LINEAR: writer.linear,
-        Way.FOLDED: writer.folded,
-        Way.PACKED: writer.packed,
-        Way.GATHERED: writer.gathered,
-    }[integers.way]()
+        StorageKind.LINEAR: writer.linear,
+        StorageKind.FOLDED: writer.folded,
+        StorageKind.PACKED: writer.packed,
+        StorageKind.GATHERED: writer.gathered,
+    }[plan.kind]()
 
 
 @dataclass
-class _Writer:
+class _WeightStorer:
     rw: Rewriter
     layer: WeightLayer
     weight: QuantizedWeight
-    integers: Integers
+    plan: StoragePlan
     what: str
 
     @property
@@ -292,34 +292,35 @@ class _Writer:
     def raise_ir(self) -> None:
         """Let the model be of an IR version that knows codes of 4 bits."""
         old = self.rw.main.ir_version
-        if old is None or old >= blocks.INT4_IR:
+        if old is None or old >= weight_layouts.INT4_IR:
             return
         for graph in self.rw.graphs():
-            graph.ir_version = blocks.INT4_IR
+            graph.ir_version = weight_layouts.INT4_IR
         self.rw.note(
             self.rw.main.name,
-            f"IR version raised from {old} to {blocks.INT4_IR}, the first with codes of 4 bits",
+            f"IR version raised from {old} to {weight_layouts.INT4_IR}, the first with codes of "
+            "4 bits",
         )
 
     def linear(self) -> None:
         if self._is_flipped():
             self._unflip()
-        stored = blocks.linear(self.weight, self.layer, self.integers.bits)
+        stored = weight_layouts.linear(self.weight, self.layer, self.plan.bits)
         self._make("DequantizeLinear", stored)
 
     def folded(self) -> None:
-        stored = blocks.folded(self.weight, self.layer, self.integers.bits)
-        function = DequantizeFunction.of(stored, self.integers.bits)
+        stored = weight_layouts.folded(self.weight, self.layer, self.plan.bits)
+        function = DequantizeFunction.of(stored, self.plan.bits)
         arrays, lossy = stored.inputs.values(), Fidelity.LOSSY
         holder, what = self.layer.holder, self.what
         for note in placing.replace_constant(self.rw, holder, function, arrays, what, lossy):
             self.rw.note(self.rw.main.name, note)
 
     def packed(self) -> None:
-        assert self.integers.block is not None
-        block = self.integers.block
-        stored = blocks.packed(self.weight, self.layer, self.integers.bits, block)
-        attributes = {**stored.attributes, "accuracy_level": self.integers.accuracy_level}
+        assert self.plan.block is not None
+        block = self.plan.block
+        stored = weight_layouts.packed(self.weight, self.layer, self.plan.bits, block)
+        attributes = {**stored.attributes, "accuracy_level": self.plan.accuracy_level}
         graph, constants = self.rw.main, self._constants(stored)
         graph.import_domain(MICROSOFT_DOMAIN, 1)
         for user in list(self.tensor.outputs):
@@ -334,9 +335,9 @@ class _Writer:
             )
 
     def gathered(self) -> None:
-        layer, weight, block = self.layer, self.weight, self.integers.block
-        shape = blocks.table_shape(layer.rows, layer.columns, block)
-        codes = blocks.as_codes(weight.codes[0].reshape(shape), self.integers.bits)
+        layer, weight, block = self.layer, self.weight, self.plan.block
+        shape = weight_layouts.table_shape(layer.rows, layer.columns, block)
+        codes = weight_layouts.as_codes(weight.codes[0].reshape(shape), self.plan.bits)
         scale = weight.scale[0] if block is None else weight.scale[0][..., None]
         table = self.rw.constant(codes, f"{self.name}_codes")
         scales = self.rw.constant(np.ascontiguousarray(scale), f"{self.name}_scale")
@@ -381,14 +382,14 @@ class _Writer:
             return self.rw.insert(user, op, inputs, attrs, name=f"{made.name}_part", dtype=dtype)[0]
 
         source: gs.Tensor = table
-        if self.integers.bits == 4:  # Gather moves no codes of 4 bits; this is folded at the start
+        if self.plan.bits == 4:  # Gather moves no codes of 4 bits; this is folded at the start
             to = onnx.TensorProto.INT8
             source = insert("Cast", [table], np.dtype(np.int8), to=to)
         codes = insert("Gather", [source, indices], np.dtype(np.int8), axis=0)
         floats = insert("Cast", [codes], np.dtype(np.float32), to=onnx.TensorProto.FLOAT)
         own = insert("Gather", [scales, indices], np.dtype(np.float32), axis=0)
         op, inputs = "Mul", [floats, own]
-        if self.integers.block is not None:
+        if self.plan.block is not None:
             known = rank(indices)
             assert known is not None
             whole = np.array([0] * known + [self.layer.columns], np.int64)  # 0: as it is
@@ -399,12 +400,12 @@ class _Writer:
 
 
 __all__ = [
-    "Integers",
     "StorageForm",
-    "Way",
+    "StorageKind",
+    "StoragePlan",
     "embeddings",
     "is_embedding",
     "replace_constant",
-    "suited",
+    "storage_plan",
     "why_not_stored",
 ]

@@ -29,7 +29,7 @@ from onnxslim.analysis.layers import WeightLayer, restored
 from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.lossy.problems import Problem
 from onnxslim.quantization.grid import Codes, Grid
-from onnxslim.quantization.scales import (
+from onnxslim.quantization.weight_scales import (
     DEFAULT_FORM,
     WeightForm,
     channel_axis,

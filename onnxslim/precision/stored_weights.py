@@ -14,16 +14,18 @@ import onnx_graphsurgeon as gs
 from onnxslim.graph.ir import Constant, Node, StoredSparse, node_label, walk_graphs
 from onnxslim.graph.operands import const_array, constant_node_value
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.precision.types import CAST_TO, FLOAT16, FLOAT32, positions_of
-from onnxslim.precision.values import MATRICES, is_exact, objection_to, rounded_to_half
+from onnxslim.precision.operand_types import CAST_TO, FLOAT16, FLOAT32, positions_of
+from onnxslim.precision.value_ranges import MATRICES, is_exact, objection_to, rounded_to_half
 from onnxslim.records import Fidelity
 
 _NODE_BYTES: Final = 48  # of a Cast in the file, without names
 
-Wanted = Callable[[Node], bool]
+NodeFilter = Callable[[Node], bool]
 
 
-def store_weights(rewriter: Rewriter, wanted: Wanted, twins: Mapping[gs.Tensor, gs.Tensor]) -> None:
+def store_weights(
+    rewriter: Rewriter, wanted: NodeFilter, twins: Mapping[gs.Tensor, gs.Tensor]
+) -> None:
     """Store what pays, and say of what does not fit why.
 
     Args:
@@ -46,7 +48,7 @@ def store_weights(rewriter: Rewriter, wanted: Wanted, twins: Mapping[gs.Tensor, 
         _store(rewriter, tensor, values, twins.get(tensor))
 
 
-def stays_float32(rewriter: Rewriter, tensor: gs.Tensor, wanted: Wanted) -> bool:
+def stays_float32(rewriter: Rewriter, tensor: gs.Tensor, wanted: NodeFilter) -> bool:
     """Whether a large constant that float32 operators read too cannot be float16 in the file."""
     is_open = _is_data(rewriter, tensor) and all(map(wanted, tensor.outputs))
     return not is_open and _is_worth_it(tensor, has_twin=True)
@@ -119,4 +121,4 @@ def _store(
     rewriter.update(node, what, op="Cast", inputs=[twin], attrs=attrs, fidelity=fidelity)
 
 
-__all__ = ["Wanted", "stays_float32", "store_weights"]
+__all__ = ["NodeFilter", "stays_float32", "store_weights"]

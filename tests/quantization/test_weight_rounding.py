@@ -12,7 +12,7 @@ from layer_nets import dense_net, net, node, normal, problems_of, samples
 
 from onnxslim.lossy.problems import Problem, Schedule, Target
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
-from onnxslim.quantization.weights import (
+from onnxslim.quantization.weight_rounding import (
     QuantizedWeight,
     Rounding,
     WeightForm,
