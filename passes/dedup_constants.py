@@ -148,8 +148,5 @@ def _merge(rw: Rewriter, equal: Sequence[Constant], names: Mapping[str, set[gs.T
             return
         kept.name = name
     for constant in others:
-        for user in list(constant.outputs):
-            for index, tensor in enumerate(user.inputs):
-                if tensor is constant:
-                    user.inputs[index] = kept
+        rw.redirect(constant, kept)
         rw.note(constant.name, f"shares the {kept.nbytes:,} bytes of `{kept.name}`")

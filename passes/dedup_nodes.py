@@ -116,10 +116,7 @@ def _merge(rw: Rewriter, node: Node, first: Node) -> None:
         rw.skip(node, f"equals `{first.label}`, but one of its outputs is returned")
         return
     for old, new in used:
-        for user in list(old.outputs):
-            for index, tensor in enumerate(user.inputs):
-                if tensor is old:
-                    user.inputs[index] = new
+        rw.redirect(old, new)
     rw.remove(node, what)
 
 

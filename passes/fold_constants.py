@@ -458,7 +458,7 @@ class _Folder:
         what = f"computed {node.op}, {sum(self.values[t].nbytes for t in used):,} bytes"
         for tensor in used:
             if tensor not in returned and len(node.outputs) > 1:
-                self._rewire(tensor, self._constant(node, tensor))
+                self.rw.redirect(tensor, self._constant(node, tensor))
         if len(node.outputs) == 1:
             self.rw.substitute(node, self._constant(node, used[0]), what)
         elif returned:
@@ -474,12 +474,6 @@ class _Folder:
         constant = Constant(tensor.name, values)
         constant.home = self.rw.graph_of(node)
         return constant
-
-    def _rewire(self, old: gs.Tensor, new: Constant) -> None:
-        for user in list(old.outputs):
-            for index, tensor in enumerate(user.inputs):
-                if tensor is old:
-                    user.inputs[index] = new
 
 
 def _kind(node: Node) -> tuple[str, ...]:

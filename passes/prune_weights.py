@@ -164,7 +164,7 @@ class PruneWeights(LayerPass):
                 if self._prune(problem, problems, share, context, last=last):
                     changed[problem.name] = problem.layer.holder
         for holder in changed.values():
-            holder.values = sparse_or_dense(holder.values)
+            rw.set_values(holder, sparse_or_dense(holder.values))
         return rw.result()
 
     # ----------------------------------------------------------------- how much

@@ -14,7 +14,15 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.clone import clone_graph
-from onnxslim.graph.ir import Constant, Graph, Node, StoredSparse, Variable, walk_graphs
+from onnxslim.graph.ir import (
+    Constant,
+    Graph,
+    Node,
+    StoredSparse,
+    Variable,
+    redirect_inputs,
+    walk_graphs,
+)
 from onnxslim.graph.proto import graph_to_proto
 from onnxslim.services.evaluator import Evaluator
 
@@ -107,10 +115,7 @@ class _Cut:
             return
         values = constant.values
         fed = Variable(constant.name, values.dtype, list(values.shape))
-        for user in list(constant.outputs):
-            for index, tensor in enumerate(user.inputs):
-                if tensor is constant:
-                    user.inputs[index] = fed
+        redirect_inputs(list(constant.outputs), constant, fed)
         self.graph.inputs.append(fed)
         # a weight may lie at any byte of the file
         self.feeds[fed.name] = np.require(values, requirements=["C", "A"])

@@ -243,7 +243,7 @@ def zero_removed(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
             continue
         weight = np.array(member.layer.canonical())
         weight.reshape(-1, weight.shape[2])[leaves] = 0  # (outputs, weights)
-        member.layer.holder.values = member.layer.restored(weight)
+        rewriter.set_values(member.layer.holder, member.layer.restored(weight))
     for edit in channels.trace.edits:
         if isinstance(edit, SliceOperand) and _adds(edit):
             _zero(rewriter, edit, removal.along(edit.array, edit.at))

@@ -123,23 +123,12 @@ def replace_constant(
     """
     notes = _prepare(rw.main, function)
     node = _constant_node(rw.main, holder)
-    name = holder.name if node is None else node.outputs[0].name
+    tensor = holder if node is None else node.outputs[0]
     inputs = [
-        rw.constant(array, f"{name}.{part}")
+        rw.constant(array, f"{tensor.name}.{part}")
         for part, array in zip(function.inputs, arrays, strict=True)
     ]
-    if node is None:
-        rw.replace_constant(holder, function.name, inputs, what, fidelity, domain=DOMAIN)
-    else:
-        rw.update(
-            node,
-            what,
-            op=function.name,
-            inputs=inputs,
-            attrs={},
-            fidelity=fidelity,
-            domain=DOMAIN,
-        )
+    rw.replace_constant(tensor, function.name, inputs, what, fidelity, domain=DOMAIN)
     return notes
 
 

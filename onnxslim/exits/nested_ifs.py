@@ -26,7 +26,16 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.exits.emit import Confidence, Emitter, Head, ScoreForm, level
 from onnxslim.exits.points import classes_of, deep_nodes, single_path
-from onnxslim.graph.ir import Constant, Graph, Node, Variable, ancestors, subgraphs_of, walk_graphs
+from onnxslim.graph.ir import (
+    Constant,
+    Graph,
+    Node,
+    Variable,
+    ancestors,
+    redirect_inputs,
+    subgraphs_of,
+    walk_graphs,
+)
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.records import Fidelity
@@ -230,7 +239,7 @@ class _Surgery:
                 "Gather", [tensor, rows], f"{tensor.name}_unsure", dtype=tensor.dtype, axis=0
             )
             chosen.shape = [None, *tensor.shape[1:]] if tensor.shape else None
-            _replace(rest.nodes, tensor, chosen)
+            redirect_inputs(_all_nodes(rest.nodes), tensor, chosen)
         leaving = self._leaving(logits, number)
         after = self._emitter()
         index = after.add("Reshape", [places, after.ints(-1, 1)], "exit_index", dtype=_INT)
@@ -309,13 +318,6 @@ def _followers(point: gs.Tensor) -> set[gs.Tensor]:
             found.update(fresh)
             stack += fresh
     return found
-
-
-def _replace(nodes: Sequence[Node], old: gs.Tensor, new: gs.Tensor) -> None:
-    for node in _all_nodes(nodes):
-        for index, tensor in enumerate(node.inputs):
-            if tensor is old:
-                node.inputs[index] = new
 
 
 def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:

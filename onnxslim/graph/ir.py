@@ -371,6 +371,14 @@ def walk_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
                 stack.extend(subgraphs_of(node))
 
 
+def redirect_inputs(users: Iterable[gs.Node], old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let each of `users` read `new` where it reads `old`; passes use `Rewriter.redirect`."""
+    for user in users:
+        for index, tensor in enumerate(user.inputs):
+            if tensor is old:
+                user.inputs[index] = new
+
+
 def needs(node: gs.Node) -> Iterator[gs.Tensor]:
     """Tensors that must exist before `node` runs: its inputs and what its bodies read or return."""
     yield from node.inputs

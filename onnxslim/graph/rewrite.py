@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxslim.errors import PromiseBroken
 from onnxslim.graph.ir import (
@@ -31,6 +32,7 @@ from onnxslim.graph.ir import (
     Variable,
     needs,
     node_label,
+    redirect_inputs,
     subgraphs_of,
     walk_graphs,
 )
@@ -102,13 +104,6 @@ class Rewriter:
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Whether some graph returns `tensor`."""
         return self._outputs.get(tensor, 0) > 0
-
-    def is_visible(self, tensor: gs.Tensor, graph: gs.Graph) -> bool:
-        """Whether nodes of `graph` may use `tensor` (it is of this or an enclosing graph)."""
-        if isinstance(tensor, gs.Constant) or not tensor.inputs:
-            return not isinstance(tensor, gs.Variable) or self._declares(graph, tensor)
-        home = self._graph_of.get(tensor.inputs[0])
-        return any(home is outer for outer in self._enclosing(graph))
 
     def uses(self, tensor: gs.Tensor) -> int:
         """How often `tensor` is used: node inputs, bodies included, and graph outputs."""
@@ -233,6 +228,34 @@ class Rewriter:
         node.inputs[index] = tensor
         self._touch(node)
 
+    def set_values(self, constant: Constant, values: np.ndarray | LazyValues) -> None:
+        """Give `constant`, an initializer or the value of a `Constant` node, other values.
+
+        `values` must not be written to afterwards. The caller reports the change (see `note`).
+
+        Raises:
+            PromiseBroken: a graph returns the constant, and its type or shape would change.
+        """
+        is_alike = values.dtype == constant.dtype and tuple(values.shape) == tuple(constant.shape)
+        if self.is_output(constant) and not is_alike:
+            raise PromiseBroken(f"The type and shape of `{constant.name}` are promised to callers.")
+        constant.values = values
+        for user in constant.outputs:
+            self._touch(user)
+
+    def redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Let every node that uses `old` use `new`, of the same type and shape, and visit it again.
+
+        `new` must be visible wherever `old` is used. What made `old` stays (see `remove`), and the
+        caller reports the change (see `note`).
+
+        Raises:
+            PromiseBroken: a graph returns `old`, and so would go on using it (see `substitute`).
+        """
+        if self.is_output(old):
+            raise PromiseBroken(f"`{old.name}` is an output of a graph: its users cannot leave it.")
+        self._redirect(old, new)
+
     def can_substitute(self, node: Node, new: gs.Tensor) -> bool:
         """Whether `substitute(node, new)` is possible: see there."""
         old = node.outputs[0]
@@ -330,7 +353,7 @@ class Rewriter:
 
     def replace_constant(
         self,
-        constant: Constant,
+        tensor: gs.Tensor,
         op: str,
         inputs: Sequence[gs.Tensor],
         what: str,
@@ -338,33 +361,56 @@ class Rewriter:
         *,
         attrs: dict[str, Any] | None = None,
         domain: str | None = None,
-    ) -> Variable:
-        """Replace `constant`, an initializer, by a node of the main graph that computes it.
+    ) -> None:
+        """Replace a constant by a node that computes it, for all that use it.
 
-        The node stands before one of those that use the constant, and its output is seen from all
-        bodies. It keeps the constant's name unless that is a body's own.
+        A `Constant` node becomes the new node. For an initializer, a node of the main graph is put
+        before one of those that use it, and its output is seen from all bodies; it keeps the
+        constant's name unless that is a body's own.
 
         Args:
-            constant: used by nodes, but not returned by a graph.
+            tensor: output of a `Constant` node, or an initializer that no graph returns.
             op: operator of one output, or local function.
-            inputs: tensors visible in the main graph.
+            inputs: tensors visible where the node stands.
             what: the change in words.
             fidelity: what it promises.
             attrs: attributes by name.
             domain: of the operator; None: the standard.
         """
+        if isinstance(tensor, Constant):
+            made = self._insert_for(tensor, op, inputs, attrs, domain)
+            self.redirect(tensor, made)
+            if tensor.home is self.main:
+                made.name, tensor.name = tensor.name, made.name
+            self._log(made.name, what, fidelity)
+            return
+        node = self.producer(tensor, "Constant")
+        if node is None:
+            raise PromiseBroken(f"`{tensor.name}` is no constant.")
+        attrs = dict(attrs or {})
+        self.update(node, what, op=op, inputs=inputs, attrs=attrs, fidelity=fidelity, domain=domain)
+
+    def _insert_for(
+        self,
+        constant: Constant,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        attrs: dict[str, Any] | None,
+        domain: str | None,
+    ) -> Variable:
+        """The output of a new node of the main graph, before the first use of `constant`."""
         if self.is_output(constant) or not constant.outputs:
             raise PromiseBroken(f"`{constant.name}` is no initializer that only nodes use.")
-        before = self._in_main(constant.outputs[0])
-        shape = list(constant.shape)
-        name, dtype = constant.name, constant.dtype
         (made,) = self.insert(
-            before, op, inputs, attrs, name=name, dtype=dtype, shape=shape, domain=domain
+            self._in_main(constant.outputs[0]),
+            op,
+            inputs,
+            attrs,
+            name=constant.name,
+            dtype=constant.dtype,
+            shape=list(constant.shape),
+            domain=domain,
         )
-        self._redirect(constant, made)
-        if constant.home is self.main:
-            made.name, constant.name = constant.name, made.name
-        self._log(made.name, what, fidelity)
         return made
 
     def skip(self, node: gs.Node | str, why: str) -> None:
@@ -423,22 +469,11 @@ class Rewriter:
                     continue
                 self._register(graph)
 
-    def _enclosing(self, graph: gs.Graph) -> Iterator[gs.Graph]:
-        yield graph
-        parent = self._parent.get(graph)
-        while parent is not None:
-            graph = self._graph_of[parent]
-            yield graph
-            parent = self._parent.get(graph)
-
     def _in_main(self, node: Node) -> Node:
         """The node of the main graph that is `node`, or in whose bodies it lies."""
         while (parent := self._parent[self._graph_of[node]]) is not None:
             node = parent
         return node
-
-    def _declares(self, graph: gs.Graph, tensor: gs.Tensor) -> bool:
-        return any(tensor is item for outer in self._enclosing(graph) for item in outer.inputs)
 
     def _log(self, label: str, what: str, fidelity: Fidelity) -> None:
         self.changes.append(Change(label, what))
@@ -489,11 +524,9 @@ class Rewriter:
             self._take_name(old, new)
 
     def _redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
-        """Let every node that uses `old` use `new`, and visit it again."""
-        for user in list(old.outputs):
-            for index, tensor in enumerate(user.inputs):
-                if tensor is old:
-                    user.inputs[index] = new
+        users = list(old.outputs)
+        redirect_inputs(users, old, new)
+        for user in users:
             self._touch(user)
 
     def _unique_names(self, nodes: Sequence[Node], body: gs.Graph) -> None:

@@ -186,7 +186,7 @@ def replace_constant(
     if _density(weight) * weight.size * weight.dtype.itemsize < weight.nbytes:
         sparse = sparse_or_dense(weight.dense())
         if isinstance(sparse, StoredSparse) and sparse.nbytes < weight.nbytes:
-            holder.values = sparse
+            rw.set_values(holder, sparse)
             what = f"{what}, as a sparse initializer of {bytes_text(sparse.nbytes)}"
             rw.note(label, what, Fidelity.LOSSY)
             return

@@ -365,7 +365,7 @@ def assign(rewriter: Rewriter, problem: Problem, weight: np.ndarray) -> None:
 
     Where a bias can be chosen it keeps the mean output: b + E[y] − Ŵ·E[x].
     """
-    problem.layer.holder.values = problem.layer.restored(weight)
+    rewriter.set_values(problem.layer.holder, problem.layer.restored(weight))
     for layer, bias_target in zip(problem.layers, problem.bias_targets, strict=False):
         if bias_target is None:
             continue

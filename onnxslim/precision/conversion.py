@@ -179,7 +179,8 @@ class NodeConverter:
         if tensor not in self.twins:
             half = rounded_to_half(values)
             if isinstance(tensor, Constant) and tensor not in self._wide:
-                tensor.values, tensor.info = half, None
+                self.rewriter.set_values(tensor, half)
+                tensor.info = None
                 self._made[tensor] = tensor
                 return tensor
             self.twins[tensor] = self.rewriter.constant(half, f"{tensor.name}_float16")

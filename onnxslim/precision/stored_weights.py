@@ -102,12 +102,10 @@ def _store(
     rounding = "without rounding" if exact else "rounded to 11 bits"
     what = f"{values.size:,} values stored as float16, {rounding}"
     attrs = {"to": CAST_TO[FLOAT32]}
-    if isinstance(tensor, Constant):
-        half = twin or rewriter.constant(rounded_to_half(values), f"{tensor.name}_float16")
-        rewriter.replace_constant(tensor, "Cast", [half], what, fidelity, attrs=attrs)
-        return
-    node = tensor.inputs[0]
-    if twin is None:
+    if twin is None and isinstance(tensor, Constant):
+        twin = rewriter.constant(rounded_to_half(values), f"{tensor.name}_float16")
+    elif twin is None:
+        node = tensor.inputs[0]
         stored = Constant("", rounded_to_half(values))
         (twin,) = rewriter.insert(
             node,
@@ -118,7 +116,7 @@ def _store(
             dtype=FLOAT16,
             shape=list(values.shape),
         )
-    rewriter.update(node, what, op="Cast", inputs=[twin], attrs=attrs, fidelity=fidelity)
+    rewriter.replace_constant(tensor, "Cast", [twin], what, fidelity, attrs=attrs)
 
 
 __all__ = ["NodeFilter", "stays_float32", "store_weights"]

@@ -354,7 +354,8 @@ class _WeightStorer:
 
     def _unflip(self) -> None:
         node = self.layer.node
-        self.layer.holder.values = np.ascontiguousarray(self.layer.holder.values.T)
+        holder = self.layer.holder
+        self.rw.set_values(holder, np.ascontiguousarray(holder.values.T))
         if isinstance(self.tensor, gs.Variable):
             self.tensor.shape = list(self.layer.holder.shape)
         attrs = {name: value for name, value in node.attrs.items() if name != "transB"}
@@ -363,13 +364,8 @@ class _WeightStorer:
 
     def _make(self, op: str, stored: StoredCodes) -> None:
         """Let a node of `op` make what the weight's constant holds."""
-        inputs, tensor = self._constants(stored), self.tensor
-        attrs, lossy = dict(stored.attributes), Fidelity.LOSSY
-        if isinstance(tensor, Constant):
-            self.rw.replace_constant(tensor, op, inputs, self.what, lossy, attrs=attrs)
-        else:
-            node = tensor.inputs[0]
-            self.rw.update(node, self.what, op=op, inputs=inputs, attrs=attrs, fidelity=lossy)
+        inputs, attrs, lossy = self._constants(stored), dict(stored.attributes), Fidelity.LOSSY
+        self.rw.replace_constant(self.tensor, op, inputs, self.what, lossy, attrs=attrs)
 
     def _constants(self, stored: StoredCodes) -> list[Constant]:
         return [self.rw.constant(x, f"{self.name}_{part}") for part, x in stored.inputs.items()]

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxslim.errors import PromiseBroken
-from onnxslim.graph.ir import Graph, Node, Variable, subgraphs_of
+from onnxslim.graph.ir import Graph, Node, Variable
 from onnxslim.graph.rewrite import Rewriter, sort_topologically
 from onnxslim.io.check import check_model
 from onnxslim.io.model import Model
@@ -190,19 +190,6 @@ def test_inlining_a_branch_keeps_values_and_names_unique(branch: str) -> None:
     assert len(names) == len(set(names))
 
 
-def test_visibility_follows_the_nesting_of_graphs() -> None:
-    _, graph = _load(BRANCH)
-    rw = Rewriter(graph)
-    node = _node(graph, "If")
-    then, other = subgraphs_of(node)
-    inner = then.nodes[0].outputs[0]
-    assert rw.is_visible(inner, then)
-    assert not rw.is_visible(inner, other)
-    assert not rw.is_visible(inner, graph)
-    assert rw.is_visible(graph.nodes[0].outputs[0], then)
-    assert rw.is_visible(graph.inputs[1], other)
-
-
 def test_skips_are_said_once_per_node_and_reason() -> None:
     _, graph = _load(CHAIN)
     rw = Rewriter(graph)
@@ -283,3 +270,34 @@ def test_what_only_a_replaced_input_needed_is_removed_at_the_end() -> None:
     rw.result()
     assert [node.op for node in model.graph.nodes] == ["Gemm"]
     check_model(model)
+
+
+# ------------------------------------------------------------------- users and values
+
+
+SUM = """<opset_import: ["" : 17]>
+g (float[N, 2] x) => (float[N, 2] y, float[2] b) <float[2] b = {1, 2}, float[2] c = {1, 2}>
+{ y = Add (x, c) }"""
+
+
+def test_users_are_redirected_unless_a_graph_returns_the_tensor() -> None:
+    _, graph = _load(SUM)
+    rw = Rewriter(graph)
+    (node,) = graph.nodes
+    b, c = graph.outputs[1], node.inputs[1]
+    rw.redirect(c, b)
+    assert node.inputs[1] is b
+    assert rw.uses(c) == 0
+    with pytest.raises(PromiseBroken, match="`b` is an output of a graph"):
+        rw.redirect(b, c)
+
+
+def test_a_constant_that_a_graph_returns_keeps_its_shape() -> None:
+    _, graph = _load(SUM)
+    rw = Rewriter(graph)
+    b, c = graph.outputs[1], graph.nodes[0].inputs[1]
+    rw.set_values(b, np.zeros(2, np.float32))
+    rw.set_values(c, np.zeros(1, np.float32))
+    assert not b.values.any()
+    with pytest.raises(PromiseBroken, match="promised to callers"):
+        rw.set_values(b, np.zeros(1, np.float32))
