@@ -149,3 +149,13 @@ def test_package_lists_its_modules_in_reading_order(package: str) -> None:
         r"^ *(\w+) {2,}\S", importlib.import_module(package).__doc__ or "", re.MULTILINE
     )
     assert sorted(listed) == sorted(inside)
+
+
+def test_every_class_name_has_one_meaning() -> None:
+    """Two classes of one name, private ones too, make a reader look up which one is meant."""
+    owners: dict[str, list[str]] = {}
+    for name, path in FILES.items():
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                owners.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in owners.items() if len(found) > 1} == {}
