@@ -50,24 +50,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.cut import evaluate_cut, first_failure, is_native
 from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.dims import static_shape
-from onnxslim.graph.ir import (
-    Constant,
-    Node,
-    StoredSparse,
-    storage_bytes,
-    subgraphs_of,
-    to_onnx_dtype,
-    walk_graphs,
-)
+from onnxslim.graph.file_bytes import constant_bytes, node_bytes, payload_bytes, static_bytes
+from onnxslim.graph.ir import Constant, Node, subgraphs_of, walk_graphs
 from onnxslim.graph.operands import constant_node_value, is_random
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.graph.wire import DEFAULT_THRESHOLD
+from onnxslim.graph.wire import initializer_bytes
 from onnxslim.pipeline.options import at_least, option
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
@@ -113,7 +105,7 @@ def _lift_constant_nodes(rw: Rewriter) -> None:
             constant.home = graph
             if old_ir and graph is not rw.main:
                 rw.skip(node, "is in a body, which has no initializers below IR version 4")
-            elif old_ir and _written_bytes(constant, old_ir) > _node_bytes(node):
+            elif old_ir and constant_bytes(constant, is_input=old_ir) > node_bytes(node):
                 rw.skip(node, "takes more bytes as an initializer below IR version 4")
             elif rw.uses(node.outputs[0]):
                 rw.substitute(node, constant, "made an initializer of a Constant")
@@ -191,7 +183,7 @@ def _why_not_evaluated(node: Node, opset: int) -> str | None:
         return f"{node.op} draws random numbers"  # declines 2
     if node.op == "DequantizeLinear":
         return "keeps its input quantized, for the operators that follow"  # declines 5
-    largest = max((_static_bytes(tensor) or 0 for tensor in node.outputs), default=0)
+    largest = max((static_bytes(tensor) or 0 for tensor in node.outputs), default=0)
     if largest > _MAX_BYTES:
         return f"the result has {largest:,} bytes, too many to compute"  # declines 1
     return None
@@ -265,7 +257,7 @@ class _Plan:
         return self._left[tensor]
 
     def _cone(self, node: Node) -> _Cone:
-        freed = _node_bytes(node)
+        freed = node_bytes(node)
         held: dict[gs.Tensor, int] = {}
         pending = [(tensor, 1) for tensor in self.region.needs[node]]
         while pending:
@@ -294,7 +286,7 @@ class _Plan:
         """Bytes that go with `tensor`, a constant or an output that is computed now."""
         if isinstance(tensor, Constant):
             del held[tensor]
-            return _written_bytes(tensor, self.old_ir)
+            return constant_bytes(tensor, is_input=self.old_ir)
         if tensor.inputs[0] not in self.folded:
             return 0  # a Constant node that is also a graph output
         del held[tensor]
@@ -389,12 +381,14 @@ class _Folder:
             for tensor in node.outputs:
                 array, shape = self.values.get(tensor), static_shape(tensor)
                 if array is not None:
-                    payload = _payload_bytes(array)
-                    sizes[tensor] = _initializer_bytes(tensor.name, array.shape, payload, old_ir)
+                    payload = payload_bytes(array)
+                    sizes[tensor] = initializer_bytes(
+                        tensor.name, array.shape, payload, is_input=old_ir
+                    )
                 elif _is_readable(tensor):
-                    known = _static_bytes(tensor)
+                    known = static_bytes(tensor)
                     sizes[tensor] = (
-                        _initializer_bytes(tensor.name, shape, known, old_ir)
+                        initializer_bytes(tensor.name, shape, known, is_input=old_ir)
                         if known is not None and shape is not None
                         else 0
                     )
@@ -492,9 +486,6 @@ def _ancestors(region: _Region, wanted: Sequence[gs.Tensor]) -> list[Node]:
     return [*sources, *reversed(nodes)]
 
 
-# ----------------------------------------------------------------- bytes
-
-
 def _is_readable(tensor: gs.Tensor) -> bool:
     return (
         tensor.type == "tensor_type"
@@ -503,82 +494,6 @@ def _is_readable(tensor: gs.Tensor) -> bool:
     )
 
 
-def _static_bytes(tensor: gs.Tensor) -> int | None:
-    shape = static_shape(tensor) if tensor.name else None
-    if shape is None or tensor.dtype is None:
-        return None
-    elements = 1
-    for size in shape:
-        elements *= size
-    return storage_bytes(to_onnx_dtype(np.dtype(tensor.dtype)), elements)
-
-
-def _varint_bytes(number: int) -> int:
-    return max(1, (number.bit_length() + 6) // 7) if number >= 0 else 10
-
-
-def _field_bytes(length: int) -> int:
-    """A length-delimited protobuf field whose number is below 16."""
-    return 1 + _varint_bytes(length) + length
-
-
-def _payload_bytes(array: np.ndarray) -> int:
-    """Bytes that the values take in the file."""
-    if array.dtype == object:
-        return sum(_field_bytes(len(str(text).encode())) for text in array.flat)
-    if array.dtype == np.int64 and array.nbytes < DEFAULT_THRESHOLD:
-        return min(array.nbytes, sum(_varint_bytes(int(value)) for value in array.flat))
-    return array.nbytes
-
-
-def _initializer_bytes(name: str, shape: Sequence[int], payload: int, old_ir: bool) -> int:
-    """Bytes of an initializer; below IR version 4 it is listed as an input as well."""
-    name_bytes = _field_bytes(len(name.encode()))
-    dims = [1 + _varint_bytes(size) for size in shape]
-    total = _field_bytes(name_bytes + sum(dims) + 2 + _field_bytes(payload))
-    if old_ir:
-        sizes = sum(_field_bytes(size) for size in dims)
-        total += _field_bytes(name_bytes + _field_bytes(_field_bytes(2 + _field_bytes(sizes))))
-    return total
-
-
-def _written_bytes(constant: Constant, old_ir: bool) -> int:
-    """Bytes that `constant` takes in the file."""
-    stored = constant.stored
-    if isinstance(stored, StoredSparse):
-        return int(stored.nbytes)
-    if isinstance(stored, np.ndarray):
-        payload = _payload_bytes(stored)
-    elif stored.buffer is not None:
-        payload = stored.nbytes
-    else:
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(stored.tensor)
-        for field in ("name", "dims", "data_type"):
-            tensor.ClearField(field)
-        payload = tensor.ByteSize() - 2  # the rest is one field, the values
-    return _initializer_bytes(constant.name, stored.shape, payload, old_ir)
-
-
-def _node_bytes(node: Node) -> int:
-    """Bytes that `node` takes in the file, with its bodies but not what they share, at least."""
-    total = 4 + len(node.op)
-    total += _field_bytes(len(node.name.encode())) if node.name else 0
-    for tensor in (*node.inputs, *node.outputs):
-        total += _field_bytes(len(tensor.name.encode()))
-    for name, value in node.attrs.items():
-        total += 7 + len(name) + _value_bytes(value)
-    for body in subgraphs_of(node):
-        total += sum(_node_bytes(inner) for inner in body.nodes)
-    return total
-
-
 def _node_as_constant_bytes(node: Node) -> int:
-    """What ``node``, turned into a Constant, takes more than an initializer does."""
+    """Bytes that ``node``, turned into a `Constant` node, takes beyond those of an initializer."""
     return 30 + len((node.name or "").encode())
-
-
-def _value_bytes(value: object) -> int:
-    if isinstance(value, list | str | bytes):
-        return 2 * len(value) if isinstance(value, list) else 2 + len(value)
-    return _written_bytes(value, old_ir=False) if isinstance(value, Constant) else 2

@@ -5,6 +5,7 @@ rewrite     Rewriter: every edit of a graph, checked before it is made, and logg
 operands    constants, axes and pads that a node reads, at any opset
 dims        rank and known sizes of one tensor
 sizes       sizes known up to symbols, and arithmetic on them
+file_bytes  bytes that constants and nodes take in a file
 counts      nodes, constants and multiply-accumulates of a graph
 functions   domain and names of onnxslim's model-local functions
 clone       copies of a graph that share weight arrays

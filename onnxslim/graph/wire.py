@@ -153,6 +153,43 @@ def external_entries(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
+# ---------------------------------------------------------------------------- sizes
+
+
+def varint_bytes(number: int) -> int:
+    """Bytes of an integer as a varint: 7 bits each, and ten for a negative one (64 bits)."""
+    return max(1, (number.bit_length() + 6) // 7) if number >= 0 else 10
+
+
+def field_bytes(length: int) -> int:
+    """Bytes of a length-delimited field of `length` bytes, whose number is below 16."""
+    return 1 + varint_bytes(length) + length
+
+
+def initializer_bytes(name: str, shape: Sequence[int], payload: int, *, is_input: bool) -> int:
+    """Bytes that a tensor takes as an initializer of a graph.
+
+    Args:
+        name: of the tensor.
+        shape: of the tensor.
+        payload: bytes of its values.
+        is_input: whether the graph lists it as an input too, as below IR version 4.
+    """
+    own_name = field_bytes(len(name.encode()))
+    dims = [1 + varint_bytes(size) for size in shape]
+    data_type = 2
+    total = field_bytes(own_name + sum(dims) + data_type + field_bytes(payload))
+    if is_input:
+        # ValueInfoProto {name, TypeProto {Tensor {data_type, TensorShapeProto {Dimension ...}}}}
+        sizes = sum(field_bytes(size) for size in dims)
+        tensor_type = field_bytes(data_type + field_bytes(sizes))
+        total += field_bytes(own_name + field_bytes(tensor_type))
+    return total
+
+
+# ---------------------------------------------------------------------------- reading
+
+
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while at < end and shift < 64:

@@ -112,3 +112,26 @@ def test_graphs_nested_without_end_are_refused() -> None:
     data = b"\x3a" + wire._encode_varint(len(data)) + data
     with pytest.raises(ModelError, match="deep"):
         wire.split(memoryview(data), threshold=0)
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a_varint_takes_the_bytes_that_it_is_written_in(number: int) -> None:
+    assert wire.varint_bytes(number) == len(wire._encode_varint(number))
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=300),
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_the_size_of_an_initializer_is_what_protobuf_says(
+    name: str, shape: list[int], is_input: bool
+) -> None:
+    array = np.zeros(shape, np.float32)
+    graph = onnx.GraphProto()
+    graph.initializer.append(numpy_helper.from_array(array, name))
+    if is_input:
+        graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    size = wire.initializer_bytes(name, shape, array.nbytes, is_input=is_input)
+    assert size == graph.ByteSize()
