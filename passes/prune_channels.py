@@ -66,8 +66,13 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.channels.alignment import UNMEASURED
 from onnxslim.channels.budgets import Budget
+from onnxslim.channels.criteria import (
+    AUTO_WITH_DATA,
+    AUTO_WITHOUT_DATA,
+    CRITERIA,
+    ChannelCriterion,
+)
 from onnxslim.channels.groups import channel_groups
-from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, BY_WEIGHT, Criterion
 from onnxslim.channels.run import PruneOptions, Pruning
 from onnxslim.channels.unpruned import unpruned_layers
 from onnxslim.errors import NotApplicable
@@ -80,8 +85,6 @@ from onnxslim.pipeline.passes import Context
 from onnxslim.records import Change, Fidelity, PassResult
 
 _PLAN = assigned(at_least(1), whole=True)
-_CRITERIA = (*BY_WEIGHT, *BY_ACTIVITY, *BY_READERS)
-_NEEDS_DATA = (*BY_ACTIVITY, *BY_READERS)
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,10 @@ class PruneChannels(BudgetedPass):
     )
     criterion: str = option(
         "auto",
-        one_of("auto", *_CRITERIA),
-        "what a channel is worth; auto: obs with calibration samples, product (norm of what makes "
-        "it times norm of what reads it) without",
+        one_of("auto", *CRITERIA),
+        f"what a channel is worth; auto: {AUTO_WITH_DATA.name} with calibration samples, "
+        f"{AUTO_WITHOUT_DATA.name} without; "
+        + "; ".join(f"{name}: {criterion.meaning}" for name, criterion in CRITERIA.items()),
     )
     scope: str = option(
         "auto",
@@ -140,10 +144,11 @@ class PruneChannels(BudgetedPass):
             channels = channel_groups(graph)
             writers = [member.label for member in channels.trace.writers]
             check_patterns(self, writers, [s.node for s in unpruned_layers(graph, channels)])
-        if self.criterion in _NEEDS_DATA and context.calibration is None:
+        if self._criterion(context).needs_data and context.calibration is None:
+            others = ", ".join(name for name, other in CRITERIA.items() if not other.needs_data)
             raise NotApplicable(
                 f"criterion {self.criterion} needs calibration samples: give --calib, or choose "
-                "product, l1, l2, fpgm, bn-scale or random"
+                f"one of {others}"
             )
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
@@ -171,13 +176,10 @@ class PruneChannels(BudgetedPass):
 
     def _options(self, context: Context) -> PruneOptions:
         has_data = context.calibration is not None
-        criterion = self.criterion
-        if criterion == "auto":
-            criterion = Criterion.OBS if has_data else Criterion.PRODUCT
         spread = has_data if self.scope == "auto" else self.scope == "global"
         return PruneOptions(
             budget=Budget(*self.budget()),
-            measure=Criterion(criterion),
+            criterion=self._criterion(context),
             spread=spread and not self.plan,
             reconstruct=self.reconstruct and has_data,
             align=self.align,
@@ -186,6 +188,11 @@ class PruneChannels(BudgetedPass):
             layers=LayerFilter(self.only, self.skip),
             plan=self._kept if self.plan else None,
         )
+
+    def _criterion(self, context: Context) -> ChannelCriterion:
+        if self.criterion != "auto":
+            return CRITERIA[self.criterion]
+        return AUTO_WITHOUT_DATA if context.calibration is None else AUTO_WITH_DATA
 
     def _kept(self, name: str) -> float | None:
         """What `plan` says of a layer; a name that is spelled out comes before patterns."""

@@ -21,17 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxslim.channels import rules_elementwise, rules_layers, rules_movement
+from onnxslim.channels import rules_elementwise, rules_layers, rules_movement, rules_parts
+from onnxslim.channels.cutting import Cutter, Mask, Removal
 from onnxslim.channels.labels import labelled_axes
-from onnxslim.channels.removal import Cutter, Mask, Removal
 from onnxslim.channels.tracing import (
     ChannelRule,
     ChannelTrace,
-    ChannelUnits,
     Member,
     trace_channels,
-    units_of,
 )
+from onnxslim.channels.units import ChannelUnits, units_of
 from onnxslim.graph.ir import Node
 from onnxslim.graph.rewrite import Rewriter
 
@@ -39,6 +38,7 @@ RULES: Final[Mapping[str, ChannelRule]] = {
     **rules_layers.RULES,
     **rules_elementwise.RULES,
     **rules_movement.RULES,
+    **rules_parts.RULES,
 }
 
 

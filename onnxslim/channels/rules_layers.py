@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.linear_operators import RUN_TIME
+from onnxslim.channels.edits_operands import CountAttribute, CutGroups
 from onnxslim.channels.labels import (
     ChannelLabels,
     LabelArray,
@@ -22,7 +23,6 @@ from onnxslim.channels.labels import (
     labelled_axes,
     with_rank,
 )
-from onnxslim.channels.removal import CountAttribute, CutGroups
 from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Grouped, Ids, Member, Untraceable
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_value, is_present

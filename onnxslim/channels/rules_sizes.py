@@ -14,8 +14,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.shape_rules import slice_ranges
+from onnxslim.channels.edits_sizes import ShapeOperand, can_patch
 from onnxslim.channels.labels import ChannelLabels, labelled_axes
-from onnxslim.channels.removal import ShapeOperand, can_patch
 from onnxslim.channels.tracing import ChannelTracer, MeasuredSize, Untraceable
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_array

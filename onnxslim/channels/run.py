@@ -24,12 +24,13 @@ from onnxslim.channels.budgets import (
     units_kept,
     work_for,
 )
+from onnxslim.channels.criteria import ChannelCriterion
 from onnxslim.channels.groups import ChannelGroup, channel_groups, shrink
-from onnxslim.channels.importance import Criterion
-from onnxslim.channels.reconstruct import Readers, refit_readers, zero_removed
+from onnxslim.channels.readers import ReaderColumns
+from onnxslim.channels.reconstruct import refit_readers, zero_removed
 from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder
 from onnxslim.channels.scoring import GroupScorer
-from onnxslim.channels.tracing import indexable
+from onnxslim.channels.units import indexable
 from onnxslim.channels.work import LevelChoice, LevelChooser
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.graph.ir import node_label
@@ -54,7 +55,7 @@ class PruneOptions:
 
     Attributes:
         budget: how far to go.
-        measure: what units are worth.
+        criterion: what units are worth.
         spread: whether the budget is spread by what groups do to the output.
         reconstruct: whether readers are refitted.
         align: multiple of channels; None: to be measured.
@@ -66,7 +67,7 @@ class PruneOptions:
     """
 
     budget: Budget
-    measure: Criterion
+    criterion: ChannelCriterion
     spread: bool
     reconstruct: bool
     align: int | None
@@ -90,7 +91,7 @@ class Pruning:
         self.kept: Mapping[str, int] | None = None
         self._channels = channel_groups(rewriter.main)
         self._groups = [group for group in self._channels.groups if self._is_wanted(group)]
-        self._readers = Readers.of(self._channels, self._groups)
+        self._readers = ReaderColumns.of(self._channels, self._groups)
         self._gone = np.zeros(self._channels.units.count, bool)
         self._errors: dict[str, float] = {}
 
@@ -160,7 +161,7 @@ class Pruning:
             self.context,
             self._readers,
             self._groups,
-            self.options.measure,
+            self.options.criterion,
             self.options.reconstruct,
             self.options.spread,
             limits,

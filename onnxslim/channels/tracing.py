@@ -3,39 +3,32 @@
 Every output channel of a layer with a constant weight gets a name (an integer id). The rules of the
 operators (`rules_*`) move names as they move values, merge names that meet in an elementwise
 operator or in a sum, and pin those that they cannot follow, with the reason. Names that were merged
-leave together: they are one *unit*.
+leave together: they are one *unit* (see `units`).
 
-A unit must leave whole slices of every tensor: where an axis of channels was split in two (a
-Reshape to (heads, width)) and nothing in the graph says otherwise, the channels at the same place
-in all parts become one unit. The groups of a grouped Conv only have to lose *as many* channels:
-that is a `Balance`.
-
-What may change here: what is remembered of a sweep, and how units come out of it.
+Owns: the sweep, and what it remembers. Not here: what single operators do (see `rules_*`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Final
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.channels.cutting import Edit
+from onnxslim.channels.edits_operands import SliceOperand
 from onnxslim.channels.labels import (
     NONE,
     ChannelLabels,
     LabelArray,
     by_shared_axes,
     labelled_axes,
-    with_rank,
 )
-from onnxslim.channels.removal import Edit, SliceOperand
 from onnxslim.graph.ir import Node, node_label, subgraphs_of, walk_graphs
 from onnxslim.graph.operands import const_value
 from onnxslim.graph.sizes import Shape
@@ -89,17 +82,6 @@ class MeasuredSize:
     array: LabelArray
     axis: int
     why: str
-
-
-@dataclass(frozen=True)
-class Balance:
-    """Parts of an axis that must lose equally many channels.
-
-    Attributes:
-        parts: units, (parts, channels of a part); `NONE` where there is none.
-    """
-
-    parts: Ids
 
 
 @dataclass
@@ -286,179 +268,14 @@ def _outputs(
         return ()
 
 
-# ---------------------------------------------------------------------------- units
-
-
-@dataclass(frozen=True)
-class ChannelUnits:
-    """Which names leave together, and which cannot leave.
-
-    Attributes:
-        of: for each name its unit.
-        pins: for each unit that must stay, why.
-        balances: what must lose units equally.
-    """
-
-    trace: ChannelTrace
-    of: npt.NDArray[np.int64]
-    pins: Mapping[int, str]
-    balances: tuple[Balance, ...]
-
-    @property
-    def count(self) -> int:
-        """How many units there are."""
-        return int(self.of.max(initial=-1)) + 1
-
-    @cached_property
-    def pinned(self) -> npt.NDArray[np.bool_]:
-        """Whether each unit must stay."""
-        mask = np.zeros(self.count, bool)
-        mask[list(self.pins)] = True
-        return mask
-
-    def of_ids(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The unit of each name, `NONE` where there is no name."""
-        return np.where(ids == NONE, NONE, self.of[ids])
-
-
-def indexable(units: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """A mask of units that `of_ids` can index: what has no unit is not among them."""
-    return np.append(units, [False])
-
-
-def units_of(trace: ChannelTrace) -> ChannelUnits:
-    """The units of a sweep: names that were merged, and what keeps slices whole."""
-    relation = nx.Graph()
-    relation.add_nodes_from(range(trace.count))
-    for a, b in trace.merges:
-        relation.add_edges_from(zip(a.tolist(), b.tolist(), strict=True))
-    pins = list(trace.pins)
-    while True:
-        of = _components(relation, trace.count)
-        loose = _without_pinned(of, pins)
-        merges = list(_unbalanced(trace, loose))
-        if not merges:
-            break
-        for a, b, label in merges:
-            free = (a == NONE) | (b == NONE)
-            why = f"`{label}` would lose only a part of a slice, of which the rest must stay"
-            pins += [(np.unique(ids[free & (ids != NONE)]), why) for ids in (a, b)]
-            pairs = zip(a[~free].tolist(), b[~free].tolist(), strict=True)
-            relation.add_edges_from(pairs)
-    reasons: dict[int, str] = {}
-    for ids, why in pins:
-        for unit in np.unique(of[ids]).tolist():
-            reasons.setdefault(unit, why)
-    return ChannelUnits(trace, of, reasons, tuple(_balances(trace, of, loose)))
-
-
-def _without_pinned(
-    of: npt.NDArray[np.int64], pins: Sequence[tuple[Ids, str]]
-) -> npt.NDArray[np.int64]:
-    """For each name its component, `NONE` where that must stay: a pinned channel is as unnamed."""
-    stays = np.zeros(int(of.max(initial=-1)) + 1, bool)
-    for ids, _ in pins:
-        stays[of[ids]] = True
-    return np.where(stays[of], NONE, of)
-
-
-def _balances(
-    trace: ChannelTrace, of: npt.NDArray[np.int64], loose: npt.NDArray[np.int64]
-) -> Iterator[Balance]:
-    """What grouped Convs ask for, each once; nothing where units leave all parts alike anyway."""
-    seen: set[tuple[tuple[int, ...], bytes]] = set()
-    for grouped in trace.grouped:
-        sides = [ids for ids in (grouped.inputs, grouped.outputs) if ids is not None]
-        if any(_is_whole(np.where(ids == NONE, NONE, loose[ids])) for ids in sides):
-            continue
-        for ids in sides:
-            parts = np.where(ids == NONE, NONE, of[ids])
-            ordered = np.sort(parts, axis=1)
-            key = (parts.shape, parts.tobytes())
-            if key in seen or (ordered == ordered[:1]).all():
-                continue
-            seen.add(key)
-            yield Balance(parts)
-
-
-def _is_whole(parts: npt.NDArray[np.int64]) -> bool:
-    """Whether every part that may leave does so as a whole."""
-    return _depends_on(parts, 0) and parts.shape[1] > 1 and bool((parts != NONE).any())
-
-
-def _components(relation: nx.Graph, count: int) -> npt.NDArray[np.int64]:
-    """For each name the number of its component; components in the order of their first name."""
-    of = np.full(count, NONE)
-    for number, component in enumerate(nx.connected_components(relation)):
-        of[list(component)] = number
-    _, first, inverse = np.unique(of, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))
-    return np.asarray(order[inverse.reshape(-1)], np.int64)
-
-
-def _unbalanced(trace: ChannelTrace, of: npt.NDArray[np.int64]) -> Iterator[tuple[Ids, Ids, str]]:
-    """Merges that are still needed for every unit to leave whole slices, each with where."""
-    seen: set[int] = set()
-    for tensor, labels in trace.labels.items():
-        for array in labels:
-            if id(array) in seen or len(labelled_axes(array)) < 2:
-                continue
-            seen.add(id(array))
-            unit = np.where(array == NONE, NONE, of[array])
-            if not any(_depends_on(unit, axis) for axis in labelled_axes(array)):
-                yield (
-                    *_together(array, labelled_axes(array) - {max(labelled_axes(array))}),
-                    tensor.name,
-                )
-    for grouped in trace.grouped:
-        yield from _whole_groups(grouped, of)
-
-
-def _whole_groups(grouped: Grouped, of: npt.NDArray[np.int64]) -> Iterator[tuple[Ids, Ids, str]]:
-    """Where inputs or outputs of a group leave as a whole, the others leave with them."""
-    sides = (grouped.inputs, grouped.outputs)
-    if grouped.inputs is None:
-        sides = (np.full((len(grouped.outputs), 1), NONE), grouped.outputs)
-    units = [np.where(ids == NONE, NONE, of[ids]) for ids in sides if ids is not None]
-    for own, other in ((0, 1), (1, 0)):
-        told = _depends_on(units[other], 0) and (units[other][:, 0] == units[own][:, 0]).all()
-        if _is_whole(units[own]) and not told:
-            ids, others = sides[own], sides[other]
-            assert ids is not None
-            assert others is not None
-            first = np.broadcast_to(ids[:, :1], others.shape)
-            yield first.reshape(-1), others.reshape(-1), grouped.label
-
-
-def _depends_on(unit: npt.NDArray[np.int64], axis: int) -> bool:
-    """Whether a unit is told by the position along `axis` alone."""
-    first = unit
-    for other in range(unit.ndim):
-        if other != axis:
-            first = first.take([0], other)
-    return bool((unit == first).all())
-
-
-def _together(array: LabelArray, axes: frozenset[int]) -> tuple[Ids, Ids]:
-    """Pairs that merge all positions along `axes`."""
-    first = array
-    for axis in axes:
-        first = first.take([0], axis)
-    return np.broadcast_to(first, array.shape).reshape(-1), array.reshape(-1)
-
-
 __all__ = [
-    "Balance",
     "ChannelRule",
     "ChannelTrace",
     "ChannelTracer",
-    "ChannelUnits",
     "Grouped",
     "Ids",
     "MeasuredSize",
     "Member",
     "Untraceable",
     "trace_channels",
-    "units_of",
-    "with_rank",
 ]

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from onnxslim.channels.groups import ChannelGroup, Channels
 from onnxslim.channels.removal_order import RemovalOrder
-from onnxslim.channels.tracing import Member, indexable
+from onnxslim.channels.tracing import Member
+from onnxslim.channels.units import indexable
 from onnxslim.graph.ir import Node
 
 Array = npt.NDArray[np.float64]

@@ -9,14 +9,8 @@ from channel_nets import cut, follow, net
 from layer_nets import context, output_error, samples
 
 from onnxslim.channels.groups import Channels, channel_groups, shrink
-from onnxslim.channels.reconstruct import (
-    Readers,
-    ReadingLayer,
-    column_units,
-    gather,
-    refit_readers,
-    zero_removed,
-)
+from onnxslim.channels.readers import ReaderColumns, ReaderProblem, column_units, gather
+from onnxslim.channels.reconstruct import refit_readers, zero_removed
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.problems import Schedule, Target
@@ -114,17 +108,17 @@ g (float[N,6] x) => (float[N,4] y)
 def test_a_group_is_told_of_once_all_its_readers_were_seen() -> None:
     model, channels = follow(net(PAIR))
     groups = channels.groups[:2]
-    readers = Readers.of(channels, groups)
+    readers = ReaderColumns.of(channels, groups)
     made = context(model, samples(80, 6))
     at_once = Schedule(sequential=False, aim=Target.CURRENT)
     problems = readers.problems(Rewriter(model.graph), made, at_once)
-    kept: dict[str, ReadingLayer] = {}
-    found = gather(readers, problems, groups, kept, with_views=True)
+    kept: dict[str, ReaderProblem] = {}
+    found = gather(readers, problems, groups, kept, with_inverses=True)
     index, evidence = next(found)
     assert index == 0
     assert list(kept) == ["b"]
     assert kept["b"].problem.metrics == ()
-    assert len(evidence.views) == 1
+    assert len(evidence.inverses) == 1
     assert [index for index, _ in found] == [1]
     assert list(kept) == ["b", "y"]
 
@@ -136,7 +130,7 @@ def test_a_refit_gives_what_the_cut_graph_returns() -> None:
     gone = np.zeros(channels.units.count, bool)
     gone[[0, 3, 5, 9]] = True
     rewriter = Rewriter(model.graph)
-    readers = Readers.of(channels, channels.groups[:2])
+    readers = ReaderColumns.of(channels, channels.groups[:2])
     problems = readers.problems(rewriter, context(model, x), Schedule())
     errors = dict(refit_readers(readers, problems, gone))
     rewriter.result()

@@ -25,7 +25,7 @@ from layer_nets import (
 
 from onnxslim import cli
 from onnxslim.analysis.layers import bias_of, weight_layers
-from onnxslim.channels.importance import BY_ACTIVITY, BY_READERS, Criterion
+from onnxslim.channels.criteria import CRITERIA
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.io.check import check_model, signature
 from onnxslim.io.model import Model
@@ -190,9 +190,7 @@ def share(source: onnx.ModelProto, model: Model, what: str) -> float:
 # ------------------------------------------------------------------- fires
 
 
-@pytest.mark.parametrize(
-    "criterion", ["auto", *(m for m in Criterion if m is not Criterion.BN_SCALE)]
-)
+@pytest.mark.parametrize("criterion", ["auto", *(name for name in CRITERIA if name != "bn-scale")])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_every_criterion_takes_half_of_the_channels(criterion: str, scope: str) -> None:
     source = conv_net()
@@ -497,7 +495,9 @@ def test_two_budgets_are_one_too_many() -> None:
         PruneChannels(ratio=0.5, plan=("a=3",))
 
 
-@pytest.mark.parametrize("criterion", [*BY_ACTIVITY, *BY_READERS])
+@pytest.mark.parametrize(
+    "criterion", [name for name, criterion in CRITERIA.items() if criterion.needs_data]
+)
 def test_a_criterion_that_needs_data_asks_for_them(criterion: str) -> None:
     with pytest.raises(NotApplicable, match=f"criterion {criterion} needs calibration samples"):
         PruneChannels(criterion=criterion).requires(Model.load(plain_net()).graph, CONTEXT)

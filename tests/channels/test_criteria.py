@@ -13,28 +13,40 @@ from channel_nets import follow
 from layer_nets import context, net, node, normal, output_error, samples
 from scipy import optimize
 
-from onnxslim.channels.activity import activity_worth
-from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
-from onnxslim.channels.importance import (
-    BY_ACTIVITY,
-    BY_READERS,
-    BY_WEIGHT,
-    Criterion,
-    Evidence,
-    _costs,
-    costs_along,
+from onnxslim.channels.criteria import (
+    CRITERIA,
+    GroupFacts,
+    Needs,
     member_columns,
     member_rows,
-    weight_worth,
-    worth_by_readers,
 )
-from onnxslim.channels.reconstruct import Readers, ReadingLayer, gather, refit_readers
+from onnxslim.channels.evidence import costs_along, elimination_costs
+from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
+from onnxslim.channels.readers import ReaderColumns, ReaderProblem, gather
+from onnxslim.channels.reconstruct import refit_readers
+from onnxslim.channels.scoring import reader_activity
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.problems import Schedule, Target
 from onnxslim.solvers.metric import Metric, objective, refit
 
 Array = npt.NDArray[np.float64]
+
+
+def named(*needs: Needs) -> list[str]:
+    """The criteria that need any of these."""
+    return [name for name, criterion in CRITERIA.items() if criterion.needs in needs]
+
+
+def weight_worth(channels: Channels, group: ChannelGroup, criterion: str, seed: int) -> Array:
+    """For each unit of the graph, by weights alone."""
+    return CRITERIA[criterion].score(GroupFacts(channels, group, seed))
+
+
+def reader_worth(gathered: Gathered, criterion: str) -> Array:
+    """For each unit of the group, by what its readers say."""
+    facts = GroupFacts(gathered.channels, gathered.group, evidence=gathered.evidence)
+    return CRITERIA[criterion].score(facts)[gathered.group.units]
 
 
 # ----------------------------------------------------------------------- by weights
@@ -68,10 +80,12 @@ def first_group(source: onnx.ModelProto) -> tuple[Channels, ChannelGroup]:
     return channels, channels.groups[0]
 
 
-@pytest.mark.parametrize("measure", [m for m in BY_WEIGHT if m not in ("random", "fpgm")])
-def test_a_channel_with_small_weights_is_worth_least(measure: Criterion) -> None:
+@pytest.mark.parametrize(
+    "criterion", [m for m in named(Needs.WEIGHTS) if m not in ("random", "fpgm")]
+)
+def test_a_channel_with_small_weights_is_worth_least(criterion: str) -> None:
     channels, group = first_group(conv_net())
-    worth = weight_worth(channels, group, measure, 0)
+    worth = weight_worth(channels, group, criterion, 0)
     assert int(np.argmin(worth[group.units])) == 2
     assert not worth[np.setdiff1d(np.arange(channels.units.count), group.units)].any()
 
@@ -85,7 +99,7 @@ def test_the_filter_nearest_to_all_others_is_worth_least() -> None:
         ["N", 4],
     )
     channels, group = first_group(source)
-    worth = weight_worth(channels, group, Criterion.FPGM, 0)[group.units]
+    worth = weight_worth(channels, group, "fpgm", 0)[group.units]
     expected = [sum(np.linalg.norm(a - b) for b in rows) for a in rows]
     np.testing.assert_allclose(worth * np.mean(expected), expected, rtol=1e-5)
     assert int(np.argmin(worth)) == 3
@@ -93,9 +107,7 @@ def test_the_filter_nearest_to_all_others_is_worth_least() -> None:
 
 def test_chance_depends_on_the_seed_and_on_the_group() -> None:
     channels, group = first_group(conv_net())
-    first, again, other = (
-        weight_worth(channels, group, Criterion.RANDOM, seed) for seed in (0, 0, 1)
-    )
+    first, again, other = (weight_worth(channels, group, "random", seed) for seed in (0, 0, 1))
     assert first.tolist() == again.tolist() != other.tolist()
 
 
@@ -106,7 +118,7 @@ def test_scales_of_a_normalization_that_is_not_there_are_no_measure() -> None:
         ["N", 3, 4, 4],
     )
     with pytest.raises(LookupError, match="no BatchNormalization"):
-        weight_worth(*first_group(source), Criterion.BN_SCALE, 0)
+        weight_worth(*first_group(source), "bn-scale", 0)
 
 
 def test_rows_and_columns_are_the_weights_of_a_channel() -> None:
@@ -173,11 +185,11 @@ class Gathered:
         self.channels = channel_groups(model.graph)
         self.groups = [g for g in self.channels.groups if len(self.channels.free(g))]
         self.group = self.groups[0]
-        self.readers = Readers.of(self.channels, self.groups)
-        self.kept: dict[str, ReadingLayer] = {}
+        self.readers = ReaderColumns.of(self.channels, self.groups)
+        self.kept: dict[str, ReaderProblem] = {}
         at_once = Schedule(sequential=False, aim=Target.CURRENT)
         problems = self.readers.problems(rewriter, self.context, at_once)
-        found = gather(self.readers, problems, self.groups, self.kept, with_views=True)
+        found = gather(self.readers, problems, self.groups, self.kept, with_inverses=True)
         self.evidence = dict(found)[0]
         self.rewriter = rewriter
 
@@ -217,8 +229,8 @@ def test_elimination_is_the_error_of_a_refit(make: Callable[[], Model]) -> None:
         change = weight - best
         return float(np.einsum("ij,jk,ik->", change, metric.blocks[0].matrix, change))
 
-    views = gathered.evidence.views
-    alone = _costs(views, gathered.group.size)
+    views = gathered.evidence.inverses
+    alone = elimination_costs(views, gathered.group.size)
     for unit in range(gathered.group.size):
         assert alone[unit] == pytest.approx(refit_error((unit,)), rel=1e-6, abs=1e-12)
     for gone in ((0, 1), (1, 3, 4), (2, 0, 3)):
@@ -235,7 +247,7 @@ def test_elimination_is_the_error_of_a_refit(make: Callable[[], Model]) -> None:
     expected = [refit_error(tuple(order[:count].tolist())) for count in counts]
     np.testing.assert_allclose(along, expected, rtol=1e-6, atol=1e-12)
     left = np.setdiff1d(np.arange(gathered.group.size), gone)
-    further = _costs(copies, gathered.group.size)
+    further = elimination_costs(copies, gathered.group.size)
     for unit in left:
         more = refit_error((*gone, int(unit))) - refit_error(gone)
         assert further[unit] == pytest.approx(more, rel=1e-5, abs=1e-12)
@@ -244,19 +256,18 @@ def test_elimination_is_the_error_of_a_refit(make: Callable[[], Model]) -> None:
 def test_costs_without_views_are_those_without_a_refit() -> None:
     gathered = Gathered(dense_pair(), samples(200, 4))
     evidence = gathered.evidence
-    evidence.views.clear()
+    evidence.inverses.clear()
     order = np.array([2, 0, 5])
     found = costs_along(evidence, order, (0, 1, 2, 3))
     expected = [evidence.products[np.ix_(order[:n], order[:n])].sum() for n in range(4)]
     np.testing.assert_allclose(found, expected)
 
 
-def gram_evidence(products: Array) -> Evidence:
+def gram_evidence(products: Array) -> Gathered:
     """Evidence that only knows what removing units does together."""
     gathered = Gathered(dense_pair(len(products)), samples(20, 4))
-    evidence = gathered.evidence
-    evidence.products[:] = products
-    return evidence
+    gathered.evidence.products[:] = products
+    return gathered
 
 
 def correlated(size: int, seed: int = 0) -> Array:
@@ -270,7 +281,7 @@ def correlated(size: int, seed: int = 0) -> Array:
 @pytest.mark.parametrize("seed", range(5))
 def test_thinet_removes_what_adds_least_at_every_step(seed: int) -> None:
     products = correlated(6, seed)
-    place = worth_by_readers(gram_evidence(products), Criterion.THINET)
+    place = reader_worth(gram_evidence(products), "thinet")
     gone: list[int] = []
     for step in range(6):
         chosen = int(np.flatnonzero(place == step)[0])
@@ -287,7 +298,7 @@ def test_thinet_removes_what_adds_least_at_every_step(seed: int) -> None:
 def test_lasso_takes_in_units_at_the_prices_of_its_path(seed: int) -> None:
     products = correlated(5, seed)
     right = products.sum(axis=1)
-    worth = worth_by_readers(gram_evidence(products), Criterion.LASSO)
+    worth = reader_worth(gram_evidence(products), "lasso")
     assert worth.max() == pytest.approx(np.abs(right).max(), rel=0.07)
     for price in np.geomspace(0.9, 0.02, 6) * np.abs(right).max():
         # β = p − q with p, q >= 0
@@ -311,7 +322,7 @@ def test_lasso_takes_in_units_at_the_prices_of_its_path(seed: int) -> None:
 def test_a_fading_unit_is_what_taylor_sees() -> None:
     gathered = Gathered(dense_pair(), samples(200, 4))
     products = gathered.evidence.products
-    worth = worth_by_readers(gathered.evidence, Criterion.TAYLOR)
+    worth = reader_worth(gathered, "taylor")
     step = 1e-6
     for unit in range(6):
         faded = np.ones(6)
@@ -320,15 +331,15 @@ def test_a_fading_unit_is_what_taylor_sees() -> None:
         assert worth[unit] == pytest.approx(abs(change) / step, rel=1e-3)
 
 
-@pytest.mark.parametrize("measure", BY_READERS)
-def test_a_channel_that_its_readers_hardly_see_is_worth_least(measure: Criterion) -> None:
+@pytest.mark.parametrize("criterion", named(Needs.PRODUCTS, Needs.INVERSES))
+def test_a_channel_that_its_readers_hardly_see_is_worth_least(criterion: str) -> None:
     model = dense_pair()
     holder = next(n for n in model.graph.nodes if n.outputs[0].name == "y").inputs[1]
     values = holder.values.copy()
     values[4] *= 1e-3
     holder.values = values
     gathered = Gathered(model, samples(200, 4))
-    assert int(np.argmin(worth_by_readers(gathered.evidence, measure))) == 4
+    assert int(np.argmin(reader_worth(gathered, criterion))) == 4
 
 
 def test_obs_sees_that_a_copy_can_go_where_obd_does_not() -> None:
@@ -338,8 +349,8 @@ def test_obs_sees_that_a_copy_can_go_where_obd_does_not() -> None:
     values[:, 1] = values[:, 0]
     first.values = values
     gathered = Gathered(model, samples(200, 4))
-    obd = worth_by_readers(gathered.evidence, Criterion.OBD)
-    obs = worth_by_readers(gathered.evidence, Criterion.OBS)
+    obd = reader_worth(gathered, "obd")
+    obs = reader_worth(gathered, "obs")
     assert int(np.argmin(obs)) in (0, 1)
     assert obd[[0, 1]].min() > obd.min() or obd[[0, 1]].max() == obd.max()
 
@@ -357,29 +368,29 @@ def test_a_refit_makes_up_for_more_with_obs_than_with_obd_than_with_l1() -> None
             ["N", 12],
         )
         x, held = samples(400, 12, seed=seed), samples(400, 12, seed=seed)[:200]
-        for measure, found in errors.items():
+        for criterion, found in errors.items():
             model = Model.load(source)
             gathered = Gathered(model, x)
-            if measure == "l1":
-                worth = weight_worth(gathered.channels, gathered.group, Criterion.L1, 0)
+            if criterion == "l1":
+                worth = weight_worth(gathered.channels, gathered.group, "l1", 0)
                 worth = worth[gathered.group.units]
             else:
-                worth = worth_by_readers(gathered.evidence, Criterion(measure))
+                worth = reader_worth(gathered, criterion)
             gone = np.zeros(gathered.channels.units.count, bool)
             gone[gathered.group.units[np.argsort(worth, kind="stable")[:12]]] = True
             problems = gathered.readers.problems(gathered.rewriter, gathered.context, Schedule())
             list(refit_readers(gathered.readers, problems, gone))
             gathered.rewriter.result()
             found.append(output_error(source, model, held))
-    means = {measure: float(np.mean(found)) for measure, found in errors.items()}
+    means = {criterion: float(np.mean(found)) for criterion, found in errors.items()}
     assert means["obs"] <= means["obd"] <= means["l1"]
 
 
 # ----------------------------------------------------------------------- by activity
 
 
-@pytest.mark.parametrize("measure", BY_ACTIVITY)
-def test_a_channel_that_hardly_ever_fires_is_worth_least(measure: Criterion) -> None:
+@pytest.mark.parametrize("criterion", named(Needs.ACTIVITY))
+def test_a_channel_that_hardly_ever_fires_is_worth_least(criterion: str) -> None:
     first = normal(8, 3, 3, 3)
     bias = np.ones(8, np.float32)
     bias[5] = -1000.0
@@ -395,5 +406,6 @@ def test_a_channel_that_hardly_ever_fires_is_worth_least(measure: Criterion) -> 
     model = Model.load(source)
     channels = channel_groups(model.graph)
     group = channels.groups[0]
-    worth = activity_worth(context(model, samples(30, 3, 6, 6)), channels, [group], measure)
+    activity = reader_activity(context(model, samples(30, 3, 6, 6)), [group])
+    worth = CRITERIA[criterion].score(GroupFacts(channels, group, activity=activity))
     assert int(np.argmin(worth[group.units])) == 5

@@ -1,0 +1,416 @@
+"""What a unit is worth: the table of criteria, and the functions behind it.
+
+`CRITERIA` is all there is to a criterion: `prune-channels` reads its words, its help, what needs
+calibration samples and what `auto` means from the table, and `scoring` reads what to gather. To add
+one, write a function, add a row, and add a test; nothing else changes.
+
+A score is an array with a number for each unit of the graph; units of other groups are 0. Units
+with the lowest numbers leave first, so a place in an order serves as well as a magnitude. Units
+with several writers or readers sum over them, after each layer's values are divided by their mean.
+
+Owns: criteria. Not here: what removals cost in output error, whatever the criterion (see
+`evidence`); what is gathered when (see `scoring`).
+"""
+
+from __future__ import annotations
+
+import enum
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import distance
+
+from onnxslim.channels.evidence import Evidence, elimination_costs
+from onnxslim.channels.groups import ChannelGroup, Channels
+from onnxslim.channels.tracing import Member
+from onnxslim.graph.operands import const_array
+from onnxslim.services.activity import ChannelActivity
+
+Array = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+_ROUNDS: Final = 24  # of elimination
+_LASSO_STEPS: Final = 200
+_LASSO_SWEEPS: Final = 20
+_TINY: Final = 1e-300  # in place of a divisor of zero
+
+
+class Needs(enum.Enum):
+    """What a criterion looks at besides the graph; all but `WEIGHTS` needs calibration samples."""
+
+    WEIGHTS = enum.auto()
+    ACTIVITY = enum.auto()  # statistics of the inputs of the layers that read the group
+    PRODUCTS = enum.auto()  # Q of those layers, see `evidence`
+    INVERSES = enum.auto()  # their inverse moments, too
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """Whatever a criterion may look at to score the units of one group.
+
+    Attributes:
+        channels: of the graph.
+        group: whose units are scored.
+        seed: for what is drawn by chance.
+        activity: of the layers that read the group, by their names; None: not observed.
+        evidence: of the same layers; None: not gathered.
+    """
+
+    channels: Channels
+    group: ChannelGroup
+    seed: int = 0
+    activity: Mapping[str, ChannelActivity] | None = None
+    evidence: Evidence | None = None
+
+    def have(self, needs: Needs) -> bool:
+        """Whether a criterion with these needs can be used."""
+        if needs is Needs.ACTIVITY:
+            return self.activity is not None
+        return needs is Needs.WEIGHTS or self.evidence is not None
+
+
+Score = Callable[[GroupFacts], Array]
+
+
+@dataclass(frozen=True)
+class ChannelCriterion:
+    """One way to say what units are worth.
+
+    Attributes:
+        name: the word of the option.
+        needs: what it looks at.
+        score: (units of the graph,); raises LookupError, with the reason, if it cannot score a
+            group.
+        meaning: for the help of the option: what it computes, and by whom it was proposed.
+    """
+
+    name: str
+    needs: Needs
+    score: Score
+    meaning: str
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it needs calibration samples."""
+        return self.needs is not Needs.WEIGHTS
+
+
+# ---------------------------------------------------------------------------- weights alone
+
+
+def _by_rows(values_of: Callable[[Array], Array]) -> Score:
+    """A score from the weights of each output channel of the writers, (channels, weights)."""
+
+    def score(facts: GroupFacts) -> Array:
+        worth = np.zeros(facts.channels.units.count)
+        for member in facts.group.writers:
+            values = values_of(member_rows(member))
+            units = facts.channels.units.of_ids(member.ids)
+            _add(worth, units, values / max(values.mean(), _TINY))
+        return worth
+
+    return score
+
+
+def _absolute_sum(rows: Array) -> Array:
+    return np.asarray(np.abs(rows).sum(axis=1))
+
+
+def _norm(rows: Array) -> Array:
+    return np.asarray(np.linalg.norm(rows, axis=1))
+
+
+def _distances(rows: Array) -> Array:
+    """The sum of the distances of each filter to all others: the median filter is worth least."""
+    return np.asarray(distance.cdist(rows, rows).sum(axis=1))
+
+
+def _product(facts: GroupFacts) -> Array:
+    """The norm of what writes a unit times the norm of what reads it."""
+    worth = _by_rows(_norm)(facts)
+    if not facts.group.readers:
+        return worth
+    read = np.zeros_like(worth)
+    for member in facts.group.readers:
+        columns = _norm(member_columns(member))
+        units = facts.channels.units.of_ids(member.ids)
+        _add(read, units, columns / max(columns.mean(), _TINY))
+    return worth * read
+
+
+def _batch_norm_scale(facts: GroupFacts) -> Array:
+    """The size of the scales of BatchNormalization."""
+    worth = np.zeros(facts.channels.units.count)
+    found = False
+    for node, ids in facts.group.channelwise:
+        scale = const_array(node.inputs[1]) if node.op == "BatchNormalization" else None
+        if scale is not None:
+            found = True
+            size = np.abs(np.asarray(scale, np.float64))
+            _add(worth, facts.channels.units.of_ids(ids), size)
+    if not found:
+        raise LookupError("no BatchNormalization is left in it")
+    return worth
+
+
+def _random(facts: GroupFacts) -> Array:
+    """A random order that depends on the seed and on the name of the group."""
+    rng = np.random.default_rng((facts.seed, zlib.crc32(facts.group.name.encode())))
+    worth = np.zeros(facts.channels.units.count)
+    worth[facts.group.units] = rng.permutation(facts.group.size)
+    return worth
+
+
+def member_rows(member: Member) -> Array:
+    """The weights that make each output channel, (channels, weights)."""
+    if member.layer is None:  # an embedding: (rows, channels)
+        table = const_array(member.node.inputs[member.operand])
+        assert table is not None
+        return np.asarray(table.T, np.float64)
+    weight = np.asarray(member.layer.canonical(), np.float64)
+    return weight.reshape(-1, weight.shape[2])
+
+
+def member_columns(member: Member) -> Array:
+    """The weights that read each input channel, (channels, weights)."""
+    assert member.layer is not None
+    weight = np.asarray(member.layer.canonical(), np.float64)
+    groups, rows, columns = weight.shape
+    taps = groups * columns // len(member.ids)
+    # (g, rows, channels of a group, taps) -> (g, channels, rows, taps)
+    split = weight.reshape(groups, rows, columns // taps, taps).transpose(0, 2, 1, 3)
+    return split.reshape(len(member.ids), -1)
+
+
+def _add(worth: Array, units: Ids, values: Array) -> None:
+    """Add values to the units that they belong to; channels without a unit are left out."""
+    named = units >= 0
+    np.add.at(worth, units[named], values[named])
+
+
+# ---------------------------------------------------------------------------- activity
+
+
+def _by_activity(values_of: Callable[[ChannelActivity], Array]) -> Score:
+    """The mean over the layers that read a unit; 0 where none can be observed."""
+
+    def score(facts: GroupFacts) -> Array:
+        assert facts.activity is not None
+        ids = {member.layer.name: member.ids for member in facts.group.readers if member.layer}
+        worth = np.zeros(facts.channels.units.count)
+        seen = np.zeros(facts.channels.units.count)
+        for name, found in facts.activity.items():
+            if name in ids:
+                values = values_of(found)
+                units = facts.channels.units.of_ids(ids[name])
+                _add(worth, units, values / max(float(values.mean()), _TINY))
+                _add(seen, units, np.ones(len(units)))
+        return worth / np.maximum(seen, 1.0)
+
+    return score
+
+
+# ---------------------------------------------------------------------------- readers
+
+
+def _by_evidence(worth_of: Callable[[Evidence], Array]) -> Score:
+    """A score from what the readers say, (units of the group,)."""
+
+    def score(facts: GroupFacts) -> Array:
+        assert facts.evidence is not None
+        worth = np.zeros(facts.channels.units.count)
+        worth[facts.group.units] = worth_of(facts.evidence)
+        return worth
+
+    return score
+
+
+def _taylor(evidence: Evidence) -> Array:
+    """|Σ_v Q_uv|: the first-order change of ½E‖y‖² as u fades."""
+    return np.asarray(np.abs(evidence.products.sum(axis=1)))
+
+
+def _obd(evidence: Evidence) -> Array:
+    """Q_uu: what removing u alone does to the outputs, all else as it is."""
+    return np.diagonal(evidence.products).copy()
+
+
+def _thinet(evidence: Evidence) -> Array:
+    """Place in the order that always removes the unit that adds least to Σ_{u,v gone} Q_uv."""
+    size = len(evidence.products)
+    place = np.zeros(size)
+    cost = np.diagonal(evidence.products).copy()
+    alive = np.ones(size, bool)
+    for step in range(size):
+        chosen = int(np.argmin(np.where(alive, cost, np.inf)))
+        place[chosen] = step
+        alive[chosen] = False
+        cost += 2 * evidence.products[chosen]  # both Q_uv and Q_vu
+    return place
+
+
+def _lasso(evidence: Evidence) -> Array:
+    """The λ at which a unit leaves min_β E‖y − Σ β_u W_u x_u‖² + λ Σ|β_u|.
+
+    Coordinate descent along a falling λ: a unit that enters late is worth little. Ties are broken
+    by what the loss of each unit alone costs.
+    """
+    products = evidence.products
+    size = len(products)
+    right = products.sum(axis=1)  # the target is the layer's own output: every β is 1
+    diagonal = np.maximum(np.diagonal(products), _TINY)
+    most = float(np.abs(right).max(initial=0.0))  # the λ at which no unit is in
+    if most == 0.0:
+        return np.zeros(size)
+    entered = np.zeros(size)
+    beta = np.zeros(size)
+    image = np.zeros(size)  # products·β
+    for price in np.geomspace(most, most * 1e-5, _LASSO_STEPS):
+        for _ in range(_LASSO_SWEEPS):
+            before = beta.copy()
+            for unit in range(size):
+                # the best β_u while all others stay: soft thresholding of the residual
+                rest = right[unit] - image[unit] + diagonal[unit] * beta[unit]
+                new = np.sign(rest) * max(abs(rest) - price, 0.0) / diagonal[unit]
+                if new != beta[unit]:
+                    image += products[unit] * (new - beta[unit])
+                    beta[unit] = new
+            if np.abs(beta - before).max() <= 1e-4 * max(np.abs(beta).max(), _TINY):
+                break
+        entered = np.where((entered == 0) & (beta != 0), price, entered)
+    return entered + 1e-12 * np.diagonal(products) / max(float(diagonal.max()), _TINY)
+
+
+def _obs(evidence: Evidence) -> Array:
+    """Place in the order in which elimination, in rounds, removes units; pinned units come last."""
+    size = evidence.group.size
+    place = np.full(size, float(size))
+    alive = ~evidence.stays
+    inverses = [inverse.copy() for inverse in evidence.inverses]
+    step = 0
+    while alive.any():
+        cost = elimination_costs(inverses, size)
+        left = np.flatnonzero(alive)
+        # a share of what is left, but never so few that the last rounds are single units
+        count = max(1, len(left) // _ROUNDS, round(size / (4 * _ROUNDS)))
+        chosen = left[np.lexsort((left, cost[left]))][:count]
+        place[chosen] = np.arange(step, step + len(chosen))
+        step += len(chosen)
+        alive[chosen] = False
+        for inverse in inverses:
+            inverse.remove(chosen, size)
+    return place
+
+
+# ---------------------------------------------------------------------------- the table
+
+_ROWS: Final = (
+    ChannelCriterion(
+        "l1",
+        Needs.WEIGHTS,
+        _by_rows(_absolute_sum),
+        "sum of the absolute weights that write it (Li et al. 2017)",
+    ),
+    ChannelCriterion("l2", Needs.WEIGHTS, _by_rows(_norm), "norm of the weights that write it"),
+    ChannelCriterion(
+        "bn-scale",
+        Needs.WEIGHTS,
+        _batch_norm_scale,
+        "size of its scale in BatchNormalization (Liu et al. 2017)",
+    ),
+    ChannelCriterion(
+        "fpgm",
+        Needs.WEIGHTS,
+        _by_rows(_distances),
+        "sum of the distances of its filter to all others (He et al. 2019)",
+    ),
+    ChannelCriterion("random", Needs.WEIGHTS, _random, "chance, by the seed"),
+    ChannelCriterion(
+        "product",
+        Needs.WEIGHTS,
+        _product,
+        "norm of the weights that write it times norm of those that read it",
+    ),
+    ChannelCriterion(
+        "mean-activation",
+        Needs.ACTIVITY,
+        _by_activity(lambda found: found.mean),
+        "mean absolute value (Molchanov et al. 2017)",
+    ),
+    ChannelCriterion(
+        "apoz",
+        Needs.ACTIVITY,
+        _by_activity(lambda found: 1.0 - found.zeros),
+        "share of values that are not zero (Hu et al. 2016)",
+    ),
+    ChannelCriterion(
+        "entropy",
+        Needs.ACTIVITY,
+        _by_activity(lambda found: found.entropy),
+        "entropy of its mean over samples (Luo and Wu 2017)",
+    ),
+    ChannelCriterion(
+        "taylor",
+        Needs.PRODUCTS,
+        _by_evidence(_taylor),
+        "first-order change of the energy of what reads it as it fades (after Molchanov et al. "
+        "2017, who take the loss of the network)",
+    ),
+    ChannelCriterion(
+        "obd",
+        Needs.PRODUCTS,
+        _by_evidence(_obd),
+        "output error of what reads it when it alone leaves (after LeCun et al. 1990)",
+    ),
+    ChannelCriterion(
+        "obs",
+        Needs.INVERSES,
+        _by_evidence(_obs),
+        "the same after a refit of what stays, in rounds (Hassibi and Stork 1993, by columns)",
+    ),
+    ChannelCriterion(
+        "lasso",
+        Needs.PRODUCTS,
+        _by_evidence(_lasso),
+        "the penalty at which its coefficient becomes zero (He, Zhang, Sun 2017, eq. 1)",
+    ),
+    ChannelCriterion(
+        "thinet",
+        Needs.PRODUCTS,
+        _by_evidence(_thinet),
+        "place in a greedy order of least output error (Luo, Wu, Lin 2017, eq. 6)",
+    ),
+)
+
+CRITERIA: Final[Mapping[str, ChannelCriterion]] = {row.name: row for row in _ROWS}
+"""Every criterion by the word of its option, in the order in which the option lists them."""
+
+AUTO_WITH_DATA: Final = CRITERIA["obs"]
+AUTO_WITHOUT_DATA: Final = CRITERIA["product"]
+
+
+def unit_scores(criterion: ChannelCriterion, facts: GroupFacts) -> Array:
+    """The score by `criterion`, or by the weights alone where the facts that it needs are missing.
+
+    Raises:
+        LookupError: it cannot score the group; the text says why.
+    """
+    usable = criterion if facts.have(criterion.needs) else AUTO_WITHOUT_DATA
+    return usable.score(facts)
+
+
+__all__ = [
+    "AUTO_WITHOUT_DATA",
+    "AUTO_WITH_DATA",
+    "CRITERIA",
+    "ChannelCriterion",
+    "GroupFacts",
+    "Needs",
+    "member_columns",
+    "member_rows",
+    "unit_scores",
+]

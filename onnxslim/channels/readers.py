@@ -1,0 +1,131 @@
+"""The layers that read the channels of some groups, and what they say of these channels.
+
+Owns: which column of a reader belongs to which unit, and one look at the moments of all readers.
+Not here: what is made of them (see `evidence`), the refit of the readers (see `reconstruct`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxslim.analysis.layers import WeightLayer
+from onnxslim.channels.evidence import Evidence
+from onnxslim.channels.groups import ChannelGroup, Channels
+from onnxslim.channels.tracing import Member
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.problems import Problem, Problems, Schedule
+from onnxslim.pipeline.passes import Context
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass
+class ReaderProblem:
+    """A layer that reads channels: its problem, with the unit of each column.
+
+    Attributes:
+        problem: with its metrics left out where they were only needed once.
+        units: (groups, columns), −1 where there is no name.
+    """
+
+    problem: Problem
+    units: Ids
+
+
+@dataclass
+class ReaderColumns:
+    """All layers that read the channels of some groups, by name.
+
+    Attributes:
+        channels: of the graph.
+        units: of the columns of each layer, (groups, columns).
+    """
+
+    channels: Channels
+    units: dict[str, Ids] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, channels: Channels, groups: Sequence[ChannelGroup]) -> ReaderColumns:
+        """The readers of `groups`."""
+        found = cls(channels)
+        for group in groups:
+            for member in group.readers:
+                if member.layer is not None:
+                    found.units[member.layer.name] = column_units(channels, member, member.layer)
+        return found
+
+    def problems(self, rewriter: Rewriter, context: Context, schedule: Schedule) -> Problems:
+        """The problems of these layers; those of others are left out."""
+        problems = Problems(rewriter, context, schedule=schedule)
+        return problems.restricted(
+            lambda shared: any(layer.name in self.units for layer in shared.layers)
+        )
+
+
+def column_units(channels: Channels, member: Member, layer: WeightLayer) -> Ids:
+    """The unit of each column of the canonical weight, (groups, columns)."""
+    by_group = channels.units.of_ids(member.ids).reshape(layer.groups, -1)
+    return np.repeat(by_group, layer.columns // by_group.shape[1], axis=1)
+
+
+def gather(
+    readers: ReaderColumns,
+    problems: Problems,
+    groups: Sequence[ChannelGroup],
+    kept: dict[str, ReaderProblem],
+    *,
+    with_inverses: bool,
+) -> Iterator[tuple[int, Evidence]]:
+    """What every reader says of every group, from one look at the moments.
+
+    A group is told of as soon as all its readers were seen: what it holds can be let go then.
+
+    Args:
+        readers: of the groups.
+        problems: theirs, at once: on the inputs that they have now.
+        groups: what is asked about.
+        kept: gets the readers by name, without their metrics.
+        with_inverses: keep what refitting needs.
+
+    Yields:
+        The place of a group, and its evidence.
+    """
+    waiting = {
+        index: {m.layer.name for m in group.readers if m.layer is not None}
+        for index, group in enumerate(groups)
+    }
+    started: dict[int, Evidence] = {}
+
+    def finished() -> Iterator[tuple[int, Evidence]]:
+        for index in [index for index, names in waiting.items() if not names]:
+            del waiting[index]
+            found = started.pop(index, None)
+            yield index, found or Evidence.empty(readers.channels, groups[index])
+
+    yield from finished()
+    for problem in problems:
+        for layer in problem.layers:
+            units = readers.units.get(layer.name)
+            if units is None:
+                continue
+            weight = np.asarray(problem.weight, np.float64)
+            energy = problem.energy
+            if energy is None:
+                energy = float(np.square(weight).sum())
+            for index in [index for index, names in waiting.items() if layer.name in names]:
+                if index not in started:
+                    started[index] = Evidence.empty(readers.channels, groups[index])
+                started[index].add(
+                    weight, problem.metrics, energy, units, with_inverses=with_inverses
+                )
+                waiting[index].remove(layer.name)
+            kept[layer.name] = ReaderProblem(replace(problem, metrics=()), units)
+        del problem  # its metrics are large
+        yield from finished()
+
+
+__all__ = ["ReaderColumns", "ReaderProblem", "column_units", "gather"]

@@ -1,0 +1,94 @@
+"""What removing units of a group does to the outputs of the model, by trial on samples held back.
+
+Owns: the trials. Not here: what a removal costs the layers that read the group (see `evidence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxslim.analysis.layers import weight_layers
+from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
+from onnxslim.channels.readers import ReaderProblem
+from onnxslim.channels.reconstruct import zero_removed
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.problems import assign
+from onnxslim.pipeline.passes import Context
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RemovalTrial:
+    """Some units of a group, as the only ones to leave.
+
+    Attributes:
+        group: theirs.
+        units: their numbers.
+        error: what that is said to cost.
+    """
+
+    group: ChannelGroup
+    units: Ids
+    error: float
+
+
+def sensitivities(
+    context: Context,
+    channels: Channels,
+    readers: Mapping[str, ReaderProblem],
+    trials: Sequence[RemovalTrial],
+) -> list[float]:
+    """Divergence of the model's outputs for what each trial is said to cost.
+
+    Measured on samples held back; 0 where a trial costs nothing.
+
+    Args:
+        context: with calibration samples.
+        channels: of the model that is rewritten.
+        readers: by name.
+        trials: one for each group whose sensitivity is asked for.
+    """
+    assert context.calibration is not None
+    assert context.model is not None
+    model, held = context.model, context.calibration.halves()[1]
+    models = (_without(model, channels, readers, trial) for trial in trials)
+    return [
+        distance.divergence / trial.error if trial.error > 0 else 0.0
+        for distance, trial in zip(held.distances(model, models), trials, strict=True)
+    ]
+
+
+def _without(
+    model: Model, channels: Channels, readers: Mapping[str, ReaderProblem], trial: RemovalTrial
+) -> Model:
+    """A copy of the model whose readers of a group do without some of its units."""
+    copy = model.clone()
+    rewriter = Rewriter(copy.graph)
+    if trial.group.weightless_readers:
+        gone = np.zeros(channels.units.count, bool)
+        gone[trial.units] = True
+        zero_removed(rewriter, channel_groups(copy.graph), gone)
+        rewriter.result()
+        return copy
+    layers = {layer.name: layer for layer in weight_layers(copy.graph)[0]}
+    for member in trial.group.readers:
+        reader = readers.get(member.layer.name) if member.layer is not None else None
+        if reader is None:
+            continue
+        problem = replace(
+            reader.problem, layers=tuple(layers[la.name] for la in reader.problem.layers)
+        )
+        leaves = np.isin(reader.units, trial.units)
+        weight = np.where(leaves[:, None, :], 0.0, np.asarray(problem.weight, np.float64))
+        assign(rewriter, problem, weight)
+    rewriter.result()
+    return copy
+
+
+__all__ = ["RemovalTrial", "sensitivities"]
