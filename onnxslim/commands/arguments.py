@@ -1,15 +1,21 @@
-"""Parameter types and options that several subcommands share."""
+"""Options that several subcommands share, each declared once, and their parameter types.
+
+Owns: spelling, type and help of an option. Not here: files that cannot be written (see `files`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.options import Interval
+
+if TYPE_CHECKING:
+    from onnxslim.render.formats import Formats
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -37,53 +43,93 @@ class BoundedNumber(click.ParamType[float]):
         return number
 
 
-def calib_option(command: _Command) -> _Command:
+def calib_option(
+    help: str = "Sample inputs without labels: what outputs are compared on.",
+    *,
+    required: bool = False,
+) -> Callable[[_Command], _Command]:
     """`--calib`."""
     return click.option(
-        "--calib",
-        metavar="FILE.npz|DIR|module:function",
-        help="Sample inputs without labels: what outputs are compared on.",
+        "--calib", metavar="FILE.npz|DIR|module:function", required=required, help=help
+    )
+
+
+def passes_option(command: _Command) -> _Command:
+    """`--passes`."""
+    return click.option(
+        "--passes", "-p", metavar="PIPELINE", help="Passes in order; default: simplify."
+    )(command)
+
+
+def report_option(formats: Formats[Any], help: str) -> Callable[[_Command], _Command]:
+    """`--report`, for a file in one of `formats`."""
+    return click.option("--report", metavar=formats.metavar, help=help)
+
+
+def explain_option(command: _Command) -> _Command:
+    """`--explain`."""
+    return click.option(
+        "--explain", is_flag=True, help="List what each pass changed and what it declined, and why."
     )(command)
 
 
 def run_options(command: _Command) -> _Command:
-    """`--input-shape`, `--threads` and `--seed`."""
+    """`--input-shape`, `--threads` and `--seed`: arguments `input_shapes`, `threads`, `seed`.
+
+    Each is None when it is not given.
+    """
     from onnxslim.pipeline.recipe import SEED, THREADS
 
     command = click.option(
-        "--seed", type=BoundedNumber(SEED, whole=True), help="Of all randomness; default 0."
+        "--seed",
+        type=BoundedNumber(SEED, whole=True),
+        help="Seed of all randomness; default: 0.",
     )(command)
     command = click.option(
         "--threads",
         type=BoundedNumber(THREADS, whole=True),
-        help="Of onnxruntime; default: its own choice.",
+        help="Threads of onnxruntime; default: its own choice.",
     )(command)
     return click.option(
         "--input-shape",
-        "input_shape",
+        "input_shapes",
         metavar="NAME:1,3,224,224",
         multiple=True,
+        callback=_input_shapes,
         help="Shape of an input where the model leaves it open; repeatable.",
     )(command)
 
 
 def json_option(command: _Command) -> _Command:
-    """`--json`."""
+    """`--json`: argument `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def talk_options(command: _Command) -> _Command:
-    """`--quiet` and `--verbose`."""
+    """`--quiet` and `--verbose`, which exclude each other."""
     command = click.option(
-        "-v", "--verbose", is_flag=True, help="Say what is going on; tracebacks of errors."
+        "-v",
+        "--verbose",
+        is_flag=True,
+        callback=_refuse_both,
+        help="Say what is going on; show tracebacks of errors.",
     )(command)
-    return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(command)
+    return click.option(
+        "-q", "--quiet", is_flag=True, callback=_refuse_both, help="Print nothing but errors."
+    )(command)
 
 
-def check_talk(*, quiet: bool, verbose: bool) -> None:
-    """Refuse `--quiet` together with `--verbose`."""
-    if quiet and verbose:
+def _refuse_both(context: click.Context, option: click.Parameter, value: bool) -> bool:
+    """Refuse `--quiet` together with `--verbose`: the later of the two finds the earlier set."""
+    if value and (context.params.get("quiet") or context.params.get("verbose")):
         raise UsageError("--quiet and --verbose exclude each other; give one of them.")
+    return value
+
+
+def _input_shapes(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, tuple[int, ...]] | None:
+    return input_shapes(texts) or None
 
 
 def input_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,6 @@ from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
     BoundedNumber,
     calib_option,
-    input_shapes,
     json_option,
     run_options,
 )
@@ -18,7 +17,7 @@ from onnxslim.commands.console import paper, progress, say
 from onnxslim.pipeline.options import interval
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from onnxslim.render.json import Json
     from onnxslim.report import Latency, LatencyPair
@@ -28,25 +27,24 @@ if TYPE_CHECKING:
 
 @click.command("bench", short_help=COMMANDS["bench"])
 @click.argument("models", metavar="A [B...]", nargs=-1, required=True)
-@calib_option
+@calib_option()
 @run_options
 @click.option(
     "--seconds",
     type=BoundedNumber(interval(0, 3600, open_left=True)),
-    help="For each pair of models; more make the bounds narrower. Default 2.",
+    help="Time for each pair of models; more make the bounds narrower. Default: 2.",
 )
 @json_option
 def command(
     models: tuple[str, ...],
     calib: str | None,
-    input_shape: tuple[str, ...],
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
     seconds: float | None,
     as_json: bool,
 ) -> None:
-    """Time models in turn (A B A B ...), so that what else the machine does hits all alike."""
-    shapes = input_shapes(input_shape)
+    """Time models in turn (A B A B ...), so that other load on the machine hits all alike."""
     from onnxslim import api
     from onnxslim.render.json import json_text
 
@@ -58,7 +56,7 @@ def command(
             calibration=calib,
             seed=seed or 0,
             threads=threads,
-            input_shapes=shapes or None,
+            input_shapes=input_shapes,
             seconds=seconds,
         )
     say(json_text(_json(rows)).rstrip() if as_json else _text(rows))

@@ -8,33 +8,34 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import calib_option, input_shapes, json_option, run_options
+from onnxslim.commands.arguments import calib_option, json_option, run_options
 from onnxslim.commands.console import paper, progress, say
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnxslim.report import Comparison, Drift, LatencyPair, Stats
 
 
 @click.command("compare", short_help=COMMANDS["compare"])
 @click.argument("a")
 @click.argument("b")
-@calib_option
+@calib_option()
 @run_options
 @json_option
 def command(
     a: str,
     b: str,
     calib: str | None,
-    input_shape: tuple[str, ...],
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
     as_json: bool,
 ) -> None:
     """Show how far the outputs of model B are from those of A, and their bytes and latency.
 
-    Without --calib they run on seeded made-up inputs, and the output says so.
+    Without --calib the models run on seeded inputs, and the output says so.
     """
-    shapes = input_shapes(input_shape)
     from onnxslim import api
     from onnxslim.render.json import drifts_json, json_text, pair_json, stats_json
 
@@ -47,7 +48,7 @@ def command(
             calibration=calib,
             seed=seed or 0,
             threads=threads,
-            input_shapes=shapes or None,
+            input_shapes=input_shapes,
         )
     if as_json:
         data = {

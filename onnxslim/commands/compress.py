@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,18 @@ from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
     BoundedNumber,
     calib_option,
-    check_talk,
-    input_shapes,
+    explain_option,
+    passes_option,
+    report_option,
     run_options,
     talk_options,
 )
 from onnxslim.commands.console import complain, paper, progress, say
-from onnxslim.commands.files import check_output, check_report, write_atomically
+from onnxslim.commands.files import check_output, check_report, write_report
 from onnxslim.errors import FloorMissed, UsageError
 from onnxslim.pipeline.recipe import GOALS, MAX_DROP, MIN_AGREEMENT, MIN_SQNR, Recipe, load_recipe
 from onnxslim.pipeline.suggest import closest
+from onnxslim.render.formats import REPORTS
 
 if TYPE_CHECKING:
     from onnxslim.report import Report
@@ -32,13 +34,13 @@ if TYPE_CHECKING:
 @click.command("compress", short_help=COMMANDS["compress"])
 @click.argument("model")
 @click.argument("output", required=False)
-@click.option("--passes", "-p", metavar="PIPELINE", help="Passes in order; default: simplify.")
-@calib_option
+@passes_option
+@calib_option()
 @click.option(
     "--eval",
     "evaluation",
     metavar="FILE.npz|module:function",
-    help="Sample inputs with labels, or a metric: accuracy before and after.",
+    help="Sample inputs with labels, or a metric: measures accuracy before and after.",
 )
 @click.option(
     "--max-drop", type=BoundedNumber(MAX_DROP), help="Points of accuracy that may be lost."
@@ -48,16 +50,18 @@ if TYPE_CHECKING:
     type=BoundedNumber(MIN_AGREEMENT),
     help="Share of top-1 answers that must stay those of MODEL.",
 )
-@click.option("--min-sqnr", type=BoundedNumber(MIN_SQNR), help="Least SQNR of every output in dB.")
+@click.option("--min-sqnr", type=BoundedNumber(MIN_SQNR), help="Least SQNR in dB of every output.")
 @click.option(
     "--goal",
     type=click.Choice(GOALS),
     help="Which of bytes and latency may not get worse; default: both.",
 )
-@click.option("--report", metavar="FILE.json", help="Write all that was measured as JSON.")
+@report_option(REPORTS, "Write every figure that was measured to a file.")
 @run_options
-@click.option("--recipe", metavar="FILE.toml", help="Take what is not given here from a file.")
-@click.option("--force", is_flag=True, default=None, help="Keep passes that do not pay, too.")
+@click.option(
+    "--recipe", metavar="FILE.toml", help="Take settings that are not given here from a file."
+)
+@click.option("--force", is_flag=True, default=None, help="Keep passes that do not pay as well.")
 @click.option(
     "--no-verify", "verify", is_flag=True, flag_value=False, default=None,
     help="Do not compare outputs; the result is unproven.",
@@ -66,7 +70,7 @@ if TYPE_CHECKING:
     "--no-latency", "latency", is_flag=True, flag_value=False, default=None,
     help="Do not measure latency.",
 )  # fmt: skip
-@click.option("--explain", is_flag=True, help="List what each pass did, what it did not, and why.")
+@explain_option
 @talk_options
 def command(
     model: str,
@@ -79,7 +83,7 @@ def command(
     min_sqnr: float | None,
     goal: str | None,
     report: str | None,
-    input_shape: tuple[str, ...],
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
     recipe: str | None,
@@ -92,12 +96,11 @@ def command(
 ) -> int:
     """Run a pipeline of passes on MODEL, prove every step by running it, write OUTPUT.
 
-    OUTPUT is MODEL with the ending `.slim.onnx` by default. A pass that does not pay for itself is
-    left out, and the report says so with the numbers.
+    By default OUTPUT is MODEL with the ending `.slim.onnx`. A pass that does not pay for itself is
+    left out, and the report gives the numbers.
     """
     from onnxslim.pipeline.grammar import parse_pipeline
 
-    check_talk(quiet=quiet, verbose=verbose)
     settings = Recipe(
         passes=None if passes is None else parse_pipeline(passes),
         calib=calib,
@@ -111,7 +114,7 @@ def command(
         max_drop=max_drop,
         min_agreement=min_agreement,
         min_sqnr=min_sqnr,
-        input_shapes=input_shapes(input_shape) or None,
+        input_shapes=input_shapes,
     )
     if recipe is not None:
         settings = settings.over(load_recipe(Path(recipe)))
@@ -137,12 +140,11 @@ def compress(
     quiet: bool = False,
     verbose: bool = False,
 ) -> int:
-    """Do it, print the table, write the report; returns the exit code.
+    """Run a pipeline, write the output and the report, print the table; returns the exit code.
 
     Raises:
-        OnnxslimError: nothing was written, and there is nothing to report.
+        OnnxslimError: nothing was written, so there is nothing to report.
     """
-    from onnxslim.render.json import json_text, report_to_json
     from onnxslim.render.text import report_to_text
 
     _check_request(model, output, settings, report_path)
@@ -155,7 +157,7 @@ def compress(
             raise
         report, failure = error.report, error
     if report_path is not None:
-        write_atomically(report_path, json_text(report_to_json(report)).encode())
+        write_report(report_path, report, REPORTS)
     if not quiet:
         say(report_to_text(report, paper(), explain=explain))
         say(f"wrote {output}" if report.after.path else "nothing was written")
@@ -196,11 +198,11 @@ def _compress(
     return report
 
 
-# --------------------------------------------------------------------------- before any work
+# ----------------------------------------------------------- checks before a long run
 
 
 def _check_request(model: Path, output: Path, settings: Recipe, report: Path | None) -> None:
-    """Refuse what cannot end well before a long run, not after it."""
+    """Refuse a request that cannot succeed before the run, not after it."""
     if not model.exists():
         raise UsageError(f"There is no file `{model}`.{_meant_command(model)}")
     check_output(output, model)
@@ -211,12 +213,12 @@ def _check_request(model: Path, output: Path, settings: Recipe, report: Path | N
 
 def _check_floors(settings: Recipe) -> None:
     if settings.max_drop is not None and settings.eval is None:
-        raise UsageError("--max-drop is about accuracy, which needs labelled samples: give --eval.")
+        raise UsageError("--max-drop limits accuracy, which needs labelled samples: give --eval.")
     needs_outputs = settings.min_agreement is not None or settings.min_sqnr is not None
     if needs_outputs and settings.verify is False:
         raise UsageError(
-            "--min-agreement and --min-sqnr are held against compared outputs, which --no-verify "
-            "turns off; leave one of them out."
+            "--min-agreement and --min-sqnr need compared outputs, and --no-verify turns comparing "
+            "off; leave one of them out."
         )
 
 

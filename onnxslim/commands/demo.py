@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import check_talk, talk_options
+from onnxslim.commands.arguments import explain_option, passes_option, talk_options
 from onnxslim.commands.compress import compress
 from onnxslim.commands.console import say
 from onnxslim.errors import UsageError
@@ -22,20 +22,21 @@ _EVAL = "mnist_eval.npz"
 
 
 @click.command("demo", short_help=COMMANDS["demo"])
-@click.option("--output", "-o", metavar="FILE.onnx", help="Default: in a temporary folder.")
-@click.option("--passes", "-p", metavar="PIPELINE", help="Passes in order; default: simplify.")
-@click.option("--explain", is_flag=True, help="List what each pass did, what it did not, and why.")
+@click.option(
+    "--output", "-o", metavar="FILE.onnx", help="File to write; default: one in a temporary folder."
+)
+@passes_option
+@explain_option
 @talk_options
 def command(
     output: str | None, passes: str | None, explain: bool, quiet: bool, verbose: bool
 ) -> int:
     """Compress the bundled LeNet-5, trained on MNIST, with bundled digits as data.
 
-    The last line says where the result is.
+    The last line of the output names the result's file.
     """
     from onnxslim.pipeline.grammar import parse_pipeline
 
-    check_talk(quiet=quiet, verbose=verbose)
     pipeline = None if passes is None else parse_pipeline(passes)
     with ExitStack() as stack:
         model, calib, evaluation = (

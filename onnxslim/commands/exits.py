@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import check_talk, json_option, run_options, talk_options
-from onnxslim.commands.arguments import input_shapes as parse_shapes
+from onnxslim.commands.arguments import json_option, run_options, talk_options
 from onnxslim.commands.console import paper, progress, say
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def command(
     output: str | None,
     head: str,
     no_latency: bool,
-    input_shape: tuple[str, ...],
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
     as_json: bool,
@@ -54,7 +53,6 @@ def command(
     network on samples held back, and how many could leave there while 99.5 % of all answers stay
     the network's. No file is changed.
     """
-    check_talk(quiet=quiet, verbose=verbose)
     from onnxslim import api
 
     with progress(quiet=quiet, verbose=verbose) as tell:
@@ -65,7 +63,7 @@ def command(
             head=head,
             seed=seed or 0,
             threads=threads,
-            input_shapes=parse_shapes(input_shape),
+            input_shapes=input_shapes,
             measure=not no_latency,
             progress=tell,
         )

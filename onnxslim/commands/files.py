@@ -1,4 +1,4 @@
-"""Files that commands are asked to write: refused before the work where they cannot be."""
+"""Files that commands write: checked before the work starts, and written all or nothing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from onnxslim.errors import UsageError
 
+if TYPE_CHECKING:
+    from onnxslim.render.formats import Formats
+
+T = TypeVar("T")
+
 
 def check_output(output: Path, source: Path) -> None:
-    """Refuse an output that is no place for a file, or is the input.
+    """Refuse an output that is the input or a folder, or whose folder does not exist.
 
     Raises:
         UsageError: why.
@@ -25,7 +31,7 @@ def check_output(output: Path, source: Path) -> None:
 
 
 def check_report(report: Path, source: Path, output: Path) -> None:
-    """Refuse a report that is no place for a file, or is a model.
+    """Refuse a report that is a model or a folder, or whose folder does not exist.
 
     Raises:
         UsageError: why.
@@ -33,6 +39,15 @@ def check_report(report: Path, source: Path, output: Path) -> None:
     _check_place(report)
     if _same_file(report, source) or report.absolute() == output.absolute():
         raise UsageError(f"--report `{report}` is the model; give the report a name of its own.")
+
+
+def write_report(report: Path, subject: T, formats: Formats[T]) -> None:
+    """Write `subject` to `report`, all or nothing, in the format that the suffix names.
+
+    Raises:
+        UsageError: the file cannot be written, or the suffix has no format.
+    """
+    write_atomically(report, formats.to_bytes(subject, report))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

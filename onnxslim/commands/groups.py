@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import check_talk, talk_options
+from onnxslim.commands.arguments import report_option, talk_options
 from onnxslim.commands.console import progress, say
-from onnxslim.commands.files import check_report, write_atomically
+from onnxslim.commands.files import check_report, write_report
+from onnxslim.render.formats import JSON
 
 if TYPE_CHECKING:
     from onnxslim.channels.groups import ChannelGroup, Channels
@@ -40,7 +41,7 @@ class _Found:
     metavar="PIPELINE",
     help="Look at what these passes make of MODEL, such as simplify; nothing is verified.",
 )
-@click.option("--report", metavar="FILE.json", help="Write all groups, with all names, as JSON.")
+@report_option(JSON, "Write all groups, with all names, as JSON.")
 @talk_options
 def command(model: str, passes: str | None, report: str | None, quiet: bool, verbose: bool) -> None:
     """Show the channel groups of MODEL: what pruning could remove, and why not the rest.
@@ -49,7 +50,6 @@ def command(model: str, passes: str | None, report: str | None, quiet: bool, ver
     read them. A unit is the least that can leave: a channel of each, or a whole head or group of
     normalization. With --verbose no list of names is shortened. No file is changed.
     """
-    check_talk(quiet=quiet, verbose=verbose)
     source = Path(model)
     if report is not None:
         check_report(Path(report), source, source)
@@ -58,9 +58,7 @@ def command(model: str, passes: str | None, report: str | None, quiet: bool, ver
             tell("following channels")
         found = _look(source, passes)
     if report is not None:
-        from onnxslim.render.json import json_text
-
-        write_atomically(Path(report), json_text(_json(found, source)).encode())
+        write_report(Path(report), _json(found, source), JSON)
     if not quiet:
         say(_text(found, None if verbose else _NAMES_SHOWN))
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import check_talk, talk_options
+from onnxslim.commands.arguments import report_option, talk_options
 from onnxslim.commands.console import paper, progress, say
-from onnxslim.commands.files import check_output, check_report, write_atomically
+from onnxslim.commands.files import check_output, check_report, write_report
+from onnxslim.render.formats import JSON
 
 if TYPE_CHECKING:
     from onnxslim.render.json import Json
@@ -28,7 +29,7 @@ _CODERS = ("entropy", "huffman", "zstd")
     default=_CODERS[0],
     help="How weights are coded; default: entropy, the smallest.",
 )
-@click.option("--report", metavar="FILE.json", help="Write the figures of all coders as JSON.")
+@report_option(JSON, "Write the figures of all coders as JSON.")
 @talk_options
 def command(
     model: str, output: str | None, coder: str, report: str | None, quiet: bool, verbose: bool
@@ -38,7 +39,6 @@ def command(
     `onnxslim unpack` gives the same model back, and all other commands read packed files as they
     are. The table shows what each class of tensors takes, by every coder.
     """
-    check_talk(quiet=quiet, verbose=verbose)
     source = Path(model)
     target = Path(output) if output else source.with_suffix(".onnxz")
     check_output(target, source)
@@ -56,9 +56,7 @@ def command(
             tell=tell,
         )
     if report is not None:
-        from onnxslim.render.json import json_text
-
-        write_atomically(Path(report), json_text(_json(done, source, target)).encode())
+        write_report(Path(report), _json(done, source, target), JSON)
     if not quiet:
         say(_text(done))
         say(f"wrote {target}")

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import check_talk, run_options, talk_options
+from onnxslim.commands.arguments import calib_option, report_option, run_options, talk_options
 from onnxslim.commands.console import paper, progress, say
-from onnxslim.commands.files import check_report, write_atomically
+from onnxslim.commands.files import check_report, write_report
 from onnxslim.errors import UsageError
+from onnxslim.render.formats import Formats
 
 if TYPE_CHECKING:
     from onnxslim.tools.sensitivity import SensitivityPoint
 
 _PASSES = "simplify,prune-channels"
-_PICTURES = (".svg", ".png")
+
+
+def _csv(points: Sequence[SensitivityPoint]) -> bytes:
+    from onnxslim.tools.sensitivity import csv_text
+
+    return csv_text(points).encode()
+
+
+def _picture(form: str, points: Sequence[SensitivityPoint]) -> bytes:
+    from onnxslim.tools.sensitivity_plot import sensitivity_picture
+
+    return sensitivity_picture(points, form)
+
+
+_FORMATS: Formats[Sequence[SensitivityPoint]] = Formats(
+    {".csv": _csv, ".svg": partial(_picture, "svg"), ".png": partial(_picture, "png")}
+)
 
 
 @click.command("sensitivity", short_help=COMMANDS["sensitivity"])
 @click.argument("model")
-@click.option(
-    "--calib",
-    metavar="FILE.npz|DIR|module:function",
-    required=True,
-    help="Sample inputs without labels: four fifths are fitted on, the others measure.",
+@calib_option(
+    "Sample inputs without labels: four fifths are fitted on, the others measure.", required=True
 )
 @click.option(
     "--passes",
@@ -35,10 +50,8 @@ _PICTURES = (".svg", ".png")
     default=_PASSES,
     help=f"The last pass is tried; those before it run first. Default: {_PASSES}.",
 )
-@click.option(
-    "--report",
-    metavar="FILE.csv|FILE.svg|FILE.png",
-    help="Write the figures as FILE.csv, and a picture: FILE.svg, or as the name says.",
+@report_option(
+    _FORMATS, "Write the figures to FILE.csv, and a picture to FILE.svg, or to FILE.png if given."
 )
 @run_options
 @talk_options
@@ -47,7 +60,7 @@ def command(
     calib: str,
     passes: str,
     report: str | None,
-    input_shape: tuple[str, ...],
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
     quiet: bool,
@@ -55,18 +68,16 @@ def command(
 ) -> None:
     """Try a pass on one layer, or one channel group, at a time, at several strengths.
 
-    Nothing is written but the report. A target that moves the outputs little can be treated
-    strongly: this is what prune-channels and compress-weights spread their budgets by.
+    Nothing is written but the report. A target that moves the outputs little can be compressed
+    much: prune-channels and compress-weights spread their budgets by such figures.
     """
-    check_talk(quiet=quiet, verbose=verbose)
-    if input_shape:
+    if input_shapes is not None:
         raise UsageError("sensitivity runs on the samples of --calib; leave out --input-shape.")
-    files = None if report is None else _files(Path(report), Path(model))
+    files = () if report is None else _report_files(Path(report), Path(model))
     from onnxslim import api
 
-    points: list[SensitivityPoint] = []
     with progress(quiet=quiet, verbose=verbose) as tell:
-        points.extend(
+        points = list(
             api.measure_sensitivity(
                 model,
                 calibration=calib,
@@ -76,40 +87,31 @@ def command(
                 progress=tell,
             )
         )
-    if files is not None:
-        _write(points, *files)
+    for file in files:
+        write_report(file, points, _FORMATS)
     if not quiet:
         say(_text(points, passes))
 
 
-def _files(report: Path, source: Path) -> tuple[Path, Path]:
-    """The CSV file and the picture.
+def _report_files(report: Path, source: Path) -> tuple[Path, Path]:
+    """The table and the picture that `--report` stands for.
 
     Raises:
-        UsageError: neither is wanted, or there is no way to draw.
+        UsageError: `report` has another suffix, cannot be written, or nothing is there to draw it.
     """
-    if report.suffix not in (".csv", *_PICTURES):
-        raise UsageError(f"--report must end in .csv, .svg or .png; got `{report}`.")
+    _FORMATS.check(report)
     picture = report.with_suffix(".svg") if report.suffix == ".csv" else report
-    table = report.with_suffix(".csv")
-    for file in (table, picture):
+    files = (report.with_suffix(".csv"), picture)
+    for file in files:
         check_report(file, source, source)
     try:
-        import matplotlib  # noqa: F401 - whether it is there is asked before the work, not after
+        import matplotlib  # noqa: F401 - asked for before the work, not after
     except ModuleNotFoundError as error:
         raise UsageError(
             "The picture of --report needs matplotlib: pip install 'onnxslim-compiler[plot]', or "
             "leave out --report."
         ) from error
-    return table, picture
-
-
-def _write(points: Sequence[SensitivityPoint], table: Path, picture: Path) -> None:
-    from onnxslim.tools.sensitivity import csv_text
-    from onnxslim.tools.sensitivity_plot import sensitivity_picture
-
-    write_atomically(table, csv_text(points).encode())
-    write_atomically(picture, sensitivity_picture(points, picture.suffix[1:]))
+    return files
 
 
 def _text(points: Sequence[SensitivityPoint], passes: str) -> str:
@@ -117,7 +119,7 @@ def _text(points: Sequence[SensitivityPoint], passes: str) -> str:
     from onnxslim.render.units import small_text
 
     if not points:
-        return f"`{passes}` finds nothing to try: no layer or group that it could change."
+        return f"`{passes}` finds no layer or group that it could change."
     first = points[0]
     strength = "" if first.option is None else first.option
     heads = ("target", strength, "bytes", "MACs", "divergence", "agreement", "SQNR")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import check_talk, talk_options
+from onnxslim.commands.arguments import talk_options
 from onnxslim.commands.console import progress, say
 from onnxslim.commands.files import check_output
 
@@ -21,7 +21,6 @@ def command(file: str, output: str | None, quiet: bool, verbose: bool) -> None:
 
     It is the file that was packed, to the byte. A model that had external data has them again.
     """
-    check_talk(quiet=quiet, verbose=verbose)
     source = Path(file)
     target = Path(output) if output else source.with_suffix(".onnx")
     check_output(target, source)
