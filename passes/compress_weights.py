@@ -41,7 +41,7 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.allocation import Allocation, Menu, Offer, allocate_within, menu_of
 from onnxslim.lossy.layer_pass import LayerPass
-from onnxslim.lossy.problems import LayerFilter, Problems, Schedule, Target
+from onnxslim.lossy.problems import Problems, Schedule, Target
 from onnxslim.passes.cluster_weights import ClusterWeights
 from onnxslim.passes.prune_weights import PruneWeights
 from onnxslim.pipeline.floors import Floors
@@ -208,9 +208,8 @@ class _Search:
     def _menus(self) -> list[Menu]:
         model = self.model.clone()
         context = replace(self.context, model=model, calibration=self.fitted)
-        selection = LayerFilter(self.rewrite.only, self.rewrite.skip)
         schedule = Schedule(sequential=False, aim=Target.CURRENT)
-        problems = Problems(Rewriter(model.graph), context, selection, schedule)
+        problems = Problems(Rewriter(model.graph), context, self.rewrite.selection, schedule)
         menus = []
         for number, problem in enumerate(problems, 1):
             if not problem.has_data:  # nothing says what it is worth, so it stays

@@ -81,7 +81,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -92,9 +91,9 @@ from onnxslim.graph.ir import Node, node_label, walk_graphs
 from onnxslim.graph.operands import const_value
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.layer_pass import check_patterns
+from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import at_least, one_of, option
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
 from onnxslim.precision.conversion import NodeConverter
 from onnxslim.precision.operand_types import HalfOperands, half_operands, is_bridge
 from onnxslim.precision.placement import float16_nodes
@@ -105,7 +104,7 @@ from onnxslim.services.calibration import Calibration
 
 
 @dataclass(frozen=True)
-class ConvertFp16(Pass):
+class ConvertFp16(FilteredPass):
     """Store weights as float16, and compute in float16 where that is asked for."""
 
     name: ClassVar[str] = "convert-fp16"
@@ -116,10 +115,8 @@ class ConvertFp16(Pass):
         one_of("float16", "float32"),
         "what operators compute in; float32: weights alone become float16, speed stays what it is",
     )
-    only: tuple[str, ...] = option(
-        (), help="names of the only operators to convert; `*` and `?` match"
-    )
-    skip: tuple[str, ...] = option((), help="names of operators to leave alone; `*` and `?` match")
+    only: tuple[str, ...] = only_option("operators to convert")
+    skip: tuple[str, ...] = skip_option("operators")
     max_error: float | None = option(
         None,
         at_least(0),
@@ -135,7 +132,7 @@ class ConvertFp16(Pass):
         """
         if self.max_error is not None and context.calibration is None:
             raise NotApplicable("max-error needs calibration samples to be measured: give --calib")
-        check_patterns(self, self.targets(graph))
+        self.check_patterns(self.targets(graph))
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The operators that compute with floats, in bodies too."""
@@ -224,10 +221,7 @@ class _Attempt:
         return rewriter.result()
 
     def _is_wanted(self, node: Node) -> bool:
-        label = node_label(node)
-        if self.rule.only and not any(fnmatchcase(label, p) for p in self.rule.only):
-            return False
-        return not any(fnmatchcase(label, pattern) for pattern in self.rule.skip)
+        return self.rule.selection.accepts(node_label(node))
 
     def _halves(self, rewriter: Rewriter) -> Mapping[Node, HalfOperands]:
         """What computes in float16; of the rest, the report says why not."""

@@ -72,6 +72,7 @@ from onnxslim.exits.thresholds import one_in
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.replayable import replay_note
 from onnxslim.records import Fidelity, PassResult
 
 _TARGET = 0.995
@@ -219,7 +220,7 @@ class InjectExits(Pass):
         first = plan.sites[0].point.tensor
         rw.note(first, self._whole_words(plan, timed=costs is not None), Fidelity.LOSSY)
         if context.stopwatch is not None and (not self.at or not self.threshold):
-            rw.note(first, f"chosen by timing; the same without it: {self._explicit(plan)}")
+            rw.note(first, replay_note(self._explicit(plan)))
         result = rw.result()
         outputs = () if told is None else (told,)
         return replace(result, fidelity=Fidelity.LOSSY, outputs=outputs)

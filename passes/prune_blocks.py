@@ -63,10 +63,11 @@ from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.budgeted_pass import DEFAULT_RATIO, BudgetedPass, known_macs
-from onnxslim.lossy.layer_pass import check_patterns
-from onnxslim.lossy.problems import LayerFilter, Problems, assign
+from onnxslim.lossy.problems import Problems, assign
+from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import OptionValue, interval, option
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.replayable import replay_note
 from onnxslim.records import Change, Fidelity, PassResult
 
 _ALMOST_ALL = 0.999999
@@ -77,7 +78,7 @@ _WITHOUT_DATA = (
 
 
 @dataclass(frozen=True)
-class PruneBlocks(BudgetedPass):
+class PruneBlocks(BudgetedPass, FilteredPass):
     """Remove whole residual branches, those whose absence moves the output least."""
 
     name: ClassVar[str] = "prune-blocks"
@@ -96,8 +97,8 @@ class PruneBlocks(BudgetedPass):
     reconstruct: bool = option(
         default=True, help="refit the layers that read the sum; needs calibration samples"
     )
-    only: tuple[str, ...] = option((), help="names of the only branches to remove; `*` matches")
-    skip: tuple[str, ...] = option((), help="names of branches to leave alone; `*` and `?` match")
+    only: tuple[str, ...] = only_option("branches to remove")
+    skip: tuple[str, ...] = skip_option("branches")
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse a budget that cannot be measured, and graphs without branches.
@@ -109,7 +110,7 @@ class PruneBlocks(BudgetedPass):
         labels = [branch.label for branch in residual_branches(graph)]
         if not labels:
             raise NotApplicable("no residual branch with weights of its own was found")
-        check_patterns(self, labels)
+        self.check_patterns(labels)
         if self.macs is not None:
             known_macs(graph.nodes)
 
@@ -135,8 +136,7 @@ class PruneBlocks(BudgetedPass):
             rw.skip(branch.label, _why_kept(meter, bool(changes)))
         if meter.kind == "latency" and changes:
             again = self._without_timing(meter, graph, len(changes))
-            what = f"chosen by timing; the same without it: {again}"
-            changes.append(Change(changes[0].node, what))
+            changes.append(Change(changes[0].node, replay_note(again)))
         if context.calibration is None and changes:
             rw.skip(graph.name, _WITHOUT_DATA)
         result = rw.result()
@@ -169,8 +169,8 @@ class PruneBlocks(BudgetedPass):
         return replace(self, latency=None, macs=share)
 
     def _branches(self, graph: gs.Graph) -> list[Branch]:
-        selection = LayerFilter(self.only, self.skip)
-        return [branch for branch in residual_branches(graph) if selection.accepts(branch.label)]
+        found = residual_branches(graph)
+        return [branch for branch in found if self.selection.accepts(branch.label)]
 
     def _remove(self, rw: Rewriter, branch: Branch, words: str, context: Context) -> Change:
         macs = _macs(branch)

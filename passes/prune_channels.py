@@ -78,17 +78,17 @@ from onnxslim.channels.unpruned import unpruned_layers
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.budgeted_pass import DEFAULT_RATIO, BudgetedPass
-from onnxslim.lossy.layer_pass import check_patterns
-from onnxslim.lossy.problems import LayerFilter
+from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import OptionValue, assigned, at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.replayable import replay_note
 from onnxslim.records import Change, Fidelity, PassResult
 
 _PLAN = assigned(at_least(1), whole=True)
 
 
 @dataclass(frozen=True)
-class PruneChannels(BudgetedPass):
+class PruneChannels(BudgetedPass, FilteredPass):
     """Remove whole channels and refit the layers that read them."""
 
     name: ClassVar[str] = "prune-channels"
@@ -125,8 +125,8 @@ class PruneChannels(BudgetedPass):
     )
     steps: int = option(1, at_least(1), "remove, refit, and begin again, so many times")
     min_: int = option(1, at_least(1), "channels that every layer keeps")
-    only: tuple[str, ...] = option((), help="names of the only layers to shrink; `*` and `?` match")
-    skip: tuple[str, ...] = option((), help="names of layers to leave alone; `*` and `?` match")
+    only: tuple[str, ...] = only_option("layers to shrink")
+    skip: tuple[str, ...] = skip_option()
     plan: tuple[str, ...] = option(
         (),
         _PLAN,
@@ -143,7 +143,7 @@ class PruneChannels(BudgetedPass):
         if self.only or self.skip or self.plan:
             channels = channel_groups(graph)
             writers = [member.label for member in channels.trace.writers]
-            check_patterns(self, writers, [s.node for s in unpruned_layers(graph, channels)])
+            self.check_patterns(writers, [s.node for s in unpruned_layers(graph, channels)])
         if self._criterion(context).needs_data and context.calibration is None:
             others = ", ".join(name for name, other in CRITERIA.items() if not other.needs_data)
             raise NotApplicable(
@@ -163,8 +163,8 @@ class PruneChannels(BudgetedPass):
         again = self._without_timing(pruning)
         if again is None or not result.changed:
             return result
-        what = f"chosen by timing; the same without it: {again}"
-        return replace(result, changes=(*result.changes, Change(result.changes[0].node, what)))
+        note = Change(result.changes[0].node, replay_note(again))
+        return replace(result, changes=(*result.changes, note))
 
     def _without_timing(self, pruning: Pruning) -> PruneChannels | None:
         """The options that repeat what was decided by measuring time; None where nothing was."""
@@ -185,7 +185,7 @@ class PruneChannels(BudgetedPass):
             align=self.align,
             steps=self.steps,
             least=self.min_,
-            layers=LayerFilter(self.only, self.skip),
+            layers=self.selection,
             plan=self._kept if self.plan else None,
         )
 

@@ -86,10 +86,11 @@ from onnxslim.graph.ir import walk_graphs
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.lossy.layer_pass import check_patterns
+from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import at_least, one_of, option
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
+from onnxslim.pipeline.replayable import replay_note
 from onnxslim.quantization.activation_grids import observe_grids
 from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
 from onnxslim.quantization.clusters import clusters_of, drop_isolated_movement, matching
@@ -123,7 +124,7 @@ _QUANTIZED: Final = frozenset(
 
 
 @dataclass(frozen=True)
-class QuantizeInt8(Pass):
+class QuantizeInt8(FilteredPass):
     """Compute on 8-bit integers wherever that is measured to be faster than float."""
 
     name: ClassVar[str] = "quantize-int8"
@@ -162,10 +163,8 @@ class QuantizeInt8(Pass):
         one_of("measured", "all", "conv-matmul"),
         "which operators become integers: what is fastest here, all that can, or layers",
     )
-    only: tuple[str, ...] = option(
-        (), help="names of the only operators to quantize; `*` and `?` match"
-    )
-    skip: tuple[str, ...] = option((), help="names of operators to leave alone; `*` and `?` match")
+    only: tuple[str, ...] = only_option("operators to quantize")
+    skip: tuple[str, ...] = skip_option("operators")
     max_error: float | None = option(
         None,
         at_least(0),
@@ -303,7 +302,7 @@ class _Run:
         """
         self.skips += self.clusters.skips
         names = [cluster.name for cluster in self.clusters.all]
-        check_patterns(self.rule, names, [skip.node for skip in self.clusters.skips])
+        self.rule.check_patterns(names, [skip.node for skip in self.clusters.skips])
         wanted = frozenset(names)
         if self.rule.only:
             wanted &= matching(self.clusters.all, self.rule.only)
@@ -458,7 +457,8 @@ class _Run:
         for name in sorted(candidates - chosen - known):
             self.skips.append(Skip(name, "with it in float the model is faster"))
         if self.rule.placement == "measured" or chosen != candidates:
-            self._say(f"the same without measuring: {self._without_measuring(candidates, chosen)}")
+            again = self._without_measuring(candidates, chosen)
+            self._say(replay_note(again, decided_by="measuring"))
 
     def _without_measuring(
         self, candidates: frozenset[str], chosen: frozenset[str]

@@ -86,8 +86,9 @@ from onnxslim.graph.clone import adopt, clone_graph
 from onnxslim.graph.ir import Graph, node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.lossy.layer_pass import LayerPass, check_patterns, error_words
-from onnxslim.lossy.problems import MAX_INPUTS, LayerFilter, Problem, assign
+from onnxslim.lossy.layer_pass import LayerPass, error_words
+from onnxslim.lossy.problems import MAX_INPUTS, Problem, assign
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.options import Interval, OptionValue, at_least, one_of, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.grid import GridForm
@@ -177,7 +178,7 @@ class QuantizeWeights(LayerPass):
             NotApplicable: naming the option, the pattern, and the layer that may be meant.
         """
         declined = (*weight_layers(graph)[1], *embeddings(graph)[1])
-        check_patterns(self, self.targets(graph), [skip.node for skip in declined])
+        self.check_patterns(self.targets(graph), [skip.node for skip in declined])
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The weight layers, and what reads embeddings."""

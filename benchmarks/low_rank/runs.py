@@ -20,8 +20,9 @@ from onnxslim.graph.counts import node_macs
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.lossy.problems import LayerFilter, Problem, Problems, Schedule
+from onnxslim.lossy.problems import Problem, Problems, Schedule
 from onnxslim.lowrank.candidates import Fit, RankRange, candidates_for_budget, kernel_shape
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
 from onnxslim.solvers.decompositions.base import Diverges

@@ -35,8 +35,8 @@ from onnxslim.channels.work import LevelChoice, LevelChooser
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.lossy.problems import LayerFilter as Layers
 from onnxslim.lossy.problems import Schedule
+from onnxslim.pipeline.layer_filter import LayerFilter as Layers
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Change, Fidelity, PassResult
 

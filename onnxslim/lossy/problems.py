@@ -16,7 +16,6 @@ import enum
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import cached_property, reduce
 from typing import Final
 
@@ -27,6 +26,7 @@ from onnxslim.analysis.layers import WeightLayer, bias_of, canonical, weight_lay
 from onnxslim.graph.ir import Node, node_label, subgraphs_of
 from onnxslim.graph.operands import is_present
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, Skip
 from onnxslim.services.moments import BlockDiagonal, LayerMoments, Second
@@ -44,24 +44,6 @@ class Target(enum.StrEnum):
 
     ORIGINAL = "original"
     CURRENT = "own"
-
-
-@dataclass(frozen=True)
-class LayerFilter:
-    """Which layers a pass works on, by shell patterns on their names.
-
-    Attributes:
-        only: patterns of which one must match; (): all layers.
-        skip: patterns of which none may match.
-    """
-
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-
-    def accepts(self, name: str) -> bool:
-        """Whether the layer is to be worked on."""
-        wanted = not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
-        return wanted and not any(fnmatchcase(name, pattern) for pattern in self.skip)
 
 
 @dataclass(frozen=True)
@@ -477,7 +459,6 @@ def layer_depths(graph: gs.Graph, counted: set[Node]) -> dict[Node, int]:
 
 __all__ = [
     "MAX_INPUTS",
-    "LayerFilter",
     "Problem",
     "Problems",
     "Schedule",

@@ -39,6 +39,7 @@ from onnxslim.lowrank.trials import Trials, diverges, rank_of
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
+from onnxslim.pipeline.replayable import replay_note
 from onnxslim.pipeline.spelling import spell
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.render.units import bytes_text
@@ -160,7 +161,7 @@ class SplitPass(LayerPass):
             replace_layer(rw, split)
         if run.done and run.gate.measured:
             again = spell(self.name, {"plan": tuple(run.done)})
-            rw.note(rw.main.name, f"chosen by timing; without timing the same is {again}")
+            rw.note(rw.main.name, replay_note(again))
         return rw.result()
 
 

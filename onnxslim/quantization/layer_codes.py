@@ -18,13 +18,13 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.problems import (
     MAX_INPUTS,
-    LayerFilter,
     Problem,
     Problems,
     Schedule,
     Target,
     current_bias_target,
 )
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.clusters import Clusters
 from onnxslim.quantization.kernel_forms import channel_map

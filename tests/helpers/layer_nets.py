@@ -20,7 +20,8 @@ from onnxslim.codebook.weight import for_layer
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.codebooks import Codebook, TableSpec
-from onnxslim.lossy.problems import LayerFilter, Problem, Problems, Schedule
+from onnxslim.lossy.problems import Problem, Problems, Schedule
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.pipeline.policy import Policy

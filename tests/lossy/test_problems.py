@@ -21,7 +21,8 @@ from layer_nets import (
 
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.problems import LayerFilter, Problem, Problems, Schedule, Target
+from onnxslim.lossy.problems import Problem, Problems, Schedule, Target
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.solvers.masks import InMatrix, surgeon
 from onnxslim.solvers.metric import Metric, refit

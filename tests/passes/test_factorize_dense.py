@@ -339,7 +339,7 @@ def test_a_weight_in_a_constant_node_is_replaced() -> None:
 def test_a_plan_repeats_what_was_measured_without_measuring() -> None:
     source = two_layers()
     first, reports = split(source, X, spec(energy=0.95, align=4))
-    text = whats(reports)[-1].rpartition("the same is ")[2]
+    text = whats(reports)[-1].rpartition("the same without it: ")[2]
     clock = FakeStopwatch()
     second, _ = split(source, X, text, stopwatch=clock)
     assert clock.asked == []
