@@ -95,6 +95,7 @@ def test_an_exit_that_saves_nothing_is_never_taken() -> None:
     assert {found[0] for found in path([Risk(0.0, -1.0)], [0.0])} == {NEVER}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.95, 0.98])
 def test_a_confirmed_target_holds_on_new_samples(target: float) -> None:
     """One promise in a hundred may be broken; more than four of a hundred would be strange."""

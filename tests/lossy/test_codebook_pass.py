@@ -30,6 +30,8 @@ from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
 
+pytestmark = pytest.mark.slow
+
 SPECS = [
     "binarize-weights",
     "binarize-weights:bases=3",

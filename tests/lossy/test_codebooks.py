@@ -25,6 +25,8 @@ from onnxslim.lossy.problems import Problem
 from onnxslim.solvers.kmeans.rows import TableInit
 from onnxslim.solvers.metric import refit
 
+pytestmark = pytest.mark.slow
+
 HALF = np.dtype(np.float16)
 
 

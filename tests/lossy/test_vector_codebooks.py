@@ -9,6 +9,8 @@ from layer_nets import decoded, grouped_problem, matmul_problem
 from onnxslim.lossy.codebooks import TableSpec, find_codebook
 from onnxslim.lossy.vector_codebooks import find_vector_codebook
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("data", [True, False])
 @pytest.mark.parametrize("conv", [False, True])

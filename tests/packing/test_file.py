@@ -31,6 +31,8 @@ from onnxslim.packing.streams import Method
 from onnxslim.packing.tensors import from_varints, to_varints
 from onnxslim.tools.pack import PackReport, pack
 
+pytestmark = pytest.mark.slow
+
 CODERS = list(Method)
 
 

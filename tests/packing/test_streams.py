@@ -31,6 +31,8 @@ from onnxslim.packing.streams import (
     encode_symbols,
 )
 
+pytestmark = pytest.mark.slow
+
 SEEDS = st.integers(0, 10_000)
 METHODS = st.sampled_from(list(Method))
 

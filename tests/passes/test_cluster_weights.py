@@ -37,6 +37,8 @@ from onnxslim.runtime.measure.verify import RuntimeProver
 from onnxslim.solvers.kmeans.rows import TableInit
 from support import random_feeds, run
 
+pytestmark = pytest.mark.slow
+
 X = samples(300, 16)
 MAPS = samples(24, 8, 6, 6)
 SMALL = settings(

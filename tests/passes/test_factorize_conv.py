@@ -17,6 +17,8 @@ from onnxslim.solvers.decompositions.base import KernelShape
 from onnxslim.solvers.decompositions.methods import METHODS
 from support import parse
 
+pytestmark = pytest.mark.slow
+
 EACH = ("channel", "spatial", "tucker2", "cp", "flattened", "depthwise")
 SMALL = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)

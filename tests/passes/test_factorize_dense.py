@@ -17,6 +17,8 @@ from onnxslim.pipeline.policy import Goal
 from onnxslim.records import Fidelity
 from support import parse
 
+pytestmark = pytest.mark.slow
+
 SMALL = settings(max_examples=40, deadline=None, derandomize=True)
 X = samples(400, 40)
 

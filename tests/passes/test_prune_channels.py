@@ -40,6 +40,8 @@ from onnxslim.runtime.evaluate import evaluate
 from onnxslim.services.stopwatch import Stopwatch
 from support import CONTEXT, parse
 
+pytestmark = pytest.mark.slow
+
 X = samples(120, 3, 8, 8, rank=12)
 HELD = samples(200, 3, 8, 8, rank=12)[120:]
 TOKENS = samples(60, 5, 8, rank=12)

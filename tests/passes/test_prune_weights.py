@@ -38,6 +38,8 @@ from onnxslim.runtime.measure.verify import RuntimeProver
 from onnxslim.solvers.masks import Criterion
 from support import CONTEXT, random_feeds, run
 
+pytestmark = pytest.mark.slow
+
 X = samples(300, 12)
 HELD = samples(300, 12)[::-1] + samples(300, 12, seed=5) * 0.05
 SMALL = settings(

@@ -37,6 +37,8 @@ from onnxslim.records import Fidelity
 from onnxslim.report import StepReport
 from onnxslim.runtime.evaluate import evaluate
 
+pytestmark = pytest.mark.slow
+
 X = samples(200, 96)
 FORMS = ("native", "dequantize", "folded", "matmul-nbits")
 

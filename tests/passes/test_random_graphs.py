@@ -17,6 +17,8 @@ from onnxslim.pipeline.policy import Policy
 from onnxslim.records import Fidelity
 from support import CONTEXT, assert_equivalent, random_feeds, run, signature
 
+pytestmark = pytest.mark.slow
+
 KEEPING = [
     found.name
     for found in registry.describe()

@@ -82,6 +82,7 @@ def test_mse_is_no_worse_than_any_other_method(name: str) -> None:
             assert errors[RangeMethod.MSE] <= 1.03 * min(errors.values())
 
 
+@pytest.mark.slow
 def test_mse_finds_the_best_clipping_of_a_gaussian() -> None:
     """With 256 steps, clipping at about 4 σ is best; known of optimal uniform quantizers."""
     found = activation_range(observation(float32("gauss")), RangeMethod.MSE, S8_SYMMETRIC)

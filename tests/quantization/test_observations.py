@@ -15,6 +15,7 @@ FLOATS = st.one_of(SIZES, SIZES.map(lambda size: -size), st.just(0.0))
 ARRAYS = st.lists(FLOATS, max_size=30).map(lambda values: np.array(values, np.float32))
 
 
+@pytest.mark.slow
 @given(st.lists(ARRAYS, max_size=5))
 @settings(max_examples=200)
 def test_the_order_of_values_does_not_matter(parts: list[np.ndarray]) -> None:

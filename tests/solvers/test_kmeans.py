@@ -64,6 +64,7 @@ def binned(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------------- the optimum
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.integers(1, 5))
 def test_no_cut_of_the_sorted_values_is_better(seed: int, count: int) -> None:
@@ -152,6 +153,7 @@ def test_large_tables_are_possible() -> None:
 # ---------------------------------------------------------------------------- histograms
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("binned")
 @pytest.mark.parametrize("count", [2, 16, 32])
 @pytest.mark.parametrize(
@@ -310,6 +312,7 @@ def test_short_rows_have_the_best_tables(seed: int, count: int) -> None:
         np.testing.assert_allclose(cost, least_cost(row, count, own), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 16, 40])
 def test_long_rows_come_near_the_best_tables(count: int) -> None:
     rng = np.random.default_rng(0)

@@ -310,6 +310,7 @@ def assert_within(weight: np.ndarray, budget: ZeroScope) -> None:
             assert np.count_nonzero(run, axis=1).max() <= budget.keep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize("criterion", list(Criterion))
 @settings(max_examples=15)

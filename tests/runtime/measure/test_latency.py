@@ -128,6 +128,7 @@ def test_budget_ends_the_rounds_when_warm_up_was_lucky(clock: Clock) -> None:
     assert time_pair(run, run).before.runs < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "sets"), [(2e-4, SESSION_SETS), (0.05, 1), (5.0, 1)])
 def test_sessions_of_small_models_are_opened_anew(clock: Clock, seconds: float, sets: int) -> None:
     opened = [0]

@@ -8,6 +8,7 @@ import pytest
 from onnxslim.runtime.probes.products import CrossSum, FourthSum, SecondSum
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(("groups", "outputs", "features"), [(1, 3, 7), (1, 5, 1100), (3, 2, 5)])
 def test_sums_are_those_of_all_rows_together(
