@@ -21,6 +21,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     lossy         what lossy weight passes share: one layer after another
     lowrank       layers split into several small operators
     channels      which channels leave together, in which order, and how they are cut out
+    blocks        residual branches that leave as a whole
     quantization  integers in place of floats
     precision     float16 in place of float32
     exits         classifiers that are left early

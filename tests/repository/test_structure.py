@@ -28,7 +28,7 @@ TIERS = (
     ("solvers",),
     ("pipeline",),
     ("lossy",),
-    ("lowrank", "channels", "quantization", "precision", "exits"),
+    ("lowrank", "channels", "blocks", "quantization", "precision", "exits"),
     ("tools",),
     ("run",),
     ("api",),

@@ -1,0 +1,118 @@
+"""How far the removal of branches has to go: a budget, and what has been reached of it.
+
+Owns: what a budget counts. Not here: which branch goes next (see `ranking`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import ceil
+from typing import Final
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.analysis.branches import Branch
+from onnxslim.graph.counts import constants_of, node_macs
+from onnxslim.io.model import Model
+from onnxslim.pipeline.passes import Context
+
+_ALMOST_ALL: Final = 0.999999  # the largest ratio that the option takes
+
+
+class BranchMeter:
+    """Measures a graph that loses branches against a budget.
+
+    Args:
+        kind: of the budget: `ratio`, the share of branches that leaves; `macs`, `bytes`, `latency`,
+            the share that may remain.
+        amount: the share.
+        graph: as it is before any branch leaves.
+        context: with a stopwatch and the model of `graph`, if the budget is one of latency.
+        branches: of `graph`, that may leave.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        amount: float,
+        graph: gs.Graph,
+        context: Context,
+        branches: Sequence[Branch],
+    ) -> None:
+        self.kind, self.amount = kind, amount
+        self._context = context
+        self._removable = _removable(branches)
+        self._macs, self._bytes = _graph_macs(graph), _graph_bytes(graph)
+        self._has_macs = all(node_macs(node) is not None for node in graph.nodes)
+        is_timed = kind == "latency" and context.model is not None
+        self._original = context.model.clone() if is_timed and context.model is not None else None
+
+    def gain(self, branch: Branch) -> float:
+        """What the budget gains by the removal of a branch, in its unit; 1 if that is not known."""
+        if self.kind == "bytes":
+            return float(_own_bytes(branch) or 1)
+        if self.kind == "ratio" or not self._has_macs:
+            return 1.0
+        return float(branch_macs(branch) or 1)
+
+    def is_met(self, graph: gs.Graph, model: Model | None, removed: int) -> bool:
+        """Whether enough is gone.
+
+        Args:
+            graph: as it is now.
+            model: whose graph it is.
+            removed: the number of branches that are gone.
+        """
+        if self.kind == "ratio":
+            return removed >= round(self.amount * self._removable)
+        if self.kind == "bytes":
+            return _graph_bytes(graph) <= self.amount * self._bytes
+        if self.kind == "macs":
+            return _graph_macs(graph) <= self.amount * self._macs
+        stopwatch = self._context.stopwatch
+        assert stopwatch is not None
+        assert model is not None
+        assert self._original is not None
+        return removed > 0 and 1 / stopwatch.pair(self._original, model).ratio <= self.amount
+
+    def untimed(self, graph: gs.Graph, removed: int) -> tuple[str, float]:
+        """A budget that is met where `removed` branches are gone, whatever is timed: kind, amount.
+
+        Args:
+            graph: without these branches.
+            removed: how many.
+        """
+        if not self._has_macs:
+            return "ratio", min(removed / self._removable, _ALMOST_ALL)
+        # rounded up: at least what is left now, and less than was left one branch before
+        return "macs", ceil(1e6 * _graph_macs(graph) / self._macs) / 1e6
+
+
+def _removable(branches: Sequence[Branch]) -> int:
+    """How many branches can leave: one term of every sum stays."""
+    by_sum = Counter(branch.sum for branch in branches)
+    return sum(min(count, len(node.inputs) - 1) for node, count in by_sum.items())
+
+
+def branch_macs(branch: Branch) -> int:
+    """Multiply-accumulates of a branch; nodes of unknown size count as nothing."""
+    return sum(node_macs(node) or 0 for node in branch.nodes)
+
+
+def _graph_macs(graph: gs.Graph) -> int:
+    return sum(node_macs(node) or 0 for node in graph.nodes)
+
+
+def _graph_bytes(graph: gs.Graph) -> int:
+    return sum(constant.nbytes for constant in constants_of(graph))
+
+
+def _own_bytes(branch: Branch) -> int:
+    """Bytes of the weights that only this branch uses."""
+    own = set(branch.nodes)
+    held = {id(la.holder): la for la in branch.layers if own.issuperset(la.weight_tensor.outputs)}
+    return sum(layer.holder.nbytes for layer in held.values())
+
+
+__all__ = ["BranchMeter", "branch_macs"]
