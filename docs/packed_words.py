@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnxslim.codebook.function import FunctionVariant, StageVariant
+from onnxslim.codebook.lookup_function import LookupVariant, StageVariant
 
 _LEVELS = ((256,), (2,), (3,), (4, 16), (2, 16), (2, 4), (4,), (16,))
 
@@ -23,7 +23,7 @@ _LEVELS = ((256,), (2,), (3,), (4, 16), (2, 16), (2, 4), (4,), (16,))
 def _functions() -> Iterator[bytes]:
     for padded in (True, False):
         for bases in _LEVELS:
-            function = FunctionVariant((StageVariant(bases, padded=padded),)).function(17)
+            function = LookupVariant((StageVariant(bases, padded=padded),)).function(17)
             yield function.SerializeToString(deterministic=True)
 
 

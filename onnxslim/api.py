@@ -29,7 +29,7 @@ from onnxslim.run.prepared import PreparedRun
 from onnxslim.run.settings import RunSettings
 
 if TYPE_CHECKING:
-    from onnxslim.exits.survey import ExitRow
+    from onnxslim.exits.candidates import ExitRow
     from onnxslim.runtime.measure.accuracy import EvaluationSource
     from onnxslim.runtime.samples.sources import SampleSource
     from onnxslim.tools.sensitivity import SensitivityPoint
@@ -241,7 +241,7 @@ def survey_exits(
         ModelError: the model is invalid, corrupt, or no classifier that could be left.
         RuntimeFailure: onnxruntime failed.
     """
-    from onnxslim.exits.survey import Survey, exit_rows
+    from onnxslim.exits.candidates import ExitAnalysis, exit_rows
 
     source = _loaded(model).clone()
     check_model(source)
@@ -259,7 +259,7 @@ def survey_exits(
     if measure:
         prover = settings.prover()
         prover.begin(source)
-    survey = Survey(source, settings.context(prover), output, hidden=head == "mlp")
+    survey = ExitAnalysis(source, settings.context(prover), output, hidden=head == "mlp")
     try:
         return exit_rows(survey)
     except NotApplicable as reason:

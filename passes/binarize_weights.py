@@ -61,7 +61,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from onnxslim.codebook.weight import Per
+from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
 from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.problems import Problem
@@ -82,7 +82,7 @@ class BinarizeWeights(CodebookPass):
 
     def layout(self, problem: Problem) -> Layout:
         """A bit for each weight and base, and a table for each output and base."""
-        return Layout(2, Per.ROW, stages=self.bases, table=table_type(problem))
+        return Layout(2, TableGranularity.ROW, stages=self.bases, table=table_type(problem))
 
     def objection(self, problem: Problem) -> str | None:
         """That it has zeros."""
@@ -91,7 +91,9 @@ class BinarizeWeights(CodebookPass):
     def solve(self, problem: Problem, seed: int) -> Answer:
         """Signs and scales."""
         factors = np.array(list(product((-1.0, 1.0), repeat=self.bases)))  # (2^M, M)
-        form = Multiples(factors, _greedy(self.bases), Per.ROW, is_solved=self.bases == 1)
+        form = Multiples(
+            factors, _greedy(self.bases), TableGranularity.ROW, is_solved=self.bases == 1
+        )
         found = find_scaled(problem, form, table_type(problem))
         stages = tuple(self._stage(problem, found, factors, base) for base in range(self.bases))
         words = "as signs" if self.bases == 1 else f"as sums of {self.bases} signs"

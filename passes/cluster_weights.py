@@ -65,7 +65,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from onnxslim.codebook.weight import Per
+from onnxslim.codebook.weight import TableGranularity
 from onnxslim.errors import UsageError
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout
 from onnxslim.lossy.codebooks import TableSpec, find_codebook
@@ -77,7 +77,11 @@ from onnxslim.solvers.kmeans.rows import TableInit
 _BITS: Final = Interval(1, 8)
 _VALUES: Final = Interval(2, 256)
 _VALUES_OF: Final = assigned(_VALUES, whole=True)
-_PER: Final = {"tensor": Per.TENSOR, "channel": Per.ROW, "group": Per.RUN}
+_PER: Final = {
+    "tensor": TableGranularity.TENSOR,
+    "channel": TableGranularity.ROW,
+    "group": TableGranularity.RUN,
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class ClusterWeights(CodebookPass):
     table: str = option("float32", one_of("float32", "float16"), "type of the tables' values")
 
     @property
-    def _per(self) -> Per:
+    def _per(self) -> TableGranularity:
         return _PER[self.per]
 
     @property
@@ -138,7 +142,7 @@ class ClusterWeights(CodebookPass):
             )
 
     def _width(self, problem: Problem) -> int | None:
-        return min(self.group, problem.layer.columns) if self._per is Per.RUN else None
+        return min(self.group, problem.layer.columns) if self._per is TableGranularity.RUN else None
 
     def _form(self, problem: Problem) -> TableSpec:
         values = 2**self.bits if self.values is None else self.values

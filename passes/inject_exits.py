@@ -55,8 +55,9 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.exits.emit import Confidence
-from onnxslim.exits.nested_ifs import Batch, Style, append_exits, insert_exits
+from onnxslim.exits.candidates import ExitAnalysis, ExitCandidate, scores_named
+from onnxslim.exits.nested_ifs import BatchMode, ExitOptions, append_exits, insert_exits
+from onnxslim.exits.operators import Confidence
 from onnxslim.exits.planning import (
     ExitPlan,
     ExitPlanner,
@@ -67,8 +68,7 @@ from onnxslim.exits.planning import (
     tightened,
     too_few,
 )
-from onnxslim.exits.survey import Site, Survey, scores_named
-from onnxslim.exits.thresholds import one_in
+from onnxslim.exits.thresholds import confidence_text
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
@@ -172,52 +172,56 @@ class InjectExits(Pass):
 
     def _run(self, rw: Rewriter, context: Context) -> PassResult:
         assert context.model is not None
-        survey = Survey(
+        analysis = ExitAnalysis(
             context.model.clone(),
             context,
             self.output,
             self.at,
             Confidence(self.confidence),
             hidden=self.head == "mlp",
-            batch=Batch(self.batch),
+            batch=BatchMode(self.batch),
         )
-        output, _ = survey.scores
-        sites = survey.sites(staying=self.mode == "exit")
-        for name, why in survey.why_not.items():
+        output, _ = analysis.scores
+        candidates = analysis.candidates(staying=self.mode == "exit")
+        for name, why in analysis.why_not.items():
             rw.skip(rw.main.name, f"`{name}` is no place to leave at: {why}")
-        if not sites:
+        if not candidates:
             raise NotApplicable(  # declines 3
                 f"there is no tensor that all ways to `{output.name}` pass through, with work "
                 "behind it that nothing else needs"
             )
         if self.mode == "anytime":
-            return self._anytime(rw, survey, sites)
-        return self._exits(rw, survey, sites, context)
+            return self._anytime(rw, analysis, candidates)
+        return self._exits(rw, analysis, candidates, context)
 
     # ----------------------------------------------------------------- exits
 
     def _exits(
-        self, rw: Rewriter, survey: Survey, sites: Sequence[Site], context: Context
+        self,
+        rw: Rewriter,
+        analysis: ExitAnalysis,
+        candidates: Sequence[ExitCandidate],
+        context: Context,
     ) -> PassResult:
         planner = ExitPlanner(
-            tuple(sites),
+            tuple(candidates),
             self.count,
             bool(self.at),
             self._target(context),
             self.latency,
-            self._thresholds(sites),
+            self._thresholds(candidates),
             self.worst,
         )
-        plan = self._plan(rw, survey, planner)
-        style = self._style(rw, survey, plan)
-        costs = measured_costs(survey, plan, style)
+        plan = self._plan(rw, analysis, planner)
+        options = self._options(rw, analysis, plan)
+        costs = measured_costs(analysis, plan, options)
         if costs is not None:
-            plan = self._at_costs(survey, planner, replace(plan, costs=costs))
+            plan = self._at_costs(analysis, planner, replace(plan, costs=costs))
         _warn(rw, plan)
-        told = insert_exits(rw, survey.task.output, plan.exits, style)
-        for number, site in enumerate(plan.sites):
-            rw.note(site.point.tensor, _exit_words(plan, number), Fidelity.LOSSY)
-        first = plan.sites[0].point.tensor
+        told = insert_exits(rw, analysis.distillation.output, plan.exits, options)
+        for number, candidate in enumerate(plan.candidates):
+            rw.note(candidate.point.tensor, _exit_words(plan, number), Fidelity.LOSSY)
+        first = plan.candidates[0].point.tensor
         rw.note(first, self._whole_words(plan, timed=costs is not None), Fidelity.LOSSY)
         if context.stopwatch is not None and (not self.at or not self.threshold):
             rw.note(first, replay_note(self._explicit(plan)))
@@ -225,7 +229,7 @@ class InjectExits(Pass):
         outputs = () if told is None else (told,)
         return replace(result, fidelity=Fidelity.LOSSY, outputs=outputs)
 
-    def _plan(self, rw: Rewriter, survey: Survey, planner: ExitPlanner) -> ExitPlan:
+    def _plan(self, rw: Rewriter, analysis: ExitAnalysis, planner: ExitPlanner) -> ExitPlan:
         """The exits, confirmed.
 
         Raises:
@@ -234,7 +238,7 @@ class InjectExits(Pass):
         chosen = planner.choose()
         if isinstance(chosen, str):
             raise NotApplicable(chosen)  # declines 6
-        plan, trials = confirm(chosen, survey.task, survey.halves[1])
+        plan, trials = confirm(chosen, analysis.distillation, analysis.halves[1])
         if planner.target is not None:
             why = too_few(planner.target, plan.outcome.samples)
             if why is not None:
@@ -242,7 +246,7 @@ class InjectExits(Pass):
             plan = tightened(plan, planner.finely(plan), trials, planner.target)
         return self._without_idle(rw, plan)
 
-    def _at_costs(self, survey: Survey, planner: ExitPlanner, plan: ExitPlan) -> ExitPlan:
+    def _at_costs(self, analysis: ExitAnalysis, planner: ExitPlanner, plan: ExitPlan) -> ExitPlan:
         """The plan, now that its exits have been timed.
 
         Raises:
@@ -254,7 +258,7 @@ class InjectExits(Pass):
                 f"timed, and worst={self.worst:g} allows less"
             )
         if planner.latency is not None:
-            plan, _ = confirm(planner.within(plan), survey.task, survey.halves[1])
+            plan, _ = confirm(planner.within(plan), analysis.distillation, analysis.halves[1])
         elif not self.at and plan.latency >= 1:
             raise NotApplicable(  # declines 6
                 f"leaving early gains nothing: at the exits chosen, {plan.latency:.2f} of the "
@@ -267,39 +271,39 @@ class InjectExits(Pass):
         shares = plan.outcome.shares
         idle = [number for number, share in enumerate(shares[:-1]) if not share]
         for number in idle:
-            rw.skip(plan.sites[number].point.tensor, "no sample held back would leave there")
-        if len(idle) == len(plan.sites):
+            rw.skip(plan.candidates[number].point.tensor, "no sample held back would leave there")
+        if len(idle) == len(plan.candidates):
             raise NotApplicable("no sample held back would leave early at these thresholds")
         return plan.without(idle)
 
-    def _thresholds(self, sites: Sequence[Site]) -> tuple[float, ...]:
+    def _thresholds(self, candidates: Sequence[ExitCandidate]) -> tuple[float, ...]:
         """Those given, in the order of the graph; they are given in the order of `at`."""
         if len(self.threshold) < 2 or not self.at:
             return self.threshold
         by_name = dict(zip(dict.fromkeys(self.at), self.threshold, strict=True))
-        return tuple(by_name[site.point.tensor] for site in sites)
+        return tuple(by_name[candidate.point.tensor] for candidate in candidates)
 
     def _target(self, context: Context) -> float | None:
         if self.latency is not None or self.threshold:
             return None
         return self.target or context.floors.min_agreement or _TARGET
 
-    def _style(self, rw: Rewriter, survey: Survey, plan: ExitPlan) -> Style:
-        style = replace(survey.style, report=self.report_exit)
-        if style.batch is Batch.ALL or splits_well(survey, plan, style):
-            return style
+    def _options(self, rw: Rewriter, analysis: ExitAnalysis, plan: ExitPlan) -> ExitOptions:
+        options = replace(analysis.options, report=self.report_exit)
+        if options.batch is BatchMode.ALL or splits_well(analysis, plan, options):
+            return options
         rw.skip(
-            plan.sites[0].point.tensor,
+            plan.candidates[0].point.tensor,
             "batches leave as a whole: on a part of a batch the rest of the network does not "
             "return what it returns on all of it",
         )
-        return replace(style, batch=Batch.ALL)
+        return replace(options, batch=BatchMode.ALL)
 
     def _explicit(self, plan: ExitPlan) -> InjectExits:
         """The options that repeat what was decided by measuring time."""
         return replace(
             self,
-            at=tuple(site.point.tensor for site in plan.sites),
+            at=tuple(candidate.point.tensor for candidate in plan.candidates),
             threshold=plan.thresholds,
             target=None,
             latency=None,
@@ -313,24 +317,29 @@ class InjectExits(Pass):
         return (
             f"agrees with the network for {100 * result.agreement:.2f} % of {result.samples:,} "
             f"samples held back, so for at least {100 * result.promised:.2f} % of such samples "
-            f"with {one_in()} confidence; expected latency: mean {plan.latency:.2f}, median "
-            f"{result.median_latency(plan.costs):.2f}, worst {max(plan.costs):.2f} of what it was "
-            f"({how})"
+            f"with {confidence_text()} confidence; expected latency: mean {plan.latency:.2f}, "
+            f"median {result.median_latency(plan.costs):.2f}, worst {max(plan.costs):.2f} of what "
+            f"it was ({how})"
         )
 
     # ----------------------------------------------------------------- anytime
 
-    def _anytime(self, rw: Rewriter, survey: Survey, sites: Sequence[Site]) -> PassResult:
-        output, form = survey.scores
-        plan = anytime_plan(survey, sites, None if self.at else self.count)
+    def _anytime(
+        self, rw: Rewriter, analysis: ExitAnalysis, candidates: Sequence[ExitCandidate]
+    ) -> PassResult:
+        output, form = analysis.scores
+        plan = anytime_plan(analysis, candidates, None if self.at else self.count)
         _warn(rw, plan)
         made = append_exits(rw, output.name, plan.exits, form)
-        for site, name, agreement in zip(plan.sites, made, plan.outcome.agreements, strict=True):
+        for candidate, name, agreement in zip(
+            plan.candidates, made, plan.outcome.agreements, strict=True
+        ):
             rw.note(
-                site.point.tensor,
-                f"its head's scores are the new output `{name}`: {_head_words(site)}; it agrees "
-                f"with the network for {100 * (agreement or 0):.2f} % of {plan.outcome.samples:,} "
-                f"samples held back, at {site.cost:.2f} of the latency",
+                candidate.point.tensor,
+                f"its head's scores are the new output `{name}`: {_head_words(candidate)}; "
+                f"it agrees with the network for {100 * (agreement or 0):.2f} % of "
+                f"{plan.outcome.samples:,} samples held back, at "
+                f"{candidate.cost:.2f} of the latency",
                 Fidelity.LOSSY,
             )
         changes = rw.result()
@@ -339,24 +348,24 @@ class InjectExits(Pass):
 
 def _warn(rw: Rewriter, plan: ExitPlan) -> None:
     """Say where a head was fitted to few samples."""
-    for site in plan.sites:
-        if site.fitted is not None and site.fitted.warning is not None:
-            rw.skip(site.point.tensor, site.fitted.warning)
+    for candidate in plan.candidates:
+        if candidate.fitted is not None and candidate.fitted.warning is not None:
+            rw.skip(candidate.point.tensor, candidate.fitted.warning)
 
 
-def _head_words(site: Site) -> str:
-    assert site.fitted is not None
-    head = site.fitted.head
+def _head_words(candidate: ExitCandidate) -> str:
+    assert candidate.fitted is not None
+    head = candidate.fitted.head
     units = "" if head.hidden is None else f", {len(head.hidden[1])} random units behind them"
     return f"{head.pooling}{units}"
 
 
 def _exit_words(plan: ExitPlan, number: int) -> str:
-    site, share = plan.sites[number], plan.outcome.shares[number]
+    candidate, share = plan.candidates[number], plan.outcome.shares[number]
     agreement = plan.outcome.agreements[number]
     agreed = "" if agreement is None else f", of which {100 * agreement:.2f} % agree"
     return (
-        f"exit {number + 1}: a head on {_head_words(site)}; {100 * share:.1f} % of the samples "
-        f"held back leave at a confidence of {plan.thresholds[number]:.4g}{agreed}, at "
+        f"exit {number + 1}: a head on {_head_words(candidate)}; {100 * share:.1f} % of the "
+        f"samples held back leave at a confidence of {plan.thresholds[number]:.4g}{agreed}, at "
         f"{plan.costs[number]:.2f} of the latency"
     )

@@ -57,14 +57,14 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from onnxslim.codebook.weight import Per
+from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
 from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.problems import Problem
 from onnxslim.lossy.scaled_tables import Multiples, find_scaled
 from onnxslim.pipeline.options import one_of, option
 
-_PER: Final = {"channel": Per.ROW, "tensor": Per.TENSOR}
+_PER: Final = {"channel": TableGranularity.ROW, "tensor": TableGranularity.TENSOR}
 _CHUNK: Final = 1 << 20  # magnitudes that are float64 at once
 
 
@@ -91,7 +91,7 @@ class TernarizeWeights(CodebookPass):
         found = find_scaled(problem, form, table_type(problem), None if mask.all() else mask)
         codes, tables = _ascending(problem, found.codes, found.scales @ factors.T + 0.0)
         table = tables.astype(table_type(problem))
-        stage = (codes, table[0] if _PER[self.per] is Per.TENSOR else table)
+        stage = (codes, table[0] if _PER[self.per] is TableGranularity.TENSOR else table)
         words = "as −α, 0, α" if self.symmetric else "as −α, 0, β"
         return self.answer(problem, Codebook((stage,), found.error, found.weight), words)
 

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.deep_compression.runs import Json
-from onnxslim.codebook.nodes import codebook_nodes, read
+from onnxslim.codebook.lookup import read
+from onnxslim.codebook.nodes import codebook_nodes
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.wire import locate
 from onnxslim.io.model import Model
 from onnxslim.io.staging import map_file
 from onnxslim.packing.elements import Elements
-from onnxslim.packing.streams import Method, encode_mask
-from onnxslim.packing.tensors import Planes
+from onnxslim.packing.streams import CodingMethod, encode_mask
+from onnxslim.packing.tensors import PlanesUnit
 from onnxslim.tools.tensor_classes import MIN_BYTES, ClassifiedUnit, units_of
 
 
@@ -60,7 +61,7 @@ def layer_rows(model: Path, packed_bytes: int) -> list[Row]:
     for node in codebook_nodes(loaded.graph):
         weight = read(loaded.graph, node)
         index = names.get(node.inputs[0].name)
-        if weight is None or index is None or not isinstance(units[index].unit, Planes):
+        if weight is None or index is None or not isinstance(units[index].unit, PlanesUnit):
             continue
         user = node_label(node.outputs[0].outputs[0])
         found = units[index]
@@ -74,7 +75,7 @@ def _row(
     name: str, found: ClassifiedUnit, data: list[memoryview], zero: np.ndarray, packed_bytes: int
 ) -> Row:
     codes = found.unit.array(data)
-    coded = found.unit.coded(data, Method.ENTROPY).nbytes
+    coded = found.unit.coded(data, CodingMethod.ENTROPY).nbytes
     values = len(np.unique(codes))
     is_kept = ~np.isin(codes, zero)
     kept, index = int(is_kept.sum()), 0
@@ -96,7 +97,7 @@ def _row(
 def _mask_bytes(mask: np.ndarray, kind: Elements) -> int:
     matrix = mask.reshape(kind.rows, kind.columns)
     both = (matrix, np.ascontiguousarray(matrix.T))
-    sizes: list[int] = [encode_mask(lines, Method.ENTROPY).nbytes for lines in both]
+    sizes: list[int] = [encode_mask(lines, CodingMethod.ENTROPY).nbytes for lines in both]
     return min(sizes)
 
 

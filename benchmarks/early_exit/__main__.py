@@ -26,10 +26,10 @@ from benchmarks.early_exit.tables import PAGE, table_of
 from benchmarks.models.zoo import models, path
 from benchmarks.reporting import refresh, saved
 from onnxslim import api
-from onnxslim.exits.emit import Confidence, Head, ScoreForm
 from onnxslim.exits.heads import poolings
-from onnxslim.exits.nested_ifs import Batch, Exit, Style, with_exits
-from onnxslim.exits.points import candidates, classes_of, score_outputs
+from onnxslim.exits.nested_ifs import BatchMode, Exit, ExitOptions, with_exits
+from onnxslim.exits.operators import Confidence, Head, ScoreForm
+from onnxslim.exits.points import candidate_points, classes_of, score_outputs
 from onnxslim.exits.thresholds import NEVER
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -166,7 +166,7 @@ def batches(
     files: Sequence[Path], calibration: Path, evaluation: Path, target: float, runs: int
 ) -> None:
     """Batches of 8 and 32, as they come and where no sample leaves, split and not."""
-    settings = [f"batch={batch}" for batch in Batch] + ["batch=split:worst=1.05"]
+    settings = [f"batch={batch}" for batch in BatchMode] + ["batch=split:worst=1.05"]
     specs = [f"inject-exits:target={target:g}:{setting}" for setting in settings]
     rows = (
         row
@@ -291,7 +291,7 @@ def _overhead_rows(name: str) -> Iterator[Row]:
     model, _ = api.compress(path(entry), passes="simplify", verify=False, measure=False)
     infer_shapes(model)
     output = score_outputs(model.graph)[0]
-    points = candidates(model.graph, output)
+    points = candidate_points(model.graph, output)
     classes = classes_of(output)
     assert classes is not None
     shape = [size if isinstance(size, int) else 1 for size in model.graph.inputs[0].shape]
@@ -301,7 +301,7 @@ def _overhead_rows(name: str) -> Iterator[Row]:
         pooling = poolings(point)[0]
         head = Head(pooling, np.zeros((classes, pooling.features)), np.zeros(classes))
         for words, threshold in (("never left", NEVER), ("always left", 0.0)):
-            style = Style(ScoreForm.PROBABILITIES, Confidence.MAX_PROBABILITY, Batch.ALL)
+            style = ExitOptions(ScoreForm.PROBABILITIES, Confidence.MAX_PROBABILITY, BatchMode.ALL)
             forced = with_exits(model, output.name, [Exit(head, threshold)], style)
             with open_session(model) as a, open_session(forced) as b:
                 runs = a.runner(feeds), b.runner(feeds)

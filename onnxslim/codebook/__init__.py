@@ -1,9 +1,10 @@
-"""Weights that take few values, in an ordinary ONNX file: a small table and packed codes.
+"""Weights that take few values, in an ordinary ONNX file: small tables and packed codes.
 
-weight       such a weight: codes and tables, and the dense values that onnxruntime computes
-function     the model-local function that looks the values up when a session starts
-fixed_point  16-bit integers and one scale, for values too many for a table
-placing      how a node of such a function takes the place of a constant
-nodes        its node in a graph: put there, found, read
-sparse       weights that are mostly zero, as sparse initializers
+weight           codes and tables, and the dense weight that onnxruntime computes from them
+lookup_function  the model-local function that looks values up when a session starts
+replacement      how a call of such a function takes the place of a constant
+lookup           nodes that call a lookup function: write and read them
+fixed_point      nodes that scale 16-bit integers, for weights of too many values for a table
+nodes            both kinds of node: find them in a graph, and read their weights
+sparse           weights that are mostly zero, as sparse initializers
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -16,11 +17,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from onnxslim.codebook import placing
-from onnxslim.codebook.placing import check_replaceable, function_of, why_not_replaceable
+from onnxslim.codebook import replacement
+from onnxslim.codebook.replacement import check_replaceable, function_of, why_not_replaceable
 from onnxslim.graph.functions import DOMAIN, FIXED_POINT
 from onnxslim.graph.ir import Constant, Graph, to_onnx_dtype
-from onnxslim.graph.operands import const_array
+from onnxslim.graph.operands import const_array, const_value
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.records import Fidelity
 
@@ -131,14 +132,16 @@ def why_not(graph: Graph, weight: FixedPointWeight, holder: Constant | None = No
 def replace_constant(
     rw: Rewriter, holder: Constant, weight: FixedPointWeight, what: str, fidelity: Fidelity
 ) -> tuple[str, ...]:
-    """Put `weight` in place of `holder`, wherever that is used; see `nodes.replace_constant`.
+    """Put `weight` in place of `holder`, wherever that is used; see `lookup.replace_constant`.
 
     Raises:
         ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
     """
     check_replaceable(holder, weight, why_not(rw.main, weight, holder))
     made = FixedPointFunction(weight.dtype)
-    return placing.replace_constant(rw, holder, made, (weight.codes, weight.scale), what, fidelity)
+    return replacement.replace_constant(
+        rw, holder, made, (weight.codes, weight.scale), what, fidelity
+    )
 
 
 def read(graph: Graph, node: gs.Node) -> FixedPointWeight | None:
@@ -161,6 +164,17 @@ def read(graph: Graph, node: gs.Node) -> FixedPointWeight | None:
     return weight if FixedPointFunction(weight.dtype).name == node.op else None
 
 
+def is_fixed_point(node: gs.Node) -> bool:
+    """Whether `node` calls a function of a name that a `FixedPointFunction` has."""
+    return bool(node.domain == DOMAIN) and str(node.op).startswith(FIXED_POINT)
+
+
+def element_count(node: gs.Node) -> int:
+    """Number of elements of the weight that a FixedPoint node computes; 0 if it is unknown."""
+    codes = const_value(node.inputs[0])
+    return 0 if codes is None else prod(codes.shape)
+
+
 def _is_ours(function: onnx.FunctionProto) -> bool:
     """Whether `function` is, to the letter, what `replace_constant` adds."""
     opsets = [item.version for item in function.opset_import if item.domain == ""]
@@ -175,6 +189,8 @@ __all__ = [
     "CODE_TYPE",
     "FixedPointFunction",
     "FixedPointWeight",
+    "element_count",
+    "is_fixed_point",
     "read",
     "replace_constant",
     "why_not",

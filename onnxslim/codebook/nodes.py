@@ -1,203 +1,53 @@
-"""Codebook weights in a graph: one node each, `onnxslim.Lookup…`, in place of a constant.
+"""Nodes that compute a weight from codes: find them in a graph, and read the weight back.
 
-`replace_constant` stores a weight as such a node; `read` gets its codes and tables back, whatever
-wrote the file.
+Each form of storage has a module of its own that writes and reads its nodes: `lookup` (codes and
+tables) and `fixed_point` (integers and one scale). Code that does not care which form a node has
+asks here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from math import prod
-from typing import Final
+from collections.abc import Iterator
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.codebook import fixed_point, placing
-from onnxslim.codebook.function import FunctionVariant, StageVariant, variant_of
-from onnxslim.codebook.placing import check_replaceable, function_of, why_not_replaceable
-from onnxslim.codebook.weight import CodebookWeight, Stage
-from onnxslim.graph.functions import DOMAIN, FIXED_POINT, is_codebook
-from onnxslim.graph.ir import Constant, Graph, Node, walk_graphs
-from onnxslim.graph.operands import const_array, const_value
-from onnxslim.graph.rewrite import Rewriter
-from onnxslim.packing.radix import pack, planes_for, unpack
-from onnxslim.records import Fidelity
-
-__all__ = [
-    "codebook_nodes",
-    "is_codebook",
-    "read",
-    "replace_constant",
-    "size_of",
-    "values_of",
-    "why_not",
-]
-
-_MAX_AXES: Final = 10  # the name of a function has one digit for each
-
-
-# ---------------------------------------------------------------------------- storing
-
-
-def why_not(graph: Graph, weight: CodebookWeight, holder: Constant | None = None) -> str | None:
-    """Why `weight` cannot be stored in `graph`, in place of `holder` where that is given; or None.
-
-    Whether it is worth it is not asked.
-    """
-    variant = FunctionVariant.of(weight)
-    if len(variant.perm) > _MAX_AXES:
-        return f"its codes would be permuted over {len(variant.perm)} axes"
-    present = function_of(graph, variant.name)
-    is_taken = present is not None and _read_variant(present) is None
-    return why_not_replaceable(graph, variant, holder, is_taken=is_taken)
-
-
-def replace_constant(
-    rw: Rewriter,
-    holder: Constant,
-    weight: CodebookWeight,
-    what: str | None = None,
-    fidelity: Fidelity = Fidelity.LOSSY,
-) -> tuple[str, ...]:
-    """Put `weight` in place of `holder`, wherever that is used.
-
-    Args:
-        rw: of the graph; it logs the change.
-        holder: an initializer, or the value of a `Constant` node, of the weight's shape and type.
-        weight: what takes its place.
-        what: the change in words; None: how many weights take how many bytes now.
-        fidelity: what the change promises.
-
-    Returns:
-        What the user should be told besides: that the IR version was raised.
-
-    Raises:
-        ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
-    """
-    check_replaceable(holder, weight, why_not(rw.main, weight, holder))
-    if what is None:
-        what = f"stored as codes: {weight.size:,} weights take {weight.nbytes:,} bytes"
-    variant = FunctionVariant.of(weight)
-    return placing.replace_constant(rw, holder, variant, _arrays(variant, weight), what, fidelity)
-
-
-def _arrays(variant: FunctionVariant, weight: CodebookWeight) -> Iterator[np.ndarray]:
-    """The inputs of the node."""
-    for stage, form in zip(weight.stages, variant.stages, strict=True):
-        yield from pack(stage.codes, stage.levels)
-        yield _filled(stage.table, form)
-    yield np.array(weight.shape, np.int64)
-    if variant.perm:
-        yield np.array(weight.inner_shape, np.int64)
-
-
-def _filled(table: np.ndarray, form: StageVariant) -> np.ndarray:
-    """The table, its last value repeated where the function looks up codes that are not used."""
-    missing = (form.table_length or 0) - len(table)
-    if missing <= 0:
-        return table.copy()
-    return np.concatenate([table, np.repeat(table[-1:], missing, axis=0)])
-
-
-# ---------------------------------------------------------------------------- reading
-
-
-def values_of(graph: Graph, tensor: gs.Tensor) -> np.ndarray | None:
-    """The dense values of a codebook weight, None for another tensor."""
-    if not is_codebook(tensor):
-        return None
-    node = tensor.inputs[0]
-    weight = fixed_point.read(graph, node) if _is_fixed_point(node) else read(graph, node)
-    return None if weight is None else weight.dense()
+from onnxslim.codebook import fixed_point, lookup
+from onnxslim.codebook.replacement import StoredWeight
+from onnxslim.graph.functions import is_codebook
+from onnxslim.graph.ir import Graph, Node, walk_graphs
 
 
 def codebook_nodes(graph: Graph) -> Iterator[Node]:
-    """The nodes of `graph` and its bodies that give weights: Lookup and FixedPoint."""
+    """The nodes of `graph` and of its bodies that compute a weight from codes."""
     for current in walk_graphs(graph):
-        yield from (n for n in current.nodes if _is_lookup(n) or _is_fixed_point(n))
+        yield from (
+            n for n in current.nodes if lookup.is_lookup(n) or fixed_point.is_fixed_point(n)
+        )
 
 
-def size_of(node: Node) -> int:
-    """Number of elements of the weight that such a node gives; 0 when its shape is computed."""
-    if _is_fixed_point(node):
-        codes = const_value(node.inputs[0])
-        return 0 if codes is None else prod(codes.shape)
-    variant = FunctionVariant.parse(node.op)
-    index = len(node.inputs) if variant is None else variant.inputs.index("shape")
-    shape = const_array(node.inputs[index]) if index < len(node.inputs) else None
-    return 0 if shape is None else prod(int(size) for size in shape.flat)
-
-
-def read(graph: Graph, node: Node) -> CodebookWeight | None:
-    """The weight that a Lookup node of `graph`, or of one of its bodies, gives.
-
-    A table may come back longer than it was, its last value repeated.
+def stored_weight(graph: Graph, node: Node) -> StoredWeight | None:
+    """The weight that `node` of `graph`, or of one of its bodies, computes from codes.
 
     Returns:
-        None for another node, and where its function or its inputs are not those of
-        `replace_constant`.
+        None for another node, and where its function or its inputs are not as this package writes
+        them.
     """
-    function = function_of(graph, node.op) if _is_lookup(node) else None
-    variant = None if function is None else _read_variant(function)
-    if variant is None or len(node.inputs) != len(variant.inputs):
-        return None
-    arrays = [const_array(tensor) for tensor in node.inputs]
-    known = [array for array in arrays if array is not None]
-    if len(known) != len(arrays):
-        return None
-    try:
-        return _weight(variant, known)
-    except ValueError:
-        return None
+    read = fixed_point.read if fixed_point.is_fixed_point(node) else lookup.read
+    return read(graph, node)
 
 
-def _weight(variant: FunctionVariant, arrays: Sequence[np.ndarray]) -> CodebookWeight:
-    """The inverse of `_arrays`.
-
-    Raises:
-        ValueError: the arrays do not fit together.
-    """
-    shapes = arrays[-2:] if variant.perm else arrays[-1:]
-    if any(array.dtype != np.int64 or array.ndim != 1 for array in shapes):
-        raise ValueError("A shape is a vector of int64.")
-    shape, *inner = (tuple(array.tolist()) for array in shapes)
-    if min(shape, default=1) < 1:
-        raise ValueError(f"{shape} is the shape of nothing.")
-    rest = iter(arrays)
-    stages = []
-    for form in variant.stages:
-        planes = [next(rest) for _ in form.bases]
-        stages.append(_stage(form, planes, next(rest), prod(shape)))
-    dtype = stages[0].table.dtype if variant.to is None else variant.to
-    return CodebookWeight(tuple(stages), shape, dtype, inner[0] if inner else shape, variant.perm)
+def values_of(graph: Graph, tensor: gs.Tensor) -> np.ndarray | None:
+    """The dense values of a tensor that a codebook node computes; None for another tensor."""
+    weight = stored_weight(graph, tensor.inputs[0]) if is_codebook(tensor) else None
+    return None if weight is None else weight.dense()
 
 
-def _stage(form: StageVariant, planes: Sequence[np.ndarray], table: np.ndarray, size: int) -> Stage:
-    if table.ndim != 1 + form.blocked + (form.vector > 1):
-        raise ValueError(f"A table of shape {table.shape} does not fit `{form}`.")
-    levels = table.shape[int(form.blocked)]
-    if tuple(plane.base for plane in planes_for(levels)) != form.bases:
-        raise ValueError(f"{levels} levels are not stored as `{form}`.")
-    codes = unpack(planes, levels, size // form.vector)
-    blocks = len(table) if form.blocked else 1
-    return Stage(codes.reshape(blocks, -1), table)
+def element_count(node: Node) -> int:
+    """Number of elements of the weight that a codebook node computes; 0 if its shape is unknown."""
+    if fixed_point.is_fixed_point(node):
+        return fixed_point.element_count(node)
+    return lookup.element_count(node)
 
 
-def _is_fixed_point(node: gs.Node) -> bool:
-    return bool(node.domain == DOMAIN) and str(node.op).startswith(FIXED_POINT)
-
-
-def _is_lookup(node: gs.Node) -> bool:
-    return node.domain == DOMAIN and FunctionVariant.parse(node.op) is not None
-
-
-def _read_variant(function: onnx.FunctionProto) -> FunctionVariant | None:
-    return _variant_of_bytes(function.SerializeToString(deterministic=True))
-
-
-@lru_cache(maxsize=256)
-def _variant_of_bytes(function: bytes) -> FunctionVariant | None:
-    return variant_of(onnx.FunctionProto.FromString(function))
+__all__ = ["codebook_nodes", "element_count", "stored_weight", "values_of"]

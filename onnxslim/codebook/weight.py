@@ -7,7 +7,7 @@ its stages (one, as a rule), of shape (B, n[, v]), read as `inner_shape`, its ax
 
     dense = sum(table[code]).reshape(inner_shape).transpose(perm).reshape(shape)
 
-`for_layer` finds `inner_shape` and `perm` for a layer's canonical weight (groups, rows, columns).
+`codebook_for_layer` finds `inner_shape` and `perm` for a canonical weight (groups, rows, columns).
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class CodebookWeight:
         return np.ascontiguousarray(total.reshape(self.shape).astype(self.dtype, copy=False))
 
 
-def plain(
+def plain_codebook(
     codes: np.ndarray, table: np.ndarray, shape: Sequence[int], dtype: np.dtype[np.floating]
 ) -> CodebookWeight:
     """One table for all elements; `codes` in any shape, in the order of the tensor."""
@@ -184,7 +184,7 @@ def plain(
 # ---------------------------------------------------------------------------- layers
 
 
-class Per(enum.StrEnum):
+class TableGranularity(enum.StrEnum):
     """What has a table of its own: the weight, each output, each run of input columns."""
 
     TENSOR = "tensor"
@@ -192,10 +192,10 @@ class Per(enum.StrEnum):
     RUN = "run"
 
 
-def for_layer(
+def codebook_for_layer(
     layer: WeightLayer,
     stages: Sequence[tuple[np.ndarray, np.ndarray]],
-    per: Per = Per.TENSOR,
+    per: TableGranularity = TableGranularity.TENSOR,
     width: int | None = None,
 ) -> CodebookWeight:
     """The stored weight of `layer`, laid out as the tensor that its node uses.
@@ -217,7 +217,7 @@ def for_layer(
     sizes = (layer.groups, layer.rows, layer.columns)
     if any(codes.shape != (*sizes[:2], sizes[2] // vector) for codes, _ in stages):
         raise ValueError(f"Codes of shape {stages[0][0].shape} do not fit a weight of {sizes}.")
-    axes = _Axes.of(layer, per, vector, _run(layer, per, width, vector))
+    axes = _LayerAxes.of(layer, per, vector, _run(layer, per, width, vector))
     laid = tuple(axes.stage(codes, table) for codes, table in stages)
     stored = layer.holder.stored
     return CodebookWeight(
@@ -225,13 +225,13 @@ def for_layer(
     )
 
 
-def _vector_of(table: np.ndarray, per: Per) -> int:
-    return int(table.shape[-1]) if table.ndim - (per is not Per.TENSOR) == 2 else 1
+def _vector_of(table: np.ndarray, per: TableGranularity) -> int:
+    return int(table.shape[-1]) if table.ndim - (per is not TableGranularity.TENSOR) == 2 else 1
 
 
-def _run(layer: WeightLayer, per: Per, width: int | None, vector: int) -> int:
+def _run(layer: WeightLayer, per: TableGranularity, width: int | None, vector: int) -> int:
     """Columns in a run: all of them but for RUN."""
-    if (per is Per.RUN) != (width is not None):
+    if (per is TableGranularity.RUN) != (width is not None):
         raise ValueError("A table for each run of columns, and only that, needs a `width`.")
     run = layer.columns if width is None else width
     if run < 1 or layer.columns % run or run % vector:
@@ -242,7 +242,7 @@ def _run(layer: WeightLayer, per: Per, width: int | None, vector: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Axes:
+class _LayerAxes:
     """A canonical weight split into axes, and in which order codes and the tensor have them.
 
     Attributes:
@@ -261,7 +261,7 @@ class _Axes:
     run: int
 
     @classmethod
-    def of(cls, layer: WeightLayer, per: Per, vector: int, run: int) -> _Axes:
+    def of(cls, layer: WeightLayer, per: TableGranularity, vector: int, run: int) -> _LayerAxes:
         unfolding = layer.unfolding
         taps = 1
         if layer.swapped and isinstance(unfolding, ConvPatches):
@@ -272,7 +272,11 @@ class _Axes:
         kernel = [axis for axis in axes if strides[axis - 2] < taps]
         runs = [axis for axis in axes if strides[axis - 2] >= run]
         stored = (0, *channels, 1, *kernel) if layer.swapped else (0, 1, *axes)
-        outer = {Per.TENSOR: (), Per.ROW: (0, 1), Per.RUN: (0, *runs)}[per]
+        outer = {
+            TableGranularity.TENSOR: (),
+            TableGranularity.ROW: (0, 1),
+            TableGranularity.RUN: (0, *runs),
+        }[per]
         # inside a block any order will do: the tensor's needs no permutation, but the numbers of
         # a sub-vector are neighbouring columns
         inside = stored if vector == 1 else (0, *runs, 1, *axes)

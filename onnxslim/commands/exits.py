@@ -13,7 +13,7 @@ from onnxslim.commands.arguments import json_option, run_options, talk_options
 from onnxslim.commands.console import paper, progress, say
 
 if TYPE_CHECKING:
-    from onnxslim.exits.survey import ExitRow
+    from onnxslim.exits.candidates import ExitRow
     from onnxslim.render.json import Json
 
 _HEADS = ("linear", "mlp")

@@ -44,14 +44,14 @@ def command(
     check_output(target, source)
     if report is not None:
         check_report(Path(report), source, target)
-    from onnxslim.packing.streams import Method
+    from onnxslim.packing.streams import CodingMethod
     from onnxslim.tools.pack import pack
 
     with progress(quiet=quiet, verbose=verbose) as tell:
         done = pack(
             source,
             target,
-            coder=Method(coder),
+            coder=CodingMethod(coder),
             measure=not quiet or report is not None,
             tell=tell,
         )

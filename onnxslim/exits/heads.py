@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from scipy import linalg, optimize
 
 from onnxslim.errors import NotApplicable
-from onnxslim.exits.emit import Confidence, Emitter, Head, Pooling, ScoreForm, confidences
+from onnxslim.exits.operators import Confidence, Head, NodeBuilder, Pooling, ScoreForm, confidences
 from onnxslim.exits.points import ExitPoint, classes_of
 from onnxslim.exits.thresholds import HeadTrial
 from onnxslim.graph.ir import Node, Variable
@@ -48,7 +48,7 @@ _TEMPERATURES: Final = (1e-3, 1e3)
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedHead:
     """A head, and how good it is on samples that it was not fitted to.
 
     Attributes:
@@ -83,7 +83,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Task:
+class Distillation:
     """What heads are to imitate.
 
     Attributes:
@@ -115,12 +115,12 @@ def poolings(point: ExitPoint) -> list[Pooling]:
 
 
 def fit_heads(
-    task: Task, chosen: Sequence[Pooling], calibration: Calibration, *, hidden: bool
-) -> list[Fitted]:
+    distillation: Distillation, chosen: Sequence[Pooling], calibration: Calibration, *, hidden: bool
+) -> list[FittedHead]:
     """A head for each pooling.
 
     Args:
-        task: what they imitate.
+        distillation: what they imitate.
         chosen: where they read.
         calibration: four fifths are fitted to; the rest choose λ and the temperature.
         hidden: whether to put a layer of random units before the last one.
@@ -129,14 +129,20 @@ def fit_heads(
         NotApplicable: no sample reaches the points, or the values there are not finite.
     """
     fit, held = calibration.halves()
-    plain = [_Plan(pooling) for pooling in chosen]
-    found = list(zip(_moments(task, plain, fit), _moments(task, plain, held), strict=True))
+    plain = [_HeadSpec(pooling) for pooling in chosen]
+    found = list(
+        zip(_moments(distillation, plain, fit), _moments(distillation, plain, held), strict=True)
+    )
     if hidden:
         plain = [
-            replace(plan, hidden=_random_units(seen, task.seed))
+            replace(plan, hidden=_random_units(seen, distillation.seed))
             for plan, (seen, _) in zip(plain, found, strict=True)
         ]
-        found = list(zip(_moments(task, plain, fit), _moments(task, plain, held), strict=True))
+        found = list(
+            zip(
+                _moments(distillation, plain, fit), _moments(distillation, plain, held), strict=True
+            )
+        )
     raw, errors = [], []
     for plan, (seen, unseen) in zip(plain, found, strict=True):
         weight, bias, error = ridge(seen, unseen)
@@ -146,9 +152,9 @@ def fit_heads(
     del found  # moments are large
     fitted = []
     for (head, trial), error, count in zip(
-        _calibrated(task, raw, held), errors, counts, strict=True
+        _calibrated(distillation, raw, held), errors, counts, strict=True
     ):
-        fitted.append(Fitted(head, error, trial, count))
+        fitted.append(FittedHead(head, error, trial, count))
     return fitted
 
 
@@ -193,23 +199,26 @@ def network_logs(scores: np.ndarray, form: ScoreForm) -> np.ndarray:
     return _log_softmax(flat)
 
 
-def trials(
-    task: Task, heads: Sequence[Head], calibration: Calibration
+def head_outputs(
+    distillation: Distillation, heads: Sequence[Head], calibration: Calibration
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """For each run of the samples: logits of all heads (heads, N, classes), logs, labels."""
-    model, names = _with_heads(task, heads)
+    model, names = _with_heads(distillation, heads)
     for answer in calibration.outputs(model):
         logits = np.stack([answer.values[name] for name in names])
-        yield logits, network_logs(answer.values[task.output], task.form), answer.labels
+        logs = network_logs(answer.values[distillation.output], distillation.form)
+        yield logits, logs, answer.labels
 
 
-def judge(task: Task, heads: Sequence[Head], calibration: Calibration) -> list[HeadTrial]:
+def head_trials(
+    distillation: Distillation, heads: Sequence[Head], calibration: Calibration
+) -> list[HeadTrial]:
     """How sure each head is of each sample, and whether it agrees with the network."""
     sure: list[list[np.ndarray]] = [[] for _ in heads]
     agrees: list[list[np.ndarray]] = [[] for _ in heads]
-    for logits, logs, _ in trials(task, heads, calibration):
+    for logits, logs, _ in head_outputs(distillation, heads, calibration):
         for number, own in enumerate(logits):
-            sure[number].append(confidences(own, task.confidence))
+            sure[number].append(confidences(own, distillation.confidence))
             agrees[number].append(own.argmax(axis=1) == logs.argmax(axis=1))
     return [
         HeadTrial(np.concatenate(a), np.concatenate(b)) for a, b in zip(sure, agrees, strict=True)
@@ -220,10 +229,10 @@ def judge(task: Task, heads: Sequence[Head], calibration: Calibration) -> list[H
 
 
 def _calibrated(
-    task: Task, heads: Sequence[Head], held: Calibration
+    distillation: Distillation, heads: Sequence[Head], held: Calibration
 ) -> Iterator[tuple[Head, HeadTrial]]:
     """Heads whose logits are divided by the temperature that makes their probabilities true."""
-    seen = list(trials(task, heads, held))
+    seen = list(head_outputs(distillation, heads, held))
     logs = np.concatenate([item[1] for item in seen])
     wished = np.exp(logs)
     labels = [item[2] for item in seen if item[2] is not None]
@@ -234,7 +243,7 @@ def _calibrated(
         logits = np.concatenate([item[0][number] for item in seen]).astype(np.float64)
         temperature = best_temperature(logits, wished)
         own = replace(head, weight=head.weight / temperature, bias=head.bias / temperature)
-        sure = confidences(logits / temperature, task.confidence)
+        sure = confidences(logits / temperature, distillation.confidence)
         yield own, HeadTrial(sure, logits.argmax(axis=1) == answers)
 
 
@@ -279,7 +288,7 @@ def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _HeadSpec:
     """A head to be fitted; it reads `pooling`, and `hidden` units behind."""
 
     pooling: Pooling
@@ -291,68 +300,75 @@ class _Plan:
         return self.pooling.features + (0 if self.hidden is None else len(self.hidden[1]))
 
 
-def _moments(task: Task, plans: Sequence[_Plan], calibration: Calibration) -> list[LayerMoments]:
+def _moments(
+    distillation: Distillation, plans: Sequence[_HeadSpec], calibration: Calibration
+) -> list[LayerMoments]:
     """Moments of what heads read, and of what they should return."""
-    classes = _classes(task)
+    classes = _classes(distillation)
     empty = [
         Head(p.pooling, np.zeros((classes, p.features)), np.zeros(classes), p.hidden) for p in plans
     ]
-    model, names = _with_heads(task, empty)
-    reference = _softened(task, names, classes)
+    model, names = _with_heads(distillation, empty)
+    reference = _softened(distillation, names, classes)
     found: dict[str, LayerMoments] = {}
     for item in calibration.moments(model, names, reference):
         if not isinstance(item, LayerMoments):
             raise NotApplicable(f"no head can be fitted at `{item.node}`: {item.why}")
         found[item.layer] = item
-    return _for_labels(task, plans, calibration, [found[name] for name in names])
+    return _for_labels(distillation, plans, calibration, [found[name] for name in names])
 
 
-def _with_heads(task: Task, heads: Sequence[Head]) -> tuple[Model, list[str]]:
+def _with_heads(distillation: Distillation, heads: Sequence[Head]) -> tuple[Model, list[str]]:
     """A copy of the network that returns its scores and the logits of all heads."""
-    model = task.model.clone()
+    model = distillation.model.clone()
     graph = model.graph
     rw = Rewriter(graph)
     tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-    emitter = Emitter(rw.opset, rw.fresh_name)
+    builder = NodeBuilder(rw.opset, rw.fresh_name)
     made = [
-        emitter.logits(tensors[head.pooling.point.tensor], head, f"exit_head{number}")
+        builder.logits(tensors[head.pooling.point.tensor], head, f"exit_head{number}")
         for number, head in enumerate(heads)
     ]
-    graph.nodes.extend(emitter.nodes)
-    graph.outputs = [tensors[task.output], *made]
+    graph.nodes.extend(builder.nodes)
+    graph.outputs = [tensors[distillation.output], *made]
     model.has_shapes = False
     return model, [str(tensor.name) for tensor in made]
 
 
-def _softened(task: Task, names: Sequence[str], classes: int) -> Model:
+def _softened(distillation: Distillation, names: Sequence[str], classes: int) -> Model:
     """A copy of the network with layers of the given names that hand its soft answers through."""
-    model = task.model.clone()
+    model = distillation.model.clone()
     graph = model.graph
     rw = Rewriter(graph)
-    emitter = Emitter(rw.opset, rw.fresh_name)
-    scores: gs.Tensor = next(t for n in graph.nodes for t in n.outputs if t.name == task.output)
-    flat = emitter.cast(scores, np.dtype(np.float32), "exit_wished")
-    flat = emitter.add("Reshape", [flat, emitter.ints(-1, classes)], "exit_rows")
-    if task.form is ScoreForm.PROBABILITIES:
-        least = emitter.constant(np.array(_MIN, np.float32), "exit_least_probability")
-        flat = emitter.add("Log", [emitter.add("Max", [flat, least], "exit_above")], "exit_logs")
-    by = emitter.constant(np.array(1 / SOFTENING, np.float32), "exit_softening")
-    soft = emitter.softmax(emitter.add("Mul", [flat, by], "exit_softened"), "exit_soft")
-    identity = emitter.constant(np.eye(classes, dtype=np.float32), "exit_identity")
+    builder = NodeBuilder(rw.opset, rw.fresh_name)
+    scores: gs.Tensor = next(
+        t for n in graph.nodes for t in n.outputs if t.name == distillation.output
+    )
+    flat = builder.cast(scores, np.dtype(np.float32), "exit_wished")
+    flat = builder.add("Reshape", [flat, builder.ints(-1, classes)], "exit_rows")
+    if distillation.form is ScoreForm.PROBABILITIES:
+        least = builder.constant(np.array(_MIN, np.float32), "exit_least_probability")
+        flat = builder.add("Log", [builder.add("Max", [flat, least], "exit_above")], "exit_logs")
+    by = builder.constant(np.array(1 / SOFTENING, np.float32), "exit_softening")
+    soft = builder.softmax(builder.add("Mul", [flat, by], "exit_softened"), "exit_soft")
+    identity = builder.constant(np.eye(classes, dtype=np.float32), "exit_identity")
     for name in names:
         result = Variable(name, np.dtype(np.float32), [None, classes])
-        emitter.nodes.append(Node("Gemm", None, {}, [soft, identity], [result]))
-    graph.nodes.extend(emitter.nodes)
+        builder.nodes.append(Node("Gemm", None, {}, [soft, identity], [result]))
+    graph.nodes.extend(builder.nodes)
     model.has_shapes = False
     return model
 
 
 def _for_labels(
-    task: Task, plans: Sequence[_Plan], calibration: Calibration, found: list[LayerMoments]
+    distillation: Distillation,
+    plans: Sequence[_HeadSpec],
+    calibration: Calibration,
+    found: list[LayerMoments],
 ) -> list[LayerMoments]:
     """The same moments with labels as what should be returned, where samples have labels."""
-    model, names = _with_features(task, plans)
-    classes = _classes(task)
+    model, names = _with_features(distillation, plans)
+    classes = _classes(distillation)
     sums = [np.zeros((classes, plan.features)) for plan in plans]
     counts = np.zeros(classes)
     for answer in calibration.outputs(model):
@@ -370,18 +386,20 @@ def _for_labels(
     ]
 
 
-def _with_features(task: Task, plans: Sequence[_Plan]) -> tuple[Model, list[str]]:
+def _with_features(
+    distillation: Distillation, plans: Sequence[_HeadSpec]
+) -> tuple[Model, list[str]]:
     """A copy of the network that returns what heads read."""
-    model = task.model.clone()
+    model = distillation.model.clone()
     graph = model.graph
     rw = Rewriter(graph)
     tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-    emitter = Emitter(rw.opset, rw.fresh_name)
+    builder = NodeBuilder(rw.opset, rw.fresh_name)
     made = []
     for plan in plans:
-        x = emitter.head_input(tensors[plan.pooling.point.tensor], plan.pooling, plan.hidden)
-        made.append(emitter.add("Identity", [x], "exit_read", shape=(None, plan.features)))
-    graph.nodes.extend(emitter.nodes)
+        x = builder.head_input(tensors[plan.pooling.point.tensor], plan.pooling, plan.hidden)
+        made.append(builder.add("Identity", [x], "exit_read", shape=(None, plan.features)))
+    graph.nodes.extend(builder.nodes)
     graph.outputs = list(made)
     model.has_shapes = False
     return model, [str(tensor.name) for tensor in made]
@@ -405,8 +423,8 @@ def _scales(variance: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(alive, 1 / np.sqrt(np.where(alive, variance, 1.0)), 0.0))
 
 
-def _classes(task: Task) -> int:
-    output = next(t for t in task.model.graph.outputs if t.name == task.output)
+def _classes(distillation: Distillation) -> int:
+    output = next(t for t in distillation.model.graph.outputs if t.name == distillation.output)
     classes = classes_of(output)
     assert classes is not None
     return classes
@@ -432,11 +450,11 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
-    "Fitted",
-    "Task",
+    "Distillation",
+    "FittedHead",
     "best_temperature",
     "fit_heads",
-    "judge",
+    "head_trials",
     "network_logs",
     "poolings",
     "ridge",

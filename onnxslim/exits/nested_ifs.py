@@ -24,8 +24,8 @@ from typing import Any, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.exits.emit import Confidence, Emitter, Head, ScoreForm, level
-from onnxslim.exits.points import classes_of, deep_nodes, single_path
+from onnxslim.exits.operators import Confidence, Head, NodeBuilder, ScoreForm, level
+from onnxslim.exits.points import classes_of, deep_nodes
 from onnxslim.graph.ir import (
     Constant,
     Graph,
@@ -45,7 +45,7 @@ _INT: Final[np.dtype[Any]] = np.dtype(np.int64)
 _BOOL: Final[np.dtype[Any]] = np.dtype(np.bool_)
 
 
-class Batch(enum.StrEnum):
+class BatchMode(enum.StrEnum):
     """What happens to a batch of which some samples are sure: ALL run on, or it is SPLIT."""
 
     ALL = "all"
@@ -71,34 +71,36 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class Style:
+class ExitOptions:
     """How exits are written.
 
     Attributes:
         form: of the class scores.
         confidence: what is held against the threshold.
-        batch: see `Batch`.
+        batch: see `BatchMode`.
         report: whether an output says which exit each sample took.
     """
 
     form: ScoreForm
     confidence: Confidence = Confidence.MAX_PROBABILITY
-    batch: Batch = Batch.ALL
+    batch: BatchMode = BatchMode.ALL
     report: bool = False
 
 
-def with_exits(model: Model, output: str, exits: Sequence[Exit], style: Style) -> Model:
+def with_exits(model: Model, output: str, exits: Sequence[Exit], options: ExitOptions) -> Model:
     """A copy of `model` with exits; see `insert_exits`."""
     copy = model.clone()
     rw = Rewriter(copy.graph)
-    insert_exits(rw, output, exits, style)
+    insert_exits(rw, output, exits, options)
     rw.note(output, "exits", Fidelity.LOSSY)
     rw.result()
     copy.has_shapes = False
     return copy
 
 
-def insert_exits(rw: Rewriter, output: str, exits: Sequence[Exit], style: Style) -> str | None:
+def insert_exits(
+    rw: Rewriter, output: str, exits: Sequence[Exit], options: ExitOptions
+) -> str | None:
     """Let the network be left at `exits`, in the order of the graph.
 
     Edits the graph of `rw`; reporting is the caller's.
@@ -107,7 +109,7 @@ def insert_exits(rw: Rewriter, output: str, exits: Sequence[Exit], style: Style)
         The name of the output that tells the exit taken, where there is one.
     """
     _drop_unused(rw.main)
-    work = _Surgery(rw, _named(rw.main, output), style)
+    work = _ExitInsertion(rw, _named(rw.main, output), options)
     return work.run(exits)
 
 
@@ -116,29 +118,29 @@ def append_exits(rw: Rewriter, output: str, exits: Sequence[Exit], form: ScoreFo
     graph, made = rw.main, []
     scores = _named(graph, output)
     for number, exit_ in enumerate(exits, 1):
-        emitter = Emitter(rw.opset, rw.fresh_name)
-        logits = emitter.logits(_made(graph, exit_.tensor), exit_.head, f"exit{number}_logits")
-        result = emitter.scores(logits, form, scores, f"{output}_exit{number}")
+        builder = NodeBuilder(rw.opset, rw.fresh_name)
+        logits = builder.logits(_made(graph, exit_.tensor), exit_.head, f"exit{number}_logits")
+        result = builder.scores(logits, form, scores, f"{output}_exit{number}")
         result.shape = list(scores.shape)
-        graph.nodes.extend(emitter.nodes)
+        graph.nodes.extend(builder.nodes)
         graph.outputs.append(result)
         made.append(str(result.name))
     return made
 
 
 @dataclass
-class _Stage:
+class _BranchBody:
     """A graph under construction, from one exit on: nodes, and what it returns."""
 
     nodes: list[Node]
     results: list[gs.Tensor]
 
 
-class _Surgery:
+class _ExitInsertion:
     """Moves the nodes behind each exit into a branch, the last exit first."""
 
-    def __init__(self, rw: Rewriter, output: gs.Tensor, style: Style) -> None:
-        self.rw, self.graph, self.output, self.style = rw, rw.main, output, style
+    def __init__(self, rw: Rewriter, output: gs.Tensor, options: ExitOptions) -> None:
+        self.rw, self.graph, self.output, self.options = rw, rw.main, output, options
         classes = classes_of(output)
         assert classes is not None
         self.classes = classes
@@ -149,8 +151,8 @@ class _Surgery:
         points = [_made(graph, item.tensor) for item in exits]
         behind = [deep_nodes(graph, output, point) for point in points]
         last = self._rename_output()
-        stage = _Stage(list(behind[-1]), [last])
-        if self.style.report:
+        stage = _BranchBody(list(behind[-1]), [last])
+        if self.options.report:
             self._tell(stage, last, len(exits) + 1)
         for index in reversed(range(len(exits))):
             results = self._results(is_outermost=index == 0)
@@ -158,10 +160,10 @@ class _Surgery:
             if index:
                 first = set(behind[index])
                 between = [node for node in behind[index - 1] if node not in first]
-                stage = _Stage([*between, *inner], results)
+                stage = _BranchBody([*between, *inner], results)
         moved = set(behind[0])
         graph.nodes = [node for node in graph.nodes if node not in moved] + inner
-        if not self.style.report:
+        if not self.options.report:
             return None
         graph.outputs.append(results[1])
         return str(results[1].name)
@@ -173,20 +175,20 @@ class _Surgery:
         point: gs.Tensor,
         exit_: Exit,
         number: int,
-        rest: _Stage,
+        rest: _BranchBody,
         results: Sequence[gs.Tensor],
     ) -> list[Node]:
         """The nodes that decide at an exit, with the If that makes `results`."""
-        outer = self._emitter()
+        outer = self._builder()
         logits = outer.logits(point, exit_.head, f"exit{number}_logits")
-        confidence = outer.confidence(logits, self.style.confidence, self.classes)
-        goal = level(exit_.threshold, self.style.confidence, self.classes)
+        confidence = outer.confidence(logits, self.options.confidence, self.classes)
+        goal = level(exit_.threshold, self.options.confidence, self.classes)
         least = confidence
         if not self.is_single:
             least = outer.reduced("ReduceMin", confidence, None, "exit_least")
         leave = outer.above(least, goal, "exit_leave")
         leaving = self._leaving(logits, number)
-        if self.style.batch is Batch.SPLIT and not self.is_single:
+        if self.options.batch is BatchMode.SPLIT and not self.is_single:
             rest = self._split(rest, point, logits, confidence, goal, number)
         attrs = {
             "then_branch": self._graph(leaving, f"exit{number}"),
@@ -195,40 +197,40 @@ class _Surgery:
         outer.nodes.append(Node("If", None, attrs, [leave], list(results)))
         return outer.nodes
 
-    def _leaving(self, logits: gs.Tensor, number: int) -> _Stage:
+    def _leaving(self, logits: gs.Tensor, number: int) -> _BranchBody:
         """What is returned at an exit."""
-        emitter = self._emitter()
-        scores = emitter.scores(logits, self.style.form, self.output)
-        stage = _Stage(emitter.nodes, [scores])
-        if self.style.report:
+        builder = self._builder()
+        scores = builder.scores(logits, self.options.form, self.output)
+        stage = _BranchBody(builder.nodes, [scores])
+        if self.options.report:
             self._tell(stage, logits, number)
         return stage
 
-    def _tell(self, stage: _Stage, like: gs.Tensor, number: int) -> None:
+    def _tell(self, stage: _BranchBody, like: gs.Tensor, number: int) -> None:
         """Add the number of the exit as a further result, once for each sample in `like`."""
-        emitter = self._emitter()
-        sizes = emitter.add("Shape", [like], "exit_sizes", dtype=_INT)
-        rows = emitter.add(
-            "Slice", [sizes, emitter.ints(0), emitter.ints(1)], "exit_rows", dtype=_INT
+        builder = self._builder()
+        sizes = builder.add("Shape", [like], "exit_sizes", dtype=_INT)
+        rows = builder.add(
+            "Slice", [sizes, builder.ints(0), builder.ints(1)], "exit_rows", dtype=_INT
         )
         value = Constant("", np.array([number], np.int64))
-        told = emitter.add(
+        told = builder.add(
             "ConstantOfShape", [rows], "exit_number", dtype=_INT, shape=[None], value=value
         )
-        stage.nodes += emitter.nodes
+        stage.nodes += builder.nodes
         stage.results.append(told)
 
     def _split(
         self,
-        rest: _Stage,
+        rest: _BranchBody,
         point: gs.Tensor,
         logits: gs.Tensor,
         confidence: gs.Tensor,
         goal: float,
         number: int,
-    ) -> _Stage:
+    ) -> _BranchBody:
         """`rest` on the samples that are not sure, put back among the others."""
-        before = self._emitter()
+        before = self._builder()
         sure = before.above(confidence, goal, "exit_sure")
         unsure = before.add("Not", [sure], "exit_unsure", dtype=_BOOL)
         places = before.add("NonZero", [unsure], "exit_places", dtype=_INT)  # (1, K)
@@ -241,7 +243,7 @@ class _Surgery:
             chosen.shape = [None, *tensor.shape[1:]] if tensor.shape else None
             redirect_inputs(_all_nodes(rest.nodes), tensor, chosen)
         leaving = self._leaving(logits, number)
-        after = self._emitter()
+        after = self._builder()
         index = after.add("Reshape", [places, after.ints(-1, 1)], "exit_index", dtype=_INT)
         results = [
             after.add(
@@ -253,7 +255,7 @@ class _Surgery:
             )
             for base, found in zip(leaving.results, rest.results, strict=True)
         ]
-        return _Stage([*before.nodes, *rest.nodes, *leaving.nodes, *after.nodes], results)
+        return _BranchBody([*before.nodes, *rest.nodes, *leaving.nodes, *after.nodes], results)
 
     # ----------------------------------------------------------------- around
 
@@ -264,7 +266,7 @@ class _Surgery:
             made: list[gs.Tensor] = [output]
         else:
             made = [self._like_output(f"{output.name}_behind")]
-        if self.style.report:
+        if self.options.report:
             wish = f"{output.name}_exit" if is_outermost else "exit_taken"
             made.append(Variable(self.rw.fresh_name(wish), _INT, [output.shape[0]]))
         return made
@@ -282,7 +284,7 @@ class _Surgery:
         rows = output.shape[0] if self.is_single else None
         return Variable(self.rw.fresh_name(wish), output.dtype, [rows, *output.shape[1:]])
 
-    def _graph(self, stage: _Stage, name: str) -> Graph:
+    def _graph(self, stage: _BranchBody, name: str) -> Graph:
         body = Graph(nodes=stage.nodes, outputs=list(stage.results), name=name)
         body.opset = self.graph.opset
         body.import_domains = self.graph.import_domains
@@ -290,8 +292,8 @@ class _Surgery:
         body.local_functions = self.graph.local_functions
         return body
 
-    def _emitter(self) -> Emitter:
-        return Emitter(self.rw.opset, self.rw.fresh_name)
+    def _builder(self) -> NodeBuilder:
+        return NodeBuilder(self.rw.opset, self.rw.fresh_name)
 
 
 def _captured(nodes: Sequence[Node], inside: set[Node], point: gs.Tensor) -> list[gs.Tensor]:
@@ -347,10 +349,4 @@ def _made(graph: gs.Graph, name: str) -> gs.Tensor:
     return next(t for node in graph.nodes for t in node.outputs if t.name == name)
 
 
-def in_order(graph: gs.Graph, output: str, exits: Iterable[Exit]) -> list[Exit]:
-    """`exits` in the order in which data reach them."""
-    place = {t.name: i for i, t in enumerate(single_path(graph, _named(graph, output)))}
-    return sorted(exits, key=lambda item: place[item.tensor])
-
-
-__all__ = ["Batch", "Exit", "Style", "append_exits", "in_order", "insert_exits"]
+__all__ = ["BatchMode", "Exit", "ExitOptions", "append_exits", "insert_exits", "with_exits"]

@@ -1,8 +1,8 @@
 """Which exits to put into a network, with which thresholds, and what comes of it.
 
-`ExitPlanner` chooses from what `Survey` found: points and thresholds with the least mean latency
-that keep a target, or the most agreement within a budget of latency. What follows confirms the
-choice on samples that nothing was chosen by, and times it.
+`ExitPlanner` chooses from what `ExitAnalysis` found: points and thresholds with the least mean
+latency that keep a target, or the most agreement within a budget of latency. What follows confirms
+the choice on samples that nothing was chosen by, and times it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from itertools import combinations
 import numpy as np
 
 from onnxslim.errors import NotApplicable, RuntimeFailure
-from onnxslim.exits.heads import Task, judge
-from onnxslim.exits.nested_ifs import Exit, Style, with_exits
-from onnxslim.exits.survey import Site, Survey
+from onnxslim.exits.candidates import ExitAnalysis, ExitCandidate
+from onnxslim.exits.heads import Distillation, head_trials
+from onnxslim.exits.nested_ifs import Exit, ExitOptions, with_exits
 from onnxslim.exits.thresholds import (
     FINE_STEPS,
     NEVER,
     STEPS,
     HeadTrial,
     Outcome,
-    confirmed,
-    empirical,
-    least_samples,
-    one_in,
+    confidence_text,
+    confirmed_thresholds,
+    empirical_thresholds,
+    fitted_risk,
+    min_samples,
     outcome,
-    path,
-    risk_of,
+    threshold_path,
 )
 from onnxslim.io.model import Model
 from onnxslim.services.calibration import Calibration
@@ -45,13 +45,13 @@ class ExitPlan:
     """Exits that were chosen, in order, with what they lead to on the half that confirms.
 
     Attributes:
-        sites: where.
+        candidates: where.
         thresholds: one for each.
         outcome: on the samples held back.
         costs: share of the latency when left at each exit, and when not at all; estimated.
     """
 
-    sites: tuple[Site, ...]
+    candidates: tuple[ExitCandidate, ...]
     thresholds: tuple[float, ...]
     outcome: Outcome
     costs: tuple[float, ...]
@@ -64,22 +64,22 @@ class ExitPlan:
     @property
     def exits(self) -> list[Exit]:
         """What is to be written into the graph."""
-        heads = [site.known.head for site in self.sites]
+        heads = [candidate.known.head for candidate in self.candidates]
         return [Exit(head, at) for head, at in zip(heads, self.thresholds, strict=True)]
 
     def without(self, idle: Sequence[int]) -> ExitPlan:
         """The plan without some of its exits, at which nobody leaves."""
-        kept = [number for number in range(len(self.sites)) if number not in idle]
+        kept = [number for number in range(len(self.candidates)) if number not in idle]
         found = self.outcome
         return ExitPlan(
-            tuple(self.sites[number] for number in kept),
+            tuple(self.candidates[number] for number in kept),
             tuple(self.thresholds[number] for number in kept),
             replace(
                 found,
-                shares=tuple(found.shares[number] for number in (*kept, len(self.sites))),
+                shares=tuple(found.shares[number] for number in (*kept, len(self.candidates))),
                 agreements=tuple(found.agreements[number] for number in kept),
             ),
-            chain_costs([self.sites[number] for number in kept]),
+            chain_costs([self.candidates[number] for number in kept]),
         )
 
 
@@ -88,7 +88,7 @@ class ExitPlanner:
     """Chooses exits.
 
     Attributes:
-        sites: in order, with heads.
+        candidates: in order, with heads.
         count: the most exits.
         fixed: whether all sites are to be used.
         target: agreement to promise; None: what follows counts.
@@ -97,7 +97,7 @@ class ExitPlanner:
         worst: share of the latency that is allowed for samples that never leave; None: any.
     """
 
-    sites: tuple[Site, ...]
+    candidates: tuple[ExitCandidate, ...]
     count: int
     fixed: bool
     target: float | None
@@ -107,13 +107,13 @@ class ExitPlanner:
 
     def choose(self) -> ExitPlan | str:
         """The best plan on the samples that heads were chosen by; or why there is none."""
-        sizes = (len(self.sites),) if self.fixed else range(1, self.count + 1)
+        sizes = (len(self.candidates),) if self.fixed else range(1, self.count + 1)
         best: ExitPlan | None = None
         for size in sizes:
             plans = [
                 plan
-                for sites in combinations(self.sites, size)
-                if (plan := self._planned(sites)) is not None
+                for candidates in combinations(self.candidates, size)
+                if (plan := self._planned(candidates)) is not None
             ]
             found = min(plans, key=self._merit, default=None)
             if found is not None and (best is None or self._is_worth_it(found, best)):
@@ -122,8 +122,9 @@ class ExitPlanner:
             return self._why_none()
         if not self.fixed and self.latency is None and best.latency >= 1:
             return (
-                f"leaving early gains nothing: the best exit, at `{best.sites[0].point.tensor}`, "
-                f"would leave {best.latency:.2f} of the latency"
+                f"leaving early gains nothing: the best exit, at "
+                f"`{best.candidates[0].point.tensor}`, would leave {best.latency:.2f} of the "
+                "latency"
             )
         return best
 
@@ -133,8 +134,8 @@ class ExitPlanner:
         Raises:
             NotApplicable: no thresholds do.
         """
-        trials = [site.known.trial for site in plan.sites]
-        found = next(self._within(plan.sites, trials, plan.costs), None)
+        trials = [candidate.known.trial for candidate in plan.candidates]
+        found = next(self._within(plan.candidates, trials, plan.costs), None)
         if found is None:
             raise NotApplicable(
                 f"a mean latency of {self.latency:g} is out of reach: as timed, "
@@ -144,36 +145,43 @@ class ExitPlanner:
 
     def finely(self, plan: ExitPlan) -> list[tuple[float, ...]]:
         """Thresholds for a plan from strict to loose, in small steps."""
-        return self._way(plan.sites, chain_costs(plan.sites), FINE_STEPS)
+        return self._way(plan.candidates, chain_costs(plan.candidates), FINE_STEPS)
 
     def _way(
-        self, sites: Sequence[Site], costs: Sequence[float], steps: int = STEPS
+        self, candidates: Sequence[ExitCandidate], costs: Sequence[float], steps: int = STEPS
     ) -> list[tuple[float, ...]]:
-        risks = [risk_of(site.known.trial) for site in sites]
-        return list(path(risks, [costs[-1] - cost for cost in costs[:-1]], steps))
+        risks = [fitted_risk(candidate.known.trial) for candidate in candidates]
+        return list(threshold_path(risks, [costs[-1] - cost for cost in costs[:-1]], steps))
 
-    def _planned(self, sites: tuple[Site, ...]) -> ExitPlan | None:
-        trials = [site.known.trial for site in sites]
-        costs = chain_costs(sites)
+    def _planned(self, candidates: tuple[ExitCandidate, ...]) -> ExitPlan | None:
+        trials = [candidate.known.trial for candidate in candidates]
+        costs = chain_costs(candidates)
         chosen: tuple[float, ...] | None = None
         if self.worst is not None and costs[-1] > self.worst:
             return None
         if self.thresholds:
-            if len(self.thresholds) not in (1, len(sites)):
+            if len(self.thresholds) not in (1, len(candidates)):
                 return None
-            chosen = self.thresholds * (len(sites) // len(self.thresholds))
+            chosen = self.thresholds * (len(candidates) // len(self.thresholds))
         elif self.target is not None:
-            chosen = empirical(self._way(sites, costs), trials, 1 - _ROOM * (1 - self.target))
+            chosen = empirical_thresholds(
+                self._way(candidates, costs), trials, 1 - _ROOM * (1 - self.target)
+            )
         else:
-            chosen = next(self._within(sites, trials, costs), None)
-        return None if chosen is None else ExitPlan(sites, chosen, outcome(chosen, trials), costs)
+            chosen = next(self._within(candidates, trials, costs), None)
+        return (
+            None if chosen is None else ExitPlan(candidates, chosen, outcome(chosen, trials), costs)
+        )
 
     def _within(
-        self, sites: Sequence[Site], trials: Sequence[HeadTrial], costs: Sequence[float]
+        self,
+        candidates: Sequence[ExitCandidate],
+        trials: Sequence[HeadTrial],
+        costs: Sequence[float],
     ) -> Iterator[tuple[float, ...]]:
         """Thresholds that keep the budget of latency, the strictest first."""
         assert self.latency is not None
-        for thresholds in self._way(sites, costs):
+        for thresholds in self._way(candidates, costs):
             if outcome(thresholds, trials).latency(costs) <= self.latency:
                 yield thresholds
 
@@ -186,16 +194,16 @@ class ExitPlanner:
 
     def _why_none(self) -> str:
         if self.worst is not None:
-            least = 1 + min(site.stay for site in self.sites)
+            least = 1 + min(candidate.stay for candidate in self.candidates)
             if least > self.worst:
                 return (
                     f"samples that never leave would take {least:.3f} of the latency with the "
                     f"cheapest exit, and worst={self.worst:g} allows less"
                 )
         if self.thresholds:
-            return f"{len(self.thresholds)} thresholds do not fit {len(self.sites)} exits"
+            return f"{len(self.thresholds)} thresholds do not fit {len(self.candidates)} exits"
         if self.latency is not None:
-            least = min(site.cost for site in self.sites)
+            least = min(candidate.cost for candidate in self.candidates)
             return (
                 f"a mean latency of {self.latency:g} is out of reach: even if all samples left, "
                 f"{least:.2f} of the latency would remain"
@@ -206,9 +214,11 @@ class ExitPlanner:
         )
 
 
-def confirm(plan: ExitPlan, task: Task, held: Calibration) -> tuple[ExitPlan, list[HeadTrial]]:
+def confirm(
+    plan: ExitPlan, distillation: Distillation, held: Calibration
+) -> tuple[ExitPlan, list[HeadTrial]]:
     """The plan with its outcome on samples that nothing was chosen by."""
-    seen = judge(task, [site.known.head for site in plan.sites], held)
+    seen = head_trials(distillation, [candidate.known.head for candidate in plan.candidates], held)
     return replace(plan, outcome=outcome(plan.thresholds, seen)), seen
 
 
@@ -220,7 +230,7 @@ def tightened(
     Raises:
         NotApplicable: even the strictest do not.
     """
-    found = confirmed(way, trials, target)
+    found = confirmed_thresholds(way, trials, target)
     if found is None:
         strictest = outcome(way[0], trials)
         raise NotApplicable(
@@ -231,55 +241,59 @@ def tightened(
     return replace(plan, thresholds=found, outcome=outcome(found, trials))
 
 
-def anytime_plan(survey: Survey, sites: Sequence[Site], count: int | None) -> ExitPlan:
+def anytime_plan(
+    analysis: ExitAnalysis, candidates: Sequence[ExitCandidate], count: int | None
+) -> ExitPlan:
     """Up to `count` exits (None: all), spread over the latency, of which every one answers."""
-    chosen = list(sites)
-    if count is not None and count < len(sites):
+    chosen = list(candidates)
+    if count is not None and count < len(candidates):
         wished = [(number + 1) / (count + 1) for number in range(count)]
-        costs = np.array([site.cost for site in sites])
+        costs = np.array([candidate.cost for candidate in candidates])
         nearest = {int(np.argmin(np.abs(costs - wish))) for wish in wished}
-        chosen = [sites[number] for number in sorted(nearest)]
-    heads = [site.known.head for site in chosen]
-    seen = judge(survey.task, heads, survey.halves[1])
+        chosen = [candidates[number] for number in sorted(nearest)]
+    heads = [candidate.known.head for candidate in chosen]
+    seen = head_trials(analysis.distillation, heads, analysis.halves[1])
     agreements = tuple(float(trial.agrees.mean()) for trial in seen)
     nobody = (0.0,) * len(chosen)
     result = Outcome((*nobody, 1.0), agreements, 0, len(seen[0].agrees))
     return ExitPlan(tuple(chosen), (NEVER,) * len(chosen), result, chain_costs(chosen))
 
 
-def measured_costs(survey: Survey, plan: ExitPlan, style: Style) -> tuple[float, ...] | None:
+def measured_costs(
+    analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions
+) -> tuple[float, ...] | None:
     """Share of the latency when left at each exit, and at the end, as timed; None without a clock.
 
     Models are timed whose thresholds make every sample leave at one exit.
     """
-    stopwatch = survey.context.stopwatch
+    stopwatch = analysis.context.stopwatch
     if stopwatch is None:
         return None
     found = []
-    for number in range(len(plan.sites) + 1):
-        forced = [NEVER] * number + [0.0] * (len(plan.sites) - number)
-        model = _with_exits(survey, replace(plan, thresholds=tuple(forced)), style)
-        found.append(1 / stopwatch.pair(survey.model, model).ratio)
+    for number in range(len(plan.candidates) + 1):
+        forced = [NEVER] * number + [0.0] * (len(plan.candidates) - number)
+        model = _with_exits(analysis, replace(plan, thresholds=tuple(forced)), options)
+        found.append(1 / stopwatch.pair(analysis.model, model).ratio)
     return tuple(found)
 
 
-def splits_well(survey: Survey, plan: ExitPlan, style: Style) -> bool:
+def splits_well(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) -> bool:
     """Whether what is behind the exits returns the same on a part of a batch.
 
     Tried on a batch of which about half leaves at each exit: the others must get what the network
     itself gives them.
     """
-    assert survey.context.calibration is not None
-    middle = [float(np.median(site.known.trial.confidence)) for site in plan.sites]
+    assert analysis.context.calibration is not None
+    middle = [float(np.median(candidate.known.trial.confidence)) for candidate in plan.candidates]
     halved = replace(plan, thresholds=tuple(min(value, 1.0) for value in middle))
-    output = survey.task.output
-    model = _with_exits(survey, halved, replace(style, report=True))
+    output = analysis.distillation.output
+    model = _with_exits(analysis, halved, replace(options, report=True))
     told = model.graph.outputs[-1].name
-    own = survey.context.calibration.outputs(survey.model, together=_TRIED_TOGETHER)
-    split = survey.context.calibration.outputs(model, together=_TRIED_TOGETHER)
+    own = analysis.context.calibration.outputs(analysis.model, together=_TRIED_TOGETHER)
+    split = analysis.context.calibration.outputs(model, together=_TRIED_TOGETHER)
     try:
         for expected, found in zip(own, split, strict=True):
-            stays = found.values[told] > len(plan.sites)
+            stays = found.values[told] > len(plan.candidates)
             wished = expected.values[output]
             if found.values[output].shape != wished.shape:
                 return False
@@ -295,27 +309,27 @@ def splits_well(survey: Survey, plan: ExitPlan, style: Style) -> bool:
 
 def too_few(target: float, samples: int) -> str | None:
     """Why a target cannot be confirmed on so many samples; None when it can."""
-    needed = least_samples(target)
+    needed = min_samples(target)
     if target < 1 and samples >= needed:
         return None
     return (
-        f"a target of {target:g} cannot be confirmed with {one_in()} confidence on the "
+        f"a target of {target:g} cannot be confirmed with {confidence_text()} confidence on the "
         f"{samples:,} samples held back for it, even if none disagrees"
         + (f": that takes {needed:,}, twice as many in all; " if target < 1 else "; ")
         + "give more samples, a lower target, or a threshold"
     )
 
 
-def _with_exits(survey: Survey, plan: ExitPlan, style: Style) -> Model:
-    return with_exits(survey.model, survey.task.output, plan.exits, style)
+def _with_exits(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) -> Model:
+    return with_exits(analysis.model, analysis.distillation.output, plan.exits, options)
 
 
-def chain_costs(sites: Sequence[Site]) -> tuple[float, ...]:
+def chain_costs(candidates: Sequence[ExitCandidate]) -> tuple[float, ...]:
     """Share of the latency when left at each exit, and at the end, with all exits on the way."""
     costs, passed = [], 0.0
-    for site in sites:
-        costs.append(site.cost + passed)
-        passed += site.stay
+    for candidate in candidates:
+        costs.append(candidate.cost + passed)
+        passed += candidate.stay
     return (*costs, 1.0 + passed)
 
 

@@ -118,7 +118,7 @@ def forcing_outputs(graph: gs.Graph, output: gs.Tensor, tensor: gs.Tensor) -> li
     ]
 
 
-def candidates(graph: gs.Graph, output: gs.Tensor) -> list[ExitPoint]:
+def candidate_points(graph: gs.Graph, output: gs.Tensor) -> list[ExitPoint]:
     """The points worth a look, in order: one between each two pieces of work.
 
     Between two pieces of work there may be several tensors (before and behind an activation, a
@@ -240,7 +240,7 @@ def describe_control(node: Node) -> str:
 __all__ = [
     "Dim",
     "ExitPoint",
-    "candidates",
+    "candidate_points",
     "classes_of",
     "control_flow",
     "deep_nodes",

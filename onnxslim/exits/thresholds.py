@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 from scipy import optimize, special, stats
 
-DOUBT: Final = 0.01  # probability with which a promise may be broken
+SIGNIFICANCE: Final = 0.01  # probability with which a promise may be broken
 NEVER: Final = 2.0  # a threshold that no confidence reaches
 STEPS: Final = 300  # while exits are chosen
 FINE_STEPS: Final = 3000  # while thresholds are confirmed
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def promised(self) -> float:
-        """What the agreement on new samples is at least, but for `DOUBT`."""
+        """What the agreement on new samples is at least, but for `SIGNIFICANCE`."""
         return 1 - upper_bound(self.disagreeing, self.samples)
 
     def latency(self, costs: Sequence[float]) -> float:
@@ -82,7 +82,7 @@ class Outcome:
         return float(np.asarray(costs)[order][np.searchsorted(reached, 0.5 - 1e-12)])
 
 
-def upper_bound(count: int, samples: int, doubt: float = DOUBT) -> float:
+def upper_bound(count: int, samples: int, doubt: float = SIGNIFICANCE) -> float:
     """The one-sided upper confidence bound of a share (Clopper and Pearson, 1934).
 
     >>> round(upper_bound(0, 919), 4)
@@ -93,13 +93,13 @@ def upper_bound(count: int, samples: int, doubt: float = DOUBT) -> float:
     return float(stats.beta.ppf(1 - doubt, count + 1, samples - count))
 
 
-def least_samples(target: float) -> int:
+def min_samples(target: float) -> int:
     """How many samples it takes to confirm a target when not one disagrees.
 
-    >>> least_samples(0.995)
+    >>> min_samples(0.995)
     919
     """
-    return ceil(log(DOUBT) / log(target)) if target < 1 else 0
+    return ceil(log(SIGNIFICANCE) / log(target)) if target < 1 else 0
 
 
 def outcome(thresholds: Sequence[float], trials: Sequence[HeadTrial]) -> Outcome:
@@ -138,7 +138,7 @@ class Risk:
         return NEVER if value > 1 - _EDGE else round(value, 7)
 
 
-def risk_of(trial: HeadTrial) -> Risk:
+def fitted_risk(trial: HeadTrial) -> Risk:
     """The logistic function that fits a head's disagreements best.
 
     Targets are those of Platt, a little off 0 and 1, so that a head that never errs has one too.
@@ -160,7 +160,7 @@ def risk_of(trial: HeadTrial) -> Risk:
     return Risk(float(shift) - slope * middle, slope)
 
 
-def path(
+def threshold_path(
     risks: Sequence[Risk], savings: Sequence[float], steps: int = STEPS
 ) -> Iterator[tuple[float, ...]]:
     """Thresholds at rising prices, those alike once.
@@ -181,7 +181,7 @@ def path(
         last = found
 
 
-def confirmed(
+def confirmed_thresholds(
     way: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
 ) -> tuple[float, ...] | None:
     """The loosest thresholds on the way that keep the target on new samples; None: not one does.
@@ -200,7 +200,7 @@ def confirmed(
     return found
 
 
-def empirical(
+def empirical_thresholds(
     way: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
 ) -> tuple[float, ...] | None:
     """The loosest thresholds on the way that keep the target on these very samples."""
@@ -212,29 +212,29 @@ def empirical(
     return found
 
 
-def one_in(doubt: float = DOUBT) -> str:
+def confidence_text(doubt: float = SIGNIFICANCE) -> str:
     """The confidence in words: `99 %`.
 
-    >>> one_in()
+    >>> confidence_text()
     '99 %'
     """
     return f"{100 * (1 - doubt):.0f} %"
 
 
 __all__ = [
-    "DOUBT",
     "FINE_STEPS",
     "NEVER",
+    "SIGNIFICANCE",
     "STEPS",
     "HeadTrial",
     "Outcome",
     "Risk",
-    "confirmed",
-    "empirical",
-    "least_samples",
-    "one_in",
+    "confidence_text",
+    "confirmed_thresholds",
+    "empirical_thresholds",
+    "fitted_risk",
+    "min_samples",
     "outcome",
-    "path",
-    "risk_of",
+    "threshold_path",
     "upper_bound",
 ]

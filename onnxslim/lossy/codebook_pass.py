@@ -13,16 +13,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer
-from onnxslim.codebook import fixed_point
-from onnxslim.codebook import nodes as lookup
+from onnxslim.codebook import fixed_point, lookup
 from onnxslim.codebook.fixed_point import FixedPointWeight
 from onnxslim.codebook.sparse import sparse_or_dense
 from onnxslim.codebook.weight import (
     TABLE_TYPES,
     WEIGHT_TYPES,
     CodebookWeight,
-    Per,
-    for_layer,
+    TableGranularity,
+    codebook_for_layer,
 )
 from onnxslim.graph.ir import Constant, StoredSparse, node_label
 from onnxslim.graph.rewrite import Rewriter
@@ -53,7 +52,7 @@ class Layout:
     """
 
     levels: int
-    per: Per = Per.TENSOR
+    per: TableGranularity = TableGranularity.TENSOR
     width: int | None = None
     vector: int = 1
     stages: int = 1
@@ -61,7 +60,7 @@ class Layout:
 
     def nbytes(self, layer: WeightLayer) -> int:
         """Bytes of the codes and tables of `layer`."""
-        tables = {Per.TENSOR: 1, Per.ROW: layer.groups * layer.rows}.get(
+        tables = {TableGranularity.TENSOR: 1, TableGranularity.ROW: layer.groups * layer.rows}.get(
             self.per, layer.groups * layer.columns // (self.width or layer.columns)
         )
         codes = packed_bytes(self.levels, layer.size // self.vector)
@@ -128,7 +127,7 @@ class CodebookPass(LayerPass):
     def answer(self, problem: Problem, codebook: Codebook, words: str | None = None) -> Answer:
         """The codebook as an answer; in words, by default, how many values it has."""
         layout = self.layout(problem)
-        stored = for_layer(problem.layer, codebook.stages, layout.per, layout.width)
+        stored = codebook_for_layer(problem.layer, codebook.stages, layout.per, layout.width)
         counts = "x".join(str(stage.levels) for stage in stored.stages)
         return Answer(stored, codebook.error, words or f"in {counts} values", codebook.weight)
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.codebook.weight import Per
+from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.problems import Problem
 from onnxslim.solvers.kmeans.codes import encode
 from onnxslim.solvers.kmeans.levels import cluster, cluster_rows, quantization_error
@@ -51,7 +51,7 @@ class TableSpec:
     """
 
     levels: int
-    per: Per = Per.TENSOR
+    per: TableGranularity = TableGranularity.TENSOR
     width: int | None = None
     table: np.dtype[np.floating] = _FLOAT32
     start: TableInit = TableInit.OPTIMAL
@@ -87,7 +87,7 @@ def find_codebook(
         mask: (groups, rows, columns), false where the weight has to be zero; None: nowhere.
         seed: of random starts.
     """
-    if not problem.has_data and form.per is Per.TENSOR:
+    if not problem.has_data and form.per is TableGranularity.TENSOR:
         return _plain(problem, form, seed, has_zeros=mask is not None)
     return _Search(problem, form, mask, seed).run()
 
@@ -187,10 +187,10 @@ class _Search:
     def _start(self) -> np.ndarray:
         form = self.form
         weights = [self._weights(group) for group in range(len(self.targets))]
-        if form.per is Per.TENSOR:
+        if form.per is TableGranularity.TENSOR:
             table = cluster(self.targets, self.levels, weights, start=form.start, seed=self.seed)
             return _padded(table, self.levels)[None]
-        if form.per is Per.ROW:
+        if form.per is TableGranularity.ROW:
             tables = [
                 cluster_rows(t, self.levels, w, start=form.start, seed=self.seed)
                 for t, w in zip(self.targets, weights, strict=True)
@@ -217,11 +217,11 @@ class _Search:
         """The best values for `codes`; codes are those of `values`, −1 where the weight is zero."""
         form = self.form
         sides = list(zip(self.targets, self.metrics, codes, strict=True))
-        if form.per is Per.TENSOR:
+        if form.per is TableGranularity.TENSOR:
             pairs = [value_equations(t, m, c, self.levels) for t, m, c in sides]
             normal, right = (sum(part) for part in zip(*pairs, strict=True))
             fitted = solve_values(np.asarray(normal), np.asarray(right))[None]
-        elif form.per is Per.ROW:
+        elif form.per is TableGranularity.ROW:
             fitted = np.concatenate([refit_row_values(t, m, c, self.levels) for t, m, c in sides])
         else:
             return values
@@ -230,7 +230,7 @@ class _Search:
 
     def _uses(self, codes: list[np.ndarray]) -> np.ndarray:
         """How often each value is used, (tables, levels)."""
-        if self.form.per is Per.TENSOR:
+        if self.form.per is TableGranularity.TENSOR:
             flat = np.concatenate([c[c >= 0] for c in codes])
             return np.bincount(flat, minlength=self.levels)[None]
         rows = np.concatenate(codes)
@@ -241,7 +241,7 @@ class _Search:
     def _own(self, group: int, values: np.ndarray) -> np.ndarray:
         """The tables of one group, (tables, levels)."""
         each = len(values) // len(self.targets)
-        if self.form.per is Per.TENSOR:
+        if self.form.per is TableGranularity.TENSOR:
             return values
         return values[group * each : (group + 1) * each]
 
@@ -251,7 +251,7 @@ class _Search:
         if self.masks[group] is not None:
             own = np.concatenate([own, np.zeros((len(own), 1))], axis=1)
         own = np.sort(own, axis=1)
-        if self.form.per is Per.RUN:
+        if self.form.per is TableGranularity.RUN:
             return Table(own[:, None], self.form.width)
         return Table(own[None])
 
@@ -277,9 +277,9 @@ class _Search:
 
     def _spread(self, own: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
         """Each level, broadcastable to the weight."""
-        if self.form.per is Per.TENSOR:
+        if self.form.per is TableGranularity.TENSOR:
             return [level[:, None] for level in own.T]  # (1, 1)
-        if self.form.per is Per.ROW:
+        if self.form.per is TableGranularity.ROW:
             return [level[:, None] for level in own.T]  # (rows, 1)
         return [np.repeat(level, shape[1] // len(own))[None] for level in own.T]  # (1, columns)
 
@@ -296,7 +296,7 @@ class _Search:
 
     def _finish(self, codes: list[np.ndarray], values: np.ndarray) -> Codebook:
         """Tables sorted and rounded to their type, with the zero of a mask among them."""
-        if self.form.per is Per.TENSOR:
+        if self.form.per is TableGranularity.TENSOR:
             codes, values = _trimmed(codes, values)
         with_zero = self.masks[0] is not None
         rounded = values.astype(self.form.table)
@@ -310,14 +310,14 @@ class _Search:
         new = self._ranked(stacked, rank).astype(np.uint8 if tables.shape[1] <= 256 else np.uint16)
         exact = rounded[:, : values.shape[1]].astype(np.float64)
         weight = np.stack(self._decoded(codes, exact))
-        table = tables[0] if self.form.per is Per.TENSOR else tables
+        table = tables[0] if self.form.per is TableGranularity.TENSOR else tables
         return Codebook(((new, table),), self.problem.relative_error(weight), weight)
 
     def _ranked(self, codes: np.ndarray, rank: np.ndarray) -> np.ndarray:
         groups, rows, columns = codes.shape
-        if self.form.per is Per.TENSOR:
+        if self.form.per is TableGranularity.TENSOR:
             return np.asarray(rank[0][codes])
-        if self.form.per is Per.ROW:
+        if self.form.per is TableGranularity.ROW:
             flat = codes.reshape(groups * rows, columns)
             return np.take_along_axis(rank, flat.astype(np.int64), axis=1).reshape(codes.shape)
         assert self.form.width is not None

@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.codebook.weight import Per
+from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.problems import Problem
 from onnxslim.solvers.metric import Metric, refit
 from onnxslim.solvers.tables import Table, descend, quantize
@@ -52,7 +52,7 @@ class Multiples:
 
     factors: np.ndarray
     start: InitialScale
-    per: Per = Per.ROW
+    per: TableGranularity = TableGranularity.ROW
     is_solved: bool = False
 
 
@@ -99,7 +99,7 @@ def _plain(problem: Problem, form: Multiples, table: np.dtype[np.floating]) -> S
     groups, rows, columns = weight.shape
     codes = np.empty(weight.shape, np.uint8)
     scales = []
-    if form.per is Per.TENSOR:
+    if form.per is TableGranularity.TENSOR:
         scales.append(_rounded(form.start(weight.reshape(1, -1), None), table))
     step, metric = max(1, _CHUNK // columns), Metric(None, columns)
     error = whole = 0.0
@@ -107,7 +107,7 @@ def _plain(problem: Problem, form: Multiples, table: np.dtype[np.floating]) -> S
         for first in range(0, rows, step):
             at = np.s_[group, first : first + step]
             part = weight[at].astype(np.float64)
-            if form.per is Per.ROW:
+            if form.per is TableGranularity.ROW:
                 scales.append(_rounded(_alternated(part, metric, form), table))
             levels = _levels(form, scales[-1])
             codes[at] = _nearest(levels, part)
@@ -176,7 +176,7 @@ def _begun(
         own = _split(form, tried, len(sides))
         found = [_fed(_levels(form, s), side) for s, side in zip(own, sides, strict=True)]
         cost = np.concatenate([cost for _, cost in found])
-        if form.per is Per.TENSOR:
+        if form.per is TableGranularity.TENSOR:
             cost = cost.sum(keepdims=True)
         better = cost < best
         best, chosen = np.where(better, cost, best), np.where(better[:, None], tried, chosen)
@@ -198,7 +198,7 @@ def _first(form: Multiples, targets: Sequence[np.ndarray], metrics: Sequence[Met
         np.broadcast_to(np.where(m.dead, 0.0, 1 / m.inverse_diagonal), t.shape)
         for t, m in zip(targets, metrics, strict=True)
     ]
-    if form.per is Per.ROW:
+    if form.per is TableGranularity.ROW:
         pairs = zip(targets, costs, strict=True)
         return np.concatenate([form.start(target, cost) for target, cost in pairs])
     flat = [np.concatenate([part.reshape(-1) for part in parts]) for parts in (targets, costs)]
@@ -216,14 +216,14 @@ def _fitted(
     sides = zip(targets, metrics, codes, strict=True)
     found = [_equations(form, target, metric, own) for target, metric, own in sides]
     normal, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    if form.per is Per.TENSOR:
+    if form.per is TableGranularity.TENSOR:
         normal, right = normal.sum(axis=0)[None], right.sum(axis=0)[None]
     return _solved(normal, right, scales)
 
 
 def _split(form: Multiples, array: np.ndarray, groups: int) -> list[np.ndarray]:
     """What belongs to the tables of each group."""
-    return [array] * groups if form.per is Per.TENSOR else np.split(array, groups)
+    return [array] * groups if form.per is TableGranularity.TENSOR else np.split(array, groups)
 
 
 def _table(levels: np.ndarray) -> Table:

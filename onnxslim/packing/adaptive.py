@@ -151,8 +151,8 @@ def code_lines(
         alphabet: how many symbols there are.
         blend: how distributions are made.
     """
-    state = _State(lines.counts.size, alphabet, blend)
-    store = _Store(symbols, lines)
+    state = _LineModels(lines.counts.size, alphabet, blend)
+    store = _LineSymbols(symbols, lines)
     longest = int(lines.counts.max(initial=0))
     for block in _growing(longest, 1, max(_MAX // max(lines.counts.size, 1), 1), _GROWTH):
         active = np.flatnonzero(lines.counts > block.start)
@@ -190,7 +190,7 @@ def _code_each(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _LineBlock:
     """A block of some lines: `lengths` symbols of each, at `index`, or at `block` of each."""
 
     active: np.ndarray
@@ -199,7 +199,7 @@ class _Run:
     index: np.ndarray | None
 
 
-class _Store:
+class _LineSymbols:
     """The symbols of all lines; quicker where these have one length."""
 
     def __init__(self, symbols: np.ndarray, lines: Lines) -> None:
@@ -209,23 +209,23 @@ class _Store:
         if self.counts.size and bool((self.counts == self.counts[0]).all()):
             self.matrix = symbols.reshape(self.counts.size, int(self.counts[0]))
 
-    def run(self, active: np.ndarray, block: slice) -> _Run:
+    def run(self, active: np.ndarray, block: slice) -> _LineBlock:
         """That part of the lines `active` which lies in `block`."""
         lengths = np.minimum(self.counts[active], block.stop) - block.start
         if self.matrix is not None:
-            return _Run(active, lengths, block, None)
+            return _LineBlock(active, lengths, block, None)
         ends = np.cumsum(lengths)
         first = self.starts[active] + block.start
         index = np.arange(ends[-1]) + np.repeat(first - ends + lengths, lengths)
-        return _Run(active, lengths, block, index)
+        return _LineBlock(active, lengths, block, index)
 
-    def take(self, run: _Run) -> np.ndarray:
+    def take(self, run: _LineBlock) -> np.ndarray:
         """The symbols of `run`, line after line."""
         if self.matrix is not None:
             return np.asarray(self.matrix[run.active, run.block].reshape(-1))
         return np.asarray(self.symbols[run.index])
 
-    def put(self, run: _Run, values: np.ndarray) -> None:
+    def put(self, run: _LineBlock, values: np.ndarray) -> None:
         """Set the symbols of `run`."""
         if self.matrix is not None:
             self.matrix[run.active, run.block] = values.reshape(run.active.size, -1)
@@ -233,7 +233,7 @@ class _Store:
             self.symbols[run.index] = values
 
 
-class _State:
+class _LineModels:
     """What the blocks so far have taught."""
 
     def __init__(self, lines: int, alphabet: int, blend: Blend) -> None:
@@ -259,7 +259,9 @@ class _State:
         prior = self.class_weights * _SCALE // totals + 1
         return np.asarray(self.own[active] * _SCALE + self.trust * prior[classes])
 
-    def learn(self, values: np.ndarray, run: _Run, kinds: np.ndarray, bounds: np.ndarray) -> None:
+    def learn(
+        self, values: np.ndarray, run: _LineBlock, kinds: np.ndarray, bounds: np.ndarray
+    ) -> None:
         """Count the `values` of a run, whose lines are of one of `kinds` from bound to bound."""
         active, lengths = run.active, run.lengths
         ends = np.concatenate([[0], np.cumsum(lengths)])

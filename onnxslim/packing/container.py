@@ -15,7 +15,7 @@ from typing import Final
 from onnxslim.errors import ModelError
 from onnxslim.packing import MAGIC, coders
 from onnxslim.packing.fields import FieldReader, varint
-from onnxslim.packing.streams import Coded, Source
+from onnxslim.packing.streams import CodedStream, StreamSource
 from onnxslim.packing.tensors import CodedUnit, describe, read_unit
 
 VERSION: Final = 1
@@ -26,7 +26,7 @@ _PER_BYTE: Final = 1000
 
 
 @dataclass(frozen=True)
-class Header:
+class FileHeader:
     """What a packed file says of the model in it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Place:
+class PayloadSpan:
     """A payload in the .onnx file: how many bytes of other things come before it, and its own."""
 
     before: int
@@ -49,11 +49,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Packed:
+class EncodedUnit:
     """A unit, coded, with the checksum of its payloads."""
 
     unit: CodedUnit
-    coded: Coded
+    coded: CodedStream
     checksum: int
 
 
@@ -65,7 +65,7 @@ def most_unpacked(nbytes: int) -> int:
 # --------------------------------------------------------------------------- writing
 
 
-def index_of(places: Sequence[Place], packed: Sequence[Packed], rest: bytes) -> bytes:
+def index_of(places: Sequence[PayloadSpan], packed: Sequence[EncodedUnit], rest: bytes) -> bytes:
     """All that is compressed in one piece: where payloads lie, heads, and the rest of the file."""
     parts = [varint(len(places))]
     parts += [varint(place.before, place.nbytes) for place in places]
@@ -75,7 +75,7 @@ def index_of(places: Sequence[Place], packed: Sequence[Packed], rest: bytes) -> 
     return b"".join([*parts, rest])
 
 
-def write(header: Header, index: bytes, bodies: Sequence[bytes]) -> list[bytes]:
+def write(header: FileHeader, index: bytes, bodies: Sequence[bytes]) -> list[bytes]:
     """The pieces of the whole file."""
     frame = coders.zstd(index, words=True)
     fixed = header.sha256 + varint(header.unpacked_bytes, len(index), len(frame))
@@ -91,7 +91,7 @@ def write(header: Header, index: bytes, bodies: Sequence[bytes]) -> list[bytes]:
 # --------------------------------------------------------------------------- reading
 
 
-def read_header(file: memoryview) -> tuple[Header, int, FieldReader]:
+def read_header(file: memoryview) -> tuple[FileHeader, int, FieldReader]:
     """The header, the size of the index, and what follows: the index's frame and the bodies.
 
     Raises:
@@ -118,7 +118,7 @@ def read_header(file: memoryview) -> tuple[Header, int, FieldReader]:
         raise ModelError("its checksum does not fit; it was altered")
     inner = FieldReader(file[reader.at : end], "the file")
     digest = bytes(inner.take(_DIGEST_BYTES))
-    header = Header(inner.number(), digest, bool(flags & _EXTERNAL))
+    header = FileHeader(inner.number(), digest, bool(flags & _EXTERNAL))
     index_bytes = inner.number()
     limit = most_unpacked(len(file))
     if max(header.unpacked_bytes, index_bytes) > limit:
@@ -130,8 +130,8 @@ def read_header(file: memoryview) -> tuple[Header, int, FieldReader]:
 
 
 def read_index(
-    header: Header, index_bytes: int, reader: FieldReader
-) -> tuple[list[Place], FieldReader]:
+    header: FileHeader, index_bytes: int, reader: FieldReader
+) -> tuple[list[PayloadSpan], FieldReader]:
     """Where payloads lie, and the reader of what follows in the index; `reader` is left at bodies.
 
     Raises:
@@ -141,7 +141,7 @@ def read_index(
     index = FieldReader(coders.unzstd(frame, index_bytes, words=True), "the index")
     most = header.unpacked_bytes
     count = index.number(index.left)
-    places = [Place(index.number(most), index.number(most)) for _ in range(count)]
+    places = [PayloadSpan(index.number(most), index.number(most)) for _ in range(count)]
     if sum(place.before + place.nbytes for place in places) > most:
         raise ModelError(f"its tensors take more than the {most:,} bytes that are declared")
     return places, index
@@ -168,7 +168,7 @@ def _restored(file: memoryview) -> tuple[memoryview, bool]:
     places, index = read_index(header, index_bytes, reader)
     out = bytearray(header.unpacked_bytes)
     starts = list(_starts(places))
-    _restore_units(Source(index, reader), places, starts, memoryview(out))
+    _restore_units(StreamSource(index, reader), places, starts, memoryview(out))
     at = 0
     for place, start in zip(places, starts, strict=True):
         out[at:start] = index.take(place.before)
@@ -181,7 +181,7 @@ def _restored(file: memoryview) -> tuple[memoryview, bool]:
     return memoryview(out).toreadonly(), header.external
 
 
-def _starts(places: Iterable[Place]) -> Iterator[int]:
+def _starts(places: Iterable[PayloadSpan]) -> Iterator[int]:
     at = 0
     for place in places:
         at += place.before
@@ -190,7 +190,7 @@ def _starts(places: Iterable[Place]) -> Iterator[int]:
 
 
 def _restore_units(
-    source: Source, places: Sequence[Place], starts: Sequence[int], out: memoryview
+    source: StreamSource, places: Sequence[PayloadSpan], starts: Sequence[int], out: memoryview
 ) -> None:
     sizes = [place.nbytes for place in places]
     missing = set(range(len(places)))

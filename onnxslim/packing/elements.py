@@ -25,9 +25,9 @@ from onnxslim.errors import ModelError
 from onnxslim.packing.adaptive import Lines
 from onnxslim.packing.fields import FieldReader, varint
 from onnxslim.packing.streams import (
-    Coded,
-    Method,
-    Source,
+    CodedStream,
+    CodingMethod,
+    StreamSource,
     decode_mask,
     decode_symbols,
     encode_mask,
@@ -83,7 +83,7 @@ class Elements:
 # --------------------------------------------------------------------------- writing
 
 
-def encode_elements(array: np.ndarray, kind: Elements, method: Method) -> Coded:
+def encode_elements(array: np.ndarray, kind: Elements, method: CodingMethod) -> CodedStream:
     """Code `array`, one-dimensional, of `kind.dtype`, in the form of the fewest bytes."""
     if kind.alphabet:
         return _encode_codes(array, kind, method)
@@ -95,9 +95,9 @@ def encode_elements(array: np.ndarray, kind: Elements, method: Method) -> Coded:
     return encode_bytes(array, kind, method)
 
 
-def encode_bytes(array: np.ndarray, kind: Elements, method: Method) -> Coded:
+def encode_bytes(array: np.ndarray, kind: Elements, method: CodingMethod) -> CodedStream:
     """Byte by byte."""
-    head = Coded(bytes([ElementCoding.BYTES]), b"")
+    head = CodedStream(bytes([ElementCoding.BYTES]), b"")
     return head + _byte_streams(array, kind, method)
 
 
@@ -130,7 +130,7 @@ def sparse_element(array: np.ndarray, kind: Elements) -> int | None:
     return top if counts[top] > _SPARSE_SHARE * array.size else None
 
 
-def _encode_codes(array: np.ndarray, kind: Elements, method: Method) -> Coded:
+def _encode_codes(array: np.ndarray, kind: Elements, method: CodingMethod) -> CodedStream:
     found = [_encode_dense(array, kind, axis, method) for axis in _axes(array, kind, method)]
     element = sparse_element(array, kind)
     if element is not None:
@@ -138,25 +138,29 @@ def _encode_codes(array: np.ndarray, kind: Elements, method: Method) -> Coded:
     return smallest(found)
 
 
-def _encode_dense(array: np.ndarray, kind: Elements, axis: int, method: Method) -> Coded:
+def _encode_dense(
+    array: np.ndarray, kind: Elements, axis: int, method: CodingMethod
+) -> CodedStream:
     lines = _lines_of(array, kind, axis)
-    head = Coded(bytes([ElementCoding.CODES, axis]), b"")
+    head = CodedStream(bytes([ElementCoding.CODES, axis]), b"")
     each = Lines.equal(*lines.shape)
     return head + encode_symbols(lines.reshape(-1), kind.alphabet, method, each, array.size)
 
 
-def _encode_sparse(array: np.ndarray, kind: Elements, element: int, method: Method) -> Coded:
+def _encode_sparse(
+    array: np.ndarray, kind: Elements, element: int, method: CodingMethod
+) -> CodedStream:
     axes = _axes(array != element, kind, method)
     return smallest(_encode_sparse_by(array, kind, element, axis, method) for axis in axes)
 
 
 def _encode_sparse_by(
-    array: np.ndarray, kind: Elements, element: int, axis: int, method: Method
-) -> Coded:
+    array: np.ndarray, kind: Elements, element: int, axis: int, method: CodingMethod
+) -> CodedStream:
     lines = _lines_of(array, kind, axis)
     mask = lines != element
     others = lines[mask]
-    head = Coded(bytes([ElementCoding.SPARSE, axis]) + varint(others.size, element), b"")
+    head = CodedStream(bytes([ElementCoding.SPARSE, axis]) + varint(others.size, element), b"")
     counts = Lines(mask.sum(axis=1, dtype=np.int64))
     if kind.alphabet:
         others -= (others > element).astype(others.dtype)
@@ -166,17 +170,19 @@ def _encode_sparse_by(
     return head + encode_mask(mask, method) + values
 
 
-def _encode_table(array: np.ndarray, table: np.ndarray, kind: Elements, method: Method) -> Coded:
+def _encode_table(
+    array: np.ndarray, table: np.ndarray, kind: Elements, method: CodingMethod
+) -> CodedStream:
     order = np.argsort(table, kind="stable")
     codes = np.empty(array.size, np.uint8)
     for piece in _pieces(array.size):
         codes[piece] = order[np.searchsorted(table[order], array[piece])]
-    head = Coded(bytes([ElementCoding.TABLE, table.size - 1]) + table.tobytes(), b"")
+    head = CodedStream(bytes([ElementCoding.TABLE, table.size - 1]) + table.tobytes(), b"")
     return head + _encode_codes(codes, _codes_of(kind, table.size), method)
 
 
-def _byte_streams(array: np.ndarray, kind: Elements, method: Method) -> Coded:
-    coded = Coded(b"", b"")
+def _byte_streams(array: np.ndarray, kind: Elements, method: CodingMethod) -> CodedStream:
+    coded = CodedStream(b"", b"")
     for plane in byte_planes(array, kind):
         coded += encode_symbols(plane, 256, method)
     return coded
@@ -204,10 +210,10 @@ def _pieces(size: int) -> Iterator[slice]:
     yield from (slice(start, start + _PIECE) for start in range(0, size, _PIECE))
 
 
-def _axes(array: np.ndarray, kind: Elements, method: Method) -> tuple[int, ...]:
+def _axes(array: np.ndarray, kind: Elements, method: CodingMethod) -> tuple[int, ...]:
     """The axes along which lines may lie: 0 for columns as lines, 1 for rows as lines."""
-    if method is not Method.ENTROPY or min(kind.rows, kind.columns) == 1:
-        return (1,) if kind.rows == 1 or method is not Method.ENTROPY else (0,)
+    if method is not CodingMethod.ENTROPY or min(kind.rows, kind.columns) == 1:
+        return (1,) if kind.rows == 1 or method is not CodingMethod.ENTROPY else (0,)
     if array.size <= _BOTH_AXES:
         return (0, 1)
     steps = (max(kind.rows // _PROBE, 1), max(kind.columns // _PROBE, 1))
@@ -226,7 +232,7 @@ def _lines_of(array: np.ndarray, kind: Elements, axis: int) -> np.ndarray:
 # --------------------------------------------------------------------------- reading
 
 
-def decode_elements(source: Source, kind: Elements) -> np.ndarray:
+def decode_elements(source: StreamSource, kind: Elements) -> np.ndarray:
     """The elements that `encode_elements` coded, one-dimensional, of `kind.dtype`.
 
     Raises:
@@ -261,7 +267,7 @@ def _form(heads: FieldReader, kind: Elements) -> ElementCoding:
     return ElementCoding(found)
 
 
-def _decode_sparse(source: Source, kind: Elements, shape: tuple[int, int]) -> np.ndarray:
+def _decode_sparse(source: StreamSource, kind: Elements, shape: tuple[int, int]) -> np.ndarray:
     count = source.heads.number(kind.count)
     element = source.heads.number(max(kind.alphabet - 1, 0))
     mask = decode_mask(source, *shape, count)
@@ -276,7 +282,7 @@ def _decode_sparse(source: Source, kind: Elements, shape: tuple[int, int]) -> np
     return lines
 
 
-def _decode_bytes(source: Source, kind: Elements, count: int) -> np.ndarray:
+def _decode_bytes(source: StreamSource, kind: Elements, count: int) -> np.ndarray:
     planes = np.empty((count, kind.itemsize), np.uint8)
     for index in range(kind.itemsize):
         planes[:, index] = decode_symbols(source, count, 256)

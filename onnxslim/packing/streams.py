@@ -30,7 +30,7 @@ from onnxslim.packing.coders import RangeCoder, RangeReader, RangeWriter
 from onnxslim.packing.fields import FieldReader, varint
 
 
-class Method(enum.StrEnum):
+class CodingMethod(enum.StrEnum):
     """What `pack --coder` may ask for."""
 
     ENTROPY = "entropy"
@@ -38,7 +38,7 @@ class Method(enum.StrEnum):
     ZSTD = "zstd"
 
 
-class Code(enum.IntEnum):
+class StreamCoding(enum.IntEnum):
     """How a stream is coded: the first byte of its head."""
 
     RAW = 0
@@ -51,7 +51,7 @@ class Code(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Coded:
+class CodedStream:
     """What stands for a stream in the file.
 
     Attributes:
@@ -73,19 +73,19 @@ class Coded:
         """Size by the entropy coder alone."""
         return self.nbytes if self.without_zstd is None else self.without_zstd
 
-    def __add__(self, other: Coded) -> Coded:
+    def __add__(self, other: CodedStream) -> CodedStream:
         entropy = self.entropy_bytes + other.entropy_bytes
-        return Coded(self.head + other.head, self.body + other.body, entropy)
+        return CodedStream(self.head + other.head, self.body + other.body, entropy)
 
 
 @dataclass(frozen=True)
-class Source:
+class StreamSource:
     """Where a reader finds heads and bodies."""
 
     heads: FieldReader
     bodies: FieldReader
 
-    def code(self, *allowed: Code) -> Code:
+    def code(self, *allowed: StreamCoding) -> StreamCoding:
         """The code of the next stream.
 
         Raises:
@@ -94,7 +94,7 @@ class Source:
         found = self.heads.byte()
         if found not in allowed:
             raise ModelError(f"a stream has the code {found}, which has no meaning here")
-        return Code(found)
+        return StreamCoding(found)
 
     def body(self) -> memoryview:
         """The body of the stream whose head ends here."""
@@ -121,8 +121,12 @@ _ZSTD_GAIN: Final = 1.2  # what the best level may be expected to gain on a quic
 
 
 def encode_symbols(
-    symbols: np.ndarray, alphabet: int, method: Method, lines: Lines | None = None, weights: int = 0
-) -> Coded:
+    symbols: np.ndarray,
+    alphabet: int,
+    method: CodingMethod,
+    lines: Lines | None = None,
+    weights: int = 0,
+) -> CodedStream:
     """Code symbols below `alphabet`, at most 256, each a byte.
 
     Args:
@@ -132,11 +136,11 @@ def encode_symbols(
         lines: to which lines the symbols belong, if that may say something.
         weights: how many weights the stream is part of, for what decoding may cost.
     """
-    raw = _coded(Code.RAW, symbols.tobytes())
-    if method is Method.ZSTD:
+    raw = _coded(StreamCoding.RAW, symbols.tobytes())
+    if method is CodingMethod.ZSTD:
         return min(raw, _zstd(raw.body), key=_size)
-    if method is Method.HUFFMAN:
-        return min(raw, _coded(Code.HUFFMAN, coders.huffman(raw.body)), key=_size)
+    if method is CodingMethod.HUFFMAN:
+        return min(raw, _coded(StreamCoding.HUFFMAN, coders.huffman(raw.body)), key=_size)
     found = [raw, _flat(symbols)]
     if lines is not None and lines.counts.size * alphabet <= MAX_CELLS and alphabet > 1:
         found.append(_lines(symbols, alphabet, lines, max(weights, symbols.size)))
@@ -146,7 +150,7 @@ def encode_symbols(
         best = found[1]
     quick = [raw, _zstd(raw.body, best.nbytes)]
     if symbols.size > _TRIED or is_dense:
-        quick.append(_coded(Code.HUFFMAN, coders.huffman(raw.body)))
+        quick.append(_coded(StreamCoding.HUFFMAN, coders.huffman(raw.body)))
     chosen = min(quick, key=_size)
     if chosen.nbytes > best.nbytes + _allowance(symbols.size, best.nbytes, weights):
         chosen = best
@@ -171,21 +175,21 @@ def _allowance(size: int, nbytes: int, weights: int) -> float:
 
 
 def decode_symbols(
-    source: Source, count: int, alphabet: int, lines: Lines | None = None
+    source: StreamSource, count: int, alphabet: int, lines: Lines | None = None
 ) -> np.ndarray:
     """The `count` symbols of the next stream, uint8.
 
     Raises:
         ModelError: the stream is broken.
     """
-    code = source.code(*_PLAIN, *((Code.LINES,) if lines is not None else ()))
+    code = source.code(*_PLAIN, *((StreamCoding.LINES,) if lines is not None else ()))
     if code in _BYTES:
         symbols = np.frombuffer(_BYTES[code](source.body(), count), np.uint8)
         if symbols.size and int(symbols.max()) >= alphabet:
             raise ModelError(f"a stream holds the symbol {symbols.max()} of {alphabet}")
         return symbols
     symbols = np.empty(count, np.uint8)
-    if code is Code.FLAT:
+    if code is StreamCoding.FLAT:
         return _read_flat(source, symbols, alphabet)
     assert lines is not None  # or the code would not be allowed
     if lines.counts.size * alphabet > MAX_CELLS:
@@ -195,7 +199,7 @@ def decode_symbols(
     return symbols
 
 
-def _flat(symbols: np.ndarray) -> Coded:
+def _flat(symbols: np.ndarray) -> CodedStream:
     lowest, highest = int(symbols.min(initial=255)), int(symbols.max(initial=0))
     lowest = min(lowest, highest)
     # every 64th symbol first, so that all blocks are alike
@@ -203,14 +207,14 @@ def _flat(symbols: np.ndarray) -> Coded:
     lanes -= np.uint8(lowest)
     doubts = _DOUBTS if symbols.size <= _TRIED else _DOUBTS[1:]
 
-    def coded(doubt: int) -> Coded:
+    def coded(doubt: int) -> CodedStream:
         body = _written(lambda coder: code_flat(coder, lanes, highest - lowest + 1, doubt))
-        return _coded(Code.FLAT, body, bytes([lowest, highest, doubt]))
+        return _coded(StreamCoding.FLAT, body, bytes([lowest, highest, doubt]))
 
     return smallest(map(coded, doubts))
 
 
-def _read_flat(source: Source, symbols: np.ndarray, alphabet: int) -> np.ndarray:
+def _read_flat(source: StreamSource, symbols: np.ndarray, alphabet: int) -> np.ndarray:
     lowest, highest, doubt = source.heads.take(3)
     if lowest > highest or highest >= alphabet or not doubt:
         raise ModelError(f"a stream has symbols from {lowest} to {highest} of {alphabet}")
@@ -225,8 +229,8 @@ def _read_flat(source: Source, symbols: np.ndarray, alphabet: int) -> np.ndarray
     return symbols
 
 
-def _lines(symbols: np.ndarray, alphabet: int, lines: Lines, weights: int) -> Coded:
-    def coded(centre: int, trust: int) -> Coded:
+def _lines(symbols: np.ndarray, alphabet: int, lines: Lines, weights: int) -> CodedStream:
+    def coded(centre: int, trust: int) -> CodedStream:
         return _lines_with(symbols, alphabet, lines, Blend(centre, trust))
 
     # the symbol of the smallest magnitude: between the two most frequent neighbours
@@ -242,7 +246,7 @@ def _lines(symbols: np.ndarray, alphabet: int, lines: Lines, weights: int) -> Co
     return best
 
 
-def _climb(coded: Callable[[int], Coded], size: int) -> Coded:
+def _climb(coded: Callable[[int], CodedStream], size: int) -> CodedStream:
     """The smallest of what `coded` gives for the trusts, gone through as long as it helps."""
     at = len(_TRUSTS) // 2
     best = coded(_TRUSTS[at])
@@ -257,38 +261,38 @@ def _climb(coded: Callable[[int], Coded], size: int) -> Coded:
     return best
 
 
-def _lines_with(symbols: np.ndarray, alphabet: int, lines: Lines, blend: Blend) -> Coded:
+def _lines_with(symbols: np.ndarray, alphabet: int, lines: Lines, blend: Blend) -> CodedStream:
     body = _written(lambda coder: code_lines(coder, symbols, lines, alphabet, blend))
-    return _coded(Code.LINES, body, varint(blend.centre) + bytes([blend.trust]))
+    return _coded(StreamCoding.LINES, body, varint(blend.centre) + bytes([blend.trust]))
 
 
 # --------------------------------------------------------------------------- where the ones are
 
 
-def encode_mask(mask: np.ndarray, method: Method) -> Coded:
+def encode_mask(mask: np.ndarray, method: CodingMethod) -> CodedStream:
     """Code which entries of `mask`, bool (lines, length), are set; how many, the reader knows."""
     gaps = _gaps(mask, method)
-    if method is not Method.ENTROPY:
+    if method is not CodingMethod.ENTROPY:
         return gaps
     ones = int(mask.sum())
 
-    def coded(trust: int) -> Coded:
+    def coded(trust: int) -> CodedStream:
         body = _written(lambda coder: code_mask(coder, mask.view(np.uint8), ones, trust))
-        return _coded(Code.MASK, body, bytes([trust]))
+        return _coded(StreamCoding.MASK, body, bytes([trust]))
 
     if len(mask) > MAX_CELLS:
         return gaps
     return smallest((gaps, _climb(coded, mask.size)))
 
 
-def decode_mask(source: Source, lines: int, length: int, ones: int) -> np.ndarray:
+def decode_mask(source: StreamSource, lines: int, length: int, ones: int) -> np.ndarray:
     """The mask, bool (lines, length).
 
     Raises:
         ModelError: the stream is broken, or has not as many ones.
     """
-    code = source.code(Code.GAPS, Code.MASK)
-    if code is Code.GAPS:
+    code = source.code(StreamCoding.GAPS, StreamCoding.MASK)
+    if code is StreamCoding.GAPS:
         mask = np.zeros(lines * length, bool)
         mask[_positions(source, lines * length, ones)] = True
         return mask.reshape(lines, length)
@@ -302,32 +306,32 @@ def decode_mask(source: Source, lines: int, length: int, ones: int) -> np.ndarra
     return mask
 
 
-def encode_positions(positions: np.ndarray, method: Method) -> Coded:
+def encode_positions(positions: np.ndarray, method: CodingMethod) -> CodedStream:
     """Code ascending positions as gaps: a gap of g is g // 255 bytes of 255 and one of g % 255."""
     gaps = np.diff(positions, prepend=-1) - 1
     lengths = gaps // _ESCAPE + 1
     ends = np.cumsum(lengths)
     symbols = np.full(int(ends[-1]) if ends.size else 0, _ESCAPE, np.uint8)
     symbols[ends - 1] = gaps % _ESCAPE
-    head = Coded(bytes([Code.GAPS]) + varint(symbols.size), b"")
+    head = CodedStream(bytes([StreamCoding.GAPS]) + varint(symbols.size), b"")
     return head + encode_symbols(symbols, 256, method)
 
 
-def decode_positions(source: Source, end: int, count: int) -> np.ndarray:
+def decode_positions(source: StreamSource, end: int, count: int) -> np.ndarray:
     """`count` ascending positions below `end`, int64.
 
     Raises:
         ModelError: the stream is broken, or a gap runs past the end.
     """
-    source.code(Code.GAPS)
+    source.code(StreamCoding.GAPS)
     return _positions(source, end, count)
 
 
-def _gaps(mask: np.ndarray, method: Method) -> Coded:
+def _gaps(mask: np.ndarray, method: CodingMethod) -> CodedStream:
     return encode_positions(np.flatnonzero(mask), method)
 
 
-def _positions(source: Source, end: int, count: int) -> np.ndarray:
+def _positions(source: StreamSource, end: int, count: int) -> np.ndarray:
     size = source.heads.number(count + end // _ESCAPE)
     symbols = decode_symbols(source, size, 256)
     ends = np.flatnonzero(symbols != _ESCAPE)
@@ -348,11 +352,11 @@ def _written(encoding: Encoding) -> bytes:
     return writer.finish()
 
 
-def _coded(code: Code, body: bytes, parameters: bytes = b"") -> Coded:
-    return Coded(bytes([code]) + parameters + varint(len(body)), body)
+def _coded(code: StreamCoding, body: bytes, parameters: bytes = b"") -> CodedStream:
+    return CodedStream(bytes([code]) + parameters + varint(len(body)), body)
 
 
-def _zstd(data: bytes, rival: int | None = None) -> Coded:
+def _zstd(data: bytes, rival: int | None = None) -> CodedStream:
     """By zstd at its best, unless a quick try shows that this is not worth its time.
 
     Args:
@@ -363,16 +367,16 @@ def _zstd(data: bytes, rival: int | None = None) -> Coded:
     if len(data) > _ZSTD_ALWAYS:
         quick = coders.zstd(data, coders.FAST)
         if len(quick) >= 0.999 * len(data) or len(quick) > worth:
-            return _coded(Code.ZSTD, quick)
-    return _coded(Code.ZSTD, coders.zstd(data))
+            return _coded(StreamCoding.ZSTD, quick)
+    return _coded(StreamCoding.ZSTD, coders.zstd(data))
 
 
-def smallest(options: Iterable[Coded]) -> Coded:
+def smallest(options: Iterable[CodedStream]) -> CodedStream:
     """The one of the fewest bytes; the first of equals."""
     return min(options, key=_size)
 
 
-def _size(coded: Coded) -> int:
+def _size(coded: CodedStream) -> int:
     return coded.nbytes
 
 
@@ -382,9 +386,9 @@ def _raw(body: memoryview, nbytes: int) -> bytes | memoryview:
     return body
 
 
-_BYTES: Final[Mapping[Code, Callable[[memoryview, int], bytes | memoryview]]] = {
-    Code.RAW: _raw,
-    Code.ZSTD: coders.unzstd,
-    Code.HUFFMAN: coders.unhuffman,
+_BYTES: Final[Mapping[StreamCoding, Callable[[memoryview, int], bytes | memoryview]]] = {
+    StreamCoding.RAW: _raw,
+    StreamCoding.ZSTD: coders.unzstd,
+    StreamCoding.HUFFMAN: coders.unhuffman,
 }
-_PLAIN: Final = (*_BYTES, Code.FLAT)
+_PLAIN: Final = (*_BYTES, StreamCoding.FLAT)

@@ -32,9 +32,9 @@ from onnxslim.packing.elements import (
 )
 from onnxslim.packing.fields import FieldReader, varint
 from onnxslim.packing.streams import (
-    Coded,
-    Method,
-    Source,
+    CodedStream,
+    CodingMethod,
+    StreamSource,
     decode_positions,
     encode_positions,
     smallest,
@@ -69,7 +69,7 @@ class CodedUnit:
 
     Attributes:
         payloads: their numbers in the file.
-        elements: what is coded; of an `Indexed` unit, its values.
+        elements: what is coded; of an `IndexedUnit` unit, its values.
     """
 
     payloads: tuple[int, ...]
@@ -82,7 +82,7 @@ class CodedUnit:
         size = self.elements.itemsize | (_ROTATED if self.elements.rotated else 0)
         return bytes([size]) + varint(self.elements.rows)
 
-    def coded(self, data: Sequence[memoryview], method: Method) -> Coded:
+    def coded(self, data: Sequence[memoryview], method: CodingMethod) -> CodedStream:
         """The payloads' bytes, coded."""
         return encode_elements(self.array(data), self.elements, method)
 
@@ -91,7 +91,7 @@ class CodedUnit:
         whole = data[0] if len(data) == 1 else b"".join(data)
         return np.frombuffer(whole, self.elements.dtype)
 
-    def restored(self, source: Source, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
+    def restored(self, source: StreamSource, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
         """The payloads again.
 
         Raises:
@@ -103,7 +103,7 @@ class CodedUnit:
             yield whole[at : at + size]
             at += size
 
-    def tensor_class(self, coded: Coded) -> TensorClass:
+    def tensor_class(self, coded: CodedStream) -> TensorClass:
         """The class of its tensors, given how they were coded."""
         forms = {ElementCoding.TABLE: TensorClass.TABLE, ElementCoding.SPARSE: TensorClass.ZEROS}
         return forms.get(ElementCoding(coded.head[0]), TensorClass.OTHER)
@@ -114,7 +114,7 @@ class CodedUnit:
 
 
 @dataclass(frozen=True)
-class Planes(CodedUnit):
+class PlanesUnit(CodedUnit):
     """Codes of a codebook weight; `elements.alphabet` are its levels."""
 
     kind = CodedUnitKind.PLANES
@@ -128,13 +128,13 @@ class Planes(CodedUnit):
         planes = [np.frombuffer(item, np.uint8) for item in data]
         return radix.unpack(planes, self.elements.alphabet, self.elements.count)
 
-    def restored(self, source: Source, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
+    def restored(self, source: StreamSource, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
         """See `CodedUnit`."""
         codes = decode_elements(source, self.elements)
         for plane in radix.pack(codes, self.elements.alphabet):
             yield plane.data
 
-    def tensor_class(self, coded: Coded) -> TensorClass:
+    def tensor_class(self, coded: CodedStream) -> TensorClass:
         """See `CodedUnit`."""
         return TensorClass.CODES
 
@@ -151,7 +151,7 @@ class IndexLayout(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Indexed(CodedUnit):
+class IndexedUnit(CodedUnit):
     """Values and linear indices of a sparse initializer.
 
     Attributes:
@@ -177,16 +177,16 @@ class Indexed(CodedUnit):
         """See `CodedUnit`."""
         return super().description() + varint(self.rows, self.columns, self.places)
 
-    def coded(self, data: Sequence[memoryview], method: Method) -> Coded:
+    def coded(self, data: Sequence[memoryview], method: CodingMethod) -> CodedStream:
         """See `CodedUnit`: as the dense matrix, or as positions and values."""
         values, indices = self.values(data), self.indices(data)
-        found = Coded(b"\0", b"") + encode_positions(indices, method)
+        found = CodedStream(b"\0", b"") + encode_positions(indices, method)
         found += encode_elements(values, self.elements, method)
         if self.dense is None or not bool(values.all()):
             return found
         matrix = np.zeros(self.dense.count, self.dense.dtype)
         matrix[indices] = values
-        dense = Coded(b"\1", b"") + encode_elements(matrix, self.dense, method)
+        dense = CodedStream(b"\1", b"") + encode_elements(matrix, self.dense, method)
         return smallest((dense, found))
 
     def values(self, data: Sequence[memoryview]) -> np.ndarray:
@@ -199,7 +199,7 @@ class Indexed(CodedUnit):
             return np.frombuffer(data[1], np.int64)
         return from_varints(np.frombuffer(data[1], np.uint8))
 
-    def restored(self, source: Source, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
+    def restored(self, source: StreamSource, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
         """See `CodedUnit`."""
         values, indices = self._read(source)
         yield _bytes_of(values)
@@ -209,7 +209,7 @@ class Indexed(CodedUnit):
             raise ModelError(f"indices take {indices.nbytes:,} bytes, not {sizes[1]:,}")
         yield _bytes_of(indices)
 
-    def _read(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, source: StreamSource) -> tuple[np.ndarray, np.ndarray]:
         count, dense = self.elements.count, self.dense
         if not source.heads.number(1):
             indices = decode_positions(source, self.rows * self.columns, count)
@@ -222,7 +222,7 @@ class Indexed(CodedUnit):
             raise ModelError(f"a sparse tensor has {indices.size:,} values, not {count:,}")
         return matrix[indices], indices
 
-    def tensor_class(self, coded: Coded) -> TensorClass:
+    def tensor_class(self, coded: CodedStream) -> TensorClass:
         """See `CodedUnit`."""
         return TensorClass.INDEXED
 
@@ -306,7 +306,7 @@ def _read_indexed(
     fits = sizes[1:] == [8 * count] if places is IndexLayout.INT64 else len(sizes) == 2
     if not fits or count > rows * columns or rows * columns >= 2**63:
         raise ModelError(f"{count:,} of {rows:,} by {columns:,} elements do not take {sizes} bytes")
-    return Indexed(payloads, elements, rows, columns, places)
+    return IndexedUnit(payloads, elements, rows, columns, places)
 
 
 def _read_plain(reader: FieldReader, nbytes: int) -> Elements:
@@ -323,10 +323,10 @@ def _read_planes(reader: FieldReader, payloads: tuple[int, ...], sizes: Sequence
     expected = [plane.packed_bytes(rows * columns) for plane in radix.planes_for(levels)]
     if expected != list(sizes):
         raise ModelError(f"codes of {rows:,} by {columns:,} elements have planes of {sizes} bytes")
-    return Planes(payloads, Elements(rows, columns, 1, levels))
+    return PlanesUnit(payloads, Elements(rows, columns, 1, levels))
 
 
-def encode_plain(unit: CodedUnit, data: Sequence[memoryview], method: Method) -> Coded:
+def encode_plain(unit: CodedUnit, data: Sequence[memoryview], method: CodingMethod) -> CodedStream:
     """Byte by byte, whatever the elements may be."""
     return encode_bytes(unit.array(data), unit.elements, method)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.codebook.nodes import codebook_nodes, size_of
+from onnxslim.codebook.nodes import codebook_nodes, element_count
 from onnxslim.graph.counts import constants_of, count_macs, count_nodes
 from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.ir import Constant, walk_graphs
@@ -42,4 +42,4 @@ def _parameters(graph: gs.Graph, constants: Iterable[Constant]) -> int:
         if all(is_codebook(user.outputs[0]) for user in tensor.outputs)
     }
     plain = sum(constant.size for constant in constants if id(constant) not in parts)
-    return plain + sum(map(size_of, codebook_nodes(graph)))
+    return plain + sum(map(element_count, codebook_nodes(graph)))

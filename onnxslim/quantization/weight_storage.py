@@ -26,8 +26,8 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.linear_operators import ConvPatches, Vectors
-from onnxslim.codebook import placing
-from onnxslim.codebook.placing import function_of, why_not_replaceable
+from onnxslim.codebook import replacement
+from onnxslim.codebook.replacement import function_of, why_not_replaceable
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
 from onnxslim.graph.operands import const_value
@@ -313,7 +313,7 @@ class _WeightStorer:
         function = DequantizeFunction.of(stored, self.plan.bits)
         arrays, lossy = stored.inputs.values(), Fidelity.LOSSY
         holder, what = self.layer.holder, self.what
-        for note in placing.replace_constant(self.rw, holder, function, arrays, what, lossy):
+        for note in replacement.replace_constant(self.rw, holder, function, arrays, what, lossy):
             self.rw.note(self.rw.main.name, note)
 
     def packed(self) -> None:

@@ -23,16 +23,16 @@ from onnxslim.io.model import Model
 from onnxslim.io.staging import map_file, stage_file, write_file, writing
 from onnxslim.packing import coders, is_packed
 from onnxslim.packing.container import (
-    Header,
-    Packed,
-    Place,
+    EncodedUnit,
+    FileHeader,
+    PayloadSpan,
     index_of,
     most_unpacked,
     write,
 )
 from onnxslim.packing.elements import byte_planes, distinct
-from onnxslim.packing.streams import Method, encode_symbols
-from onnxslim.packing.tensors import CodedUnit, Indexed, TensorClass, encode_plain
+from onnxslim.packing.streams import CodingMethod, encode_symbols
+from onnxslim.packing.tensors import CodedUnit, IndexedUnit, TensorClass, encode_plain
 from onnxslim.tools.tensor_classes import MIN_BYTES, ClassifiedUnit, units_of
 
 Tell = Callable[[str], None]
@@ -40,10 +40,10 @@ _GRAPH: Final = "graph"
 _QUICK_BYTES: Final = 128 << 20
 _QUICK_LEVEL: Final = 9
 # what else may be taken where it is smaller; methods come in the order of their definition
-_FALLBACKS: Final[Mapping[Method, tuple[Method, ...]]] = {
-    Method.ENTROPY: (Method.ZSTD,),
-    Method.HUFFMAN: (),
-    Method.ZSTD: (),
+_FALLBACKS: Final[Mapping[CodingMethod, tuple[CodingMethod, ...]]] = {
+    CodingMethod.ENTROPY: (CodingMethod.ZSTD,),
+    CodingMethod.HUFFMAN: (),
+    CodingMethod.ZSTD: (),
 }
 
 
@@ -95,7 +95,7 @@ class PackReport:
         classes: figures by class; the last one is the graph, with what the file itself needs.
     """
 
-    coder: Method
+    coder: CodingMethod
     sha256: str
     input_bytes: int
     packed_bytes: int = 0
@@ -118,7 +118,7 @@ def pack(
     source: Path,
     target: Path,
     *,
-    coder: Method = Method.ENTROPY,
+    coder: CodingMethod = CodingMethod.ENTROPY,
     measure: bool = True,
     tell: Tell | None = None,
 ) -> PackReport:
@@ -163,13 +163,13 @@ def _as_one_file(model: Model, source: Path) -> Iterator[memoryview]:
 
 
 def _packed(
-    file: memoryview, model: Model, coder: Method, measure: bool, tell: Tell
+    file: memoryview, model: Model, coder: CodingMethod, measure: bool, tell: Tell
 ) -> tuple[list[bytes], PackReport]:
     payloads = list(locate(file, MIN_BYTES))
     digest = hashlib.sha256(file)
     report = PackReport(coder, digest.hexdigest(), len(file))
     by_class = {name: ClassFigures(name.value) for name in TensorClass}
-    packed: list[Packed] = []
+    packed: list[EncodedUnit] = []
     found = units_of(file, payloads, model.graph)
     for number, item in enumerate(found):
         tell(f"packing {number + 1:,} of {len(found):,} groups of tensors")
@@ -179,7 +179,7 @@ def _packed(
         packed += chosen
     places, rest = _without(file, payloads)
     index = index_of(places, packed, rest)
-    header = Header(len(file), digest.digest(), bool(model.origin.external))
+    header = FileHeader(len(file), digest.digest(), bool(model.origin.external))
     pieces = write(header, index, [item.coded.body for item in packed])
     report.packed_bytes = sum(map(len, pieces))
     report.classes = [item for item in by_class.values() if item.tensors]
@@ -193,11 +193,11 @@ def _packed(
     return pieces, report
 
 
-def _without(file: memoryview, payloads: Sequence[Located]) -> tuple[list[Place], bytes]:
+def _without(file: memoryview, payloads: Sequence[Located]) -> tuple[list[PayloadSpan], bytes]:
     """Where the payloads lie, and the file without them."""
     places, parts, at = [], [], 0
     for payload in payloads:
-        places.append(Place(payload.start - at, payload.stop - payload.start))
+        places.append(PayloadSpan(payload.start - at, payload.stop - payload.start))
         parts.append(file[at : payload.start])
         at = payload.stop
     return places, b"".join([*parts, file[at:]])
@@ -217,18 +217,18 @@ def _check_size(unpacked: int, packed: int) -> None:
 
 
 def _encode(
-    found: ClassifiedUnit, data: Sequence[memoryview], method: Method, measure: bool
-) -> tuple[list[Packed], ClassFigures]:
+    found: ClassifiedUnit, data: Sequence[memoryview], method: CodingMethod, measure: bool
+) -> tuple[list[EncodedUnit], ClassFigures]:
     """The unit coded as `method` says, and what the other coders make of it."""
-    sizes: dict[Method, int] = {}
-    chosen: list[Packed] = []
+    sizes: dict[CodingMethod, int] = {}
+    chosen: list[EncodedUnit] = []
     name = TensorClass.OTHER
-    for each in Method:
+    for each in CodingMethod:
         if not (measure or each in (method, *_FALLBACKS[method])):
             continue
         packed = _encode_by(found, data, each)
         sizes[each] = sum(item.coded.entropy_bytes for item in packed)
-        if len(sizes) == 1 and each is not Method.ZSTD:  # which knows nothing of classes
+        if len(sizes) == 1 and each is not CodingMethod.ZSTD:  # which knows nothing of classes
             name = found.unit.tensor_class(packed[0].coded)
         if each is method or (
             each in _FALLBACKS[method] and _packed_bytes(packed) < _packed_bytes(chosen)
@@ -238,21 +238,23 @@ def _encode(
     dense = nbytes if found.float32_bytes is None else found.float32_bytes
     figures = ClassFigures(name.value, found.tensors, dense, nbytes, packed=_packed_bytes(chosen))
     if measure:
-        figures.huffman = sizes[Method.HUFFMAN]
-        figures.entropy = sizes[Method.ENTROPY]
-        figures.zstd = sizes[Method.ZSTD]
+        figures.huffman = sizes[CodingMethod.HUFFMAN]
+        figures.entropy = sizes[CodingMethod.ENTROPY]
+        figures.zstd = sizes[CodingMethod.ZSTD]
         figures.bound = _bound(found, data, name)
     return chosen, figures
 
 
-def _encode_by(found: ClassifiedUnit, data: Sequence[memoryview], method: Method) -> list[Packed]:
-    if method is not Method.ZSTD:
-        return [Packed(found.unit, found.unit.coded(data, method), _checksum(data))]
+def _encode_by(
+    found: ClassifiedUnit, data: Sequence[memoryview], method: CodingMethod
+) -> list[EncodedUnit]:
+    if method is not CodingMethod.ZSTD:
+        return [EncodedUnit(found.unit, found.unit.coded(data, method), _checksum(data))]
     by_payload = dict(zip(found.unit.payloads, data, strict=True))
     packed = []
     for unit in found.unit.plain([len(item) for item in data]):
         own = [by_payload[index] for index in unit.payloads]
-        packed.append(Packed(unit, encode_plain(unit, own, method), _checksum(own)))
+        packed.append(EncodedUnit(unit, encode_plain(unit, own, method), _checksum(own)))
     return packed
 
 
@@ -263,14 +265,14 @@ def _checksum(data: Iterable[memoryview]) -> int:
     return check
 
 
-def _packed_bytes(packed: Iterable[Packed]) -> int:
+def _packed_bytes(packed: Iterable[EncodedUnit]) -> int:
     return sum(item.coded.nbytes for item in packed)
 
 
 def _bound(found: ClassifiedUnit, data: Sequence[memoryview], form: TensorClass) -> int:
     """Order-0 entropy of codes; else of which elements are not zero, and of the bytes of those."""
     unit = found.unit
-    if isinstance(unit, Indexed):
+    if isinstance(unit, IndexedUnit):
         return _bound_of_others(unit.values(data), unit.rows * unit.columns, unit)
     array = unit.array(data)
     if unit.elements.alphabet:
@@ -303,7 +305,7 @@ def _graph_figures(rest: bytes, packed: int, measure: bool) -> ClassFigures:
         symbols = np.frombuffer(rest, np.uint8)
         figures.huffman = len(coders.huffman(rest))
         figures.zstd = len(coders.zstd(rest))
-        figures.entropy = encode_symbols(symbols, 256, Method.ENTROPY).entropy_bytes
+        figures.entropy = encode_symbols(symbols, 256, CodingMethod.ENTROPY).entropy_bytes
         figures.bound = _entropy_bytes(symbols)
     return figures
 

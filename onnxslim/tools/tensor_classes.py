@@ -10,13 +10,21 @@ from typing import Final
 import numpy as np
 import onnx
 
-from onnxslim.codebook.nodes import codebook_nodes, read
+from onnxslim.codebook.lookup import read
+from onnxslim.codebook.nodes import codebook_nodes
 from onnxslim.graph.counts import constants_of
 from onnxslim.graph.ir import SUB_BYTE_BITS, Graph, StoredSparse, to_numpy_dtype, walk_graphs
 from onnxslim.graph.wire import Located
 from onnxslim.packing import radix
 from onnxslim.packing.elements import Elements, distinct, sparse_element
-from onnxslim.packing.tensors import CodedUnit, Indexed, IndexLayout, Planes, matrix_of, to_varints
+from onnxslim.packing.tensors import (
+    CodedUnit,
+    IndexedUnit,
+    IndexLayout,
+    PlanesUnit,
+    matrix_of,
+    to_varints,
+)
 
 MIN_BYTES: Final = 32  # smaller tensors stay with the graph
 _SMALL_BYTES: Final = 4096  # smaller ones of a type are coded together
@@ -132,14 +140,14 @@ def _codebooks(
             if stage.vector > 1 and columns % stage.vector:
                 rows, columns = 1, elements
             kind = Elements(rows, columns // stage.vector, 1, stage.levels)
-            unit = Planes(tuple(found), kind)
+            unit = PlanesUnit(tuple(found), kind)
             if list(found) == sorted(found) and _is_exact(file, payloads, unit):
                 seen.update(found)
                 yield ClassifiedUnit(unit, 1, elements, True)
                 elements = 0  # further stages add to the same numbers
 
 
-def _is_exact(file: memoryview, payloads: Sequence[Located], unit: Planes) -> bool:
+def _is_exact(file: memoryview, payloads: Sequence[Located], unit: PlanesUnit) -> bool:
     """Whether a reader would make the same bytes: padding, for one, is not always zero."""
     data = [file[payloads[i].start : payloads[i].stop] for i in unit.payloads]
     try:
@@ -179,12 +187,12 @@ def _indexed(
         return
     shape = shapes.get(payloads[values].name, ())
     size = prod(shape)
-    unit = Indexed((values, indices), kind, *matrix_of(shape, size), places)
+    unit = IndexedUnit((values, indices), kind, *matrix_of(shape, size), places)
     if _is_ascending(file[payloads[indices].start : payloads[indices].stop], unit, size):
         yield ClassifiedUnit(unit, 1, size, found.is_float)
 
 
-def _is_ascending(data: memoryview, unit: Indexed, size: int) -> bool:
+def _is_ascending(data: memoryview, unit: IndexedUnit, size: int) -> bool:
     """Whether indices are what a reader would make of them again: ascending, and below `size`."""
     if unit.places is IndexLayout.INT64 and len(data) != 8 * unit.elements.count:
         return False

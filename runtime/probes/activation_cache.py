@@ -32,7 +32,7 @@ from onnxslim.runtime.session import Feeds, Outputs, Session
 _BUDGET_BYTES: Final = 1 << 30
 
 
-class Activations:
+class ActivationCaches:
     """What is kept of two models: the one that changes, and the one that it is compared with.
 
     Args:
@@ -43,8 +43,8 @@ class Activations:
     def __init__(self, rows: int | None, budget_bytes: int = _BUDGET_BYTES) -> None:
         self._numbering = ValueNumbering()
         share = budget_bytes // 2
-        self.model = Frontier(self._numbering, rows, share)
-        self.reference = Frontier(self._numbering, rows, share)
+        self.model = ActivationCache(self._numbering, rows, share)
+        self.reference = ActivationCache(self._numbering, rows, share)
         self._exposed: tuple[Model, Signature, ExposedTensors] | None = None
 
     def exposed_reference(self, reference: Model) -> ExposedTensors:
@@ -56,7 +56,7 @@ class Activations:
         return known[2]
 
 
-class Frontier:
+class ActivationCache:
     """The tensors of one model, kept for all runs, from which what is left of it can be computed.
 
     Args:
@@ -89,7 +89,11 @@ class Playback:
     """One pass over the samples: use it as a context manager, and run the samples in order."""
 
     def __init__(
-        self, frontier: Frontier, exposed: ExposedTensors, keys: Sequence[str], threads: int | None
+        self,
+        frontier: ActivationCache,
+        exposed: ExposedTensors,
+        keys: Sequence[str],
+        threads: int | None,
     ) -> None:
         self._frontier = frontier
         held = frontier.held
@@ -206,4 +210,4 @@ def _crossing(exposed: ExposedTensors, ends: Iterable[gs.Tensor]) -> list[gs.Ten
     ]
 
 
-__all__ = ["Activations", "Frontier", "Playback"]
+__all__ = ["ActivationCache", "ActivationCaches", "Playback"]

@@ -14,7 +14,7 @@ from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
 from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
-from onnxslim.runtime.probes.activation_cache import Activations
+from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.channel_activity import stream_activity
 from onnxslim.runtime.probes.moments import MomentLimits, stream_moments
 from onnxslim.runtime.probes.observers import stream_observations
@@ -96,7 +96,7 @@ class CalibrationRuns:
     ) -> None:
         self._source, self._seed, self._threads, self._limits = source, seed, threads, limits
         self._samples: Samples | None = None
-        self._activations: Activations | None = None
+        self._activations: ActivationCaches | None = None
         self._budget: int | None = None
         self._numbering = ValueNumbering()
         self._known: _ReferenceOutputs | None = None
@@ -113,7 +113,7 @@ class CalibrationRuns:
         """
         samples = self._open(model)
         if self._activations is None:
-            self._activations = Activations(samples.count)
+            self._activations = ActivationCaches(samples.count)
         if self._budget is None:  # what is summed up at once may take what the model does
             self._budget = max(_MIN_SUMS, model.file_bytes())
         return stream_moments(

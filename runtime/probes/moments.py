@@ -26,7 +26,7 @@ from onnxslim.errors import UsageError
 from onnxslim.graph.ir import node_label
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
-from onnxslim.runtime.probes.activation_cache import Activations
+from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.exposed import ExposedTensors, read, why_hidden
 from onnxslim.runtime.probes.products import CrossSum, FourthSum, SecondSum
 from onnxslim.runtime.probes.unfold import UnfoldedRows, unfold_input, unfold_output
@@ -69,7 +69,7 @@ def stream_moments(
     limits: MomentLimits | None = None,
     seed: int = 0,
     threads: int | None = None,
-    activations: Activations | None = None,
+    activations: ActivationCaches | None = None,
 ) -> Iterator[LayerMoments | Skip]:
     """Moments of the weight layers of `model`.
 
@@ -96,7 +96,7 @@ def stream_moments(
     skips = [skip for skip in listing.skips if layers is None or skip.node in layers]
     yield from skips
     wanted = _wanted(listing, layers, {skip.node for skip in skips})
-    activations = activations or Activations(None)
+    activations = activations or ActivationCaches(None)
     original = None if reference is None else activations.exposed_reference(reference)
     groups: dict[tuple[object, ...], list[WeightLayer]] = {}
     for layer in wanted:
@@ -346,7 +346,7 @@ class _Streams:
     def run(
         self,
         samples: Iterable[Sample],
-        activations: Activations,
+        activations: ActivationCaches,
         seed: int,
         threads: int | None,
     ) -> None:

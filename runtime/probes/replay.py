@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.graph.ir import needs
 from onnxslim.io.model import Model
-from onnxslim.runtime.probes.activation_cache import Frontier, Playback
+from onnxslim.runtime.probes.activation_cache import ActivationCache, Playback
 from onnxslim.runtime.probes.exposed import ExposedTensors, Segment
 from onnxslim.runtime.probes.value_numbering import ValueNumber, ValueNumbering
 from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
@@ -53,7 +53,7 @@ class Replay:
         self._model, self._threads = model, threads
         self._numbering = ValueNumbering()
         self._exposed = ExposedTensors(model)
-        self._frontier = Frontier(self._numbering, rows, budget_bytes)
+        self._frontier = ActivationCache(self._numbering, rows, budget_bytes)
         values = self._numbering.value_numbers(self._exposed.graph)
         self._made: dict[ValueNumber, gs.Tensor] = {
             values[tensor]: tensor

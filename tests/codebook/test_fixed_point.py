@@ -12,7 +12,7 @@ from layer_nets import net, node, normal, outputs, samples
 import onnxslim
 from onnxslim.analysis.layers import weight_layers
 from onnxslim.codebook.fixed_point import FixedPointWeight, read, replace_constant, why_not
-from onnxslim.codebook.nodes import codebook_nodes, size_of, values_of
+from onnxslim.codebook.nodes import codebook_nodes, element_count, values_of
 from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.check import check_model
@@ -104,7 +104,7 @@ def test_the_rest_of_the_compiler_takes_it_for_a_codebook() -> None:
     model, _ = stored(weight)
     (made,) = codebook_nodes(model.graph)
     assert is_codebook(made.outputs[0])
-    assert size_of(made) == 720
+    assert element_count(made) == 720
     layers, skips = weight_layers(model.graph)
     assert layers == ()
     assert "codebook" in skips[0].why

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
-from onnxslim.codebook.weight import CodebookWeight, Per, Stage, for_layer, plain
+from onnxslim.codebook.weight import (
+    CodebookWeight,
+    Stage,
+    TableGranularity,
+    codebook_for_layer,
+    plain_codebook,
+)
 from onnxslim.io.model import Model
 
 F32, F16, F64 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64)
@@ -55,7 +61,7 @@ LAYERS = {
 
 
 def canonical_of(
-    codes: np.ndarray, table: np.ndarray, per: Per, width: int | None, columns: int
+    codes: np.ndarray, table: np.ndarray, per: TableGranularity, width: int | None, columns: int
 ) -> np.ndarray:
     """The canonical weight, computed plainly: one sub-vector after the other."""
     groups, rows, vectors = codes.shape
@@ -63,19 +69,27 @@ def canonical_of(
     out = np.empty((groups, rows, columns), np.float32)
     for g, r, c in np.ndindex(groups, rows, vectors):
         at = c * vector
-        block = {Per.TENSOR: 0, Per.ROW: g * rows + r, Per.RUN: 0}[per]
-        if per is Per.RUN:
+        block = {
+            TableGranularity.TENSOR: 0,
+            TableGranularity.ROW: g * rows + r,
+            TableGranularity.RUN: 0,
+        }[per]
+        if per is TableGranularity.RUN:
             assert width is not None
             block = g * (columns // width) + at // width
-        chosen = table if per is Per.TENSOR else table[block]
+        chosen = table if per is TableGranularity.TENSOR else table[block]
         out[g, r, at : at + vector] = chosen[codes[g, r, c]]
     return out
 
 
-def layouts(layer: WeightLayer, name: str) -> list[tuple[int, Per, int | None]]:
+def layouts(layer: WeightLayer, name: str) -> list[tuple[int, TableGranularity, int | None]]:
     """Every kind of codebook that fits a layer."""
-    kinds = [(Per.TENSOR, None), (Per.ROW, None), *((Per.RUN, w) for w in (1, 2, 4, 6, 12))]
-    found: list[tuple[int, Per, int | None]] = []
+    kinds = [
+        (TableGranularity.TENSOR, None),
+        (TableGranularity.ROW, None),
+        *((TableGranularity.RUN, w) for w in (1, 2, 4, 6, 12)),
+    ]
+    found: list[tuple[int, TableGranularity, int | None]] = []
     taps = int(np.prod(layer.holder.shape[2:])) if "ConvTranspose" in name else 1
     for per, width in kinds:
         run = width or layer.columns
@@ -94,17 +108,21 @@ def test_codes_of_a_layer_give_its_stored_weight(name: str) -> None:
 
 
 def assert_gives_its_stored_weight(
-    layer: WeightLayer, vector: int, per: Per, width: int | None
+    layer: WeightLayer, vector: int, per: TableGranularity, width: int | None
 ) -> None:
     groups, rows, columns = layer.groups, layer.rows, layer.columns
     rng = np.random.default_rng(vector)
-    blocks = {Per.TENSOR: (), Per.ROW: (groups * rows,), Per.RUN: (0,)}[per]
-    if per is Per.RUN:
+    blocks = {
+        TableGranularity.TENSOR: (),
+        TableGranularity.ROW: (groups * rows,),
+        TableGranularity.RUN: (0,),
+    }[per]
+    if per is TableGranularity.RUN:
         assert width is not None
         blocks = (groups * columns // width,)
     table = rng.standard_normal((*blocks, 5, *([vector] if vector > 1 else []))).astype(F32)
     codes = rng.integers(0, 5, (groups, rows, columns // vector)).astype(np.uint8)
-    weight = for_layer(layer, [(codes, table)], per, width)
+    weight = codebook_for_layer(layer, [(codes, table)], per, width)
     expected = layer.restored(canonical_of(codes, table, per, width, columns))
     np.testing.assert_array_equal(weight.dense(), expected, strict=True)
     assert weight.levels == 5
@@ -115,13 +133,13 @@ def assert_gives_its_stored_weight(
 def test_one_table_needs_no_permutation(name: str) -> None:
     layer = LAYERS[name]()
     codes = np.zeros((layer.groups, layer.rows, layer.columns), np.uint8)
-    assert for_layer(layer, [(codes, np.ones(2, F32))]).perm == ()
+    assert codebook_for_layer(layer, [(codes, np.ones(2, F32))]).perm == ()
 
 
 def test_runs_of_inputs_that_stand_before_outputs_need_no_permutation() -> None:
     layer = LAYERS["MatMul"]()
     codes, table = np.zeros((1, 5, 12), np.uint8), np.ones((3, 2), F32)
-    assert for_layer(layer, [(codes, table)], Per.RUN, 4).perm == ()
+    assert codebook_for_layer(layer, [(codes, table)], TableGranularity.RUN, 4).perm == ()
 
 
 @given(
@@ -164,7 +182,7 @@ def test_large_weights_are_looked_up_in_pieces(blocks: int) -> None:
 
 def test_plain_takes_codes_in_the_order_of_the_tensor() -> None:
     codes = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
-    weight = plain(codes, np.array([-1, 0, 1], F32), (2, 3), F32)
+    weight = plain_codebook(codes, np.array([-1, 0, 1], F32), (2, 3), F32)
     np.testing.assert_array_equal(weight.dense(), [[-1, 0, 1], [1, 0, -1]])
 
 
@@ -219,27 +237,34 @@ def test_identical_permutation_is_none() -> None:
 @pytest.mark.parametrize(
     ("per", "width", "vector", "message"),
     [
-        (Per.RUN, None, 1, "needs a `width`"),
-        (Per.TENSOR, 4, 1, "needs a `width`"),
-        (Per.RUN, 5, 1, "12 columns are no whole number of runs of 5"),
-        (Per.RUN, 3, 2, "in vectors of 2"),
-        (Per.RUN, 0, 1, "runs of 0"),
-        (Per.RUN, 6, 1, "Runs of 6 columns and kernels of 4 do not fit into each other"),
+        (TableGranularity.RUN, None, 1, "needs a `width`"),
+        (TableGranularity.TENSOR, 4, 1, "needs a `width`"),
+        (TableGranularity.RUN, 5, 1, "12 columns are no whole number of runs of 5"),
+        (TableGranularity.RUN, 3, 2, "in vectors of 2"),
+        (TableGranularity.RUN, 0, 1, "runs of 0"),
+        (
+            TableGranularity.RUN,
+            6,
+            1,
+            "Runs of 6 columns and kernels of 4 do not fit into each other",
+        ),
     ],
 )
 def test_runs_that_do_not_fit_are_refused(
-    per: Per, width: int | None, vector: int, message: str
+    per: TableGranularity, width: int | None, vector: int, message: str
 ) -> None:
     layer = LAYERS["ConvTranspose"]()
     codes = np.zeros((1, 5, 12 // vector), np.uint8)
-    table = np.ones(((1,) if per is not Per.TENSOR else ()) + (2,) + (vector,) * (vector > 1), F32)
+    table = np.ones(
+        ((1,) if per is not TableGranularity.TENSOR else ()) + (2,) + (vector,) * (vector > 1), F32
+    )
     with pytest.raises(ValueError, match=message):
-        for_layer(layer, [(codes, table)], per, width)
+        codebook_for_layer(layer, [(codes, table)], per, width)
 
 
 def test_codes_of_another_layer_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Codes of shape \(1, 4, 12\) do not fit"):
-        for_layer(LAYERS["MatMul"](), [(np.zeros((1, 4, 12), np.uint8), np.ones(2, F32))])
+        codebook_for_layer(LAYERS["MatMul"](), [(np.zeros((1, 4, 12), np.uint8), np.ones(2, F32))])
 
 
 def test_stages_with_other_sub_vectors_are_refused() -> None:
@@ -247,4 +272,4 @@ def test_stages_with_other_sub_vectors_are_refused() -> None:
     one = (np.zeros((1, 5, 12), np.uint8), np.ones(2, F32))
     two = (np.zeros((1, 5, 6), np.uint8), np.ones((2, 2), F32))
     with pytest.raises(ValueError, match="sub-vectors of one length"):
-        for_layer(layer, [one, two])
+        codebook_for_layer(layer, [one, two])

@@ -8,33 +8,33 @@ from exit_nets import CLASSES, answers, answers_of, classifier, images, loaded
 from layer_nets import node, runs
 
 from onnxslim.errors import NotApplicable
-from onnxslim.exits.emit import Confidence, Pooling, ScoreForm, confidences
 from onnxslim.exits.heads import (
-    Fitted,
-    Task,
+    Distillation,
+    FittedHead,
     best_temperature,
     class_numbers,
     fit_heads,
-    judge,
+    head_trials,
     network_logs,
     poolings,
 )
-from onnxslim.exits.points import ExitPoint, candidates, score_outputs
+from onnxslim.exits.operators import Confidence, Pooling, ScoreForm, confidences
+from onnxslim.exits.points import ExitPoint, candidate_points, score_outputs
 from onnxslim.io.model import Model
 
 X, LABELS = images(1200)
 
 
-def task(model: Model, kind: Confidence = Confidence.MAX_PROBABILITY) -> Task:
-    return Task(model, "y", ScoreForm.LOGITS, kind)
+def task(model: Model, kind: Confidence = Confidence.MAX_PROBABILITY) -> Distillation:
+    return Distillation(model, "y", ScoreForm.LOGITS, kind)
 
 
 def point_of(model: Model, tensor: str) -> ExitPoint:
     output = score_outputs(model.graph)[0]
-    return next(p for p in candidates(model.graph, output) if p.tensor == tensor)
+    return next(p for p in candidate_points(model.graph, output) if p.tensor == tensor)
 
 
-def fitted(tensor: str = "r1", *, hidden: bool = False, **more: np.ndarray) -> Fitted:
+def fitted(tensor: str = "r1", *, hidden: bool = False, **more: np.ndarray) -> FittedHead:
     model = loaded(classifier())
     pooling = Pooling(point_of(model, tensor), (2, 2))
     (found,) = fit_heads(task(model), [pooling], runs({"x": X, **more}), hidden=hidden)
@@ -110,7 +110,7 @@ def test_judging_is_what_the_graph_computes() -> None:
         task(model), [Pooling(point_of(model, "r1"), (2, 2))], runs(X), hidden=False
     )
     for kind in Confidence:
-        (seen,) = judge(task(model, kind), [found.head], runs(X))
+        (seen,) = head_trials(task(model, kind), [found.head], runs(X))
         assert seen.confidence.min() >= -1e-6
         assert seen.confidence.max() <= 1 + 1e-6
         assert len(seen.agrees) == len(X)

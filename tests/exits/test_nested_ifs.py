@@ -21,8 +21,8 @@ from exit_nets import (
 )
 from layer_nets import node
 
-from onnxslim.exits.emit import Confidence, ScoreForm, confidences
-from onnxslim.exits.nested_ifs import Batch, Exit, Style, append_exits
+from onnxslim.exits.nested_ifs import BatchMode, Exit, ExitOptions, append_exits
+from onnxslim.exits.operators import Confidence, ScoreForm, confidences
 from onnxslim.exits.thresholds import NEVER
 from onnxslim.graph.ir import walk_graphs
 from onnxslim.graph.rewrite import Rewriter
@@ -53,14 +53,16 @@ def head_logits(proto: onnx.ModelProto, exit_: Exit, x: np.ndarray) -> np.ndarra
     return answers_of(model, x, name)
 
 
-EVERY_BATCH = pytest.mark.parametrize("batch", Batch)
+EVERY_BATCH = pytest.mark.parametrize("batch", BatchMode)
 EVERY_COUNT = pytest.mark.parametrize("count", [1, 2, 3])
 
 
 @EVERY_BATCH
 @EVERY_COUNT
 @pytest.mark.parametrize("kind", Confidence)
-def test_the_deep_way_is_the_network_to_the_bit(kind: Confidence, count: int, batch: Batch) -> None:
+def test_the_deep_way_is_the_network_to_the_bit(
+    kind: Confidence, count: int, batch: BatchMode
+) -> None:
     proto = classifier()
     model, _ = with_exits(
         proto, exits_at(proto, [NEVER] * count), style(batch=batch, confidence=kind)
@@ -75,7 +77,7 @@ def test_the_deep_way_is_the_network_to_the_bit(kind: Confidence, count: int, ba
 @EVERY_COUNT
 @pytest.mark.parametrize("kind", Confidence)
 def test_where_all_leave_the_answer_is_the_heads(
-    kind: Confidence, count: int, batch: Batch
+    kind: Confidence, count: int, batch: BatchMode
 ) -> None:
     proto = classifier()
     exits = exits_at(proto, [*[NEVER] * (count - 1), ALWAYS])
@@ -93,7 +95,9 @@ def test_a_batch_is_split_and_put_together_sample_by_sample(kind: Confidence) ->
     sure = [confidences(item, kind) for item in logits]
     levels = [float(np.median(item)) for item in sure]
     exits = exits_at(proto, levels)
-    model, told = with_exits(proto, exits, style(batch=Batch.SPLIT, confidence=kind, report=True))
+    model, told = with_exits(
+        proto, exits, style(batch=BatchMode.SPLIT, confidence=kind, report=True)
+    )
     assert told is not None
     first, second = (item >= level for item, level in zip(sure, levels, strict=True))
     number = np.where(first, 1, np.where(second, 2, 3))
@@ -128,7 +132,7 @@ def test_a_sample_with_nan_is_never_sure() -> None:
 
 @EVERY_BATCH
 @pytest.mark.parametrize(("last", "form"), [("Softmax", ScoreForm.PROBABILITIES)])
-def test_scores_keep_their_form(last: str, form: ScoreForm, batch: Batch) -> None:
+def test_scores_keep_their_form(last: str, form: ScoreForm, batch: BatchMode) -> None:
     proto = classifier(last=last)
     model, _ = with_exits(proto, exits_at(proto, [ALWAYS]), style(form, batch=batch))
     np.testing.assert_allclose(answers(model, X).sum(axis=1), 1, rtol=1e-5)
@@ -141,7 +145,7 @@ def test_scores_keep_their_form(last: str, form: ScoreForm, batch: Batch) -> Non
 @pytest.mark.parametrize("opset", [11, 12, 13, 18, 20])
 @pytest.mark.parametrize("kind", Confidence)
 def test_it_is_written_in_the_spelling_of_the_opset(
-    kind: Confidence, opset: int, batch: Batch
+    kind: Confidence, opset: int, batch: BatchMode
 ) -> None:
     proto = classifier(opset=opset)
     how = style(batch=batch, confidence=kind, report=True)
@@ -151,7 +155,7 @@ def test_it_is_written_in_the_spelling_of_the_opset(
 
 
 @EVERY_BATCH
-def test_signature_and_weights_stay_where_they_are(batch: Batch) -> None:
+def test_signature_and_weights_stay_where_they_are(batch: BatchMode) -> None:
     proto = classifier()
     model, _ = with_exits(proto, exits_at(proto, [0.5, 0.5]), style(batch=batch))
     assert signature(model) == signature(Model.load(proto))
@@ -164,7 +168,7 @@ def test_signature_and_weights_stay_where_they_are(batch: Batch) -> None:
 
 def test_a_batch_of_one_needs_no_splitting() -> None:
     proto = classifier(batch=1)
-    model, _ = with_exits(proto, exits_at(proto, [0.5]), style(batch=Batch.SPLIT))
+    model, _ = with_exits(proto, exits_at(proto, [0.5]), style(batch=BatchMode.SPLIT))
     ops = {item.op for graph in walk_graphs(model.graph) for item in graph.nodes}
     assert not ops & {"ScatterND", "NonZero", "ReduceMin"}
 
@@ -181,7 +185,7 @@ def test_outputs_made_of_the_scores_follow_behind_the_exit() -> None:
 
 def test_what_other_outputs_need_is_always_computed() -> None:
     proto = classifier(extra=[node("Relu", ["c2"], "other")], outputs=("y", "other"))
-    model, _ = with_exits(proto, exits_at(proto, [ALWAYS]), style(batch=Batch.SPLIT))
+    model, _ = with_exits(proto, exits_at(proto, [ALWAYS]), style(batch=BatchMode.SPLIT))
     np.testing.assert_array_equal(answers_of(model, X, "other"), answers_of(proto, X, "other"))
 
 
@@ -191,7 +195,7 @@ def test_a_part_of_a_batch_takes_along_all_that_has_a_row_for_each_sample() -> N
     exit_ = exits_at(proto, [0.0])[0]
     sure = confidences(head_logits(proto, exit_, X), style().confidence)
     exits = exits_at(proto, [float(np.median(sure))])
-    model, told = with_exits(proto, exits, style(batch=Batch.SPLIT, report=True))
+    model, told = with_exits(proto, exits, style(batch=BatchMode.SPLIT, report=True))
     assert told is not None
     stays = answers_of(model, X, told) == 2
     assert stays.any()
@@ -203,7 +207,7 @@ def test_a_part_of_a_batch_takes_along_all_that_has_a_row_for_each_sample() -> N
 
 def test_nodes_that_nothing_needs_do_not_read_what_moved() -> None:
     proto = classifier(extra=[node("Relu", ["c3"], "unused")])
-    model, _ = with_exits(proto, exits_at(proto, [0.5]), Style(ScoreForm.LOGITS))
+    model, _ = with_exits(proto, exits_at(proto, [0.5]), ExitOptions(ScoreForm.LOGITS))
     check_model(model)
     assert answers(model, X).shape == (len(X), CLASSES)
 

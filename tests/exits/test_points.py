@@ -9,16 +9,16 @@ from exit_nets import classifier, loaded
 from layer_nets import net, node, normal
 
 from onnxslim.errors import NotApplicable
+from onnxslim.exits.candidates import scores_named
 from onnxslim.exits.points import (
     ExitPoint,
-    candidates,
+    candidate_points,
     deep_nodes,
     forcing_outputs,
     point_named,
     score_outputs,
     single_path,
 )
-from onnxslim.exits.survey import scores_named
 from onnxslim.graph.ir import node_label
 from support import parse
 
@@ -40,7 +40,7 @@ def residual_net() -> onnx.ModelProto:
 
 def names(proto: onnx.ModelProto) -> list[str]:
     graph = loaded(proto).graph
-    return [point.tensor for point in candidates(graph, score_outputs(graph)[0])]
+    return [point.tensor for point in candidate_points(graph, score_outputs(graph)[0])]
 
 
 def test_points_lie_between_pieces_of_work_behind_what_is_fused_into_them() -> None:
@@ -56,7 +56,7 @@ def test_a_branch_of_a_residual_block_is_no_point() -> None:
 
 def test_points_know_the_share_of_the_work_before_them() -> None:
     graph = loaded(classifier()).graph
-    shares = [point.share or 0 for point in candidates(graph, score_outputs(graph)[0])]
+    shares = [point.share or 0 for point in candidate_points(graph, score_outputs(graph)[0])]
     assert shares == sorted(shares)
     assert 0 < shares[0] < 0.2
     assert shares[-1] > 0.9

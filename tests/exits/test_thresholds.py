@@ -12,12 +12,12 @@ from onnxslim.exits.thresholds import (
     NEVER,
     HeadTrial,
     Risk,
-    confirmed,
-    empirical,
-    least_samples,
+    confirmed_thresholds,
+    empirical_thresholds,
+    fitted_risk,
+    min_samples,
     outcome,
-    path,
-    risk_of,
+    threshold_path,
     upper_bound,
 )
 
@@ -38,7 +38,7 @@ def test_the_bound_is_that_of_clopper_and_pearson() -> None:
 
 @pytest.mark.parametrize("target", [0.9, 0.99, 0.995])
 def test_the_fewest_samples_are_just_enough(target: float) -> None:
-    least = least_samples(target)
+    least = min_samples(target)
     assert 1 - upper_bound(0, least) >= target
     assert 1 - upper_bound(0, least - 1) < target
 
@@ -64,13 +64,13 @@ def test_the_risk_is_that_by_which_agreement_was_drawn() -> None:
     rng = np.random.default_rng(3)
     z = rng.normal(1.5, 2, 40000)
     risk = 1 / (1 + np.exp(-(0.5 - 1.5 * z)))
-    found = risk_of(HeadTrial(1 / (1 + np.exp(-z)), rng.random(40000) > risk))
+    found = fitted_risk(HeadTrial(1 / (1 + np.exp(-z)), rng.random(40000) > risk))
     assert found.intercept == pytest.approx(0.5, abs=0.1)
     assert found.slope == pytest.approx(-1.5, abs=0.1)
 
 
 def test_a_head_that_never_errs_has_a_risk_all_the_same() -> None:
-    found = risk_of(HeadTrial(np.linspace(0.5, 0.999, 200), np.ones(200, bool)))
+    found = fitted_risk(HeadTrial(np.linspace(0.5, 0.999, 200), np.ones(200, bool)))
     assert found.slope < 0
     assert 0 <= found.threshold(0.05) < 1
 
@@ -78,12 +78,12 @@ def test_a_head_that_never_errs_has_a_risk_all_the_same() -> None:
 def test_confidence_that_says_nothing_never_turns_around() -> None:
     rng = np.random.default_rng(0)
     sure = rng.random(500)
-    assert risk_of(HeadTrial(sure, sure < 0.5)).slope < 0
+    assert fitted_risk(HeadTrial(sure, sure < 0.5)).slope < 0
 
 
 def test_thresholds_fall_as_the_price_rises_and_exits_that_save_more_are_left_sooner() -> None:
     risk = Risk(0.0, -1.0)
-    way = list(path([risk, risk], [0.8, 0.2]))
+    way = list(threshold_path([risk, risk], [0.8, 0.2]))
     assert way[0] == (NEVER, NEVER)
     assert way[-1] == (0.0, 0.0)
     for before, after in pairwise(way):
@@ -92,7 +92,7 @@ def test_thresholds_fall_as_the_price_rises_and_exits_that_save_more_are_left_so
 
 
 def test_an_exit_that_saves_nothing_is_never_taken() -> None:
-    assert {found[0] for found in path([Risk(0.0, -1.0)], [0.0])} == {NEVER}
+    assert {found[0] for found in threshold_path([Risk(0.0, -1.0)], [0.0])} == {NEVER}
 
 
 @pytest.mark.slow
@@ -102,8 +102,8 @@ def test_a_confirmed_target_holds_on_new_samples(target: float) -> None:
     broken = 0
     truth = trial(200_000, 12345)
     for seed in range(100):
-        way = list(path([risk_of(trial(300, 2 * seed))], [1.0]))
-        found = confirmed(way, [trial(1500, 2 * seed + 1)], target)
+        way = list(threshold_path([fitted_risk(trial(300, 2 * seed))], [1.0]))
+        found = confirmed_thresholds(way, [trial(1500, 2 * seed + 1)], target)
         if found is not None:
             broken += outcome(found, [truth]).agreement < target
     assert broken <= 4
@@ -111,8 +111,8 @@ def test_a_confirmed_target_holds_on_new_samples(target: float) -> None:
 
 def test_confirming_is_stricter_than_counting() -> None:
     seen = trial(1000, 1)
-    way = list(path([risk_of(seen)], [1.0]))
-    counted, sure = empirical(way, [seen], 0.97), confirmed(way, [seen], 0.97)
+    way = list(threshold_path([fitted_risk(seen)], [1.0]))
+    counted, sure = empirical_thresholds(way, [seen], 0.97), confirmed_thresholds(way, [seen], 0.97)
     assert counted is not None
     assert sure is not None
     assert outcome(sure, [seen]).shares[0] < outcome(counted, [seen]).shares[0]
@@ -121,4 +121,7 @@ def test_confirming_is_stricter_than_counting() -> None:
 
 def test_what_too_few_samples_cannot_show_is_not_confirmed() -> None:
     seen = HeadTrial(np.linspace(0.5, 1, 50), np.ones(50, bool))
-    assert confirmed(list(path([risk_of(seen)], [1.0])), [seen], 0.995) is None
+    assert (
+        confirmed_thresholds(list(threshold_path([fitted_risk(seen)], [1.0])), [seen], 0.995)
+        is None
+    )

@@ -16,9 +16,9 @@ from fake_stopwatch import FakeStopwatch
 from layer_nets import FORCE, REPRODUCERS, net, node, normal, runs
 from onnx import numpy_helper
 
-from onnxslim.exits.emit import Confidence, Head, Pooling, ScoreForm
-from onnxslim.exits.nested_ifs import Exit, Style, insert_exits
-from onnxslim.exits.points import candidates, score_outputs
+from onnxslim.exits.nested_ifs import Exit, ExitOptions, insert_exits
+from onnxslim.exits.operators import Confidence, Head, Pooling, ScoreForm
+from onnxslim.exits.points import candidate_points, score_outputs
 from onnxslim.graph.counts import node_macs
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
@@ -122,13 +122,13 @@ def loaded(proto: onnx.ModelProto) -> Model:
 def random_head(model: Model, tensor: str, cells: tuple[int, ...] = (2, 2), seed: int = 0) -> Head:
     """A head at `tensor` with random weights."""
     output = score_outputs(model.graph)[0]
-    point = next(p for p in candidates(model.graph, output) if p.tensor == tensor)
+    point = next(p for p in candidate_points(model.graph, output) if p.tensor == tensor)
     pooling = Pooling(point, cells if point.is_map else ())
     return Head(pooling, normal(CLASSES, pooling.features, seed=seed), np.zeros(CLASSES))
 
 
 def with_exits(
-    proto: onnx.ModelProto, exits: Sequence[Exit], style: Style
+    proto: onnx.ModelProto, exits: Sequence[Exit], style: ExitOptions
 ) -> tuple[Model, str | None]:
     """The model with exits put in, and the output that tells which was taken."""
     model = loaded(proto)
@@ -140,9 +140,9 @@ def with_exits(
     return model, told
 
 
-def style(form: ScoreForm = ScoreForm.LOGITS, **options: object) -> Style:
+def style(form: ScoreForm = ScoreForm.LOGITS, **options: object) -> ExitOptions:
     """A style; by default whole batches leave by the largest probability."""
-    return replace(Style(form, Confidence.MAX_PROBABILITY), **options)  # type: ignore[arg-type]
+    return replace(ExitOptions(form, Confidence.MAX_PROBABILITY), **options)  # type: ignore[arg-type]
 
 
 def injected(

@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxslim.analysis.layers import weight_layers
-from onnxslim.codebook.weight import for_layer
+from onnxslim.codebook.weight import codebook_for_layer
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.codebooks import Codebook, TableSpec
@@ -242,6 +242,6 @@ def problem_of(source: onnx.ModelProto, *seconds: np.ndarray | None) -> Problem:
 
 def decoded(problem: Problem, form: TableSpec, found: Codebook) -> np.ndarray:
     """What is stored, read as the file's reader does."""
-    stored = for_layer(problem.layer, found.stages, form.per, form.width)
+    stored = codebook_for_layer(problem.layer, found.stages, form.per, form.width)
     problem.layer.holder.values = stored.dense()
     return problem.layer.canonical().astype(np.float64)

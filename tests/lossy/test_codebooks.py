@@ -19,7 +19,7 @@ from layer_nets import (
     problem_of,
 )
 
-from onnxslim.codebook.weight import Per
+from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.codebooks import TableSpec, find_codebook
 from onnxslim.lossy.problems import Problem
 from onnxslim.solvers.kmeans.rows import TableInit
@@ -37,12 +37,15 @@ def masked(problem: Problem, share: float = 0.5) -> np.ndarray:
 
 FORMS = [
     pytest.param(TableSpec(4), id="tensor"),
-    pytest.param(TableSpec(4, Per.ROW), id="row"),
-    pytest.param(TableSpec(4, Per.RUN, 6), id="run"),
+    pytest.param(TableSpec(4, TableGranularity.ROW), id="row"),
+    pytest.param(TableSpec(4, TableGranularity.RUN, 6), id="run"),
     pytest.param(TableSpec(2), id="two values"),
     pytest.param(TableSpec(7, table=HALF), id="float16"),
     pytest.param(TableSpec(5, start=TableInit.LINEAR, weighted=False), id="linear start"),
-    pytest.param(TableSpec(5, Per.ROW, start=TableInit.DENSITY, feedback=False), id="no feedback"),
+    pytest.param(
+        TableSpec(5, TableGranularity.ROW, start=TableInit.DENSITY, feedback=False),
+        id="no feedback",
+    ),
 ]
 PROBLEMS = [
     pytest.param(lambda: matmul_problem(columns=18), id="matmul"),
@@ -67,14 +70,15 @@ def test_codes_and_tables_are_coherent(make: object, form: TableSpec, zeros: boo
         problem = Problem(problem.layers, problem.metrics)
     found = find_codebook(problem, form, mask, seed=0)
     ((codes, table),) = found.stages
-    blocks = {Per.TENSOR: 1, Per.ROW: problem.layer.groups * problem.layer.rows}.get(
-        form.per, problem.layer.groups * 3
-    )
+    blocks = {
+        TableGranularity.TENSOR: 1,
+        TableGranularity.ROW: problem.layer.groups * problem.layer.rows,
+    }.get(form.per, problem.layer.groups * 3)
     assert codes.shape == problem.target.shape
     assert codes.dtype == np.uint8
     assert table.dtype == form.table
     assert table.shape[-1] <= form.levels
-    assert table.shape[:-1] == (() if form.per is Per.TENSOR else (blocks,))
+    assert table.shape[:-1] == (() if form.per is TableGranularity.TENSOR else (blocks,))
     assert (np.diff(table.astype(np.float64), axis=-1) >= 0).all()
     assert not np.signbit(table[table == 0]).any()
     weight = decoded(problem, form, found)
@@ -92,13 +96,20 @@ def test_any_size_gives_a_codebook(
 ) -> None:
     problem = matmul_problem(rows, columns, seed=seed)
     mask = masked(problem, 0.4) if zeros else None
-    for per, width in ((Per.TENSOR, None), (Per.ROW, None), (Per.RUN, 1), (Per.RUN, columns)):
+    for per, width in (
+        (TableGranularity.TENSOR, None),
+        (TableGranularity.ROW, None),
+        (TableGranularity.RUN, 1),
+        (TableGranularity.RUN, columns),
+    ):
         form = TableSpec(levels, per, width)
         found = find_codebook(problem, form, mask, seed=0)
         weight = decoded(problem, form, found)
         assert mask is None or not weight[~mask].any()
         for row in weight[0]:
-            assert len(np.unique(row)) <= (levels if per is not Per.RUN else columns * levels)
+            assert len(np.unique(row)) <= (
+                levels if per is not TableGranularity.RUN else columns * levels
+            )
 
 
 # ------------------------------------------------------------------- how good
@@ -115,9 +126,11 @@ def test_without_data_one_table_is_the_best_in_squares() -> None:
     assert found.error == pytest.approx(best / np.square(values).sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("per", [Per.TENSOR, Per.ROW, Per.RUN])
+@pytest.mark.parametrize(
+    "per", [TableGranularity.TENSOR, TableGranularity.ROW, TableGranularity.RUN]
+)
 @pytest.mark.parametrize("zeros", [False, True])
-def test_feedback_beats_rounding_on_correlated_inputs(per: Per, zeros: bool) -> None:
+def test_feedback_beats_rounding_on_correlated_inputs(per: TableGranularity, zeros: bool) -> None:
     gains = []
     for seed in range(4):
         problem = matmul_problem(seed=seed)
@@ -154,7 +167,9 @@ def test_more_values_and_more_tables_cost_less() -> None:
         for levels in (2, 4, 8, 16, 32)
     ]
     assert all(b < a for a, b in pairwise(errors))
-    own = [find_codebook(problem, TableSpec(4, per, 4), None, seed=0).error for per in Per]
+    own = [
+        find_codebook(problem, TableSpec(4, per, 4), None, seed=0).error for per in TableGranularity
+    ]
     assert own[1] < own[0]
     assert own[2] < 1.1 * own[0]  # without a refit of its tables
 
@@ -201,24 +216,24 @@ def test_a_weight_of_few_values_keeps_them() -> None:
         )
 
 
-@pytest.mark.parametrize("per", list(Per))
+@pytest.mark.parametrize("per", list(TableGranularity))
 @pytest.mark.parametrize("data", [True, False])
-def test_a_weight_of_zeros_alone_stays_so(per: Per, data: bool) -> None:
+def test_a_weight_of_zeros_alone_stays_so(per: TableGranularity, data: bool) -> None:
     source = net([node("MatMul", ["x", "w"], "y")], {"w": np.zeros((16, 9), np.float32)}, ["N", 16])
     problem = problem_of(source, moments_of(16, 0) if data else None)
-    form = TableSpec(4, per, 4 if per is Per.RUN else None, feedback=data)
+    form = TableSpec(4, per, 4 if per is TableGranularity.RUN else None, feedback=data)
     found = find_codebook(problem, form, np.zeros((1, 9, 16), bool), seed=0)
     assert found.error == 0
     assert not decoded(problem, form, found).any()
 
 
-@pytest.mark.parametrize("per", list(Per))
-def test_rows_and_runs_without_a_weight_or_an_input_are_no_obstacle(per: Per) -> None:
+@pytest.mark.parametrize("per", list(TableGranularity))
+def test_rows_and_runs_without_a_weight_or_an_input_are_no_obstacle(per: TableGranularity) -> None:
     problem = matmul_problem(9, 16, dead=8)
     mask = masked(problem)
     mask[0, 0] = False
     mask[0, :, :4] = False
-    form = TableSpec(4, per, 4 if per is Per.RUN else None)
+    form = TableSpec(4, per, 4 if per is TableGranularity.RUN else None)
     found = find_codebook(problem, form, mask, seed=0)
     assert np.isfinite(found.error)
     assert not decoded(problem, form, found)[~mask].any()

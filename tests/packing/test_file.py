@@ -18,22 +18,22 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import TINY
 
-from onnxslim.codebook.nodes import replace_constant
+from onnxslim.codebook.lookup import replace_constant
 from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.errors import ModelError, UsageError
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.copying import copy_file, unpack
 from onnxslim.io.model import Model
 from onnxslim.packing import MAGIC, coders, container, radix
-from onnxslim.packing.container import Header, read_header
+from onnxslim.packing.container import FileHeader, read_header
 from onnxslim.packing.fields import varint
-from onnxslim.packing.streams import Method
+from onnxslim.packing.streams import CodingMethod
 from onnxslim.packing.tensors import from_varints, to_varints
 from onnxslim.tools.pack import PackReport, pack
 
 pytestmark = pytest.mark.slow
 
-CODERS = list(Method)
+CODERS = list(CodingMethod)
 
 
 def matmul(
@@ -94,7 +94,7 @@ def random_floats(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def there_and_back(
-    folder: Path, content: bytes, coder: Method = Method.ENTROPY
+    folder: Path, content: bytes, coder: CodingMethod = CodingMethod.ENTROPY
 ) -> tuple[bytes, PackReport]:
     """Pack and unpack `content`; it comes back to the byte. Gives the packed file."""
     source, packed, back = folder / "m.onnx", folder / "m.onnxz", folder / "back.onnx"
@@ -115,18 +115,18 @@ def classes(report: PackReport) -> list[str]:
 
 @pytest.mark.parametrize("coder", CODERS)
 @pytest.mark.parametrize("name", TINY)
-def test_any_model_comes_back_to_the_byte(tmp_path: Path, name: str, coder: Method) -> None:
+def test_any_model_comes_back_to_the_byte(tmp_path: Path, name: str, coder: CodingMethod) -> None:
     there_and_back(tmp_path, TINY[name]().SerializeToString(), coder)
 
 
 @pytest.mark.parametrize("coder", CODERS)
 @pytest.mark.parametrize("levels", [2, 3, 4, 7, 8, 9, 16, 32, 200, 256])
-def test_codes_come_back_from_every_radix(tmp_path: Path, levels: int, coder: Method) -> None:
+def test_codes_come_back_from_every_radix(tmp_path: Path, levels: int, coder: CodingMethod) -> None:
     codes = pruned(levels=levels)
     packed, report = there_and_back(tmp_path, lookup(codes, levels), coder)
     assert classes(report)[0] == "codebook codes"
     assert report.classes[0].float32_bytes == 4 * codes.size
-    if coder is Method.ENTROPY:
+    if coder is CodingMethod.ENTROPY:
         assert len(packed) < 0.7 * report.input_bytes
 
 
@@ -139,7 +139,7 @@ def test_codes_whose_padding_is_not_zero_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("coder", CODERS)
-def test_a_pruned_float_weight_comes_back(tmp_path: Path, coder: Method) -> None:
+def test_a_pruned_float_weight_comes_back(tmp_path: Path, coder: CodingMethod) -> None:
     weight = np.where(pruned() == 3, np.float32(0), random_floats(60, 90))
     packed, report = there_and_back(tmp_path, matmul(weight).SerializeToString(), coder)
     assert len(packed) < 0.35 * weight.nbytes
@@ -154,7 +154,7 @@ def test_a_weight_of_few_values_is_coded_by_its_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("coder", CODERS)
-def test_a_sparse_initializer_comes_back(tmp_path: Path, coder: Method) -> None:
+def test_a_sparse_initializer_comes_back(tmp_path: Path, coder: CodingMethod) -> None:
     weight = np.where(pruned() == 3, np.float32(0), random_floats(60, 90))
     sizes = []
     for varints in (False, True):
@@ -164,7 +164,7 @@ def test_a_sparse_initializer_comes_back(tmp_path: Path, coder: Method) -> None:
         assert report.classes[0].float32_bytes == weight.nbytes
         sizes.append(len(packed))
     assert sizes[0] < 0.6 * len(sparse_model(weight))
-    if coder is Method.ENTROPY:
+    if coder is CodingMethod.ENTROPY:
         assert abs(sizes[0] - sizes[1]) < 10
 
 
@@ -240,7 +240,7 @@ def test_hundreds_of_tiny_tensors_do_not_pay_a_header_each(tmp_path: Path) -> No
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from(CODERS))
 def test_random_weights_come_back(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, coder: Method
+    tmp_path_factory: pytest.TempPathFactory, seed: int, coder: CodingMethod
 ) -> None:
     rng = np.random.default_rng(seed)
     weight = random_floats(*rng.integers(1, 60, 2), seed=seed)
@@ -343,7 +343,7 @@ def test_a_newer_format_is_named(tmp_path: Path) -> None:
         Model.load(tmp_path / "new.onnxz")
 
 
-def opened(packed: bytes) -> tuple[Header, bytearray, bytearray]:
+def opened(packed: bytes) -> tuple[FileHeader, bytearray, bytearray]:
     """Header, index and bodies of a packed file."""
     header, index_bytes, reader = read_header(memoryview(packed))
     frame = reader.take(reader.number())
@@ -351,7 +351,7 @@ def opened(packed: bytes) -> tuple[Header, bytearray, bytearray]:
     return header, index, bytearray(reader.take(reader.left))
 
 
-def sealed(header: Header, index: bytes, bodies: bytes) -> bytes:
+def sealed(header: FileHeader, index: bytes, bodies: bytes) -> bytes:
     """A packed file with right lengths and checksums around whatever it holds."""
     return b"".join(container.write(header, bytes(index), [bytes(bodies)]))
 
@@ -384,7 +384,7 @@ def test_a_forged_file_with_right_checksums_is_refused_or_right(tmp_path: Path, 
 def test_an_absurd_size_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
     packed, _ = there_and_back(tmp_path, MODELS["dense"]())
     header, index, bodies = opened(packed)
-    absurd = Header(1 << 50, header.sha256, external=False)
+    absurd = FileHeader(1 << 50, header.sha256, external=False)
     tracemalloc.start()
     with pytest.raises(ModelError, match="declares 1,125,899,906,842,624 bytes, but a packed file"):
         container.restore(memoryview(sealed(absurd, index, bodies)), "it")

@@ -19,10 +19,10 @@ from onnxslim.packing.elements import (
 )
 from onnxslim.packing.fields import FieldReader, varint
 from onnxslim.packing.streams import (
-    Code,
-    Coded,
-    Method,
-    Source,
+    CodedStream,
+    CodingMethod,
+    StreamCoding,
+    StreamSource,
     decode_mask,
     decode_positions,
     decode_symbols,
@@ -34,14 +34,14 @@ from onnxslim.packing.streams import (
 pytestmark = pytest.mark.slow
 
 SEEDS = st.integers(0, 10_000)
-METHODS = st.sampled_from(list(Method))
+METHODS = st.sampled_from(list(CodingMethod))
 
 
-def source(coded: Coded) -> Source:
-    return Source(FieldReader(coded.head, "the heads"), FieldReader(coded.body, "the bodies"))
+def source(coded: CodedStream) -> StreamSource:
+    return StreamSource(FieldReader(coded.head, "the heads"), FieldReader(coded.body, "the bodies"))
 
 
-def assert_all_read(source: Source) -> None:
+def assert_all_read(source: StreamSource) -> None:
     assert (source.heads.left, source.bodies.left) == (0, 0)
 
 
@@ -107,8 +107,8 @@ def test_uneven_columns_are_coded_below_the_order_0_entropy() -> None:
     counts = np.bincount(codes.reshape(-1))
     share = counts[counts > 0] / codes.size
     bound = -codes.size * float((share * np.log2(share)).sum()) / 8
-    assert encode_elements(codes.reshape(-1), kind, Method.ENTROPY).nbytes < 0.9 * bound
-    assert encode_elements(codes.reshape(-1), kind, Method.HUFFMAN).nbytes > bound
+    assert encode_elements(codes.reshape(-1), kind, CodingMethod.ENTROPY).nbytes < 0.9 * bound
+    assert encode_elements(codes.reshape(-1), kind, CodingMethod.HUFFMAN).nbytes > bound
 
 
 # ---------------------------------------------------------------------------- streams
@@ -116,7 +116,7 @@ def test_uneven_columns_are_coded_below_the_order_0_entropy() -> None:
 
 @settings(deadline=None)
 @given(SEEDS, st.integers(1, 256), st.integers(0, 2000), METHODS)
-def test_symbols_come_back(seed: int, alphabet: int, count: int, method: Method) -> None:
+def test_symbols_come_back(seed: int, alphabet: int, count: int, method: CodingMethod) -> None:
     rng = np.random.default_rng(seed)
     symbols = rng.binomial(alphabet - 1, 0.3, count).astype(np.uint8)
     coded = encode_symbols(symbols, alphabet, method)
@@ -128,7 +128,7 @@ def test_symbols_come_back(seed: int, alphabet: int, count: int, method: Method)
 
 @settings(deadline=None)
 @given(SEEDS, st.integers(0, 40), st.integers(0, 400), METHODS)
-def test_masks_come_back(seed: int, lines: int, length: int, method: Method) -> None:
+def test_masks_come_back(seed: int, lines: int, length: int, method: CodingMethod) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.random((lines, length)) < rng.random()
     reader = source(encode_mask(mask, method))
@@ -138,7 +138,7 @@ def test_masks_come_back(seed: int, lines: int, length: int, method: Method) -> 
 
 @settings(deadline=None)
 @given(st.sets(st.integers(0, 5000)), METHODS)
-def test_positions_come_back(places: set[int], method: Method) -> None:
+def test_positions_come_back(places: set[int], method: CodingMethod) -> None:
     positions = np.array(sorted(places), np.int64)
     reader = source(encode_positions(positions, method))
     np.testing.assert_array_equal(decode_positions(reader, 5001, positions.size), positions)
@@ -159,20 +159,25 @@ def test_gaps_that_run_past_the_end_or_lead_nowhere_are_refused(
     gaps: list[int], end: int, count: int
 ) -> None:
     body = bytes(gaps)
-    head = bytes([Code.GAPS]) + varint(len(gaps)) + bytes([Code.RAW]) + varint(len(body))
+    head = (
+        bytes([StreamCoding.GAPS])
+        + varint(len(gaps))
+        + bytes([StreamCoding.RAW])
+        + varint(len(body))
+    )
     with pytest.raises(ModelError, match=r"gaps do not lead|the most"):
-        decode_positions(source(Coded(head, body)), end, count)
+        decode_positions(source(CodedStream(head, body)), end, count)
 
 
 def test_a_symbol_outside_its_alphabet_is_refused() -> None:
     with pytest.raises(ModelError, match="the symbol 7 of 7"):
-        decode_symbols(source(Coded(bytes([Code.RAW, 3]), b"\1\7\2")), 3, 7)
+        decode_symbols(source(CodedStream(bytes([StreamCoding.RAW, 3]), b"\1\7\2")), 3, 7)
 
 
 # ---------------------------------------------------------------------------- elements
 
 
-def round_trip(array: np.ndarray, kind: Elements, method: Method) -> ElementCoding:
+def round_trip(array: np.ndarray, kind: Elements, method: CodingMethod) -> ElementCoding:
     coded = encode_elements(array, kind, method)
     reader = source(coded)
     found = decode_elements(reader, kind)
@@ -184,7 +189,9 @@ def round_trip(array: np.ndarray, kind: Elements, method: Method) -> ElementCodi
 
 @settings(deadline=None)
 @given(SEEDS, st.integers(1, 30), st.integers(1, 40), st.integers(2, 200), METHODS)
-def test_codes_come_back(seed: int, rows: int, columns: int, levels: int, method: Method) -> None:
+def test_codes_come_back(
+    seed: int, rows: int, columns: int, levels: int, method: CodingMethod
+) -> None:
     codes = pruned(seed, rows, columns, levels, levels // 3)
     assert round_trip(codes.reshape(-1), Elements(rows, columns, 1, levels), method) in (
         ElementCoding.CODES,
@@ -195,7 +202,7 @@ def test_codes_come_back(seed: int, rows: int, columns: int, levels: int, method
 @settings(deadline=None)
 @given(SEEDS, st.sampled_from([1, 2, 4, 8]), st.booleans(), st.booleans(), METHODS)
 def test_bits_come_back(
-    seed: int, itemsize: int, rotated: bool, sparse: bool, method: Method
+    seed: int, itemsize: int, rotated: bool, sparse: bool, method: CodingMethod
 ) -> None:
     rng = np.random.default_rng(seed)
     array = np.frombuffer(rng.bytes(itemsize * 300), f"<u{itemsize}").copy()
@@ -212,7 +219,7 @@ def test_few_distinct_floats_become_a_table(dtype: type[np.floating]) -> None:
     weight = values[np.random.default_rng(0).integers(0, 7, 1000)]
     array = weight.view(f"<u{weight.itemsize}")
     kind = Elements(10, 100, weight.itemsize, rotated=True)
-    assert round_trip(array, kind, Method.ENTROPY) is ElementCoding.TABLE
+    assert round_trip(array, kind, CodingMethod.ENTROPY) is ElementCoding.TABLE
 
 
 def test_the_exponent_of_a_float_lies_in_one_byte() -> None:

@@ -24,7 +24,8 @@ from layer_nets import (
 )
 from strategies import models
 
-from onnxslim.codebook.nodes import codebook_nodes, read
+from onnxslim.codebook.lookup import read
+from onnxslim.codebook.nodes import codebook_nodes
 from onnxslim.errors import UsageError
 from onnxslim.io.check import check_model, signature
 from onnxslim.io.model import Model

@@ -19,7 +19,7 @@ from layer_nets import FORCE, REPRODUCERS, net, node, normal, runs, whats, whys
 
 from onnxslim import cli
 from onnxslim.errors import UsageError
-from onnxslim.exits.nested_ifs import Batch
+from onnxslim.exits.nested_ifs import BatchMode
 from onnxslim.graph.ir import walk_graphs
 from onnxslim.io.check import check_model, signature
 from onnxslim.io.model import Model
@@ -187,10 +187,10 @@ def test_a_batch_is_not_split_where_the_rest_of_the_network_looks_across_it() ->
     assert any(why.startswith("batches leave as a whole") for why in whys(reports))
 
 
-@pytest.mark.parametrize("batch", Batch)
-def test_the_way_of_a_batch_is_an_option(batch: Batch) -> None:
+@pytest.mark.parametrize("batch", BatchMode)
+def test_the_way_of_a_batch_is_an_option(batch: BatchMode) -> None:
     model, _ = injected(classifier(), X, f"inject-exits:at=r1:threshold=0.6:batch={batch}")
-    assert ("ScatterND" in operators(model)) == (batch is Batch.SPLIT)
+    assert ("ScatterND" in operators(model)) == (batch is BatchMode.SPLIT)
 
 
 # ------------------------------------------------------------------- declines
@@ -364,4 +364,4 @@ def test_static_batches_of_one_are_not_split() -> None:
     assert "If" in operators(model)
     assert "ScatterND" not in operators(model)
     assert answers(model, NEW[:5], alone=True).shape == (5, CLASSES)
-    assert style().batch is Batch.ALL
+    assert style().batch is BatchMode.ALL

@@ -14,8 +14,8 @@ from exit_nets import answers, classifier, images, loaded, random_head, style, w
 from layer_nets import FORCE, REPRODUCERS, runs
 
 from onnxslim.errors import PromiseBroken
-from onnxslim.exits.emit import ScoreForm
 from onnxslim.exits.nested_ifs import Exit, append_exits
+from onnxslim.exits.operators import ScoreForm
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.pipeline.manager import PassManager

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import runtime
-from onnxslim.codebook.nodes import replace_constant
+from onnxslim.codebook.lookup import replace_constant
 from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.errors import ModelError, RuntimeFailure, UsageError
 from onnxslim.graph.rewrite import Rewriter

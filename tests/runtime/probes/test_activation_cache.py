@@ -12,7 +12,7 @@ from onnxslim.analysis.layers import weight_layers
 from onnxslim.errors import RuntimeFailure
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
-from onnxslim.runtime.probes.activation_cache import Activations
+from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.exposed import ExposedTensors, Segment
 from onnxslim.runtime.probes.moments import stream_moments
 from onnxslim.runtime.probes.spool import Spool
@@ -38,7 +38,11 @@ def changed(model: Model, name: str, scale: float) -> Model:
 
 
 def measured(
-    kept: Activations | None, model: Model, name: str, reference: Model, source: Feed | None = None
+    kept: ActivationCaches | None,
+    model: Model,
+    name: str,
+    reference: Model,
+    source: Feed | None = None,
 ) -> LayerMoments:
     (found,) = stream_moments(
         model, source or feed(), [name], reference=reference, activations=kept
@@ -74,7 +78,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return found
 
 
-def sequence(kept: Activations | None, source: Feed | None = None) -> list[LayerMoments]:
+def sequence(kept: ActivationCaches | None, source: Feed | None = None) -> list[LayerMoments]:
     """Each layer measured in the model in which those before it have changed."""
     original = model = residual_net()
     found = []
@@ -87,13 +91,13 @@ def sequence(kept: Activations | None, source: Feed | None = None) -> list[Layer
 @pytest.mark.parametrize("rows", [10, None])
 @pytest.mark.parametrize("budget", [1 << 30, 1000, 0])
 def test_what_is_found_does_not_depend_on_what_is_kept(rows: int | None, budget: int) -> None:
-    pairs = zip(sequence(Activations(rows, budget)), sequence(None), strict=True)
+    pairs = zip(sequence(ActivationCaches(rows, budget)), sequence(None), strict=True)
     for kept, plain in pairs:
         assert_equal(kept, plain)
 
 
 def test_each_node_runs_once_for_all_layers(ran: list[list[str]]) -> None:
-    sequence(Activations(10))
+    sequence(ActivationCaches(10))
     own, reference = ran[0::2], ran[1::2]
     assert own == [[], ["a", "ra"], ["b", "rb"], ["c", "s"]]
     assert reference == [["a"], ["b", "ra"], ["c", "rb"], ["s", "y"]]
@@ -101,18 +105,18 @@ def test_each_node_runs_once_for_all_layers(ran: list[list[str]]) -> None:
 
 def test_over_budget_runs_begin_where_the_last_fit(ran: list[list[str]]) -> None:
     one = 10 * 6 * 4  # bytes of a tensor
-    sequence(Activations(10, budget_bytes=2 * one))  # the second level needs two tensors
+    sequence(ActivationCaches(10, budget_bytes=2 * one))  # the second level needs two tensors
     assert ran[0::2] == [[], ["a", "ra"], ["b", "rb"], ["b", "c", "rb", "s"]]
 
 
 def test_without_a_number_of_samples_the_first_run_counts_them(ran: list[list[str]]) -> None:
-    sequence(Activations(None))
+    sequence(ActivationCaches(None))
     assert ran[0::2] == [[], ["a", "ra"], ["b", "rb"], ["c", "s"]]
     assert ran[1::2] == [["a"], ["a", "b", "ra"], ["c", "rb"], ["s", "y"]]
 
 
 def test_nothing_is_taken_from_a_model_that_differs_before_it(ran: list[list[str]]) -> None:
-    kept, model = Activations(10), residual_net()
+    kept, model = ActivationCaches(10), residual_net()
     measured(kept, model, "c", model)
     other = changed(model, "a", 0.5)
     assert_equal(measured(kept, other, "c", model), measured(None, other, "c", model))
@@ -134,7 +138,7 @@ def test_batches_of_different_sizes_are_kept() -> None:
     def source() -> Iterable[Sample]:
         return [Sample({"x": x}, len(x)) for x in given]
 
-    kept = Activations(3)
+    kept = ActivationCaches(3)
     for name in ("a", "b", "y"):
         assert_equal(
             measured(kept, model, name, model, source), measured(None, model, name, model, source)
@@ -142,7 +146,7 @@ def test_batches_of_different_sizes_are_kept() -> None:
 
 
 def test_after_a_failure_nothing_is_kept() -> None:
-    kept, model = Activations(10), residual_net()
+    kept, model = ActivationCaches(10), residual_net()
     measured(kept, model, "b", model)
     assert kept.model.held
 
@@ -168,13 +172,13 @@ def test_a_full_disk_costs_time_and_nothing_else(
         real(self, array)
 
     monkeypatch.setattr(Spool, "append", full)
-    for kept, plain in zip(sequence(Activations(10)), sequence(None), strict=True):
+    for kept, plain in zip(sequence(ActivationCaches(10)), sequence(None), strict=True):
         assert_equal(kept, plain)
     assert ran[6] == ["a", "b", "c", "ra", "rb", "s"]  # all of it, as nothing could be kept
 
 
 def test_what_no_layer_needs_any_more_is_let_go() -> None:
-    kept = Activations(10)
+    kept = ActivationCaches(10)
     sequence(kept)
     assert len(kept.model.held) == 1  # the input of the last layer
     assert not kept.reference.held

@@ -1,7 +1,7 @@
 """The model-local function behind a codebook weight: onnxslim.Lookup…(codes…, table…, shape) -> w.
 
 onnxruntime inlines it and computes it once, when a session starts; what runs then is the dense
-weight. One function of a model serves all weights of one `FunctionVariant`; its name says which:
+weight. One function of a model serves all weights of one `LookupVariant`; its name says which:
 
     Lookup16                     one table, 16 values, two codes a byte
     Lookup2x4                    8 values, in two planes (see `radix`)
@@ -103,7 +103,7 @@ class StageVariant:
 
 
 @dataclass(frozen=True)
-class FunctionVariant:
+class LookupVariant:
     """Weights that one function serves.
 
     Attributes:
@@ -117,7 +117,7 @@ class FunctionVariant:
     to: np.dtype[np.floating] | None = None
 
     @classmethod
-    def of(cls, weight: CodebookWeight) -> FunctionVariant:
+    def of(cls, weight: CodebookWeight) -> LookupVariant:
         """The variant that stores `weight`."""
         stages = tuple(StageVariant.of(stage) for stage in weight.stages)
         same = all(stage.table.dtype == weight.dtype for stage in weight.stages)
@@ -125,7 +125,7 @@ class FunctionVariant:
         return cls(stages, weight.perm, to)
 
     @classmethod
-    def parse(cls, name: str) -> FunctionVariant | None:
+    def parse(cls, name: str) -> LookupVariant | None:
         """The variant whose function has this name, None for another name."""
         match = _NAME.fullmatch(name)
         if match is None:
@@ -168,7 +168,7 @@ class FunctionVariant:
 
     def function(self, opset: int) -> onnx.FunctionProto:
         """The function, at an opset of the standard domain."""
-        body = _Body(opset)
+        body = _FunctionBody(opset)
         _write(self, body)
         return helper.make_function(
             DOMAIN,
@@ -180,9 +180,9 @@ class FunctionVariant:
         )
 
 
-def variant_of(function: onnx.FunctionProto) -> FunctionVariant | None:
+def variant_of(function: onnx.FunctionProto) -> LookupVariant | None:
     """The variant that `function` serves; None if it is not, to the letter, one of ours."""
-    variant = FunctionVariant.parse(function.name) if function.domain == DOMAIN else None
+    variant = LookupVariant.parse(function.name) if function.domain == DOMAIN else None
     opsets = [item.version for item in function.opset_import if item.domain == ""]
     if variant is None or len(opsets) != 1 or opsets[0] < variant.least_opset:
         return None
@@ -192,7 +192,7 @@ def variant_of(function: onnx.FunctionProto) -> FunctionVariant | None:
 # ---------------------------------------------------------------------------- the body
 
 
-class _Body:
+class _FunctionBody:
     """Nodes of a function at an opset, whose outputs are t0, t1, ..."""
 
     def __init__(self, opset: int) -> None:
@@ -224,7 +224,7 @@ class _Body:
         return self.constant(np.array(values, np.int64))
 
 
-def _write(variant: FunctionVariant, body: _Body) -> None:
+def _write(variant: LookupVariant, body: _FunctionBody) -> None:
     names = iter(variant.inputs)
     between = variant.to
     if between == np.float16 and len(variant.stages) > 1:
@@ -246,7 +246,9 @@ def _write(variant: FunctionVariant, body: _Body) -> None:
     body.nodes[-1].output[0] = "weight"
 
 
-def _stage_values(stage: StageVariant, planes: Sequence[str], table: str, body: _Body) -> str:
+def _stage_values(
+    stage: StageVariant, planes: Sequence[str], table: str, body: _FunctionBody
+) -> str:
     """What the codes of a stage stand for, in the order of the codes."""
     if stage.blocked:
         return _from_tables(stage, _codes(stage, planes, body), table, body)
@@ -265,7 +267,7 @@ def _stage_values(stage: StageVariant, planes: Sequence[str], table: str, body: 
     return _cut(flat, body.add("ReduceProd", "shape", keepdims=1), body)
 
 
-def _groups(stage: StageVariant, planes: Sequence[str], body: _Body) -> str:
+def _groups(stage: StageVariant, planes: Sequence[str], body: _FunctionBody) -> str:
     """The number of each group's combination, int32; the last plane counts ones."""
     group, scale, total = stage.group, 1, ""
     for plane, codes in reversed(list(zip(stage.planes, planes, strict=True))):
@@ -284,7 +286,7 @@ def _groups(stage: StageVariant, planes: Sequence[str], body: _Body) -> str:
     return total
 
 
-def _combinations(stage: StageVariant, body: _Body) -> str:
+def _combinations(stage: StageVariant, body: _FunctionBody) -> str:
     """The codes of every combination of a group, int32 (K, g)."""
     group, total = stage.group, ""
     weights = [prod(stage.bases[:place]) for place in range(len(stage.bases))]
@@ -297,7 +299,7 @@ def _combinations(stage: StageVariant, body: _Body) -> str:
     return total
 
 
-def _codes(stage: StageVariant, planes: Sequence[str], body: _Body) -> str:
+def _codes(stage: StageVariant, planes: Sequence[str], body: _FunctionBody) -> str:
     """The codes as integers of any type, in one row and without padding."""
     if stage.bases == (256,):
         return planes[0]
@@ -327,7 +329,7 @@ def _code_type(stage: StageVariant) -> int:
     return int(TensorProto.UINT8 if few else TensorProto.INT32)
 
 
-def _from_tables(stage: StageVariant, codes: str, table: str, body: _Body) -> str:
+def _from_tables(stage: StageVariant, codes: str, table: str, body: _FunctionBody) -> str:
     """Values out of a table for each block."""
     sizes = body.add("Shape", table)
     blocks = body.add("Slice", sizes, body.longs(0), body.longs(1))
@@ -346,7 +348,9 @@ def _from_tables(stage: StageVariant, codes: str, table: str, body: _Body) -> st
     return body.add("Gather", below, index)
 
 
-def _digits(count: int, divisors: Sequence[int], modulus: int, weight: int, body: _Body) -> str:
+def _digits(
+    count: int, divisors: Sequence[int], modulus: int, weight: int, body: _FunctionBody
+) -> str:
     """(number // divisor) % modulus · weight of 0..count-1, int32 (count, divisors)."""
     numbers = body.add("Reshape", _numbers(count, body), body.longs(-1, 1))
     digits = body.add("Div", numbers, body.ints(*divisors)) if max(divisors) > 1 else numbers
@@ -355,7 +359,7 @@ def _digits(count: int, divisors: Sequence[int], modulus: int, weight: int, body
     return body.add("Mul", digits, body.ints(weight)) if weight > 1 else digits
 
 
-def _numbers(count: int, body: _Body) -> str:
+def _numbers(count: int, body: _FunctionBody) -> str:
     """0, 1, ..., count-1 as int32."""
     if body.opset < 11:
         return body.constant(np.arange(count, dtype=np.int32))
@@ -363,7 +367,7 @@ def _numbers(count: int, body: _Body) -> str:
     return body.add("Range", zero, body.constant(np.array(count, np.int32)), one)
 
 
-def _count(stage: StageVariant, group: int, body: _Body) -> str:
+def _count(stage: StageVariant, group: int, body: _FunctionBody) -> str:
     """The number of groups of codes, the last one filled up; int64 (1,)."""
     count = body.add("ReduceProd", "shape", keepdims=1)
     per_group = stage.vector * group
@@ -372,9 +376,9 @@ def _count(stage: StageVariant, group: int, body: _Body) -> str:
     return body.add("Div", count, body.longs(per_group)) if per_group > 1 else count
 
 
-def _as_index(codes: str, body: _Body) -> str:
+def _as_index(codes: str, body: _FunctionBody) -> str:
     return body.add("Cast", codes, to=TensorProto.INT32)
 
 
-def _cut(flat: str, count: str, body: _Body) -> str:
+def _cut(flat: str, count: str, body: _FunctionBody) -> str:
     return body.add("Slice", flat, body.longs(0), count)

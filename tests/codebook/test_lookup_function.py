@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxslim.codebook.function import FunctionVariant, StageVariant, variant_of
-from onnxslim.codebook.nodes import _arrays
+from onnxslim.codebook.lookup import _arrays
+from onnxslim.codebook.lookup_function import LookupVariant, StageVariant, variant_of
 from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.graph.functions import DOMAIN
 
@@ -46,7 +46,7 @@ def weight_of(
 
 def model_of(weight: CodebookWeight, opset: int) -> onnx.ModelProto:
     """A model that returns the weight, plus its input."""
-    variant = FunctionVariant.of(weight)
+    variant = LookupVariant.of(weight)
     kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
     graph = helper.make_graph(
         [
@@ -91,9 +91,7 @@ def assert_computes(weight: CodebookWeight, opset: int, folder: object) -> None:
     left = {node.op_type for node in onnx.load(path).graph.node}
     assert left <= {"Add", "Cast"}, "onnxruntime did not fold the function"
     function = model.functions[0]
-    assert (
-        variant_of(function) == FunctionVariant.of(weight) == FunctionVariant.parse(function.name)
-    )
+    assert variant_of(function) == LookupVariant.of(weight) == LookupVariant.parse(function.name)
 
 
 # one shape that fills all bytes, and one that leaves the last of them unfilled
@@ -149,7 +147,7 @@ def test_stages_may_differ(tmp_path: object) -> None:
         weight_of(5, (8, 12), vector=2),
     )
     weight = CodebookWeight(tuple(part.stages[0] for part in parts), (8, 12), F32)
-    assert FunctionVariant.of(weight).name == "Lookup16And3BlocksPaddedAnd6Vectors2"
+    assert LookupVariant.of(weight).name == "Lookup16And3BlocksPaddedAnd6Vectors2"
     assert_computes(weight, 17, tmp_path)
 
 
@@ -185,7 +183,7 @@ def test_any_opset(opset: int, tmp_path: object) -> None:
     ],
 )  # fmt: skip
 def test_name_says_which_weights_a_function_serves(weight: CodebookWeight, name: str) -> None:
-    assert FunctionVariant.of(weight).name == name
+    assert LookupVariant.of(weight).name == name
 
 
 @pytest.mark.parametrize(
@@ -196,11 +194,11 @@ def test_name_says_which_weights_a_function_serves(weight: CodebookWeight, name:
     ],
 )  # fmt: skip
 def test_other_names_are_not_ours(name: str) -> None:
-    assert FunctionVariant.parse(name) is None
+    assert LookupVariant.parse(name) is None
 
 
 def test_function_with_another_body_is_not_ours() -> None:
-    function = FunctionVariant((StageVariant((16,)),)).function(17)
+    function = LookupVariant((StageVariant((16,)),)).function(17)
     assert variant_of(function) is not None
     other = onnx.FunctionProto.FromString(function.SerializeToString())
     other.node[-1].op_type = "Flatten"

@@ -1,7 +1,7 @@
 """What leaving a network at each of its points would bring, measured.
 
-`Survey` looks at a model once: which output holds the class scores, where it can be left, what of
-its latency comes before each point, how good a head there is. `planning` chooses from that.
+`ExitAnalysis` looks at a model once: which output holds the class scores, where it can be left,
+what of its latency comes before each point, how good a head there is. `planning` chooses from that.
 
 The calibration samples are dealt out to two halves. All that is chosen (heads, their temperature,
 points, the path of thresholds) is chosen on the first; the second only confirms.
@@ -17,13 +17,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
-from onnxslim.exits.emit import MIN_OPSET, Confidence, Emitter, Head, ScoreForm
-from onnxslim.exits.heads import Fitted, Task, fit_heads, judge, poolings
-from onnxslim.exits.nested_ifs import Batch, Exit, Style, with_exits
+from onnxslim.exits.heads import Distillation, FittedHead, fit_heads, head_trials, poolings
+from onnxslim.exits.nested_ifs import BatchMode, Exit, ExitOptions, with_exits
+from onnxslim.exits.operators import MIN_OPSET, Confidence, Head, NodeBuilder, ScoreForm
 from onnxslim.exits.points import (
     Dim,
     ExitPoint,
-    candidates,
+    candidate_points,
     control_flow,
     describe_control,
     point_named,
@@ -32,10 +32,10 @@ from onnxslim.exits.points import (
 from onnxslim.exits.thresholds import (
     NEVER,
     HeadTrial,
-    empirical,
+    empirical_thresholds,
+    fitted_risk,
     outcome,
-    path,
-    risk_of,
+    threshold_path,
 )
 from onnxslim.graph.ir import ancestors
 from onnxslim.graph.rewrite import Rewriter
@@ -47,12 +47,12 @@ MAX_POINTS = 8  # that are looked at
 _LATEST = 0.95  # share of the work before a point; behind it nothing is worth saving
 _ROWS_LOOKED_AT = 512  # to see what scores are
 _SUM_TOLERANCE = 1e-2
-NOT_TIMED = 0.01  # `Site.stay` where there is no clock
+NOT_TIMED = 0.01  # `ExitCandidate.stay` where there is no clock
 JUDGED_AT = 0.995  # agreement at which heads of one point are held against each other
 
 
 @dataclass(frozen=True)
-class Site:
+class ExitCandidate:
     """A point with what it costs to get there.
 
     Attributes:
@@ -65,11 +65,11 @@ class Site:
 
     point: ExitPoint
     cost: float
-    fitted: Fitted | None = None
+    fitted: FittedHead | None = None
     stay: float = NOT_TIMED
 
     @property
-    def known(self) -> Fitted:
+    def known(self) -> FittedHead:
         """The head, where there were samples to fit it to."""
         assert self.fitted is not None
         return self.fitted
@@ -104,7 +104,7 @@ def scores_named(graph: gs.Graph, name: str | None) -> list[gs.Tensor]:
 
 
 @dataclass
-class Survey:
+class ExitAnalysis:
     """A model, looked at.
 
     Attributes:
@@ -124,7 +124,7 @@ class Survey:
     at: tuple[str, ...] = ()
     confidence: Confidence = Confidence.MAX_PROBABILITY
     hidden: bool = False
-    batch: Batch = Batch.ALL
+    batch: BatchMode = BatchMode.ALL
     why_not: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -146,11 +146,11 @@ class Survey:
         return min(good, key=lambda item: item[1] is ScoreForm.LOGITS)
 
     @property
-    def style(self) -> Style:
+    def options(self) -> ExitOptions:
         """How exits are to be written; a batch that is one sample is not split."""
         output, form = self.scores
-        batch = Batch.ALL if output.shape[0] == 1 else self.batch
-        return Style(form, self.confidence, batch)
+        batch = BatchMode.ALL if output.shape[0] == 1 else self.batch
+        return ExitOptions(form, self.confidence, batch)
 
     @cached_property
     def points(self) -> tuple[ExitPoint, ...]:
@@ -158,7 +158,7 @@ class Survey:
         output, _ = self.scores
         graph = self.model.graph
         if not self.at:
-            found = candidates(graph, output)
+            found = candidate_points(graph, output)
             early = [p for p in found if p.share is None or p.share <= _LATEST]
             return tuple(_thinned(early, MAX_POINTS))
         chosen = []
@@ -172,10 +172,10 @@ class Survey:
         return tuple(sorted(chosen, key=lambda point: place[point.tensor]))
 
     @cached_property
-    def task(self) -> Task:
+    def distillation(self) -> Distillation:
         """What heads imitate."""
         output, form = self.scores
-        return Task(self.model, output.name, form, self.confidence, self.context.seed)
+        return Distillation(self.model, output.name, form, self.confidence, self.context.seed)
 
     @cached_property
     def halves(self) -> tuple[Calibration, Calibration]:
@@ -184,7 +184,7 @@ class Survey:
         first, second = self.context.calibration.parts(2)
         return first, second
 
-    def sites(self, *, staying: bool = False) -> tuple[Site, ...]:
+    def candidates(self, *, staying: bool = False) -> tuple[ExitCandidate, ...]:
         """Every point with the best head that can be had there.
 
         Args:
@@ -195,44 +195,48 @@ class Survey:
         """
         if not self.points:
             return ()
-        best: Mapping[str, Fitted] = {}
+        best: Mapping[str, FittedHead] = {}
         if self.context.calibration is not None:
             self.context.tell("exits: fitting heads")
             chosen = [pooling for point in self.points for pooling in poolings(point)]
-            best = self._best(fit_heads(self.task, chosen, self.halves[0], hidden=self.hidden))
+            best = self._best(
+                fit_heads(self.distillation, chosen, self.halves[0], hidden=self.hidden)
+            )
         return tuple(
-            self._site(point, best.get(point.tensor), staying=staying) for point in self.points
+            self._candidate(point, best.get(point.tensor), staying=staying) for point in self.points
         )
 
-    def _best(self, fitted: Sequence[Fitted]) -> dict[str, Fitted]:
+    def _best(self, fitted: Sequence[FittedHead]) -> dict[str, FittedHead]:
         """For each point the head with which most may leave; of equals the smallest."""
-        found: dict[str, tuple[tuple[float, float], Fitted]] = {}
+        found: dict[str, tuple[tuple[float, float], FittedHead]] = {}
         for item in fitted:
-            way = list(path([risk_of(item.trial)], [1.0]))
-            thresholds = empirical(way, [item.trial], JUDGED_AT) or (NEVER,)
+            way = list(threshold_path([fitted_risk(item.trial)], [1.0]))
+            thresholds = empirical_thresholds(way, [item.trial], JUDGED_AT) or (NEVER,)
             merit = (outcome(thresholds, [item.trial]).shares[0], item.agreement)
             name = item.head.pooling.point.tensor
             if name not in found or merit > found[name][0]:
                 found[name] = (merit, item)
         return {name: item for name, (_, item) in found.items()}
 
-    def _site(self, point: ExitPoint, fitted: Fitted | None, *, staying: bool) -> Site:
+    def _candidate(
+        self, point: ExitPoint, fitted: FittedHead | None, *, staying: bool
+    ) -> ExitCandidate:
         """A point with shares of the latency; of the work where nothing is timed."""
         stopwatch = self.context.stopwatch
         if stopwatch is None:
-            return Site(point, 0.5 if point.share is None else point.share, fitted)
+            return ExitCandidate(point, 0.5 if point.share is None else point.share, fitted)
         self.context.tell(f"exits: timing {point.tensor}")
         head = None if fitted is None else fitted.head
         cost = 1 / stopwatch.pair(self.model, _prefix(self.model, point, head)).ratio
         if head is None or not staying:
-            return Site(point, cost, fitted)
+            return ExitCandidate(point, cost, fitted)
         stay = 1 / stopwatch.pair(self.model, self._never_left(head)).ratio - 1
-        return Site(point, cost, fitted, max(stay, 0.0))
+        return ExitCandidate(point, cost, fitted, max(stay, 0.0))
 
     def _never_left(self, head: Head) -> Model:
         """The model with an exit that no sample takes."""
         output, _ = self.scores
-        return with_exits(self.model, output.name, [Exit(head, NEVER)], self.style)
+        return with_exits(self.model, output.name, [Exit(head, NEVER)], self.options)
 
 
 @dataclass(frozen=True)
@@ -258,30 +262,32 @@ class ExitRow:
     leaving: float | None = None
 
 
-def exit_rows(survey: Survey) -> tuple[list[ExitRow], list[str]]:
+def exit_rows(analysis: ExitAnalysis) -> tuple[list[ExitRow], list[str]]:
     """The places to leave at, and what is to be said beside.
 
     Raises:
         NotApplicable: no output is class scores, or what runs is decided at run time already.
     """
-    output, form = survey.scores
-    sites = survey.sites()
+    output, form = analysis.scores
+    candidates = analysis.candidates()
     notes = [f"the class scores are `{output.name}`"]
-    if survey.context.calibration is None:
+    if analysis.context.calibration is None:
         notes.append("without samples (--calib) no head was fitted")
     else:
         notes[0] += f", {form}"
-    rows = [_row(site, timed=survey.context.stopwatch is not None) for site in sites]
-    heads = [site.known.head for site in sites if site.fitted is not None]
+    rows = [
+        _row(candidate, timed=analysis.context.stopwatch is not None) for candidate in candidates
+    ]
+    heads = [candidate.known.head for candidate in candidates if candidate.fitted is not None]
     if not heads:
         return rows, notes
-    trials = judge(survey.task, heads, survey.halves[1])
-    few = [site for site in sites if site.known.warning is not None]
+    trials = head_trials(analysis.distillation, heads, analysis.halves[1])
+    few = [candidate for candidate in candidates if candidate.known.warning is not None]
     if few:
         notes.append(f"`{few[0].point.tensor}`: {few[0].known.warning}")
     judged = [
-        replace(row, agreement=float(trial.agrees.mean()), leaving=_leaving(site, trial))
-        for row, site, trial in zip(rows, sites, trials, strict=True)
+        replace(row, agreement=float(trial.agrees.mean()), leaving=_leaving(candidate, trial))
+        for row, candidate, trial in zip(rows, candidates, trials, strict=True)
     ]
     return judged, notes
 
@@ -289,15 +295,17 @@ def exit_rows(survey: Survey) -> tuple[list[ExitRow], list[str]]:
 # ---------------------------------------------------------------------------- inside
 
 
-def _row(site: Site, *, timed: bool) -> ExitRow:
-    point = site.point
-    head = None if site.fitted is None else str(site.fitted.head.pooling)
-    return ExitRow(point.tensor, point.shape, site.cost if timed else None, point.share, head)
+def _row(candidate: ExitCandidate, *, timed: bool) -> ExitRow:
+    point = candidate.point
+    head = None if candidate.fitted is None else str(candidate.fitted.head.pooling)
+    return ExitRow(point.tensor, point.shape, candidate.cost if timed else None, point.share, head)
 
 
-def _leaving(site: Site, trial: HeadTrial) -> float:
+def _leaving(candidate: ExitCandidate, trial: HeadTrial) -> float:
     """How many may leave there, if it were the only exit."""
-    thresholds = empirical(list(path([risk_of(site.known.trial)], [1.0])), [trial], JUDGED_AT)
+    thresholds = empirical_thresholds(
+        list(threshold_path([fitted_risk(candidate.known.trial)], [1.0])), [trial], JUDGED_AT
+    )
     return outcome(thresholds or (NEVER,), [trial]).shares[0]
 
 
@@ -345,9 +353,9 @@ def _prefix(model: Model, point: ExitPoint, head: Head | None) -> Model:
     rw = Rewriter(graph)
     end: gs.Tensor = next(t for n in graph.nodes for t in n.outputs if t.name == point.tensor)
     if head is not None:
-        emitter = Emitter(rw.opset, rw.fresh_name)
-        end = emitter.logits(end, head, "exit_logits")
-        graph.nodes.extend(emitter.nodes)
+        builder = NodeBuilder(rw.opset, rw.fresh_name)
+        end = builder.logits(end, head, "exit_logits")
+        graph.nodes.extend(builder.nodes)
     graph.outputs = [end]
     used = ancestors([end])
     graph.nodes = [node for node in graph.nodes if node in used]
@@ -357,4 +365,4 @@ def _prefix(model: Model, point: ExitPoint, head: Head | None) -> Model:
     return copy
 
 
-__all__ = ["ExitRow", "Site", "Survey", "exit_rows", "scores_named"]
+__all__ = ["ExitAnalysis", "ExitCandidate", "ExitRow", "exit_rows", "scores_named"]

@@ -1,7 +1,7 @@
 """Operators of an exit, written down: features, head, scores, confidence.
 
-`Emitter` collects nodes; where they go is up to `graph`. Everything is computed in float32 from the
-features on, whatever the network's type: heads are small, and not every type has all operators.
+`NodeBuilder` collects nodes; where they go is up to `graph`. Everything is computed in float32 from
+the features on, whatever the network's type: heads are small, and not every type has all operators.
 
 What may change here: which operators say it. All are of opset 11 or older, in the spelling of the
 model's own.
@@ -105,7 +105,7 @@ class Head:
     hidden: tuple[np.ndarray, np.ndarray] | None = None
 
 
-class Emitter:
+class NodeBuilder:
     """Nodes in the order in which they can run.
 
     Args:
@@ -253,7 +253,7 @@ class Emitter:
 
 
 def level(threshold: float, kind: Confidence, classes: int) -> float:
-    """What `Emitter.confidence` must reach for a confidence of `threshold`."""
+    """What `NodeBuilder.confidence` must reach for a confidence of `threshold`."""
     if kind is Confidence.ENTROPY:
         return (threshold - 1) * log(classes)
     return threshold
@@ -275,8 +275,8 @@ def confidences(logits: np.ndarray, kind: Confidence) -> np.ndarray:
 __all__ = [
     "MIN_OPSET",
     "Confidence",
-    "Emitter",
     "Head",
+    "NodeBuilder",
     "Pooling",
     "ScoreForm",
     "confidences",
