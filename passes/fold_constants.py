@@ -83,7 +83,7 @@ class FoldConstants(Pass):
         rw = Rewriter(graph)
         _lift_constant_nodes(rw)
         if context.evaluate is not None:
-            _Folder(rw, context.evaluate, self.growth).run()
+            _ConstantFolder(rw, context.evaluate, self.growth).run()
         return rw.result()
 
 
@@ -114,7 +114,7 @@ def _lift_constant_nodes(rw: Rewriter) -> None:
 # ----------------------------------------------------------------- what can be folded
 
 
-class _Region:
+class _ConstantRegion:
     """The nodes that depend on constants only, and can be evaluated, producers first.
 
     Attributes:
@@ -200,14 +200,16 @@ class _Cone:
     held: dict[gs.Tensor, int]
 
 
-class _Plan:
+class _FoldPlan:
     """Which nodes of a region are computed now, so that the file does not grow.
 
     Nodes are considered once, producers first. A node that is not worth its bytes is kept, and
     counted among what its consumers make unnecessary. Amortized, the time is linear.
     """
 
-    def __init__(self, region: _Region, sizes: Mapping[gs.Tensor, int | None], budget: int) -> None:
+    def __init__(
+        self, region: _ConstantRegion, sizes: Mapping[gs.Tensor, int | None], budget: int
+    ) -> None:
         self.rw = region.rw
         self.region = region
         self.sizes = sizes
@@ -348,7 +350,7 @@ class _Plan:
 # ----------------------------------------------------------------- folding
 
 
-class _Folder:
+class _ConstantFolder:
     def __init__(self, rw: Rewriter, evaluate: Evaluator, growth: int) -> None:
         self.rw = rw
         self.evaluate = evaluate
@@ -357,14 +359,14 @@ class _Folder:
         self.values: dict[gs.Tensor, np.ndarray] = {}
 
     def run(self) -> None:
-        region = _Region(self.rw, self.failed)
+        region = _ConstantRegion(self.rw, self.failed)
         while True:
-            plan = _Plan(region, self._sizes(region), self.growth)
+            plan = _FoldPlan(region, self._sizes(region), self.growth)
             wanted = [t for n in plan.frontier for t in self._used(n) if t not in self.values]
             if not wanted:
                 break
             if not self._evaluate(region, wanted):
-                region = _Region(self.rw, self.failed)
+                region = _ConstantRegion(self.rw, self.failed)
         for node in plan.kept:
             self._say_why_kept(node, plan)
         for node in plan.frontier:
@@ -373,7 +375,7 @@ class _Folder:
     def _used(self, node: Node) -> list[gs.Tensor]:
         return [tensor for tensor in node.outputs if tensor.name and self.rw.uses(tensor)]
 
-    def _sizes(self, region: _Region) -> dict[gs.Tensor, int | None]:
+    def _sizes(self, region: _ConstantRegion) -> dict[gs.Tensor, int | None]:
         """Bytes of every result in the file; 0 when not known yet, None when it cannot be had."""
         sizes: dict[gs.Tensor, int | None] = {}
         old_ir = (self.rw.main.ir_version or 4) < 4
@@ -396,7 +398,7 @@ class _Folder:
                     sizes[tensor] = None
         return sizes
 
-    def _evaluate(self, region: _Region, wanted: list[gs.Tensor]) -> bool:
+    def _evaluate(self, region: _ConstantRegion, wanted: list[gs.Tensor]) -> bool:
         """Compute `wanted`; False when that failed, and the nodes at fault are noted."""
         nodes = _ancestors(region, wanted)
         opset, ir_version = self.rw.opset, self.rw.main.ir_version
@@ -430,7 +432,7 @@ class _Folder:
             kind = _kind(culprit)
             self.failed.update({node: why for node in nodes if _kind(node) == kind})
 
-    def _say_why_kept(self, node: Node, plan: _Plan) -> None:
+    def _say_why_kept(self, node: Node, plan: _FoldPlan) -> None:
         cost = plan.cost(node)
         if cost is None:
             types = ", ".join(str(t.dtype or "unknown") for t in self._used(node))
@@ -474,7 +476,7 @@ def _kind(node: Node) -> tuple[str, ...]:
     return (node.op, *(str(tensor.dtype) for tensor in node.inputs))
 
 
-def _ancestors(region: _Region, wanted: Sequence[gs.Tensor]) -> list[Node]:
+def _ancestors(region: _ConstantRegion, wanted: Sequence[gs.Tensor]) -> list[Node]:
     """The nodes of `region`, and sources, that `wanted` depends on, producers first."""
     needed = set(wanted)
     nodes = []

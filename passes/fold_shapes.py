@@ -97,17 +97,17 @@ class FoldShapes(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Fold values, then make shape operands static."""
         rw = Rewriter(graph)
-        fold = _Fold(rw, SizeFlow(graph, rw.opset))
+        folder = _ShapeFolder(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_HANDLED):
-            if node.op in value_rules.RULES and fold.value(node):
+            if node.op in value_rules.RULES and folder.fold_value(node):
                 continue
             rule = _RULES.get(node.op)
             if rule is not None:
-                rule(fold, node)
+                rule(folder, node)
         return rw.result()
 
 
-class _Fold:
+class _ShapeFolder:
     def __init__(self, rw: Rewriter, flow: SizeFlow) -> None:
         self.rw = rw
         self.flow = flow
@@ -118,7 +118,7 @@ class _Fold:
 
     # ------------------------------------------------------------- whole values
 
-    def value(self, node: Node) -> bool:
+    def fold_value(self, node: Node) -> bool:
         """Replace a node by its value, or by an earlier node of the same value."""
         output = node.outputs[0]
         if output.dtype is None or np.dtype(output.dtype) not in _SIZE_TYPES:
@@ -150,7 +150,7 @@ class _Fold:
 
     # ------------------------------------------------------------- shape operands
 
-    def reshape(self, node: Node) -> None:
+    def fix_reshape(self, node: Node) -> None:
         """Make the target constant."""
         if not is_present(node, 1):
             return
@@ -173,7 +173,7 @@ class _Fold:
             self.rw.skip(node, "its target may hold a 0 that means an empty axis")  # declines 2
         return bool(empty)
 
-    def expand(self, node: Node) -> None:
+    def fix_expand(self, node: Node) -> None:
         """Drop what the consumers broadcast anyway; else make the target constant."""
         data, target = node.inputs[:2]
         before, wanted = self.flow.shape(data), self.flow.value(target)
@@ -206,9 +206,9 @@ class _Fold:
         found = broadcast(shapes)
         return found is not None and None not in found and tuple(found) == after
 
-    def slice(self, node: Node) -> None:
+    def fix_slice(self, node: Node) -> None:
         """Drop a Slice that takes everything; make ends constant that stand for all the rest."""
-        if self.part_of_shape(node):
+        if self.shorten_shape(node):
             return
         shape, ranges = self.flow.shape(node.inputs[0]), slice_ranges(node, self.flow)
         if shape is None or ranges is None:
@@ -232,7 +232,7 @@ class _Fold:
         operands = [self.rw.constant(column, name) for name, column in columns]
         self.rw.update(node, "bounds known at last", inputs=[node.inputs[0], *operands])
 
-    def tile(self, node: Node) -> None:
+    def drop_tile(self, node: Node) -> None:
         """Drop a Tile that repeats nothing."""
         shape = self.flow.shape(node.inputs[0])
         if shape is not None and shape == self.flow.shape(node.outputs[0]):
@@ -240,7 +240,7 @@ class _Fold:
             if repeats is not None and set(repeats) <= {1}:
                 self._bypass(node)
 
-    def resize(self, node: Node) -> None:
+    def fix_resize(self, node: Node) -> None:
         """Give sizes that are a power of two times the input's as scales: exactly the same."""
         shape = self.flow.shape(node.inputs[0])
         if shape is None or not is_present(node, 3) or const_value(node.inputs[3]) is not None:
@@ -257,7 +257,7 @@ class _Fold:
 
     # ------------------------------------------------------------- local clutter
 
-    def arithmetic(self, node: Node) -> None:
+    def fill_with_result(self, node: Node) -> None:
         """Compute with the value of a ConstantOfShape instead of with its elements."""
         for index, tensor in enumerate(node.inputs[:2]):
             filled = self.rw.private_producer(tensor, "ConstantOfShape")
@@ -280,7 +280,7 @@ class _Fold:
             )
             return
 
-    def unsqueeze(self, node: Node) -> None:
+    def absorb_unsqueeze(self, node: Node) -> None:
         """Unsqueeze (Gather (x, i)) is Gather (x, [i])."""
         gather = self.rw.private_producer(node.inputs[0], "Gather")
         if gather is None:
@@ -299,7 +299,7 @@ class _Fold:
             attrs={"axis": axis},
         )
 
-    def part_of_shape(self, node: Node) -> bool:
+    def shorten_shape(self, node: Node) -> bool:
         """A Gather or Slice of neighbouring elements of a Shape is a Shape from start to end."""
         shape = self.rw.private_producer(node.inputs[0], "Shape")
         sizes = None if shape is None else self.flow.shape(shape.inputs[0])
@@ -376,14 +376,14 @@ _ARITHMETIC: Final[dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = 
     "Mul": np.multiply,
     "Div": np.divide,
 }
-_RULES: Final[dict[str, Callable[[_Fold, Node], object]]] = {
-    "Reshape": _Fold.reshape,
-    "Expand": _Fold.expand,
-    "Slice": _Fold.slice,
-    "Tile": _Fold.tile,
-    "Resize": _Fold.resize,
-    "Unsqueeze": _Fold.unsqueeze,
-    "Gather": _Fold.part_of_shape,
-    **dict.fromkeys(_ARITHMETIC, _Fold.arithmetic),
+_RULES: Final[dict[str, Callable[[_ShapeFolder, Node], object]]] = {
+    "Reshape": _ShapeFolder.fix_reshape,
+    "Expand": _ShapeFolder.fix_expand,
+    "Slice": _ShapeFolder.fix_slice,
+    "Tile": _ShapeFolder.drop_tile,
+    "Resize": _ShapeFolder.fix_resize,
+    "Unsqueeze": _ShapeFolder.absorb_unsqueeze,
+    "Gather": _ShapeFolder.shorten_shape,
+    **dict.fromkeys(_ARITHMETIC, _ShapeFolder.fill_with_result),
 }
 _HANDLED: Final = tuple(dict.fromkeys((*_RULES, *value_rules.RULES)))

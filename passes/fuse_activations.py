@@ -98,7 +98,7 @@ class FuseActivations(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Apply the rules below, each where its operator exists."""
         rw = Rewriter(graph)
-        present = _MADE.union(node.op for part in rw.graphs() for node in part.nodes)
+        present = _CREATED.union(node.op for part in rw.graphs() for node in part.nodes)
         by_head: dict[str, list[_Rule]] = {}
         for rule in _RULES:
             if rw.opset >= rule.since and rule.pattern.needs() <= present:
@@ -179,14 +179,14 @@ def _replace(rw: Rewriter, node: Node, expr: _Expr, match: Match, name: str) -> 
     assert dtype is not None
     words = ", ".join(item.op for item in reversed(match.nodes))
     label = node_label(node)
-    inputs = [_made(rw, node, item, dtype, label) for item in expr.inputs]
+    inputs = [_emit(rw, node, item, dtype, label) for item in expr.inputs]
     what = f"{words} became {name}"
     rw.update(
         node, what, op=expr.op, inputs=inputs, attrs=dict(expr.attrs), fidelity=Fidelity.CLOSE
     )
 
 
-def _made(
+def _emit(
     rw: Rewriter,
     before: Node,
     item: gs.Tensor | _Expr | float | np.ndarray | None,
@@ -196,7 +196,7 @@ def _made(
     if item is None:
         return Variable("")
     if isinstance(item, _Expr):
-        inputs = [_made(rw, before, inner, dtype, label) for inner in item.inputs]
+        inputs = [_emit(rw, before, inner, dtype, label) for inner in item.inputs]
         name = f"{label}_{item.op.lower()}"
         return rw.insert(before, item.op, inputs, item.attrs, name=name, dtype=dtype)[0]
     if isinstance(item, float):
@@ -520,7 +520,7 @@ _LAYER_NORM: Final = 17
 _MISH: Final = 18
 
 # what the rules below make, and other rules look for
-_MADE: Final = frozenset(
+_CREATED: Final = frozenset(
     {"HardSigmoid", "LayerNormalization", "Mul", "ReduceSumSquare", "Relu", "Sigmoid", "Softplus"}
 )
 _RULES: Final = (

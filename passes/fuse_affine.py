@@ -158,7 +158,7 @@ _INPUT_NAMES: Final = {
 def _chains_to(rw: Rewriter, node: Node) -> Iterator[_Chain]:
     """The run of maps that ends in `node`, and while that stays as it is, the run before it."""
     current: Node | None = node
-    if _goes_on(rw, node):
+    if _continues(rw, node):
         return
     while current is not None and rw.is_alive(current):
         chain = _run_to(rw, current)
@@ -196,7 +196,7 @@ def _joined(
     return None if both is None else (maker, source, both)
 
 
-def _goes_on(rw: Rewriter, node: Node) -> bool:
+def _continues(rw: Rewriter, node: Node) -> bool:
     """Whether the only user of `node` is a map that continues its run."""
     result = node.outputs[0]
     if len(result.outputs) != 1 or result.outputs[0].op not in AFFINE_OPS:

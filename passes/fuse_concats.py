@@ -64,19 +64,19 @@ class FuseConcats(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Flatten every Concat, then look at its neighbours."""
         rw = Rewriter(graph)
-        fuse = _Fuse(rw, SizeFlow(graph, rw.opset))
+        fuser = _ConcatFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("Concat"):
-            if not fuse.nested(node):
-                fuse.neighbours(node)
+            if not fuser.merge_nested(node):
+                fuser.merge_neighbours(node)
         return rw.result()
 
 
-class _Fuse:
+class _ConcatFuser:
     def __init__(self, rw: Rewriter, flow: SizeFlow) -> None:
         self.rw = rw
         self.flow = flow
 
-    def nested(self, node: Node) -> bool:
+    def merge_nested(self, node: Node) -> bool:
         """Replace ``Concat(Concat(a, b), c)`` with ``Concat(a, b, c)``."""
         if not any(self.rw.producer(tensor, "Concat") for tensor in node.inputs):
             return False
@@ -103,7 +103,7 @@ class _Fuse:
         shape = self.flow.shape(node.outputs[0])
         return None if shape is None else axis % len(shape)
 
-    def neighbours(self, node: Node) -> None:
+    def merge_neighbours(self, node: Node) -> None:
         """Merge inputs of one Concat with each other."""
         axis = self._axis(node)
         if axis is None or len(node.inputs) < 2:

@@ -74,7 +74,7 @@ class FusePad(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Let every convolution and pool pad by itself."""
         rw = Rewriter(graph)
-        for node in rw.walk(*_TAKERS):
+        for node in rw.walk(*_NEW_PADS):
             pad = rw.producer(node.inputs[0], "Pad")
             if pad is None:
                 continue
@@ -106,7 +106,7 @@ def _padded_attrs(rw: Rewriter, node: Node, pad: Node) -> dict[str, Any] | str:
     if len(own) != len(amounts):
         return "its pads do not fit the rank of its input"
     value = _value(pad, rw.opset)
-    pads = _TAKERS[node.op](node, pad, amounts, tuple(own), value)
+    pads = _NEW_PADS[node.op](node, pad, amounts, tuple(own), value)
     if isinstance(pads, str):
         return pads
     attrs = {name: item for name, item in node.attrs.items() if name != "auto_pad"}
@@ -233,7 +233,7 @@ def _why_not_pool(node: Node, pads: Pads) -> str | None:
     return None
 
 
-_TAKERS: Final[dict[str, Callable[[Node, Node, Pads, Pads, float | None], New]]] = {
+_NEW_PADS: Final[dict[str, Callable[[Node, Node, Pads, Pads, float | None], New]]] = {
     "Conv": _for_conv,
     "ConvTranspose": _for_conv_transpose,
     "AveragePool": _for_average,

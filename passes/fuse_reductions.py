@@ -73,16 +73,16 @@ class FuseReductions(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Look at every reduction, and at what reads one."""
         rw = Rewriter(graph)
-        fuse = _Fuse(rw, SizeFlow(graph, rw.opset))
+        fuser = _ReductionFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_RESHAPING, *_ASSOCIATIVE):
             if node.op in _RESHAPING:
-                fuse.keepdims(node)
+                fuser.absorb_reshape(node)
             else:
-                fuse.nested(node)
+                fuser.merge_nested(node)
         return rw.result()
 
 
-class _Fuse:
+class _ReductionFuser:
     def __init__(self, rw: Rewriter, flow: SizeFlow) -> None:
         self.rw = rw
         self.flow = flow
@@ -101,7 +101,7 @@ class _Fuse:
         found = normalized(axes, len(shape))
         return None if found is None else tuple(sorted(found))
 
-    def keepdims(self, node: Node) -> None:
+    def absorb_reshape(self, node: Node) -> None:
         """Replace ``Squeeze(Reduce(x))`` with the Reduce that drops (or keeps) its axes."""
         reduce = self.rw.producer(node.inputs[0], *_REDUCE)
         if reduce is None:
@@ -124,7 +124,7 @@ class _Fuse:
             attrs={**reduce.attrs, "keepdims": keeps},
         )
 
-    def nested(self, node: Node) -> None:
+    def merge_nested(self, node: Node) -> None:
         """Replace ``ReduceSum(ReduceSum(x))`` over different axes with one."""
         inner = self.rw.private_producer(node.inputs[0], node.op)
         if inner is None:

@@ -73,14 +73,14 @@ class FuseReshapes(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Rewire the last node of every chain."""
         rw = Rewriter(graph)
-        fuse = _Fuse(rw, SizeFlow(graph, rw.opset))
+        fuser = _ReshapeFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_RESHAPING):
-            fuse.chain(node)
+            fuser.shorten_chain(node)
         return rw.result()
 
 
 @dataclass(frozen=True)
-class _Form:
+class _Candidate:
     """One operator that gives the last shape from the first input; `cost` is in bytes."""
 
     op: str
@@ -89,12 +89,12 @@ class _Form:
     operand: gs.Tensor | np.ndarray | None = None
 
 
-class _Fuse:
+class _ReshapeFuser:
     def __init__(self, rw: Rewriter, flow: SizeFlow) -> None:
         self.rw = rw
         self.flow = flow
 
-    def chain(self, node: Node) -> None:
+    def shorten_chain(self, node: Node) -> None:
         """Let `node` read the first input of the chain that it ends."""
         before = self.rw.producer(node.inputs[0], *_RESHAPING, "Identity")
         if before is None:
@@ -118,8 +118,8 @@ class _Fuse:
     def _skip_over(self, node: Node, before: Node) -> None:
         """Let `node` read the input of `before`, if `before` goes away by that."""
         source, middle = before.inputs[0], node.inputs[0]
-        form = self._best_form(source, node)
-        if form is None:
+        best = self._cheapest(source, node)
+        if best is None:
             self.rw.skip(node, "its shape cannot be written for the chain's input")  # declines 2
             return
         others = [user for user in dict.fromkeys(middle.outputs) if user is not node]
@@ -127,30 +127,30 @@ class _Fuse:
             user.op not in _RESHAPING
             or user.inputs[0] is not middle
             or self.rw.graph_of(user) is not self.rw.graph_of(node)
-            or self._best_form(source, user) is None
+            or self._cheapest(source, user) is None
             for user in others
         )
         if stays:
             self.rw.skip(node, "the value in the middle of the chain is used")  # declines 1
             return
-        operand = form.operand
+        operand = best.operand
         if isinstance(operand, np.ndarray):
-            operand = self.rw.constant(operand, "axes" if "queeze" in form.op else "target")
+            operand = self.rw.constant(operand, "axes" if "queeze" in best.op else "target")
         inputs = [source] if operand is None else [source, operand]
         self.rw.update(
             node,
-            f"{before.op} and {node.op} became one {form.op}",
-            op=form.op,
+            f"{before.op} and {node.op} became one {best.op}",
+            op=best.op,
             inputs=inputs,
-            attrs=form.attrs,
+            attrs=best.attrs,
         )
 
-    def _best_form(self, source: gs.Tensor, node: Node) -> _Form | None:
+    def _cheapest(self, source: gs.Tensor, node: Node) -> _Candidate | None:
         before, after = self.flow.shape(source), self.flow.shape(node.outputs[0])
-        forms = [*self._kept(before, after, node), *self._forms(before, after)]
-        return min(forms, key=lambda form: form.cost, default=None)
+        candidates = [*self._kept(before, after, node), *self._candidates(before, after)]
+        return min(candidates, key=lambda item: item.cost, default=None)
 
-    def _kept(self, before: Shape | None, after: Shape | None, node: Node) -> Iterator[_Form]:
+    def _kept(self, before: Shape | None, after: Shape | None, node: Node) -> Iterator[_Candidate]:
         """The node as it is, where its operand means the same for the first input."""
         if node.op != "Reshape":
             return
@@ -166,15 +166,17 @@ class _Fuse:
             says = reshaped(before, value.items, copies_zero=True)
             fits = before is not None and last < len(before) and tuple(says) == after
         if fits:
-            yield _Form("Reshape", 0, dict(node.attrs), node.inputs[1])
+            yield _Candidate("Reshape", 0, dict(node.attrs), node.inputs[1])
 
-    def _forms(self, before: Shape | None, after: Shape | None) -> Iterator[_Form]:
+    def _candidates(self, before: Shape | None, after: Shape | None) -> Iterator[_Candidate]:
         if after is None:
             return
         target = reshape_target(before, after)
         if target is not None:
             # a -1 is dearer: it fails where another axis is empty
-            yield _Form("Reshape", 8 * len(target) + (-1 in target), {}, np.array(target, np.int64))
+            yield _Candidate(
+                "Reshape", 8 * len(target) + (-1 in target), {}, np.array(target, np.int64)
+            )
         if before is None:
             return
         if len(after) == 2 and self.rw.opset >= 9:
@@ -182,20 +184,20 @@ class _Fuse:
         yield from self._squeeze("Squeeze", before, after)
         yield from self._squeeze("Unsqueeze", after, before)
 
-    def _squeeze(self, op: str, longer: Shape, shorter: Shape) -> Iterator[_Form]:
+    def _squeeze(self, op: str, longer: Shape, shorter: Shape) -> Iterator[_Candidate]:
         axes = _inserted_ones(longer, shorter)
         if not axes:
             return
         if self.rw.opset < 13:
-            yield _Form(op, 2 + len(axes), {"axes": list(axes)})
+            yield _Candidate(op, 2 + len(axes), {"axes": list(axes)})
         else:
-            yield _Form(op, 8 * len(axes), {}, np.array(axes, np.int64))
+            yield _Candidate(op, 8 * len(axes), {}, np.array(axes, np.int64))
 
 
-def _flatten(before: Shape, after: Shape) -> Iterator[_Form]:
+def _flatten(before: Shape, after: Shape) -> Iterator[_Candidate]:
     for axis in range(len(before) + 1):
         if product(before[:axis]) == after[0] and product(before[axis:]) == after[1]:
-            yield _Form("Flatten", 4, {"axis": axis})
+            yield _Candidate("Flatten", 4, {"axis": axis})
             return
 
 

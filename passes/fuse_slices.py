@@ -72,20 +72,20 @@ class FuseSlices(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Merge in pairs first, then whole families of Slices."""
         rw = Rewriter(graph)
-        fuse = _Fuse(rw, SizeFlow(graph, rw.opset))
+        fuser = _SliceFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("Slice", "Squeeze", "Gather", "Concat"):
-            if node.op == "Slice" and not fuse.slice_of_slice(node):
-                fuse.partition(node)
+            if node.op == "Slice" and not fuser.merge_slices(node):
+                fuser.slices_to_split(node)
             elif node.op == "Squeeze":
-                fuse.squeeze(node)
+                fuser.squeeze_to_gather(node)
             elif node.op == "Gather":
-                fuse.gather(node)
+                fuser.gather_to_slice(node)
             elif node.op == "Concat":
-                fuse.concat(node)
+                fuser.drop_concat(node)
         return rw.result()
 
 
-class _Fuse:
+class _SliceFuser:
     def __init__(self, rw: Rewriter, flow: SizeFlow) -> None:
         self.rw = rw
         self.flow = flow
@@ -101,7 +101,7 @@ class _Fuse:
             found[axis] = (start, end, step)
         return found or None
 
-    def slice_of_slice(self, node: Node) -> bool:
+    def merge_slices(self, node: Node) -> bool:
         """Replace ``Slice(Slice(x))`` with one Slice."""
         inner = self.rw.producer(node.inputs[0], "Slice")
         if inner is None:
@@ -129,7 +129,7 @@ class _Fuse:
         self.rw.update(node, "two Slices became one", inputs=inputs, attrs=attrs)
         return True
 
-    def partition(self, node: Node) -> None:
+    def slices_to_split(self, node: Node) -> None:
         """Replace Slices that together are all of one axis with one Split."""
         data = node.inputs[0]
         if data in self.tried or len(data.outputs) < 2:
@@ -189,7 +189,7 @@ class _Fuse:
             result.shape = user.outputs[0].shape
             self.rw.substitute(user, result, f"one of {len(chain)} Slices became part of a Split")
 
-    def squeeze(self, node: Node) -> None:
+    def squeeze_to_gather(self, node: Node) -> None:
         """Replace ``Squeeze(Slice(x, [i:i+1]))`` with a Gather of a scalar index."""
         if self._from_split(node):
             return
@@ -242,7 +242,7 @@ class _Fuse:
             for user in part.outputs
         )
 
-    def gather(self, node: Node) -> None:
+    def gather_to_slice(self, node: Node) -> None:
         """Replace Gather of a long range of neighbours with a Slice, or with nothing."""
         indices, shape = const_array(node.inputs[1]), self.flow.shape(node.inputs[0])
         if indices is None or indices.ndim != 1 or indices.size < 2 or shape is None:
@@ -258,7 +258,7 @@ class _Fuse:
             inputs, attrs = self._slice_operands(node.inputs[0], bounds)
             self.rw.update(node, "range of Gather", op="Slice", inputs=inputs, attrs=attrs)
 
-    def concat(self, node: Node) -> None:
+    def drop_concat(self, node: Node) -> None:
         """Remove a Concat of all parts of a Split."""
         split = self.rw.producer(node.inputs[0], "Split")
         shape = None if split is None else self.flow.shape(split.inputs[0])

@@ -86,21 +86,21 @@ class FuseTransposes(Pass):
         rw = Rewriter(graph)
         if not any(node.op == "Transpose" for part in rw.graphs() for node in part.nodes):
             return rw.result()
-        fuse = _Fuse(rw, SizeFlow(graph, rw.opset))
+        fuser = _TransposeFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("Transpose", *_RESHAPING, *_REDUCE, *_BINARY):
             if node.op == "Transpose":
-                fuse.transpose(node)
+                fuser.merge_upwards(node)
             elif node.op in _RESHAPING:
-                fuse.reshape(node)
+                fuser.absorb_into_reshape(node)
             elif node.op in _REDUCE:
-                fuse.reduce(node)
+                fuser.absorb_into_reduce(node)
             else:
-                fuse.sink(node)
+                fuser.sink_below(node)
         return rw.result()
 
 
 @dataclass
-class _Region:
+class _ElementwiseRegion:
     """Elementwise nodes between Transposes; all nodes have one user, inside the region."""
 
     perm: Perm | None = None
@@ -110,7 +110,7 @@ class _Region:
     dying: set[Node] = field(default_factory=set)
 
 
-class _Fuse:
+class _TransposeFuser:
     def __init__(self, rw: Rewriter, flow: SizeFlow) -> None:
         self.rw = rw
         self.flow = flow
@@ -125,7 +125,7 @@ class _Fuse:
 
     # ------------------------------------------------------------- from a Transpose
 
-    def transpose(self, node: Node) -> None:
+    def merge_upwards(self, node: Node) -> None:
         """Merge with the Transpose above, directly or across elementwise operators."""
         perm = self.perm(node)
         above = self.rw.producer(node.inputs[0], "Transpose")
@@ -158,7 +158,7 @@ class _Fuse:
             return False
         return self._as_reshape(node, before.inputs[0])
 
-    def reshape(self, node: Node) -> None:
+    def absorb_into_reshape(self, node: Node) -> None:
         """Replace ``Reshape(Transpose(x))`` that moves only size-1 axes with a Reshape."""
         above = self.rw.private_producer(node.inputs[0], "Transpose")
         perm = None if above is None else self.perm(above)
@@ -196,7 +196,7 @@ class _Fuse:
             what = "merged with a Transpose across elementwise operators"
             self.rw.update(node, what, inputs=[result], attrs={"perm": list(both)})
 
-    def sink(self, node: Node) -> None:
+    def sink_below(self, node: Node) -> None:
         """Replace ``Add(Transpose(x), Transpose(z))`` with ``Transpose(Add(x, z))``."""
         above = [self.rw.producer(tensor, "Transpose") for tensor in node.inputs]
         if sum(item is not None for item in above) < 2:
@@ -204,7 +204,7 @@ class _Fuse:
         shape = self.flow.shape(node.outputs[0])
         if shape is None or node.op == "PRelu":
             return
-        region = _Region()
+        region = _ElementwiseRegion()
         if not self._visit(node, len(shape), region) or region.perm is None:
             return
         if len(region.dying) < 2:
@@ -217,9 +217,9 @@ class _Fuse:
 
     # ------------------------------------------------------------- regions
 
-    def _region(self, tensor: gs.Tensor, ndim: int) -> _Region | None:
+    def _region(self, tensor: gs.Tensor, ndim: int) -> _ElementwiseRegion | None:
         """The elementwise nodes above `tensor` up to Transposes and constants."""
-        region = _Region()
+        region = _ElementwiseRegion()
         stack = [tensor]
         while stack:
             node = self.rw.private_producer(stack.pop(), *_UNARY, *_BINARY)
@@ -228,7 +228,11 @@ class _Fuse:
         return region
 
     def _visit(
-        self, node: Node, ndim: int, region: _Region, stack: list[gs.Tensor] | None = None
+        self,
+        node: Node,
+        ndim: int,
+        region: _ElementwiseRegion,
+        stack: list[gs.Tensor] | None = None,
     ) -> bool:
         """Sort the inputs of `node`; those to go on with are put on `stack`."""
         region.nodes.append(node)
@@ -255,7 +259,7 @@ class _Fuse:
                 stack.append(tensor)
         return True
 
-    def _dies(self, transpose: Node, region: _Region) -> bool:
+    def _dies(self, transpose: Node, region: _ElementwiseRegion) -> bool:
         """Whether nothing outside the region uses a Transpose."""
         output = transpose.outputs[0]
         inside = [n for n, i, _ in region.leaves if n.inputs[i] is output]
@@ -267,12 +271,12 @@ class _Fuse:
             return False
         return value.size == 1 or self.rw.uses(tensor) == 1
 
-    def _rebuilt(self, region: _Region, before: Node) -> gs.Tensor:
+    def _rebuilt(self, region: _ElementwiseRegion, before: Node) -> gs.Tensor:
         """The region without its Transposes, as new nodes in front of `before`."""
         inverse = _inverse(region.perm or ())
         given = {(node, index): source for node, index, source in region.leaves}
         for node, index, tensor in region.constants:
-            given[node, index] = self._turned(tensor, inverse)
+            given[node, index] = self._permuted(tensor, inverse)
         new: dict[gs.Tensor, gs.Tensor] = {}
         for node in reversed(region.nodes):  # producers first
             old = node.outputs[0]
@@ -287,7 +291,7 @@ class _Fuse:
             )[0]
         return new[region.nodes[0].outputs[0]]
 
-    def _turned(self, tensor: gs.Tensor, inverse: Perm) -> gs.Tensor:
+    def _permuted(self, tensor: gs.Tensor, inverse: Perm) -> gs.Tensor:
         array = const_array(tensor)
         if array is None or array.size == 1:
             return tensor
@@ -298,7 +302,7 @@ class _Fuse:
 
     # ------------------------------------------------------------- from a Reduce
 
-    def reduce(self, node: Node) -> None:
+    def absorb_into_reduce(self, node: Node) -> None:
         """Replace ``Reduce(Transpose(x))`` with a Reduce of other axes of x."""
         above = self.rw.private_producer(node.inputs[0], "Transpose")
         perm = None if above is None else self.perm(above)
