@@ -1,0 +1,188 @@
+"""Run one step on a copy of a model: the members of a preset in rounds, each change logged.
+
+Owns: copies, rounds, and what a single pass call may not do (raise, or hide a change). Not here:
+whether the outputs still hold (see `verification`), and whether the step pays (see `manager`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from onnxslim.errors import NotApplicable, OnnxslimError, PromiseBroken
+from onnxslim.graph.collector import paused
+from onnxslim.io.check import fingerprint
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.pipeline.passes import Context, Pass, Preset
+from onnxslim.records import Change, Fidelity, PassResult, Skip
+from onnxslim.report import Comparison, PartReport, StepReport
+
+
+class PassFailed(Exception):
+    """A pass raised, or changed the graph and reported no change.
+
+    Attributes:
+        culprit: the pass.
+        before: the model right before the call that failed.
+    """
+
+    culprit: Pass
+    before: Model
+
+
+@dataclass
+class MemberLog:
+    """What one member of a step did, summed over rounds."""
+
+    member: Pass
+    seconds: float = 0.0
+    changes: list[Change] = field(default_factory=list)
+    skips: dict[tuple[str, str], Skip] = field(default_factory=dict)
+    fidelity: Fidelity = Fidelity.EXACT
+    outputs: list[str] = field(default_factory=list)
+
+    def add(self, result: PassResult, seconds: float) -> None:
+        """Add the result of one call."""
+        self.seconds += seconds
+        self.changes += result.changes
+        self.outputs += result.outputs
+        if result.changes:
+            promised = self.member.fidelity if result.fidelity is None else result.fidelity
+            self.fidelity = max(self.fidelity, promised)
+        # what was declined in an early round may have been done in a later one
+        self.skips = {(skip.node, skip.why): skip for skip in result.skips}
+
+    def report(self) -> PartReport:
+        """The log as part of a report."""
+        changes, skips = tuple(self.changes), tuple(self.skips.values())
+        return PartReport(str(self.member), self.fidelity, self.seconds, changes, skips)
+
+
+@dataclass
+class StepCandidate:
+    """A copy of a model after a step, and the log of each member of the step."""
+
+    model: Model
+    logs: list[MemberLog]
+    seconds: float = 0.0
+
+    @property
+    def changed(self) -> bool:
+        """Whether any member changed the model."""
+        return any(log.changes for log in self.logs)
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What the changes promise together: the weakest of their promises."""
+        return max((log.fidelity for log in self.logs if log.changes), default=Fidelity.EXACT)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the graph outputs that were added."""
+        return [name for log in self.logs for name in log.outputs]
+
+    def report(self, step: Pass, comparison: Comparison | None) -> StepReport:
+        """The candidate as the report of `step`, not judged yet."""
+        fidelity = self.fidelity if self.changed else step.fidelity
+        parts = [log.report() for log in self.logs]
+        return StepReport(str(step), fidelity, True, self.seconds, parts, comparison=comparison)
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Runs steps on copies of models.
+
+    Attributes:
+        context: what passes may use; the model is filled in.
+        finds_hidden_changes: whether graphs are compared after a call that reports no change.
+    """
+
+    context: Context
+    finds_hidden_changes: bool
+
+    @paused()
+    def run(self, step: Pass, source: Model, without: Pass | None = None) -> StepCandidate:
+        """Run `step`, or its members but `without`, on a copy of `source`.
+
+        Raises:
+            PassFailed: a member failed.
+        """
+        started = time.perf_counter()
+        candidate = self.copy(step, source, without)
+        for index, (log, model) in enumerate(self.turns(step, candidate)):
+            try:
+                self.turn(log, model)
+            except PassFailed as failure:
+                failure.culprit = log.member
+                failure.before = self._model_before(index, step, source, without)
+                raise
+        candidate.seconds = time.perf_counter() - started
+        return candidate
+
+    def copy(self, step: Pass, source: Model, without: Pass | None = None) -> StepCandidate:
+        """A copy of `source` on which no member of `step` has run yet."""
+        members = (member for member in step.members() if member != without)
+        return StepCandidate(source.clone(), [MemberLog(member) for member in members])
+
+    def turns(self, step: Pass, candidate: StepCandidate) -> Iterator[tuple[MemberLog, Model]]:
+        """Members in rounds, until as many in a row as there are changed nothing.
+
+        The caller takes each turn before it asks for the next.
+        """
+        rounds = step.rounds if isinstance(step, Preset) else 1
+        logs, model = candidate.logs, candidate.model
+        idle = 0  # members in a row that changed nothing
+        for _ in range(rounds):
+            infer_shapes(model)
+            for log in logs:
+                if idle == len(logs):
+                    return
+                done = len(log.changes)
+                yield log, model
+                changed = len(log.changes) > done
+                model.has_shapes = model.has_shapes and not changed
+                idle = 0 if changed else idle + 1
+            if rounds == 1 or idle == len(logs):
+                return
+
+    def turn(self, log: MemberLog, model: Model) -> None:
+        """Let one member rewrite `model` once.
+
+        Raises:
+            PassFailed: it raised, or changed the graph without saying so.
+        """
+        before = fingerprint(model.graph) if self.finds_hidden_changes else None
+        started = time.perf_counter()
+        try:
+            result = _call(log.member, model, replace(self.context, model=model))
+        except PromiseBroken as error:
+            raise PassFailed(str(error)) from error
+        except OnnxslimError:
+            raise  # about the model or the request, not about the pass
+        except Exception as error:
+            raise PassFailed(f"failed with {type(error).__name__}: {error}") from error
+        log.add(result, time.perf_counter() - started)
+        if before is not None and not result.changed and fingerprint(model.graph) != before:
+            raise PassFailed("changed the graph and reported no change")
+
+    def _model_before(self, turn: int, step: Pass, source: Model, without: Pass | None) -> Model:
+        """The model right before turn number `turn`, by replay: passes are deterministic."""
+        candidate = self.copy(step, source, without)
+        for number, (log, model) in enumerate(self.turns(step, candidate)):
+            if number == turn:
+                break
+            self.turn(log, model)
+        return candidate.model
+
+
+def _call(rewrite: Pass, model: Model, context: Context) -> PassResult:
+    try:
+        rewrite.requires(model.graph, context)
+    except NotApplicable as reason:
+        return PassResult(skips=(Skip(model.graph.name, str(reason)),))
+    return rewrite.run(model.graph, context)
+
+
+__all__ = ["Executor", "MemberLog", "PassFailed", "StepCandidate"]
