@@ -108,13 +108,12 @@ class PruneBlocks(BudgetedPass, FilteredPass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Remove one branch after the other until the budget is met."""
-        kind, amount = self.budget()
-        options = BlockOptions(kind, amount, self.reconstruct, self.selection)
+        options = BlockOptions(self.budget(), self.reconstruct, self.selection)
         pruning = BlockPruning(Rewriter(graph), context, options)
         result = pruning.run()
         if pruning.untimed is None:
             return result
-        budget = dict([pruning.untimed])
-        again = replace(self, latency=None, ratio=budget.get("ratio"), macs=budget.get("macs"))
+        found = pruning.untimed
+        again = replace(self, latency=None, **{found.kind: found.amount})  # type: ignore[arg-type]
         note = Change(result.changes[0].node, replay_note(again))
         return replace(result, changes=(*result.changes, note))

@@ -65,13 +65,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxslim.channels.alignment import UNMEASURED
-from onnxslim.channels.budgets import Budget
-from onnxslim.channels.criteria import (
-    AUTO_WITH_DATA,
-    AUTO_WITHOUT_DATA,
-    CRITERIA,
-    ChannelCriterion,
-)
+from onnxslim.channels.criteria import CRITERIA, OPTION_HELP, criterion_of
 from onnxslim.channels.groups import channel_groups
 from onnxslim.channels.run import PruneOptions, Pruning
 from onnxslim.channels.unpruned import unpruned_layers
@@ -105,9 +99,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
     criterion: str = option(
         "auto",
         one_of("auto", *CRITERIA),
-        f"what a channel is worth; auto: {AUTO_WITH_DATA.name} with calibration samples, "
-        f"{AUTO_WITHOUT_DATA.name} without; "
-        + "; ".join(f"{name}: {criterion.meaning}" for name, criterion in CRITERIA.items()),
+        OPTION_HELP,
     )
     scope: str = option(
         "auto",
@@ -144,7 +136,8 @@ class PruneChannels(BudgetedPass, FilteredPass):
             channels = channel_groups(graph)
             writers = [member.label for member in channels.trace.writers]
             self.check_patterns(writers, [s.node for s in unpruned_layers(graph, channels)])
-        if self._criterion(context).needs_data and context.calibration is None:
+        has_data = context.calibration is not None
+        if criterion_of(self.criterion, has_data=has_data).needs_data and not has_data:
             others = ", ".join(name for name, other in CRITERIA.items() if not other.needs_data)
             raise NotApplicable(
                 f"criterion {self.criterion} needs calibration samples: give --calib, or choose "
@@ -178,8 +171,8 @@ class PruneChannels(BudgetedPass, FilteredPass):
         has_data = context.calibration is not None
         spread = has_data if self.scope == "auto" else self.scope == "global"
         return PruneOptions(
-            budget=Budget(*self.budget()),
-            criterion=self._criterion(context),
+            budget=self.budget(),
+            criterion=criterion_of(self.criterion, has_data=has_data),
             spread=spread and not self.plan,
             reconstruct=self.reconstruct and has_data,
             align=self.align,
@@ -188,11 +181,6 @@ class PruneChannels(BudgetedPass, FilteredPass):
             layers=self.selection,
             plan=self._kept if self.plan else None,
         )
-
-    def _criterion(self, context: Context) -> ChannelCriterion:
-        if self.criterion != "auto":
-            return CRITERIA[self.criterion]
-        return AUTO_WITHOUT_DATA if context.calibration is None else AUTO_WITH_DATA
 
     def _kept(self, name: str) -> float | None:
         """What `plan` says of a layer; a name that is spelled out comes before patterns."""

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.branches import Branch
 from onnxslim.graph.counts import constants_of, node_macs
 from onnxslim.io.model import Model
+from onnxslim.lossy.budgeted_pass import Budget
 from onnxslim.pipeline.passes import Context
 
 _ALMOST_ALL: Final = 0.999999  # the largest ratio that the option takes
@@ -24,9 +25,7 @@ class BranchMeter:
     """Measures a graph that loses branches against a budget.
 
     Args:
-        kind: of the budget: `ratio`, the share of branches that leaves; `macs`, `bytes`, `latency`,
-            the share that may remain.
-        amount: the share.
+        budget: a ratio is one of branches, bytes are those of weights.
         graph: as it is before any branch leaves.
         context: with a stopwatch and the model of `graph`, if the budget is one of latency.
         branches: of `graph`, that may leave.
@@ -34,25 +33,24 @@ class BranchMeter:
 
     def __init__(
         self,
-        kind: str,
-        amount: float,
+        budget: Budget,
         graph: gs.Graph,
         context: Context,
         branches: Sequence[Branch],
     ) -> None:
-        self.kind, self.amount = kind, amount
+        self.budget = budget
         self._context = context
         self._removable = _removable(branches)
         self._macs, self._bytes = _graph_macs(graph), _graph_bytes(graph)
         self._has_macs = all(node_macs(node) is not None for node in graph.nodes)
-        is_timed = kind == "latency" and context.model is not None
+        is_timed = budget.kind == "latency" and context.model is not None
         self._original = context.model.clone() if is_timed and context.model is not None else None
 
     def gain(self, branch: Branch) -> float:
         """What the budget gains by the removal of a branch, in its unit; 1 if that is not known."""
-        if self.kind == "bytes":
+        if self.budget.kind == "bytes":
             return float(_own_bytes(branch) or 1)
-        if self.kind == "ratio" or not self._has_macs:
+        if self.budget.kind == "ratio" or not self._has_macs:
             return 1.0
         return float(branch_macs(branch) or 1)
 
@@ -64,29 +62,29 @@ class BranchMeter:
             model: whose graph it is.
             removed: the number of branches that are gone.
         """
-        if self.kind == "ratio":
-            return removed >= round(self.amount * self._removable)
-        if self.kind == "bytes":
-            return _graph_bytes(graph) <= self.amount * self._bytes
-        if self.kind == "macs":
-            return _graph_macs(graph) <= self.amount * self._macs
+        if self.budget.kind == "ratio":
+            return removed >= round(self.budget.amount * self._removable)
+        if self.budget.kind == "bytes":
+            return _graph_bytes(graph) <= self.budget.amount * self._bytes
+        if self.budget.kind == "macs":
+            return _graph_macs(graph) <= self.budget.amount * self._macs
         stopwatch = self._context.stopwatch
         assert stopwatch is not None
         assert model is not None
         assert self._original is not None
-        return removed > 0 and 1 / stopwatch.pair(self._original, model).ratio <= self.amount
+        return removed > 0 and 1 / stopwatch.pair(self._original, model).ratio <= self.budget.amount
 
-    def untimed(self, graph: gs.Graph, removed: int) -> tuple[str, float]:
-        """A budget that is met where `removed` branches are gone, whatever is timed: kind, amount.
+    def untimed(self, graph: gs.Graph, removed: int) -> Budget:
+        """A budget that is met where `removed` branches are gone, without a clock.
 
         Args:
             graph: without these branches.
             removed: how many.
         """
         if not self._has_macs:
-            return "ratio", min(removed / self._removable, _ALMOST_ALL)
+            return Budget("ratio", min(removed / self._removable, _ALMOST_ALL))
         # rounded up: at least what is left now, and less than was left one branch before
-        return "macs", ceil(1e6 * _graph_macs(graph) / self._macs) / 1e6
+        return Budget("macs", ceil(1e6 * _graph_macs(graph) / self._macs) / 1e6)
 
 
 def _removable(branches: Sequence[Branch]) -> int:

@@ -15,6 +15,7 @@ from onnxslim.blocks.meter import BranchMeter, branch_macs
 from onnxslim.blocks.ranking import drop_term, least_harmful
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.budgeted_pass import Budget
 from onnxslim.lossy.problems import Problems, assign
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
@@ -31,14 +32,12 @@ class BlockOptions:
     """The options of `prune-blocks`.
 
     Attributes:
-        kind: of the budget, see `BranchMeter`.
-        amount: of the budget.
+        budget: how far to go, see `BranchMeter`.
         reconstruct: whether the layers that read a sum are refitted, where there are samples.
         branches: which of them may leave, by their labels.
     """
 
-    kind: str
-    amount: float
+    budget: Budget
     reconstruct: bool
     branches: LayerFilter
 
@@ -47,18 +46,18 @@ class BlockPruning:
     """A graph that loses branches.
 
     Attributes:
-        untimed: the budget, as kind and amount, that repeats what a budget of latency decided.
+        untimed: the budget that repeats, without a clock, what a budget of latency decided.
     """
 
     def __init__(self, rewriter: Rewriter, context: Context, options: BlockOptions) -> None:
         self.rw, self.context, self.options = rewriter, context, options
-        self.untimed: tuple[str, float] | None = None
+        self.untimed: Budget | None = None
 
     def run(self) -> PassResult:
         """Remove one branch after the other until the budget is met."""
         graph = self.rw.main
         branches = self._branches(graph)
-        meter = BranchMeter(self.options.kind, self.options.amount, graph, self.context, branches)
+        meter = BranchMeter(self.options.budget, graph, self.context, branches)
         why_not = self._out_of_reach(meter)
         if why_not is not None:
             self.rw.skip(graph.name, why_not)
@@ -70,7 +69,7 @@ class BlockPruning:
             branches = self._branches(graph)  # each removal changes what the others add
         for branch in branches:
             self.rw.skip(branch.label, _why_kept(meter, is_any_gone=bool(changes)))
-        if meter.kind == "latency" and changes:
+        if meter.budget.kind == "latency" and changes:
             self.untimed = meter.untimed(graph, len(changes))
         if self.context.calibration is None and changes:
             self.rw.skip(graph.name, _WITHOUT_DATA)
@@ -86,7 +85,7 @@ class BlockPruning:
 
     def _out_of_reach(self, meter: BranchMeter) -> str | None:
         """Why the budget cannot be met, judged by a copy that has lost all branches."""
-        if meter.kind == "ratio" or self.context.model is None:
+        if meter.budget.kind == "ratio" or self.context.model is None:
             return None
         bare = self.context.model.clone()
         rw, lost = Rewriter(bare.graph), 0
@@ -97,7 +96,7 @@ class BlockPruning:
         if meter.is_met(bare.graph, bare, lost):
             return None
         return (
-            f"a budget of {meter.kind}={meter.amount:g} is out of reach even without all "
+            f"a budget of {meter.budget} is out of reach even without all "
             f"{lost} branches that may leave; ask for more, or use prune-channels"
         )
 
@@ -128,7 +127,7 @@ class BlockPruning:
 def _why_kept(meter: BranchMeter, *, is_any_gone: bool) -> str:
     if is_any_gone:
         return "it moves the output more, for what it saves, than what was removed"
-    return f"a budget of {meter.kind}={meter.amount:g} is met without removing a branch"
+    return f"a budget of {meter.budget} is met without removing a branch"
 
 
 __all__ = ["BlockOptions", "BlockPruning"]

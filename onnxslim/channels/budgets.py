@@ -26,7 +26,7 @@ from onnxslim.graph.ir import Node, walk_graphs
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.budgeted_pass import known_macs
+from onnxslim.lossy.budgeted_pass import Budget, known_macs
 from onnxslim.services.stopwatch import Stopwatch
 
 Mask = npt.NDArray[np.bool_]
@@ -36,25 +36,6 @@ _NEAR: Final = 0.95  # of a budget of latency: near enough
 _AIM: Final = 0.98  # of it: what is aimed at, as times vary
 _ROUNDING: Final = 1e-9
 _NEW_TENSOR: Final = 64  # bytes of a file for a tensor's name, type and shape
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What is to be reached.
-
-    Attributes:
-        kind: `ratio`: channels that leave; `macs`, `latency`, `bytes`: what may remain.
-        amount: the share.
-    """
-
-    kind: str
-    amount: float
-
-    def remaining(self, progress: float = 1.0) -> float:
-        """The share that may remain when `progress` of the way is done."""
-        if self.kind == "ratio":
-            return 1 - self.amount * progress
-        return 1 - (1 - self.amount) * progress
 
 
 def work_for(
@@ -163,7 +144,7 @@ def _out_of_reach(budget: Budget, least: float) -> NotApplicable:
     # rounded up, so that what is named can be asked for
     possible = ceil(1000 * least) / 1000
     return NotApplicable(
-        f"a budget of {budget.kind}={budget.amount:g} is out of reach: {possible:g} remains when "
+        f"a budget of {budget} is out of reach: {possible:g} remains when "
         "all channels are gone that may leave; ask for more, or give layers free with min, skip "
         "and only"
     )
@@ -283,7 +264,6 @@ def units_kept(choice: LevelChoice, orders: Sequence[RemovalOrder]) -> Mapping[s
 
 
 __all__ = [
-    "Budget",
     "LatencySearch",
     "chosen",
     "layer_nodes",

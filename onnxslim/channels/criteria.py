@@ -389,8 +389,20 @@ _ROWS: Final = (
 CRITERIA: Final[Mapping[str, ChannelCriterion]] = {row.name: row for row in _ROWS}
 """Every criterion by the word of its option, in the order in which the option lists them."""
 
-AUTO_WITH_DATA: Final = CRITERIA["obs"]
-AUTO_WITHOUT_DATA: Final = CRITERIA["product"]
+_WITH_DATA: Final = CRITERIA["obs"]
+_WITHOUT_DATA: Final = CRITERIA["product"]
+
+OPTION_HELP: Final = (
+    f"what a channel is worth; auto: {_WITH_DATA.name} with calibration samples, "
+    f"{_WITHOUT_DATA.name} without; " + "; ".join(f"{row.name}: {row.meaning}" for row in _ROWS)
+)
+
+
+def criterion_of(word: str, *, has_data: bool) -> ChannelCriterion:
+    """The criterion that a word of the option means; `auto` depends on `has_data`."""
+    if word == "auto":
+        return _WITH_DATA if has_data else _WITHOUT_DATA
+    return CRITERIA[word]
 
 
 def unit_scores(criterion: ChannelCriterion, facts: GroupFacts) -> Array:
@@ -399,17 +411,17 @@ def unit_scores(criterion: ChannelCriterion, facts: GroupFacts) -> Array:
     Raises:
         LookupError: it cannot score the group; the text says why.
     """
-    usable = criterion if facts.have(criterion.needs) else AUTO_WITHOUT_DATA
+    usable = criterion if facts.have(criterion.needs) else _WITHOUT_DATA
     return usable.score(facts)
 
 
 __all__ = [
-    "AUTO_WITHOUT_DATA",
-    "AUTO_WITH_DATA",
     "CRITERIA",
+    "OPTION_HELP",
     "ChannelCriterion",
     "GroupFacts",
     "Needs",
+    "criterion_of",
     "member_columns",
     "member_rows",
     "unit_scores",

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from onnxslim.channels.alignment import UNMEASURED, fastest_multiple
 from onnxslim.channels.budgets import (
-    Budget,
     LatencySearch,
     chosen,
     layer_nodes,
@@ -35,6 +34,7 @@ from onnxslim.channels.work import LevelChoice, LevelChooser
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.budgeted_pass import Budget
 from onnxslim.lossy.problems import Schedule
 from onnxslim.pipeline.layer_filter import LayerFilter as Layers
 from onnxslim.pipeline.passes import Context

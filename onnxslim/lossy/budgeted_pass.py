@@ -1,6 +1,7 @@
-"""`BudgetedPass`: base of the passes that remove parts of a model until a budget is met.
+"""`BudgetedPass`: base of the passes that remove parts of a model until a `Budget` is met.
 
-It holds the options that say how far to go, and what they need.
+Owns: the options that say how far to go, and what they require. Not here: what has been reached of
+a budget (see `channels.work`, `blocks.meter`).
 """
 
 from __future__ import annotations
@@ -21,11 +22,35 @@ DEFAULT_RATIO: Final = 0.5
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How far a pass goes.
+
+    Attributes:
+        kind: `ratio`: the share of what may leave that leaves; `macs`, `latency`, `bytes`: the
+            share that may remain.
+        amount: the share.
+    """
+
+    kind: str
+    amount: float
+
+    def __str__(self) -> str:
+        """As the option is spelled."""
+        return f"{self.kind}={self.amount:g}"
+
+    def remaining(self, progress: float = 1.0) -> float:
+        """The share that may remain when `progress` (0 to 1) of the way is done."""
+        if self.kind == "ratio":
+            return 1 - self.amount * progress
+        return 1 - (1 - self.amount) * progress
+
+
+@dataclass(frozen=True)
 class BudgetedPass(Pass):
     """A pass with one budget.
 
     Attributes:
-        ways: the options of which one may be given; those of a subclass, too.
+        ways: the options of which at most one may be given.
     """
 
     ways: ClassVar[tuple[str, ...]] = ("ratio", "macs", "latency", "bytes")
@@ -54,16 +79,16 @@ class BudgetedPass(Pass):
         super().__post_init__()
         self.check_at_most_one(*self.ways)
 
-    def budget(self) -> tuple[str, float]:
-        """What is to be reached: the name of a budget and the amount."""
+    def budget(self) -> Budget:
+        """The budget that is given; by default a ratio of `DEFAULT_RATIO`."""
         amounts = {
             "ratio": self.ratio,
             "macs": self.macs,
             "latency": self.latency,
             "bytes": self.bytes_,
         }
-        given = ((word, value) for word, value in amounts.items() if value is not None)
-        return next(given, ("ratio", DEFAULT_RATIO))
+        given = (Budget(kind, value) for kind, value in amounts.items() if value is not None)
+        return next(given, Budget("ratio", DEFAULT_RATIO))
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse a budget of latency where nothing is timed.
@@ -95,4 +120,4 @@ def known_macs(nodes: Iterable[Node]) -> dict[Node, int]:
     return found
 
 
-__all__ = ["DEFAULT_RATIO", "BudgetedPass", "known_macs"]
+__all__ = ["DEFAULT_RATIO", "Budget", "BudgetedPass", "known_macs"]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from channel_nets import cut, follow, net, some_gone
 
-from onnxslim.channels.budgets import Budget, chosen, layer_nodes, planned, work_for
+from onnxslim.channels.budgets import chosen, layer_nodes, planned, work_for
 from onnxslim.channels.groups import Channels
 from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder, removal_order
 from onnxslim.channels.work import LevelChooser, Work, channel_work
 from onnxslim.errors import NotApplicable
 from onnxslim.io.model import Model
+from onnxslim.lossy.budgeted_pass import Budget
 from onnxslim.pipeline.stats import measure_stats
 
 CHAIN = """
