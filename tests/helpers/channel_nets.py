@@ -47,6 +47,22 @@ def net(
     return model
 
 
+def conv_net(body: str, weights: str = "", *, opset: int = 17, spatial: int = 8) -> onnx.ModelProto:
+    """A Conv `a` of 8 channels, `body` that makes `b`, and a Conv `y` over its channels."""
+    text = f"""
+    g (float[N,3,{spatial},{spatial}] x) => (float[N,O,H,W] y)
+    <float[8,3,3,3] w_first, float[8] b_first {"," if weights else ""} {weights}> {{
+      a = Conv <pads = [1,1,1,1]> (x, w_first, b_first)
+      {body}
+      y = Conv (b, w_last)
+    }}"""
+    return net(text, opset=opset)
+
+
+LAST = "float[5,8,1,1] w_last"
+"""The weight of `y` in `conv_net` where `b` has 8 channels."""
+
+
 def weights(rng: np.random.Generator, name: str, shape: list[int]) -> np.ndarray:
     """Random numbers; positive where the name says that they are variances."""
     values = rng.standard_normal(shape)
