@@ -48,32 +48,22 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable, UsageError
-from onnxslim.exits.candidates import ExitAnalysis, ExitCandidate, scores_named
-from onnxslim.exits.nested_ifs import BatchMode, ExitOptions, append_exits, insert_exits
+from onnxslim.exits.candidates import scores_named
+from onnxslim.exits.nested_ifs import BatchMode
 from onnxslim.exits.operators import Confidence
-from onnxslim.exits.planning import (
-    ExitPlan,
-    ExitPlanner,
-    anytime_plan,
-    confirm,
-    measured_costs,
-    splits_well,
-    tightened,
-    too_few,
-)
-from onnxslim.exits.thresholds import confidence_text
+from onnxslim.exits.planning import ExitPlan
+from onnxslim.exits.run import ExitInjection, ExitRequest
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.pipeline.replayable import replay_note
-from onnxslim.records import Fidelity, PassResult
+from onnxslim.records import Change, Fidelity, PassResult
 
 _TARGET = 0.995
 _AUTO = "auto"
@@ -162,145 +152,37 @@ class InjectExits(Pass):
         scores_named(graph, self.output)  # declines 2, 4, 5
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Look at all points, choose, confirm on samples held back, and write the exits down."""
-        rw = Rewriter(graph)
-        try:
-            return self._run(rw, context)
-        except NotApplicable as reason:
-            rw.skip(graph.name, str(reason))
-            return PassResult(skips=rw.result().skips)
+        """Choose exits, confirm them on held-out samples, and insert them."""
+        injection = ExitInjection(Rewriter(graph), context, self._request(context))
+        result = injection.run()
+        is_chosen = context.stopwatch is not None and (not self.at or not self.threshold)
+        if injection.plan is None or not is_chosen:
+            return result
+        first = injection.plan.candidates[0].point.tensor
+        note = Change(first, replay_note(self._explicit(injection.plan)))
+        return replace(result, changes=(*result.changes, note))
 
-    def _run(self, rw: Rewriter, context: Context) -> PassResult:
-        assert context.model is not None
-        analysis = ExitAnalysis(
-            context.model.clone(),
-            context,
-            self.output,
-            self.at,
-            Confidence(self.confidence),
+    def _request(self, context: Context) -> ExitRequest:
+        """The options, with the default target where nothing else is aimed at."""
+        is_targeted = self.latency is None and not self.threshold
+        target = self.target or context.floors.min_agreement or _TARGET
+        return ExitRequest(
+            at=self.at,
+            count=self.count,
+            target=target if is_targeted else None,
+            latency=self.latency,
+            threshold=self.threshold,
+            worst=self.worst,
+            confidence=Confidence(self.confidence),
             hidden=self.head == "mlp",
+            output=self.output,
             batch=BatchMode(self.batch),
+            anytime=self.mode == "anytime",
+            report=self.report_exit,
         )
-        output, _ = analysis.scores
-        candidates = analysis.candidates(staying=self.mode == "exit")
-        for name, why in analysis.why_not.items():
-            rw.skip(rw.main.name, f"`{name}` is no place to leave at: {why}")
-        if not candidates:
-            raise NotApplicable(  # declines 3
-                f"there is no tensor that all ways to `{output.name}` pass through, with work "
-                "behind it that nothing else needs"
-            )
-        if self.mode == "anytime":
-            return self._anytime(rw, analysis, candidates)
-        return self._exits(rw, analysis, candidates, context)
-
-    # ----------------------------------------------------------------- exits
-
-    def _exits(
-        self,
-        rw: Rewriter,
-        analysis: ExitAnalysis,
-        candidates: Sequence[ExitCandidate],
-        context: Context,
-    ) -> PassResult:
-        planner = ExitPlanner(
-            tuple(candidates),
-            self.count,
-            bool(self.at),
-            self._target(context),
-            self.latency,
-            self._thresholds(candidates),
-            self.worst,
-        )
-        plan = self._plan(rw, analysis, planner)
-        options = self._options(rw, analysis, plan)
-        costs = measured_costs(analysis, plan, options)
-        if costs is not None:
-            plan = self._at_costs(analysis, planner, replace(plan, costs=costs))
-        _warn(rw, plan)
-        told = insert_exits(rw, analysis.distillation.output, plan.exits, options)
-        for number, candidate in enumerate(plan.candidates):
-            rw.note(candidate.point.tensor, _exit_words(plan, number), Fidelity.LOSSY)
-        first = plan.candidates[0].point.tensor
-        rw.note(first, self._whole_words(plan, timed=costs is not None), Fidelity.LOSSY)
-        if context.stopwatch is not None and (not self.at or not self.threshold):
-            rw.note(first, replay_note(self._explicit(plan)))
-        result = rw.result()
-        outputs = () if told is None else (told,)
-        return replace(result, fidelity=Fidelity.LOSSY, outputs=outputs)
-
-    def _plan(self, rw: Rewriter, analysis: ExitAnalysis, planner: ExitPlanner) -> ExitPlan:
-        """The exits, confirmed.
-
-        Raises:
-            NotApplicable: no exit is worth it or keeps the target; saying why.
-        """
-        chosen = planner.choose()
-        if isinstance(chosen, str):
-            raise NotApplicable(chosen)  # declines 6
-        plan, trials = confirm(chosen, analysis.distillation, analysis.halves[1])
-        if planner.target is not None:
-            why = too_few(planner.target, plan.outcome.samples)
-            if why is not None:
-                raise NotApplicable(why)  # declines 1
-            plan = tightened(plan, planner.finely(plan), trials, planner.target)
-        return self._without_idle(rw, plan)
-
-    def _at_costs(self, analysis: ExitAnalysis, planner: ExitPlanner, plan: ExitPlan) -> ExitPlan:
-        """The plan, now that its exits have been timed.
-
-        Raises:
-            NotApplicable: it gains nothing, or the budget cannot be kept.
-        """
-        if self.worst is not None and max(plan.costs) > self.worst:
-            raise NotApplicable(  # declines 6
-                f"samples that never leave would take {max(plan.costs):.3f} of the latency, as "
-                f"timed, and worst={self.worst:g} allows less"
-            )
-        if planner.latency is not None:
-            plan, _ = confirm(planner.within(plan), analysis.distillation, analysis.halves[1])
-        elif not self.at and plan.latency >= 1:
-            raise NotApplicable(  # declines 6
-                f"leaving early gains nothing: at the exits chosen, {plan.latency:.2f} of the "
-                "latency would remain, as timed"
-            )
-        return plan
-
-    def _without_idle(self, rw: Rewriter, plan: ExitPlan) -> ExitPlan:
-        """The plan without exits at which no sample of those held back leaves."""
-        shares = plan.outcome.shares
-        idle = [number for number, share in enumerate(shares[:-1]) if not share]
-        for number in idle:
-            rw.skip(plan.candidates[number].point.tensor, "no sample held back would leave there")
-        if len(idle) == len(plan.candidates):
-            raise NotApplicable("no sample held back would leave early at these thresholds")
-        return plan.without(idle)
-
-    def _thresholds(self, candidates: Sequence[ExitCandidate]) -> tuple[float, ...]:
-        """Those given, in the order of the graph; they are given in the order of `at`."""
-        if len(self.threshold) < 2 or not self.at:
-            return self.threshold
-        by_name = dict(zip(dict.fromkeys(self.at), self.threshold, strict=True))
-        return tuple(by_name[candidate.point.tensor] for candidate in candidates)
-
-    def _target(self, context: Context) -> float | None:
-        if self.latency is not None or self.threshold:
-            return None
-        return self.target or context.floors.min_agreement or _TARGET
-
-    def _options(self, rw: Rewriter, analysis: ExitAnalysis, plan: ExitPlan) -> ExitOptions:
-        options = replace(analysis.options, report=self.report_exit)
-        if options.batch is BatchMode.ALL or splits_well(analysis, plan, options):
-            return options
-        rw.skip(
-            plan.candidates[0].point.tensor,
-            "batches leave as a whole: on a part of a batch the rest of the network does not "
-            "return what it returns on all of it",
-        )
-        return replace(options, batch=BatchMode.ALL)
 
     def _explicit(self, plan: ExitPlan) -> InjectExits:
-        """The options that repeat what was decided by measuring time."""
+        """The pass with the tensors and thresholds that were chosen by measuring time."""
         return replace(
             self,
             at=tuple(candidate.point.tensor for candidate in plan.candidates),
@@ -310,62 +192,3 @@ class InjectExits(Pass):
             worst=None,
             count=type(self).count,
         )
-
-    def _whole_words(self, plan: ExitPlan, *, timed: bool) -> str:
-        result = plan.outcome
-        how = "as timed" if timed else "by multiply-accumulates, not timed"
-        return (
-            f"agrees with the network for {100 * result.agreement:.2f} % of {result.samples:,} "
-            f"samples held back, so for at least {100 * result.promised:.2f} % of such samples "
-            f"with {confidence_text()} confidence; expected latency: mean {plan.latency:.2f}, "
-            f"median {result.median_latency(plan.costs):.2f}, worst {max(plan.costs):.2f} of what "
-            f"it was ({how})"
-        )
-
-    # ----------------------------------------------------------------- anytime
-
-    def _anytime(
-        self, rw: Rewriter, analysis: ExitAnalysis, candidates: Sequence[ExitCandidate]
-    ) -> PassResult:
-        output, form = analysis.scores
-        plan = anytime_plan(analysis, candidates, None if self.at else self.count)
-        _warn(rw, plan)
-        made = append_exits(rw, output.name, plan.exits, form)
-        for candidate, name, agreement in zip(
-            plan.candidates, made, plan.outcome.agreements, strict=True
-        ):
-            rw.note(
-                candidate.point.tensor,
-                f"its head's scores are the new output `{name}`: {_head_words(candidate)}; "
-                f"it agrees with the network for {100 * (agreement or 0):.2f} % of "
-                f"{plan.outcome.samples:,} samples held back, at "
-                f"{candidate.cost:.2f} of the latency",
-                Fidelity.LOSSY,
-            )
-        changes = rw.result()
-        return replace(changes, fidelity=Fidelity.LOSSY, outputs=tuple(made))
-
-
-def _warn(rw: Rewriter, plan: ExitPlan) -> None:
-    """Say where a head was fitted to few samples."""
-    for candidate in plan.candidates:
-        if candidate.fitted is not None and candidate.fitted.warning is not None:
-            rw.skip(candidate.point.tensor, candidate.fitted.warning)
-
-
-def _head_words(candidate: ExitCandidate) -> str:
-    assert candidate.fitted is not None
-    head = candidate.fitted.head
-    units = "" if head.hidden is None else f", {len(head.hidden[1])} random units behind them"
-    return f"{head.pooling}{units}"
-
-
-def _exit_words(plan: ExitPlan, number: int) -> str:
-    candidate, share = plan.candidates[number], plan.outcome.shares[number]
-    agreement = plan.outcome.agreements[number]
-    agreed = "" if agreement is None else f", of which {100 * agreement:.2f} % agree"
-    return (
-        f"exit {number + 1}: a head on {_head_words(candidate)}; {100 * share:.1f} % of the "
-        f"samples held back leave at a confidence of {plan.thresholds[number]:.4g}{agreed}, at "
-        f"{plan.costs[number]:.2f} of the latency"
-    )

@@ -7,4 +7,5 @@ heads       exit heads fitted in closed form to the network's own answers
 nested_ifs  exits inserted into a graph as nested Ifs
 candidates  candidate exits: their latency and their heads, measured
 planning    which exits to insert, with which thresholds
+run         one run of inject-exits: all of the above in order
 """

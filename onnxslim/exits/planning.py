@@ -143,11 +143,11 @@ class ExitPlanner:
             )
         return replace(plan, thresholds=found)
 
-    def finely(self, plan: ExitPlan) -> list[tuple[float, ...]]:
-        """Thresholds for a plan from strict to loose, in small steps."""
-        return self._way(plan.candidates, chain_costs(plan.candidates), FINE_STEPS)
+    def fine_path(self, plan: ExitPlan) -> list[tuple[float, ...]]:
+        """Thresholds for the exits of a plan, from strict to loose, in small steps."""
+        return self._path(plan.candidates, chain_costs(plan.candidates), FINE_STEPS)
 
-    def _way(
+    def _path(
         self, candidates: Sequence[ExitCandidate], costs: Sequence[float], steps: int = STEPS
     ) -> list[tuple[float, ...]]:
         risks = [fitted_risk(candidate.known.trial) for candidate in candidates]
@@ -165,7 +165,7 @@ class ExitPlanner:
             chosen = self.thresholds * (len(candidates) // len(self.thresholds))
         elif self.target is not None:
             chosen = empirical_thresholds(
-                self._way(candidates, costs), trials, 1 - _ROOM * (1 - self.target)
+                self._path(candidates, costs), trials, 1 - _ROOM * (1 - self.target)
             )
         else:
             chosen = next(self._within(candidates, trials, costs), None)
@@ -181,7 +181,7 @@ class ExitPlanner:
     ) -> Iterator[tuple[float, ...]]:
         """Thresholds that keep the budget of latency, the strictest first."""
         assert self.latency is not None
-        for thresholds in self._way(candidates, costs):
+        for thresholds in self._path(candidates, costs):
             if outcome(thresholds, trials).latency(costs) <= self.latency:
                 yield thresholds
 

@@ -11,7 +11,8 @@ convex hull, so only the price has to be searched, by bisection on a logarithmic
 
 Owns: the choice at a price, the search for the price, and the use of what a price leaves over. Not
 here: `channels.work.LevelChooser.path`, whose costs are products over the sides of a layer and do
-not add up; `exits.thresholds.path`, which needs every price, in order, for its sequential test.
+not add up; `exits.thresholds.threshold_path`, which needs every price, in order, for its
+sequential test.
 """
 
 from __future__ import annotations

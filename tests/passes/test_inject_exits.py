@@ -216,7 +216,7 @@ def test_too_few_samples_cannot_confirm_a_target() -> None:
 def test_a_network_of_one_layer_has_no_place_to_leave_at() -> None:
     source = net([node("MatMul", ["x", "w"], "y")], {"w": normal(6, 3)}, ["N", 6])
     x = np.random.default_rng(0).standard_normal((100, 6)).astype(np.float32)
-    assert "there is no tensor that all ways to `y` pass through" in declined(source, x)
+    assert "there is no tensor that all paths to `y` pass through" in declined(source, x)
 
 
 def test_outputs_that_are_no_class_scores_are_declined() -> None:
@@ -264,7 +264,7 @@ def test_a_bound_on_the_worst_needs_a_clock() -> None:
 
 def test_a_tensor_that_is_no_place_to_leave_at_is_named_with_the_reason() -> None:
     why = declined(classifier(), X, "inject-exits:at=nothing:threshold=0.5")
-    assert "`nothing` is no place to leave at: the graph has no such tensor" in why
+    assert "`nothing` is no place for an exit: the graph has no such tensor" in why
 
 
 def test_exits_are_not_put_in_twice() -> None:

@@ -1,0 +1,273 @@
+"""One run of `inject-exits`: candidates, a plan, its confirmation on held-out samples, insertion.
+
+Owns: the order of these steps, and the sentences that report them. Not here: what each step does
+(see `candidates`, `planning`, `nested_ifs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from onnxslim.errors import NotApplicable
+from onnxslim.exits.candidates import ExitAnalysis, ExitCandidate
+from onnxslim.exits.nested_ifs import BatchMode, ExitOptions, append_exits, insert_exits
+from onnxslim.exits.operators import Confidence
+from onnxslim.exits.planning import (
+    ExitPlan,
+    ExitPlanner,
+    anytime_plan,
+    confirm,
+    measured_costs,
+    splits_well,
+    tightened,
+    too_few,
+)
+from onnxslim.exits.thresholds import confidence_text
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import Fidelity, PassResult
+
+
+@dataclass(frozen=True)
+class ExitRequest:
+    """The options of `inject-exits`, with defaults filled in.
+
+    Attributes:
+        at: names of the tensors to put exits at; (): choose them.
+        count: how many exits to choose at most.
+        target: agreement with the network to promise; None where `latency` or `threshold` is given.
+        latency: mean latency to reach, as a share of the network's.
+        threshold: given confidence thresholds: one for all exits, or one for each of `at`.
+        worst: the most latency for a sample that never leaves, as a share of the network's.
+        confidence: the measure that is compared with the threshold.
+        hidden: whether heads have a layer of random units.
+        output: name of the class scores; None: find it.
+        batch: what happens to a batch of which only some samples may leave.
+        anytime: return the scores of every exit as further outputs, and skip nothing.
+        report: return the number of the exit that each sample took, as a further output.
+    """
+
+    at: tuple[str, ...]
+    count: int
+    target: float | None
+    latency: float | None
+    threshold: tuple[float, ...]
+    worst: float | None
+    confidence: Confidence
+    hidden: bool
+    output: str | None
+    batch: BatchMode
+    anytime: bool
+    report: bool
+
+
+class ExitInjection:
+    """Exits for the graph of `rewriter`; `run` inserts them.
+
+    Attributes:
+        plan: the exits that were inserted; None before `run`, and where `run` inserted none.
+    """
+
+    def __init__(self, rewriter: Rewriter, context: Context, request: ExitRequest) -> None:
+        assert context.model is not None
+        self.rw, self.context, self.request = rewriter, context, request
+        self.plan: ExitPlan | None = None
+        self._analysis = ExitAnalysis(
+            context.model.clone(),
+            context,
+            request.output,
+            request.at,
+            request.confidence,
+            hidden=request.hidden,
+            batch=request.batch,
+        )
+
+    def run(self) -> PassResult:
+        """Insert exits where they pay, and report them."""
+        try:
+            candidates = self._candidates()
+            added = self._append(candidates) if self.request.anytime else self._insert(candidates)
+        except NotApplicable as reason:  # raised before anything is changed
+            self.rw.skip(self.rw.main.name, str(reason))
+            return PassResult(skips=self.rw.result().skips)
+        return replace(self.rw.result(), fidelity=Fidelity.LOSSY, outputs=added)
+
+    def _candidates(self) -> tuple[ExitCandidate, ...]:
+        analysis = self._analysis
+        output, _ = analysis.scores
+        candidates = analysis.candidates(staying=not self.request.anytime)
+        for name, why in analysis.why_not.items():
+            self.rw.skip(self.rw.main.name, f"`{name}` is no place for an exit: {why}")
+        if not candidates:
+            raise NotApplicable(  # declines 3
+                f"there is no tensor that all paths to `{output.name}` pass through, with work "
+                "behind it that nothing else needs"
+            )
+        return candidates
+
+    # ----------------------------------------------------------------- exits that skip work
+
+    def _insert(self, candidates: tuple[ExitCandidate, ...]) -> tuple[str, ...]:
+        """Insert the exits of a confirmed plan; returns the names of outputs that were added."""
+        request = self.request
+        planner = ExitPlanner(
+            candidates,
+            request.count,
+            bool(request.at),
+            request.target,
+            request.latency,
+            self._thresholds(candidates),
+            request.worst,
+        )
+        plan = self._confirmed(planner)
+        options = self._options(plan)
+        costs = measured_costs(self._analysis, plan, options)
+        if costs is not None:
+            plan = self._at_costs(planner, replace(plan, costs=costs))
+        self._warn(plan)
+        report = insert_exits(self.rw, self._analysis.distillation.output, plan.exits, options)
+        for number, candidate in enumerate(plan.candidates):
+            self.rw.note(candidate.point.tensor, _exit_words(plan, number), Fidelity.LOSSY)
+        first = plan.candidates[0].point.tensor
+        self.rw.note(first, _plan_words(plan, is_timed=costs is not None), Fidelity.LOSSY)
+        self.plan = plan
+        return () if report is None else (report,)
+
+    def _thresholds(self, candidates: Sequence[ExitCandidate]) -> tuple[float, ...]:
+        """The given thresholds, from the order of `at` to the order of the graph."""
+        request = self.request
+        if len(request.threshold) < 2 or not request.at:
+            return request.threshold
+        by_name = dict(zip(dict.fromkeys(request.at), request.threshold, strict=True))
+        return tuple(by_name[candidate.point.tensor] for candidate in candidates)
+
+    def _confirmed(self, planner: ExitPlanner) -> ExitPlan:
+        """The best plan, with its outcome on held-out samples.
+
+        Raises:
+            NotApplicable: no exit pays or keeps the target; saying why.
+        """
+        chosen = planner.choose()
+        if isinstance(chosen, str):
+            raise NotApplicable(chosen)  # declines 6
+        plan, trials = confirm(chosen, self._analysis.distillation, self._analysis.halves[1])
+        if planner.target is not None:
+            why = too_few(planner.target, plan.outcome.samples)
+            if why is not None:
+                raise NotApplicable(why)  # declines 1
+            plan = tightened(plan, planner.fine_path(plan), trials, planner.target)
+        return self._without_idle(plan)
+
+    def _without_idle(self, plan: ExitPlan) -> ExitPlan:
+        """The plan without the exits at which no held-out sample leaves."""
+        shares = plan.outcome.shares
+        idle = [number for number, share in enumerate(shares[:-1]) if not share]
+        for number in idle:
+            tensor = plan.candidates[number].point.tensor
+            self.rw.skip(tensor, "no sample held back would leave there")
+        if len(idle) == len(plan.candidates):
+            raise NotApplicable("no sample held back would leave early at these thresholds")
+        return plan.without(idle)
+
+    def _options(self, plan: ExitPlan) -> ExitOptions:
+        """How to write the exits; batches are split only where the network allows it."""
+        options = replace(self._analysis.options, report=self.request.report)
+        if options.batch is BatchMode.ALL or splits_well(self._analysis, plan, options):
+            return options
+        self.rw.skip(
+            plan.candidates[0].point.tensor,
+            "batches leave as a whole: on a part of a batch the rest of the network does not "
+            "return what it returns on all of it",
+        )
+        return replace(options, batch=BatchMode.ALL)
+
+    def _at_costs(self, planner: ExitPlanner, plan: ExitPlan) -> ExitPlan:
+        """The plan at the latencies that were measured with all of its exits in place.
+
+        Raises:
+            NotApplicable: it gains nothing, or the budget cannot be kept.
+        """
+        worst = self.request.worst
+        if worst is not None and max(plan.costs) > worst:
+            raise NotApplicable(  # declines 6
+                f"samples that never leave would take {max(plan.costs):.3f} of the latency, as "
+                f"timed, and worst={worst:g} allows less"
+            )
+        if planner.latency is not None:
+            distillation, (_, held_out) = self._analysis.distillation, self._analysis.halves
+            return confirm(planner.within(plan), distillation, held_out)[0]
+        if not self.request.at and plan.latency >= 1:
+            raise NotApplicable(  # declines 6
+                f"leaving early gains nothing: at the exits chosen, {plan.latency:.2f} of the "
+                "latency would remain, as timed"
+            )
+        return plan
+
+    # ----------------------------------------------------------------- anytime prediction
+
+    def _append(self, candidates: Sequence[ExitCandidate]) -> tuple[str, ...]:
+        """Append the scores of every exit as outputs; returns their names."""
+        analysis, request = self._analysis, self.request
+        output, score_form = analysis.scores
+        plan = anytime_plan(analysis, candidates, None if request.at else request.count)
+        self._warn(plan)
+        names = append_exits(self.rw, output.name, plan.exits, score_form)
+        for number, name in enumerate(names):
+            self.rw.note(
+                plan.candidates[number].point.tensor,
+                _output_words(plan, number, name),
+                Fidelity.LOSSY,
+            )
+        return tuple(names)
+
+    def _warn(self, plan: ExitPlan) -> None:
+        """Report heads that were fitted to few samples."""
+        for candidate in plan.candidates:
+            if candidate.fitted is not None and candidate.fitted.warning is not None:
+                self.rw.skip(candidate.point.tensor, candidate.fitted.warning)
+
+
+# ---------------------------------------------------------------------------- words
+
+
+def _exit_words(plan: ExitPlan, number: int) -> str:
+    candidate, share = plan.candidates[number], plan.outcome.shares[number]
+    agreement = plan.outcome.agreements[number]
+    agreed = "" if agreement is None else f", of which {100 * agreement:.2f} % agree"
+    return (
+        f"exit {number + 1}: a head on {_head_words(candidate)}; {100 * share:.1f} % of the "
+        f"samples held back leave at a confidence of {plan.thresholds[number]:.4g}{agreed}, at "
+        f"{plan.costs[number]:.2f} of the latency"
+    )
+
+
+def _plan_words(plan: ExitPlan, *, is_timed: bool) -> str:
+    result = plan.outcome
+    how = "as timed" if is_timed else "by multiply-accumulates, not timed"
+    return (
+        f"agrees with the network for {100 * result.agreement:.2f} % of {result.samples:,} "
+        f"samples held back, so for at least {100 * result.promised:.2f} % of such samples "
+        f"with {confidence_text()} confidence; expected latency: mean {plan.latency:.2f}, "
+        f"median {result.median_latency(plan.costs):.2f}, worst {max(plan.costs):.2f} of what "
+        f"it was ({how})"
+    )
+
+
+def _output_words(plan: ExitPlan, number: int, name: str) -> str:
+    candidate = plan.candidates[number]
+    agreement = plan.outcome.agreements[number] or 0.0
+    return (
+        f"its head's scores are the new output `{name}`: {_head_words(candidate)}; it agrees with "
+        f"the network for {100 * agreement:.2f} % of {plan.outcome.samples:,} samples held back, "
+        f"at {candidate.cost:.2f} of the latency"
+    )
+
+
+def _head_words(candidate: ExitCandidate) -> str:
+    head = candidate.known.head
+    units = "" if head.hidden is None else f", {len(head.hidden[1])} random units behind them"
+    return f"{head.pooling}{units}"
+
+
+__all__ = ["ExitInjection", "ExitRequest"]
