@@ -27,16 +27,16 @@ Why it is correct:
     them can see, under a name that no other tensor has.
 
 Declines when:
-    1. Both are outputs of a graph under their own names.
-    2. The one that is kept had to be renamed in more places than its bytes are worth.
-    3. It is the default of a graph input: the caller may override it.
+    1. Both constants are graph outputs, each under a name of its own.
+    2. The shared constant needs a longer name, which takes more bytes than sharing saves.
+    3. The constant is the default of a graph input: the caller may override it.
 
 Fidelity:
     EXACT.
 
 Reference:
-    Hash consing. Types, shapes and a few sampled bytes are compared first; only what agrees in
-    them is read in full (SHA-1), so a model without duplicates is hardly read at all.
+    Hash consing. Types, shapes and a few sampled bytes are compared first. Only constants that
+    agree in these are read in full (SHA-1), so a model without duplicates is hardly read.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class DedupConstants(Pass):
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Group by cheap features, then by content."""
+        """Group constants by cheap features first, then by content."""
         rw = Rewriter(graph)
         constants = list(dict.fromkeys(_constants(rw)))
         if len(constants) > 1:
@@ -100,7 +100,7 @@ def _names(rw: Rewriter) -> dict[str, set[gs.Tensor]]:
 def _groups(
     constants: Iterable[Constant], key: Callable[[Constant], Hashable]
 ) -> list[list[Constant]]:
-    """Those of two or more that agree in `key`."""
+    """Groups of two or more constants with an equal `key`."""
     found: dict[Hashable, list[Constant]] = {}
     for constant in constants:
         found.setdefault(key(constant), []).append(constant)
@@ -115,7 +115,7 @@ def _kind(constant: Constant) -> Hashable:
 
 
 def _sample(constant: Constant) -> bytes:
-    """A few bytes from three places: other weights mostly differ there already."""
+    """Bytes from the start, middle and end: unequal weights nearly always differ there."""
     _, data = content(constant)
     middle = len(data) // 2
     pieces = (data[:_SAMPLED], data[middle : middle + _SAMPLED], data[-_SAMPLED:])
@@ -127,7 +127,7 @@ def _digest(constant: Constant) -> bytes:
 
 
 def _merge(rw: Rewriter, equal: Sequence[Constant], names: Mapping[str, set[gs.Tensor]]) -> None:
-    """Let one of `equal` stand for all."""
+    """Let all users read one of `equal`."""
     alike = set(equal)
 
     def preference(constant: Constant) -> tuple[bool, bool, int]:
@@ -139,7 +139,7 @@ def _merge(rw: Rewriter, equal: Sequence[Constant], names: Mapping[str, set[gs.T
     kept, *others = sorted(equal, key=preference)
     others = [constant for constant in others if not rw.is_output(constant)]
     if not others:
-        rw.skip(kept.name, "all that equal it are outputs, too")  # declines 1
+        rw.skip(kept.name, "all constants equal to it are graph outputs, too")  # declines 1
         return
     if not names[kept.name] <= alike:
         name = rw.fresh_name(kept.name)

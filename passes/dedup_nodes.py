@@ -22,15 +22,16 @@ Rewrite:
     ```
 
 Why it is correct:
-    A deterministic operator with equal attributes and inputs gives equal outputs. In producers-
-    first order the inputs are merged before the nodes that use them, so one pass finds all. A
-    value of an enclosing graph, computed before, serves a body as well. a + b = b + a and
-    a * b = b * a hold to the bit in floating point; max(+0, -0) does not: only for integers.
+    A deterministic operator with equal attributes and inputs gives equal outputs. Nodes are
+    visited producers first, so inputs are merged before the nodes that use them and one visit
+    finds all. A value that an enclosing graph computes before a body serves the body as well.
+    a + b = b + a and a * b = b * a hold to the bit in floating point. max(a, b) = max(b, a) does
+    not for +0 and -0, so Max and Min are merged for integers only.
 
 Declines when:
-    1. Both values are graph outputs, or one is returned by a body and the other is outside.
-    2. The operator draws random numbers, or is neither of the ONNX standard nor a codebook's.
-    3. It has bodies (If, Loop, Scan).
+    1. Both values are graph outputs, or a body returns one and the other lies outside it.
+    2. The operator draws random numbers, or belongs neither to the ONNX standard nor to a codebook.
+    3. The operator has bodies (If, Loop, Scan).
 
 Fidelity:
     EXACT.
@@ -79,7 +80,7 @@ class DedupNodes(Pass):
 
 
 def _visit(rw: Rewriter, graph: gs.Graph, outer: tuple[dict[Hashable, Node], ...]) -> None:
-    """Merge nodes of `graph`; `outer` holds what enclosing graphs have computed so far."""
+    """Merge nodes of `graph`; `outer` maps keys to nodes of enclosing graphs visited so far."""
     scopes = ({}, *outer)
     for node in list(graph.nodes):
         if not rw.is_alive(node):
@@ -121,7 +122,7 @@ def _merge(rw: Rewriter, node: Node, first: Node) -> None:
 
 
 def _key(node: Node) -> Hashable:
-    """What nodes that compute the same agree in."""
+    """A key that is equal for nodes that compute the same."""
     inputs = [id(tensor) if tensor.name else 0 for tensor in node.inputs]
     if len(inputs) == 2 and _is_commutative(node):
         inputs.sort()
@@ -140,7 +141,7 @@ def _is_commutative(node: Node) -> bool:
 
 
 def _value_key(value: object) -> Hashable:
-    """An attribute's value as something to compare: floats by their digits, tensors by bytes."""
+    """A key for an attribute's value: floats by their digits, tensors by their bytes."""
     if isinstance(value, Constant):
         kind, data = content(value)
         return ("tensor", repr(kind), bytes(data))

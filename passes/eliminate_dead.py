@@ -25,10 +25,10 @@ Why it is correct:
     means the same as none.
 
 Declines when:
-    1. It is an input or output of the main graph: the signature is kept.
-    2. It is a value that a Loop or Scan carries, or an output of an If: the bodies would change.
-    3. It is an output of a BatchNormalization before opset 14: their number is what says
-       whether it is training.
+    1. The value is an input or output of the main graph: the signature is kept.
+    2. A Loop or Scan carries the value, or an If returns it: the bodies would have to change.
+    3. The value is an output of a BatchNormalization before opset 14, where the number of outputs
+       says whether the operator trains.
 
 Fidelity:
     EXACT.
@@ -60,7 +60,7 @@ class EliminateDead(Pass):
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Remove nodes first: they hold on to everything else."""
+        """Remove unused nodes first, since they use other tensors, then what they leave unused."""
         rw = Rewriter(graph)
         for node in rw.walk():
             if not any(rw.uses(tensor) for tensor in node.outputs):
@@ -107,7 +107,7 @@ def _shorter(
     formal: Sequence[onnx.defs.OpSchema.FormalParameter],
     is_spare: Callable[[gs.Tensor], bool],
 ) -> int:
-    """How many of `tensors` remain when spare ones at the end that are optional are left out."""
+    """Number of `tensors` that remain without the optional, spare ones at the end."""
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
     count = len(tensors)
     while (

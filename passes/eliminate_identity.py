@@ -21,14 +21,15 @@ Rewrite:
     ```
 
 Why it is correct:
-    Each operator below maps x to x bit for bit under the condition that its row names: in IEEE 754
+    Each operator below maps x to x bit for bit under the condition in its row: in IEEE 754
     x * 1, x / 1, x - (+0), x + (-0) and pow(x, 1) are x for every x, NaN and -0 included. An
-    idempotent operator changes nothing on its own output, nor does Relu on what is never negative.
+    idempotent operator does not change its own output, and Relu does not change values that are
+    never negative.
 
 Declines when:
     1. The node is the only thing between a graph input (or a constant, or another graph output)
-       and a graph output: the output needs a node that makes it.
-    2. A shape or type that decides whether it is a no-op is not known.
+       and a graph output: the output needs a node that computes it.
+    2. The shape or type that decides whether the node is a no-op is not known.
     3. An output beside the first (mask, indices) is used.
 
 Fidelity:
@@ -73,7 +74,7 @@ class EliminateIdentity(Pass):
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Bypass every no-op."""
+        """Bypass every operator that changes nothing."""
         rw = Rewriter(graph)
         for node in rw.walk(*_NO_OPS):
             if node.op == "Concat":
@@ -133,7 +134,7 @@ def _is_plain_reshape(node: Node, opset: int) -> bool:
     ndim = rank(node.inputs[0])
     if not target or ndim is None or len(target) != ndim or node.attrs.get("allowzero", 0):
         return False
-    # 0 copies a size; one -1 can only be what is left
+    # 0 copies a size; with all others equal, a single -1 stands for the size that is there
     changed = [
         axis
         for axis, size in enumerate(target)
@@ -186,7 +187,7 @@ def _is_whole_slice(node: Node, opset: int) -> bool:
     if steps is None or any(step < 0 for step in steps):
         return False
     if _keeps_shape(node, opset):
-        return True  # forward, and as long as the axis
+        return True  # a forward slice as long as the axis takes all of it
     if not starts or ends is None or any(starts) or any(step != 1 for step in steps):
         return False
     axes = axes_of(node, opset)
@@ -265,7 +266,7 @@ def _drops_nothing(node: Node, opset: int) -> bool:
 def _neutral(
     *values: float | bool, either: bool = False
 ) -> Callable[[Node, int], gs.Tensor | None]:
-    """The operand beside a constant of all `value`, one for floats and one for other types.
+    """A rule that finds the operand beside a constant filled with the neutral element.
 
     Args:
         values: the neutral element for floats, then for integers and booleans if it differs.
@@ -343,13 +344,13 @@ def _producer(tensor: gs.Tensor) -> Node | None:
 
 
 def _after_itself(node: Node, opset: int) -> gs.Tensor | None:
-    """The input of an idempotent operator that was applied just before."""
+    """The input of an idempotent operator, when the same operator computed that input."""
     before = _producer(node.inputs[0])
     return node.inputs[0] if before is not None and before.op == node.op else None
 
 
 def _undone(node: Node, opset: int) -> gs.Tensor | None:
-    """What was there before an operator that is its own inverse was applied twice."""
+    """The input of the first of two equal operators that undo each other (Neg, Not)."""
     before = _producer(node.inputs[0])
     return before.inputs[0] if before is not None and before.op == node.op else None
 

@@ -22,24 +22,24 @@ Rewrite:
 Why it is correct:
     The constant part of the graph is cut out and run once by onnxruntime, with its optimisations
     off: the very kernels that would compute the values on every run. Folding never makes the file
-    larger: a tensor is written only when it takes at most the bytes of the nodes and constants
-    that nothing needs any more then, so a large tensor in the middle (Expand, Tile) goes away
-    together with the small one behind it, and an expanded weight stays an Expand.
+    larger. A tensor is written only when it takes at most the bytes of the nodes and constants
+    that become unnecessary, so a large tensor in the middle (Expand, Tile) disappears together
+    with the small one behind it, and an expanded weight stays an Expand.
 
 Declines when:
-    1. The result is larger than what it makes unnecessary (option `growth`).
+    1. The result takes more bytes than it makes unnecessary (option `growth`).
     2. The operator draws random numbers.
     3. The operator is not of the ONNX standard, or onnxruntime cannot evaluate it.
     4. The type of the result has no numpy counterpart in onnxruntime (bfloat16, float8, int4).
     5. A DequantizeLinear: onnxruntime runs what follows on the quantized values.
-    6. A Constant node holds a sparse value, or is a graph output: that needs a node to make it.
-    7. Below IR version 4, in bodies: initializers are inputs there, and a body has none.
+    6. A Constant node holds a sparse value, or is a graph output, which needs a node to compute it.
+    7. The node is in a body below IR version 4, where initializers are inputs and bodies have none.
 
 Fidelity:
     EXACT.
 
 Reference:
-    The greedy choice of what to write is ours; each tensor is considered once, in topological
+    The greedy choice of tensors to write is ours: each tensor is considered once, in topological
     order, with the nodes that only it needs (its cone).
 """
 
@@ -66,7 +66,7 @@ from onnxslim.records import Fidelity, PassResult
 from onnxslim.services.evaluator import Evaluator
 
 _MAX_BYTES: Final = 2**30  # no intermediate result may be larger
-_MAX_FAILURES: Final = 32  # after so many failing nodes, the rest is left alone
+_MAX_FAILURES: Final = 32  # after so many failing nodes, all nodes of the next failing run are kept
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _lift_constant_nodes(rw: Rewriter) -> None:
                 rw.substitute(node, constant, "made an initializer of a Constant")
 
 
-# ----------------------------------------------------------------- what can be folded
+# ----------------------------------------------------------------- engine: nodes that can be folded
 
 
 class _ConstantRegion:
@@ -189,22 +189,27 @@ def _why_not_evaluated(node: Node, opset: int) -> str | None:
     return None
 
 
-# ----------------------------------------------------------------- what is worth folding
+# ----------------------------------------------------------------- engine: nodes that pay
 
 
 @dataclass
 class _Cone:
-    """What goes away with a node: bytes, and uses of tensors that others use as well."""
+    """The nodes and constants that only one node needs.
+
+    Attributes:
+        freed: bytes that they take in the file.
+        held: for each tensor that other nodes use too, how often the cone uses it.
+    """
 
     freed: int
     held: dict[gs.Tensor, int]
 
 
 class _FoldPlan:
-    """Which nodes of a region are computed now, so that the file does not grow.
+    """The nodes of a region to compute now, chosen so that the file does not grow.
 
-    Nodes are considered once, producers first. A node that is not worth its bytes is kept, and
-    counted among what its consumers make unnecessary. Amortized, the time is linear.
+    Nodes are considered once, producers first. A node that does not pay is kept, and its cone joins
+    the cone of the node that alone uses it. Amortized, the time is linear.
     """
 
     def __init__(
@@ -229,7 +234,7 @@ class _FoldPlan:
         self.kept, self.frontier = self._live()
 
     def cost(self, node: Node) -> int | None:
-        """Bytes of the outputs of `node` in the file; None when they cannot be had."""
+        """Bytes of the outputs of `node` in the file; None when onnxruntime cannot return them."""
         total = 0
         for tensor in node.outputs:
             if self.rw.uses(tensor) and tensor.name:
@@ -275,7 +280,9 @@ class _FoldPlan:
                     held.pop(output, None)
                 inner = self.cones.pop(producer)
                 freed += inner.freed
-                if len(inner.held) > len(held):  # the larger one stays: linear time
+                if len(inner.held) > len(
+                    held
+                ):  # merge the smaller into the larger: linear time in all
                     inner.held, held = held, inner.held
                 pending += inner.held.items()
         return _Cone(freed, held)
@@ -324,7 +331,7 @@ class _FoldPlan:
         return self.cones[producer].freed
 
     def _live(self) -> tuple[list[Node], list[Node]]:
-        """Nodes that stay and whose results something else uses; nodes to be computed now."""
+        """The nodes that stay and are still needed; the nodes whose results are written."""
         inside: dict[gs.Tensor, int] = {}
         for node in self.region.nodes:
             for tensor in self.region.needs[node]:
@@ -347,7 +354,7 @@ class _FoldPlan:
         return kept[::-1], frontier[::-1]
 
 
-# ----------------------------------------------------------------- folding
+# ----------------------------------------------------------------- the pass: evaluate and replace
 
 
 class _ConstantFolder:
@@ -376,7 +383,7 @@ class _ConstantFolder:
         return [tensor for tensor in node.outputs if tensor.name and self.rw.uses(tensor)]
 
     def _sizes(self, region: _ConstantRegion) -> dict[gs.Tensor, int | None]:
-        """Bytes of every result in the file; 0 when not known yet, None when it cannot be had."""
+        """Bytes of every result in the file; 0: not known yet; None: it cannot be read back."""
         sizes: dict[gs.Tensor, int | None] = {}
         old_ir = (self.rw.main.ir_version or 4) < 4
         for node in region.nodes:

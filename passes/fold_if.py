@@ -1,4 +1,4 @@
-"""Inline branches and loop bodies of which it is known how often they run.
+"""Inline branches of If, and bodies of Loop that run a known number of times.
 
 Rewrite:
     ```
@@ -24,13 +24,14 @@ Rewrite:
     - Loop that runs exactly once is its body.
 
 Why it is correct:
-    A branch may use everything that its surroundings may use, and nothing outside sees its names;
-    they are made unique where they are moved to.
+    A branch may use every value that the surrounding graph may use. Nothing outside refers to the
+    names inside, so they can be made unique in the graph that the nodes move to.
 
 Declines when:
     1. The condition, or the trip count, is not known.
-    2. A Loop has outputs that collect one slice per iteration, and must be empty or get an axis.
-    3. An output of the model would have to be an input, or a constant, itself.
+    2. A Loop collects one slice per iteration in an output: without iterations that output would be
+       empty, and with one it gets an axis.
+    3. A model output would become a model input or a constant.
 
 Fidelity:
     EXACT.
@@ -58,7 +59,7 @@ from onnxslim.records import Fidelity, PassResult
 
 @dataclass(frozen=True)
 class FoldIf(Pass):
-    """Inline branches and loop bodies of which it is known how often they run."""
+    """Inline branches of If, and bodies of Loop that run a known number of times."""
 
     name: ClassVar[str] = "fold-if"
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
@@ -106,14 +107,14 @@ def _loop(rw: Rewriter, flow: SizeFlow, node: Node) -> None:
     elif count == 1 and start == 1:
         _once(rw, node, body)
     else:
-        rw.skip(node, "how often it runs is not known, or more than once")  # declines 1
+        rw.skip(node, "it runs more than once, or an unknown number of times")  # declines 1
 
 
 def _never(rw: Rewriter, node: Node, body: Graph) -> None:
     """Replace a Loop that runs no iteration with its initial values."""
     carried = list(node.inputs[2:])
     if len(body.outputs) - 1 != len(carried):
-        rw.skip(node, "it collects slices, and would have to return none of them")  # declines 2
+        rw.skip(node, "it collects slices, and would return an empty output for them")  # declines 2
         return
     rw.replace(node, carried, "the Loop runs no iteration")
 

@@ -23,26 +23,26 @@ Rewrite:
     ```
     In the same way:
     - an integer tensor whose elements are all known becomes a constant;
-    - of two that are equal element by element, the second one goes;
-    - Expand keeps a dimension by 1, and disappears in front of an operator that broadcasts;
-    - Slice to the end of an axis, Resize by a power of two, get constant operands;
-    - a Reshape, Slice, Expand or Tile that provably changes nothing goes;
+    - of two integer tensors that are equal element by element, the second is removed;
+    - the target of an Expand gets a 1 for each dimension that stays, and an Expand in front of an
+      operator that broadcasts is removed;
+    - Slice to the end of an axis and Resize by a power of two get constant operands;
+    - a Reshape, Slice, Expand or Tile that provably changes nothing is removed;
     - arithmetic on a ConstantOfShape is done on its value;
-    - Shape, then Gather or Slice of neighbouring elements is one Shape (opset 15).
+    - Gather or Slice of neighbouring elements of a Shape becomes one Shape (opset 15).
 
 Why it is correct:
     `flow.SizeFlow` follows sizes as integers and symbols; two sizes are equal for every input when
     they are the same expression. 0 and -1 in the target of a Reshape mean what the spec says.
 
 Declines when:
-    1. More than one dimension of a target is open: one -1 cannot stand for two.
+    1. More than one dimension of a target is unknown: one -1 cannot stand for two.
     2. The target has a literal 0 that means an empty dimension (`allowzero`).
-    3. The constant would take more than 16 elements: that is a fold, and `fold-constants` weighs
-       its bytes.
+    3. The constant would have more than 16 elements: `fold-constants`, which weighs bytes, decides.
     4. A size passes through a float: rounding above 2**24 is part of what the model computes.
 
-    An axis that is empty at run time stays allowed where it is copied by 0, or is the only one
-    left open.
+    An axis may still be empty at run time where a 0 copies its size, or where it is the only
+    unknown one.
 
 Fidelity:
     EXACT.
@@ -135,7 +135,7 @@ class _ShapeFolder:
         return self.rw.substitute(node, constant, f"{node.op} of known sizes became a constant")
 
     def _share(self, node: Node, value: tuple[object, ...]) -> bool:
-        """Use an earlier tensor of the same symbolic value."""
+        """Replace `node` with an earlier node of the same symbolic value."""
         key = (self.rw.graph_of(node), *value)
         other = self.known.get(key)
         if other is node or node not in self.place:
@@ -151,7 +151,7 @@ class _ShapeFolder:
     # ------------------------------------------------------------- shape operands
 
     def fix_reshape(self, node: Node) -> None:
-        """Make the target constant."""
+        """Drop a Reshape that changes nothing; else make its target constant."""
         if not is_present(node, 1):
             return
         data, target = node.inputs[:2]
@@ -162,7 +162,7 @@ class _ShapeFolder:
             return
         static = reshape_target(before, after)
         if static is None:
-            self.rw.skip(node, "its target leaves more than one dimension open")  # declines 1
+            self.rw.skip(node, "more than one dimension of its target is unknown")  # declines 1
             return
         self._set_operand(node, 1, static, "target", attrs={})
 
@@ -174,7 +174,7 @@ class _ShapeFolder:
         return bool(empty)
 
     def fix_expand(self, node: Node) -> None:
-        """Drop what the consumers broadcast anyway; else make the target constant."""
+        """Drop an Expand whose users broadcast by themselves; else make its target constant."""
         data, target = node.inputs[:2]
         before, wanted = self.flow.shape(data), self.flow.value(target)
         after = self.flow.shape(node.outputs[0])
@@ -207,7 +207,7 @@ class _ShapeFolder:
         return found is not None and None not in found and tuple(found) == after
 
     def fix_slice(self, node: Node) -> None:
-        """Drop a Slice that takes everything; make ends constant that stand for all the rest."""
+        """Drop a Slice that takes everything; make ends constant that lie behind all elements."""
         if self.shorten_shape(node):
             return
         shape, ranges = self.flow.shape(node.inputs[0]), slice_ranges(node, self.flow)
@@ -230,7 +230,7 @@ class _ShapeFolder:
         names = ("starts", "ends", "axes", "steps")
         columns = zip(names, (starts, ends, axes, steps), strict=True)
         operands = [self.rw.constant(column, name) for name, column in columns]
-        self.rw.update(node, "bounds known at last", inputs=[node.inputs[0], *operands])
+        self.rw.update(node, "its bounds became constants", inputs=[node.inputs[0], *operands])
 
     def drop_tile(self, node: Node) -> None:
         """Drop a Tile that repeats nothing."""
@@ -241,7 +241,7 @@ class _ShapeFolder:
                 self._bypass(node)
 
     def fix_resize(self, node: Node) -> None:
-        """Give sizes that are a power of two times the input's as scales: exactly the same."""
+        """Write sizes that are the input's times powers of two as scales, which are exact."""
         shape = self.flow.shape(node.inputs[0])
         if shape is None or not is_present(node, 3) or const_value(node.inputs[3]) is not None:
             return
@@ -255,10 +255,10 @@ class _ShapeFolder:
         scales = self.rw.constant(np.array(factors, np.float32), "scales")
         self.rw.update(node, "sizes are a known multiple", inputs=[*node.inputs[:2], scales])
 
-    # ------------------------------------------------------------- local clutter
+    # ------------------------------------------------------------- small rewrites
 
     def fill_with_result(self, node: Node) -> None:
-        """Compute with the value of a ConstantOfShape instead of with its elements."""
+        """Replace arithmetic on a ConstantOfShape with a ConstantOfShape of the result."""
         for index, tensor in enumerate(node.inputs[:2]):
             filled = self.rw.private_producer(tensor, "ConstantOfShape")
             other = node.inputs[1 - index]
@@ -281,7 +281,7 @@ class _ShapeFolder:
             return
 
     def absorb_unsqueeze(self, node: Node) -> None:
-        """Unsqueeze (Gather (x, i)) is Gather (x, [i])."""
+        """Replace ``Unsqueeze(Gather(x, i))`` with ``Gather(x, [i])``."""
         gather = self.rw.private_producer(node.inputs[0], "Gather")
         if gather is None:
             return
@@ -300,7 +300,7 @@ class _ShapeFolder:
         )
 
     def shorten_shape(self, node: Node) -> bool:
-        """A Gather or Slice of neighbouring elements of a Shape is a Shape from start to end."""
+        """Replace Gather or Slice of neighbouring elements of a Shape with Shape<start, end>."""
         shape = self.rw.private_producer(node.inputs[0], "Shape")
         sizes = None if shape is None else self.flow.shape(shape.inputs[0])
         if self.rw.opset < 15 or shape is None or sizes is None:
@@ -361,7 +361,7 @@ def _fill_value(node: Node) -> np.ndarray:
 def _combined(
     node: Node, fill: np.ndarray, operand: np.ndarray | None, *, first: bool
 ) -> np.ndarray | None:
-    """What `node` makes of one element; IEEE arithmetic, as at run time."""
+    """The result of `node` for one element, in IEEE arithmetic as at run time."""
     if operand is None or fill.dtype != operand.dtype or fill.dtype.kind != "f":
         return None
     pair = (fill.reshape(1), operand.reshape(1))

@@ -21,9 +21,9 @@ Rewrite:
     ```
 
 Why it is correct:
-    Each rule below states an identity; σ is the logistic function, [.]ₗʰ cuts to a range. Runs of
-    scalar Mul, Add, Sub, Div and Neg are read as one map a·x + b, runs of Clip, Relu, Max and Min
-    as one range, so it does not matter how an exporter wrote them:
+    Each rule below states an identity; σ is the logistic function, [.]ₗʰ clamps to a range. A run
+    of scalar Mul, Add, Sub, Div and Neg is read as one map a·x + b, a run of Clip, Relu, Max and
+    Min as one range, so all spellings of an exporter are matched:
 
         a₂·[a₁x + b₁]ₗʰ + b₂ = hardsigmoid(x)        when the ends l, h go to 0 and 1
         ½·tanh(u) + ½ = σ(2u),  1/(1 + e⁻ˣ) = σ(x)
@@ -35,7 +35,7 @@ Why it is correct:
         √Σx² = ‖x‖₂
 
 Declines when:
-    1. Something else uses a tensor inside of what would be fused.
+    1. A tensor inside the matched nodes is used elsewhere.
     2. The operator does not exist in the model's opset, or onnxruntime has no kernel for it and
        the model's element type, so that it would run more operators than before.
     3. The result would have no fewer nodes.
@@ -111,7 +111,7 @@ class FuseActivations(Pass):
 
 @dataclass(frozen=True)
 class _Expr:
-    """A node to be made; an input is a tensor, another `_Expr`, a number, or absent (None)."""
+    """A node to insert; an input is a tensor, another `_Expr`, a number, or absent (None)."""
 
     op: str
     inputs: tuple[gs.Tensor | _Expr | float | np.ndarray | None, ...]
@@ -123,7 +123,7 @@ class _Expr:
 
 @dataclass(frozen=True)
 class _Rule:
-    """A pattern and what replaces it: `build` gives None where numbers or shapes do not fit."""
+    """A pattern and its replacement; `build` returns None where numbers or shapes do not fit."""
 
     name: str
     pattern: Pattern
@@ -168,7 +168,7 @@ def _dtype_of(match: Match) -> np.dtype[Any] | None:
 
 
 def _is_gain(expr: _Expr, match: Match) -> bool:
-    """Fewer nodes, or a Relu or Identity in place of another spelling of it."""
+    """Whether nodes get fewer, or a Relu or Identity replaces another spelling of it."""
     before, after = len(match.nodes), expr.count()
     is_plain = expr.op in ("Relu", "Identity") and expr.op != match.nodes[0].op
     return after < before or (after == before == 1 and is_plain)
@@ -237,7 +237,7 @@ def _hard_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
 
 
 def _gain(match: Match) -> float:
-    """What a product and its gated factor are multiplied by."""
+    """The factor of a gated product: that of the product times that of its gated operand."""
     return match.numbers["all"][0] * match.numbers["gated"][0]
 
 
@@ -336,7 +336,7 @@ _GELU_TANH: Final = (0.0, sqrt(2 / pi), 0.0, sqrt(2 / pi) * 0.044715)
 
 
 def _gelu_by_tanh(rw: Rewriter, match: Match) -> _Expr | None:
-    """½·x·(1 + tanh(p(x))), p an odd cubic."""
+    """Replace ½·x·(1 + tanh(p(x))), p an odd cubic."""
     a, b = match.numbers["outer"]
     total = _gain(match)
     if not (nearly(total * a, 0.5) and nearly(total * b, 0.5)):
@@ -345,13 +345,13 @@ def _gelu_by_tanh(rw: Rewriter, match: Match) -> _Expr | None:
 
 
 def _gelu_by_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
-    """x·σ(2·p(x)), p an odd cubic: what is left of the one above once its tanh became σ."""
+    """Replace x·σ(2·p(x)), p an odd cubic: the form above after its tanh became a σ."""
     halved = tuple(c / 2 for c in match.numbers["cubic"])
     return _cubic_gate(rw, match.tensors["x"], halved)
 
 
 def _cubic_gate(rw: Rewriter, x: gs.Tensor, cubic: tuple[float, ...]) -> _Expr | None:
-    """Gelu where it exists; before it does, x·σ(x·(2k + 2kc·x²))."""
+    """Gelu from the opset that has it; before, x·σ(x·(2k + 2kc·x²))."""
     if len(cubic) != 4 or cubic[0] or cubic[2]:
         return None
     is_gelu = all(abs(c - w) <= 1e-5 for c, w in zip(cubic, _GELU_TANH, strict=True))
@@ -519,7 +519,7 @@ _NORM: Final = Op("LayerNormalization", _X, Vector("scale"), bind="norm")
 _LAYER_NORM: Final = 17
 _MISH: Final = 18
 
-# what the rules below make, and other rules look for
+# operators that rules below create and other rules match
 _CREATED: Final = frozenset(
     {"HardSigmoid", "LayerNormalization", "Mul", "ReduceSumSquare", "Relu", "Sigmoid", "Softplus"}
 )

@@ -31,9 +31,9 @@ Why it is correct:
 
     The first holds wherever the layer stands behind operators that the map commutes with: MaxPool
     (a > 0), AveragePool, Relu (a > 0, b = 0), Concat, Transpose and others. The second needs every
-    output to see the same kernel of b: no zero padding. A padded Conv takes the scale alone, as
-    a·x + b = a·(x + b/a). What no layer takes is merged: a run with a BatchNormalization into one
-    BatchNormalization, others into at most one Mul and one Add.
+    output to see the same kernel of b: no zero padding. A padded Conv takes the scale alone, since
+    a·x + b = a·(x + b/a). Maps that no layer takes are merged: a run with a BatchNormalization
+    into one BatchNormalization, other runs into at most one Mul and one Add.
 
 Declines when:
     1. The tensor between the layer and the map is used elsewhere, or is a graph output.
@@ -87,9 +87,9 @@ class FuseAffine(Pass):
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Let layers take every run of affine maps; merge the runs that none takes."""
+        """Let layers take every run of affine maps; merge the runs that no layer takes."""
         rw = Rewriter(graph)
-        with np.errstate(all="ignore"):  # what is not finite is found when it is cast
+        with np.errstate(all="ignore"):  # `cast` refuses values that are not finite
             for node in rw.walk(*AFFINE_OPS):
                 for chain in _chains_to(rw, node):
                     any(step(rw, chain) for step in _STEPS)
@@ -98,7 +98,7 @@ class FuseAffine(Pass):
 
 @dataclass(frozen=True)
 class _Chain:
-    """A run of affine nodes, first to last, that nothing else looks into: y = mapping(source)."""
+    """A run of affine nodes, first to last, with no other users inside: y = mapping(source)."""
 
     source: gs.Tensor
     mapping: AffineMap
@@ -156,7 +156,7 @@ _INPUT_NAMES: Final = {
 
 
 def _chains_to(rw: Rewriter, node: Node) -> Iterator[_Chain]:
-    """The run of maps that ends in `node`, and while that stays as it is, the run before it."""
+    """The run of maps that ends in `node`; then, while no step changed it, the run before it."""
     current: Node | None = node
     if _continues(rw, node):
         return
@@ -207,7 +207,7 @@ def _continues(rw: Rewriter, node: Node) -> bool:
     return _joined(rw, result, read[1]) is not None
 
 
-# ------------------------------------------------------------------------------ what to do
+# ------------------------------------------------------------------------------ rewrites of a run
 
 
 def _drop_identity(rw: Rewriter, chain: _Chain) -> bool:
@@ -291,6 +291,7 @@ def _scale_into_consumers(rw: Rewriter, chain: _Chain) -> bool:
     layers = _consuming_layers(rw, chain)
     if not layers or len(chain.nodes) < 2 or not mapping.scales or not np.all(mapping.scale):
         return False
+    # a·x + b = a·(x + b/a): the layers take a, and the run is left with the addition of b/a
     scale_only = _Chain(chain.result, mapping.without_shift(), chain.nodes)
     edits: list[_Edit] = []
     for layer in layers:
@@ -338,7 +339,7 @@ _STEPS: Final[tuple[Callable[[Rewriter, _Chain], bool], ...]] = (
 
 
 EditPlan = list[_Edit] | str | None
-"""Edits that make a tensor come out mapped; why that cannot be; or None: no layer is in sight."""
+"""Edits after which a tensor is computed with the map applied; or why not; None: no layer found."""
 
 
 def _plan(rw: Rewriter, tensor: gs.Tensor, mapping: AffineMap) -> EditPlan:
@@ -436,6 +437,7 @@ def _through_concat(rw: Rewriter, node: Node, mapping: AffineMap) -> EditPlan:
     if ndim is None or ndim < mapping.ndim or len(set(node.inputs)) < len(node.inputs):
         return None
     axis = int(node.attrs["axis"]) % ndim
+    # a map along the joined axis falls into a part for each input; others apply to all alike
     parts = [mapping] * len(node.inputs)
     if mapping.axis is not None and mapping.axis % ndim == axis:
         sizes = [known_dim(tensor, axis) for tensor in node.inputs]
@@ -547,7 +549,7 @@ def _shift_behind(rw: Rewriter, layer: LinearLayer, mapping: AffineMap) -> _Edit
     return _Edit(add, (result, bias), "took a shift from before the MatMul", "Add", {})
 
 
-# ------------------------------------------------------------------------------ no layer
+# ------------------------------------------------------------------------------ without a layer
 
 
 def _merged_norm(chain: _Chain, norm: Node) -> _Edit | None:
@@ -560,6 +562,7 @@ def _merged_norm(chain: _Chain, norm: Node) -> _Edit | None:
     if vectors is None or mean is None or var is None or kept is None:
         return None
     epsilon = float(np.float32(norm.attrs.get("epsilon", 1e-5)))
+    # a·x + b = γ'·(x − μ)/√(σ² + ε) + β'  with  γ' = a·√(σ² + ε)  and  β' = b + a·μ
     scale = cast(vectors.scale * np.sqrt(var.astype(np.float64) + epsilon), kept.dtype)
     bias = cast(vectors.shift + vectors.scale * mean.astype(np.float64), kept.dtype)
     if scale is None or bias is None:

@@ -15,12 +15,12 @@ Rewrite:
         y = Cast <to = 1> (x)
     }
     ```
-    A chain that comes back to the type it began with goes altogether.
+    A chain that ends in the type it began with is removed.
 
 Why it is correct:
     A cast to a type that holds every value of the first one changes nothing (int32 -> int64 here),
-    so only the last cast counts. From integer to integer, casts keep the low bits: through a type
-    that is at least as wide as the last one they can be skipped too.
+    so only the last cast counts. From integer to integer, casts keep the low bits, so a middle
+    type at least as wide as the last one can be skipped too.
 
 Declines when:
     1. The type in the middle does not hold every value (float to int, float32 to float16, ...).

@@ -18,7 +18,7 @@ Rewrite:
     In the same way:
     - neighbouring Slices of one tensor, one beginning where the other ends, become one Slice;
     - neighbouring constants become one constant;
-    - inputs that are empty along the axis go.
+    - inputs that are empty along the axis are removed.
 
 Why it is correct:
     Concat along one axis is associative; x[a:b] followed by x[b:c] is x[a:c].

@@ -17,7 +17,7 @@ Rewrite:
         y = Gemm (x, w, b)
     }
     ```
-    A Gemm without bias takes an Add behind it in the same way, and a Transpose of a matrix before
+    A Gemm without bias absorbs an Add behind it in the same way, and a Transpose of a matrix before
     a Gemm or MatMul becomes `transA` or `transB`.
 
 Why it is correct:
@@ -29,7 +29,7 @@ Declines when:
     3. The product, or the transposed matrix, is used elsewhere or is a graph output.
 
 Fidelity:
-    CLOSE. Products are equal; the sum may be rounded at another place.
+    CLOSE. Products are equal; the sum may be rounded differently.
 
 Reference:
     The ONNX operator specification of Gemm.

@@ -33,7 +33,7 @@ Declines when:
     4. `auto_pad` is SAME_UPPER or SAME_LOWER (it depends on the size), or a pool has `ceil_mode`.
     5. A window of the pool could lie in the padding alone, or the pool returns indices.
     6. AveragePool has padding of its own that it does not count.
-    7. ConvTranspose has an `output_shape`, or would have to crop less than nothing.
+    7. ConvTranspose has an `output_shape`, or crops less than the Pad adds.
 
 Fidelity:
     CLOSE; EXACT where only MaxPool is concerned.
@@ -124,7 +124,7 @@ def _rank_before(node: Node) -> int | None:
 
 
 def _amounts(pad: Node, opset: int, ndim: int | None) -> Pads | str:
-    """What `pad` adds along the spatial axes, or why that does not suit."""
+    """The amounts that `pad` adds along the spatial axes, or why they cannot be moved."""
     mode = _text(pad.attrs.get("mode", "constant"))
     if mode != "constant":
         return f"the Pad before it has the mode {mode}"
@@ -162,7 +162,7 @@ def _padded_axes(pad: Node, opset: int, ndim: int | None) -> tuple[int, ...] | N
 
 
 def _value(pad: Node, opset: int) -> float | None:
-    """What is padded with, None when that is computed at run time."""
+    """The padding value; None when it is computed at run time."""
     if opset < 11:
         return float(pad.attrs.get("value", 0.0))
     if not is_present(pad, 2):
@@ -171,7 +171,7 @@ def _value(pad: Node, opset: int) -> float | None:
     return None if array is None or array.size != 1 else float(array.reshape(-1)[0])
 
 
-# ------------------------------------------------------------------------------ who takes it
+# ------------------------------------------------------------------------------ pads by operator
 
 New = Pads | str
 """New `pads`, or why not."""

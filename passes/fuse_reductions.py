@@ -1,4 +1,4 @@
-"""Merge reductions with what only drops or adds their axes, and with each other.
+"""Merge reductions with reshapes that only drop or add their axes, and with each other.
 
 Rewrite:
     ```
@@ -17,16 +17,16 @@ Rewrite:
     }
     ```
     In the same way:
-    - a Reduce without keepdims and an Unsqueeze (or Reshape) that puts the axes back;
+    - a Reduce without keepdims takes up an Unsqueeze (or Reshape) that restores the axes;
     - Sum of Sum, Max of Max, ... over other axes is one reduction.
 
-    Reductions and global poolings are not made of each other, although it would save nodes: a
-    Reduce is up to 4 times as fast by itself, but behind a Conv, where onnxruntime keeps channels
-    in blocks, the pooling is (SqueezeNet: 2 % of the whole model).
+    Reductions are not turned into global poolings, nor poolings into reductions, although that
+    would save nodes. A Reduce alone is up to 4 times as fast; behind a Conv, where onnxruntime
+    keeps channels in blocks, the pooling is faster (SqueezeNet: 2 % of the whole model).
 
 Why it is correct:
     keepdims only says whether the reduced axes stay as axes of size 1. Reducing one axis after the
-    other is reducing both, for means since every slice has the same number of elements.
+    other equals reducing both; for means because all slices have the same number of elements.
 
 Declines when:
     1. The value in between has other users.
@@ -65,13 +65,13 @@ _REDUCE: Final = (*_ASSOCIATIVE, *_OTHERS, *_ARG)
 
 @dataclass(frozen=True)
 class FuseReductions(Pass):
-    """Merge reductions with what only drops or adds their axes, and with each other."""
+    """Merge reductions with reshapes that only drop or add their axes, and with each other."""
 
     name: ClassVar[str] = "fuse-reductions"
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Look at every reduction, and at what reads one."""
+        """Visit every reduction, and every reshape behind one."""
         rw = Rewriter(graph)
         fuser = _ReductionFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_RESHAPING, *_ASSOCIATIVE):

@@ -18,16 +18,16 @@ Rewrite:
         y = Reshape (x, t)
     }
     ```
-    Reshape, Flatten, Squeeze, Unsqueeze, and Identity between them. A chain that ends in the shape
-    that it began with goes altogether.
+    Chains consist of Reshape, Flatten, Squeeze, Unsqueeze and Identity. A chain that ends in the
+    shape it began with is removed.
 
 Why it is correct:
-    All of them keep the elements in row-major order, so the first input and the last shape say
-    everything. The shape is held against `flow.SizeFlow`, which knows it up to symbols.
+    All of them keep the elements in row-major order, so the first input and the last shape
+    determine the result. `flow.SizeFlow` knows shapes up to symbols.
 
 Declines when:
     1. Another operator uses the value in the middle: the chain would become two nodes again.
-    2. The last shape cannot be written for the first input: more than one dimension is open.
+    2. The last shape cannot be written for the first input: more than one dimension is unknown.
 
 Fidelity:
     EXACT.
@@ -71,7 +71,7 @@ class FuseReshapes(Pass):
             raise NotApplicable(f"opset {graph.opset} is below 5: Reshape has no target input")
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Rewire the last node of every chain."""
+        """Let the last node of every chain read the first input."""
         rw = Rewriter(graph)
         fuser = _ReshapeFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_RESHAPING):
@@ -81,7 +81,7 @@ class FuseReshapes(Pass):
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One operator that gives the last shape from the first input; `cost` is in bytes."""
+    """An operator that gives a chain's last shape from its first input; `cost` is in bytes."""
 
     op: str
     cost: int
@@ -151,7 +151,7 @@ class _ReshapeFuser:
         return min(candidates, key=lambda item: item.cost, default=None)
 
     def _kept(self, before: Shape | None, after: Shape | None, node: Node) -> Iterator[_Candidate]:
-        """The node as it is, where its operand means the same for the first input."""
+        """The node itself, where its operand gives the same shape for the first input."""
         if node.op != "Reshape":
             return
         value = self.flow.value(node.inputs[1])
@@ -160,7 +160,9 @@ class _ReshapeFuser:
         if node.attrs.get("allowzero", 0):
             fits = True
         elif 0 not in value.items:
-            fits = None not in value.items  # what is not known may be a 0
+            fits = (
+                None not in value.items
+            )  # an unknown item may be a 0, which would copy another size
         else:
             last = max(axis for axis, size in enumerate(value.items) if size == 0)
             says = reshaped(before, value.items, copies_zero=True)
@@ -173,7 +175,7 @@ class _ReshapeFuser:
             return
         target = reshape_target(before, after)
         if target is not None:
-            # a -1 is dearer: it fails where another axis is empty
+            # -1 costs more: it fails where another axis is empty
             yield _Candidate(
                 "Reshape", 8 * len(target) + (-1 in target), {}, np.array(target, np.int64)
             )
@@ -202,7 +204,7 @@ def _flatten(before: Shape, after: Shape) -> Iterator[_Candidate]:
 
 
 def _inserted_ones(longer: Shape, shorter: Shape) -> list[int]:
-    """The axes of `longer` that are 1 and missing in `shorter`, [] where that is not all."""
+    """The axes of size 1 that `longer` has beyond `shorter`; [] where that is not all."""
     axes: list[int] = []
     rest = list(shorter)
     for axis, size in enumerate(longer):

@@ -31,7 +31,7 @@ Why it is correct:
 
 Declines when:
     1. A start or end is not known, or counts from the end of an axis whose size is not known.
-    2. The Slice in the middle has other users.
+    2. The inner Slice has other users.
     3. The Slices overlap or leave something out.
 
 Fidelity:
@@ -70,7 +70,7 @@ class FuseSlices(Pass):
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Merge in pairs first, then whole families of Slices."""
+        """Merge pairs first, then all Slices of one tensor together."""
         rw = Rewriter(graph)
         fuser = _SliceFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("Slice", "Squeeze", "Gather", "Concat"):
@@ -130,10 +130,10 @@ class _SliceFuser:
         return True
 
     def slices_to_split(self, node: Node) -> None:
-        """Replace Slices that together are all of one axis with one Split."""
+        """Replace Slices that together cover one axis with one Split."""
         data = node.inputs[0]
         if data in self.tried or len(data.outputs) < 2:
-            return  # all Slices of one tensor are looked at together, once
+            return  # all Slices of one tensor are handled together, once
         bounds = self.bounds(node)
         if bounds is None or len(bounds) != 1:
             return
@@ -144,6 +144,7 @@ class _SliceFuser:
             return
         self.tried.add(data)
         parts: dict[int, tuple[int, Node]] = {}
+        # by start: (stop, Slice); of two equal Slices the first counts
         for user in data.outputs:
             part = self._part(user, data, axis, size)
             if part is not None and self.rw.graph_of(user) is self.rw.graph_of(node):
@@ -173,6 +174,7 @@ class _SliceFuser:
             inputs.append(self.rw.constant(np.array(sizes, np.int64), "split"))
         elif len(set(sizes)) > 1:
             attrs["split"] = sizes  # type: ignore[assignment]
+        # the Split stands before the first of the Slices, so that all of their users come later
         first = min((user for _, user in chain), key=self.place.__getitem__)
         given = self.flow.shape(node.inputs[0])
         results = self.rw.insert(
@@ -297,14 +299,15 @@ def _composed(
     first: tuple[int, int, int], second: tuple[int, int, int], size: int | None
 ) -> tuple[int, int, int] | None:
     """Bounds of x[first][second] along one axis."""
-    if size is not None:
+    if size is not None:  # Python's ranges resolve negative bounds and steps
         picked = range(size)[_as_slice(first)][_as_slice(second)]
         # going back, an end before the first element cannot be written as an index
         end = picked.stop if picked.stop >= 0 else -_INT64_MAX
         return (picked.start, end, picked.step) if len(picked) else (0, 0, 1)
     (a, b, s), (c, d, t) = first, second
-    if min(a, b, s, c, d, t) < 0:
+    if min(a, b, s, c, d, t) < 0:  # counts from an end that is not known
         return None
+    # element i of x[a:b:s][c:d:t] is a + s·(c + t·i), below b and below a + s·d
     return a + s * c, min(b, a + s * d, _INT64_MAX), s * t
 
 

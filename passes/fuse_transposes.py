@@ -20,18 +20,20 @@ Rewrite:
     }
     ```
     In the same way:
-    - Transpose of a Transpose is one, or none;
-    - an operator on two Transposes alike is the Transpose of that operator;
-    - a Transpose that moves only axes of size 1, beside a Reshape, is part of that Reshape;
-    - a Reduce that leaves one axis order after a Transpose reduces the axes of its input.
+    - Transpose of a Transpose becomes one Transpose, or none;
+    - an operator on two equal Transposes becomes the Transpose of that operator;
+    - a Transpose that moves only axes of size 1 becomes part of a Reshape beside it;
+    - a Reduce behind a Transpose reduces other axes of the Transpose's input, where the remaining
+      axes are in order.
 
 Why it is correct:
-    Elementwise operators commute with a permutation of the axes, when every operand is permuted
-    alike; constants are permuted here. Axes of size 1 do not take part in the order of elements.
+    Elementwise operators commute with a permutation of the axes when all operands are permuted
+    alike; constants are permuted at compile time. Axes of size 1 do not affect the order of
+    elements.
 
 Declines when:
-    1. The number of nodes would not fall: a value in between has other users, or nothing cancels.
-    2. A constant in between is used elsewhere: it would be stored twice.
+    1. No node would be saved: a value in between has other users, or nothing cancels.
+    2. A constant in between is used elsewhere, and would be stored twice.
     3. The rank, or the operands in between, are not known.
 
 Fidelity:
@@ -82,7 +84,7 @@ class FuseTransposes(Pass):
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Look up from every Transpose, Reshape, Reduce and two-sided operator."""
+        """Search upwards from every Transpose, Reshape, Reduce and binary operator."""
         rw = Rewriter(graph)
         if not any(node.op == "Transpose" for part in rw.graphs() for node in part.nodes):
             return rw.result()
@@ -101,7 +103,15 @@ class FuseTransposes(Pass):
 
 @dataclass
 class _ElementwiseRegion:
-    """Elementwise nodes between Transposes; all nodes have one user, inside the region."""
+    """Elementwise nodes between Transposes; each node has one user, inside the region.
+
+    Attributes:
+        perm: the permutation that all Transposes above the region share.
+        nodes: consumers before producers.
+        leaves: (node, input index, tensor above the Transpose) for each Transpose that is read.
+        constants: (node, input index, constant) for each constant that is read.
+        dying: Transposes that nothing outside the region uses.
+    """
 
     perm: Perm | None = None
     nodes: list[Node] = field(default_factory=list)
@@ -234,7 +244,7 @@ class _TransposeFuser:
         region: _ElementwiseRegion,
         stack: list[gs.Tensor] | None = None,
     ) -> bool:
-        """Sort the inputs of `node`; those to go on with are put on `stack`."""
+        """Record the inputs of `node`; computed ones go on `stack`. False: it is no region."""
         region.nodes.append(node)
         if node.op in _BINARY and self.rw.opset < 7:
             return False

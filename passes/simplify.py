@@ -2,13 +2,13 @@
 
 Rewrite:
     The members run in the order of `MEMBERS`, in rounds, until a round changes nothing. Constants
-    are folded and dead branches removed first, so that the rewrites see the operators that are
-    left; movements of data (Reshape, Transpose, Slice, Concat) come before arithmetic is merged
-    into weights, since they stand between a Conv and what could be merged into it; duplicates
-    come last, since all of the above makes equal nodes and equal weights.
+    are folded and dead branches removed first, so that rewrites see only the operators that
+    remain. Data movement (Reshape, Transpose, Slice, Concat) is merged before arithmetic goes into
+    weights, since it stands between a Conv and the arithmetic behind it. Duplicates are merged
+    last, since the other passes create equal nodes and equal weights.
 
 Why it is correct:
-    Each member is; see its own page.
+    Each member is correct; see its own page.
 
 Declines when:
     1. A member is named in `skip`.
@@ -46,7 +46,7 @@ MEMBERS = (
     "fuse-slices",
     "fuse-concats",
     "fuse-pad",
-    "fuse-activations",  # before fuse-affine, which takes the factors that tell them apart
+    "fuse-activations",  # before fuse-affine, which absorbs the factors that identify an activation
     "fuse-affine",
     "fuse-matmul-add",
     "fuse-reductions",

@@ -56,7 +56,7 @@ def evaluate_cut(
     Raises:
         RuntimeFailure: onnxruntime cannot run them.
     """
-    cut = _Cut(nodes, wanted)
+    cut = _ConstantCut(nodes, wanted)
     return [np.asarray(value) for value in cut.run(opset, ir_version, evaluate)]
 
 
@@ -70,7 +70,7 @@ def first_failure(
 
     def failure(count: int) -> str | None:
         last = next(tensor for tensor in nodes[count - 1].outputs if tensor.name)
-        cut = _Cut(nodes[:count], [last])
+        cut = _ConstantCut(nodes[:count], [last])
         cut.return_shape_of_output()
         try:
             cut.run(opset, ir_version, evaluate)
@@ -92,7 +92,7 @@ def first_failure(
     return bad - 1, why
 
 
-class _Cut:
+class _ConstantCut:
     """A copy of some nodes as a graph of their own, with all tensors renamed."""
 
     def __init__(self, nodes: Sequence[Node], outputs: Sequence[gs.Tensor]) -> None:

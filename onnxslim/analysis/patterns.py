@@ -258,7 +258,7 @@ Step = tuple[gs.Tensor, Pair, Any]
 
 
 @dataclass(frozen=True)
-class _Run:
+class _UnaryRun:
     """A run, maybe empty, of nodes that are each a function of one tensor; longest first."""
 
     name: str
@@ -326,7 +326,7 @@ class _Run:
         raise NotImplementedError
 
 
-class Affine(_Run):
+class Affine(_UnaryRun):
     """scale·inner + shift, by a run of scalar Mul, Add, Sub, Div, Neg; numbers (scale, shift)."""
 
     def _ops(self) -> tuple[str, ...]:
@@ -355,7 +355,7 @@ class Scaled(Affine):
         return _SCALE_OPS
 
 
-class Clamp(_Run):
+class Clamp(_UnaryRun):
     """inner cut to a range by one or more of Clip, Relu, Max, Min; numbers (low, high)."""
 
     def _shortest(self) -> int:

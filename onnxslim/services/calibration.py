@@ -46,7 +46,7 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampleOutputs:
     """What a model returns for some samples.
 
     Attributes:
@@ -98,7 +98,7 @@ class Calibration(Protocol):
             be replaced alone: a constant, or one whose operator has to run all the same.
         """
 
-    def outputs(self, model: Model, *, together: int | None = None) -> Iterator[Answer]:
+    def outputs(self, model: Model, *, together: int | None = None) -> Iterator[SampleOutputs]:
         """What `model`, a network with the inputs of the samples, returns, run after run.
 
         Args:
@@ -119,4 +119,4 @@ class Calibration(Protocol):
         """
 
 
-__all__ = ["Answer", "Calibration", "Distance", "Replacement"]
+__all__ = ["Calibration", "Distance", "Replacement", "SampleOutputs"]

@@ -24,7 +24,7 @@ from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample, Samples
 from onnxslim.runtime.session import Feeds, Outputs, open_session
 from onnxslim.services.activity import ChannelActivity
-from onnxslim.services.calibration import Answer, Calibration, Distance, Replacement
+from onnxslim.services.calibration import Calibration, Distance, Replacement, SampleOutputs
 from onnxslim.services.moments import LayerMoments
 from onnxslim.services.observations import Observation
 
@@ -179,12 +179,12 @@ class CalibrationRuns:
             meter.update(expected, run(sample.feeds, sample.rows))
         return meter.distance
 
-    def outputs(self, model: Model, *, together: int | None = None) -> Iterator[Answer]:
+    def outputs(self, model: Model, *, together: int | None = None) -> Iterator[SampleOutputs]:
         """See `Calibration`; errors as in `moments`."""
         self._open(model)
         with open_session(model, threads=self._threads) as session:
             for sample in self._runs(together):
-                yield Answer(session.run(sample.feeds), sample.rows, sample.labels)
+                yield SampleOutputs(session.run(sample.feeds), sample.rows, sample.labels)
 
     def parts(self, count: int) -> tuple[Calibration, ...]:
         """See `Calibration`."""

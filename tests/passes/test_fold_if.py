@@ -186,7 +186,7 @@ def test_condition_computed_from_a_known_rank_is_known() -> None:
             "condition is not known",
         ),
         (loop(2, "true"), "more than once"),
-        (loop(1, "input"), "not known"),
+        (loop(1, "input"), "unknown number of times"),
         (
             """g (float[2] x) => (float[A, 2] y) <int64 n = {1}, bool yes = {1}> {
                 y = Loop (n, yes) <

@@ -226,7 +226,7 @@ def test_known_size_that_is_an_output_becomes_a_constant_node() -> None:
                 t = Shape (z)
                 y = Reshape (x, t)
             }""",
-            "more than one dimension open",
+            "more than one dimension of its target is unknown",
         ),
         (  # three times as large, by a scale that rounds
             """g (float[N, 1, H, W] x) => (float[A, B, C, D] y)
