@@ -24,39 +24,39 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Removal:
-    """Which names leave.
+    """Which labels leave.
 
     Attributes:
-        gone: for each name.
+        gone: whether each label leaves, (labels,).
     """
 
     gone: Mask
 
-    def keeps(self, ids: npt.NDArray[np.int64]) -> Mask:
-        """Whether what bears each name stays; what has no name does."""
+    def kept(self, ids: npt.NDArray[np.int64]) -> Mask:
+        """Whether each label stays; `NONE` does. In the shape of `ids`."""
         if not self.gone.size:
             return np.ones(ids.shape, bool)
         return np.asarray((ids == NONE) | ~self.gone[ids])
 
-    def along(self, array: LabelArray, axis: int) -> Mask:
-        """Which positions along an axis stay."""
+    def kept_along(self, array: LabelArray, axis: int) -> Mask:
+        """Whether each position along an axis stays."""
         others = tuple(other for other in range(array.ndim) if other != axis)
-        return np.asarray(self.keeps(array).any(axis=others))
+        return np.asarray(self.kept(array).any(axis=others))
 
 
 class Edit(Protocol):
-    """Something about a node that changes when channels leave."""
+    """A change of one node that follows the channels that leave."""
 
     @property
     def node(self) -> Node:
-        """The node concerned."""
+        """The node that changes."""
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """Change the node."""
 
 
 class Cutter:
-    """Applies edits; cuts of constants are collected and made at the end."""
+    """Applies edits; constants are cut at the end, each once, by all edits together."""
 
     def __init__(self, rewriter: Rewriter) -> None:
         self.rewriter = rewriter
@@ -65,20 +65,20 @@ class Cutter:
         self._own: dict[tuple[int, tuple[int, ...], bytes], gs.Tensor] = {}
 
     def run(self, edits: Sequence[Edit], removal: Removal) -> None:
-        """Cut out of the graph what `removal` names."""
+        """Apply edits, so that the graph does without the channels that `removal` names."""
         for edit in edits:
             edit.apply(self, removal)
         for (node, operand), masks in self._cuts.items():
             self._cut(node, operand, masks)
 
     def slice(self, node: Node, operand: int, axis: int, mask: Mask) -> None:
-        """Keep what `mask` says of a constant operand, along `axis`."""
+        """Keep the positions of a constant operand along `axis` where `mask` is true."""
         if not mask.all():
             masks = self._cuts.setdefault((node, operand), {})
             masks[axis] = masks[axis] & mask if axis in masks else mask
 
     def set_operand(self, node: Node, operand: int, values: np.ndarray) -> None:
-        """Give a node another constant, the same for all that had one and now want equal ones."""
+        """Give a node another constant; nodes that shared one share the new one if it is equal."""
         old = node.inputs[operand]
         key = (id(old), values.shape, values.tobytes())
         if key not in self._own:

@@ -18,9 +18,10 @@ class Permutation:
     """A node that puts channels in another order, or the last of several that do (a shuffle).
 
     Attributes:
-        source: the tensor before.
-        order: for each channel of the output its place in the source.
-        array: of the source.
+        source: the tensor before the channels are reordered.
+        axis: along which the channels lie.
+        order: the place in the source of each channel of the output.
+        array: labels of the source.
     """
 
     node: Node
@@ -31,7 +32,7 @@ class Permutation:
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        mask = removal.along(self.array, self.axis)
+        mask = removal.kept_along(self.array, self.axis)
         if mask.all():
             return
         left = self.order[mask[self.order]]
@@ -49,11 +50,11 @@ class Permutation:
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """Split: how long each part is.
+    """The sizes of the parts of a Split.
 
     Attributes:
-        labels: of the parts, in order; None for a part without names.
-        sizes: of the parts, before.
+        labels: of the parts, in order; None for a part without any.
+        sizes: of the parts with all channels.
     """
 
     node: Node
@@ -65,7 +66,7 @@ class SplitSizes:
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
         left = [
-            size if array is None else int(removal.along(array, self.axis).sum())
+            size if array is None else int(removal.kept_along(array, self.axis).sum())
             for array, size in zip(self.labels, self.sizes, strict=True)
         ]
         if tuple(left) == self.sizes:
@@ -84,11 +85,11 @@ class SplitSizes:
 
 @dataclass(frozen=True)
 class SliceRange:
-    """Slice: where it begins and ends along axes of channels, with step 1.
+    """The range of a Slice with step 1 along axes of channels.
 
     Attributes:
-        ranges: (start, end, step) of all its axes; those of channels counted from the front.
-        cuts: these axes, each with the array of the input that labels it.
+        ranges: (start, end, step) by axis; along axes of channels counted from the front.
+        cuts: the axes of channels, each with the array of the input that labels it.
     """
 
     node: Node
@@ -98,7 +99,7 @@ class SliceRange:
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        masks = {axis: removal.along(array, axis) for axis, array in self.cuts}
+        masks = {axis: removal.kept_along(array, axis) for axis, array in self.cuts}
         if all(mask.all() for mask in masks.values()):
             return
         ranges = dict(self.ranges)
@@ -122,12 +123,12 @@ class SliceRange:
 
 @dataclass(frozen=True)
 class GatherIndices:
-    """Gather with constant indices along an axis of channels; also a Slice with steps.
+    """The indices of a Gather along an axis of channels; a Slice with steps becomes such a Gather.
 
     Attributes:
-        indices: as they are, counted from the front.
-        array: of the data.
-        result: of the output along the axes that the indices make; None where they make none.
+        indices: with all channels, counted from the front.
+        array: labels of the data.
+        result: labels of the output along the axes of the indices; None if the index is a scalar.
         first: the first of these axes.
     """
 
@@ -140,14 +141,14 @@ class GatherIndices:
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        mask = removal.along(self.array, self.axis)
+        mask = removal.kept_along(self.array, self.axis)
         if mask.all():
             return
         place = np.cumsum(mask) - 1
         values = place[self.indices]
         if self.result is not None:
             for offset in range(self.indices.ndim):
-                kept = removal.along(self.result, self.first + offset)
+                kept = removal.kept_along(self.result, self.first + offset)
                 if len(kept) == values.shape[offset]:
                     values = np.compress(kept, values, offset)
         rw = cutter.rewriter

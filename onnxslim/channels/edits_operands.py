@@ -15,7 +15,7 @@ from onnxslim.graph.operands import const_array
 
 @dataclass(frozen=True)
 class SliceOperand:
-    """A constant operand loses along `axis` what the array loses along its axis `at`."""
+    """Cut `axis` of a constant operand as channels leave along axis `at` of `array`."""
 
     node: Node
     operand: int
@@ -25,15 +25,15 @@ class SliceOperand:
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        cutter.slice(self.node, self.operand, self.axis, removal.along(self.array, self.at))
+        cutter.slice(self.node, self.operand, self.axis, removal.kept_along(self.array, self.at))
 
 
 @dataclass(frozen=True)
 class CountAttribute:
-    """An attribute that counts names: `group` of a depthwise Conv, `num_groups`.
+    """An attribute that counts channels or groups: `group` of a depthwise Conv, `num_groups`.
 
     Attributes:
-        ids: one for each thing that is counted.
+        ids: a label for each channel or group that is counted.
     """
 
     node: Node
@@ -42,16 +42,16 @@ class CountAttribute:
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        self.node.attrs[self.attribute] = int(removal.keeps(self.ids).sum())
+        self.node.attrs[self.attribute] = int(removal.kept(self.ids).sum())
 
 
 @dataclass(frozen=True)
 class CutGroups:
-    """The weight of a grouped Conv or ConvTranspose: every group loses what is its own.
+    """Cut the weight of a grouped Conv or ConvTranspose, each group by its own channels.
 
     Attributes:
-        inputs: names as (groups, channels of a group), None where inputs have none.
-        outputs: names as (groups, channels of a group).
+        inputs: labels, (groups, channels of a group); None if the input has none.
+        outputs: labels, (groups, channels of a group).
     """
 
     node: Node
@@ -60,7 +60,7 @@ class CutGroups:
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        outputs = removal.keeps(self.outputs)
+        outputs = removal.kept(self.outputs)
         weight = const_array(self.node.inputs[1])
         assert weight is not None
         groups, transposed = len(outputs), self.node.op == "ConvTranspose"
@@ -68,9 +68,10 @@ class CutGroups:
         channels = weight.shape[0] // groups if transposed else weight.shape[1]
         inputs = np.ones((groups, channels), bool)
         if self.inputs is not None:
-            inputs = removal.keeps(self.inputs)
+            inputs = removal.kept(self.inputs)
         if outputs.all() and inputs.all():
             return
+        # a group without inputs or without outputs leaves as a whole
         alive = inputs.any(axis=1) & outputs.any(axis=1)
         first, second = (inputs, outputs) if transposed else (outputs, inputs)
         by_group = weight.reshape(groups, -1, *weight.shape[1:])

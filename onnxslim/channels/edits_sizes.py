@@ -17,13 +17,13 @@ from onnxslim.graph.operands import const_array, const_value
 
 @dataclass(frozen=True)
 class ShapeOperand:
-    """A list of sizes that an operator reads: of Reshape, of Expand, of Resize.
+    """A list of sizes that Reshape, Expand or Resize is told.
 
     Attributes:
-        operand: index of the input.
+        operand: index of the list among the inputs.
         labels: of the output.
-        offset: the axis of the output that the first size is about.
-        right: places of sizes that are measured, and so right by themselves.
+        offset: the axis of the output that the first size is for.
+        right: places of sizes that are read by a Shape, and so follow by themselves.
     """
 
     node: Node
@@ -37,7 +37,7 @@ class ShapeOperand:
         sizes: dict[int, int] = {}
         for array in self.labels:
             for axis, length in enumerate(array.shape):
-                left = int(removal.along(array, axis).sum()) if length > 1 else length
+                left = int(removal.kept_along(array, axis).sum()) if length > 1 else length
                 if left != length and axis >= self.offset and axis - self.offset not in self.right:
                     sizes[axis - self.offset] = left
         if not sizes:
@@ -50,7 +50,7 @@ class ShapeOperand:
         self._patch_pieces(cutter, tensor.inputs[0], sizes)
 
     def _patch_pieces(self, cutter: Cutter, concat: Node, sizes: dict[int, int]) -> None:
-        """The list is a Concat of pieces, of which the ones concerned are constant."""
+        """Change the constant pieces of a list that a Concat makes."""
         parts = list(concat.inputs)
         for index, (start, piece) in enumerate(_pieces(concat)):
             stored = const_array(piece)
@@ -74,7 +74,7 @@ class ShapeOperand:
 
 
 def _with_sizes(values: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
-    """The list with other sizes; −1 stays, as it says what is left, and so does Expand's 1."""
+    """The list with other sizes; −1 (what is left) and 1 (broadcast by Expand) stay."""
     changed = values.copy()
     for place, size in sizes.items():
         if changed[place] not in (-1, 1):
@@ -108,7 +108,7 @@ def can_patch(node: Node, operand: int, places: Sequence[int]) -> bool:
     for start, piece in _pieces(producer):
         stored = const_value(piece)
         if stored is None and not _length(piece):
-            break  # what comes after lies nobody knows where
+            break  # the places of all later pieces are unknown
         if stored is not None:
             known.update(range(start, start + stored.size))
     return set(places) <= known

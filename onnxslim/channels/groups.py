@@ -181,7 +181,7 @@ def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
         sizes = list(shape)
         for array in labels:
             for axis in labelled_axes(array):
-                sizes[axis] = int(removal.along(array, axis).sum())
+                sizes[axis] = int(removal.kept_along(array, axis).sum())
         tensor.shape = sizes
 
 

@@ -1,11 +1,12 @@
-"""Names of channels on a tensor, and how they move: arrays of ids, handled by numpy.
+"""Labels of the channels of a tensor, as arrays that numpy moves just as values move.
 
-A *array* has the rank of its tensor; along each axis it is as long as the tensor, or 1 where the
-name does not depend on that axis. `array[0, c, 0, 0]` is the name of channel c, `NONE` where there
-is none. An axis along which a array is longer than 1 is *labelled_axes*. A tensor has any number of
-labels; no two of them label the same axis.
+A *label* is an integer id of a channel, `NONE` where there is no channel to follow. A *label array*
+has the rank of its tensor; along each axis it is as long as the tensor, or 1 where the label does
+not depend on that axis: with `array` of shape (1, C, 1, 1), channel c has the label
+`array[0, c, 0, 0]`. An array *labels* the axes along which it is longer than 1. A tensor has any
+number of label arrays; no two of them label the same axis.
 
-What may change here: how labels move. What an operator does with them is in the `rules_*` modules.
+Owns: how labels move. Not here: what operators do with them (see `rules_*`).
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ from onnxslim.graph.sizes import Shape, product
 
 LabelArray = npt.NDArray[np.int64]
 ChannelLabels = tuple[LabelArray, ...]
+"""All label arrays of one tensor."""
 
 NONE: Final = -1
 
 
 def labelled_axes(array: LabelArray) -> frozenset[int]:
-    """The axes along which names differ."""
+    """The axes along which labels differ."""
     return frozenset(axis for axis, size in enumerate(array.shape) if size > 1)
 
 
 def along_axis(ids: npt.NDArray[np.int64], axis: int, rank: int) -> LabelArray:
-    """A array that labels one axis."""
+    """The array of rank `rank` that labels one axis with `ids`, (channels,)."""
     shape = [1] * rank
     shape[axis] = len(ids)
     return ids.reshape(shape)
 
 
 def ids_along(labels: ChannelLabels, axis: int) -> npt.NDArray[np.int64] | None:
-    """The names along `axis`, where a array labels that axis alone."""
+    """The labels along `axis`, (channels,); None unless an array labels that axis alone."""
     for array in labels:
         if labelled_axes(array) == {axis}:
             return array.reshape(-1)
@@ -50,7 +52,7 @@ def with_rank(array: LabelArray, rank: int) -> LabelArray:
 
 
 def simplified(array: LabelArray) -> LabelArray | None:
-    """Without labels on axes along which nothing changes; None where no label is left."""
+    """The array without axes along which its labels are the same; None where no axis is left."""
     for axis in labelled_axes(array):
         first = array.take([0], axis)
         if (array == first).all():
@@ -59,15 +61,15 @@ def simplified(array: LabelArray) -> LabelArray | None:
 
 
 def transposed(labels: ChannelLabels, perm: Sequence[int]) -> ChannelLabels:
-    """As Transpose moves them."""
+    """The labels after a Transpose."""
     return tuple(array.transpose(perm) for array in labels)
 
 
 def reshaped(labels: ChannelLabels, shape: Shape, target: Shape) -> ChannelLabels | None:
-    """As Reshape moves them; None where it cannot be said which axes become which.
+    """The labels after a Reshape; None if it is not known which axes become which.
 
-    Sizes of labelled_axes axes, and of those that are joined with them or split from them, must be
-    numbers; all others may be symbols.
+    Labelled axes, and axes that are joined with them or split from them, must have known sizes; all
+    others may be symbols.
     """
     blocks = matching_blocks(shape, target)
     if blocks is None:
@@ -100,6 +102,7 @@ def matching_blocks(shape: Shape, target: Shape) -> _Blocks | None:
 
 
 def _next_block(shape: Shape, target: Shape) -> tuple[int, int] | None:
+    """The least numbers of leading axes that have the same product of sizes."""
     for length in range(1, len(shape) + len(target) + 1):
         for a in range(min(length, len(shape)) + 1):
             b = length - a
@@ -113,6 +116,7 @@ def _reshaped(array: LabelArray, shape: Shape, target: Shape, blocks: _Blocks) -
     wanted: list[int] = []
     for before, after in blocks:
         sizes, results = shape[before], target[after]
+        # a block without labels stays of size 1, whatever its sizes
         if all(size == 1 for size in array.shape[before]):
             full += [1] * len(sizes)
             wanted += [1] * len(results)
@@ -125,17 +129,17 @@ def _reshaped(array: LabelArray, shape: Shape, target: Shape, blocks: _Blocks) -
     return np.broadcast_to(array, full).reshape(wanted)
 
 
-def by_shared_axes(labels: Iterable[LabelArray]) -> Iterator[list[LabelArray]]:
-    """The labels, those that label a common axis together."""
+def by_shared_axes(arrays: Iterable[LabelArray]) -> Iterator[list[LabelArray]]:
+    """The arrays in lists; arrays that label a common axis, directly or by others, are in one."""
     groups: list[tuple[frozenset[int], list[LabelArray]]] = []
-    for array in labels:
+    for array in arrays:
         axes, members = labelled_axes(array), [array]
-        rest = []
+        apart = []
         for other_axes, others in groups:
             if axes & other_axes:
                 axes, members = axes | other_axes, others + members
             else:
-                rest.append((other_axes, others))
-        groups = [*rest, (axes, members)]
+                apart.append((other_axes, others))
+        groups = [*apart, (axes, members)]
     for _, members in groups:
         yield members

@@ -61,7 +61,7 @@ def zero_removed(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
     """
     removal = Removal(gone[channels.units.of])
     for member in channels.trace.writers:
-        leaves = ~removal.keeps(member.ids)
+        leaves = ~removal.kept(member.ids)
         if member.layer is None or not leaves.any():
             continue
         weight = np.array(member.layer.canonical())
@@ -69,7 +69,7 @@ def zero_removed(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
         rewriter.set_values(member.layer.holder, member.layer.restored(weight))
     for edit in channels.trace.edits:
         if isinstance(edit, SliceOperand) and _adds(edit):
-            _zero(rewriter, edit, removal.along(edit.array, edit.at))
+            _zero(rewriter, edit, removal.kept_along(edit.array, edit.at))
 
 
 def _adds(edit: SliceOperand) -> bool:

@@ -23,7 +23,14 @@ from onnxslim.channels.labels import (
     labelled_axes,
     with_rank,
 )
-from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Grouped, Ids, Member, Untraceable
+from onnxslim.channels.tracing import (
+    ChannelRule,
+    ChannelTracer,
+    GroupedConv,
+    Ids,
+    Member,
+    Untraceable,
+)
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_value, is_present
 
@@ -110,7 +117,7 @@ def _grouped(
     groups = layer.groups
     rows = outputs.reshape(groups, -1)
     columns = None if inputs is None else inputs.reshape(groups, -1)
-    tracer.trace.grouped.append(Grouped(node_label(node), columns, rows))
+    tracer.trace.grouped_convs.append(GroupedConv(node_label(node), columns, rows))
     tracer.trace.edits.append(CutGroups(node, columns, rows))
 
 

@@ -1,9 +1,9 @@
-"""Follow channels through a graph: one sweep, in which names move as values do.
+"""Follow channels through a graph: one sweep over its nodes, in which labels move as values do.
 
-Every output channel of a layer with a constant weight gets a name (an integer id). The rules of the
-operators (`rules_*`) move names as they move values, merge names that meet in an elementwise
-operator or in a sum, and pin those that they cannot follow, with the reason. Names that were merged
-leave together: they are one *unit* (see `units`).
+Every output channel of a layer with a constant weight gets a label. The rules of the operators
+(`rules_*`) move labels as the operators move values, merge labels that meet in an elementwise
+operator or in a sum, and pin those that they cannot follow, with the reason. Channels whose labels
+were merged leave together: they are one *unit* (see `units`).
 
 Owns: the sweep, and what it remembers. Not here: what single operators do (see `rules_*`).
 """
@@ -39,19 +39,19 @@ _OPSET_UNKNOWN: Final = 17
 
 
 class Untraceable(Exception):
-    """Names that reach an operator cannot be followed through it; its text says why."""
+    """Labels cannot be followed through an operator; the text of the exception says why."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One side of a layer: its outputs or its inputs, with their names.
+    """One side of a layer, its outputs or its inputs, with the labels of its channels.
 
     Attributes:
         node: Conv, ConvTranspose, Gemm, MatMul; Gather for the columns of an embedding.
         layer: as a weight layer; None for an embedding.
         operand: index of the weight among the inputs.
         axis: of the stored weight, along which the channels lie.
-        ids: a name for each output, or for each input channel.
+        ids: the label of each output channel, or of each input channel.
     """
 
     node: Node
@@ -67,8 +67,14 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """A grouped Conv: names of its inputs and outputs as (groups, channels of a group)."""
+class GroupedConv:
+    """A grouped Conv.
+
+    Attributes:
+        label: of the node.
+        inputs: labels, (groups, channels of a group); None if the input has none.
+        outputs: labels, (groups, channels of a group).
+    """
 
     label: str
     inputs: Ids | None
@@ -77,7 +83,13 @@ class Grouped:
 
 @dataclass(frozen=True)
 class MeasuredSize:
-    """How long an axis of channels is, read by a Shape; `why` they stay if nobody can follow it."""
+    """The length of an axis of channels, as an element of a list of sizes that a Shape reads.
+
+    Attributes:
+        array: that labels the axis.
+        axis: of the tensor whose Shape is read.
+        why: the reason to pin the channels if the use of the element cannot be followed.
+    """
 
     array: LabelArray
     axis: int
@@ -86,13 +98,28 @@ class MeasuredSize:
 
 @dataclass
 class ChannelTrace:
-    """What a sweep leaves behind, for `units` to be made of."""
+    """What a sweep has found.
+
+    Attributes:
+        count: of labels.
+        merges: pairs of arrays of labels that leave together, element by element.
+        pins: labels that must stay, each time with the reason.
+        labels: of tensors.
+        grouped_convs: whose groups must lose as many channels each.
+        writers: layers with the labels of their outputs.
+        readers: layers with the labels of their inputs.
+        channelwise: nodes with parameters for each channel (depthwise Conv, normalization).
+        weightless_readers: products of two activations that sum over channels.
+        neighbour_mixers: LRN, for which removing channels is not the same as setting them to zero.
+        edits: what has to change when channels leave.
+        untraceable: nodes through which labels could not be followed, with the reason.
+    """
 
     count: int = 0
     merges: list[tuple[Ids, Ids]] = field(default_factory=list)
     pins: list[tuple[Ids, str]] = field(default_factory=list)
     labels: dict[gs.Tensor, ChannelLabels] = field(default_factory=dict)
-    grouped: list[Grouped] = field(default_factory=list)
+    grouped_convs: list[GroupedConv] = field(default_factory=list)
     writers: list[Member] = field(default_factory=list)
     readers: list[Member] = field(default_factory=list)
     channelwise: list[tuple[Node, Ids]] = field(default_factory=list)
@@ -103,7 +130,15 @@ class ChannelTrace:
 
 
 class ChannelTracer:
-    """The state of a sweep, as the rules see it."""
+    """The state of a sweep, as the rules see it.
+
+    Attributes:
+        layers: of the main graph, by node.
+        declined: reasons why nodes are no weight layers, by label.
+        arrived: labels of the output of a node that an earlier node has settled already.
+        measured: elements of a list of sizes that are `MeasuredSize`s, by place, for each node and
+            operand that gets the list; a rule takes out the elements that follow by themselves.
+    """
 
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
@@ -113,18 +148,17 @@ class ChannelTracer:
         layers, skips = weight_layers(graph)
         self.layers = {layer.node: layer for layer in layers if not layer.bodies}
         self.declined = {skip.node: skip.why for skip in skips}
-        self.arrived: dict[Node, ChannelLabels] = {}  # what is known of a node before it is reached
-        # what of a list of sizes (at an input of a node, by place) is measured; gone when settled
+        self.arrived: dict[Node, ChannelLabels] = {}
         self.measured: dict[tuple[Node, int], dict[int, MeasuredSize]] = {}
 
     # ------------------------------------------------------------------ looking
 
     def labels(self, tensor: gs.Tensor) -> ChannelLabels:
-        """Names on a tensor; () when it has none."""
+        """All label arrays of a tensor; () when it has none."""
         return self.trace.labels.get(tensor, ())
 
     def shape(self, tensor: gs.Tensor) -> Shape:
-        """The shape of a tensor that names are on, or move to.
+        """The shape of a tensor that has labels, or gets some.
 
         Raises:
             Untraceable: not even its rank is known.
@@ -138,28 +172,32 @@ class ChannelTracer:
         """Number of axes; errors as `shape`."""
         return len(self.shape(tensor))
 
-    # ------------------------------------------------------------------ names
+    # ------------------------------------------------------------------ labels
 
     def fresh(self, count: int) -> Ids:
-        """New names."""
+        """New labels, (count,)."""
         start = self.trace.count
         self.trace.count += count
         return np.arange(start, start + count)
 
     def pin(self, ids: npt.NDArray[np.int64], why: str) -> None:
-        """Say why these channels must stay."""
+        """Channels with these labels must stay, for the reason `why`; `NONE` is ignored."""
         kept = np.unique(ids[ids != NONE])
         if kept.size:
             self.trace.pins.append((kept, why))
 
     def pin_all(self, tensors: Sequence[gs.Tensor], why: str) -> None:
-        """Pin whatever is on these tensors."""
+        """Pin all labels of these tensors."""
         for tensor in tensors:
             for array in self.labels(tensor):
                 self.pin(array, why)
 
     def merge(self, a: LabelArray, b: LabelArray, why: str) -> LabelArray:
-        """Let names at the same place leave together; one that meets none is pinned, for `why`."""
+        """Merge labels at the same place, and pin those that meet `NONE`, for the reason `why`.
+
+        Returns:
+            One of the two labels at each place.
+        """
         a, b = np.broadcast_arrays(a, b)
         both = (a != NONE) & (b != NONE)
         self.pin(a[~both], why)
@@ -170,7 +208,7 @@ class ChannelTracer:
         return np.where(a != NONE, a, b)
 
     def joined(self, labels: Sequence[LabelArray], why: str) -> ChannelLabels:
-        """ChannelLabels of several tensors of one shape as those of their elementwise result."""
+        """The labels of the elementwise result of tensors whose label arrays are `labels`."""
         found = []
         for members in by_shared_axes(labels):
             whole = members[0]
@@ -180,10 +218,10 @@ class ChannelTracer:
         return tuple(found)
 
     def collapsed(self, labels: ChannelLabels, axes: frozenset[int], why: str) -> ChannelLabels:
-        """ChannelLabels after an operator that mixes all positions along `axes`.
+        """The labels after an operator that mixes all positions along `axes`.
 
-        Channels that differ in other axes too leave with all those they are mixed with; the others
-        are pinned.
+        Where labels differ along other axes too, channels leave with all that they are mixed with;
+        the others are pinned.
         """
         found = []
         for array in labels:
@@ -200,16 +238,16 @@ class ChannelTracer:
                 found.append(first)
         return tuple(found)
 
-    # ------------------------------------------------------------------ what is to be cut
+    # ------------------------------------------------------------------ edits
 
     def slice_operand(
         self, node: Node, operand: int, axis: int, array: LabelArray, at: int
     ) -> None:
-        """A constant operand loses along `axis` what the array loses along its axis `at`."""
+        """Cut `axis` of a constant operand as channels leave along axis `at` of `array`."""
         self.trace.edits.append(SliceOperand(node, operand, axis, array, at))
 
     def slice_broadcast(self, node: Node, operand: int, labels: ChannelLabels, rank: int) -> None:
-        """As `slice_operand`, for all axes of a constant that is broadcast to `rank` axes."""
+        """Cut a constant that is broadcast to `rank` axes along every labelled axis."""
         stored = const_value(node.inputs[operand])
         assert stored is not None
         offset = rank - len(stored.shape)
@@ -223,11 +261,11 @@ ChannelRule = Callable[[Node, ChannelTracer], Sequence[ChannelLabels]]
 
 
 def trace_channels(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> ChannelTrace:
-    """Sweep over the main graph; bodies of If, Loop and Scan pin what they use.
+    """The trace of the main graph; bodies of If, Loop and Scan pin the channels that they use.
 
     Args:
         graph: nodes in topological order.
-        rules: by operator; an operator without a rule pins what reaches it.
+        rules: by operator; an operator without a rule pins the labels that reach it.
     """
     tracer = ChannelTracer(graph)
     trace = tracer.trace
@@ -237,9 +275,10 @@ def trace_channels(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> Channel
                 trace.labels[tensor] = tuple(labels)
     for tensor in graph.outputs:
         tracer.pin_all([tensor], f"`{tensor.name}` is an output of the model")
-    for measures in tracer.measured.values():
-        for measure in measures.values():
-            tracer.pin(measure.array, measure.why)
+    # sizes that no rule has settled would be wrong without these channels
+    for places in tracer.measured.values():
+        for size in places.values():
+            tracer.pin(size.array, size.why)
     return trace
 
 
@@ -255,9 +294,9 @@ def _outputs(
     if node in tracer.arrived:
         return (tracer.arrived[node],)
     rule = rules.get(node.op) if node.is_onnx else None
-    named = any(tracer.labels(tensor) for tensor in node.inputs)
+    is_labelled = any(tracer.labels(tensor) for tensor in node.inputs)
     if rule is None:
-        if named:
+        if is_labelled:
             tracer.pin_all(node.inputs, f"`{label}` is a {node.op}, which is not followed")
         return ()
     try:
@@ -272,7 +311,7 @@ __all__ = [
     "ChannelRule",
     "ChannelTrace",
     "ChannelTracer",
-    "Grouped",
+    "GroupedConv",
     "Ids",
     "MeasuredSize",
     "Member",

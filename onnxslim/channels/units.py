@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.channels.labels import NONE, LabelArray, labelled_axes
-from onnxslim.channels.tracing import ChannelTrace, Grouped, Ids
+from onnxslim.channels.tracing import ChannelTrace, GroupedConv, Ids
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Balance:
     """Parts of an axis that must lose equally many channels.
 
     Attributes:
-        parts: units, (parts, channels of a part); `NONE` where there is none.
+        parts: the unit of each channel, (parts, channels of a part); `NONE` where it has none.
     """
 
     parts: Ids
@@ -36,12 +36,13 @@ class Balance:
 
 @dataclass(frozen=True)
 class ChannelUnits:
-    """Which names leave together, and which cannot leave.
+    """The units of a graph, numbered from 0, and which of them cannot leave.
 
     Attributes:
-        of: for each name its unit.
-        pins: for each unit that must stay, why.
-        balances: what must lose units equally.
+        trace: what the sweep over the graph has found.
+        of: the unit of each label, (labels,).
+        pins: for each unit that must stay, the reason.
+        balances: parts of axes that must lose equally many channels.
     """
 
     trace: ChannelTrace
@@ -51,33 +52,34 @@ class ChannelUnits:
 
     @property
     def count(self) -> int:
-        """How many units there are."""
+        """The number of units."""
         return int(self.of.max(initial=-1)) + 1
 
     @cached_property
     def pinned(self) -> npt.NDArray[np.bool_]:
-        """Whether each unit must stay."""
+        """Whether each unit must stay, (units,)."""
         mask = np.zeros(self.count, bool)
         mask[list(self.pins)] = True
         return mask
 
     def of_ids(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The unit of each name, `NONE` where there is no name."""
+        """The unit of each label, `NONE` for the label `NONE`; in the shape of `ids`."""
         return np.where(ids == NONE, NONE, self.of[ids])
 
 
 def indexable(units: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """A mask of units that `of_ids` can index: what has no unit is not among them."""
+    """A mask of units that `of_ids` may index: the last entry, for `NONE`, is False."""
     return np.append(units, [False])
 
 
 def units_of(trace: ChannelTrace) -> ChannelUnits:
-    """The units of a sweep: names that were merged, and what keeps slices whole."""
+    """The units of a trace, merged further until every unit leaves whole slices of every tensor."""
     relation = nx.Graph()
     relation.add_nodes_from(range(trace.count))
     for a, b in trace.merges:
         relation.add_edges_from(zip(a.tolist(), b.tolist(), strict=True))
     pins = list(trace.pins)
+    # a merge may make other units too large for a slice: repeat until nothing is left to merge
     while True:
         of = _components(relation, trace.count)
         loose = _without_pinned(of, pins)
@@ -85,6 +87,7 @@ def units_of(trace: ChannelTrace) -> ChannelUnits:
         if not merges:
             break
         for a, b, label in merges:
+            # a channel without a label stays: what would have to leave with it stays too
             free = (a == NONE) | (b == NONE)
             why = f"`{label}` would lose only a part of a slice, of which the rest must stay"
             pins += [(np.unique(ids[free & (ids != NONE)]), why) for ids in (a, b)]
@@ -100,7 +103,7 @@ def units_of(trace: ChannelTrace) -> ChannelUnits:
 def _without_pinned(
     of: npt.NDArray[np.int64], pins: Sequence[tuple[Ids, str]]
 ) -> npt.NDArray[np.int64]:
-    """For each name its component, `NONE` where that must stay: a pinned channel is as unnamed."""
+    """The component of each label, `NONE` if a pin keeps it, as if it had no label."""
     stays = np.zeros(int(of.max(initial=-1)) + 1, bool)
     for ids, _ in pins:
         stays[of[ids]] = True
@@ -110,9 +113,9 @@ def _without_pinned(
 def _balances(
     trace: ChannelTrace, of: npt.NDArray[np.int64], loose: npt.NDArray[np.int64]
 ) -> Iterator[Balance]:
-    """What grouped Convs ask for, each once; nothing where units leave all parts alike anyway."""
+    """The balances of grouped Convs, each once; none where units are balanced by themselves."""
     seen: set[tuple[tuple[int, ...], bytes]] = set()
-    for grouped in trace.grouped:
+    for grouped in trace.grouped_convs:
         sides = [ids for ids in (grouped.inputs, grouped.outputs) if ids is not None]
         if any(_is_whole(np.where(ids == NONE, NONE, loose[ids])) for ids in sides):
             continue
@@ -127,12 +130,12 @@ def _balances(
 
 
 def _is_whole(parts: npt.NDArray[np.int64]) -> bool:
-    """Whether every part that may leave does so as a whole."""
+    """Whether each part, (parts, channels of a part), is one unit, and any of them may leave."""
     return _depends_on(parts, 0) and parts.shape[1] > 1 and bool((parts != NONE).any())
 
 
 def _components(relation: nx.Graph, count: int) -> npt.NDArray[np.int64]:
-    """For each name the number of its component; components in the order of their first name."""
+    """The component of each label, numbered in the order of their first labels."""
     of = np.full(count, NONE)
     for number, component in enumerate(nx.connected_components(relation)):
         of[list(component)] = number
@@ -142,7 +145,7 @@ def _components(relation: nx.Graph, count: int) -> npt.NDArray[np.int64]:
 
 
 def _unbalanced(trace: ChannelTrace, of: npt.NDArray[np.int64]) -> Iterator[tuple[Ids, Ids, str]]:
-    """Merges that are still needed for every unit to leave whole slices, each with where."""
+    """Pairs of labels that must merge for units to leave whole slices, and of which tensor."""
     seen: set[int] = set()
     for tensor, labels in trace.labels.items():
         for array in labels:
@@ -151,23 +154,24 @@ def _unbalanced(trace: ChannelTrace, of: npt.NDArray[np.int64]) -> Iterator[tupl
             seen.add(id(array))
             unit = np.where(array == NONE, NONE, of[array])
             if not any(_depends_on(unit, axis) for axis in labelled_axes(array)):
-                yield (
-                    *_together(array, labelled_axes(array) - {max(labelled_axes(array))}),
-                    tensor.name,
-                )
-    for grouped in trace.grouped:
+                # the last labelled axis keeps its labels: positions along the others merge
+                others = labelled_axes(array) - {max(labelled_axes(array))}
+                yield *_together(array, others), tensor.name
+    for grouped in trace.grouped_convs:
         yield from _whole_groups(grouped, of)
 
 
-def _whole_groups(grouped: Grouped, of: npt.NDArray[np.int64]) -> Iterator[tuple[Ids, Ids, str]]:
-    """Where inputs or outputs of a group leave as a whole, the others leave with them."""
+def _whole_groups(
+    grouped: GroupedConv, of: npt.NDArray[np.int64]
+) -> Iterator[tuple[Ids, Ids, str]]:
+    """Pairs that let the inputs of a group leave with its outputs, if either leave as a whole."""
     sides = (grouped.inputs, grouped.outputs)
     if grouped.inputs is None:
         sides = (np.full((len(grouped.outputs), 1), NONE), grouped.outputs)
     units = [np.where(ids == NONE, NONE, of[ids]) for ids in sides if ids is not None]
     for own, other in ((0, 1), (1, 0)):
-        told = _depends_on(units[other], 0) and (units[other][:, 0] == units[own][:, 0]).all()
-        if _is_whole(units[own]) and not told:
+        is_merged = _depends_on(units[other], 0) and (units[other][:, 0] == units[own][:, 0]).all()
+        if _is_whole(units[own]) and not is_merged:
             ids, others = sides[own], sides[other]
             assert ids is not None
             assert others is not None
@@ -176,7 +180,7 @@ def _whole_groups(grouped: Grouped, of: npt.NDArray[np.int64]) -> Iterator[tuple
 
 
 def _depends_on(unit: npt.NDArray[np.int64], axis: int) -> bool:
-    """Whether a unit is told by the position along `axis` alone."""
+    """Whether the position along `axis` alone says which unit it is."""
     first = unit
     for other in range(unit.ndim):
         if other != axis:
