@@ -2,34 +2,35 @@
 
 Which channels belong together:
 
-labels             the labels on the channels of a tensor, as arrays that numpy moves like values
-cutting            which labels leave, and how edits are applied
-edits_operands     edits of constant operands and of attributes that count channels
-edits_movement     edits of operators that pick or reorder channels
-edits_sizes        edits of lists of sizes
-tracing            the sweep over a graph: labels that meet are merged, others pinned, with reasons
-rules_layers       how labels go through layers with weights, products, normalizations
-rules_elementwise  how labels go through elementwise operators, reductions and pooling
-rules_sizes        how sizes that are read from the graph and told to operators follow labels
-rules_movement     how labels go through operators that rearrange, repeat or pad
-rules_parts        how labels go through operators that join, split or pick
-units              labels that were merged leave together: they are one unit
-groups             layers whose units are shared, and the cut
-unpruned           layers that are in no group, and why
+labels               the labels on the channels of a tensor, as arrays that numpy moves like values
+cutting              which labels leave, and how edits are applied
+edits_operands       edits of constant operands and of attributes that count channels
+edits_movement       edits of operators that pick or reorder channels
+edits_sizes          edits of lists of sizes
+tracing              the sweep over a graph: labels are moved, merged, or pinned with a reason
+rules_layers         how labels go through layers with weights and products of activations
+rules_normalization  how labels go through normalizations
+rules_elementwise    how labels go through elementwise operators, reductions and pooling
+rules_sizes          how sizes that are read from the graph and told to operators follow labels
+rules_movement       how labels go through operators that rearrange, repeat or pad
+rules_parts          how labels go through operators that join, split or pick
+units                labels that were merged leave together: they are one unit
+groups               layers whose units are shared, and the cut
+unpruned             layers that are in no group, and why
 
 Which of them leave, and what is done about it:
 
-evidence           what the layers that read a group say of its units
-criteria           the table of criteria: what a unit is worth
-readers            the layers that read groups, and one look at their moments
-reconstruct        the refit of these layers, and zeros for units that are gone
-sensitivities      what removals do to the output of the model, by trial
-removal_order      the order in which a group loses units, and the levels at which it may stop
-scoring            the removal order of each group, with its errors
-alignment          times of layers on this machine, and the channel multiple that runs fastest
-work               what a graph costs without some units, and the levels that pay best
-budgets            how many units each group loses under a budget
-run                one run of prune-channels
+evidence             what the layers that read a group say of its units
+criteria             the table of criteria: what a unit is worth
+readers              the layers that read groups, and one look at their moments
+reconstruct          the refit of these layers, and zeros for units that are gone
+sensitivities        what removals do to the output of the model, by trial
+removal_order        the order in which a group loses units, and the levels at which it may stop
+scoring              the removal order of each group, with its errors
+alignment            times of layers on this machine, and the channel multiple that runs fastest
+work                 what a graph costs without some units, and the levels that pay best
+budgets              how many units each group loses under a budget
+run                  one run of prune-channels
 
 **Why does `prune-channels` keep a channel?** `onnxslim groups MODEL` prints the reasons, and the
 report of a run has them as skips. To find where a reason comes from, follow it backwards:

@@ -3,9 +3,10 @@
     groups = channel_groups(graph)
     shrink(rewriter, groups, gone)
 
-A *unit* is the least that can leave: a channel of every tensor on which its names lie. A *group*
-holds the layers that write units in common, all the units that they write, and the layers that read
-them. What may change here: what is told of a group.
+A *unit* is the least that can leave: a channel of every tensor that has its labels. A *group* holds
+the layers that write units in common, all the units that they write, and the layers that read them.
+
+Owns: groups, and the cut. Not here: how units are found (see `units`), which leave (see `scoring`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxslim.channels import rules_elementwise, rules_layers, rules_movement, rules_parts
+from onnxslim.channels import (
+    rules_elementwise,
+    rules_layers,
+    rules_movement,
+    rules_normalization,
+    rules_parts,
+)
 from onnxslim.channels.cutting import Cutter, Mask, Removal
 from onnxslim.channels.labels import labelled_axes
 from onnxslim.channels.tracing import (
@@ -36,6 +43,7 @@ from onnxslim.graph.rewrite import Rewriter
 
 RULES: Final[Mapping[str, ChannelRule]] = {
     **rules_layers.RULES,
+    **rules_normalization.RULES,
     **rules_elementwise.RULES,
     **rules_movement.RULES,
     **rules_parts.RULES,
@@ -47,14 +55,14 @@ class ChannelGroup:
     """Layers that write units in common.
 
     Attributes:
-        name: of the first layer that writes them.
+        name: the label of the first layer that writes the units.
         units: numbers of all units, in the order of the first writer's channels.
-        writers: whose outputs they are.
-        readers: whose inputs they are.
+        writers: layers whose outputs are the units.
+        readers: layers whose inputs are the units.
         channelwise: nodes in between with parameters for each channel (depthwise Conv,
         normalization),
-            with the names of what they pass.
-        pins: reasons why units must stay, with the number of units for each.
+            with the labels of these channels.
+        pins: reasons why units must stay, with the number of units that each keeps.
         weightless_readers: nodes that use up units without weights (a product of two activations).
     """
 
@@ -77,8 +85,8 @@ class Channels:
     """All groups of a graph.
 
     Attributes:
-        trace: what the sweep left, for cutting.
-        units: which names leave together.
+        trace: what the sweep over the graph has found.
+        units: which channels leave together.
     """
 
     trace: ChannelTrace
@@ -91,7 +99,7 @@ class Channels:
 
     @cached_property
     def slices(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """Units along every labelled_axes axis: of each of these at least one must stay."""
+        """The units along each labelled axis, once each: at least one of every entry must stay."""
         found: dict[bytes, npt.NDArray[np.int64]] = {}
         for labels in self.trace.labels.values():
             for array in labels:
@@ -100,15 +108,15 @@ class Channels:
                     others = tuple(ax for ax in range(array.ndim) if ax != axis)
                     spread = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)
                     if others and not (spread == spread[:, :1]).all():
-                        continue  # told by the position along another axis
+                        continue  # the position along another axis says which unit it is
                     own = np.unique(spread[:, 0])
-                    if own[0] >= 0:  # what has no name stays anyway
+                    if own[0] >= 0:  # a channel without a label stays anyway
                         found.setdefault(own.tobytes(), own)
         return tuple(found.values())
 
 
 def channel_groups(graph: gs.Graph) -> Channels:
-    """Follow all channels of the main graph.
+    """The channel groups of the main graph.
 
     Args:
         graph: with inferred shapes, nodes in topological order.
@@ -159,8 +167,8 @@ def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
 
     Args:
         rewriter: of that graph.
-        channels: its groups.
-        gone: for each unit whether it leaves; none of them pinned, and no slice left empty.
+        channels: the groups of that graph.
+        gone: whether each unit leaves, (units,).
 
     Raises:
         ValueError: a pinned unit is to leave, or a tensor would lose its last channel.

@@ -1,8 +1,8 @@
-"""Operators that treat every position by itself, or all positions of an axis together.
+"""How labels go through operators that treat every position, or all positions of an axis, alike.
 
-Names that meet at one position of an elementwise operator leave together; a constant operand is cut
-where the names are. Reductions, Softmax and pooling go over positions of some axes: names along
-other axes pass.
+Channels that meet at one position of an elementwise operator leave together; a constant operand is
+cut where the labels are. Reductions, Softmax and pooling go over positions of some axes: labels
+along other axes pass.
 """
 
 from __future__ import annotations
@@ -117,25 +117,13 @@ _POOL: Final = (
 
 
 def unary(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Every output has the names of the first input."""
+    """Every output has the labels of the first input."""
     labels = tracer.labels(node.inputs[0])
     return tuple(labels for _ in node.outputs)
 
 
-def local_response(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """LRN divides each channel by the energy of its neighbours: those that stay close ranks.
-
-    The one operator that is followed although cutting is not the same as masking.
-    """
-    labels = tracer.labels(node.inputs[0])
-    for array in labels:
-        if 1 in labelled_axes(array):
-            tracer.trace.neighbour_mixers.append((node, array.reshape(-1)))
-    return (labels,)
-
-
 def broadcast(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Names that meet leave together; constants are cut; other operands pin what they meet."""
+    """Merge labels that meet, cut constants, and pin labels that meet any other operand."""
     operands = [(i, t) for i, t in enumerate(node.inputs) if t.name]
     if not any(tracer.labels(tensor) for _, tensor in operands):
         return ()
@@ -156,7 +144,7 @@ def broadcast(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 def _meet(
     node: Node, tracer: ChannelTracer, tensor: gs.Tensor, labels: ChannelLabels, rank: int
 ) -> None:
-    """Pin names that meet a tensor without names where it is not broadcast."""
+    """Pin labels that meet an axis of `tensor` that has none and is not broadcast."""
     shape = tracer.shape(tensor)
     whole: Shape = (*(1,) * (rank - len(shape)), *shape)
     own = {axis for f in tracer.labels(tensor) for axis in labelled_axes(with_rank(f, rank))}
@@ -170,14 +158,14 @@ def _meet(
 def mixed(
     node: Node, tracer: ChannelTracer, axes: Sequence[int], tensor: gs.Tensor | None = None
 ) -> ChannelLabels:
-    """Names on the first input after it was mixed along `axes`."""
+    """The labels of `tensor`, by default the first input, after it was mixed along `axes`."""
     labels = tracer.labels(tensor or node.inputs[0])
     why = f"`{node_label(node)}` ({node.op}) goes over them"
     return tracer.collapsed(labels, frozenset(axes), why)
 
 
 def reduce(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Reductions; names along the axes that are left pass."""
+    """Reductions let labels along other axes pass."""
     if not tracer.labels(node.inputs[0]):
         return ()
     rank = tracer.rank(node.inputs[0])
@@ -200,7 +188,7 @@ def _without_axes(labels: ChannelLabels, axes: Sequence[int], *, keepdims: bool)
 
 
 def arg_reduce(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """ArgMax and ArgMin."""
+    """ArgMax and ArgMin let labels along other axes pass."""
     if not tracer.labels(node.inputs[0]):
         return ()
     axis = int(node.attrs.get("axis", 0)) % tracer.rank(node.inputs[0])
@@ -209,7 +197,7 @@ def arg_reduce(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def softmax(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Softmax and its like; before opset 13 over all axes from `axis` on."""
+    """Softmax and its like go over one axis; before opset 13 over all axes from `axis` on."""
     if not tracer.labels(node.inputs[0]):
         return ()
     rank = tracer.rank(node.inputs[0])
@@ -219,7 +207,7 @@ def softmax(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def top_k(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """TopK sorts along one axis; both outputs have the names along the others."""
+    """TopK sorts along one axis; both outputs have the labels along the others."""
     if not tracer.labels(node.inputs[0]):
         return ()
     axis = int(node.attrs.get("axis", -1)) % tracer.rank(node.inputs[0])
@@ -228,7 +216,7 @@ def top_k(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def triangle(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Trilu looks at the places along the last two axes."""
+    """Trilu depends on the positions along the last two axes."""
     if not tracer.labels(node.inputs[0]):
         return ()
     rank = tracer.rank(node.inputs[0])
@@ -257,7 +245,7 @@ def pool(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def quantize(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """QuantizeLinear and DequantizeLinear of an activation, with a scale for all or for each."""
+    """QuantizeLinear and DequantizeLinear have one scale, or one for each channel."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -291,7 +279,6 @@ RULES: Final[Mapping[str, ChannelRule]] = {
     **dict.fromkeys(("Hardmax", "LogSoftmax", "Softmax"), softmax),
     **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), quantize),
     "CumSum": cum_sum,
-    "LRN": local_response,
     "TopK": top_k,
     "Trilu": triangle,
 }

@@ -1,7 +1,7 @@
-"""Operators that mix channels: layers with weights, products of activations.
+"""How labels go through operators that mix channels: layers with weights, products of activations.
 
-A layer with a constant weight ends the names of its inputs (it *reads* them) and makes new ones for
-its outputs (it *writes* them). What it needs of its weight is in the edits.
+A layer with a constant weight *reads* the channels of its input, whose labels end there, and
+*writes* channels with new labels. Its weight is cut along both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _layer(node: Node, tracer: ChannelTracer) -> WeightLayer:
 
 
 def _channel_ids(node: Node, tracer: ChannelTracer, tensor: gs.Tensor) -> Ids | None:
-    """Names along the axis of channels; those along others are pinned or joined."""
+    """The labels along the axis of channels; labels along other axes are pinned or merged."""
     labels = tracer.labels(tensor)
     if not labels:
         return None
@@ -55,7 +55,7 @@ def _channel_ids(node: Node, tracer: ChannelTracer, tensor: gs.Tensor) -> Ids | 
 
 
 def conv(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Conv and ConvTranspose, with any number of groups."""
+    """Conv and ConvTranspose read and write channels; a depthwise Conv passes them on."""
     layer = _layer(node, tracer)
     inputs = _channel_ids(node, tracer, node.inputs[0])
     groups, rank = layer.groups, len(layer.holder.stored.shape)
@@ -76,7 +76,7 @@ def conv(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def _is_depthwise(layer: WeightLayer) -> bool:
-    """Whether each input channel has outputs of its own."""
+    """Whether each input channel has its own outputs."""
     return layer.groups > 1 and layer.columns == int(np.prod(layer.holder.stored.shape[2:]))
 
 
@@ -90,14 +90,14 @@ def _dense(
 
 
 def _weight_axes(layer: WeightLayer) -> tuple[int, int]:
-    """Axes of outputs and of inputs of the stored weight."""
+    """The axis of the outputs and the axis of the inputs of the stored weight."""
     return (1, 0) if layer.swapped else (0, 1)
 
 
 def _depthwise(
     node: Node, tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None
 ) -> Sequence[ChannelLabels]:
-    """Each input channel has outputs of its own: they leave with it."""
+    """Each input channel has its own outputs, which leave with it."""
     if inputs is None:
         return ()
     outputs = np.repeat(inputs, layer.rows)
@@ -133,7 +133,7 @@ def _remember(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, out
 
 
 def _share(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
-    """Layers with one weight keep the same along each axis of it, so that it stays one."""
+    """Merge the channels of layers that share a weight, so that one weight still serves all."""
     users = dict.fromkeys(user for user in layer.weight_tensor.outputs if user is not layer.node)
     own = dict(zip(_weight_axes(layer), (outputs, inputs), strict=True))
     for user in users:
@@ -151,7 +151,7 @@ def _share(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, output
 
 
 def _swept(tracer: ChannelTracer, layer: WeightLayer) -> dict[int, Ids | None] | None:
-    """Names along the axes of the stored weight of a layer that was passed."""
+    """The labels along each axis of the stored weight; None before the sweep reaches the layer."""
     trace = tracer.trace
     written = [member for member in trace.writers if member.node is layer.node]
     if not written:
@@ -169,14 +169,14 @@ def _keep_alike(tracer: ChannelTracer, a: Ids | None, b: Ids | None, why: str) -
         tracer.merge(a, b, why)
 
 
-def _pin_both(tracer: ChannelTracer, names: Sequence[Ids | None], why: str) -> None:
-    for ids in names:
+def _pin_both(tracer: ChannelTracer, both: Sequence[Ids | None], why: str) -> None:
+    for ids in both:
         if ids is not None:
             tracer.pin(ids, why)
 
 
 def gemm(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Gemm with a constant weight on either side."""
+    """Gemm reads and writes channels; its constant weight may be on either side."""
     layer = _layer(node, tracer)
     if is_present(node, 2) and const_value(node.inputs[2]) is None:
         raise Untraceable("its bias is computed at run time")
@@ -190,7 +190,7 @@ def gemm(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     _remember(tracer, layer, inputs, outputs)
     result: ChannelLabels = (along_axis(outputs, out_axis, 2),)
     rest = _kept_rows(tracer.labels(data), read_axis)
-    # names of the rows go on along the output's other axis
+    # labels of the rows go on along the output's other axis
     result += tuple(
         along_axis(array.reshape(-1), 1 - out_axis, 2) for array in rest if array.size > 1
     )
@@ -200,7 +200,7 @@ def gemm(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def _vector_ids(node: Node, tracer: ChannelTracer, tensor: gs.Tensor, axis: int) -> Ids | None:
-    """Names of the inputs of a product, along `axis`; joined over other axes they also label."""
+    """The labels of the inputs of a product along `axis`, merged over other axes of their array."""
     labels = [f for f in tracer.labels(tensor) if axis in labelled_axes(f)]
     if not labels:
         return None
@@ -214,7 +214,7 @@ def _kept_rows(labels: ChannelLabels, axis: int) -> ChannelLabels:
 
 
 def matmul(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """MatMul with a constant matrix on either side, or of two activations."""
+    """MatMul with a constant matrix on either side reads and writes channels."""
     layer = tracer.layers.get(node)
     if layer is None:
         if not any(tracer.labels(tensor) for tensor in node.inputs):
@@ -237,9 +237,10 @@ def matmul(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def _product(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """A·B of two activations: names along the sum must agree; those of rows and columns go on.
+    """A·B of two activations: labels along the sum are merged, those of rows and columns go on.
 
-    Names that also depend on the matrix of a stack (the head of attention) leave as a whole.
+    Labels along the sum that also depend on the matrix of a stack (the head of attention) leave as
+    a whole, together with the matrix.
     """
     a, b = node.inputs
     shapes = tracer.shape(a), tracer.shape(b)
@@ -268,7 +269,7 @@ def _product(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 def _met(
     node: Node, tracer: ChannelTracer, summed: list[list[LabelArray]], rank: int, why: str
 ) -> ChannelLabels:
-    """Names that meet in the sum, and what is left of them on the axes of the stack."""
+    """Merge labels that meet in the sum; the labels that are left along axes of the stack."""
     parts: list[LabelArray] = []
     for side in summed:
         # rows of one operand do not exist in the other
@@ -288,7 +289,7 @@ def _check_stacks(
     rank: int,
     labels: Sequence[LabelArray],
 ) -> None:
-    """Pin names of a stack of matrices where the other operand has as many that must stay."""
+    """Pin labels along axes of the stack where an operand has as many matrices without labels."""
     for tensor in tensors:
         shape = tracer.shape(tensor)
         shape = (*(1,) * (rank - len(shape)), *shape)
@@ -299,99 +300,11 @@ def _check_stacks(
                     tracer.pin(array, f"`{tensor.name}` has as many matrices, which must stay")
 
 
-def batch_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """One scale, shift, mean and variance for each channel."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
-    if any(const_value(tensor) is None for tensor in node.inputs[1:5]):
-        raise Untraceable("its parameters are computed at run time")
-    if any(tensor.name for tensor in node.outputs[1:]):
-        raise Untraceable("it is in training mode")
-    return (_per_channel(node, tracer, labels, operands=(1, 2, 3, 4)),)
-
-
-def _per_channel(
-    node: Node, tracer: ChannelTracer, labels: ChannelLabels, operands: Sequence[int]
-) -> ChannelLabels:
-    for array in labels:
-        if _CHANNELS in labelled_axes(array):
-            for operand in operands:
-                tracer.slice_operand(node, operand, 0, array, _CHANNELS)
-            tracer.trace.channelwise.append((node, array.reshape(-1)))
-    return labels
-
-
-def instance_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Each channel is normalized by itself."""
-    labels = _normalized(node, tracer, range(2, 99))
-    if not labels:
-        return ()
-    if any(const_value(tensor) is None for tensor in node.inputs[1:3]):
-        raise Untraceable("its parameters are computed at run time")
-    return (_per_channel(node, tracer, labels, operands=(1, 2)),)
-
-
-def _normalized(node: Node, tracer: ChannelTracer, axes: Sequence[int]) -> ChannelLabels:
-    labels = tracer.labels(node.inputs[0])
-    why = f"`{node_label(node)}` ({node.op}) normalizes over them"
-    return tracer.collapsed(labels, frozenset(axes), why)
-
-
-def group_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """The channels of a group are normalized together, so they leave together."""
-    labels = _normalized(node, tracer, range(2, 99))
-    ids = ids_along(labels, _CHANNELS)
-    if ids is None:
-        return (labels,) if labels else ()
-    if any(const_value(tensor) is None for tensor in node.inputs[1:3]):
-        raise Untraceable("its parameters are computed at run time")
-    groups = int(node.attrs["num_groups"])
-    grid = ids.reshape(groups, -1)
-    first = np.broadcast_to(grid[:, :1], grid.shape)
-    tracer.merge(first, grid, f"`{node_label(node)}` normalizes them with others that must stay")
-    tracer.trace.edits.append(CountAttribute(node, "num_groups", grid[:, 0]))
-    for operand in (1, 2):
-        stored = const_value(node.inputs[operand])
-        assert stored is not None
-        per_group = stored.shape[0] == groups and groups != len(ids)
-        tracer.slice_operand(node, operand, 0, grid[:, 0] if per_group else ids, 0)
-    return (labels,)
-
-
-def layer_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """All that is normalized together leaves together, and so mostly not at all."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
-    rank = tracer.rank(node.inputs[0])
-    axis = int(node.attrs.get("axis", -1)) % rank
-    return (_normalized(node, tracer, range(axis, rank)),)
-
-
-def normalize_axes(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """MeanVarianceNormalization and LpNormalization."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
-    rank = tracer.rank(node.inputs[0])
-    default = (0, 2, 3) if node.op == "MeanVarianceNormalization" else (-1,)
-    axes = node.attrs.get("axes", default)
-    if node.op == "LpNormalization":
-        axes = (int(node.attrs.get("axis", -1)),)
-    return (_normalized(node, tracer, [int(axis) % rank for axis in axes]),)
-
-
 RULES: Final[Mapping[str, ChannelRule]] = {
-    "BatchNormalization": batch_normalization,
     "Conv": conv,
     "ConvTranspose": conv,
     "Gemm": gemm,
-    "GroupNormalization": group_normalization,
-    "InstanceNormalization": instance_normalization,
-    "LayerNormalization": layer_normalization,
-    "LpNormalization": normalize_axes,
     "MatMul": matmul,
-    "MeanVarianceNormalization": normalize_axes,
-    "RMSNormalization": layer_normalization,
 }
 
 __all__ = ["RULES"]

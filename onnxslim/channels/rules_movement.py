@@ -1,4 +1,4 @@
-"""Operators that rearrange, repeat or pad whole tensors: labels go where the values go.
+"""How labels go through operators that rearrange, repeat or pad: where the values go.
 
 Lists of sizes that an operator is told follow the labels (see `rules_sizes`).
 """
@@ -37,7 +37,7 @@ _RESHAPE_INPUT_SINCE: Final = 5  # the opset in which sizes are an input
 
 
 def transpose(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Names move with the axes."""
+    """Labels move with the axes."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -46,7 +46,7 @@ def transpose(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def reshape(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Reshape, Flatten, Squeeze and Unsqueeze."""
+    """Reshape, Flatten, Squeeze and Unsqueeze split and join axes."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -68,10 +68,10 @@ def reshape(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def _shuffle(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> bool:
-    """Whether Reshape, Transpose and Reshape only put the channels in another order.
+    """Whether Reshape, Transpose and Reshape together only reorder the channels.
 
-    Such a shuffle is then followed as one step, and becomes a Gather if channels leave: the two
-    inner shapes need not be kept rectangular.
+    Such a shuffle is followed as one step, and becomes a Gather if channels leave, so that the two
+    shapes in between need not stay rectangular.
     """
     swap = _only_user(tracer, node, "Transpose")
     last = None if swap is None else _only_user(tracer, swap, "Reshape", "Flatten")
@@ -107,14 +107,14 @@ def _only_user(tracer: ChannelTracer, node: Node, *ops: str) -> Node | None:
 def _patch_unlabelled(
     node: Node, tracer: ChannelTracer, before: ChannelLabels, after: ChannelLabels
 ) -> None:
-    """Where names vanish although the input had some, sizes could not follow."""
+    """Pin all labels if some are lost: the sizes could not follow them."""
     if sum(array.size > 1 for array in before) != len(after):
         for array in before:
             tracer.pin(array, f"`{node_label(node)}` ({node.op}) hides them")
 
 
 def expand(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Names are repeated along new and stretched axes by broadcasting."""
+    """Expand adds axes and stretches axes of size 1, along which labels are the same."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -129,7 +129,7 @@ def expand(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def tile(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Names are repeated."""
+    """Tile repeats labels with the channels."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -147,7 +147,7 @@ def tile(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def pad(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """What is added along an axis of channels has no name."""
+    """Pad adds channels without labels."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -173,7 +173,7 @@ def pad(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def resize(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Resize and Upsample, which leave channels as they are."""
+    """Resize and Upsample leave channels as they are."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -187,14 +187,14 @@ def resize(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
             rank = len(shape)
             listed = {int(axis) % rank for axis in node.attrs["axes"]}
             if any(labelled_axes(array) & listed for array in labels):
-                raise Untraceable("its sizes name channels")
+                raise Untraceable("its sizes are those of channels")
         else:
             patch_sizes(node, tracer, 3, labels)
     return (labels,)
 
 
 def depth_to_space(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """The channels that make one channel of the output leave together."""
+    """The channels of the input that make one channel of the output leave together."""
     ids = _only_channels(node, tracer)
     if ids is None:
         return ()
@@ -207,7 +207,7 @@ def depth_to_space(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]
 
 
 def space_to_depth(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Every channel of the output has the name of the channel it comes from."""
+    """Every channel of the output has the label of the channel that it comes from."""
     ids = _only_channels(node, tracer)
     if ids is None:
         return ()
@@ -217,12 +217,12 @@ def space_to_depth(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]
 def _only_channels(node: Node, tracer: ChannelTracer) -> np.ndarray | None:
     labels = tracer.labels(node.inputs[0])
     if any(labelled_axes(array) != {1} for array in labels):
-        raise Untraceable("names lie along its spatial axes")
+        raise Untraceable("channels lie along its spatial axes")
     return ids_along(labels, 1)
 
 
 def spatial_sampler(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """GridSample and RoiAlign pick positions; channels pass."""
+    """GridSample and RoiAlign pick positions of each channel."""
     labels = tracer.labels(node.inputs[0])
     why = f"`{node_label(node)}` ({node.op}) takes them as positions"
     tracer.pin_all(node.inputs[1:], why)

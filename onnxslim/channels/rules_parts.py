@@ -1,4 +1,4 @@
-"""Operators that join, split or pick channels along an axis: Concat, Split, Slice, Gather.
+"""How labels go through Concat, Split, Slice and Gather, which join, split or pick channels.
 
 The sizes, ranges and indices that an operator is told are cut with the channels.
 """
@@ -21,7 +21,7 @@ from onnxslim.graph.operands import const_array, const_value
 
 
 def concat(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Along its axis names follow each other; along others they meet, and constants are cut."""
+    """Concat appends labels along its axis; along other axes they merge, and constants are cut."""
     tensors = list(node.inputs)
     if not any(tracer.labels(tensor) for tensor in tensors):
         return ()
@@ -46,7 +46,7 @@ def _meet_others(
     labels: ChannelLabels,
     axis: int,
 ) -> None:
-    """Along the axes that are not joined, one operand's names are those of all."""
+    """Cut one operand along the axes that are not joined, or pin the labels of the others there."""
     own = {ax for array in tracer.labels(tensor) for ax in labelled_axes(array)}
     for array in labels:
         for at in labelled_axes(array) - own:
@@ -75,7 +75,7 @@ def _concatenated(
 
 
 def split(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Each part has the names of its range."""
+    """Split gives each part the labels of its range."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -100,7 +100,7 @@ def split(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def _at_least_two(tracer: ChannelTracer, node: Node, part: LabelArray) -> list[LabelArray]:
-    """The part of a array; where it is a single channel, that one must stay."""
+    """The part of an array if it labels an axis; a single channel is pinned."""
     if labelled_axes(part):
         return [part]
     tracer.pin(part, f"`{node_label(node)}` ({node.op}) takes it alone")
@@ -108,7 +108,7 @@ def _at_least_two(tracer: ChannelTracer, node: Node, part: LabelArray) -> list[L
 
 
 def slice_(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """The names in the range."""
+    """Slice keeps the labels in its range."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -156,7 +156,7 @@ def _follow_ranges(
     bounds: dict[int, tuple[int, int, int]],
     taken: Mapping[int, np.ndarray],
 ) -> None:
-    """Let the ranges follow; a Slice with steps becomes a Gather if channels leave."""
+    """Let the range follow the labels; a Slice with steps becomes a Gather if channels leave."""
     cuts = [(axis, array) for array in labels for axis in labelled_axes(array) & set(taken)]
     if all(bounds[axis][2] == 1 for axis in taken):
         exact = {ax: (int(at[0]), int(at[0]) + len(at), 1) for ax, at in taken.items()}
@@ -172,7 +172,7 @@ def _follow_ranges(
 
 
 def gather(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """Constant indices move names; a constant table has names for its columns."""
+    """Gather with constant indices picks labels; the columns of a constant table get new ones."""
     data, indices = node.inputs
     if const_value(data) is not None:
         return _embedding(node, tracer)
@@ -208,7 +208,7 @@ def _gathered(
 
 
 def _embedding(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """A table that is looked up by row: its columns are channels."""
+    """An embedding, a constant table that is looked up by row: its columns are channels."""
     table = const_value(node.inputs[0])
     tracer.pin_all([node.inputs[1]], f"they are indices of `{node_label(node)}` (Gather)")
     is_table = table is not None and len(table.shape) == 2 and table.dtype.kind == "f"

@@ -1,8 +1,8 @@
-"""Sizes of axes of channels: those that operators are told, and those that are read.
+"""How sizes of axes of channels follow labels: those that are told, and those that are read.
 
-What `Shape` reads of an axis of channels is followed through Gather, Slice and Concat to where it
-is used. Where that is the size of an axis with the same channels, it is right again when some of
-them have left; everywhere else the channels must stay.
+The size that `Shape` reads of an axis of channels is followed through Gather, Slice and Concat to
+where it is used. If it is used as the size of an axis with the same channels, it follows by itself
+when some of them leave; otherwise the channels must stay.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from onnxslim.graph.operands import const_array
 _SIZES_OPERAND: Final = {"Expand": 1, "Reshape": 1, "Resize": 3}
 _SAME_ELEMENTS: Final = ("Cast", "Identity", "Squeeze", "Unsqueeze")
 
-_Places = dict[int, MeasuredSize]  # what is measured, by its place in a list of sizes
+_Places = dict[int, MeasuredSize]  # sizes that a Shape reads, by their places in a list
 
 
 def patch_sizes(
     node: Node, tracer: ChannelTracer, operand: int, labels: ChannelLabels, offset: int = 0
 ) -> None:
-    """Let the list of sizes at `operand` follow the names on the output.
+    """Let the list of sizes at `operand` follow the labels of the output.
 
     Args:
         node: Reshape, Expand or Resize.
-        tracer: state of the sweep.
-        operand: index of the input.
+        tracer: the state of the sweep.
+        operand: index of the list among the inputs.
         labels: of the output.
-        offset: the axis of the output that the first size is about.
+        offset: the axis of the output that the first size is for.
     """
     places = {axis - offset: f for f in labels for axis in labelled_axes(f) if axis >= offset}
     measured = tracer.measured.get((node, operand), {})
@@ -55,13 +55,13 @@ def patch_sizes(
 
 
 def _measures(measure: MeasuredSize, array: np.ndarray, axis: int) -> bool:
-    """Whether what is measured will be as long as an axis."""
+    """Whether the size that is read and an axis are of the same channels."""
     alone = labelled_axes(measure.array) == {measure.axis} and labelled_axes(array) == {axis}
     return alone and np.array_equal(measure.array.reshape(-1), array.reshape(-1))
 
 
 def shape_of(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """What is read of axes of channels must be used for the same channels, or they stay."""
+    """Shape pins channels unless the sizes that it reads are used for the same channels."""
     labels = tracer.labels(node.inputs[0])
     if not labels:
         return ()
@@ -93,10 +93,10 @@ def _bound(node: Node, name: str) -> int | None:
 def _uses(
     tensor: gs.Tensor, places: _Places, tracer: ChannelTracer
 ) -> Iterator[tuple[tuple[Node, int], _Places]]:
-    """Lists of sizes in which something measured comes to lie.
+    """The operands of Reshape, Expand and Resize that get sizes which were read, with their places.
 
     Raises:
-        Untraceable: it is used in another way.
+        Untraceable: a size is used in another way.
     """
     if not places:
         return
@@ -114,7 +114,7 @@ def _uses(
 
 
 def _moved(user: Node, index: int, places: _Places, tracer: ChannelTracer) -> _Places:
-    """Where measured elements come to lie in what a node makes of a list."""
+    """The places of sizes that were read in the list that a node makes of another list."""
     if user.is_onnx and user.op in _SAME_ELEMENTS and index == 0:
         return places
     if user.is_onnx and user.op == "Concat":
@@ -125,7 +125,7 @@ def _moved(user: Node, index: int, places: _Places, tracer: ChannelTracer) -> _P
 
 
 def _order(user: Node, index: int, tracer: ChannelTracer) -> list[int]:
-    """Which elements of its first input a node picks."""
+    """The places of the elements that a Gather or a Slice picks from its first input."""
     if user.is_onnx and index == 0:
         length = _length(user.inputs[0], tracer)
         if user.op == "Gather" and (indices := const_array(user.inputs[1])) is not None:
@@ -145,7 +145,7 @@ def _length(tensor: gs.Tensor, tracer: ChannelTracer) -> int:
 
 
 def python_slice(start: int, end: int, step: int, size: int) -> slice:
-    """A Slice's range as Python's: an end far below zero means through the first element."""
+    """The range as a Python slice; with a negative step, an end below −size includes place 0."""
     if step < 0 and end < -size:
         return slice(start, None, step)
     return slice(start, end, step)
