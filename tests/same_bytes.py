@@ -193,7 +193,8 @@ def write_models(folder: Path) -> None:
     """The tiny models, LeNet-5 and ShuffleNet as files, each with samples beside it."""
     import numpy as np
 
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+    sys.path.append(str(ROOT))  # for benchmarks; last, so that onnxslim is the one PYTHONPATH names
     import onnx
     from exit_nets import classifier
     from layer_nets import dense_net, residual_net
