@@ -1,7 +1,9 @@
-"""Run times of models measured in turn: A B A B ..., so that a busy machine is fair to both.
+"""Time models in turn, A B A B ..., so that a busy machine slows both alike.
 
-What may change here: how long, how often and in which order models run. A ratio comes with the
-interval in which it lies; a difference inside the interval is no difference.
+Every ratio comes with a 95 % confidence interval; a difference inside it counts as none.
+
+Owns: how long, how often and in which order models run. Not here: what a model runs on (see
+`workload`), and remembering answers (see `stopwatch`).
 """
 
 from __future__ import annotations
@@ -21,32 +23,32 @@ from onnxslim.runtime.explain import explain
 
 Run = Callable[[], object]
 
-BUDGET_S: Final = 2.0  # for each pair of models
+BUDGET_S: Final = 2.0  # seconds for each pair of models
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
-SLOW_S: Final = 30.0  # where seven rounds would take longer than this, fewer do
+SLOW_S: Final = 30.0  # fewer than seven rounds when those would take longer than this
 FEWEST_ROUNDS: Final = 3
-BLOCK_S: Final = 2e-4  # shorter runs are repeated until the clock's resolution is no matter
+BLOCK_S: Final = 2e-4  # shorter runs are repeated, so that the clock's resolution is negligible
 MAX_REPEATS: Final = 100
 WARM_UPS: Final = 3
-SESSION_SPREAD: Final = 0.01  # two sessions of one model differ by this much in memory layout alone
-SESSION_SETS: Final = 5  # of small models: they differ by more
-OTHER_WORK: Final = 16 << 20  # bytes read between runs: more than a core has in caches of its own
+SESSION_SPREAD: Final = 0.01  # memory layout alone makes two sessions of one model differ by this
+SESSION_SETS: Final = 5  # sessions opened for each small model: these differ by more
+OTHER_WORK: Final = 16 << 20  # bytes read between runs: more than the caches of one core hold
 
 
 def time_many(
     runs: Sequence[Run], *, seed: int = 0, budget_s: float = BUDGET_S, cold: bool = True
 ) -> np.ndarray:
-    """Milliseconds of every run, shape (models, rounds), from rounds in which each model runs once.
+    """Milliseconds of every run, (models, rounds): each model runs once in each round.
 
-    The order inside a round is drawn anew for each, so that no model always follows the same one.
+    The order inside a round is drawn anew, so that no model always follows the same one.
 
     Args:
-        runs: one for each model.
-        seed: of that order.
+        runs: one function for each model.
+        seed: seed of the order.
         budget_s: seconds for each pair of models.
-        cold: other data is read before each run, as by the application that a model runs in. A
-            small model called in a loop finds its weights in the cache, which hides what fewer
-            bytes are worth; more so the fewer models take turns. False for a part of a model: its
+        cold: read other data before each run, as the application around a model does. A small
+            model called in a loop finds its weights in the cache, which hides the gain of fewer
+            bytes, most of all when few models take turns. False for a part of a model, whose
             inputs have just been written.
 
     Raises:
@@ -69,14 +71,14 @@ def time_sessions(
     seed: int = 0,
     budget_s: float = BUDGET_S,
 ) -> np.ndarray:
-    """As `time_many`, with sessions opened anew as long as the budget lasts.
+    """As `time_many`, opening new sessions as long as the budget lasts.
 
-    Two hundred runs of a small model are over in an instant, and where the memory of its session
-    happens to lie moves them by a tenth.
+    The memory layout of one session can move the run time of a small model by a tenth, so several
+    sessions share the budget.
 
     Args:
         opened: opens one session for each model.
-        seed: of the order of runs.
+        seed: seed of the order of runs.
         budget_s: seconds for each pair of models.
 
     Raises:
@@ -90,7 +92,11 @@ def time_sessions(
 
 
 def compare_times(before_ms: np.ndarray, after_ms: np.ndarray) -> LatencyPair:
-    """What two rows of `time_many` say about each other."""
+    """Latency of two models and the interval of their ratio, from two rows of `time_many`.
+
+    Rounds are paired, so that whatever slows a whole round cancels. The interval is never narrower
+    than `SESSION_SPREAD`.
+    """
     low, ratio, high = median_interval(before_ms / after_ms)
     return LatencyPair(
         summarise(before_ms),
@@ -102,13 +108,13 @@ def compare_times(before_ms: np.ndarray, after_ms: np.ndarray) -> LatencyPair:
 
 
 def confirm(measurements: Sequence[np.ndarray]) -> LatencyPair:
-    """What several measurements, each with sessions of its own, say together.
+    """Combine several measurements of one pair of models, each with sessions of its own.
 
-    The bounds enclose those of all, so a difference is one only where every one shows it: on a busy
-    machine one measurement in a while finds a model slower than itself.
+    The interval encloses all of theirs, so a difference counts only where every measurement shows
+    it: on a busy machine a single one now and then finds a model slower than itself.
 
     Args:
-        measurements: each of shape (2, rounds), in milliseconds.
+        measurements: milliseconds, each (2, rounds).
     """
     parts = [compare_times(*times) for times in measurements]
     pooled = compare_times(*np.hstack(list(measurements)))
@@ -126,13 +132,16 @@ def summarise(times_ms: np.ndarray) -> Latency:
 
 
 def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Lower bound, median, upper bound of the median that `values` are drawn around.
+    """A confidence interval of the true median: lower bound, sample median, upper bound.
 
-    Order statistics: the true median lies below the k-th smallest of n values with the probability
-    P(Binomial(n, 1/2) < k), whatever the distribution. With fewer than six values the interval is
-    all of them, which is a little less than 95 %.
+    Distribution-free, from order statistics (David and Nagaraja, Order Statistics, 2003, section
+    7.1): the true median lies below the k-th smallest of n values with probability
+    P(Binomial(n, 1/2) ≤ k − 1), and by symmetry above the k-th largest. So x₍ₖ₎ and x₍ₙ₊₁₋ₖ₎
+    enclose it with probability 1 − 2·P(Binomial(n, 1/2) ≤ k − 1). With fewer than six values the
+    interval spans all of them, and its confidence is below 95 %.
     """
     ordered = np.sort(values)
+    # the largest k whose tail, P(Binomial(n, 1/2) ≤ k − 1), is at most (1 − confidence) / 2
     n, k, tail = len(ordered), 0, 0.0
     while k < (n - 1) // 2:
         tail += math.comb(n, k) / 2**n
@@ -149,12 +158,13 @@ def _measure(
     between = _other_work() if cold else _nothing
     pause = _warm_up(between)
     seconds = [_warm_up(run) for run in runs]
+    # a cold run cannot be repeated: the second would find its weights in the cache
     repeats = [1 if cold else min(MAX_REPEATS, math.ceil(BLOCK_S / max(s, 1e-9))) for s in seconds]
     a_round = sum(pause + s * repeat for s, repeat in zip(seconds, repeats, strict=True))
     rounds = rounds_within(budget_s, a_round)
     times = np.empty((len(runs), rounds))
     started, done = time.perf_counter(), 0
-    # warm-up may have been lucky: the clock has the last word on how many rounds fit
+    # the warm-up can be too optimistic: the clock decides how many rounds fit
     while done < rounds and not (_is_over(started, budget_s) and done >= MIN_ROUNDS):
         for index in rng.permutation(len(runs)):
             between()
@@ -164,13 +174,13 @@ def _measure(
 
 
 def _other_work() -> Run:
-    """Reads enough to leave nothing of a model in the caches of the core that calls it."""
+    """A function that reads enough to evict a model from the caches of the core."""
     data = np.ones(OTHER_WORK, np.uint8)  # written to: zeros would be one page, mapped many times
     return data.max
 
 
 def _nothing() -> None:
-    """What runs between the runs of parts of a model."""
+    """Runs between the runs of parts of a model, which stay in the cache."""
 
 
 def rounds_within(budget_s: float, a_round_s: float) -> int:
@@ -187,7 +197,7 @@ def _is_over(started: float, budget_s: float) -> bool:
 
 
 def _warm_up(run: Run) -> float:
-    """Seconds of the fastest of the first runs, of which there are fewer when they are slow."""
+    """Seconds of the fastest of the first runs: three, or two when they are slow."""
     best = math.inf
     for done in range(WARM_UPS):
         best = min(best, _time_block(run, 1))

@@ -1,7 +1,11 @@
-"""How far one output of a model departs from that of another, as one number that adds up.
+"""How far an output diverges from that of another model, as one number that adds up over changes.
 
-What may change here: which outputs are class scores. What a pass promises is `promise`'s, what is
-shown to the user `drift`'s.
+For rows of class scores this is the Kullback-Leibler divergence Σ p·(log p − log q), in nats a row
+(Kullback and Leibler 1951); for other values Σ(y − ŷ)² / Σy². Effects of small independent changes
+add up in both, which a search over changes of single layers relies on.
+
+Owns: which outputs are class scores. Not here: what a pass promises (see `promise`), and the
+figures shown to the user (see `drift`).
 """
 
 from __future__ import annotations
@@ -16,16 +20,16 @@ from scipy import special
 from onnxslim.analysis.output_parts import OutputPart
 from onnxslim.services.calibration import Distance
 
-_SUM_TOLERANCE: Final = 1e-2
-_MIN_LOG: Final = -30.0  # of a probability, so that a class without any costs nothing
-_MAX_MARGINS: Final = 1 << 20
+_SUM_TOLERANCE: Final = 1e-2  # how far the sum of probabilities may be from 1
+_MIN_LOG: Final = -30.0  # log-probabilities are clipped here: classes at 0 cost nothing
+_MAX_MARGINS: Final = 1 << 20  # rows whose margins are kept
 
 
 class DivergenceMeter:
-    """Accumulates what `Distance` says of one output.
+    """Accumulates the figures of `Distance` for one output.
 
     Args:
-        may_be_logits: whether rows that are no probabilities may be scores of classes.
+        may_be_logits: whether rows that are no probabilities may be class scores.
     """
 
     def __init__(self, *, may_be_logits: bool = True) -> None:
@@ -37,7 +41,7 @@ class DivergenceMeter:
         self._changes = 0.0
 
     def update(self, reference: np.ndarray, found: np.ndarray) -> None:
-        """Add a batch. Arrays of another shape, or no numbers, are infinitely far away."""
+        """Add a batch. An array of another shape, or a NaN, is infinitely far away."""
         if reference.dtype.kind not in "fiub" and reference.dtype.itemsize != 2:
             return
         if reference.shape != found.shape:
@@ -74,6 +78,8 @@ class DivergenceMeter:
         """See `Distance`."""
         if not self._rows:
             return None
+        # a row keeps its class while its margin stays above 0; with margins that move by a normal
+        # error of this spread, that has probability Φ(margin / spread)
         margins = np.concatenate(self._margins)
         spread = math.sqrt(self._changes / max(1, len(margins)))
         return float(special.ndtr(margins / spread).mean()) if spread else 1.0
@@ -91,6 +97,7 @@ class DivergenceMeter:
         rows = np.arange(len(ref))
         self._rows += len(ref)
         self._agreeing += int(np.count_nonzero(ref.argmax(axis=1) == new.argmax(axis=1)))
+        # Kullback-Leibler divergence of the class probabilities, Σ p·(log p − log q)
         if self._form == "logits":
             logs = [_log_softmax(ref), _log_softmax(new)]
         else:
@@ -98,6 +105,7 @@ class DivergenceMeter:
         p, q = (np.fmax(x, _MIN_LOG) for x in logs)
         self._nats += max(0.0, float((np.exp(p) * (p - q)).sum()))
         if sum(map(len, self._margins)) < _MAX_MARGINS:
+            # margin: log-odds of the best class against the second, before and after
             best, second = np.argsort(p, axis=1)[:, :-3:-1].T
             margin, now = (x[rows, best] - x[rows, second] for x in (p, q))
             self._margins.append(margin)
@@ -105,10 +113,10 @@ class DivergenceMeter:
 
 
 class OutputDivergence:
-    """That of one output; of each of its parts, where it is joined from several.
+    """Divergence of one output; of each of its parts where the output is joined from several.
 
     Attributes:
-        meters: of the parts, or of the whole.
+        meters: one for each part, or a single one for the whole output.
     """
 
     def __init__(self, parts: Sequence[OutputPart]) -> None:
@@ -138,7 +146,7 @@ def combined_distance(meters: Sequence[DivergenceMeter]) -> Distance:
 
 
 def _form(output: np.ndarray, *, may_be_logits: bool) -> str:
-    """`probabilities`, `logits` (rows of a matrix that are none) or `values`."""
+    """`probabilities`, `logits` (rows of a matrix that do not sum to 1) or `values`."""
     if output.ndim < 2 or output.shape[-1] < 2 or not output.size:
         return "values"
     sums = output.sum(axis=-1)
@@ -148,6 +156,6 @@ def _form(output: np.ndarray, *, may_be_logits: bool) -> str:
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a row all of whose scores are masked
+    with np.errstate(invalid="ignore"):  # rows whose scores are all masked
         shifted = scores - scores.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -62,7 +62,7 @@ def profile_model(
 
 
 @dataclass
-class _Events:
+class _KernelEvents:
     """What is known of one kernel from its events."""
 
     operator: str
@@ -73,7 +73,7 @@ class _Events:
 
 def _run(
     model: Model, feeds: Feeds, threads: int | None, budget_s: float, folder: Path
-) -> Mapping[str, _Events]:
+) -> Mapping[str, _KernelEvents]:
     """Events by the name of onnxruntime's node, in the order of the first run."""
     options = session_options(optimise=True, threads=threads)
     options.enable_profiling = True
@@ -99,8 +99,8 @@ def _run(
         return _events(json.load(file))
 
 
-def _events(rows: Iterable[dict[str, object]]) -> Mapping[str, _Events]:
-    found: dict[str, _Events] = {}
+def _events(rows: Iterable[dict[str, object]]) -> Mapping[str, _KernelEvents]:
+    found: dict[str, _KernelEvents] = {}
     for row in rows:
         name, about = str(row.get("name", "")), row.get("args")
         if row.get("cat") != "Node" or not name.endswith(_KERNEL) or not isinstance(about, dict):
@@ -109,7 +109,7 @@ def _events(rows: Iterable[dict[str, object]]) -> Mapping[str, _Events]:
         key = f"{name.removesuffix(_KERNEL)}@{about.get('node_index')}"
         if key not in found:
             elements = _elements(about.get("output_type_shape"))
-            found[key] = _Events(str(about.get("op_name")), shapes, elements)
+            found[key] = _KernelEvents(str(about.get("op_name")), shapes, elements)
         found[key].microseconds.append(float(str(row["dur"])))
     return found
 
@@ -123,7 +123,7 @@ def _elements(outputs: object) -> int:
 
 
 def _kernels(
-    events: Mapping[str, _Events], made: _OptimisedGraph, labels: Sequence[str]
+    events: Mapping[str, _KernelEvents], made: _OptimisedGraph, labels: Sequence[str]
 ) -> Iterable[Kernel]:
     alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     kinds = {}

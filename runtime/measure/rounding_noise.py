@@ -1,11 +1,13 @@
-"""How far a model's outputs move when nothing but rounding changes.
+"""How far the outputs of a model move when only rounding changes.
 
-Sums taken in another order round differently. Most models hardly notice; one that ends in TopK,
-NonMaxSuppression or ArgMax over near ties, or that divides by almost nothing, can answer with other
-boxes. A lossless rewrite of such a model moves its outputs by more than any tolerance, and is no
-worse than the next version of onnxruntime would be. So before a rewrite is called broken, the
-input model is asked how much it moves by itself: with onnxruntime's own optimisations off instead
-of on, and with inputs off by one unit in the last place.
+Sums in another order round differently. Most models hardly notice; but a model that ends in TopK,
+NonMaxSuppression or ArgMax over near ties, or that divides by almost nothing, can return other
+boxes. A lossless rewrite of such a model moves its outputs beyond any tolerance, as the next
+version of onnxruntime may. So before a rewrite is rejected, the input model itself is measured
+twice: with onnxruntime's optimisations off instead of on, and with inputs off by one unit in the
+last place.
+
+Owns: which perturbations count as rounding. Not here: tolerances (see `promise`).
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from onnxslim.runtime.measure.promise import is_floating
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Outputs, Session, TensorInfo
 
-FACTOR: Final = 4.0  # a rewrite may move an output by so many times its own noise
-_NUDGES: Final = 2
+FACTOR: Final = 4.0  # a rewrite may move an output by this many times its rounding noise
+_NUDGES: Final = 2  # random perturbations of the inputs
 
 
 class RoundingNoise:
-    """What rounding alone does to each output of a model.
+    """Drift of each output of a model under changes of rounding alone.
 
     Attributes:
-        changes_shape: whether it changes the number of results (as after NonMaxSuppression).
+        changes_shape: whether rounding changes the shape of an output (as NonMaxSuppression can).
     """
 
     def __init__(self) -> None:
@@ -38,13 +40,13 @@ class RoundingNoise:
         self._meters: list[Mapping[str, DriftMeter]] = []
 
     def add(self, session: Session, runs: Iterable[Sample], reference: Sequence[Outputs]) -> None:
-        """Count in one more way of rounding: `runs` in `session`, against `reference`."""
+        """Measure one perturbation: outputs of `session` on `runs`, against `reference`."""
         meters, broken = measure_drift(session, runs, (reference,))
         self.changes_shape = self.changes_shape or broken is not None
         self._meters.append(meters[0])
 
     def explains(self, meters: Mapping[str, DriftMeter], outputs: Sequence[TensorInfo]) -> bool:
-        """Whether every output moved by no more than `FACTOR` times its own noise."""
+        """Whether every output moved by at most `FACTOR` times its rounding noise."""
         return all(
             self._explains(info, meters[info.name]) for info in outputs if info.name in meters
         )
@@ -62,7 +64,7 @@ class RoundingNoise:
 
 
 def nudged(runs: Sequence[Sample], seed: int) -> Iterator[list[Sample]]:
-    """The same samples with every float input off by a unit in the last place, a few times over."""
+    """The samples with every float input off by one unit in the last place, `_NUDGES` times."""
     rng = np.random.default_rng(seed)
     for _ in range(_NUDGES):
         yield [

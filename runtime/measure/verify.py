@@ -39,7 +39,7 @@ ADVICE = "Give samples with --calib, or sizes with --input-shape, to have it ver
 
 
 @dataclass(frozen=True)
-class _Mode:
+class _RunMode:
     """How outputs are computed.
 
     Attributes:
@@ -59,7 +59,7 @@ class _Baseline:
     """A model and what it gives, as far as that was needed."""
 
     model: Model
-    outputs: dict[_Mode, list[Outputs]] = field(default_factory=dict)
+    outputs: dict[_RunMode, list[Outputs]] = field(default_factory=dict)
 
 
 class RuntimeProver:
@@ -210,7 +210,7 @@ class RuntimeProver:
         """
         if not self._verify or not self._is_loadable:
             return
-        mode = _Mode(optimise=True, wide=False)
+        mode = _RunMode(optimise=True, wide=False)
         reference: list[Outputs] = []
         if self._is_comparable:
             previous = self._previous
@@ -293,7 +293,7 @@ class RuntimeProver:
         workload, original = self._workload, self._original
         assert workload is not None
         assert original is not None
-        mode = _Mode(optimise=True, wide=False)
+        mode = _RunMode(optimise=True, wide=False)
         first = session.run(workload.probes[0].feeds)
         again, shape = measure_drift(session, workload.probes[:1], ([first],))
         difference = shape or first_breach(again[0], session.outputs, Fidelity.CLOSE)
@@ -318,15 +318,15 @@ class RuntimeProver:
                     f"Output `{name}` was NaN or infinite on all samples: it proves nothing."
                 )
 
-    def _mode(self, candidate: Model, fidelity: Fidelity) -> _Mode:
+    def _mode(self, candidate: Model, fidelity: Fidelity) -> _RunMode:
         wide = self._workload is not None and self._workload.has_wide
-        return _Mode(
+        return _RunMode(
             optimise=fidelity is not Fidelity.EXACT or not self._is_exact,
             wide=wide and fidelity is Fidelity.LOSSY,
             alone=fidelity is Fidelity.LOSSY and is_branching(candidate),
         )
 
-    def _prepare(self, mode: _Mode) -> _Mode:
+    def _prepare(self, mode: _RunMode) -> _RunMode:
         """Compute what both baselines give in `mode`; another mode where onnxruntime cannot."""
         assert self._original is not None
         assert self._previous is not None
@@ -344,14 +344,14 @@ class RuntimeProver:
             return self._prepare(replace(mode, optimise=True))
         return mode
 
-    def _reference(self, baseline: _Baseline, mode: _Mode) -> list[Outputs]:
+    def _reference(self, baseline: _Baseline, mode: _RunMode) -> list[Outputs]:
         if mode not in baseline.outputs:
             with self._open(baseline.model, optimise=mode.optimise) as session:
                 runs = self._runs(mode)
                 baseline.outputs[mode] = [session.run(sample.feeds) for sample in runs]
         return baseline.outputs[mode]
 
-    def _runs(self, mode: _Mode) -> Iterable[Sample]:
+    def _runs(self, mode: _RunMode) -> Iterable[Sample]:
         assert self._workload is not None
         return self._workload.runs(wide=mode.wide, alone=mode.alone)
 
@@ -367,7 +367,7 @@ class RuntimeProver:
         return None
 
     def _measure(
-        self, candidate: Model, session: Session, mode: _Mode, fidelity: Fidelity
+        self, candidate: Model, session: Session, mode: _RunMode, fidelity: Fidelity
     ) -> Comparison:
         assert self._original is not None
         assert self._previous is not None
@@ -405,7 +405,7 @@ class RuntimeProver:
         self,
         broken: str,
         fidelity: Fidelity,
-        mode: _Mode,
+        mode: _RunMode,
         meters: Mapping[str, DriftMeter] | None,
         session: Session,
     ) -> bool:
@@ -431,7 +431,7 @@ class RuntimeProver:
             self.notes.append(note)
         return True
 
-    def _own_noise(self, mode: _Mode) -> RoundingNoise:
+    def _own_noise(self, mode: _RunMode) -> RoundingNoise:
         if self._noise is None:
             assert self._original is not None
             self._noise = RoundingNoise()

@@ -1,9 +1,11 @@
 """Expose the inner tensors of a model as outputs of a copy of it.
 
-A session of it returns nothing else, and computes nothing that they do not need. A tensor in the
-body of an If leaves it as one more output of the If; the other branch gives an empty tensor, so an
-empty array means that the branch was not taken. What lies in the body of a Loop or a Scan stays
-hidden.
+A session of the copy returns the exposed tensors alone, and computes only what they need. A tensor
+in the body of an If leaves it as an additional output of the If; the other branch returns an empty
+tensor, so an empty array means that the branch was not taken. Tensors in the body of a Loop or a
+Scan cannot be exposed.
+
+Owns: the edits of the copy. Not here: keeping activations (see `activation_cache`).
 """
 
 from __future__ import annotations
@@ -69,8 +71,9 @@ class ExposedTensors:
         if known is not None:
             return known
         place = [*layer.bodies]
+        # start at the graph that computes the tensor: a body may capture it from further out
         while place and not _belongs(tensor, _body(place[-1])):
-            place.pop()  # the body captures it from further out
+            place.pop()
         outer = tensor
         while place:
             node, body = place.pop()
@@ -90,12 +93,14 @@ class ExposedTensors:
     def segment(self, ends: Sequence[gs.Tensor], known: Iterable[gs.Tensor]) -> Segment:
         """The nodes to run for `ends` when the `known` tensors are fed."""
         begins = dict.fromkeys(known)
+        # a known tensor whose node has to run anyway, for another output, is not fed; leaving it
+        # out may make more nodes run, so repeat until nothing changes
         while True:
             nodes = ancestors(ends, begins)
             made = [tensor for tensor in begins if any(node in nodes for node in tensor.inputs)]
             if not made:
                 break
-            for tensor in made:  # its node runs anyway, for another of its outputs
+            for tensor in made:
                 del begins[tensor]
         used = {tensor for node in nodes for tensor in needs(node)}
         return Segment(tuple(ends), tuple(t for t in begins if t in used), frozenset(nodes))
@@ -121,7 +126,7 @@ class ExposedTensors:
         graph = self.graph
         whole = (graph.inputs, graph.outputs, graph.nodes)
         for tensor in (*ends, *segment.inputs):
-            tensor.shape = tensor.info = None  # what a file declares may be wrong
+            tensor.shape = tensor.info = None  # declared shapes may be wrong
         for tensor in segment.inputs:
             tensor.shape = None if shapes is None else list(shapes[tensor.name])
         graph.inputs = [*graph.inputs, *segment.inputs]

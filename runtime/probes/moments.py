@@ -1,13 +1,14 @@
 """Second moments of the inputs of weight layers, streamed from calibration samples.
 
-What may change here: how many rows of a map are looked at, and in which order layers are swept.
+The input tensors of the layers become outputs of a copy of the model; their rows x (see `unfold`)
+are accumulated into Σ x and Σ x ⊗ x, in float64. Layers that read the same tensor in the same way
+share one matrix. Memory holds one run, one chunk of rows, and the sums of as many layers as fit
+into `budget_bytes`; the other layers wait for another sweep over the samples.
 
-The layers' input tensors become outputs of a copy of the model; their rows (see `unfold`) go into
-sums in float64. Layers that read the same tensor in the same way share one matrix. Memory holds one
-run, one chunk of rows, and the sums of as many layers as fit into `budget_bytes`; if they do not
-all fit, the samples are gone through again for the rest.
+Products are computed in float64 up to 1024 features, in float32 above (see `products`).
 
-Products are taken in float64 up to 1024 features, above in float32 (see `products`).
+Owns: how many rows of a map are used, and in which order layers are swept. Not here: running the
+model (see `activation_cache`).
 """
 
 from __future__ import annotations
@@ -34,24 +35,24 @@ from onnxslim.runtime.samples.sources import Sample
 from onnxslim.runtime.session import Outputs
 from onnxslim.services.moments import BlockDiagonal, LayerMoments, Second
 
-_EXACT_FEATURES: Final = 1024
-_CHUNK_ITEMS: Final = 1 << 22
-_CHEAP_PRODUCTS: Final = 1 << 24  # a sample, of one layer
-_ROWS_EACH: Final = 200  # of a feature
-_MIN_ROWS: Final = 20000
+_EXACT_FEATURES: Final = 1024  # up to here products are computed in float64
+_CHUNK_ITEMS: Final = 1 << 22  # elements of a chunk of rows
+_CHEAP_PRODUCTS: Final = 1 << 24  # multiplications for one sample and layer that cost little
+_ROWS_EACH: Final = 200  # rows in all, for each feature
+_MIN_ROWS: Final = 20000  # rows in all
 
 
 @dataclass(frozen=True)
 class MomentLimits:
-    """What the sums may cost.
+    """Limits on the memory and the work that moments take.
 
     Attributes:
-        budget_bytes: of all sums held at once; one layer's sums are held whatever they take.
-        max_features: above this, H is kept as a block-diagonal matrix of blocks no larger.
-        patches: rows of one sample that are looked at, drawn with the seed; more where rows are
-            short (as long as features² · rows stays below 2^24).
-        samples: how many there are, where that is known: no more rows of each are then looked at
-            than all together need for `_ROWS_EACH` rows a feature.
+        budget_bytes: size of all sums held at once; the sums of a single layer may exceed it.
+        max_features: above this, H is kept as a block-diagonal matrix of blocks up to this size.
+        patches: rows of one sample to use, drawn with the seed; more where rows are short (as long
+            as features² · rows stays below 2^24).
+        samples: number of samples, where known: each then contributes only its share of
+            `_ROWS_EACH` rows a feature.
     """
 
     budget_bytes: int = 2 << 30
@@ -71,24 +72,24 @@ def stream_moments(
     threads: int | None = None,
     activations: ActivationCaches | None = None,
 ) -> Iterator[LayerMoments | Skip]:
-    """Moments of the weight layers of `model`.
+    """Stream the moments of the weight layers of `model`.
 
     Args:
         model: the model as it is now.
-        samples: starts a new pass over the calibration data; it must give the same every time.
+        samples: starts a new pass over the calibration data, the same samples every time.
         layers: names, as `weight_layers` gives them; None: all.
         reference: the original model: `cross`, `goal` and `energy` tell what its layers of the
             same names return for the same samples.
-        limits: memory and sampling.
-        seed: of the choice of rows.
-        threads: of onnxruntime.
-        activations: kept from earlier calls with the same samples, and for later ones.
+        limits: limits on memory and work.
+        seed: seed of the choice of rows.
+        threads: threads of onnxruntime; None for its own choice.
+        activations: activation caches shared with other calls on the same samples.
 
     Yields:
-        The moments of each layer, or why there are none, a sweep at a time.
+        The moments of each layer, or why there are none, sweep by sweep.
 
     Raises:
-        UsageError: there is no layer of a given name.
+        UsageError: `layers` names a layer that does not exist.
         RuntimeFailure: onnxruntime refuses the model or fails on a sample.
     """
     limits = limits or MomentLimits()
@@ -104,12 +105,12 @@ def stream_moments(
         if why is not None:
             yield Skip(layer.name, why)
             continue
-        # outputs of another branch of an If are not there when the input is
+        # layers in different branches of an If never run together, so they cannot share sums
         place = tuple((node_label(node), body) for node, body in layer.bodies)
         groups.setdefault((id(layer.data_tensor), layer.unfolding, place), []).append(layer)
     with_cross = reference is not None
     for sweep in _sweeps(list(groups.values()), limits, with_cross=with_cross):
-        streams = _Streams(listing, original, sweep, limits)
+        streams = _MomentSweep(listing, original, sweep, limits)
         streams.run(samples(), activations, seed, threads)
         yield from streams.results()
 
@@ -143,7 +144,7 @@ def _why_not(layer: WeightLayer, original: ExposedTensors | None) -> str | None:
 def _sweeps(
     groups: list[list[WeightLayer]], limits: MomentLimits, *, with_cross: bool
 ) -> Iterator[list[list[WeightLayer]]]:
-    """Layers in order, as many at a time as the budget allows."""
+    """Groups of layers in graph order, as many in a sweep as the budget allows."""
     sweep: list[list[WeightLayer]] = []
     taken = 0
     for group in groups:
@@ -168,7 +169,7 @@ def _sum_bytes(group: list[WeightLayer], limits: MomentLimits, *, with_cross: bo
 
 
 def _blocks(features: int, largest: int) -> list[slice]:
-    """Near-equal ranges, none above `largest`."""
+    """Near-equal ranges that cover all features, none longer than `largest`."""
     count = -(-features // largest)
     edges = [round(i * features / count) for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
@@ -178,8 +179,8 @@ def _blocks(features: int, largest: int) -> list[slice]:
 
 
 @dataclass
-class _Output:
-    """Sums over y of one layer of the reference."""
+class _OutputSums:
+    """Sums over the outputs y of one layer of the reference model."""
 
     layer: WeightLayer
     key: str
@@ -191,13 +192,13 @@ class _Output:
 
 
 @dataclass
-class _Input:
-    """Sums over x of the layers that read one tensor in one way."""
+class _InputSums:
+    """Sums over the inputs x of the layers that read one tensor in the same way."""
 
     layers: list[WeightLayer]
     key: str
     limits: MomentLimits
-    outputs: list[_Output] = field(default_factory=list)
+    outputs: list[_OutputSums] = field(default_factory=list)
     count: int = 0
     seen: int = 0
     thinned: bool = False
@@ -213,7 +214,7 @@ class _Input:
         self.fourths = [FourthSum(first.groups, width) for width in widths]
 
     def cap(self) -> int:
-        """Rows of one sample."""
+        """The most rows of one sample to use."""
         columns = self.layers[0].columns
         cap = max(self.limits.patches, _CHEAP_PRODUCTS // (self.layers[0].groups * columns**2))
         if self.limits.samples is None:
@@ -221,13 +222,15 @@ class _Input:
         return min(cap, -(-max(_ROWS_EACH * columns, _MIN_ROWS) // self.limits.samples))
 
     def add(self, rows: UnfoldedRows, outputs: Sequence[UnfoldedRows], index: np.ndarray) -> None:
-        """Add the rows at `index`."""
+        """Accumulate the rows at `index`, a chunk at a time."""
         size = max(1, _CHUNK_ITEMS // (rows.features * rows.groups))
         dtype = self.seconds[0].dtype
         for start in range(0, len(index), size):
             part = index[start : start + size]
             x = rows.take(part).astype(dtype, copy=False)  # (g, rows, features)
-            with np.errstate(over="ignore", invalid="ignore"):  # `results` tells of it
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # `results` reports values that are not finite
                 self._add_inputs(x)
                 for output, source in zip(self.outputs, outputs, strict=True):
                     y = source.take(part)
@@ -244,7 +247,7 @@ class _Input:
 
     def results(self) -> Iterator[LayerMoments | Skip]:
         """The moments of every layer."""
-        outputs: Sequence[_Output | None] = self.outputs or [None] * len(self.layers)
+        outputs: Sequence[_OutputSums | None] = self.outputs or [None] * len(self.layers)
         finite, seconds, scatters = self._finished()
         made: list[LayerMoments | Skip] = []
         for layer, output in zip(self.layers, outputs, strict=True):
@@ -255,12 +258,12 @@ class _Input:
                 made.append(Skip(layer.name, why))
             else:
                 made.append(self._moments(layer, output, seconds, scatters))
-        del seconds  # from here on only the receiver holds them
+        del seconds  # so that the receiver alone decides how long the matrices live
         while made:
             yield made.pop(0)
 
     def _finished(self) -> tuple[bool, tuple[Second, ...], tuple[np.ndarray, np.ndarray]]:
-        """Whether all is finite, H of each group, and its scatter about zero and about the mean."""
+        """Whether all sums are finite; H of each group; its scatter about zero and the mean."""
         totals = [second.total() for second in self.seconds]
         finite = np.isfinite(self.total).all() and all(np.isfinite(s).all() for s in totals)
         if not self.count or not finite:
@@ -286,7 +289,7 @@ class _Input:
     def _moments(
         self,
         layer: WeightLayer,
-        output: _Output | None,
+        output: _OutputSums | None,
         seconds: tuple[Second, ...],
         scatters: tuple[np.ndarray, np.ndarray],
     ) -> LayerMoments:
@@ -304,7 +307,8 @@ class _Input:
             return known
         bias = output.bias
         raw = output.total / self.count
-        # with b taken off: E[(y − b)xᵀ] and E[(y − b)²]
+        # targets are W·x without the bias b: E[(y − b)xᵀ] = E[yxᵀ] − b·E[x]ᵀ and
+        # E[(y − b)²] = E[y²] − 2b·E[y] + b²
         cross = output.cross.total() / self.count - bias[:, :, None] * mean[:, None, :]
         energy = output.squares / self.count - 2 * bias * raw + bias**2
         return replace(known, cross=cross, goal=raw - bias, energy=energy)
@@ -324,8 +328,8 @@ class _Input:
 # ---------------------------------------------------------------------------- sweeps
 
 
-class _Streams:
-    """One sweep: the sessions, and the sums that they fill."""
+class _MomentSweep:
+    """One sweep over the samples: runs the models, and fills the sums of some layers."""
 
     def __init__(
         self,
@@ -335,10 +339,10 @@ class _Streams:
         limits: MomentLimits,
     ) -> None:
         self.exposed, self.reference = exposed, reference
-        self.inputs: list[_Input] = []
+        self.inputs: list[_InputSums] = []
         for group in sweep:
             first = group[0]
-            item = _Input(group, _exposed_key(exposed, first.data_tensor, first), limits)
+            item = _InputSums(group, _exposed_key(exposed, first.data_tensor, first), limits)
             if reference is not None:
                 item.outputs = [_output(reference, la, exact=item.exact) for la in group]
             self.inputs.append(item)
@@ -350,7 +354,7 @@ class _Streams:
         seed: int,
         threads: int | None,
     ) -> None:
-        """Fill the sums."""
+        """Run all samples and fill the sums."""
         keys = [item.key for item in self.inputs]
         wished_keys = [output.key for item in self.inputs for output in item.outputs]
         with ExitStack() as stack:
@@ -371,34 +375,34 @@ class _Streams:
             array = read(item.key, sample.feeds, seen)
             results = [(o, read(o.key, sample.feeds, wished)) for o in item.outputs]
             if not array.size or any(not result.size for _, result in results):
-                continue  # an If that took the other branch
+                continue  # the If took the other branch
             rows = unfold_input(array, item.unfolding)
             outputs = [unfold_output(result, output.unfolding) for output, result in results]
             if any(output.count != rows.count for output in outputs):
-                continue  # other positions than in the original: nothing to compare
+                continue  # the reference has other positions: its rows have no counterpart
             index = chosen_rows(rows.count, sample.rows, first, item.cap(), seed)
             item.seen += rows.count
             item.thinned = item.thinned or len(index) < rows.count
             item.add(rows, outputs, index)
 
     def results(self) -> Iterator[LayerMoments | Skip]:
-        """What the sums say; frees them as it goes."""
+        """The moments of every layer; frees the sums one by one."""
         while self.inputs:
             yield from self.inputs.pop(0).results()
 
 
 def _exposed_key(exposed: ExposedTensors, tensor: object, layer: WeightLayer) -> str:
     key = exposed.expose(tensor, layer)
-    assert key is not None, layer.name  # `_why_not` has looked
+    assert key is not None, layer.name  # checked by `_why_not`
     return key
 
 
-def _output(reference: ExposedTensors, layer: WeightLayer, *, exact: bool) -> _Output:
+def _output(reference: ExposedTensors, layer: WeightLayer, *, exact: bool) -> _OutputSums:
     twin = reference.layers[layer.name]
     bias = bias_of(twin)
-    assert isinstance(bias, np.ndarray), layer.name  # `_why_not` has looked
+    assert isinstance(bias, np.ndarray), layer.name  # checked by `_why_not`
     shape = (layer.groups, layer.rows)
-    return _Output(
+    return _OutputSums(
         layer,
         _exposed_key(reference, twin.node.outputs[0], twin),
         twin.unfolding,
@@ -410,16 +414,16 @@ def _output(reference: ExposedTensors, layer: WeightLayer, *, exact: bool) -> _O
 
 
 def chosen_rows(count: int, samples: int, first: int, cap: int, seed: int) -> np.ndarray:
-    """Which of `count` rows to look at: up to `cap` of each sample.
+    """The rows of a run to use: up to `cap` of each sample, sorted.
 
-    The choice for a sample depends on its number and on the seed, not on the batch that it is in.
+    The choice for a sample depends on its number and the seed, not on the batch that holds it.
 
     Args:
-        count: rows in this run.
-        samples: samples in this run; their rows follow each other.
-        first: number of the first of them.
+        count: number of rows in this run.
+        samples: number of samples in this run; the rows of one sample are contiguous.
+        first: number of the first sample of the run.
         cap: the most rows of one sample.
-        seed: of the choice.
+        seed: seed of the choice.
     """
     if count <= cap * samples:
         return np.arange(count)

@@ -1,12 +1,12 @@
 """Ranges and histograms of tensors, streamed from calibration samples.
 
-All tensors are watched in one sweep over the samples where what one run returns is small enough,
-else in several; a run takes as many samples as that leaves room for. No activation outlives its
-run: a tensor leaves behind its range and a histogram of fixed size. The range is over all values;
-the histogram of a large tensor counts evenly spread ones, a few million in all, as counting all
-would take longer than computing them.
+One sweep over the samples observes all tensors where the outputs of a run are small enough,
+otherwise several sweeps do; a run takes as many samples as fit beside them. No activation outlives
+its run: a tensor is summarised by its range and a histogram of fixed size. The range covers all
+values; the histogram of a large tensor counts evenly spaced values, a few million in all, because
+counting all of them would take longer than computing them.
 
-What may change here: how much is looked at. What a histogram is, `objective.observations` says.
+Owns: how many values are used. Not here: the histogram itself (see `services.observations`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from onnxslim.services.observations import Histogram, Observation
 
 Batches = Callable[[int], Iterable[Sample]]
 
-_MAX_ROWS: Final = 256  # samples in a run
-_BATCH_BYTES: Final = 16 << 20  # of what a run returns, where it takes several samples
-_SWEEP_BYTES: Final = 192 << 20  # of what a run of one sample returns; the session has as much
-_VALUES: Final = 1 << 22  # of a tensor, that are counted in all, about
-_MIN_VALUES: Final = 1 << 13  # of a tensor in one sample, where it has as many
+_MAX_ROWS: Final = 256  # samples of a run
+_BATCH_BYTES: Final = 16 << 20  # outputs of a run that takes several samples
+_SWEEP_BYTES: Final = 192 << 20  # outputs of a run of one sample; the session holds as much
+_VALUES: Final = 1 << 22  # values of a tensor to count over all samples, about
+_MIN_VALUES: Final = 1 << 13  # values of a tensor to count in one sample, where it has as many
 
 
 def stream_observations(
@@ -48,21 +48,21 @@ def stream_observations(
     threads: int | None = None,
     sweep_bytes: int = _SWEEP_BYTES,
 ) -> Iterator[Observation | Skip]:
-    """What the samples say of the named tensors of the main graph.
+    """Stream ranges and histograms of the named tensors of the main graph.
 
     Args:
         model: the model.
-        batches: starts a pass over the samples, up to so many in one run.
-        tensors: names; graph inputs are welcome.
-        count: samples in all, as far as known.
-        threads: of onnxruntime.
-        sweep_bytes: of all that is returned for one sample; beyond it another sweep is made.
+        batches: starts a pass over the samples, with up to the given number in one run.
+        tensors: names of tensors, graph inputs included.
+        count: number of samples, where known.
+        threads: threads of onnxruntime; None for its own choice.
+        sweep_bytes: the most bytes of outputs for one sample in one sweep.
 
     Yields:
-        One for each distinct name, or why there is none, a sweep at a time.
+        An observation for each distinct name, or why there is none, sweep by sweep.
 
     Raises:
-        UsageError: there is no tensor of a given name.
+        UsageError: `tensors` names a tensor that does not exist.
         RuntimeFailure: onnxruntime refuses the model or fails on a sample.
     """
     exposed = ExposedTensors(model)
@@ -112,8 +112,8 @@ def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
 
 
 @dataclass(frozen=True)
-class _Sweep:
-    """Tensors that are watched at once, with so many samples in a run."""
+class _ObserverSweep:
+    """Tensors that one sweep observes, and the number of samples in each of its runs."""
 
     tensors: tuple[gs.Tensor, ...]
     rows: int
@@ -125,15 +125,18 @@ def _sweeps(
     wanted: Sequence[gs.Tensor],
     sweep_bytes: int,
     threads: int | None,
-) -> list[_Sweep]:
-    """Neighbours together; of the last, as much is computed anew as lies before its tensors."""
+) -> list[_ObserverSweep]:
+    """Sweeps of neighbouring tensors, in graph order.
+
+    Each sweep recomputes the nodes before its tensors, so neighbours share most of that work.
+    """
     first = next(iter(batches(1)))
     shapes = SessionStopwatch(first.feeds, threads=threads).shapes(model)
-    sweeps: list[_Sweep] = []
+    sweeps: list[_ObserverSweep] = []
     group: list[gs.Tensor] = []
     taken = 0
     for tensor in wanted:
-        # of what has no shape nothing can be said
+        # a tensor without a known shape counts as one element
         size = prod(shapes.get(tensor.name, ())) * np.dtype(tensor.dtype).itemsize // first.rows
         if group and taken + size > sweep_bytes:
             sweeps.append(_sweep(group, taken))
@@ -143,12 +146,12 @@ def _sweeps(
     return [*sweeps, _sweep(group, taken)]
 
 
-def _sweep(group: Sequence[gs.Tensor], taken: int) -> _Sweep:
-    return _Sweep(tuple(group), min(max(1, _BATCH_BYTES // max(taken, 1)), _MAX_ROWS))
+def _sweep(group: Sequence[gs.Tensor], taken: int) -> _ObserverSweep:
+    return _ObserverSweep(tuple(group), min(max(1, _BATCH_BYTES // max(taken, 1)), _MAX_ROWS))
 
 
 def _observed(
-    exposed: ExposedTensors, sweep: _Sweep, batches: Batches, cap: int, threads: int | None
+    exposed: ExposedTensors, sweep: _ObserverSweep, batches: Batches, cap: int, threads: int | None
 ) -> Iterator[Observation | Skip]:
     seen = [
         _TensorSummary(tensor.name, exposed.expose_main(tensor), cap) for tensor in sweep.tensors
@@ -174,11 +177,11 @@ def _observed(
 
 @dataclass
 class _TensorSummary:
-    """What was seen of one tensor so far.
+    """Range and histogram of one tensor, accumulated over samples.
 
     Attributes:
         cap: how many values of one sample are counted, about.
-        lows, highs: sums over samples of each one's least and most value.
+        lows, highs: sums of the least and of the greatest value of each sample.
     """
 
     tensor: str
@@ -195,7 +198,7 @@ class _TensorSummary:
     is_finite: bool = True
 
     def add(self, array: np.ndarray, rows: int, first: int) -> None:
-        """Look at a run of `rows` samples, of which the first has the number `first`."""
+        """Add a run of `rows` samples, the first of which has the number `first`."""
         if not array.size or not self.is_finite:
             return
         if array.dtype not in (np.float32, np.float64):
@@ -204,7 +207,7 @@ class _TensorSummary:
         values = array.reshape(parts, -1)
         low, high = values.min(axis=1), values.max(axis=1)
         least, most = float(low.min()), float(high.max())
-        if not (isfinite(least) and isfinite(most)):  # a NaN is in both
+        if not (isfinite(least) and isfinite(most)):  # a NaN shows in both
             self.is_finite = False
             return
         self.least, self.most = min(self.least, least), max(self.most, most)
@@ -239,10 +242,10 @@ class _TensorSummary:
 
 
 def _step(size: int, cap: int) -> int:
-    """From one value that is counted to the next; prime to `size`.
+    """The distance between counted values, coprime to `size`.
 
-    So it has no factor in common with the length of a row or the number of channels, and looks at
-    all of them alike.
+    It then has no factor in common with the row length or the number of channels, so that all rows
+    and channels are sampled alike.
     """
     step = max(1, size // cap)
     while gcd(step, size) > 1:

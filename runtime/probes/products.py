@@ -1,7 +1,7 @@
-"""Sums of products of rows, Σ xᵀx and Σ yᵀx, added up in place.
+"""Sums of products of rows, Σ x ⊗ x and Σ y ⊗ x, accumulated in place.
 
-Where products are taken in float32, they are added up so for a few thousand rows at a time, and
-these sums in float64: rounding of 1e-7 of the largest entry, far below what sampling leaves.
+Products in float32 are accumulated in float32 over a few thousand rows, and these partial sums in
+float64: a rounding error of 1e-7 of the largest entry, far below the sampling error.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from scipy.linalg import blas
 _FLUSH_ROWS: Final = 4096
 
 
-class _Products:
-    """A sum (groups, m, n), filled row by row.
+class _ProductSum:
+    """A sum of outer products, (groups, m, n).
 
     Args:
-        shape: of the sum.
-        exact: whether products are taken in float64.
+        shape: shape of the sum.
+        exact: whether products are computed in float64.
     """
 
     def __init__(self, shape: tuple[int, int, int], *, exact: bool) -> None:
@@ -30,17 +30,17 @@ class _Products:
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
-        """Of the rows to add."""
+        """The type of the rows to add."""
         return np.dtype(np.float64 if self.exact else np.float32)
 
     def total(self) -> np.ndarray:
-        """The sum, float64; nothing can be added any more, and nothing is held."""
+        """The sum in float64. Call it once, at the end: the accumulator lets go of its memory."""
         self._flush()
         total, self._total = self._total, None
         return np.zeros(self.shape) if total is None else total
 
     def _open(self, rows: int) -> np.ndarray:
-        """Where the next rows go."""
+        """The array to accumulate the next `rows` rows into."""
         if self.exact:
             if self._total is None:
                 self._total = np.zeros(self.shape)
@@ -62,7 +62,7 @@ class _Products:
         self._recent, self._rows = None, 0
 
 
-class SecondSum(_Products):
+class SecondSum(_ProductSum):
     """Σ over rows of x ⊗ x, (groups, n, n)."""
 
     def __init__(self, groups: int, features: int, *, exact: bool) -> None:
@@ -74,19 +74,19 @@ class SecondSum(_Products):
         if len(x) > 1:
             into += np.matmul(x.swapaxes(1, 2), x)
             return
-        # one triangle: to BLAS, which goes by columns, the transpose of what is ours
+        # one triangle is enough; BLAS is column-major, so it sees the transposes of our arrays
         update = blas.dsyrk if self.exact else blas.ssyrk
         update(1.0, x[0].T, beta=1.0, c=into[0].T, lower=1, overwrite_c=1)
 
     def total(self) -> np.ndarray:
-        """See `_Products`; both triangles."""
+        """See `_ProductSum`; the second triangle is filled in."""
         total = super().total()
         if len(total) == 1:
             _mirror(total[0])
         return total
 
 
-class CrossSum(_Products):
+class CrossSum(_ProductSum):
     """Σ over rows of y ⊗ x, (groups, m, n)."""
 
     def __init__(self, groups: int, outputs: int, features: int, *, exact: bool) -> None:
@@ -103,7 +103,7 @@ class CrossSum(_Products):
 
 
 class FourthSum:
-    """Σ over rows of ‖x‖⁴ and of ‖x‖²·x: how much products of rows scatter about their mean."""
+    """Σ over rows of ‖x‖⁴ and of ‖x‖²·x, which give the scatter of x ⊗ x about its mean."""
 
     def __init__(self, groups: int, features: int) -> None:
         self._fourth = np.zeros(groups)
@@ -116,17 +116,20 @@ class FourthSum:
         self._third += np.matmul(squares[:, None, :].astype(x.dtype), x)[:, 0]
 
     def scatter(self, count: int, second: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        """E‖x xᵀ − H‖² / count, in Frobenius' norm, (groups,), of x − `mean`.
+        """E‖z zᵀ − E[z zᵀ]‖² / count for z = x − `mean`, in the Frobenius norm, (groups,).
 
-        That is the mean squared error of H (Ledoit and Wolf 2004, lemma 3.4) of independent rows.
+        That is the mean squared error of E[z zᵀ], estimated from `count` independent rows (Ledoit
+        and Wolf 2004, lemma 3.4).
 
         Args:
-            count: rows.
-            second: E[x xᵀ] of x as it was added, (groups, n, n).
-            mean: what to take off x, (groups, n).
+            count: number of rows.
+            second: H = E[x xᵀ] of the rows as they were added, (groups, n, n).
+            mean: m, (groups, n): the mean of x, or 0.
         """
+        # with E[x] = m (or m = 0), and ‖z zᵀ‖ = ‖z‖²:
+        #   E‖z‖⁴ = E‖x‖⁴ − 4 mᵀE[‖x‖² x] + 4 mᵀHm + 2 ‖m‖² tr H − 3 ‖m‖⁴
+        #   ‖E[z zᵀ]‖² = ‖H − m mᵀ‖² = ‖H‖² − 2 mᵀHm + ‖m‖⁴
         length = np.square(mean).sum(axis=1)
-        # E‖x − m‖⁴, and ‖H − m·mᵀ‖² for m the mean of x, or 0
         image = np.einsum("gij,gj->gi", second, mean)
         bent = np.einsum("gi,gi->g", image, mean)
         trace = np.trace(second, axis1=1, axis2=2)
@@ -136,7 +139,7 @@ class FourthSum:
         return np.asarray(np.maximum(fourth - square, 0.0) / count)
 
 
-_MIRROR: Final = 512  # rows at a time
+_MIRROR: Final = 512  # rows copied at a time
 
 
 def _mirror(matrix: np.ndarray) -> None:

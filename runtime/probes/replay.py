@@ -1,11 +1,12 @@
 """Run variants of a model, starting at the first node that differs.
 
-A pass that asks what single changes do to the output makes many copies of a model, each changed in
-one place. What lies before that place gives what the model gives: it runs once, and a variant goes
-on from there. What is the same is told by `values`; results differ from those of a run from the
-inputs by rounding at most, where onnxruntime would have fused operators across the cut.
+A pass that measures single changes makes many variants of a model, each changed in one place. Nodes
+before that place compute the same values in all of them: they run once, and each variant starts
+from the kept activations. `value_numbering` tells which tensors are equal. Results differ from a
+run from the inputs by rounding at most, where onnxruntime would have fused operators across the
+cut.
 
-Variants that come in the order of the graph cost least: then every node of the model runs once.
+Variants in the order of the graph cost least: every node of the model then runs about once.
 
 Where only the value of one tensor changes, no variant is built: `downstream` runs the nodes after
 it.
@@ -36,10 +37,10 @@ class Replay:
     """Runs variants of `model` on samples that always come in the same order.
 
     Args:
-        model: what they vary.
-        rows: samples in all; None: not known.
-        threads: of onnxruntime.
-        budget_bytes: of activations that are kept from one variant for the next.
+        model: the model that variants differ from.
+        rows: number of samples; None where it is unknown.
+        threads: threads of onnxruntime; None for its own choice.
+        budget_bytes: size of the activations kept from one variant for the next.
     """
 
     def __init__(
@@ -64,19 +65,21 @@ class Replay:
 
     @contextmanager
     def variant(self, model: Model) -> Iterator[ModelVariant]:
-        """A variant, ready to run the samples in order.
+        """Open a variant, ready to run the samples in order.
 
         Raises:
-            RuntimeFailure: onnxruntime refuses it.
+            RuntimeFailure: onnxruntime refuses the variant.
         """
         exposed = ExposedTensors(model)
         values = self._numbering.value_numbers(exposed.graph)
+        # tensors of the variant that hold the value of a tensor of the model
         same = {
             tensor: self._made[values[tensor]]
             for node in exposed.graph.nodes
             for tensor in node.outputs
             if values.get(tensor) in self._made
         }
+        # run what the changed outputs need; take the rest, and its own inputs, from the model
         changed = [tensor for tensor in exposed.graph.outputs if tensor not in same]
         segment = exposed.segment(changed, same)
         asked = (*segment.inputs, *(t for t in exposed.graph.outputs if t in same))
@@ -95,12 +98,13 @@ class Replay:
 
     @contextmanager
     def downstream(self, name: str) -> Iterator[DownstreamRun | None]:
-        """What follows the tensor `name` of the main graph, ready to run the samples in order.
+        """Open the nodes that depend on the tensor `name` of the main graph, ready for the samples.
 
-        None where its node has to run all the same, for another of its outputs, and for constants.
+        None where the node that computes the tensor has to run anyway, for another of its outputs,
+        and for constants.
 
         Raises:
-            RuntimeFailure: onnxruntime refuses it.
+            RuntimeFailure: onnxruntime refuses these nodes.
         """
         exposed, own = self._copy, self._made_by_name
         (tensor,) = (t for t in _tensors(exposed.graph) if t.name == name)
@@ -129,24 +133,24 @@ class Replay:
 
     @cached_property
     def _copy(self) -> ExposedTensors:
-        """The model once more: what runs behind a tensor is cut out of it."""
+        """A second copy of the model, from which the nodes after a tensor are cut out."""
         return ExposedTensors(self._model)
 
 
 class ModelVariant:
-    """One variant of the model."""
+    """An open variant of the model: `run` it on each sample in order."""
 
     def run(self, feeds: Feeds, rows: int) -> Outputs:
         """The outputs of the variant for the next sample.
 
         Raises:
-            RuntimeFailure: onnxruntime fails on it.
+            RuntimeFailure: onnxruntime fails on the sample.
         """
         raise NotImplementedError
 
 
 class _FullRun(ModelVariant):
-    """A variant that has nothing in common with the model but its inputs."""
+    """A variant that shares nothing with the model but its inputs: it runs whole."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -156,14 +160,14 @@ class _FullRun(ModelVariant):
 
 
 class _SuffixRun(ModelVariant):
-    """What follows the tensors that are the same in model and variant.
+    """The nodes of a variant after the tensors that it shares with the model.
 
     Args:
-        base: the model, up to these tensors.
-        names: theirs in the variant, and in the model.
+        base: runs the model up to the shared tensors.
+        names: for each shared tensor, its name in the variant and its key in the model.
         exposed: the variant.
-        segment: what is to run of it.
-        threads: of onnxruntime.
+        segment: the nodes of the variant to run.
+        threads: threads of onnxruntime.
     """
 
     def __init__(
@@ -183,12 +187,12 @@ class _SuffixRun(ModelVariant):
         return self._finished(feeds, self._begun(feeds, rows))
 
     def _begun(self, feeds: Feeds, rows: int) -> Outputs:
-        """What the model gives for the next sample."""
+        """The shared tensors for the next sample, under their names in the variant."""
         found = self._base.run(feeds, rows)
         return {name: found[own] for name, own in self._names.items()}
 
     def _finished(self, feeds: Feeds, begun: Outputs) -> Outputs:
-        """What follows from there."""
+        """The outputs of the variant, given the shared tensors."""
         results = {**feeds, **begun}
         if self._segment.outputs:
             fed = {tensor.name: begun[tensor.name] for tensor in self._segment.inputs}
@@ -213,7 +217,7 @@ class _SuffixRun(ModelVariant):
 
 
 class DownstreamRun(_SuffixRun):
-    """What follows one tensor, whose values are replaced."""
+    """The nodes after one tensor, run with replaced values of that tensor."""
 
     def __init__(
         self,
@@ -233,7 +237,7 @@ class DownstreamRun(_SuffixRun):
         """The outputs for the next sample, with each of the replacements in turn.
 
         Raises:
-            RuntimeFailure: onnxruntime fails on it.
+            RuntimeFailure: onnxruntime fails on the sample.
         """
         begun = self._begun(feeds, rows)
         known: Mapping[str, np.ndarray] = {**feeds, **begun}
@@ -252,7 +256,7 @@ def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
 
 
 def _depending(graph: gs.Graph, tensor: gs.Tensor) -> set[gs.Tensor]:
-    """What changes with `tensor`, itself included."""
+    """The tensors that depend on `tensor`, itself included."""
     found = {tensor}
     for node in graph.nodes:
         if not found.isdisjoint(needs(node)):
@@ -261,7 +265,7 @@ def _depending(graph: gs.Graph, tensor: gs.Tensor) -> set[gs.Tensor]:
 
 
 def _common(known: Sequence[int | None] | None, array: np.ndarray) -> list[int | None]:
-    """The sizes that all arrays had so far, None where they differ."""
+    """The sizes common to `known` and `array`; None where they differ."""
     if known is None or len(known) != array.ndim:
         return list(array.shape)
     return [a if a == b else None for a, b in zip(known, array.shape, strict=True)]

@@ -1,7 +1,7 @@
-"""Arrays kept one after another in a temporary file, so that they take no memory.
+"""A list of arrays in a temporary file, so that they take no memory.
 
-What may change here: how much is held in memory before there is a file. The file has no name, and
-goes when it is closed or the process ends.
+Owns: how much is held in memory before a file is created. The file has no name, and disappears when
+it is closed or the process ends.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import IO, Final
 
 import numpy as np
 
-_IN_MEMORY: Final = 8 << 20  # bytes; below, there is no file
+_IN_MEMORY: Final = 8 << 20  # bytes held before a file is created
 
 
 class Spool:
     """A list of arrays that only grows.
 
     Attributes:
-        shapes: of the arrays.
-        nbytes: of all of them.
+        shapes: the shape of each array.
+        nbytes: size of all arrays together.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Spool:
         """
         self._file.seek(self.nbytes)
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._file.flush()  # a full disk is told of here, and not when something is read
+        self._file.flush()  # so that a full disk fails here, not in a later read
         self._places.append((self.nbytes, array.dtype))
         self.shapes.append(array.shape)
         self.nbytes += array.nbytes
@@ -48,7 +48,7 @@ class Spool:
         return len(self.shapes)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """The array that was appended as `number`, as a new one."""
+        """A new copy of the array that was appended as `number`."""
         at, dtype = self._places[number]
         array = np.empty(self.shapes[number], dtype)
         self._file.seek(at)
@@ -56,12 +56,12 @@ class Spool:
         return array
 
     def close(self) -> None:
-        """Let go of the arrays."""
+        """Delete the arrays."""
         self._closing()
 
 
 def _close(file: IO[bytes]) -> None:
-    with contextlib.suppress(OSError):  # what did not fit on the disk is not wanted any more
+    with contextlib.suppress(OSError):  # data that did not fit on the disk is no longer needed
         file.close()
 
 

@@ -1,9 +1,10 @@
-"""The vectors x that a weight layer multiplies, out of its input tensor; and y, out of its output.
+"""Unfold a layer's input into the vectors x that its weight W multiplies, its output into y = W·x.
 
-Arrays come as (groups, rows, features): one row for each x. Rows are ordered by the first axis of
-the tensor, which counts samples, then by position; row i of x and row i of y belong together.
-Patches are made only for the rows asked for, a chunk at a time: the patches of a whole map can be
-many times its size.
+For convolutions this is im2col (Chellapilla, Puri and Simard 2006).
+
+Both come as arrays (groups, rows, features), one row for each x. Rows are ordered by sample, the
+first axis of the tensor, then by position; row i of x and row i of y belong together. Patches are
+gathered only for the rows asked for, since all patches of a map can take many times its size.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from onnxslim.analysis.linear_operators import ConvPatches, Unfolding, Vectors
 
 @dataclass(frozen=True)
 class UnfoldedRows:
-    """All x of a tensor, gathered on demand.
+    """All rows of a tensor, gathered on demand.
 
     Attributes:
         count: number of rows.
         features: length of each x.
-        groups: number of groups, each with an x of its own in every row.
+        groups: number of groups; each row holds a vector for every group.
     """
 
     count: int
@@ -53,6 +54,7 @@ class _Windows:
 
     def take(self, index: np.ndarray) -> np.ndarray:
         ndim = (self.view.ndim - 2) // 2
+        # row number -> sample and output position
         sizes = (self.view.shape[0], *self.view.shape[2 : 2 + ndim])
         sample, *place = np.unravel_index(index, sizes)
         at: tuple[np.ndarray | slice, ...] = (sample, slice(None), *place)
@@ -61,7 +63,7 @@ class _Windows:
 
 
 def unfold_input(array: np.ndarray, unfolding: Unfolding) -> UnfoldedRows:
-    """Every x that a layer with this unfolding makes of `array`."""
+    """Every x that a layer with this unfolding reads from its input `array`."""
     if isinstance(unfolding, ConvPatches):
         return _conv_rows(array, unfolding)
     rows = _vector_rows(array, unfolding, unfolding.axis)
@@ -101,12 +103,12 @@ def _vector_rows(array: np.ndarray, unfolding: Vectors, axis: int) -> np.ndarray
 
 
 def _stacked_rows(array: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
-    """(groups, rows, features) where each matrix of the weight's stack meets its own rows."""
+    """Rows (groups, rows, features) for a stack of weights, one group for each matrix."""
     *lead, rows, features = array.shape
     lead = [1] * (len(batch) - len(lead)) + lead
     first = len(lead) - len(batch)
     array = array.reshape(*lead, rows, features)
-    # an axis of the stack with size 1 meets every matrix of x: it counts as rows
+    # a stack axis of size 1 is broadcast over x: its matrices of x count as rows of one group
     wide = [size if size > 1 else lead[first + i] for i, size in enumerate(batch)]
     array = np.broadcast_to(array, (*lead[:first], *wide, rows, features))
     grouped = [first + i for i, size in enumerate(batch) if size > 1]
@@ -134,12 +136,13 @@ def _windows(array: np.ndarray, patches: ConvPatches) -> np.ndarray:
 
 
 def _conv_pads(sizes: tuple[int, ...], p: ConvPatches) -> tuple[list[int], list[int]]:
-    """Zeros in front of and behind each spatial axis."""
+    """Zeros before and after each spatial axis (ONNX, Conv: `pads` and `auto_pad`)."""
     ndim = len(sizes)
     if p.auto_pad == "VALID":
         return [0] * ndim, [0] * ndim
     if p.auto_pad == "NOTSET":
         return list(p.pads[:ndim]), list(p.pads[ndim:])
+    # SAME: the output has ceil(size / stride) positions
     totals = [
         max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
         for size, stride, kernel, dilation in zip(
@@ -155,16 +158,18 @@ def _split_same(totals: list[int], *, upper: bool) -> tuple[list[int], list[int]
 
 
 def _transposed_windows(array: np.ndarray, p: ConvPatches) -> np.ndarray:
-    """What each output position of a ConvTranspose reads.
+    """The input values that each output position of a ConvTranspose reads.
 
     y[t] = Σ_k W[k]·up[t + begin − k·dilation], where `up` is x with stride − 1 zeros between its
     elements: a Conv on `up`, its kernel read backwards.
     """
     sizes = array.shape[2:]
     begins, outs = _transposed_pads(sizes, p)
+    # up: x with stride − 1 zeros between its elements
     spread = [(size - 1) * stride + 1 for size, stride in zip(sizes, p.strides, strict=True)]
     up = np.zeros((*array.shape[:2], *spread), array.dtype)
     up[(slice(None), slice(None), *(slice(None, None, stride) for stride in p.strides))] = array
+    # pad or crop, so that the first window starts at up[begin − (kernel − 1)·dilation]
     for axis, (kernel, dilation) in enumerate(zip(p.kernel, p.dilations, strict=True)):
         reach = (kernel - 1) * dilation
         left = reach - begins[axis]
@@ -174,7 +179,11 @@ def _transposed_windows(array: np.ndarray, p: ConvPatches) -> np.ndarray:
 
 
 def _transposed_pads(sizes: tuple[int, ...], p: ConvPatches) -> tuple[list[int], list[int]]:
-    """What the output loses at the beginning of each axis, and the output's sizes."""
+    """How much of the output is cut off at the beginning of each axis, and the sizes of the output.
+
+    See ONNX, ConvTranspose: size = stride·(input − 1) + output_padding + (kernel − 1)·dilation + 1
+    − pads, or `output_shape`, which settles the pads.
+    """
     ndim = len(sizes)
     extra = p.output_padding or (0,) * ndim
     full = [
@@ -193,13 +202,15 @@ def _transposed_pads(sizes: tuple[int, ...], p: ConvPatches) -> tuple[list[int],
         begins, ends = p.pads[:ndim], p.pads[ndim:]
         return list(begins), [f - b - e for f, b, e in zip(full, begins, ends, strict=True)]
     totals = [max(f - out, 0) for f, out in zip(full, outs, strict=True)]
-    if not p.output_shape:  # a kernel shorter than the stride leaves less than SAME asks for
+    if (
+        not p.output_shape
+    ):  # a kernel shorter than the stride cannot fill the size that SAME asks for
         outs = [f - total for f, total in zip(full, totals, strict=True)]
     return _split_same(totals, upper=p.auto_pad == "SAME_UPPER")[0], outs
 
 
 def _pad_or_crop(array: np.ndarray, axis: int, left: int, right: int) -> np.ndarray:
-    """`array` with zeros at both ends of an axis; a negative number takes elements away."""
+    """`array` with zeros at both ends of an axis; a negative number removes elements."""
     cut = [slice(None)] * array.ndim
     cut[axis] = slice(max(-left, 0), array.shape[axis] - max(-right, 0))
     widths = [(0, 0)] * array.ndim
@@ -217,6 +228,8 @@ def _dilated(
     ndim = len(kernel)
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
     axes = tuple(range(2, 2 + ndim))
+    # windows as long as the dilated kernel at every offset, then every stride-th window and every
+    # dilation-th element of it
     view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
     steps = tuple(slice(None, None, step) for step in (*strides, *dilations))
     return view[(slice(None), slice(None), *steps)]

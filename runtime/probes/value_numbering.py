@@ -1,9 +1,12 @@
-"""Which tensors of two models certainly hold the same: those made in the same way.
+"""Find tensors of two models that certainly hold equal values, by global value numbering.
 
-A `ValueNumber` stands for an operator with its attributes on values, on graph inputs, and on
-constants, which are known by the very array that holds them (copies of a model share arrays, and
-nobody writes into one). Equal ways give the same object. Names do not count, but those of graph
-inputs do.
+Two tensors get the same `ValueNumber` when the same operator with the same attributes computes them
+from inputs with the same numbers (Alpern, Wegman and Zadeck 1988). Leaves are graph inputs, known
+by name, and constants, known by the identity of their array: copies of a model share arrays, and
+nothing writes into one. Names of other tensors do not matter.
+
+Owns: which nodes are repeatable, and what identifies an attribute. Not here: what is done with
+equal tensors (see `replay` and `activation_cache`).
 """
 
 from __future__ import annotations
@@ -33,20 +36,23 @@ Signature = tuple[Hashable, ...]
 
 
 class ValueNumber:
-    """What a tensor holds, known by how it is made.
+    """Stands for the value of a tensor; equal computations share one object.
 
     Attributes:
-        varies: whether it depends on an input of the graph.
+        varies: whether the value depends on an input of the graph.
     """
 
     __slots__ = ("__weakref__", "_parts", "varies")
 
     def __init__(self, parts: Hashable, *, varies: bool) -> None:
-        self._parts, self.varies = parts, varies  # holds on to the values that it is made of
+        self._parts, self.varies = parts, varies  # keeps the operands alive
 
 
 class _Identity:
-    """An object that is equal only to itself, and to nothing any more when it is gone."""
+    """A hashable stand-in for an object: equal to itself while the object lives, never after.
+
+    A weak reference, because an id can be given again to another object.
+    """
 
     __slots__ = ("_hash", "_item")
 
@@ -55,7 +61,7 @@ class _Identity:
         self._item: Callable[[], object]
         try:
             self._item = ref(item)
-        except TypeError:  # of a kind without weak references
+        except TypeError:  # this type has no weak references
             self._item = lambda: item
 
     def __eq__(self, other: object) -> bool:
@@ -68,13 +74,13 @@ class _Identity:
 
 
 class ValueNumbering:
-    """Gives the tensors of any number of graphs their values."""
+    """Numbers the values of any number of graphs, so that they can be compared."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[Hashable, ValueNumber] = WeakValueDictionary()
 
     def value_numbers(self, graph: gs.Graph) -> dict[gs.Tensor, ValueNumber]:
-        """The values of the inputs of `graph` and of what its own nodes make."""
+        """The numbers of the inputs of `graph` and of the outputs of its nodes."""
         imports = tuple((entry.domain, entry.version) for entry in graph.import_domains or ())
         found = {
             tensor: self._value(("input", tensor.name, imports), varies=True)
@@ -85,7 +91,7 @@ class ValueNumbering:
         return found
 
     def signature(self, graph: gs.Graph) -> Signature:
-        """What the outputs of `graph` hold, by name."""
+        """Names and numbers of the outputs of `graph`; equal for graphs that compute the same."""
         values = self.value_numbers(graph)
         return tuple((tensor.name, self._of(tensor, values)) for tensor in graph.outputs)
 
@@ -105,7 +111,7 @@ class ValueNumbering:
             return known
         if not tensor.name:
             return self._value("absent", varies=False)
-        return ValueNumber(None, varies=True)  # nothing is known of it: the same as no other
+        return ValueNumber(None, varies=True)  # unknown: equal to no other
 
     def _number(
         self,
@@ -114,11 +120,11 @@ class ValueNumbering:
         functions: dict[tuple[str, str], onnx.FunctionProto],
     ) -> None:
         for node in nodes:
-            made = self._made(node, values, functions)
+            number = self._node_number(node, values, functions)
             for place, tensor in enumerate(node.outputs):
-                values[tensor] = self._value((made, place), varies=made.varies)
+                values[tensor] = self._value((number, place), varies=number.varies)
 
-    def _made(
+    def _node_number(
         self,
         node: Node,
         values: dict[gs.Tensor, ValueNumber],
@@ -157,7 +163,10 @@ class ValueNumbering:
 
 
 def _is_repeatable(node: Node, function: onnx.FunctionProto | None) -> bool:
-    """Whether the node surely gives the same again; of other domains only what is defined does."""
+    """Whether equal inputs certainly give equal outputs.
+
+    Operators of other domains are repeatable only where the model defines them as functions.
+    """
     if function is not None:
         inner = {(item.domain, item.op_type) for item in function.node}
         return all(not domain and op not in _RANDOM for domain, op in inner)
@@ -165,7 +174,7 @@ def _is_repeatable(node: Node, function: onnx.FunctionProto | None) -> bool:
 
 
 def _frozen(value: Any) -> Hashable:
-    """An attribute, hashable; what is no plain value is known by identity."""
+    """An attribute as a hashable value; objects other than plain values count by identity."""
     if isinstance(value, str | bytes | int | float | ValueNumber):
         return value
     if isinstance(value, Constant):

@@ -60,7 +60,7 @@ class SeededInputs:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _AcceptedSample:
     kind: InputKind
     feeds: Feeds
 
@@ -88,7 +88,7 @@ def find_inputs(
     if unsupported is not None:
         why = f"No values can be made up for input `{unsupported.name}`, which is a "
         return SeededInputs(failure=f"{why}{unsupported.kind}.")
-    search = _Search(inputs, accepts, seed)
+    search = _InputSearch(inputs, accepts, seed)
     for shapes, kind in _tries(inputs, given):
         if search.draw(kind, shapes):
             return search.more_samples(shapes, other_sizes(inputs, shapes, given))
@@ -106,12 +106,12 @@ def _tries(
     return [(plan, kind) for _, plan, kind in order[:MAX_TRIES]]
 
 
-class _Search:
+class _InputSearch:
     def __init__(
         self, inputs: Sequence[TensorInfo], accepts: Callable[[Feeds], object], seed: int
     ) -> None:
         self.inputs, self.accepts, self.seed = inputs, accepts, seed
-        self.found: list[_Sample] = []
+        self.found: list[_AcceptedSample] = []
         self.failure = "No sizes could be tried."
 
     def draw(self, kind: InputKind, shapes: StaticShapes) -> bool:
@@ -126,7 +126,7 @@ class _Search:
         except RuntimeFailure as error:
             self.failure = str(error)
             return False
-        self.found.append(_Sample(kind, feeds))
+        self.found.append(_AcceptedSample(kind, feeds))
         return True
 
     def more_samples(self, shapes: StaticShapes, others: Iterator[StaticShapes]) -> SeededInputs:
