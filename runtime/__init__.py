@@ -1,12 +1,12 @@
-"""Everything of onnxslim that touches onnxruntime or data.
+"""The part of onnxslim that touches onnxruntime and data.
 
-session   onnxruntime sessions: the one place that makes them
-explain   what onnxruntime says when it fails, as a sentence
-evaluate  the outputs of a small constant model
-packed    a session straight from a packed file
-samples   what models are run on
-probes    what happens inside a model on the samples
-measure   outputs, run time and accuracy of whole models
+session   the one place that opens onnxruntime sessions
+explain   errors of onnxruntime as a sentence
+evaluate  outputs of a small constant model
+packed    a session from a packed file
+samples   the samples that models are run on
+probes    statistics of the inside of a model on samples
+measure   measurements of whole models: outputs, run time, accuracy
 """
 
 from __future__ import annotations

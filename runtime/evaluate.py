@@ -1,6 +1,6 @@
 """Run a small constant model: the `Evaluator` that constant folding uses.
 
-What may change here: nothing but how the session is opened; the bits it returns are a promise.
+The bits of the result are a promise: they equal what the operators compute at run time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What onnxruntime says when it fails, as a sentence for a user.
+"""Turn an error of onnxruntime into a sentence for the user.
 
-What may change here: what is cut away. The sentence names the node where onnxruntime names it.
+Owns: which parts of the text are cut. The sentence names the node where onnxruntime does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NODE = re.compile(
 
 
 def explain(error: BaseException, limit: int = 400) -> str:
-    """What onnxruntime says in `error`, as one sentence without places in its source code."""
+    """The message of `error` as one sentence, without positions in onnxruntime's source code."""
     text = " ".join(str(error).split())
     text = _PLACE.sub("", _HEAD.sub("", text))
     text = _NODE.sub(lambda found: _node_words(found[1], found[2]), text).strip()

@@ -1,4 +1,4 @@
-"""A session straight from a packed file."""
+"""Open an onnxruntime session from a packed file, without unpacking it to the disk."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def load(
 ) -> ort.InferenceSession:
     """A session of onnxruntime with the model in `path`: a packed file, or an .onnx file.
 
-    Nothing is written to the disk. The session holds on to the unpacked weights.
+    Nothing is written to the disk. The session keeps the unpacked weights in memory.
 
     Args:
         path: the file.
-        options: of the session; None: onnxruntime's own.
+        options: options of the session; None for the defaults of onnxruntime.
         providers: execution providers, by preference.
 
     Raises:

@@ -1,11 +1,11 @@
-"""onnxruntime sessions: the one place that builds them.
+"""Open onnxruntime sessions, and run them.
 
-What may change here: how onnxruntime is set up, how a model reaches it, what it gives back. No
-other module creates a session or catches an exception of onnxruntime.
-
-The weights of a `Model` are not serialized: onnxruntime gets the skeleton (see `wire`) and, beside
-it, the arrays as they lie in the mapped file. Opening a 548 MB model copies nothing but what
+The weights of a `Model` are not serialised: onnxruntime gets the skeleton (see `graph.wire`) and,
+separately, the arrays in the mapped file. Opening a model of 548 MB copies only the weights that
 onnxruntime packs for its own kernels.
+
+Owns: how onnxruntime is set up, how a model reaches it, and how its errors are reported. No other
+module opens a session.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TensorInfo:
 
     Attributes:
         kind: onnxruntime's word for the type, e.g. `tensor(float)`, `seq(tensor(float))`.
-        dtype: None for what is no dense tensor.
+        dtype: None where the value is no dense tensor.
         shape: sizes, symbols, None for an unnamed size; None for an unknown rank.
     """
 
@@ -59,7 +59,7 @@ class TensorInfo:
 
 
 class Session:
-    """A model, loaded. Close it, or use it as a context manager, to free its memory early."""
+    """A loaded model. Close it, or use it as a context manager, to free its memory early."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Session:
         """Outputs by name, in the model's order.
 
         Raises:
-            RuntimeFailure: onnxruntime refuses the inputs, or fails.
+            RuntimeFailure: onnxruntime refuses the inputs or fails.
         """
         run = self.runner(feeds)
         try:
@@ -87,7 +87,7 @@ class Session:
         return {info.name: value for info, value in zip(self.outputs, values, strict=True)}
 
     def runner(self, feeds: Feeds) -> Callable[[], Sequence[np.ndarray]]:
-        """One run as a function without arguments: what `latency` times. Its errors are raw."""
+        """One run as a function, for timing; its errors are those of onnxruntime."""
         session = self._session
         if session is None:
             raise RuntimeError("This session is closed.")
@@ -97,7 +97,7 @@ class Session:
         return lambda: session.run(None, plain)
 
     def detached(self) -> tuple[ort.InferenceSession, Sequence[object]]:
-        """Onnxruntime's session, and what must live as long as it does; closes this one."""
+        """The onnxruntime session, and the objects that must outlive it; closes this object."""
         session, keep = self._session, self._keep
         if session is None:
             raise RuntimeError("This session is closed.")
@@ -105,7 +105,7 @@ class Session:
         return session, keep
 
     def close(self) -> None:
-        """Free the session and let go of the weights."""
+        """Free the session and release the weights."""
         self._session = None
         self._keep = ()
 
@@ -133,11 +133,10 @@ def open_session(
 
     Args:
         source: a model, the path of a file, or the bytes of one.
-        optimise: run onnxruntime's own graph optimisations; without them, operators are computed
-            as they stand.
-        threads: within an operator; None: onnxruntime's choice.
-        spin: let threads wait for the next operator or run by spinning: fastest, but while other
-            work is done between runs they take its cores.
+        optimise: whether onnxruntime optimises the graph; otherwise operators run as they stand.
+        threads: threads within an operator; None for onnxruntime's choice.
+        spin: whether idle threads wait by spinning: fastest, but they take cores from other work
+            between runs.
         providers: execution providers, by preference.
 
     Raises:
@@ -160,7 +159,7 @@ def open_session(
 def plain_session(
     model: Model, options: ort.SessionOptions, providers: Sequence[str] = CPU
 ) -> ort.InferenceSession:
-    """A session as onnxruntime itself gives it, which holds on to the weights of `model`.
+    """A plain onnxruntime session, which keeps the weights of `model` alive.
 
     Raises:
         RuntimeFailure: onnxruntime refuses the model.
@@ -175,14 +174,14 @@ def plain_session(
 
 
 def session_options(optimise: bool, threads: int | None) -> ort.SessionOptions:
-    """How onnxruntime is set up here; see `open_session`."""
+    """The session options used throughout; see `open_session`."""
     level = ort.GraphOptimizationLevel
     options = ort.SessionOptions()
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.log_severity_level = _SILENT
     options.use_deterministic_compute = True
     options.intra_op_num_threads = _default_threads() if threads is None else threads
-    # a weight should not make the arena double its size
+    # keep weights out of the arena, which would double in size for them
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if not optimise:
         # a MatMul whose weight is constant is packed for another kernel, which rounds differently:
@@ -194,7 +193,7 @@ def session_options(optimise: bool, threads: int | None) -> ort.SessionOptions:
 
 
 def _default_threads() -> int:
-    """0, onnxruntime's own choice, unless this process may not use all processors."""
+    """0, onnxruntime's own choice, unless this process is restricted to some processors."""
     if not hasattr(os, "sched_getaffinity"):
         return 0
     allowed = len(os.sched_getaffinity(0))
@@ -233,7 +232,7 @@ def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[s
 
 
 def _drop_unused(proto: onnx.ModelProto, unused: set[str]) -> None:
-    """Leave out initializers that nothing uses: onnxruntime drops them before it is given them."""
+    """Remove initializers without users: onnxruntime drops them before it receives their values."""
     if unused:
         kept = [tensor for tensor in proto.graph.initializer if tensor.name not in unused]
         del proto.graph.initializer[:]
@@ -246,7 +245,7 @@ def _open_staged(
     providers: Sequence[str],
     shapes: Mapping[str, tuple[Dim, ...] | None],
 ) -> Session:
-    """Through a temporary file, for a model that one protobuf message cannot hold."""
+    """Open a model through a temporary file, where one protobuf message cannot hold it."""
     with (
         tempfile.TemporaryDirectory(prefix="onnxslim-") as folder,
         model.stage(Path(folder) / "model.onnx", external=True) as staged,
@@ -270,7 +269,7 @@ def _embed(tensor: onnx.TensorProto, payload: wire.Payload) -> None:
 
 
 def _inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All tensors but the initializers of the main graph."""
+    """All tensors in attributes and bodies, without the initializers of the main graph."""
     for function in proto.functions:
         yield from _node_tensors(function.node)
     yield from _node_tensors(proto.graph.node)
@@ -307,14 +306,14 @@ def _info(node: ort.NodeArg, shapes: Mapping[str, tuple[Dim, ...] | None] | None
 
 
 def _is_foreign(dtype: np.dtype | None) -> bool:
-    """Whether numpy has no such type of its own (bfloat16, float8, ...)."""
+    """Whether numpy itself lacks the type (bfloat16, float8, ...)."""
     return dtype is not None and dtype.isbuiltin == 2
 
 
 def _run_foreign(
     session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[TensorInfo]
 ) -> list[np.ndarray]:
-    """A run whose inputs or outputs have types that onnxruntime cannot turn into numpy's."""
+    """Run a model with inputs or outputs of types that onnxruntime cannot convert to numpy."""
     values = {name: _to_value(np.ascontiguousarray(array)) for name, array in feeds.items()}
     results = session.run_with_ort_values([info.name for info in outputs], values)
     return [_from_value(value, info) for value, info in zip(results, outputs, strict=True)]

@@ -1,15 +1,15 @@
-"""What is measured of whole models: outputs, run time, accuracy.
+"""Measurements of whole models: outputs, run time, accuracy.
 
-workload            the samples that a model is proven on
-verify              RuntimeProver: what the manager asks of onnxruntime
-promise             each fidelity held against measured drift
+workload            the samples that models are verified and timed on
+verify              RuntimeProver verifies the steps of a pipeline
+promise             measured drift against the promise of a fidelity
 drift               how far an output moved
-comparing           one session held against kept outputs
+comparing           one session against kept outputs
 rounding_noise      how far outputs move when nothing but rounding changes
-output_divergence   how far an output departs from another, as one number that adds up
-accuracy            top-1, or the user's own metric
+output_divergence   how far an output diverges from another, as one number that adds up
+accuracy            top-1, or the metric of the user
 latency             models timed in turn
 bench               latency of several models side by side
-stopwatch           SessionStopwatch: what passes ask about run time
-profile             where the time of a model goes, node by node
+stopwatch           SessionStopwatch answers what passes ask about run time
+profile             run time of a model, kernel by kernel
 """

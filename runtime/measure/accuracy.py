@@ -1,18 +1,19 @@
-"""How good a model is on labelled data: top-1, or a number that the user's own code computes.
+"""Accuracy on labelled data: top-1, or a metric that the user's own code computes.
 
-What may change here: what counts as accuracy. It is a share in [0, 1], higher is better, and
-`--max-drop 0.5` allows it to fall by 0.005.
+Accuracy is a share in [0, 1], higher is better; `--max-drop 0.5` allows it to fall by 0.005.
+
+Owns: the definition of accuracy. Not here: how far it may fall (see `pipeline.policy`).
 
 Two kinds of evaluation:
 
-- labelled samples (a source as in `calibration` with an array `label` or `labels`): top-1;
+- labelled samples (a source as in `samples.sources`, with an array `label` or `labels`): top-1;
 - a function of one argument, `module:function` or a callable:
 
       def accuracy(run):
           outputs = run({"input": images})   # arrays by name in, arrays by name out
           return (outputs["scores"].argmax(axis=1) == labels).mean()
 
-  It is called once for every model to judge. A function without arguments returns samples.
+  It is called once for each model. A function without arguments returns samples instead.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ from onnxslim.runtime.samples.sources import Samples, SampleSource, open_samples
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo
 
 UserMetric = Callable[[Callable[[Feeds], Outputs]], SupportsFloat]
+"""A metric of the user: gets a function that runs the model, returns a number (higher is
+better)."""
+
 EvaluationSource = SampleSource | UserMetric
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Labelled samples, or a metric: one of the two is set."""
+    """The evaluation data: labelled samples or a metric; exactly one of them is set."""
 
     name: str
     samples: Samples | None = None
@@ -47,7 +51,7 @@ class Evaluation:
         """Accuracy of the model behind `session`.
 
         Args:
-            session: of the model.
+            session: the model.
             alone: whether to run samples one by one.
 
         Raises:
@@ -62,7 +66,7 @@ class Evaluation:
 
 
 def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> Evaluation:
-    """What `--eval` or `evaluation=` names.
+    """Open what `--eval` or `evaluation=` names.
 
     Raises:
         UsageError: it cannot be read or imported.
@@ -78,9 +82,9 @@ def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> E
 
 
 def top1(session: Session, samples: Samples, *, alone: bool = False) -> float:
-    """Share of samples whose highest score is that of their label.
+    """Share of samples whose label has the highest score.
 
-    The scores are the first float output with one row of two or more entries for every sample.
+    Scores are the first float output with one row of two or more entries for each sample.
 
     Raises:
         UsageError: there is no such output, or labels are missing.
@@ -118,7 +122,7 @@ def _is_float(array: np.ndarray) -> bool:
 
 
 def _class_numbers(labels: np.ndarray, rows: int, name: str) -> np.ndarray:
-    """Labels as class numbers; one-hot rows are understood."""
+    """Labels as class numbers; one-hot rows are converted."""
     if labels.ndim == 2 and labels.shape[1] > 1:
         labels = labels.argmax(axis=1)
     labels = labels.reshape(-1)

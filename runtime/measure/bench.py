@@ -1,6 +1,6 @@
 """Latency of several models side by side, for `onnxslim bench`.
 
-What may change here: how rounds of more than two models are reported. Measuring is `latency`'s.
+Owns: how several models are compared with the first. Not here: measuring (see `latency`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def bench(
     """Name, latency, and latency against the first model, of models that take the same inputs.
 
     Args:
-        models: what to time.
-        calibration: the first sample is what they run on.
-        seed: of made-up inputs, and of the order of runs.
-        threads: of onnxruntime; None for its own choice.
-        input_shapes: of inputs whose sizes are open.
-        seconds: for each pair of models; more makes the bounds narrower.
+        models: the models to time.
+        calibration: samples; the models run on the first one.
+        seed: seed of generated inputs, and of the order of runs.
+        threads: threads of onnxruntime; None for its own choice.
+        input_shapes: shape by name, for inputs whose sizes are open.
+        seconds: time for each pair of models; more time narrows the interval.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
@@ -49,7 +49,7 @@ def bench(
             if not feeds:
                 feeds.append(one_sample(sessions[0], calibration, seed, input_shapes))
             for session in sessions:
-                session.run(feeds[0])  # its errors name the fault, those of a timed run do not
+                session.run(feeds[0])  # an error here names the fault; one in a timed run would not
             yield [session.runner(feeds[0]) for session in sessions]
 
     times = time_sessions(opened, seed=seed, budget_s=BUDGET_S if seconds is None else seconds)

@@ -1,7 +1,6 @@
-"""One session held against kept outputs.
+"""Compare the outputs of one session with kept reference outputs.
 
-What may change here: how runs and references are walked through. What a difference means is
-`promise`'s.
+Owns: the walk over runs and references. Not here: which differences are allowed (see `promise`).
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ def measure_drift(
     kept: list[Outputs] | None = None,
     parts: Parts | None = None,
 ) -> tuple[list[dict[str, DriftMeter]], str | None]:
-    """Drift of the outputs that each of `references` has, or why arrays do not match.
+    """Drift of every output against each reference, or why arrays do not match.
 
     Args:
-        session: of the model that is looked at.
+        session: the model to measure.
         runs: the samples.
-        references: for each model that it is held against, its outputs for these samples.
-        kept: gets the outputs of `session`.
-        parts: of outputs that are looked at alone as well, under their labels.
+        references: for each reference model, its outputs on these samples.
+        kept: a list that receives the outputs of `session`.
+        parts: parts of outputs that are also measured separately, under their labels.
     """
     parts = parts or {}
     meters = [_meters(reference[0], parts) for reference in references]
@@ -63,7 +62,7 @@ def _meters(reference: Outputs, parts: Parts) -> dict[str, DriftMeter]:
 def first_breach(
     meters: Mapping[str, DriftMeter], outputs: Sequence[TensorInfo], fidelity: Fidelity
 ) -> str | None:
-    """What was done to the first output that `fidelity` rules out, None when nothing was."""
+    """The first breach of `fidelity`, in words; None when every output keeps to it."""
     for info in outputs:
         if info.name not in meters:  # the reference did not have it yet
             continue

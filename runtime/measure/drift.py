@@ -1,9 +1,10 @@
-"""How far an output moved, accumulated over batches with constant memory.
+"""Drift of an output, accumulated over batches in constant memory.
 
-What may change here: which figures describe a difference. What a pass may do is `promise`'s.
+Sums are float64 whatever the type of the output. Two NaN, or two equal infinities, count as equal;
+where only one of two values is finite, the distance is infinite.
 
-Sums are float64 whatever the output's type. Where both values are NaN, or the same infinity, they
-are equal and count for nothing; where only one is finite, every figure says so (infinite distance).
+Owns: which figures describe a difference. Not here: which differences a pass may cause (see
+`promise`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ class DriftMeter:
     """Drift of one output; feed it with `update`, read it with `result`.
 
     Args:
-        has_answers: whether the largest entry along the last axis may be an answer.
+        has_answers: whether the largest entry along the last axis may be a class decision.
 
     Attributes:
-        lost: values that were finite in the reference and are not any more.
-        turned: values that were NaN or infinite in the reference and are something else now.
-        unequal: values whose bits differ (NaN equals NaN).
+        lost: number of values that are finite in the reference alone.
+        turned: number of values that are NaN or infinite in the reference, and differ from it.
+        unequal: number of values whose bits differ (NaN equals NaN).
         largest: largest finite absolute value of the reference.
     """
 

@@ -1,11 +1,12 @@
-"""Where the time of a model goes: onnxruntime's profile, told in the names of the model's nodes.
+"""Run time of each kernel, from onnxruntime's profile, under the names of the model's nodes.
 
-What may change here: how long is profiled, and how onnxruntime's kernels are traced back to nodes.
+Onnxruntime fuses nodes, renames them and inserts others. So nodes first get names that can be
+recognised inside longer ones; kernels without such a name are traced through the optimised graph
+that onnxruntime writes. Kernels with equal operator, shapes and attributes share one figure, the
+lower quartile over all their runs, because interruptions by other work only add time.
 
-Onnxruntime fuses nodes, renames them and puts others in between. So nodes get names that can be
-recognized inside longer ones, and the graph that onnxruntime made of the model is read for
-whatever has none of them. Kernels that are alike (operator, shapes, attributes) share one figure,
-the lower quartile over all their runs: interruptions by other work only ever add time.
+Owns: how long to profile, and how kernels are traced back to nodes. Not here: timing whole models
+(see `latency`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from onnxslim.runtime.session import Feeds, plain_session, session_options
 from onnxslim.services.stopwatch import Kernel
 
 BUDGET_S: Final = 0.6
-_FEWEST, _MAX = 5, 60  # runs that count
+_FEWEST, _MAX = 5, 60  # runs to evaluate
 _WARM_UPS: Final = 3
 _QUARTILE: Final = 25
 _MARK: Final = re.compile(r"#(\d+)#")
-_BLOCKED: Final = re.compile(r"(.+)_nchwc(_token_\d+)?")  # named by its output, not by its node
+_BLOCKED: Final = re.compile(r"(.+)_nchwc(_token_\d+)?")  # such a kernel is named after its output
 _KERNEL: Final = "_kernel_time"
 _Neighbours = Callable[[onnx.NodeProto], Iterable[onnx.NodeProto]]
 
@@ -63,7 +64,7 @@ def profile_model(
 
 @dataclass
 class _KernelEvents:
-    """What is known of one kernel from its events."""
+    """One kernel: what its events in the profile say."""
 
     operator: str
     shapes: str
@@ -74,12 +75,12 @@ class _KernelEvents:
 def _run(
     model: Model, feeds: Feeds, threads: int | None, budget_s: float, folder: Path
 ) -> Mapping[str, _KernelEvents]:
-    """Events by the name of onnxruntime's node, in the order of the first run."""
+    """Kernels by the name of onnxruntime's node, in the order of the first run."""
     options = session_options(optimise=True, threads=threads)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     options.optimized_model_filepath = str(folder / "model.onnx")
-    # weights are of no interest: they go to a file that nobody reads
+    # the weights of the optimised model go to a separate file, which is not read
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", "model.data"
     )
@@ -115,7 +116,7 @@ def _events(rows: Iterable[dict[str, object]]) -> Mapping[str, _KernelEvents]:
 
 
 def _elements(outputs: object) -> int:
-    """Of a list of {type: sizes}."""
+    """Number of elements of tensors given as a list of {type: sizes}."""
     if not isinstance(outputs, list):
         return 0
     shapes = [sizes for output in outputs for sizes in output.values()]
@@ -127,10 +128,12 @@ def _kernels(
 ) -> Iterable[Kernel]:
     alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     kinds = {}
+    # a kernel that was inserted counts for the nearest marked node behind it, else before it
     for key, event in events.items():
         name = key.rpartition("@")[0]
         kinds[key] = (event.operator, event.shapes, made.attributes(name))
         alike[kinds[key]] += event.microseconds[_WARM_UPS:]
+    # a kernel that was inserted counts for the nearest marked node behind it, else before it
     for key, event in events.items():
         name = key.rpartition("@")[0]
         number = made.origin(name)
@@ -142,11 +145,11 @@ def _kernels(
 
 
 class _OptimisedGraph:
-    """The graph that onnxruntime made of a model whose nodes are marked.
+    """The graph into which onnxruntime optimised a model whose nodes carry marks.
 
     Args:
-        graph: as onnxruntime writes it.
-        makers: numbers of the model's nodes, by the tensors that they make.
+        graph: the graph as onnxruntime writes it.
+        makers: for each tensor of the model, the number of the node that computes it.
     """
 
     def __init__(self, graph: onnx.GraphProto, makers: Mapping[str, int]) -> None:
@@ -159,12 +162,12 @@ class _OptimisedGraph:
                 self._readers[name].append(node)
 
     def attributes(self, name: str) -> str:
-        """Of a node, as a key."""
+        """The attributes of a node as a key; empty for an unknown node."""
         node = self._nodes.get(name)
         return "" if node is None else str(sorted(map(str, node.attribute)))
 
     def marked(self, name: str) -> int | None:
-        """The number of the node whose name is in that of a kernel."""
+        """The number of the node whose mark is part of a kernel's name; None without a mark."""
         found = _MARK.search(name)
         if found is not None:
             return int(found[1])
@@ -172,7 +175,7 @@ class _OptimisedGraph:
         return None if blocked is None else self._numbers.get(blocked[1])
 
     def origin(self, name: str) -> int | None:
-        """The number of the node that a kernel is of, or that it was put in for."""
+        """The number of the node that a kernel computes, or that it was inserted for."""
         number = self.marked(name)
         if number is not None or name not in self._nodes:
             return number
@@ -183,7 +186,7 @@ class _OptimisedGraph:
         return None
 
     def _nearest(self, node: onnx.NodeProto, around: _Neighbours) -> int | None:
-        """Breadth first, so that the nearest marked node wins."""
+        """The nearest marked node, by breadth-first search."""
         queue, seen = [node], {id(node)}
         while queue:
             current = queue.pop(0)

@@ -1,7 +1,9 @@
-"""What a pass may do to outputs: each `Fidelity` held against measured drift.
+"""What each `Fidelity` allows: measured drift is checked against it.
 
-What may change here: tolerances, and how a breach reads. Tolerances scale with the reference,
-never with the result, or a result that is far too large would be its own excuse.
+Tolerances scale with the reference, never with the result: otherwise a result that is far too large
+would widen its own tolerance.
+
+Owns: tolerances, and the wording of a breach. Not here: measuring (see `drift`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from onnxslim.runtime.session import TensorInfo
 
 ABSOLUTE: Final = 1e-6
 OF_RANGE: Final = 1e-4
-ROUNDINGS: Final = 2  # of the output's own type: what float16 can tell apart is coarser
+ROUNDINGS: Final = 2  # units of rounding in the type of the output: float16 is coarser
 
 
 def tolerance(meter: DriftMeter, dtype: np.dtype) -> float:
@@ -32,9 +34,9 @@ def tolerance(meter: DriftMeter, dtype: np.dtype) -> float:
 
 
 def breach(name: str, meter: DriftMeter, dtype: np.dtype, fidelity: Fidelity) -> str | None:
-    """What was done to output `name` that `fidelity` rules out, None when nothing was.
+    """How output `name` breaks `fidelity`, None when it does not.
 
-    It completes a sentence that begins with whoever did it.
+    The text completes a sentence whose subject is the pass or model that caused it.
     """
     if fidelity is Fidelity.EXACT:
         return _not_exact(name, meter)

@@ -1,10 +1,10 @@
-"""`SessionStopwatch`: what passes ask about run time, answered by running models.
+"""`SessionStopwatch` answers what passes ask about run time, by running models.
 
-What may change here: how long a question may take, how many sessions are open at once. How time is
-measured is `latency`'s.
+A comparison of small models takes a few tenths of a second. Answers are remembered by the bytes of
+the models, so equal layers are timed once.
 
-A question about small models takes a few tenths of a second, and an answer is remembered by the
-bytes of the models: layers that are alike are timed once.
+Owns: how long a comparison may take, and how many sessions are open at once. Not here: measuring
+(see `latency`).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from onnxslim.runtime.samples.seeded import InputKind, draw_feeds
 from onnxslim.runtime.session import Feeds, Session, open_session
 from onnxslim.services.stopwatch import Kernel
 
-BUDGET_S: Final = 0.2  # for each pair of small models
-CHOICE_S: Final = 10.0  # for each pair of whole models of which one is chosen: they are much alike
-_AT_ONCE: Final = 6  # sessions
-_REPEATS: Final = 3  # of a comparison whose interval leaves open what its ratio says
-_CLEAR: Final = 1.03  # a ratio from which it is worth while to measure again
+BUDGET_S: Final = 0.2  # seconds for each pair of small models
+CHOICE_S: Final = 10.0  # seconds for each pair of whole models to choose from: they differ little
+_AT_ONCE: Final = 6  # open sessions
+_REPEATS: Final = 3  # repeats of a comparison whose interval leaves its ratio undecided
+_CLEAR: Final = 1.03  # ratios above this are worth a repeat
 
 
 class SessionStopwatch:
     """Implements `onnxslim.services.stopwatch.Stopwatch` with onnxruntime.
 
     Args:
-        feeds: inputs of the whole model, one sample.
-        threads: of onnxruntime; None for its own choice.
-        seed: of made-up inputs and of the order in which models run.
+        feeds: one sample, the inputs of the whole model.
+        threads: threads of onnxruntime; None for its own choice.
+        seed: seed of generated inputs, and of the order in which models run.
         budget_s: seconds for each pair of small models.
     """
 
@@ -71,7 +71,7 @@ class SessionStopwatch:
         for tensor in copy.graph.inputs:
             if tensor.name in self._feeds:
                 tensor.shape = list(self._feeds[tensor.name].shape)
-                tensor.info = None  # what the file declares, symbols and all
+                tensor.info = None  # drop the declared shape with its symbols
         copy.has_shapes = False
         infer_shapes(copy)
         known: dict[str, StaticShape] = {}
@@ -86,7 +86,7 @@ class SessionStopwatch:
             elif tensor.type == "tensor_type" and tensor.inputs:
                 open_.append(tensor)
         if open_:
-            # of the model as it is: fixed sizes can contradict a branch that is never taken
+            # run the model itself: with fixed sizes, a branch that is never taken can be invalid
             known.update(self._observed(model, open_))
         return known
 
@@ -160,7 +160,7 @@ class SessionStopwatch:
         return tuple(compare_times(base, times) for times in others)
 
     def _compare(self, first: bytes, others: Sequence[bytes]) -> None:
-        """Time `first` with `others`; again where other work on the machine hid a difference."""
+        """Time `first` against `others`; repeat where noise hides a likely difference."""
         rows: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
         for _ in range(1 + _REPEATS):
             base, *times = self._times([first, *others])
@@ -184,11 +184,11 @@ class SessionStopwatch:
     def _runner(self, session: Session) -> Callable[[], object]:
         shapes = {info.name: _static(info.shape, info.name) for info in session.inputs}
         feeds = draw_feeds(session.inputs, shapes, InputKind.NORMAL, self._seed)
-        session.run(feeds)  # its errors name the model's fault, those of a timed run do not
+        session.run(feeds)  # an error here names the fault; one in a timed run would not
         return session.runner(feeds)
 
     def _observed(self, model: Model, tensors: list[Variable]) -> Mapping[str, StaticShape]:
-        """Shapes that only a run can tell; where a tensor is of no type that has one, fewer."""
+        """Shapes from a run; without tensors of unknown type where onnxruntime refuses those."""
         typed = [tensor for tensor in tensors if tensor.dtype is not None]
         for chosen in (tensors, typed):
             try:
@@ -212,7 +212,7 @@ class SessionStopwatch:
             made = Variable(output, np.dtype(np.int64))
             graph.nodes.append(Node("Shape", inputs=[names[tensor.name]], outputs=[made]))
             graph.outputs.append(made)
-        # what a file declares, and what was inferred from it, is not believed here
+        # declared and inferred shapes may be wrong
         for tensor in names.values():
             tensor.info = None
         with open_session(copy, threads=self._threads, spin=False) as session:

@@ -1,10 +1,10 @@
-"""`RuntimeProver`: what the manager asks of onnxruntime, answered.
-
-What may change here: which runs answer which question. How inputs are chosen is `workload`'s, what
-a fidelity allows `promise`'s, how time is measured `latency`'s.
+"""`RuntimeProver` verifies each step of a pipeline by running models in onnxruntime.
 
 One session is open at a time (two while timing). Outputs of the two baselines, the original and the
-last committed model, are computed when a question first needs them and kept for later ones.
+last committed model, are computed when first needed and kept.
+
+Owns: which runs answer which question. Not here: the choice of inputs (see `workload`), what a
+fidelity allows (see `promise`), and how time is measured (see `latency`).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
 
-_MEASUREMENTS = 4  # that must all show a step to be slower before it is left out for that
+_MEASUREMENTS = 4  # a step is slower only when so many measurements all say so
 ADVICE = "Give samples with --calib, or sizes with --input-shape, to have it verified."
 
 
 @dataclass(frozen=True)
 class _RunMode:
-    """How outputs are computed.
+    """How the outputs to compare are computed.
 
     Attributes:
-        optimise: whether with onnxruntime's optimisations.
-        wide: on which samples.
-        alone: whether each in a run of its own: where a model leaves early, a sample's neighbours
-            in a batch may matter.
+        optimise: whether onnxruntime's own optimisations are on.
+        wide: whether the samples are the wide set (see `workload`).
+        alone: whether each sample is a run of its own: in a model with early exits, the other
+            samples of a batch can change the result.
     """
 
     optimise: bool
@@ -56,7 +56,7 @@ class _RunMode:
 
 @dataclass
 class _Baseline:
-    """A model and what it gives, as far as that was needed."""
+    """A reference model and its outputs, by mode, as far as they were needed."""
 
     model: Model
     outputs: dict[_RunMode, list[Outputs]] = field(default_factory=dict)
@@ -66,14 +66,14 @@ class RuntimeProver:
     """Implements `onnxslim.pipeline.prover.Prover` with onnxruntime.
 
     Args:
-        calibration: samples to compare outputs on; see `calibration`.
+        calibration: samples to compare outputs on; see `samples.sources`.
         evaluation: labelled samples or a metric; see `accuracy`.
-        seed: of inputs that are made up, and of the order in which models are timed.
-        threads: of onnxruntime; None for its own choice.
-        input_shapes: shape by input name, for inputs that are made up.
+        seed: seed of generated inputs, and of the order in which models are timed.
+        threads: threads of onnxruntime; None for its own choice.
+        input_shapes: shape by input name, for generated inputs.
         latency: whether `time` measures.
         verify: whether outputs are compared.
-        progress: told in words what is going on.
+        progress: receives a word about each activity.
     """
 
     def __init__(
@@ -111,10 +111,10 @@ class RuntimeProver:
     def begin(self, original: Model) -> bool:
         """Find inputs that `original` accepts, and run it on them.
 
-        A model with operators that onnxruntime does not have is worked on without being run.
+        A model with operators that onnxruntime lacks is compressed without being run.
 
         Raises:
-            ModelError: its opset is older than what onnxruntime runs.
+            ModelError: its opset is older than onnxruntime supports.
             RuntimeFailure: onnxruntime refuses the model.
             UsageError: the user's samples or shapes do not fit the model.
         """
@@ -159,17 +159,17 @@ class RuntimeProver:
             return self._measure(candidate, session, mode, fidelity)
 
     def commit(self, model: Model) -> None:
-        """Make `model` the previous baseline; outputs that are known of it are kept."""
+        """Make `model` the previous baseline; its known outputs are kept."""
         known = (known for known in (self._candidate, self._original) if known is not None)
         same = (baseline for baseline in known if baseline.model is model)
         self._previous = next(same, None) or _Baseline(model)
         self._candidate = None
 
     def time(self, before: Model, after: Model) -> LatencyPair | None:
-        """Latency of two models in turn on one sample; None when it is not to be measured.
+        """Latency of two models in turn on one sample; None when latency is switched off.
 
-        Where what one of them runs depends on the sample, it is the mean over several samples.
-        That the second is slower is believed when another pair of sessions finds it too.
+        For a model that branches it is the mean over several samples. A slowdown is believed only
+        when further pairs of sessions confirm it.
 
         Raises:
             RuntimeFailure: onnxruntime refuses a model or fails on it.
@@ -182,7 +182,7 @@ class RuntimeProver:
         measured = [self._times(before, after, feeds)]
         pair = confirm(measured)
         while pair.is_slower and len(measured) < _MEASUREMENTS:
-            if len(measured) % 2:  # who is opened first may matter
+            if len(measured) % 2:  # the order of opening can matter
                 measured.append(self._times(after, before, feeds)[::-1])
             else:
                 measured.append(self._times(before, after, feeds))
@@ -203,10 +203,10 @@ class RuntimeProver:
             return self._opened_evaluation(session).score(session, alone=is_branching(model))
 
     def check_file(self, path: Path, model: Model) -> None:
-        """Load the file at `path`, and see that it gives what `model` gave.
+        """Load the file at `path`, and check that it returns the outputs of `model`.
 
         Raises:
-            RuntimeFailure: it does not.
+            RuntimeFailure: it cannot be loaded, or its outputs differ.
         """
         if not self._verify or not self._is_loadable:
             return
@@ -229,13 +229,13 @@ class RuntimeProver:
 
     @property
     def sample(self) -> Feeds | None:
-        """What models are timed on; None where no inputs are known."""
+        """The sample that models are timed on; None where no inputs are known."""
         return None if self._workload is None else self._workload.single
 
     # ------------------------------------------------------------------ inside
 
     def _times(self, first: Model, second: Model, tour: Sequence[Feeds]) -> np.ndarray:
-        """Milliseconds a sample, (2, rounds)."""
+        """Milliseconds per sample, (2, rounds)."""
         with self._open(first) as a, self._open(second) as b:
             runs = [_around(session, tour) for session in (a, b)]
             return time_many(runs, seed=self._seed) / len(tour)
@@ -327,7 +327,7 @@ class RuntimeProver:
         )
 
     def _prepare(self, mode: _RunMode) -> _RunMode:
-        """Compute what both baselines give in `mode`; another mode where onnxruntime cannot."""
+        """Compute the outputs of both baselines; the mode, another where onnxruntime refuses it."""
         assert self._original is not None
         assert self._previous is not None
         try:
@@ -359,7 +359,7 @@ class RuntimeProver:
         inputs, outputs = self._signature
         for word, old, new in (
             ("input", inputs, session.inputs),
-            ("output", outputs, session.outputs[: len(outputs)]),  # more may have been asked for
+            ("output", outputs, session.outputs[: len(outputs)]),  # there may be additional outputs
         ):
             change = signature_breach(word, old, new)
             if change is not None:
@@ -388,12 +388,12 @@ class RuntimeProver:
         self._candidate = _Baseline(candidate, {mode: kept})
         drifts = [
             {name: m.result() for name, m in found.items() if m.largest or name in kept[0]}
-            for found in meters  # a part without any signal has no ratio to noise
+            for found in meters  # a part that is all zero has no signal-to-noise ratio
         ]
         return Comparison(drifts[0], drifts[-1], broken)
 
     def _parts_for(self, fidelity: Fidelity) -> Parts:
-        """Parts of the original's outputs; lossless promises are about whole outputs."""
+        """Parts of the outputs of the original; lossless promises concern whole outputs."""
         if fidelity is not Fidelity.LOSSY:
             return {}
         if self._parts is None:
@@ -409,9 +409,9 @@ class RuntimeProver:
         meters: Mapping[str, DriftMeter] | None,
         session: Session,
     ) -> bool:
-        """Whether the input model moves as much by itself, when only its rounding changes.
+        """Whether changes of rounding alone move the input model as much.
 
-        Without `meters`, the shape of an output is what changed.
+        Without `meters`, the shape of an output changed.
         """
         if fidelity is not Fidelity.CLOSE or not mode.optimise:
             return False
@@ -447,7 +447,7 @@ class RuntimeProver:
 
 
 def _around(session: Session, tour: Sequence[Feeds]) -> Callable[[], object]:
-    """Runs on all samples of `tour`, as one function."""
+    """A function that runs all samples of `tour` once."""
     runs = [session.runner(feeds) for feeds in tour]
 
     def run() -> None:

@@ -1,8 +1,10 @@
-"""What a model is run on while it is proven: the user's samples, or seeded ones.
+"""The samples that models are verified and timed on: the user's, or seeded ones.
 
-What may change here: how many samples are used, and in how many at a time. Two sets: *probes*, kept
-in memory, for every lossless step, as many as run in about two seconds; *wide*, streamed, for lossy
-steps, whose drift is a statistic.
+Two sets: *probes*, kept in memory, for every lossless step, as many as run in about two seconds;
+*wide*, streamed, for lossy steps, whose drift is a statistic.
+
+Owns: how many samples are used, and how many in one run. Not here: where samples come from (see
+`samples.sources` and `samples.seeded`).
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from onnxslim.runtime.session import Feeds, Outputs, Session
 WIDE: Final = 256
 PROBE_COUNTS: Final = (256, 64, 16, 4)
 PROBE_SECONDS: Final = 2.0
-FEED_BYTES: Final = 64 << 20  # of all probes
-OUTPUT_BYTES: Final = 256 << 20  # of all reference outputs of one baseline
+FEED_BYTES: Final = 64 << 20  # inputs of all probes
+OUTPUT_BYTES: Final = 256 << 20  # all reference outputs of one baseline
 BATCH: Final = 16
 BATCH_BYTES: Final = 32 << 20
-TOUR: Final = 64  # samples that a model is timed on whose run time depends on them
+TOUR: Final = 64  # samples to time a model on whose run time depends on the sample
 TOUR_SECONDS: Final = 0.3
 FEWEST_ON_TOUR: Final = 8
 
@@ -41,13 +43,13 @@ class Workload:
     """Inputs to run models on.
 
     Attributes:
-        probes: runs, in memory.
-        single: one sample, for latency.
-        tour: several samples, one by one, for the latency of models that branch.
-        description: for `verified_on`.
-        samples: where the wide set comes from; None: the probes are all there is.
-        wide_rows: how many samples the wide set has.
-        batch: samples in one run.
+        probes: the runs of the probe set, in memory.
+        single: one sample, to time models on.
+        description: the text of `verified_on`.
+        samples: the source of the wide set; None where the probes are all samples.
+        wide_rows: number of samples of the wide set.
+        batch: number of samples in one run.
+        tour: single samples, to time models that branch on.
     """
 
     probes: tuple[Sample, ...]
@@ -60,27 +62,27 @@ class Workload:
 
     @property
     def has_wide(self) -> bool:
-        """Whether the wide set is another than the probes."""
+        """Whether the wide set differs from the probes."""
         return self.samples is not None
 
     def runs(self, *, wide: bool, alone: bool) -> Iterable[Sample]:
-        """The wide set or the probes; `alone`: every sample in a run of its own."""
+        """The runs of the wide set or the probes; with `alone`, each sample as a run of its own."""
         runs = self.wide() if wide else self.probes
         return _one_by_one(runs) if alone and self.batch > 1 else runs
 
     def wide(self) -> Iterable[Sample]:
-        """The wide set, read anew."""
+        """The runs of the wide set, read again from the source."""
         if self.samples is None:
             return self.probes
         return self.samples.batches(self.batch, self.wide_rows)
 
 
 def from_samples(session: Session, samples: Samples, role: str) -> Workload:
-    """The user's samples, in the amounts that time and memory allow.
+    """A workload of the user's samples, as many as time and memory allow.
 
     Args:
         session: the original model.
-        samples: the user's.
+        samples: the samples of the user.
         role: `calibration` or `evaluation`.
 
     Raises:
@@ -112,7 +114,7 @@ def from_samples(session: Session, samples: Samples, role: str) -> Workload:
 def from_seed(
     session: Session, seed: int, input_shapes: Mapping[str, Sequence[int]] | None
 ) -> tuple[Workload | None, str]:
-    """Seeded samples that the model accepts; None and the reason, when there are none.
+    """A workload of seeded samples that the model accepts; None and why, where there are none.
 
     Raises:
         UsageError: `input_shapes` contradicts the model.
@@ -127,13 +129,13 @@ def from_seed(
 
 
 def is_branching(model: Model) -> bool:
-    """Whether what runs may depend on the samples, and with it the latency and, by batch, more."""
+    """Whether the nodes that run may depend on the sample, and the latency with them."""
     nodes = (node for graph in walk_graphs(model.graph) for node in graph.nodes)
     return any(node.op in ("If", "Loop") for node in nodes)
 
 
 def batch_size(session: Session, samples: Samples) -> int:
-    """How many samples to run at once: more than one only where that gives the same outputs.
+    """Number of samples for one run: more than one only where the outputs stay the same.
 
     Raises:
         RuntimeFailure: the model does not run on a single sample.
@@ -165,7 +167,7 @@ def _is_stack(together: np.ndarray, alone: Sequence[np.ndarray]) -> bool:
 
 
 def _tour(seconds: float, samples: Samples) -> tuple[Feeds, ...]:
-    """As many of the first samples as run in a moment."""
+    """The first samples, as many as run in `TOUR_SECONDS`."""
     first = next(iter(samples))
     in_memory = _rows_within(FEED_BYTES, first.feeds.values(), first.rows)
     fitting = min(TOUR, in_memory, int(TOUR_SECONDS / max(seconds, 1e-9)))
@@ -182,14 +184,14 @@ def _one_by_one(runs: Iterable[Sample]) -> Iterator[Sample]:
 
 
 def _timed(session: Session, feeds: Feeds) -> tuple[Outputs, float]:
-    session.run(feeds)  # the first run also makes room for the others
+    session.run(feeds)  # the first run also allocates memory
     start = time.perf_counter()
     outputs = session.run(feeds)
     return outputs, time.perf_counter() - start
 
 
 def _probe_count(seconds: float, sample: Sample) -> int:
-    """In coarse steps, so that a slightly busier machine verifies on the same samples."""
+    """Number of probes, in coarse steps: a slightly busier machine then uses the same ones."""
     in_memory = _rows_within(FEED_BYTES, sample.feeds.values(), sample.rows)
     fitting = min(PROBE_SECONDS / max(seconds, 1e-9), in_memory)
     return next((count for count in PROBE_COUNTS if count <= fitting), PROBE_COUNTS[-1])

@@ -1,6 +1,6 @@
-"""What happens inside a model on the calibration samples.
+"""Statistics of the inside of a model on the calibration samples.
 
-calibration_runs   CalibrationRuns: what passes ask of the samples
+calibration_runs   CalibrationRuns answers what passes ask of the samples
 exposed            inner tensors as outputs of a copy of the model
 unfold             input tensor of a layer to the vectors that its weight multiplies
 products           sums of products of rows

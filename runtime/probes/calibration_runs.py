@@ -1,7 +1,7 @@
-"""`CalibrationRuns`: what passes ask of the calibration samples, answered by running models.
+"""`CalibrationRuns` answers what passes ask of the calibration samples, by running models.
 
-What may change here: how many samples go into one run, and which are held back. What is summed up
-is `moments`'s and `drift`'s.
+Owns: how many samples go into one run, and which samples are held back. Not here: the statistics
+(see `moments`, `observers`, `channel_activity` and `output_divergence`).
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from onnxslim.services.observations import Observation
 
 Keep = Callable[[int, int | None], bool]
 
-_BATCH_ROWS: Final = 256
-_BATCH_BYTES: Final = 4 << 20
+_BATCH_ROWS: Final = 256  # samples of a run
+_BATCH_BYTES: Final = 4 << 20  # inputs of a run
 _GOLDEN: Final = 0.6180339887498949
 _FOLDS: Final = 5
-_HELD: Final = 1  # of each `_FOLDS` samples the second, so that two samples are enough
-_MAX_TRIED: Final = 10000  # samples that a trial is fitted on, about
-_KEPT_BYTES: Final = 256 << 20  # of reference outputs
-_MIN_SUMS: Final = 256 << 20  # bytes of moments that are summed up at once, at least
+_HELD: Final = 1  # the second of each `_FOLDS` samples is held back: two samples are enough
+_MAX_TRIED: Final = 10000  # samples to fit trials on, about
+_KEPT_BYTES: Final = 256 << 20  # reference outputs that are kept
+_MIN_SUMS: Final = 256 << 20  # the least budget in bytes for moments in one sweep
 
 
 @dataclass(frozen=True)
 class _ReferenceOutputs:
-    """What a reference model gives.
+    """Outputs of a reference model on the samples.
 
     Attributes:
-        signature: of what it computes.
-        outputs: for each run.
-        parts: of the outputs that are joined from several.
+        signature: identifies the function that the model computes.
+        outputs: the outputs of each run.
+        parts: the parts of outputs that are concatenated from several.
     """
 
     signature: Signature
@@ -56,7 +56,7 @@ class _ReferenceOutputs:
 
 
 class _DistanceMeter:
-    """How far outputs are from what is known, over samples."""
+    """Accumulates the distance of outputs from those of the reference, over samples."""
 
     def __init__(self, known: _ReferenceOutputs) -> None:
         self._outputs = {
@@ -70,7 +70,7 @@ class _DistanceMeter:
 
     @property
     def distance(self) -> Distance:
-        """So far."""
+        """The distance over all runs so far."""
         return combined_distance(
             [part for output in self._outputs.values() for part in output.meters]
         )
@@ -80,10 +80,10 @@ class CalibrationRuns:
     """Implements `onnxslim.services.calibration.Calibration` with onnxruntime.
 
     Args:
-        source: of the samples; opened when first needed.
-        seed: of the choice of positions in large maps.
-        threads: of onnxruntime; None for its own choice.
-        limits: of the sums, see `moments`; None: by the size of the model.
+        source: source of the samples, opened when first needed.
+        seed: seed of the choice of positions in large maps.
+        threads: threads of onnxruntime; None for its own choice.
+        limits: limits on moments; None: by the size of the model.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class CalibrationRuns:
         samples = self._open(model)
         if self._activations is None:
             self._activations = ActivationCaches(samples.count)
-        if self._budget is None:  # what is summed up at once may take what the model does
+        if self._budget is None:  # moments may take as much memory as the model
             self._budget = max(_MIN_SUMS, model.file_bytes())
         return stream_moments(
             model,
@@ -143,7 +143,9 @@ class CalibrationRuns:
         """See `Calibration`; errors as in `moments`."""
         samples = self._open(reference)
         known = self._known_outputs(reference)
-        if isinstance(models, Sequence) and len(models) < 2:  # nothing to share with others
+        if (
+            isinstance(models, Sequence) and len(models) < 2
+        ):  # no nodes to share with other variants
             for model in models:
                 with open_session(model, threads=self._threads) as session:
                     yield self._distance(known, lambda feeds, _: session.run(feeds))
@@ -173,7 +175,7 @@ class CalibrationRuns:
             yield name, [meter.distance for meter in meters]
 
     def _distance(self, known: _ReferenceOutputs, run: Callable[[Feeds, int], Outputs]) -> Distance:
-        """How far what `run` gives for each sample is from what is expected."""
+        """The distance of the outputs of `run` from the reference, over all samples."""
         meter = _DistanceMeter(known)
         for sample, expected in zip(self._runs(), known.outputs, strict=False):
             meter.update(expected, run(sample.feeds, sample.rows))
@@ -217,7 +219,7 @@ class CalibrationRuns:
         yield from self._samples.batches(size or 1)
 
     def _known_outputs(self, reference: Model) -> _ReferenceOutputs:
-        """Kept as long as the reference computes the same, whatever object it is."""
+        """Outputs of `reference`, kept while its signature stays the same."""
         signature = self._numbering.signature(reference.graph)
         if self._known is None or self._known.signature != signature:
             with open_session(reference, threads=self._threads) as session:
@@ -232,7 +234,7 @@ class CalibrationRuns:
 
 
 class _SampleSubset(CalibrationRuns):
-    """Some of the samples of another."""
+    """Calibration on a subset of the samples of another object."""
 
     def __init__(self, whole: CalibrationRuns, keep: Keep) -> None:
         super().__init__(
@@ -247,15 +249,16 @@ class _SampleSubset(CalibrationRuns):
 
 
 def _dealt(number: int, count: int) -> Keep:
-    """About one sample in `count`, by multiples of the golden ratio.
+    """About one sample in `count`, by multiples of the golden ratio modulo 1.
 
-    Not every `count`-th: where samples of the classes take turns, a part would lack classes.
+    They are equidistributed (Weyl 1916), so parts are nearly equal. Taking every `count`-th sample
+    would drop classes from a part where samples of the classes alternate.
     """
     return lambda index, _: int(count * (index * _GOLDEN % 1.0)) == number
 
 
 def _evenly(most: int) -> Keep:
-    """So many of the samples at most, as many as divide them evenly."""
+    """At most `most` samples, evenly spaced; the first ones where the count is unknown."""
 
     def keep(index: int, count: int | None) -> bool:
         return index < most if count is None else index % -(-count // most) == 0
@@ -273,7 +276,7 @@ def _is_held(number: int, count: int | None) -> bool:
 
 
 def _chosen(samples: Samples, keep: Keep) -> Samples:
-    """The samples that `keep` accepts, by number and count; all, where it accepts none."""
+    """The samples that `keep` accepts by number and count; all of them where it accepts none."""
 
     def read() -> Iterator[Sample]:
         empty = True

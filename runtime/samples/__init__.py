@@ -1,11 +1,11 @@
 """Samples that models are run on.
 
-sources         .npz files, folders, `module:function`, arrays: what users give
+sources         the ways in which users give samples: files, folders, functions, arrays
 npz             arrays in .npz and .npy files, never unpickled
 user_function   functions named as `module:function`
-fitting         whether arrays can be the inputs of a model
+fitting         check and convert arrays for the inputs of a model
 rows            samples as rows of arrays
 stream          samples as a stream of runs
-input_sizes     sizes for what the shapes of inputs leave open
-seeded          inputs made up from a seed
+input_sizes     sizes for the open dimensions of inputs
+seeded          inputs generated from a seed
 """

@@ -1,7 +1,7 @@
-"""Whether the user's arrays can be the inputs of a model, and how they become them.
+"""Check that the user's arrays can be the inputs of a model, and convert them.
 
-What may change here: which conversions are harmless enough to be made without asking. Scaling is
-not: only the user knows how the model was trained.
+Owns: which conversions are harmless enough to be done without asking. Scaling is not: only the user
+knows how the model was trained.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _CASTS: Final = {("f", "f"), ("i", "i"), ("U", "O"), ("S", "O"), ("O", "O"), ("b
 
 
 def check_names(name: str, found: Mapping[str, object], inputs: Sequence[TensorInfo]) -> None:
-    """Refuse arrays among which one for an input is missing.
+    """Refuse arrays that lack one for an input.
 
     Raises:
-        UsageError: naming the input, and what is there.
+        UsageError: an input has no array; the message names it and the arrays that exist.
     """
     missing = [info.name for info in inputs if info.name not in found]
     if missing:
@@ -34,10 +34,10 @@ def check_names(name: str, found: Mapping[str, object], inputs: Sequence[TensorI
 
 
 def check_dtype(dtype: np.dtype, info: TensorInfo, where: str) -> None:
-    """Refuse arrays that cannot be the input without a decision that is the user's.
+    """Refuse arrays whose conversion to the type of the input is for the user to decide.
 
     Raises:
-        UsageError: Python objects, or values whose conversion could lose or mean something.
+        UsageError: the array holds Python objects, or its conversion could lose information.
     """
     wanted = info.dtype
     if wanted is None:
@@ -61,7 +61,7 @@ def _kinds(dtype: np.dtype, wanted: np.dtype) -> tuple[str, str]:
 
 
 def cast_array(array: np.ndarray, info: TensorInfo, where: str) -> np.ndarray:
-    """`array` in the input's type.
+    """`array`, converted to the type of the input.
 
     Raises:
         UsageError: an integer does not fit, or a value is NaN.
@@ -88,7 +88,7 @@ def _type_name(dtype: np.dtype) -> str:
 
 
 def group_size(inputs: Sequence[TensorInfo]) -> int:
-    """How many samples one run takes: the fixed first size that all inputs share, else one."""
+    """Number of samples in one run: the fixed first size that all inputs share, else one."""
     sizes = {info.shape[0] for info in inputs if info.shape}
     only = sizes.pop() if len(sizes) == 1 else None
     return only if isinstance(only, int) and only > 0 else 1
@@ -107,7 +107,7 @@ def has_input(inputs: Sequence[TensorInfo], name: str) -> bool:
 
 
 def only_input(inputs: Sequence[TensorInfo], where: str) -> TensorInfo:
-    """The only input of a model, for arrays without a name.
+    """The single input of a model, for arrays without a name.
 
     Raises:
         UsageError: there are several inputs, or none.

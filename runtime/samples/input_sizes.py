@@ -1,7 +1,9 @@
-"""Sizes for what a model's input shapes leave open.
+"""Sizes for the open dimensions of a model's inputs.
 
-What may change here: which sizes are tried, and in which order. The same symbol always gets the
-same size; the first axis is one sample, image and sequence axes go through a short list.
+A symbol gets the same size everywhere; the first axis is one sample; image and sequence axes go
+through a short list of sizes.
+
+Owns: which sizes are tried, and in which order. Not here: drawing values (see `seeded`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _SEQUENCE_SIZES: Final = (8, 16, 32, 64, 128, 1, 4, 256, 80, 512)
 _CHANNELS: Final = (3, 1)
 # shapes tried for an input whose rank is unknown
 _UNKNOWN_RANK: Final[tuple[StaticShape, ...]] = ((), (1,), (1, 8), (1, 3, 64, 64), (1, 8, 16))
-# what exporters call an open axis; its place decides where the name does not
+# parts of names that exporters give open axes; without one, the position decides
 _ROLE_OF_NAME: Final = {
     "batch": "batch", "height": "image", "width": "image",
     "seq": "sequence", "len": "sequence", "time": "sequence", "token": "sequence",
@@ -30,10 +32,10 @@ _ROLE_OF_NAME: Final = {
 def check_shapes(
     inputs: Sequence[TensorInfo], input_shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, StaticShape]:
-    """`input_shapes` as tuples, held against what the model declares.
+    """`input_shapes` as tuples, checked against the shapes that the model declares.
 
     Raises:
-        UsageError: an unknown input, another rank, another fixed size, a size below 0.
+        UsageError: an input is unknown, or a rank or size contradicts the model or is negative.
     """
     declared = {info.name: info for info in inputs}
     checked: dict[str, StaticShape] = {}
@@ -68,7 +70,7 @@ def spell_shape(shape: Sequence[Dim]) -> str:
 
 
 def size_plans(inputs: Sequence[TensorInfo], given: StaticShapes) -> Iterator[StaticShapes]:
-    """Concrete shapes to try, the likeliest first; at least one, all different."""
+    """Concrete shapes to try, the likeliest first: at least one, without repeats."""
     seen: list[StaticShapes] = []
     for channels in _CHANNELS:
         for image, sequence in zip(_IMAGE_SIZES, _SEQUENCE_SIZES, strict=True):
@@ -83,7 +85,7 @@ def size_plans(inputs: Sequence[TensorInfo], given: StaticShapes) -> Iterator[St
 def other_sizes(
     inputs: Sequence[TensorInfo], shapes: StaticShapes, given: StaticShapes
 ) -> Iterator[StaticShapes]:
-    """`shapes` with every open size another one; then with another batch only."""
+    """`shapes` with every open size enlarged; then with the batch alone enlarged."""
     bound = _symbols_of(inputs, given)
     for only_batch in (False, True):
         symbols = dict(bound)
@@ -142,7 +144,7 @@ def _sized(
 
 
 def _role(shape: tuple[Dim, ...], axis: int) -> str:
-    """What an open axis most likely is: batch, channels, image or sequence."""
+    """The likely role of an open axis: `batch`, `channels`, `image` or `sequence`."""
     name = shape[axis]
     if isinstance(name, str):
         for part, role in _ROLE_OF_NAME.items():
@@ -159,7 +161,7 @@ def _role(shape: tuple[Dim, ...], axis: int) -> str:
 
 
 def _symbols_of(inputs: Sequence[TensorInfo], given: StaticShapes) -> dict[str, int]:
-    """Sizes of the symbols that given shapes settle."""
+    """The sizes of symbols that follow from the given shapes."""
     symbols: dict[str, int] = {}
     for info in inputs:
         for size, value in zip(info.shape or (), given.get(info.name, ()), strict=False):

@@ -1,9 +1,9 @@
-"""Arrays in .npz and .npy files, read row by row and never unpickled.
-
-What may change here: how files are read. What arrays must look like is `calibration`'s.
+"""Read arrays in .npz and .npy files row by row, without unpickling.
 
 A member of an .npz is a zip entry that holds an .npy: a header, then the values in C order. It is
-read as a stream, so a compressed 50 GB file takes the memory of a few rows.
+read as a stream, so a compressed file of 50 GB takes the memory of a few rows.
+
+Owns: reading files. Not here: which arrays a model accepts (see `fitting` and `rows`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from numpy.lib import format as npy
 
 from onnxslim.errors import UsageError
 
-_BLOCK_BYTES: Final = 8 << 20  # of all arrays together, read at a time
+_BLOCK_BYTES: Final = 8 << 20  # a block of rows of all arrays together
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an .npy says about its values before they are read."""
+    """The header of an .npy: shape and type of its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -40,10 +40,10 @@ class ArrayHeader:
 
 
 def read_headers(path: Path) -> dict[str, ArrayHeader]:
-    """Names, shapes and types of the arrays in an .npz; no value is read.
+    """Names, shapes and types of the arrays in an .npz, without reading a value.
 
     Raises:
-        UsageError: no such file, no .npz, or an array of Python objects.
+        UsageError: the file is missing or no .npz, or an array holds Python objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -85,7 +85,7 @@ def read_rows(path: Path, names: Sequence[str]) -> Iterator[dict[str, np.ndarray
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named arrays, whole.
+    """The named arrays in full.
 
     Raises:
         UsageError: the file ends early or is damaged.
@@ -115,7 +115,7 @@ class _RowReader:
         self.header = _read_header(stream, path, stream.name)
         self.rows = self.header.shape[0] if self.header.shape else 0
         self.done = 0
-        # columns first: rows are nowhere together, so the array has to be read whole
+        # in Fortran order the values of a row are scattered: the array is read in full
         self.whole = self._read_whole() if self.header.fortran_order else None
 
     def read(self, count: int) -> np.ndarray:

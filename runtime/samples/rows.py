@@ -1,7 +1,8 @@
 """Samples as rows: one array for each input, whose first axis counts samples.
 
-What may change here: how rows become the inputs of runs. Everything is checked from shapes and
-types alone, before a value is read.
+Shapes and types are checked before a value is read.
+
+Owns: how rows become the inputs of runs. Not here: reading files (see `npz`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from onnxslim.runtime.session import Dim, TensorInfo
 
 
 class RowLayout:
-    """How the rows of arrays become the inputs of runs; made from shapes and types alone."""
+    """How the rows of arrays become the inputs of runs, derived from shapes and types alone.
+
+    Raises:
+        UsageError: the arrays do not fit the inputs.
+    """
 
     def __init__(
         self, name: str, headers: Mapping[str, ArrayHeader], inputs: Sequence[TensorInfo]
@@ -101,7 +106,7 @@ def _is_stacked(shape: tuple[int, ...], declared: tuple[Dim, ...] | None) -> boo
 def _regrouped(
     blocks: Iterator[Mapping[str, np.ndarray]], group: int
 ) -> Iterator[Mapping[str, np.ndarray]]:
-    """Blocks whose length is a multiple of `group`; what is left over at the end is dropped."""
+    """Blocks whose length is a multiple of `group`; a shorter remainder at the end is dropped."""
     rest: Mapping[str, np.ndarray] = {}
     for block in blocks:
         whole = {k: np.concatenate((rest[k], v)) if k in rest else v for k, v in block.items()}

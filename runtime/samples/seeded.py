@@ -1,11 +1,10 @@
-"""Seeded inputs for a model when the user gave none.
+"""Generate inputs for a model from a seed, when the user gave none.
 
-What may change here: which sizes and which kinds of values are tried, and in which order. The
-number of tries is bounded and the result is the same for the same model and seed.
+Shapes and kinds of values are tried until the model accepts a sample (see `input_sizes`). Where the
+model accepts it, a sample with other sizes follows, so that a size that a pass froze is noticed.
+The number of tries is bounded, and the result depends on the model and the seed alone.
 
-Sizes that the model leaves open: the same symbol always gets the same size. The first axis is one
-sample, image axes and sequence axes go through a short list until the model accepts. A second plan
-with other sizes follows where the model takes it, so that a size that a pass froze is noticed.
+Owns: which kinds of values are tried, and in which order. Not here: sizes (see `input_sizes`).
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from onnxslim.runtime.samples.input_sizes import (
 from onnxslim.runtime.session import Feeds, TensorInfo
 
 MAX_TRIES: Final = 72
-MAX_BYTES: Final = 1 << 30  # of one sample
+MAX_BYTES: Final = 1 << 30  # size of one sample
 _WORDS: Final = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
 
 
 class InputKind(enum.Enum):
-    """A way to draw values; each says what it means for floats and for integers."""
+    """A distribution to draw the values of inputs from."""
 
     NORMAL = "normal"  # floats: standard normal; integers: 0 to 9, bytes: all of them
     UNIFORM = "uniform"  # floats: [0, 1]; integers: 0 and 1
@@ -49,9 +48,9 @@ class SeededInputs:
     """Samples that the model accepted, or why there are none.
 
     Attributes:
-        samples: one dictionary of arrays each.
+        samples: arrays by input name, for each sample.
         description: e.g. `4 seeded samples (normal, uniform, integers)`.
-        failure: a sentence, when there are no samples.
+        failure: a sentence that says why there are no samples; None where there are.
     """
 
     samples: tuple[Feeds, ...] = ()
@@ -72,13 +71,13 @@ def find_inputs(
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> SeededInputs:
-    """Samples of several kinds on which `accepts` does not fail.
+    """Samples of several kinds that the model accepts.
 
     Args:
-        inputs: of the model.
-        accepts: runs the model, and raises `RuntimeFailure` when it does not take the feeds.
-        seed: of the values.
-        input_shapes: full shapes by input name, which win over what would be tried.
+        inputs: the inputs of the model.
+        accepts: runs the model, and raises `RuntimeFailure` when it refuses the feeds.
+        seed: seed of the values.
+        input_shapes: full shapes by input name, used instead of the sizes to try.
 
     Raises:
         UsageError: `input_shapes` contradicts the model.
@@ -98,7 +97,7 @@ def find_inputs(
 def _tries(
     inputs: Sequence[TensorInfo], given: StaticShapes
 ) -> list[tuple[StaticShapes, InputKind]]:
-    """Sizes with kinds: mostly sizes first, but the first sizes with every kind soon."""
+    """Pairs of sizes and kinds to try: a kind after the first waits for three more sizes."""
     kinds = _search_kinds(inputs)
     plans = list(enumerate(size_plans(inputs, given)))
     order = [(p + 3 * k, plan, kind) for p, plan in plans for k, kind in enumerate(kinds)]
@@ -115,7 +114,7 @@ class _InputSearch:
         self.failure = "No sizes could be tried."
 
     def draw(self, kind: InputKind, shapes: StaticShapes) -> bool:
-        """Try one sample; keep it if the model takes it."""
+        """Try one sample; keep it if the model accepts it."""
         size = sum(prod(shapes[info.name]) * _item_bytes(info) for info in self.inputs)
         if size > MAX_BYTES:
             self.failure = f"One sample would take {size:,} bytes."
@@ -130,7 +129,7 @@ class _InputSearch:
         return True
 
     def more_samples(self, shapes: StaticShapes, others: Iterator[StaticShapes]) -> SeededInputs:
-        """The other kinds at the sizes that were accepted, then other sizes."""
+        """Add the other kinds at the accepted sizes, then other sizes."""
         if not self.inputs:
             return SeededInputs(({},), "its constant inputs (the model has no inputs)")
         first = self.found[0].kind
@@ -145,9 +144,6 @@ class _InputSearch:
         count = len(self.found)
         description = f"{count} seeded sample{'s' if count > 1 else ''} ({words})"
         return SeededInputs(tuple(sample.feeds for sample in self.found), description)
-
-
-# -------------------------------------------------------------------------- sizes
 
 
 # ------------------------------------------------------------------------- values
@@ -196,7 +192,7 @@ def _draw_strings(shape: StaticShape, kind: InputKind, rng: np.random.Generator)
 
 
 def _search_kinds(inputs: Sequence[TensorInfo]) -> tuple[InputKind, ...]:
-    """Kinds worth trying: constants differ from others only in integers and booleans."""
+    """The kinds to try; ones and zeros differ from others only for integers and booleans."""
     if all(_dtype(info).kind not in "iub" for info in inputs):
         return (InputKind.NORMAL, InputKind.UNIFORM, InputKind.INTEGERS)
     return tuple(InputKind)

@@ -1,12 +1,12 @@
 """Sample inputs from the user: .npz, folders, `module:function`, arrays and iterables.
 
-What may change here: which sources are understood, and what is checked. Samples are streamed: no
-source is ever in memory as a whole unless the user put it there.
+There are two ways to give samples. *Rows* (an .npz file, a mapping of arrays): one array for each
+input, whose first axis counts samples. *Items* (a folder of files, an iterable, a function that
+returns one): each item is the input of one run, a sample or a batch. An array `label` or `labels`
+beside the inputs makes the source an evaluation set. Samples are streamed: no source is in memory
+as a whole unless the user put it there.
 
-Two ways to give samples. *Rows* (an .npz file, a mapping of arrays): one array for each input, its
-first axis counts samples. *Items* (a folder of files, an iterable, a function that returns one):
-each is the input of one run, a sample or a batch. An array `label` or `labels` beside the inputs
-makes it an evaluation set.
+Owns: which sources are understood. Not here: checks of arrays (see `fitting` and `rows`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def open_samples(source: SampleSource, inputs: Sequence[TensorInfo]) -> Samples:
     """Samples for a model with these inputs.
 
     Raises:
-        UsageError: the source cannot be read, or does not fit the inputs. Sources that only show
-            their arrays while they are read raise it then.
+        UsageError: the source cannot be read, or does not fit the inputs. Sources whose arrays
+            appear only while they are read raise it then.
     """
     if isinstance(source, (str, os.PathLike)):
         return _open_named(source, inputs)
@@ -181,7 +181,7 @@ def _fitted(
     inputs: Sequence[TensorInfo],
     where: str,
 ) -> Iterator[Sample]:
-    """The item as it is where it fits; with a batch axis added, or cut into runs, where not."""
+    """The item as one run where it fits; otherwise with a batch axis added, or cut into runs."""
     shapes = {info.name: info.shape for info in inputs if info.shape is not None}
     if all(fits(feeds[name].shape, shape) for name, shape in shapes.items()):
         rows = {len(array) if array.ndim else 1 for array in feeds.values()}

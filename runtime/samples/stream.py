@@ -1,6 +1,6 @@
 """Sample inputs as a stream of runs, one by one or in batches.
 
-What may change here: how samples are joined into batches. Where they come from is `calibration`'s.
+Owns: how samples are joined into batches. Not here: where they come from (see `sources`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Sample:
     """The inputs of one run.
 
     Attributes:
-        rows: how many samples it holds.
-        labels: one entry for each of them, where the source has labels.
+        rows: number of samples in the run.
+        labels: one entry for each sample, where the source has labels.
     """
 
     feeds: Feeds
@@ -28,11 +28,11 @@ class Sample:
 
 
 class Samples:
-    """Samples that can be gone through any number of times.
+    """Samples that can be iterated any number of times.
 
     Attributes:
-        name: of the source, for messages.
-        count: how many samples there are, None when only reading them all would tell.
+        name: name of the source, for messages.
+        count: number of samples; None where only reading them all would tell.
         batchable: whether the model's declared shapes allow several samples in one run.
     """
 
@@ -51,7 +51,7 @@ class Samples:
         return self._read()
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Sample]:
-        """Runs of up to `size` samples, of the first `limit` samples; singles if not batchable."""
+        """Runs of up to `size` samples (1 if not batchable), from the first `limit` samples."""
         group: list[Sample] = []
         room = size = size if self.batchable else 1
         for sample in first_rows(self, limit):
@@ -74,7 +74,7 @@ def counted(count: int) -> str:
 
 
 def first_rows(samples: Iterable[Sample], limit: int | None) -> Iterator[Sample]:
-    """Whole samples as long as fewer than `limit` rows have been given; at least one."""
+    """The first samples, at most `limit` rows in all; at least one sample."""
     rows = 0
     for sample in samples:
         if limit is not None and rows and rows + sample.rows > limit:

@@ -1,7 +1,6 @@
 """Functions of the user's own, named on the command line as `module:function`.
 
-What may change here: where modules are looked for. The current folder comes first, as it does for
-`python -m`.
+Owns: where modules are looked for. The current folder comes first, as for `python -m`.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ def load_function(spec: str) -> Callable[..., object]:
 
 
 def call(function: Callable[..., object], spec: str, *arguments: object) -> object:
-    """Call a user's function; what it raises becomes a sentence that names it.
+    """Call a function of the user; an exception becomes an error that names the function.
 
     Raises:
-        UsageError: it failed.
+        UsageError: the function raised.
     """
     try:
         return function(*arguments)
     except OnnxslimError:
-        raise  # of a model that it ran
+        raise  # from a model that the function ran
     except Exception as error:
         raise failed(spec, error) from error
 
