@@ -38,7 +38,7 @@ _AXES_INPUT: Final[Mapping[str, tuple[int, int]]] = {
     "Slice": (10, 3),
     "Pad": (18, 3),
 }
-_RANDOM: Final = frozenset(
+RANDOM_OPS: Final = frozenset(
     {
         "Bernoulli",
         "Multinomial",
@@ -149,7 +149,7 @@ def is_random(node: Node, opset: int) -> bool:
     """Whether two runs of a standard operator, or of one in its bodies, may give other results."""
     inner = (n for body in subgraphs_of(node) for graph in walk_graphs(body) for n in graph.nodes)
     return any(
-        item.op in _RANDOM or (item.op == "Dropout" and is_training_dropout(item, opset))
+        item.op in RANDOM_OPS or (item.op == "Dropout" and is_training_dropout(item, opset))
         for item in (node, *inner)
     )
 

@@ -19,18 +19,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.graph.ir import Constant, Node
+from onnxslim.graph.operands import RANDOM_OPS
 
-_RANDOM: Final = frozenset(
-    {
-        "Bernoulli",
-        "Dropout",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    }
-)
+_UNREPEATABLE: Final = RANDOM_OPS | {"Dropout"}
 
 Signature = tuple[Hashable, ...]
 
@@ -169,8 +160,8 @@ def _is_repeatable(node: Node, function: onnx.FunctionProto | None) -> bool:
     """
     if function is not None:
         inner = {(item.domain, item.op_type) for item in function.node}
-        return all(not domain and op not in _RANDOM for domain, op in inner)
-    return node.is_onnx and node.op not in _RANDOM
+        return all(not domain and op not in _UNREPEATABLE for domain, op in inner)
+    return node.is_onnx and node.op not in _UNREPEATABLE
 
 
 def _frozen(value: Any) -> Hashable:
