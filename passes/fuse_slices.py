@@ -50,7 +50,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.flow.shape_rules import slice_ranges
+from onnxslim.analysis.flow.shape_rules import as_slice, slice_ranges
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import axes_of, const_array, normalized
@@ -205,7 +205,7 @@ class _SliceFuser:
             return
         size = shape[axis]
         if isinstance(size, int):
-            picked = range(size)[_as_slice(bounds[axis])]
+            picked = range(size)[as_slice(*bounds[axis])]
             if len(picked) != 1:
                 return
             start = picked.start
@@ -300,7 +300,7 @@ def _composed(
 ) -> tuple[int, int, int] | None:
     """Bounds of x[first][second] along one axis."""
     if size is not None:  # Python's ranges resolve negative bounds and steps
-        picked = range(size)[_as_slice(first)][_as_slice(second)]
+        picked = range(size)[as_slice(*first)][as_slice(*second)]
         # going back, an end before the first element cannot be written as an index
         end = picked.stop if picked.stop >= 0 else -_INT64_MAX
         return (picked.start, end, picked.step) if len(picked) else (0, 0, 1)
@@ -309,11 +309,6 @@ def _composed(
         return None
     # element i of x[a:b:s][c:d:t] is a + s·(c + t·i), below b and below a + s·d
     return a + s * c, min(b, a + s * d, _INT64_MAX), s * t
-
-
-def _as_slice(bound: tuple[int, int, int]) -> slice:
-    start, end, step = bound
-    return slice(start, None if step < 0 and end < -(2**30) else end, step)
 
 
 def _covering(parts: Mapping[int, tuple[int, Node]], size: int) -> list[tuple[int, Node]]:

@@ -1,7 +1,7 @@
-"""Affine maps y = a·x + b along one axis: what BatchNormalization, Mul, Add, Sub, Div and Neg are.
+"""BatchNormalization, Mul, Add, Sub, Div and Neg read as affine maps y = a·x + b along one axis.
 
 `read_affine` reads the map of a node whose other operands are constant; maps compose. All
-arithmetic is float64; whoever writes a result casts it once, to the type of the tensor it goes to.
+arithmetic is in float64; a result is cast once, to the type of the tensor that is written.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class AffineMap:
 
     Attributes:
         scale, shift: float64, of shape () or (C,).
-        axis: along which they lie; from the end when negative, None when both are scalars.
+        axis: along which scale and shift lie; from the end when negative, None for scalars.
         ndim: the least rank x must have for y to have the same rank.
-        dtype: of the constants it was read from, None when there were none.
+        dtype: of the constants that the map was read from, None when there were none.
     """
 
     scale: np.ndarray
@@ -104,7 +104,7 @@ class AffineMap:
         return AffineMap(scale, shift, axis, 0, self.dtype)
 
     def moved(self, axis: int) -> AffineMap:
-        """The same map along another axis (of a tensor with the same channels elsewhere)."""
+        """The same map for a tensor whose channels lie along another axis."""
         return AffineMap(self.scale, self.shift, axis, 0, self.dtype)
 
     def part(self, start: int, stop: int) -> AffineMap:
@@ -163,7 +163,7 @@ def _div(c: np.ndarray, index: int) -> Pair:
     return 1 / c, _ZERO
 
 
-# operator -> (scale, shift), given the constant and at which of the two inputs it stands
+# operator -> (scale, shift), from the constant and the index of its input
 _BINARY: Final[dict[str, Callable[[np.ndarray, int], Pair]]] = {
     "Add": lambda c, index: (_ONE, c),
     "Sum": lambda c, index: (_ONE, c),
@@ -202,6 +202,7 @@ def _read_batch_norm(node: Node, opset: int) -> Reading:
         return None  # `spatial` = 0 has one parameter for each element
     scale, bias, mean, var = (c.astype(np.float64) for c in constants if c is not None)
     epsilon = float(np.float32(node.attrs.get("epsilon", 1e-5)))
+    # a = γ/√(σ² + ε), b = β − a·μ (Ioffe and Szegedy 2015, algorithm 2)
     a = scale / np.sqrt(var + epsilon)
     assert constants[0] is not None
     return node.inputs[0], AffineMap(a, bias - a * mean, 1, 2, constants[0].dtype)
@@ -225,7 +226,7 @@ AFFINE_OPS: Final = tuple(_READERS)
 
 
 def rank_of(tensor: gs.Tensor, depth: int = _DEPTH) -> int | None:
-    """The rank of a tensor, also where shape inference failed but operators leave no choice."""
+    """The rank of a tensor; where inference failed, as far as its operators determine it."""
     known = rank(tensor)
     node = _maker(tensor)
     if known is not None or node is None or depth == 0:

@@ -1,4 +1,4 @@
-"""Residual branches: sums of which one term can be left out, and what is not needed then."""
+"""Residual branches: terms of sums that can be left out, with the nodes that only they need."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Branch:
     """A term of a sum.
 
     Attributes:
-        sum: an Add or a Sum.
-        term: index of the input that could go.
-        nodes: those that only this term needs.
-        layers: the weight layers among them.
+        sum: the Add or Sum.
+        term: index of the input that can be left out.
+        nodes: the nodes that only this term needs.
+        layers: the weight layers among these nodes.
     """
 
     sum: Node
@@ -31,15 +31,15 @@ class Branch:
 
     @property
     def label(self) -> str:
-        """What the term is called: its tensor."""
+        """The name of the term's tensor."""
         return str(self.sum.inputs[self.term].name)
 
 
 def residual_branches(graph: gs.Graph) -> Iterator[Branch]:
-    """Terms of sums in the main graph that can go without changing a shape.
+    """Terms of sums in the main graph that can be left out without changing a shape.
 
-    Another term has the shape of the sum, no term is constant, and the term that goes has weights
-    of its own. Where both terms of a sum do, each is a branch.
+    Another term has the shape of the sum, no term is constant, and the branch has weights of its
+    own. Where both terms of a sum fit, each is a branch.
     """
     flow = SizeFlow(graph, int(graph.opset or 17))
     layers = {layer.node: layer for layer in weight_layers(graph)[0] if not layer.bodies}
@@ -63,7 +63,7 @@ def residual_branches(graph: gs.Graph) -> Iterator[Branch]:
 
 
 def _unneeded(graph: gs.Graph, total: Node | None = None, term: int | None = None) -> list[Node]:
-    """The nodes that nothing needs, where `total` does without one of its inputs."""
+    """The nodes that nothing needs when the sum `total` leaves out its input `term`."""
     wanted = {id(tensor) for tensor in graph.outputs}
     dead: list[Node] = []
     for node in reversed(graph.nodes):
@@ -82,7 +82,7 @@ def _others(node: Node, index: int) -> list[gs.Tensor]:
 
 
 def next_layers(graph: gs.Graph, tensor: gs.Tensor) -> tuple[WeightLayer, ...]:
-    """The weight layers that read `tensor`, or what other operators make of it."""
+    """The weight layers that read `tensor`, directly or through operators without weights."""
     layers = {layer.node: layer for layer in weight_layers(graph)[0]}
     found: dict[Node, WeightLayer] = {}
     stack, seen = [tensor], {id(tensor)}

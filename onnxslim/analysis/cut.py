@@ -1,7 +1,7 @@
 """Run part of a graph on its own: nodes that depend on nothing but constants.
 
-The nodes may come from several graphs (bodies of If and Loop), as long as all that they use is
-constant or computed by nodes before them. They become one flat model, which is run once.
+The nodes may come from several graphs (bodies of If and Loop), as long as all their inputs are
+constant or computed by nodes before them. They become one flat model, which runs once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def evaluate_cut(
         nodes: producers before consumers, standard operators only.
         wanted: tensors of native types.
         opset: version of the standard operators.
-        ir_version: of the model that the nodes come from.
+        ir_version: IR version of the model that the nodes come from.
         evaluate: runs the model.
 
     Raises:
@@ -103,7 +103,7 @@ class _ConstantCut:
         tensors = {id(tensor): tensor for tensor in _tensors(self.graph)}
         for index, tensor in enumerate(tensors.values()):
             tensor.name = f"t{index}"
-            tensor.info = None  # what the file declares of it may be wrong
+            tensor.info = None  # the type that the file declares may be wrong
             if isinstance(tensor, Constant):
                 self._feed(tensor)
         for tensor in self.graph.outputs:
@@ -121,7 +121,7 @@ class _ConstantCut:
         self.feeds[fed.name] = np.require(values, requirements=["C", "A"])
 
     def return_shape_of_output(self) -> None:
-        """Return not the output but its shape: that works for every type and costs nothing."""
+        """Return the output's shape in its place, which works for every type and costs nothing."""
         (output,) = self.graph.outputs
         shape = Variable("shape")
         op = "SequenceLength" if output.type == "sequence_type" else "Shape"

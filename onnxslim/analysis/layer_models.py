@@ -1,9 +1,9 @@
-"""Small models of one layer, or of a few, made from plain shapes: what a stopwatch times.
+"""Small models of one layer, or of a few, built from shapes alone, for a stopwatch to time.
 
-The layers need not exist anywhere: other channel counts, a layer split in two. Weights are given by
-their shapes and filled by a ConstantOfShape, which onnxruntime folds when it loads the model; so a
-small model is a few hundred bytes whatever the size of its weights, and equal layers are equal
-bytes, which is what timings are remembered by.
+The layers need not exist in a model: they may have other channel counts, or be halves of a split
+layer. Weights are given by their shapes and filled by a ConstantOfShape, which onnxruntime folds
+when it loads the model. So a small model takes a few hundred bytes whatever its weights, and equal
+layers give equal bytes, the key under which timings are remembered.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Attributes = Mapping[str, Any]
 
 INPUT: Final = "x"
 _IR_VERSION: Final = 10
-_VALUE: Final = 0.01  # of every weight; far from what would become denormal
+_VALUE: Final = 0.01  # of every weight; products stay far from denormal numbers
 _FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
 
 
@@ -35,9 +35,9 @@ class LayerOp:
     """An operator of a small model.
 
     Attributes:
-        op: its type, of the standard.
+        op: operator of the ONNX standard.
         inputs: names of tensors (`x` is the model's input, "" an absent one) and shapes of weights.
-        output: name of what it returns.
+        output: name of the tensor that it returns.
         attrs: attributes by name.
     """
 
@@ -59,18 +59,18 @@ def small_model(
     dtype: np.dtype[Any] = _FLOAT32,
     opset: int = 17,
 ) -> onnx.ModelProto:
-    """A model with the input `x`; it returns what the last of `ops` does.
+    """A model with the input `x`; it returns the output of the last of `ops`.
 
     Args:
-        x_shape: of the input.
-        ops: in an order in which they can run.
-        dtype: of the input and of all weights.
+        x_shape: shape of the input.
+        ops: operators, producers first.
+        dtype: element type of the input and of all weights.
         opset: version of the standard operators.
     """
     nodes: list[onnx.NodeProto] = []
     kind = to_onnx_dtype(dtype)
     for number, op in enumerate(ops):
-        # operators with equal weights would be taken for one, and run once
+        # onnxruntime would merge operators with equal weights, and run them once
         value = numpy_helper.from_array(np.array([_VALUE * (1 + number / len(ops))], dtype))
         names = []
         for index, item in enumerate(op.inputs):
@@ -110,10 +110,10 @@ def conv_op(
         w_shape: (outputs, inputs / group, kernel...); of a ConvTranspose (inputs, outputs / group,
             kernel...).
         attrs: group, strides, pads, ...
-        bias: whether it has one.
-        x: the tensor it reads.
-        output: the tensor it makes.
-        transposed: whether it is a ConvTranspose.
+        bias: whether the operator has a bias.
+        x: name of the tensor that it reads.
+        output: name of the tensor that it returns.
+        transposed: whether the operator is a ConvTranspose.
     """
     attrs = dict(attrs or {})
     outputs = w_shape[1] * int(attrs.get("group", 1)) if transposed else w_shape[0]
@@ -157,9 +157,9 @@ def op_of(node: Node, data: int, shapes: Sequence[StaticShape | None]) -> LayerO
     """The operator `node` with all inputs but `data` as weights.
 
     Args:
-        node: of one used output.
+        node: a node of which one output is used.
         data: index of the input that becomes `x`.
-        shapes: of its inputs; None where one is absent.
+        shapes: shapes of the inputs; None where one is absent.
     """
     inputs = tuple(
         INPUT if index == data else ("" if shape is None else shape)
@@ -169,7 +169,7 @@ def op_of(node: Node, data: int, shapes: Sequence[StaticShape | None]) -> LayerO
 
 
 def count_macs(model: onnx.ModelProto) -> int | None:
-    """Multiply-accumulates of a small model; None where a shape does not follow."""
+    """Multiply-accumulates of a small model; None where a shape cannot be inferred."""
     loaded = Model.load(model)
     infer_shapes(loaded)
     return counts.count_macs(loaded.graph)

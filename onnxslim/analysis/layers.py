@@ -1,14 +1,17 @@
-"""The weight layers of a graph, seen alike: y = W·x with W one matrix per group.
+"""The weight layers of a graph in one form: y = W·x with one matrix W per group.
 
-Conv, ConvTranspose, Gemm and MatMul with a constant weight, in bodies too. Every lossy weight pass
-works on the canonical weight, of shape (groups, outputs per group, inputs per group), rows =
-outputs, and on vectors x that the layer's `unfolding` makes of its input tensor:
+Weight layers are Conv, ConvTranspose, Gemm and MatMul with a constant weight, in bodies too. Every
+lossy weight pass works on the canonical weight, (groups, outputs per group, inputs per group), and
+on vectors x that the layer's `unfolding` makes of its input tensor:
 
     Conv           x is a patch, features ordered (channel of the group, kernel position)
     ConvTranspose  x is the patch that the adjoint reads: what meets one output position
     Gemm, MatMul   x is a row, or a column, of the other operand; Gemm's alpha multiplies x
 
 The canonical weight holds the tensor's own values in another order, so `restored` is exact.
+
+Owns: the list of layers and the order of their weights. Not here: the reading of operators (see
+`linear_operators`).
 """
 
 from __future__ import annotations
@@ -38,12 +41,12 @@ class WeightLayer:
     """A node that is linear in its input `data`, with a constant weight.
 
     Attributes:
-        name: its output tensor; where sibling bodies repeat a name, with the body's.
+        name: name of the output tensor, behind that of its body where sibling bodies repeat it.
         node: Conv, ConvTranspose, Gemm or MatMul.
         graph: the graph that holds the node.
-        bodies: the nodes in whose bodies it lies, outermost first, with the name of the body.
-        data, weight: indices of inputs.
-        bias: index of the bias input, whether present or not; None where the operator has none.
+        bodies: the nodes in whose bodies the layer lies, outermost first, with the body's name.
+        data, weight: indices of the inputs that x and W come from.
+        bias: index of the bias input, present or not; None where the operator has none.
         unfolding: how x comes out of the input tensor.
         rows: outputs per group.
         columns: inputs per group.
@@ -81,7 +84,7 @@ class WeightLayer:
 
     @property
     def holder(self) -> Constant:
-        """The `Constant` whose `values` are the weight: assign a new array to replace it."""
+        """The `Constant` whose `values` are the weight (see `Rewriter.set_values`)."""
         tensor = self.weight_tensor
         if isinstance(tensor, Constant):
             return tensor
@@ -128,9 +131,10 @@ def restored(layer: WeightLayer, weight: np.ndarray) -> np.ndarray:
 
 
 def bias_of(layer: WeightLayer) -> np.ndarray | str:
-    """What the layer adds to its output, as (groups, rows), float64 (Gemm's beta included).
+    """The bias of the layer as (groups, rows), float64, with Gemm's beta; zeros without a bias.
 
-    Zeros where it has no bias; a sentence where the bias is not of that form.
+    Returns:
+        Why not, in words, where the bias is not constant or not one number for each output.
     """
     shape = (layer.groups, layer.rows)
     if layer.bias is None or not is_present(layer.node, layer.bias):
@@ -154,7 +158,7 @@ def bias_of(layer: WeightLayer) -> np.ndarray | str:
 
 
 def weight_layers(graph: gs.Graph) -> tuple[tuple[WeightLayer, ...], tuple[Skip, ...]]:
-    """The weight layers of `graph` and its bodies, and the operators that are none, with why.
+    """The weight layers of `graph` and its bodies; linear operators that are none, with reasons.
 
     Nodes inside local functions are not seen.
     """

@@ -1,10 +1,11 @@
-"""Which stretches of an output are quantities of their own: what a last Concat joins.
+"""The parts of an output that a last Concat joins, each to be compared on its own.
 
-A detector returns the corners of boxes, which reach hundreds, beside scores, which reach one. Held
-against each other as a whole, the scores could all be gone and the difference would look small. So
-where an output is joined from values that come about in different ways, each is looked at alone.
+A detector returns the corners of boxes, which reach hundreds, beside scores, which reach one. If
+such an output were compared as a whole, all scores could be lost and the difference would look
+small. So where an output joins values of different origin, each part is compared alone.
 
-What may change here: through which operators joins are followed, and which joins count.
+Owns: the operators through which joins are followed, and the joins that count. Not here: the
+comparison (see `runtime.measure`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from onnxslim.graph.operands import const_value
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 
-HANDING_ON = frozenset({"Identity", "Cast", "Dropout"})  # what they read
-_MAX_PARTS = 16  # more say less
-_DEEPEST = 50  # operators in a row that joins are followed through
+HANDING_ON = frozenset({"Identity", "Cast", "Dropout"})  # operators that return their input
+_MAX_PARTS = 16  # an output of more parts is compared as a whole
+_DEEPEST = 50  # the longest run of operators that joins are followed through
 
-Stretch = tuple[int, int | None]  # from, and up to or to the end
-Region = Mapping[int, Stretch]  # by axis; of other axes all
+Stretch = tuple[int, int | None]  # start and stop along an axis; None: to the end
+Region = Mapping[int, Stretch]  # by axis; other axes are whole
 
 _WHOLE: Sequence[Region] = ({},)
 _RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -35,11 +36,11 @@ _RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 @dataclass(frozen=True)
 class OutputPart:
-    """A stretch of an output.
+    """A part of an output.
 
     Attributes:
-        output: its name.
-        index: what the output is to be indexed with, a slice for each axis up to the last cut one.
+        output: name of the output.
+        index: index of the part: a slice for each axis up to the last one that is cut.
     """
 
     output: str
@@ -47,7 +48,7 @@ class OutputPart:
 
     @property
     def label(self) -> str:
-        """As one would write it: `boxes[:, 4:22]`."""
+        """The part in Python's notation: `boxes[:, 4:22]`."""
         return f"{self.output}[{', '.join(map(_slice_text, self.index))}]"
 
     def of(self, array: np.ndarray) -> np.ndarray:
@@ -55,14 +56,14 @@ class OutputPart:
         return array[self.index]
 
 
-Parts = Mapping[str, Sequence[OutputPart]]  # by output; of one that is not joined none
+Parts = Mapping[str, Sequence[OutputPart]]  # by output; outputs that are not joined are absent
 
 
 def output_parts(model: Model) -> Parts:
     """The parts of each output of `model` that is joined from several; infers shapes.
 
-    Outputs that cannot be told to be joined are left out; so are those joined along the first
-    axis, which is that of samples.
+    Outputs that are not known to be joined are left out, and so are outputs joined along the first
+    axis, that of the samples.
     """
     infer_shapes(model)
     found = {}
@@ -83,13 +84,13 @@ def _slice_text(cut: slice) -> str:
 
 
 class _Joins:
-    """Follows joins backwards; what was found of a tensor is remembered."""
+    """Follows joins backwards, and remembers the regions of each tensor."""
 
     def __init__(self) -> None:
         self._known: dict[int, Sequence[Region]] = {}
 
     def regions(self, tensor: gs.Tensor, depth: int = 0) -> Sequence[Region]:
-        """What `tensor` is joined from; one region of everything where it is not."""
+        """The regions that `tensor` is joined from; a single whole one where it is not joined."""
         key = id(tensor)
         if key not in self._known:
             self._known[key] = _WHOLE if depth > _DEEPEST else self._found(tensor, depth + 1)
@@ -123,9 +124,9 @@ class _Joins:
         inner = [self.regions(tensor, depth) for tensor in node.inputs]
         alike = all(regions == inner[0] for regions in inner)
         if alike and len(inner[0]) > 1 and not any(axis in region for region in inner[0]):
-            return inner[0]  # places, each with the same parts
+            return inner[0]  # positions are joined, and all have the same parts
         if len({_origin(tensor) for tensor in node.inputs}) < 2:
-            return _WHOLE  # values of one kind, as those of the levels of a pyramid
+            return _WHOLE  # values of one origin, such as the levels of a pyramid
         found: list[Region] = []
         start = 0
         for regions, size in zip(inner, sizes, strict=True):
@@ -139,7 +140,7 @@ class _Joins:
 
 
 def _turned(node: Node) -> Mapping[int, int]:
-    """Where a Transpose puts each axis."""
+    """The new axis of each axis behind a Transpose."""
     ndim = rank(node.inputs[0])
     order = node.attrs.get("perm", None if ndim is None else range(ndim - 1, -1, -1))
     return {int(axis): place for place, axis in enumerate(order or ())}
@@ -148,7 +149,7 @@ def _turned(node: Node) -> Mapping[int, int]:
 def _kept_axes(
     before: Sequence[int | str | None] | None, after: Sequence[int | str | None] | None
 ) -> Mapping[int, int]:
-    """Axes that a reshape leaves whole and in their place: as many values lie behind each."""
+    """New axes of those that a reshape keeps: equal sizes, with equally many values behind."""
     if before is None or after is None:
         return {}
     new = {(size, behind): axis for axis, size, behind in _with_behind(after)}
@@ -160,21 +161,21 @@ def _kept_axes(
 
 
 def _with_behind(shape: Sequence[int | str | None]) -> list[tuple[int, int, int]]:
-    """Axis, size, number of values behind it, of the axes for which these are known."""
+    """(axis, size, number of values behind it) of the axes for which these are known."""
     found = []
     behind = 1
     for axis in range(len(shape) - 1, -1, -1):
         size = shape[axis]
         if not isinstance(size, int) or size < 1:
             break
-        if size != 1:  # where there is one value, many axes would do
+        if size != 1:  # an axis of size 1 is not told from others like it
             found.append((axis, size, behind))
         behind *= size
     return found
 
 
 def _origin(tensor: gs.Tensor) -> frozenset[tuple[str, int | None]]:
-    """The operators that make `tensor` from what the last layers give; layers with their width."""
+    """The operators between `tensor` and the last layers, and these layers with their widths."""
     found: set[tuple[str, int | None]] = set()
     stack, seen = [tensor], {id(tensor)}
     while stack:

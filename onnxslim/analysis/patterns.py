@@ -8,7 +8,7 @@ stand for:
     Clamp("range", Var("x"))                               any run of Clip, Relu, Max, Min
     Poly("p", "x")                                         a polynomial in x, however written
 
-A match is `closed` when no one outside looks at an interior tensor; only then can it be replaced.
+A match is `closed` when nothing outside uses an interior tensor; only then can it be replaced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HIGHEST_DEGREE: Final = 3
 
 
 class Match(NamedTuple):
-    """What a pattern's names stand for, and the nodes it covers.
+    """The tensors, numbers and nodes that a pattern's names are bound to, and the nodes covered.
 
     Attributes:
         tensors: by the name of a `Var` or `Vector`.
@@ -90,8 +90,20 @@ class Pattern(Protocol):
         """Operators without which there is no match."""
 
 
+class _Leaf:
+    """A pattern that covers no node: it ends in no operator and needs none."""
+
+    def heads(self) -> frozenset[str]:
+        """No operator."""
+        return frozenset()
+
+    def needs(self) -> frozenset[str]:
+        """No operator."""
+        return frozenset()
+
+
 @dataclass(frozen=True)
-class Var:
+class Var(_Leaf):
     """Any computed tensor; the same name is the same tensor everywhere."""
 
     name: str
@@ -104,58 +116,34 @@ class Var:
         elif bound is None and const_value(tensor) is None:
             yield match.with_tensor(self.name, tensor)
 
-    def heads(self) -> frozenset[str]:
-        """None: it covers no node."""
-        return frozenset()
-
-    def needs(self) -> frozenset[str]:
-        """None: it covers no node."""
-        return frozenset()
-
 
 @dataclass(frozen=True)
-class Vector:
+class Vector(_Leaf):
     """A constant of floating point, of any shape."""
 
     name: str
 
     def find(self, rw: Rewriter, tensor: gs.Tensor, match: Match) -> Iterator[Match]:
-        """The constant, if it is one."""
+        """The match with the constant bound to `name`."""
         stored = const_value(tensor)
         if stored is not None and is_float(stored.dtype) and self.name not in match.tensors:
             bound = match.with_tensor(self.name, tensor)
             yield bound.covering(dtype=np.dtype(stored.dtype))
 
-    def heads(self) -> frozenset[str]:
-        """None: it covers no node."""
-        return frozenset()
-
-    def needs(self) -> frozenset[str]:
-        """None: it covers no node."""
-        return frozenset()
-
 
 @dataclass(frozen=True)
-class Number:
+class Number(_Leaf):
     """A constant with one element: any, or one that is nearly `value`."""
 
     name: str
     value: float | None = None
 
     def find(self, rw: Rewriter, tensor: gs.Tensor, match: Match) -> Iterator[Match]:
-        """Its value under `name`."""
+        """The match with the constant's value bound to `name`."""
         scalar = _scalar(tensor)
         if scalar is not None and (self.value is None or nearly(scalar, self.value)):
             found = match.with_number(self.name, (scalar,), len(tensor.shape or ()))
             yield found.covering(dtype=_dtype(tensor))
-
-    def heads(self) -> frozenset[str]:
-        """None: it covers no node."""
-        return frozenset()
-
-    def needs(self) -> frozenset[str]:
-        """None: it covers no node."""
-        return frozenset()
 
 
 @dataclass(frozen=True, init=False)
@@ -212,23 +200,15 @@ def _find_all(
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(_Leaf):
     """The tensor that the `Op` with this `bind`, met earlier, computes."""
 
     bind: str
 
     def find(self, rw: Rewriter, tensor: gs.Tensor, match: Match) -> Iterator[Match]:
-        """The tensor, if it is that one."""
+        """The match itself, if `tensor` is that output."""
         if tensor is match.ops[self.bind].outputs[0]:
             yield match
-
-    def heads(self) -> frozenset[str]:
-        """None: it covers no node."""
-        return frozenset()
-
-    def needs(self) -> frozenset[str]:
-        """None: it covers no node."""
-        return frozenset()
 
 
 @dataclass(frozen=True)
@@ -244,11 +224,11 @@ class Either:
         yield from self.second.find(rw, tensor, match)
 
     def heads(self) -> frozenset[str]:
-        """Those of both."""
+        """The heads of both patterns."""
         return self.first.heads() | self.second.heads()
 
     def needs(self) -> frozenset[str]:
-        """What both need."""
+        """The operators that both patterns need."""
         return self.first.needs() & self.second.needs()
 
 

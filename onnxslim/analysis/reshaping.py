@@ -1,4 +1,4 @@
-"""Static operands for operators whose result is known up to symbols: targets of Reshape, of Expand.
+"""Constant targets for a Reshape or Expand whose result is known up to symbols.
 
 The spec lets a static target stand for sizes that are known only at run time: Reshape copies a
 dimension for 0 and computes one for -1; Expand keeps a dimension for 1.
@@ -43,7 +43,7 @@ def expand_target(shape: Shape, wanted: Sequence[Size | None]) -> tuple[int, ...
         if size is not None and size == given:
             target.append(1)
         elif isinstance(given, int) and given != 1:
-            target.append(1)  # what is not 1 cannot be expanded: the model would fail
+            target.append(1)  # only a 1 can be expanded: any other size stays, or the model fails
         elif isinstance(size, int):
             target.append(size)
         else:

@@ -1,4 +1,4 @@
-"""Copies of a graph that share weight arrays: what the manager hands to a pass.
+"""Copies of a graph that share weight arrays; the manager hands one to each pass.
 
 A copy costs a few microseconds a node and no weight is read. Tensors that belong to an outer graph
 stay the same object within one copy, so a body of `If` refers to the copied outer tensors.
@@ -33,7 +33,7 @@ def clone_graph(graph: gs.Graph) -> Graph:
 
 
 def adopt(graph: gs.Graph, copy: gs.Graph) -> None:
-    """Let `graph` hold what `copy`, made of it and changed since, holds; `copy` is used up."""
+    """Move the content of `copy`, an edited clone of `graph`, into `graph`; `copy` is used up."""
     for name in _CONTENT:
         setattr(graph, name, getattr(copy, name))
     for current in walk_graphs(graph):

@@ -1,4 +1,4 @@
-"""Model-local functions of onnxslim: their domain, their names, and whether one gives a tensor."""
+"""Model-local functions of onnxslim: their domain, their names, and tensors that they compute."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DEQUANTIZE: Final = "Dequantize"
 
 
 def is_codebook(tensor: gs.Tensor) -> bool:
-    """Whether `tensor` is a weight that a Lookup, FixedPoint or Dequantize node gives."""
+    """Whether a Lookup, FixedPoint or Dequantize node computes `tensor`."""
     if len(tensor.inputs) != 1:
         return False
     node = tensor.inputs[0]
-    made_by = (LOOKUP, FIXED_POINT, DEQUANTIZE)
-    return bool(node.domain == DOMAIN) and str(node.op).startswith(made_by)
+    names = (LOOKUP, FIXED_POINT, DEQUANTIZE)
+    return bool(node.domain == DOMAIN) and str(node.op).startswith(names)
 
 
 __all__ = [

@@ -143,13 +143,13 @@ class _ByIdentity:
     """Equality and hash by identity, for graphsurgeon classes that compare by content."""
 
     __slots__ = ()
-    # the ones of `object` themselves: written in Python, they are most of the time of a list search
+    # the very methods of `object`: written in Python, they would dominate every list search
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
 
 class _Links(SynchronizedList):
-    """Graphsurgeon's list, quick at removing what was added last or first.
+    """Graphsurgeon's list, quick at removing the element that was added last or first.
 
     A pass removes nodes in order or in reverse; searching the ten thousand users of a shared
     constant for each of them would take quadratic time.
@@ -245,7 +245,7 @@ class Constant(_ByIdentity, gs.Constant):
 
     @property
     def stored(self) -> np.ndarray | Stored | StoredSparse:
-        """What is behind `values`, unread when it still lies in the file."""
+        """The values as they are held: an array, or unread values that still lie in the file."""
         return self._values
 
     @property

@@ -1,4 +1,4 @@
-"""What the operands of a node are, when they are known: constants, axes, pads.
+"""The operands of a node as far as they are known: constants, axes, pads.
 
 Many operators took a list of integers as an attribute first and as an input later. The functions
 here hide that: they answer for the opset of the model, with None for what is only known at run
@@ -72,7 +72,7 @@ def const_value(tensor: gs.Tensor) -> np.ndarray | Stored | StoredSparse | None:
 
 
 def constant_node_value(node: Node) -> np.ndarray | Stored | StoredSparse | None:
-    """What a `Constant` node returns; None for a sparse value."""
+    """The value of a `Constant` node; None for a sparse one."""
     for name, value in node.attrs.items():
         if name == "value" and isinstance(value, Constant):
             return value.stored
@@ -88,7 +88,7 @@ def constant_node_value(node: Node) -> np.ndarray | Stored | StoredSparse | None
 def is_filled_with(tensor: gs.Tensor, value: float | bool) -> bool:
     """Whether `tensor` is a constant, not empty, with every element equal to `value`.
 
-    Zeros are told apart by their sign, as adding the wrong one changes bits.
+    +0 and -0 are told apart, since adding the wrong one changes bits.
     """
     stored = const_value(tensor)
     if stored is None or stored.size == 0 or stored.dtype == object:
@@ -165,7 +165,7 @@ def is_training_dropout(node: Node, opset: int) -> bool:
 
 
 def content(constant: Constant) -> tuple[tuple[str, int, tuple[int, ...]], Buffer]:
-    """What makes two constants equal: kind, element type and shape; and the bytes.
+    """A constant's kind, element type and shape, and its bytes: equal for equal constants.
 
     Bytes, so -0.0 is not 0.0, and a NaN is equal to a NaN with the same bits. Weights in a file
     are neither copied nor read before somebody reads the buffer.

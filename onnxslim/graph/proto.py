@@ -83,7 +83,7 @@ class _Reader:
         inputs_are_defaults: bool = False,
     ) -> Graph:
         graph = Graph(name=proto.name, doc_string=proto.doc_string)
-        local: dict[str, gs.Tensor] = {}
+        local: dict[str, gs.Tensor] = {}  # tensors of this graph alone, by name
         for tensor in proto.initializer:
             if tensor.name in local:
                 raise ModelError(f"Two initializers have the name `{tensor.name}`.")
@@ -95,6 +95,7 @@ class _Reader:
         constants = [tensor for tensor in local.values() if isinstance(tensor, Constant)]
         for constant in constants:
             constant.home = graph
+        # declared types first, so that nodes find the tensors that they describe
         for info in proto.value_info:
             _describe(local, info)
         graph.inputs = [
@@ -102,6 +103,7 @@ class _Reader:
             for info in proto.input
             if not isinstance(local.get(info.name), Constant)
         ]
+        # a body may return a tensor of an outer graph, which keeps its own description
         outputs = [_describe(local, info) for info in proto.output if info.name not in outer]
         scope = {**outer, **local} if outer else local
         graph.nodes = [self.node(node, scope, local) for node in proto.node]
@@ -209,9 +211,9 @@ def set_type(variable: Variable, proto: onnx.TypeProto) -> None:
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     kind = dim.WhichOneof("value")
     if kind == "dim_value":
-        # a negative size is an old exporters' way to say "unknown"
+        # some old exporters write a negative size for an unknown one
         return int(dim.dim_value) if dim.dim_value >= 0 else None
-    # and "?" names nothing: two such dimensions need not be the same
+    # "?" is no name: two such dimensions need not be equal
     return str(dim.dim_param) if is_name(dim.dim_param) else None
 
 
@@ -414,15 +416,14 @@ def _write_small(proto: onnx.TensorProto, array: np.ndarray) -> None:
     raw = bytes(raw_bytes(array))
     if array.dtype == np.int64 and array.size:
         values = array.reshape(-1).tolist()
-        varint_bytes = sum(10 if v < 0 else (max(v.bit_length(), 1) + 6) // 7 for v in values)
-        if varint_bytes < len(raw):
+        if sum(map(wire.varint_bytes, values)) < len(raw):
             proto.int64_data.extend(values)
             return
     proto.raw_data = raw
 
 
 def _signature(tensor: gs.Tensor) -> onnx.ValueInfoProto:
-    """How an input or output is declared: to the letter as in the file, whatever is inferred."""
+    """The declaration of an input or output: as in the file, whatever was inferred since."""
     declared = getattr(tensor, "info", None)
     if declared is None:
         return _value_info(tensor)
@@ -433,7 +434,7 @@ def _signature(tensor: gs.Tensor) -> onnx.ValueInfoProto:
 
 
 def _value_info(tensor: gs.Tensor) -> onnx.ValueInfoProto:
-    """The declared type as it was read, with dtype and shape as they are now."""
+    """The declaration as it was read, with the present dtype and shape."""
     info = onnx.ValueInfoProto()
     declared = getattr(tensor, "info", None)
     if declared is not None:
@@ -462,10 +463,10 @@ def _value_info(tensor: gs.Tensor) -> onnx.ValueInfoProto:
 
 
 def _still_declared(tensor: gs.Variable, declared: onnx.ValueInfoProto) -> bool:
-    """Whether `declared` says the same of `tensor` as its dtype and shape, or says it better.
+    """Whether `declared` agrees with the present dtype and shape of `tensor`.
 
-    Shape inference only ever refines what the file declares, and a file is not rewritten for
-    that: a declaration is replaced only where rank or a known size contradict it.
+    Inference only refines declarations, and a file is not rewritten for that: a declaration is
+    replaced only where type, rank or a known size contradicts it.
     """
     probe = Variable(tensor.name)
     set_type(probe, declared.type)
@@ -484,11 +485,11 @@ def _still_declared(tensor: gs.Variable, declared: onnx.ValueInfoProto) -> bool:
 
 
 def _owners(graph: gs.Graph) -> dict[int, list[Constant]]:
-    """Which graph writes which constant as its initializer, in order of first use.
+    """The constants that each graph writes as its initializers, by id, in order of first use.
 
     A constant is written where the file had it, or, if it is new or its uses have spread, in the
     innermost graph that encloses all of them. Below IR version 4 every initializer must be an
-    input as well, and a body has none to spare: all go to the main graph.
+    input as well, which a body cannot have: all go to the main graph.
     """
     old_ir = (graph.ir_version or 4) < 4
     paths: dict[int, tuple[gs.Graph, ...]] = {}
@@ -498,7 +499,7 @@ def _owners(graph: gs.Graph) -> dict[int, list[Constant]]:
         if not isinstance(tensor, gs.Constant):
             return
         known = uses.get(id(tensor))
-        if known is not None:
+        if known is not None:  # the common part of both paths encloses both uses
             path = tuple(a for a, b in zip(known[1], path, strict=False) if a is b)
         uses[id(tensor)] = (tensor, path)
 

@@ -153,15 +153,15 @@ class Rewriter:
         """Put a new node in front of `before`, in its graph; returns its output tensors.
 
         Args:
-            before: the node whose inputs will (directly or not) use the new one.
+            before: the node that will, directly or not, use the new one.
             op: operator, or local function.
             inputs: tensors visible there.
             attrs: attributes by name.
-            name: wish for the name of the outputs; made unique.
+            name: of the outputs, as far as it is free; made unique.
             dtype: numpy dtype of the outputs, when known.
             shape: shape of the outputs, when known.
-            outputs: how many.
-            domain: of the operator; None: the standard.
+            outputs: number of outputs.
+            domain: domain of the operator; None: the ONNX standard.
         """
         kept = None if shape is None else list(shape)
         results = [Variable(self.fresh_name(name), dtype, kept) for _ in range(outputs)]
@@ -184,16 +184,16 @@ class Rewriter:
         fidelity: Fidelity = Fidelity.EXACT,
         domain: str | None = None,
     ) -> None:
-        """Make `node` compute its outputs in another way; what is left out stays as it is.
+        """Make `node` compute its outputs in another way; arguments left out change nothing.
 
         Args:
             node: keeps its outputs, and so their names.
             what: the change in words, for the report.
             op: new operator.
-            inputs: new inputs; whatever only the old ones needed is removed.
+            inputs: new inputs; nodes that only the old ones needed are removed.
             attrs: new attributes, replacing all old ones.
             fidelity: what this edit promises.
-            domain: of the new operator; None: the standard.
+            domain: domain of the new operator; None: the ONNX standard.
         """
         bodies = subgraphs_of(node)
         if op is not None:
@@ -219,8 +219,8 @@ class Rewriter:
     def set_input(self, node: Node, index: int, tensor: gs.Tensor) -> None:
         """Let `node` read `tensor` as input `index`, which may be one that it leaves out so far.
 
-        What only the old input needed is removed at the end: until then the graph stays one that
-        runs. The caller reports the change (see `note`).
+        Nodes that only the old input needed are removed at the end, so that the graph can run until
+        then. The caller reports the change (see `note`).
         """
         while len(node.inputs) <= index:
             node.inputs.append(Variable(""))
@@ -305,8 +305,8 @@ class Rewriter:
 
         Args:
             node: an If, or a Loop known to run once.
-            body: the graph to move out; its inputs are replaced by `inputs` in order. Of its
-                outputs, the last ones count: the first of a Loop's body only says whether to go on.
+            body: the graph to move out; its inputs are replaced by `inputs` in order. Its last
+                outputs count: the first one of a Loop's body only says whether to go on.
             inputs: one tensor for each input of `body`.
             what: the change in words.
         """
@@ -343,8 +343,7 @@ class Rewriter:
     def replace(self, node: Node, results: Sequence[gs.Tensor], what: str) -> None:
         """Let users of `node`'s outputs use `results` instead, one for each, and remove `node`.
 
-        An output that is a graph output, and cannot hand its name to its result, is made by an
-        Identity.
+        Where a graph output cannot hand its name over to its result, an Identity computes it.
         """
         self._log(node_label(node), what, Fidelity.EXACT)
         for old, new in zip(list(node.outputs), results, strict=True):
@@ -373,9 +372,9 @@ class Rewriter:
             op: operator of one output, or local function.
             inputs: tensors visible where the node stands.
             what: the change in words.
-            fidelity: what it promises.
+            fidelity: what this edit promises.
             attrs: attributes by name.
-            domain: of the operator; None: the standard.
+            domain: domain of the operator; None: the ONNX standard.
         """
         if isinstance(tensor, Constant):
             made = self._insert_for(tensor, op, inputs, attrs, domain)
@@ -414,12 +413,12 @@ class Rewriter:
         return made
 
     def skip(self, node: gs.Node | str, why: str) -> None:
-        """Record that something was declined; said once per node and reason."""
+        """Record that an edit was declined; once for each node and reason."""
         label = node if isinstance(node, str) else node_label(node)
         self.skips.setdefault((label, why), Skip(label, why))
 
     def note(self, label: str, what: str, fidelity: Fidelity = Fidelity.EXACT) -> None:
-        """Record a change made to something other than a node (an initializer, a function)."""
+        """Record a change of something other than a node (an initializer, a function)."""
         self._log(label, what, fidelity)
 
     def fresh_name(self, wish: str) -> str:
@@ -530,7 +529,7 @@ class Rewriter:
             self._touch(user)
 
     def _unique_names(self, nodes: Sequence[Node], body: gs.Graph) -> None:
-        """Rename what `nodes`, moved out of `body`, bring along where a name is taken already."""
+        """Rename tensors of `nodes`, moved out of `body`, whose names are taken already."""
         self.fresh_name("_")  # fills the set of names
         holders: dict[str, set[int]] = {}
         for other in walk_graphs(self.main):
@@ -594,7 +593,7 @@ class Rewriter:
         return found
 
     def _settled(self, nodes: Iterable[Node]) -> Iterator[Node]:
-        """`nodes` with insertions in front of their anchors, and without what was removed."""
+        """`nodes` with insertions in front of their anchors, and without removed nodes."""
         for node in nodes:
             if node in self._inserted:
                 yield from self._settled(self._inserted.pop(node))

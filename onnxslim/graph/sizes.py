@@ -71,7 +71,7 @@ class Value:
 
 
 class Sizes(Protocol):
-    """What rules may ask about the tensors that a node reads; `SizeFlow` answers.
+    """Questions of rules about the tensors that a node reads; `SizeFlow` answers them.
 
     Attributes:
         opset: version of the default domain, which decides how a node is read.
@@ -125,7 +125,7 @@ def negate(a: Size) -> Size:
 
 
 def subtract(a: Size, b: Size) -> Size:
-    """What `b` leaves of `a`."""
+    """A - b."""
     return add(a, negate(b))
 
 

@@ -36,15 +36,15 @@ Buffer = bytes | memoryview
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _TENSOR = "TensorProto"
-# message -> {field number: message}: the paths on which `proto` finds tensors (onnx.proto).
-# Functions, sparse tensors and lists of tensors are kept as they are, so they are not entered.
+# message -> {field number: message}: the paths on which `split` looks for tensors (onnx.proto).
+# Functions, sparse tensors and lists of tensors stay in the skeleton, so they are not entered.
 _CHILDREN: Final[dict[str, dict[int, str]]] = {
     "ModelProto": {7: "GraphProto"},
     "GraphProto": {1: "NodeProto", 5: _TENSOR},
     "NodeProto": {5: "AttributeProto"},
     "AttributeProto": {5: _TENSOR, 6: "GraphProto", 11: "GraphProto"},
 }
-# and the paths on which there are tensors at all
+# all paths on which a model may have tensors: those that `locate` follows
 _ALL_CHILDREN: Final[dict[str, dict[int, str]]] = {
     "ModelProto": {7: "GraphProto", 25: "FunctionProto"},
     "GraphProto": {1: "NodeProto", 5: _TENSOR, 15: "SparseTensorProto"},
@@ -69,7 +69,7 @@ _LOCATED_FIELDS: Final = _DATA_FIELDS | {_INT64_DATA}
 
 @dataclass(frozen=True)
 class Payload:
-    """The bytes of one tensor, produced when they are written: `nbytes` is known before."""
+    """The bytes of one tensor: `nbytes` of them, which `read` produces when they are written."""
 
     nbytes: int
     read: Callable[[], Buffer]
@@ -218,13 +218,13 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
     """Yield (field number, wire type, field start, content start, field end) of one message."""
     while at < end:
         start = at
-        # one-byte tags and lengths are nearly all there is: spare them the call
+        # nearly all tags and lengths take one byte: spare them the call of `_varint`
         tag = data[at]
         if tag < 0x80:
             at += 1
         else:
             tag, at = _varint(data, at, end)
-        number, kind = tag >> 3, tag & 7
+        number, kind = tag >> 3, tag & 7  # a tag is (field number << 3) | wire type
         content = at
         if kind == _LEN:
             length = data[at] if at < end else 0x80
@@ -270,14 +270,15 @@ def _cut(
         return _cut_tensor(data, start, end, threshold, counter)
     children = _CHILDREN[message]
     chunks: list[Buffer] = []
-    total, kept = 0, start
+    total, kept = 0, start  # bytes in `chunks`; everything before `kept` is in them
     for number, kind, field, content, stop in _fields(data, start, end):
         if stop - content < threshold or kind != _LEN or number not in children:
             continue
         before = counter[0]
         inner, size = _cut(data, content, stop, children[number], threshold, counter, depth + 1)
         if counter[0] == before:
-            continue
+            continue  # no large tensor inside: the field is copied with what follows
+        # the message got shorter, so its length, and every length around it, is written anew
         head = _encode_varint(number << 3 | _LEN) + _encode_varint(size)
         chunks += [data[kept:field], head, *inner]
         total += field - kept + len(head) + size
@@ -300,6 +301,7 @@ def _cut_tensor(
     number, field, content, stop = payload
     if number != _RAW_DATA and data_type not in _PACKED_AS_RAW[number]:
         return [data[start:end]], end - start
+    # all other fields stay; the data become a placeholder that remembers where they lie
     counter[0] += 1
     stub = onnx.TensorProto()
     placeholder(stub, content, stop - content)
@@ -381,7 +383,7 @@ def _splice(
             break
         if marks[mark] >= stop:
             continue
-        first = mark
+        first = mark  # the marks from here up to `stop` lie in this field
         while mark < len(marks) and marks[mark] < stop:
             mark += 1
         child = children[number]

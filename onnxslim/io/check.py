@@ -14,7 +14,7 @@ from onnxslim.graph import wire
 from onnxslim.graph.ir import node_label, walk_graphs
 from onnxslim.io.model import Model
 
-OLDEST_OPSET = 7  # that onnxruntime still runs
+OLDEST_OPSET = 7  # the oldest that onnxruntime runs
 _KNOWN_DOMAINS = (
     "",
     "ai.onnx",
@@ -30,7 +30,7 @@ def check_model(model: Model) -> None:
     """Run the ONNX checker, large weights left out (their sizes were checked when loading).
 
     Raises:
-        ModelError: what the checker found, with the node it names.
+        ModelError: the model is invalid; with the checker's words and the node that they name.
     """
     proto, _ = model.skeleton()
     for tensor in _tensors(proto.graph):
@@ -64,8 +64,8 @@ def signature(model: Model, *, without: Container[str] = ()) -> tuple[bytes, ...
     """Inputs and outputs as declared: name, dtype and shape, in order, serialized.
 
     Args:
-        model: with these.
-        without: names of outputs that are left out.
+        model: the model.
+        without: names of outputs to leave out.
     """
     declared = []
     outputs = [tensor for tensor in model.graph.outputs if tensor.name not in without]
@@ -80,7 +80,7 @@ def signature(model: Model, *, without: Container[str] = ()) -> tuple[bytes, ...
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a graph was; equal to that of the same graph as long as nothing was edited."""
+    """The state of a graph; equal to a later one of the same graph if nothing was edited."""
 
     digest: str
     # weights count by identity, and an identity is only unique while its object lives

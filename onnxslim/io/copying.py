@@ -22,9 +22,9 @@ from onnxslim.packing.container import restore
 
 
 def copy_file(origin: Origin, target: Path) -> None:
-    """Write the input as it was to `target`, external data included, all or nothing.
+    """Write the input file unchanged to `target`, external data included, all or nothing.
 
-    Of a packed file, the model file in it.
+    Of a packed file, the model file in it is written.
 
     Raises:
         UsageError: the target cannot be written.
@@ -57,7 +57,7 @@ def copy_file(origin: Origin, target: Path) -> None:
 def unpack(source: Path, target: Path) -> None:
     """Write the model in the packed file `source` to `target`, all or nothing.
 
-    It is the same file to the byte that was packed; a model that had external data has them again.
+    The file is the same to the byte as the one that was packed; external data are restored too.
 
     Raises:
         UsageError: a path is wrong, `source` is not packed, or the target cannot be written.

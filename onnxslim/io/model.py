@@ -1,11 +1,11 @@
 """Model files in and out: `Model.load`, `Model.save`, `Model.stage`.
 
-A file is memory-mapped and its weights stay there (see `wire`); what is written streams from the
-map to the new file. Loading a 548 MB model takes milliseconds and no memory to speak of. A packed
-file (see `packing`) is unpacked into memory first, and is then the model file that was packed.
+A file is memory-mapped and its weights stay there (see `wire`); saving streams them from the map to
+the new file. Loading a 548 MB model takes milliseconds and hardly any memory. A packed file (see
+`packing`) is unpacked into memory first.
 
-Nothing that a hostile file says is believed before it is checked: sizes against the file, external
-paths against the model's folder.
+A file may be hostile: sizes are checked against the file, external paths against the model's
+folder, before either is used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model came from.
+    """The file that a model came from.
 
     Attributes:
         path: the file, None for a model given in memory.
@@ -43,7 +43,7 @@ class Origin:
         file_bytes: size of the file and of its external data files together; of a packed file,
             that of the .onnx file in it.
         external: the external data files that the model refers to.
-        packed_bytes: size of the packed file it came in, None when it came in none.
+        packed_bytes: size of the packed file, None when the input was not packed.
     """
 
     path: Path | None
@@ -58,8 +58,8 @@ class Model:
     """An ONNX model: its graph, and the fields of its ModelProto outside the graph (`shell`).
 
     Attributes:
-        has_shapes: whether the shapes of its tensors were inferred since the last edit; whoever
-            edits the graph resets it.
+        has_shapes: whether shapes were inferred since the last edit; code that edits the graph
+            resets it.
     """
 
     graph: Graph
@@ -74,7 +74,7 @@ class Model:
     def load(cls, source: ModelSource) -> Model:
         """Read a model from a path, from the bytes of a file, or from a ModelProto.
 
-        A packed file is known by how it begins, whatever its name.
+        A packed file is recognized by its first bytes, whatever its name.
 
         Raises:
             UsageError: the path names no readable file.

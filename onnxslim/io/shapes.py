@@ -1,8 +1,8 @@
-"""Shape inference: what ONNX's own inference finds, written onto the tensors of a graph.
+"""Shape inference by ONNX itself, written onto the tensors of a graph.
 
-Declared shapes of interior tensors are not believed (exporters get them wrong, and a fold that
-relies on a wrong one is silently wrong); only what follows from the inputs counts, and the types
-of what operators outside the standard return.
+Declared shapes of interior tensors are not believed: exporters get them wrong, and a fold that
+relies on a wrong one is silently wrong. Shapes follow from the inputs alone, and from the declared
+types of outputs of operators outside the standard.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LOG = logging.getLogger("onnxslim")
 def infer_shapes(model: Model) -> None:
     """Set `dtype` and `shape` of every variable of `model` from its inputs, if not done already.
 
-    What cannot be inferred becomes None. A dimension is an int, a symbol or None.
+    A type or shape that cannot be inferred becomes None. A dimension is an int, a symbol or None.
     """
     if model.has_shapes:
         return
@@ -42,7 +42,7 @@ def infer_shapes(model: Model) -> None:
 
 
 def _fill(graph: onnx.GraphProto) -> None:
-    """Make initializers dense whose values nobody reads: ONNX's inference refuses sparse ones."""
+    """Replace sparse initializers, which inference refuses, by dense ones without values."""
     for sparse in graph.sparse_initializer:
         tensor = graph.initializer.add(name=sparse.values.name, dims=sparse.dims)
         tensor.data_type = sparse.values.data_type
@@ -71,7 +71,7 @@ def _forget(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                for info in attribute.g.input:  # what a loop carries may change its shape
+                for info in attribute.g.input:  # a value that a loop carries may change its shape
                     info.type.tensor_type.ClearField("shape")
                 _forget(attribute.g, functions)
 

@@ -1,7 +1,7 @@
 """Files in and out: mapped when read, and written all or nothing.
 
-What is written goes into a temporary folder beside its target, and is renamed when it is complete:
-an interrupted or failed run leaves no partial file and never touches its input.
+A file is written into a temporary folder beside its target and renamed when it is complete: an
+interrupted or failed run leaves no partial file and never touches its input.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def map_file(path: Path) -> memoryview:
 
 
 def write_file(path: Path, chunks: Iterable[Buffer]) -> None:
-    """Write `chunks` one after the other, down to the disk."""
+    """Write `chunks` one after the other, and flush them to the disk."""
     with path.open("wb", buffering=1 << 20) as stream:
         for chunk in chunks:
             stream.write(chunk)
@@ -95,7 +95,7 @@ class Staged:
 def stage_file(
     target: Path, source: Path | None = None, external: tuple[Path, ...] = ()
 ) -> Iterator[Staged]:
-    """A place beside `target` to write to, be checked there, then committed.
+    """A temporary place beside `target` to write a file to, check it there, and commit it.
 
     Leaving the context without `commit` removes every trace.
 
@@ -120,7 +120,7 @@ def stage_file(
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turns what the system says while `target` is written into a sentence.
+    """Turn an error of the system while `target` is written into a sentence.
 
     Raises:
         UsageError: it cannot be written, or the disk is full.
@@ -132,10 +132,10 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def check_target(target: Path, source: Path | None, external: tuple[Path, ...] = ()) -> None:
-    """Refuse a target that is no place for a file, or belongs to the input.
+    """Refuse a target that no file can be written to, or that belongs to the input.
 
     Raises:
-        UsageError: why.
+        UsageError: the target is refused; with the reason.
     """
     if not target.parent.is_dir():
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What calibration samples say about single input channels of a layer."""
+"""Statistics of single input channels of a layer over the calibration samples."""
 
 from __future__ import annotations
 

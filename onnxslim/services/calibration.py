@@ -1,4 +1,4 @@
-"""What lossy passes may ask of the user's calibration samples: `context.calibration`.
+"""The protocol behind `context.calibration`: questions about the user's calibration samples.
 
 The core knows this protocol alone; `onnxslim.runtime.probes.calibration_runs` answers it with
 onnxruntime.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxslim.services.observations import Observation
 
 Replacement = Callable[["np.ndarray"], "np.ndarray"]
-"""What takes the place of a tensor's value, of the same shape and type."""
+"""Maps the value of a tensor to another one of the same shape and type."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Distance:
     """How far the outputs of one model are from those of another.
 
     Attributes:
-        divergence: averaged over the outputs; of class scores Kullback and Leibler's divergence of
-            the two distributions, in nats a row, of others E‖y − ŷ‖² / E‖y‖². Both are additive,
-            to first order, over small independent changes of the model.
-        agreement: share of equal top-1 answers, of the output where it is least; None where no
-            output is class scores.
-        expected_agreement: the agreement that the sizes of margins and of their changes lead to
-            expect: E[Φ(margin / σ)], σ² the mean squared change of the margin between the best and
-            the second class. Where samples are few it says more than counting does.
-        sqnr_db: of the output where it is least.
+        divergence: mean over the outputs; for class scores the Kullback-Leibler divergence of the
+            two distributions, in nats per row, for other outputs E‖y − ŷ‖² / E‖y‖². Both add up, to
+            first order, over small independent changes of the model.
+        agreement: share of equal top-1 answers, of the output with the smallest share; None where
+            no output holds class scores.
+        expected_agreement: the agreement expected from margins and their changes: E[Φ(margin / σ)],
+            σ² the mean squared change of the margin between the best and the second class. With
+            few samples it is more precise than the counted share.
+        sqnr_db: signal-to-noise ratio of the output where it is smallest.
     """
 
     divergence: float
@@ -47,12 +47,12 @@ class Distance:
 
 @dataclass(frozen=True)
 class SampleOutputs:
-    """What a model returns for some samples.
+    """The outputs of a model for some samples.
 
     Attributes:
-        values: its outputs by name.
-        rows: how many samples they are of.
-        labels: one for each sample, where the samples have labels.
+        values: the outputs by name.
+        rows: number of samples.
+        labels: one label for each sample, where the samples have labels.
     """
 
     values: Mapping[str, np.ndarray]
@@ -66,10 +66,10 @@ class Calibration(Protocol):
     def moments(
         self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None
     ) -> Iterator[LayerMoments | Skip]:
-        """Moments of the named layers of `model` (None: all), as few in memory at once as fit.
+        """Moments of the named layers of `model` (None: all), one after the other.
 
-        With `reference`, y of the layers of the same names there is what `cross` and `goal` hold.
-        A layer that cannot be observed gives a `Skip` with the reason.
+        With `reference`, `cross` and `goal` hold the outputs y of the layers of the same names
+        there. A layer that cannot be observed gives a `Skip` with the reason.
         """
 
     def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:
@@ -91,31 +91,31 @@ class Calibration(Protocol):
 
         Args:
             model: its shapes inferred.
-            replacements: by the name of a tensor of the main graph; quickest in its order.
+            replacements: by the name of a tensor of the main graph; fastest in its order.
 
         Yields:
-            the name, and a distance for each of its replacements. Nothing for a tensor that cannot
-            be replaced alone: a constant, or one whose operator has to run all the same.
+            the name, and a distance for each of its replacements; nothing for a tensor that cannot
+            be replaced alone: a constant, or a tensor whose operator has to run anyway.
         """
 
     def outputs(self, model: Model, *, together: int | None = None) -> Iterator[SampleOutputs]:
-        """What `model`, a network with the inputs of the samples, returns, run after run.
+        """The outputs of `model` for the samples, one run after the other.
 
         Args:
-            model: its outputs may be others than those of the network the samples were made for.
-            together: the most samples in one run; None: as many as is quick.
+            model: a model with the inputs of the samples, and any outputs.
+            together: the largest number of samples in one run; None: as many as is fast.
         """
 
     def parts(self, count: int) -> tuple[Calibration, ...]:
-        """The samples dealt out to so many parts. Of fewer samples some parts are all of them."""
+        """The samples dealt out into `count` parts; of fewer samples, some parts are all."""
 
     def some(self, count: int) -> Calibration:
-        """About so many of the samples, spread evenly; the first, where nobody knows how many."""
+        """About `count` of the samples, spread evenly; the first where their number is unknown."""
 
     def halves(self) -> tuple[Calibration, Calibration]:
-        """The samples to fit trials on and those held back to judge them, a fifth, spread evenly.
+        """The samples to fit trials on, and a fifth held back to judge them, spread evenly.
 
-        Of very many samples a part is enough for trials. Of a single sample both are that sample.
+        Of very many samples, trials get only a part. Of a single sample, both are that sample.
         """
 
 

@@ -1,4 +1,4 @@
-"""What passes may ask to have computed: `context.evaluate`."""
+"""The protocol behind `context.evaluate`, which runs a small model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What calibration samples say about weight layers: second moments of their inputs.
+"""Second moments of the inputs of weight layers over the calibration samples.
 
 For a layer y = W·x with calibration samples behind it:
 
@@ -9,7 +9,7 @@ For a layer y = W·x with calibration samples behind it:
              y = W·x₀, so cross = W·E[x₀ xᵀ]; without a reference cross = W·H follows from `second`
     goal     E[y], with `energy` E[y²]
 
-Passes get them through `context.calibration`.
+Passes get moments through `context.calibration`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BlockDiagonal:
         return sum(len(block) for block in self.blocks)
 
     def slices(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Each block with the range it covers."""
+        """Each block with the range of rows that it covers."""
         start = 0
         for block in self.blocks:
             yield slice(start, start + len(block)), block
@@ -42,7 +42,7 @@ class BlockDiagonal:
 
 Second = np.ndarray | BlockDiagonal
 
-_ROWS: Final = 256  # that are worked on at once
+_ROWS: Final = 256  # rows of a matrix that are computed at once
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class LayerMoments:
         layer: the layer's name.
         seconds: H of each group, (columns, columns).
         mean: E[x], (groups, columns).
-        count: how many x the moments were taken over.
+        count: number of vectors x that the moments average over.
         cross: E[y xᵀ], (groups, rows, columns), with a reference model; else None.
         goal: E[y], (groups, rows), with a reference model; else None.
         energy: E[y²], (groups, rows), with a reference model; else None.
-        notes: what was simplified, in words for the report.
-        scatter: mean squared error of `seconds` (Frobenius) as far as the number of rows explains
-            it, (blocks, groups); None: not known.
-        centered_scatter: the same of the moments of x − E[x].
+        notes: simplifications, in words for the report.
+        scatter: squared error of `seconds` (Frobenius) expected from the finite number of rows,
+            (blocks, groups); None: not known.
+        centered_scatter: the same error for the moments of x − E[x].
     """
 
     layer: str
@@ -75,10 +75,10 @@ class LayerMoments:
     centered_scatter: np.ndarray | None = None
 
     def noise(self) -> np.ndarray | None:
-        """How much of `scatter` matters to the inverse of H, (blocks, groups).
+        """The part of `scatter` that affects the inverse of H, (blocks, groups).
 
-        With many rows for each column even small eigenvalues are known to a part of themselves,
-        n columns and N rows: n/N; what is off in H is mostly in the large ones.
+        With N rows and n columns, each eigenvalue has a relative error of about n/N, so most of the
+        error of H lies in its large eigenvalues, which hardly affect the inverse.
         """
         if self.scatter is None:
             return None
@@ -88,10 +88,10 @@ class LayerMoments:
         return np.asarray(self.scatter * crowded[:, None])
 
     def centered(self) -> LayerMoments:
-        """The moments of x − E[x] and y − E[y]: what is left to fit where a bias can be chosen.
+        """The moments of x − E[x] and y − E[y], which matter where the bias is free.
 
         The best bias for any weight Ŵ is E[y] − Ŵ·E[x]; with it, the error is that of the
-        centered moments. `seconds` that were let go of, (), stay so.
+        centered moments. `seconds` that were released, (), stay so.
         """
         seconds = tuple(_minus(h, mean) for h, mean in zip(self.seconds, self.mean, strict=False))
         result = replace(

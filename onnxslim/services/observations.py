@@ -1,14 +1,14 @@
-"""What calibration samples say about a tensor: its range, and a histogram of fixed size.
+"""The range of a tensor over the calibration samples, and a histogram of fixed size.
 
-The bins of a histogram are as wide as a power of two, and begin at multiples of it. When values
-fall outside, pairs of bins become one of twice the width. So a histogram does not depend on the
-order in which values came: it is the one that all of them together would have given, and that of
-tensors which share a grid is the sum of theirs.
+The width of a bin is a power of two, and bins begin at multiples of it. When values fall outside,
+pairs of bins are merged into one of twice the width. So a histogram does not depend on the order of
+the values: it equals the histogram of all values together, and the histogram of tensors that share
+a grid is the sum of theirs.
 
 Exact zeros are counted apart: behind a Relu they are half of all values, every grid holds them
-exactly, and they say nothing about how wide a range should be.
+exactly, and they do not matter to the choice of a range.
 
-What may change here: what is told of a tensor. Who counts is `onnxslim.runtime.probes.observers`.
+Owns: the statistics of a tensor. Not here: counting (see `onnxslim.runtime.probes.observers`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 BINS: Final = 4096
-# of a bin: its inverse is still a float32
-_MIN_WIDTH: Final = 2.0**-100
+_MIN_WIDTH: Final = 2.0**-100  # of a bin: the inverse is still a float32
 _MAX_NUMBER: Final = 2**30  # of a bin: values divided by the width are exact, and fit integers
 Array = npt.NDArray[np.float64]
 
@@ -45,12 +44,12 @@ class Histogram:
 
     @classmethod
     def empty(cls) -> Histogram:
-        """Without values, in the narrowest bins that there are."""
+        """A histogram without values, with bins of the smallest width."""
         return cls(np.zeros(BINS, np.int64), 0, _MIN_WIDTH)
 
     @property
     def edges(self) -> Array:
-        """(BINS + 1,)."""
+        """Edges of the bins, (BINS + 1,)."""
         return np.asarray((self.start + np.arange(BINS + 1)) * self.width, np.float64)
 
     @cached_property
@@ -60,12 +59,12 @@ class Histogram:
 
     @cached_property
     def occupied(self) -> slice:
-        """From the first to the last bin that holds a value; of an empty histogram nothing."""
+        """The range from the first to the last bin with values; empty where there are none."""
         used = np.flatnonzero(self.counts)
         return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
 
     def plus(self, values: npt.NDArray[np.floating]) -> Histogram:
-        """With more `values`, in bins as narrow as they and those before allow."""
+        """This histogram with more `values`, in the narrowest bins that hold all of them."""
         if not values.size:
             return self
         ends = (float(values.min()), float(values.max()), *self._ends())
@@ -105,7 +104,7 @@ class Histogram:
 
 
 def _window(least: float, most: float, width: float) -> tuple[int, float]:
-    """The first bin and the width of the narrowest bins, `width` or more, that hold both ends."""
+    """First bin and width of the narrowest bins, of at least `width`, that hold both ends."""
     while True:
         first, last = floor(least / width), floor(most / width)
         if last - first < BINS and max(-first, last) <= _MAX_NUMBER:
@@ -115,14 +114,15 @@ def _window(least: float, most: float, width: float) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of a tensor.
+    """Statistics of the values of a tensor.
 
     Attributes:
-        tensor: its name.
-        least, most: of all values.
-        average_least, average_most: over the samples, of each one's least and most value.
-        histogram: of the values other than zero; where there are very many, of evenly spread ones.
-        count: values that the histogram and `zeros` are about; 0: the tensor was always empty.
+        tensor: name of the tensor.
+        least, most: smallest and largest of all values.
+        average_least, average_most: means over the samples of the smallest and largest value of
+            each sample.
+        histogram: of the values other than zero; of very many values, of evenly spread ones.
+        count: number of values behind the histogram and `zeros`; 0: the tensor was always empty.
         zeros: share of exact zeros.
     """
 
@@ -137,7 +137,7 @@ class Observation:
 
 
 def joined(observations: Sequence[Observation], tensor: str) -> Observation:
-    """What was seen of all the tensors together: they are to share a grid.
+    """The statistics of several tensors together, which are to share a grid.
 
     Args:
         observations: at least one.

@@ -1,9 +1,9 @@
-"""What passes may ask about run time on the user's machine: `context.stopwatch`.
+"""The protocol behind `context.stopwatch`: run times on the user's machine.
 
 The core knows this protocol alone; `onnxslim.runtime.measure.stopwatch` answers it with
-onnxruntime. A pass that trades work for speed asks about a layer alone, as a small model of its
-real shapes (see `analysis.layer_models`), and believes a difference only where its interval says so
-(`LatencyPair.is_faster`): multiply-accumulates do not predict time.
+onnxruntime. A pass that trades work for speed times a layer alone, as a small model of its real
+shapes (see `analysis.layer_models`), since multiply-accumulates do not predict time. It believes a
+difference only where the interval of the ratio excludes one (`LatencyPair.is_faster`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Kernel:
     """One kernel of a profiled model.
 
     Attributes:
-        node: the node of the model that it computes, by its first output: of a kernel for several
-            nodes the one whose name it bears; of one that onnxruntime put in to change a layout,
-            the node that reads what it makes, or else the one whose output it reads.
-        operator: what runs, in onnxruntime's words.
-        is_inserted: whether onnxruntime put it in.
-        elements: of its outputs.
-        ms: lower quartile of the runs; kernels that are alike share theirs.
+        node: first output of the model's node that the kernel computes. Of a kernel for several
+            nodes, the node that it is named after; of a kernel that onnxruntime inserted to change
+            a layout, the node that reads its output, or else the node whose output it reads.
+        operator: operator of the kernel, in onnxruntime's words.
+        is_inserted: whether onnxruntime inserted the kernel.
+        elements: number of elements of its outputs.
+        ms: lower quartile of the runs; equal kernels share theirs.
     """
 
     node: str
@@ -44,27 +44,27 @@ class Stopwatch(Protocol):
     """Run times, as passes see them."""
 
     def shapes(self, model: Model) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor of the main graph on the inputs that latency is measured on.
+        """The shape of every tensor of the main graph for the inputs of latency measurements.
 
-        A tensor whose shape cannot be found out is left out.
+        Tensors of unknown shape are left out.
         """
 
     def milliseconds(self, models: Sequence[onnx.ModelProto]) -> tuple[Latency, ...]:
-        """Latency of small models with static inputs, those not timed before timed in turn."""
+        """Latencies of small models with static inputs; those not yet timed are timed in turn."""
 
     def compare(
         self, before: onnx.ModelProto, after: Sequence[onnx.ModelProto]
     ) -> tuple[LatencyPair, ...]:
-        """One small model against others, timed in turn; what is known already is not repeated."""
+        """A small model against others, timed in turn; pairs timed before are not timed again."""
 
     def pair(self, before: Model, after: Model) -> LatencyPair:
-        """Two whole models in turn, on the inputs that latency is measured on."""
+        """Two whole models, timed in turn on the inputs of latency measurements."""
 
     def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
-        """As `pair`, with all models in turn: the ratios can be compared with one another."""
+        """As `pair`, with all models timed in turn, so that the ratios are comparable."""
 
     def profile(self, model: Model) -> Sequence[Kernel]:
-        """The kernels that a run of the whole model takes, in the order in which they run."""
+        """The kernels of a run of the whole model, in the order in which they run."""
 
 
 __all__ = ["Kernel", "Stopwatch"]

@@ -35,7 +35,7 @@ _ADDRESSABLE: Final = 1 << 48
 
 
 def shapes_of(node: Node, flow: Sizes) -> Iterator[MaybeShape]:
-    """What can be told of each output's shape, in order."""
+    """The shape of each output as far as it is known, in order."""
     if not node.is_onnx:
         found: MaybeShape = None
     elif node.op in ("Split", "Dropout", "TopK"):
@@ -60,11 +60,11 @@ def broadcast(shapes: Sequence[Shape | None]) -> MaybeShape:
 
 
 def _broadcast_size(sizes: Sequence[Size]) -> Size | None:
-    others = {size for size in sizes if size != 1}
+    others = {size for size in sizes if size != 1}  # a 1 adapts to all others
     if not others:
         return 1
     plain = [size for size in others if isinstance(size, int)]
-    if plain:  # a symbol beside an integer above 1 is that integer or 1
+    if plain:  # beside an integer above 1, a symbol must be that integer or 1
         return plain[0]
     return others.pop() if len(others) == 1 else None
 
@@ -143,10 +143,11 @@ def reshaped(
         if size == 0 and copies_zero:
             size = shape[axis] if shape is not None and axis < len(shape) else None
         elif isinstance(size, Sum) and not is_natural(size):
-            size = None  # it might come out as -1
+            size = None  # its value may be -1
         result.append(size)
     if shape is None:
         return [None if size == -1 else size for size in result]
+    # a single open axis holds what the elements of the input leave for it
     open_axes = [axis for axis, size in enumerate(result) if size is None or size == -1]
     if len(open_axes) == 1:
         result[open_axes[0]] = _quotient(shape, [size for size in result if size not in (None, -1)])
@@ -154,10 +155,10 @@ def reshaped(
 
 
 def _quotient(shape: Shape, rest: Sequence[Size | None]) -> Size | None:
-    """What is left of the elements of `shape` after the sizes in `rest`."""
+    """The number of elements of `shape`, divided by the sizes in `rest`; None if that is open."""
     top = list(shape)
     bottom: list[Size] = []
-    for size in rest:
+    for size in rest:  # equal factors cancel, also those that no division would resolve
         if size in top:
             top.remove(size)
         elif size is not None:
@@ -289,23 +290,23 @@ def _items(node: Node, index: int, flow: Sizes) -> Sequence[Size | None] | None:
 
 
 def sliced_size(size: Size, start: Size, end: Size, step: int, most: int) -> Size | None:
-    """How many elements a Slice takes of an axis with `size` elements, which is at most `most`."""
+    """Number of elements that a Slice takes of an axis of `size` elements, at most `most`."""
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(*slice(start, _end(end, step), step).indices(size)))
+        return len(range(size)[as_slice(start, end, step)])
     if step == 1 and start == 0 and covers(end, size, most):
         return size
-    if isinstance(start, int) and isinstance(end, int):
+    if isinstance(start, int) and isinstance(end, int):  # equal Slices get equal symbols
         return applied("slice", size, start, end, step)
     return None
 
 
-def _end(end: int, step: int) -> int | None:
-    """ONNX's end as Python's: far below zero means through the first element when going back."""
-    return None if step < 0 and end < -(2**30) else end
+def as_slice(start: int, end: int, step: int) -> slice:
+    """The bounds of a Slice as Python's: going back, an end far below zero includes element 0."""
+    return slice(start, None if step < 0 and end < -(2**30) else end, step)
 
 
 def covers(end: Size, size: Size, most: int) -> bool:
-    """Whether an end (not counted from the back) lies at or behind the last element."""
+    """Whether an end, not counted from the back, takes in the last element."""
     if isinstance(end, int) and end >= min(most, 2**31 - 1):
         return True
     return is_natural(end) and is_natural(subtract(end, size))
@@ -350,6 +351,7 @@ def _matmul(node: Node, flow: Sizes) -> MaybeShape:
     a, b = flow.shape(node.inputs[0]), flow.shape(node.inputs[1])
     if a is None or b is None:
         return None
+    # a vector on either side has no axis of its own in the result
     rows = a[-2:-1] if len(a) > 1 else ()
     columns = b[-1:] if len(b) > 1 else ()
     batch = broadcast([a[:-2], b[:-2]])
@@ -379,7 +381,7 @@ def _pool(node: Node, flow: Sizes) -> MaybeShape:
 
 
 def _windows(node: Node, sizes: Shape, kernel: Sequence[int]) -> list[Size | None]:
-    """How many windows fit along each spatial axis."""
+    """Number of windows along each spatial axis; None where it depends on rounding or padding."""
     spatial = len(sizes)
     unknown: list[Size | None] = [None] * spatial
     auto_pad = node.attrs.get("auto_pad", "NOTSET")
@@ -390,6 +392,7 @@ def _windows(node: Node, sizes: Shape, kernel: Sequence[int]) -> list[Size | Non
     pads = (node.attrs.get("pads") if auto_pad == "NOTSET" else None) or [0] * (2 * spatial)
     result: list[Size | None] = []
     for axis, size in enumerate(sizes):
+        # windows = floor((size + pads − dilation·(kernel − 1) − 1) / stride) + 1
         room = add(
             size, pads[axis] + pads[axis + spatial] - dilations[axis] * (kernel[axis] - 1) - 1
         )
@@ -411,7 +414,7 @@ def _global_pool(node: Node, flow: Sizes) -> MaybeShape:
 
 
 def _resize(node: Node, flow: Sizes) -> MaybeShape:
-    """With whole-numbered scales the size is exact; other factors round, and are left open."""
+    """Integer scales give exact sizes; other scales round, and their sizes are left unknown."""
     shape = flow.shape(node.inputs[0])
     if shape is None:
         return None
@@ -456,7 +459,7 @@ def _range(node: Node, flow: Sizes) -> MaybeShape:
 
 
 def _tile(node: Node, flow: Sizes) -> MaybeShape:
-    if flow.opset < 6:  # other operands
+    if flow.opset < 6:  # Tile had other operands
         return None
     shape, repeats = flow.shape(node.inputs[0]), flow.value(node.inputs[1])
     if shape is None or repeats is None:
@@ -518,6 +521,7 @@ RULES: dict[str, Callable[[Node, Sizes], MaybeShape]] = {
 }
 
 __all__ = [
+    "as_slice",
     "broadcast",
     "covers",
     "most_elements",

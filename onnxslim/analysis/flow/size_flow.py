@@ -5,9 +5,9 @@ ONNX's own shape inference gives a fresh name to nearly every dimension that an 
 same size get the same symbol, and the values of integer tensors (`Shape`, `Gather`, `Concat`, ...)
 are followed element by element.
 
-What it says holds for every run of the model that does not fail. It trusts the names of the main
-graph's input dimensions (the same name is the same size) and nothing that the file declares about
-interior tensors. It also takes for granted that a size fits the integer type the model casts it to.
+Its answers hold for every run of the model that does not fail. It trusts the names of the main
+graph's input dimensions (equal names are equal sizes), and no declaration of interior tensors. It
+assumes that a size fits the integer type that the model casts it to.
 
 The flow is computed on demand, each node once, without recursion.
 """
@@ -75,10 +75,10 @@ class SizeFlow:
         return self._given(tensor)
 
     def _given(self, tensor: gs.Tensor) -> Shape | None:
-        """What stands on the tensor, with a symbol of its own for what is open."""
+        """The shape inferred for `tensor`, with a symbol of its own for each unknown size."""
         inferred = bool(tensor.inputs) or id(tensor) in self._inputs
         if tensor.shape is None or not inferred:
-            return None  # what a body declares of its inputs is not believed
+            return None  # declarations of a body's inputs are not believed
         return tuple(
             size
             if isinstance(size, int)
@@ -98,7 +98,7 @@ class SizeFlow:
         return self._values.get(tensor)
 
     def _visit(self, last: Node) -> None:
-        """Evaluate `last` after all it depends on."""
+        """Evaluate all nodes that `last` depends on, then `last`."""
         stack: list[tuple[Node, bool]] = [(last, False)]
         while stack:
             node, ready = stack.pop()
@@ -116,7 +116,7 @@ class SizeFlow:
 
     def _evaluate(self, node: Node) -> None:
         if node.op == "Constant":
-            return  # read where it is asked for
+            return  # its value is read on demand
         for tensor, shape in zip(node.outputs, shape_rules.shapes_of(node, self), strict=False):
             self._shapes[tensor] = self._merged(tensor, shape)
         first = node.outputs[0]
@@ -143,7 +143,7 @@ def _producer(tensor: gs.Tensor) -> Node | None:
 
 
 def _settled(tensor: gs.Tensor) -> bool:
-    """Whether nothing upstream can say more: a static shape, and no value to follow."""
+    """Whether producers can add nothing: the shape is static, and there is no value to follow."""
     if tensor.shape is None or not all(isinstance(size, int) for size in tensor.shape):
         return False
     return not _may_be_followed(tensor)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxslim.analysis.flow.shape_rules import shape_range, slice_ranges
+from onnxslim.analysis.flow.shape_rules import as_slice, shape_range, slice_ranges
 from onnxslim.graph.ir import Constant, Node
 from onnxslim.graph.operands import axes_of, const_array, is_present, normalized
 from onnxslim.graph.sizes import (
@@ -35,7 +35,7 @@ from onnxslim.graph.sizes import (
 Items = npt.NDArray[Any]  # of Size or None
 Arithmetic = Callable[[Size, Size], Size | None]
 
-_MAX: Final = 1 << 12  # elements of an intermediate; `SizeFlow` keeps far smaller ones
+_MAX: Final = 1 << 12  # elements of an intermediate tensor; `SizeFlow` keeps far smaller ones
 _RANGES: Final = {np.dtype("int32"): 1 << 31, np.dtype("int64"): 1 << 63}
 
 
@@ -128,7 +128,7 @@ def _slice(node: Node, flow: Sizes) -> Items | None:
     for axis, (start, end, step) in ranges.items():
         if not isinstance(start, int) or not isinstance(end, int):
             return None
-        selected[axis] = slice(start, None if step < 0 and end < -(2**30) else end, step)
+        selected[axis] = as_slice(start, end, step)
     return items[tuple(selected)]
 
 
@@ -136,7 +136,7 @@ def _concat(node: Node, flow: Sizes) -> Items | None:
     parts = [_items(node, index, flow) for index in range(len(node.inputs))]
     known = []
     for index, part in enumerate(parts):
-        if part is None:  # the place of the others still counts
+        if part is None:  # unknown elements keep the others at their positions
             part = _unknown(flow.shape(node.inputs[index]))
         if part is None:
             return None
@@ -155,7 +155,7 @@ def _unknown(shape: tuple[Size, ...] | None) -> Items | None:
 
 
 def _reshape(node: Node, flow: Sizes) -> Items | None:
-    """Any operator that keeps the elements in order: its output shape says everything."""
+    """An operator that keeps the elements in order: its output shape determines the result."""
     items, shape = _items(node, 0, flow), flow.shape(node.outputs[0])
     plain = [size for size in shape or () if isinstance(size, int)]
     if items is None or shape is None or len(plain) != len(shape):
@@ -186,7 +186,7 @@ def _constant_of_shape(node: Node, flow: Sizes) -> Items | None:
         return None
     fill = node.attrs.get("value")
     if not isinstance(fill, Constant) or fill.values.dtype not in (*_RANGES, np.dtype(bool)):
-        return None  # float zeros are no sizes
+        return None  # float values are no sizes
     return np.full(shape, int(fill.values.reshape(-1)[0]), object)
 
 
@@ -349,7 +349,7 @@ def _reduced(rule: Arithmetic) -> Callable[[Node, Sizes], Items | None]:
             return None
         places = normalized(axes, items.ndim) if axes else tuple(range(items.ndim))
         if places is None or items.ndim != len(places) or items.size == 0:
-            return None  # shape arithmetic reduces all there is
+            return None  # only reductions to one element occur in shape arithmetic
         result: Size | None = items.flat[0]
         for item in items.flat[1:]:
             result = None if result is None or item is None else rule(result, item)
