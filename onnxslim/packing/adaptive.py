@@ -1,14 +1,16 @@
-"""Models that learn while they code: no table of frequencies has to be stored.
+"""Adaptive probability models for the range coder: no table of frequencies has to be stored.
 
-Symbols are coded in blocks that grow; each is coded with what the blocks before it have taught, so
-a reader knows the same. Every function here serves both directions: with a writer it reads
-`symbols`, with a reader it fills them. All arithmetic is in whole numbers.
+Adaptive models count the symbols that were coded so far (Cleary and Witten 1984; Witten, Neal and
+Cleary 1987). Here the counts are updated after each block of symbols, and blocks grow, so that
+numpy does the work. The decoder has seen the same blocks and therefore has the same counts. Each
+function serves both directions: with a writer it reads `symbols`, with a reader it fills them. All
+arithmetic is in integers, so every machine computes the same probabilities.
 
-    code_flat     one distribution for all symbols
-    code_mask     zeros and ones of a matrix, one probability a line: what a pruned layer keeps of
-                  an input depends on that input far more than on anything else
-    code_lines    symbols that belong to lines: a distribution for each line, which starts as that
-                  of all lines whose symbols have so far been as large
+    code_flat     one distribution for all symbols (order 0)
+    code_mask     zeros and ones of a matrix, one probability for each line: how much a pruned layer
+                  keeps of an input depends mostly on that input
+    code_lines    symbols that belong to lines, one distribution for each line; its prior is the
+                  distribution of all lines whose symbols have been about as large so far
 """
 
 from __future__ import annotations
@@ -23,17 +25,19 @@ from onnxslim.packing.coders import RangeCoder
 
 _FIRST: Final = 16  # symbols in the first block of `code_flat`
 _MAX: Final = 1 << 20  # symbols in a block, at most
-_GROWTH: Final = 4
-_MASK_GROWTH: Final = 3
-_SCALE: Final = 1 << 16
-_CLASSES: Final = 8
-_ROW_ITEMS: Final = 1 << 22  # weights given to a coder at a time
-_OWN_MODEL: Final = 24  # symbols of a line from which a model of its own is quicker than a row
-MAX_CELLS: Final = 1 << 23  # lines times alphabet, whose counts are kept
+_GROWTH: Final = 4  # a block has a quarter of the symbols before it
+_MASK_GROWTH: Final = 3  # a block has a third of the columns before it
+_SCALE: Final = 1 << 16  # fixed-point one
+_COUNT: Final = 16  # weight of one occurrence
+_CLASSES: Final = 8  # of lines, by the mean magnitude of their symbols
+_CLASS_PRIOR: Final = 6  # weight of each symbol in a class without symbols, in sixteenths
+_ROW_ITEMS: Final = 1 << 22  # weights passed to the coder at a time
+_OWN_MODEL: Final = 24  # symbols of a line from which one model is faster than a row for each
+MAX_CELLS: Final = 1 << 23  # the most lines times alphabet, whose counts are kept in memory
 
 
 def _growing(total: int, first: int, most: int, share: int) -> Iterator[slice]:
-    """Blocks as long as a share of all that came before: the half, the third, the fourth, ..."""
+    """Consecutive blocks, each 1/`share` of all before it, but at least `first`, at most `most`."""
     start = 0
     while start < total:
         stop = min(start + max(first, min(start // share, most)), total)
@@ -45,18 +49,21 @@ def _growing(total: int, first: int, most: int, share: int) -> Iterator[slice]:
 
 
 def code_flat(coder: RangeCoder, symbols: np.ndarray, alphabet: int, doubt: int) -> None:
-    """Code symbols below `alphabet`.
+    """Code symbols below `alphabet` by one adaptive distribution.
+
+    P(s) = (count(s) + doubt/16) / (n + alphabet·doubt/16): additive smoothing, where doubt = 8
+    would be the estimator of Krichevsky and Trofimov (1981).
 
     Args:
-        coder: either end.
+        coder: the writer or the reader.
         symbols: uint8 (n,), read or filled.
-        alphabet: how many symbols there are.
-        doubt: weight of a symbol that was never seen, in sixteenths of one that was seen once.
+        alphabet: number of symbols.
+        doubt: prior count of every symbol, in sixteenths.
     """
     weights = np.full(alphabet, doubt, np.int64)
     for block in _growing(symbols.size, _FIRST, _MAX, _GROWTH):
         coder.code(symbols[block], weights)
-        weights += 16 * np.bincount(symbols[block], minlength=alphabet)
+        weights += _COUNT * np.bincount(symbols[block], minlength=alphabet)
 
 
 # --------------------------------------------------------------------------- masks
@@ -65,14 +72,15 @@ def code_flat(coder: RangeCoder, symbols: np.ndarray, alphabet: int, doubt: int)
 def code_mask(coder: RangeCoder, mask: np.ndarray, ones: int, trust: int) -> None:
     """Code a matrix of zeros and ones, column after column, with one probability a line.
 
-    A line's probability is (its ones + trust · mean) / (its length so far + trust); lines with
-    about as many ones are coded together.
+    P(1) = (ones so far + trust·mean) / (columns so far + trust), the estimate under a beta prior
+    around the mean of the whole mask. Lines with about equally many ones so far share one estimate,
+    so that few models are needed.
 
     Args:
-        coder: either end.
+        coder: the writer or the reader.
         mask: uint8 (lines, length), read or filled.
-        ones: how many ones there are in all.
-        trust: how many columns the mean of all lines is worth.
+        ones: number of ones in the whole mask, which both ends know.
+        trust: weight of the prior, in columns.
     """
     lines, length = mask.shape
     if not lines:
@@ -80,13 +88,15 @@ def code_mask(coder: RangeCoder, mask: np.ndarray, ones: int, trust: int) -> Non
     mean = min(max(ones * _SCALE // max(mask.size, 1), 1), _SCALE - 1)
     seen = np.zeros(lines, np.int64)
     for block in _growing(length, 1, max(_MAX // max(lines, 1), 1), _MASK_GROWTH):
+        # lines by the number of ones so far; group i is order[bounds[i]:bounds[i + 1]]
         order, bounds = _groups(_level(seen))
         sums = np.add.reduceat(seen[order], bounds[:-1])
         sizes = np.diff(bounds)
+        # the numerators of P(0) and P(1), times 2^16: the range coder needs only their ratio
         weights = np.empty((sizes.size, 2), np.int64)
         weights[:, 1] = sums * _SCALE + trust * mean * sizes
         weights[:, 0] = (block.start * sizes - sums) * _SCALE + trust * (_SCALE - mean) * sizes
-        buffer = mask[order, block]
+        buffer = mask[order, block]  # a copy: its rows of one group lie together
         for group, start, stop in zip(
             weights, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True
         ):
@@ -96,14 +106,14 @@ def code_mask(coder: RangeCoder, mask: np.ndarray, ones: int, trust: int) -> Non
 
 
 def _level(count: np.ndarray) -> np.ndarray:
-    """Whole numbers up to 7 as they are, larger ones to two bits after the first."""
+    """A logarithmic scale: counts below 8 as they are, larger ones to their three leading bits."""
     _, exponent = np.frexp(count.astype(np.float64))
     shift = np.maximum(exponent.astype(np.int64) - 3, 0)
     return 4 * shift + (count >> shift)
 
 
 def _groups(level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An order that brings equal levels together, and where each of them begins, with the end."""
+    """A stable order that brings equal levels together, and the bounds of each run in it."""
     order = np.argsort(level, kind="stable")
     ordered = level[order]
     edges = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
@@ -115,7 +125,7 @@ def _groups(level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Lines:
-    """Which symbols belong to which line: `counts[i]` of them, one line after the other."""
+    """Which symbols belong to which line: line i has the next `counts[i]` symbols."""
 
     counts: np.ndarray
 
@@ -127,12 +137,13 @@ class Lines:
 
 @dataclass(frozen=True)
 class Blend:
-    """How a line's own distribution is made.
+    """How the distribution of a line blends its own counts with those of its class.
 
     Attributes:
-        centre: twice the symbol of the smallest magnitude; a symbol's magnitude is |2s - centre|.
-        trust: how many of its own symbols the distribution of its class is worth; 0: lines have
-            no distribution of their own, only that of their class.
+        centre: twice the symbol of smallest magnitude; the magnitude of a symbol s is
+            |2s - centre|. Codes are in the order of their values, so this tells large from small.
+        trust: weight of the class's distribution as a prior, in symbols of the line; 0: a line uses
+            the distribution of its class alone.
     """
 
     centre: int
@@ -142,40 +153,45 @@ class Blend:
 def code_lines(
     coder: RangeCoder, symbols: np.ndarray, lines: Lines, alphabet: int, blend: Blend
 ) -> None:
-    """Code symbols that belong to lines: first the first of each, then the next few, and so on.
+    """Code symbols that belong to lines: the first of every line, then the next few, and so on.
 
     Args:
-        coder: either end.
-        symbols: uint8, one line's after the other's; read or filled.
-        lines: to which lines they belong.
-        alphabet: how many symbols there are.
-        blend: how distributions are made.
+        coder: the writer or the reader.
+        symbols: uint8, line after line; read or filled.
+        lines: which symbols belong to which line.
+        alphabet: number of symbols.
+        blend: how the distributions are computed.
     """
-    state = _LineModels(lines.counts.size, alphabet, blend)
-    store = _LineSymbols(symbols, lines)
+    models = _LineModels(lines.counts.size, alphabet, blend)
+    stored = _LineSymbols(symbols, lines)
     longest = int(lines.counts.max(initial=0))
     for block in _growing(longest, 1, max(_MAX // max(lines.counts.size, 1), 1), _GROWTH):
+        # the lines that reach into the block, those of one class together
         active = np.flatnonzero(lines.counts > block.start)
-        classes = state.classes(active)
+        classes = models.classes(active)
         order, bounds = _groups(classes)
         active, classes = active[order], classes[order]
-        run = store.run(active, block)
-        values = store.take(run)
+        part = stored.part(active, block)
+        values = stored.read(part)  # arbitrary while decoding: `code` overwrites them
         if blend.trust:
-            _code_each(coder, values, run.lengths, state.own_weights(active, classes))
-        else:
-            ends = np.concatenate([[0], np.cumsum(run.lengths)])[bounds].tolist()
+            _code_each(coder, values, part.lengths, models.own_weights(active, classes))
+        else:  # one call for all lines of a class
+            ends = np.concatenate([[0], np.cumsum(part.lengths)])[bounds].tolist()
             for start, stop, kind in zip(ends, ends[1:], classes[bounds[:-1]], strict=False):
-                coder.code(values[start:stop], state.class_weights[kind])
-        store.put(run, values)
-        if block.stop < longest:
-            state.learn(values, run, classes[bounds[:-1]], bounds)
+                coder.code(values[start:stop], models.class_weights[kind])
+        stored.write(part, values)
+        if block.stop < longest:  # nobody needs what the last block would teach
+            models.learn(values, part, classes[bounds[:-1]], bounds)
 
 
 def _code_each(
     coder: RangeCoder, values: np.ndarray, lengths: np.ndarray, weights: np.ndarray
 ) -> None:
-    """Code each line's symbols with its own row of `weights`: two ways to do the same."""
+    """Code the symbols of each line with its own row of `weights`.
+
+    Long lines get one call each; of short lines many share a call, with one row for each symbol.
+    Both give the same bits.
+    """
     longest = int(lengths.max())
     ends = np.concatenate([[0], np.cumsum(lengths)])
     if longest >= _OWN_MODEL:
@@ -191,7 +207,14 @@ def _code_each(
 
 @dataclass(frozen=True)
 class _LineBlock:
-    """A block of some lines: `lengths` symbols of each, at `index`, or at `block` of each."""
+    """The symbols of some lines that lie in one block.
+
+    Attributes:
+        active: the numbers of the lines.
+        lengths: number of symbols of each.
+        block: their range in each line.
+        index: their places among all symbols; None where all lines have one length.
+    """
 
     active: np.ndarray
     lengths: np.ndarray
@@ -200,7 +223,7 @@ class _LineBlock:
 
 
 class _LineSymbols:
-    """The symbols of all lines; quicker where these have one length."""
+    """The symbols of all lines; a matrix where all lines have one length, which is faster."""
 
     def __init__(self, symbols: np.ndarray, lines: Lines) -> None:
         self.symbols, self.counts = symbols, lines.counts
@@ -209,66 +232,79 @@ class _LineSymbols:
         if self.counts.size and bool((self.counts == self.counts[0]).all()):
             self.matrix = symbols.reshape(self.counts.size, int(self.counts[0]))
 
-    def run(self, active: np.ndarray, block: slice) -> _LineBlock:
-        """That part of the lines `active` which lies in `block`."""
+    def part(self, active: np.ndarray, block: slice) -> _LineBlock:
+        """The part of the lines `active` that lies in `block`."""
         lengths = np.minimum(self.counts[active], block.stop) - block.start
         if self.matrix is not None:
             return _LineBlock(active, lengths, block, None)
+        # for each line, the consecutive places from `first` on
         ends = np.cumsum(lengths)
         first = self.starts[active] + block.start
         index = np.arange(ends[-1]) + np.repeat(first - ends + lengths, lengths)
         return _LineBlock(active, lengths, block, index)
 
-    def take(self, run: _LineBlock) -> np.ndarray:
-        """The symbols of `run`, line after line."""
+    def read(self, part: _LineBlock) -> np.ndarray:
+        """The symbols of `part`, line after line."""
         if self.matrix is not None:
-            return np.asarray(self.matrix[run.active, run.block].reshape(-1))
-        return np.asarray(self.symbols[run.index])
+            return np.asarray(self.matrix[part.active, part.block].reshape(-1))
+        return np.asarray(self.symbols[part.index])
 
-    def put(self, run: _LineBlock, values: np.ndarray) -> None:
-        """Set the symbols of `run`."""
+    def write(self, part: _LineBlock, values: np.ndarray) -> None:
+        """Set the symbols of `part`."""
         if self.matrix is not None:
-            self.matrix[run.active, run.block] = values.reshape(run.active.size, -1)
+            self.matrix[part.active, part.block] = values.reshape(part.active.size, -1)
         else:
-            self.symbols[run.index] = values
+            self.symbols[part.index] = values
 
 
 class _LineModels:
-    """What the blocks so far have taught."""
+    """The counts of all classes and of all lines, from the blocks so far."""
 
     def __init__(self, lines: int, alphabet: int, blend: Blend) -> None:
         self.alphabet, self.trust = alphabet, blend.trust
         self.magnitude = np.abs(2 * np.arange(alphabet) - blend.centre).astype(np.uint16)
         self.largest = int(self.magnitude.max()) + 1
         self.average = int(self.magnitude.sum()) // alphabet + 1
-        self.class_weights = np.full((_CLASSES + 1, alphabet), 6, np.int64)
+        self.class_weights = np.full((_CLASSES + 1, alphabet), _CLASS_PRIOR, np.int64)
         self.sums = np.zeros(lines, np.int64)
         self.seen = np.zeros(lines, np.int64)
         self.own = np.zeros((lines if blend.trust else 0, alphabet), np.int64)
 
     def classes(self, active: np.ndarray) -> np.ndarray:
-        """How large the symbols of each line have been: 1 to 8; 0 where there were none."""
+        """The class of each line: 1 to 8 by the mean magnitude of its symbols, 0 without symbols.
+
+        One symbol of average magnitude is added to each mean, as its prior.
+        """
+        # _CLASSES · (sum + average/2) / ((n + 1/2) · largest), all times 2
         mean = (2 * self.sums[active] + self.average) * _CLASSES
         scaled = mean // ((2 * self.seen[active] + 1) * self.largest)
         known = 1 + np.minimum(scaled, _CLASSES - 1)
         return np.where(self.seen[active] > 0, known, 0)
 
     def own_weights(self, active: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """The weights of each line's own distribution."""
+        """The distribution of each line: its own counts, and `trust` times that of its class."""
         totals = self.class_weights.sum(axis=1, keepdims=True)
         prior = self.class_weights * _SCALE // totals + 1
         return np.asarray(self.own[active] * _SCALE + self.trust * prior[classes])
 
     def learn(
-        self, values: np.ndarray, run: _LineBlock, kinds: np.ndarray, bounds: np.ndarray
+        self, values: np.ndarray, part: _LineBlock, kinds: np.ndarray, bounds: np.ndarray
     ) -> None:
-        """Count the `values` of a run, whose lines are of one of `kinds` from bound to bound."""
-        active, lengths = run.active, run.lengths
+        """Count the `values` of a block.
+
+        Args:
+            values: the symbols of `part`, line after line.
+            part: the block.
+            kinds: the classes of its lines, each class once.
+            bounds: lines bounds[i] to bounds[i + 1] of `part` are of class kinds[i].
+        """
+        active, lengths = part.active, part.lengths
         ends = np.concatenate([[0], np.cumsum(lengths)])
         for kind, start, stop in zip(kinds, bounds[:-1], bounds[1:], strict=True):
-            part = values[ends[start] : ends[stop]]
-            self.class_weights[kind] += 16 * np.bincount(part, minlength=self.alphabet)
+            symbols = values[ends[start] : ends[stop]]
+            self.class_weights[kind] += _COUNT * np.bincount(symbols, minlength=self.alphabet)
         if self.trust:
+            # counts of (line, symbol) pairs by one bincount over their joint number
             cells = np.repeat(np.arange(active.size) * self.alphabet, lengths) + values
             counts = np.bincount(cells, minlength=active.size * self.alphabet)
             self.own[active] += counts.reshape(-1, self.alphabet)

@@ -1,11 +1,12 @@
-"""Bytes to fewer bytes and back: zstd, Huffman, and a range coder for models of our own.
+"""Entropy coders: zstd, Huffman, and a range coder for the probability models of `adaptive`.
 
-Nothing that is decoded may grow beyond a size that the caller states: each decoder stops at exactly
-that many bytes or symbols, and refuses what holds more or less.
+Each decoder is told how many bytes or symbols to return. It never returns more, and it refuses
+input that holds more or less.
 
-The range coder (`RangeWriter`, `RangeReader`) is constriction's. Both ends offer the same method
-`code`, so one function that walks over symbols and adapts its model serves both directions.
-Probabilities are given as whole numbers, exact in float64: they are the same on every machine.
+The range coder (Martin 1979) is the one of the library constriction (Bamler 2022), with words of 32
+bits and a state of 64. `RangeWriter` and `RangeReader` have the same method `code`, so that one
+function which walks over symbols and adapts its model serves both directions. Probabilities are
+given as integers, which float64 holds exactly: every machine computes the same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import zstandard
 
 SymbolWeights = np.ndarray
-_WINDOW: Final = 1 << 27  # bytes: the most that a zstd frame may ask a decoder to keep
+_WINDOW: Final = 1 << 27  # bytes: the largest window of a zstd frame
 BEST: Final = 19
 FAST: Final = 3
 
@@ -39,12 +40,12 @@ def level_for(nbytes: int) -> int:
 
 
 def zstd(data: bytes | memoryview, level: int | None = None, *, words: bool = False) -> bytes:
-    """One zstd frame without magic number, size and checksum, which the container has.
+    """A zstd frame without magic number, content size and checksum: the container has its own.
 
     Args:
-        data: what to compress.
+        data: the bytes to compress.
         level: 1 to 22; None: by size.
-        words: use the dictionary of phrases that ONNX files are made of.
+        words: use the dictionary of phrases that are frequent in ONNX files.
     """
     import zstandard
 
@@ -104,7 +105,7 @@ def _words_bytes() -> int:
 
 
 def huffman(data: bytes | memoryview) -> bytes:
-    """Bytes coded one by one with Huffman codes (deflate without matches)."""
+    """Bytes coded one by one with Huffman codes: raw deflate without matches."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
     return compressor.compress(data) + compressor.flush()
 
@@ -136,13 +137,13 @@ class RangeCoder(Protocol):
 
         Args:
             symbols: one-dimensional, of any integer type; overwritten when reading.
-            weights: whole numbers of at least 1: of each symbol (L,), or of each symbol for each
-                entry (n, L). Their ratio is that of the probabilities.
+            weights: integers of at least 1, proportional to the probabilities: of each symbol (L,),
+                or of each symbol for each entry (n, L).
         """
 
 
 class RangeWriter:
-    """Encodes; `finish` gives the bytes."""
+    """The encoder; `finish` returns the bytes."""
 
     def __init__(self) -> None:
         from constriction import stream
@@ -153,7 +154,7 @@ class RangeWriter:
 
     def code(self, symbols: np.ndarray, weights: SymbolWeights) -> None:
         """See `RangeCoder`."""
-        if not symbols.size or weights.shape[-1] == 1:  # nothing to tell
+        if not symbols.size or weights.shape[-1] == 1:  # a sure symbol takes no bits
             return
         values = symbols.astype(np.int32)
         if weights.ndim == 1:
@@ -162,25 +163,26 @@ class RangeWriter:
             self._encoder.encode(values, self._each, weights.astype(np.float64))
 
     def finish(self) -> bytes:
-        """All that was written; zero bytes at the end are left out, since a reader adds them."""
+        """All bytes that were written, without trailing zeros, which the reader adds again."""
         whole = self._encoder.get_compressed().astype(">u4").tobytes()
         words, (low, span) = self._encoder.pos()
         return _shortest(whole, 4 * words + 8, low, span).rstrip(b"\0")
 
 
 def _shortest(data: bytes, size: int, low: int, span: int) -> bytes:
-    """The fewest bytes that say as much as `data`: of `size` bytes with zeros behind.
+    """The fewest bytes that decode as `data` does.
 
-    Any number of that size serves whose last 64 bits lie between `low` and `low + span`; there may
-    be a carry into those before.
+    The decoder reads `data` as a binary fraction, padded with zeros to `size` bytes. The interval
+    of the last symbol is [low, low + span) in its last 64 bits, and any fraction inside it decodes
+    alike. So the fraction with the most trailing zeros is taken, whose zeros need not be stored.
     """
     kept = max(size - 16, 0)
-    tail = size - kept
+    tail = size - kept  # bytes that may change: the last 8, and those before that a carry reaches
     point = int.from_bytes(data[kept:size].ljust(tail, b"\0"), "big")
-    start = point - (point - low) % (1 << 64)
+    start = point - (point - low) % (1 << 64)  # the low end of the interval, with carries
     if not start <= point < start + span:
-        return data  # not as constriction is known to work; it is right all the same
-    for bits in range(8 * tail, 0, -8):
+        return data  # `low` and `span` do not mean what they did; `data` itself is right
+    for bits in range(8 * tail, 0, -8):  # try the most zero bytes first: round `start` up
         rounded = -(-start >> bits) << bits
         if rounded < start + span and rounded >> (8 * tail) == 0:
             return data[:kept] + rounded.to_bytes(tail, "big")
@@ -188,7 +190,7 @@ def _shortest(data: bytes, size: int, low: int, span: int) -> bytes:
 
 
 class RangeReader:
-    """Decodes what `RangeWriter` wrote, given the same weights in the same order."""
+    """The decoder of what `RangeWriter` wrote, given the same weights in the same order."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         from constriction import stream
@@ -213,5 +215,5 @@ class RangeReader:
                 symbols[:] = self._decoder.decode(model, symbols.size)
             else:
                 symbols[:] = self._decoder.decode(self._each, weights.astype(np.float64))
-        except AssertionError as error:  # how constriction says that the data are invalid
+        except AssertionError as error:  # so constriction reports invalid data
             raise ModelError("an entropy-coded stream is broken") from error

@@ -1,7 +1,7 @@
-"""The layout of a packed file: header, index, bodies, checksum; and what it may claim.
+"""The layout of a packed file: header, index, bodies of streams, checksum.
 
-A reader believes nothing: the length of the file and its checksum come first, then every size is
-held against the file and against `most_unpacked` before anything is allocated.
+A reader trusts nothing. It compares the length and the checksum of the file first, and then each
+size with the file and with `most_unpacked`, before it allocates memory.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PER_BYTE: Final = 1000
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What a packed file says of the model in it.
+    """The header of a packed file.
 
     Attributes:
-        unpacked_bytes: of the .onnx file.
-        sha256: of the .onnx file.
-        external: the input had its weights in files beside it.
+        unpacked_bytes: size of the .onnx file.
+        sha256: digest of the .onnx file.
+        external: whether the model had external data.
     """
 
     unpacked_bytes: int
@@ -42,7 +42,12 @@ class FileHeader:
 
 @dataclass(frozen=True)
 class PayloadSpan:
-    """A payload in the .onnx file: how many bytes of other things come before it, and its own."""
+    """Where a payload lies in the .onnx file.
+
+    Attributes:
+        before: bytes between the end of the payload before it and its start.
+        nbytes: size of the payload.
+    """
 
     before: int
     nbytes: int
@@ -50,7 +55,7 @@ class PayloadSpan:
 
 @dataclass(frozen=True)
 class EncodedUnit:
-    """A unit, coded, with the checksum of its payloads."""
+    """A unit with its coded bytes and the CRC-32 of its payloads."""
 
     unit: CodedUnit
     coded: CodedStream
@@ -58,17 +63,23 @@ class EncodedUnit:
 
 
 def most_unpacked(nbytes: int) -> int:
-    """What a packed file of `nbytes` bytes may unpack to: 256 MiB, and 1000 bytes for each byte."""
+    """The most bytes that a packed file of `nbytes` may unpack to: 256 MiB, and 1000 for each."""
     return _FREE_BYTES + _PER_BYTE * nbytes
 
 
 # --------------------------------------------------------------------------- writing
 
 
-def index_of(places: Sequence[PayloadSpan], packed: Sequence[EncodedUnit], rest: bytes) -> bytes:
-    """All that is compressed in one piece: where payloads lie, heads, and the rest of the file."""
-    parts = [varint(len(places))]
-    parts += [varint(place.before, place.nbytes) for place in places]
+def index_of(spans: Sequence[PayloadSpan], packed: Sequence[EncodedUnit], rest: bytes) -> bytes:
+    """The index, before compression: spans of payloads, units with their heads, other bytes.
+
+    Args:
+        spans: where the payloads lie, in order.
+        packed: the units.
+        rest: all bytes of the .onnx file that are in no payload.
+    """
+    parts = [varint(len(spans))]
+    parts += [varint(span.before, span.nbytes) for span in spans]
     parts.append(varint(len(packed)))
     for item in packed:
         parts += [describe(item.unit), item.coded.head, item.checksum.to_bytes(4, "little")]
@@ -76,7 +87,7 @@ def index_of(places: Sequence[PayloadSpan], packed: Sequence[EncodedUnit], rest:
 
 
 def write(header: FileHeader, index: bytes, bodies: Sequence[bytes]) -> list[bytes]:
-    """The pieces of the whole file."""
+    """The pieces of the packed file, in order."""
     frame = coders.zstd(index, words=True)
     fixed = header.sha256 + varint(header.unpacked_bytes, len(index), len(frame))
     size = len(fixed) + len(frame) + sum(map(len, bodies)) + _CHECK_BYTES
@@ -92,7 +103,10 @@ def write(header: FileHeader, index: bytes, bodies: Sequence[bytes]) -> list[byt
 
 
 def read_header(file: memoryview) -> tuple[FileHeader, int, FieldReader]:
-    """The header, the size of the index, and what follows: the index's frame and the bodies.
+    """Read the header.
+
+    Returns:
+        The header, the unpacked size of the index, and a reader at the frame of the index.
 
     Raises:
         ModelError: the file is cut off or altered, of a newer format, or claims too much.
@@ -132,7 +146,10 @@ def read_header(file: memoryview) -> tuple[FileHeader, int, FieldReader]:
 def read_index(
     header: FileHeader, index_bytes: int, reader: FieldReader
 ) -> tuple[list[PayloadSpan], FieldReader]:
-    """Where payloads lie, and the reader of what follows in the index; `reader` is left at bodies.
+    """Decompress the index and read where payloads lie; leaves `reader` at the bodies.
+
+    Returns:
+        The spans of the payloads, and a reader of the index at its units.
 
     Raises:
         ModelError: the index is broken, or its sizes do not add up.
@@ -141,18 +158,18 @@ def read_index(
     index = FieldReader(coders.unzstd(frame, index_bytes, words=True), "the index")
     most = header.unpacked_bytes
     count = index.number(index.left)
-    places = [PayloadSpan(index.number(most), index.number(most)) for _ in range(count)]
-    if sum(place.before + place.nbytes for place in places) > most:
+    spans = [PayloadSpan(index.number(most), index.number(most)) for _ in range(count)]
+    if sum(span.before + span.nbytes for span in spans) > most:
         raise ModelError(f"its tensors take more than the {most:,} bytes that are declared")
-    return places, index
+    return spans, index
 
 
 def restore(file: memoryview, name: str) -> tuple[memoryview, bool]:
     """The .onnx file in the packed file `file`, and whether it had external data.
 
     Args:
-        file: the packed file.
-        name: what messages call it.
+        file: the bytes of the packed file.
+        name: its name in messages.
 
     Raises:
         ModelError: the file is cut off, altered, of a newer format, or claims too much.
@@ -165,14 +182,14 @@ def restore(file: memoryview, name: str) -> tuple[memoryview, bool]:
 
 def _restored(file: memoryview) -> tuple[memoryview, bool]:
     header, index_bytes, reader = read_header(file)
-    places, index = read_index(header, index_bytes, reader)
+    spans, index = read_index(header, index_bytes, reader)
     out = bytearray(header.unpacked_bytes)
-    starts = list(_starts(places))
-    _restore_units(StreamSource(index, reader), places, starts, memoryview(out))
+    starts = list(_starts(spans))
+    _restore_units(StreamSource(index, reader), spans, starts, memoryview(out))
     at = 0
-    for place, start in zip(places, starts, strict=True):
-        out[at:start] = index.take(place.before)
-        at = start + place.nbytes
+    for span, start in zip(spans, starts, strict=True):
+        out[at:start] = index.take(span.before)
+        at = start + span.nbytes
     if index.left != len(out) - at or reader.left:
         raise ModelError(f"{index.left + reader.left:,} bytes are left over, not {len(out) - at:,}")
     out[at:] = index.take(index.left)
@@ -181,20 +198,20 @@ def _restored(file: memoryview) -> tuple[memoryview, bool]:
     return memoryview(out).toreadonly(), header.external
 
 
-def _starts(places: Iterable[PayloadSpan]) -> Iterator[int]:
+def _starts(spans: Iterable[PayloadSpan]) -> Iterator[int]:
     at = 0
-    for place in places:
-        at += place.before
+    for span in spans:
+        at += span.before
         yield at
-        at += place.nbytes
+        at += span.nbytes
 
 
 def _restore_units(
-    source: StreamSource, places: Sequence[PayloadSpan], starts: Sequence[int], out: memoryview
+    source: StreamSource, spans: Sequence[PayloadSpan], starts: Sequence[int], out: memoryview
 ) -> None:
-    sizes = [place.nbytes for place in places]
-    missing = set(range(len(places)))
-    for _ in range(source.heads.number(len(places))):
+    sizes = [span.nbytes for span in spans]
+    missing = set(range(len(spans)))
+    for _ in range(source.heads.number(len(spans))):
         unit = read_unit(source.heads, sizes)
         if not missing.issuperset(unit.payloads):
             raise ModelError("two units hold the same tensor")

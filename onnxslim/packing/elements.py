@@ -1,15 +1,14 @@
-"""Elements of a tensor as streams: sparse, from a table, or byte by byte.
+"""Elements of a tensor as streams of symbols: codes, a table, byte planes, or sparse.
 
-    codes     whole numbers below a bound, each a byte
-    bits      elements of 1, 2, 4 or 8 bytes, as unsigned numbers of that size
-
-Elements lie in a matrix (rows, columns), row after row. They are coded line by line, and a line is
-a row or a column, whichever gives fewer bytes. Four forms:
+Elements are of two kinds: *codes*, integers below a bound, one byte each; and *bits*, elements of
+1, 2, 4 or 8 bytes, read as unsigned integers of that size. They form a matrix (rows, columns), row
+after row, and are coded line by line; a line is a row or a column, whichever gives fewer bytes.
+There are four codings:
 
     CODES   one stream of symbols
-    TABLE   few distinct elements: a table of them, and codes
-    BYTES   the first bytes of all elements, then the second, ...: a stream each
-    SPARSE  one element stands nearly everywhere: where the others are, and the others
+    TABLE   few distinct elements: a table of them, and codes into it
+    BYTES   byte planes: a stream of the lowest bytes of all elements, one of the next bytes, ...
+    SPARSE  most elements are equal: a mask of where the others are, and the others
 """
 
 from __future__ import annotations
@@ -53,14 +52,15 @@ class ElementCoding(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Elements:
-    """What is to be coded, or how what was coded is to be read.
+    """The kind of some elements, and the matrix that they form.
 
     Attributes:
-        rows, columns: of the matrix in which they lie.
-        itemsize: bytes of an element; for codes 1.
-        alphabet: for codes, the bound; else 0.
-        rotated: elements are floats: their sign is moved behind their fraction, so that the
-            exponent lies in one byte.
+        rows: number of rows of the matrix.
+        columns: number of columns of the matrix.
+        itemsize: bytes of an element; 1 for codes.
+        alphabet: the bound of codes; 0 for bits.
+        rotated: whether bits are floats that are rotated left by one, so that the sign is the
+            lowest bit and the exponent fills the highest byte.
     """
 
     rows: int
@@ -71,12 +71,12 @@ class Elements:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of elements."""
         return self.rows * self.columns
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """Of the array that holds them."""
+        """The type of an array that holds the elements."""
         return np.dtype(f"<u{self.itemsize}")
 
 
@@ -84,7 +84,7 @@ class Elements:
 
 
 def encode_elements(array: np.ndarray, kind: Elements, method: CodingMethod) -> CodedStream:
-    """Code `array`, one-dimensional, of `kind.dtype`, in the form of the fewest bytes."""
+    """Code `array`, one-dimensional, of `kind.dtype`, by the coding of fewest bytes."""
     if kind.alphabet:
         return _encode_codes(array, kind, method)
     table = distinct(array, rotated=kind.rotated)
@@ -96,14 +96,15 @@ def encode_elements(array: np.ndarray, kind: Elements, method: CodingMethod) -> 
 
 
 def encode_bytes(array: np.ndarray, kind: Elements, method: CodingMethod) -> CodedStream:
-    """Byte by byte."""
+    """Code `array` as byte planes."""
     head = CodedStream(bytes([ElementCoding.BYTES]), b"")
     return head + _byte_streams(array, kind, method)
 
 
 def distinct(array: np.ndarray, *, rotated: bool) -> np.ndarray | None:
-    """The elements that occur, in ascending order of their values; None if they are many."""
+    """The distinct elements, in ascending order of their values; None if there are many."""
     most = min(MAX_CODES, array.size // 4)
+    # a sample first: it rules out nearly all tensors without a table
     if np.unique(array[:: max(array.size // 4096, 1)]).size > most:
         return None
     found = np.zeros(0, array.dtype)
@@ -111,7 +112,7 @@ def distinct(array: np.ndarray, *, rotated: bool) -> np.ndarray | None:
         found = np.union1d(found, array[piece])
         if found.size > most:
             return None
-    if rotated:  # floats: the negative ones, from the largest magnitude on, come first
+    if rotated:  # floats as unsigned integers: negative ones come last, in descending order
         sign = array.dtype.type(1 << (8 * array.dtype.itemsize - 1))
         negative = found[found >= sign]
         found = np.concatenate([negative[::-1], found[found < sign]])
@@ -119,7 +120,7 @@ def distinct(array: np.ndarray, *, rotated: bool) -> np.ndarray | None:
 
 
 def sparse_element(array: np.ndarray, kind: Elements) -> int | None:
-    """The element that is nearly everywhere: for bits zero, for codes any; None: there is none."""
+    """The element to leave out: the most frequent code, for bits zero; None if it is too rare."""
     if not array.size:
         return None
     if not kind.alphabet:
@@ -163,6 +164,7 @@ def _encode_sparse_by(
     head = CodedStream(bytes([ElementCoding.SPARSE, axis]) + varint(others.size, element), b"")
     counts = Lines(mask.sum(axis=1, dtype=np.int64))
     if kind.alphabet:
+        # the left-out code cannot occur: close the gap that it leaves
         others -= (others > element).astype(others.dtype)
         values = encode_symbols(others, kind.alphabet - 1, method, counts, array.size)
     else:
@@ -189,7 +191,7 @@ def _byte_streams(array: np.ndarray, kind: Elements, method: CodingMethod) -> Co
 
 
 def byte_planes(array: np.ndarray, kind: Elements) -> Iterator[np.ndarray]:
-    """The lowest bytes of all elements, the next, ..., the highest."""
+    """The lowest bytes of all elements, then the next, ..., then the highest."""
     for index in range(kind.itemsize):
         plane = np.empty(array.size, np.uint8)
         for piece in _pieces(array.size):
@@ -199,27 +201,28 @@ def byte_planes(array: np.ndarray, kind: Elements) -> Iterator[np.ndarray]:
 
 
 def _rotated(array: np.ndarray, left: int) -> np.ndarray:
-    """The bits of each element, moved round by `left` places."""
+    """Each element with its bits rotated left by `left`."""
     count = array.dtype.type
     bits = 8 * array.dtype.itemsize
     return np.asarray(array << count(left) | array >> count(bits - left))
 
 
 def _pieces(size: int) -> Iterator[slice]:
-    """Parts small enough for the processor's cache."""
+    """Slices small enough for the processor's cache."""
     yield from (slice(start, start + _PIECE) for start in range(0, size, _PIECE))
 
 
 def _axes(array: np.ndarray, kind: Elements, method: CodingMethod) -> tuple[int, ...]:
-    """The axes along which lines may lie: 0 for columns as lines, 1 for rows as lines."""
+    """The kinds of line to try: 0: a line is a column; 1: a line is a row."""
     if method is not CodingMethod.ENTROPY or min(kind.rows, kind.columns) == 1:
         return (1,) if kind.rows == 1 or method is not CodingMethod.ENTROPY else (0,)
     if array.size <= _BOTH_AXES:
         return (0, 1)
+    # of a large matrix, decide on a sample: the lines whose mean magnitudes differ more from each
+    # other predict their weights better
     steps = (max(kind.rows // _PROBE, 1), max(kind.columns // _PROBE, 1))
     probe = array.reshape(kind.rows, kind.columns)[:: steps[0], :: steps[1]]
     magnitude = np.abs(probe - probe.mean())
-    # the lines that differ more from each other say more
     spread = [float(magnitude.mean(axis=axis).var() * probe.shape[axis]) for axis in (0, 1)]
     return (int(spread[1] > spread[0]),)
 
@@ -238,16 +241,16 @@ def decode_elements(source: StreamSource, kind: Elements) -> np.ndarray:
     Raises:
         ModelError: the streams are broken.
     """
-    form = _form(source.heads, kind)
-    if form is ElementCoding.TABLE:
+    coding = _coding(source.heads, kind)
+    if coding is ElementCoding.TABLE:
         count = source.heads.byte() + 1
         table = np.frombuffer(source.heads.take(count * kind.itemsize), kind.dtype)
         return np.asarray(table[decode_elements(source, _codes_of(kind, count))])
-    if form is ElementCoding.BYTES:
+    if coding is ElementCoding.BYTES:
         return _decode_bytes(source, kind, kind.count)
     axis = source.heads.number(1)
     shape = (kind.rows, kind.columns) if axis else (kind.columns, kind.rows)
-    if form is ElementCoding.CODES:
+    if coding is ElementCoding.CODES:
         each = Lines.equal(*shape)
         lines = decode_symbols(source, kind.count, kind.alphabet, each).reshape(shape)
     else:
@@ -255,7 +258,7 @@ def decode_elements(source: StreamSource, kind: Elements) -> np.ndarray:
     return (lines if axis else np.ascontiguousarray(lines.T)).reshape(-1)
 
 
-def _form(heads: FieldReader, kind: Elements) -> ElementCoding:
+def _coding(heads: FieldReader, kind: Elements) -> ElementCoding:
     found = heads.byte()
     allowed = (
         (ElementCoding.CODES, ElementCoding.SPARSE)

@@ -1,4 +1,4 @@
-"""Numbers and byte strings one after the other, written and read with care."""
+"""Fields in sequence, numbers and byte strings: written, and read with all bounds checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ def varint(*values: int) -> bytes:
 
 
 class FieldReader:
-    """Reads what was written, and never past its end."""
+    """Reads fields in sequence, and never past the end.
+
+    Args:
+        data: the bytes that hold the fields.
+        what: the name of `data` in messages.
+    """
 
     def __init__(self, data: bytes | memoryview, what: str) -> None:
         self._data = memoryview(data)
@@ -31,7 +36,7 @@ class FieldReader:
 
     @property
     def left(self) -> int:
-        """Bytes that have not been read."""
+        """Number of bytes that have not been read."""
         return len(self._data) - self.at
 
     def take(self, nbytes: int) -> memoryview:
@@ -53,10 +58,10 @@ class FieldReader:
         """The next number.
 
         Args:
-            most: what it may be at most.
+            most: the largest number allowed; None: 2^63.
 
         Raises:
-            ModelError: it is larger, or broken off.
+            ModelError: the number is larger, or `data` ends inside it.
         """
         value = shift = 0
         while shift <= _MAX_BITS:

@@ -1,14 +1,15 @@
-"""Codes as bytes: several digits of a small base in each byte, one or more digits a code.
+"""Mixed-radix packing of codes: a code is one to three digits, a byte holds several digits.
 
-A *plane* holds one digit of every code. With `base` b and `per_byte` d, digit k of a byte v is
-(v // b**k) % b, so a byte holds d neighbouring codes' digits, first code lowest. A code below
+A *plane* holds one digit of every code. With `base` b and `per_byte` d, a byte v holds the digits
+of d neighbouring codes: digit k is (v // b**k) % b, the first code's digit lowest. A code below
 `levels` is  digit_0 + base_0 · (digit_1 + base_1 · digit_2)  over its one to three planes:
 
     levels   2    3    4    6    8    9     12    16   18    32    64    128       256
     planes   2    3    4    6    2x4  3x3   3x4   16   3x6   2x16  4x16  2x4x16    256
     bits     1   1.6   2   2.7   3   3.2   3.6   4    4.3    5     6     7         8
 
-Only bases that fill a byte best are used. The last byte of a plane is filled up with zeros.
+For each number of digits a byte, only the largest base is used. The last byte of a plane is padded
+with zeros.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ _CHUNK_BYTES: Final = 1 << 18  # small enough for the processor's cache
 
 @dataclass(frozen=True)
 class Plane:
-    """One digit of every code; `base ** per_byte` is at most 256."""
+    """One digit of every code.
+
+    Attributes:
+        base: digits are below it; `base ** per_byte` is at most 256.
+        per_byte: digits in a byte.
+    """
 
     base: int
     per_byte: int
@@ -51,16 +57,16 @@ _PLANES: Final = (
 
 
 def plane_of(base: int) -> Plane | None:
-    """The plane of this base, None for a base that none has."""
+    """The plane of this base; None where no plane has it."""
     return next((plane for plane in _PLANES if plane.base == base), None)
 
 
 @cache
 def planes_for(levels: int) -> tuple[Plane, ...]:
-    """The planes for codes below `levels`: those of fewest bytes.
+    """The planes for codes below `levels`: those of fewest bytes, with a charge for each plane.
 
-    A plane costs time and memory when a session starts, and some bytes of its own, so each one
-    beyond the first has to save a quarter of a bit a code.
+    A plane costs time and memory when a session starts, and some bytes of its own, so each plane
+    beyond the first has to save a quarter of a bit for each code.
 
     Raises:
         ValueError: `levels` is not between 1 and 65,536.
@@ -77,7 +83,7 @@ def planes_for(levels: int) -> tuple[Plane, ...]:
 
 
 def bits_per_code(levels: int) -> float:
-    """Bits that one of many codes takes."""
+    """Bits for each of many codes below `levels`."""
     return _bits(planes_for(levels))
 
 
@@ -87,7 +93,7 @@ def packed_bytes(levels: int, count: int) -> int:
 
 
 def pack(codes: np.ndarray, levels: int) -> list[np.ndarray]:
-    """The planes of `codes`, in any shape, taken row by row: one array of bytes for each.
+    """The planes of `codes`, of any shape, row after row: an array of bytes for each plane.
 
     Raises:
         ValueError: `codes` are no unsigned integers, or not all below `levels`.
@@ -102,15 +108,15 @@ def pack(codes: np.ndarray, levels: int) -> list[np.ndarray]:
         flat = flat.astype(np.uint8)
     packed = [np.empty(plane.packed_bytes(flat.size), np.uint8) for plane in planes]
     for piece in _pieces(planes, flat.size):
-        rest = flat[piece]
+        rest = flat[piece]  # what the digits so far leave of each code, divided by their bases
         for index, (plane, out) in enumerate(zip(planes, packed, strict=True)):
             digits = rest
-            if index < len(planes) - 1:
+            if index < len(planes) - 1:  # digit = rest mod base, by one division
                 base = flat.dtype.type(plane.base)
                 rest = digits // base
                 digits = digits - rest * base
             start = piece.start // plane.per_byte
-            filled = _fill(digits, plane)
+            filled = _joined(digits, plane)
             out[start : start + filled.size] = filled
     return packed
 
@@ -126,11 +132,11 @@ def unpack(packed: Sequence[np.ndarray], levels: int, count: int) -> np.ndarray:
     codes = np.empty(count, np.uint8 if levels <= 256 else np.uint16)
     for piece in _pieces(planes, count):
         out = codes[piece]
-        scale = 1
+        scale = 1  # the weight of the digit: the product of the bases before it
         for plane, data in zip(planes, packed, strict=True):
             start = piece.start // plane.per_byte
             held = data[start : start + plane.packed_bytes(out.size)]
-            digits = _empty(held, plane)[: out.size]
+            digits = _digits(held, plane)[: out.size]
             if scale == 1:
                 out[:] = digits
             else:
@@ -147,34 +153,34 @@ def _bits(planes: Sequence[Plane]) -> float:
 
 
 def _pieces(planes: Sequence[Plane], count: int) -> Iterator[slice]:
-    """Slices of the codes that begin with a new byte in every plane."""
+    """Slices of the codes that start at a byte boundary in every plane."""
     whole = lcm(*(plane.per_byte for plane in planes))
     step = max(_CHUNK_BYTES // whole, 1) * whole
     yield from (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def _fill(digits: np.ndarray, plane: Plane) -> np.ndarray:
-    """Bytes of `digits`; the last one is filled up with zeros."""
+def _joined(digits: np.ndarray, plane: Plane) -> np.ndarray:
+    """The bytes that hold `digits`; the last byte is padded with zeros."""
     spare = -digits.size % plane.per_byte
     digits = digits.astype(np.uint8, copy=False)
     if spare:
         digits = np.concatenate([digits, np.zeros(spare, np.uint8)])
     columns = digits.reshape(-1, plane.per_byte)  # (bytes, digits of a byte)
-    filled = columns[:, -1].copy()
+    filled = columns[:, -1].copy()  # Horner's scheme, from the highest digit down
     for k in range(plane.per_byte - 2, -1, -1):
         filled *= np.uint8(plane.base)
         filled += columns[:, k]
     return filled
 
 
-def _empty(held: np.ndarray, plane: Plane) -> np.ndarray:
-    """The digits of the bytes `held`."""
+def _digits(held: np.ndarray, plane: Plane) -> np.ndarray:
+    """The digits in the bytes `held`, lowest first."""
     if plane.per_byte == 1:
         return held
     digits = np.empty((held.size, plane.per_byte), np.uint8)
     rest, base = held, np.uint8(plane.base)
     for k in range(plane.per_byte - 1):
-        carried = rest // base
+        carried = rest // base  # the digits above; what remains is digit k
         np.subtract(rest, carried * base, out=digits[:, k])
         rest = carried
     digits[:, -1] = rest

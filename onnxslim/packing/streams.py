@@ -1,10 +1,14 @@
-"""Streams of symbols: each is coded in several ways, and the smallest is kept.
+"""Streams of symbols: each is coded in several ways, and the smallest result is kept.
 
-A coded stream is a head (which coder, its parameters, how many bytes) and a body. All heads of a
-file are compressed together; bodies are stored as they are.
+A coded stream has a head (coder, parameters, size of the body) and a body. All heads of a file are
+compressed together; bodies are stored as they are.
 
-Symbols lie in *lines*: the inputs or the outputs of a layer, whichever tell more about the weights.
-`Lines` says how many symbols belong to each. Coders that know nothing of lines ignore them.
+Symbols may belong to *lines*: the weights of one input or of one output of a layer, whichever
+predict each other better. `Lines` says how many symbols each line has. Coders without a model for
+lines ignore them.
+
+Owns: which coders are tried, and what a faster decoder may cost. Not here: the coders (see
+`coders`) and their models (see `adaptive`).
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from onnxslim.packing.fields import FieldReader, varint
 
 
 class CodingMethod(enum.StrEnum):
-    """What `pack --coder` may ask for."""
+    """The values of `pack --coder`."""
 
     ENTROPY = "entropy"
     HUFFMAN = "huffman"
@@ -39,7 +43,7 @@ class CodingMethod(enum.StrEnum):
 
 
 class StreamCoding(enum.IntEnum):
-    """How a stream is coded: the first byte of its head."""
+    """How a stream is coded: the first byte of its head in the file."""
 
     RAW = 0
     ZSTD = 1
@@ -52,11 +56,12 @@ class StreamCoding(enum.IntEnum):
 
 @dataclass(frozen=True)
 class CodedStream:
-    """What stands for a stream in the file.
+    """One coded stream, or several in a row, as it is written to the file.
 
     Attributes:
-        head, body: of the stream, or of several, one after the other.
-        without_zstd: size, had zstd not been allowed to replace the entropy coder.
+        head: the heads of the streams, one after the other.
+        body: the bodies of the streams, one after the other.
+        without_zstd: size in bytes by the entropy coder, where zstd may have replaced it.
     """
 
     head: bytes
@@ -65,12 +70,12 @@ class CodedStream:
 
     @property
     def nbytes(self) -> int:
-        """Size before heads are compressed."""
+        """Size in bytes, before heads are compressed."""
         return len(self.head) + len(self.body)
 
     @property
     def entropy_bytes(self) -> int:
-        """Size by the entropy coder alone."""
+        """Size in bytes by the entropy coder alone."""
         return self.nbytes if self.without_zstd is None else self.without_zstd
 
     def __add__(self, other: CodedStream) -> CodedStream:
@@ -80,16 +85,21 @@ class CodedStream:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Where a reader finds heads and bodies."""
+    """The place from which coded streams are read.
+
+    Attributes:
+        heads: reads the heads.
+        bodies: reads the bodies.
+    """
 
     heads: FieldReader
     bodies: FieldReader
 
     def code(self, *allowed: StreamCoding) -> StreamCoding:
-        """The code of the next stream.
+        """The coding of the next stream.
 
         Raises:
-            ModelError: it is none of those `allowed`.
+            ModelError: it is not one of those `allowed`.
         """
         found = self.heads.byte()
         if found not in allowed:
@@ -97,24 +107,23 @@ class StreamSource:
         return StreamCoding(found)
 
     def body(self) -> memoryview:
-        """The body of the stream whose head ends here."""
+        """The body of the stream whose head has been read up to its size."""
         return self.bodies.take(self.heads.number())
 
 
 Encoding = Callable[[RangeCoder], None]
-_LEARNS: Final = 1 << 15  # symbols up to which learning costs no time that matters
-_FAST_COSTS: Final = 0.06  # share of a stream that may be given for decoding it much faster
+_LEARNS: Final = 1 << 15  # symbols up to which adaptive models take no time that matters
+_FAST_COSTS: Final = 0.06  # share of a stream's bytes that a much faster decoder may cost
 _TRIED: Final = 1 << 20  # symbols up to which several settings are tried
-_OWN_SHARE: Final = (
-    0.3  # of the weights: more symbols than that decode too slowly in lines' own way
-)
-_DOUBTS: Final = (1, 6)
-_OWN_ALWAYS: Final = 1 << 20  # weights of tensors so small that it does not matter
-_TRUSTS: Final = (2, 4, 8, 16, 32, 64)
+# symbols for each weight up to which a distribution for each line decodes fast enough
+_OWN_SHARE: Final = 0.3
+_OWN_ALWAYS: Final = 1 << 20  # weights up to which it always does
+_DOUBTS: Final = (1, 6)  # prior counts that are tried, in sixteenths
+_TRUSTS: Final = (2, 4, 8, 16, 32, 64)  # weights of the prior that are tried
 _LANES: Final = 64
-_ESCAPE: Final = 255
-_ZSTD_ALWAYS: Final = 1 << 14
-_ZSTD_GAIN: Final = 1.2  # what the best level may be expected to gain on a quick one
+_ESCAPE: Final = 255  # the symbol of a gap that goes on
+_ZSTD_ALWAYS: Final = 1 << 14  # bytes up to which the best level is fast enough to be tried
+_ZSTD_GAIN: Final = 1.2  # the most by which the best level is expected to beat the fast one
 
 
 # --------------------------------------------------------------------------- plain streams
@@ -131,10 +140,10 @@ def encode_symbols(
 
     Args:
         symbols: uint8, line after line.
-        alphabet: how many symbols there are.
+        alphabet: number of symbols.
         method: the coder to use; with ENTROPY, whichever is smallest.
-        lines: to which lines the symbols belong, if that may say something.
-        weights: how many weights the stream is part of, for what decoding may cost.
+        lines: which symbols belong to which line, where lines may differ from each other.
+        weights: number of weights that the stream helps to store: it bounds the time of decoding.
     """
     raw = _coded(StreamCoding.RAW, symbols.tobytes())
     if method is CodingMethod.ZSTD:
@@ -145,9 +154,11 @@ def encode_symbols(
     if lines is not None and lines.counts.size * alphabet <= MAX_CELLS and alphabet > 1:
         found.append(_lines(symbols, alphabet, lines, max(weights, symbols.size)))
     best = min(found, key=_size)
+    # a model for each line decodes slowly: prefer the flat one where it is nearly as small
     is_dense = _is_dense(symbols.size, weights)
     if is_dense and found[1].nbytes <= (1 + _FAST_COSTS) * best.nbytes:
         best = found[1]
+    # zstd and Huffman decode faster still, and zstd finds repetitions
     quick = [raw, _zstd(raw.body, best.nbytes)]
     if symbols.size > _TRIED or is_dense:
         quick.append(_coded(StreamCoding.HUFFMAN, coders.huffman(raw.body)))
@@ -163,14 +174,14 @@ def _is_dense(size: int, weights: int) -> bool:
 
 
 def _allowance(size: int, nbytes: int, weights: int) -> float:
-    """How many bytes more a stream may take that decodes faster."""
+    """How many more bytes a stream that decodes faster may take."""
     if weights and size <= _OWN_SHARE * weights:
-        return 0.0  # few for what they stand for
+        return 0.0  # few symbols for that many weights: decoding is fast anyway
     if _is_dense(size, weights):
         return _FAST_COSTS * nbytes
     if size <= _TRIED:
         return 0.0005 * nbytes
-    # of codes, for which there may be nothing else, or of bytes, which others go with
+    # codes may be all that a weight has; a byte plane is one of several, so its own size counts
     return 0.01 * (nbytes if weights else size)
 
 
@@ -202,7 +213,8 @@ def decode_symbols(
 def _flat(symbols: np.ndarray) -> CodedStream:
     lowest, highest = int(symbols.min(initial=255)), int(symbols.max(initial=0))
     lowest = min(lowest, highest)
-    # every 64th symbol first, so that all blocks are alike
+    # symbols 0, 64, 128, ..., then 1, 65, ...: each block samples the whole stream, so that the
+    # counts of one block predict the next
     lanes = np.concatenate([symbols[start::_LANES] for start in range(_LANES)])
     lanes -= np.uint8(lowest)
     doubts = _DOUBTS if symbols.size <= _TRIED else _DOUBTS[1:]
@@ -233,7 +245,7 @@ def _lines(symbols: np.ndarray, alphabet: int, lines: Lines, weights: int) -> Co
     def coded(centre: int, trust: int) -> CodedStream:
         return _lines_with(symbols, alphabet, lines, Blend(centre, trust))
 
-    # the symbol of the smallest magnitude: between the two most frequent neighbours
+    # weights cluster around zero, so zero is taken to lie between the most frequent neighbours
     counts = np.bincount(symbols, minlength=alphabet)
     centre = 2 * int(np.argmax(counts[1:] + counts[:-1])) + 1
     best = coded(centre, 0)
@@ -247,7 +259,7 @@ def _lines(symbols: np.ndarray, alphabet: int, lines: Lines, weights: int) -> Co
 
 
 def _climb(coded: Callable[[int], CodedStream], size: int) -> CodedStream:
-    """The smallest of what `coded` gives for the trusts, gone through as long as it helps."""
+    """The smallest of the results of `coded` over `_TRUSTS`, by hill climbing from the middle."""
     at = len(_TRUSTS) // 2
     best = coded(_TRUSTS[at])
     if size > _TRIED:
@@ -266,11 +278,14 @@ def _lines_with(symbols: np.ndarray, alphabet: int, lines: Lines, blend: Blend) 
     return _coded(StreamCoding.LINES, body, varint(blend.centre) + bytes([blend.trust]))
 
 
-# --------------------------------------------------------------------------- where the ones are
+# --------------------------------------------------------------------------- masks and positions
 
 
 def encode_mask(mask: np.ndarray, method: CodingMethod) -> CodedStream:
-    """Code which entries of `mask`, bool (lines, length), are set; how many, the reader knows."""
+    """Code which entries of `mask`, bool (lines, length), are set.
+
+    The reader must know the shape and the number of set entries.
+    """
     gaps = _gaps(mask, method)
     if method is not CodingMethod.ENTROPY:
         return gaps
@@ -289,7 +304,7 @@ def decode_mask(source: StreamSource, lines: int, length: int, ones: int) -> np.
     """The mask, bool (lines, length).
 
     Raises:
-        ModelError: the stream is broken, or has not as many ones.
+        ModelError: the stream is broken, or has another number of ones.
     """
     code = source.code(StreamCoding.GAPS, StreamCoding.MASK)
     if code is StreamCoding.GAPS:
@@ -307,9 +322,9 @@ def decode_mask(source: StreamSource, lines: int, length: int, ones: int) -> np.
 
 
 def encode_positions(positions: np.ndarray, method: CodingMethod) -> CodedStream:
-    """Code ascending positions as gaps: a gap of g is g // 255 bytes of 255 and one of g % 255."""
+    """Code ascending positions as gaps: a gap g is g // 255 symbols 255, and one of g % 255."""
     gaps = np.diff(positions, prepend=-1) - 1
-    lengths = gaps // _ESCAPE + 1
+    lengths = gaps // _ESCAPE + 1  # symbols of each gap
     ends = np.cumsum(lengths)
     symbols = np.full(int(ends[-1]) if ends.size else 0, _ESCAPE, np.uint8)
     symbols[ends - 1] = gaps % _ESCAPE
@@ -335,11 +350,11 @@ def _positions(source: StreamSource, end: int, count: int) -> np.ndarray:
     size = source.heads.number(count + end // _ESCAPE)
     symbols = decode_symbols(source, size, 256)
     ends = np.flatnonzero(symbols != _ESCAPE)
-    # every position takes one place, every gap as many as it is long
+    # a position is the sum of the gaps up to it, and one for each position before it
     reached = np.cumsum(symbols, dtype=np.int64)
     positions = reached[ends] + np.arange(ends.size)
     if ends.size != count or (count and (ends[-1] != size - 1 or int(positions[-1]) >= end)):
-        raise ModelError(f"gaps do not lead to {count:,} places among {end:,}")
+        raise ModelError(f"gaps do not lead to {count:,} positions below {end:,}")
     return positions
 
 
@@ -357,11 +372,11 @@ def _coded(code: StreamCoding, body: bytes, parameters: bytes = b"") -> CodedStr
 
 
 def _zstd(data: bytes, rival: int | None = None) -> CodedStream:
-    """By zstd at its best, unless a quick try shows that this is not worth its time.
+    """Code by zstd at its best level, unless a fast try shows that the time is not worth it.
 
     Args:
-        data: what to code.
-        rival: bytes that it takes otherwise.
+        data: the bytes to code.
+        rival: size in bytes by the best other coder.
     """
     worth = len(data) if rival is None else _ZSTD_GAIN * rival
     if len(data) > _ZSTD_ALWAYS:
@@ -372,7 +387,7 @@ def _zstd(data: bytes, rival: int | None = None) -> CodedStream:
 
 
 def smallest(options: Iterable[CodedStream]) -> CodedStream:
-    """The one of the fewest bytes; the first of equals."""
+    """The option of fewest bytes; the first of equals."""
     return min(options, key=_size)
 
 

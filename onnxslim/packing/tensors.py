@@ -1,14 +1,14 @@
-"""What the tensors of a file are, and how each class of them becomes elements.
+"""Coded units: the tensors of a file that are coded together, and how they become elements.
 
-A *payload* is the data of one tensor of the file. A *unit* is one or more payloads that are coded
-together, and checked together:
+A *payload* is the data of one tensor of the .onnx file. A *unit* is one or more payloads that are
+coded together and share a checksum:
 
-    Plain     payloads of one element size, one after the other
-    Planes    the codes of a codebook weight (see `onnxslim.packing.radix`)
-    Indexed   values and linear indices of a sparse initializer
+    CodedUnit     payloads of one element size, one after the other
+    PlanesUnit    the codes of a codebook weight, in planes of digits (see `radix`)
+    IndexedUnit   values and linear indices of a sparse initializer
 
-`units_of` finds them, with the help of the graph; a reader needs no graph, only the description
-that each unit has in the file.
+Owns: how a unit is coded, described in the file, and restored; a reader needs no graph. Not here:
+which tensors form a unit (see `onnxslim.tools.tensor_classes`).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from onnxslim.packing.streams import (
     smallest,
 )
 
-_ROTATED: Final = 0x80
-_DENSE_PER_VALUE: Final = 128  # how sparse a matrix may be and still be built
-_DENSE_ALWAYS: Final = 1 << 20
+_ROTATED: Final = 0x80  # flag beside the element size
+_DENSE_PER_VALUE: Final = 128  # the most elements for each value, of a matrix that may be built
+_DENSE_ALWAYS: Final = 1 << 20  # elements up to which any matrix may be built
 
 
 class CodedUnitKind(enum.IntEnum):
@@ -65,11 +65,11 @@ class TensorClass(enum.StrEnum):
 
 @dataclass(frozen=True)
 class CodedUnit:
-    """Payloads that are coded together.
+    """Payloads that are coded together; this class: as elements of one size.
 
     Attributes:
-        payloads: their numbers in the file.
-        elements: what is coded; of an `IndexedUnit` unit, its values.
+        payloads: the numbers of the payloads in the file, ascending.
+        elements: the elements in them; of an `IndexedUnit` its values.
     """
 
     payloads: tuple[int, ...]
@@ -78,12 +78,12 @@ class CodedUnit:
     kind = CodedUnitKind.PLAIN
 
     def description(self) -> bytes:
-        """What a reader must know besides the sizes of the payloads."""
+        """The bytes from which a reader knows the elements, given the sizes of the payloads."""
         size = self.elements.itemsize | (_ROTATED if self.elements.rotated else 0)
         return bytes([size]) + varint(self.elements.rows)
 
     def coded(self, data: Sequence[memoryview], method: CodingMethod) -> CodedStream:
-        """The payloads' bytes, coded."""
+        """The bytes of the payloads, coded."""
         return encode_elements(self.array(data), self.elements, method)
 
     def array(self, data: Sequence[memoryview]) -> np.ndarray:
@@ -92,7 +92,7 @@ class CodedUnit:
         return np.frombuffer(whole, self.elements.dtype)
 
     def restored(self, source: StreamSource, sizes: Sequence[int]) -> Iterator[bytes | memoryview]:
-        """The payloads again.
+        """The bytes of each payload, decoded.
 
         Raises:
             ModelError: the streams are broken.
@@ -104,18 +104,18 @@ class CodedUnit:
             at += size
 
     def tensor_class(self, coded: CodedStream) -> TensorClass:
-        """The class of its tensors, given how they were coded."""
+        """The class of the tensors in it, given how they were coded."""
         forms = {ElementCoding.TABLE: TensorClass.TABLE, ElementCoding.SPARSE: TensorClass.ZEROS}
         return forms.get(ElementCoding(coded.head[0]), TensorClass.OTHER)
 
     def plain(self, sizes: Sequence[int]) -> list[CodedUnit]:
-        """The same payloads without any knowledge of what they are, as zstd gets them."""
+        """The same payloads as units of plain elements: what zstd, which knows no classes, gets."""
         return [self]
 
 
 @dataclass(frozen=True)
 class PlanesUnit(CodedUnit):
-    """Codes of a codebook weight; `elements.alphabet` are its levels."""
+    """The codes of a codebook weight; `elements.alphabet` is its number of levels."""
 
     kind = CodedUnitKind.PLANES
 
@@ -155,30 +155,31 @@ class IndexedUnit(CodedUnit):
     """Values and linear indices of a sparse initializer.
 
     Attributes:
-        elements: the values.
-        rows, columns: the matrix they belong to.
-        places: how the indices lie in the file.
+        elements: the values, in the order of the indices.
+        rows: number of rows of the dense matrix.
+        columns: number of columns of the dense matrix.
+        index_layout: how the indices are written in the .onnx file.
     """
 
     rows: int
     columns: int
-    places: IndexLayout
+    index_layout: IndexLayout
 
     kind = CodedUnitKind.INDEXED
 
     @property
     def dense(self) -> Elements | None:
-        """The dense matrix, if it is small enough to be built."""
+        """The elements of the dense matrix; None where it is too large to be built."""
         if self.rows * self.columns > max(_DENSE_PER_VALUE * self.elements.count, _DENSE_ALWAYS):
             return None
         return replace(self.elements, rows=self.rows, columns=self.columns)
 
     def description(self) -> bytes:
         """See `CodedUnit`."""
-        return super().description() + varint(self.rows, self.columns, self.places)
+        return super().description() + varint(self.rows, self.columns, self.index_layout)
 
     def coded(self, data: Sequence[memoryview], method: CodingMethod) -> CodedStream:
-        """See `CodedUnit`: as the dense matrix, or as positions and values."""
+        """See `CodedUnit`: as the dense matrix, or as positions and values, which is smaller."""
         values, indices = self.values(data), self.indices(data)
         found = CodedStream(b"\0", b"") + encode_positions(indices, method)
         found += encode_elements(values, self.elements, method)
@@ -190,12 +191,12 @@ class IndexedUnit(CodedUnit):
         return smallest((dense, found))
 
     def values(self, data: Sequence[memoryview]) -> np.ndarray:
-        """The values."""
+        """The values, one-dimensional, of the type of `elements`."""
         return np.frombuffer(data[0], self.elements.dtype)
 
     def indices(self, data: Sequence[memoryview]) -> np.ndarray:
-        """The indices, int64; of varints that are broken, some."""
-        if self.places is IndexLayout.INT64:
+        """The indices, int64; arbitrary numbers where varints are broken."""
+        if self.index_layout is IndexLayout.INT64:
             return np.frombuffer(data[1], np.int64)
         return from_varints(np.frombuffer(data[1], np.uint8))
 
@@ -203,7 +204,7 @@ class IndexedUnit(CodedUnit):
         """See `CodedUnit`."""
         values, indices = self._read(source)
         yield _bytes_of(values)
-        if self.places is IndexLayout.VARINTS:
+        if self.index_layout is IndexLayout.VARINTS:
             indices = to_varints(indices)
         if indices.nbytes != sizes[1]:
             raise ModelError(f"indices take {indices.nbytes:,} bytes, not {sizes[1]:,}")
@@ -229,7 +230,7 @@ class IndexedUnit(CodedUnit):
     def plain(self, sizes: Sequence[int]) -> list[CodedUnit]:
         """See `CodedUnit`."""
         values, indices = self.payloads
-        size = 8 if self.places is IndexLayout.INT64 else 1
+        size = 8 if self.index_layout is IndexLayout.INT64 else 1
         return [
             CodedUnit((values,), self.elements),
             CodedUnit((indices,), Elements(1, sizes[1] // size, size)),
@@ -238,27 +239,27 @@ class IndexedUnit(CodedUnit):
 
 def to_varints(values: np.ndarray) -> np.ndarray:
     """Numbers of at least 0 as protobuf packs them, uint8."""
-    lengths = np.ones(values.size, np.int64)
+    lengths = np.ones(values.size, np.int64)  # bytes of each number: seven bits a byte
     for bits in range(7, 63, 7):
         lengths += values >> bits > 0
     starts = np.cumsum(lengths) - lengths
     packed = np.empty(int(lengths.sum()), np.uint8)
-    for place in range(int(lengths.max(initial=0))):
-        some = np.flatnonzero(lengths > place)
-        more = np.where(lengths[some] > place + 1, 0x80, 0)
-        packed[starts[some] + place] = values[some] >> 7 * place & 0x7F | more
+    for index in range(int(lengths.max(initial=0))):  # byte `index` of all numbers that have it
+        some = np.flatnonzero(lengths > index)
+        more = np.where(lengths[some] > index + 1, 0x80, 0)
+        packed[starts[some] + index] = values[some] >> 7 * index & 0x7F | more
     return packed
 
 
 def from_varints(packed: np.ndarray) -> np.ndarray:
-    """The numbers, int64, that `to_varints` packed; of anything else, some numbers."""
+    """The numbers, int64, that `to_varints` packed; arbitrary numbers for other bytes."""
     ends = np.flatnonzero(packed < 0x80)
     lengths = np.diff(ends, prepend=-1)
     values = np.zeros(ends.size, np.int64)
-    for place in range(min(int(lengths.max(initial=0)), 9)):
-        some = np.flatnonzero(lengths > place)
-        part = packed[ends[some] - lengths[some] + 1 + place].astype(np.int64) & 0x7F
-        values[some] |= part << 7 * place
+    for index in range(min(int(lengths.max(initial=0)), 9)):  # nine bytes: 63 bits
+        some = np.flatnonzero(lengths > index)
+        part = packed[ends[some] - lengths[some] + 1 + index].astype(np.int64) & 0x7F
+        values[some] |= part << 7 * index
     return values
 
 
@@ -266,13 +267,17 @@ def from_varints(packed: np.ndarray) -> np.ndarray:
 
 
 def describe(unit: CodedUnit) -> bytes:
-    """The description of a unit: kind, payloads, and what its kind adds."""
+    """The description of a unit in the file: kind, payloads, and what its class adds."""
     steps = np.diff(unit.payloads, prepend=-1) - 1
     return bytes([unit.kind]) + varint(len(unit.payloads), *steps.tolist()) + unit.description()
 
 
 def read_unit(reader: FieldReader, sizes: Sequence[int]) -> CodedUnit:
-    """The unit whose description comes next; `sizes` are those of all payloads of the file.
+    """Read the description of a unit.
+
+    Args:
+        reader: at the description.
+        sizes: bytes of all payloads of the file.
 
     Raises:
         ModelError: the description does not fit the payloads.
@@ -301,12 +306,12 @@ def read_unit(reader: FieldReader, sizes: Sequence[int]) -> CodedUnit:
 def _read_indexed(
     reader: FieldReader, payloads: tuple[int, ...], elements: Elements, sizes: Sequence[int]
 ) -> CodedUnit:
-    rows, columns, places = reader.number(), reader.number(), IndexLayout(reader.number(1))
+    rows, columns, index_layout = reader.number(), reader.number(), IndexLayout(reader.number(1))
     count = elements.count
-    fits = sizes[1:] == [8 * count] if places is IndexLayout.INT64 else len(sizes) == 2
+    fits = sizes[1:] == [8 * count] if index_layout is IndexLayout.INT64 else len(sizes) == 2
     if not fits or count > rows * columns or rows * columns >= 2**63:
         raise ModelError(f"{count:,} of {rows:,} by {columns:,} elements do not take {sizes} bytes")
-    return IndexedUnit(payloads, elements, rows, columns, places)
+    return IndexedUnit(payloads, elements, rows, columns, index_layout)
 
 
 def _read_plain(reader: FieldReader, nbytes: int) -> Elements:
@@ -327,7 +332,7 @@ def _read_planes(reader: FieldReader, payloads: tuple[int, ...], sizes: Sequence
 
 
 def encode_plain(unit: CodedUnit, data: Sequence[memoryview], method: CodingMethod) -> CodedStream:
-    """Byte by byte, whatever the elements may be."""
+    """Code a unit as byte planes, whatever its elements are."""
     return encode_bytes(unit.array(data), unit.elements, method)
 
 
@@ -336,7 +341,7 @@ def _bytes_of(array: np.ndarray) -> memoryview:
 
 
 def matrix_of(dims: Sequence[int], count: int) -> tuple[int, int]:
-    """Rows and columns of a tensor: its first dimension, and all others."""
+    """Rows and columns of a tensor as a matrix: its first dimension, and all others."""
     if len(dims) > 1 and prod(dims) == count and dims[0] > 0:
         return dims[0], count // dims[0]
     return 1, count

@@ -1,4 +1,4 @@
-"""What a model file holds: signature, operators, weights, sizes. `onnxslim inspect` shows it."""
+"""Read the signature, operators, weights and sizes of a model file, for `onnxslim inspect`."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class WeightSummary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model file holds.
+    """The contents of a model file.
 
     Attributes:
-        opsets: version by domain; the standard domain is `ai.onnx`.
-        operators: count by name, bodies of If, Loop and Scan included; those of other domains
-            are `domain.Name`.
-        functions: `domain.Name` of the model's local functions, with their number of nodes.
-        largest: the largest weights, with their bytes in the file.
-        external: data files, by name.
-        packed_bytes: size of the packed file, None where it is none.
+        opsets: opset version by domain; the standard domain is `ai.onnx`.
+        operators: number of nodes by operator, bodies of If, Loop and Scan included; operators of
+            other domains are `domain.Name`.
+        functions: number of nodes of each local function, by `domain.Name`.
+        largest: the largest weights, with their size in bytes.
+        external: names of the external data files.
+        packed_bytes: size of the packed file; None for an .onnx file.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class Inspection:
 
 
 def inspect_model(path: Path) -> Inspection:
-    """Look into the model file at `path`.
+    """Inspect the model file at `path`.
 
     Raises:
         UsageError: there is no such file.
@@ -114,7 +114,7 @@ def _port(tensor: gs.Tensor) -> Port:
 
 
 def _kind(proto: onnx.TypeProto) -> str:
-    """A type that is no dense tensor, such as `sequence(float)`."""
+    """The name of a type that is no dense tensor, such as `sequence(float)`."""
     kind = proto.WhichOneof("value")
     if kind in ("sequence_type", "optional_type"):
         return f"{kind.removesuffix('_type')}({_kind(getattr(proto, kind).elem_type)})"

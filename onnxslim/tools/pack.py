@@ -1,6 +1,7 @@
-"""Model file to packed file and back, with the figures of every coder.
+"""Pack a model file, with figures for every coder.
 
-What may change here: what is tried and measured. What the bytes mean is said in `container`.
+Owns: which coders are tried, and what is measured. Not here: what the bytes of a packed file mean
+(see `onnxslim.packing`), and unpacking (see `onnxslim.io.copying`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Tell = Callable[[str], None]
 _GRAPH: Final = "graph"
 _QUICK_BYTES: Final = 128 << 20
 _QUICK_LEVEL: Final = 9
-# what else may be taken where it is smaller; methods come in the order of their definition
+# coders that may replace another where they are smaller; in the order of their definition
 _FALLBACKS: Final[Mapping[CodingMethod, tuple[CodingMethod, ...]]] = {
     CodingMethod.ENTROPY: (CodingMethod.ZSTD,),
     CodingMethod.HUFFMAN: (),
@@ -49,16 +50,18 @@ _FALLBACKS: Final[Mapping[CodingMethod, tuple[CodingMethod, ...]]] = {
 
 @dataclass
 class ClassFigures:
-    """What the tensors of one class take, in bytes; what was not measured is None.
+    """Sizes in bytes of the tensors of one class; None where a size was not measured.
 
     Attributes:
-        name: of the class.
-        tensors: how many.
-        float32_bytes: as dense float32; None where they are no numbers.
-        file_bytes: in the .onnx file.
-        huffman, entropy, zstd: coded by Huffman, by the entropy coder, by zstd alone.
-        bound: order-0 entropy of the symbols; models that know a layer's inputs go below it.
-        packed: in the packed file.
+        name: name of the class.
+        tensors: number of tensors.
+        float32_bytes: size as dense float32; None where the elements are no floats.
+        file_bytes: size in the .onnx file.
+        huffman: size by Huffman codes.
+        entropy: size by the entropy coder.
+        zstd: size by zstd alone.
+        bound: order-0 entropy of the symbols; adaptive models of lines can go below it.
+        packed: size in the packed file.
     """
 
     name: str
@@ -72,7 +75,7 @@ class ClassFigures:
     packed: int = 0
 
     def add(self, other: ClassFigures) -> None:
-        """Add those of `other`."""
+        """Add the figures of `other`."""
         self.tensors += other.tensors
         self.float32_bytes += other.float32_bytes
         self.file_bytes += other.file_bytes
@@ -85,14 +88,15 @@ class ClassFigures:
 
 @dataclass
 class PackReport:
-    """What `pack` did.
+    """The figures of one run of `pack`.
 
     Attributes:
-        coder: the method asked for.
-        sha256: of the .onnx file that was packed.
-        input_bytes: of the model file, with its external data.
-        whole_zstd: bytes of the whole file after zstd, and the level; None: not measured.
-        classes: figures by class; the last one is the graph, with what the file itself needs.
+        coder: the method that was asked for.
+        sha256: digest of the .onnx file that was packed.
+        input_bytes: size of the model file, with its external data.
+        packed_bytes: size of the packed file.
+        whole_zstd: size of the whole file after zstd, and the level; None: not measured.
+        classes: figures by class; the last one is the graph, with the overhead of the format.
     """
 
     coder: CodingMethod
@@ -128,8 +132,8 @@ def pack(
         source: an .onnx file; external data are packed with it.
         target: the packed file.
         coder: how streams of symbols are coded.
-        measure: code everything by the other coders, too, for the figures.
-        tell: told in words what is going on.
+        measure: code everything by the other coders too, for the figures.
+        tell: called with a sentence about each step.
 
     Raises:
         UsageError: a path is wrong, or the target cannot be written.
@@ -152,7 +156,7 @@ def pack(
 
 @contextmanager
 def _as_one_file(model: Model, source: Path) -> Iterator[memoryview]:
-    """The model file; one with external data, written as a single file of any size."""
+    """The bytes of the model file; a model with external data is written as one file first."""
     if not model.origin.external:
         yield map_file(source)
         return
@@ -177,8 +181,8 @@ def _packed(
         chosen, figures = _encode(item, data, coder, measure)
         by_class[TensorClass(figures.name)].add(figures)
         packed += chosen
-    places, rest = _without(file, payloads)
-    index = index_of(places, packed, rest)
+    spans, rest = _without(file, payloads)
+    index = index_of(spans, packed, rest)
     header = FileHeader(len(file), digest.digest(), bool(model.origin.external))
     pieces = write(header, index, [item.coded.body for item in packed])
     report.packed_bytes = sum(map(len, pieces))
@@ -194,22 +198,22 @@ def _packed(
 
 
 def _without(file: memoryview, payloads: Sequence[Located]) -> tuple[list[PayloadSpan], bytes]:
-    """Where the payloads lie, and the file without them."""
-    places, parts, at = [], [], 0
+    """Where the payloads lie, and the bytes of the file outside them."""
+    spans, parts, at = [], [], 0
     for payload in payloads:
-        places.append(PayloadSpan(payload.start - at, payload.stop - payload.start))
+        spans.append(PayloadSpan(payload.start - at, payload.stop - payload.start))
         parts.append(file[at : payload.start])
         at = payload.stop
-    return places, b"".join([*parts, file[at:]])
+    return spans, b"".join([*parts, file[at:]])
 
 
 def _check_size(unpacked: int, packed: int) -> None:
     most = most_unpacked(packed)
     if unpacked > most:
         raise ModelError(
-            f"The model would shrink from {unpacked:,} to {packed:,} bytes, and no reader would "
-            f"believe that: a packed file of that size may unpack to {most:,} bytes at most. "
-            "Nearly all of its weights must be equal; fold or remove them first."
+            f"The model would shrink from {unpacked:,} to {packed:,} bytes, and readers refuse "
+            f"that: a packed file of that size may unpack to {most:,} bytes at most. Nearly all of "
+            "its weights must be equal; fold or remove them first."
         )
 
 
@@ -219,7 +223,7 @@ def _check_size(unpacked: int, packed: int) -> None:
 def _encode(
     found: ClassifiedUnit, data: Sequence[memoryview], method: CodingMethod, measure: bool
 ) -> tuple[list[EncodedUnit], ClassFigures]:
-    """The unit coded as `method` says, and what the other coders make of it."""
+    """The unit coded by `method`, and its size by each coder."""
     sizes: dict[CodingMethod, int] = {}
     chosen: list[EncodedUnit] = []
     name = TensorClass.OTHER
@@ -228,7 +232,7 @@ def _encode(
             continue
         packed = _encode_by(found, data, each)
         sizes[each] = sum(item.coded.entropy_bytes for item in packed)
-        if len(sizes) == 1 and each is not CodingMethod.ZSTD:  # which knows nothing of classes
+        if len(sizes) == 1 and each is not CodingMethod.ZSTD:  # zstd does not tell classes
             name = found.unit.tensor_class(packed[0].coded)
         if each is method or (
             each in _FALLBACKS[method] and _packed_bytes(packed) < _packed_bytes(chosen)
@@ -269,24 +273,24 @@ def _packed_bytes(packed: Iterable[EncodedUnit]) -> int:
     return sum(item.coded.nbytes for item in packed)
 
 
-def _bound(found: ClassifiedUnit, data: Sequence[memoryview], form: TensorClass) -> int:
-    """Order-0 entropy of codes; else of which elements are not zero, and of the bytes of those."""
+def _bound(found: ClassifiedUnit, data: Sequence[memoryview], kind: TensorClass) -> int:
+    """Order-0 entropy in bytes: of codes; else of the mask of nonzeros and of their bytes."""
     unit = found.unit
     if isinstance(unit, IndexedUnit):
         return _bound_of_others(unit.values(data), unit.rows * unit.columns, unit)
     array = unit.array(data)
     if unit.elements.alphabet:
         return _entropy_bytes(array)
-    if form is TensorClass.TABLE:
+    if kind is TensorClass.TABLE:
         return _from_counts(np.unique(array, return_counts=True)[1])
     return _bound_of_others(array[array != 0], array.size, unit)
 
 
 def _bound_of_others(others: np.ndarray, count: int, unit: CodedUnit) -> int:
-    places = _from_counts(np.array([others.size, count - others.size]))
+    mask_bytes = _from_counts(np.array([others.size, count - others.size]))
     if distinct(others, rotated=False) is not None:
-        return places + _from_counts(np.unique(others, return_counts=True)[1])
-    return places + sum(_entropy_bytes(plane) for plane in byte_planes(others, unit.elements))
+        return mask_bytes + _from_counts(np.unique(others, return_counts=True)[1])
+    return mask_bytes + sum(_entropy_bytes(plane) for plane in byte_planes(others, unit.elements))
 
 
 def _entropy_bytes(symbols: np.ndarray) -> int:

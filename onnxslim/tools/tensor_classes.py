@@ -1,4 +1,9 @@
-"""Which tensors of a file are coded together, and as what."""
+"""Which tensors of a model file form a coded unit, and of which class.
+
+Codes of codebook weights and sparse initializers are found in the graph. Small tensors of one type
+share a unit; every other tensor is a unit of its own. A unit is used only where a reader would
+restore the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +31,8 @@ from onnxslim.packing.tensors import (
     to_varints,
 )
 
-MIN_BYTES: Final = 32  # smaller tensors stay with the graph
-_SMALL_BYTES: Final = 4096  # smaller ones of a type are coded together
+MIN_BYTES: Final = 32  # smaller tensors are compressed with the graph
+_SMALL_BYTES: Final = 4096  # smaller tensors of one type are coded together
 _FLOATS: Final[Mapping[int, int]] = {
     onnx.TensorProto.FLOAT: 4,
     onnx.TensorProto.DOUBLE: 8,
@@ -40,12 +45,13 @@ _MAIN_INITIALIZER: Final = 2  # length of the path to an initializer of the main
 
 @dataclass(frozen=True)
 class ClassifiedUnit:
-    """A unit, and the weights it stands for.
+    """A unit, with figures of the weights that it stores.
 
     Attributes:
-        tensors: how many weights.
-        elements: how many numbers, were they dense.
-        is_float: whether these are floats.
+        unit: how the payloads are coded.
+        tensors: number of weights.
+        elements: number of elements of the weights as dense tensors.
+        is_float: whether the elements are floats.
     """
 
     unit: CodedUnit
@@ -55,12 +61,12 @@ class ClassifiedUnit:
 
     @property
     def float32_bytes(self) -> int | None:
-        """What the numbers take as float32; None where they are none."""
+        """Size of the weights as dense float32; None where their elements are no floats."""
         return 4 * self.elements if self.is_float else None
 
 
 def units_of(file: memoryview, payloads: Sequence[Located], graph: Graph) -> list[ClassifiedUnit]:
-    """The units of a file; each payload belongs to one."""
+    """The units of a file, by their first payload; each payload belongs to one unit."""
     taken: dict[int, ClassifiedUnit] = {}
     for found in (*_codebooks(file, payloads, graph), *_sparse(file, payloads, graph)):
         taken.update(dict.fromkeys(found.unit.payloads, found))
@@ -103,7 +109,7 @@ def _itemsize(data_type: int) -> int:
 
 
 def _is_special(file: memoryview, payload: Located, found: ClassifiedUnit) -> bool:
-    """Whether a small tensor is worth a unit of its own."""
+    """Whether a small tensor is coded better alone: it has few distinct values, or many zeros."""
     elements = found.unit.elements
     array = np.frombuffer(file[payload.start : payload.stop], elements.dtype)
     if array.nbytes < _SMALL_BYTES // 16:
@@ -144,11 +150,11 @@ def _codebooks(
             if list(found) == sorted(found) and _is_exact(file, payloads, unit):
                 seen.update(found)
                 yield ClassifiedUnit(unit, 1, elements, True)
-                elements = 0  # further stages add to the same numbers
+                elements = 0  # further stages add to the same weight: count it once
 
 
 def _is_exact(file: memoryview, payloads: Sequence[Located], unit: PlanesUnit) -> bool:
-    """Whether a reader would make the same bytes: padding, for one, is not always zero."""
+    """Whether a reader restores the same bytes: the padding in a file need not be zero."""
     data = [file[payloads[i].start : payloads[i].stop] for i in unit.payloads]
     try:
         packed = radix.pack(unit.array(data), unit.elements.alphabet)
@@ -182,30 +188,30 @@ def _indexed(
     found = _plain(file, (values,), [payloads[values]])
     count = found.unit.elements.count
     kind = Elements(1, count, found.unit.elements.itemsize, rotated=found.is_float)
-    places = IndexLayout.VARINTS if payloads[indices].is_varints else IndexLayout.INT64
+    layout = IndexLayout.VARINTS if payloads[indices].is_varints else IndexLayout.INT64
     if payloads[indices].data_type != onnx.TensorProto.INT64 or payloads[values].is_varints:
         return
     shape = shapes.get(payloads[values].name, ())
     size = prod(shape)
-    unit = IndexedUnit((values, indices), kind, *matrix_of(shape, size), places)
+    unit = IndexedUnit((values, indices), kind, *matrix_of(shape, size), layout)
     if _is_ascending(file[payloads[indices].start : payloads[indices].stop], unit, size):
         yield ClassifiedUnit(unit, 1, size, found.is_float)
 
 
 def _is_ascending(data: memoryview, unit: IndexedUnit, size: int) -> bool:
-    """Whether indices are what a reader would make of them again: ascending, and below `size`."""
-    if unit.places is IndexLayout.INT64 and len(data) != 8 * unit.elements.count:
+    """Whether a reader restores the same indices: they are ascending and below `size`."""
+    if unit.index_layout is IndexLayout.INT64 and len(data) != 8 * unit.elements.count:
         return False
-    places = unit.indices((data, data))
-    if places.size != unit.elements.count or int(places[0]) < 0 or int(places[-1]) >= size:
+    found = unit.indices((data, data))
+    if found.size != unit.elements.count or int(found[0]) < 0 or int(found[-1]) >= size:
         return False
-    if not bool((np.diff(places) > 0).all()):
+    if not bool((np.diff(found) > 0).all()):
         return False
-    return unit.places is IndexLayout.INT64 or to_varints(places).tobytes() == data
+    return unit.index_layout is IndexLayout.INT64 or to_varints(found).tobytes() == data
 
 
 def _sparse_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """Shapes of all sparse initializers, by name; none where two have the same name."""
+    """Shapes of all sparse initializers, by name; () where two of one name differ."""
     shapes: dict[str, tuple[int, ...]] = {}
     for nested in walk_graphs(graph):
         for constant in constants_of(nested):
