@@ -94,8 +94,10 @@ def _trim(rw: Rewriter, node: Node) -> None:
     if node.op == "BatchNormalization" and rw.opset < 14:
         return  # declines 3
     outputs = _shorter(node.outputs, schema.outputs, lambda tensor: not rw.uses(tensor))
-    while len(node.outputs) > max(outputs, 1):
-        tensor = node.outputs.pop()
+    dropped = list(node.outputs)[max(outputs, 1) :]
+    if dropped:
+        rw.keep_outputs(node, list(node.outputs)[: max(outputs, 1)])
+    for tensor in reversed(dropped):
         if tensor.name:
             rw.note(node_label(node), f"dropped the unused output `{tensor.name}`")
         else:

@@ -465,8 +465,7 @@ class _ConstantFolder:
         if len(node.outputs) == 1:
             self.rw.substitute(node, self._constant(node, used[0]), what)
         elif returned:
-            node.outputs.clear()
-            node.outputs.append(returned[0])
+            self.rw.keep_outputs(node, returned)
             self.rw.substitute(node, self._constant(node, returned[0]), what)
         else:
             self.rw.remove(node, what)

@@ -64,7 +64,7 @@ from onnxslim.analysis.flow import value_rules
 from onnxslim.analysis.flow.shape_rules import (
     broadcast,
     covers,
-    most_elements,
+    max_elements,
     shape_range,
     slice_ranges,
 )
@@ -220,7 +220,7 @@ class _ShapeFolder:
             return
         bounds = []
         for axis, (start, end, step) in ranges.items():
-            most = most_elements(node.inputs[0].dtype, shape, axis)
+            most = max_elements(node.inputs[0].dtype, shape, axis)
             if step > 0 and not isinstance(end, int) and covers(end, shape[axis], most):
                 end = int(_TO_THE_END)
             if not isinstance(start, int) or not isinstance(end, int):

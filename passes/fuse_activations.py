@@ -59,7 +59,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.affine import cast, is_float, least_rank, rank_of
+from onnxslim.analysis.affine import cast, is_float, min_rank, rank_of
 from onnxslim.analysis.patterns import (
     Affine,
     Clamp,
@@ -156,7 +156,7 @@ def _suits(rw: Rewriter, rule: _Rule, match: Match) -> bool:
     dtype = _dtype_of(match)
     if dtype is None or dtype.name not in rule.types:
         return False
-    return match.ndim <= max((least_rank(t) for t in match.tensors.values()), default=0)
+    return match.ndim <= max((min_rank(t) for t in match.tensors.values()), default=0)
 
 
 def _dtype_of(match: Match) -> np.dtype[Any] | None:
@@ -455,7 +455,7 @@ def _norm_vectors(match: Match) -> tuple[np.ndarray, np.ndarray] | None:
     if given != 2 or scale is None or new is None or scale.ndim != 1:
         return None
     lies_last = new.size == 1 or new.shape[-1] == new.size == scale.size
-    if not lies_last or new.ndim > max(1, least_rank(match.tensors["x"])):
+    if not lies_last or new.ndim > max(1, min_rank(match.tensors["x"])):
         return None
     return scale, np.array(np.broadcast_to(new.reshape(-1), scale.shape))
 

@@ -67,7 +67,7 @@ from onnxslim.analysis.affine import (
     AffineMap,
     cast,
     is_float,
-    least_rank,
+    min_rank,
     rank_of,
     read_affine,
 )
@@ -222,7 +222,7 @@ def _drop_identity(rw: Rewriter, chain: _Chain) -> bool:
 
 def _keeps_shape(tensor: gs.Tensor, mapping: AffineMap) -> bool:
     """Whether the map broadcasts `tensor` to nothing larger."""
-    if least_rank(tensor) < mapping.ndim:
+    if min_rank(tensor) < mapping.ndim:
         return False
     if mapping.axis is None or mapping.channels == 1:
         return True

@@ -212,7 +212,7 @@ def _for_average(node: Node, pad: Node, amounts: Pads, own: Pads, value: float |
 def _for_max(node: Node, pad: Node, amounts: Pads, own: Pads, value: float | None) -> New:
     if any(tensor.name for tensor in node.outputs[1:]):
         return "it returns indices into the padded tensor"
-    least = _least(pad.inputs[0])
+    least = _lower_bound(pad.inputs[0])
     if value is None or not value <= least:
         return "the Pad before it may pad with more than the largest element of a window"
     pads = _sum(amounts, own)
@@ -247,17 +247,17 @@ _NEVER_NEGATIVE: Final = frozenset(
 _SELECT: Final = frozenset({"MaxPool", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity"})
 
 
-def _least(tensor: gs.Tensor, depth: int = 8) -> float:
+def _lower_bound(tensor: gs.Tensor, depth: int = 8) -> float:
     """A lower bound of all elements of `tensor`."""
     node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
     if node is None or (node.domain or "") not in ("", "ai.onnx") or depth == 0:
-        return _least_of_type(tensor.dtype)
+        return _lowest_of_type(tensor.dtype)
     if node.op in _NEVER_NEGATIVE:
         return 0.0
     if node.op in _SELECT:
-        return _least(node.inputs[0], depth - 1)
+        return _lower_bound(node.inputs[0], depth - 1)
     if node.op == "Concat":
-        return min(_least(item, depth - 1) for item in node.inputs)
+        return min(_lower_bound(item, depth - 1) for item in node.inputs)
     if node.op == "Clip":
         low = node.attrs.get("min")
         if is_present(node, 1) and const_value(node.inputs[1]) is not None:
@@ -265,10 +265,10 @@ def _least(tensor: gs.Tensor, depth: int = 8) -> float:
             low = None if array is None else float(array.reshape(-1)[0])
         if low is not None:
             return float(low)
-    return _least_of_type(tensor.dtype)
+    return _lowest_of_type(tensor.dtype)
 
 
-def _least_of_type(dtype: Any) -> float:
+def _lowest_of_type(dtype: Any) -> float:
     if dtype is not None and np.dtype(dtype).kind in "iu":
         return float(np.iinfo(np.dtype(dtype)).min)
     # the lowest finite number: onnxruntime's MaxPool returns it for a window of -inf, too

@@ -241,16 +241,16 @@ def rank_of(tensor: gs.Tensor, depth: int = _DEPTH) -> int | None:
     return None
 
 
-def least_rank(tensor: gs.Tensor, depth: int = _DEPTH) -> int:
+def min_rank(tensor: gs.Tensor, depth: int = _DEPTH) -> int:
     """A lower bound of the rank of a tensor."""
     known = rank_of(tensor, 2)
     node = _maker(tensor)
     if known is not None or node is None or depth == 0:
         return known or 0
     if node.op in _ARITHMETIC:
-        return max(least_rank(item, depth - 1) for item in node.inputs)
+        return max(min_rank(item, depth - 1) for item in node.inputs)
     if node.op in _KEEP_RANK:
-        return least_rank(node.inputs[0], depth - 1)
+        return min_rank(node.inputs[0], depth - 1)
     if node.op == "MatMul" and is_present(node, 1):
         return max(0, max(rank(item) or 0 for item in node.inputs) - 1)
     return 0

@@ -23,9 +23,9 @@ from onnxslim.graph.operands import const_value
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 
-HANDING_ON = frozenset({"Identity", "Cast", "Dropout"})  # operators that return their input
+PASS_THROUGH_OPS = frozenset({"Identity", "Cast", "Dropout"})  # operators that return their input
 _MAX_PARTS = 16  # an output of more parts is compared as a whole
-_DEEPEST = 50  # the longest run of operators that joins are followed through
+_MAX_DEPTH = 50  # the longest run of operators that joins are followed through
 
 Stretch = tuple[int, int | None]  # start and stop along an axis; None: to the end
 Region = Mapping[int, Stretch]  # by axis; other axes are whole
@@ -93,7 +93,7 @@ class _Joins:
         """The regions that `tensor` is joined from; a single whole one where it is not joined."""
         key = id(tensor)
         if key not in self._known:
-            self._known[key] = _WHOLE if depth > _DEEPEST else self._found(tensor, depth + 1)
+            self._known[key] = _WHOLE if depth > _MAX_DEPTH else self._found(tensor, depth + 1)
         return self._known[key]
 
     def _found(self, tensor: gs.Tensor, depth: int) -> Sequence[Region]:
@@ -102,7 +102,7 @@ class _Joins:
             return _WHOLE
         if node.op == "Concat":
             return self._joined(node, depth)
-        if node.op in HANDING_ON:
+        if node.op in PASS_THROUGH_OPS:
             return self.regions(node.inputs[0], depth)
         if node.op == "Transpose":
             places = _turned(node)
@@ -192,4 +192,4 @@ def _origin(tensor: gs.Tensor) -> frozenset[tuple[str, int | None]]:
     return frozenset(found)
 
 
-__all__ = ["HANDING_ON", "OutputPart", "Parts", "output_parts"]
+__all__ = ["PASS_THROUGH_OPS", "OutputPart", "Parts", "output_parts"]

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.affine import is_float, least_rank, read_affine
+from onnxslim.analysis.affine import is_float, min_rank, read_affine
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array, const_value, is_present
 from onnxslim.graph.rewrite import Rewriter
@@ -320,7 +320,7 @@ class Affine(_UnaryRun):
         if read is None or read[1].axis is not None or not is_float(read[1].dtype):
             return None
         source, mapping = read
-        if least_rank(source) < mapping.ndim:
+        if min_rank(source) < mapping.ndim:
             return None
         return source, (float(mapping.scale), float(mapping.shift)), mapping.dtype
 
@@ -372,7 +372,7 @@ def _read_clamp(node: Node, opset: int) -> Step | None:
             continue
         if not is_float(_dtype(node.inputs[index])):
             return None
-        if least_rank(data) < len(node.inputs[index].shape or ()):
+        if min_rank(data) < len(node.inputs[index].shape or ()):
             return None
         pair = (bound, np.inf) if node.op == "Max" else (-np.inf, bound)
         return data, pair, _dtype(node.inputs[index])
@@ -426,7 +426,7 @@ def _polynomial(
         return np.array([0.0, 1.0])
     scalar = _scalar(tensor)
     if scalar is not None:
-        return np.array([scalar]) if len(tensor.shape or ()) <= least_rank(x) else None
+        return np.array([scalar]) if len(tensor.shape or ()) <= min_rank(x) else None
     node = rw.producer(tensor, *_POLYNOMIALS)
     if node is None or len(node.inputs) > 2 or len(nodes) > 4 * _HIGHEST_DEGREE:
         return None

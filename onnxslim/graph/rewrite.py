@@ -228,6 +228,18 @@ class Rewriter:
         node.inputs[index] = tensor
         self._touch(node)
 
+    def keep_outputs(self, node: Node, kept: Sequence[gs.Tensor]) -> None:
+        """Let `node` compute only `kept` of its outputs; the caller reports the change.
+
+        Raises:
+            PromiseBroken: another output is used.
+        """
+        if any(self.uses(tensor) for tensor in node.outputs if tensor not in kept):
+            raise PromiseBroken(f"`{node_label(node)}` was to drop outputs that are still used.")
+        kept = list(kept)
+        node.outputs.clear()
+        node.outputs.extend(kept)
+
     def set_values(self, constant: Constant, values: np.ndarray | LazyValues) -> None:
         """Give `constant`, an initializer or the value of a `Constant` node, other values.
 

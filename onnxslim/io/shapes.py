@@ -29,19 +29,19 @@ def infer_shapes(model: Model) -> None:
         return
     has_foreign = any(node.domain for graph in walk_graphs(model.graph) for node in graph.nodes)
     proto, _ = model.skeleton(interior=has_foreign)
-    _fill(proto.graph)
-    _forget(proto.graph, {(f.domain, f.name) for f in proto.functions})
+    _densify_initializers(proto.graph)
+    _drop_declared_shapes(proto.graph, {(f.domain, f.name) for f in proto.functions})
     for follow_values in (True, False):
         try:
             proto = onnx.shape_inference.infer_shapes(proto, data_prop=follow_values)
             break
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
             _LOG.info("Shapes could not be inferred: %s", error)
-    _apply(proto.graph, model.graph, main=True)
+    _write_types(proto.graph, model.graph, main=True)
     model.has_shapes = True
 
 
-def _fill(graph: onnx.GraphProto) -> None:
+def _densify_initializers(graph: onnx.GraphProto) -> None:
     """Replace sparse initializers, which inference refuses, by dense ones without values."""
     for sparse in graph.sparse_initializer:
         tensor = graph.initializer.add(name=sparse.values.name, dims=sparse.dims)
@@ -51,10 +51,10 @@ def _fill(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _fill(attribute.g)
+                _densify_initializers(attribute.g)
 
 
-def _forget(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:
+def _drop_declared_shapes(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:
     """Drop declared shapes that inference could contradict."""
     foreign = {
         name
@@ -73,10 +73,10 @@ def _forget(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:
             if attribute.HasField("g"):
                 for info in attribute.g.input:  # a value that a loop carries may change its shape
                     info.type.tensor_type.ClearField("shape")
-                _forget(attribute.g, functions)
+                _drop_declared_shapes(attribute.g, functions)
 
 
-def _apply(proto: onnx.GraphProto, graph: gs.Graph, *, main: bool = False) -> None:
+def _write_types(proto: onnx.GraphProto, graph: gs.Graph, *, main: bool = False) -> None:
     found = {info.name: info.type for info in (*proto.value_info, *proto.output)}
     if not main:
         found.update({info.name: info.type for info in proto.input})
@@ -90,4 +90,4 @@ def _apply(proto: onnx.GraphProto, graph: gs.Graph, *, main: bool = False) -> No
                     set_type(tensor, kind)
         bodies = [a.g for a in node_proto.attribute if a.HasField("g")]
         for body_proto, body in zip(bodies, subgraphs_of(node), strict=False):
-            _apply(body_proto, body)
+            _write_types(body_proto, body)

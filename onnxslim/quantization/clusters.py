@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.output_parts import HANDING_ON
+from onnxslim.analysis.output_parts import PASS_THROUGH_OPS
 from onnxslim.graph.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
 from onnxslim.quantization.rules import IntegerRule, KernelKind, absorbed_interval, rule_of
 from onnxslim.records import Skip
@@ -177,7 +177,7 @@ def _is_answer(node: Node, outside: Collection[gs.Tensor]) -> bool:
         for reader in tensor.outputs:
             rule = rule_of(reader)
             moves = not isinstance(rule, str) and rule.kind is KernelKind.MOVEMENT
-            if (moves or reader.op in HANDING_ON) and _is_answer(reader, outside):
+            if (moves or reader.op in PASS_THROUGH_OPS) and _is_answer(reader, outside):
                 return True
     return False
 

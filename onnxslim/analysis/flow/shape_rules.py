@@ -39,7 +39,7 @@ def shapes_of(node: Node, flow: Sizes) -> Iterator[MaybeShape]:
     if not node.is_onnx:
         found: MaybeShape = None
     elif node.op in ("Split", "Dropout", "TopK"):
-        yield from _MANY[node.op](node, flow)
+        yield from _MULTI_OUTPUT_RULES[node.op](node, flow)
         return
     else:
         rule = RULES.get(node.op)
@@ -118,8 +118,8 @@ def _squeeze(node: Node, flow: Sizes) -> MaybeShape:
         if any(not isinstance(size, int) for size in shape):
             return None
         return [size for size in shape if size != 1]
-    gone = normalized(axes, len(shape))
-    return None if gone is None else [size for i, size in enumerate(shape) if i not in gone]
+    removed = normalized(axes, len(shape))
+    return None if removed is None else [size for i, size in enumerate(shape) if i not in removed]
 
 
 def _reshape(node: Node, flow: Sizes) -> MaybeShape:
@@ -240,12 +240,12 @@ def _slice(node: Node, flow: Sizes) -> MaybeShape:
         return None if shape is None else [None] * len(shape)
     result: list[Size | None] = list(shape)
     for axis, (start, end, step) in ranges.items():
-        most = most_elements(node.inputs[0].dtype, shape, axis)
+        most = max_elements(node.inputs[0].dtype, shape, axis)
         result[axis] = sliced_size(shape[axis], start, end, step, most)
     return result
 
 
-def most_elements(dtype: npt.DTypeLike | None, shape: Shape, axis: int) -> int:
+def max_elements(dtype: npt.DTypeLike | None, shape: Shape, axis: int) -> int:
     """A bound on the size along `axis`: the tensor must fit into 48 bits of address space.
 
     Exporters write ends like 1000000000 to mean "to the end".
@@ -327,24 +327,24 @@ def _reduce(node: Node, flow: Sizes) -> MaybeShape:
         return None
     if not axes and node.attrs.get("noop_with_empty_axes", 0):
         return shape
-    gone = normalized(axes, len(shape)) if axes else tuple(range(len(shape)))
-    if gone is None:
+    removed = normalized(axes, len(shape)) if axes else tuple(range(len(shape)))
+    if removed is None:
         return None
-    return _without(shape, gone, keepdims=bool(node.attrs.get("keepdims", 1)))
+    return _without(shape, removed, keepdims=bool(node.attrs.get("keepdims", 1)))
 
 
 def _arg_reduce(node: Node, flow: Sizes) -> MaybeShape:
     shape = flow.shape(node.inputs[0])
     if shape is None:
         return None
-    gone = (int(node.attrs.get("axis", 0)) % len(shape),)
-    return _without(shape, gone, keepdims=bool(node.attrs.get("keepdims", 1)))
+    removed = (int(node.attrs.get("axis", 0)) % len(shape),)
+    return _without(shape, removed, keepdims=bool(node.attrs.get("keepdims", 1)))
 
 
-def _without(shape: Shape, gone: tuple[int, ...], *, keepdims: bool) -> list[Size | None]:
+def _without(shape: Shape, removed: tuple[int, ...], *, keepdims: bool) -> list[Size | None]:
     if keepdims:
-        return [1 if axis in gone else size for axis, size in enumerate(shape)]
-    return [size for axis, size in enumerate(shape) if axis not in gone]
+        return [1 if axis in removed else size for axis, size in enumerate(shape)]
+    return [size for axis, size in enumerate(shape) if axis not in removed]
 
 
 def _matmul(node: Node, flow: Sizes) -> MaybeShape:
@@ -487,7 +487,7 @@ _REDUCE = (  # noqa: SIM905
     "ReduceSum ReduceSumSquare"
 ).split()
 
-_MANY: dict[str, Callable[[Node, Sizes], Iterator[MaybeShape]]] = {
+_MULTI_OUTPUT_RULES: dict[str, Callable[[Node, Sizes], Iterator[MaybeShape]]] = {
     "Split": _split,
     "Dropout": _dropout,
     "TopK": _top_k,
@@ -524,7 +524,7 @@ __all__ = [
     "as_slice",
     "broadcast",
     "covers",
-    "most_elements",
+    "max_elements",
     "reshaped",
     "shape_range",
     "shapes_of",

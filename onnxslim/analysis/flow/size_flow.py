@@ -72,9 +72,9 @@ class SizeFlow:
             self._visit(node)
             if tensor in self._shapes:
                 return self._shapes[tensor]
-        return self._given(tensor)
+        return self._inferred(tensor)
 
-    def _given(self, tensor: gs.Tensor) -> Shape | None:
+    def _inferred(self, tensor: gs.Tensor) -> Shape | None:
         """The shape inferred for `tensor`, with a symbol of its own for each unknown size."""
         inferred = bool(tensor.inputs) or id(tensor) in self._inputs
         if tensor.shape is None or not inferred:
@@ -127,7 +127,7 @@ class SizeFlow:
             self._values[first] = value
 
     def _merged(self, tensor: gs.Tensor, found: Sequence[Size | None] | None) -> Shape | None:
-        given = self._given(tensor)
+        given = self._inferred(tensor)
         if found is None or (given is not None and len(found) != len(given)):
             return given
         if given is None:
