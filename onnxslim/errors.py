@@ -7,8 +7,8 @@
     ├── PromiseBroken    5  a pass broke its own promise: a bug, with a reproducer
     └── RuntimeFailure   6  onnxruntime refused a model or failed on it
 
-`NotApplicable` is no failure: a pass raises it from `requires` to decline the whole model.
-A message says where, what was expected, what was found and what to do next.
+`NotApplicable` is not a failure: a pass raises it from `requires` to decline the whole model.
+A message says where, what was expected, what was found, and what to do next.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class OnnxslimError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command returns."""
+    """Base of all errors that are raised on purpose; the command returns `exit_code`."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(OnnxslimError):
-    """The request cannot be carried out as it was written."""
+    """The request cannot be carried out as it is written."""
 
     exit_code = 2
 
@@ -38,10 +38,10 @@ class ModelError(OnnxslimError):
 
 
 class FloorMissed(OnnxslimError):
-    """A pass was rolled back because it went below what the user will accept.
+    """A pass was rolled back because its result went below a floor of the user.
 
     Attributes:
-        report: of the run, whose output was written without that pass.
+        report: report of the run; its output was written without that pass.
     """
 
     exit_code = 4
@@ -49,7 +49,7 @@ class FloorMissed(OnnxslimError):
 
 
 class PromiseBroken(OnnxslimError):
-    """A pass did what its fidelity rules out, or failed; this is a bug in the pass."""
+    """A pass changed outputs by more than its fidelity allows, or failed: a bug in the pass."""
 
     exit_code = 5
 
@@ -61,4 +61,4 @@ class RuntimeFailure(OnnxslimError):
 
 
 class NotApplicable(OnnxslimError):
-    """Raised by `Pass.requires`: this pass has nothing to do on this model, and here is why."""
+    """Raised by `Pass.requires`: the pass has nothing to do on this model; the message says why."""

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 
 class Fidelity(enum.IntEnum):
-    """What a pass promises of the model's outputs; a larger value promises less.
+    """What a pass promises about the outputs of a model; a larger value promises less.
 
     EXACT: equal bits with onnxruntime's own optimisations off. CLOSE: rounding, per output
-    `max|new - ref| <= 1e-6 + 1e-4 * range(ref)`. LOSSY: finite, measured, held against the floor.
+    `max|new - ref| <= 1e-6 + 1e-4 * range(ref)`. LOSSY: outputs are finite, and their error is
+    measured and held against the floors of the user.
     """
 
     EXACT = 0
@@ -23,7 +24,12 @@ class Fidelity(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that a pass did; `node` is the first output of the node concerned."""
+    """One edit of a pass.
+
+    Attributes:
+        node: name of the first output of the node that was edited.
+        what: the edit in words.
+    """
 
     node: str
     what: str
@@ -31,7 +37,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Skip:
-    """One thing that a pass declined to do, and why."""
+    """One edit that a pass declined.
+
+    Attributes:
+        node: name of the first output of the node that stays as it is.
+        why: the reason in words.
+    """
 
     node: str
     why: str
@@ -39,12 +50,14 @@ class Skip:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did and what it declined.
+    """The changes and skips of one call of a pass.
 
     Attributes:
-        fidelity: what was in fact promised by the changes made, when that is stronger than the
-            class's promise (an affine rewrite that only multiplied by one is exact).
-        outputs: names of outputs that it added to the graph, because its options asked for them.
+        changes: the edits.
+        skips: the edits that were declined.
+        fidelity: the promise of these changes, where it is stronger than that of the class (an
+            affine rewrite that only multiplied by one is exact); None: the promise of the class.
+        outputs: names of the graph outputs that the pass added because its options asked for them.
     """
 
     changes: tuple[Change, ...] = ()
@@ -54,7 +67,7 @@ class PassResult:
 
     @property
     def changed(self) -> bool:
-        """Whether the graph is another than before."""
+        """Whether the graph was edited."""
         return bool(self.changes)
 
 

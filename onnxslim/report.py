@@ -1,6 +1,6 @@
-"""What a run did and measured: the one record behind the console table and `--report` JSON.
+"""The record of a run, behind the console table and the files of `--report`.
 
-Every figure in it was measured; what was not measured is None. Nothing here computes.
+Every figure was measured; a figure that was not measured is None. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class Stats:
     """Size of a model.
 
     Attributes:
-        nodes: operators, bodies of If, Loop and Scan included.
-        parameters: elements of all initializers and constants.
-        initializer_bytes: their bytes in the file.
-        file_bytes: the file, with its external data.
+        nodes: number of operators, including those in bodies of If, Loop and Scan.
+        parameters: number of elements of all initializers and constants.
+        initializer_bytes: bytes of all initializers and constants in the file.
+        file_bytes: bytes of the file and its external data.
         macs: multiply-accumulates for one sample (an unknown first dimension counts as one);
             None when another dimension of a layer is unknown.
     """
@@ -33,11 +33,11 @@ class Stats:
 
 @dataclass(frozen=True)
 class Latency:
-    """Run times of one model, in milliseconds, measured in turn with another's.
+    """Run times of one model in milliseconds, measured in turn with those of another.
 
     Attributes:
-        median, p10, p90: of the runs.
-        runs: how many were timed.
+        median, p10, p90: quantiles of the run times.
+        runs: number of timed runs.
     """
 
     median: float
@@ -51,9 +51,10 @@ class LatencyPair:
     """Two models timed in turn (A B A B ...).
 
     Attributes:
-        before, after: the two.
-        ratio: median over the pairs of before / after; above 1, the second is faster.
-        low, high: bounds between which the true median ratio lies with 95 % confidence.
+        before: run times of the first model.
+        after: run times of the second model.
+        ratio: median over the pairs of before / after; above 1 the second model is faster.
+        low, high: bounds of the 95 % confidence interval of the median ratio.
     """
 
     before: Latency
@@ -64,26 +65,26 @@ class LatencyPair:
 
     @property
     def is_slower(self) -> bool:
-        """Whether the second is slower beyond the spread."""
+        """Whether the second model is slower, beyond the spread."""
         return self.high < 1.0
 
     @property
     def is_faster(self) -> bool:
-        """Whether the second is faster beyond the spread."""
+        """Whether the second model is faster, beyond the spread."""
         return self.low > 1.0
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far one output moved, over all samples.
+    """How far one output is from its reference, over all samples.
 
     Attributes:
         max_abs: largest absolute difference.
         rel_l2: ‖new - ref‖ / ‖ref‖.
         sqnr_db: 10 log10(‖ref‖² / ‖new - ref‖²); infinite for equal outputs.
-        cosine: between the two, flattened.
-        top1_agreement: share of rows whose largest entry stays the same, for outputs of at
-            least two dimensions whose last has two or more entries; else None.
+        cosine: cosine similarity of output and reference, both flattened.
+        top1_agreement: share of rows whose largest entry is at the same index; None for outputs of
+            fewer than two dimensions, or with a last dimension below 2.
         reference_range: max(ref) - min(ref).
         equal_bits: whether all bits are equal (NaN equals NaN).
     """
@@ -99,11 +100,12 @@ class Drift:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the prover found about a candidate: drift per output name, against two baselines.
+    """Drift of a candidate by output name, against two baselines.
 
     Attributes:
-        previous, original: drift against the last committed model and against the input.
-        broken: why the candidate breaks the promised fidelity, None when it holds.
+        previous: drift against the last committed model.
+        original: drift against the input model.
+        broken: how the candidate breaks the promised fidelity; None when it holds.
     """
 
     previous: Mapping[str, Drift]
@@ -113,7 +115,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PartReport:
-    """One pass inside a step (a preset has many, summed over its rounds)."""
+    """One pass inside a step; the parts of a preset are its members, summed over rounds."""
 
     spec: str
     fidelity: Fidelity
@@ -124,7 +126,17 @@ class PartReport:
 
 @dataclass
 class StepReport:
-    """One item of the pipeline: what it did, what was measured, whether it was kept."""
+    """One step of the pipeline.
+
+    Attributes:
+        spec: the step as a pipeline spells it.
+        fidelity: the promise of its changes.
+        committed: whether the step was kept.
+        seconds: run time of the step without verification.
+        stats, latency, comparison, accuracy: figures of the candidate; None where not measured.
+        why_not_committed: why the step was dropped, with the numbers.
+        floor_missed: whether it was dropped for a floor of the user.
+    """
 
     spec: str
     fidelity: Fidelity
@@ -140,18 +152,18 @@ class StepReport:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """All changes of its parts."""
+        """The changes of all parts."""
         return tuple(change for part in self.parts for change in part.changes)
 
     @property
     def skips(self) -> tuple[Skip, ...]:
-        """All skips of its parts."""
+        """The skips of all parts."""
         return tuple(skip for part in self.parts for skip in part.skips)
 
 
 @dataclass
 class FileReport:
-    """A model file: where, its sha256 (hex), its size and measured figures."""
+    """A model file: its path, its sha256 in hex, its size and what was measured of it."""
 
     path: str | None
     sha256: str | None
@@ -162,15 +174,17 @@ class FileReport:
 
 @dataclass
 class Report:
-    """A whole run.
+    """The figures of a whole run.
 
     Attributes:
-        command: the command line or call that made it.
-        versions: of onnx, onnxruntime, ... by name.
-        verified_on: which inputs the outputs were compared on, or why they were not.
-        notes: things that a user should know (opset raised, inputs that were invented, ...).
-        floors_missed: steps dropped because they went below a floor.
-        latency: input against output, timed in turn at the end.
+        command: the command line or the call.
+        versions: version by name of a package: onnx, onnxruntime, ...
+        before, after: the input file and the output file.
+        verified_on: the inputs on which outputs were compared, or why they were not compared.
+        notes: facts that the user should know, as sentences.
+        floors_missed: steps that were dropped for a floor, each with the numbers.
+        latency: input and output, timed in turn at the end.
+        seconds: run time of everything.
     """
 
     command: str

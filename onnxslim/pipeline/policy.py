@@ -24,9 +24,9 @@ class Policy:
     Attributes:
         goal: `BOTH`: neither bytes nor latency may get worse; `BYTES` lets latency rise,
             `LATENCY` lets bytes rise.
-        force: keep a step whatever it costs (broken promises and floors still count).
-        floors: what the user will not go below.
-        baseline_accuracy: of the input model, in [0, 1]; needed for `floors.max_drop`.
+        force: keep a step whatever it costs; broken promises and floors still count.
+        floors: limits on what lossy steps may cost.
+        baseline_accuracy: accuracy of the input model in [0, 1]; needed for `floors.max_drop`.
     """
 
     goal: Goal = Goal.BOTH
@@ -39,8 +39,8 @@ class Policy:
     ) -> str | None:
         """Why the step does not pay, with the numbers; None when it does.
 
-        A lossy step must make the model smaller or measurably faster; a lossless one must only
-        not make it worse. A difference inside the spread of the timing is no difference.
+        A lossy step must make the model smaller or measurably faster; a lossless step must not make
+        it worse. A difference within the spread of the timing does not count.
         """
         if self.force:
             return None

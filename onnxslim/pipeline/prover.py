@@ -1,7 +1,7 @@
-"""The seam between the manager and onnxruntime: what the manager asks, `runtime` answers.
+"""The questions that the manager asks about models; `onnxslim.runtime` answers them.
 
-The core imports no onnxruntime; `api.py` gives the manager a `Prover` made in `runtime`, or none
-when the user turned verification off.
+The core does not import onnxruntime: the manager gets a `Prover` that was made in `runtime`, or
+none when the user turned verification and timing off.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from onnxslim.report import Comparison, LatencyPair
 
 
 class Prover(Protocol):
-    """Runs models to find out what a step did. Baselines: the original, the last committed."""
+    """Runs models to measure what a step did.
+
+    It compares with two baselines: the original model and the last committed one.
+    """
 
     verified_on: str
-    """What outputs are compared on, e.g. `calibration: 256 samples`; why not, when they cannot."""
+    """The inputs that outputs are compared on, such as `calibration: 256 samples`, or why outputs
+    cannot be compared."""
 
     notes: list[str]
-    """Things the user should know about how it was verified."""
+    """Facts about the verification that the user should know."""
 
     def begin(self, original: Model) -> bool:
         """Find inputs that `original` accepts and run it on them.
@@ -50,11 +54,11 @@ class Prover(Protocol):
         """Latency of two models in turn; None when latency is not to be measured."""
 
     def accuracy(self, model: Model) -> float | None:
-        """Top-1 or the user's metric on the evaluation data; None without such data."""
+        """Top-1 accuracy, or the metric of the user, in [0, 1]; None without evaluation data."""
 
     def check_file(self, path: Path, model: Model) -> None:
-        """Load the file at `path` and see that it gives what `model` gave.
+        """Load the file at `path` and check that it returns what `model` returned.
 
         Raises:
-            RuntimeFailure: it does not.
+            RuntimeFailure: the file does not load, or returns something else.
         """

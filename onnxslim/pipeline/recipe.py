@@ -18,7 +18,7 @@
     [input-shapes]
     data = [1, 3, 224, 224]
 
-Every key may be left out. Instead of text, `passes` can be a table for each pass, in order:
+Every key is optional. Instead of text, `passes` can be one table for each pass, in order:
 
     [[passes]]
     name = "simplify"
@@ -27,7 +27,7 @@ Every key may be left out. Instead of text, `passes` can be a table for each pas
     name = "prune-channels"
     ratio = 0.3
 
-What the command line says wins over the recipe. An unknown key is an error.
+The command line overrides the recipe. An unknown key is an error.
 """
 
 from __future__ import annotations
@@ -56,13 +56,14 @@ _FLOORS = {"max-drop": MAX_DROP, "min-agreement": MIN_AGREEMENT, "min-sqnr": MIN
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run; None where nothing is said.
+    """The settings of a run; None: not set.
 
     Attributes:
-        calib, eval: a path or `module:function`.
-        max_drop: points of accuracy.
-        min_agreement: share in [0, 1].
-        min_sqnr: dB.
+        calib, eval: a path, or `module:function`.
+        max_drop: points of accuracy that may be lost.
+        min_agreement: share in [0, 1] of top-1 answers that must stay the same.
+        min_sqnr: least SQNR in dB.
+        input_shapes: shape by input name.
     """
 
     passes: Pipeline | None = None
@@ -80,25 +81,25 @@ class Recipe:
     input_shapes: Mapping[str, tuple[int, ...]] | None = None
 
     def over(self, other: Recipe) -> Recipe:
-        """These settings, and those of `other` where this says nothing.
+        """These settings, completed by those of `other` where a setting is None.
 
         Input shapes are merged by name.
         """
-        said = {
+        own = {
             field.name: getattr(self, field.name)
             for field in fields(self)
             if getattr(self, field.name) is not None
         }
         if self.input_shapes is not None and other.input_shapes is not None:
-            said["input_shapes"] = {**other.input_shapes, **self.input_shapes}
-        return replace(other, **said)
+            own["input_shapes"] = {**other.input_shapes, **self.input_shapes}
+        return replace(other, **own)
 
 
 def load_recipe(path: Path) -> Recipe:
     """The recipe in the file `path`.
 
     Raises:
-        UsageError: it cannot be read, is no TOML, or holds an unknown key or a bad value.
+        UsageError: the file cannot be read, is not TOML, or holds an unknown key or a bad value.
     """
     try:
         text = path.read_text("utf-8")
@@ -114,12 +115,12 @@ def parse_recipe(text: str, folder: Path = Path()) -> Recipe:
     """The recipe that the TOML `text` holds; relative paths in it start at `folder`.
 
     Raises:
-        UsageError: the text is no TOML, or holds an unknown key or a bad value.
+        UsageError: the text is not TOML, or holds an unknown key or a bad value.
     """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"This is no valid TOML: {error}.") from error
+        raise UsageError(f"This is not valid TOML: {error}.") from error
     _refuse_unknown(table, [*_READERS, "calib", "eval", "floors", "input-shapes"], "A recipe")
     settings: dict[str, object] = {
         key: read(key, table[key]) for key, read in _READERS.items() if key in table

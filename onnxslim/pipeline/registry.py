@@ -1,13 +1,13 @@
-"""Which passes there are, by name: the built-in ones and those of other distributions.
+"""All passes by name: the built-in ones, and those of other distributions.
 
-Built-in passes stand in the table of `onnxslim.passes`. Another distribution adds its own by the
-entry point group `onnxslim.passes`:
+Built-in passes are listed in the table of `onnxslim.passes`. Another distribution adds its passes
+by the entry-point group `onnxslim.passes`:
 
     [project.entry-points."onnxslim.passes"]
     fuse-my-op = "my_package.fuse_my_op:FuseMyOp"
 
-A module is imported when its pass is asked for, not before; a pass that cannot be loaded says so in
-one sentence and leaves the others alone.
+A module is imported when its pass is first used. A pass that cannot be loaded is reported in one
+sentence, and the other passes stay usable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import Fidelity
 
 GROUP = "onnxslim.passes"
-"""The entry point group of other distributions, and the package with the table of our own."""
+"""The entry-point group of other distributions, and the package with the built-in table."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _BUILT_IN = "onnxslim itself"
@@ -33,7 +33,12 @@ _BUILT_IN = "onnxslim itself"
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a pass is defined: `target` is `module:Class`, `owner` who registered it."""
+    """A registered name.
+
+    Attributes:
+        target: where the pass is defined, `module:Class`.
+        owner: the distribution that registered it, in words.
+    """
 
     name: str
     target: str
@@ -42,11 +47,13 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Description:
-    """A registered pass; `problem` says why it cannot be used, None when it can.
+    """A registered pass, for lists and help.
 
     Attributes:
+        owner: the distribution that registered the pass, in words.
+        target: where the pass is defined, `module:Class`.
         summary: the first line of its docstring.
-        target: where it is defined, `module:Class`.
+        problem: why the pass cannot be used; None when it can.
     """
 
     name: str
@@ -67,7 +74,7 @@ def get(name: str) -> type[Pass]:
     """The class of the pass called `name`.
 
     Raises:
-        UsageError: there is no such pass, two distributions claim the name, or it is broken.
+        UsageError: no pass has this name, two distributions claim it, or the pass is broken.
     """
     entries = _entries().get(name, ())
     if not entries:
@@ -84,7 +91,7 @@ def get(name: str) -> type[Pass]:
 
 
 def describe() -> tuple[Description, ...]:
-    """Every registered pass, sorted by name; this imports all of them."""
+    """Descriptions of all registered passes, sorted by name; imports every pass."""
     return tuple(_describe(name) for name in names())
 
 
@@ -95,7 +102,7 @@ def _describe(name: str) -> Description:
     except UsageError as error:
         return Description(name, entry.owner, entry.target, problem=str(error))
     summary = (owner.__doc__ or "").strip().partition("\n")[0]
-    # a preset is what stands for other passes than itself
+    # a preset has members other than itself
     is_preset = owner.members is not Pass.members
     return Description(name, entry.owner, entry.target, owner.fidelity, is_preset, summary)
 
@@ -103,7 +110,7 @@ def _describe(name: str) -> Description:
 @functools.cache
 def _entries() -> dict[str, tuple[_Entry, ...]]:
     found: dict[str, tuple[_Entry, ...]] = {}
-    # by name only: the core depends on no concrete pass
+    # imported by name: the core depends on no concrete pass
     table: dict[str, str] = importlib.import_module(GROUP).PASSES
     for name, target in table.items():
         found[name] = (_Entry(name, f"{GROUP}.{target}", _BUILT_IN),)
@@ -122,7 +129,7 @@ def _load(entry: _Entry) -> type[Pass]:
     module, _, attribute = entry.target.partition(":")
     try:
         owner = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module of somebody else may fail in any way
+    except Exception as error:  # a module of another distribution may fail in any way
         raise UsageError(
             f"The pass `{entry.name}` of {entry.owner} cannot be loaded from `{entry.target}`: "
             f"{type(error).__name__}: {error}"
@@ -137,18 +144,18 @@ def _load(entry: _Entry) -> type[Pass]:
 
 
 def _fault(owner: object, name: str) -> str | None:
-    """How `owner` breaks the contract of a pass class called `name`, None when it keeps it."""
+    """How `owner` breaks the contract of a pass class called `name`; None when it does not."""
     if not isinstance(owner, type) or not issubclass(owner, Pass):
-        return "is no subclass of `Pass`"
+        return "is not a subclass of `Pass`"
     parameters = vars(owner).get("__dataclass_params__")
     if parameters is None or not dataclasses.is_dataclass(owner) or not parameters.frozen:
-        return "is no frozen dataclass"
+        return "is not a frozen dataclass"
     if getattr(owner, "name", None) != name:
         return f"calls itself `{getattr(owner, 'name', None)}`"
     if not _NAME.fullmatch(name):
         return "has a name that is not in kebab case, such as `fuse-casts`"
     if not isinstance(getattr(owner, "fidelity", None), Fidelity):
-        return "does not say its `fidelity`"
+        return "does not declare its `fidelity`"
     return _option_fault(owner)
 
 

@@ -1,7 +1,7 @@
-"""How an option's value is written in a pipeline; `pipeline` reads it back.
+"""Write a pass and its options as text; `grammar` parses the text back.
 
-Apart from the parser, which knows the registry of passes: a pass spells itself (`str(p)`) and must
-not depend on what knows all passes.
+Writing is apart from parsing because a pass spells itself (`str(p)`), while the parser depends on
+the registry of all passes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from onnxslim.pipeline.options import OptionValue
 
 NUMBER = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?=[\s,:+]|$)")
-_BARE = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.@-]*")
+_UNQUOTED = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.@-]*")
 RESERVED: Mapping[str, OptionValue] = {"true": True, "false": False, "none": None}
 INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
 def spell(name: str, options: Mapping[str, OptionValue]) -> str:
-    """One item of a pipeline: `name:key=value:key=value`."""
+    """One pass as a pipeline spells it: `name:key=value:key=value`."""
     return ":".join((name, *(f"{key}={_spell_value(value)}" for key, value in options.items())))
 
 
@@ -42,7 +42,7 @@ def _spell_atom(value: OptionValue) -> str:
 
 
 def _spell_text(text: str) -> str:
-    taken = text in RESERVED or text in INFINITE or NUMBER.fullmatch(text)
-    if _BARE.fullmatch(text) and not taken:
+    means_other = text in RESERVED or text in INFINITE or NUMBER.fullmatch(text)
+    if _UNQUOTED.fullmatch(text) and not means_other:
         return text
     return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""Size of a model: nodes, parameters, bytes, multiply-accumulates."""
+"""Measure the size of a model: nodes, parameters, bytes, multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from onnxslim.report import Stats
 
 
 def measure_stats(model: Model, *, file_bytes: int | None = None) -> Stats:
-    """Count what `model` holds.
+    """Nodes, parameters, bytes and multiply-accumulates of `model`.
 
     Args:
-        model: its tensors get inferred shapes.
-        file_bytes: size of its file where that is known; else that of the file it would become.
+        model: is edited in one way: its tensors get inferred shapes.
+        file_bytes: size of the file of the model where it is known; None: the size that the file
+            would have is computed.
     """
     infer_shapes(model)
     constants = {id(c): c for graph in walk_graphs(model.graph) for c in constants_of(graph)}
@@ -34,7 +35,7 @@ def measure_stats(model: Model, *, file_bytes: int | None = None) -> Stats:
 
 
 def _parameters(graph: gs.Graph, constants: Iterable[Constant]) -> int:
-    """Elements of all constants; a codebook counts as the weight it stands for."""
+    """Number of elements of all constants; a codebook counts as the weight that it decodes to."""
     parts = {
         id(tensor)
         for node in codebook_nodes(graph)

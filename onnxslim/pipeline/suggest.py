@@ -1,4 +1,7 @@
-"""The closest valid name, for messages about a name that does not exist."""
+"""The closest valid name, for messages about a name that does not exist.
+
+Case and `_` for `-` do not count as differences.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from collections.abc import Iterable
 
 
 def closest(word: str, names: Iterable[str]) -> str | None:
-    """The name that `word` was most likely meant to be, None when nothing is near."""
+    """The name that is closest to `word`; None when no name is close."""
     by_folded = {_folded(name): name for name in names}
     found = difflib.get_close_matches(_folded(word), by_folded, n=1, cutoff=0.6)
     return by_folded[found[0]] if found else None
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """` Did you mean ...?` to end a sentence with, empty when no name is near."""
+    """The text ` Did you mean ...?` to put after a sentence; empty when no name is close."""
     name = closest(word, names)
     return f" Did you mean `{name}`?" if name else ""
 

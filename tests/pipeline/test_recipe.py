@@ -68,7 +68,7 @@ def test_command_line_wins_over_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("seed = ", "no valid TOML"),
+        ("seed = ", "not valid TOML"),
         ("sede = 1", "has no key `sede`. Did you mean `seed`? It takes"),
         ("[floors]\nmax-drp = 1", "`floors` has no key `max-drp`. Did you mean `max-drop`?"),
         ("floors = 3", "`floors` must be a table"),
