@@ -177,7 +177,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
             reconstruct=self.reconstruct and has_data,
             align=self.align,
             steps=self.steps,
-            least=self.min_,
+            min_channels=self.min_,
             layers=self.selection,
             plan=self._kept if self.plan else None,
         )

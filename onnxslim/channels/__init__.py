@@ -28,7 +28,8 @@ sensitivities        what removals do to the output of the model, by trial
 removal_order        the order in which a group loses units, and the levels at which it may stop
 scoring              the removal order of each group, with its errors
 alignment            times of layers on this machine, and the channel multiple that runs fastest
-work                 what a graph costs without some units, and the levels that pay best
+work                 what a graph costs without some units
+levels               the levels that pay best for a given cost
 budgets              how many units each group loses under a budget
 run                  one run of prune-channels
 
@@ -48,5 +49,5 @@ only
 
 Channels that are not pinned stay for other reasons: their layer is in no group (`unpruned`), the
 options leave the group out (`Pruning._is_wanted`), a level must keep a multiple of channels
-(`removal_order`), or the budget is met without them (`work.LevelChooser`).
+(`removal_order`), or the budget is met without them (`levels.LevelChooser`).
 """

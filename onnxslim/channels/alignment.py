@@ -1,4 +1,7 @@
-"""What layers take on this machine, and which numbers of channels it likes."""
+"""Per-layer latency on this machine, and the multiple of channels that runs fastest.
+
+Owns: models of single layers to be timed. Not here: the clock (see `services.stopwatch`).
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,16 @@ from onnxslim.services.stopwatch import Stopwatch
 
 UNMEASURED: Final = 16  # onnxruntime's blocks of channels with AVX-512
 _MULTIPLES: Final = (32, 16, 8, 4, 2, 1)
-_AS_GOOD: Final = 1.05  # time for an amount of work, against the best
-_MIN_CHANNELS: Final = 64
+_AS_GOOD: Final = 1.05  # times the least time per work: as good as the fastest
+_MIN_CHANNELS: Final = 64  # of a Conv that is worth timing
 
 
 def layer_milliseconds(
     stopwatch: Stopwatch, model: Model, nodes: Sequence[Node]
 ) -> dict[Node, float]:
-    """Median latency of each layer alone, at its real shapes; those of unknown shape are left out.
+    """Median latency in milliseconds of each layer alone, at its real shapes.
+
+    Layers of unknown shape are left out.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a layer.
@@ -63,10 +68,10 @@ def _shape(node: Node, index: int, shapes: Mapping[str, StaticShape]) -> StaticS
 
 
 def fastest_multiple(stopwatch: Stopwatch, model: Model, nodes: Sequence[Node]) -> int | None:
-    """The smallest multiple of channels at which a Conv of this model is about as fast as any.
+    """The smallest multiple of channels at which a Conv of this model runs about as fast as at any.
 
-    The Conv with most work is timed with half its channels, and with a few fewer. None without a
-    Conv that is large enough.
+    The Conv with the most work is timed with half its channels and with a few fewer. None if no
+    Conv is large enough.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a layer.
@@ -75,6 +80,7 @@ def fastest_multiple(stopwatch: Stopwatch, model: Model, nodes: Sequence[Node]) 
     if found is None:
         return None
     conv, x_shape, w_shape = found
+    # about half the channels, in multiples of 32, from which each multiple takes some away
     half = [max(64, size // 2 // 32 * 32) for size in (w_shape[1], w_shape[0])]
     trials = []
     for multiple in _MULTIPLES:
@@ -85,6 +91,7 @@ def fastest_multiple(stopwatch: Stopwatch, model: Model, nodes: Sequence[Node]) 
         for _, inputs, outputs in trials
     ]
     times = stopwatch.milliseconds(protos)
+    # time per amount of work: models differ in size
     pace = {
         multiple: time.median / (inputs * outputs)
         for (multiple, inputs, outputs), time in zip(trials, times, strict=True)

@@ -1,7 +1,10 @@
-"""How far to go: a budget becomes a level on each order.
+"""From a budget to a level of the removal order of each group.
 
-What a budget counts is added up over layers (`work`); time is measured on the whole model, and what
-layers take alone only says where to look. What may change here: how a budget is searched for.
+Channels, multiply-accumulates and bytes are added up over layers (see `work`). Time is measured on
+the whole model; the times of single layers only say where to look.
+
+Owns: what a budget counts, and the search for latency. Not here: the choice of levels for a given
+cost (see `levels`).
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import onnx_graphsurgeon as gs
 from onnxslim.channels.alignment import layer_milliseconds
 from onnxslim.channels.groups import ChannelGroup, Channels, shrink
 from onnxslim.channels.groups import channel_groups as follow_channels
+from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.channels.removal_order import RemovalOrder
-from onnxslim.channels.work import LevelChoice, LevelChooser, Work, channel_work
+from onnxslim.channels.work import Work, channel_work
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.counts import node_macs
 from onnxslim.graph.ir import Node, walk_graphs
@@ -32,8 +36,8 @@ from onnxslim.services.stopwatch import Stopwatch
 Mask = npt.NDArray[np.bool_]
 
 _TRIALS: Final = 8  # whole models that are timed
-_NEAR: Final = 0.95  # of a budget of latency: near enough
-_AIM: Final = 0.98  # of it: what is aimed at, as times vary
+_NEAR: Final = 0.95  # of a budget of latency: a choice this near is taken
+_AIM: Final = 0.98  # of a budget of latency: the aim, as times vary
 _ROUNDING: Final = 1e-9
 _NEW_TENSOR: Final = 64  # bytes of a file for a tensor's name, type and shape
 
@@ -46,14 +50,14 @@ def work_for(
     *,
     refitted: bool,
 ) -> Work:
-    """What the budget counts, layer by layer; of latency there is `time_work`.
+    """The cost that the budget counts, layer by layer; for latency see `time_work`.
 
     Args:
         budget: of channels, multiply-accumulates or bytes.
         channels: of the graph.
-        groups: those that may lose channels; a ratio is of theirs.
-        model: whose graph it is.
-        refitted: layers that read channels may get a bias.
+        groups: that may lose channels; a ratio counts their channels.
+        model: of the graph.
+        refitted: whether layers that read channels may get a new bias.
 
     Raises:
         NotApplicable: the size of a layer is not known.
@@ -67,7 +71,7 @@ def work_for(
 
 
 def layer_nodes(channels: Channels) -> list[Node]:
-    """All layers that channels go through, depthwise ones too."""
+    """All layers that write, read or pass on channels, once each."""
     trace = channels.trace
     nodes = [member.node for member in (*trace.writers, *trace.readers)]
     nodes += [node for node, _ in trace.channelwise if node.op in ("Conv", "ConvTranspose")]
@@ -76,7 +80,7 @@ def layer_nodes(channels: Channels) -> list[Node]:
 
 def _macs_work(channels: Channels, graph: gs.Graph) -> Work:
     sizes = known_macs(layer_nodes(channels))
-    # products of activations lose channels too; as they count in full, less is left than promised
+    # products of activations shrink too; as they count in full, even less is left than the budget
     others = (node for own in walk_graphs(graph) for node in own.nodes if node not in sizes)
     fixed = sum(node_macs(node) or 0 for node in others)
     return Work.of(channels, {node: float(macs) for node, macs in sizes.items()}, fixed)
@@ -102,7 +106,7 @@ def _bytes_work(channels: Channels, model: Model, *, refitted: bool) -> Work:
 
 
 def _new_bias_bytes(channels: Channels) -> Sequence[float]:
-    """What the biases take that a refit gives to layers without one."""
+    """The sizes in bytes of the biases that a refit adds to layers without one."""
     return [
         float(layer.groups * layer.rows * layer.holder.dtype.itemsize + _NEW_TENSOR)
         for layer in (member.layer for member in channels.trace.readers)
@@ -113,14 +117,16 @@ def _new_bias_bytes(channels: Channels) -> Sequence[float]:
 # ---------------------------------------------------------------------------- choices
 
 
-def chosen(chooser: LevelChooser, budget: Budget, progress: float, *, spread: bool) -> LevelChoice:
-    """The levels at `progress` of the way to a budget that is added up.
+def choice_for_budget(
+    chooser: LevelChooser, budget: Budget, progress: float, *, spread: bool
+) -> LevelChoice:
+    """The levels at `progress` (0 to 1) of the way to a budget.
 
     Args:
-        chooser: of the orders, over what the budget counts.
-        budget: not of latency.
+        chooser: with the work that the budget counts.
+        budget: not one of latency.
         progress: share of the way.
-        spread: by what groups do to the output; else all lose the same share.
+        spread: by least error; otherwise all groups lose the same share.
 
     Raises:
         NotApplicable: the budget cannot be reached.
@@ -150,17 +156,17 @@ def _out_of_reach(budget: Budget, least: float) -> NotApplicable:
     )
 
 
-def planned(
+def choice_for_plan(
     chooser: LevelChooser, kept_of: Callable[[RemovalOrder], float], progress: float = 1.0
 ) -> LevelChoice:
-    """The levels at `progress` of the way to given numbers of units that stay."""
+    """The levels at `progress` (0 to 1) of the way to the number of units that each group keeps."""
     return chooser.choice(
         [order.nearest(progress * (order.group.size - kept_of(order))) for order in chooser.orders]
     )
 
 
 def time_work(channels: Channels, stopwatch: Stopwatch, model: Model) -> Work:
-    """What each layer takes alone.
+    """The time of each layer alone, in milliseconds, as a cost.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a layer.
@@ -174,8 +180,8 @@ class LatencySearch:
     Args:
         stopwatch: of this machine.
         model: whose graph is uncut.
-        spread: as in `chosen`.
-        tell: what goes on, in words.
+        spread: as in `choice_for_budget`.
+        tell: receives a sentence for each model that is timed.
     """
 
     def __init__(
@@ -184,21 +190,21 @@ class LatencySearch:
         self.stopwatch, self.model, self.spread, self.tell = stopwatch, model, spread, tell
         self._shares: dict[tuple[int, ...], float] = {}
 
-    def chosen(self, chooser: LevelChooser, budget: Budget) -> LevelChoice:
-        """The choice that loses least, of those tried, within the budget.
+    def choice(self, chooser: LevelChooser, budget: Budget) -> LevelChoice:
+        """The choice within the budget that loses least, of at most `_TRIALS` that are timed.
 
-        Layers alone do not add up to the model: the share of their time to look at next comes from
-        a line through the last measured points. At most `_TRIALS` models are timed.
+        The times of layers do not add up to the time of the model. The share of their sum to try
+        next comes from a line through the last measured points.
 
         Raises:
             NotApplicable: none was fast enough.
         """
         left = budget.remaining()
         slow, fast, best = _Point(1.0, 1.0), None, None
-        wished = left
+        asked = left
         for _ in range(_TRIALS):
-            choice = _within(chooser, wished, spread=self.spread)
-            point = _Point(wished, self._share(choice, left))
+            choice = _within(chooser, asked, spread=self.spread)
+            point = _Point(asked, self._share(choice, left))
             if point.measured <= left:
                 best, fast = choice, point
                 if point.measured > _NEAR * left:
@@ -208,13 +214,13 @@ class LatencySearch:
                 break  # nothing more can leave
             else:
                 slow = point
-            wished = _next(slow, fast, _AIM * left)
+            asked = _next(slow, fast, _AIM * left)
         if best is None:
             raise _out_of_reach(budget, slow.measured)
         return best
 
     def _share(self, choice: LevelChoice, left: float) -> float:
-        """Latency without what a choice removes, as a share of the original's."""
+        """The latency after a choice, as a share of the original latency."""
         known = self._shares.get(choice.levels)
         if known is not None:
             return known
@@ -228,21 +234,21 @@ class LatencySearch:
 
 @dataclass(frozen=True)
 class _Point:
-    """A share of the layers' time that was looked for, and the share that the model then takes."""
+    """The share of the sum of layer times that was asked for, and the measured share of latency."""
 
-    wished: float
+    asked: float
     measured: float
 
 
 def _next(slow: _Point, fast: _Point | None, aim: float) -> float:
-    """Where to look next: on the line between too slow and fast enough, away from its ends."""
+    """The share to ask for next: on the line between a slow and a fast point, away from both."""
     if fast is not None:
-        run, rise = slow.wished - fast.wished, slow.measured - fast.measured
-        guess = fast.wished + run * (aim - fast.measured) / rise if rise > 0 else slow.wished
-        return min(max(guess, fast.wished + 0.1 * run), slow.wished - 0.1 * run)
-    run, rise = 1.0 - slow.wished, 1.0 - slow.measured
+        run, rise = slow.asked - fast.asked, slow.measured - fast.measured
+        guess = fast.asked + run * (aim - fast.measured) / rise if rise > 0 else slow.asked
+        return min(max(guess, fast.asked + 0.1 * run), slow.asked - 0.1 * run)
+    run, rise = 1.0 - slow.asked, 1.0 - slow.measured
     guess = 1.0 - run * (1.0 - aim) / rise if rise > 0 else 0.0
-    return min(max(guess, 0.25 * slow.wished), 0.9 * slow.wished)
+    return min(max(guess, 0.25 * slow.asked), 0.9 * slow.asked)
 
 
 def without(model: Model, gone: Mask) -> Model:
@@ -255,7 +261,7 @@ def without(model: Model, gone: Mask) -> Model:
 
 
 def units_kept(choice: LevelChoice, orders: Sequence[RemovalOrder]) -> Mapping[str, int]:
-    """How many units each group keeps of which some leave, by the group's name."""
+    """The number of units that each group keeps, by its name; groups that keep all are left out."""
     return {
         order.group.name: order.group.size - order.counts[level]
         for order, level in zip(orders, choice.levels, strict=True)
@@ -265,9 +271,9 @@ def units_kept(choice: LevelChoice, orders: Sequence[RemovalOrder]) -> Mapping[s
 
 __all__ = [
     "LatencySearch",
-    "chosen",
+    "choice_for_budget",
+    "choice_for_plan",
     "layer_nodes",
-    "planned",
     "time_work",
     "units_kept",
     "without",

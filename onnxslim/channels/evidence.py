@@ -37,13 +37,15 @@ _CROWDED: Final = 0.75  # share of columns that stay below which the others are 
 
 @dataclass
 class ReaderInverse:
-    """What one reader (one group of a grouped Conv) knows of the units of a channel group.
+    """H⁻¹ and the weight of one reader, for the columns that read a channel group.
+
+    Each group of a grouped Conv is a reader of its own.
 
     Attributes:
-        unit: for each column the place of its unit in the group; `GONE` when that has left.
-        inverse: [H⁻¹] of these columns, damped.
-        weight: these columns, divided by the root of E‖y‖² of the reader; any matrix with the same
-            products of columns will do.
+        unit: the place in the group of the unit of each column, (columns,); `GONE` once removed.
+        inverse: these rows and columns of H⁻¹, damped, (columns, columns).
+        weight: (rows, columns), divided by the root of the reader's E‖y‖²; any matrix with the same
+            products of columns serves.
     """
 
     unit: Ids
@@ -52,35 +54,38 @@ class ReaderInverse:
 
     @classmethod
     def of(cls, unit: Ids, inverse: Array, weight: Array) -> ReaderInverse:
-        """A reader with no more rows of weights than columns."""
+        """The record, with the weight replaced by a smaller one that has the same WᵀW."""
         if len(weight) > weight.shape[1]:
             weight = linalg.qr(weight, mode="r", overwrite_a=True, check_finite=False)[0]
             weight = weight[: weight.shape[1]]
         return cls(unit, inverse, weight)
 
     def copy(self) -> ReaderInverse:
-        """One that can be used up."""
+        """A copy, which `remove` may change."""
         return ReaderInverse(self.unit.copy(), self.inverse.copy(), self.weight.copy())
 
     def remove(self, chosen: Ids, size: int) -> float:
-        """Take units out; what that costs, with the columns that stay making up for them.
+        """Remove units and refit the columns that stay; returns the relative output error of that.
 
         Args:
             chosen: places of units in the group.
             size: of the group.
         """
-        leaves = np.zeros(size + 1, bool)  # the last entry is for what has left
+        leaves = np.zeros(size + 1, bool)  # the last entry is for columns that are `GONE`
         leaves[chosen] = True
         out = np.flatnonzero(leaves[self.unit])
         if not len(out):
             return 0.0
         with threads_for(len(self.unit)):
+            # Hassibi and Stork (1993), eq. 5, for a block O of columns:
+            # cost = tr W_O [H⁻¹]_OO⁻¹ W_Oᵀ, W −= W_O [H⁻¹]_OO⁻¹ H⁻¹_O:
             across = self.inverse[out]
             removed = self.weight[:, out].copy()
             carried = np.linalg.solve(across[:, out], across)
             solved = np.linalg.solve(across[:, out], removed.T)
             cost = float(np.einsum("ij,ji->", removed, solved))
             self.weight -= removed @ carried
+            # the inverse without O: H⁻¹ −= H⁻¹_:O [H⁻¹]_OO⁻¹ H⁻¹_O:
             for start in range(0, len(self.unit), _CHUNK):
                 part = slice(start, start + _CHUNK)
                 self.inverse[part] -= across[:, part].T @ carried
@@ -89,7 +94,7 @@ class ReaderInverse:
         return max(0.0, cost)
 
     def _shrink(self) -> None:
-        """Let go of columns that have left, once they are many."""
+        """Drop the columns that are gone, once they are many."""
         stay = np.flatnonzero(self.unit != GONE)
         if len(stay) <= _CROWDED * len(self.unit):
             self.unit, self.weight = self.unit[stay], self.weight[:, stay]
@@ -98,14 +103,14 @@ class ReaderInverse:
 
 @dataclass
 class Evidence:
-    """What the readers of a channel group say, summed up as they are seen.
+    """What the readers of a channel group say of its units, summed over the readers seen so far.
 
     Attributes:
-        group: whose readers they are.
-        place: for each unit its place in the group, −1 for others.
-        stays: for each unit of the group whether it is pinned.
+        group: the channel group.
+        place: the place in the group of each unit of the graph, −1 for others; one more at the end.
+        stays: whether each unit of the group is pinned.
         products: Q, (units of the group, units of the group).
-        inverses: for `obs`.
+        inverses: of the readers, where they are kept.
     """
 
     group: ChannelGroup
@@ -116,7 +121,7 @@ class Evidence:
 
     @classmethod
     def empty(cls, channels: Channels, group: ChannelGroup) -> Evidence:
-        """Nothing seen yet."""
+        """The evidence before any reader is seen."""
         place = np.full(channels.units.count + 1, -1)
         place[group.units] = np.arange(group.size)
         stays = channels.units.pinned[group.units]
@@ -131,14 +136,14 @@ class Evidence:
         *,
         with_inverses: bool,
     ) -> None:
-        """A reader was measured.
+        """Add a reader.
 
         Args:
-            weight: (groups, rows, columns).
-            metrics: for each of its groups.
-            energy: E‖y‖².
-            units: of each column, (groups, columns), −1 where it has none.
-            with_inverses: keep what `obs` needs.
+            weight: of the reader, (groups, rows, columns).
+            metrics: H of each of its groups.
+            energy: E‖y‖² of its output.
+            units: the unit of each column, (groups, columns); −1 where it has none.
+            with_inverses: keep the reader's inverses, which refits and `obs` need.
         """
         for w, metric, unit in zip(weight, metrics, units, strict=True):
             columns = np.flatnonzero((unit >= 0) & (self.place[unit] >= 0))
@@ -152,6 +157,7 @@ class Evidence:
 
     def _add_products(self, weight: Array, metric: Metric, columns: Ids, unit: Ids) -> None:
         """Add WᵀW·H, entry by entry, summed over the columns of each unit in both directions."""
+        # columns of one unit side by side, so that `reduceat` sums over them
         order = np.argsort(unit, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(unit[order]) > 0])
         present = unit[order][starts]
@@ -166,11 +172,15 @@ class Evidence:
 
 
 def elimination_costs(readers: Sequence[ReaderInverse], size: int) -> Array:
-    """What removing each unit alone costs when the columns that stay make up for it."""
+    """The relative output error of removing each unit alone and refitting the rest, (units,).
+
+    Sums over readers; `size` is that of the group.
+    """
     total = np.zeros(size)
     for reader in readers:
         order = np.argsort(reader.unit, kind="stable")
         units, starts, widths = np.unique(reader.unit[order], return_index=True, return_counts=True)
+        # units with as many columns are solved together
         for width in np.unique(widths[units != GONE]):
             rows = np.flatnonzero((widths == width) & (units != GONE))
             # (units, width): the columns of each unit
@@ -183,16 +193,16 @@ def elimination_costs(readers: Sequence[ReaderInverse], size: int) -> Array:
 
 
 def costs_along(evidence: Evidence, order: Ids, counts: Sequence[int]) -> Array:
-    """Relative output error, summed over readers, when the first of `order` have left.
+    """The relative output errors, summed over readers, when the first units of `order` have left.
 
-    What is left is refitted where views were kept: removing the columns O costs
-    tr W_O [H⁻¹]_OO⁻¹ W_Oᵀ. With [H⁻¹] = L·Lᵀ in the order in which columns leave, that is the sum
-    of the first rows of L⁻¹Wᵀ, squared: one factorization gives it for all of the way.
+    Where inverses are kept, the columns that stay are refitted: removing the columns O costs
+    tr W_O [H⁻¹]_OO⁻¹ W_Oᵀ. With [H⁻¹] = L·Lᵀ in the order in which columns leave, this is the sum
+    of the squares of the first rows of L⁻¹Wᵀ, so that one factorization gives all errors.
 
     Args:
         evidence: of the group.
-        order: places of units in the group, the first to leave first.
-        counts: rising numbers of units that have left.
+        order: places of units in the group; the first leaves first.
+        counts: rising numbers of units that have left, (levels,).
     """
     if not evidence.inverses:
         products = evidence.products
@@ -201,9 +211,9 @@ def costs_along(evidence: Evidence, order: Ids, counts: Sequence[int]) -> Array:
     turn[order] = np.arange(len(order))
     costs = np.zeros(len(order) + 1)
     for reader in evidence.inverses:
-        turns = turn[reader.unit]
+        turns = turn[reader.unit]  # columns of units that never leave come last, and are left out
         columns = np.argsort(turns, kind="stable")[: int((turns < len(order)).sum())]
-        # by columns, as LAPACK goes: worked on in place
+        # stored by columns, as LAPACK wants it, so that it is factorized in place
         inner = reader.inverse[np.ix_(columns, columns)].T
         with threads_for(len(columns)):
             lower = linalg.cholesky(inner, lower=True, overwrite_a=True, check_finite=False)

@@ -25,11 +25,11 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass
 class ReaderProblem:
-    """A layer that reads channels: its problem, with the unit of each column.
+    """The problem of a layer that reads channels, with the unit of each column.
 
     Attributes:
-        problem: with its metrics left out where they were only needed once.
-        units: (groups, columns), −1 where there is no name.
+        problem: without its metrics, which are large and needed only once.
+        units: (groups, columns); −1 where a column has none.
     """
 
     problem: Problem
@@ -38,11 +38,11 @@ class ReaderProblem:
 
 @dataclass
 class ReaderColumns:
-    """All layers that read the channels of some groups, by name.
+    """The units of the columns of all layers that read the channels of some groups.
 
     Attributes:
         channels: of the graph.
-        units: of the columns of each layer, (groups, columns).
+        units: by the name of the layer, (groups, columns); −1 where a column has none.
     """
 
     channels: Channels
@@ -50,7 +50,7 @@ class ReaderColumns:
 
     @classmethod
     def of(cls, channels: Channels, groups: Sequence[ChannelGroup]) -> ReaderColumns:
-        """The readers of `groups`."""
+        """The columns of the layers that read `groups`."""
         found = cls(channels)
         for group in groups:
             for member in group.readers:
@@ -59,7 +59,7 @@ class ReaderColumns:
         return found
 
     def problems(self, rewriter: Rewriter, context: Context, schedule: Schedule) -> Problems:
-        """The problems of these layers; those of others are left out."""
+        """The problems of these layers alone."""
         problems = Problems(rewriter, context, schedule=schedule)
         return problems.restricted(
             lambda shared: any(layer.name in self.units for layer in shared.layers)
@@ -80,16 +80,16 @@ def gather(
     *,
     with_inverses: bool,
 ) -> Iterator[tuple[int, Evidence]]:
-    """What every reader says of every group, from one look at the moments.
+    """The evidence for every group, from one look at the moments of all readers.
 
-    A group is told of as soon as all its readers were seen: what it holds can be let go then.
+    Each evidence is given away as soon as all readers of its group were seen, as it is large.
 
     Args:
-        readers: of the groups.
-        problems: theirs, at once: on the inputs that they have now.
-        groups: what is asked about.
-        kept: gets the readers by name, without their metrics.
-        with_inverses: keep what refitting needs.
+        readers: the layers that read the groups.
+        problems: of these layers, all measured on the inputs that they have now.
+        groups: whose evidence is gathered.
+        kept: receives the problems by the names of the layers, without their metrics.
+        with_inverses: keep the inverses of the readers, see `Evidence.add`.
 
     Yields:
         The place of a group, and its evidence.

@@ -31,7 +31,7 @@ Mask = npt.NDArray[np.bool_]
 def refit_readers(
     readers: ReaderColumns, problems: Problems, gone: Mask
 ) -> Iterator[tuple[str, float]]:
-    """Give every reader the best weight that does without the units that are gone.
+    """Give every reader the best weight whose columns for units that are gone are zero.
 
     Yields:
         The name of each layer and its relative output error.
@@ -49,15 +49,16 @@ def refit_readers(
 
 
 def zero_removed(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
-    """Let nothing pass on the units that are gone, until they are cut out.
+    """Make the values of the units that are gone zero, until they are cut out.
 
-    Needed where a product of two activations uses them up, which has no weights to be zero. What
-    makes the units gets weights and biases of zero, and so does what is added on their way.
+    Needed where a product of two activations reads the units, which has no weights to set to zero.
+    The layers that write the units get weights and biases of zero, and so do the constants that are
+    added before the units are read.
 
     Args:
         rewriter: of the graph.
-        channels: its groups.
-        gone: for each unit whether it leaves.
+        channels: the groups of that graph.
+        gone: whether each unit leaves, (units,).
     """
     removal = Removal(gone[channels.units.of])
     for member in channels.trace.writers:
@@ -73,7 +74,7 @@ def zero_removed(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
 
 
 def _adds(edit: SliceOperand) -> bool:
-    """Whether a constant is something that a node adds to what it gets."""
+    """Whether the constant operand of an edit is added to the channels."""
     if edit.node.op in ("Add", "Sub", "Sum"):
         return True
     return edit.operand in _ADDED.get(edit.node.op, ())
@@ -83,14 +84,14 @@ _ADDED: Final = {
     "Conv": (2,),
     "ConvTranspose": (2,),
     "Gemm": (2,),
-    # a scale of zero takes the mean away, too
+    # a scale of zero removes the mean, too
     "BatchNormalization": (1, 2),
     "InstanceNormalization": (2,),
 }
 
 
 def _zero(rewriter: Rewriter, edit: SliceOperand, keeps: Mask) -> None:
-    """Give a node a constant of its own that is zero where nothing is kept."""
+    """Give a node its own copy of a constant, with zeros for the channels that are not kept."""
     values = const_array(edit.node.inputs[edit.operand])
     if keeps.all() or values is None:
         return

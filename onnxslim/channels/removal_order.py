@@ -1,11 +1,12 @@
-"""In which order a group may lose its units, and at how many of them it may stop.
+"""The order in which a group may lose its units, and the levels at which the removal may stop.
 
 A removal order holds nested sets of units: each level adds units to the one before, and every level
-leaves a valid graph. Where grouped Convs have to stay balanced, how many units leave each part is
-found by a small integer program (as near to equal shares as can be); which of them leave is always
-a matter of what they are worth.
+leaves a valid graph. Where the parts of grouped Convs have to stay balanced, a small integer
+program finds how many units leave each part, as near to equal shares as possible; their worth alone
+decides which of them leave.
 
-What may change here: which levels there are. What a unit is worth is `importance`'s.
+Owns: orders and levels. Not here: the worth of units (see `criteria`), the choice of a level (see
+`work`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from onnxslim.channels.groups import ChannelGroup, Channels
 
 Ids = npt.NDArray[np.int64]
 
-_LEVELS: Final = 16  # of a group with grouped Convs
-_ROOMY: Final = 4  # a group has at least so many times the channels that are kept together
+_LEVELS: Final = 16  # at most, of a group with grouped Convs
+_ROOMY: Final = 4  # least size of a group, in multiples of the channels that leave together
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class RemovalOrder:
     """Nested removals of one group.
 
     Attributes:
-        group: whose units they are.
-        units: those that may leave, the first one first.
-        counts: how many of them leave, rising, from 0 on.
-        errors: what each level costs; relative, see `importance`.
+        group: the group.
+        units: the units that may leave, in the order in which they leave.
+        counts: the number of units that have left at each level, rising from 0.
+        errors: the relative error at each level, see `evidence`; () before it is known.
     """
 
     group: ChannelGroup
@@ -47,21 +48,21 @@ class RemovalOrder:
         return self.units[: self.counts[level]]
 
     def nearest(self, count: float) -> int:
-        """The level where about `count` units have left; of two equally near the lower."""
+        """The level at which about `count` units have left; the lower of two equally near."""
         return int(np.argmin(np.abs(np.array(self.counts) - count)))
 
 
 @dataclass(frozen=True)
 class RemovalLimits:
-    """What every level leaves.
+    """What every level must leave.
 
     Attributes:
-        align: channels of a layer come in multiples of it, where it has enough of them.
-        least: channels of a layer.
+        align: the channels of a layer stay a multiple of it, if the layer has enough of them.
+        min_channels: the least number of channels of a layer.
     """
 
     align: int = 1
-    least: int = 1
+    min_channels: int = 1
 
 
 def removal_order(
@@ -70,31 +71,31 @@ def removal_order(
     """The removal order of a group.
 
     Args:
-        channels: what the group is of.
-        group: the group.
-        worth: for each unit of `channels`; the least worth leave first.
-        limits: what is to be left.
+        channels: all groups of the graph.
+        group: one of them.
+        worth: of each unit of the graph, (units,); the least worth leave first.
+        limits: what every level must leave.
     """
     free = channels.free(group)
     ranked = free[np.lexsort((free, worth[free]))]
     imbalances = _imbalances(channels, group)
     if len(imbalances):
-        least = _units(group, limits.least)
+        least = _units(group, limits.min_channels)
         units, counts = _balanced(channels, group, ranked, imbalances, least)
         return RemovalOrder(group, units, counts)
-    units = _allowed(channels, ranked, _units(group, limits.least))
+    units = _allowed(channels, ranked, _units(group, limits.min_channels))
     return RemovalOrder(group, units, _counts(group, len(units), limits))
 
 
 def _counts(group: ChannelGroup, most: int, limits: RemovalLimits) -> tuple[int, ...]:
-    """Numbers of units that may leave so that what stays is a multiple of what runs fast."""
+    """The numbers of units, at most `most`, whose removal leaves a multiple of `limits.align`."""
     step = unit_step(group, limits.align)
     kept = range(group.size // step * step, -1, -step)
     return (0, *(group.size - k for k in kept if 0 < group.size - k <= most))
 
 
 def unit_step(group: ChannelGroup, align: int) -> int:
-    """`align` channels in units; less where the group has few."""
+    """The number of units that hold `align` channels; less if the group has few units."""
     each = max(1, max(_channels_of(group)))
     step = max(1, align // each)
     while step > 1 and group.size < _ROOMY * step:
@@ -103,17 +104,17 @@ def unit_step(group: ChannelGroup, align: int) -> int:
 
 
 def _units(group: ChannelGroup, channels: int) -> int:
-    """Units that hold so many channels in every layer."""
+    """The number of units that hold at least so many channels of every layer."""
     return -(-channels // max(1, min(_channels_of(group))))
 
 
 def _channels_of(group: ChannelGroup) -> list[int]:
-    """Channels that each layer has in a unit, about."""
+    """The number of channels in a unit for each layer that writes the group, rounded down."""
     return [len(member.ids) // group.size for member in group.writers]
 
 
 def _allowed(channels: Channels, ranked: Ids, least: int) -> Ids:
-    """The units in their order without those that some tensor could not do without."""
+    """The ranked units without those whose removal would leave a slice fewer than `least`."""
     slices = [own for own in channels.slices if np.isin(own, ranked).any()]
     inside: dict[int, list[int]] = {}
     for index, own in enumerate(slices):
@@ -135,7 +136,10 @@ def _allowed(channels: Channels, ranked: Ids, least: int) -> Ids:
 
 
 def _imbalances(channels: Channels, group: ChannelGroup) -> npt.NDArray[np.int64]:
-    """(constraints, units of the group): how much a unit's leaving upsets each balance."""
+    """The change of each balance by the removal of each unit, (balances, units of the group).
+
+    A balance is the difference between the channels that a part loses and those of the first part.
+    """
     place = np.full(channels.units.count, -1)
     place[group.units] = np.arange(group.size)
     rows = []
@@ -158,13 +162,15 @@ def _balanced(
     imbalances: npt.NDArray[np.int64],
     least: int,
 ) -> tuple[Ids, tuple[int, ...]]:
-    """Order and levels where every level takes equally much from all parts.
+    """The order and the counts where every level removes as many channels from all parts.
 
-    Units that upset the balances alike are a cell; a level says how many leave each cell.
+    Units that change the balances alike are a cell; for each level the program says how many leave
+    each cell.
     """
     place = {unit: index for index, unit in enumerate(group.units.tolist())}
     columns = imbalances[:, [place[unit] for unit in ranked.tolist()]]
     kinds, cell_of = np.unique(columns, axis=1, return_inverse=True)
+    # within a cell the units keep their ranking
     cells = [ranked[cell_of.reshape(-1) == cell] for cell in range(kinds.shape[1])]
     sizes = np.array([len(cell) for cell in cells])
     order: list[int] = []
@@ -172,14 +178,14 @@ def _balanced(
     taken = np.zeros(len(cells), np.int64)
     levels = min(_LEVELS, max(1, group.size // least))
     for level in range(1, levels):
-        wished = _nearest(kinds, sizes, taken, level / levels)
-        if wished is None or (wished == taken).all():
+        target = _nearest(kinds, sizes, taken, level / levels)
+        if target is None or (target == taken).all():
             continue
-        more = [cells[c][taken[c] : wished[c]] for c in range(len(cells))]
+        more = [cells[c][taken[c] : target[c]] for c in range(len(cells))]
         trial = [*order, *np.concatenate(more).tolist()]
         if not _leaves_enough(channels, trial, least):
             break
-        order, taken = trial, wished
+        order, taken = trial, target
         counts.append(len(order))
     return np.array(order, np.int64), tuple(counts)
 
@@ -190,17 +196,20 @@ def _nearest(
     taken: npt.NDArray[np.int64],
     share: float,
 ) -> npt.NDArray[np.int64] | None:
-    """Whole numbers of units of each cell, balanced, as near to a share of each as can be."""
+    """Balanced whole numbers of units of each cell, as near as possible to a share of each cell.
+
+    At least `taken` of each cell leave, so that levels are nested. None if nothing is found.
+    """
     cells = len(sizes)
-    wish = share * sizes
-    # minimise Σ e with e >= |r − wish| over (r, e)
+    goal = share * sizes
+    # minimize Σ e over (r, e), with kinds·r = 0 and e ≥ |r − goal|
     cost = np.concatenate([np.zeros(cells), np.ones(cells)])
     eye = sparse.eye_array(cells)
     nothing = sparse.csr_array((len(kinds), cells))
     rules = [
         optimize.LinearConstraint(sparse.hstack([sparse.csr_array(kinds), nothing]), 0, 0),
-        optimize.LinearConstraint(sparse.hstack([eye, -eye]), -np.inf, wish),
-        optimize.LinearConstraint(sparse.hstack([eye, eye]), wish, np.inf),
+        optimize.LinearConstraint(sparse.hstack([eye, -eye]), -np.inf, goal),
+        optimize.LinearConstraint(sparse.hstack([eye, eye]), goal, np.inf),
     ]
     bounds = optimize.Bounds(
         np.concatenate([taken, np.zeros(cells)]), np.concatenate([sizes, np.full(cells, np.inf)])

@@ -1,8 +1,9 @@
-"""One run of `prune-channels`: what to remove, the refit, and the cut.
+"""One run of `prune-channels`: choose units, refit the layers that read them, cut the units out.
 
-    follow the graph -> orders (`scoring`) -> levels within the budget (`budgets`) -> refit -> cut
+    trace the graph -> removal orders (`scoring`) -> levels within the budget (`budgets`)
+                    -> refit (`reconstruct`)      -> cut (`groups.shrink`)
 
-What may change here: the order of these, and what is told of them.
+Owns: the order of these steps, and the report. Not here: the options (see `passes.prune_channels`).
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ import numpy.typing as npt
 from onnxslim.channels.alignment import UNMEASURED, fastest_multiple
 from onnxslim.channels.budgets import (
     LatencySearch,
-    chosen,
+    choice_for_budget,
+    choice_for_plan,
     layer_nodes,
-    planned,
     time_work,
     units_kept,
     work_for,
 )
 from onnxslim.channels.criteria import ChannelCriterion
 from onnxslim.channels.groups import ChannelGroup, channel_groups, shrink
+from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.channels.readers import ReaderColumns
 from onnxslim.channels.reconstruct import refit_readers, zero_removed
 from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder
 from onnxslim.channels.scoring import GroupScorer
 from onnxslim.channels.units import indexable
-from onnxslim.channels.work import LevelChoice, LevelChooser
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
@@ -51,19 +52,19 @@ _WITHOUT_DATA = (
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """The options of `prune-channels`, with what `auto` means filled in.
+    """The options of `prune-channels`, with the meaning of `auto` filled in.
 
     Attributes:
         budget: how far to go.
         criterion: what units are worth.
-        spread: whether the budget is spread by what groups do to the output.
-        reconstruct: whether readers are refitted.
-        align: multiple of channels; None: to be measured.
-        steps: how often to remove and refit.
-        least: channels that every layer keeps.
-        layers: which of them to work on.
-        plan: how many units a group keeps, by the name of a layer that writes them; None: all.
-            In place of a budget.
+        spread: whether the budget is spread over groups by their effect on the output.
+        reconstruct: whether the layers that read channels are refitted.
+        align: the multiple that channels of a layer stay; None: measure which one is fastest.
+        steps: the number of times to remove and refit.
+        min_channels: the least number of channels that every layer keeps.
+        layers: which layers may lose channels.
+        plan: the number of units that a group keeps, by the name of a layer that writes it, or None
+            if it keeps all; takes the place of a budget.
     """
 
     budget: Budget
@@ -72,17 +73,17 @@ class PruneOptions:
     reconstruct: bool
     align: int | None
     steps: int
-    least: int
+    min_channels: int
     layers: Layers
     plan: PlanLookup | None
 
 
 class Pruning:
-    """A graph being pruned; `run` leaves it cut.
+    """A graph that loses channels.
 
     Attributes:
-        align: the multiple of channels, where it was measured.
-        kept: units that groups keep, by their names, where that was measured.
+        align: the multiple of channels, if it was measured.
+        kept: the number of units that groups keep, by their names, if that was decided by timing.
     """
 
     def __init__(self, rewriter: Rewriter, context: Context, options: PruneOptions) -> None:
@@ -96,10 +97,10 @@ class Pruning:
         self._errors: dict[str, float] = {}
 
     def run(self) -> PassResult:
-        """Do it, and say what was done."""
+        """Choose, refit and cut."""
         self._report_pins()
         try:
-            limits = RemovalLimits(self._multiple(), self.options.least)
+            limits = RemovalLimits(self._multiple(), self.options.min_channels)
             for step in range(1, self.options.steps + 1):
                 self._step(step / self.options.steps, limits)
         except NotApplicable as reason:  # raised before anything is changed
@@ -112,8 +113,8 @@ class Pruning:
         if self.context.calibration is None:
             self.rw.skip(self.rw.main.name, _WITHOUT_DATA)
         changes = tuple(self._changes())
-        again = channel_groups(self.rw.main)  # refitted layers may have biases that are new
-        shrink(self.rw, again, self._gone)
+        # traced again, as refits may have added biases, which are cut too; units are the same
+        shrink(self.rw, channel_groups(self.rw.main), self._gone)
         return self._result(changes)
 
     def _result(self, changes: Sequence[Change]) -> PassResult:
@@ -139,7 +140,7 @@ class Pruning:
                 self.rw.skip(group.name, f"{count} of {group.size} channels must stay: {why}")
 
     def _multiple(self) -> int:
-        """The multiple of channels to keep to: as asked for, or what runs fast on this machine."""
+        """The multiple that channels stay: the option, or the fastest on this machine."""
         stopwatch, model = self.context.stopwatch, self.context.model
         if self.options.align is not None:
             return self.options.align
@@ -155,7 +156,7 @@ class Pruning:
     # ------------------------------------------------------------------ a step
 
     def _step(self, progress: float, limits: RemovalLimits) -> None:
-        """Go `progress` of the way to the budget, and refit."""
+        """Choose units for `progress` (0 to 1) of the way to the budget, and refit."""
         scorer = GroupScorer(
             self.rw,
             self.context,
@@ -176,7 +177,7 @@ class Pruning:
         self._errors.update(refit_readers(self._readers, problems, self._gone))
 
     def _zero_removed(self) -> None:
-        """Keep what no weight can be zero for from being seen by the refit."""
+        """Zero units that are gone and read without weights: the refit must not see them."""
         weightless = np.zeros_like(self._gone)
         for group in self._groups:
             if group.weightless_readers:
@@ -196,12 +197,12 @@ class Pruning:
         work = work_for(budget, self._channels, self._groups, model, refitted=refitted)
         chooser = LevelChooser(orders, weights, work, units)
         if plan is None:
-            return chosen(chooser, budget, progress, spread=self.options.spread)
+            return choice_for_budget(chooser, budget, progress, spread=self.options.spread)
         kept = {order.group.name: _kept(plan, order.group) for order in orders}
-        return planned(chooser, lambda order: kept[order.group.name], progress)
+        return choice_for_plan(chooser, lambda order: kept[order.group.name], progress)
 
     def _timed_plan(self, orders: Sequence[RemovalOrder], weights: Sequence[float]) -> PlanLookup:
-        """What a budget of latency comes to; timed once, whatever the number of steps."""
+        """The units that groups keep within a budget of latency; timed once, in the first step."""
         if self.kept is None:
             stopwatch, model = self.context.stopwatch, self.context.model
             assert stopwatch is not None
@@ -211,7 +212,7 @@ class Pruning:
             search = LatencySearch(
                 stopwatch, model, spread=self.options.spread, tell=self.context.tell
             )
-            self.kept = units_kept(search.chosen(chooser, self.options.budget), orders)
+            self.kept = units_kept(search.choice(chooser, self.options.budget), orders)
         return self.kept.get
 
     # ------------------------------------------------------------------ report
@@ -240,7 +241,7 @@ class Pruning:
 
 
 def _kept(plan: PlanLookup, group: ChannelGroup) -> float:
-    """What a plan says of a group, by the name of any layer that writes it; else all stays."""
+    """The number of units that a plan keeps of a group; all if it names no layer that writes it."""
     said = (plan(member.label) for member in group.writers)
     return next((kept for kept in said if kept is not None), group.size)
 

@@ -25,12 +25,12 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RemovalTrial:
-    """Some units of a group, as the only ones to leave.
+    """Some units of a group, to be removed alone.
 
     Attributes:
-        group: theirs.
-        units: their numbers.
-        error: what that is said to cost.
+        group: the group.
+        units: numbers of the units that leave.
+        error: the error that the readers of the group predict.
     """
 
     group: ChannelGroup
@@ -44,15 +44,15 @@ def sensitivities(
     readers: Mapping[str, ReaderProblem],
     trials: Sequence[RemovalTrial],
 ) -> list[float]:
-    """Divergence of the model's outputs for what each trial is said to cost.
+    """The divergence of the outputs of the model, for each unit of predicted error, of each trial.
 
-    Measured on samples held back; 0 where a trial costs nothing.
+    It is measured on samples held back, and 0 where the predicted error is 0.
 
     Args:
         context: with calibration samples.
         channels: of the model that is rewritten.
-        readers: by name.
-        trials: one for each group whose sensitivity is asked for.
+        readers: the problems of the layers that read the groups, by name.
+        trials: one for each group.
     """
     assert context.calibration is not None
     assert context.model is not None
@@ -67,7 +67,7 @@ def sensitivities(
 def _without(
     model: Model, channels: Channels, readers: Mapping[str, ReaderProblem], trial: RemovalTrial
 ) -> Model:
-    """A copy of the model whose readers of a group do without some of its units."""
+    """A copy of the model in which the readers of a group ignore some of its units."""
     copy = model.clone()
     rewriter = Rewriter(copy.graph)
     if trial.group.weightless_readers:

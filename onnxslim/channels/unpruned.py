@@ -1,6 +1,6 @@
-"""Layers that no channel group writes, each with the reason: why nothing can be cut out of them.
+"""Layers that write no channel group, each with the reason why nothing can be cut out of it.
 
-What may change here: which operators count as layers. What is followed is in the `rules_*` modules.
+Owns: which operators count as layers. Not here: which operators are followed (see `rules_*`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_value
 from onnxslim.records import Skip
 
-_MIN_WEIGHT: Final = 16  # elements of a matrix; smaller ones are hardly a layer's
+_MIN_WEIGHT: Final = 16  # elements of an operand that counts as a weight
 
 
 def unpruned_layers(graph: gs.Graph, channels: Channels) -> tuple[Skip, ...]:
@@ -47,7 +47,7 @@ def _in_main(graph: gs.Graph, channels: Channels) -> Iterator[Skip]:
 
 
 def _is_product(node: Node, why: str) -> bool:
-    """Whether it is a product of two activations, which is followed but no layer."""
+    """Whether a node is a product of two activations, which is followed but is no layer."""
     return node.op in ("MatMul", "Gemm") and why == RUN_TIME
 
 

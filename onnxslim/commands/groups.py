@@ -26,7 +26,14 @@ _NAMES_SHOWN = 6
 
 @dataclass(frozen=True)
 class _Found:
-    """What there is to tell of a model."""
+    """The groups of a model, and all else that is shown.
+
+    Attributes:
+        channels: all groups.
+        unpruned: layers that are in no group, with the reasons.
+        sha256: of the file.
+        computed_constants: the number of nodes that compute a constant.
+    """
 
     channels: Channels
     unpruned: Sequence[Skip]
@@ -82,12 +89,12 @@ def _look(source: Path, passes: str | None) -> _Found:
 
 
 def _computes_a_constant(node: Node) -> bool:
-    """Whether folding would make a constant of it."""
+    """Whether folding would replace a node by a constant."""
     from onnxslim.graph.functions import is_codebook
     from onnxslim.graph.operands import const_value
 
     if node.op == "DequantizeLinear" or is_codebook(node.outputs[0]):
-        return False  # weights that are stored small on purpose
+        return False  # weights that are stored as codes on purpose
     return bool(node.inputs) and all(
         const_value(tensor) is not None for tensor in node.inputs if tensor.name
     )
@@ -130,7 +137,7 @@ def _group_lines(
 
 
 def _names(names: Sequence[str], most: int | None) -> str:
-    """The first names, and how many more there are."""
+    """The first `most` names, and the number of the others."""
     if most is None or len(names) <= most:
         return ", ".join(names)
     return f"{', '.join(names[:most])} and {len(names) - most:,} more"

@@ -10,7 +10,7 @@ Shoham and Gersho 1988). The offers that some price selects are the corners of e
 convex hull, so only the price has to be searched, by bisection on a logarithmic scale.
 
 Owns: the choice at a price, the search for the price, and the use of what a price leaves over. Not
-here: `channels.work.LevelChooser.path`, whose costs are products over the sides of a layer and do
+here: `channels.levels.LevelChooser.path`, whose costs are products over the sides of a layer and do
 not add up; `exits.thresholds.threshold_path`, which needs every price, in order, for its
 sequential test.
 """

@@ -1,7 +1,7 @@
-"""Statistics of single channels of what layers read, streamed from calibration samples.
+"""Statistics of the single input channels of layers, streamed from calibration samples.
 
-What may change here: what is summed up. Memory holds one run, and one number for each sample and
-channel (for the histograms of `entropy`).
+Owns: the sums. Not here: what a criterion makes of them (see `channels.criteria`). Memory holds the
+values of one run, and one number for each sample and channel (for the histograms of `entropy`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BINS: Final = 100  # of a histogram, as in Luo and Wu 2017
 
 @dataclass
 class _Sums:
-    """Sums over one tensor."""
+    """Sums over the tensor that one layer reads, by channel."""
 
     layer: WeightLayer
     key: str

@@ -88,7 +88,7 @@ def test_what_stays_is_a_multiple_where_there_are_enough_channels(
 
 @pytest.mark.parametrize("least", [1, 5, 12, 16, 40])
 def test_layers_keep_their_least(least: int) -> None:
-    order = made(conv_net(16), RemovalLimits(least=least))
+    order = made(conv_net(16), RemovalLimits(min_channels=least))
     assert 16 - order.counts[-1] == min(16, least)
 
 
@@ -101,9 +101,9 @@ def test_heads_count_as_the_channels_that_they_hold() -> None:
     _, group = first_group(HEADS)
     assert group.size == 4
     assert unit_step(group, 16) == 1  # two heads, but there are only four
-    assert 4 - made(HEADS, RemovalLimits(least=1)).counts[-1] == 1
-    assert 4 - made(HEADS, RemovalLimits(least=8)).counts[-1] == 1
-    assert 4 - made(HEADS, RemovalLimits(least=9)).counts[-1] == 2
+    assert 4 - made(HEADS, RemovalLimits(min_channels=1)).counts[-1] == 1
+    assert 4 - made(HEADS, RemovalLimits(min_channels=8)).counts[-1] == 1
+    assert 4 - made(HEADS, RemovalLimits(min_channels=9)).counts[-1] == 2
 
 
 def test_parts_of_a_grouped_conv_lose_equally_many_the_least_worth_of_each() -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from channel_nets import cut, follow, net, some_gone
 
-from onnxslim.channels.budgets import chosen, layer_nodes, planned, work_for
+from onnxslim.channels.budgets import choice_for_budget, choice_for_plan, layer_nodes, work_for
 from onnxslim.channels.groups import Channels
+from onnxslim.channels.levels import LevelChooser
 from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder, removal_order
-from onnxslim.channels.work import LevelChooser, Work, channel_work
+from onnxslim.channels.work import Work, channel_work
 from onnxslim.errors import NotApplicable
 from onnxslim.io.model import Model
 from onnxslim.lossy.budgeted_pass import Budget
@@ -263,13 +264,13 @@ def test_within_is_met_from_below_and_no_further_than_needed() -> None:
 @pytest.mark.parametrize("amount", [0.9, 0.6, 0.4])
 def test_a_budget_is_kept(kind: str, amount: float, spread: bool) -> None:
     made = chooser(CHAIN, kind)
-    choice = chosen(made, Budget(kind, amount), 1.0, spread=spread)
+    choice = choice_for_budget(made, Budget(kind, amount), 1.0, spread=spread)
     assert 0.9 * amount < choice.cost / made.work.whole <= amount + 1e-9
 
 
 def test_half_of_the_way_leaves_half_of_what_is_to_be_saved() -> None:
     made = chooser(CHAIN)
-    choice = chosen(made, Budget("macs", 0.4), 0.5, spread=True)
+    choice = choice_for_budget(made, Budget("macs", 0.4), 0.5, spread=True)
     assert choice.cost / made.work.whole == pytest.approx(0.7, abs=0.03)
     assert Budget("ratio", 0.4).remaining(0.5) == pytest.approx(0.8)
 
@@ -277,21 +278,21 @@ def test_half_of_the_way_leaves_half_of_what_is_to_be_saved() -> None:
 def test_a_budget_out_of_reach_is_refused_with_what_is_possible() -> None:
     made = chooser(RESIDUAL, "bytes")
     with pytest.raises(NotApplicable, match=r"bytes=0.01 is out of reach: 0\.\d+ remains"):
-        chosen(made, Budget("bytes", 0.01), 1.0, spread=False)
+        choice_for_budget(made, Budget("bytes", 0.01), 1.0, spread=False)
 
 
 def test_a_ratio_is_the_share_of_channels_that_leaves() -> None:
     made = chooser(CHAIN, "ratio")
     for spread in (False, True):
-        choice = chosen(made, Budget("ratio", 0.5), 1.0, spread=spread)
+        choice = choice_for_budget(made, Budget("ratio", 0.5), 1.0, spread=spread)
         assert choice.gone[:96].mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_plan_says_what_stays() -> None:
     made = chooser(CHAIN)
-    assert planned(made, lambda order: 20).levels == (44, 12)
-    assert planned(made, lambda order: 20, 0.5).levels == (22, 6)
-    assert planned(made, lambda order: 1000).levels == (0, 0)
+    assert choice_for_plan(made, lambda order: 20).levels == (44, 12)
+    assert choice_for_plan(made, lambda order: 20, 0.5).levels == (22, 6)
+    assert choice_for_plan(made, lambda order: 1000).levels == (0, 0)
 
 
 def test_all_layers_that_channels_go_through_are_listed_once() -> None:
