@@ -118,9 +118,9 @@ class _ConstantRegion:
     """The nodes that depend on constants only, and can be evaluated, producers first.
 
     Attributes:
-        nodes: of the main graph and of bodies.
-        sources: Constant nodes that stay and feed them.
-        needs: for each node the tensors that it or its bodies take from outside, repeated.
+        nodes: nodes of the main graph and of bodies.
+        sources: Constant nodes that stay and feed these nodes.
+        needs: for each node the tensors that it or its bodies use from outside, once per use.
     """
 
     def __init__(self, rw: Rewriter, failed: Mapping[Node, str]) -> None:
@@ -264,6 +264,7 @@ class _FoldPlan:
         return self._left[tensor]
 
     def _cone(self, node: Node) -> _Cone:
+        """The nodes and constants that `node` alone needs; their cones become part of it."""
         freed = node_bytes(node)
         held: dict[gs.Tensor, int] = {}
         pending = [(tensor, 1) for tensor in self.region.needs[node]]
@@ -271,7 +272,8 @@ class _FoldPlan:
             tensor, count = pending.pop()
             held[tensor] = held.get(tensor, 0) + count
             if held[tensor] != self._uses(tensor):
-                continue
+                continue  # others use it too, as far as seen
+            # every use lies in the cone: the tensor goes with it, and so may its producer
             producer = self._kept_producer(tensor)
             if producer is None:
                 freed += self._weight(held, tensor)
@@ -280,9 +282,8 @@ class _FoldPlan:
                     held.pop(output, None)
                 inner = self.cones.pop(producer)
                 freed += inner.freed
-                if len(inner.held) > len(
-                    held
-                ):  # merge the smaller into the larger: linear time in all
+                # the smaller of the two is merged into the larger: linear time in all
+                if len(inner.held) > len(held):
                     inner.held, held = held, inner.held
                 pending += inner.held.items()
         return _Cone(freed, held)
@@ -343,6 +344,7 @@ class _FoldPlan:
             if tensor.name and self.rw.uses(tensor) > inside.get(tensor, 0)
         }
         kept, frontier = [], []
+        # consumers first: a kept node demands its inputs, a folded one needs none any more
         for node in reversed(self.region.nodes):
             if demanded.isdisjoint(node.outputs):
                 continue

@@ -50,7 +50,7 @@ class WeightLayer:
         unfolding: how x comes out of the input tensor.
         rows: outputs per group.
         columns: inputs per group.
-        swapped: whether inputs come before outputs in the weight tensor.
+        inputs_first: whether inputs come before outputs in the weight tensor.
         shared: labels of the other nodes that use the same weight tensor.
     """
 
@@ -64,7 +64,7 @@ class WeightLayer:
     unfolding: Unfolding
     rows: int
     columns: int
-    swapped: bool
+    inputs_first: bool
     shared: tuple[str, ...] = ()
 
     @property
@@ -108,12 +108,12 @@ class WeightLayer:
 def canonical(layer: WeightLayer, stored: np.ndarray) -> np.ndarray:
     """`stored`, laid out as the weight of `layer`, as (groups, rows, columns)."""
     groups, rows, columns = layer.groups, layer.rows, layer.columns
-    if isinstance(layer.unfolding, ConvPatches) and layer.swapped:
+    if isinstance(layer.unfolding, ConvPatches) and layer.inputs_first:
         taps = prod(layer.unfolding.kernel)
         # (C_in, C_out/g, k...) -> (g, C_in/g, C_out/g, k) -> (g, C_out/g, C_in/g, k)
         split = stored.reshape(groups, columns // taps, rows, taps)
         return split.transpose(0, 2, 1, 3).reshape(groups, rows, columns)
-    if layer.swapped:
+    if layer.inputs_first:
         return stored.reshape(groups, columns, rows).transpose(0, 2, 1)
     return stored.reshape(groups, rows, columns)
 
@@ -122,10 +122,10 @@ def restored(layer: WeightLayer, weight: np.ndarray) -> np.ndarray:
     """The inverse of `canonical`, rounded once to the type of the stored weight."""
     stored = layer.holder.stored
     groups, rows, columns = layer.groups, layer.rows, layer.columns
-    if isinstance(layer.unfolding, ConvPatches) and layer.swapped:
+    if isinstance(layer.unfolding, ConvPatches) and layer.inputs_first:
         taps = prod(layer.unfolding.kernel)
         weight = weight.reshape(groups, rows, columns // taps, taps).transpose(0, 2, 1, 3)
-    elif layer.swapped:
+    elif layer.inputs_first:
         weight = weight.reshape(groups, rows, columns).transpose(0, 2, 1)
     return np.ascontiguousarray(weight.reshape(stored.shape).astype(stored.dtype))
 
@@ -240,5 +240,5 @@ def _layer(node: Node, graph: gs.Graph, bodies: tuple[tuple[Node, str], ...]) ->
         operator.unfolding(shape),
         rows,
         columns,
-        swapped=operator.inputs_first and len(shape) > 1,
+        inputs_first=operator.inputs_first and len(shape) > 1,
     )

@@ -239,7 +239,7 @@ Step = tuple[gs.Tensor, Pair, Any]
 
 @dataclass(frozen=True)
 class _UnaryRun:
-    """A run, maybe empty, of nodes that are each a function of one tensor; longest first."""
+    """A run, maybe empty, of nodes with one computed input each; longer runs match first."""
 
     name: str
     inner: Pattern
@@ -250,6 +250,7 @@ class _UnaryRun:
         nodes = self._peek(rw, tensor, heads)
         if nodes is None:
             return
+        # for each length of the run: the tensor above it, its numbers, the match that covers it
         levels: list[tuple[gs.Tensor, Pair, Match]] = [(tensor, self._neutral(), match)]
         for node in nodes:
             step = self._read(rw, node)
@@ -265,7 +266,7 @@ class _UnaryRun:
     def _peek(self, rw: Rewriter, tensor: gs.Tensor, heads: frozenset[str]) -> list[Node] | None:
         """Nodes that may be the run, last first; None when `inner` is not behind any of them.
 
-        Reading numbers is what costs time, so this looks at operators only.
+        This looks at operators only, since reading numbers takes most of the time.
         """
         nodes: list[Node] = []
         found = not heads
@@ -282,12 +283,12 @@ class _UnaryRun:
         return nodes[:_MAX_RUN] if found else None
 
     def heads(self) -> frozenset[str]:
-        """Its own operators and, when the run may be empty, those of what is inside."""
+        """The operators of the run and, when it may be empty, those that `inner` ends in."""
         own = frozenset(self._ops())
         return own if self._shortest() else own | self.inner.heads()
 
     def needs(self) -> frozenset[str]:
-        """Those of what is inside."""
+        """The operators that `inner` needs."""
         return self.inner.needs()
 
     def _shortest(self) -> int:
@@ -397,7 +398,7 @@ def _clip_bounds(node: Node, opset: int) -> tuple[float, float, Any] | None:
 
 @dataclass(frozen=True)
 class Poly:
-    """A polynomial in the tensor that `var`, met earlier, stands for; numbers: coefficients."""
+    """A polynomial in the tensor bound to `var` before; numbers: coefficients."""
 
     name: str
     var: str
@@ -410,18 +411,18 @@ class Poly:
             yield match.with_number(self.name, tuple(found)).covering(*nodes)
 
     def heads(self) -> frozenset[str]:
-        """Those that polynomials are made of."""
+        """The operators of polynomials."""
         return frozenset(_POLYNOMIALS)
 
     def needs(self) -> frozenset[str]:
-        """None of them for certain."""
+        """No operator for certain."""
         return frozenset()
 
 
 def _polynomial(
     rw: Rewriter, tensor: gs.Tensor, x: gs.Tensor, nodes: list[Node]
 ) -> np.ndarray | None:
-    """Coefficients of `tensor` as a polynomial in `x`; what it is made of goes to `nodes`."""
+    """Coefficients of `tensor` as a polynomial in `x`; its nodes are appended to `nodes`."""
     if tensor is x:
         return np.array([0.0, 1.0])
     scalar = _scalar(tensor)
@@ -474,7 +475,7 @@ _POLYNOMIALS: Final[dict[str, Callable[[list[np.ndarray]], np.ndarray | None]]] 
 
 
 def closed(rw: Rewriter, match: Match) -> bool:
-    """Whether only nodes of the match use what its nodes compute, apart from the first."""
+    """Whether only nodes of the match use the outputs of its nodes other than the root."""
     root, *interior = match.nodes
     home = rw.graph_of(root)
     inside = set(match.nodes)

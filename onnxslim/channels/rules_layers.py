@@ -91,7 +91,7 @@ def _dense(
 
 def _weight_axes(layer: WeightLayer) -> tuple[int, int]:
     """The axis of the outputs and the axis of the inputs of the stored weight."""
-    return (1, 0) if layer.swapped else (0, 1)
+    return (1, 0) if layer.inputs_first else (0, 1)
 
 
 def _depthwise(
@@ -102,7 +102,7 @@ def _depthwise(
         return ()
     outputs = np.repeat(inputs, layer.rows)
     # (groups·rows, 1, k) for Conv, (groups, rows, k) for ConvTranspose
-    weight_ids = inputs if layer.swapped else outputs
+    weight_ids = inputs if layer.inputs_first else outputs
     tracer.slice_operand(node, layer.weight, 0, weight_ids, 0)
     if is_present(node, 2):
         tracer.slice_operand(node, 2, 0, outputs, 0)

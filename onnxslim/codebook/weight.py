@@ -264,14 +264,14 @@ class _LayerAxes:
     def of(cls, layer: WeightLayer, per: TableGranularity, vector: int, run: int) -> _LayerAxes:
         unfolding = layer.unfolding
         taps = 1
-        if layer.swapped and isinstance(unfolding, ConvPatches):
+        if layer.inputs_first and isinstance(unfolding, ConvPatches):
             taps = prod(unfolding.kernel)  # (g, C_in/g, C_out/g, k): rows stand inside columns
         columns, strides = _split_columns(layer.columns, run, taps)
         axes = range(2, 2 + len(columns))
         channels = [axis for axis in axes if strides[axis - 2] >= taps]
         kernel = [axis for axis in axes if strides[axis - 2] < taps]
         runs = [axis for axis in axes if strides[axis - 2] >= run]
-        stored = (0, *channels, 1, *kernel) if layer.swapped else (0, 1, *axes)
+        stored = (0, *channels, 1, *kernel) if layer.inputs_first else (0, 1, *axes)
         outer = {
             TableGranularity.TENSOR: (),
             TableGranularity.ROW: (0, 1),

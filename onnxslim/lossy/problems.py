@@ -372,8 +372,8 @@ def _readers_note(shared: SharedWeight) -> Iterator[str]:
 
 
 def _layout(layer: WeightLayer) -> tuple[object, ...]:
-    swapped = layer.swapped
-    return (layer.groups, layer.rows, layer.columns, swapped, type(layer.unfolding))
+    inputs_first = layer.inputs_first
+    return (layer.groups, layer.rows, layer.columns, inputs_first, type(layer.unfolding))
 
 
 def _metrics(measured: Sequence[LayerMoments], free: Sequence[bool]) -> tuple[Metric, ...]:

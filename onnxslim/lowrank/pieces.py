@@ -87,7 +87,7 @@ def _gemm_pieces(
     attrs = dict(layer.node.attrs)
     mine, other = ("transB", "transA") if layer.weight else ("transA", "transB")
     stored = [first, last]
-    if layer.swapped:
+    if layer.inputs_first:
         stored = [matrix.T for matrix in stored]
     before = {name: attrs[name] for name in ("alpha", "transA", "transB") if name in attrs}
     after = {name: attrs[name] for name in ("beta", mine) if name in attrs and name != other}

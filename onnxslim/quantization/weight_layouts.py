@@ -90,7 +90,7 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
     if isinstance(layer.unfolding, ConvPatches):  # (g, rows, blocks) -> (g·rows, blocks, 1)
         codes = codes.reshape(len(codes), -1, weight.block)
         scale, zero = scale.reshape(len(codes), -1, 1), zero.reshape(len(codes), -1, 1)
-    elif layer.swapped:  # (..., K, N) -> (..., blocks, block, N)
+    elif layer.inputs_first:  # (..., K, N) -> (..., blocks, block, N)
         codes = codes.reshape(*codes.shape[:-2], -1, weight.block, codes.shape[-1])
         scale, zero = scale[0].T[:, None], zero[0].T[:, None]  # groups share them
     else:  # (..., N, K) -> (..., N, blocks, block)
@@ -101,7 +101,7 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
 
 def can_fold(layer: WeightLayer, block: int) -> bool:
     """Whether `folded` can cut the columns of `layer` into blocks."""
-    is_transposed = isinstance(layer.unfolding, ConvPatches) and layer.swapped
+    is_transposed = isinstance(layer.unfolding, ConvPatches) and layer.inputs_first
     return not is_transposed and layer.columns % block == 0
 
 

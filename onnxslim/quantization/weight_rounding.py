@@ -98,7 +98,7 @@ class QuantizedWeight:
         scale, zero = self.scale[:, :, 0], self.zero_point[:, :, 0]
         if (scale == scale[0, 0]).all() and (zero == zero[0, 0]).all():
             axis, scale, zero = None, scale[0, 0], zero[0, 0]
-        elif isinstance(layer.unfolding, ConvPatches) and not layer.swapped:
+        elif isinstance(layer.unfolding, ConvPatches) and not layer.inputs_first:
             scale, zero = scale.reshape(-1), zero.reshape(-1)
         else:
             scale, zero = scale[0], zero[0]  # all groups have the same
@@ -119,9 +119,9 @@ class QuantizedWeight:
         if isinstance(layer.unfolding, ConvPatches) or layer.groups > 1:
             raise ValueError(f"The weight of `{layer.name}` is no matrix.")
         scale, zero = self.scale[0], self.zero_point[0]
-        if layer.swapped:
+        if layer.inputs_first:
             scale, zero = np.ascontiguousarray(scale.T), np.ascontiguousarray(zero.T)
-        return _laid_out(layer, self.codes), scale, zero, 0 if layer.swapped else 1
+        return _laid_out(layer, self.codes), scale, zero, 0 if layer.inputs_first else 1
 
     def _by_column(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         wide = values.astype(np.float32)

@@ -55,10 +55,10 @@ def channel_axis(layer: WeightLayer) -> int | None:
     """
     ndim = len(layer.holder.stored.shape)
     if isinstance(layer.unfolding, ConvPatches):
-        return 1 if layer.swapped else 0
+        return 1 if layer.inputs_first else 0
     if ndim < 2:
         return None
-    return ndim - 1 if layer.swapped else ndim - 2
+    return ndim - 1 if layer.inputs_first else ndim - 2
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _shared_axes(layer: WeightLayer, form: WeightForm) -> tuple[int, ...]:
     """The axes of (groups, rows, blocks) along which all have one scale."""
     if not form.per_channel or channel_axis(layer) is None:
         return (0, 1)
-    is_conv = isinstance(layer.unfolding, ConvPatches) and not layer.swapped
+    is_conv = isinstance(layer.unfolding, ConvPatches) and not layer.inputs_first
     return () if is_conv else (0,)
 
 

@@ -360,7 +360,7 @@ class _WeightStorer:
             self.tensor.shape = list(self.layer.holder.shape)
         attrs = {name: value for name, value in node.attrs.items() if name != "transB"}
         self.rw.update(node, "its matrix lies as onnxruntime's kernel wants it", attrs=attrs)
-        self.layer = replace(self.layer, swapped=True)
+        self.layer = replace(self.layer, inputs_first=True)
 
     def _make(self, op: str, stored: StoredCodes) -> None:
         """Let a node of `op` make what the weight's constant holds."""

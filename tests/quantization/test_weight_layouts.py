@@ -96,7 +96,7 @@ def test_blocks_of_a_matrix_have_scales_along_the_columns(
 ) -> None:
     weight, layer = quantized(name, 16, bits, symmetric=symmetric)
     stored = weight_layouts.linear(weight, layer, bits)
-    assert stored.attributes == {"axis": 0 if layer.swapped else 1, "block_size": 16}
+    assert stored.attributes == {"axis": 0 if layer.inputs_first else 1, "block_size": 16}
     assert sorted(stored.inputs["scale"].shape) == [4, 6]
     made = onnx.helper.make_node("DequantizeLinear", list(stored.inputs), ["w"])
     made.attribute.extend(onnx.helper.make_attribute(*item) for item in stored.attributes.items())
