@@ -23,17 +23,18 @@ Rewrite:
     }
     ```
     A branch is a term of an Add or a Sum with weights that nothing else needs; the other terms
-    stay. The next one to go is chosen anew after each removal.
+    stay. After each removal, the next branch is chosen anew.
 
 Why it is correct:
-    It is not exact. With calibration data each branch is left out in turn, and what that does to
-    the outputs is measured on samples held back; the one with the least harm for what it saves
-    goes. The layers that read the sum are then refitted in closed form to what they returned in the
-    original model. Without data the norms of the branches' weights say which one goes.
+    It is not exact. With calibration data, each branch is left out in turn, and the divergence of
+    the outputs is measured on samples held back; the branch with the least divergence for what it
+    saves is removed. The layers that read the sum are then refitted in closed form to their outputs
+    in the original model. Without data, the norms of the branches' weights take the place of the
+    divergence.
 
 Declines when:
-    1. No other term of the sum has its shape, or a term is constant.
-    2. The branch has no weights of its own.
+    1. No other term of the sum has the shape of the sum, or a term is constant.
+    2. The branch has no weights that it alone needs.
     3. `only` and `skip` leave the branch out.
 
 Fidelity:
@@ -77,7 +78,7 @@ class PruneBlocks(BudgetedPass, FilteredPass):
     ratio: float | None = option(
         None,
         interval(0, 1, open_right=True),
-        f"share of the branches that leaves; {DEFAULT_RATIO} where no budget is given",
+        f"share of the branches to remove; {DEFAULT_RATIO} where no budget is given",
     )
     bytes_: float | None = option(
         None, interval(0, 1, open_left=True), "share of the weights' bytes that may remain"

@@ -20,26 +20,26 @@ Rewrite:
         y = MatMul (r, v)
     }
     ```
-    Channels of Conv, ConvTranspose, Gemm, MatMul and embeddings, and heads of attention. Everything
-    that depends on a channel's being there is cut with it: weights, biases, normalization
-    parameters, constants, shapes, splits, indices, groups. `onnxslim groups MODEL` shows which
-    layers hang together, and what must stay.
+    The pass removes channels of Conv, ConvTranspose, Gemm, MatMul and embeddings, and heads of
+    attention. All that has an entry for each channel is cut with them: weights, biases,
+    normalization parameters, constants, shapes, splits, indices, groups. `onnxslim groups MODEL`
+    shows which layers share channels, which channels must stay, and why.
 
 Why it is correct:
-    Removing channels is not exact; cutting them out is. A model whose reading layers have zero
-    columns for the channels that leave returns what the smaller model does, to rounding. (LRN is
-    the exception: channels that stay get other neighbours, which the report says.)
-    With calibration data, readers are refitted in closed form: with x the channels that stay, as
-    the smaller model produces them, and y what the layer returned in the original model, the new
-    weight is E[y xᵀ]·E[x xᵀ]⁻¹, and the bias makes up for the mean.
+    Removing channels is not exact, but cutting them out is: to rounding, the smaller model returns
+    what the model returns with zero columns, for the channels that leave, in the layers that read
+    them. (LRN is the exception: channels that stay get other neighbours; the report says so.)
+    With calibration data, these layers are refitted in closed form: if x are the channels that
+    stay, as the smaller model produces them, and y is the output of the layer in the original
+    model, the new weight is E[y xᵀ]·E[x xᵀ]⁻¹, and the bias corrects the mean.
 
 Declines when:
-    1. A channel reaches an output of the model, an operator that cannot be followed, or one that
-       mixes it with others (Softmax, LayerNormalization); its group keeps it, and the report says
-       why.
-    2. `only` and `skip` leave a layer of the group out.
-    3. `criterion` is one that needs data, and there are no calibration samples.
-    4. `macs` or `latency` is asked for and the sizes or times of layers are not known.
+    1. A channel reaches an output of the model, an operator that is not followed, or one that mixes
+       it with others (Softmax, LayerNormalization); the group keeps the channel, and the report
+       says why.
+    2. `only` matches no layer that writes the group, or `skip` matches one.
+    3. `criterion` needs data, and there are no calibration samples.
+    4. The budget is `macs` or `latency`, and the sizes or times of layers are not known.
 
 Fidelity:
     LOSSY.
@@ -50,9 +50,9 @@ Reference:
     arXiv:1707.06342 (ThiNet); He, Zhang, Sun, arXiv:1707.06168 (LASSO and least squares); He et
     al., arXiv:1811.00250 (FPGM); Liu et al., arXiv:1708.06519 (BatchNorm scales); LeCun, Denker,
     Solla (1990); Hassibi, Stork (1993); Fang et al., arXiv:2301.12900 (dependencies). We differ:
-    `taylor` and `obd` are about the output of the layers that read a channel, not about the
-    network's loss, as there are no labels and no gradients; `obs` works on groups of columns;
-    groups are weighed by what they do to the model's output, as measured.
+    `taylor` and `obd` refer to the outputs of the layers that read a channel, not to the loss of
+    the network, as there are no labels and no gradients; `obs` works on groups of columns; groups
+    are weighted by their measured effect on the outputs of the model.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
     ratio: float | None = option(
         None,
         interval(0, 1, open_right=True),
-        f"share of the channels that leaves; {DEFAULT_RATIO} where no budget is given",
+        f"share of the channels to remove; {DEFAULT_RATIO} where no budget is given",
     )
     criterion: str = option(
         "auto",
@@ -104,29 +104,29 @@ class PruneChannels(BudgetedPass, FilteredPass):
     scope: str = option(
         "auto",
         one_of("auto", "layer", "global"),
-        "whether every group loses the same share, or the budget is spread over all; auto: spread "
-        "where calibration samples say what that does",
+        "layer: every group loses the same share; global: groups lose by their effect on the "
+        "output; auto: global with calibration samples, layer without",
     )
     reconstruct: bool = option(
-        default=True, help="refit the layers that read what is left; needs calibration samples"
+        default=True, help="refit the layers that read pruned channels; needs calibration samples"
     )
     align: int | None = option(
         None,
         at_least(1),
-        "channels of a layer stay multiples of it; default, or auto: what runs fast here",
+        "channels of a layer stay a multiple of it; by default the multiple that runs fastest here",
     )
-    steps: int = option(1, at_least(1), "remove, refit, and begin again, so many times")
-    min_: int = option(1, at_least(1), "channels that every layer keeps")
+    steps: int = option(1, at_least(1), "number of times to remove and refit")
+    min_: int = option(1, at_least(1), "least number of channels that a layer keeps")
     only: tuple[str, ...] = only_option("layers to shrink")
     skip: tuple[str, ...] = skip_option()
     plan: tuple[str, ...] = option(
         (),
         _PLAN,
-        "how many units groups keep, as 'LAYER=COUNT'; in place of a budget",
+        "number of units that a group keeps, as 'LAYER=COUNT'; in place of a budget",
     )
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse patterns that no layer matches, and what needs data, or a clock, without them.
+        """Refuse patterns that match no layer, and options whose data or clock are missing.
 
         Raises:
             NotApplicable: saying what to give.
@@ -145,12 +145,12 @@ class PruneChannels(BudgetedPass, FilteredPass):
             )
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
-        """The groups of which something may leave."""
+        """The groups that have channels to remove."""
         channels = channel_groups(graph)
         return tuple(group.name for group in channels.groups if len(channels.free(group)))
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Choose channels, refit, cut."""
+        """Choose channels, refit the layers that read them, and cut the channels out."""
         pruning = Pruning(Rewriter(graph), context, self._options(context))
         result = pruning.run()
         again = self._without_timing(pruning)
@@ -160,7 +160,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
         return replace(result, changes=(*result.changes, note))
 
     def _without_timing(self, pruning: Pruning) -> PruneChannels | None:
-        """The options that repeat what was decided by measuring time; None where nothing was."""
+        """The options that repeat the decisions made by timing; None if there were none."""
         if pruning.kept is None:
             return None if pruning.align is None else replace(self, align=pruning.align)
         plan = tuple(f"{name}={count}" for name, count in pruning.kept.items())
@@ -183,7 +183,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
         )
 
     def _kept(self, name: str) -> float | None:
-        """What `plan` says of a layer; a name that is spelled out comes before patterns."""
+        """The number that `plan` gives for a layer; its name goes before patterns."""
         entries = [_PLAN.split(entry) for entry in self.plan]
         named = (count for pattern, count in entries if pattern == name)
         matched = (count for pattern, count in entries if fnmatchcase(name, pattern))

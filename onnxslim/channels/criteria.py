@@ -393,7 +393,7 @@ _WITH_DATA: Final = CRITERIA["obs"]
 _WITHOUT_DATA: Final = CRITERIA["product"]
 
 OPTION_HELP: Final = (
-    f"what a channel is worth; auto: {_WITH_DATA.name} with calibration samples, "
+    f"how the worth of a channel is computed; auto: {_WITH_DATA.name} with calibration samples, "
     f"{_WITHOUT_DATA.name} without; " + "; ".join(f"{row.name}: {row.meaning}" for row in _ROWS)
 )
 

@@ -58,7 +58,7 @@ class BudgetedPass(Pass):
     ratio: float | None = option(
         None,
         interval(0, 1, open_right=True),
-        f"share of what may leave that leaves; {DEFAULT_RATIO} where no budget is given",
+        f"share of what may leave to remove; {DEFAULT_RATIO} where no budget is given",
     )
     macs: float | None = option(
         None, interval(0, 1, open_left=True), "share of the multiply-accumulates that may remain"
