@@ -1,4 +1,4 @@
-"""A pass of one's own, run on a model and verified like the built-in ones.
+"""Write a pass, run it on a model, and have it verified like the built-in passes.
 
 python examples/custom_pass.py
 """
@@ -33,7 +33,7 @@ class EliminateNegNeg(onnxslim.Pass):
     fidelity: ClassVar[onnxslim.Fidelity] = onnxslim.Fidelity.EXACT
 
     def run(self, graph: gs.Graph, context: onnxslim.Context) -> onnxslim.PassResult:
-        """Look at every Neg whose input is made by a Neg."""
+        """Visit every Neg whose input comes from another Neg."""
         rw = onnxslim.Rewriter(graph)
         for node in rw.walk("Neg"):
             inner = rw.producer(node.inputs[0], "Neg")

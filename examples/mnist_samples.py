@@ -1,4 +1,4 @@
-"""Write MNIST as sample files: unlabelled images to calibrate with, labelled ones to judge by.
+"""Write MNIST as sample files: unlabelled images for --calib, labelled images for --eval.
 
 python examples/mnist_samples.py --folder samples --calibration 60000
 onnxslim lenet5.onnx out.onnx --passes deep-compression --calib samples/mnist_calib.npz
@@ -19,7 +19,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.command()
 @click.option("--data", type=FOLDER, help="Folder of the four idx files; fetched if not given.")
-@click.option("--folder", type=FOLDER, default=".", show_default=True, help="Where files go.")
+@click.option("--folder", type=FOLDER, default=".", show_default=True, help="Output folder.")
 @click.option("--calibration", type=click.IntRange(1, 60000), default=60000, show_default=True)
 @click.option("--evaluation", type=click.IntRange(1, 10000), default=10000, show_default=True)
 def main(data: Path | None, folder: Path, calibration: int, evaluation: int) -> None:

@@ -23,7 +23,7 @@ from mnist import (
     STD,
     DataError,
     Mnist,
-    Recipe,
+    TrainingRecipe,
     export_onnx,
     load_mnist,
     log_error,
@@ -77,7 +77,7 @@ def main(data: Path | None, output: Path, assets: Path | None, epochs: int, seed
     model_file = assets / "lenet5.onnx" if assets else output
     model_file.parent.mkdir(parents=True, exist_ok=True)
 
-    module = train(LeNet5, mnist.train, Recipe(epochs), seed)
+    module = train(LeNet5, mnist.train, TrainingRecipe(epochs), seed)
     export_onnx(module, model_file)
 
     log.info("parameters: %d", sum(p.numel() for p in module.parameters()))

@@ -11,7 +11,7 @@ of processor time on two cores; torch comes with the extra `train`.
 from __future__ import annotations
 
 import torch
-from mnist import MEAN, STD, Recipe
+from mnist import MEAN, STD, TrainingRecipe
 from torch import nn
 from training import training_command
 
@@ -73,7 +73,7 @@ class ResNet14(nn.Module):
 
 main = training_command(
     ResNet14,
-    Recipe(epochs=3, peak_learning_rate=0.1, channels_last=True),
+    TrainingRecipe(epochs=3, peak_learning_rate=0.1, channels_last=True),
     name="resnet14",
     summary="Train a ResNet-14 on MNIST, export it to ONNX, and measure the exported file.",
 )

@@ -12,7 +12,7 @@ the extra `train`.
 from __future__ import annotations
 
 import torch
-from mnist import MEAN, STD, Recipe
+from mnist import MEAN, STD, TrainingRecipe
 from torch import nn
 from training import training_command
 
@@ -57,7 +57,7 @@ class Vgg(nn.Module):
 
 main = training_command(
     Vgg,
-    Recipe(epochs=2, peak_learning_rate=0.05, channels_last=True),
+    TrainingRecipe(epochs=2, peak_learning_rate=0.05, channels_last=True),
     name="vgg",
     summary="Train a VGG-like net on MNIST, export it to ONNX, and measure the exported file.",
 )

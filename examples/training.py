@@ -1,8 +1,8 @@
 """The command that the training scripts share: load MNIST, train, export to ONNX, measure the file.
 
-LeNet-5 has a command of its own, because it also writes what `onnxslim demo` runs on. Where other
-programs keep the cores busy, set OMP_WAIT_POLICY=passive: torch's threads wait for each other by
-spinning, and steps were seen to take many times as long.
+LeNet-5 has a command of its own, because it also writes the data of `onnxslim demo`. On a busy
+machine set OMP_WAIT_POLICY=passive: the threads of torch wait for each other by spinning, which can
+make a step many times slower.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import click
 import numpy as np
 import onnxruntime as ort
 import torch
-from mnist import DataError, Recipe, Samples, export_onnx, load_mnist, log_error, log_file, train
+from mnist import (
+    DataError,
+    Samples,
+    TrainingRecipe,
+    export_onnx,
+    load_mnist,
+    log_error,
+    log_file,
+    train,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +41,9 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 def training_command(
-    build: Callable[[], nn.Module], recipe: Recipe, *, name: str, summary: str
+    build: Callable[[], nn.Module], recipe: TrainingRecipe, *, name: str, summary: str
 ) -> click.Command:
-    """A command that trains what `build` returns by `recipe` and writes it to `<name>.onnx`."""
+    """A command that trains the module of `build` by `recipe` and writes `<name>.onnx`."""
 
     @click.command(name, help=summary)
     @click.option("--data", type=FOLDER, help="Folder of the four idx files; fetched if not given.")
@@ -59,7 +68,7 @@ def training_command(
 
 
 def _log_difference(module: nn.Module, path: Path, samples: Samples) -> None:
-    """Say how far the file's logits, run by onnxruntime, are from those of torch."""
+    """Log how far the logits of the file, run by onnxruntime, are from those of torch."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = session.run(["logits"], {"image": samples.image})[0]
     with torch.no_grad():

@@ -194,10 +194,10 @@ def measure_sensitivity(
         ModelError: the model is invalid, corrupt or not supported.
         RuntimeFailure: onnxruntime failed.
     """
-    from onnxslim.tools.sensitivity import check, sweep
+    from onnxslim.tools.sensitivity import check_has_targets, sweep
 
     *first, last = _parsed(passes).passes
-    check(last)
+    check_has_targets(last)
     source = _loaded(model)
     check_model(source)
     context = RunSettings(calibration, seed=seed, threads=threads).context()

@@ -1,7 +1,7 @@
-"""The command `onnxslim`: finds the subcommand, turns errors into sentences and exit codes.
+"""The command `onnxslim`: find the subcommand, and turn errors into sentences and exit codes.
 
-`onnxslim MODEL ...` is short for `onnxslim compress MODEL ...`. A subcommand's module is imported
-when it runs, and imports numpy, onnx and the like only then.
+`onnxslim MODEL ...` is short for `onnxslim compress MODEL ...`. The module of a subcommand is
+imported when the subcommand runs, and only then are numpy and onnx imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INTERRUPTED = 130  # as shells count: 128 + SIGINT
 
 
 class _Commands(click.Group):
-    """Subcommands by name, imported on demand; anything else is `compress`."""
+    """Subcommands by name, imported on demand; any other first argument means `compress`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -60,12 +60,12 @@ def cli() -> None:
     """Make trained ONNX models smaller and faster, and prove every step by running it.
 
     `onnxslim MODEL` simplifies MODEL and writes MODEL.slim.onnx beside it; it is short for
-    `onnxslim compress MODEL`. `onnxslim demo` shows it on a bundled model.
+    `onnxslim compress MODEL`. `onnxslim demo` does the same on a bundled model.
     """
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command line of this process, and exit."""
     arguments = sys.argv[1:]
     _log_to_stderr(logging.INFO if _is_verbose(arguments) else logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Carry out a command line; returns the exit code and never raises."""
+    """Run a command line; returns the exit code and never raises."""
     verbose = _is_verbose(arguments)
     try:
         result = cli.main(arguments, prog_name="onnxslim", standalone_mode=False)
@@ -115,7 +115,7 @@ def _internal_error(error: Exception, verbose: bool) -> int:
 
 
 def _is_verbose(arguments: list[str]) -> bool:
-    # asked before the command line is parsed, since parsing may already fail
+    # read before the command line is parsed, because parsing may fail already
     return "--verbose" in arguments or "-v" in arguments
 
 

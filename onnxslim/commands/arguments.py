@@ -21,7 +21,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class BoundedNumber(click.ParamType[float]):
-    """A number within limits; NaN never is."""
+    """A number within limits; NaN is refused."""
 
     name = "number"
 
@@ -32,7 +32,7 @@ class BoundedNumber(click.ParamType[float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float | int:
-        """The number that `value` spells."""
+        """The number that `value` spells; fails outside the limits."""
         try:
             number = int(value) if self.whole else float(value)
         except ValueError:
@@ -133,10 +133,10 @@ def _input_shapes(
 
 
 def input_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes that `NAME:1,3,224,224` texts spell; a name may hold colons.
+    """Shapes by input name from texts such as `NAME:1,3,224,224`; a name may hold colons.
 
     Raises:
-        UsageError: a text is not of that form, or a name comes twice.
+        UsageError: a text has another form, or a name is given twice.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""`onnxslim compare A B`: drift, bytes and latency of two models side by side."""
+"""`onnxslim compare A B`: drift, bytes and latency of two models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error: what is said, on what paper, and progress."""
+"""Write to standard output and standard error, and show progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def say(text: str) -> None:
     """Write `text` and a line break to standard output.
 
-    A reader that went away (`onnxslim inspect MODEL | head`) changes nothing in what is done.
+    A closed pipe (`onnxslim inspect MODEL | head`) does not stop the work.
     """
     _write(sys.stdout, text)
 
@@ -26,7 +26,7 @@ def complain(text: str) -> None:
 
 
 def paper() -> Paper:
-    """What standard output is: a terminal of some width, or a file or pipe of any."""
+    """The medium behind standard output: a terminal with a width, or a file or pipe without."""
     import shutil
 
     from onnxslim.render.tables import Paper
@@ -39,7 +39,10 @@ def paper() -> Paper:
 
 @contextmanager
 def progress(*, quiet: bool, verbose: bool) -> Iterator[Callable[[str], None] | None]:
-    """A function to tell what is going on: a moving line on a terminal, lines with `verbose`."""
+    """A function that shows progress: a live line on a terminal, or lines with `verbose`.
+
+    None where progress is not shown.
+    """
     if verbose:
         yield lambda text: _write(sys.stderr, f"onnxslim: {_harmless(text)}")
         return
@@ -58,7 +61,7 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(_encodable(text, stream) + "\n")
         stream.flush()
     except BrokenPipeError:
-        # nobody reads any more; what python still flushes at its end goes nowhere either
+        # nobody reads any more; what Python flushes at exit must go nowhere either
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -68,7 +71,7 @@ def _encodable(text: str, stream: TextIO) -> str:
 
 
 def _harmless(text: str) -> str:
-    """`text` with control characters escaped (names come from files), line breaks kept."""
+    """`text` with control characters escaped, because names come from files; line breaks stay."""
     return "\n".join(
         "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
         for line in text.split("\n")

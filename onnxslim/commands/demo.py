@@ -1,4 +1,4 @@
-"""`onnxslim demo`: the main job on a LeNet-5 that comes with onnxslim."""
+"""`onnxslim demo`: `compress` on a LeNet-5 that comes with onnxslim."""
 
 from __future__ import annotations
 

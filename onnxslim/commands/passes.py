@@ -1,4 +1,4 @@
-"""`onnxslim passes [NAME]`: what passes there are, and the page of one."""
+"""`onnxslim passes [NAME]`: the list of passes, or the page of one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from onnxslim.records import Fidelity
 PROMISES = {
     Fidelity.EXACT: "EXACT: outputs keep every bit",
     Fidelity.CLOSE: "CLOSE: outputs differ by rounding only",
-    Fidelity.LOSSY: "LOSSY: outputs move; measured, and held against the floors",
+    Fidelity.LOSSY: "LOSSY: outputs move; their error is measured and held against the floors",
 }
 
 
 @click.command("passes", short_help=COMMANDS["passes"])
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
-    """List all passes, or show the page of the pass NAME: what it does, and its options."""
+    """List all passes, or show the page of the pass NAME with its options."""
     say(_list() if name is None else page(name))
 
 
@@ -42,15 +42,15 @@ def _list() -> str:
         summary = f"(preset) {found.summary}" if found.is_preset else found.summary
         grid.add(found.name, found.fidelity.name, summary)
     promises = "\n".join(f"{promise}." for promise in PROMISES.values())
-    hint = "`onnxslim passes NAME` shows the options of one."
+    hint = "`onnxslim passes NAME` shows the options of one pass."
     return "\n\n".join((grid.render(paper()), *problems, promises, hint))
 
 
 def page(name: str) -> str:
-    """The page of the pass `name`: its module's docstring, its options, its members.
+    """The page of the pass `name`: docstring of its module, members, promise, options.
 
     Raises:
-        UsageError: there is no such pass.
+        UsageError: no pass has this name.
     """
     from onnxslim.pipeline import registry
 

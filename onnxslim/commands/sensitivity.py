@@ -1,4 +1,4 @@
-"""`onnxslim sensitivity MODEL --calib FILE`: what a pass does on each layer or group alone."""
+"""`onnxslim sensitivity MODEL --calib FILE`: try a pass on each layer or group alone."""
 
 from __future__ import annotations
 

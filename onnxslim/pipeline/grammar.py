@@ -1,19 +1,20 @@
-"""The text form of a pipeline: `simplify,prune-channels:ratio=0.3,quantize-int8:exclude=a+'b:0'`.
+"""Parse the text of a pipeline: `simplify,prune-channels:ratio=0.3,quantize-int8:exclude=a+'b:0'`.
 
     pipeline := item ("," item)*
     item     := NAME (":" KEY "=" VALUE)*
     VALUE    := "+" | atom ("+" atom)*
     atom     := integer | float | "true" | "false" | "none" | word | "'" text "'"
 
-- A word is everything up to a space or one of `, : + = '`; so paths such as `block/conv1.weight`
-  need no quotes. Quoted text may hold anything; a quote inside it is written twice: `'it''s'`.
-- `+` joins the entries of a list; a single `+` is the empty list. A list of one is just its entry.
-- `none` is what an optional option holds when it is not set; the word itself is `'none'`.
-- White space, line breaks included, may surround items, names, values and the signs between them.
+- A word ends at a space or at one of `, : + = '`, so paths such as `block/conv1.weight` need no
+  quotes. Quoted text may hold anything; a quote inside it is written twice: `'it''s'`.
+- `+` joins the entries of a list; a single `+` is the empty list. A list of one entry is
+  written as that entry.
+- `none` is the value of an optional option that is not set; the word itself is `'none'`.
+- White space and line breaks may surround items, names, values and the signs between them.
 
 The declared type of the option decides what an atom means: `bits=8` is a number, `exclude=8` names
-a tensor. `spell` writes so that it parses back to the same, whatever the type: text that could
-be read as something else is quoted.
+a tensor. What `spelling.spell` writes parses back to the same value, whatever the type: text that
+could be read as something else is quoted.
 """
 
 from __future__ import annotations
@@ -60,17 +61,17 @@ def parse_pipeline(text: str) -> Pipeline:
     """The pipeline that `text` spells.
 
     Raises:
-        UsageError: the text breaks the grammar, or names an unknown pass or option, or a value
-            that the option does not take; the message shows the place.
+        UsageError: the text breaks the grammar, names an unknown pass or option, or gives a value
+            that the option does not take; the message points at the place.
     """
     return Pipeline(_Parser(text).pipeline())
 
 
 def build_pass(name: str, options: Mapping[str, OptionValue]) -> Pass:
-    """The pass called `name` with `options`, by their spelling in a pipeline.
+    """The pass called `name`; `options` maps option names, as spelled in a pipeline, to values.
 
     Raises:
-        UsageError: an unknown pass or option, or a value that the option does not take.
+        UsageError: the pass or an option is unknown, or an option does not take its value.
     """
     owner = registry.get(name)
     specs = {spec.name: spec for spec in owner.options()}
@@ -83,14 +84,14 @@ def build_pass(name: str, options: Mapping[str, OptionValue]) -> Pass:
 
 
 def unknown_option(owner: str, key: str, specs: Mapping[str, OptionSpec]) -> str:
-    """The sentence that says that the pass `owner` has no option `key`."""
+    """The error message for an option `key` that the pass `owner` does not have."""
     if not specs:
         return f"`{owner}` has no option `{key}`; it takes none."
     names = ", ".join(f"`{name}`" for name in specs)
     return f"`{owner}` has no option `{key}`.{did_you_mean(key, specs)} It takes {names}."
 
 
-# --------------------------------------------------------------------------- reading
+# --------------------------------------------------------------------------- parsing
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _Atom:
     end: int
 
     def read(self, kind: type) -> OptionValue:
-        """What the atom means for an option of the type `kind`."""
+        """The value of the atom for an option of the type `kind`."""
         if self.is_quoted or kind is str:
             return self.text
         if self.text in RESERVED:
@@ -120,12 +121,12 @@ class _Atom:
             return number
         try:
             return int(self.text)
-        except ValueError:  # python converts 4,300 digits at most
+        except ValueError:  # Python converts at most 4,300 digits
             raise UsageError(f"A number of {len(self.text):,} digits is too large.") from None
 
 
 class _Parser:
-    """Recursive descent over the text; `at` is the place reached."""
+    """A recursive descent parser of `text`; `at` is the index of the next character."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -219,7 +220,7 @@ class _Parser:
         self.at = found.end() if found else self.at
 
     def _blaming(self, start: int, end: int, action: Callable[[], T]) -> T:
-        """What `action` returns; its complaint gets the place it is about."""
+        """The result of `action`; an error of it is raised again with the place in the text."""
         try:
             return action()
         except UsageError as error:
@@ -265,6 +266,6 @@ def _pointer(text: str, start: int, end: int) -> str:
 
 
 def _columns(text: str) -> int:
-    """Columns that `text` takes on a terminal."""
+    """Number of terminal columns that `text` takes."""
     wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
     return len(text) + wide - sum(bool(unicodedata.combining(sign)) for sign in text)

@@ -1,7 +1,7 @@
 """Typed options of a pass: `rank: int = option(8, at_least(1), "singular values kept")`.
 
-A constraint is an object: it checks a value, describes itself for help and errors, and produces
-values it must refuse, which the shared contract suite feeds to every option of every pass.
+A constraint is an object: it checks a value, describes itself for help and errors, and yields
+invalid values, with which the shared contract suite tests every option of every pass.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Constraint(Protocol):
         """Whether `value`, already of the right type, is allowed."""
 
     def describe(self) -> str:
-        """The condition, to be read after "must be"."""
+        """The condition as words that follow "must be"."""
 
     def invalid(self) -> Iterator[Any]:
-        """Values of the right type that are not allowed."""
+        """Values of the right type that `accepts` refuses."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class OneOf:
         return "one of " + ", ".join(self.choices)
 
     def invalid(self) -> Iterator[str]:
-        """A word that is no choice."""
+        """A word that is not a choice."""
         yield "x-" + "-".join(self.choices)
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """`PATTERN=NUMBER`: a value of its own for the layers whose names match a shell pattern."""
+    """`PATTERN=NUMBER`: a value for the layers whose names match a shell pattern."""
 
     values: Interval
     whole: bool = False
@@ -118,13 +118,13 @@ class Assigned:
         return f"of the form PATTERN=NUMBER with {kind} {self.values.describe()}"
 
     def invalid(self) -> Iterator[str]:
-        """Words without a number, and with numbers that are not allowed."""
+        """Words without a number, and with a number that is not allowed."""
         yield "layer"
         yield "=0.5"
         yield from (f"layer={value:g}" for value in self.values.invalid())
 
     def split(self, value: str) -> tuple[str, float]:
-        """Pattern and number.
+        """The pattern and the number of an entry.
 
         Raises:
             ValueError: `value` has another form.
@@ -155,7 +155,7 @@ def interval(
 
 
 def assigned(values: Interval, *, whole: bool = False) -> Assigned:
-    """`PATTERN=NUMBER`, for options that layers can have for themselves."""
+    """`PATTERN=NUMBER`, for options that can differ from layer to layer."""
     return Assigned(values, whole)
 
 
@@ -165,12 +165,19 @@ def one_of(*choices: str) -> OneOf:
 
 
 ANYTHING: Constraint = _Anything()
-_AUTO: Final = "auto"  # how a pipeline spells that an option is not given
+_AUTO: Final = "auto"  # the spelling of an optional value that is not given
 
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """What a pass declares of one option; `name` is the spelling in a pipeline (kebab case)."""
+    """The declaration of one option of a pass.
+
+    Attributes:
+        name: spelling in a pipeline, in kebab case.
+        field: name of the dataclass field.
+        type: type of a value, or of each entry of a list.
+        optional: whether None is allowed.
+    """
 
     name: str
     field: str
@@ -190,7 +197,8 @@ class OptionSpec:
         """`value` converted to the option's type.
 
         Raises:
-            UsageError: wrong type or outside the constraint; names pass, option, range and value.
+            UsageError: the value has a wrong type or breaks the constraint; the message names pass,
+                option, range and value.
         """
         if self.optional and (value is None or (value == _AUTO and self.type is not str)):
             return None
@@ -215,7 +223,7 @@ class OptionSpec:
 
 
 def _convert(value: Any, kind: type) -> Any:
-    """`value` as `kind` where nothing is lost by it, else None."""
+    """`value` converted to `kind` without loss; None where that is impossible."""
     if isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -231,8 +239,8 @@ def option(default: Any, constraint: Constraint = ANYTHING, help: str = "") -> A
     """Declare a field of a pass as an option.
 
     Args:
-        default: its value when the pipeline does not give one.
-        constraint: what values are allowed.
+        default: value when the pipeline gives none.
+        constraint: the condition on values.
         help: one line for `onnxslim passes NAME`; required.
     """
     if not help:
@@ -241,7 +249,7 @@ def option(default: Any, constraint: Constraint = ANYTHING, help: str = "") -> A
 
 
 def options_of(owner: type) -> tuple[OptionSpec, ...]:
-    """The options that a pass class declares, in order."""
+    """The options of a pass class, in the order of their declaration."""
     hints = typing.get_type_hints(owner)
     return tuple(
         _spec(field, hints[field.name])

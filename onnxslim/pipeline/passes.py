@@ -1,7 +1,7 @@
-"""What a pass is: `Pass`, what it gets (`Context`), what it returns (`PassResult`).
+"""The contract of a pass: `Pass`, `Preset`, and the `Context` that a pass is given.
 
-The manager owns copying, verifying, committing, timing and blaming; a pass only rewrites the graph
-that it is given and says what it did. It keeps no state, touches no file, prints nothing.
+A pass rewrites the graph that it is given and reports what it did. It keeps no state, opens no file
+and prints nothing. Not here: copying, verifying, timing and committing (see `manager`).
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What passes may use besides the graph.
+    """The services and limits that passes may use besides the graph.
 
     Attributes:
-        seed: of all randomness.
+        seed: seed of all randomness.
         evaluate: runs constant subgraphs; the pass that folds constants needs it.
-        calibration: the user's samples, and what can be measured on them; None without samples.
-        accuracy: of a model on the user's evaluation data, in [0, 1]; None without such data.
-        stopwatch: run times on this machine; None where nothing is to be timed.
-        floors: what the user will not go below, for passes that choose how far to go.
-        goal: which of bytes and latency may not get worse, for passes that choose between the
-            two. Set by the manager.
-        progress: told in words what is going on.
-        model: the model whose graph is being rewritten; set by the manager.
-        reference: the model before the first lossy step: what lossy steps aim at. Set by the
+        calibration: the samples of the user, and measurements on them; None without samples.
+        accuracy: measures the accuracy of a model on the evaluation data, in [0, 1]; None without
+            such data.
+        stopwatch: measures run times on this machine; None where nothing is to be timed.
+        floors: limits on what lossy steps may cost, for passes that choose how far to go.
+        goal: which of bytes and latency may not get worse, for passes that trade one for the other.
+            Set by the manager.
+        progress: is told in words what is going on.
+        model: the model whose graph is rewritten. Set by the manager.
+        reference: the model before the first lossy step, which lossy steps approximate. Set by the
             manager.
     """
 
@@ -57,7 +58,7 @@ class Context:
     reference: Model | None = None
 
     def tell(self, text: str) -> None:
-        """Say in words what is going on, to whoever listens."""
+        """Report progress in words, where somebody listens."""
         if self.progress is not None:
             self.progress(text)
 
@@ -69,13 +70,13 @@ class Pass:
     `str(p)` is its spelling in a pipeline, and parses back to an equal pass.
 
     Attributes:
-        name: verb-object in kebab case.
-        fidelity: what it promises of outputs.
+        name: verb and object in kebab case.
+        fidelity: what the pass promises about outputs.
         idempotent: whether a second run changes nothing.
-        prepares: it pays only through passes that follow (pruned weights once packed): the
-            manager judges it together with them.
-        strengths: the option that says how far it goes, with values from weak to strong at which
-            sensitivity is measured; {} where there is none.
+        prepares: whether the pass pays only through later passes (as pruned weights do once
+            they are packed); the manager then judges it together with them.
+        strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
+            which sensitivity is measured; {} without such an option.
     """
 
     name: ClassVar[str]
@@ -96,7 +97,7 @@ class Pass:
         return options_of(cls)
 
     def given(self, *names: str) -> tuple[str, ...]:
-        """Those of the named options, all without a default, that have a value."""
+        """The named options that have a value; none of them may have a default."""
         fields_ = {spec.name: spec.field for spec in self.options()}
         return tuple(name for name in names if getattr(self, fields_[name]) not in (None, ()))
 
@@ -104,7 +105,7 @@ class Pass:
         """Refuse more than one of the named options, which exclude each other.
 
         Raises:
-            UsageError: naming those that are given.
+            UsageError: naming the options that are given.
         """
         given = self.given(*names)
         if len(given) > 1:
@@ -121,7 +122,7 @@ class Pass:
         raise NotImplementedError
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
-        """What the option `only` can name on this graph; () for a pass without that option."""
+        """Names that the option `only` can match on this graph; () without that option."""
         return ()
 
     def members(self) -> tuple[Pass, ...]:
@@ -145,8 +146,8 @@ class Preset(Pass):
     """A name for several passes.
 
     Attributes:
-        rounds: they run in up to so many rounds, until none of them changes anything, as one step.
-            With 1, each runs once and is a step of its own.
+        rounds: the largest number of rounds. The members run in rounds, as one step, until none of
+            them changes anything. With 1, each member runs once and is a step of its own.
     """
 
     name: ClassVar[str]
@@ -154,10 +155,10 @@ class Preset(Pass):
     rounds: ClassVar[int] = 20
 
     def members(self) -> tuple[Pass, ...]:
-        """The passes, in the order in which a round runs them."""
+        """The passes in the order in which a round runs them."""
         raise NotImplementedError
 
 
 def field_names(owner: type[Pass]) -> tuple[str, ...]:
-    """All dataclass fields of a pass class; every one must be an option."""
+    """Names of all dataclass fields of a pass class; each must be an option."""
     return tuple(field.name for field in fields(owner))

@@ -1,7 +1,7 @@
-"""Figures for people and programs.
+"""Figures as text for people, and as data for programs.
 
-units    bytes, counts and times in words
-tables   tables on paper of a known width
+units    bytes, counts and times as words
+tables   tables for a console, pipe or file of a given width
 text     a report as text
 json     a report as JSON
 formats  the files that --report writes, by suffix

@@ -1,7 +1,7 @@
 """A `Report`, and the figures in it, as JSON.
 
-JSON has no infinities and no NaN; they are written as the strings `"Infinity"`, `"-Infinity"` and
-`"NaN"`, which both Python's `float` and JavaScript's `Number` read back. Null is "not measured".
+JSON has neither infinities nor NaN. They are written as the strings `"Infinity"`, `"-Infinity"` and
+`"NaN"`, which Python's `float` and JavaScript's `Number` both parse. Null means "not measured".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
 
 
 def report_to_json(report: Report) -> dict[str, Json]:
-    """The report as plain data: what `--report` writes. Infinities and NaN are strings in it."""
+    """The report as plain data, as `--report` writes it; infinities and NaN are strings."""
     data: dict[str, Json] = {
         "onnxslim": VERSION,
         "command": report.command,
@@ -51,7 +51,7 @@ def json_text(data: Json) -> str:
 
 
 def stats_json(stats: Stats | None) -> Json:
-    """Sizes, null when there are none."""
+    """Size of a model; null when it was not measured."""
     if stats is None:
         return None
     return {
@@ -64,7 +64,7 @@ def stats_json(stats: Stats | None) -> Json:
 
 
 def latency_json(latency: Latency | None) -> Json:
-    """Milliseconds, null when nothing was timed."""
+    """Run times in milliseconds; null when the model was not timed."""
     if latency is None:
         return None
     return {
@@ -76,7 +76,7 @@ def latency_json(latency: Latency | None) -> Json:
 
 
 def pair_json(pair: LatencyPair | None) -> Json:
-    """Two models timed in turn; `ratio` above 1: the second is faster."""
+    """Two models timed in turn; with `ratio` above 1 the second is faster."""
     if pair is None:
         return None
     return {
@@ -89,7 +89,7 @@ def pair_json(pair: LatencyPair | None) -> Json:
 
 
 def drifts_json(drifts: Mapping[str, Drift]) -> Json:
-    """Drift by output."""
+    """Drift by output name."""
     return {
         name: {
             "max_abs": drift.max_abs,

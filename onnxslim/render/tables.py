@@ -1,7 +1,7 @@
 """Tables of text for consoles, pipes and files of any width.
 
-Cells are plain text; names that come from a model are shown with their control characters
-escaped, so that a hostile file cannot write to the terminal.
+Cells are plain text. Control characters are escaped, because cells may hold names from a model, and
+a hostile file must not control the terminal.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _UNLIMITED = 100_000
 
 @dataclass(frozen=True)
 class Paper:
-    """What the text is written on.
+    """The medium that text is written to.
 
     Attributes:
-        width: columns; None for a file or a pipe, where lines are as long as they need to be.
-        color: whether it takes colours.
+        width: number of columns; None for a file or a pipe, where lines have any length.
+        color: whether the medium shows colours.
     """
 
     width: int | None = None
@@ -34,11 +34,13 @@ class Paper:
 
 @dataclass
 class FigureTable:
-    """A table: the first column is text, the others are figures set flush right.
+    """A table: the first column is text, the others hold figures and are aligned right.
 
     Attributes:
-        headers: one per column.
+        headers: header of each column.
         text_columns: indices of further columns that hold text.
+        rows: cells of each row.
+        styles: style of each row, in the words of rich; empty: plain.
     """
 
     headers: Sequence[str]
@@ -53,7 +55,7 @@ class FigureTable:
         self.styles.append(style)
 
     def without_empty_columns(self) -> FigureTable:
-        """The same table, less the columns in which no row says anything."""
+        """The same table without the columns in which all cells are empty."""
         kept = [i for i, _ in enumerate(self.headers) if any(row[i] for row in self.rows)]
         return FigureTable(
             [self.headers[i] for i in kept],

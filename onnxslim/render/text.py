@@ -1,4 +1,4 @@
-"""A `Report` as text for a console: the table of steps and the sentence below it."""
+"""A `Report` as text for a console: the table of steps, remarks, and a verdict."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from onnxslim.report import (
 )
 
 _NAMES_SHOWN = 3
-_FAR_DB = 10  # SQNR below which a result is pointed out: a third of the signal is noise
+_FAR_DB = 10  # a remark is made below this SQNR, at which a third of the signal is noise
 
 
 def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = False) -> str:  # noqa: B008
-    """The table, what was left out and why, notes, and the verdict in one line.
+    """The table of steps, the steps left out and why, notes, and the verdict in one line.
 
     Args:
-        report: of a run.
-        paper: what it will be shown on.
-        explain: list what each pass did and what it declined, with reasons.
+        report: report of a run.
+        paper: width and colours of the output.
+        explain: list what each pass changed and what it declined, with reasons.
     """
     blocks = [_steps(report).without_empty_columns().render(paper)]
     if explain:
@@ -52,7 +52,7 @@ def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = Fa
 
 
 def verdict(report: Report) -> str:
-    """What came out of it, in one line of plain words."""
+    """The result of the run in one line of plain words."""
     before, after = report.before.stats, report.after.stats
     parts = [
         f"{bytes_text(before.file_bytes)} -> {bytes_text(after.file_bytes)} "
@@ -69,7 +69,7 @@ def verdict(report: Report) -> str:
 
 
 def latency_text(pair: LatencyPair) -> str:
-    """Two models' times in words: `0.21 -> 0.20 ms (no difference beyond noise)`."""
+    """Latency of two models in words: `0.21 -> 0.20 ms (no difference beyond noise)`."""
     before, after = ms_text(pair.before.median), ms_text(pair.after.median)
     number, _, unit = before.partition(" ")
     times = f"{number if after.endswith(f' {unit}') else before} -> {after}"
@@ -81,7 +81,7 @@ def latency_text(pair: LatencyPair) -> str:
 
 
 def drift_text(drifts: Mapping[str, Drift], fidelity: Fidelity) -> str:
-    """The largest drift over all outputs, short enough for a column of a table."""
+    """The largest drift of all outputs, short enough for a column of a table."""
     if not drifts:
         return ""
     if all(drift.equal_bits for drift in drifts.values()):
@@ -136,7 +136,7 @@ def _step_row(step: StepReport, has_accuracy: bool) -> list[str]:
 
 
 def _part_rows(parts: Iterable[PartReport]) -> Iterator[list[str]]:
-    """Members of a preset that did something, then how many did not."""
+    """A row for each member of a preset that changed something, and one for all others."""
     idle = [part for part in parts if not part.changes]
     for part in parts:
         if part.changes:
@@ -182,7 +182,7 @@ def _outputs_text(report: Report) -> str:
 
 
 def _committed(report: Report) -> list[StepReport]:
-    """The steps that changed what came out."""
+    """The steps that were kept and changed the model."""
     return [step for step in report.steps if step.committed and step.changes]
 
 
@@ -205,7 +205,7 @@ def _farthest(drifts: Mapping[str, Drift]) -> tuple[str, float]:
 
 
 def _far(report: Report) -> Iterator[str]:
-    """That outputs are far from what they were, where nobody measured what that is worth."""
+    """A remark when outputs are far from the originals and accuracy was not measured."""
     committed = _committed(report)
     compared = _last_comparison(committed)
     if compared is None or not compared.original or report.after.accuracy is not None:
@@ -237,7 +237,7 @@ def _left_out(report: Report) -> Iterator[str]:
 
 
 def _did_nothing(report: Report) -> Iterator[str]:
-    """Passes that were asked for by name and declined, with the reason most places have."""
+    """Passes that were named in the pipeline and declined, with their most frequent reason."""
     for step in report.steps:
         if step.changes or not step.skips or len(step.parts) > 1 or not step.committed:
             continue
@@ -267,7 +267,7 @@ def _explanations(report: Report) -> Iterator[str]:
 
 
 def _grouped(verb: str, items: list[tuple[str, str]]) -> Iterator[str]:
-    """Items with the same text on one line, the first few by name."""
+    """One line for all items of one text, with the names of the first few."""
     nodes: dict[str, list[str]] = {}
     for text, node in items:
         nodes.setdefault(text, []).append(node)
@@ -279,6 +279,6 @@ def _grouped(verb: str, items: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def _worst(values: Iterable[float]) -> float:
-    """The largest; NaN when one of them is."""
+    """The largest value; NaN when any value is NaN."""
     found = list(values)
     return math.nan if any(map(math.isnan, found)) else max(found)

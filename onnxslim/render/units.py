@@ -1,4 +1,4 @@
-"""Figures as people read them: `1.72 MB`, `431 k`, `0.21 ms`, `-1.2 %`."""
+"""Figures as words: `1.72 MB`, `431 k`, `0.21 ms`, `-1.2 %`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def bytes_text(count: int) -> str:
 
 
 def count_text(count: int | None) -> str:
-    """A number of things: `431 k`, `25.6 M`; `?` when unknown."""
+    """A count: `431 k`, `25.6 M`; `?` when it is unknown."""
     if count is None:
         return "?"
     if count < 10_000:
@@ -20,14 +20,14 @@ def count_text(count: int | None) -> str:
 
 
 def ms_text(milliseconds: float) -> str:
-    """A duration given in milliseconds: `0.021 ms`, `12.3 ms`, `1.20 s`."""
+    """A duration in milliseconds: `0.021 ms`, `12.3 ms`, `1.20 s`."""
     if milliseconds >= 999.5:
         return seconds_text(milliseconds / 1000)
     return f"{_three_digits(milliseconds)} ms"
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration: `4 ms`, `0.12 s`, `8.3 s`, `2 min 5 s`."""
+    """A duration in seconds: `4 ms`, `0.12 s`, `8.3 s`, `2 min 5 s`."""
     if seconds < 0.0995:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 9.95:
@@ -39,7 +39,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def change_text(before: float, after: float) -> str:
-    """Relative change: `-1.2 %`, `+0.03 %`, `same`."""
+    """A relative change: `-1.2 %`, `+0.03 %`, `same`."""
     if before == after:
         return "same"
     if not before:

@@ -1,8 +1,8 @@
-"""What commands beside `compress` do.
+"""The work behind the commands other than `compress`.
 
-inspection         what a model file holds
+inspection         the contents of a model file
 pack               a model file to a packed one, with the figures of every coder
 tensor_classes     which tensors of a file are coded together, and as what
-sensitivity        what a pass does to the outputs on each layer or group alone
-sensitivity_plot   that as a picture
+sensitivity        drift, bytes and work of a pass on each layer or group alone
+sensitivity_plot   a chart of sensitivity
 """

@@ -1,7 +1,8 @@
-"""What one pass does to each of its targets alone, at several strengths: drift, bytes, work.
+"""Run a pass on one target at a time, at several strengths, and measure drift, bytes and work.
 
-A target is what the pass's `only` names: a weight layer, a channel group. What may change here:
-what is measured of each. Which strengths there are, a pass declares (`Pass.strengths`).
+A target is a name that the option `only` of the pass can match: a weight layer or a channel group.
+Owns: what is measured of a target. Not here: the strengths, which a pass declares
+(`Pass.strengths`).
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SensitivityPoint:
-    """A pass on one target at one strength.
+    """A pass on one target at one strength, and its effect.
 
     Attributes:
-        target: name of the layer, or of the group's first layer.
-        option: that says how strong; None for a pass without one.
-        strength: its value.
+        target: name of the layer, or of the first layer of the group.
+        option: name of the option that sets the strength; None for a pass without such an option.
+        strength: value of that option.
         spec: the pass as a pipeline spells it.
-        distance: of the outputs from those of the model, on samples held back; None where the pass
-            changed nothing.
-        bytes_left: share of the file's bytes.
-        macs_left: share of the multiply-accumulates, None where they are not known.
+        distance: distance of the outputs from those of the model, on samples held back; None where
+            the pass changed nothing.
+        bytes_left: bytes of the file after the pass, as a share of those before.
+        macs_left: multiply-accumulates after the pass, as a share of those before; None where they
+            are unknown.
     """
 
     target: str
@@ -50,11 +52,11 @@ class SensitivityPoint:
     macs_left: float | None
 
 
-def check(rewrite: Pass) -> None:
-    """Refuse a pass that cannot be swept.
+def check_has_targets(rewrite: Pass) -> None:
+    """Refuse a pass that cannot be run on one target alone.
 
     Raises:
-        UsageError: it has no option `only`.
+        UsageError: the pass has no option `only`.
     """
     if not any(spec.field == "only" for spec in rewrite.options()):
         raise UsageError(
@@ -72,20 +74,19 @@ def sweep(
     strengths: Sequence[OptionValue] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[SensitivityPoint]:
-    """Run `rewrite` on one target after the other, at each strength.
+    """Run `rewrite` on each target alone, at each strength.
 
     Args:
-        model: with inferred shapes; left as it is.
-        rewrite: the pass, with options of its own; `only` and its strength are set here.
-        context: with calibration samples: a part of them is fitted on, the others measure.
-        strengths: in place of those that the pass declares.
-        progress: told in words what is going on.
-
-    `check` has to have accepted the pass.
+        model: a model with inferred shapes; never changed.
+        rewrite: the pass; its options `only` and strength are set here. `check_has_targets` must
+            have accepted it.
+        context: services with calibration samples; a part of them is fitted on, the others measure.
+        strengths: values to try; (): those that the pass declares.
+        progress: is told in words what is going on.
     """
     assert context.calibration is not None
-    tried, held = context.calibration.halves()
-    own = replace(context, calibration=tried, stopwatch=None, model=model)
+    fitted, held_back = context.calibration.halves()
+    own = replace(context, calibration=fitted, stopwatch=None, model=model)
     before = measure_stats(model)
     option, values = _strengths(rewrite, strengths)
     for target in rewrite.targets(model.graph):
@@ -99,7 +100,7 @@ def sweep(
             result = _run(model, trial, own)
             distance = None
             if result is not model:
-                (distance,) = held.distances(model, [result])
+                (distance,) = held_back.distances(model, [result])
             yield _point(target, option, value, trial, distance, before, result)
 
 
@@ -111,7 +112,7 @@ def _strengths(
 
 
 def _run(model: Model, trial: Pass, context: Context) -> Model:
-    """The model after the pass; itself where the pass does nothing."""
+    """The model after the pass; `model` itself where the pass changes nothing."""
     try:
         result, _ = PassManager([trial]).run(model, context, policy=Policy(force=True))
     except NotApplicable:
@@ -137,7 +138,7 @@ def _point(
 
 
 def csv_text(points: Sequence[SensitivityPoint]) -> str:
-    """The points as a table, a line each; an empty cell where nothing was measured."""
+    """The points as CSV, one line each; a cell is empty where nothing was measured."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -158,4 +159,4 @@ def csv_text(points: Sequence[SensitivityPoint]) -> str:
     return stream.getvalue()
 
 
-__all__ = ["SensitivityPoint", "check", "csv_text", "sweep"]
+__all__ = ["SensitivityPoint", "check_has_targets", "csv_text", "sweep"]

@@ -1,4 +1,4 @@
-"""Pictures of what was measured; matplotlib, an extra, is imported when one is drawn."""
+"""Draw sensitivity points. Needs matplotlib, which the extra `plot` installs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnxslim.tools.sensitivity import SensitivityPoint
 
-_MIN = 1e-9  # divergence that a logarithmic axis still shows
-_SEED = "onnxslim"  # of the names inside an SVG, so that equal figures give equal bytes
+_MIN_DIVERGENCE = 1e-9  # smaller values are drawn here, on a logarithmic axis
+_SVG_SALT = "onnxslim"  # of the ids in an SVG, so that equal figures give equal bytes
 
 
 def sensitivity_picture(points: Sequence[SensitivityPoint], form: str) -> bytes:
-    """Divergence of the outputs by target, a mark for each strength; `form` is svg or png."""
+    """A chart of output divergence by target, one marker for each strength.
+
+    `form` is `svg` or `png`.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -26,7 +29,7 @@ def sensitivity_picture(points: Sequence[SensitivityPoint], form: str) -> bytes:
     for strength in strengths:
         own = [p for p in points if p.strength == strength and p.distance is not None]
         axis.plot(
-            [max(p.distance.divergence, _MIN) for p in own if p.distance is not None],
+            [max(p.distance.divergence, _MIN_DIVERGENCE) for p in own if p.distance is not None],
             [targets.index(p.target) for p in own],
             marker="o",
             linestyle="none",
@@ -40,7 +43,7 @@ def sensitivity_picture(points: Sequence[SensitivityPoint], form: str) -> bytes:
     if strengths:
         axis.legend(fontsize=7)
     drawn = BytesIO()
-    with mpl.rc_context({"svg.hashsalt": _SEED}):
+    with mpl.rc_context({"svg.hashsalt": _SVG_SALT}):
         figure.savefig(drawn, format=form, metadata={"Date": None} if form == "svg" else None)
     return drawn.getvalue()
 
