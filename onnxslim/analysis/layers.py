@@ -27,6 +27,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.linear_operators import (
     LINEAR_OPS,
     ConvPatches,
+    LinearOperator,
     Unfolding,
     constant_weight,
     linear_operator,
@@ -66,6 +67,11 @@ class WeightLayer:
     columns: int
     inputs_first: bool
     shared: tuple[str, ...] = ()
+
+    @property
+    def operator(self) -> LinearOperator:
+        """How the node reads its weight."""
+        return linear_operator(self.node, self.weight)
 
     @property
     def groups(self) -> int:
@@ -145,7 +151,7 @@ def bias_of(layer: WeightLayer) -> np.ndarray | str:
     values = np.asarray(array, np.float64)
     if isinstance(layer.unfolding, ConvPatches):
         return values.reshape(shape)
-    values = values * linear_operator(layer.node, layer.weight).bias_scale
+    values = values * layer.operator.bias_scale
     matrix = values.reshape((1,) * (2 - values.ndim) + values.shape)
     along, across = (1, 0) if layer.unfolding.out_axis == -1 else (0, 1)
     if matrix.shape[across] != 1:

@@ -338,8 +338,9 @@ def current_bias_target(
 def _free_bias(layer: WeightLayer) -> np.ndarray | None:
     """The bias of a layer, (groups, rows), where another can be chosen."""
     bias = bias_of(layer)
-    is_off = layer.node.op == "Gemm" and not float(layer.node.attrs.get("beta", 1.0))
-    return None if layer.bias is None or isinstance(bias, str) or is_off else bias
+    if layer.bias is None or isinstance(bias, str) or not layer.operator.bias_scale:
+        return None
+    return bias
 
 
 def assign(rewriter: Rewriter, problem: Problem, weight: np.ndarray) -> None:
@@ -409,11 +410,9 @@ def _set_bias(rewriter: Rewriter, layer: WeightLayer, bias: np.ndarray) -> None:
     """Write (groups, rows), divided by Gemm's beta, in the shape that the operator broadcasts."""
     assert layer.bias is not None
     node, dtype = layer.node, layer.holder.dtype
-    flat = bias.reshape(-1)
-    if node.op == "Gemm":
-        flat = flat / float(node.attrs.get("beta", 1.0))
-        if getattr(layer.unfolding, "out_axis", -1) == -2:
-            flat = flat[:, None]  # (rows, 1): one entry for each row of the output
+    flat = bias.reshape(-1) / layer.operator.bias_scale
+    if layer.operator.out_axis == -2:
+        flat = flat[:, None]  # (rows, 1): one entry for each row of the output
     values = np.ascontiguousarray(flat.astype(dtype))
     present = is_present(node, layer.bias)
     wish = node.inputs[layer.bias].name if present else f"{node.outputs[0].name}_bias"

@@ -130,13 +130,12 @@ def _are_packable(layer: WeightLayer) -> bool:
 
 def _has_kernel(layer: WeightLayer, block: int | None) -> bool:
     """Whether onnxruntime makes one kernel of DequantizeLinear and what reads it."""
-    node = layer.node
     is_alone = len(layer.weight_tensor.outputs) == 1 and not layer.bodies
     if not is_alone or layer.weight != 1 or not _is_one_matrix(layer):
         return False
-    plain = all(float(node.attrs.get(name, 1.0)) == 1.0 for name in ("alpha", "beta"))
-    plain = plain and not node.attrs.get("transA", 0)
-    return plain and weight_layouts.is_block_of_kernel(block or None) and not _is_clipped(layer)
+    operator = layer.operator
+    is_plain = operator.scale == operator.bias_scale == 1.0 and operator.in_axis == -1
+    return is_plain and weight_layouts.is_block_of_kernel(block or None) and not _is_clipped(layer)
 
 
 def _is_clipped(layer: WeightLayer) -> bool:
