@@ -21,6 +21,8 @@ unpruned             layers that are in no group, and why
 Which of them leave, and what is done about it:
 
 evidence             what the layers that read a group say of its units
+rankings             rankings of units that take an algorithm
+channel_weights      the weights that write or read each channel
 criteria             the table of criteria: what a unit is worth
 readers              the layers that read groups, and one look at their moments
 reconstruct          the refit of these layers, and zeros for units that are gone
@@ -31,6 +33,7 @@ alignment            times of layers on this machine, and the channel multiple t
 work                 what a graph costs without some units
 levels               the levels that pay best for a given cost
 budgets              how many units each group loses under a budget
+latency_search       the same for a budget of latency, by timing whole models
 run                  one run of prune-channels
 
 **Why does `prune-channels` keep a channel?** `onnxslim groups MODEL` prints the reasons, and the

@@ -3,14 +3,13 @@
 Channels, multiply-accumulates and bytes are added up over layers (see `work`). Time is measured on
 the whole model; the times of single layers only say where to look.
 
-Owns: what a budget counts, and the search for latency. Not here: the choice of levels for a given
-cost (see `levels`).
+Owns: what a budget counts. Not here: the choice of levels for a given cost (see `levels`), the
+search for latency (see `latency_search`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
@@ -18,9 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxslim.channels.alignment import layer_milliseconds
-from onnxslim.channels.groups import ChannelGroup, Channels, shrink
-from onnxslim.channels.groups import channel_groups as follow_channels
+from onnxslim.channels.groups import ChannelGroup, Channels
 from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.channels.removal_order import RemovalOrder
 from onnxslim.channels.work import Work, channel_work
@@ -28,16 +25,11 @@ from onnxslim.errors import NotApplicable
 from onnxslim.graph.counts import node_macs
 from onnxslim.graph.ir import Node, walk_graphs
 from onnxslim.graph.operands import const_array, is_present
-from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.budgeted_pass import Budget, known_macs
-from onnxslim.services.stopwatch import Stopwatch
 
 Mask = npt.NDArray[np.bool_]
 
-_TRIALS: Final = 8  # whole models that are timed
-_NEAR: Final = 0.95  # of a budget of latency: a choice this near is taken
-_AIM: Final = 0.98  # of a budget of latency: the aim, as times vary
 _ROUNDING: Final = 1e-9
 _NEW_TENSOR: Final = 64  # bytes of a file for a tensor's name, type and shape
 
@@ -50,7 +42,7 @@ def work_for(
     *,
     refitted: bool,
 ) -> Work:
-    """The cost that the budget counts, layer by layer; for latency see `time_work`.
+    """The cost that the budget counts, layer by layer; for latency see `latency_search`.
 
     Args:
         budget: of channels, multiply-accumulates or bytes.
@@ -134,20 +126,22 @@ def choice_for_budget(
     if budget.kind == "ratio":
         if not spread:
             return chooser.uniform(budget.amount * progress)
-        return _within(chooser, budget.remaining(progress), spread=True)
+        return choice_within(chooser, budget.remaining(progress), spread=True)
     least = chooser.most().cost / chooser.work.whole
     if least > budget.remaining() + _ROUNDING:
-        raise _out_of_reach(budget, least)
-    return _within(chooser, budget.remaining(progress), spread=spread)
+        raise out_of_reach(budget, least)
+    return choice_within(chooser, budget.remaining(progress), spread=spread)
 
 
-def _within(chooser: LevelChooser, share: float, *, spread: bool) -> LevelChoice:
+def choice_within(chooser: LevelChooser, share: float, *, spread: bool) -> LevelChoice:
+    """The levels at which at most `share` of the work is left."""
     enough = (share + _ROUNDING) * chooser.work.whole
     return chooser.path(enough) if spread else chooser.within(enough)
 
 
-def _out_of_reach(budget: Budget, least: float) -> NotApplicable:
-    # rounded up, so that what is named can be asked for
+def out_of_reach(budget: Budget, least: float) -> NotApplicable:
+    """The error that says that no less than the share `least` can remain."""
+    # rounded up, so that a budget of the share in the message is within reach
     possible = ceil(1000 * least) / 1000
     return NotApplicable(
         f"a budget of {budget} is out of reach: {possible:g} remains when "
@@ -165,101 +159,6 @@ def choice_for_plan(
     )
 
 
-def time_work(channels: Channels, stopwatch: Stopwatch, model: Model) -> Work:
-    """The time of each layer alone, in milliseconds, as a cost.
-
-    Raises:
-        RuntimeFailure: onnxruntime refuses a layer.
-    """
-    return Work.of(channels, layer_milliseconds(stopwatch, model, layer_nodes(channels)))
-
-
-class LatencySearch:
-    """Rungs at which the whole model, timed against the original, is fast enough.
-
-    Args:
-        stopwatch: of this machine.
-        model: whose graph is uncut.
-        spread: as in `choice_for_budget`.
-        tell: receives a sentence for each model that is timed.
-    """
-
-    def __init__(
-        self, stopwatch: Stopwatch, model: Model, *, spread: bool, tell: Callable[[str], None]
-    ) -> None:
-        self.stopwatch, self.model, self.spread, self.tell = stopwatch, model, spread, tell
-        self._shares: dict[tuple[int, ...], float] = {}
-
-    def choice(self, chooser: LevelChooser, budget: Budget) -> LevelChoice:
-        """The choice within the budget that loses least, of at most `_TRIALS` that are timed.
-
-        The times of layers do not add up to the time of the model. The share of their sum to try
-        next comes from a line through the last measured points.
-
-        Raises:
-            NotApplicable: none was fast enough.
-        """
-        left = budget.remaining()
-        slow, fast, best = _Point(1.0, 1.0), None, None
-        asked = left
-        for _ in range(_TRIALS):
-            choice = _within(chooser, asked, spread=self.spread)
-            point = _Point(asked, self._share(choice, left))
-            if point.measured <= left:
-                best, fast = choice, point
-                if point.measured > _NEAR * left:
-                    break
-            elif choice.levels == chooser.most().levels:
-                slow = point
-                break  # nothing more can leave
-            else:
-                slow = point
-            asked = _next(slow, fast, _AIM * left)
-        if best is None:
-            raise _out_of_reach(budget, slow.measured)
-        return best
-
-    def _share(self, choice: LevelChoice, left: float) -> float:
-        """The latency after a choice, as a share of the original latency."""
-        known = self._shares.get(choice.levels)
-        if known is not None:
-            return known
-        share = 1.0
-        if choice.gone.any():
-            share = 1 / self.stopwatch.pair(self.model, without(self.model, choice.gone)).ratio
-        self.tell(f"latency {share:.3f} of the original, {left:.3f} is asked for")
-        self._shares[choice.levels] = share
-        return share
-
-
-@dataclass(frozen=True)
-class _Point:
-    """The share of the sum of layer times that was asked for, and the measured share of latency."""
-
-    asked: float
-    measured: float
-
-
-def _next(slow: _Point, fast: _Point | None, aim: float) -> float:
-    """The share to ask for next: on the line between a slow and a fast point, away from both."""
-    if fast is not None:
-        run, rise = slow.asked - fast.asked, slow.measured - fast.measured
-        guess = fast.asked + run * (aim - fast.measured) / rise if rise > 0 else slow.asked
-        return min(max(guess, fast.asked + 0.1 * run), slow.asked - 0.1 * run)
-    run, rise = 1.0 - slow.asked, 1.0 - slow.measured
-    guess = 1.0 - run * (1.0 - aim) / rise if rise > 0 else 0.0
-    return min(max(guess, 0.25 * slow.asked), 0.9 * slow.asked)
-
-
-def without(model: Model, gone: Mask) -> Model:
-    """A copy of the model without some units."""
-    copy = model.clone()
-    rewriter = Rewriter(copy.graph)
-    shrink(rewriter, follow_channels(copy.graph), gone)
-    rewriter.result()
-    return copy
-
-
 def units_kept(choice: LevelChoice, orders: Sequence[RemovalOrder]) -> Mapping[str, int]:
     """The number of units that each group keeps, by its name; groups that keep all are left out."""
     return {
@@ -270,12 +169,11 @@ def units_kept(choice: LevelChoice, orders: Sequence[RemovalOrder]) -> Mapping[s
 
 
 __all__ = [
-    "LatencySearch",
     "choice_for_budget",
     "choice_for_plan",
+    "choice_within",
     "layer_nodes",
-    "time_work",
+    "out_of_reach",
     "units_kept",
-    "without",
     "work_for",
 ]

@@ -8,8 +8,8 @@ A score is an array with a number for each unit of the graph; units of other gro
 with the lowest numbers leave first, so a place in an order serves as well as a magnitude. Units
 with several writers or readers sum over them, after each layer's values are divided by their mean.
 
-Owns: criteria. Not here: what removals cost in output error, whatever the criterion (see
-`evidence`); what is gathered when (see `scoring`).
+Owns: the table, and criteria of a few lines. Not here: criteria that take an algorithm (see
+`rankings`), the output error of removals (see `evidence`), what is gathered when (see `scoring`).
 """
 
 from __future__ import annotations
@@ -24,18 +24,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import distance
 
-from onnxslim.channels.evidence import Evidence, elimination_costs
+from onnxslim.channels.channel_weights import member_columns, member_rows
+from onnxslim.channels.evidence import Evidence
 from onnxslim.channels.groups import ChannelGroup, Channels
-from onnxslim.channels.tracing import Member
+from onnxslim.channels.rankings import elimination_order, greedy_order, lasso_penalties
 from onnxslim.graph.operands import const_array
 from onnxslim.services.activity import ChannelActivity
 
 Array = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
-_ROUNDS: Final = 24  # of elimination
-_LASSO_STEPS: Final = 200
-_LASSO_SWEEPS: Final = 20
 _TINY: Final = 1e-300  # in place of a divisor of zero
 
 
@@ -165,27 +163,6 @@ def _random(facts: GroupFacts) -> Array:
     return worth
 
 
-def member_rows(member: Member) -> Array:
-    """The weights that make each output channel, (channels, weights)."""
-    if member.layer is None:  # an embedding: (rows, channels)
-        table = const_array(member.node.inputs[member.operand])
-        assert table is not None
-        return np.asarray(table.T, np.float64)
-    weight = np.asarray(member.layer.canonical(), np.float64)
-    return weight.reshape(-1, weight.shape[2])
-
-
-def member_columns(member: Member) -> Array:
-    """The weights that read each input channel, (channels, weights)."""
-    assert member.layer is not None
-    weight = np.asarray(member.layer.canonical(), np.float64)
-    groups, rows, columns = weight.shape
-    taps = groups * columns // len(member.ids)
-    # (g, rows, channels of a group, taps) -> (g, channels, rows, taps)
-    split = weight.reshape(groups, rows, columns // taps, taps).transpose(0, 2, 1, 3)
-    return split.reshape(len(member.ids), -1)
-
-
 def _add(worth: Array, units: Ids, values: Array) -> None:
     """Add values to the units that they belong to; channels without a unit are left out."""
     named = units >= 0
@@ -237,73 +214,6 @@ def _taylor(evidence: Evidence) -> Array:
 def _obd(evidence: Evidence) -> Array:
     """Q_uu: what removing u alone does to the outputs, all else as it is."""
     return np.diagonal(evidence.products).copy()
-
-
-def _thinet(evidence: Evidence) -> Array:
-    """Place in the order that always removes the unit that adds least to Σ_{u,v gone} Q_uv."""
-    size = len(evidence.products)
-    place = np.zeros(size)
-    cost = np.diagonal(evidence.products).copy()
-    alive = np.ones(size, bool)
-    for step in range(size):
-        chosen = int(np.argmin(np.where(alive, cost, np.inf)))
-        place[chosen] = step
-        alive[chosen] = False
-        cost += 2 * evidence.products[chosen]  # both Q_uv and Q_vu
-    return place
-
-
-def _lasso(evidence: Evidence) -> Array:
-    """The λ at which a unit leaves min_β E‖y − Σ β_u W_u x_u‖² + λ Σ|β_u|.
-
-    Coordinate descent along a falling λ: a unit that enters late is worth little. Ties are broken
-    by what the loss of each unit alone costs.
-    """
-    products = evidence.products
-    size = len(products)
-    right = products.sum(axis=1)  # the target is the layer's own output: every β is 1
-    diagonal = np.maximum(np.diagonal(products), _TINY)
-    most = float(np.abs(right).max(initial=0.0))  # the λ at which no unit is in
-    if most == 0.0:
-        return np.zeros(size)
-    entered = np.zeros(size)
-    beta = np.zeros(size)
-    image = np.zeros(size)  # products·β
-    for price in np.geomspace(most, most * 1e-5, _LASSO_STEPS):
-        for _ in range(_LASSO_SWEEPS):
-            before = beta.copy()
-            for unit in range(size):
-                # the best β_u while all others stay: soft thresholding of the residual
-                rest = right[unit] - image[unit] + diagonal[unit] * beta[unit]
-                new = np.sign(rest) * max(abs(rest) - price, 0.0) / diagonal[unit]
-                if new != beta[unit]:
-                    image += products[unit] * (new - beta[unit])
-                    beta[unit] = new
-            if np.abs(beta - before).max() <= 1e-4 * max(np.abs(beta).max(), _TINY):
-                break
-        entered = np.where((entered == 0) & (beta != 0), price, entered)
-    return entered + 1e-12 * np.diagonal(products) / max(float(diagonal.max()), _TINY)
-
-
-def _obs(evidence: Evidence) -> Array:
-    """Place in the order in which elimination, in rounds, removes units; pinned units come last."""
-    size = evidence.group.size
-    place = np.full(size, float(size))
-    alive = ~evidence.stays
-    inverses = [inverse.copy() for inverse in evidence.inverses]
-    step = 0
-    while alive.any():
-        cost = elimination_costs(inverses, size)
-        left = np.flatnonzero(alive)
-        # a share of what is left, but never so few that the last rounds are single units
-        count = max(1, len(left) // _ROUNDS, round(size / (4 * _ROUNDS)))
-        chosen = left[np.lexsort((left, cost[left]))][:count]
-        place[chosen] = np.arange(step, step + len(chosen))
-        step += len(chosen)
-        alive[chosen] = False
-        for inverse in inverses:
-            inverse.remove(chosen, size)
-    return place
 
 
 # ---------------------------------------------------------------------------- the table
@@ -369,19 +279,19 @@ _ROWS: Final = (
     ChannelCriterion(
         "obs",
         Needs.INVERSES,
-        _by_evidence(_obs),
+        _by_evidence(elimination_order),
         "the same after a refit of what stays, in rounds (Hassibi and Stork 1993, by columns)",
     ),
     ChannelCriterion(
         "lasso",
         Needs.PRODUCTS,
-        _by_evidence(_lasso),
+        _by_evidence(lasso_penalties),
         "the penalty at which its coefficient becomes zero (He, Zhang, Sun 2017, eq. 1)",
     ),
     ChannelCriterion(
         "thinet",
         Needs.PRODUCTS,
-        _by_evidence(_thinet),
+        _by_evidence(greedy_order),
         "place in a greedy order of least output error (Luo, Wu, Lin 2017, eq. 6)",
     ),
 )
@@ -422,7 +332,5 @@ __all__ = [
     "GroupFacts",
     "Needs",
     "criterion_of",
-    "member_columns",
-    "member_rows",
     "unit_scores",
 ]

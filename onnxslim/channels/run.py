@@ -16,16 +16,15 @@ import numpy.typing as npt
 
 from onnxslim.channels.alignment import UNMEASURED, fastest_multiple
 from onnxslim.channels.budgets import (
-    LatencySearch,
     choice_for_budget,
     choice_for_plan,
     layer_nodes,
-    time_work,
     units_kept,
     work_for,
 )
 from onnxslim.channels.criteria import ChannelCriterion
 from onnxslim.channels.groups import ChannelGroup, channel_groups, shrink
+from onnxslim.channels.latency_search import LatencySearch, time_work
 from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.channels.readers import ReaderColumns
 from onnxslim.channels.reconstruct import refit_readers, zero_removed

@@ -13,13 +13,8 @@ from channel_nets import follow
 from layer_nets import context, net, node, normal, output_error, samples
 from scipy import optimize
 
-from onnxslim.channels.criteria import (
-    CRITERIA,
-    GroupFacts,
-    Needs,
-    member_columns,
-    member_rows,
-)
+from onnxslim.channels.channel_weights import member_columns, member_rows
+from onnxslim.channels.criteria import CRITERIA, GroupFacts, Needs
 from onnxslim.channels.evidence import costs_along, elimination_costs
 from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
 from onnxslim.channels.readers import ReaderColumns, ReaderProblem, gather

@@ -1,0 +1,128 @@
+"""Levels at which the whole model, timed against the original, is fast enough.
+
+Owns: the search. Not here: the clock (see `services.stopwatch`), budgets that are added up over
+layers (see `budgets`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxslim.channels.alignment import layer_milliseconds
+from onnxslim.channels.budgets import choice_within, layer_nodes, out_of_reach
+from onnxslim.channels.groups import Channels, channel_groups, shrink
+from onnxslim.channels.levels import LevelChoice, LevelChooser
+from onnxslim.channels.work import Work
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.lossy.budgeted_pass import Budget
+from onnxslim.services.stopwatch import Stopwatch
+
+Mask = npt.NDArray[np.bool_]
+
+_TRIALS: Final = 8  # whole models that are timed
+_NEAR: Final = 0.95  # of a budget of latency: a choice this near is taken
+_AIM: Final = 0.98  # of a budget of latency: the aim, as times vary
+
+
+def time_work(channels: Channels, stopwatch: Stopwatch, model: Model) -> Work:
+    """The time of each layer alone, in milliseconds, as a cost.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses a layer.
+    """
+    return Work.of(channels, layer_milliseconds(stopwatch, model, layer_nodes(channels)))
+
+
+class LatencySearch:
+    """Rungs at which the whole model, timed against the original, is fast enough.
+
+    Args:
+        stopwatch: of this machine.
+        model: whose graph is uncut.
+        spread: as in `choice_for_budget`.
+        tell: receives a sentence for each model that is timed.
+    """
+
+    def __init__(
+        self, stopwatch: Stopwatch, model: Model, *, spread: bool, tell: Callable[[str], None]
+    ) -> None:
+        self.stopwatch, self.model, self.spread, self.tell = stopwatch, model, spread, tell
+        self._shares: dict[tuple[int, ...], float] = {}
+
+    def choice(self, chooser: LevelChooser, budget: Budget) -> LevelChoice:
+        """The choice within the budget that loses least, of at most `_TRIALS` that are timed.
+
+        The times of layers do not add up to the time of the model. The share of their sum to try
+        next comes from a line through the last measured points.
+
+        Raises:
+            NotApplicable: none was fast enough.
+        """
+        left = budget.remaining()
+        slow, fast, best = _Point(1.0, 1.0), None, None
+        asked = left
+        for _ in range(_TRIALS):
+            choice = choice_within(chooser, asked, spread=self.spread)
+            point = _Point(asked, self._share(choice, left))
+            if point.measured <= left:
+                best, fast = choice, point
+                if point.measured > _NEAR * left:
+                    break
+            elif choice.levels == chooser.most().levels:
+                slow = point
+                break  # nothing more can leave
+            else:
+                slow = point
+            asked = _next(slow, fast, _AIM * left)
+        if best is None:
+            raise out_of_reach(budget, slow.measured)
+        return best
+
+    def _share(self, choice: LevelChoice, left: float) -> float:
+        """The latency after a choice, as a share of the original latency."""
+        known = self._shares.get(choice.levels)
+        if known is not None:
+            return known
+        share = 1.0
+        if choice.gone.any():
+            share = 1 / self.stopwatch.pair(self.model, without(self.model, choice.gone)).ratio
+        self.tell(f"latency {share:.3f} of the original, {left:.3f} is asked for")
+        self._shares[choice.levels] = share
+        return share
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The share of the sum of layer times that was asked for, and the measured share of latency."""
+
+    asked: float
+    measured: float
+
+
+def _next(slow: _Point, fast: _Point | None, aim: float) -> float:
+    """The share to ask for next: on the line between a slow and a fast point, away from both."""
+    if fast is not None:
+        run, rise = slow.asked - fast.asked, slow.measured - fast.measured
+        guess = fast.asked + run * (aim - fast.measured) / rise if rise > 0 else slow.asked
+        return min(max(guess, fast.asked + 0.1 * run), slow.asked - 0.1 * run)
+    run, rise = 1.0 - slow.asked, 1.0 - slow.measured
+    guess = 1.0 - run * (1.0 - aim) / rise if rise > 0 else 0.0
+    return min(max(guess, 0.25 * slow.asked), 0.9 * slow.asked)
+
+
+def without(model: Model, gone: Mask) -> Model:
+    """A copy of the model without some units."""
+    copy = model.clone()
+    rewriter = Rewriter(copy.graph)
+    shrink(rewriter, channel_groups(copy.graph), gone)
+    rewriter.result()
+    return copy
+
+
+__all__ = ["LatencySearch", "time_work", "without"]
