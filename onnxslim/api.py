@@ -21,6 +21,7 @@ from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.policy import Goal, Policy
+from onnxslim.pipeline.recipe import GOALS
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
 from onnxslim.report import Comparison, Latency, LatencyPair, Report, Stats
@@ -278,7 +279,7 @@ def _goal(goal: str) -> Goal:
     try:
         return Goal(goal)
     except ValueError:
-        words = ", ".join(item.value for item in Goal)
+        words = ", ".join(GOALS)
         raise UsageError(f"The goal must be one of {words}; got {goal!r}.") from None
 
 

@@ -44,7 +44,7 @@ class BoundedNumber(click.ParamType[float]):
 
 
 def calib_option(
-    help: str = "Sample inputs without labels: what outputs are compared on.",
+    help: str = "Sample inputs without labels, on which models are run.",
     *,
     required: bool = False,
 ) -> Callable[[_Command], _Command]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("output", required=False)
 @passes_option
-@calib_option()
+@calib_option("Sample inputs without labels, for passes that use data and for comparing outputs.")
 @click.option(
     "--eval",
     "evaluation",

@@ -41,6 +41,7 @@ from pathlib import Path
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.grammar import Pipeline, build_pass, parse_pipeline
 from onnxslim.pipeline.options import Interval, at_least, interval
+from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.suggest import did_you_mean
 
 MAX_DROP = interval(0, 100)
@@ -48,7 +49,7 @@ MIN_AGREEMENT = interval(0, 1)
 MIN_SQNR = at_least(0)
 THREADS = at_least(1)
 SEED = interval(0, 2**32 - 1)
-GOALS = ("both", "latency", "bytes")
+GOALS = tuple(goal.value for goal in Goal)
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _FLOORS = {"max-drop": MAX_DROP, "min-agreement": MIN_AGREEMENT, "min-sqnr": MIN_SQNR}
