@@ -4,6 +4,7 @@ calibration_runs   CalibrationRuns answers what passes ask of the samples
 exposed            inner tensors as outputs of a copy of the model
 unfold             input tensor of a layer to the vectors that its weight multiplies
 products           sums of products of rows
+moment_sums        sums over inputs and outputs of layers, and moments from them
 moments            second moments of the inputs of layers
 channel_activity   statistics of single channels
 observers          ranges and histograms

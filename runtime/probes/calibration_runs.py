@@ -16,7 +16,8 @@ from onnxslim.records import Skip
 from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.channel_activity import stream_activity
-from onnxslim.runtime.probes.moments import MomentLimits, stream_moments
+from onnxslim.runtime.probes.moment_sums import MomentLimits
+from onnxslim.runtime.probes.moments import stream_moments
 from onnxslim.runtime.probes.observers import stream_observations
 from onnxslim.runtime.probes.replay import Replay
 from onnxslim.runtime.probes.value_numbering import Signature, ValueNumbering

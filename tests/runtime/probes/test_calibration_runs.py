@@ -16,7 +16,7 @@ from onnxslim.records import Skip
 from onnxslim.runtime.measure.output_divergence import DivergenceMeter
 from onnxslim.runtime.probes import calibration_runs
 from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
-from onnxslim.runtime.probes.moments import MomentLimits
+from onnxslim.runtime.probes.moment_sums import MomentLimits
 from onnxslim.services.moments import LayerMoments
 
 X = samples(53, 12)

@@ -15,7 +15,8 @@ from onnxslim.analysis.layers import weight_layers
 from onnxslim.errors import UsageError
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
-from onnxslim.runtime.probes.moments import MomentLimits, chosen_rows, stream_moments
+from onnxslim.runtime.probes.moment_sums import MomentLimits
+from onnxslim.runtime.probes.moments import chosen_rows, stream_moments
 from onnxslim.runtime.probes.unfold import unfold_input, unfold_output
 from onnxslim.runtime.samples.sources import Sample
 from onnxslim.services.moments import BlockDiagonal, LayerMoments
