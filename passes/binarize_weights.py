@@ -65,7 +65,12 @@ from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
 from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.problems import Problem
-from onnxslim.lossy.scaled_tables import InitialScale, Multiples, ScaledCodes, find_scaled
+from onnxslim.lossy.scaled_codebooks import (
+    InitialScales,
+    ScaledCodebook,
+    ScaledTableSpec,
+    find_scaled_codebook,
+)
 from onnxslim.pipeline.options import Interval, OptionValue, option
 
 _BASES: Final = Interval(1, 5)
@@ -91,16 +96,16 @@ class BinarizeWeights(CodebookPass):
     def solve(self, problem: Problem, seed: int) -> Answer:
         """Signs and scales."""
         factors = np.array(list(product((-1.0, 1.0), repeat=self.bases)))  # (2^M, M)
-        form = Multiples(
+        form = ScaledTableSpec(
             factors, _greedy(self.bases), TableGranularity.ROW, is_solved=self.bases == 1
         )
-        found = find_scaled(problem, form, table_type(problem))
+        found = find_scaled_codebook(problem, form, table_type(problem))
         stages = tuple(self._stage(problem, found, factors, base) for base in range(self.bases))
         words = "as signs" if self.bases == 1 else f"as sums of {self.bases} signs"
         return self.answer(problem, Codebook(stages, found.error, found.weight), words)
 
     def _stage(
-        self, problem: Problem, found: ScaledCodes, factors: np.ndarray, base: int
+        self, problem: Problem, found: ScaledCodebook, factors: np.ndarray, base: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Codes (groups, rows, columns) and tables (groups · rows, 2) of one base."""
         scales = found.scales[:, base]
@@ -110,7 +115,7 @@ class BinarizeWeights(CodebookPass):
         return codes.astype(np.uint8), tables.astype(table_type(problem))
 
 
-def _greedy(bases: int) -> InitialScale:
+def _greedy(bases: int) -> InitialScales:
     """Scales one after another, each from what the ones before it leave."""
 
     def start(weights: np.ndarray, costs: np.ndarray | None) -> np.ndarray:

@@ -68,11 +68,11 @@ import numpy as np
 from onnxslim.codebook.weight import TableGranularity
 from onnxslim.errors import UsageError
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout
-from onnxslim.lossy.codebooks import TableSpec, find_codebook
 from onnxslim.lossy.problems import Problem
+from onnxslim.lossy.scalar_codebooks import TableSpec, find_scalar_codebook
 from onnxslim.lossy.vector_codebooks import find_vector_codebook
 from onnxslim.pipeline.options import Interval, OptionValue, assigned, at_least, one_of, option
-from onnxslim.solvers.kmeans.rows import TableInit
+from onnxslim.solvers.kmeans.lloyd import TableInit
 
 _BITS: Final = Interval(1, 8)
 _VALUES: Final = Interval(2, 256)
@@ -179,5 +179,5 @@ class ClusterWeights(CodebookPass):
             found = find_vector_codebook(problem, form, self.vector, self.stages, seed)
         else:
             mask = problem.weight != 0
-            found = find_codebook(problem, form, None if mask.all() else mask, seed)
+            found = find_scalar_codebook(problem, form, None if mask.all() else mask, seed)
         return self.answer(problem, found)

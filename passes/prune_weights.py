@@ -78,20 +78,19 @@ from onnxslim.pipeline.options import (
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.solvers.masks import (
-    Criterion,
     InMatrix,
     InRow,
     InRun,
+    Saliency,
     ZeroScope,
-    prune,
     saliencies,
     share_out,
-    surgeon,
 )
+from onnxslim.solvers.surgeon import prune, surgeon
 
 _RATIO_OF = assigned(Interval(0.0, 1.0, open_right=True))
 _PATTERN = re.compile(r"(\d+):(\d+)")
-_NEEDS_DATA = (Criterion.OBD, Criterion.OBS, Criterion.WANDA)
+_NEEDS_DATA = (Saliency.OBD, Saliency.OBS, Saliency.WANDA)
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class PruneWeights(LayerPass):
     )
     criterion: str = option(
         "auto",
-        one_of("auto", *Criterion),
+        one_of("auto", *Saliency),
         "what a weight is worth; auto: obs with calibration samples, magnitude without",
     )
     scope: str = option(
@@ -169,10 +168,10 @@ class PruneWeights(LayerPass):
 
     # ----------------------------------------------------------------- how much
 
-    def _criterion(self, problem: Problem) -> Criterion:
+    def _criterion(self, problem: Problem) -> Saliency:
         if self.criterion == "auto":
-            return Criterion.OBS if problem.has_data else Criterion.MAGNITUDE
-        return Criterion(self.criterion)
+            return Saliency.OBS if problem.has_data else Saliency.MAGNITUDE
+        return Saliency(self.criterion)
 
     def _shares(self, problems: Problems, context: Context) -> Mapping[str, float]:
         """The share that each weight loses, by the name of its first layer."""
@@ -196,7 +195,7 @@ class PruneWeights(LayerPass):
         """Saliencies in units of the model's output error, float32 to save memory."""
         criterion = self._criterion(problem)
         cost = _saliencies(problem, criterion, context.seed)
-        if criterion in (Criterion.MAGNITUDE, Criterion.RANDOM) or not problem.has_data:
+        if criterion in (Saliency.MAGNITUDE, Saliency.RANDOM) or not problem.has_data:
             return cost.astype(np.float32)
         trial = _pruned(problem, criterion, self.ratio, context.seed, thorough=False)
         assert problem.energy is not None
@@ -250,43 +249,43 @@ def _own_seed(problem: Problem, seed: int) -> int:
     return zlib.crc32(f"{seed} {problem.name}".encode())
 
 
-def _saliencies(problem: Problem, criterion: Criterion, seed: int) -> np.ndarray:
+def _saliencies(problem: Problem, criterion: Saliency, seed: int) -> np.ndarray:
     pairs, first = zip(problem.target, problem.metrics, strict=True), _own_seed(problem, seed)
     parts = [saliencies(t, m, criterion, first + group) for group, (t, m) in enumerate(pairs)]
     return np.stack(parts)
 
 
 def _pruned(
-    problem: Problem, criterion: Criterion, share: float, seed: int, *, thorough: bool = True
+    problem: Problem, criterion: Saliency, share: float, seed: int, *, thorough: bool = True
 ) -> np.ndarray:
     """The weight with `share` of it removed, groups competing with each other."""
     layer = problem.layer
-    if criterion is Criterion.WANDA:  # by its definition each row keeps as many
+    if criterion is Saliency.WANDA:  # by its definition each row keeps as many
         rows = [InRow(_kept(layer.columns, share))] * layer.groups
         return _with_budgets(problem, criterion, rows, seed)
     counts = [_kept(layer.size, share)]
     if layer.groups > 1:
         counts = share_out(list(_saliencies(problem, criterion, seed)), counts[0])
-    if not thorough and criterion is Criterion.OBS:
-        criterion = Criterion.OBD
+    if not thorough and criterion is Saliency.OBS:
+        criterion = Saliency.OBD
     budgets = [InMatrix(count) for count in counts]
     return _with_budgets(problem, criterion, budgets, seed)
 
 
-def _in_runs(problem: Problem, criterion: Criterion, budget: InRun, seed: int) -> np.ndarray:
+def _in_runs(problem: Problem, criterion: Saliency, budget: InRun, seed: int) -> np.ndarray:
     return _with_budgets(problem, criterion, [budget] * problem.layer.groups, seed)
 
 
 def _with_budgets(
     problem: Problem,
-    criterion: Criterion,
+    criterion: Saliency,
     budgets: Sequence[ZeroScope],
     seed: int,
 ) -> np.ndarray:
     parts, first = [], _own_seed(problem, seed)
     groups = zip(problem.target, problem.metrics, budgets, strict=True)
     for group, (target, metric, budget) in enumerate(groups):
-        if criterion is Criterion.OBS:
+        if criterion is Saliency.OBS:
             parts.append(surgeon(target, metric, budget))
         else:
             parts.append(prune(target, metric, budget, criterion, first + group))

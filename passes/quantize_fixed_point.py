@@ -70,8 +70,11 @@ from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.problems import Problem
 from onnxslim.packing.radix import packed_bytes
 from onnxslim.pipeline.options import Interval, one_of, option
-from onnxslim.solvers.metric import Metric, refit
-from onnxslim.solvers.tables import IntegerGrid, descend, quantize
+from onnxslim.solvers.feedback import round_with_feedback
+from onnxslim.solvers.least_squares import refit
+from onnxslim.solvers.metric import Metric
+from onnxslim.solvers.refinement import coordinate_descent
+from onnxslim.solvers.tables import IntegerGrid
 
 _BITS: Final = Interval(2, 16)
 _DEFAULT_BITS: Final = 8
@@ -223,8 +226,8 @@ class QuantizeFixedPoint(CodebookPass):
 
 def _fed(fitted: np.ndarray, metric: Metric, grid: IntegerGrid, mask: np.ndarray) -> np.ndarray:
     own = None if mask.all() else mask
-    weight = quantize(fitted, metric, grid, mask=own, is_fitted=True)
-    return descend(fitted, weight, metric, grid, mask=own, sweeps=_SWEEPS)
+    weight = round_with_feedback(fitted, metric, grid, mask=own, is_fitted=True)
+    return coordinate_descent(fitted, weight, metric, grid, mask=own, sweeps=_SWEEPS)
 
 
 def _smallest_of_bits(low: float, high: float) -> _Format:

@@ -68,11 +68,14 @@ import numpy as np
 
 from onnxslim.errors import UsageError
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
-from onnxslim.lossy.codebooks import codebook_of, nearest_codebook
+from onnxslim.lossy.codebooks import codebook_of_weight, nearest_codebook
 from onnxslim.lossy.problems import Problem
 from onnxslim.pipeline.options import Interval, OptionValue, interval, option
-from onnxslim.solvers.metric import Metric, refit
-from onnxslim.solvers.tables import Table, descend, nearest, quantize
+from onnxslim.solvers.feedback import round_with_feedback
+from onnxslim.solvers.least_squares import refit
+from onnxslim.solvers.metric import Metric
+from onnxslim.solvers.refinement import coordinate_descent
+from onnxslim.solvers.tables import Table, round_to_nearest
 
 _BITS: Final = Interval(2, 8)
 _SWEEPS: Final = 2
@@ -122,7 +125,7 @@ class QuantizePowerOfTwo(CodebookPass):
         codebook = Table.of(table)
         sides = zip(problem.target, problem.metrics, problem.weight != 0, strict=True)
         weight = np.stack([self._rounded(t, metric, codebook, own) for t, metric, own in sides])
-        return self.answer(problem, codebook_of(problem, weight, table.dtype))
+        return self.answer(problem, codebook_of_weight(problem, weight, table.dtype))
 
     def _table(self, problem: Problem) -> np.ndarray:
         """0 and ±2^k for k from n2 to n1, ascending, as far as their type has them."""
@@ -145,11 +148,11 @@ class QuantizePowerOfTwo(CodebookPass):
         """
         target = refit(target, metric, mask)
         best = _at_once(target, metric, table, None if mask.all() else mask)
-        best = descend(target, best, metric, table, mask=mask, sweeps=_SWEEPS)
+        best = coordinate_descent(target, best, metric, table, mask=mask, sweeps=_SWEEPS)
         if len(self.partitions) == 1:
             return best
         other = self._in_shares(target, metric, table, mask)
-        other = descend(target, other, metric, table, mask=mask, sweeps=_SWEEPS)
+        other = coordinate_descent(target, other, metric, table, mask=mask, sweeps=_SWEEPS)
         better = metric.cost_by_row(target - other) < metric.cost_by_row(target - best)
         return np.where(better[:, None], other, best)
 
@@ -160,7 +163,7 @@ class QuantizePowerOfTwo(CodebookPass):
         for share in self.partitions[:-1]:
             done = int(np.count_nonzero(mask & ~rest))
             chosen = _largest(free, rest, ceil(share * np.count_nonzero(mask)) - done)
-            fixed = np.where(chosen, nearest(free, table, metric), fixed)
+            fixed = np.where(chosen, round_to_nearest(free, table, metric), fixed)
             rest = rest & ~chosen
             free = refit(target - fixed, metric, rest, start=free)
         return np.asarray(fixed + _at_once(free, metric, table, rest))
@@ -169,7 +172,7 @@ class QuantizePowerOfTwo(CodebookPass):
 def _at_once(
     fitted: np.ndarray, metric: Metric, table: Table, mask: np.ndarray | None
 ) -> np.ndarray:
-    return quantize(fitted, metric, table, mask=mask, is_fitted=True)
+    return round_with_feedback(fitted, metric, table, mask=mask, is_fitted=True)
 
 
 def _largest(weight: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:

@@ -61,7 +61,7 @@ from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
 from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.problems import Problem
-from onnxslim.lossy.scaled_tables import Multiples, find_scaled
+from onnxslim.lossy.scaled_codebooks import ScaledTableSpec, find_scaled_codebook
 from onnxslim.pipeline.options import one_of, option
 
 _PER: Final = {"channel": TableGranularity.ROW, "tensor": TableGranularity.TENSOR}
@@ -86,9 +86,11 @@ class TernarizeWeights(CodebookPass):
         signs = np.array([[-1.0], [0.0], [1.0]])
         factors = signs if self.symmetric else np.hstack([np.minimum(signs, 0), signs.clip(0)])
         start = _symmetric if self.symmetric else _asymmetric
-        form = Multiples(factors, start, _PER[self.per], is_solved=True)
+        form = ScaledTableSpec(factors, start, _PER[self.per], is_solved=True)
         mask = problem.weight != 0
-        found = find_scaled(problem, form, table_type(problem), None if mask.all() else mask)
+        found = find_scaled_codebook(
+            problem, form, table_type(problem), None if mask.all() else mask
+        )
         codes, tables = _ascending(problem, found.codes, found.scales @ factors.T + 0.0)
         table = tables.astype(table_type(problem))
         stage = (codes, table[0] if _PER[self.per] is TableGranularity.TENSOR else table)

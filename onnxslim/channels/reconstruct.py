@@ -23,7 +23,7 @@ from onnxslim.channels.units import indexable
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.problems import Problems, assign
-from onnxslim.solvers.metric import refit
+from onnxslim.solvers.least_squares import refit
 
 Mask = npt.NDArray[np.bool_]
 

@@ -3,9 +3,10 @@
 problems         each weight as a problem: its targets, its metric, and how its answer goes in
 layer_pass       base of the passes that give weight layers new weights
 codebook_pass    base of those whose weights are stored as codes
-codebooks        codes and tables for one problem
-scaled_tables    tables whose values are multiples of a few scales
-vector_codebooks  product and residual quantization
+codebooks          codes and tables as the answer to one problem
+scalar_codebooks   tables of free values
+scaled_codebooks   tables whose values are multiples of a few scales
+vector_codebooks   product and residual quantization
 error_gain       how much of a layer's error reaches the output of the model, measured
 spend            one offer for each layer, for the least error within a budget
 allocation       zeros and values shared out between layers

@@ -27,12 +27,14 @@ from onnxslim.lossy.problems import Problem
 from onnxslim.lossy.spend import at_price, cheapest_at, least_cost, total_cost, total_error
 from onnxslim.packing.radix import bits_per_code
 from onnxslim.pipeline.passes import Context
-from onnxslim.solvers.kmeans.codes import encode
+from onnxslim.solvers.feedback import round_with_feedback
+from onnxslim.solvers.kmeans.assignment import encode
 from onnxslim.solvers.kmeans.levels import cluster
-from onnxslim.solvers.kmeans.rows import TableInit
-from onnxslim.solvers.masks import Criterion, elimination_path, saliencies
+from onnxslim.solvers.kmeans.lloyd import TableInit
+from onnxslim.solvers.masks import Saliency, saliencies
 from onnxslim.solvers.metric import Metric
-from onnxslim.solvers.tables import Table, quantize
+from onnxslim.solvers.surgeon import elimination_path
+from onnxslim.solvers.tables import Table
 
 KEEPS: Final = (1.0, 0.7, *(round(float(k), 3) for k in np.geomspace(0.5, 0.02, 15)))
 VALUES: Final = (3, 4, 5, 6, 8, 12, 16, 32)  # of a table, zero among them
@@ -201,7 +203,7 @@ class _Sample:
         if len(self.metric.blocks) == 1 and self._is_affordable():
             yield from elimination_path(self.target, self.metric, keeps)
             return
-        cost = saliencies(self.target, self.metric, Criterion.OBD)
+        cost = saliencies(self.target, self.metric, Saliency.OBD)
         order = np.argsort(-cost, axis=None)
         for keep in keeps:
             weight = self.target.copy().reshape(-1)
@@ -246,7 +248,7 @@ class _Sample:
             single = float(
                 (costs * np.square(self.target - table[encode(self.target, table)])).sum()
             )
-            rounded = quantize(self.target, self.metric, Table.of(table))
+            rounded = round_with_feedback(self.target, self.metric, Table.of(table))
             found = float(self.metric.cost_by_row(self.target - rounded).sum())
             self.ratios[count] = found / single if single > 0 else 1.0
         return self.ratios[count]
@@ -261,7 +263,7 @@ class _Sample:
     def rounded(self, count: int) -> np.ndarray:
         """The rows rounded to a table of `count` values."""
         table = cluster(self.target, count)
-        return quantize(self.target, self.metric, Table.of(table))
+        return round_with_feedback(self.target, self.metric, Table.of(table))
 
     def full(self, weight: np.ndarray) -> np.ndarray:
         """The whole weight with the sample's rows replaced by `weight`."""

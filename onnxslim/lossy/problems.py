@@ -30,7 +30,8 @@ from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, Skip
 from onnxslim.services.moments import BlockDiagonal, LayerMoments, Second
-from onnxslim.solvers.metric import Metric, objective, residual, shifted_target
+from onnxslim.solvers.least_squares import irreducible_error, shifted_target
+from onnxslim.solvers.metric import Metric, objective
 
 MAX_INPUTS: Final = 8192  # of a weight; its second moments then take 1.6 GB to work with
 
@@ -301,7 +302,7 @@ class Problems:
         parts, residual_gradients = [], []
         for w, c, e, metric in zip(weight, cross, energy, problem.metrics, strict=True):
             parts.append(shifted_target(w, c, metric))
-            problem.irreducible_error += residual(parts[-1], c, e)
+            problem.irreducible_error += irreducible_error(parts[-1], c, e)
             residual_gradients.append(c - metric.undamped_times(parts[-1]))
         problem.residual_gradients = tuple(residual_gradients)
         problem.shifted = np.stack(parts)

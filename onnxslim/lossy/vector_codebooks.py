@@ -10,9 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.lossy.codebooks import Codebook, TableSpec
+from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.problems import Problem
-from onnxslim.solvers.kmeans.rows import TableInit
+from onnxslim.lossy.scalar_codebooks import TableSpec
+from onnxslim.solvers.kmeans.lloyd import TableInit
 from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.vector_codes import decoded, refit_residual, residual_codes
 from onnxslim.solvers.vectors import residual_tables

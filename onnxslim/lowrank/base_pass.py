@@ -312,7 +312,7 @@ class _Run:
         if self.trials.fit_all(problem, ladder).error(ladder.steps[-1:]) > _NO_ERROR:
             return None
         rank = rank_of(problem)
-        full = METHODS[method].full(ladder.shape)[0]
+        full = METHODS[method].exact_ranks(ladder.shape)[0]
         if rank >= full:
             return None
         ranks = (ladder.aligned(rank, full),)
@@ -328,7 +328,7 @@ class _Run:
             Diverges: the decomposition does not settle.
         """
         ladder = self.trials.ladder(problem, method)
-        full = METHODS[method].full(ladder.shape)
+        full = METHODS[method].exact_ranks(ladder.shape)
         if self.rule.rank is not None:
             ranks = tuple(min(self.rule.rank, most) for most in full)
             return [self.trials.fit(problem, method, max(ranks)).candidate(ranks)]
@@ -336,7 +336,7 @@ class _Run:
         if self.rule.ratio is not None:
             return _largest(fit, ladder)
         if self.rule.rank_selection == "vbmf":
-            parts = zip(*(part.variational() for part in fit.parts), strict=True)
+            parts = zip(*(part.variational_ranks() for part in fit.parts), strict=True)
             sizes = zip(parts, full, strict=True)
             ranks = tuple(ladder.aligned(max(part), most) for part, most in sizes)
             return [fit.candidate(ranks)] if ladder.weights(ranks) < ladder.most_weights else []
@@ -352,7 +352,7 @@ class _Run:
             Diverges: the decomposition does not settle.
         """
         candidate = choice.candidate
-        full = METHODS[candidate.method].full(kernel_shape(problem.layer))
+        full = METHODS[candidate.method].exact_ranks(kernel_shape(problem.layer))
         ranks: Ranks = tuple(
             min(rank, most) for rank, most in zip(candidate.ranks, full, strict=True)
         )

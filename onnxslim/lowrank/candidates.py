@@ -80,9 +80,9 @@ class Fit:
         self.problem, self.method, self.most = problem, method, most
         self.shape = kernel_shape(problem.layer)
         self.kind: type[Decomposition] = METHODS[method]
-        self.full: Ranks = self.kind.full(self.shape)
+        self.full: Ranks = self.kind.exact_ranks(self.shape)
         self.parts = [
-            self.kind(target, metric, self.shape, most=most, seed=seed)
+            self.kind(target, metric, self.shape, max_rank=most, seed=seed)
             for target, metric in zip(problem.target, problem.metrics, strict=True)
         ]
 
@@ -165,7 +165,7 @@ class RankRange:
     @cached_property
     def steps(self) -> tuple[int, ...]:
         """All ranks of a method of one rank that take few enough weights, rising."""
-        full = METHODS[self.method].full(self.shape)[0]
+        full = METHODS[self.method].exact_ranks(self.shape)[0]
         found = dict.fromkeys(self.aligned(rank, full) for rank in range(1, full + 1))
         return tuple(rank for rank in found if self.weights((rank,)) <= self.most_weights)
 
@@ -179,7 +179,7 @@ class RankRange:
 
     def pairs(self) -> list[Ranks]:
         """A few pairs of ranks for tucker2, few enough in weights."""
-        outputs, inputs = METHODS["tucker2"].full(self.shape)
+        outputs, inputs = METHODS["tucker2"].exact_ranks(self.shape)
         sides = []
         for full in (outputs, inputs):
             wished = np.geomspace(max(1, full / 8), full, 6)

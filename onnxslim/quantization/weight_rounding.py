@@ -36,8 +36,9 @@ from onnxslim.quantization.weight_scales import (
     in_parts,
     row_grids,
 )
-from onnxslim.solvers import tables
-from onnxslim.solvers.metric import Metric, refit
+from onnxslim.solvers import feedback, refinement, tables
+from onnxslim.solvers.least_squares import refit
+from onnxslim.solvers.metric import Metric
 
 _SWEEPS: Final = 2
 _MAX_SWEEPS: Final = 10
@@ -173,11 +174,13 @@ def _rounded(problem: Problem, group: int, grid: tables.IntegerGrid, rounding: R
     own = mask if 1 - mask.mean() >= _SPARSE else None
     target = wished if own is None else refit(wished, metric, own)
     if rounding is Rounding.NEAREST:
-        return tables.nearest(target, grid, metric, own)
-    fed = tables.quantize(target, metric, grid, mask=own, is_fitted=True)
+        return tables.round_to_nearest(target, grid, metric, own)
+    fed = feedback.round_with_feedback(target, metric, grid, mask=own, is_fitted=True)
     found = [fed, _descended(target, fed, metric, grid, own, _SWEEPS)]
     if rounding is Rounding.ADAROUND:
-        other = tables.quantize(target, metric, grid, mask=own, is_fitted=True, by_activity=False)
+        other = feedback.round_with_feedback(
+            target, metric, grid, mask=own, is_fitted=True, by_activity=False
+        )
         starts = (found[1], other)
         found += [_descended(target, w, metric, grid, own, _MAX_SWEEPS) for w in starts]
     return _best_rows(wished, found, metric)
@@ -194,7 +197,7 @@ def _descended(
     """`weight`, until no code of it can change for the better, in up to so many sweeps."""
     for _ in range(sweeps):
         before = weight
-        weight = tables.descend(target, before, metric, grid, mask=mask, sweeps=1)
+        weight = refinement.coordinate_descent(target, before, metric, grid, mask=mask, sweeps=1)
         if np.array_equal(weight, before):
             break
     return weight

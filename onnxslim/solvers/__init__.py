@@ -3,10 +3,15 @@
 All lossy weight passes minimise E‖(W − Ŵ) x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ with H = E[x xᵀ], each under
 a constraint on Ŵ of its own.
 
-    metric          the objective, its metric H, targets, least squares, whitening
+    metric          the objective and H, damped and factored
+    least_squares   the best weight for a set of zeros, or for other inputs
     masks           at most k non-zeros: magnitude, OBD, OBS, Wanda
+    column_sweep    OBS column by column, one factor for all rows
+    surgeon         OBS with a factor for each row
     kmeans          tables of single values, and the codes into them
-    tables          entries from a table or a grid, with error feedback
+    tables          the values that weights may have: a table or a grid
+    feedback        rounding to such values with error feedback
+    refinement      better values for given codes, better codes for given values
     vectors         tables of short vectors, and sums of tables
     vector_codes    codes into such tables, with error feedback
     low_rank        the best weight of a given rank

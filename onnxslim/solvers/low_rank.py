@@ -70,7 +70,7 @@ class Components:
         return root, inverse
 
     @property
-    def full(self) -> int:
+    def exact_rank(self) -> int:
         """The rank at which nothing is left out."""
         return len(self.energies)
 

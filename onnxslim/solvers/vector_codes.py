@@ -1,17 +1,16 @@
 """Codes for vectors of a weight, with error feedback, and the best entries for given codes.
 
-`quantize_vectors` and `quantize_residual` choose codes with error feedback over v columns at a
-time (GPTVQ, van Baalen 2024), for the tables that `vectors` finds. With U upper triangular,
-Uᵀ·U = H⁻¹, and J the columns of one vector, an error e there costs, once the columns after it have
-made up for it as well as they can,
+`residual_codes` rounds v columns at a time (GPTVQ, van Baalen 2024) to the tables that `vectors`
+finds. With U upper triangular, Uᵀ·U = H⁻¹, and J the columns of one vector, an error e there costs,
+once the columns after it have made up for it as well as they can,
 
     ‖e · U_JJ⁻¹‖²        and the columns K after it move by   −e · U_JJ⁻¹ · U_JK
 
-so the nearest entry is sought after a change of basis by U_JJ⁻¹: for v = 1 this is `tables`.
-`refit_vectors` finds the best entries for given codes.
+so the nearest entry is sought after a change of basis by U_JJ⁻¹; for v = 1 this is `feedback`.
+`refit_residual` finds the best entries for given codes.
 
-What may change here: the order of vectors, how an entry of each of several tables is chosen, and
-how far entries are solved for.
+Owns: the order of vectors, how an entry of each of several tables is chosen, and how far entries
+are solved for. Not here: where tables start (see `vectors`).
 """
 
 from __future__ import annotations
@@ -32,59 +31,26 @@ _REFIT_FLOPS: Final = 2e11
 _FEW: Final = 1 << 8  # sums of stages, up to which all of them are tried
 
 
-def quantize_vectors(
-    target: np.ndarray, metric: Metric, table: np.ndarray, *, by_activity: bool = True
+def residual_codes(
+    target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray], *, by_activity: bool = True
 ) -> np.ndarray:
-    """The weight whose vectors come from `table`, with error feedback: see `vector_codes`."""
-    return decoded([table], vector_codes(target, metric, table, by_activity=by_activity)[None])
+    """An entry of each table for every v neighbouring columns, their sum being the weight.
 
-
-def vector_codes(
-    target: np.ndarray, metric: Metric, table: np.ndarray, *, by_activity: bool = True
-) -> np.ndarray:
-    """An entry of the table for every v neighbouring columns; later columns make up for errors.
-
-    In rows where that turns out worse than taking the nearest entries, those are taken.
+    Later columns make up for errors; rows in which that turns out worse than the nearest entries
+    take the nearest entries. All sums are tried where there are up to 256; else stage after stage
+    takes what is nearest to what is left, and then each chooses once more given the others.
 
     Args:
         target: the unconstrained optimum, (rows, columns); v divides the columns.
         metric: of the inputs.
-        table: (count, v).
+        tables: of the stages, all (count, v), or (count,) for scalars.
         by_activity: take vectors with a large sum of H_jj first.
 
     Returns:
-        (rows, columns / v), uint8 or uint16.
+        (stages, rows, columns / v), uint8 or uint16.
 
     Raises:
         ValueError: the columns are no multiple of v.
-    """
-    codes = residual_codes(target, metric, [table], by_activity=by_activity)
-    return np.asarray(codes[0])
-
-
-def quantize_residual(
-    target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray], *, by_activity: bool = True
-) -> np.ndarray:
-    """The weight whose vectors are sums of entries, with error feedback: see `residual_codes`."""
-    return decoded(tables, residual_codes(target, metric, tables, by_activity=by_activity))
-
-
-def residual_codes(
-    target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray], *, by_activity: bool = True
-) -> np.ndarray:
-    """As `vector_codes`, with an entry of each table, to be added.
-
-    All sums are tried where there are up to 256; else stage after stage takes what is nearest to
-    what is left, and then each chooses once more given the others.
-
-    Args:
-        target: the unconstrained optimum, (rows, columns).
-        metric: of the inputs.
-        tables: of the stages, all (count, v), or (count,) for scalars.
-        by_activity: see `vector_codes`.
-
-    Returns:
-        (stages, rows, columns / v), uint8 or uint16.
     """
     target = np.asarray(target, np.float64)
     stages = [_as_vectors(table) for table in tables]
@@ -225,13 +191,6 @@ def _in_basis(vectors: np.ndarray, tables: Sequence[np.ndarray], basis: np.ndarr
 # ---------------------------------------------------------------------------- entries for codes
 
 
-def refit_vectors(
-    target: np.ndarray, metric: Metric, codes: np.ndarray, table: np.ndarray
-) -> np.ndarray:
-    """The best table for given codes: see `refit_residual`."""
-    return refit_residual(target, metric, codes[None], [table])[0]
-
-
 def refit_residual(
     target: np.ndarray, metric: Metric, codes: np.ndarray, tables: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, ...]:
@@ -313,10 +272,6 @@ class _Fit:
 
 __all__ = [
     "decoded",
-    "quantize_residual",
-    "quantize_vectors",
     "refit_residual",
-    "refit_vectors",
     "residual_codes",
-    "vector_codes",
 ]

@@ -98,18 +98,6 @@ def encode_vectors(
     return codes.astype(code_type(len(table)))
 
 
-def vectors_error(
-    vectors: np.ndarray, table: np.ndarray, codes: np.ndarray, weights: np.ndarray | None = None
-) -> float:
-    """Σ weight·(component − its entry's)², with the arguments of `encode_vectors`."""
-    total = 0.0
-    for first in range(0, len(vectors), _SCORES):
-        at = slice(first, first + _SCORES)
-        own = None if weights is None else weights[at]
-        total += float(_costs(vectors[at] - table[codes[at]], own).sum())
-    return total
-
-
 def _costs(errors: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     if weights is None:
         return np.asarray(np.einsum("ij,ij->i", errors, errors))
@@ -408,5 +396,4 @@ __all__ = [
     "encode_vectors",
     "residual_tables",
     "sums",
-    "vectors_error",
 ]

@@ -23,7 +23,8 @@ from onnxslim.channels.scoring import reader_activity
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.problems import Schedule, Target
-from onnxslim.solvers.metric import Metric, objective, refit
+from onnxslim.solvers.least_squares import refit
+from onnxslim.solvers.metric import Metric, objective
 
 Array = npt.NDArray[np.float64]
 

@@ -19,8 +19,9 @@ from onnxslim.analysis.layers import weight_layers
 from onnxslim.codebook.weight import codebook_for_layer
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.codebooks import Codebook, TableSpec
+from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.problems import Problem, Problems, Schedule
+from onnxslim.lossy.scalar_codebooks import TableSpec
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context, Pass

@@ -14,10 +14,11 @@ from layer_nets import context, dense_net, net, node, normal, samples
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.allocation import Menu, Offer, allocate, allocate_within, menu_of
-from onnxslim.lossy.codebooks import TableSpec, find_codebook
 from onnxslim.lossy.problems import Problem, Problems, Schedule, Target
+from onnxslim.lossy.scalar_codebooks import TableSpec, find_scalar_codebook
 from onnxslim.passes.cluster_weights import ClusterWeights
-from onnxslim.solvers.masks import InMatrix, surgeon
+from onnxslim.solvers.masks import InMatrix
+from onnxslim.solvers.surgeon import surgeon
 
 X = samples(300, 24)
 
@@ -133,7 +134,7 @@ def test_estimated_errors_are_near_what_compressing_gives() -> None:
         target, metric = problem.target[0], problem.metrics[0]
         pruned = surgeon(target, metric, InMatrix(round(near.keep * target.size)))
         mask = None if near.keep == 1 else (pruned != 0)[None]
-        found = find_codebook(problem, TableSpec(values), mask, seed=0)
+        found = find_scalar_codebook(problem, TableSpec(values), mask, seed=0)
         assert 0.3 * found.error < near.error < 3 * found.error, (keep, values)
 
 

@@ -20,10 +20,10 @@ from layer_nets import (
 )
 
 from onnxslim.codebook.weight import TableGranularity
-from onnxslim.lossy.codebooks import TableSpec, find_codebook
 from onnxslim.lossy.problems import Problem
-from onnxslim.solvers.kmeans.rows import TableInit
-from onnxslim.solvers.metric import refit
+from onnxslim.lossy.scalar_codebooks import TableSpec, find_scalar_codebook
+from onnxslim.solvers.kmeans.lloyd import TableInit
+from onnxslim.solvers.least_squares import refit
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def test_codes_and_tables_are_coherent(make: object, form: TableSpec, zeros: boo
     if mask is not None:  # what pruning leaves
         problem.layer.holder.values = problem.layer.restored(np.where(mask, problem.weight, 0))
         problem = Problem(problem.layers, problem.metrics)
-    found = find_codebook(problem, form, mask, seed=0)
+    found = find_scalar_codebook(problem, form, mask, seed=0)
     ((codes, table),) = found.stages
     blocks = {
         TableGranularity.TENSOR: 1,
@@ -103,7 +103,7 @@ def test_any_size_gives_a_codebook(
         (TableGranularity.RUN, columns),
     ):
         form = TableSpec(levels, per, width)
-        found = find_codebook(problem, form, mask, seed=0)
+        found = find_scalar_codebook(problem, form, mask, seed=0)
         weight = decoded(problem, form, found)
         assert mask is None or not weight[~mask].any()
         for row in weight[0]:
@@ -122,7 +122,7 @@ def test_without_data_one_table_is_the_best_in_squares() -> None:
         sum(float(np.square(part - part.mean()).sum()) for part in np.split(values, cut))
         for cut in ([i, j] for i, j in product(range(1, 12), repeat=2) if i < j)
     )
-    found = find_codebook(problem, TableSpec(3, feedback=False), None, seed=0)
+    found = find_scalar_codebook(problem, TableSpec(3, feedback=False), None, seed=0)
     assert found.error == pytest.approx(best / np.square(values).sum(), rel=1e-6)
 
 
@@ -136,7 +136,9 @@ def test_feedback_beats_rounding_on_correlated_inputs(per: TableGranularity, zer
         problem = matmul_problem(seed=seed)
         mask = masked(problem) if zeros else None
         errors = [
-            find_codebook(problem, TableSpec(4, per, 8, feedback=feedback), mask, seed=0).error
+            find_scalar_codebook(
+                problem, TableSpec(4, per, 8, feedback=feedback), mask, seed=0
+            ).error
             for feedback in (True, False)
         ]
         if mask is not None:  # what the zeros alone leave is no merit of either
@@ -154,7 +156,9 @@ def test_weighting_by_what_moving_costs_beats_plain_k_means() -> None:
     second = moments_of(columns, 0) * scale * scale[:, None]
     problem = problem_of(source, second)
     errors = [
-        find_codebook(problem, TableSpec(4, weighted=weighted, feedback=False), None, seed=0).error
+        find_scalar_codebook(
+            problem, TableSpec(4, weighted=weighted, feedback=False), None, seed=0
+        ).error
         for weighted in (True, False)
     ]
     assert errors[0] < errors[1]
@@ -163,12 +167,13 @@ def test_weighting_by_what_moving_costs_beats_plain_k_means() -> None:
 def test_more_values_and_more_tables_cost_less() -> None:
     problem = matmul_problem(30)
     errors = [
-        find_codebook(problem, TableSpec(levels), None, seed=0).error
+        find_scalar_codebook(problem, TableSpec(levels), None, seed=0).error
         for levels in (2, 4, 8, 16, 32)
     ]
     assert all(b < a for a, b in pairwise(errors))
     own = [
-        find_codebook(problem, TableSpec(4, per, 4), None, seed=0).error for per in TableGranularity
+        find_scalar_codebook(problem, TableSpec(4, per, 4), None, seed=0).error
+        for per in TableGranularity
     ]
     assert own[1] < own[0]
     assert own[2] < 1.1 * own[0]  # without a refit of its tables
@@ -186,7 +191,7 @@ def test_two_values_are_near_the_best_that_there_is() -> None:
             h = metric.blocks[0].undamped()
             values = np.linalg.lstsq(parts @ h @ parts.T, parts @ h @ target[0], rcond=None)[0]
             best = min(best, problem.error((values @ parts)[None, None]))
-        found = find_codebook(problem, TableSpec(2), None, seed=0)
+        found = find_scalar_codebook(problem, TableSpec(2), None, seed=0)
         assert found.weight is not None
         ratios.append(problem.error(found.weight) / best)
     assert min(ratios) >= 1 - 1e-6
@@ -199,7 +204,7 @@ def test_two_values_are_near_the_best_that_there_is() -> None:
 def test_as_many_values_as_weights_cost_nothing() -> None:
     for data in (True, False):
         problem = matmul_problem(3, 4, data=data)
-        assert find_codebook(problem, TableSpec(16), None, seed=0).error < 1e-6
+        assert find_scalar_codebook(problem, TableSpec(16), None, seed=0).error < 1e-6
 
 
 def test_a_weight_of_few_values_keeps_them() -> None:
@@ -210,7 +215,7 @@ def test_a_weight_of_few_values_keeps_them() -> None:
     )
     for second in (None, moments_of(16, 0)):
         problem = problem_of(source, second)
-        found = find_codebook(problem, TableSpec(8), None, seed=0)
+        found = find_scalar_codebook(problem, TableSpec(8), None, seed=0)
         np.testing.assert_allclose(
             np.unique(decoded(problem, TableSpec(8), found)), [-1.5, 0.25, 2]
         )
@@ -222,7 +227,7 @@ def test_a_weight_of_zeros_alone_stays_so(per: TableGranularity, data: bool) -> 
     source = net([node("MatMul", ["x", "w"], "y")], {"w": np.zeros((16, 9), np.float32)}, ["N", 16])
     problem = problem_of(source, moments_of(16, 0) if data else None)
     form = TableSpec(4, per, 4 if per is TableGranularity.RUN else None, feedback=data)
-    found = find_codebook(problem, form, np.zeros((1, 9, 16), bool), seed=0)
+    found = find_scalar_codebook(problem, form, np.zeros((1, 9, 16), bool), seed=0)
     assert found.error == 0
     assert not decoded(problem, form, found).any()
 
@@ -234,7 +239,7 @@ def test_rows_and_runs_without_a_weight_or_an_input_are_no_obstacle(per: TableGr
     mask[0, 0] = False
     mask[0, :, :4] = False
     form = TableSpec(4, per, 4 if per is TableGranularity.RUN else None)
-    found = find_codebook(problem, form, mask, seed=0)
+    found = find_scalar_codebook(problem, form, mask, seed=0)
     assert np.isfinite(found.error)
     assert not decoded(problem, form, found)[~mask].any()
 
@@ -242,7 +247,7 @@ def test_rows_and_runs_without_a_weight_or_an_input_are_no_obstacle(per: TableGr
 def test_two_values_with_a_mask_are_zero_and_one_other() -> None:
     problem = matmul_problem()
     mask = masked(problem)
-    found = find_codebook(problem, TableSpec(2), mask, seed=0)
+    found = find_scalar_codebook(problem, TableSpec(2), mask, seed=0)
     values = np.unique(decoded(problem, TableSpec(2), found))
     assert len(values) == 2
     assert 0 in values
@@ -251,6 +256,6 @@ def test_two_values_with_a_mask_are_zero_and_one_other() -> None:
 def test_a_start_at_random_depends_on_the_seed_alone() -> None:
     problem = matmul_problem(30)
     form = TableSpec(6, start=TableInit.KMEANS_PLUS_PLUS)
-    first, second = (find_codebook(problem, form, None, seed=3) for _ in range(2))
+    first, second = (find_scalar_codebook(problem, form, None, seed=3) for _ in range(2))
     np.testing.assert_array_equal(first.stages[0][0], second.stages[0][0])
     np.testing.assert_array_equal(first.stages[0][1], second.stages[0][1])

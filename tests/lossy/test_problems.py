@@ -24,8 +24,10 @@ from onnxslim.io.model import Model
 from onnxslim.lossy.problems import Problem, Problems, Schedule, Target
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
-from onnxslim.solvers.masks import InMatrix, surgeon
-from onnxslim.solvers.metric import Metric, refit
+from onnxslim.solvers.least_squares import refit
+from onnxslim.solvers.masks import InMatrix
+from onnxslim.solvers.metric import Metric
+from onnxslim.solvers.surgeon import surgeon
 from support import parse
 
 X = samples(300, 12)

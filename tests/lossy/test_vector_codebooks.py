@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from layer_nets import decoded, grouped_problem, matmul_problem
 
-from onnxslim.lossy.codebooks import TableSpec, find_codebook
+from onnxslim.lossy.scalar_codebooks import TableSpec, find_scalar_codebook
 from onnxslim.lossy.vector_codebooks import find_vector_codebook
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def test_pairs_of_weights_take_fewer_bits_for_the_same_error() -> None:
     """16 pairs of values are 2 bits a weight: as many as 4 single values."""
     problem = matmul_problem(60, 16, data=False)
     pairs = find_vector_codebook(problem, TableSpec(16, feedback=False), 2, 1, seed=0)
-    single = find_codebook(problem, TableSpec(4, feedback=False), None, seed=0)
+    single = find_scalar_codebook(problem, TableSpec(4, feedback=False), None, seed=0)
     assert pairs.error < single.error
 
 

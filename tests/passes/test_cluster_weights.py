@@ -35,7 +35,7 @@ from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Policy
 from onnxslim.runtime.measure.verify import RuntimeProver
-from onnxslim.solvers.kmeans.rows import TableInit
+from onnxslim.solvers.kmeans.lloyd import TableInit
 from support import random_feeds, run
 
 pytestmark = pytest.mark.slow

@@ -50,7 +50,7 @@ def conv(w: np.ndarray, *, bias: bool = True, op: str = "Conv", **attrs: object)
 
 def full_plan(method: str, shape: KernelShape) -> str:
     used = "channel" if shape.taps == 1 else method
-    ranks = "x".join(map(str, METHODS[used].full(shape)))
+    ranks = "x".join(map(str, METHODS[used].exact_ranks(shape)))
     return f"y={used}/{ranks}"
 
 
@@ -130,7 +130,7 @@ def test_an_output_shape_is_kept_where_one_part_treats_all_axes(method: str) -> 
 @pytest.mark.parametrize("group", [1, 2])
 def test_a_kernel_made_at_a_rank_is_recovered(method: str, group: int) -> None:
     shape = KernelShape(8, 6 // group, (3, 3))
-    ranks = (2,) * len(METHODS[method].full(shape))
+    ranks = (2,) * len(METHODS[method].exact_ranks(shape))
     w = np.concatenate([kernel_of(method, shape, ranks, seed) for seed in range(group)])
     source = conv(w, group=group, pads=[1, 1, 1, 1])
     plan = f"y={method}/{'x'.join(map(str, ranks))}"

@@ -35,7 +35,7 @@ from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Policy
 from onnxslim.runtime.measure.verify import RuntimeProver
-from onnxslim.solvers.masks import Criterion
+from onnxslim.solvers.masks import Saliency
 from support import CONTEXT, random_feeds, run
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def spec(**options: object) -> str:
 # ------------------------------------------------------------------- fires
 
 
-@pytest.mark.parametrize("criterion", [*Criterion, "auto"])
+@pytest.mark.parametrize("criterion", [*Saliency, "auto"])
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.57, 0.7, 0.9, 0.999])
 def test_a_layer_loses_the_share_of_its_weights_that_is_asked_for(
     ratio: float, criterion: str
@@ -105,7 +105,7 @@ def test_the_report_gives_the_density_and_the_error() -> None:
     st.integers(1, 9),
     st.integers(2, 14),
     st.floats(0.05, 0.95),
-    st.sampled_from([*Criterion]),
+    st.sampled_from([*Saliency]),
     st.booleans(),
     st.integers(0, 1000),
 )

@@ -173,6 +173,6 @@ def test_large_weights_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     for per in ("channel", "tensor"):
         whole[per] = rewritten(source, None, f"ternarize-weights:per={per}")[0].to_bytes()
     monkeypatch.setattr("onnxslim.passes.ternarize_weights._CHUNK", 64)
-    monkeypatch.setattr("onnxslim.lossy.scaled_tables._CHUNK", 64)
+    monkeypatch.setattr("onnxslim.lossy.scaled_codebooks._CHUNK", 64)
     for per, expected in whole.items():
         assert rewritten(source, None, f"ternarize-weights:per={per}")[0].to_bytes() == expected

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.solvers.kmeans.codes import encode
-from onnxslim.solvers.kmeans.levels import cluster, cluster_rows, quantization_error
-from onnxslim.solvers.kmeans.rows import TableInit
+from onnxslim.solvers.kmeans.assignment import encode, quantization_error
+from onnxslim.solvers.kmeans.levels import cluster, cluster_rows
+from onnxslim.solvers.kmeans.lloyd import TableInit
 
 SEEDS = st.integers(0, 10_000)
 LLOYD = [TableInit.LINEAR, TableInit.DENSITY, TableInit.KMEANS_PLUS_PLUS]
@@ -58,7 +58,7 @@ def least_cost_with_zero(values: np.ndarray, count: int) -> float:
 def binned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Histograms also for few values, read in small pieces."""
     monkeypatch.setattr("onnxslim.solvers.kmeans.levels._SORTED", 0)
-    monkeypatch.setattr("onnxslim.solvers.kmeans.codes._CHUNK", 1 << 10)
+    monkeypatch.setattr("onnxslim.solvers.kmeans.assignment._CHUNK", 1 << 10)
 
 
 # ---------------------------------------------------------------------------- the optimum

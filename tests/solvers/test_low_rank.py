@@ -64,7 +64,7 @@ def test_at_full_rank_every_method_is_exact(
     target = target_of(shape, seed)
     kind = METHODS[method]
     made = kind(target, metric_of(shape, seed, data=data), shape)
-    full = kind.full(shape)
+    full = kind.exact_ranks(shape)
     factors = made.factors(full)
     assert tuple(f.shape for f in factors) == kind.factor_shapes(shape, full)
     np.testing.assert_allclose(kind.product(shape, factors), target, atol=1e-6)
@@ -78,7 +78,7 @@ def test_the_error_told_is_that_of_the_product(
     target, metric = target_of(shape, seed), metric_of(shape, seed, data=data)
     kind = METHODS[method]
     made = kind(target, metric, shape, seed=seed)
-    ranks = tuple(min(rank, most) for most in kind.full(shape))
+    ranks = tuple(min(rank, most) for most in kind.exact_ranks(shape))
     try:
         factors = made.factors(ranks)
     except Diverges:
@@ -94,7 +94,7 @@ def test_the_error_told_is_that_of_the_product(
 def test_a_kernel_made_at_a_rank_is_recovered_at_that_rank(method: str, *, data: bool) -> None:
     shape = KernelShape(8, 6, (3, 3))
     kind = METHODS[method]
-    ranks = (2,) * len(kind.full(shape))
+    ranks = (2,) * len(kind.exact_ranks(shape))
     rng = np.random.default_rng(3)
     factors = tuple(rng.standard_normal(s) for s in kind.factor_shapes(shape, ranks))
     target = kind.product(shape, factors)
@@ -118,7 +118,7 @@ def test_more_rank_never_costs_error(shape: KernelShape, seed: int, rank: int) -
     for method in ("channel", "spatial", "depthwise"):
         kind = METHODS[method]
         made = kind(target, metric, shape)
-        full = kind.full(shape)[0]
+        full = kind.exact_ranks(shape)[0]
         errors = [made.error((r,)) for r in range(1, min(rank, full) + 1)]
         assert all(b <= a + 1e-9 * whole for a, b in itertools.pairwise(errors))
 
@@ -148,7 +148,7 @@ def test_a_channel_that_is_always_zero_does_not_stop_any_method() -> None:
     target = target_of(shape, 0)
     for kind in (Channel, Depthwise, METHODS["spatial"], METHODS["tucker2"]):
         made = kind(target, metric, shape)
-        product = kind.product(shape, made.factors(kind.full(shape)))
+        product = kind.product(shape, made.factors(kind.exact_ranks(shape)))
         np.testing.assert_allclose(product, target, atol=1e-5)
 
 
@@ -162,7 +162,7 @@ def test_the_bound_of_denton_holds(rows: int, columns: int, rank: int, seed: int
     rng = np.random.default_rng(seed)
     weight, x = rng.standard_normal((rows, columns)), rng.standard_normal((50, columns))
     made = Components(weight, Metric(None, columns))
-    rank = min(rank, made.full)
+    rank = min(rank, made.exact_rank)
     left, right = made.factors(rank)
     sigma = np.sqrt(np.append(made.energies, 0.0))[rank]
     moved = np.linalg.norm(x @ (weight - left @ right).T)
@@ -193,7 +193,7 @@ def test_the_error_of_components_is_the_energy_left_out() -> None:
     for rows in (5, 30):
         weight = np.random.default_rng(0).standard_normal((rows, 9))
         made = Components(weight, metric)
-        for rank in range(1, made.full + 1):
+        for rank in range(1, made.exact_rank + 1):
             left, right = made.factors(rank)
             found = objective(weight, left @ right, metric)
             assert made.error(rank) == pytest.approx(found, rel=1e-4, abs=1e-5 * made.total)

@@ -11,30 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.services.moments import BlockDiagonal
+from onnxslim.solvers.column_sweep import sweep_out
+from onnxslim.solvers.feedback import round_with_feedback
+from onnxslim.solvers.least_squares import irreducible_error, refit, shifted_target
 from onnxslim.solvers.masks import (
-    Criterion,
     InMatrix,
     InRow,
     InRun,
+    Saliency,
     ZeroScope,
-    eliminate,
     mask_of,
-    prune,
     saliencies,
     share_out,
-    sweep_out,
 )
-from onnxslim.solvers.metric import (
-    Metric,
-    bias_shift,
-    inverse_factor,
-    objective,
-    refit,
-    residual,
-    shifted_target,
-    whitening,
-)
-from onnxslim.solvers.tables import IntegerGrid, Table, descend, nearest, quantize, refit_values
+from onnxslim.solvers.metric import Metric, inverse_factor, objective, whitening
+from onnxslim.solvers.refinement import coordinate_descent, solve_values, value_equations
+from onnxslim.solvers.surgeon import eliminate, prune
+from onnxslim.solvers.tables import IntegerGrid, Table, round_to_nearest
 
 SEEDS = st.integers(0, 10_000)
 
@@ -199,7 +192,7 @@ def test_conjugate_gradients_agree_with_the_direct_solution(
     metric = Metric(h, 12)
     support = np.random.default_rng(4).random(w.shape) < 0.5
     direct = refit(w, metric, support)
-    monkeypatch.setattr("onnxslim.solvers.metric._DIRECT_SHARE", -1.0)
+    monkeypatch.setattr("onnxslim.solvers.least_squares._DIRECT_SHARE", -1.0)
     found = refit(w, metric, support)
     assert not found[~support].any()
     best, still = (objective(w, v, metric) for v in (direct, np.where(support, w, 0)))
@@ -243,7 +236,7 @@ def test_the_target_for_shifted_inputs_is_least_squares_and_its_residual_is_what
     np.testing.assert_allclose(target, expected, rtol=1e-5, atol=1e-6)
     pruned = np.where(np.abs(target) > 0.5, target, 0)
     error = np.square(y - z @ pruned.T).sum(axis=1).mean()
-    found = objective(target, pruned, metric) + residual(target, cross, energy)
+    found = objective(target, pruned, metric) + irreducible_error(target, cross, energy)
     np.testing.assert_allclose(found, error, rtol=1e-6, atol=1e-9)
 
 
@@ -268,31 +261,21 @@ def test_where_the_data_says_nothing_the_target_stays_at_the_weight() -> None:
     np.testing.assert_array_equal(target[:, metric.dead], w[:, metric.dead])
 
 
-@given(SEEDS)
-def test_the_bias_shift_keeps_the_mean_output(seed: int) -> None:
-    w, x, z = shifted(seed)
-    changed = np.round(w)
-    shift = bias_shift(w, changed, x.mean(axis=0), z.mean(axis=0))
-    np.testing.assert_allclose(
-        (x @ w.T).mean(axis=0), (z @ changed.T + shift).mean(axis=0), atol=1e-9
-    )
-
-
 # ---------------------------------------------------------------------------- masks
 
 
 def test_saliencies_are_what_a_removal_costs() -> None:
     w, h = problem(6)
     metric = Metric(h, 12, max_condition=1e12)
-    obd, obs = (saliencies(w, metric, c) for c in (Criterion.OBD, Criterion.OBS))
+    obd, obs = (saliencies(w, metric, c) for c in (Saliency.OBD, Saliency.OBS))
     for column in range(12):
         removed = w.copy()
         removed[:, column] = 0
         np.testing.assert_allclose(metric.cost_by_row(w - removed), obd[:, column], rtol=1e-6)
         fitted = refit(w, metric, np.arange(12) != column)
         np.testing.assert_allclose(metric.cost_by_row(w - fitted), obs[:, column], rtol=1e-5)
-    np.testing.assert_array_equal(saliencies(w, metric, Criterion.WANDA), obd)
-    np.testing.assert_array_equal(saliencies(w, metric, Criterion.MAGNITUDE), w**2)
+    np.testing.assert_array_equal(saliencies(w, metric, Saliency.WANDA), obd)
+    np.testing.assert_array_equal(saliencies(w, metric, Saliency.MAGNITUDE), w**2)
 
 
 BUDGETS: list[ZeroScope] = [InMatrix(0), InMatrix(17), InMatrix(72), InRow(1), InRow(5),
@@ -312,11 +295,11 @@ def assert_within(weight: np.ndarray, budget: ZeroScope) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
-@pytest.mark.parametrize("criterion", list(Criterion))
+@pytest.mark.parametrize("criterion", list(Saliency))
 @settings(max_examples=15)
 @given(seed=SEEDS)
 def test_every_criterion_keeps_to_every_budget(
-    criterion: Criterion, budget: ZeroScope, seed: int
+    criterion: Saliency, budget: ZeroScope, seed: int
 ) -> None:
     w, h = problem(seed, dead=seed % 4)
     for metric in (Metric(h, 12), Metric(None, 12)):
@@ -348,7 +331,7 @@ def test_with_updates_pruning_costs_less_on_correlated_inputs() -> None:
     w, h = problem(8, rows=40, columns=60, samples=500)
     metric = Metric(h, 60)
     costs = [objective(w, prune(w, metric, InMatrix(1200), c), metric) for c in
-             (Criterion.OBS, Criterion.OBD, Criterion.MAGNITUDE, Criterion.RANDOM)]  # fmt: skip
+             (Saliency.OBS, Saliency.OBD, Saliency.MAGNITUDE, Saliency.RANDOM)]  # fmt: skip
     assert costs[0] < min(costs[1:])
     fine = objective(w, eliminate(w, metric, InMatrix(1200)), metric)
     assert fine < 0.7 * costs[0]
@@ -415,7 +398,7 @@ def test_dead_inputs_lose_their_weights_first(rounds: int | None) -> None:
     for pruned in (
         eliminate(w, metric, InMatrix(36), rounds=rounds),
         sweep_out(w, metric, InMatrix(36)),
-        prune(w, metric, InMatrix(36), Criterion.OBD),
+        prune(w, metric, InMatrix(36), Saliency.OBD),
     ):
         assert not pruned[:, metric.dead].any()
         assert objective(w, pruned, metric) < 1e-6
@@ -441,7 +424,7 @@ def test_all_inputs_dead_is_no_obstacle() -> None:
     assert density(sweep_out(w, metric, InMatrix(5))) <= 5
     assert density(eliminate(w, metric, InMatrix(5))) <= 5
     table = Table.of(np.array([0.0, 0.9]))
-    np.testing.assert_array_equal(quantize(w, metric, table), 0.9)
+    np.testing.assert_array_equal(round_with_feedback(w, metric, table), 0.9)
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=4), st.integers(0, 60))
@@ -476,9 +459,13 @@ def test_tables_may_differ_by_row_and_by_group_of_columns() -> None:
     values = np.array([[[0.0, 1], [0, 10]], [[5, 6], [7, 8]]])  # (column groups, rows, L)
     table = Table(values, width=2)
     w = np.array([[0.9, 0.2, 5.1, 9], [0.9, 7, 7.4, 7.6]])
-    np.testing.assert_array_equal(nearest(w, table, Metric(None, 4)), [[1, 0, 5, 6], [0, 10, 7, 8]])
+    np.testing.assert_array_equal(
+        round_to_nearest(w, table, Metric(None, 4)), [[1, 0, 5, 6], [0, 10, 7, 8]]
+    )
     _, h = problem(1, columns=4)
-    found = quantize(w, Metric(h, 4), table, mask=np.array([[1, 0, 1, 1], [1, 1, 0, 1]], bool))
+    found = round_with_feedback(
+        w, Metric(h, 4), table, mask=np.array([[1, 0, 1, 1], [1, 1, 0, 1]], bool)
+    )
     for row, column in np.argwhere(found):
         assert found[row, column] in values[column // 2, row]
 
@@ -486,7 +473,7 @@ def test_tables_may_differ_by_row_and_by_group_of_columns() -> None:
 def test_a_grid_rounds_and_saturates() -> None:
     grid = IntegerGrid(np.array([[0.5]]), np.array([[1.0]]), -8, 7)
     w = np.array([[0.3, 100.0, -100.0]])
-    np.testing.assert_array_equal(nearest(w, grid, Metric(None, 3)), [[0.5, 3.0, -4.5]])
+    np.testing.assert_array_equal(round_to_nearest(w, grid, Metric(None, 3)), [[0.5, 3.0, -4.5]])
 
 
 def test_a_price_moves_weights_to_the_cheap_value() -> None:
@@ -504,10 +491,10 @@ TABLE = Table.of(np.linspace(-2, 2, 8))
 def test_feedback_and_descent_beat_rounding_to_nearest(seed: int) -> None:
     w, h = problem(seed, rows=30, columns=24, samples=100)
     metric = Metric(h, 24)
-    plain = objective(w, nearest(w, TABLE, metric), metric)
-    fed = quantize(w, metric, TABLE)
+    plain = objective(w, round_to_nearest(w, TABLE, metric), metric)
+    fed = round_with_feedback(w, metric, TABLE)
     assert objective(w, fed, metric) <= plain
-    finer = descend(w, fed, metric, TABLE)
+    finer = coordinate_descent(w, fed, metric, TABLE)
     assert objective(w, finer, metric) <= objective(w, fed, metric) * (1 + 1e-6)
     assert set(np.unique(finer)) <= set(TABLE.values.ravel())
 
@@ -518,8 +505,8 @@ def test_zeros_stay_zero_and_the_rest_is_in_the_table(seed: int, share: float) -
     w, h = problem(seed, dead=2)
     mask = np.random.default_rng(seed).random(w.shape) < share
     for metric in (Metric(h, 12), Metric(None, 12)):
-        found = quantize(w, metric, TABLE, mask=mask)
-        better = descend(w, found, metric, TABLE, mask=mask)
+        found = round_with_feedback(w, metric, TABLE, mask=mask)
+        better = coordinate_descent(w, found, metric, TABLE, mask=mask)
         for result in (found, better):
             assert not result[~mask].any()
             assert set(np.unique(result[mask])) <= set(TABLE.values.ravel())
@@ -529,9 +516,9 @@ def test_a_factor_a_row_does_better_under_a_mask(monkeypatch: pytest.MonkeyPatch
     w, h = problem(12, rows=60, columns=40, samples=200)
     metric = Metric(h, 40)
     mask = eliminate(w, metric, InMatrix(600)) != 0
-    own = objective(w, quantize(w, metric, TABLE, mask=mask), metric)
-    monkeypatch.setattr("onnxslim.solvers.tables._OWN_FLOPS", 0.0)
-    shared = objective(w, quantize(w, metric, TABLE, mask=mask), metric)
+    own = objective(w, round_with_feedback(w, metric, TABLE, mask=mask), metric)
+    monkeypatch.setattr("onnxslim.solvers.feedback._OWN_FLOPS", 0.0)
+    shared = objective(w, round_with_feedback(w, metric, TABLE, mask=mask), metric)
     assert own < shared
 
 
@@ -540,15 +527,17 @@ def test_rows_with_the_same_zeros_share_a_factor(monkeypatch: pytest.MonkeyPatch
     metric = Metric(h, 12)
     mask = np.ones(w.shape, bool)
     mask[3, 5] = mask[8, 5] = mask[11, :7] = False
-    apart = [quantize(w[[i]], metric, TABLE, mask=mask[[i]]) for i in range(20)]
+    apart = [round_with_feedback(w[[i]], metric, TABLE, mask=mask[[i]]) for i in range(20)]
     sizes = []
 
     def listening(matrix: np.ndarray, *, overwrite: bool) -> np.ndarray:
         sizes.append(len(matrix))
         return inverse_factor(matrix, overwrite=overwrite)
 
-    monkeypatch.setattr("onnxslim.solvers.tables.inverse_factor", listening)
-    np.testing.assert_allclose(quantize(w, metric, TABLE, mask=mask), np.concatenate(apart))
+    monkeypatch.setattr("onnxslim.solvers.feedback.inverse_factor", listening)
+    np.testing.assert_allclose(
+        round_with_feedback(w, metric, TABLE, mask=mask), np.concatenate(apart)
+    )
     assert sorted(sizes) == [5, 11, 12]
 
 
@@ -563,15 +552,17 @@ def test_rows_are_taken_in_portions_without_changing_the_result(
     w, h = problem(13, rows=20)
     mask = np.random.default_rng(0).random(w.shape) < 0.5
     metric = Metric(h, 12)
-    whole = quantize(w, metric, TABLE, mask=mask)
-    monkeypatch.setattr("onnxslim.solvers.tables._OWN_ITEMS", 150)
-    np.testing.assert_allclose(quantize(w, metric, TABLE, mask=mask), whole)
+    whole = round_with_feedback(w, metric, TABLE, mask=mask)
+    monkeypatch.setattr("onnxslim.solvers.feedback._OWN_ITEMS", 150)
+    np.testing.assert_allclose(round_with_feedback(w, metric, TABLE, mask=mask), whole)
 
 
 def test_without_correlations_feedback_is_rounding_to_nearest() -> None:
     w, _ = problem(14)
     metric = Metric(np.diag(np.arange(1.0, 13)), 12)
-    np.testing.assert_array_equal(quantize(w, metric, TABLE), nearest(w, TABLE, metric))
+    np.testing.assert_array_equal(
+        round_with_feedback(w, metric, TABLE), round_to_nearest(w, TABLE, metric)
+    )
 
 
 @settings(max_examples=30)
@@ -581,7 +572,7 @@ def test_refitted_values_are_the_best_for_their_codes(seed: int) -> None:
     metric = Metric(h, 12)
     rng = np.random.default_rng(seed)
     codes = rng.integers(-1, 4, w.shape)
-    values = refit_values(w, metric, codes, 4)
+    values = solve_values(*value_equations(w, metric, codes, 4))
 
     def error(table: np.ndarray) -> float:
         return objective(w, np.where(codes >= 0, table[codes], 0.0), metric)
@@ -593,7 +584,7 @@ def test_refitted_values_are_the_best_for_their_codes(seed: int) -> None:
 
 def test_values_that_no_weight_uses_become_zero() -> None:
     w, h = problem(15)
-    values = refit_values(w, Metric(h, 12), np.zeros(w.shape, int), 3)
+    values = solve_values(*value_equations(w, Metric(h, 12), np.zeros(w.shape, int), 3))
     np.testing.assert_allclose(values[1:], 0, atol=1e-12)
 
 
@@ -607,7 +598,7 @@ def test_vectors_of_every_combination_agree_with_brute_force_on_a_tiny_table() -
         for count in range(5)
         for chosen in combinations(range(4), count)
     )
-    found = descend(w, quantize(w, metric, table), metric, table, sweeps=5)
+    found = coordinate_descent(w, round_with_feedback(w, metric, table), metric, table, sweeps=5)
     assert best <= objective(w, found, metric) <= 2 * best
 
 

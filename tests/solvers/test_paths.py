@@ -11,25 +11,18 @@ from hypothesis import strategies as st
 from layer_nets import moments_of, normal
 
 from onnxslim.services.moments import BlockDiagonal
-from onnxslim.solvers.masks import (
-    InMatrix,
-    InRow,
-    InRun,
-    eliminate,
-    elimination_path,
-    surgeon,
-    sweep_out,
-)
-from onnxslim.solvers.metric import Metric, objective, refit
-from onnxslim.solvers.tables import (
-    Table,
-    nearest,
-    quantize,
+from onnxslim.solvers.column_sweep import sweep_out
+from onnxslim.solvers.feedback import round_with_feedback
+from onnxslim.solvers.least_squares import refit
+from onnxslim.solvers.masks import InMatrix, InRow, InRun
+from onnxslim.solvers.metric import Metric, objective
+from onnxslim.solvers.refinement import (
     refit_row_values,
-    refit_values,
     solve_values,
     value_equations,
 )
+from onnxslim.solvers.surgeon import eliminate, elimination_path, surgeon
+from onnxslim.solvers.tables import Table, round_to_nearest
 
 SEEDS = st.integers(0, 1000)
 FEW = settings(max_examples=20, deadline=None)
@@ -76,7 +69,7 @@ def test_inverses_of_rows_are_taken_where_they_can_be_afforded(
     budget = InMatrix(120)
     found = surgeon(target, metric, budget)
     np.testing.assert_array_equal(found, eliminate(target, metric, budget))
-    monkeypatch.setattr("onnxslim.solvers.masks._OWN_FLOPS", 0.0)
+    monkeypatch.setattr("onnxslim.solvers.surgeon._OWN_FLOPS", 0.0)
     swept = surgeon(target, metric, budget)
     assert np.count_nonzero(swept) == 120
     np.testing.assert_array_equal(swept != 0, sweep_out(target, metric, budget) != 0)
@@ -170,6 +163,10 @@ def weight_of(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(codes < 0, 0.0, np.take_along_axis(table, np.maximum(codes, 0), axis=1))
 
 
+def refit_values(target: np.ndarray, metric: Metric, codes: np.ndarray, count: int) -> np.ndarray:
+    return solve_values(*value_equations(target, metric, codes, count))
+
+
 @FEW
 @given(SEEDS)
 def test_equations_of_several_matrices_can_be_added(seed: int) -> None:
@@ -186,15 +183,6 @@ def test_equations_of_several_matrices_can_be_added(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for size in (1e-3, 1e-2, 0.1):
         assert error(values + size * rng.standard_normal(4)) >= best - 1e-6 * best
-
-
-def test_equations_of_one_matrix_are_those_of_its_refit() -> None:
-    target, metric = problem(7)
-    codes = some_codes(7)
-    np.testing.assert_allclose(
-        solve_values(*value_equations(target, metric, codes, 4)),
-        refit_values(target, metric, codes, 4),
-    )
 
 
 @FEW
@@ -247,9 +235,9 @@ def test_a_target_that_is_fitted_already_is_not_fitted_again(
     mask = np.abs(target) > 0.6
     fitted = refit(target, metric, mask)
     table = Table.of(np.array([-1.5, -0.5, 0.5, 1.5]))
-    expected = quantize(target, metric, table, mask=mask)
-    monkeypatch.setattr("onnxslim.solvers.tables.refit", None)
-    found = quantize(fitted, metric, table, mask=mask, is_fitted=True)
+    expected = round_with_feedback(target, metric, table, mask=mask)
+    monkeypatch.setattr("onnxslim.solvers.feedback.refit", None)
+    found = round_with_feedback(fitted, metric, table, mask=mask, is_fitted=True)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -261,8 +249,8 @@ def test_feedback_is_never_worse_than_rounding_in_any_row(seed: int, zeros: bool
     if mask is not None:
         target = refit(target, metric, mask)
     table = Table.of(np.array([-1.0, 0.2, 0.9]))
-    fed = quantize(target, metric, table, mask=mask, is_fitted=True)
-    plain = nearest(target, table, metric, mask)
+    fed = round_with_feedback(target, metric, table, mask=mask, is_fitted=True)
+    plain = round_to_nearest(target, table, metric, mask)
     assert (
         metric.cost_by_row(target - fed) <= metric.cost_by_row(target - plain) * (1 + 1e-9)
     ).all()

@@ -10,19 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.services.moments import BlockDiagonal
-from onnxslim.solvers.kmeans.levels import cluster, quantization_error
+from onnxslim.solvers.feedback import round_with_feedback
+from onnxslim.solvers.kmeans.assignment import quantization_error
+from onnxslim.solvers.kmeans.levels import cluster
 from onnxslim.solvers.metric import Metric, objective
-from onnxslim.solvers.tables import Table, quantize
+from onnxslim.solvers.tables import Table
 from onnxslim.solvers.vector_codes import (
     decoded,
-    quantize_residual,
-    quantize_vectors,
     refit_residual,
-    refit_vectors,
     residual_codes,
-    vector_codes,
 )
-from onnxslim.solvers.vectors import cluster_vectors, encode_vectors, residual_tables, vectors_error
+from onnxslim.solvers.vectors import cluster_vectors, encode_vectors, residual_tables
 
 SEEDS = st.integers(0, 10_000)
 
@@ -43,7 +41,26 @@ def problem(seed: int, rows: int = 40, columns: int = 24) -> tuple[np.ndarray, n
 
 
 def error_of(vectors: np.ndarray, table: np.ndarray, weights: np.ndarray | None = None) -> float:
-    return vectors_error(vectors, table, encode_vectors(vectors, table, weights), weights)
+    errors = np.square(vectors - table[encode_vectors(vectors, table, weights)])
+    if weights is None:
+        return float(errors.sum())
+    return float((errors * (weights if weights.ndim == 2 else weights[:, None])).sum())
+
+
+def vector_codes(weight: np.ndarray, metric: Metric, table: np.ndarray) -> np.ndarray:
+    return np.asarray(residual_codes(weight, metric, [table])[0])
+
+
+def quantize_vectors(
+    weight: np.ndarray, metric: Metric, table: np.ndarray, *, by_activity: bool = True
+) -> np.ndarray:
+    return decoded([table], residual_codes(weight, metric, [table], by_activity=by_activity))
+
+
+def refit_vectors(
+    weight: np.ndarray, metric: Metric, codes: np.ndarray, table: np.ndarray
+) -> np.ndarray:
+    return refit_residual(weight, metric, codes[None], [table])[0]
 
 
 # ---------------------------------------------------------------------------- one table
@@ -212,7 +229,7 @@ def test_the_weight_is_that_of_the_codes() -> None:
 def test_vectors_of_one_column_are_quantized_like_scalars(by_activity: bool) -> None:
     w, h = problem(1)
     metric, table = Metric(h, 24), cluster(w, 8)
-    scalars = quantize(w, metric, Table.of(table), by_activity=by_activity)
+    scalars = round_with_feedback(w, metric, Table.of(table), by_activity=by_activity)
     found = quantize_vectors(w, metric, table[:, None], by_activity=by_activity)
     np.testing.assert_allclose(found, scalars)
 
@@ -279,7 +296,7 @@ def test_sums_of_tables_are_chosen_with_feedback_too(seed: int, v: int) -> None:
     metric = Metric(h, 24)
     found = residual_tables(w.reshape(-1, v) if v > 1 else w.ravel(), 8, 2)
     plain = found.values().reshape(w.shape)
-    fed = quantize_residual(w, metric, found.tables)
+    fed = decoded(found.tables, residual_codes(w, metric, found.tables))
     assert objective(w, fed, metric) < 0.95 * objective(w, plain, metric)
     codes = residual_codes(w, metric, found.tables)
     assert codes.shape == (2, 40, 24 // v)

@@ -53,7 +53,7 @@ class Decomposition(ABC):
         target: (rows, channels·taps).
         metric: of its inputs.
         shape: of the kernel.
-        most: the highest rank that will be asked for; None: any.
+        max_rank: the highest rank that will be asked for; None: any.
         seed: of what is drawn.
     """
 
@@ -63,17 +63,17 @@ class Decomposition(ABC):
         metric: Metric,
         shape: KernelShape,
         *,
-        most: int | None = None,
+        max_rank: int | None = None,
         seed: int = 0,
     ) -> None:
         self.target = np.asarray(target, np.float64)
         self.metric, self.shape, self.seed = metric, shape, seed
-        top = self.full(shape)[0]
-        self.most = top if most is None else min(top, most)
+        top = self.exact_ranks(shape)[0]
+        self.max_rank = top if max_rank is None else min(top, max_rank)
 
     @staticmethod
     @abstractmethod
-    def full(shape: KernelShape) -> Ranks:
+    def exact_ranks(shape: KernelShape) -> Ranks:
         """The ranks at which it is exact."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Decomposition(ABC):
         """Squared singular values that tell a rank; of the method's main unfolding."""
         raise NotImplementedError
 
-    def variational(self) -> Ranks:
+    def variational_ranks(self) -> Ranks:
         """The ranks that variational Bayes finds."""
         rows, columns = self.target.shape
         return (variational_rank(self.energies(), rows, columns),)

@@ -36,7 +36,7 @@ class Channel(Decomposition):
         return Components(self.target, self.metric)
 
     @staticmethod
-    def full(shape: KernelShape) -> Ranks:
+    def exact_ranks(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
         return (min(shape.rows, shape.channels * shape.taps),)
 
@@ -70,7 +70,7 @@ class Spatial(Projected):
 
     @cached_property
     def _split(self) -> np.ndarray:
-        """B, (most, channels·k₁)."""
+        """B, (max_rank, channels·k₁)."""
         shape = self.shape
         axis = shape.first_axis
         parts = np.moveaxis(self._tensor(), 2 + axis, 2)  # (n, c, k1, rest...)
@@ -79,7 +79,7 @@ class Spatial(Projected):
         matrix = parts.transpose(0, 3, 1, 2).reshape(-1, shape.channels * long)
         found = Components(matrix, self._marginal())
         self._energies = found.energies
-        return found.factors(self.most)[1]
+        return found.factors(self.max_rank)[1]
 
     def _tensor(self) -> np.ndarray:
         return self.target.reshape(self.shape.rows, self.shape.channels, *self.shape.kernel)
@@ -121,7 +121,7 @@ class Spatial(Projected):
         return np.arange(rank * rest)
 
     @staticmethod
-    def full(shape: KernelShape) -> Ranks:
+    def exact_ranks(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
         long = shape.kernel[shape.first_axis]
         return (min(shape.channels * long, shape.rows * shape.taps // long),)
@@ -160,7 +160,7 @@ class Spatial(Projected):
         _ = self._split
         return np.asarray(self._energies)
 
-    def variational(self) -> Ranks:
+    def variational_ranks(self) -> Ranks:
         """See `Decomposition`."""
         shape = self.shape
         long = shape.kernel[shape.first_axis]
@@ -180,7 +180,7 @@ class Tucker2(Projected):
 
     @cached_property
     def _first(self) -> np.ndarray:
-        return self._inputs.factors(self._inputs.full)[1]
+        return self._inputs.factors(self._inputs.exact_rank)[1]
 
     def lift(self, rows: np.ndarray) -> np.ndarray:
         """Features (q, k)."""
@@ -208,7 +208,7 @@ class Tucker2(Projected):
         return self._reduced[q]
 
     @staticmethod
-    def full(shape: KernelShape) -> Ranks:
+    def exact_ranks(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
         return shape.rows, min(shape.channels, shape.rows * shape.taps)
 
@@ -253,7 +253,7 @@ class Tucker2(Projected):
         energies, _, _, left = self._outputs(q)
         return rank_for(energies, max(0.0, allowed - left))
 
-    def variational(self) -> Ranks:
+    def variational_ranks(self) -> Ranks:
         """See `Decomposition`."""
         shape = self.shape
         q = variational_rank(self.energies(), shape.rows * shape.taps, shape.channels)
@@ -278,7 +278,7 @@ class Depthwise(Projected):
             root, inverse = whitening(Metric(part, shape.taps))
             left = matrix @ root
             vectors = linalg.eigh(symmetric(left.T @ left), check_finite=False)[1][:, ::-1]
-            found.append(vectors[:, : self.most].T @ inverse)
+            found.append(vectors[:, : self.max_rank].T @ inverse)
         return np.stack(found)
 
     def lift(self, rows: np.ndarray) -> np.ndarray:
@@ -295,7 +295,7 @@ class Depthwise(Projected):
         return np.arange(self.shape.channels * count).reshape(-1, count)[:, :terms].reshape(-1)
 
     @staticmethod
-    def full(shape: KernelShape) -> Ranks:
+    def exact_ranks(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
         return (min(shape.rows, shape.taps),)
 
@@ -327,7 +327,7 @@ class Depthwise(Projected):
         """See `Decomposition`."""
         return np.asarray(Components(self.target, self.metric).energies)
 
-    def variational(self) -> Ranks:
+    def variational_ranks(self) -> Ranks:
         """One term: there is no matrix whose rank it would be."""
         return (1,)
 

@@ -73,14 +73,14 @@ class Cp(_Searched):
     """Channels mixed into r maps, one short filter along each axis of each, mixed again."""
 
     @staticmethod
-    def full(shape: KernelShape) -> Ranks:
+    def exact_ranks(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
         return (min(shape.rows, shape.channels) * shape.taps,)
 
     def _search(self, rank: int) -> tuple[Factors, float]:
         """B (r, c), V₁ (r, k₁), V₂ (r, k₂), ... and A (n, r)."""
         shape = self.shape
-        if rank >= self.full(shape)[0]:
+        if rank >= self.exact_ranks(shape)[0]:
             first = _unit_terms(self.target, shape)
         else:
             first = self._alternated(rank)
@@ -120,7 +120,7 @@ class Flattened(_Searched):
     """Each output a sum of `terms` products of a mix of channels and one filter for each axis."""
 
     @staticmethod
-    def full(shape: KernelShape) -> Ranks:
+    def exact_ranks(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
         return (shape.taps,)
 
@@ -175,7 +175,7 @@ class Flattened(_Searched):
         sizes = ((count, size) for size in shape.kernel)
         return (count, shape.channels), *sizes, (shape.rows, ranks[0])
 
-    def variational(self) -> Ranks:
+    def variational_ranks(self) -> Ranks:
         """One term: there is no matrix whose rank it would be."""
         return (1,)
 

@@ -23,16 +23,16 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.solvers.kmeans.codes import (
+from onnxslim.solvers.kmeans.assignment import (
     Arrays,
     Keys,
     Pair,
     distinct_values,
-    encode,
     extremes,
     paired,
     weighted,
 )
+from onnxslim.solvers.kmeans.lloyd import SortedRows, TableInit
 from onnxslim.solvers.kmeans.partition import (
     PrefixSums,
     best_edges,
@@ -40,7 +40,6 @@ from onnxslim.solvers.kmeans.partition import (
     next_layer,
     run_saving,
 )
-from onnxslim.solvers.kmeans.rows import SortedRows, TableInit
 
 _SORTED: Final = 1 << 16  # up to here values are sorted, and the table is exactly optimal
 _SORTED_LEVELS: Final = 1 << 22  # values times levels, likewise
@@ -92,18 +91,6 @@ def cluster(
         if distinct is not None:
             bins = _Bins(distinct, np.ones(len(distinct)), distinct)
     return bins.table(count, start, seed, fixed_zero=fixed_zero)
-
-
-def quantization_error(values: Arrays, table: np.ndarray, weights: Arrays | None = None) -> float:
-    """Σ weight·(value − nearest level)², with the arguments of `cluster`."""
-    table = np.asarray(table, np.float64)
-    total = 0.0
-    for array, own in paired(values, weights):
-        for piece, weight in weighted(array, own):
-            error = piece.astype(np.float64) - table[encode(piece, table)]
-            np.square(error, out=error)
-            total += float(error.sum() if weight is None else (error * weight).sum())
-    return total
 
 
 def cluster_rows(
@@ -280,4 +267,4 @@ class _Side:
         return np.asarray(self.rows.means(found)[0][np.diff(found[0]) > 0])
 
 
-__all__ = ["cluster", "cluster_rows", "quantization_error"]
+__all__ = ["cluster", "cluster_rows"]

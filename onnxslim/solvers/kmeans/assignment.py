@@ -53,6 +53,18 @@ def encode(values: np.ndarray, table: np.ndarray, out: np.ndarray | None = None)
     return out
 
 
+def quantization_error(values: Arrays, table: np.ndarray, weights: Arrays | None = None) -> float:
+    """Σ weight·(value − nearest level)², with the arguments of `cluster`."""
+    table = np.asarray(table, np.float64)
+    total = 0.0
+    for array, own in paired(values, weights):
+        for piece, weight in weighted(array, own):
+            error = piece.astype(np.float64) - table[encode(piece, table)]
+            np.square(error, out=error)
+            total += float(error.sum() if weight is None else (error * weight).sum())
+    return total
+
+
 # ---------------------------------------------------------------------------- reading
 
 
@@ -234,5 +246,6 @@ __all__ = [
     "encode",
     "extremes",
     "paired",
+    "quantization_error",
     "weighted",
 ]

@@ -22,15 +22,18 @@ import numpy as np
 
 from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.problems import Problem
-from onnxslim.solvers.metric import Metric, refit
-from onnxslim.solvers.tables import Table, descend, quantize
+from onnxslim.solvers.feedback import round_with_feedback
+from onnxslim.solvers.least_squares import refit
+from onnxslim.solvers.metric import Metric
+from onnxslim.solvers.refinement import coordinate_descent
+from onnxslim.solvers.tables import Table
 
 _ROUNDS: Final = 4
 _SWEEPS: Final = 2
 _SIZES: Final = (1.0, 0.85, 1.2, 1.5)  # of the first scales; measured on LeNet-5
 _CHUNK: Final = 1 << 20  # weights that are float64 at once, where there are no data
 
-InitialScale = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+InitialScales = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """First scales (rows, M) for weights (rows, columns), from what moving each of them costs (None:
 all the same)."""
 
@@ -40,7 +43,7 @@ Side = tuple[np.ndarray, Metric, np.ndarray | None]
 
 
 @dataclass(frozen=True)
-class Multiples:
+class ScaledTableSpec:
     """What the values of a table may be, and where to begin.
 
     Attributes:
@@ -51,13 +54,13 @@ class Multiples:
     """
 
     factors: np.ndarray
-    start: InitialScale
+    start: InitialScales
     per: TableGranularity = TableGranularity.ROW
     is_solved: bool = False
 
 
 @dataclass(frozen=True)
-class ScaledCodes:
+class ScaledCodebook:
     """Codes and scales for a canonical weight.
 
     Attributes:
@@ -73,9 +76,12 @@ class ScaledCodes:
     weight: np.ndarray | None
 
 
-def find_scaled(
-    problem: Problem, form: Multiples, table: np.dtype[np.floating], mask: np.ndarray | None = None
-) -> ScaledCodes:
+def find_scaled_codebook(
+    problem: Problem,
+    form: ScaledTableSpec,
+    table: np.dtype[np.floating],
+    mask: np.ndarray | None = None,
+) -> ScaledCodebook:
     """Codes and scales for the weight of `problem`.
 
     Args:
@@ -93,7 +99,7 @@ def find_scaled(
 # ---------------------------------------------------------------------------- without data
 
 
-def _plain(problem: Problem, form: Multiples, table: np.dtype[np.floating]) -> ScaledCodes:
+def _plain(problem: Problem, form: ScaledTableSpec, table: np.dtype[np.floating]) -> ScaledCodebook:
     """H = I: some rows at a time, so that little of the size of the weight is held."""
     weight = problem.weight
     groups, rows, columns = weight.shape
@@ -113,10 +119,10 @@ def _plain(problem: Problem, form: Multiples, table: np.dtype[np.floating]) -> S
             codes[at] = _nearest(levels, part)
             error += float(np.square(part - _taken(levels, codes[at])).sum())
             whole += float(np.square(part).sum())
-    return ScaledCodes(codes, np.concatenate(scales), error / whole if whole else 0.0, None)
+    return ScaledCodebook(codes, np.concatenate(scales), error / whole if whole else 0.0, None)
 
 
-def _alternated(part: np.ndarray, metric: Metric, form: Multiples) -> np.ndarray:
+def _alternated(part: np.ndarray, metric: Metric, form: ScaledTableSpec) -> np.ndarray:
     """Scales of rows, with H = I: least squares and nearest codes in turn."""
     scales = form.start(part, None)
     for _ in range(0 if form.is_solved else 2 * _ROUNDS):
@@ -139,8 +145,8 @@ def _nearest(levels: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def _measured(
-    problem: Problem, form: Multiples, table: np.dtype[np.floating], mask: np.ndarray | None
-) -> ScaledCodes:
+    problem: Problem, form: ScaledTableSpec, table: np.dtype[np.floating], mask: np.ndarray | None
+) -> ScaledCodebook:
     metrics, targets = problem.metrics, list(problem.target)
     masks: list[np.ndarray | None] = [None] * len(targets) if mask is None else list(mask)
     for group, own in enumerate(masks):
@@ -154,16 +160,18 @@ def _measured(
             target, metric, allowed = sides[group]
             levels = _levels(form, own)
             start = _taken(levels, codes[group])
-            better = descend(target, start, metric, _table(levels), mask=allowed, sweeps=_SWEEPS)
+            better = coordinate_descent(
+                target, start, metric, _table(levels), mask=allowed, sweeps=_SWEEPS
+            )
             codes[group] = _matched(levels, better)
     scales = _rounded(_fitted(form, targets, metrics, codes, scales), table)
     split = _split(form, scales, len(targets))
     weight = np.stack([_taken(_levels(form, s), c) for s, c in zip(split, codes, strict=True)])
-    return ScaledCodes(np.stack(codes), scales, problem.relative_error(weight), weight)
+    return ScaledCodebook(np.stack(codes), scales, problem.relative_error(weight), weight)
 
 
 def _begun(
-    form: Multiples, sides: Sequence[Side], scales: np.ndarray
+    form: ScaledTableSpec, sides: Sequence[Side], scales: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """The best of several sizes of `scales`, with codes by rounding with error feedback.
 
@@ -188,11 +196,13 @@ def _begun(
 def _fed(levels: np.ndarray, side: Side) -> tuple[np.ndarray, np.ndarray]:
     """Codes (rows, columns), and what they cost each row."""
     target, metric, mask = side
-    fed = quantize(target, metric, _table(levels), mask=mask, is_fitted=True)
+    fed = round_with_feedback(target, metric, _table(levels), mask=mask, is_fitted=True)
     return _matched(levels, fed), metric.cost_by_row(target - fed)
 
 
-def _first(form: Multiples, targets: Sequence[np.ndarray], metrics: Sequence[Metric]) -> np.ndarray:
+def _first(
+    form: ScaledTableSpec, targets: Sequence[np.ndarray], metrics: Sequence[Metric]
+) -> np.ndarray:
     """The first scales: each weight counts by what moving it costs when all others make up."""
     costs = [
         np.broadcast_to(np.where(m.dead, 0.0, 1 / m.inverse_diagonal), t.shape)
@@ -206,7 +216,7 @@ def _first(form: Multiples, targets: Sequence[np.ndarray], metrics: Sequence[Met
 
 
 def _fitted(
-    form: Multiples,
+    form: ScaledTableSpec,
     targets: Sequence[np.ndarray],
     metrics: Sequence[Metric],
     codes: Sequence[np.ndarray],
@@ -221,7 +231,7 @@ def _fitted(
     return _solved(normal, right, scales)
 
 
-def _split(form: Multiples, array: np.ndarray, groups: int) -> list[np.ndarray]:
+def _split(form: ScaledTableSpec, array: np.ndarray, groups: int) -> list[np.ndarray]:
     """What belongs to the tables of each group."""
     return [array] * groups if form.per is TableGranularity.TENSOR else np.split(array, groups)
 
@@ -241,7 +251,7 @@ def _matched(levels: np.ndarray, weight: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------- both
 
 
-def _levels(form: Multiples, scales: np.ndarray) -> np.ndarray:
+def _levels(form: ScaledTableSpec, scales: np.ndarray) -> np.ndarray:
     """(tables, L): the values."""
     return np.asarray(scales @ form.factors.T + 0.0)  # no −0
 
@@ -254,7 +264,7 @@ def _taken(levels: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def _equations(
-    form: Multiples, target: np.ndarray, metric: Metric, codes: np.ndarray
+    form: ScaledTableSpec, target: np.ndarray, metric: Metric, codes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The normal equations for the scales of each row: (rows, M, M) and (rows, M)."""
     wished = metric.times(target)
@@ -277,4 +287,4 @@ def _rounded(scales: np.ndarray, table: np.dtype[np.floating]) -> np.ndarray:
     return scales.astype(table).astype(np.float64)
 
 
-__all__ = ["InitialScale", "Multiples", "ScaledCodes", "find_scaled"]
+__all__ = ["InitialScales", "ScaledCodebook", "ScaledTableSpec", "find_scaled_codebook"]

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.solvers.kmeans.codes import NOT_FINITE
+from onnxslim.solvers.kmeans.assignment import NOT_FINITE
 from onnxslim.solvers.kmeans.partition import TINY, PrefixSums, best_edges, best_path, run_saving
 
 _STEPS: Final = 5000  # of Lloyd's iteration, which nearly always stands still much earlier

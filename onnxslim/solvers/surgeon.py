@@ -1,0 +1,241 @@
+"""OBS row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy import linalg
+
+from onnxslim.solvers.column_sweep import block_scopes, sweep_out
+from onnxslim.solvers.least_squares import refit
+from onnxslim.solvers.masks import InMatrix, InRow, InRun, Saliency, ZeroScope, mask_of, saliencies
+from onnxslim.solvers.metric import Block, Metric
+from onnxslim.solvers.threads import threads_for
+
+_ROUNDS: Final = 16
+_FIRST: Final = 0.35  # share that the first round leaves; measured: as good as many small rounds
+_OWN_FLOPS: Final = 4e11  # what inverses of single rows may cost
+
+
+def prune(
+    target: np.ndarray,
+    metric: Metric,
+    budget: ZeroScope,
+    criterion: Saliency = Saliency.OBS,
+    seed: int = 0,
+) -> np.ndarray:
+    """The weight with zeros where `criterion` puts them; the others move under OBS only.
+
+    Args:
+        target: the unconstrained optimum (the weight itself, or `shifted_target`).
+        metric: of the inputs.
+        budget: how many weights stay.
+        criterion: how they are chosen; `wanda` compares within rows.
+        seed: of the random criterion.
+    """
+    target = np.asarray(target, np.float64)
+    if criterion is Saliency.OBS:
+        return sweep_out(target, metric, budget)
+    if criterion is Saliency.WANDA and isinstance(budget, InMatrix):
+        budget = InRow(budget.keep // len(target))
+    mask = mask_of(saliencies(target, metric, criterion, seed), budget)
+    return np.where(mask, target, 0.0)
+
+
+def surgeon(target: np.ndarray, metric: Metric, budget: ZeroScope) -> np.ndarray:
+    """OBS as thorough as the size of the matrix allows, refitted.
+
+    `eliminate` where the inverses of all rows can be had in reasonable time, else `sweep_out`.
+    """
+    target = np.asarray(target, np.float64)
+    if not isinstance(budget, InRun) and _own_flops(target.shape, budget) < _OWN_FLOPS:
+        return eliminate(target, metric, budget)
+    swept = sweep_out(target, metric, budget)
+    return refit(target, metric, swept != 0, start=swept)
+
+
+def _own_flops(shape: tuple[int, ...], budget: InMatrix | InRow) -> float:
+    rows, columns = shape
+    kept = budget.keep // rows if isinstance(budget, InMatrix) else budget.keep
+    return float(rows * sum(float(keep) ** 3 for keep in _keeps(columns, kept, _ROUNDS)))
+
+
+def eliminate(
+    target: np.ndarray, metric: Metric, budget: InMatrix | InRow, rounds: int | None = _ROUNDS
+) -> np.ndarray:
+    """Remove the least salient weights in rounds, each row with its own inverse, refitted.
+
+    Work grows with rows · columns³ for the first rounds: for layers up to about 2000 inputs.
+
+    Args:
+        target: the unconstrained optimum.
+        metric: of the inputs.
+        budget: how many weights stay, of the matrix or of each row.
+        rounds: how often saliencies are computed anew; None: after every single removal of a row
+            (exact OBS).
+    """
+    target = np.asarray(target, np.float64)
+    if metric.is_identity:
+        return np.where(mask_of(np.square(target), budget), target, 0.0)
+    result = np.empty_like(target)
+    for block, share in zip(metric.blocks, block_scopes(target, metric, budget), strict=True):
+        assert not isinstance(share, InRun)
+        part = target[:, block.at]
+        mask = _exact_mask(part, block, share) if rounds is None else (
+            _round_mask(part, block, share, rounds)
+        )  # fmt: skip
+        result[:, block.at] = mask
+    return refit(target, metric, result.astype(bool))
+
+
+def _round_mask(
+    target: np.ndarray, block: Block, budget: InMatrix | InRow, rounds: int
+) -> np.ndarray:
+    start = target.size if isinstance(budget, InMatrix) else target.shape[1]
+    kind, keeps = type(budget), _keeps(start, budget.keep, rounds)
+    cut = _Cut.start(target, block)
+    for keep in keeps[:-1]:
+        cut = cut.after(kind(keep))
+    return cut.mask_after(budget)
+
+
+def _keeps(start: int, keep: int, rounds: int) -> list[int]:
+    """How many weights each round leaves: the first few, in one go, are safe to remove."""
+    share = max(keep, 1) / start
+    first = max(_FIRST, share**0.5)
+    wished = np.geomspace(first, share, rounds) if rounds > 1 else [share]
+    return [max(keep, round(float(part) * start)) for part in wished]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Weights refitted to a mask, and what each of them would cost to remove.
+
+    Attributes:
+        cross: target times H, (rows, columns).
+        mask: where a weight may be other than zero.
+        weight: the best weight with those zeros.
+        inverse: [H_SS⁻¹]_jj of each weight's row, S its support; infinite outside.
+    """
+
+    cross: np.ndarray
+    block: Block
+    mask: np.ndarray
+    weight: np.ndarray
+    inverse: np.ndarray
+
+    @classmethod
+    def start(cls, target: np.ndarray, block: Block) -> _Cut:
+        """Nothing removed but the weights of dead inputs."""
+        cross = target @ block.matrix
+        mask = np.broadcast_to(~block.dead, target.shape).copy()
+        inverse = np.where(mask, np.diagonal(block.inverse), np.inf)
+        return cls(cross, block, mask, np.where(mask, target, 0.0), inverse)
+
+    def mask_after(self, budget: InMatrix | InRow) -> np.ndarray:
+        """The mask when all but the most costly weights are removed."""
+        saliency = np.where(self.mask, np.square(self.weight) / self.inverse, -np.inf)
+        return mask_of(saliency, budget)
+
+    def after(self, budget: InMatrix | InRow) -> _Cut:
+        """The weights that `budget` leaves, refitted."""
+        mask = self.mask_after(budget)
+        weight, inverse = np.zeros(mask.shape), np.full(mask.shape, np.inf)
+        with threads_for(mask.shape[1]):
+            for row, allowed in enumerate(mask):
+                columns = np.flatnonzero(allowed)
+                if not len(columns):
+                    continue
+                lower = _inverse_lower(self.block.matrix[np.ix_(columns, columns)])
+                weight[row, columns] = (lower @ self.cross[row, columns]) @ lower
+                inverse[row, columns] = np.einsum("ij,ij->j", lower, lower)
+        return _Cut(self.cross, self.block, mask, weight, inverse)
+
+
+def elimination_path(
+    target: np.ndarray, metric: Metric, keeps: Sequence[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What `eliminate` leaves of the matrix on its way through ever smaller budgets.
+
+    Args:
+        target: the unconstrained optimum.
+        metric: with one diagonal block.
+        keeps: how many weights of the matrix stay, falling.
+
+    Yields:
+        The refitted weight, and for each weight [H_SS⁻¹]_jj of its row's support S (infinite where
+        there is none): 1 / [H_SS⁻¹]_jj is what moving it by one costs when the others make up.
+    """
+    (block,) = metric.blocks
+    cut = _Cut.start(np.asarray(target, np.float64), block)
+    for keep in keeps:
+        if keep < int(cut.mask.sum()):
+            cut = cut.after(InMatrix(keep))
+        yield cut.weight, cut.inverse
+
+
+def _inverse_lower(matrix: np.ndarray) -> np.ndarray:
+    """Lower triangular L with Lᵀ·L the inverse of a positive definite matrix."""
+    factor, info = linalg.lapack.dpotrf(matrix.T, lower=1, clean=1, overwrite_a=1)
+    lower, _ = linalg.lapack.dtrtri(factor, lower=1, overwrite_c=1)
+    if info:
+        raise linalg.LinAlgError("A part of the damped moments is not positive definite.")
+    return np.asarray(lower)
+
+
+def _exact_mask(target: np.ndarray, block: Block, budget: InMatrix | InRow) -> np.ndarray:
+    """One removal at a time in every row; rows then compete by what their removals cost.
+
+    Cuts of a row are worth taking in their order only, so costs are made to never fall.
+    """
+    rows, columns = target.shape
+    alive = int((~block.dead).sum())
+    order = np.zeros((rows, alive), int)
+    costs = np.zeros((rows, alive))
+    size = max(1, (1 << 24) // columns**2)
+    for start in range(0, rows, size):
+        at = slice(start, min(start + size, rows))
+        order[at], costs[at] = _removals(target[at], block)
+    removed = np.full(rows, max(0, alive - budget.keep))
+    if isinstance(budget, InMatrix):
+        removed = _cheapest(np.maximum.accumulate(costs, axis=1), rows * alive - budget.keep)
+    mask = np.zeros(target.shape, bool)
+    stay = np.arange(alive) >= removed[:, None]
+    np.put_along_axis(mask, order, stay, axis=1)
+    return mask
+
+
+def _cheapest(costs: np.ndarray, count: int) -> np.ndarray:
+    """How many removals of each row are among the `count` cheapest; costs rise along a row."""
+    step = np.broadcast_to(np.arange(costs.shape[1]), costs.shape)
+    first = np.lexsort((step.ravel(), costs.ravel()))[: max(0, count)]
+    return np.bincount(first // max(1, costs.shape[1]), minlength=len(costs))
+
+
+def _removals(target: np.ndarray, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """The order in which exact OBS removes the weights of each row, and what each removal costs."""
+    rows = len(target)
+    alive = np.broadcast_to(~block.dead, target.shape).copy()
+    inverse = np.repeat(block.inverse[None], rows, axis=0)
+    weight = target.copy()
+    every = np.arange(rows)
+    order, costs = [], []
+    for _ in range(int((~block.dead).sum())):
+        diagonal = np.einsum("rii->ri", inverse)
+        saliency = np.where(alive, np.square(weight) / np.maximum(diagonal, 1e-300), np.inf)
+        chosen = saliency.argmin(axis=1)
+        order.append(chosen)
+        costs.append(saliency[every, chosen])
+        column = inverse[every, chosen]  # (rows, columns)
+        pivot = diagonal[every, chosen]
+        weight -= (weight[every, chosen] / pivot)[:, None] * column
+        inverse -= column[:, :, None] * (column / pivot[:, None])[:, None, :]
+        alive[every, chosen] = False
+    shape = (0, rows)
+    return (
+        np.array(order, int).reshape(-1, rows).T if order else np.zeros(shape, int).T,
+        np.array(costs).reshape(-1, rows).T if costs else np.zeros(shape).T,
+    )
