@@ -70,7 +70,7 @@ def find_scalar_codebook(
     """
     if not problem.has_data and form.per is TableGranularity.TENSOR:
         return _plain(problem, form, seed, has_zeros=mask is not None)
-    return _Search(problem, form, mask, seed).run()
+    return _ScalarSearch(problem, form, mask, seed).run()
 
 
 def _plain(problem: Problem, form: TableSpec, seed: int, *, has_zeros: bool) -> Codebook:
@@ -80,7 +80,7 @@ def _plain(problem: Problem, form: TableSpec, seed: int, *, has_zeros: bool) -> 
     return nearest_codebook(problem, unique_values(table.astype(form.table)))
 
 
-class _Search:
+class _ScalarSearch:
     """Scalar tables with a metric: state of the search, one matrix for each group."""
 
     def __init__(

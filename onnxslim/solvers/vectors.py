@@ -151,12 +151,12 @@ def cluster_vectors(
     _check(vectors, vectors.shape[-1])
     _check_weights(weights, vectors)
     rng = np.random.default_rng(seed)
-    first = _Sample.of(vectors, weights, max(_SAMPLE, 4 * count), rng)
+    first = _WeightedVectors.of(vectors, weights, max(_SAMPLE, 4 * count), rng)
     table = first.drawn(count, rng)
-    learned = _Sample.of(vectors, weights, max(_LEARNED, _LEARNED_EACH * count), rng)
+    learned = _WeightedVectors.of(vectors, weights, max(_LEARNED, _LEARNED_EACH * count), rng)
     table = learned.lloyd(table, iterations)
     if len(learned.vectors) < len(vectors):
-        table = _Sample(vectors, weights).lloyd(table, min(_WHOLE, iterations))
+        table = _WeightedVectors(vectors, weights).lloyd(table, min(_WHOLE, iterations))
     return table
 
 
@@ -173,7 +173,7 @@ def _check_weights(weights: np.ndarray | None, vectors: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _WeightedVectors:
     """Vectors (n, v) with their weights."""
 
     vectors: np.ndarray
@@ -182,7 +182,7 @@ class _Sample:
     @classmethod
     def of(
         cls, vectors: np.ndarray, weights: np.ndarray | None, size: int, rng: np.random.Generator
-    ) -> _Sample:
+    ) -> _WeightedVectors:
         """Of all vectors that have weight, or of `size` of them."""
         if len(vectors) <= size:
             return cls(vectors, weights)

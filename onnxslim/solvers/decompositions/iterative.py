@@ -36,7 +36,7 @@ _RIDGE: Final = 1e-8  # on factors of a kernel of norm 1: keeps their normal equ
 _MAX_GROWTH: Final = 10.0  # of one term's norm over the kernel's: above, terms cancel each other
 
 
-class _Searched(Decomposition):
+class _Iterative(Decomposition):
     """Factors found by iteration for each rank by itself, and kept."""
 
     @cached_property
@@ -69,7 +69,7 @@ class _Searched(Decomposition):
         return np.asarray(Components(self.target, self.metric).energies)
 
 
-class Cp(_Searched):
+class Cp(_Iterative):
     """Channels mixed into r maps, one short filter along each axis of each, mixed again."""
 
     @staticmethod
@@ -116,7 +116,7 @@ class Cp(_Searched):
         return (rank, shape.channels), *((rank, size) for size in shape.kernel), (shape.rows, rank)
 
 
-class Flattened(_Searched):
+class Flattened(_Iterative):
     """Each output a sum of `terms` products of a mix of channels and one filter for each axis."""
 
     @staticmethod
