@@ -1,10 +1,11 @@
-"""What leaving a network at each of its points would bring, measured.
+"""Candidate exits of a model: points, their latency, and the best head at each, measured.
 
-`ExitAnalysis` looks at a model once: which output holds the class scores, where it can be left,
-what of its latency comes before each point, how good a head there is. `planning` chooses from that.
+`ExitAnalysis` finds which output holds the class scores, at which points the network can be left,
+which share of the latency comes before each of them, and how good a head there is. `planning`
+chooses among the candidates.
 
-The calibration samples are dealt out to two halves. All that is chosen (heads, their temperature,
-points, the path of thresholds) is chosen on the first; the second only confirms.
+The calibration samples are dealt out to two halves. Everything that is chosen (heads, temperatures,
+points, the path of thresholds) is chosen on the first half; the second half only confirms.
 """
 
 from __future__ import annotations
@@ -43,24 +44,23 @@ from onnxslim.io.model import Model
 from onnxslim.pipeline.passes import Context
 from onnxslim.services.calibration import Calibration
 
-MAX_POINTS = 8  # that are looked at
-_LATEST = 0.95  # share of the work before a point; behind it nothing is worth saving
-_ROWS_LOOKED_AT = 512  # to see what scores are
-_SUM_TOLERANCE = 1e-2
-NOT_TIMED = 0.01  # `ExitCandidate.stay` where there is no clock
-JUDGED_AT = 0.995  # agreement at which heads of one point are held against each other
+MAX_POINTS = 8  # points that are measured, at most
+_LATEST = 0.95  # share of the work before a point, above which an exit saves too little
+_ROWS_LOOKED_AT = 512  # samples from which the form of the scores is told
+_SUM_TOLERANCE = 1e-2  # of the sum of probabilities
+NOT_TIMED = 0.01  # `ExitCandidate.stay` where nothing is timed
+JUDGED_AT = 0.995  # agreement at which the heads of one point are compared
 
 
 @dataclass(frozen=True)
 class ExitCandidate:
-    """A point with what it costs to get there.
+    """A point with its latency and its head.
 
     Attributes:
-        point: where.
-        cost: share of the latency up to the answer of a head there.
+        point: the tensor.
+        cost: share of the network's latency up to the answer of the head.
         fitted: the head; None without calibration samples.
-        stay: share of the latency that is added for samples that do not leave: the head, and what
-            decides.
+        stay: share of the network's latency that the exit adds for samples that do not leave.
     """
 
     point: ExitPoint
@@ -70,7 +70,7 @@ class ExitCandidate:
 
     @property
     def known(self) -> FittedHead:
-        """The head, where there were samples to fit it to."""
+        """The head; there must have been samples to fit it to."""
         assert self.fitted is not None
         return self.fitted
 
@@ -79,7 +79,7 @@ def scores_named(graph: gs.Graph, name: str | None) -> list[gs.Tensor]:
     """The outputs that may be the class scores, most likely first.
 
     Raises:
-        NotApplicable: there is none, or `name` is none; saying why.
+        NotApplicable: there is none, or the output `name` is none; saying why.
     """
     if int(graph.opset) < MIN_OPSET:
         raise NotApplicable(
@@ -105,17 +105,17 @@ def scores_named(graph: gs.Graph, name: str | None) -> list[gs.Tensor]:
 
 @dataclass
 class ExitAnalysis:
-    """A model, looked at.
+    """The class scores, the points and the candidate exits of a model, each found when asked for.
 
     Attributes:
-        model: with inferred shapes; left as it is.
-        context: calibration samples and a stopwatch, where there are.
-        output: name of the class scores; None: found.
-        at: names of the only points to look at; (): all worth it.
-        confidence: by which samples will leave.
+        model: the model, with inferred shapes; it is not changed.
+        context: calibration samples and a stopwatch, if there are any.
+        output: name of the class scores; None: find it.
+        at: names of the only tensors to consider; (): all candidate points.
+        confidence: the measure of confidence by which samples will leave.
         hidden: whether heads have a layer of random units.
-        batch: what batches are to do, as far as the model can.
-        why_not: reasons against points of `at`, by name.
+        batch: what happens to a batch in which only some samples are confident.
+        why_not: why tensors of `at` are no candidates, by name; filled by `points`.
     """
 
     model: Model
@@ -129,7 +129,7 @@ class ExitAnalysis:
 
     @cached_property
     def scores(self) -> tuple[gs.Tensor, ScoreForm]:
-        """The class scores and what they are; logits where no sample tells.
+        """The class scores and their form; logits where there are no samples to tell.
 
         Raises:
             NotApplicable: no output is class scores.
@@ -147,14 +147,14 @@ class ExitAnalysis:
 
     @property
     def options(self) -> ExitOptions:
-        """How exits are to be written; a batch that is one sample is not split."""
+        """How exits are written; a batch of one sample is never split."""
         output, form = self.scores
         batch = BatchMode.ALL if output.shape[0] == 1 else self.batch
         return ExitOptions(form, self.confidence, batch)
 
     @cached_property
     def points(self) -> tuple[ExitPoint, ...]:
-        """The points to look at, in order; reasons against others go to `why_not`."""
+        """The points to consider, in order of the graph; fills `why_not`."""
         output, _ = self.scores
         graph = self.model.graph
         if not self.at:
@@ -168,27 +168,27 @@ class ExitAnalysis:
                 chosen.append(point)
             else:
                 self.why_not[name] = point
-        place = {t.name: len(ancestors([t])) for n in graph.nodes for t in n.outputs}
-        return tuple(sorted(chosen, key=lambda point: place[point.tensor]))
+        depth = {t.name: len(ancestors([t])) for n in graph.nodes for t in n.outputs}
+        return tuple(sorted(chosen, key=lambda point: depth[point.tensor]))
 
     @cached_property
     def distillation(self) -> Distillation:
-        """What heads imitate."""
+        """The network that heads imitate."""
         output, form = self.scores
         return Distillation(self.model, output.name, form, self.confidence, self.context.seed)
 
     @cached_property
     def halves(self) -> tuple[Calibration, Calibration]:
-        """The samples that all is chosen on, and those that confirm."""
+        """The samples by which everything is chosen, and those that confirm."""
         assert self.context.calibration is not None
         first, second = self.context.calibration.parts(2)
         return first, second
 
     def candidates(self, *, staying: bool = False) -> tuple[ExitCandidate, ...]:
-        """Every point with the best head that can be had there.
+        """Every point with its latency and the best head there.
 
         Args:
-            staying: time what an exit costs those that do not leave, too.
+            staying: also time what an exit adds for samples that do not leave.
 
         Raises:
             NotApplicable: no head can be fitted.
@@ -207,11 +207,11 @@ class ExitAnalysis:
         )
 
     def _best(self, fitted: Sequence[FittedHead]) -> dict[str, FittedHead]:
-        """For each point the head with which most may leave; of equals the smallest."""
+        """For each point, the head by which most samples may leave; of equals the smallest."""
         found: dict[str, tuple[tuple[float, float], FittedHead]] = {}
         for item in fitted:
-            way = list(threshold_path([fitted_risk(item.trial)], [1.0]))
-            thresholds = empirical_thresholds(way, [item.trial], JUDGED_AT) or (NEVER,)
+            path = list(threshold_path([fitted_risk(item.trial)], [1.0]))
+            thresholds = empirical_thresholds(path, [item.trial], JUDGED_AT) or (NEVER,)
             merit = (outcome(thresholds, [item.trial]).shares[0], item.agreement)
             name = item.head.pooling.point.tensor
             if name not in found or merit > found[name][0]:
@@ -221,7 +221,7 @@ class ExitAnalysis:
     def _candidate(
         self, point: ExitPoint, fitted: FittedHead | None, *, staying: bool
     ) -> ExitCandidate:
-        """A point with shares of the latency; of the work where nothing is timed."""
+        """The candidate at a point; without a stopwatch, work stands for latency."""
         stopwatch = self.context.stopwatch
         if stopwatch is None:
             return ExitCandidate(point, 0.5 if point.share is None else point.share, fitted)
@@ -241,15 +241,15 @@ class ExitAnalysis:
 
 @dataclass(frozen=True)
 class ExitRow:
-    """A place to leave at, as it is shown.
+    """A row of the table of `onnxslim exits`.
 
     Attributes:
-        tensor: where.
-        shape: of it.
+        tensor: name of the tensor.
+        shape: shape of the tensor.
         latency: share of the latency up to the answer of a head there; None where it is not timed.
         work: share of the multiply-accumulates before it; None where they are not known.
-        head: what the head reads; None without samples.
-        agreement: share of the samples held back for which head and network agree.
+        head: the features of the head; None without samples.
+        agreement: share of the held-out samples for which head and network agree.
         leaving: share of them that may leave while `JUDGED_AT` of all answers are the network's.
     """
 
@@ -263,10 +263,10 @@ class ExitRow:
 
 
 def exit_rows(analysis: ExitAnalysis) -> tuple[list[ExitRow], list[str]]:
-    """The places to leave at, and what is to be said beside.
+    """The candidate exits of a model as rows, and notes about them.
 
     Raises:
-        NotApplicable: no output is class scores, or what runs is decided at run time already.
+        NotApplicable: no output is class scores, or control flow decides what runs.
     """
     output, form = analysis.scores
     candidates = analysis.candidates()
@@ -302,7 +302,7 @@ def _row(candidate: ExitCandidate, *, timed: bool) -> ExitRow:
 
 
 def _leaving(candidate: ExitCandidate, trial: HeadTrial) -> float:
-    """How many may leave there, if it were the only exit."""
+    """Share of the samples that may leave there, if it were the only exit."""
     thresholds = empirical_thresholds(
         list(threshold_path([fitted_risk(candidate.known.trial)], [1.0])), [trial], JUDGED_AT
     )
@@ -310,19 +310,19 @@ def _leaving(candidate: ExitCandidate, trial: HeadTrial) -> float:
 
 
 def _thinned(points: Sequence[ExitPoint], most: int) -> list[ExitPoint]:
-    """At most so many, spread evenly over the work before them."""
+    """At most `most` points, spread evenly over the work before them."""
     if len(points) <= most:
         return list(points)
     shares = [i / len(points) if p.share is None else p.share for i, p in enumerate(points)]
-    wished = np.linspace(shares[0], shares[-1], most)
-    nearest = [int(np.argmin(np.abs(np.array(shares) - wish))) for wish in wished]
+    wanted = np.linspace(shares[0], shares[-1], most)
+    nearest = [int(np.argmin(np.abs(np.array(shares) - share))) for share in wanted]
     return [points[index] for index in sorted(set(nearest))]
 
 
 def _forms(
     model: Model, fitting: Sequence[gs.Tensor], calibration: Calibration
 ) -> dict[str, ScoreForm | str]:
-    """What the outputs hold on the first samples, or why it is no scores."""
+    """The form of each output on the first samples, or why it holds no class scores."""
     seen: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in fitting}
     rows = 0
     for answer in calibration.outputs(model):
@@ -343,11 +343,11 @@ def _form(scores: np.ndarray) -> ScoreForm | str:
         return ScoreForm.LOGITS
     if np.abs(scores.sum(axis=1) - 1).max() < _SUM_TOLERANCE:
         return ScoreForm.PROBABILITIES
-    return "its entries lie between 0 and 1 and do not add up to 1, as those of separate answers do"
+    return "its entries lie between 0 and 1 but do not add up to 1, as independent answers do"
 
 
 def _prefix(model: Model, point: ExitPoint, head: Head | None) -> Model:
-    """A copy that ends at a point, with the head there."""
+    """A copy of the model that ends at a point, with the head there, if any."""
     copy = model.clone()
     graph = copy.graph
     rw = Rewriter(graph)

@@ -1,17 +1,19 @@
-"""Heads fitted in closed form to what the network itself answers, without labels or training.
+"""Exit heads fitted in closed form to the network's own answers: no labels, no training.
 
-A head is a layer like any other: put into a copy of the network with zero weights, its moments
-come from the one service there is for moments, and what it should return from a second copy, in
-which a layer of the same name hands through the network's probabilities, softened by a temperature
-(Hinton et al.). Ridge regression on standardised features then needs nothing but moments:
+A head is a linear layer y = W·x + b on pooled features x. Its targets y are the probabilities of
+the network, softened by a temperature (knowledge distillation, Hinton et al. 2015). Ridge
+regression on standardised features needs second moments only:
 
-    W = C_yx (C_xx + λ·I)⁻¹,    b = E[y] − W·E[x],    C centered and scaled
+    W = C_yx (C_xx + λ·I)⁻¹,    b = E[y] − W·E[x],    C the centered moments, scaled
 
-λ is the one with the least error on samples held back, again from their moments alone. With labels,
-only C_yx changes: E[y xᵀ] is then the mean of the features of each class. Features are never in
-memory all at once.
+The service for moments of layers measures them: one copy of the network has the heads, with zero
+weights, as layers; in a second copy, layers of the same names return the targets. So features are
+never in memory all at once. λ is the one of least error on held-out samples, computed from their
+moments. Labels change only C_yx: E[y xᵀ] is then the mean feature vector of each class, times its
+frequency. A last temperature calibrates the probabilities of each head (Guo et al. 2017).
 
-What may change here: what is regressed on, and how strongly.
+Owns: the targets of the regression, its strength, and the calibration. Not here: which pooling is
+best at a point (see `candidates`).
 """
 
 from __future__ import annotations
@@ -35,27 +37,27 @@ from onnxslim.services.calibration import Calibration
 from onnxslim.services.moments import LayerMoments
 from onnxslim.solvers.threads import threads_for
 
-SOFTENING: Final = 4.0  # temperature of the network's probabilities while heads are fitted
-SAMPLES_A_FEATURE: Final = 20  # below, a fit is worth a warning
+SOFTENING: Final = 4.0  # temperature of the targets
+SAMPLES_A_FEATURE: Final = 20  # with fewer, a fit gets a warning
 HIDDEN_UNITS: Final = 512
-MAX_FEATURES: Final = 1024  # of one point; above, moments are sums in float32
-_GRIDS: Final = (1, 2, 4, 7)
+MAX_FEATURES: Final = 1024  # of one head; above, moments would be summed in float32
+_GRIDS: Final = (1, 2, 4, 7)  # cells along each axis of a feature map
 _RIDGES: Final = tuple(10.0**power for power in np.arange(-5.0, 2.01, 1.0))
-_DEAD: Final = 1e-10  # of the largest variance
-_STEADY: Final = 1e-5  # of E[x²]; a variance below may be rounding
-_MIN: Final = 1e-12  # of a probability
-_TEMPERATURES: Final = (1e-3, 1e3)
+_DEAD: Final = 1e-10  # share of the largest variance, below which a feature counts as constant
+_STEADY: Final = 1e-5  # share of E[x²], below which a variance may be rounding
+_MIN: Final = 1e-12  # least probability, so that logarithms are finite
+_TEMPERATURES: Final = (1e-3, 1e3)  # bounds of the search
 
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head, and how good it is on samples that it was not fitted to.
+    """A head, with its quality on samples that it was not fitted to.
 
     Attributes:
-        head: calibrated.
-        error: E‖y − ŷ‖² / E‖y − E[y]‖² of what was regressed on.
-        trial: how sure it was of each of those samples, and whether it agreed with the network.
-        samples: that it was fitted to.
+        head: the calibrated head.
+        error: relative error of the regression on held-out samples: E‖y − ŷ‖² / E‖y − E[y]‖².
+        trial: its confidence on each held-out sample, and whether it agrees with the network.
+        samples: number of samples that it was fitted to.
     """
 
     head: Head
@@ -65,12 +67,12 @@ class FittedHead:
 
     @property
     def agreement(self) -> float:
-        """Share of the samples for which head and network agree."""
+        """Share of the held-out samples for which head and network agree."""
         return float(self.trial.agrees.mean())
 
     @property
     def warning(self) -> str | None:
-        """That there were few samples for so many features, with what shows it."""
+        """A sentence where there were few samples for so many features; else None."""
         features = self.head.weight.shape[1]
         if self.samples >= SAMPLES_A_FEATURE * features:
             return None
@@ -84,14 +86,14 @@ class FittedHead:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What heads are to imitate.
+    """The network that heads imitate, and how they are judged.
 
     Attributes:
-        model: the network; left as it is.
+        model: the network; it is not changed.
         output: name of its class scores.
-        form: of them.
-        confidence: by which samples will leave.
-        seed: of hidden units.
+        form: form of the class scores.
+        confidence: the measure of confidence by which samples will leave.
+        seed: seed of the random hidden units.
     """
 
     model: Model
@@ -102,7 +104,7 @@ class Distillation:
 
 
 def poolings(point: ExitPoint) -> list[Pooling]:
-    """The ways in which a tensor may become features, few of them first."""
+    """The poolings to try for a point, those of fewest features first."""
     if not point.is_map:
         return [Pooling(point)]
     sizes = point.shape[2:]
@@ -117,13 +119,13 @@ def poolings(point: ExitPoint) -> list[Pooling]:
 def fit_heads(
     distillation: Distillation, chosen: Sequence[Pooling], calibration: Calibration, *, hidden: bool
 ) -> list[FittedHead]:
-    """A head for each pooling.
+    """Fit a head for each pooling.
 
     Args:
-        distillation: what they imitate.
-        chosen: where they read.
-        calibration: four fifths are fitted to; the rest choose λ and the temperature.
-        hidden: whether to put a layer of random units before the last one.
+        distillation: the network to imitate.
+        chosen: the features of each head.
+        calibration: samples; most are fitted to, the rest choose λ and the temperature.
+        hidden: whether heads have a layer of random units before the last layer.
 
     Raises:
         NotApplicable: no sample reaches the points, or the values there are not finite.
@@ -159,16 +161,22 @@ def fit_heads(
 
 
 def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray, float]:
-    """Weight (rows, columns), bias (rows,) and the relative error on the samples held back.
+    """Ridge regression from moments, with the λ of least error on held-out samples.
 
     Args:
-        fit: with `cross`, `goal` and `energy`; of one group.
-        held: the same of other samples, by which λ is chosen.
+        fit: moments of the samples to fit to, with cross moments; of a layer of one group.
+        held: the same moments of the held-out samples.
+
+    Returns:
+        Weight (rows, columns), bias (rows,), and the relative error on the held-out samples.
+
+    Raises:
+        NotApplicable: the features are not finite, or hardly vary.
     """
     seen, unseen = fit.centered(), held
     second, cross = np.asarray(seen.seconds[0]), _of(seen.cross)
     scale = _scales(np.diagonal(second), fit.mean[0])
-    second = second * scale[:, None] * scale  # of standardised features
+    second = second * scale[:, None] * scale  # C_xx of standardised features
     right = (cross * scale).T
     best: tuple[np.ndarray, np.ndarray, float] | None = None
     with threads_for(len(second)):
@@ -176,7 +184,7 @@ def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray
             damped = second + strength * np.eye(len(second))
             try:
                 factor = linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
-            except linalg.LinAlgError:  # less than what rounding took from the moments
+            except linalg.LinAlgError:  # rounding left C_xx indefinite by more than λ
                 continue
             weight = linalg.cho_solve(factor, right, check_finite=False).T * scale
             bias = _of(fit.goal) - weight @ fit.mean[0]
@@ -190,7 +198,7 @@ def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray
 
 
 def network_logs(scores: np.ndarray, form: ScoreForm) -> np.ndarray:
-    """Logarithms of the network's probabilities, (N, classes), from its scores."""
+    """Log-probabilities of the network, (N, classes), from its scores of a given form."""
     flat = scores.reshape(len(scores), -1).astype(np.float64)
     if form is ScoreForm.PROBABILITIES:
         return np.asarray(np.log(np.maximum(flat, _MIN)))
@@ -202,7 +210,7 @@ def network_logs(scores: np.ndarray, form: ScoreForm) -> np.ndarray:
 def head_outputs(
     distillation: Distillation, heads: Sequence[Head], calibration: Calibration
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """For each run of the samples: logits of all heads (heads, N, classes), logs, labels."""
+    """For each run over samples: logits of all heads (heads, N, classes), network logs, labels."""
     model, names = _with_heads(distillation, heads)
     for answer in calibration.outputs(model):
         logits = np.stack([answer.values[name] for name in names])
@@ -213,7 +221,7 @@ def head_outputs(
 def head_trials(
     distillation: Distillation, heads: Sequence[Head], calibration: Calibration
 ) -> list[HeadTrial]:
-    """How sure each head is of each sample, and whether it agrees with the network."""
+    """The confidence of each head on each sample, and whether it agrees with the network."""
     sure: list[list[np.ndarray]] = [[] for _ in heads]
     agrees: list[list[np.ndarray]] = [[] for _ in heads]
     for logits, logs, _ in head_outputs(distillation, heads, calibration):
@@ -231,30 +239,32 @@ def head_trials(
 def _calibrated(
     distillation: Distillation, heads: Sequence[Head], held: Calibration
 ) -> Iterator[tuple[Head, HeadTrial]]:
-    """Heads whose logits are divided by the temperature that makes their probabilities true."""
+    """The heads with logits divided by the temperature that calibrates their probabilities."""
     seen = list(head_outputs(distillation, heads, held))
     logs = np.concatenate([item[1] for item in seen])
-    wished = np.exp(logs)
+    targets = np.exp(logs)
     labels = [item[2] for item in seen if item[2] is not None]
     if labels:
-        wished = np.eye(logs.shape[1])[class_numbers(np.concatenate(labels), logs.shape[1])]
+        targets = np.eye(logs.shape[1])[class_numbers(np.concatenate(labels), logs.shape[1])]
     answers = logs.argmax(axis=1)
     for number, head in enumerate(heads):
         logits = np.concatenate([item[0][number] for item in seen]).astype(np.float64)
-        temperature = best_temperature(logits, wished)
+        temperature = best_temperature(logits, targets)
         own = replace(head, weight=head.weight / temperature, bias=head.bias / temperature)
         sure = confidences(logits / temperature, distillation.confidence)
         yield own, HeadTrial(sure, logits.argmax(axis=1) == answers)
 
 
-def best_temperature(logits: np.ndarray, wished: np.ndarray) -> float:
-    """The temperature at which `logits`, (N, classes), come nearest to the probabilities wished.
+def best_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """The temperature of least cross entropy to `targets` (Guo et al. 2017).
 
-    Near in cross entropy (Guo et al., 2017).
+    Args:
+        logits: (N, classes).
+        targets: probabilities (N, classes).
     """
 
     def loss(power: float) -> float:
-        return -float((wished * _log_softmax(logits / np.exp(power))).sum(axis=1).mean())
+        return -float((targets * _log_softmax(logits / np.exp(power))).sum(axis=1).mean())
 
     low, high = np.log(_TEMPERATURES)
     found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
@@ -262,7 +272,7 @@ def best_temperature(logits: np.ndarray, wished: np.ndarray) -> float:
 
 
 def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Labels as class numbers; one-hot rows are understood.
+    """Labels as class numbers (N,), from class numbers or one-hot rows.
 
     Raises:
         NotApplicable: they are neither, or there is no such class.
@@ -289,21 +299,21 @@ def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _HeadSpec:
-    """A head to be fitted; it reads `pooling`, and `hidden` units behind."""
+    """A head to be fitted: its features, and its hidden units, if any."""
 
     pooling: Pooling
     hidden: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def features(self) -> int:
-        """Columns of its weight."""
+        """Columns of the weight."""
         return self.pooling.features + (0 if self.hidden is None else len(self.hidden[1]))
 
 
 def _moments(
     distillation: Distillation, plans: Sequence[_HeadSpec], calibration: Calibration
 ) -> list[LayerMoments]:
-    """Moments of what heads read, and of what they should return."""
+    """Moments of the inputs of each head, with cross moments of its targets."""
     classes = _classes(distillation)
     empty = [
         Head(p.pooling, np.zeros((classes, p.features)), np.zeros(classes), p.hidden) for p in plans
@@ -336,7 +346,7 @@ def _with_heads(distillation: Distillation, heads: Sequence[Head]) -> tuple[Mode
 
 
 def _softened(distillation: Distillation, names: Sequence[str], classes: int) -> Model:
-    """A copy of the network with layers of the given names that hand its soft answers through."""
+    """A copy of the network in which layers of the given names return its softened answers."""
     model = distillation.model.clone()
     graph = model.graph
     rw = Rewriter(graph)
@@ -344,7 +354,7 @@ def _softened(distillation: Distillation, names: Sequence[str], classes: int) ->
     scores: gs.Tensor = next(
         t for n in graph.nodes for t in n.outputs if t.name == distillation.output
     )
-    flat = builder.cast(scores, np.dtype(np.float32), "exit_wished")
+    flat = builder.cast(scores, np.dtype(np.float32), "exit_targets")
     flat = builder.add("Reshape", [flat, builder.ints(-1, classes)], "exit_rows")
     if distillation.form is ScoreForm.PROBABILITIES:
         least = builder.constant(np.array(_MIN, np.float32), "exit_least_probability")
@@ -366,7 +376,7 @@ def _for_labels(
     calibration: Calibration,
     found: list[LayerMoments],
 ) -> list[LayerMoments]:
-    """The same moments with labels as what should be returned, where samples have labels."""
+    """The moments with one-hot labels as targets, where the samples have labels."""
     model, names = _with_features(distillation, plans)
     classes = _classes(distillation)
     sums = [np.zeros((classes, plan.features)) for plan in plans]
@@ -389,7 +399,7 @@ def _for_labels(
 def _with_features(
     distillation: Distillation, plans: Sequence[_HeadSpec]
 ) -> tuple[Model, list[str]]:
-    """A copy of the network that returns what heads read."""
+    """A copy of the network that returns the inputs of the heads."""
     model = distillation.model.clone()
     graph = model.graph
     rw = Rewriter(graph)
@@ -406,7 +416,10 @@ def _with_features(
 
 
 def _random_units(seen: LayerMoments, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of units that look in random directions at standardised features."""
+    """Weight and bias of units in random directions of the standardised features.
+
+    Random features with a linear layer on top: an extreme learning machine (Huang et al. 2006).
+    """
     mean = seen.mean[0]
     scale = _scales(np.diagonal(np.asarray(seen.centered().seconds[0])), mean)
     rng = np.random.default_rng(seed)
@@ -417,7 +430,7 @@ def _random_units(seen: LayerMoments, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _scales(variance: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """What standardises features; 0 for those that do not vary."""
+    """1 / standard deviation of each feature; 0 for features that do not vary."""
     least = np.maximum(_DEAD * variance.max(initial=0.0), _STEADY * (variance + mean**2))
     alive = variance > np.maximum(least, np.finfo(float).tiny)
     return np.asarray(np.where(alive, 1 / np.sqrt(np.where(alive, variance, 1.0)), 0.0))
@@ -439,7 +452,7 @@ def _error(weight: np.ndarray, bias: np.ndarray, held: LayerMoments) -> float:
 
 
 def _of(part: np.ndarray | None) -> np.ndarray:
-    """What moments hold of their one group."""
+    """The part of moments that belongs to their one group."""
     assert part is not None
     return np.asarray(part[0])
 

@@ -1,17 +1,18 @@
-"""Exits put into a graph: nested Ifs whose else-branches hold what is left of the network.
+"""Exits in a graph: nested Ifs whose else-branches hold the remaining network.
 
-    all:    leave = Min(confidence) >= threshold      every sample is sure
-            y = If (leave) { the head's scores } else { the rest }
+    all:    leave = Min(confidence) >= threshold      every sample is confident
+            y = If (leave) { scores of the head } else { remaining network }
 
-    split:  y = If (leave) { the head's scores } else {
-                rows = samples that are not sure
-                ScatterND(the head's scores, rows, the rest on Gather(cut, rows)) }
+    split:  y = If (leave) { scores of the head } else {
+                rows = samples below the threshold
+                ScatterND(scores of the head, rows, remaining network on Gather(cut, rows)) }
 
-The rest of a chain holds the next exit in the same way. A branch reads what it needs from the
-graphs around it; weights stay initializers of the main graph. So whatever rewrites bodies of If
-goes on working, and nothing is there twice.
+With several exits, the remaining network holds the next If. A branch reads tensors of the graphs
+around it, and weights stay initializers of the main graph, so nothing is stored twice, and passes
+that rewrite bodies of If keep working.
 
-What may change here: how samples are told apart. What an exit computes is `emit`'s.
+Owns: how nodes move into branches, and how a batch is split. Not here: what an exit computes (see
+`operators`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _BOOL: Final[np.dtype[Any]] = np.dtype(np.bool_)
 
 
 class BatchMode(enum.StrEnum):
-    """What happens to a batch of which some samples are sure: ALL run on, or it is SPLIT."""
+    """A batch in which only some samples are confident: ALL of it continues, or it is SPLIT."""
 
     ALL = "all"
     SPLIT = "split"
@@ -54,11 +55,11 @@ class BatchMode(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Exit:
-    """A place to leave at.
+    """An exit: a head, and the confidence at which samples leave.
 
     Attributes:
-        head: with the point it reads.
-        threshold: the confidence from which on a sample leaves.
+        head: the head; its pooling names the tensor that it reads.
+        threshold: the least confidence of a sample that leaves.
     """
 
     head: Head
@@ -66,7 +67,7 @@ class Exit:
 
     @property
     def tensor(self) -> str:
-        """Where."""
+        """Name of the tensor at which samples leave."""
         return self.head.pooling.point.tensor
 
 
@@ -75,10 +76,10 @@ class ExitOptions:
     """How exits are written.
 
     Attributes:
-        form: of the class scores.
-        confidence: what is held against the threshold.
-        batch: see `BatchMode`.
-        report: whether an output says which exit each sample took.
+        form: form of the class scores.
+        confidence: the measure of confidence that is compared with the threshold.
+        batch: what happens to a batch in which only some samples are confident.
+        report: whether a new output gives the number of the exit that each sample took.
     """
 
     form: ScoreForm
@@ -101,20 +102,23 @@ def with_exits(model: Model, output: str, exits: Sequence[Exit], options: ExitOp
 def insert_exits(
     rw: Rewriter, output: str, exits: Sequence[Exit], options: ExitOptions
 ) -> str | None:
-    """Let the network be left at `exits`, in the order of the graph.
+    """Insert exits into the graph of `rw`; the caller logs the change.
 
-    Edits the graph of `rw`; reporting is the caller's.
+    Args:
+        rw: rewriter of the graph.
+        output: name of the class scores.
+        exits: the exits, in the order in which data reach them.
+        options: how they are written.
 
     Returns:
-        The name of the output that tells the exit taken, where there is one.
+        The name of the new output with the exit numbers; None without `options.report`.
     """
     _drop_unused(rw.main)
-    work = _ExitInsertion(rw, _named(rw.main, output), options)
-    return work.run(exits)
+    return _ExitInsertion(rw, _named(rw.main, output), options).run(exits)
 
 
 def append_exits(rw: Rewriter, output: str, exits: Sequence[Exit], form: ScoreForm) -> list[str]:
-    """Return the scores of every exit as further outputs; nothing is skipped."""
+    """Append the scores of every exit as outputs; no node is skipped. Returns their names."""
     graph, made = rw.main, []
     scores = _named(graph, output)
     for number, exit_ in enumerate(exits, 1):
@@ -130,14 +134,18 @@ def append_exits(rw: Rewriter, output: str, exits: Sequence[Exit], form: ScoreFo
 
 @dataclass
 class _BranchBody:
-    """A graph under construction, from one exit on: nodes, and what it returns."""
+    """The body of a branch under construction: nodes, and results."""
 
     nodes: list[Node]
     results: list[gs.Tensor]
 
 
 class _ExitInsertion:
-    """Moves the nodes behind each exit into a branch, the last exit first."""
+    """Moves the nodes behind each exit into an else-branch, from the last exit to the first.
+
+    The body behind the last exit is the end of the network. Wrapped into the If of that exit, and
+    with the nodes between two exits before it, it becomes the body behind the exit before.
+    """
 
     def __init__(self, rw: Rewriter, output: gs.Tensor, options: ExitOptions) -> None:
         self.rw, self.graph, self.output, self.options = rw, rw.main, output, options
@@ -151,16 +159,16 @@ class _ExitInsertion:
         points = [_made(graph, item.tensor) for item in exits]
         behind = [deep_nodes(graph, output, point) for point in points]
         last = self._rename_output()
-        stage = _BranchBody(list(behind[-1]), [last])
+        body = _BranchBody(list(behind[-1]), [last])
         if self.options.report:
-            self._tell(stage, last, len(exits) + 1)
+            self._report(body, last, len(exits) + 1)
         for index in reversed(range(len(exits))):
             results = self._results(is_outermost=index == 0)
-            inner = self._branch(points[index], exits[index], index + 1, stage, results)
+            inner = self._branch(points[index], exits[index], index + 1, body, results)
             if index:
-                first = set(behind[index])
-                between = [node for node in behind[index - 1] if node not in first]
-                stage = _BranchBody([*between, *inner], results)
+                moved = set(behind[index])
+                between = [node for node in behind[index - 1] if node not in moved]
+                body = _BranchBody([*between, *inner], results)
         moved = set(behind[0])
         graph.nodes = [node for node in graph.nodes if node not in moved] + inner
         if not self.options.report:
@@ -178,7 +186,7 @@ class _ExitInsertion:
         rest: _BranchBody,
         results: Sequence[gs.Tensor],
     ) -> list[Node]:
-        """The nodes that decide at an exit, with the If that makes `results`."""
+        """The nodes of an exit: head, decision, and the If that computes `results`."""
         outer = self._builder()
         logits = outer.logits(point, exit_.head, f"exit{number}_logits")
         confidence = outer.confidence(logits, self.options.confidence, self.classes)
@@ -198,16 +206,16 @@ class _ExitInsertion:
         return outer.nodes
 
     def _leaving(self, logits: gs.Tensor, number: int) -> _BranchBody:
-        """What is returned at an exit."""
+        """The then-branch of an exit: the scores of its head."""
         builder = self._builder()
         scores = builder.scores(logits, self.options.form, self.output)
-        stage = _BranchBody(builder.nodes, [scores])
+        branch = _BranchBody(builder.nodes, [scores])
         if self.options.report:
-            self._tell(stage, logits, number)
-        return stage
+            self._report(branch, logits, number)
+        return branch
 
-    def _tell(self, stage: _BranchBody, like: gs.Tensor, number: int) -> None:
-        """Add the number of the exit as a further result, once for each sample in `like`."""
+    def _report(self, branch: _BranchBody, like: gs.Tensor, number: int) -> None:
+        """Add the number of an exit as a further result, once for each sample of `like`."""
         builder = self._builder()
         sizes = builder.add("Shape", [like], "exit_sizes", dtype=_INT)
         rows = builder.add(
@@ -217,8 +225,8 @@ class _ExitInsertion:
         told = builder.add(
             "ConstantOfShape", [rows], "exit_number", dtype=_INT, shape=[None], value=value
         )
-        stage.nodes += builder.nodes
-        stage.results.append(told)
+        branch.nodes += builder.nodes
+        branch.results.append(told)
 
     def _split(
         self,
@@ -229,12 +237,13 @@ class _ExitInsertion:
         goal: float,
         number: int,
     ) -> _BranchBody:
-        """`rest` on the samples that are not sure, put back among the others."""
+        """The else-branch for SPLIT: `rest` on the samples below the threshold, joined with all."""
         before = self._builder()
         sure = before.above(confidence, goal, "exit_sure")
         unsure = before.add("Not", [sure], "exit_unsure", dtype=_BOOL)
         places = before.add("NonZero", [unsure], "exit_places", dtype=_INT)  # (1, K)
         rows = before.add("Reshape", [places, before.ints(-1)], "exit_rows", dtype=_INT)
+        # each tensor that crosses into the body and has a row for each sample is cut to those rows
         inside = set(_all_nodes(rest.nodes))
         for tensor in _captured(rest.nodes, inside, point):
             chosen = before.add(
@@ -242,6 +251,7 @@ class _ExitInsertion:
             )
             chosen.shape = [None, *tensor.shape[1:]] if tensor.shape else None
             redirect_inputs(_all_nodes(rest.nodes), tensor, chosen)
+        # the scores of the head for all samples, overwritten at those rows by the network's own
         leaving = self._leaving(logits, number)
         after = self._builder()
         index = after.add("Reshape", [places, after.ints(-1, 1)], "exit_index", dtype=_INT)
@@ -260,7 +270,7 @@ class _ExitInsertion:
     # ----------------------------------------------------------------- around
 
     def _results(self, *, is_outermost: bool) -> list[gs.Tensor]:
-        """What an If returns: the output itself, or a tensor of a branch like it."""
+        """The results of an If: the output itself, or a tensor of a branch like it."""
         output = self.output
         if is_outermost:
             made: list[gs.Tensor] = [output]
@@ -272,11 +282,11 @@ class _ExitInsertion:
         return made
 
     def _rename_output(self) -> Variable:
-        """Let the network return another tensor than `output`, which the first If will make."""
+        """Let the network compute a new tensor instead of `output`, which the first If computes."""
         (node,) = self.output.inputs
-        place = next(i for i, tensor in enumerate(node.outputs) if tensor is self.output)
+        index = next(i for i, tensor in enumerate(node.outputs) if tensor is self.output)
         made = self._like_output(f"{self.output.name}_deep")
-        node.outputs[place] = made
+        node.outputs[index] = made
         return made
 
     def _like_output(self, wish: str) -> Variable:
@@ -284,8 +294,8 @@ class _ExitInsertion:
         rows = output.shape[0] if self.is_single else None
         return Variable(self.rw.fresh_name(wish), output.dtype, [rows, *output.shape[1:]])
 
-    def _graph(self, stage: _BranchBody, name: str) -> Graph:
-        body = Graph(nodes=stage.nodes, outputs=list(stage.results), name=name)
+    def _graph(self, branch: _BranchBody, name: str) -> Graph:
+        body = Graph(nodes=branch.nodes, outputs=list(branch.results), name=name)
         body.opset = self.graph.opset
         body.import_domains = self.graph.import_domains
         body.ir_version = self.graph.ir_version
@@ -297,7 +307,10 @@ class _ExitInsertion:
 
 
 def _captured(nodes: Sequence[Node], inside: set[Node], point: gs.Tensor) -> list[gs.Tensor]:
-    """What `nodes` read from outside that has a row for each sample: `point` and what follows."""
+    """The tensors that `nodes` read from outside that are `point` or computed from it.
+
+    They have a row for each sample; `splits_well` tries whether the network agrees.
+    """
     behind = _followers(point)
     found: dict[int, gs.Tensor] = {}
     for node in _all_nodes(nodes):
@@ -309,7 +322,7 @@ def _captured(nodes: Sequence[Node], inside: set[Node], point: gs.Tensor) -> lis
 
 
 def _followers(point: gs.Tensor) -> set[gs.Tensor]:
-    """What is made of `point` other than from its shape alone."""
+    """The tensors computed from `point`, not counting those that read only its shape."""
     found: set[gs.Tensor] = set()
     stack = [point]
     while stack:
@@ -323,7 +336,7 @@ def _followers(point: gs.Tensor) -> set[gs.Tensor]:
 
 
 def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
-    """`nodes` and what is in their bodies."""
+    """`nodes`, and the nodes in their bodies."""
     for node in nodes:
         yield node
         for body in subgraphs_of(node):
@@ -332,7 +345,7 @@ def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
 
 
 def _drop_unused(graph: gs.Graph) -> None:
-    """Take out nodes that no output needs: they may read what goes into a branch."""
+    """Remove nodes that no output needs: they might read tensors that move into a branch."""
     used = ancestors(graph.outputs)
     for node in graph.nodes:
         if node not in used:

@@ -1,10 +1,10 @@
-"""Operators of an exit, written down: features, head, scores, confidence.
+"""The operators of an exit: features, head, scores, confidence.
 
-`NodeBuilder` collects nodes; where they go is up to `graph`. Everything is computed in float32 from
-the features on, whatever the network's type: heads are small, and not every type has all operators.
+`NodeBuilder` collects nodes; `nested_ifs` inserts them. From the features on, all values are
+float32, whatever the type of the network: heads are small, and not every type has all operators.
 
-What may change here: which operators say it. All are of opset 11 or older, in the spelling of the
-model's own.
+Owns: which operators an exit consists of. All of them exist in opset 11; they are written in the
+form that the opset of the model requires.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AXES_INPUT: Final = {"ReduceSum": 13, "ReduceMax": 18, "ReduceMin": 18, "Reduce
 
 
 class ScoreForm(enum.StrEnum):
-    """What class scores are."""
+    """The form of class scores."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
@@ -38,10 +38,10 @@ class ScoreForm(enum.StrEnum):
 
 
 class Confidence(enum.StrEnum):
-    """How sure a head is, from 0 to 1; all from its probabilities p.
+    """A measure of confidence from 0 to 1, computed from the probabilities p of a head.
 
-    MAX_PROBABILITY: max p. ENTROPY: 1 + Σ p·log p / log(classes). MARGIN: the largest p less the
-    second.
+    MAX_PROBABILITY: max p. ENTROPY: 1 + Σ p·log p / log(classes). MARGIN: the largest p minus the
+    second largest.
     """
 
     MAX_PROBABILITY = "max-probability"
@@ -55,7 +55,7 @@ class Pooling:
 
     Attributes:
         point: the tensor.
-        cells: of the grid, along each spatial axis; () where the tensor is no map.
+        cells: number of cells along each spatial axis; () where the tensor is no feature map.
     """
 
     point: ExitPoint
@@ -63,19 +63,19 @@ class Pooling:
 
     @property
     def features(self) -> int:
-        """How many there are of one sample."""
+        """Number of features of one sample."""
         return self.point.channels * prod(self.cells)
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Sizes of a cell: neighbours overlap where the grid does not divide the map."""
+        """Size of a cell along each axis; cells overlap where the grid does not divide the map."""
         sizes = self.point.shape[2:]
         steps = zip(sizes, self.cells, self.strides, strict=True)
         return tuple(int(size or 0) - (cells - 1) * step for size, cells, step in steps)
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """From one cell to the next."""
+        """Steps from one cell to the next, along each axis."""
         pairs = zip(self.point.shape[2:], self.cells, strict=True)
         return tuple(int(size or 0) // cells for size, cells in pairs)
 
@@ -90,13 +90,13 @@ class Pooling:
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier on pooled features; it returns logits that are calibrated.
+    """An exit head: a linear classifier on pooled features that returns calibrated logits.
 
     Attributes:
-        pooling: where its features come from.
-        weight: (classes, features), of hidden units behind the features themselves.
+        pooling: how a tensor becomes its features.
+        weight: (classes, features); the columns of hidden units come after the features themselves.
         bias: (classes,).
-        hidden: weight (units, features) and bias (units,) of a layer of random units, if any.
+        hidden: weight (units, features) and bias (units,) of a layer of random ReLU units; or None.
     """
 
     pooling: Pooling
@@ -106,11 +106,11 @@ class Head:
 
 
 class NodeBuilder:
-    """Nodes in the order in which they can run.
+    """Builds nodes, in an order in which they can run.
 
     Args:
-        opset: of the model.
-        fresh: makes a wish for a name one that is free.
+        opset: opset of the model.
+        fresh: returns a free name, given the one that is wanted.
     """
 
     def __init__(self, opset: int, fresh: Callable[[str], str]) -> None:
@@ -129,29 +129,29 @@ class NodeBuilder:
         shape: Sequence[Dim] | None = None,
         **attrs: object,
     ) -> Variable:
-        """A node of one output."""
+        """Add a node of one output; returns the output."""
         made = Variable(self.fresh(name), dtype, None if shape is None else list(shape))
         self.nodes.append(Node(op, None, dict(attrs), list(inputs), [made]))
         return made
 
     def constant(self, values: np.ndarray, name: str) -> Constant:
-        """A constant, written in the innermost graph around its uses."""
+        """A constant; it is written in the innermost graph around its uses."""
         values = np.require(values, requirements="C")
         values.flags.writeable = False
         return Constant(self.fresh(name), values)
 
     def ints(self, *values: int) -> Constant:
-        """A list of integers."""
+        """A constant int64 vector."""
         return self.constant(np.array(values, np.int64), "ints")
 
     def cast(self, tensor: gs.Tensor, dtype: np.dtype[Any], name: str) -> gs.Tensor:
-        """`tensor` as `dtype`; itself where it is that already."""
+        """`tensor` cast to `dtype`; `tensor` itself where it has that type."""
         if np.dtype(tensor.dtype) == dtype:
             return tensor
         return self.add("Cast", [tensor], name, dtype=dtype, to=to_onnx_dtype(dtype))
 
     def reduced(self, op: str, tensor: gs.Tensor, axis: int | None, name: str) -> Variable:
-        """A reduction over one axis, which goes, or over all."""
+        """A reduction over one axis, which is removed; None: over all axes, to a scalar."""
         if axis is None:
             return self.add(op, [tensor], name, keepdims=0)
         if self.opset >= _AXES_INPUT[op]:
@@ -161,7 +161,7 @@ class NodeBuilder:
     # ----------------------------------------------------------------- an exit
 
     def features(self, tensor: gs.Tensor, pooling: Pooling) -> gs.Tensor:
-        """(N, features), float32."""
+        """The pooled features of `tensor`: (N, features), float32."""
         if pooling.cells:
             tensor = self._pooled(tensor, pooling)
             tensor = self.cast(tensor, _FLOAT, "exit_pooled")
@@ -189,7 +189,7 @@ class NodeBuilder:
     def head_input(
         self, tensor: gs.Tensor, pooling: Pooling, hidden: tuple[np.ndarray, np.ndarray] | None
     ) -> gs.Tensor:
-        """What the last layer of a head reads: features, and hidden units behind them."""
+        """The input of the last layer of a head: the features, then the hidden units."""
         features = self.features(tensor, pooling)
         if hidden is None:
             return features
@@ -201,18 +201,18 @@ class NodeBuilder:
         return self.add("Concat", [features, units], "exit_hidden_features", axis=1)
 
     def logits(self, tensor: gs.Tensor, head: Head, name: str) -> Variable:
-        """(N, classes), float32."""
+        """The logits of a head on `tensor`: (N, classes), float32."""
         x = self.head_input(tensor, head.pooling, head.hidden)
         weight = self.constant(head.weight.astype(np.float32), f"{name}_weight")
         bias = self.constant(head.bias.astype(np.float32), f"{name}_bias")
         return self.add("Gemm", [x, weight, bias], name, transB=1, shape=(None, len(head.bias)))
 
     def softmax(self, logits: gs.Tensor, name: str, op: str = "Softmax") -> Variable:
-        """Along the classes."""
+        """A softmax, or another `op` of its kind, along the classes."""
         return self.add(op, [logits], name, axis=_LAST)
 
     def confidence(self, logits: gs.Tensor, kind: Confidence, classes: int) -> Variable:
-        """(N,): how sure, up to a scale and a shift that `level` knows."""
+        """The confidence of each sample, (N,), up to the scale and shift that `level` undoes."""
         p = self.softmax(logits, "exit_probabilities")
         if kind is Confidence.MAX_PROBABILITY:
             return self.reduced("ReduceMax", p, _LAST, "exit_confidence")
@@ -220,9 +220,10 @@ class NodeBuilder:
             logs = self.softmax(logits, "exit_log_probabilities", "LogSoftmax")
             terms = self.add("Mul", [p, logs], "exit_entropy_terms")
             return self.reduced("ReduceSum", terms, _LAST, "exit_confidence")
+        # margin: the difference of the two largest probabilities
         best = Variable(self.fresh("exit_best"), _FLOAT, [None, 2])
-        places = Variable(self.fresh("exit_best_places"), _INT, [None, 2])
-        self.nodes.append(Node("TopK", None, {"axis": _LAST}, [p, self.ints(2)], [best, places]))
+        indices = Variable(self.fresh("exit_best_places"), _INT, [None, 2])
+        self.nodes.append(Node("TopK", None, {"axis": _LAST}, [p, self.ints(2)], [best, indices]))
         signs = self.constant(np.array([1, -1], np.float32), "exit_signs")
         return self.reduced(
             "ReduceSum", self.add("Mul", [best, signs], "exit_margin"), _LAST, "exit_confidence"
@@ -231,13 +232,13 @@ class NodeBuilder:
     def scores(
         self, logits: gs.Tensor, form: ScoreForm, output: gs.Tensor, name: str | None = None
     ) -> Variable:
-        """The logits in the form, the shape and the type of `output`."""
+        """The logits as scores of the form, shape and type of `output`."""
         ops = {ScoreForm.PROBABILITIES: "Softmax", ScoreForm.LOG_PROBABILITIES: "LogSoftmax"}
         dtype = np.dtype(output.dtype)
         made = logits
         if form in ops:
             made = self.softmax(made, "exit_scores", ops[form])
-        if len(output.shape) > 2:  # 0: as in the input, which is the batch
+        if len(output.shape) > 2:  # 0 copies the batch size from the input
             sizes = self.ints(0, *output.shape[1:])
             made = self.add("Reshape", [made, sizes], "exit_shaped")
         made = self.cast(made, dtype, "exit_cast")
@@ -246,21 +247,22 @@ class NodeBuilder:
         return last
 
     def above(self, values: gs.Tensor, level: float, name: str) -> Variable:
-        """Whether values reach `level`; NaN does not. GreaterOrEqual itself came with opset 12."""
+        """Whether values reach `level`, elementwise; NaN does not."""
+        # GreaterOrEqual needs opset 12: greater than the float32 just below is the same
         below = np.nextafter(np.float32(level), np.float32(-np.inf))
         threshold = self.constant(np.array(below, np.float32), f"{name}_threshold")
         return self.add("Greater", [values, threshold], name, dtype=_BOOL)
 
 
 def level(threshold: float, kind: Confidence, classes: int) -> float:
-    """What `NodeBuilder.confidence` must reach for a confidence of `threshold`."""
+    """The value of `NodeBuilder.confidence` at a confidence of `threshold`."""
     if kind is Confidence.ENTROPY:
         return (threshold - 1) * log(classes)
     return threshold
 
 
 def confidences(logits: np.ndarray, kind: Confidence) -> np.ndarray:
-    """(N,): the confidence that the graph computes, for logits (N, classes)."""
+    """The confidence that the graph computes, (N,), for logits (N, classes)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     p = np.exp(logs)

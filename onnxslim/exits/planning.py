@@ -1,8 +1,8 @@
-"""Which exits to put into a network, with which thresholds, and what comes of it.
+"""Which exits to insert, with which thresholds, and how the choice is confirmed and timed.
 
-`ExitPlanner` chooses from what `ExitAnalysis` found: points and thresholds with the least mean
-latency that keep a target, or the most agreement within a budget of latency. What follows confirms
-the choice on samples that nothing was chosen by, and times it.
+`ExitPlanner` chooses among candidates: points and thresholds of least mean latency that keep a
+target, or of most agreement within a budget of latency. The functions below confirm a plan on
+samples that nothing was chosen by, and time it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from onnxslim.exits.thresholds import (
 from onnxslim.io.model import Model
 from onnxslim.services.calibration import Calibration
 
-_ROOM = 0.6  # of what a target allows: a bound confirmed on the other half takes the rest
-_WORTH = 0.99  # of the mean latency with fewer exits, below which another exit is worth while
-_TRIED_TOGETHER = 16  # samples, to see whether a batch may be split
-_ROUNDING = 1e-3  # of the range of the scores
+_ROOM = 0.6  # share of the allowed disagreement to plan for: the confidence bound takes the rest
+_WORTH = 0.99  # an exit more has to lower the figure of merit to this share
+_TRIED_TOGETHER = 16  # samples in a batch that tries whether batches may be split
+_ROUNDING = 1e-3  # share of the range of the scores that rounding may change
 
 
 @dataclass(frozen=True)
 class ExitPlan:
-    """Exits that were chosen, in order, with what they lead to on the half that confirms.
+    """Chosen exits, in the order of the graph, with their outcome.
 
     Attributes:
-        candidates: where.
-        thresholds: one for each.
-        outcome: on the samples held back.
-        costs: share of the latency when left at each exit, and when not at all; estimated.
+        candidates: the exits.
+        thresholds: the threshold of each exit.
+        outcome: where samples leave; after `confirm`, held-out samples.
+        costs: share of the latency of samples that leave at each exit; last, of those that stay.
     """
 
     candidates: tuple[ExitCandidate, ...]
@@ -63,12 +63,12 @@ class ExitPlan:
 
     @property
     def exits(self) -> list[Exit]:
-        """What is to be written into the graph."""
+        """The exits to insert into the graph."""
         heads = [candidate.known.head for candidate in self.candidates]
         return [Exit(head, at) for head, at in zip(heads, self.thresholds, strict=True)]
 
     def without(self, idle: Sequence[int]) -> ExitPlan:
-        """The plan without some of its exits, at which nobody leaves."""
+        """The plan without the exits of numbers `idle`, at which no sample leaves."""
         kept = [number for number in range(len(self.candidates)) if number not in idle]
         found = self.outcome
         return ExitPlan(
@@ -106,7 +106,7 @@ class ExitPlanner:
     worst: float | None = None
 
     def choose(self) -> ExitPlan | str:
-        """The best plan on the samples that heads were chosen by; or why there is none."""
+        """The best plan on the samples by which heads were chosen; or why there is none."""
         sizes = (len(self.candidates),) if self.fixed else range(1, self.count + 1)
         best: ExitPlan | None = None
         for size in sizes:
@@ -129,10 +129,10 @@ class ExitPlanner:
         return best
 
     def within(self, plan: ExitPlan) -> ExitPlan:
-        """The plan with thresholds that keep the budget at its costs, which were measured since.
+        """The plan with the strictest thresholds that keep the budget of latency at its costs.
 
         Raises:
-            NotApplicable: no thresholds do.
+            NotApplicable: no thresholds keep it.
         """
         trials = [candidate.known.trial for candidate in plan.candidates]
         found = next(self._within(plan.candidates, trials, plan.costs), None)
@@ -186,7 +186,7 @@ class ExitPlanner:
                 yield thresholds
 
     def _merit(self, plan: ExitPlan) -> float:
-        """The less the better."""
+        """The figure of merit, lower is better: latency, or disagreement within a budget."""
         return plan.latency if self.latency is None else 1 - plan.outcome.agreement
 
     def _is_worth_it(self, plan: ExitPlan, simpler: ExitPlan) -> bool:
@@ -217,22 +217,22 @@ class ExitPlanner:
 def confirm(
     plan: ExitPlan, distillation: Distillation, held: Calibration
 ) -> tuple[ExitPlan, list[HeadTrial]]:
-    """The plan with its outcome on samples that nothing was chosen by."""
+    """The plan with its outcome on held-out samples, and the answers of its heads on them."""
     seen = head_trials(distillation, [candidate.known.head for candidate in plan.candidates], held)
     return replace(plan, outcome=outcome(plan.thresholds, seen)), seen
 
 
 def tightened(
-    plan: ExitPlan, way: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
+    plan: ExitPlan, path: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
 ) -> ExitPlan:
-    """The plan with the loosest thresholds that keep the target on samples not seen so far.
+    """The plan with the loosest thresholds that are confirmed to keep the target on new samples.
 
     Raises:
-        NotApplicable: even the strictest do not.
+        NotApplicable: not even the strictest are.
     """
-    found = confirmed_thresholds(way, trials, target)
+    found = confirmed_thresholds(path, trials, target)
     if found is None:
-        strictest = outcome(way[0], trials)
+        strictest = outcome(path[0], trials)
         raise NotApplicable(
             f"a target of {target:g} is not confirmed: of {strictest.samples:,} samples held back, "
             f"{strictest.disagreeing} leave with another answer even where heads must be surest; "
@@ -244,12 +244,12 @@ def tightened(
 def anytime_plan(
     analysis: ExitAnalysis, candidates: Sequence[ExitCandidate], count: int | None
 ) -> ExitPlan:
-    """Up to `count` exits (None: all), spread over the latency, of which every one answers."""
+    """A plan of up to `count` exits (None: all), spread over the latency, without thresholds."""
     chosen = list(candidates)
     if count is not None and count < len(candidates):
-        wished = [(number + 1) / (count + 1) for number in range(count)]
+        wanted = [(number + 1) / (count + 1) for number in range(count)]
         costs = np.array([candidate.cost for candidate in candidates])
-        nearest = {int(np.argmin(np.abs(costs - wish))) for wish in wished}
+        nearest = {int(np.argmin(np.abs(costs - share))) for share in wanted}
         chosen = [candidates[number] for number in sorted(nearest)]
     heads = [candidate.known.head for candidate in chosen]
     seen = head_trials(analysis.distillation, heads, analysis.halves[1])
@@ -262,9 +262,9 @@ def anytime_plan(
 def measured_costs(
     analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions
 ) -> tuple[float, ...] | None:
-    """Share of the latency when left at each exit, and at the end, as timed; None without a clock.
+    """The costs of a plan, as timed with all exits in place; None without a stopwatch.
 
-    Models are timed whose thresholds make every sample leave at one exit.
+    For each exit, a model is timed whose thresholds make every sample leave there.
     """
     stopwatch = analysis.context.stopwatch
     if stopwatch is None:
@@ -278,27 +278,27 @@ def measured_costs(
 
 
 def splits_well(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) -> bool:
-    """Whether what is behind the exits returns the same on a part of a batch.
+    """Whether the network returns the same on a part of a batch as on all of it.
 
-    Tried on a batch of which about half leaves at each exit: the others must get what the network
-    itself gives them.
+    Tried on a batch of which about half leaves at each exit: the other samples must get the answers
+    of the network itself.
     """
     assert analysis.context.calibration is not None
     middle = [float(np.median(candidate.known.trial.confidence)) for candidate in plan.candidates]
     halved = replace(plan, thresholds=tuple(min(value, 1.0) for value in middle))
     output = analysis.distillation.output
     model = _with_exits(analysis, halved, replace(options, report=True))
-    told = model.graph.outputs[-1].name
-    own = analysis.context.calibration.outputs(analysis.model, together=_TRIED_TOGETHER)
+    report = model.graph.outputs[-1].name
+    plain = analysis.context.calibration.outputs(analysis.model, together=_TRIED_TOGETHER)
     split = analysis.context.calibration.outputs(model, together=_TRIED_TOGETHER)
     try:
-        for expected, found in zip(own, split, strict=True):
-            stays = found.values[told] > len(plan.candidates)
-            wished = expected.values[output]
-            if found.values[output].shape != wished.shape:
+        for expected, found in zip(plain, split, strict=True):
+            stays = found.values[report] > len(plan.candidates)
+            wanted = expected.values[output]
+            if found.values[output].shape != wanted.shape:
                 return False
-            moved = np.abs(found.values[output][stays] - wished[stays]).max(initial=0.0)
-            if not moved <= _ROUNDING * max(float(np.ptp(wished)), 1e-6):
+            moved = np.abs(found.values[output][stays] - wanted[stays]).max(initial=0.0)
+            if not moved <= _ROUNDING * max(float(np.ptp(wanted)), 1e-6):
                 return False
             if stays.any() and not stays.all():
                 return True
@@ -308,7 +308,7 @@ def splits_well(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) ->
 
 
 def too_few(target: float, samples: int) -> str | None:
-    """Why a target cannot be confirmed on so many samples; None when it can."""
+    """Why a target cannot be confirmed on so many samples; None where it can."""
     needed = min_samples(target)
     if target < 1 and samples >= needed:
         return None
@@ -325,7 +325,7 @@ def _with_exits(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) ->
 
 
 def chain_costs(candidates: Sequence[ExitCandidate]) -> tuple[float, ...]:
-    """Share of the latency when left at each exit, and at the end, with all exits on the way."""
+    """The estimated costs of a plan: each exit adds its head to the cost of all behind it."""
     costs, passed = [], 0.0
     for candidate in candidates:
         costs.append(candidate.cost + passed)

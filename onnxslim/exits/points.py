@@ -1,9 +1,11 @@
 """Points at which a network can be left: tensors through which every path to an output passes.
 
-These are the dominators of the output in the graph of data flow. What only asks for the shape of a
-tensor is no path: a Reshape far down that reads the batch size of the input hides no point.
+These tensors are the dominators of the output in the data flow graph. An operator that reads only
+the shape of a tensor makes no path: a late Reshape that reads the batch size of the input hides no
+point.
 
-What may change here: which points are worth a look, and what counts as class scores.
+Owns: which points are candidates, and which outputs count as class scores. Not here: what an exit
+at a point costs (see `candidates`).
 """
 
 from __future__ import annotations
@@ -32,11 +34,10 @@ class ExitPoint:
     """A tensor at which a network can be left.
 
     Attributes:
-        tensor: its name, the same in copies of the graph.
-        shape: as inferred.
-        is_map: whether its axes after the second are spatial (N, C, ...); else its last axis holds
-            the features: (N, F) or (N, T, F).
-        share: of the multiply-accumulates that come before it; None where they are not known.
+        tensor: name of the tensor, the same in copies of the graph.
+        shape: its inferred shape.
+        is_map: whether it is a feature map (N, C, spatial axes...); else it is (N, F) or (N, T, F).
+        share: share of the multiply-accumulates before it; None where they are not known.
     """
 
     tensor: str
@@ -53,13 +54,13 @@ class ExitPoint:
 
 
 def score_outputs(graph: gs.Graph) -> list[gs.Tensor]:
-    """The outputs that have the form of class scores, those that others are made of first."""
+    """The outputs that have the shape of class scores; those computed from others come later."""
     fitting = [tensor for tensor in graph.outputs if classes_of(tensor) is not None]
     return sorted(fitting, key=lambda tensor: len(ancestors([tensor])))
 
 
 def classes_of(tensor: gs.Tensor) -> int | None:
-    """How many classes a tensor of the form (N, classes), or with further axes of 1, has."""
+    """Number of classes of a tensor (N, classes[, 1, ...]); None where it has another shape."""
     shape = tensor.shape
     if not is_float(tensor.dtype) or not tensor.inputs or shape is None or len(shape) < 2:
         return None
@@ -70,23 +71,24 @@ def classes_of(tensor: gs.Tensor) -> int | None:
 
 
 def control_flow(output: gs.Tensor) -> Node | None:
-    """A node on the way to `output` that itself decides what runs."""
+    """A control flow node on which `output` depends, if any."""
     return next((node for node in ancestors([output]) if node.op in _CONTROL), None)
 
 
 def single_path(graph: gs.Graph, output: gs.Tensor) -> list[gs.Tensor]:
-    """The tensors through which all data on the way to `output` pass, `output` last."""
-    way = nx.DiGraph()
+    """The tensors through which all data for `output` pass, in order, `output` last."""
+    flow = nx.DiGraph()
     source = object()
-    way.add_edges_from((source, tensor) for tensor in graph.inputs)
+    flow.add_edges_from((source, tensor) for tensor in graph.inputs)
     for node in ancestors([output]):
         if node.op in _SHAPE_ONLY:
             continue
-        way.add_edges_from((tensor, node) for tensor in needs(node) if tensor.name)
-        way.add_edges_from((node, tensor) for tensor in node.outputs if tensor.name)
-    if output not in way or not nx.has_path(way, source, output):
+        flow.add_edges_from((tensor, node) for tensor in needs(node) if tensor.name)
+        flow.add_edges_from((node, tensor) for tensor in node.outputs if tensor.name)
+    if output not in flow or not nx.has_path(flow, source, output):
         return []
-    above = nx.immediate_dominators(way, source)
+    # the dominators of `output`: follow the immediate ones up to the source
+    above = nx.immediate_dominators(flow, source)
     found: list[gs.Tensor] = []
     current: object = output
     while current is not None and current is not source:
@@ -100,7 +102,7 @@ def single_path(graph: gs.Graph, output: gs.Tensor) -> list[gs.Tensor]:
 def deep_nodes(graph: gs.Graph, output: gs.Tensor, tensor: gs.Tensor) -> list[Node]:
     """The nodes that need not run when the network is left at `tensor`, in the graph's order.
 
-    What other outputs need runs in any case, unless they are made of `output` alone.
+    Nodes that other outputs need always run, unless these outputs are computed from `output` alone.
     """
     others = [item for item in graph.outputs if item is not output]
     needed = ancestors([tensor]) | ancestors(others, stop={output})
@@ -119,11 +121,11 @@ def forcing_outputs(graph: gs.Graph, output: gs.Tensor, tensor: gs.Tensor) -> li
 
 
 def candidate_points(graph: gs.Graph, output: gs.Tensor) -> list[ExitPoint]:
-    """The points worth a look, in order: one between each two pieces of work.
+    """The candidate points, in order: one between each two matrix products or other heavy nodes.
 
-    Between two pieces of work there may be several tensors (before and behind an activation, a
-    pooling, a Flatten). The last of those with most axes is taken: onnxruntime fuses what is
-    behind a piece of work into it, and a grid can be laid over a map only.
+    There may be several tensors between them (before and behind an activation, a pooling, a
+    Flatten). The last of those with the most axes is chosen: onnxruntime fuses an activation into
+    the product before it, and only a feature map can be pooled over a grid.
     """
     path = single_path(graph, output)
     whole = _macs(ancestors([output]))
@@ -138,7 +140,7 @@ def candidate_points(graph: gs.Graph, output: gs.Tensor) -> list[ExitPoint]:
 
 
 def point_at(tensor: gs.Tensor, whole_macs: int | None) -> ExitPoint:
-    """The point at `tensor`, to which there is no `objection`."""
+    """The point at `tensor`; there must be no `objection` to it."""
     before = _macs(ancestors([tensor]))
     known = whole_macs and before is not None
     share = before / whole_macs if known else None  # type: ignore[operator]
@@ -150,22 +152,22 @@ def point_named(graph: gs.Graph, output: gs.Tensor, name: str) -> ExitPoint | st
     path = single_path(graph, output)
     tensor = next((item for item in path[:-1] if item.name == name), None)
     if tensor is None:
-        made = any(item.name == name for node in graph.nodes for item in node.outputs)
+        exists = any(item.name == name for node in graph.nodes for item in node.outputs)
         return (
-            f"there are ways from the inputs to `{output.name}` that do not pass through it"
-            if made
+            f"there are paths from the inputs to `{output.name}` that do not pass through it"
+            if exists
             else "the graph has no such tensor"
         )
     why = objection(tensor)
     if why is None and not _works(deep_nodes(graph, output, tensor)):
         forced = forcing_outputs(graph, output, tensor)
         named = ", ".join(f"`{item}`" for item in forced)
-        why = f"what is behind it is needed for {named}" if forced else "no work is behind it"
+        why = f"the nodes behind it are needed for {named}" if forced else "no work is behind it"
     return point_at(tensor, _macs(ancestors([output]))) if why is None else why
 
 
 def objection(tensor: gs.Tensor) -> str | None:
-    """Why no head can read `tensor`; None when one can."""
+    """Why no head can read `tensor`; None where one can."""
     shape = tensor.shape
     if not is_float(tensor.dtype):
         return "it holds no floating-point numbers"
@@ -195,7 +197,7 @@ def _is_map(tensor: gs.Tensor) -> bool:
 
 
 def _runs_between_work(path: Sequence[gs.Tensor]) -> Iterator[list[gs.Tensor]]:
-    """Neighbours on the path with no work between them; not what comes before all work."""
+    """Runs of tensors on the path without a heavy node between, from the first heavy node on."""
     run: list[gs.Tensor] = []
     seen: set[Node] = set()
     worked = False
@@ -232,8 +234,8 @@ def _macs(nodes: Iterable[Node]) -> int | None:
 def describe_control(node: Node) -> str:
     """The sentence that declines a model for `node`."""
     return (
-        f"what its outputs need is decided at run time by the {node.op} `{node_label(node)}`; an "
-        "exit can only be put into a graph of which every run computes the same nodes"
+        f"the {node.op} `{node_label(node)}` decides at run time which nodes are computed; an exit "
+        "can only be inserted into a graph of which every run computes the same nodes"
     )
 
 

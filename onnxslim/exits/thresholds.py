@@ -1,17 +1,26 @@
-"""How sure a head must be, so that a promise made of old samples holds on new ones.
+"""Confidence thresholds of exits, such that the agreement promised on calibration data holds later.
 
-An exit is left at when it is worth the risk: P(disagree | confidence) <= price · saving. The risk
-is a logistic function of the confidence's logit (Platt, 1999), the saving what of the latency is
-still to come. One price for all exits gives one threshold for each; as the price rises, thresholds
-fall: a path from nobody leaves to everybody leaves.
+The thresholds come from a *path*, from strict (no sample leaves) to loose (all leave). A sample
+leaves at exit e when the risk of another answer is worth the latency that is saved:
 
-How far to go on it is a test on samples that nothing else was chosen by. Walking from strict to
-loose, a price is accepted when the upper confidence bound (Clopper and Pearson) of the share of
-samples that leave with another answer than the network's is within what the target allows, and
-the walk ends at the first that is not. This order is fixed in advance, so the promise holds with
-the confidence of a single test (fixed sequence testing; Angelopoulos et al., 2021).
+    P(disagree | confidence) <= price · saving_e
 
-What may change here: what the path looks like. The test holds for any path.
+The risk is a logistic function of the logit of the confidence (Platt 1999). One price for all exits
+gives one threshold for each of them; the path is the thresholds at rising prices.
+
+The step on the path is chosen by a sequential test on samples that nothing else was chosen by. From
+strict to loose, a step is accepted while an upper confidence bound on the disagreement stays within
+1 - target:
+
+    upper(k, n) = Beta⁻¹(1 - alpha; k + 1, n - k)     (Clopper and Pearson 1934)
+
+for k disagreeing of n samples; the test ends at the first step that fails. As the order is fixed in
+advance, alpha need not be divided among the steps (fixed sequence testing; Angelopoulos et al.
+2021). The test is valid for any path that does not depend on these samples.
+
+This is not the price search of `lossy.spend`: there, one price is found by bisection, from errors
+and costs that add up over layers. Here the outcome of an exit depends on the exits before it, and
+the test has to visit the steps in order.
 """
 
 from __future__ import annotations
@@ -24,21 +33,21 @@ from typing import Final
 import numpy as np
 from scipy import optimize, special, stats
 
-SIGNIFICANCE: Final = 0.01  # probability with which a promise may be broken
+SIGNIFICANCE: Final = 0.01  # alpha: probability with which a promise may be broken
 NEVER: Final = 2.0  # a threshold that no confidence reaches
-STEPS: Final = 300  # while exits are chosen
-FINE_STEPS: Final = 3000  # while thresholds are confirmed
+STEPS: Final = 300  # prices on the path while exits are chosen
+FINE_STEPS: Final = 3000  # prices on the path while thresholds are confirmed
 _PRICES: Final = (1e-7, 1e3)
-_EDGE: Final = 1e-7  # confidences nearer to 0 or 1 count as this near
+_EDGE: Final = 1e-7  # confidences are clipped to [_EDGE, 1 - _EDGE], so that logits are finite
 
 
 @dataclass(frozen=True)
 class HeadTrial:
-    """A head on samples.
+    """The answers of a head on N samples.
 
     Attributes:
         confidence: (N,), from 0 to 1.
-        agrees: (N,), whether head and network answer alike.
+        agrees: (N,), whether head and network predict the same class.
     """
 
     confidence: np.ndarray
@@ -47,13 +56,13 @@ class HeadTrial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What thresholds lead to on samples.
+    """Where samples leave at given thresholds, and with which answers.
 
     Attributes:
-        shares: of the samples that leave at each exit, and of those that go all the way.
-        agreements: for each exit, of those that leave there; None where nobody does.
-        disagreeing: how many leave with another answer.
-        samples: how many there are.
+        shares: share of the samples that leave at each exit; last, of those that never leave.
+        agreements: for each exit, the agreement of the samples that leave there; None without any.
+        disagreeing: number of samples that leave with another answer than the network's.
+        samples: number of samples.
     """
 
     shares: tuple[float, ...]
@@ -63,38 +72,38 @@ class Outcome:
 
     @property
     def agreement(self) -> float:
-        """Share of all samples with the network's own answer."""
+        """Share of all samples that get the network's own answer."""
         return 1 - self.disagreeing / self.samples
 
     @property
     def promised(self) -> float:
-        """What the agreement on new samples is at least, but for `SIGNIFICANCE`."""
+        """Lower confidence bound of the agreement on new samples, at level 1 - `SIGNIFICANCE`."""
         return 1 - upper_bound(self.disagreeing, self.samples)
 
     def latency(self, costs: Sequence[float]) -> float:
-        """Mean latency where leaving at an exit, or not at all, costs so much."""
+        """Mean latency; `costs` has the latency of each exit and, last, of samples that stay."""
         return float(np.dot(self.shares, costs))
 
     def median_latency(self, costs: Sequence[float]) -> float:
-        """Median latency."""
+        """Median latency; `costs` as for `latency`."""
         order = np.argsort(costs)
         reached = np.cumsum(np.asarray(self.shares)[order])
         return float(np.asarray(costs)[order][np.searchsorted(reached, 0.5 - 1e-12)])
 
 
-def upper_bound(count: int, samples: int, doubt: float = SIGNIFICANCE) -> float:
-    """The one-sided upper confidence bound of a share (Clopper and Pearson, 1934).
+def upper_bound(count: int, samples: int, alpha: float = SIGNIFICANCE) -> float:
+    """The one-sided upper confidence bound of a proportion (Clopper and Pearson 1934).
 
     >>> round(upper_bound(0, 919), 4)
     0.005
     """
     if count >= samples:
         return 1.0
-    return float(stats.beta.ppf(1 - doubt, count + 1, samples - count))
+    return float(stats.beta.ppf(1 - alpha, count + 1, samples - count))
 
 
 def min_samples(target: float) -> int:
-    """How many samples it takes to confirm a target when not one disagrees.
+    """Samples needed to confirm a target if none disagrees: target**n <= alpha.
 
     >>> min_samples(0.995)
     919
@@ -103,14 +112,14 @@ def min_samples(target: float) -> int:
 
 
 def outcome(thresholds: Sequence[float], trials: Sequence[HeadTrial]) -> Outcome:
-    """Let samples leave at the first exit whose head is sure enough."""
+    """Let each sample leave at the first exit whose head reaches its threshold."""
     samples = len(trials[0].confidence)
-    inside = np.ones(samples, bool)
+    inside = np.ones(samples, bool)  # samples that have not left
     shares: list[float] = []
     agreements: list[float | None] = []
     disagreeing = 0
     for threshold, trial in zip(thresholds, trials, strict=True):
-        # compared as the graph does, in float32
+        # compare in float32, as the graph does
         leaves = inside & (trial.confidence.astype(np.float32) >= np.float32(threshold))
         count = int(leaves.sum())
         right = int((leaves & trial.agrees).sum())
@@ -130,7 +139,7 @@ class Risk:
     slope: float
 
     def threshold(self, most: float) -> float:
-        """The confidence from which on the risk is at most `most`."""
+        """The least confidence at which the risk is at most `most`; `NEVER` where there is none."""
         if most >= 1:
             return 0.0
         z = (special.logit(most) - self.intercept) / self.slope
@@ -139,36 +148,37 @@ class Risk:
 
 
 def fitted_risk(trial: HeadTrial) -> Risk:
-    """The logistic function that fits a head's disagreements best.
+    """Fit the risk of a head by maximum likelihood (Platt 1999).
 
-    Targets are those of Platt, a little off 0 and 1, so that a head that never errs has one too.
+    Platt's smoothed targets lie a little inside 0 and 1, so that the fit exists for a head that
+    never disagrees.
     """
     z = special.logit(np.clip(trial.confidence, _EDGE, 1 - _EDGE))
     bad = int((~trial.agrees).sum())
     good = len(z) - bad
-    wished = np.where(trial.agrees, 1 / (good + 2), (bad + 1) / (bad + 2))
+    targets = np.where(trial.agrees, 1 / (good + 2), (bad + 1) / (bad + 2))
     middle, spread = float(z.mean()), max(float(z.std()), 1e-6)
 
-    def loss(values: np.ndarray) -> float:
+    def loss(values: np.ndarray) -> float:  # cross entropy; exp keeps the slope negative
         shift, steepness = values
         logit = shift - np.exp(steepness) * (z - middle) / spread
-        return float(np.mean(np.logaddexp(0.0, logit) - wished * logit))
+        return float(np.mean(np.logaddexp(0.0, logit) - targets * logit))
 
     start = np.array([special.logit((bad + 1) / (len(z) + 2)), 0.0])
     shift, steepness = optimize.minimize(loss, start, method="Nelder-Mead").x
     slope = -float(np.exp(steepness)) / spread
-    return Risk(float(shift) - slope * middle, slope)
+    return Risk(float(shift) - slope * middle, slope)  # of z itself, no longer standardised
 
 
 def threshold_path(
     risks: Sequence[Risk], savings: Sequence[float], steps: int = STEPS
 ) -> Iterator[tuple[float, ...]]:
-    """Thresholds at rising prices, those alike once.
+    """The distinct thresholds at rising prices, from strict to loose.
 
     Args:
-        risks: of each exit's head.
-        savings: of leaving at each exit, in any unit.
-        steps: how many prices.
+        risks: the risk of each exit's head.
+        savings: latency that leaving at each exit saves, in any unit.
+        steps: number of prices.
     """
     last: tuple[float, ...] | None = None
     for price in np.geomspace(*_PRICES, steps):
@@ -182,17 +192,17 @@ def threshold_path(
 
 
 def confirmed_thresholds(
-    way: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
+    path: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
 ) -> tuple[float, ...] | None:
-    """The loosest thresholds on the way that keep the target on new samples; None: not one does.
+    """The loosest thresholds on a path that keep the target on new samples; None if none does.
 
     Args:
-        way: from strict to loose, chosen without looking at `trials`.
-        trials: each head on the same samples.
+        path: thresholds from strict to loose, chosen without looking at `trials`.
+        trials: the answers of each head on the same samples.
         target: agreement to promise.
     """
     found = None
-    for thresholds in way:
+    for thresholds in path:
         result = outcome(thresholds, trials)
         if result.promised < target:
             break
@@ -201,24 +211,24 @@ def confirmed_thresholds(
 
 
 def empirical_thresholds(
-    way: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
+    path: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
 ) -> tuple[float, ...] | None:
-    """The loosest thresholds on the way that keep the target on these very samples."""
+    """The loosest thresholds on a path whose agreement on `trials` themselves keeps the target."""
     found = None
-    for thresholds in way:
+    for thresholds in path:
         if outcome(thresholds, trials).agreement < target:
             break
         found = thresholds
     return found
 
 
-def confidence_text(doubt: float = SIGNIFICANCE) -> str:
-    """The confidence in words: `99 %`.
+def confidence_text(alpha: float = SIGNIFICANCE) -> str:
+    """The confidence level of a test as text.
 
     >>> confidence_text()
     '99 %'
     """
-    return f"{100 * (1 - doubt):.0f} %"
+    return f"{100 * (1 - alpha):.0f} %"
 
 
 __all__ = [

@@ -106,7 +106,7 @@ def test_an_output_made_of_the_scores_alone_forces_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("m1", "there are ways from the inputs to `y` that do not pass through it"),
+        ("m1", "there are paths from the inputs to `y` that do not pass through it"),
         ("nothing", "the graph has no such tensor"),
         ("s1", None),
     ],
@@ -169,5 +169,5 @@ def test_control_flow_on_the_way_is_refused() -> None:
                         else_branch = b () => (float[N, 4] q) { q = Neg (x) }>
         }
     """
-    with pytest.raises(NotApplicable, match="decided at run time by the If `y`"):
+    with pytest.raises(NotApplicable, match="the If `y` decides at run time"):
         scores_named(loaded(parse(text)).graph, None)

@@ -229,7 +229,7 @@ def test_separate_answers_are_no_class_scores() -> None:
     source = classifier(last="Softmax")
     source.graph.node[-1].op_type = "Sigmoid"
     del source.graph.node[-1].attribute[:]
-    assert "do not add up to 1, as those of separate answers do" in declined(source, X)
+    assert "do not add up to 1, as independent answers do" in declined(source, X)
 
 
 def test_an_exit_that_gains_nothing_is_left_out() -> None:
@@ -269,7 +269,7 @@ def test_a_tensor_that_is_no_place_to_leave_at_is_named_with_the_reason() -> Non
 
 def test_exits_are_not_put_in_twice() -> None:
     model, _ = injected(classifier(), X, EASY)
-    assert "decided at run time by the If `y`" in declined(model.to_proto(), X)
+    assert "the If `y` decides at run time" in declined(model.to_proto(), X)
 
 
 @pytest.mark.parametrize(
