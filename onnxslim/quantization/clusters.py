@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import onnx_graphsurgeon as gs
 
@@ -206,15 +207,22 @@ def _captured(graph: gs.Graph) -> Iterator[gs.Tensor]:
                     yield from reader.inputs
 
 
-def matching(clusters: Sequence[Cluster], names: Sequence[str]) -> frozenset[str]:
-    """Names of those clusters whose names match one of the shell patterns `names`."""
-    from fnmatch import fnmatchcase
+def selected(
+    clusters: Sequence[Cluster], only: Sequence[str], skip: Sequence[str]
+) -> frozenset[str]:
+    """The names of the clusters that the options `only` and `skip` select.
+
+    An entry selects by its literal text, too: names may hold the characters of patterns.
+    """
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
     return frozenset(
         cluster.name
         for cluster in clusters
-        if any(cluster.name == n or fnmatchcase(cluster.name, n) for n in names)
+        if (not only or matches(cluster.name, only)) and not matches(cluster.name, skip)
     )
 
 
-__all__ = ["Cluster", "Clusters", "clusters_of", "drop_isolated_movement", "matching"]
+__all__ = ["Cluster", "Clusters", "clusters_of", "drop_isolated_movement", "selected"]

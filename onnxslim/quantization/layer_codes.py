@@ -33,10 +33,9 @@ from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.weight_rounding import (
     QuantizedWeight,
     Rounding,
-    WeightForm,
-    channel_axis,
     quantized_weight,
 )
+from onnxslim.quantization.weight_scales import WeightForm, channel_axis
 from onnxslim.services.activity import ChannelActivity
 
 
@@ -61,7 +60,7 @@ def nearest_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[st
         if layer.bodies or isinstance(bias_of(layer), str):
             continue
         weight = layer.holder.values
-        axis = channel_axis(layer) if form.per_channel else None
+        axis = None if form.is_per_tensor else channel_axis(layer)
         across = tuple(index for index in range(weight.ndim) if index != axis)
         least, most = weight.min(across), weight.max(across)
         grid = form.grid.over(

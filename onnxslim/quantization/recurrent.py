@@ -60,11 +60,11 @@ class DirectionCodes:
 
 def direction_codes(weight: np.ndarray, form: WeightForm) -> DirectionCodes:
     """Codes of `weight`, (directions, 4 * hidden_size, columns), to nearest."""
-    axis = 1 if form.per_channel else None
+    axis = None if form.is_per_tensor else 1
     codes, scales, zeros = [], [], []
     for matrix in weight:
         turned = matrix.T  # (columns, 4 * hidden_size)
-        across = 0 if form.per_channel else None
+        across = None if form.is_per_tensor else 0
         grid = form.grid.over(turned.min(across), turned.max(across), axis)
         codes.append(grid.quantized(turned))
         scales.append(grid.scale)

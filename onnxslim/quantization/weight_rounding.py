@@ -218,7 +218,5 @@ def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:
 __all__ = [
     "QuantizedWeight",
     "Rounding",
-    "WeightForm",
-    "channel_axis",
     "quantized_weight",
 ]

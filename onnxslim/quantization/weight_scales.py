@@ -1,8 +1,11 @@
-"""Scales of weights: how far the grid of each row, tensor or block of columns reaches.
+"""Scales of weights: their granularity, and how far the grid of each scale reaches.
 
-As far as the largest weight does, or less far: what clipping costs may be less than what finer
-steps gain. A few ratios are tried, and the one with the least error of rounding to nearest is
-taken: by the diagonal of H, then by H itself where there are data.
+A grid reaches as far as the largest weight, or less far: clipping a few weights may cost less than
+the finer steps gain for all others. Of a few clipping ratios, each scale takes the one with the
+least error of rounding to nearest (Nagel et al. 2021, arXiv:2106.08295, section 3.1, "MSE based"),
+weighted by the diagonal of H = E[x xᵀ]. With data, clipping must also win by H itself.
+
+Weights are in canonical layout here, (groups, rows, columns): a row is an output channel.
 """
 
 from __future__ import annotations
@@ -20,11 +23,31 @@ from onnxslim.lossy.problems import Problem
 from onnxslim.quantization.grid import S8_SYMMETRIC, Codes, GridForm
 from onnxslim.solvers import tables
 
-_RATIOS: Final = np.linspace(1.0, 0.6, 9)  # of the largest weight, that a scale may reach
-_CLEAR: Final = 0.9  # of an error: with data, clipping is looked into where it leaves no more
-_CHUNK: Final = 1 << 20  # weights that are float64 at once, where there are no data
+_RATIOS: Final = np.linspace(1.0, 0.6, 9)  # clipping ratios: the grid's end over the largest weight
+_CLEAR: Final = 0.9  # with data, clipping is considered where it leaves at most this share of error
+_CHUNK: Final = 1 << 20  # weights converted to float64 at a time
 Array = npt.NDArray[np.float64]
 _Rows = slice | npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole weight."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """A scale for each output channel."""
+
+
+@dataclass(frozen=True)
+class PerBlock:
+    """A scale for every `size` consecutive columns of an output channel."""
+
+    size: int
+
+
+Granularity = PerTensor | PerChannel | PerBlock
 
 
 @dataclass(frozen=True)
@@ -32,26 +55,34 @@ class WeightForm:
     """Which codes a weight may have.
 
     Attributes:
-        grid: of the codes.
-        per_channel: a scale for each row; else one for the tensor.
-        block: columns that share a scale; None: all.
-        full_range: a symmetric grid has its least code too, for the largest weight: where that is
-            positive, the scale is negative. Of 4 bits, that is 16 steps and not 15.
+        grid: the form of its grids.
+        granularity: which weights share a scale.
+        full_range: whether a symmetric grid uses its least code too, for the largest weight; where
+            that weight is positive, the scale is negative. 4 bits have 16 levels then, not 15.
     """
 
     grid: GridForm = S8_SYMMETRIC
-    per_channel: bool = True
-    block: int | None = None
+    granularity: Granularity = PerChannel()
     full_range: bool = False
+
+    @property
+    def is_per_tensor(self) -> bool:
+        """Whether all weights share one scale."""
+        return isinstance(self.granularity, PerTensor)
+
+    @property
+    def block(self) -> int | None:
+        """How many columns share a scale; None: all of a row."""
+        return self.granularity.size if isinstance(self.granularity, PerBlock) else None
 
 
 DEFAULT_FORM: Final = WeightForm()
 
 
 def channel_axis(layer: WeightLayer) -> int | None:
-    """The axis of the weight tensor that scales of rows go along; None: it has but one scale.
+    """The axis of the weight tensor along which rows have scales; None: it can have only one scale.
 
-    Where groups are stacked along another axis than rows are, the groups share scales.
+    Where groups are stacked along another axis than rows, groups share the scales of their rows.
     """
     ndim = len(layer.holder.stored.shape)
     if isinstance(layer.unfolding, ConvPatches):
@@ -63,12 +94,15 @@ def channel_axis(layer: WeightLayer) -> int | None:
 
 @dataclass(frozen=True)
 class RowGrids:
-    """The grids of all rows and blocks of columns.
+    """The grids of all rows and blocks of columns of a weight.
 
     Attributes:
-        scale, zero_point: (groups, rows, blocks).
-        starts: the first column of each block.
-        sizes: how many columns it has.
+        scale: (groups, rows, blocks).
+        zero_point: (groups, rows, blocks), of the type of the codes.
+        low: least code that may be used.
+        high: largest code that may be used.
+        starts: (blocks,), the first column of each block.
+        sizes: (blocks,), the number of columns of each block.
     """
 
     scale: npt.NDArray[np.float32]
@@ -82,11 +116,18 @@ class RowGrids:
     def over(
         cls, ends: tuple[Array, Array], form: WeightForm, columns: int, bound: Array
     ) -> RowGrids:
-        """The grids over given ends, (groups, rows, blocks), with scales of `bound` or more."""
+        """The grids that cover `ends`, least and largest values, each (groups, rows, blocks).
+
+        Args:
+            ends: what to cover.
+            form: of the codes.
+            columns: of the weight.
+            bound: a lower bound of scales, (groups, rows, blocks).
+        """
         grid = form.grid.over(*ends)
         scale, low = np.maximum(grid.scale, bound), grid.low
         if form.full_range:
-            low -= 1
+            low -= 1  # the end with the largest weight becomes this code
             scale *= np.where(ends[1] > -ends[0], grid.high / low, grid.high / -low)
         scale = scale.astype(np.float32)
         starts = _starts(columns, form.block)
@@ -94,18 +135,18 @@ class RowGrids:
         return cls(scale, grid.zero_point, low, grid.high, starts, sizes)
 
     def of(self, group: int) -> tables.IntegerGrid:
-        """Those of one matrix, as the solver takes them."""
+        """The grids of one group's matrix, as `solvers.tables` takes them."""
         scale, zero = (x[group].T.astype(np.float64) for x in (self.scale, self.zero_point))
         return tables.IntegerGrid(scale, zero, self.low, self.high, int(self.sizes[0]))
 
     def codes(self, values: Array, group: int, rows: _Rows) -> Codes:
-        """The nearest codes of some rows."""
+        """The nearest codes to `values`, (rows, columns) of one group."""
         scale, zero = self._by_column(group, rows)
         codes = np.clip(np.rint(values / scale) + zero, self.low, self.high)
         return codes.astype(self.zero_point.dtype)
 
     def nearest(self, values: Array, group: int, rows: _Rows) -> Array:
-        """The nearest values to those of some rows."""
+        """The nearest values on the grids to `values`, (rows, columns) of one group."""
         scale, zero = self._by_column(group, rows)
         return np.asarray(
             np.clip(np.rint(values / scale), self.low - zero, self.high - zero) * scale
@@ -121,14 +162,20 @@ class RowGrids:
 
 
 def row_grids(problem: Problem, form: WeightForm, least_scale: Array) -> RowGrids:
-    """The grids with the least error of rounding to nearest, over a few ratios of clipping."""
+    """The grids with the least error of rounding to nearest, over a few clipping ratios.
+
+    Args:
+        problem: the weight, and what a change of it costs.
+        form: of the codes.
+        least_scale: a lower bound of scales, that broadcasts against (groups, rows).
+    """
     columns = problem.layer.columns
     bound = least_scale[..., None] if least_scale.ndim else least_scale
     shared = _shared_axes(problem.layer, form)
     shape = (problem.layer.groups, problem.layer.rows, len(_starts(columns, form.block)))
 
     def whole(values: Array, reduce: np.ufunc) -> Array:
-        """One value for all that share a scale."""
+        """Reduce over the weights that share a scale, and give each the result."""
         return np.broadcast_to(reduce.reduce(values, axis=shared, keepdims=True), shape)
 
     ends = [
@@ -139,10 +186,12 @@ def row_grids(problem: Problem, form: WeightForm, least_scale: Array) -> RowGrid
     def at(ratio: Array | float) -> RowGrids:
         return RowGrids.over((ends[0] * ratio, ends[1] * ratio), form, columns, bounds)
 
+    # Σ H_jj (w − ŵ)² at each ratio; every scale takes its best ratio
     errors = np.stack([whole(_diagonal_errors(problem, at(ratio)), np.add) for ratio in _RATIOS])
     chosen = _RATIOS[errors.argmin(axis=0)]
     if problem.has_data:
-        # the diagonal of H is not all of it: where clipping gains much, H itself is asked
+        # the diagonal ignores how errors of columns cancel: only where clipping gains much by it
+        # is the full H asked, and clipping kept where E‖(w − ŵ)·x‖² is less as well
         chosen[errors.min(axis=0) > _CLEAR * errors[0]] = 1.0
         rows = (chosen < 1).any(axis=2)
         clipped, full = (
@@ -153,8 +202,8 @@ def row_grids(problem: Problem, form: WeightForm, least_scale: Array) -> RowGrid
 
 
 def _shared_axes(layer: WeightLayer, form: WeightForm) -> tuple[int, ...]:
-    """The axes of (groups, rows, blocks) along which all have one scale."""
-    if not form.per_channel or channel_axis(layer) is None:
+    """The axes of (groups, rows, blocks) along which all scales are equal."""
+    if form.is_per_tensor or channel_axis(layer) is None:
         return (0, 1)
     is_conv = isinstance(layer.unfolding, ConvPatches) and not layer.inputs_first
     return () if is_conv else (0,)
@@ -165,7 +214,7 @@ def _starts(columns: int, block: int | None) -> npt.NDArray[np.int64]:
 
 
 def _ends(problem: Problem, form: WeightForm) -> tuple[Array, Array]:
-    """The least and the largest weight of each row and block."""
+    """The least and the largest weight of each row and block, each (groups, rows, blocks)."""
     values = problem.target if problem.has_data else problem.weight
     starts = _starts(values.shape[2], form.block)
     return (
@@ -186,7 +235,7 @@ def _diagonal_errors(problem: Problem, grids: RowGrids) -> Array:
 
 
 def _errors(problem: Problem, grids: RowGrids, rows: npt.NDArray[np.bool_]) -> Array:
-    """E‖(w − ŵ)·x‖² of the given (groups, rows), zero for others; (groups, rows, 1)."""
+    """E‖(w − ŵ)·x‖² of the rows selected by `rows`, (groups, rows); else 0; (groups, rows, 1)."""
     result = np.zeros(rows.shape)
     for group, metric in enumerate(problem.metrics):
         own = np.flatnonzero(rows[group])
@@ -197,7 +246,7 @@ def _errors(problem: Problem, grids: RowGrids, rows: npt.NDArray[np.bool_]) -> A
 
 
 def in_parts(weight: np.ndarray) -> Iterator[tuple[int, slice, Array]]:
-    """Group after group some rows after the others, float64."""
+    """Yield a weight in parts of some rows: group, rows, and the values as float64."""
     height = max(1, _CHUNK // weight.shape[2])
     for group, matrix in enumerate(weight):
         for first in range(0, len(matrix), height):
@@ -205,4 +254,15 @@ def in_parts(weight: np.ndarray) -> Iterator[tuple[int, slice, Array]]:
             yield group, rows, matrix[rows].astype(np.float64)
 
 
-__all__ = ["DEFAULT_FORM", "RowGrids", "WeightForm", "channel_axis", "in_parts", "row_grids"]
+__all__ = [
+    "DEFAULT_FORM",
+    "Granularity",
+    "PerBlock",
+    "PerChannel",
+    "PerTensor",
+    "RowGrids",
+    "WeightForm",
+    "channel_axis",
+    "in_parts",
+    "row_grids",
+]

@@ -21,7 +21,7 @@ from onnxslim.quantization.grid import S8_SYMMETRIC, U8, GridForm
 from onnxslim.quantization.layer_codes import nearest_codes
 from onnxslim.quantization.placement_search import quantized_copy
 from onnxslim.quantization.qdq import QdqPlan
-from onnxslim.quantization.weight_rounding import WeightForm
+from onnxslim.quantization.weight_scales import WeightForm
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.session import open_session
 from onnxslim.services.stopwatch import Kernel

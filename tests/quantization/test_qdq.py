@@ -19,7 +19,7 @@ from onnxslim.quantization.layer_codes import nearest_codes
 from onnxslim.quantization.opset import raise_opset
 from onnxslim.quantization.placement_search import quantized_copy
 from onnxslim.quantization.qdq import QdqPlan
-from onnxslim.quantization.weight_rounding import WeightForm
+from onnxslim.quantization.weight_scales import WeightForm
 from support import parse
 
 MAP = [2, 8, 6, 6]

@@ -1,0 +1,437 @@
+"""One run of `quantize-int8`.
+
+    prepare -> observe -> place -> round -> choose ranges -> hold the floors -> insert
+
+Owns: the order of these steps, and what the report says of them. Not here: each step (see the
+modules that it imports), and the options as a user spells them (see the pass).
+"""
+
+from __future__ import annotations
+
+import enum
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.graph.clone import adopt
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.policy import Goal
+from onnxslim.quantization.activation_grids import observe_grids
+from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
+from onnxslim.quantization.clusters import clusters_of, drop_isolated_movement, selected
+from onnxslim.quantization.equalize import equalize
+from onnxslim.quantization.float_fallback import DivergenceLimits, FloatFallback
+from onnxslim.quantization.grid import Grid, GridForm
+from onnxslim.quantization.kernel_forms import sums_to_adds
+from onnxslim.quantization.layer_codes import nearest_codes, solved_codes
+from onnxslim.quantization.opset import raise_opset
+from onnxslim.quantization.placement_search import (
+    PlacementSearch,
+    TimedPlacement,
+    quantized_copy,
+)
+from onnxslim.quantization.qdq import QdqPlan, grid_source, insert_qdq
+from onnxslim.quantization.range_choice import (
+    TOGETHER,
+    RangeByTensor,
+    RangeCandidates,
+    nearest_ranges,
+)
+from onnxslim.quantization.rules import KernelKind
+from onnxslim.quantization.saturation import saturates
+from onnxslim.quantization.smooth import smooth
+from onnxslim.quantization.weight_rounding import Rounding
+from onnxslim.quantization.weight_scales import PerChannel, PerTensor, WeightForm
+from onnxslim.records import Change, Fidelity, PassResult, Skip
+from onnxslim.services.calibration import Distance
+from onnxslim.services.stopwatch import Stopwatch
+
+PatternCheck = Callable[[Sequence[str], Sequence[str]], None]
+
+
+class CodeType(enum.StrEnum):
+    """The type of 8-bit codes."""
+
+    U8 = "u8"
+    S8 = "s8"
+
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """The same as a numpy type."""
+        return np.dtype(np.uint8) if self is CodeType.U8 else np.dtype(np.int8)
+
+
+class Placement(enum.StrEnum):
+    """Which operators become integers: the fastest set here, all that can, or layers alone."""
+
+    MEASURED = "measured"
+    ALL = "all"
+    LAYERS = "conv-matmul"
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """The options of `quantize-int8`.
+
+    Attributes:
+        method: how ranges of activations are chosen; None: by their effect on the outputs.
+        activations: type of activation codes; None: what this processor prefers.
+        weights: type of weight codes.
+        per_channel: whether a weight has a scale for each output channel, or one in all.
+        symmetric: whether ranges of activations are symmetric about zero.
+        reduce_range: whether weights take 7 bits; None: where products saturate here.
+        rounding: how weights are rounded.
+        equalize: whether ranges of channels are evened out between layers first.
+        bias_correct: whether biases keep the mean output of their layers.
+        smooth: whether ranges of activations are moved into weights first.
+        placement: which operators become integers.
+        only: patterns of the names of the only operators to quantize; (): all.
+        skip: patterns of names of operators to leave in float.
+        max_error: largest relative error of an output; None: no limit.
+    """
+
+    method: RangeMethod | None
+    activations: CodeType | None
+    weights: CodeType
+    per_channel: bool
+    symmetric: bool
+    reduce_range: bool | None
+    rounding: Rounding
+    equalize: bool
+    bias_correct: bool
+    smooth: bool
+    placement: Placement
+    only: tuple[str, ...]
+    skip: tuple[str, ...]
+    max_error: float | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a run settled, in words that options can repeat without measuring.
+
+    Attributes:
+        chosen: names of the clusters on integers, in the order of the graph.
+        left: names of the clusters that could be on integers and stay float.
+        activations: type of activation codes.
+        reduce_range: whether weights take 7 bits.
+    """
+
+    chosen: tuple[str, ...]
+    left: tuple[str, ...]
+    activations: CodeType
+    reduce_range: bool
+
+
+class Int8Run:
+    """A graph on its way to integers; the graph itself changes at the very end, if at all.
+
+    Attributes:
+        decision: what was settled; None until `result` has changed the graph.
+    """
+
+    def __init__(
+        self, options: Int8Options, graph: gs.Graph, context: Context, check: PatternCheck
+    ) -> None:
+        """Prepare a copy of the model.
+
+        Args:
+            options: what the user asks for.
+            graph: to be changed.
+            context: with calibration samples, and the model of `graph`.
+            check: raises NotApplicable where a pattern of the options matches none of the names
+                that it gets: of clusters, and of operators that stay float.
+
+        Raises:
+            NotApplicable: the model's opset is too low and cannot be raised.
+        """
+        assert context.calibration is not None
+        assert context.model is not None
+        self.options, self.graph, self.context, self.check = options, graph, context, check
+        self.original, self.calibration = context.model, context.calibration
+        self.reference = context.reference or context.model
+        self.decision: Decision | None = None
+        self.changes: list[Change] = []
+        self.skips: list[Skip] = []
+        self.model = self._prepared()
+        self.clusters = clusters_of(self.model.graph)
+        self.activations = options.activations or _preferred_activations()
+        self.form = GridForm(self.activations.dtype, symmetric=options.symmetric)
+        self.is_reduced = self._reduced(self.activations)
+        grid = GridForm(options.weights.dtype, symmetric=True, reduced=self.is_reduced)
+        self.weights = self._weight_form(grid)
+        self.recurrent = self._recurrent_form(grid)
+        self.codes = nearest_codes(self.model, self.clusters, self.weights)
+        self.found: Mapping[str, Sequence[CalibrationRange]] = {}
+        self.grids: dict[str, Grid] = {}
+
+    def result(self) -> PassResult:
+        """Quantize, and say what was done, which may be nothing.
+
+        Raises:
+            NotApplicable: `only` or `skip` names something that is not there.
+        """
+        candidates = self._candidates()
+        placed = self._placed(candidates)
+        if not placed:
+            return PassResult(skips=tuple(self.skips))
+        self._round(placed)
+        self._choose_ranges(placed)
+        chosen = self._within_limits(placed)
+        if not chosen:
+            self._say_skip("with any integer kernel, max-error or a floor is missed")
+            return PassResult(skips=tuple(self.skips))
+        self._settle(candidates, chosen)
+        rewriter = Rewriter(self.model.graph)
+        insert_qdq(rewriter, self.clusters, self._plan(chosen))
+        done = rewriter.result()
+        adopt(self.graph, self.model.graph)
+        changes = (*done.changes, *self.changes)
+        return PassResult(changes, (*self.skips, *done.skips), Fidelity.LOSSY)
+
+    # ----------------------------------------------------------------- prepare
+
+    def _prepared(self) -> Model:
+        """A copy of the model in the forms that have integer kernels."""
+        model = self.original.clone()
+        raised = raise_opset(model.graph)
+        if raised is not None:
+            self._say("opset raised from {} to {}: scales along an axis need it".format(*raised))
+        model.has_shapes = model.has_shapes and raised is None
+        infer_shapes(model)
+        rewriter = Rewriter(model.graph)
+        sums_to_adds(rewriter)
+        context = replace(self.context, model=model, reference=model)
+        if self.options.equalize:
+            equalize(rewriter)
+        if self.options.smooth:
+            smooth(rewriter, context)
+        done = rewriter.result()
+        self.changes += done.changes
+        model.has_shapes = model.has_shapes and not done.changed
+        infer_shapes(model)
+        return model
+
+    def _weight_form(self, grid: GridForm) -> WeightForm:
+        return WeightForm(grid, PerChannel() if self.options.per_channel else PerTensor())
+
+    def _recurrent_form(self, grid: GridForm) -> WeightForm:
+        """The form of weights of recurrent layers, which always read u8."""
+        if self.activations is not CodeType.U8 and any(
+            cluster.rule.kind is KernelKind.RECURRENT for cluster in self.clusters.all
+        ):
+            grid = replace(grid, reduced=self._reduced(CodeType.U8))
+        return self._weight_form(grid)
+
+    def _reduced(self, activations: CodeType) -> bool:
+        """Whether weights that meet such activations take 7 bits."""
+        if self.options.reduce_range is not None:
+            return self.options.reduce_range
+        evaluate, weights = self.context.evaluate, self.options.weights
+        reduced = evaluate is not None and saturates(evaluate, activations.dtype, weights.dtype)
+        if reduced:
+            self._say(
+                f"weights take 7 bits: sums of two products {activations}·{weights} saturate at "
+                "16 bits on this processor (reduce-range=true)"
+            )
+        return reduced
+
+    # ----------------------------------------------------------------- observe
+
+    def _candidates(self) -> frozenset[str]:
+        """Clusters that may become integers; of the others, the report says why not."""
+        self.skips += self.clusters.skips
+        names = [cluster.name for cluster in self.clusters.all]
+        self.check(names, [skip.node for skip in self.clusters.skips])
+        wanted = selected(self.clusters.all, self.options.only, self.options.skip)
+        self._tell("ranges of activations")
+        grids = observe_grids(
+            self.model, self.clusters, self.calibration, self.options.method, self.form
+        )
+        self.found, self.grids = grids.found, dict(grids.by_tensor)
+        found = []
+        for cluster in self.clusters.all:
+            why = grids.objection(cluster)
+            if cluster.name not in wanted:
+                why = "`only` and `skip` leave it out"
+            elif cluster.rule.kind is KernelKind.LAYER and cluster.name not in self.codes:
+                why = "its weight or bias is of a form that has no integer kernel"
+            if why is None:
+                found.append(cluster.name)
+            else:
+                self.skips.append(Skip(cluster.name, why))
+        return drop_isolated_movement(self.clusters, frozenset(found))
+
+    # ----------------------------------------------------------------- place
+
+    def _placed(self, candidates: frozenset[str]) -> frozenset[str]:
+        """The clusters that become integers, before floors have a say."""
+        if not candidates:
+            self._say_skip("no operator can become an integer kernel")
+            return candidates
+        if self.options.placement is Placement.ALL:
+            return candidates
+        if self.options.placement is Placement.LAYERS:
+            layers = (cluster.name for cluster in self.clusters.all if cluster.is_layer)
+            return candidates.intersection(layers)
+        if self.context.stopwatch is None:
+            self._say("every operator that can be, as the goal is bytes: nothing was timed")
+            return candidates
+        found = self._searched(candidates, self.context.stopwatch)
+        return frozenset() if found is None else found.chosen
+
+    def _searched(self, candidates: frozenset[str], stopwatch: Stopwatch) -> TimedPlacement | None:
+        """The placement that is fastest here; for bytes, the fastest with all weights in it."""
+        search = PlacementSearch(
+            self.model, self.original, self.clusters, candidates, self._plan, stopwatch, self._tell
+        )
+        if self.context.goal is Goal.BYTES:
+            smallest = search.smallest()
+            self._say(f"every weight on integers, as the goal is bytes: {smallest}")
+            return smallest
+        found = search.run()
+        words = "; ".join(map(str, search.tried))
+        if found is None:
+            self._say_skip(f"nothing that was tried is faster than float: {words}")
+        else:
+            self._say(f"tried: {words}")
+        return found
+
+    def _plan(self, chosen: frozenset[str]) -> QdqPlan:
+        return QdqPlan(chosen, self.grids, self.codes, self.form, self.recurrent)
+
+    def _plan_with(self, chosen: frozenset[str], ranges: RangeByTensor) -> QdqPlan:
+        grids = {**self.grids, **{name: item.grid for name, item in ranges.items()}}
+        return replace(self._plan(chosen), grids=grids)
+
+    # ----------------------------------------------------------------- round
+
+    def _round(self, chosen: frozenset[str]) -> None:
+        """Solve the weights of the chosen layers for good."""
+        layers = [
+            cluster.name
+            for cluster in self.clusters.all
+            if cluster.name in chosen and cluster.rule.kind is KernelKind.LAYER
+        ]
+        # where channels were scaled, layers of the original return something else
+        is_scaled = self.options.equalize or self.options.smooth
+        reference = None if is_scaled else self.context.reference
+        solved = solved_codes(
+            self.model,
+            layers,
+            replace(self.context, reference=reference or self.model),
+            self.weights,
+            self.options.rounding,
+            keep_means=self.options.bias_correct,
+            tell=self._tell,
+        )
+        self.codes = {**self.codes, **solved}
+
+    # ----------------------------------------------------------------- choose ranges
+
+    def _choose_ranges(self, chosen: frozenset[str]) -> None:
+        """Keep those of the observed ranges that leave the outputs nearest."""
+        if self.options.method is not None:
+            return
+        used = {
+            grid_source(self.clusters, chosen, tensor).name: None
+            for cluster in self.clusters.all
+            if cluster.name in chosen
+            for tensor in (*cluster.reads, *cluster.makes)
+        }
+        if not used:
+            return
+        held = self.calibration.halves()[1].some(TOGETHER)
+
+        def together(choices: Sequence[RangeByTensor]) -> Iterable[Distance]:
+            plans = (self._plan_with(chosen, ranges) for ranges in choices)
+            return held.distances(self.reference, (quantized_copy(self.model, p)[0] for p in plans))
+
+        found = {name: self.found[name] for name in used}
+        candidates = RangeCandidates(found, self.model, held, self._tell)
+        choice = nearest_ranges(candidates, together)
+        self.grids.update((name, item.grid) for name, item in choice.ranges.items())
+        self._say(choice.words)
+
+    # ----------------------------------------------------------------- hold the floors
+
+    def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
+        """What may stay on integers so that `max-error` and the floors hold."""
+        limits = DivergenceLimits(
+            self.options.max_error, self.context.floors, self.context.accuracy
+        )
+        if not limits.are_set:
+            return chosen
+        fallback = FloatFallback(
+            self.model,
+            self.reference,
+            self._plan,
+            partial(drop_isolated_movement, self.clusters),
+            self.calibration.halves()[1],
+            self.calibration,
+            limits,
+            self._tell,
+        )
+        units = [
+            frozenset({cluster.name})
+            for cluster in self.clusters.all
+            if cluster.name in chosen and cluster.rule.kind is not KernelKind.MOVEMENT
+        ]
+        left, back = fallback.restore(chosen, units)
+        for item in back:
+            self.skips.append(Skip(item.name, f"back to float: {item}"))
+        is_measured = self.options.placement is Placement.MEASURED
+        if back and left and is_measured and self.context.goal is not Goal.BYTES:
+            left = self._still_faster(left)
+        return left
+
+    def _still_faster(self, chosen: frozenset[str]) -> frozenset[str]:
+        """`chosen` if the model is faster than float with it, else nothing."""
+        assert self.context.stopwatch is not None
+        candidate, _ = quantized_copy(self.model, self._plan(chosen))
+        pair = self.context.stopwatch.pair(self.original, candidate)
+        tried = TimedPlacement("what holds the floors", chosen, pair)
+        if pair.is_faster:
+            self._say(str(tried))
+            return chosen
+        self._say_skip(f"{tried}: that does not pay")
+        return frozenset()
+
+    # ----------------------------------------------------------------- report
+
+    def _settle(self, candidates: frozenset[str], chosen: frozenset[str]) -> None:
+        known = {skip.node for skip in self.skips}
+        for name in sorted(candidates - chosen - known):
+            self.skips.append(Skip(name, "with it in float the model is faster"))
+        order = [cluster.name for cluster in self.clusters.all]
+        self.decision = Decision(
+            tuple(name for name in order if name in chosen),
+            tuple(name for name in order if name in candidates - chosen),
+            self.activations,
+            self.is_reduced,
+        )
+
+    def _say(self, what: str) -> None:
+        self.changes.append(Change(self.graph.name, what))
+
+    def _say_skip(self, why: str) -> None:
+        self.skips.append(Skip(self.graph.name, why))
+
+    def _tell(self, text: str) -> None:
+        self.context.tell(f"quantize-int8: {text}")
+
+
+def _preferred_activations() -> CodeType:
+    """The type of activations with the faster kernels on this processor."""
+    is_arm = platform.machine().lower().startswith(("arm", "aarch"))
+    return CodeType.S8 if is_arm else CodeType.U8
+
+
+__all__ = ["CodeType", "Decision", "Int8Options", "Int8Run", "PatternCheck", "Placement"]
