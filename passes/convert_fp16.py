@@ -79,28 +79,19 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.clone import adopt
 from onnxslim.graph.ir import Node, node_label, walk_graphs
-from onnxslim.graph.operands import const_value
-from onnxslim.graph.rewrite import Rewriter
-from onnxslim.io.model import Model
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import at_least, one_of, option
 from onnxslim.pipeline.passes import Context
-from onnxslim.precision.conversion import NodeConverter
-from onnxslim.precision.operand_types import HalfOperands, half_operands, is_bridge
-from onnxslim.precision.placement import float16_nodes
-from onnxslim.precision.stored_weights import store_weights
-from onnxslim.precision.value_ranges import Magnitudes, intermediate_of
-from onnxslim.records import Fidelity, PassResult, Skip
-from onnxslim.services.calibration import Calibration
+from onnxslim.precision.operand_types import half_operands
+from onnxslim.precision.run import convert
+from onnxslim.records import Fidelity, PassResult
 
 
 @dataclass(frozen=True)
@@ -144,117 +135,13 @@ class ConvertFp16(FilteredPass):
         )
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Try what was asked for, then less, until `max-error` holds."""
-        ranges = self._ranges(graph, context)
-        first = _Attempt(self, ranges, is_cautious=False)
-        if self.max_error is None or context.model is None or context.calibration is None:
-            return first.apply(graph)
-        attempts = [first]
-        if ranges is not None:
-            attempts.append(replace(first, is_cautious=True))
-            attempts.append(_Attempt(self, None, is_cautious=True))
-        held = context.calibration.halves()[1]
-        missed: list[Skip] = []
-        for attempt in attempts:
-            copy = context.model.clone()
-            result = attempt.apply(copy.graph)
-            copy.has_shapes = not result.changed
-            why = self._missed(held, context.model, copy) if result.changed else None
-            if why is None:
-                adopt(graph, copy.graph)
-                return replace(result, skips=(*missed, *result.skips))
-            missed.append(Skip(graph.name, f"{attempt.words}: {why}"))
-        return PassResult(skips=tuple(missed))
+        """Convert what the options select, then less, until `max-error` holds."""
 
-    def _ranges(self, graph: gs.Graph, context: Context) -> Magnitudes | None:
-        """What samples say of all that may become float16; None: nothing may."""
-        if self.compute == "float32":
-            return None
-        if context.model is None or context.calibration is None:
-            return Magnitudes()
-        names = [
-            tensor.name
-            for node in graph.nodes
-            if isinstance(half := half_operands(node, graph.opset), HalfOperands)
-            for tensor in half.tensors(node)
-            if const_value(tensor) is None
-        ]
-        return Magnitudes.observed(context.model, context.calibration, names)
+        def accepts(node: Node) -> bool:
+            return self.selection.accepts(node_label(node))
 
-    def _missed(self, held: Calibration, source: Model, copy: Model) -> str | None:
-        assert self.max_error is not None
-        (distance,) = held.distances(source, [copy])
-        error = 10 ** (-distance.sqnr_db / 20)
-        if error <= self.max_error:
-            return None
-        return f"a relative error of {error:.2g}, more than max-error={self.max_error:g}"
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """One way to convert a graph.
-
-    Attributes:
-        rule: the options.
-        ranges: of activations; None: no operator computes in float16.
-        is_cautious: what adds up or grows steeply stays float32 whatever samples say.
-    """
-
-    rule: ConvertFp16
-    ranges: Magnitudes | None
-    is_cautious: bool
-
-    @property
-    def words(self) -> str:
-        """What it does, for the report."""
-        if self.ranges is None:
-            return "float16 for weights alone"
-        less = ", sums and steep functions left out" if self.is_cautious else ""
-        return f"compute in float16{less}"
-
-    def apply(self, graph: gs.Graph) -> PassResult:
-        """Convert `graph` itself."""
-        rewriter = Rewriter(graph)
-        borders = NodeConverter(rewriter, self._halves(rewriter), self._is_wanted)
-        borders.write()
-        store_weights(rewriter, self._is_wanted, borders.twins)
-        return rewriter.result()
-
-    def _is_wanted(self, node: Node) -> bool:
-        return self.rule.selection.accepts(node_label(node))
-
-    def _halves(self, rewriter: Rewriter) -> Mapping[Node, HalfOperands]:
-        """What computes in float16; of the rest, the report says why not."""
-        if self.ranges is None:
-            return {}
-        possible: dict[Node, HalfOperands] = {}
-        for graph in rewriter.graphs():
-            for node in graph.nodes:
-                half = half_operands(node, rewriter.opset)
-                if half is None:
-                    continue
-                why = half if isinstance(half, str) else self._objection(node, half)
-                if why is None:
-                    assert isinstance(half, HalfOperands)
-                    possible[node] = half
-                else:
-                    rewriter.skip(node, why)
-        chosen = float16_nodes(rewriter, possible)
-        for node in possible.keys() - chosen:
-            if not is_bridge(node):
-                rewriter.skip(
-                    node, "between float32 operators: Casts would cost more than it saves"
-                )
-        return {node: half for node, half in possible.items() if node in chosen}
-
-    def _objection(self, node: Node, half: HalfOperands) -> str | None:
-        assert self.ranges is not None
-        if not self._is_wanted(node):
-            return "`only` and `skip` leave it out"
-        inside = intermediate_of(node)
-        if self.is_cautious and inside is not None:
-            return f"{node.op} {inside.value}"
-        return self.ranges.objection(node, half)
+        computes = self.compute == "float16"
+        return convert(graph, context, accepts, computes=computes, max_error=self.max_error)
 
 
 __all__ = ["ConvertFp16"]

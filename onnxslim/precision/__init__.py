@@ -5,4 +5,6 @@ value_ranges    which values fit float16: constants, and activations on calibrat
 placement       the nodes that compute in float16, by least memory traffic
 conversion      nodes converted to float16, with a Cast at each border
 stored_weights  weights of float32 operators stored as float16
+
+run             one run of convert-fp16: attempts until `max-error` holds
 """

@@ -26,4 +26,7 @@ float_fallback      clusters that go back to float until the outputs are near en
 channel_scaling     scales of channels, moved between layers
 equalize            cross-layer equalization: channels of neighbouring layers get equal ranges
 smooth              SmoothQuant: ranges of activations moved into weights
+
+run                 one run of quantize-int8
+weight_only         one run of quantize-weights
 """

@@ -1,0 +1,155 @@
+"""One run of `convert-fp16`: attempts, the boldest first, until one holds `max-error`.
+
+Owns: what each attempt converts, and the order of attempts. Not here: which operands may be float16
+(see `operand_types`), where the borders are (see `placement`), and writing them (see `conversion`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
+
+from onnxslim.graph.clone import adopt
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_value
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.pipeline.passes import Context
+from onnxslim.precision.conversion import NodeConverter
+from onnxslim.precision.operand_types import HalfOperands, half_operands, is_bridge
+from onnxslim.precision.placement import float16_nodes
+from onnxslim.precision.stored_weights import NodeFilter, store_weights
+from onnxslim.precision.value_ranges import Magnitudes, intermediate_of
+from onnxslim.records import PassResult, Skip
+from onnxslim.services.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way to convert a graph.
+
+    Attributes:
+        accepts: whether the user selects a node.
+        ranges: of activations; None: no operator computes in float16.
+        is_cautious: whether sums and steep functions stay float32 whatever samples say.
+    """
+
+    accepts: NodeFilter
+    ranges: Magnitudes | None
+    is_cautious: bool = False
+
+    @property
+    def words(self) -> str:
+        """What it does, for the report."""
+        if self.ranges is None:
+            return "float16 for weights alone"
+        less = ", sums and steep functions left out" if self.is_cautious else ""
+        return f"compute in float16{less}"
+
+    def apply(self, graph: gs.Graph) -> PassResult:
+        """Convert `graph` itself."""
+        rewriter = Rewriter(graph)
+        converter = NodeConverter(rewriter, self._halves(rewriter), self.accepts)
+        converter.write()
+        store_weights(rewriter, self.accepts, converter.twins)
+        return rewriter.result()
+
+    def _halves(self, rewriter: Rewriter) -> Mapping[Node, HalfOperands]:
+        """The nodes that compute in float16; of all others, the report says why not."""
+        if self.ranges is None:
+            return {}
+        possible: dict[Node, HalfOperands] = {}
+        for graph in rewriter.graphs():
+            for node in graph.nodes:
+                half = half_operands(node, rewriter.opset)
+                if half is None:
+                    continue
+                why = half if isinstance(half, str) else self._objection(node, half)
+                if why is None:
+                    assert isinstance(half, HalfOperands)
+                    possible[node] = half
+                else:
+                    rewriter.skip(node, why)
+        chosen = float16_nodes(rewriter, possible)
+        for node in possible.keys() - chosen:
+            if not is_bridge(node):
+                rewriter.skip(
+                    node, "between float32 operators: Casts would cost more than it saves"
+                )
+        return {node: half for node, half in possible.items() if node in chosen}
+
+    def _objection(self, node: Node, half: HalfOperands) -> str | None:
+        assert self.ranges is not None
+        if not self.accepts(node):
+            return "`only` and `skip` leave it out"
+        intermediate = intermediate_of(node)
+        if self.is_cautious and intermediate is not None:
+            return f"{node.op} {intermediate.value}"
+        return self.ranges.objection(node, half)
+
+
+def convert(
+    graph: gs.Graph,
+    context: Context,
+    accepts: NodeFilter,
+    *,
+    computes: bool,
+    max_error: float | None,
+) -> PassResult:
+    """Convert `graph` to float16; where `max_error` is missed, less and less of it.
+
+    Args:
+        graph: to be changed.
+        context: with calibration samples where `max_error` is set.
+        accepts: whether the user selects a node.
+        computes: whether operators compute in float16; else weights alone are stored so.
+        max_error: largest relative error of an output, on samples held back; None: no limit.
+    """
+    ranges = _observed(graph, context) if computes else None
+    first = Attempt(accepts, ranges)
+    if max_error is None or context.model is None or context.calibration is None:
+        return first.apply(graph)
+    attempts = [first]
+    if ranges is not None:
+        attempts.append(replace(first, is_cautious=True))
+        attempts.append(Attempt(accepts, None))
+    held = context.calibration.halves()[1]
+    missed: list[Skip] = []
+    for attempt in attempts:
+        copy = context.model.clone()
+        result = attempt.apply(copy.graph)
+        copy.has_shapes = not result.changed
+        why = _missed(held, context.model, copy, max_error) if result.changed else None
+        if why is None:
+            adopt(graph, copy.graph)
+            return replace(result, skips=(*missed, *result.skips))
+        missed.append(Skip(graph.name, f"{attempt.words}: {why}"))
+    return PassResult(skips=tuple(missed))
+
+
+def _observed(graph: gs.Graph, context: Context) -> Magnitudes:
+    """What samples show of all tensors that may become float16; without samples, nothing."""
+    if context.model is None or context.calibration is None:
+        return Magnitudes()
+    names = [
+        tensor.name
+        for node in graph.nodes
+        if isinstance(half := half_operands(node, graph.opset), HalfOperands)
+        for tensor in half.tensors(node)
+        if const_value(tensor) is None
+    ]
+    return Magnitudes.observed(context.model, context.calibration, names)
+
+
+def _missed(held: Calibration, source: Model, copy: Model, max_error: float) -> str | None:
+    """That the outputs of `copy` are too far from those of `source`, with the numbers."""
+    (distance,) = held.distances(source, [copy])
+    error = 10 ** (-distance.sqnr_db / 20)
+    if error <= max_error:
+        return None
+    return f"a relative error of {error:.2g}, more than max-error={max_error:g}"
+
+
+__all__ = ["Attempt", "convert"]
