@@ -27,7 +27,7 @@ from onnxslim.services.calibration import Calibration
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Float16Attempt:
     """One way to convert a graph.
 
     Attributes:
@@ -108,13 +108,13 @@ def convert(
         max_error: largest relative error of an output, on samples held back; None: no limit.
     """
     ranges = _observed(graph, context) if computes else None
-    first = Attempt(accepts, ranges)
+    first = Float16Attempt(accepts, ranges)
     if max_error is None or context.model is None or context.calibration is None:
         return first.apply(graph)
     attempts = [first]
     if ranges is not None:
         attempts.append(replace(first, is_cautious=True))
-        attempts.append(Attempt(accepts, None))
+        attempts.append(Float16Attempt(accepts, None))
     held = context.calibration.halves()[1]
     missed: list[Skip] = []
     for attempt in attempts:
@@ -152,4 +152,4 @@ def _missed(held: Calibration, source: Model, copy: Model, max_error: float) -> 
     return f"a relative error of {error:.2g}, more than max-error={max_error:g}"
 
 
-__all__ = ["Attempt", "convert"]
+__all__ = ["Float16Attempt", "convert"]
