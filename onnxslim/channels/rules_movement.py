@@ -58,7 +58,7 @@ def reshape(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
         sizes = ", ".join(map(str, shape))
         raise Untraceable(f"it is not known where the axes of ({sizes}) go")
     if any(len(members) > 1 for members in by_shared_axes(result)):
-        raise Untraceable("it makes one axis of two on which there are channels")
+        raise Untraceable("it joins two axes of channels")
     if node.op == "Reshape" and tracer.opset < _RESHAPE_INPUT_SINCE:
         raise Untraceable(f"it takes its sizes as before opset {_RESHAPE_INPUT_SINCE}")
     if node.op == "Reshape":
@@ -110,7 +110,7 @@ def _patch_unlabelled(
     """Pin all labels if some are lost: the sizes could not follow them."""
     if sum(array.size > 1 for array in before) != len(after):
         for array in before:
-            tracer.pin(array, f"`{node_label(node)}` ({node.op}) hides them")
+            tracer.pin(array, f"`{node_label(node)}` ({node.op}) loses track of them")
 
 
 def expand(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
@@ -122,7 +122,7 @@ def expand(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     listed = tracer.shape(node.inputs[1])
     length = listed[0] if listed else 0
     if not isinstance(length, int):
-        raise Untraceable("the sizes that it makes are computed at run time")
+        raise Untraceable("its target sizes are computed at run time")
     result = tuple(with_rank(array, rank) for array in labels)
     patch_sizes(node, tracer, 1, result, rank - length)
     return (result,)
@@ -135,7 +135,7 @@ def tile(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
         return ()
     repeats = const_array(node.inputs[1])
     if repeats is None:
-        raise Untraceable("how often it repeats is computed at run time")
+        raise Untraceable("its repeats are computed at run time")
     counts = [int(count) for count in repeats.reshape(-1)]
     if len(counts) != labels[0].ndim:
         raise Untraceable("it is not the Tile of opset 6 and later")
@@ -181,7 +181,7 @@ def resize(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     for array in labels:
         for axis in labelled_axes(array):
             if shape[axis] != target[axis]:
-                raise Untraceable("it is not known to leave the number of channels as it is")
+                raise Untraceable("it may change the number of channels")
     if node.op == "Resize" and is_present(node, 3):
         if "axes" in node.attrs:
             rank = len(shape)

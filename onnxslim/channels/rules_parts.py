@@ -103,7 +103,7 @@ def _at_least_two(tracer: ChannelTracer, node: Node, part: LabelArray) -> list[L
     """The part of an array if it labels an axis; a single channel is pinned."""
     if labelled_axes(part):
         return [part]
-    tracer.pin(part, f"`{node_label(node)}` ({node.op}) takes it alone")
+    tracer.pin(part, f"`{node_label(node)}` ({node.op}) takes it as a single channel")
     return []
 
 
@@ -145,7 +145,7 @@ def _positions(bounds: tuple[int, int, int], size: int) -> np.ndarray:
     start, end, step = bounds
     positions = np.arange(size)[python_slice(start, end, step, size)]
     if not len(positions):
-        raise Untraceable("it takes nothing")
+        raise Untraceable("its range is empty")
     return positions
 
 
@@ -164,7 +164,7 @@ def _follow_ranges(
         tracer.trace.edits.append(edit)
         return
     if len(bounds) > 1:
-        raise Untraceable("it takes every other channel and slices other axes too")
+        raise Untraceable("it slices channels with a step, and other axes too")
     ((axis, array),) = cuts
     positions = taken[axis]
     result = array.take(positions, axis)
@@ -201,7 +201,7 @@ def _gathered(
     indices = np.where(stored < 0, stored + array.shape[axis], stored).astype(np.int64)
     taken = np.take(array, indices, axis)
     if indices.size == 1 and not labelled_axes(taken):
-        tracer.pin(taken, f"`{node_label(node)}` (Gather) takes it alone")
+        tracer.pin(taken, f"`{node_label(node)}` (Gather) takes it as a single channel")
     result = taken if indices.ndim else None
     tracer.trace.edits.append(GatherIndices(node, axis, indices, array, result, axis))
     return [taken] if labelled_axes(taken) else []

@@ -47,7 +47,7 @@ def patch_sizes(
     }
     rest = [place for place in places if place not in right]
     if rest and not can_patch(node, operand, rest):
-        raise Untraceable("the sizes that it makes are computed at run time")
+        raise Untraceable("its target sizes are computed at run time")
     for place in right:
         del measured[place]
     if rest:
@@ -134,7 +134,7 @@ def _order(user: Node, index: int, tracer: ChannelTracer) -> list[int]:
             start, end, step = ranges.get(0, (0, length, 1))
             if isinstance(start, int) and isinstance(end, int):
                 return list(range(length)[python_slice(start, end, step, length)])
-    raise Untraceable("it is not only picked from")
+    raise Untraceable("it is computed with")
 
 
 def _length(tensor: gs.Tensor, tracer: ChannelTracer) -> int:

@@ -36,7 +36,7 @@ from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.budgeted_pass import Budget
 from onnxslim.lossy.problems import Schedule
-from onnxslim.pipeline.layer_filter import LayerFilter as Layers
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Change, Fidelity, PassResult
 
@@ -73,7 +73,7 @@ class PruneOptions:
     align: int | None
     steps: int
     min_channels: int
-    layers: Layers
+    layers: LayerFilter
     plan: PlanLookup | None
 
 
@@ -123,8 +123,11 @@ class Pruning:
     # ------------------------------------------------------------------ which groups
 
     def _is_wanted(self, group: ChannelGroup) -> bool:
+        """Whether units of a group may leave; if `skip` alone forbids it, the report says so."""
         names = [member.label for member in group.writers]
-        only, skip = Layers(only=self.options.layers.only), Layers(skip=self.options.layers.skip)
+        only = LayerFilter(only=self.options.layers.only)
+        skip = LayerFilter(skip=self.options.layers.skip)
+        # one layer is enough to want a group, and one to keep it
         if not any(map(only.accepts, names)):
             return False
         blocked = next((name for name in names if not skip.accepts(name)), None)

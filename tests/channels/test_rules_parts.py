@@ -90,7 +90,7 @@ def test_parts_of_a_split_lose_their_own_channels(opset: int, sizes: str) -> Non
     alone = 1 if 1 in parts else 0
     check(model, {"a": 8 - alone, "y": 0})
     if alone:
-        assert pins(model)["`p` (Split) takes it alone"] == 1
+        assert pins(model)["`p` (Split) takes it as a single channel"] == 1
 
 
 def test_a_split_along_space_lets_channels_pass() -> None:
@@ -165,7 +165,7 @@ def test_a_slice_of_one_channel_keeps_it() -> None:
         f"int64[1] start = {{2}}, int64[1] end = {{3}}, int64[1] axis = {{1}}, {LAST}",
     )
     check(model, {"a": 7, "y": 0})
-    assert pins(model)["`c` (Slice) takes it alone"] == 1
+    assert pins(model)["`c` (Slice) takes it as a single channel"] == 1
 
 
 @pytest.mark.parametrize("indices", ["7, 5, 3, 1", "-1, -1, 0, 2", "0, 1, 2, 3, 4, 5, 6, 7, 0"])
