@@ -71,7 +71,7 @@ class LinearLayer(LinearOperator):
 
     @property
     def bias_rank(self) -> int:
-        """Dimensions that a bias vector needs so that it lies along the output channels."""
+        """Number of axes of a bias that lies along the output channels."""
         return -self.out_axis if self.out_axis < 0 else 1
 
     def as_bias(self, vector: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ class LinearLayer(LinearOperator):
         return vector.reshape(-1, *[1] * (self.bias_rank - 1))
 
     def why_no_input_shift(self) -> str | None:
-        """Why a constant added to the input is not a constant added to the output, if so."""
+        """Why a shift of the input is not a shift of the output alone; None where it is."""
         patches = self.unfolding(self.weight_array.shape)
         if isinstance(patches, Vectors):
             return "its weight is a batch of matrices" if patches.batch else None
@@ -93,14 +93,16 @@ class LinearLayer(LinearOperator):
         return scale_weight(weight, scale[index])
 
     def push(self, shift: np.ndarray) -> np.ndarray:
-        """What adding `shift` to each input channel adds to each output channel, float64."""
+        """Σ_i Σ_k W[o, i, k]·shift_i: the shift of outputs for one of inputs, (outs,), float64."""
         weight = self.weight_array
+        # Σ_k: the axes that tell neither inputs nor outputs are those of the kernel
         kernel = tuple(
             axis
             for axis in range(weight.ndim)
             if self.out_index.shape[axis] == 1 and self.in_index.shape[axis] == 1
         )
         summed = weight.astype(np.float64).sum(axis=kernel, keepdims=True)
+        # Σ_i: each product is added to its output channel
         summed = summed * shift[self.in_index]
         where = np.broadcast_to(self.out_index, summed.shape)
         pushed = np.bincount(where.ravel(), weights=summed.ravel(), minlength=self.outs)
@@ -112,7 +114,7 @@ _OVERLAP: Final = "the ConvTranspose adds its kernel up differently near its bor
 
 
 def linear_layer(node: Node | None) -> LinearLayer | None:
-    """The linear layer that `node` is, None when it is none or its weight is not constant."""
+    """`node` as a linear layer; None for other nodes, and where the weight is not constant."""
     if node is None or not node.is_onnx or node.op not in LINEAR_OPS:
         return None
     found = constant_weight(node)
@@ -214,7 +216,7 @@ def absorb_after(layer: LinearLayer, mapping: AffineMap) -> list[gs.Tensor | np.
 
 
 def absorb_before(layer: LinearLayer, mapping: AffineMap) -> list[gs.Tensor | np.ndarray] | str:
-    """As `absorb_after`, for the layer of which `mapping` makes the input."""
+    """As `absorb_after`, for the layer whose input is mapped by `mapping`."""
     data = layer.node.inputs[layer.data]
     ndim = rank(data) if layer.node.op == "MatMul" else layer.ndim
     vectors = mapping.along(layer.in_axis, layer.ins, ndim)

@@ -2,6 +2,7 @@
 
 ir          Graph, Node, Variable, Constant: onnx-graphsurgeon's classes, compared by identity
 rewrite     Rewriter: every edit of a graph, checked before it is made, and logged
+order       nodes sorted producers first, as few moved as possible
 operands    constants, axes and pads that a node reads, at any opset
 dims        rank and known sizes of one tensor
 sizes       sizes known up to symbols, and arithmetic on them

@@ -30,12 +30,12 @@ from onnxslim.graph.ir import (
     Graph,
     Node,
     Variable,
-    needs,
     node_label,
     redirect_inputs,
     subgraphs_of,
     walk_graphs,
 )
+from onnxslim.graph.order import sort_topologically
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 
 _VISITS_PER_NODE = 100
@@ -624,42 +624,3 @@ def _tensors_of(graph: gs.Graph) -> Iterator[gs.Tensor]:
     for node in graph.nodes:
         yield from node.inputs
         yield from node.outputs
-
-
-def sort_topologically(graph: gs.Graph) -> None:
-    """Order the nodes of `graph` (not of its bodies) producers first, moving as few as possible.
-
-    Raises:
-        PromiseBroken: the graph has a cycle.
-    """
-    place = {node: index for index, node in enumerate(graph.nodes)}
-    late = any(
-        place.get(tensor.inputs[0], -1) >= index
-        for node, index in place.items()
-        for tensor in needs(node)
-        if tensor.inputs
-    )
-    if not late:
-        return
-    order: list[gs.Node] = []
-    state: dict[gs.Node, int] = {}  # 1: being visited, 2: placed
-    for root in graph.nodes:
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            if state.get(node) == 2:
-                stack.pop()
-                continue
-            if state.get(node) == 1:
-                state[node] = 2
-                order.append(stack.pop())
-                continue
-            state[node] = 1
-            for tensor in needs(node):
-                if tensor.inputs and tensor.inputs[0] in place:
-                    producer = tensor.inputs[0]
-                    if state.get(producer) == 1:
-                        raise PromiseBroken(f"The graph has a cycle through `{node_label(node)}`.")
-                    if producer not in state:
-                        stack.append(producer)
-    graph.nodes = order

@@ -8,7 +8,8 @@ import pytest
 
 from onnxslim.errors import PromiseBroken
 from onnxslim.graph.ir import Graph, Node, Variable
-from onnxslim.graph.rewrite import Rewriter, sort_topologically
+from onnxslim.graph.order import sort_topologically
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.check import check_model
 from onnxslim.io.model import Model
 from onnxslim.records import Fidelity
