@@ -54,9 +54,9 @@ class Replay:
         self._model, self._threads = model, threads
         self._numbering = ValueNumbering()
         self._exposed = ExposedTensors(model)
-        self._frontier = ActivationCache(self._numbering, rows, budget_bytes)
+        self._cache = ActivationCache(self._numbering, rows, budget_bytes)
         values = self._numbering.value_numbers(self._exposed.graph)
-        self._made: dict[ValueNumber, gs.Tensor] = {
+        self._tensor_of: dict[ValueNumber, gs.Tensor] = {
             values[tensor]: tensor
             for node in self._exposed.graph.nodes
             for tensor in node.outputs
@@ -74,12 +74,12 @@ class Replay:
         values = self._numbering.value_numbers(exposed.graph)
         # tensors of the variant that hold the value of a tensor of the model
         same = {
-            tensor: self._made[values[tensor]]
+            tensor: self._tensor_of[values[tensor]]
             for node in exposed.graph.nodes
             for tensor in node.outputs
-            if values.get(tensor) in self._made
+            if values.get(tensor) in self._tensor_of
         }
-        # run what the changed outputs need; take the rest, and its own inputs, from the model
+        # run what the changed outputs need; the model computes its inputs and the other outputs
         changed = [tensor for tensor in exposed.graph.outputs if tensor not in same]
         segment = exposed.segment(changed, same)
         asked = (*segment.inputs, *(t for t in exposed.graph.outputs if t in same))
@@ -89,7 +89,7 @@ class Replay:
                 yield _FullRun(session)
             return
         keys = list(dict.fromkeys(names.values()))
-        with self._frontier.play(self._exposed, keys, self._threads) as base:
+        with self._cache.play(self._exposed, keys, self._threads) as base:
             variant = _SuffixRun(base, names, exposed, segment, self._threads)
             try:
                 yield variant
@@ -106,10 +106,11 @@ class Replay:
         Raises:
             RuntimeFailure: onnxruntime refuses these nodes.
         """
-        exposed, own = self._copy, self._made_by_name
+        exposed, own = self._copy, self._tensor_by_name
         (tensor,) = (t for t in _tensors(exposed.graph) if t.name == name)
-        moved = _depending(exposed.graph, tensor)
-        known = [t for t in _tensors(exposed.graph) if t.name in own and t not in moved]
+        affected = _depending(exposed.graph, tensor)
+        # everything else keeps the value that it has in the model
+        known = [t for t in _tensors(exposed.graph) if t.name in own and t not in affected]
         kept = [t for t in exposed.graph.outputs if t in known or t is tensor]
         ends = [t for t in exposed.graph.outputs if t not in kept]
         segment = exposed.segment(ends, [*known, tensor] if tensor.inputs else known)
@@ -120,16 +121,16 @@ class Replay:
         asked = dict.fromkeys((*segment.inputs, *kept, tensor))
         names = {t.name: self._exposed.expose_main(own[t.name]) for t in asked if t.name in own}
         keys = list(dict.fromkeys(names.values()))
-        with self._frontier.play(self._exposed, keys, self._threads) as base:
-            rest = DownstreamRun(base, names, exposed, segment, self._threads, name)
+        with self._cache.play(self._exposed, keys, self._threads) as base:
+            run = DownstreamRun(base, names, exposed, segment, self._threads, name)
             try:
-                yield rest
+                yield run
             finally:
-                rest.close()
+                run.close()
 
     @cached_property
-    def _made_by_name(self) -> Mapping[str, gs.Tensor]:
-        return {tensor.name: tensor for tensor in self._made.values()}
+    def _tensor_by_name(self) -> Mapping[str, gs.Tensor]:
+        return {tensor.name: tensor for tensor in self._tensor_of.values()}
 
     @cached_property
     def _copy(self) -> ExposedTensors:
