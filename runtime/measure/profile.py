@@ -126,14 +126,14 @@ def _elements(outputs: object) -> int:
 def _kernels(
     events: Mapping[str, _KernelEvents], made: _OptimisedGraph, labels: Sequence[str]
 ) -> Iterable[Kernel]:
+    # runs of kernels that are alike, pooled
     alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     kinds = {}
-    # a kernel that was inserted counts for the nearest marked node behind it, else before it
     for key, event in events.items():
         name = key.rpartition("@")[0]
         kinds[key] = (event.operator, event.shapes, made.attributes(name))
         alike[kinds[key]] += event.microseconds[_WARM_UPS:]
-    # a kernel that was inserted counts for the nearest marked node behind it, else before it
+    # a kernel that was inserted counts for the nearest marked node after it, else before it
     for key, event in events.items():
         name = key.rpartition("@")[0]
         number = made.origin(name)

@@ -16,7 +16,7 @@ from onnxslim.services.calibration import Distance
 RNG = np.random.default_rng(3)
 
 
-def departure(*pairs: tuple[np.ndarray, np.ndarray]) -> DivergenceMeter:
+def divergence_of(*pairs: tuple[np.ndarray, np.ndarray]) -> DivergenceMeter:
     meter = DivergenceMeter()
     for reference, found in pairs:
         meter.update(reference, found)
@@ -34,20 +34,20 @@ def kullback_leibler(p: np.ndarray, q: np.ndarray) -> float:
 
 def test_of_scores_the_divergence_is_that_of_the_two_distributions() -> None:
     ref, new = RNG.standard_normal((50, 7)), RNG.standard_normal((50, 7))
-    meter = departure((ref, new))
+    meter = divergence_of((ref, new))
     assert meter.divergence == pytest.approx(kullback_leibler(softmax(ref), softmax(new)))
     assert meter.agreement == (ref.argmax(axis=1) == new.argmax(axis=1)).mean()
 
 
 def test_of_probabilities_it_is_the_same_without_another_softmax() -> None:
     ref, new = softmax(RNG.standard_normal((50, 7))), softmax(RNG.standard_normal((50, 7)))
-    meter = departure((ref, new))
+    meter = divergence_of((ref, new))
     assert meter.divergence == pytest.approx(kullback_leibler(ref, new))
 
 
 def test_probabilities_may_have_more_axes_than_a_matrix() -> None:
     ref, new = softmax(RNG.standard_normal((4, 5, 7))), softmax(RNG.standard_normal((4, 5, 7)))
-    meter = departure((ref, new))
+    meter = divergence_of((ref, new))
     assert meter.divergence == pytest.approx(kullback_leibler(ref, new))
     assert meter.agreement == (ref.argmax(axis=-1) == new.argmax(axis=-1)).mean()
 
@@ -55,7 +55,7 @@ def test_probabilities_may_have_more_axes_than_a_matrix() -> None:
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (3, 4, 5), (2, 3, 4, 4)])
 def test_of_other_values_it_is_the_relative_squared_error(shape: tuple[int, ...]) -> None:
     ref, new = RNG.standard_normal(shape), RNG.standard_normal(shape)
-    meter = departure((ref, new))
+    meter = divergence_of((ref, new))
     expected = np.square(ref - new).sum() / np.square(ref).sum()
     assert meter.divergence == pytest.approx(expected)
     assert meter.agreement is None
@@ -66,8 +66,8 @@ def test_of_other_values_it_is_the_relative_squared_error(shape: tuple[int, ...]
 def test_batches_do_not_matter(size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     ref, new = rng.standard_normal((20, 4)), rng.standard_normal((20, 4))
-    whole = departure((ref, new))
-    parts = departure(*((ref[i : i + size], new[i : i + size]) for i in range(0, 20, size)))
+    whole = divergence_of((ref, new))
+    parts = divergence_of(*((ref[i : i + size], new[i : i + size]) for i in range(0, 20, size)))
     assert parts.divergence == pytest.approx(whole.divergence)
     assert parts.agreement == whole.agreement
     assert parts.sqnr_db == pytest.approx(whole.sqnr_db)
@@ -76,25 +76,25 @@ def test_batches_do_not_matter(size: int, seed: int) -> None:
 def test_small_independent_changes_add_up() -> None:
     ref = RNG.standard_normal((4000, 10))
     a, b = 0.01 * RNG.standard_normal((2, 4000, 10))
-    alone = departure((ref, ref + a)).divergence + departure((ref, ref + b)).divergence
-    assert departure((ref, ref + a + b)).divergence == pytest.approx(alone, rel=0.1)
+    alone = divergence_of((ref, ref + a)).divergence + divergence_of((ref, ref + b)).divergence
+    assert divergence_of((ref, ref + a + b)).divergence == pytest.approx(alone, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int32, np.uint8, bool])
 def test_equal_outputs_are_no_way_apart(dtype: type) -> None:
     values = RNG.integers(0, 2, (5, 4)).astype(dtype)
-    meter = departure((values, values.copy()))
+    meter = divergence_of((values, values.copy()))
     assert meter.divergence == 0
     assert meter.sqnr_db == math.inf
 
 
 def test_bfloat16_is_a_number_too() -> None:
     ref = RNG.standard_normal((5, 4)).astype(ml_dtypes.bfloat16)
-    assert departure((ref, (2 * ref).astype(ml_dtypes.bfloat16))).divergence > 0
+    assert divergence_of((ref, (2 * ref).astype(ml_dtypes.bfloat16))).divergence > 0
 
 
 def test_text_is_not_compared() -> None:
-    meter = departure((np.array(["a"]), np.array(["b"])))
+    meter = divergence_of((np.array(["a"]), np.array(["b"])))
     assert (meter.divergence, meter.agreement, meter.sqnr_db) == (0, None, math.inf)
 
 
@@ -103,13 +103,13 @@ def test_what_is_no_number_is_infinitely_far(bad: float) -> None:
     ref = RNG.standard_normal((5, 4))
     new = ref.copy()
     new[2, 1] = bad
-    meter = departure((ref, ref), (ref, new), (ref, ref))
+    meter = divergence_of((ref, ref), (ref, new), (ref, ref))
     assert meter.divergence == math.inf
     assert meter.sqnr_db == -math.inf
 
 
 def test_another_shape_is_infinitely_far() -> None:
-    meter = departure((np.ones((5, 4)), np.ones((5, 3))))
+    meter = divergence_of((np.ones((5, 4)), np.ones((5, 3))))
     assert meter.divergence == math.inf
     assert meter.sqnr_db == -math.inf
 
@@ -117,23 +117,23 @@ def test_another_shape_is_infinitely_far() -> None:
 def test_scores_masked_by_minus_infinity_count_where_they_are_not() -> None:
     ref, new = RNG.standard_normal((2, 50, 7))
     ref[:, 3] = new[:, 3] = -np.inf
-    meter = departure((ref, new))
+    meter = divergence_of((ref, new))
     kept = [0, 1, 2, 4, 5, 6]
     expected = kullback_leibler(softmax(ref[:, kept]), softmax(new[:, kept]))
     assert meter.divergence == pytest.approx(expected)
     assert math.isfinite(meter.sqnr_db)
     everything = np.full((2, 3), -np.inf)
-    assert departure((everything, everything.copy())).divergence == 0
+    assert divergence_of((everything, everything.copy())).divergence == 0
 
 
 def test_a_probability_of_zero_costs_a_finite_amount() -> None:
     ref, new = np.array([[0.5, 0.5, 0]]), np.array([[1.0, 0, 0]])
-    assert 1 < departure((ref, new)).divergence < 30
+    assert 1 < divergence_of((ref, new)).divergence < 30
 
 
 def test_a_model_is_as_far_as_its_outputs_on_average_and_its_worst_one() -> None:
-    scores = departure((np.array([[1.0, 2]]), np.array([[2.0, 1]])))
-    values = departure((np.array([2.0]), np.array([2.2])))
+    scores = divergence_of((np.array([[1.0, 2]]), np.array([[2.0, 1]])))
+    values = divergence_of((np.array([2.0]), np.array([2.2])))
     found = combined_distance([scores, values])
     assert found.divergence == pytest.approx((scores.divergence + values.divergence) / 2)
     assert found.agreement == 0
@@ -148,7 +148,7 @@ def test_agreement_is_expected_from_margins_and_how_far_they_move() -> None:
     """Close to what counting gives where there is much to count."""
     ref = 2 * RNG.standard_normal((20000, 10))
     for size in (0.02, 0.1, 0.3):
-        meter = departure((ref, ref + size * RNG.standard_normal(ref.shape)))
+        meter = divergence_of((ref, ref + size * RNG.standard_normal(ref.shape)))
         assert meter.expected_agreement is not None
         assert meter.agreement is not None
         missed, expected = 1 - meter.agreement, 1 - meter.expected_agreement
@@ -157,14 +157,14 @@ def test_agreement_is_expected_from_margins_and_how_far_they_move() -> None:
 
 def test_equal_scores_are_expected_to_agree() -> None:
     ref = RNG.standard_normal((5, 4))
-    assert departure((ref, ref.copy())).expected_agreement == 1
-    assert departure((ref[:, 0], ref[:, 0])).expected_agreement is None
+    assert divergence_of((ref, ref.copy())).expected_agreement == 1
+    assert divergence_of((ref[:, 0], ref[:, 0])).expected_agreement is None
 
 
 def test_a_class_that_stands_alone_has_no_margin() -> None:
     ref = np.full((3, 4), -np.inf)
     ref[:, 2] = 1
     ref[0, 1] = 0.5
-    meter = departure((ref, ref + 0.1))
+    meter = divergence_of((ref, ref + 0.1))
     assert meter.expected_agreement == 1
     assert meter.divergence == pytest.approx(0, abs=1e-12)
