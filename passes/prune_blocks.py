@@ -58,9 +58,15 @@ from onnxslim.analysis.branches import residual_branches
 from onnxslim.blocks.run import BlockOptions, BlockPruning
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.lossy.budgeted_pass import DEFAULT_RATIO, BudgetedPass, known_macs
+from onnxslim.lossy.budgeted_pass import (
+    DEFAULT_BUDGET,
+    BudgetedPass,
+    leaving_share_option,
+    remaining_share_option,
+)
+from onnxslim.lossy.budgets import known_macs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
-from onnxslim.pipeline.options import OptionValue, interval, option
+from onnxslim.pipeline.options import OptionValue, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.replayable import replay_note
 from onnxslim.records import Change, Fidelity, PassResult
@@ -75,14 +81,14 @@ class PruneBlocks(BudgetedPass, FilteredPass):
     idempotent: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.99,)}
 
-    ratio: float | None = option(
-        None,
-        interval(0, 1, open_right=True),
-        f"share of the branches to remove; {DEFAULT_RATIO} where no budget is given",
+    ratio: float | None = leaving_share_option(
+        f"share of the branches to remove; {DEFAULT_BUDGET.amount} where no budget is given"
     )
-    bytes_: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the weights' bytes that may remain"
+    macs: float | None = remaining_share_option("share of the multiply-accumulates that may remain")
+    latency: float | None = remaining_share_option(
+        "share of the latency that may remain, as measured"
     )
+    bytes_: float | None = remaining_share_option("share of the weights' bytes that may remain")
     reconstruct: bool = option(
         default=True, help="refit the layers that read the sum; needs calibration samples"
     )
@@ -95,7 +101,7 @@ class PruneBlocks(BudgetedPass, FilteredPass):
         Raises:
             NotApplicable: saying what to give.
         """
-        super().requires(graph, context)
+        self.check_stopwatch(context)
         labels = [branch.label for branch in residual_branches(graph)]
         if not labels:
             raise NotApplicable("no residual branch with weights of its own was found")
@@ -109,7 +115,7 @@ class PruneBlocks(BudgetedPass, FilteredPass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Remove one branch after the other until the budget is met."""
-        options = BlockOptions(self.budget(), self.reconstruct, self.selection)
+        options = BlockOptions(self.budget or DEFAULT_BUDGET, self.reconstruct, self.selection)
         pruning = BlockPruning(Rewriter(graph), context, options)
         result = pruning.run()
         if pruning.untimed is None:

@@ -71,9 +71,14 @@ from onnxslim.channels.run import PruneOptions, Pruning
 from onnxslim.channels.unpruned import unpruned_layers
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.lossy.budgeted_pass import DEFAULT_RATIO, BudgetedPass
+from onnxslim.lossy.budgeted_pass import (
+    DEFAULT_BUDGET,
+    BudgetedPass,
+    leaving_share_option,
+    remaining_share_option,
+)
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
-from onnxslim.pipeline.options import OptionValue, assigned, at_least, interval, one_of, option
+from onnxslim.pipeline.options import OptionValue, assigned, at_least, one_of, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.replayable import replay_note
 from onnxslim.records import Change, Fidelity, PassResult
@@ -89,13 +94,16 @@ class PruneChannels(BudgetedPass, FilteredPass):
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.25, 0.5, 0.75)}
-    ways: ClassVar[tuple[str, ...]] = (*BudgetedPass.ways, "plan")
+    alternatives: ClassVar[tuple[str, ...]] = (*BudgetedPass.budgets, "plan")
 
-    ratio: float | None = option(
-        None,
-        interval(0, 1, open_right=True),
-        f"share of the channels to remove; {DEFAULT_RATIO} where no budget is given",
+    ratio: float | None = leaving_share_option(
+        f"share of the channels to remove; {DEFAULT_BUDGET.amount} where no budget is given"
     )
+    macs: float | None = remaining_share_option("share of the multiply-accumulates that may remain")
+    latency: float | None = remaining_share_option(
+        "share of the latency that may remain, as measured"
+    )
+    bytes_: float | None = remaining_share_option("share of the file's bytes that may remain")
     criterion: str = option(
         "auto",
         one_of("auto", *CRITERIA),
@@ -131,7 +139,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
         Raises:
             NotApplicable: saying what to give.
         """
-        super().requires(graph, context)
+        self.check_stopwatch(context)
         if self.only or self.skip or self.plan:
             channels = channel_groups(graph)
             writers = [member.label for member in channels.trace.writers]
@@ -171,7 +179,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
         has_data = context.calibration is not None
         spread = has_data if self.scope == "auto" else self.scope == "global"
         return PruneOptions(
-            budget=self.budget(),
+            budget=self.budget or DEFAULT_BUDGET,
             criterion=criterion_of(self.criterion, has_data=has_data),
             spread=spread and not self.plan,
             reconstruct=self.reconstruct and has_data,

@@ -1,6 +1,7 @@
 """How far the removal of branches has to go: a budget, and what has been reached of it.
 
-Owns: what a budget counts. Not here: which branch goes next (see `ranking`).
+Owns: what a branch brings, and when a budget is met. Not here: what a graph takes (see
+`lossy.budgets`); which branch goes next (see `ranking`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Final
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.branches import Branch
-from onnxslim.graph.counts import constants_of, node_macs
+from onnxslim.graph.counts import node_macs
 from onnxslim.io.model import Model
-from onnxslim.lossy.budgeted_pass import Budget
+from onnxslim.lossy.budgets import Budget, BudgetMeter
 from onnxslim.pipeline.passes import Context
 
 _ALMOST_ALL: Final = 0.999999  # the largest ratio that the option takes
@@ -25,26 +26,22 @@ class BranchMeter:
     """Measures a graph that loses branches against a budget.
 
     Args:
-        budget: a ratio is one of branches, bytes are those of weights.
+        budget: a ratio is of the branches that may leave.
         graph: as it is before any branch leaves.
         context: with a stopwatch and the model of `graph`, if the budget is one of latency.
         branches: of `graph`, that may leave.
     """
 
     def __init__(
-        self,
-        budget: Budget,
-        graph: gs.Graph,
-        context: Context,
-        branches: Sequence[Branch],
+        self, budget: Budget, graph: gs.Graph, context: Context, branches: Sequence[Branch]
     ) -> None:
         self.budget = budget
-        self._context = context
         self._removable = _removable(branches)
-        self._macs, self._bytes = _graph_macs(graph), _graph_bytes(graph)
         self._has_macs = all(node_macs(node) is not None for node in graph.nodes)
+        self._macs = BudgetMeter.of("macs", graph)
         is_timed = budget.kind == "latency" and context.model is not None
-        self._original = context.model.clone() if is_timed and context.model is not None else None
+        original = context.model.clone() if is_timed and context.model is not None else None
+        self._meter = BudgetMeter.of(budget.kind, graph, original, context.stopwatch)
 
     def gain(self, branch: Branch) -> float:
         """What the budget gains by the removal of a branch, in its unit; 1 if that is not known."""
@@ -64,18 +61,12 @@ class BranchMeter:
         """
         if self.budget.kind == "ratio":
             return removed >= round(self.budget.amount * self._removable)
-        if self.budget.kind == "bytes":
-            return _graph_bytes(graph) <= self.budget.amount * self._bytes
-        if self.budget.kind == "macs":
-            return _graph_macs(graph) <= self.budget.amount * self._macs
-        stopwatch = self._context.stopwatch
-        assert stopwatch is not None
-        assert model is not None
-        assert self._original is not None
-        return removed > 0 and 1 / stopwatch.pair(self._original, model).ratio <= self.budget.amount
+        if self.budget.kind == "latency" and not removed:
+            return False
+        return self._meter.taken(graph, model) <= self.budget.amount * self._meter.whole
 
     def untimed(self, graph: gs.Graph, removed: int) -> Budget:
-        """A budget that is met where `removed` branches are gone, without a clock.
+        """A budget that is met where `removed` branches are gone, whatever is timed.
 
         Args:
             graph: without these branches.
@@ -84,7 +75,7 @@ class BranchMeter:
         if not self._has_macs:
             return Budget("ratio", min(removed / self._removable, _ALMOST_ALL))
         # rounded up: at least what is left now, and less than was left one branch before
-        return Budget("macs", ceil(1e6 * _graph_macs(graph) / self._macs) / 1e6)
+        return Budget("macs", ceil(1e6 * self._macs.taken(graph) / self._macs.whole) / 1e6)
 
 
 def _removable(branches: Sequence[Branch]) -> int:
@@ -96,14 +87,6 @@ def _removable(branches: Sequence[Branch]) -> int:
 def branch_macs(branch: Branch) -> int:
     """Multiply-accumulates of a branch; nodes of unknown size count as nothing."""
     return sum(node_macs(node) or 0 for node in branch.nodes)
-
-
-def _graph_macs(graph: gs.Graph) -> int:
-    return sum(node_macs(node) or 0 for node in graph.nodes)
-
-
-def _graph_bytes(graph: gs.Graph) -> int:
-    return sum(constant.nbytes for constant in constants_of(graph))
 
 
 def _own_bytes(branch: Branch) -> int:

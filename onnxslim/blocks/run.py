@@ -15,7 +15,7 @@ from onnxslim.blocks.meter import BranchMeter, branch_macs
 from onnxslim.blocks.ranking import drop_term, least_harmful
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.lossy.budgeted_pass import Budget
+from onnxslim.lossy.budgets import Budget
 from onnxslim.lossy.problems import Problems, assign
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
@@ -32,7 +32,7 @@ class BlockOptions:
     """The options of `prune-blocks`.
 
     Attributes:
-        budget: how far to go, see `BranchMeter`.
+        budget: how far to go; a ratio is of the branches that may leave.
         reconstruct: whether the layers that read a sum are refitted, where there are samples.
         branches: which of them may leave, by their labels.
     """
@@ -46,7 +46,7 @@ class BlockPruning:
     """A graph that loses branches.
 
     Attributes:
-        untimed: the budget that repeats, without a clock, what a budget of latency decided.
+        untimed: the budget that repeats what a budget of latency decided; None for other budgets.
     """
 
     def __init__(self, rewriter: Rewriter, context: Context, options: BlockOptions) -> None:

@@ -26,7 +26,7 @@ from onnxslim.graph.counts import node_macs
 from onnxslim.graph.ir import Node, walk_graphs
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.io.model import Model
-from onnxslim.lossy.budgeted_pass import Budget, known_macs
+from onnxslim.lossy.budgets import Budget, known_macs
 
 Mask = npt.NDArray[np.bool_]
 

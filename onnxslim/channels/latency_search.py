@@ -20,7 +20,7 @@ from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.channels.work import Work
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.budgeted_pass import Budget
+from onnxslim.lossy.budgets import Budget, BudgetMeter
 from onnxslim.services.stopwatch import Stopwatch
 
 Mask = npt.NDArray[np.bool_]
@@ -52,7 +52,8 @@ class LatencySearch:
     def __init__(
         self, stopwatch: Stopwatch, model: Model, *, spread: bool, tell: Callable[[str], None]
     ) -> None:
-        self.stopwatch, self.model, self.spread, self.tell = stopwatch, model, spread, tell
+        self.model, self.spread, self.tell = model, spread, tell
+        self._meter = BudgetMeter.of("latency", model.graph, model, stopwatch)
         self._shares: dict[tuple[int, ...], float] = {}
 
     def choice(self, chooser: LevelChooser, budget: Budget) -> LevelChoice:
@@ -91,7 +92,8 @@ class LatencySearch:
             return known
         share = 1.0
         if choice.gone.any():
-            share = 1 / self.stopwatch.pair(self.model, without(self.model, choice.gone)).ratio
+            smaller = without(self.model, choice.gone)
+            share = self._meter.taken(smaller.graph, smaller)
         self.tell(f"latency {share:.3f} of the original, {left:.3f} is asked for")
         self._shares[choice.levels] = share
         return share

@@ -34,7 +34,7 @@ from onnxslim.channels.units import indexable
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.lossy.budgeted_pass import Budget
+from onnxslim.lossy.budgets import Budget
 from onnxslim.lossy.problems import Schedule
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context

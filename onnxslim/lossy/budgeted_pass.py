@@ -1,123 +1,76 @@
-"""`BudgetedPass`: base of the passes that remove parts of a model until a `Budget` is met.
+"""`BudgetedPass`: base of the passes that take a budget, and the options that set one.
 
-Owns: the options that say how far to go, and what they require. Not here: what has been reached of
-a budget (see `channels.work`, `blocks.meter`).
+    @dataclass(frozen=True)
+    class PruneBlocks(BudgetedPass):
+        ratio: float | None = leaving_share_option("share of the branches that leaves")
+        macs: float | None = remaining_share_option("share of the multiply-accumulates that ...")
+
+        ... self.budget ...      # a `Budget`, or None where no option gives one
+
+The base declares no options itself, so that a pass lists them where its help should show them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar, Final
-
-import onnx_graphsurgeon as gs
+from typing import Any, ClassVar, Final
 
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.counts import node_macs
-from onnxslim.graph.ir import Node, node_label
+from onnxslim.lossy.budgets import Budget
 from onnxslim.pipeline.options import interval, option
 from onnxslim.pipeline.passes import Context, Pass
 
-DEFAULT_RATIO: Final = 0.5
+DEFAULT_BUDGET: Final = Budget("ratio", 0.5)
+"""The budget of a pass that removes parts, where no option gives one."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How far a pass goes.
-
-    Attributes:
-        kind: `ratio`: the share of what may leave that leaves; `macs`, `latency`, `bytes`: the
-            share that may remain.
-        amount: the share.
-    """
-
-    kind: str
-    amount: float
-
-    def __str__(self) -> str:
-        """As the option is spelled."""
-        return f"{self.kind}={self.amount:g}"
-
-    def remaining(self, progress: float = 1.0) -> float:
-        """The share that may remain when `progress` (0 to 1) of the way is done."""
-        if self.kind == "ratio":
-            return 1 - self.amount * progress
-        return 1 - (1 - self.amount) * progress
+def leaving_share_option(help: str) -> Any:
+    """An option for the share that leaves, in [0, 1)."""
+    return option(None, interval(0, 1, open_right=True), help)
 
 
-@dataclass(frozen=True)
+def remaining_share_option(help: str) -> Any:
+    """An option for the share that may remain, in (0, 1]."""
+    return option(None, interval(0, 1, open_left=True), help)
+
+
 class BudgetedPass(Pass):
-    """A pass with one budget.
+    """A pass with at most one budget.
 
     Attributes:
-        ways: the options of which at most one may be given.
+        budgets: the options that are budgets over the whole model.
+        alternatives: the options of which at most one may be given, budgets among them.
     """
 
-    ways: ClassVar[tuple[str, ...]] = ("ratio", "macs", "latency", "bytes")
-
-    ratio: float | None = option(
-        None,
-        interval(0, 1, open_right=True),
-        f"share of what may leave to remove; {DEFAULT_RATIO} where no budget is given",
-    )
-    macs: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the multiply-accumulates that may remain"
-    )
-    latency: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the latency that may remain, as measured"
-    )
-    bytes_: float | None = option(
-        None, interval(0, 1, open_left=True), "share of the file's bytes that may remain"
-    )
+    budgets: ClassVar[tuple[str, ...]] = ("ratio", "macs", "latency", "bytes")
+    alternatives: ClassVar[tuple[str, ...]] = budgets
 
     def __post_init__(self) -> None:
         """Check options against each other.
 
         Raises:
-            UsageError: more than one budget is given.
+            UsageError: more than one of the alternatives is given.
         """
         super().__post_init__()
-        self.check_at_most_one(*self.ways)
+        self.check_at_most_one(*self.alternatives)
 
-    def budget(self) -> Budget:
-        """The budget that is given; by default a ratio of `DEFAULT_RATIO`."""
-        amounts = {
-            "ratio": self.ratio,
-            "macs": self.macs,
-            "latency": self.latency,
-            "bytes": self.bytes_,
-        }
-        given = (Budget(kind, value) for kind, value in amounts.items() if value is not None)
-        return next(given, Budget("ratio", DEFAULT_RATIO))
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that is given."""
+        fields = {spec.name: spec.field for spec in self.options()}
+        kind = next(iter(self.given(*self.budgets)), None)
+        return None if kind is None else Budget(kind, getattr(self, fields[kind]))
 
-    def requires(self, graph: gs.Graph, context: Context) -> None:
+    def check_stopwatch(self, context: Context) -> None:
         """Refuse a budget of latency where nothing is timed.
 
         Raises:
             NotApplicable: saying what to give.
         """
-        if self.latency is not None and context.stopwatch is None:
+        budget = self.budget
+        if budget is not None and budget.kind == "latency" and context.stopwatch is None:
             raise NotApplicable(
                 "a budget of latency needs models to be timed: leave out --no-latency, or give macs"
             )
 
 
-def known_macs(nodes: Iterable[Node]) -> dict[Node, int]:
-    """Multiply-accumulates of each node.
-
-    Raises:
-        NotApplicable: the size of one is not known.
-    """
-    found: dict[Node, int] = {}
-    for node in nodes:
-        macs = node_macs(node)
-        if macs is None:
-            raise NotApplicable(
-                f"a budget of macs needs sizes, and that of `{node_label(node)}` is not known: "
-                "give --input-shape, or use ratio, bytes or latency"
-            )
-        found[node] = macs
-    return found
-
-
-__all__ = ["DEFAULT_RATIO", "Budget", "BudgetedPass", "known_macs"]
+__all__ = ["DEFAULT_BUDGET", "BudgetedPass", "leaving_share_option", "remaining_share_option"]

@@ -22,6 +22,12 @@ from onnxslim.analysis.layers import WeightLayer
 from onnxslim.errors import RuntimeFailure, UsageError
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.budgeted_pass import (
+    BudgetedPass,
+    leaving_share_option,
+    remaining_share_option,
+)
+from onnxslim.lossy.budgets import Budget
 from onnxslim.lossy.layer_pass import LayerPass, error_words
 from onnxslim.lossy.problems import MAX_INPUTS, Problem, Problems, Schedule, assign
 from onnxslim.lowrank.budget import SplitBudget
@@ -48,8 +54,6 @@ from onnxslim.solvers.decompositions.methods import METHODS
 from onnxslim.solvers.metric import Metric
 
 _PLANNED = re.compile(r"(?P<layer>.+)=(?P<method>[a-z0-9]+)/(?P<ranks>[1-9]\d*(x[1-9]\d*)?)")
-_WAYS: Final = ("rank", "ratio", "latency", "macs", "bytes", "plan")
-_BUDGETS: Final = ("latency", "macs", "bytes")
 _PLAIN: Final = ("svd", "channel")  # whose rank is that of the weight as a matrix
 _NO_ERROR: Final = 1e-9  # below, the rank of the weight is looked at
 
@@ -72,12 +76,14 @@ class _Planned:
 
 
 @dataclass(frozen=True)
-class SplitPass(LayerPass):
+class SplitPass(LayerPass, BudgetedPass):
     """Layers split into smaller operators, with the options that say how far."""
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     max_inputs: ClassVar[int | None] = MAX_INPUTS
+    budgets: ClassVar[tuple[str, ...]] = ("latency", "macs", "bytes")
+    alternatives: ClassVar[tuple[str, ...]] = ("rank", "ratio", *budgets, "plan")
     ops: ClassVar[frozenset[str]]
 
     rank: int | None = option(None, at_least(1), "rank of every layer")
@@ -86,23 +92,15 @@ class SplitPass(LayerPass):
         interval(0, 1, open_left=True),
         "share of a layer's output energy that is kept at least, where nothing else is asked for",
     )
-    ratio: float | None = option(
-        None, interval(0, 1, open_right=True), "share of the weights of every layer that goes"
+    ratio: float | None = leaving_share_option("share of the weights of every layer that goes")
+    latency: float | None = remaining_share_option(
+        "budget: milliseconds, as a share of what all layers take"
     )
-    latency: float | None = option(
-        None,
-        interval(0, 1, open_left=True),
-        "budget: milliseconds, as a share of what all layers take",
+    macs: float | None = remaining_share_option(
+        "budget: multiply-accumulates, as a share of what all layers take"
     )
-    macs: float | None = option(
-        None,
-        interval(0, 1, open_left=True),
-        "budget: multiply-accumulates, as a share of what all layers take",
-    )
-    bytes_: float | None = option(
-        None,
-        interval(0, 1, open_left=True),
-        "budget: bytes of weights, as a share of what all layers take",
+    bytes_: float | None = remaining_share_option(
+        "budget: bytes of weights, as a share of what all layers take"
     )
     rank_selection: str = option(
         "energy",
@@ -131,17 +129,11 @@ class SplitPass(LayerPass):
             UsageError: two ways to choose ranks at once, or a budget that is not given.
         """
         super().__post_init__()
-        self.check_at_most_one(*_WAYS)
         if self.rank_selection == "budget" and self.budget is None:
             raise UsageError(
                 f"Option `rank-selection` of `{self.name}` is budget, but there is none: give "
                 "latency, macs or bytes."
             )
-
-    @property
-    def budget(self) -> str | None:
-        """The name of the budget that is given."""
-        return next(iter(self.given(*_BUDGETS)), None)
 
     # ----------------------------------------------------------------- of a subclass
 
@@ -236,13 +228,14 @@ class _Run:
             return self._best(problem, methods)
         if problem.name in chosen:
             return chosen[problem.name]
-        if self.rule.plan:
+        budget = self.rule.budget
+        if budget is None:
             return "it is not in `plan`"
         label = node_label(problem.layer.node)
         for (name, _), skip in self.rw.skips.items():
             if name == label:  # said while offers were made
                 return str(skip.why)
-        return f"within the budget of {self.rule.budget} it is best left as it is"
+        return f"within the budget of {budget.kind} it is best left as it is"
 
     def _planned(self, problems: Problems) -> Mapping[str, Paying]:
         """The choices that `plan` spells."""
@@ -260,17 +253,16 @@ class _Run:
                 self._decline(None, f"there is no layer `{name}` for `plan`")
         return chosen
 
-    def _spread(self, kind: str) -> Mapping[str, Paying]:
+    def _spread(self, budget: Budget) -> Mapping[str, Paying]:
         """The choices that keep all layers together within the budget."""
-        share = float(getattr(self.rule, "bytes_" if kind == "bytes" else kind))
-        budget = SplitBudget(kind, share, self.trials, self.gate, self.context)
+        split_budget = SplitBudget(budget, self.trials, self.gate, self.context)
 
         def told() -> Iterator[Problem]:
             for problem in self._problems(self.rule.schedule.at_once()):
                 self.context.tell(f"{self.rule.name}: what {problem.name} could be")
                 yield problem
 
-        return budget.spread(told(), self._decline)
+        return split_budget.spread(told(), self._decline)
 
     def _best(self, problem: Problem, methods: tuple[str, ...]) -> Paying | str:
         """The split that gains most among those that keep enough of the output."""

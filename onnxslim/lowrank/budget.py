@@ -1,7 +1,7 @@
 """A budget over a whole model: how far each layer is split, so that the output moves least.
 
 What may change here: what is offered for a layer, and what an offer costs. Shares are dealt out by
-`budgets`; what pays is `split_gate`'s.
+`lossy.spend`; what pays is `gate`'s.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from onnxslim.lossy.budgets import Budget
 from onnxslim.lossy.error_gain import sensitivity
 from onnxslim.lossy.problems import Problem
 from onnxslim.lossy.spend import least_error, of_least_cost, total_cost
@@ -38,15 +39,13 @@ class SplitBudget:
     """Spends a budget.
 
     Attributes:
-        kind: latency, macs or bytes.
-        share: of what all layers take as they are.
+        budget: of latency, macs or bytes; a share of what all layers take as they are.
         trials: of methods and ranks.
         gate: to what pays.
         context: of the pass.
     """
 
-    kind: str
-    share: float
+    budget: Budget
     trials: Trials
     gate: Gate
     context: Context
@@ -73,14 +72,14 @@ class SplitBudget:
             return {}
         # the first offer is the layer as it is
         whole = fixed + sum(offers[0].cost for offers in menus.values())
-        limit = self.share * whole - fixed
+        limit = self.budget.amount * whole - fixed
         chosen = least_error(menus, limit)
         if total_cost(chosen) > limit:
             least = (fixed + total_cost(of_least_cost(menus))) / whole
             decline(
                 None,
-                f"the budget of {self.share:g} of {self.kind} cannot be met: the layers can go "
-                f"down to {least:.2g} of what they take",
+                f"the budget of {self.budget.amount:g} of {self.budget.kind} cannot be met: the "
+                f"layers can go down to {least:.2g} of what they take",
             )
         found = {name: offer.paying for name, offer in chosen.items()}
         return {name: paying for name, paying in found.items() if paying is not None}
@@ -91,7 +90,7 @@ class SplitBudget:
         return self._cost(costs, None) if self._is_known(costs) else 0.0
 
     def _is_known(self, costs: SplitCosts) -> bool:
-        return self.kind == "bytes" or costs.has_shapes
+        return self.budget.kind == "bytes" or costs.has_shapes
 
     def _offers(self, problem: Problem) -> list[_Offer] | str:
         """The layer as it is, and its splits that pay, with costs and errors."""
@@ -130,10 +129,10 @@ class SplitBudget:
     def _cost(self, costs: SplitCosts, paying: Paying | None) -> float:
         """What a split (None: the layer as it is) takes of the budget."""
         candidate = None if paying is None else paying.candidate
-        if self.kind == "bytes":
+        if self.budget.kind == "bytes":
             return float(costs.nbytes(candidate))
         stopwatch = self.context.stopwatch
-        if self.kind == "macs" or stopwatch is None:
+        if self.budget.kind == "macs" or stopwatch is None:
             return float(costs.macs(candidate) or 0)
         if candidate is not None and self.gate.for_bytes:  # its gain is not one of time
             pairs = costs.timed([candidate])[0]

@@ -16,7 +16,7 @@ from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder, removal
 from onnxslim.channels.work import Work, channel_work
 from onnxslim.errors import NotApplicable
 from onnxslim.io.model import Model
-from onnxslim.lossy.budgeted_pass import Budget
+from onnxslim.lossy.budgets import Budget
 from onnxslim.pipeline.stats import measure_stats
 
 CHAIN = """
