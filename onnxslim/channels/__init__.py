@@ -8,7 +8,8 @@ edits_operands       edits of constant operands and of attributes that count cha
 edits_movement       edits of operators that pick or reorder channels
 edits_sizes          edits of lists of sizes
 tracing              the sweep over a graph: labels are moved, merged, or pinned with a reason
-rules_layers         how labels go through layers with weights and products of activations
+rules_products       how labels go through products of two activations
+rules_layers         how labels go through layers with weights
 rules_normalization  how labels go through normalizations
 rules_elementwise    how labels go through elementwise operators, reductions and pooling
 rules_sizes          how sizes that are read from the graph and told to operators follow labels

@@ -1,4 +1,4 @@
-"""How labels go through operators that mix channels: layers with weights, products of activations.
+"""How labels go through layers with weights: Conv, ConvTranspose, Gemm, MatMul.
 
 A layer with a constant weight *reads* the channels of its input, whose labels end there, and
 *writes* channels with new labels. Its weight is cut along both.
@@ -17,12 +17,11 @@ from onnxslim.analysis.linear_operators import RUN_TIME
 from onnxslim.channels.edits_operands import CountAttribute, CutGroups
 from onnxslim.channels.labels import (
     ChannelLabels,
-    LabelArray,
     along_axis,
     ids_along,
     labelled_axes,
-    with_rank,
 )
+from onnxslim.channels.rules_products import product_of_activations
 from onnxslim.channels.tracing import (
     ChannelRule,
     ChannelTracer,
@@ -66,12 +65,12 @@ def conv(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
         return _depthwise(node, tracer, layer, inputs)
     outputs = tracer.fresh(groups * layer.rows)
     if groups > 1:
-        _grouped(node, tracer, layer, inputs, outputs)
+        _trace_groups(node, tracer, layer, inputs, outputs)
     else:
-        _dense(node, tracer, layer, inputs, outputs)
+        _slice_matrix(node, tracer, layer, inputs, outputs)
     if bias is not None:
         tracer.slice_operand(node, 2, 0, outputs, 0)
-    _remember(tracer, layer, inputs, outputs)
+    _add_to_trace(tracer, layer, inputs, outputs)
     return ((along_axis(outputs, _CHANNELS, rank),),)
 
 
@@ -80,9 +79,10 @@ def _is_depthwise(layer: WeightLayer) -> bool:
     return layer.groups > 1 and layer.columns == int(np.prod(layer.holder.stored.shape[2:]))
 
 
-def _dense(
+def _slice_matrix(
     node: Node, tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
 ) -> None:
+    """Cut the weight along its outputs, and along its inputs if they have labels."""
     out_axis, in_axis = _weight_axes(layer)
     tracer.slice_operand(node, layer.weight, out_axis, outputs, 0)
     if inputs is not None:
@@ -111,9 +111,10 @@ def _depthwise(
     return ((along_axis(outputs, _CHANNELS, len(layer.holder.stored.shape)),),)
 
 
-def _grouped(
+def _trace_groups(
     node: Node, tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
 ) -> None:
+    """Cut each group of the weight by its own channels, of which all groups lose as many."""
     groups = layer.groups
     rows = outputs.reshape(groups, -1)
     columns = None if inputs is None else inputs.reshape(groups, -1)
@@ -121,7 +122,10 @@ def _grouped(
     tracer.trace.edits.append(CutGroups(node, columns, rows))
 
 
-def _remember(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
+def _add_to_trace(
+    tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
+) -> None:
+    """Add the layer to the writers and, if its inputs have labels, to the readers."""
     out_axis, in_axis = _weight_axes(layer)
     if len(outputs) == 1:
         tracer.pin(outputs, f"it is the only channel of `{node_label(layer.node)}`")
@@ -129,10 +133,12 @@ def _remember(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, out
     if inputs is not None:
         tracer.trace.readers.append(Member(layer.node, layer, layer.weight, in_axis, inputs))
     if layer.shared:
-        _share(tracer, layer, inputs, outputs)
+        _merge_shared(tracer, layer, inputs, outputs)
 
 
-def _share(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids) -> None:
+def _merge_shared(
+    tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, outputs: Ids
+) -> None:
     """Merge the channels of layers that share a weight, so that one weight still serves all."""
     users = dict.fromkeys(user for user in layer.weight_tensor.outputs if user is not layer.node)
     own = dict(zip(_weight_axes(layer), (outputs, inputs), strict=True))
@@ -142,15 +148,15 @@ def _share(tracer: ChannelTracer, layer: WeightLayer, inputs: Ids | None, output
             why = f"their weight is also used by `{node_label(user)}` ({user.op})"
             _pin_both(tracer, (*own.values(),), why)
             continue
-        theirs = _swept(tracer, other)
-        if theirs is None:
-            continue  # not reached yet: it will come back here
-        why = f"`{layer.name}` and `{other.name}` have one weight, of which the other must stay"
+        others = _labels_by_axis(tracer, other)
+        if others is None:
+            continue  # the sweep has not reached it yet, and will merge the two there
+        why = f"`{layer.name}` and `{other.name}` share a weight that the other needs whole"
         for axis in own:
-            _keep_alike(tracer, own[axis], theirs[axis], why)
+            _keep_alike(tracer, own[axis], others[axis], why)
 
 
-def _swept(tracer: ChannelTracer, layer: WeightLayer) -> dict[int, Ids | None] | None:
+def _labels_by_axis(tracer: ChannelTracer, layer: WeightLayer) -> dict[int, Ids | None] | None:
     """The labels along each axis of the stored weight; None before the sweep reaches the layer."""
     trace = tracer.trace
     written = [member for member in trace.writers if member.node is layer.node]
@@ -163,6 +169,7 @@ def _swept(tracer: ChannelTracer, layer: WeightLayer) -> dict[int, Ids | None] |
 
 
 def _keep_alike(tracer: ChannelTracer, a: Ids | None, b: Ids | None, why: str) -> None:
+    """Merge two sides of layers that share a weight; pin both where one has no labels."""
     if a is None or b is None or len(a) != len(b):
         _pin_both(tracer, (a, b), why)
     else:
@@ -186,8 +193,8 @@ def gemm(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     out_axis = int(getattr(unfolding, "out_axis", -1) or 0) % 2
     inputs = _vector_ids(node, tracer, data, read_axis)
     outputs = tracer.fresh(layer.rows)
-    _dense(node, tracer, layer, inputs, outputs)
-    _remember(tracer, layer, inputs, outputs)
+    _slice_matrix(node, tracer, layer, inputs, outputs)
+    _add_to_trace(tracer, layer, inputs, outputs)
     result: ChannelLabels = (along_axis(outputs, out_axis, 2),)
     rest = _kept_rows(tracer.labels(data), read_axis)
     # labels of the rows go on along the output's other axis
@@ -201,7 +208,7 @@ def gemm(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 def _vector_ids(node: Node, tracer: ChannelTracer, tensor: gs.Tensor, axis: int) -> Ids | None:
     """The labels of the inputs of a product along `axis`, merged over other axes of their array."""
-    labels = [f for f in tracer.labels(tensor) if axis in labelled_axes(f)]
+    labels = [array for array in tracer.labels(tensor) if axis in labelled_axes(array)]
     if not labels:
         return None
     others = frozenset(range(labels[0].ndim)) - {axis}
@@ -221,7 +228,7 @@ def matmul(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
             return ()
         if tracer.declined.get(node_label(node)) != RUN_TIME:
             _layer(node, tracer)
-        return _product(node, tracer)
+        return product_of_activations(node, tracer)
     if len(layer.holder.stored.shape) != 2:
         raise Untraceable("its weight is not a matrix")
     data = node.inputs[layer.data]
@@ -231,73 +238,9 @@ def matmul(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     axis = rank + int(getattr(layer.unfolding, "axis", -1))
     inputs = _vector_ids(node, tracer, data, axis)
     outputs = tracer.fresh(layer.rows)
-    _dense(node, tracer, layer, inputs, outputs)
-    _remember(tracer, layer, inputs, outputs)
+    _slice_matrix(node, tracer, layer, inputs, outputs)
+    _add_to_trace(tracer, layer, inputs, outputs)
     return ((along_axis(outputs, axis, rank), *_kept_rows(tracer.labels(data), axis)),)
-
-
-def _product(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
-    """A·B of two activations: labels along the sum are merged, those of rows and columns go on.
-
-    Labels along the sum that also depend on the matrix of a stack (the head of attention) leave as
-    a whole, together with the matrix.
-    """
-    a, b = node.inputs
-    shapes = tracer.shape(a), tracer.shape(b)
-    if min(map(len, shapes)) < 2:
-        raise Untraceable("one of its operands is a vector")
-    rank = max(map(len, shapes))
-    # (…, M, K) and (…, N, K): the sum is the last axis of both
-    left = [with_rank(f, rank) for f in tracer.labels(a)]
-    right = [with_rank(f, rank).swapaxes(-1, -2) for f in tracer.labels(b)]
-    why = f"`{node_label(node)}` (MatMul) sums over them with others that must stay"
-    summed = [[f for f in side if rank - 1 in labelled_axes(f)] for side in (left, right)]
-    if bool(summed[0]) != bool(summed[1]):
-        for array in (*summed[0], *summed[1]):
-            tracer.pin(array, why)
-        met: ChannelLabels = ()
-    else:
-        met = _met(node, tracer, summed, rank, why)
-    ids = [array for array in met if array.size > 1]
-    rows = [f for f in left if rank - 1 not in labelled_axes(f)]
-    columns = [f.swapaxes(-1, -2) for f in right if rank - 1 not in labelled_axes(f)]
-    _check_stacks(tracer, (a, b), rank, [*rows, *columns, *ids])
-    joined = tracer.joined([*ids, *rows, *columns], why)
-    return (joined,)
-
-
-def _met(
-    node: Node, tracer: ChannelTracer, summed: list[list[LabelArray]], rank: int, why: str
-) -> ChannelLabels:
-    """Merge labels that meet in the sum; the labels that are left along axes of the stack."""
-    parts: list[LabelArray] = []
-    for side in summed:
-        # rows of one operand do not exist in the other
-        parts += tracer.collapsed(tuple(side), frozenset({rank - 2}), why)
-    if len(parts) < 2:
-        return ()
-    whole = tracer.merge(parts[0], parts[1], why)
-    if labelled_axes(whole) == {rank - 1}:
-        tracer.trace.weightless_readers.append((node, whole.reshape(-1)))
-        return ()
-    return tracer.collapsed((whole,), frozenset({rank - 1}), why)
-
-
-def _check_stacks(
-    tracer: ChannelTracer,
-    tensors: tuple[gs.Tensor, gs.Tensor],
-    rank: int,
-    labels: Sequence[LabelArray],
-) -> None:
-    """Pin labels along axes of the stack where an operand has as many matrices without labels."""
-    for tensor in tensors:
-        shape = tracer.shape(tensor)
-        shape = (*(1,) * (rank - len(shape)), *shape)
-        own = {ax for f in tracer.labels(tensor) for ax in labelled_axes(with_rank(f, rank))}
-        for array in labels:
-            for axis in labelled_axes(array):
-                if axis < rank - 2 and shape[axis] != 1 and axis not in own:
-                    tracer.pin(array, f"`{tensor.name}` has as many matrices, which must stay")
 
 
 RULES: Final[Mapping[str, ChannelRule]] = {
