@@ -146,7 +146,7 @@ def _observed(graph: gs.Graph, context: Context) -> Magnitudes:
 def _missed(held: Calibration, source: Model, copy: Model, max_error: float) -> str | None:
     """That the outputs of `copy` are too far from those of `source`, with the numbers."""
     (distance,) = held.distances(source, [copy])
-    error = 10 ** (-distance.sqnr_db / 20)
+    error = distance.relative_error
     if error <= max_error:
         return None
     return f"a relative error of {error:.2g}, more than max-error={max_error:g}"

@@ -1,9 +1,10 @@
-"""Which clusters go back to float so that the outputs stay near enough: by measuring.
+"""The clusters that go back to float until the outputs are near enough, found by measuring.
 
-What may change here: in which order clusters are tried. The effect of each is that of the model in
-which it alone is an integer kernel: on accuracy, where that has a floor, else and among equals on
-the outputs for samples held back. They go back in the order of their effects, as few as hold the
-floor.
+Each cluster is measured as the only integer kernel of the model: its drop of accuracy, where
+accuracy has a floor, and the error of the outputs on samples held back, which also orders equals.
+Clusters go back worst first, and only as many as the floors need.
+
+Owns: the order, and how many go back. Not here: what a floor is (see `pipeline.floors`).
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from functools import cached_property
 from typing import Final
 
 from onnxslim.io.model import Model
-from onnxslim.pipeline.floors import Floors
+from onnxslim.pipeline.floors import Floors, missed
 from onnxslim.quantization.placement_search import QdqPlanner, quantized_copy
 from onnxslim.quantization.qdq import QdqPlan
 from onnxslim.services.calibration import Calibration, Distance
 
-_PATIENCE_S: Final = 300.0  # for the accuracy of models with one kernel each
+_PATIENCE_S: Final = 300.0  # for measuring accuracy with one integer kernel after the other
 
 
 @dataclass(frozen=True)
 class DivergenceLimits:
-    """How far outputs may go.
+    """How far the outputs of a model may be from those of the reference.
 
     Attributes:
         error: the largest relative error, ‖ŷ − y‖ / ‖y‖, of any output; None: no limit.
-        floors: what the user will not go below.
-        accuracy: of a model on the user's evaluation data; None without such data.
+        floors: the user's limits on what lossy passes cost.
+        accuracy: measures a model on the user's evaluation data; None without such data.
     """
 
     error: float | None
@@ -39,7 +40,7 @@ class DivergenceLimits:
 
     @property
     def are_set(self) -> bool:
-        """Whether there is anything to hold."""
+        """Whether there is any limit."""
         floors = self.floors
         near = not (self.error is floors.min_agreement is floors.min_sqnr_db is None)
         return near or self.has_drop
@@ -50,31 +51,21 @@ class DivergenceLimits:
         return self.floors.max_drop is not None and self.accuracy is not None
 
     def missed(self, distance: Distance) -> str | None:
-        """What does not hold, with the numbers."""
-        error, floors = relative_error(distance), self.floors
+        """Which limit on the outputs does not hold, with the numbers."""
+        error = distance.relative_error
         if self.error is not None and error > self.error:
             return f"the relative error of an output is {error:.3g}; max-error is {self.error:g}"
-        if floors.min_sqnr_db is not None and distance.sqnr_db < floors.min_sqnr_db:
-            return f"the SQNR is {distance.sqnr_db:.1f} dB; --min-sqnr is {floors.min_sqnr_db:g}"
-        least = floors.min_agreement
-        if least is not None and distance.agreement is not None and distance.agreement < least:
-            return f"{distance.agreement:.4f} of the answers agree; --min-agreement is {least:g}"
-        return None
-
-
-def relative_error(distance: Distance) -> float:
-    """‖ŷ − y‖ / ‖y‖ of the output where it is largest."""
-    return float(10 ** (-distance.sqnr_db / 20))
+        return missed(self.floors, sqnr_db=distance.sqnr_db, agreement=distance.agreement)
 
 
 @dataclass(frozen=True)
 class FellBack:
-    """A cluster that is float again, with what it did by itself.
+    """A cluster that is float again, and its effect as the only integer kernel.
 
     Attributes:
-        name: of the cluster.
-        error: relative, of the outputs.
-        drop: points of accuracy.
+        name: the name of the cluster.
+        error: the largest relative error of an output.
+        drop: the points of accuracy that it costs.
     """
 
     name: str
@@ -88,17 +79,18 @@ class FellBack:
 
 @dataclass(frozen=True)
 class FloatFallback:
-    """Puts clusters back to float.
+    """Puts clusters back to float until limits hold.
 
     Attributes:
-        model: in float.
+        model: the float model.
         reference: the model before lossy steps, whose outputs and accuracy are to be kept.
-        plan: the grids and codes of a choice of clusters.
-        settled: what of a choice will be on integers, when others are not.
+        plan: gives the grids and codes of a choice of clusters.
+        settled: gives the clusters of a choice that are worth being on integers without the others.
         calibration: the samples held back, by which clusters are ordered.
-        whole: all samples, on which limits must hold as well: floors are judged by them.
+        whole: all samples. Limits must hold on them as well, as the floors of the run are judged
+            on them.
         limits: what has to hold.
-        tell: what goes on, in words.
+        tell: reports progress, in words.
     """
 
     model: Model
@@ -113,16 +105,20 @@ class FloatFallback:
     def restore(
         self, chosen: frozenset[str], units: Sequence[frozenset[str]]
     ) -> tuple[frozenset[str], tuple[FellBack, ...]]:
-        """What may stay on integers, and what went back, worst first.
+        """Put as few clusters back to float as the limits need.
 
         Args:
-            chosen: clusters on integers.
-            units: clusters that go back together; the first name of each stands for it.
+            chosen: names of the clusters on integers.
+            units: sets of clusters that go back together.
+
+        Returns:
+            The clusters that stay on integers, and those that went back, worst first; one name
+            stands for a unit.
         """
         if self._missed(chosen) is None:
             return chosen, ()
-        self.tell(f"what each of {len(units)} integer kernels does to the outputs")
-        errors = [relative_error(distance) for distance in self._alone(units)]
+        self.tell(f"effect of each of {len(units)} integer kernels on the outputs")
+        errors = [distance.relative_error for distance in self._alone(units)]
         drops = self._drops_alone(units)
         order = sorted(range(len(units)), key=lambda index: (-drops[index], -errors[index]))
         count = self._fewest(chosen, [units[index] for index in order])
@@ -132,8 +128,8 @@ class FloatFallback:
         return left, back
 
     def _fewest(self, chosen: frozenset[str], order: Sequence[frozenset[str]]) -> int:
-        """How many of `order` must go: by steps that double, then by halving."""
-        low, high = 0, 1  # with `low` gone the floor is missed
+        """How many units of `order` must go back: gallop, then bisect."""
+        low, high = 0, 1  # with the first `low` units gone the limits are missed
         while high < len(order) and self._missed(chosen.difference(*order[:high])) is not None:
             low, high = high, 2 * high
         high = min(high, len(order))
@@ -146,6 +142,7 @@ class FloatFallback:
         return high
 
     def _missed(self, chosen: frozenset[str]) -> str | None:
+        """Which limit the model misses with the clusters `chosen` on integers."""
         chosen = self.settled(chosen)
         if not chosen:
             return None
@@ -156,21 +153,16 @@ class FloatFallback:
             why = self.limits.missed(distance)
             if why is not None:
                 return why
-        drop = self._drop(model)
-        return (
-            f"accuracy drops by {drop:.2f} points"
-            if drop > (self.limits.floors.max_drop or 0.0)
-            else None
-        )
+        return missed(self.limits.floors, drop=self._drop(model))
 
     @cached_property
     def _accuracy(self) -> float | None:
-        """That of the model as it was."""
+        """The accuracy of the reference."""
         accuracy = self.limits.accuracy
         return accuracy(self.reference) if self.limits.has_drop and accuracy is not None else None
 
     def _drops_alone(self, units: Sequence[frozenset[str]]) -> list[float]:
-        """What each unit alone costs; 0 where asking for all of them would take too long."""
+        """Points of accuracy that each unit alone costs; all 0 where measuring takes too long."""
         nothing = [0.0] * len(units)
         if self._accuracy is None:
             return nothing
@@ -178,7 +170,7 @@ class FloatFallback:
         self._drop(self.reference)
         if len(units) * (time.perf_counter() - begun) > _PATIENCE_S:
             return nothing
-        self.tell(f"what each of {len(units)} integer kernels does to accuracy")
+        self.tell(f"effect of each of {len(units)} integer kernels on accuracy")
         return [self._drop(self._model(self.plan(unit))) for unit in units]
 
     def _drop(self, model: Model) -> float:
@@ -196,4 +188,4 @@ class FloatFallback:
         return quantized_copy(self.model, plan)[0]
 
 
-__all__ = ["DivergenceLimits", "FellBack", "FloatFallback", "relative_error"]
+__all__ = ["DivergenceLimits", "FellBack", "FloatFallback"]

@@ -44,6 +44,11 @@ class Distance:
     expected_agreement: float | None
     sqnr_db: float
 
+    @property
+    def relative_error(self) -> float:
+        """‖ŷ − y‖ / ‖y‖ of the output where it is largest."""
+        return float(10 ** (-self.sqnr_db / 20))
+
 
 @dataclass(frozen=True)
 class SampleOutputs:

@@ -344,7 +344,7 @@ def test_operators_go_back_to_float_worst_first_until_the_error_holds() -> None:
     assert "back to float" in why_of(report)["h"]
     again = said(report, "the same without it")
     assert "skip=" in again or "only=" in again
-    repeated, _ = quantize(source, again.partition("measuring: ")[2], x=x)
+    repeated, _ = quantize(source, again.partition("without it: ")[2], x=x)
     assert repeated.to_bytes() == model.to_bytes()
 
 
