@@ -296,7 +296,7 @@ def _keeps_shape_of(tensor: gs.Tensor, operand: gs.Tensor, node: Node) -> bool:
     return len(shape) == 0 or (ndim is not None and len(shape) <= ndim)
 
 
-def _chosen(node: Node, opset: int) -> gs.Tensor | None:
+def _branch_always_taken(node: Node, opset: int) -> gs.Tensor | None:
     """The branch of a Where that is taken everywhere."""
     dtype = node.outputs[0].dtype
     if dtype is None or np.dtype(dtype).kind not in "biuO":
@@ -421,7 +421,7 @@ _NO_OPS: Final[dict[str, Callable[[Node, int], gs.Tensor | None]]] = {
     "Xor": _neutral(False, either=True),
     "BitwiseOr": _neutral(0, either=True),
     "BitwiseXor": _neutral(0, either=True),
-    "Where": _chosen,
+    "Where": _branch_always_taken,
     "Clip": _first_if(_is_open_clip),
     # pairs
     "Relu": _already_positive,

@@ -305,14 +305,14 @@ class _ShapeFolder:
         sizes = None if shape is None else self.flow.shape(shape.inputs[0])
         if self.rw.opset < 15 or shape is None or sizes is None:
             return False
-        axes = self._taken(node, range(len(sizes))[shape_range(shape)])
+        axes = self._selected_axes(node, range(len(sizes))[shape_range(shape)])
         if not axes or list(axes) != list(range(axes[0], axes[-1] + 1)):
             return False
         attrs = {"start": axes[0], "end": axes[-1] + 1}
         self.rw.update(node, "part of a Shape", op="Shape", inputs=[shape.inputs[0]], attrs=attrs)
         return True
 
-    def _taken(self, node: Node, axes: range) -> list[int] | None:
+    def _selected_axes(self, node: Node, axes: range) -> list[int] | None:
         """The axes whose sizes `node` selects, as a list for a vector, None for anything else."""
         if node.op == "Gather":
             indices = const_array(node.inputs[1])

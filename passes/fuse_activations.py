@@ -73,7 +73,7 @@ from onnxslim.analysis.patterns import (
     Scaled,
     Var,
     Vector,
-    closed,
+    is_closed,
     nearly,
 )
 from onnxslim.graph.dims import known_dim
@@ -142,7 +142,7 @@ def _apply(rw: Rewriter, node: Node, rule: _Rule) -> bool:
         expr = rule.build(rw, match)
         if expr is None or not _is_gain(expr, match):
             continue
-        if closed(rw, match):
+        if is_closed(rw, match):
             _replace(rw, node, expr, match, rule.name)
             return True
         is_open = True

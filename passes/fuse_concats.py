@@ -151,7 +151,7 @@ class _ConcatFuser:
         if a is None or b is None or list(a) != [axis] or list(b) != [axis]:
             return None  # declines 3
         (start, middle, step), (again, end, other) = a[axis], b[axis]
-        if middle != again or step != 1 or other != 1 or not _ordered(start, middle, end):
+        if middle != again or step != 1 or other != 1 or not _are_ordered(start, middle, end):
             return None
         bounds = [
             self.rw.constant(np.array([value], np.int64), name)
@@ -167,7 +167,7 @@ class _ConcatFuser:
         )[0]
 
 
-def _ordered(start: object, middle: object, end: object) -> bool:
+def _are_ordered(start: object, middle: object, end: object) -> bool:
     """Whether 0 <= start <= middle <= end, all known."""
     bounds = [bound for bound in (start, middle, end) if isinstance(bound, int)]
     return len(bounds) == 3 and 0 <= bounds[0] <= bounds[1] <= bounds[2]

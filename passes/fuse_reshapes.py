@@ -147,10 +147,12 @@ class _ReshapeFuser:
 
     def _cheapest(self, source: gs.Tensor, node: Node) -> _Candidate | None:
         before, after = self.flow.shape(source), self.flow.shape(node.outputs[0])
-        candidates = [*self._kept(before, after, node), *self._candidates(before, after)]
+        candidates = [*self._unchanged(before, after, node), *self._candidates(before, after)]
         return min(candidates, key=lambda item: item.cost, default=None)
 
-    def _kept(self, before: Shape | None, after: Shape | None, node: Node) -> Iterator[_Candidate]:
+    def _unchanged(
+        self, before: Shape | None, after: Shape | None, node: Node
+    ) -> Iterator[_Candidate]:
         """The node itself, where its operand gives the same shape for the first input."""
         if node.op != "Reshape":
             return

@@ -8,7 +8,7 @@ stand for:
     Clamp("range", Var("x"))                               any run of Clip, Relu, Max, Min
     Poly("p", "x")                                         a polynomial in x, however written
 
-A match is `closed` when nothing outside uses an interior tensor; only then can it be replaced.
+`is_closed` says whether nothing outside uses an interior tensor of a match: only then can it be replaced.
 """
 
 from __future__ import annotations
@@ -474,7 +474,7 @@ _POLYNOMIALS: Final[dict[str, Callable[[list[np.ndarray]], np.ndarray | None]]] 
 }
 
 
-def closed(rw: Rewriter, match: Match) -> bool:
+def is_closed(rw: Rewriter, match: Match) -> bool:
     """Whether only nodes of the match use the outputs of its nodes other than the root."""
     root, *interior = match.nodes
     home = rw.graph_of(root)
