@@ -8,7 +8,7 @@ stand for:
     Clamp("range", Var("x"))                               any run of Clip, Relu, Max, Min
     Poly("p", "x")                                         a polynomial in x, however written
 
-`is_closed` says whether nothing outside uses an interior tensor of a match: only then can it be replaced.
+A match can be replaced only if it `is_closed`: nothing outside uses an interior tensor of it.
 """
 
 from __future__ import annotations
