@@ -58,7 +58,7 @@ def least_cost_with_zero(values: np.ndarray, count: int) -> float:
 def binned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Histograms also for few values, read in small pieces."""
     monkeypatch.setattr("onnxslim.solvers.kmeans.levels._SORTED", 0)
-    monkeypatch.setattr("onnxslim.solvers.kmeans.assignment._CHUNK", 1 << 10)
+    monkeypatch.setattr("onnxslim.solvers.kmeans.pieces._CHUNK", 1 << 10)
 
 
 # ---------------------------------------------------------------------------- the optimum

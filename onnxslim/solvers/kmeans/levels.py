@@ -1,18 +1,16 @@
-"""Tables of single values: k-means in one dimension, which can be solved exactly.
+"""Tables of single values, the levels: k-means in one dimension.
 
-`cluster` makes one table for any number of values, `cluster_rows` one for each row of a matrix,
-`level_codes.encode` finds the codes. The clusters of the best table are runs of the sorted values;
-`kmeans_recursion` finds them, `kmeans_rows` treats many rows at once and has Lloyd's iteration.
+`cluster` makes one table for any number of values, `cluster_rows` one for each row of a matrix.
+Levels are the centroids of scikit-learn's `KMeans`, codes its labels, and the error its inertia.
 
-Many values are first added up in fewer than 2¹⁶ bins, which hold their exact weights and sums. A
-bin is a run of neighbouring floating-point numbers, no wider than 2⁻¹¹ of its values; those below
-about 2⁻¹⁶ of the largest share one for each sign. What that costs is bounded: the best table has
-k − 1 thresholds, each in one bin, and giving a whole bin of width b and weight m to one of two
-neighbours that lie g apart costs at most 2·m·g·b. The table found is optimal for the bins, so its
-error exceeds the least possible by no more than the sum of 2·m·g·b over those k − 1 thresholds.
+Many values are first added up in fewer than 2¹⁶ bins, which hold their exact weights and sums (see
+`float_bins` for their width). What that costs is bounded: the best table has k − 1 thresholds, each
+in one bin, and giving a whole bin of width b and weight m to one of two neighbours that lie g apart
+costs at most 2·m·g·b. The table found is optimal for the bins, so its error exceeds the least
+possible by no more than the sum of 2·m·g·b over those k − 1 thresholds.
 
-What may change here: up to how many values are sorted rather than gathered in bins, and how zero is
-kept as a level.
+Owns: up to how many values are sorted rather than gathered in bins, and how zero is kept as a
+level. Not here: the dynamic programme (see `partition`), codes of values (see `assignment`).
 """
 
 from __future__ import annotations
@@ -23,23 +21,19 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.solvers.kmeans.assignment import (
+from onnxslim.solvers.kmeans.float_bins import FloatBins
+from onnxslim.solvers.kmeans.lloyd import TableInit, init_levels, lloyd
+from onnxslim.solvers.kmeans.optimum import optimal_levels
+from onnxslim.solvers.kmeans.partition import best_edges, index_type, next_layer, run_saving
+from onnxslim.solvers.kmeans.pieces import (
     Arrays,
-    Keys,
-    Pair,
+    WeightedArray,
     distinct_values,
     extremes,
-    paired,
-    weighted,
+    weighted_pieces,
+    with_weights,
 )
-from onnxslim.solvers.kmeans.lloyd import SortedRows, TableInit
-from onnxslim.solvers.kmeans.partition import (
-    PrefixSums,
-    best_edges,
-    index_type,
-    next_layer,
-    run_saving,
-)
+from onnxslim.solvers.kmeans.sorted_rows import SortedRows
 
 _SORTED: Final = 1 << 16  # up to here values are sorted, and the table is exactly optimal
 _SORTED_LEVELS: Final = 1 << 22  # values times levels, likewise
@@ -78,7 +72,7 @@ def cluster(
     """
     if count < 1:
         raise ValueError(f"A table of {count} levels was asked for; it must have at least 1.")
-    pairs = paired(values, weights)
+    pairs = with_weights(values, weights)
     low, high = extremes(pairs)
     if all(own is not None and not np.any(own) for _, own in pairs):
         pairs = [(array, None) for array, _ in pairs]
@@ -132,8 +126,11 @@ def cluster_rows(
     every = None if weights is None else np.broadcast_to(weights, matrix.shape)
     for first in range(0, len(matrix), step):
         at = slice(first, first + step)
-        rows = SortedRows.of(matrix[at], None if every is None else every[at])
-        tables[at] = rows.tables(count, start, rng)
+        rows = SortedRows.of_matrix(matrix[at], None if every is None else every[at])
+        if start is TableInit.OPTIMAL:
+            tables[at] = optimal_levels(rows, count)
+        else:
+            tables[at] = np.sort(lloyd(rows, init_levels(rows, count, start, rng)), axis=1)
     return tables
 
 
@@ -149,7 +146,7 @@ class _Bins:
     sums: np.ndarray
 
     @classmethod
-    def of_values(cls, pairs: Sequence[Pair]) -> _Bins:
+    def of_values(cls, pairs: Sequence[WeightedArray]) -> _Bins:
         """Every distinct value its own."""
         values = np.concatenate([array.reshape(-1).astype(np.float64) for array, _ in pairs])
         weights = np.concatenate([_full(*pair) for pair in pairs])
@@ -159,21 +156,21 @@ class _Bins:
         return cls(distinct, total, distinct * total)
 
     @classmethod
-    def of_histogram(cls, pairs: Sequence[Pair], low: float, high: float) -> _Bins:
+    def of_histogram(cls, pairs: Sequence[WeightedArray], low: float, high: float) -> _Bins:
         """Neighbouring floating-point numbers together."""
         wide = any(array.dtype == np.float64 for array, _ in pairs)
-        keys = Keys.between(low, high, np.dtype(np.float64 if wide else np.float32))
-        weights, sums = np.zeros(keys.bins), np.zeros(keys.bins)
+        bins = FloatBins.between(low, high, np.dtype(np.float64 if wide else np.float32))
+        weights, sums = np.zeros(bins.count), np.zeros(bins.count)
         for array, own in pairs:
-            for piece, weight in weighted(array, own):
-                at, flat = keys.of(piece), piece.reshape(-1)
+            for piece, weight in weighted_pieces(array, own):
+                at, flat = bins.of(piece), piece.reshape(-1)
                 if weight is None:
-                    weights += np.bincount(at, minlength=keys.bins)
-                    sums += np.bincount(at, flat, keys.bins)
+                    weights += np.bincount(at, minlength=bins.count)
+                    sums += np.bincount(at, flat, bins.count)
                 else:
                     paid = weight.reshape(-1).astype(np.float64)
-                    weights += np.bincount(at, paid, keys.bins)
-                    sums += np.bincount(at, paid * flat, keys.bins)
+                    weights += np.bincount(at, paid, bins.count)
+                    sums += np.bincount(at, paid * flat, bins.count)
         used = weights > 0
         return cls(sums[used] / weights[used], weights[used], sums[used])
 
@@ -186,9 +183,10 @@ class _Bins:
         exponent = int(np.frexp(np.abs(self.values).max())[1])
         scaled = np.ldexp(self.values, -exponent)
         if start is not TableInit.OPTIMAL:
-            rows = SortedRows.sorted(scaled[None], self.weights[None])
+            rows = SortedRows.of_sorted(scaled[None], self.weights[None])
             rng = np.random.default_rng(seed)
-            levels = rows.lloyd(rows.first(count, start, rng), pinned=fixed_zero)[0]
+            initial = init_levels(rows, count, start, rng)
+            levels = lloyd(rows, initial, fixed_zero=fixed_zero)[0]
         elif fixed_zero:
             levels = _around_zero(scaled, self.weights, count)
         else:
@@ -204,8 +202,8 @@ def _full(array: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 
 def _best(values: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
     middle = np.average(values, weights=weights)  # less to cancel
-    rows = SortedRows.sorted(values[None] - middle, weights[None])
-    edges = best_edges(PrefixSums(rows.totals, rows.sums), count)
+    rows = SortedRows.of_sorted(values[None] - middle, weights[None])
+    edges = best_edges(rows.prefix, count)
     levels: np.ndarray = rows.means(edges)[0][np.diff(edges[0]) > 0] + middle
     return levels
 
@@ -213,14 +211,14 @@ def _best(values: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
 def _around_zero(values: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
     """Levels below zero and above it, each side optimal for every number of levels.
 
-    What the values next to zero save by being zero is nothing, so that they are left to no level.
+    Values nearest zero gain nothing from being zero, so no level is spent on them.
     """
     split = int(np.searchsorted(values, 0.0))
     sides = [
         (values[:split], weights[:split]),
         (values[split:][::-1], weights[split:][::-1]),
     ]
-    solved = [_Side.of(*side, count - 1) for side in sides]
+    solved = [_SideOfZero.of(*side, count - 1) for side in sides]
     savings = [side.savings() for side in solved]
     shares = savings[0] + savings[1][::-1]
     left = int(shares.argmax())
@@ -228,7 +226,7 @@ def _around_zero(values: np.ndarray, weights: np.ndarray, count: int) -> np.ndar
 
 
 @dataclass(frozen=True)
-class _Side:
+class _SideOfZero:
     """The values on one side of zero, from the outermost inwards.
 
     Attributes:
@@ -241,13 +239,13 @@ class _Side:
     begins: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray, weights: np.ndarray, count: int) -> _Side:
-        rows = SortedRows.sorted(values[None], weights[None])
-        every = PrefixSums(rows.totals, rows.sums)
-        saved = np.zeros((count + 1, rows.totals.shape[1]))
+    def of(cls, values: np.ndarray, weights: np.ndarray, count: int) -> _SideOfZero:
+        rows = SortedRows.of_sorted(values[None], weights[None])
+        every = rows.prefix
+        saved = np.zeros((count + 1, every.totals.shape[1]))
         begins = np.zeros(saved.shape, index_type(saved.shape[1]))
         if count:
-            saved[1] = run_saving(PrefixSums(rows.totals[:, :1], rows.sums[:, :1]), every)[0]
+            saved[1] = run_saving(every.at(slice(1)), every)[0]
         limit = np.arange(saved.shape[1])
         for layer in range(2, count + 1):
             best, begin = next_layer(saved[None, layer - 1], every, every, limit)

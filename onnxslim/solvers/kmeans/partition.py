@@ -1,45 +1,35 @@
-"""The best runs of ascending values: what k-means in one dimension comes down to.
+"""The best split of ascending values into runs: the dynamic programme of k-means in one dimension.
 
 In one dimension the clusters of the best table are runs of the sorted values. With c(i, j) the
 squared error of the values i..j−1 about their mean, the best k runs of the first j values cost
 
     D[k, j] = min over i ≤ j of D[k−1, i] + c(i, j)
 
-and since c has the Monge property, the best i never falls as j grows (Wu 1991; Grønlund et al.
-2017). So a row of D takes O(n log n): the best i is found for every other j after it is known for
-the j between them, all of one round at once.
+(Wang and Song 2011). Since c has the Monge property, the best i never falls as j grows (Wu 1991;
+Grønlund et al. 2017), so divide and conquer takes O(n log n) for a layer D[k, ·]: the best i of
+every other j is sought between those of its neighbours, for all j of one round at once.
 
-What may change here: the order in which places are tried, and how many rows take part at once. The
-runs found are the best there are, and must stay so.
+The error of a run about its mean is Σ w·x² − (Σ w·x)²/Σ w, and Σ w·x² does not depend on the split:
+the programme maximises the savings (Σ w·x)²/Σ w, which two prefix sums give.
+
+Owns: the order in which places are tried, and how many rows take part at once. The runs found are
+the best there are, and must stay so. Not here: long rows, and levels (see `optimum`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
-
 import numpy as np
 
-TINY: Final = 1e-300
-
-
-@dataclass(frozen=True)
-class PrefixSums:
-    """Where runs may begin or end: running totals and sums there, (rows, places), never falling."""
-
-    totals: np.ndarray
-    sums: np.ndarray
+from onnxslim.solvers.kmeans.sorted_rows import TINY, PrefixSums
 
 
 def best_edges(every: PrefixSums, count: int) -> np.ndarray:
     """Where each row's best `count` runs begin and end, (rows, count + 1)."""
-    rows, size = every.totals.shape
-    return best_path([every] * (count - 1), every, [np.arange(size)] * (count - 1), np.arange(rows))
+    limit = np.arange(every.totals.shape[1])
+    return best_path([every] * (count - 1), every, [limit] * (count - 1))
 
 
-def best_path(
-    inner: list[PrefixSums], every: PrefixSums, limits: list[np.ndarray], rows: np.ndarray
-) -> np.ndarray:
+def best_path(inner: list[PrefixSums], every: PrefixSums, limits: list[np.ndarray]) -> np.ndarray:
     """The best choice among the places of each inner edge.
 
     Args:
@@ -47,24 +37,26 @@ def best_path(
         every: all places; the runs go from the first to the last of them.
         limits: for the places of an inner edge, the last place of the edge before it that does
             not come after.
-        rows: numbers of the rows.
 
     Returns:
         (rows, edges): indices of places, the first and last among all places.
     """
+    rows = np.arange(len(every.totals))
     edges = np.zeros((len(rows), len(inner) + 2), np.intp)
     edges[:, -1] = every.totals.shape[1] - 1
     if not inner:
         return edges
-    first = PrefixSums(every.totals[:, :1], every.sums[:, :1])
-    last = PrefixSums(every.totals[:, -1:], every.sums[:, -1:])
-    saved = run_saving(first, inner[0])
+    # one run, from the first place to each place of the first inner edge
+    saved = run_saving(every.at(slice(1)), inner[0])
+    # one more run a layer; `begins` remembers where it begins
     begins = []
     for before, places, limit in zip(inner, inner[1:], limits[1:], strict=False):
         saved, begin = next_layer(saved, before, places, limit)
         begins.append(begin)
-    # of the last run only the one that ends with the last value matters
+    # the last run ends with the last value; its begin is the last inner edge
+    last = every.at(slice(-1, None))
     edges[:, -2] = (saved + run_saving(inner[-1], last)).argmax(axis=1)
+    # trace the begins back to the first inner edge
     for layer in range(len(begins), 0, -1):
         edges[:, layer] = begins[layer - 1][rows, edges[:, layer + 1]]
     return edges
@@ -99,9 +91,10 @@ def next_layer(
     flat = saved.reshape(-1), PrefixSums(begins.totals.reshape(-1), begins.sums.reshape(-1))
     stride = 1 << (size.bit_length() - 1)
     while stride:
-        # known are the ends at multiples of 2·stride, less one
+        # this round: odd multiples of `stride`, less one; known: multiples of 2·stride, less one
         at = np.arange(stride, size + 1, 2 * stride) - 1
         left, right = at - stride, at + stride
+        # the best begin lies between those of the known ends to the left and to the right
         lower = np.where(left >= 0, chosen[:, np.maximum(left, 0)], 0).astype(np.intp)
         upper = np.where(right < size, chosen[:, np.minimum(right, size - 1)], many - 1)
         upper = np.minimum(upper, limit[:, at]).astype(np.intp)
@@ -123,6 +116,7 @@ def _best_begins(
     saved: np.ndarray, begins: PrefixSums, lower: np.ndarray, upper: np.ndarray, ends: PrefixSums
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each end, the best begin from `lower` to `upper`, and what is then saved."""
+    # all candidates (end, begin) in one list, the begins of one end after those of another
     lengths = upper - lower + 1
     firsts = np.cumsum(lengths) - lengths
     tried = np.arange(int(lengths.sum())) + np.repeat(lower - firsts, lengths)
@@ -133,13 +127,11 @@ def _best_begins(
     saving += saved[tried]
     value = np.maximum.reduceat(saving, firsts)
     hits = np.flatnonzero(saving == np.repeat(value, lengths))
-    # the first hit of each end
+    # of equal savings the first begin of each end
     return tried[hits[np.searchsorted(hits, firsts)]], value
 
 
 __all__ = [
-    "TINY",
-    "PrefixSums",
     "best_edges",
     "best_path",
     "index_type",
