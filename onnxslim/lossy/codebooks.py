@@ -1,10 +1,7 @@
-"""From a problem to codes and tables: what `cluster-weights` and its kin solve.
+"""A codebook as the answer to one problem: codes, tables, and the error they leave.
 
-With data: a table of the weights, each counted by what moving it costs; rounding to it with error
-feedback; then in turn the best values for the codes (least squares) and better codes for the
-values (coordinate descent). Without data (H = I): k-means, read straight from the stored weight.
-
-Zeros of a mask stay zero, and zero is a value of its own beside the others then.
+Owns: `Codebook`, and codebooks whose table is given. Not here: codebooks whose table has to be
+found (see `scalar_codebooks`, `scaled_codebooks`, `vector_codebooks`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""From a problem to codes and tables: what `cluster-weights` and its kin solve.
+"""Codebooks of free single values, for `cluster-weights`.
 
-With data: a table of the weights, each counted by what moving it costs; rounding to it with error
+With data: a table of the weights, each counted by the cost of moving it; rounding to it with error
 feedback; then in turn the best values for the codes (least squares) and better codes for the
 values (coordinate descent). Without data (H = I): k-means, read straight from the stored weight.
 
-Zeros of a mask stay zero, and zero is a value of its own beside the others then.
+Zeros of a mask stay zero; zero is then a value of the table beside the others.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ for the whole weight:
     sums of signs  F = all rows of M entries ±1          a = (α_1, ..., α_M)
     ternary        F = −1; 0; +1  or  (−1, 0); (0, 0); (0, 1)
 
-As in `codebooks`, codes and values are improved in turn, each step lowering the error: the best
-scales for the codes by least squares; then for the scales better codes, at first by rounding with
-error feedback, then by coordinate descent. With H = I, codes are the nearest values.
+As in `scalar_codebooks`, codes and values are improved in turn, each step lowering the error: the
+best scales for the codes by least squares; then for the scales better codes, at first by rounding
+with error feedback, then by coordinate descent. With H = I, codes are the nearest values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Codes for sub-vectors, and sums of several codes: product and residual quantization.
+"""Codebooks for sub-vectors, and sums of several codes: product and residual quantization.
 
-As `codebooks`, for tables whose entries are vectors of neighbouring input columns, or of which
-several are added. One table (of each stage) serves the whole weight. Zeros are not kept.
+Table entries are vectors of neighbouring input columns, and several entries may be added. One table
+(of each stage) serves the whole weight. Zeros of a mask are not kept. Single values without
+stages are `scalar_codebooks`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
 """Numerical solvers: numpy and scipy only, no graph, no ONNX.
 
-All lossy weight passes minimise E‖(W − Ŵ) x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ with H = E[x xᵀ], each under
-a constraint on Ŵ of its own.
+All lossy weight passes solve one problem, each with a constraint set of its own:
 
-    metric          the objective and H, damped and factored
+    minimise E‖(W − Ŵ)·x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ over Ŵ in the set,   H = E[x xᵀ]
+
+Masks, tables and grids, sums of vectors, and products of small factors are such sets.
+
+    metric          the objective, and products with H, its inverse and its factor
+    damping         H shrunk, damped and factored
     least_squares   the best weight for a set of zeros, or for other inputs
     masks           at most k non-zeros: magnitude, OBD, OBS, Wanda
     column_sweep    OBS column by column, one factor for all rows

@@ -1,4 +1,12 @@
-"""Pruning column by column."""
+"""Pruning column by column with one factor of H⁻¹ for all rows: the blocked form of SparseGPT.
+
+With U upper triangular and Uᵀ·U = H⁻¹, removing weight j of a row, columns before j being fixed,
+
+    costs  (w_j / U_jj)²   and moves the columns k > j by   −(w_j / U_jj)·U_jk
+
+(Frantar and Alistarh 2023). Unlike there, the threshold is chosen anew for each block of columns,
+over all weights that are left.
+"""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ from typing import Final
 
 import numpy as np
 
+from onnxslim.solvers.damping import inverse_factor
 from onnxslim.solvers.least_squares import equal_rows, refit, support_work
-from onnxslim.solvers.metric import Block, Metric, inverse_factor
+from onnxslim.solvers.metric import Block, Metric
 from onnxslim.solvers.tables import Table, ValueSet, round_to_nearest
 from onnxslim.solvers.threads import threads_for
 

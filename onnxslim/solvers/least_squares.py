@@ -1,4 +1,11 @@
-"""The best weight of a row, or of all rows, under linear constraints: normal equations."""
+"""The best weights by linear least squares: for new inputs, or with zeros at given places.
+
+    new inputs    min E‖W·x − Ŵ·x̃‖²         Ŵ = T = W·E[x x̃ᵀ]·H̃⁻¹,   H̃ = E[x̃ x̃ᵀ]
+    given zeros   min tr (T − Ŵ) H (T − Ŵ)ᵀ  row i with support S:   ŵ_S = (t·H)_S·H_SS⁻¹
+
+Up to a constant, E‖W·x − Ŵ·x̃‖² is tr (T − Ŵ) H̃ (T − Ŵ)ᵀ: where the compressed model's input x̃
+differs from x, only the target changes. All other solvers work on a target and a metric.
+"""
 
 from __future__ import annotations
 

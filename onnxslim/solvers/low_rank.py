@@ -9,7 +9,7 @@ R is not even needed where W has fewer rows than columns: U are the eigenvectors
 data H = I, and this is the plain decomposition. What holds for a matrix also serves for tensors:
 `Projection` is the best last factor A for any features z = P·x that the factors before it make.
 
-What may change here: how factors are computed, how a rank is chosen. One matrix at a time, float64.
+Owns: how factors are computed, and how a rank is chosen. One matrix at a time, float64.
 """
 
 from __future__ import annotations

@@ -1,16 +1,14 @@
-"""Zeros: which weights go, and what the others do about it.
+"""Masks: which weights stay, by the cost of removing each of them.
 
-A saliency is what removing one weight costs, in units of mean squared output error, so that weights
-of different layers can be compared:
+A saliency is the cost of removing one weight, in units of mean squared output error, so that
+weights of different layers can be compared:
 
     magnitude  w²                  H = I
     obd        w²·H_jj             the others stay (LeCun 1990: half the second derivative is H_jj)
     wanda      w²·H_jj             the same number; by its definition compared within a row
     obs        w²/[H⁻¹]_jj         the others of the row move to make up for it (Hassibi 1993)
 
-`sweep_out` removes weights column by column with one factor of H⁻¹ for all rows (the blocked form
-of SparseGPT, Frantar 2023), but draws its threshold anew for each block, over all that is left.
-`eliminate` gives each row its own inverse, in rounds: better, for layers that are small enough.
+Not here: how the others move (see `least_squares`, `column_sweep`, `surgeon`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""Better tables for given codes, and better codes for given tables."""
+"""Better values for given codes, and better codes for given values: neither can raise the error.
+
+With Ŵ = Σ_l a_l·C_l, C_l the indicator of code l, the best values a of a table solve
+
+    Σ_m tr (C_l H C_mᵀ)·a_m = tr (C_l H Tᵀ)    for each l
+
+`coordinate_descent` chooses each weight anew given all others: the ideal weight j of row w is
+w_j + ((t − w)·H)_j / H_jj, rounded to the nearest allowed value.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +24,13 @@ _BLOCK: Final = 128
 def value_equations(
     target: np.ndarray, metric: Metric, codes: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The normal equations behind `value_equations`: those of several matrices can be added.
+    """The normal equations for the values of one table; those of several matrices can be added.
+
+    Args:
+        target: the unconstrained optimum.
+        metric: of the inputs.
+        codes: (rows, columns), which value each weight uses; −1: none, the weight is zero.
+        count: number of values.
 
     Returns:
         The matrix (count, count) and the right side (count,).
@@ -42,7 +56,7 @@ def solve_values(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
 def refit_row_values(
     target: np.ndarray, metric: Metric, codes: np.ndarray, count: int
 ) -> np.ndarray:
-    """As `value_equations`, with a table for each row: (rows, count)."""
+    """The best values for given codes, with a table for each row: (rows, count)."""
     rows, columns = target.shape
     codes = np.where(metric.dead, -1, codes)
     wished = metric.times(np.asarray(target, np.float64))

@@ -1,4 +1,10 @@
-"""OBS row by row."""
+"""Optimal brain surgeon: removal by w²/[H⁻¹]_jj, the other weights of the row making up for it.
+
+`prune` and `surgeon` are the entry points. `eliminate` gives each row the inverse of its own
+support, in rounds: better than `column_sweep`, for layers that are small enough (Hassibi 1993).
+
+Owns: the rounds of `eliminate`, and up to which size it is used.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ from typing import Final
 import numpy as np
 from scipy import linalg
 
-from onnxslim.solvers.metric import Metric, inverse_factor
+from onnxslim.solvers.damping import inverse_factor
+from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.vectors import Nearest, code_type, sums
 
 _BLOCK: Final = 128

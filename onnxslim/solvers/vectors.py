@@ -9,7 +9,7 @@ both for networks.
 heeds the inputs of a layer is `vector_codes`'s: codes with error feedback, and the best entries for
 given codes.
 
-What may change here: what is sampled, how iterations start and when they end.
+Owns: which vectors are sampled, how iterations start and when they end.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onnxslim.services.moments import BlockDiagonal
 from onnxslim.solvers.column_sweep import sweep_out
+from onnxslim.solvers.damping import inverse_factor
 from onnxslim.solvers.feedback import round_with_feedback
 from onnxslim.solvers.least_squares import irreducible_error, refit, shifted_target
 from onnxslim.solvers.masks import (
@@ -24,7 +25,7 @@ from onnxslim.solvers.masks import (
     saliencies,
     share_out,
 )
-from onnxslim.solvers.metric import Metric, inverse_factor, objective, whitening
+from onnxslim.solvers.metric import Metric, objective, whitening
 from onnxslim.solvers.refinement import coordinate_descent, solve_values, value_equations
 from onnxslim.solvers.surgeon import eliminate, prune
 from onnxslim.solvers.tables import IntegerGrid, Table, round_to_nearest

@@ -1,8 +1,9 @@
-"""What every decomposition of a kernel answers: its error, its factors, their product.
+"""The interface of a decomposition of a kernel: its error, its factors, their product.
 
-The methods are those of `tensor_decompositions`. One group at a time, float64.
+One group at a time, float64.
 
-What may change here: what a method must answer, and how H is reduced to what one lets through.
+Owns: what a method must answer, and how H is reduced to channels. Not here: the methods (see
+`methods` for the list of them).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Diverges(Exception):
 
 @dataclass(frozen=True)
 class KernelShape:
-    """What one group of a layer looks like: (rows, channels, kernel...)."""
+    """The shape of one group of a layer: (rows, channels, kernel...)."""
 
     rows: int
     channels: int
@@ -54,7 +55,7 @@ class Decomposition(ABC):
         metric: of its inputs.
         shape: of the kernel.
         max_rank: the highest rank that will be asked for; None: any.
-        seed: of what is drawn.
+        seed: of random starts.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Decomposition(ABC):
 
 
 class Projected(Decomposition):
-    """Methods whose last factor is the best for the features that the first ones make."""
+    """Decompositions whose last factor is the best one for the features of the first ones."""
 
     @abstractmethod
     def lift(self, rows: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Decompositions of a kernel whose first factors are principal components: none is searched for.
+"""Decompositions of a kernel whose first factors are principal components, in closed form.
 
     channel    W = Σ_r A[n, r]·B[r, c, k...]                        Zhang et al. 2015
     spatial    W = Σ_r A[n, r, k₂...]·B[r, c, k₁]                   Jaderberg et al. 2014, scheme 2
     tucker2    W = Σ_pq A[n, p]·G[p, q, k...]·B[q, c]               Kim et al. 2015
     depthwise  W = Σ_t A[n, c, t]·D[c, t, k...]                     Guo et al. 2018
 
-What may change here: how the first factors are found.
+Owns: how the first factors are found. Not here: the last factor (see `low_rank.Projection`).
 """
 
 from __future__ import annotations

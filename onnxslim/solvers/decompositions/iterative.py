@@ -1,11 +1,11 @@
-"""Decompositions of a kernel whose factors are searched for, for each rank by itself.
+"""Decompositions of a kernel whose factors are found by iteration, for each rank by itself.
 
     cp         W = Σ_r A[n, r]·V₁[r, k₁]·V₂[r, k₂]···B[r, c]        Lebedev et al. 2015
     flattened  cp with `terms` terms for each output by itself      Jin et al. 2014
 
-The search is by alternating least squares, and may not settle: `Diverges` says so.
+The iteration is alternating least squares. It may not settle, which raises `Diverges`.
 
-What may change here: how the first factors are searched for, and what counts as not settling.
+Owns: where the iteration starts, and when it counts as diverging.
 """
 
 from __future__ import annotations

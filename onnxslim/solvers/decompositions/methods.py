@@ -12,8 +12,8 @@ method lets through (over channels, over kernel positions, ...); the last one, A
 there is for these and the whole of H (`Projection`). With A refitted no method needs more than its
 first factors to be good.
 
-What may change here: which methods there are. What each of them answers is `decomposition`'s; how
-the first factors are found is `decompositions_closed`'s and `decompositions_searched`'s.
+Owns: the names of methods. Not here: their interface (see `base`), and how the first factors are
+found (see `closed_form`, `iterative`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ METHODS: Final[dict[str, type[Decomposition]]] = {
     "flattened": Flattened,
     "depthwise": Depthwise,
 }
-"""By the names that users give."""
+"""The decompositions by the names that users give."""
 
 
 __all__ = ["METHODS"]
