@@ -1,49 +1,49 @@
-"""Let easy samples leave a classifier early, by heads that are fitted without training.
+"""Let easy samples leave a classifier early, through exit heads fitted without training.
 
 Rewrite:
-    A classifier whose scores y are made of a tensor t, through which everything passes,
+    A classifier computes its scores y from a tensor t through which all data pass:
 
         t = early(x);  y = deep(t)
 
-    becomes, with a head that was fitted to the network's own answers,
+    With a head that was fitted to the network's own answers, it becomes
 
         s = head(t)
         y = If (confidence(s) >= threshold) <then: s> <else: deep(t)>
 
-    so that onnxruntime runs `deep` only for those samples whose head is not sure. Of several exits
-    the Ifs are nested. With `batch=split`, `deep` runs on those samples of a batch that are not
-    sure (Gather), and its answers are put among the others (ScatterND).
-    `mode=anytime` skips nothing, and returns the scores of every exit as a further output.
+    so that onnxruntime runs `deep` only for samples below the confidence threshold. Several exits
+    are nested Ifs. With `batch=split`, Gather selects the samples of a batch that are below the
+    threshold, `deep` runs on those alone, and ScatterND joins their answers with the others.
+    `mode=anytime` skips nothing and returns the scores of every exit as a further output.
 
 Why it is correct:
-    It is not exact. A sample that leaves gets the answer of the head. How sure a head must be is
-    chosen on one half of the calibration samples and confirmed on the other: the share of samples
-    that leave with another answer than the network's stays below 1 - `target` on new samples of
-    the same kind, with 99 % confidence. A sample that does not leave gets the network's own answer:
-    with onnxruntime's optimisations off, and alone in its batch, to the bit.
-    A head is a linear layer on pooled features, with `head=mlp` on random units behind them as
-    well; ridge regression on moments of the calibration samples solves for it.
+    It is not exact: a sample that leaves gets the answer of the head. The threshold is chosen on
+    one half of the calibration samples and confirmed on the other: with 99 % confidence, the share
+    of samples that leave with another answer than the network's is below 1 - `target` on new
+    samples of the same kind. A sample that does not leave gets the network's own answer, to the bit
+    when it is alone in its batch and onnxruntime's optimisations are off.
+    A head is a linear layer on pooled features; with `head=mlp` also on random units computed from
+    them. Ridge regression on moments of the calibration samples gives its weights.
 
 Declines when:
     1. There are no calibration samples, or too few to confirm the target.
     2. No output is class scores: a float tensor with one row of two or more entries a sample.
-    3. No tensor has all ways from the inputs to the scores pass through it with work behind it that
-       no other output needs.
-    4. What is computed is decided at run time already (If, Loop, Scan).
+    3. There is no tensor that all paths from the inputs to the scores pass through, with work
+       behind it that no other output needs.
+    4. Control flow (If, Loop, Scan) already decides at run time which nodes are computed.
     5. The model is older than opset 11.
-    6. Leaving early gains nothing, as timed, or what it costs samples that never leave is more than
+    6. Leaving early saves no latency, as timed, or an exit costs samples that never leave more than
        `worst` allows.
 
 Fidelity:
-    LOSSY. The file grows by the heads: use it with `--goal latency`. Extra outputs (`mode=anytime`,
-    `report-exit`) come after those that the model has.
+    LOSSY. The heads make the file larger: use the pass with `--goal latency`. New outputs
+    (`mode=anytime`, `report-exit`) come after those of the model.
 
 Reference:
     Teerapittayanon, McDanel, Kung (2016), BranchyNet, arXiv:1709.01686; Huang et al. (2018),
     MSDNet, arXiv:1703.09844 (anytime prediction); Kaya, Hong, Dumitras (2019), arXiv:1810.07052;
     Hinton, Vinyals, Dean (2015), arXiv:1503.02531 (soft targets); Guo et al. (2017),
-    arXiv:1706.04599 (temperature); Angelopoulos et al. (2021), arXiv:2110.01052 (thresholds by
-    tests in sequence). We differ: nothing is trained, and the network itself stays as it is.
+    arXiv:1706.04599 (temperature); Angelopoulos et al. (2021), arXiv:2110.01052 (fixed sequence
+    testing). We differ: nothing is trained, and the network itself is not changed.
 """
 
 from __future__ import annotations
@@ -69,58 +69,64 @@ _TARGET = 0.995
 _AUTO = "auto"
 _AIMS = ("target", "latency", "threshold")
 _WITHOUT_DATA = (
-    "needs calibration samples: heads are fitted to what the network answers on them, and how sure "
-    "they must be is confirmed on them; give --calib"
+    "needs calibration samples: heads are fitted to the network's answers on them, and confidence "
+    "thresholds are confirmed on them; give --calib"
 )
 
 
 @dataclass(frozen=True)
 class InjectExits(Pass):
-    """Let easy samples leave a classifier early, by heads that are fitted without training."""
+    """Let easy samples leave a classifier early, through exit heads fitted without training."""
 
     name: ClassVar[str] = "inject-exits"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
 
-    at: tuple[str, ...] = option((), help="tensors to leave at, all of them; auto: chosen by time")
-    count: int = option(2, interval(1, 4), "exits at most, where they are chosen")
+    at: tuple[str, ...] = option((), help="tensors to put exits at; auto: chosen by timing")
+    count: int = option(2, interval(1, 4), "most exits, where they are chosen")
     target: float | None = option(
         None,
         interval(0, 1, open_left=True),
         f"agreement with the network to promise; default: --min-agreement, or {_TARGET}",
     )
     latency: float | None = option(
-        None, interval(0, 1, open_left=True), "mean share of the latency to come down to instead"
+        None,
+        interval(0, 1, open_left=True),
+        "instead: mean latency to reach, as a share",
     )
     threshold: tuple[float, ...] = option(
-        (), interval(0, 1), "confidence to leave from instead, one for all exits or one for each"
+        (),
+        interval(0, 1),
+        "instead: the threshold of all exits, or one for each of at",
     )
     worst: float | None = option(
         None,
         at_least(1),
-        "latency that samples which never leave may have, as share of the original's",
+        "most latency of samples that never leave, as share of the original's",
     )
     confidence: str = option(
         "max-probability",
         one_of("max-probability", "entropy", "margin"),
-        "what says how sure a head is; all from 0 to 1",
+        "measure of the confidence of a head, from 0 to 1",
     )
-    head: str = option("linear", one_of("linear", "mlp"), "mlp: random units before the last layer")
-    output: str | None = option(None, help="the output that is the class scores; default: found")
+    head: str = option("linear", one_of("linear", "mlp"), "mlp: adds random hidden units")
+    output: str | None = option(None, help="output with the class scores; default: found")
     batch: str = option(
-        "split", one_of("all", "split"), "all: a batch leaves as a whole; split: sample by sample"
+        "split",
+        one_of("all", "split"),
+        "all: a batch leaves as a whole; split: sample by sample",
     )
     mode: str = option(
-        "exit", one_of("exit", "anytime"), "anytime: return the scores of all exits, skip nothing"
+        "exit", one_of("exit", "anytime"), "anytime: skip nothing, return the scores of all exits"
     )
     report_exit: bool = option(
-        default=False, help="return the number of the exit that each sample took, as a new output"
+        default=False, help="add an output with the number of the exit that each sample took"
     )
 
     def __post_init__(self) -> None:
-        """Check options against each other.
+        """Check that options fit together.
 
         Raises:
-            UsageError: two that exclude each other are given.
+            UsageError: two options exclude each other.
         """
         super().__post_init__()
         if self.at == (_AUTO,):
@@ -138,7 +144,7 @@ class InjectExits(Pass):
             )
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse models without class scores, and to work without samples.
+        """Refuse models without class scores, and runs without calibration samples.
 
         Raises:
             NotApplicable: saying why.

@@ -1,8 +1,8 @@
 """A weight of 16-bit integers and one scale: onnxslim.FixedPoint(codes, scale) -> weight.
 
-For fixed-point numbers of more bits than a table of values pays for. The function casts and
-multiplies; onnxruntime inlines it and folds it when a session starts. A scale that is a power of
-two makes every value exact.
+This form is for fixed-point numbers of too many bits for a table of values. The function casts and
+multiplies; onnxruntime inlines it and folds it when a session starts. With a power of two as scale,
+every product is exact.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class FixedPointWeight:
     """A weight whose values are integers times a scale.
 
     Attributes:
-        codes: int16, of the tensor's shape.
-        scale: of the tensor's type, without dimensions.
+        codes: int16, of the shape of the tensor.
+        scale: a scalar of the type of the tensor.
     """
 
     codes: np.ndarray
@@ -54,12 +54,12 @@ class FixedPointWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """Shape of the tensor."""
         return self.codes.shape
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
-        """Of the tensor."""
+        """Type of the tensor."""
         return self.scale.dtype
 
     @property
@@ -84,22 +84,22 @@ class FixedPointWeight:
 
 @dataclass(frozen=True)
 class FixedPointFunction:
-    """The function that makes weights of a type; it satisfies `placing.WeightFunction`.
+    """The function that computes weights of one type; a `replacement.WeightFunction`.
 
     Attributes:
-        dtype: of the weight.
+        dtype: type of the weight.
     """
 
     dtype: np.dtype[np.floating]
 
     @property
     def name(self) -> str:
-        """Of the function."""
+        """Name of the function."""
         return f"{FIXED_POINT}{_TYPES[self.dtype]}"
 
     @property
     def least_opset(self) -> int:
-        """Multiplication broadcasts since then."""
+        """The first opset whose Mul broadcasts."""
         return 7
 
     @property
@@ -121,7 +121,7 @@ class FixedPointFunction:
 def why_not(graph: Graph, weight: FixedPointWeight, holder: Constant | None = None) -> str | None:
     """Why `weight` cannot be stored in `graph`, in place of `holder` where that is given; or None.
 
-    Whether it is worth it is not asked.
+    Says nothing of whether it saves bytes.
     """
     made = FixedPointFunction(weight.dtype)
     present = function_of(graph, made.name)

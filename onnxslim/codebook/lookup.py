@@ -1,4 +1,4 @@
-"""Codebook weights in a graph: one node each, `onnxslim.Lookup…`, in place of a constant.
+"""Nodes that look a weight up in tables: `onnxslim.Lookup…`, one for each codebook weight.
 
 `replace_constant` stores a weight as such a node; `read` gets its codes and tables back, whatever
 wrote the file.
@@ -35,7 +35,7 @@ _MAX_AXES: Final = 10  # the name of a function has one digit for each
 def why_not(graph: Graph, weight: CodebookWeight, holder: Constant | None = None) -> str | None:
     """Why `weight` cannot be stored in `graph`, in place of `holder` where that is given; or None.
 
-    Whether it is worth it is not asked.
+    Says nothing of whether it saves bytes.
     """
     variant = LookupVariant.of(weight)
     if len(variant.perm) > _MAX_AXES:
@@ -58,11 +58,11 @@ def replace_constant(
         rw: of the graph; it logs the change.
         holder: an initializer, or the value of a `Constant` node, of the weight's shape and type.
         weight: what takes its place.
-        what: the change in words; None: how many weights take how many bytes now.
+        what: the change in words; None: the number of weights and of bytes.
         fidelity: what the change promises.
 
     Returns:
-        What the user should be told besides: that the IR version was raised.
+        Notes for the user: that the IR version was raised.
 
     Raises:
         ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
@@ -77,7 +77,7 @@ def replace_constant(
 
 
 def _arrays(variant: LookupVariant, weight: CodebookWeight) -> Iterator[np.ndarray]:
-    """The inputs of the node."""
+    """The inputs of the node, in the order of `LookupVariant.inputs`."""
     for stage, form in zip(weight.stages, variant.stages, strict=True):
         yield from pack(stage.codes, stage.levels)
         yield _filled(stage.table, form)
@@ -87,7 +87,7 @@ def _arrays(variant: LookupVariant, weight: CodebookWeight) -> Iterator[np.ndarr
 
 
 def _filled(table: np.ndarray, form: StageVariant) -> np.ndarray:
-    """The table, its last value repeated where the function looks up codes that are not used."""
+    """The table, padded with its last value where the function looks up unused codes too."""
     missing = (form.table_length or 0) - len(table)
     if missing <= 0:
         return table.copy()

@@ -1,7 +1,7 @@
-"""The model-local function behind a codebook weight: onnxslim.Lookup…(codes…, table…, shape) -> w.
+"""The model-local function of a codebook weight: onnxslim.Lookup…(codes…, table…, shape) -> weight.
 
-onnxruntime inlines it and computes it once, when a session starts; what runs then is the dense
-weight. One function of a model serves all weights of one `LookupVariant`; its name says which:
+onnxruntime inlines the function and folds it when a session starts, so inference uses the dense
+weight. One function serves all weights of one `LookupVariant`, which its name spells:
 
     Lookup16                     one table, 16 values, two codes a byte
     Lookup2x4                    8 values, in two planes (see `radix`)
@@ -12,14 +12,15 @@ weight. One function of a model serves all weights of one `LookupVariant`; its n
     Lookup16BlocksTransposed021  values are permuted
     Lookup16ToFloat              the table is of another type than the weight
 
-The body needs no arithmetic on the codes of a large weight. Planes are read in groups of g codes,
-as many as the fullest plane has in a byte; the groups' K combinations are few, so the values of
-every combination are looked up first, (K, g), and the weight is one Gather of rows out of that:
+The body does no arithmetic on all codes of a large weight. It reads the planes in groups of g
+codes, where g is the least number of digits that a plane has in a byte. A group has only K possible
+combinations of digits, so the body looks up the g values of each combination first, (K, g), and
+then gathers rows of that table:
 
-    Lookup2x16: a byte of base 16 and two bits of base 2: K = 256 · 4, g = 2
+    Lookup2x16: one byte of base 16 and two bits of base 2: K = 256 · 4, g = 2
 
-Where groups do not fit (3x4: five digits a byte and four), codes are put together one by one.
-The body keeps to operators that opset 10 has (11 for blocks), as they are in every later one.
+Where groups do not align (3x4: five digits a byte and four), codes are assembled one by one. The
+body uses operators of opset 10 only (11 for blocks), in a form that is valid in all later ones.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ class StageVariant:
     """How one stage is stored.
 
     Attributes:
-        bases: of its planes.
-        blocked: whether each block has a table.
+        bases: bases of the planes, lowest digit first.
+        blocked: whether each block has its own table.
         vector: numbers that a code stands for.
-        padded: whether some plane's last byte is not full.
+        padded: whether the last byte of some plane is not full.
     """
 
     bases: tuple[int, ...]
@@ -70,7 +71,7 @@ class StageVariant:
 
     @classmethod
     def of(cls, stage: Stage) -> StageVariant:
-        """How `stage` is stored."""
+        """The variant that stores `stage`."""
         planes = planes_for(stage.levels)
         count = stage.codes.size
         padded = any(count % plane.per_byte for plane in planes)
@@ -78,12 +79,12 @@ class StageVariant:
 
     @property
     def planes(self) -> tuple[Plane, ...]:
-        """The planes."""
+        """The planes, lowest digit first."""
         return tuple(plane for base in self.bases if (plane := plane_of(base)) is not None)
 
     @property
     def group(self) -> int:
-        """Codes that are looked up at once; 0 where codes are put together one by one."""
+        """g, the codes that are looked up at once; 0 where codes are assembled one by one."""
         planes = self.planes
         least = min(plane.per_byte for plane in planes)
         if any(plane.per_byte % least for plane in planes):
@@ -92,11 +93,11 @@ class StageVariant:
 
     @property
     def table_length(self) -> int | None:
-        """The least length of the table: combinations that no code uses are looked up, too."""
+        """The least length of the table: unused combinations are looked up too; None: any."""
         return prod(self.bases) if self.group > 1 and not self.blocked else None
 
     def __str__(self) -> str:
-        """Its part of the function's name."""
+        """The part of the function's name that spells the stage."""
         words = ("x".join(map(str, self.bases)), "Blocks" * self.blocked)
         vector = f"Vectors{self.vector}" if self.vector > 1 else ""
         return "".join((*words, vector, "Padded" * self.padded))
@@ -104,12 +105,12 @@ class StageVariant:
 
 @dataclass(frozen=True)
 class LookupVariant:
-    """Weights that one function serves.
+    """A kind of codebook weight that one function computes.
 
     Attributes:
-        stages: how each is stored.
+        stages: how each stage is stored.
         perm: permutation of axes; () for none.
-        to: the weight's type, where tables are not all of it.
+        to: type of the weight, where some table has another type; else None.
     """
 
     stages: tuple[StageVariant, ...]
@@ -126,7 +127,7 @@ class LookupVariant:
 
     @classmethod
     def parse(cls, name: str) -> LookupVariant | None:
-        """The variant whose function has this name, None for another name."""
+        """The variant whose function has this name; None for another name."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
@@ -145,14 +146,14 @@ class LookupVariant:
 
     @property
     def name(self) -> str:
-        """Of the function."""
+        """Name of the function."""
         perm = f"Transposed{''.join(map(str, self.perm))}" if self.perm else ""
         to = f"To{_TYPE_NAMES[self.to]}" if self.to is not None else ""
         return f"{LOOKUP}{'And'.join(map(str, self.stages))}{perm}{to}"
 
     @property
     def least_opset(self) -> int:
-        """The first opset that has all its operators."""
+        """The first opset that has all operators of the body."""
         return 11 if any(stage.blocked for stage in self.stages) else 10
 
     @property
@@ -181,7 +182,7 @@ class LookupVariant:
 
 
 def variant_of(function: onnx.FunctionProto) -> LookupVariant | None:
-    """The variant that `function` serves; None if it is not, to the letter, one of ours."""
+    """The variant that `function` computes; None unless it is exactly the function written here."""
     variant = LookupVariant.parse(function.name) if function.domain == DOMAIN else None
     opsets = [item.version for item in function.opset_import if item.domain == ""]
     if variant is None or len(opsets) != 1 or opsets[0] < variant.least_opset:
@@ -193,7 +194,7 @@ def variant_of(function: onnx.FunctionProto) -> LookupVariant | None:
 
 
 class _FunctionBody:
-    """Nodes of a function at an opset, whose outputs are t0, t1, ..."""
+    """The nodes of a function at an opset; their outputs are t0, t1, ..."""
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
@@ -201,13 +202,13 @@ class _FunctionBody:
         self._constants: dict[bytes, str] = {}
 
     def add(self, op: str, *inputs: str, **attrs: Any) -> str:
-        """A node; returns the name of its output."""
-        name = f"t{len(self.nodes)}"  # short: a small model feels the bytes
+        """Add a node; returns the name of its output."""
+        name = f"t{len(self.nodes)}"  # short: names are a large part of a small file
         self.nodes.append(helper.make_node(op, list(inputs), [name], **attrs))
         return name
 
     def constant(self, array: np.ndarray) -> str:
-        """A constant; equal ones are one."""
+        """A constant; equal constants share a node."""
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         tensor = helper.make_tensor("", kind, array.shape, array.reshape(-1).tolist())
         key = tensor.SerializeToString(deterministic=True)
@@ -220,7 +221,7 @@ class _FunctionBody:
         return self.constant(np.array(values, np.int32))
 
     def longs(self, *values: int) -> str:
-        """A constant int64 vector: a shape, or a place to cut at."""
+        """A constant int64 vector, as for shapes and slices."""
         return self.constant(np.array(values, np.int64))
 
 
@@ -249,7 +250,7 @@ def _write(variant: LookupVariant, body: _FunctionBody) -> None:
 def _stage_values(
     stage: StageVariant, planes: Sequence[str], table: str, body: _FunctionBody
 ) -> str:
-    """What the codes of a stage stand for, in the order of the codes."""
+    """The values of the codes of a stage, in the order of the codes."""
     if stage.blocked:
         return _from_tables(stage, _codes(stage, planes, body), table, body)
     if not stage.group:
@@ -268,12 +269,12 @@ def _stage_values(
 
 
 def _groups(stage: StageVariant, planes: Sequence[str], body: _FunctionBody) -> str:
-    """The number of each group's combination, int32; the last plane counts ones."""
+    """The combination number of each group, int32: its digits as one number, last plane lowest."""
     group, scale, total = stage.group, 1, ""
     for plane, codes in reversed(list(zip(stage.planes, planes, strict=True))):
         part = _as_index(codes, body)
         size = plane.base**group
-        if plane.per_byte > group:
+        if plane.per_byte > group:  # a byte holds several groups: split it by a table
             powers = [size**k for k in range(plane.per_byte // group)]
             digits = _digits(256, powers, size, scale, body)
             part = body.add("Reshape", body.add("Gather", digits, part), body.longs(-1))
@@ -287,9 +288,10 @@ def _groups(stage: StageVariant, planes: Sequence[str], body: _FunctionBody) -> 
 
 
 def _combinations(stage: StageVariant, body: _FunctionBody) -> str:
-    """The codes of every combination of a group, int32 (K, g)."""
+    """The g codes of each combination number, int32 (K, g); the inverse of `_groups`."""
     group, total = stage.group, ""
-    weights = [prod(stage.bases[:place]) for place in range(len(stage.bases))]
+    # a code is the sum of its digits, each times the product of the bases below it
+    weights = [prod(stage.bases[:index]) for index in range(len(stage.bases))]
     scale, count = 1, prod(base**group for base in stage.bases)
     for base, weight in reversed(list(zip(stage.bases, weights, strict=True))):
         divisors = [scale * base**k for k in range(group)]
@@ -300,7 +302,7 @@ def _combinations(stage: StageVariant, body: _FunctionBody) -> str:
 
 
 def _codes(stage: StageVariant, planes: Sequence[str], body: _FunctionBody) -> str:
-    """The codes as integers of any type, in one row and without padding."""
+    """The codes, one-dimensional, without padding, of any integer type."""
     if stage.bases == (256,):
         return planes[0]
     if stage.group:
@@ -324,23 +326,23 @@ def _codes(stage: StageVariant, planes: Sequence[str], body: _FunctionBody) -> s
 
 
 def _code_type(stage: StageVariant) -> int:
-    """One byte a code where that holds them all: there are as many as weights."""
+    """The smallest type that holds all codes: there are as many codes as weights."""
     few = prod(stage.bases) <= 256
     return int(TensorProto.UINT8 if few else TensorProto.INT32)
 
 
 def _from_tables(stage: StageVariant, codes: str, table: str, body: _FunctionBody) -> str:
-    """Values out of a table for each block."""
+    """The values of codes where each block has its own table."""
     sizes = body.add("Shape", table)
     blocks = body.add("Slice", sizes, body.longs(0), body.longs(1))
     by_block = body.add("Concat", blocks, body.longs(-1), axis=0)
     index = _as_index(body.add("Reshape", codes, by_block), body)  # (B, n)
     if stage.vector == 1:
         return body.add("GatherElements", table, index, axis=1)
-    # tables below each other, (B · L, v): those of block k begin at k · L
+    # stack the tables, (B · L, v): those of block k begin at k · L, which is added to its codes
     levels = body.add("Slice", sizes, body.longs(1), body.longs(2))
     ends = [body.add("Mul", blocks, levels), levels]
-    empty = body.longs()  # to make numbers of vectors
+    empty = body.longs()  # the shape of a scalar
     limit, step = (_as_index(body.add("Reshape", item, empty), body) for item in ends)
     starts = body.add("Range", body.constant(np.array(0, np.int32)), limit, step)
     index = body.add("Add", index, body.add("Reshape", starts, body.longs(-1, 1)))
@@ -351,7 +353,7 @@ def _from_tables(stage: StageVariant, codes: str, table: str, body: _FunctionBod
 def _digits(
     count: int, divisors: Sequence[int], modulus: int, weight: int, body: _FunctionBody
 ) -> str:
-    """(number // divisor) % modulus · weight of 0..count-1, int32 (count, divisors)."""
+    """Weight · ((number // divisor) % modulus) for numbers 0..count-1: int32 (count, divisors)."""
     numbers = body.add("Reshape", _numbers(count, body), body.longs(-1, 1))
     digits = body.add("Div", numbers, body.ints(*divisors)) if max(divisors) > 1 else numbers
     if count > max(divisors) * modulus or len(divisors) > 1:
@@ -368,7 +370,7 @@ def _numbers(count: int, body: _FunctionBody) -> str:
 
 
 def _count(stage: StageVariant, group: int, body: _FunctionBody) -> str:
-    """The number of groups of codes, the last one filled up; int64 (1,)."""
+    """The number of groups of codes, rounded up; int64 (1,)."""
     count = body.add("ReduceProd", "shape", keepdims=1)
     per_group = stage.vector * group
     if group > 1:

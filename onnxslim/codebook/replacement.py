@@ -1,6 +1,6 @@
 """Replace a constant weight by a node of a model-local function that computes it.
 
-`replace_constant` serves every form of storage (`nodes`, `fixed_point`): it adds the function, its
+`replace_constant` serves every form of storage (`lookup`, `fixed_point`): it adds the function, its
 domain and, where needed, a newer IR version to the model, and lets all uses read the new node.
 """
 
@@ -21,15 +21,15 @@ FUNCTIONS_SINCE_IR: Final = 8
 
 
 class WeightFunction(Protocol):
-    """A model-local function that makes a weight out of what is stored."""
+    """A model-local function that computes a weight from its stored form."""
 
     @property
     def name(self) -> str:
-        """Of the function, in the domain `onnxslim`."""
+        """Name of the function in the domain `onnxslim`."""
 
     @property
     def least_opset(self) -> int:
-        """The first opset that has all its operators."""
+        """The first opset that has all operators of the body."""
 
     @property
     def inputs(self) -> Sequence[str]:
@@ -40,15 +40,15 @@ class WeightFunction(Protocol):
 
 
 class StoredWeight(Protocol):
-    """A weight as it is stored: what stands for it in the file."""
+    """A weight in a compressed form of storage."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor that nodes use."""
+        """Shape of the tensor that nodes use."""
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
-        """Of the tensor that nodes use."""
+        """Type of the tensor that nodes use."""
 
     @property
     def size(self) -> int:
@@ -56,7 +56,7 @@ class StoredWeight(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is stored."""
+        """Bytes of the stored form."""
 
     def dense(self) -> np.ndarray:
         """The tensor, bit for bit as onnxruntime computes it."""

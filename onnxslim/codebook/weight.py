@@ -1,9 +1,9 @@
-"""A weight that takes few values: codes and tables, and the dense tensor they stand for.
+"""A codebook weight: codes and tables of values, and the dense tensor that they stand for.
 
-A `Stage` holds codes (B, n) and the values they stand for: one table when B is 1, else a table for
-each of the B blocks. A value is a number, or a sub-vector of v numbers. The weight is the sum of
-its stages (one, as a rule), of shape (B, n[, v]), read as `inner_shape`, its axes permuted by
-`perm`, and read as `shape`:
+A `Stage` has codes (B, n) and a table of values: one table if B is 1, else one for each of the B
+blocks. A value is a number, or a sub-vector of v numbers (vector quantization). The weight is the
+sum of its stages (usually one), of shape (B, n[, v]), reshaped to `inner_shape`, its axes permuted
+by `perm`, and reshaped to `shape`:
 
     dense = sum(table[code]).reshape(inner_shape).transpose(perm).reshape(shape)
 
@@ -32,10 +32,10 @@ WEIGHT_TYPES: Final = (*TABLE_TYPES, np.dtype(np.float64))
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Codes and what they stand for.
+    """Codes and the table of their values.
 
     Attributes:
-        codes: unsigned integers (B, n).
+        codes: unsigned integers (B, n), below L.
         table: float32 or float16; (L,) or (L, v) when B is 1, else (B, L) or (B, L, v).
     """
 
@@ -60,12 +60,12 @@ class Stage:
 
     @property
     def blocks(self) -> int:
-        """B, how many blocks have codes of their own."""
+        """B, the number of blocks."""
         return len(self.codes)
 
     @property
     def is_blocked(self) -> bool:
-        """Whether each block has a table of its own."""
+        """Whether each block has its own table."""
         return len(self.codes) != 1
 
     @property
@@ -75,16 +75,16 @@ class Stage:
 
     @property
     def vector(self) -> int:
-        """v, how many numbers a code stands for."""
+        """v, the numbers that a code stands for."""
         return int(self.table.shape[-1]) if self.table.ndim - self.is_blocked == 2 else 1
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its planes and its table in a file."""
+        """Bytes of the planes of codes and of the table in a file."""
         return packed_bytes(self.levels, self.codes.size) + self.table.nbytes
 
     def values(self, dtype: np.dtype[np.floating]) -> np.ndarray:
-        """What the codes stand for, (B, n) or (B, n, v), in type `dtype`."""
+        """The values of the codes, (B, n) or (B, n, v), of type `dtype`."""
         table = self.table.astype(dtype, copy=False)
         tables = table if self.is_blocked else table[None]
         values = np.empty(self.codes.shape + tables.shape[2:], dtype)
@@ -102,9 +102,10 @@ class CodebookWeight:
     """A weight that takes few values.
 
     Attributes:
-        stages: the weight is the sum of their values.
-        shape, dtype: of the tensor that nodes use; float32, float16 or float64.
-        inner_shape: the values' shape before `perm`; `shape` where `perm` does nothing.
+        stages: the stages whose values add up to the weight.
+        shape: shape of the tensor that nodes use.
+        dtype: type of the tensor that nodes use: float32, float16 or float64.
+        inner_shape: shape of the values before `perm`; `shape` where `perm` is ().
         perm: permutation of the axes of `inner_shape`; () for none.
     """
 
@@ -176,7 +177,7 @@ class CodebookWeight:
 def plain_codebook(
     codes: np.ndarray, table: np.ndarray, shape: Sequence[int], dtype: np.dtype[np.floating]
 ) -> CodebookWeight:
-    """One table for all elements; `codes` in any shape, in the order of the tensor."""
+    """A weight with one table for all elements; `codes` are in the order of the tensor."""
     stage = Stage(codes.reshape(1, -1), table)
     return CodebookWeight((stage,), tuple(shape), dtype)
 
@@ -185,7 +186,7 @@ def plain_codebook(
 
 
 class TableGranularity(enum.StrEnum):
-    """What has a table of its own: the weight, each output, each run of input columns."""
+    """The part of a weight that has its own table: all of it, an output row, a run of columns."""
 
     TENSOR = "tensor"
     ROW = "row"
@@ -198,14 +199,14 @@ def codebook_for_layer(
     per: TableGranularity = TableGranularity.TENSOR,
     width: int | None = None,
 ) -> CodebookWeight:
-    """The stored weight of `layer`, laid out as the tensor that its node uses.
+    """A codebook weight from canonical codes, laid out as the tensor that the layer's node uses.
 
     Args:
         layer: the layer.
         stages: codes (groups, rows, columns) of the canonical weight, or of its sub-vectors of v
             neighbouring columns (groups, rows, columns / v), each with its table: (L[, v]) for
             TENSOR, (groups · rows, L[, v]) for ROW, (groups · columns / width, L[, v]) for RUN.
-        per: what has a table of its own.
+        per: the part of the weight that has its own table.
         width: columns in a run, for RUN; it divides the number of columns.
 
     Raises:
@@ -230,7 +231,7 @@ def _vector_of(table: np.ndarray, per: TableGranularity) -> int:
 
 
 def _run(layer: WeightLayer, per: TableGranularity, width: int | None, vector: int) -> int:
-    """Columns in a run: all of them but for RUN."""
+    """Columns in a run: `width` for RUN, else all columns."""
     if (per is TableGranularity.RUN) != (width is not None):
         raise ValueError("A table for each run of columns, and only that, needs a `width`.")
     run = layer.columns if width is None else width
@@ -243,12 +244,13 @@ def _run(layer: WeightLayer, per: TableGranularity, width: int | None, vector: i
 
 @dataclass(frozen=True)
 class _LayerAxes:
-    """A canonical weight split into axes, and in which order codes and the tensor have them.
+    """The axes of a canonical weight, and their order in the codes and in the tensor.
 
     Attributes:
-        split: sizes: groups, rows, then columns split at runs and at kernels.
-        order: of those axes in the values; the first `outer` of them number the blocks.
-        stored: of those axes in the tensor.
+        split: sizes of the axes: groups, rows, then columns split at runs and at kernels.
+        order: order of the axes in the values.
+        stored: order of the axes in the tensor.
+        outer: number of leading axes of `order` that number the blocks.
         vector: numbers that a code stands for.
         run: columns in a run.
     """
@@ -277,8 +279,8 @@ class _LayerAxes:
             TableGranularity.ROW: (0, 1),
             TableGranularity.RUN: (0, *runs),
         }[per]
-        # inside a block any order will do: the tensor's needs no permutation, but the numbers of
-        # a sub-vector are neighbouring columns
+        # inside a block the order is free: the order of the tensor saves the permutation, but the
+        # numbers of a sub-vector have to be neighbouring columns
         inside = stored if vector == 1 else (0, *runs, 1, *axes)
         order = (*outer, *dict.fromkeys(axis for axis in inside if axis not in outer))
         split = (layer.groups, layer.rows, *columns)
@@ -286,12 +288,12 @@ class _LayerAxes:
 
     @property
     def inner_shape(self) -> tuple[int, ...]:
-        """Sizes of the axes as the values have them."""
+        """Sizes of the axes in the order of the values."""
         return tuple(self.split[axis] for axis in self.order)
 
     @property
     def perm(self) -> tuple[int, ...]:
-        """From the values' order to the tensor's."""
+        """The permutation from the order of the values to that of the tensor."""
         return tuple(self.order.index(axis) for axis in self.stored)
 
     def stage(self, codes: np.ndarray, table: np.ndarray) -> Stage:
@@ -299,7 +301,7 @@ class _LayerAxes:
         blocks = prod(self.inner_shape[: self.outer])
         if self.vector == 1:
             ordered = codes.reshape(self.split).transpose(self.order)
-        else:  # (groups, rows, runs, sub-vectors): rows and runs are what may change places
+        else:  # (groups, rows, runs, sub-vectors): only rows and runs can be swapped
             ordered = codes.reshape(*self.split[:2], -1, self.run // self.vector)
             if self.order[1] != 1:
                 ordered = ordered.transpose(0, 2, 1, 3)
@@ -309,7 +311,7 @@ class _LayerAxes:
 
 
 def _split_columns(columns: int, run: int, taps: int) -> tuple[list[int], list[int]]:
-    """Sizes of the axes that columns are split into, outermost first, and their strides."""
+    """Split the columns axis at runs and at kernels: sizes, outermost first, and strides."""
     bounds = sorted({columns, run, taps, 1}, reverse=True)
     sizes = []
     for outer, inner in pairwise(bounds):

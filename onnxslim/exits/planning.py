@@ -85,16 +85,16 @@ class ExitPlan:
 
 @dataclass(frozen=True)
 class ExitPlanner:
-    """Chooses exits.
+    """Chooses exits and their thresholds.
 
     Attributes:
-        candidates: in order, with heads.
-        count: the most exits.
-        fixed: whether all sites are to be used.
-        target: agreement to promise; None: what follows counts.
-        latency: mean share of the latency that is allowed.
-        thresholds: as given, one for each exit or one for all; (): to be chosen.
-        worst: share of the latency that is allowed for samples that never leave; None: any.
+        candidates: candidate exits in the order of the graph, with heads.
+        count: the most exits to choose.
+        fixed: whether to use all candidates.
+        target: agreement to promise; None where `latency` or `thresholds` is given.
+        latency: mean latency to reach, as a share of the network's; or None.
+        thresholds: given thresholds, one for each exit or one for all; (): choose them.
+        worst: the most latency for samples that never leave, as a share; None: any.
     """
 
     candidates: tuple[ExitCandidate, ...]

@@ -1,17 +1,18 @@
-"""Activations of all samples, kept where a run of a model ended: the next goes on from there.
+"""Activations of all samples, cached where a run of a model ended, so that the next starts there.
 
-Lossy passes change a model from its inputs on, and measure it anew after each layer. What lies
-before the first layer that changed is the same as before; of it, only what later layers read is
-worth keeping: the tensors that cross from nodes that ran to nodes that did not. So each node runs
-about once in all, and not once for every layer behind it.
+Lossy passes change a model from its inputs to its outputs, and measure it again after each layer.
+Tensors before the first changed layer stay the same. Of these, only the tensors that cross from
+nodes that ran to nodes that did not are worth keeping. So each node runs about once in all, and not
+once for every layer behind it.
 
-Whether a tensor is the same as in an earlier model is told by its `ValueNumber`: the operators and
-the very arrays that it is made with (see `values`). Results differ from those of a run from the
-inputs by rounding at most, where onnxruntime would have fused operators across the cut.
+The `ValueNumber` of a tensor, made of the operators and arrays that it is computed from, says
+whether it is the same as in an earlier model (see `value_numbering`). Results may differ from those
+of a run from the inputs by rounding, where onnxruntime would have fused operators across the cut.
 
-What is kept lies in temporary files (see `spool`). What may change here: what that is. When it
-would take more than the budget, or the disk is full, what was kept before stays, and runs begin
-there.
+Arrays lie in temporary files (see `spool`). If new arrays would exceed the budget, or the disk is
+full, the cache keeps its old ones, and runs start there: slower, with the same results.
+
+Owns: which tensors are cached. Not here: running a segment of a model (see `exposed`).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _BUDGET_BYTES: Final = 1 << 30
 
 
 class ActivationCaches:
-    """What is kept of two models: the one that changes, and the one that it is compared with.
+    """The caches of two models: the one that changes, and the one that it is compared with.
 
     Args:
-        rows: samples in all; None where only a first run tells: it keeps nothing then.
-        budget_bytes: of all that is kept.
+        rows: number of samples; None: known only after a first run, which caches nothing.
+        budget_bytes: most bytes of both caches.
     """
 
     def __init__(self, rows: int | None, budget_bytes: int = _BUDGET_BYTES) -> None:
@@ -57,12 +58,12 @@ class ActivationCaches:
 
 
 class ActivationCache:
-    """The tensors of one model, kept for all runs, from which what is left of it can be computed.
+    """Cached tensors of one model, for all samples, from which its remaining nodes can be computed.
 
     Args:
-        numbering: of values.
-        rows: samples in all; None: not known yet.
-        budget_bytes: of the arrays.
+        numbering: tells equal values of different models.
+        rows: number of samples; None: not known yet.
+        budget_bytes: most bytes of the arrays.
     """
 
     def __init__(self, numbering: ValueNumbering, rows: int | None, budget_bytes: int) -> None:
@@ -70,7 +71,7 @@ class ActivationCache:
         self.held: dict[ValueNumber, Spool] = {}
 
     def play(self, exposed: ExposedTensors, keys: Sequence[str], threads: int | None) -> Playback:
-        """A pass over all samples in which the tensors of `keys` are read.
+        """Start a pass over all samples that reads the tensors of `keys`.
 
         Raises:
             RuntimeFailure: onnxruntime refuses the segment to run.
@@ -78,7 +79,7 @@ class ActivationCache:
         return Playback(self, exposed, keys, threads)
 
     def hold(self, kept: Mapping[ValueNumber, Spool]) -> None:
-        """Keep `kept` from now on, and nothing else."""
+        """Replace the cached tensors by `kept`."""
         for value, spool in self.held.items():
             if kept.get(value) is not spool:
                 spool.close()
@@ -86,18 +87,18 @@ class ActivationCache:
 
 
 class Playback:
-    """One pass over the samples: use it as a context manager, and run the samples in order."""
+    """One pass over the samples: a context manager, in which samples run in order."""
 
     def __init__(
         self,
-        frontier: ActivationCache,
+        cache: ActivationCache,
         exposed: ExposedTensors,
         keys: Sequence[str],
         threads: int | None,
     ) -> None:
-        self._frontier = frontier
-        held = frontier.held
-        values = frontier.numbering.value_numbers(exposed.graph)
+        self._cache = cache
+        held = cache.held
+        values = cache.numbering.value_numbers(exposed.graph)
         tensors = [t for node in exposed.graph.nodes for t in node.outputs if t.name]
         values = {t.name: values[t] for t in tensors if t in values}
         known = {t.name: t for t in tensors if values.get(t.name) in held}
@@ -106,7 +107,7 @@ class Playback:
         crossing = _crossing(exposed, [*wanted, *known.values()])
         crossing = [t for t in crossing if values[t.name].varies and t.dtype is not None]
         fresh = [t for t in crossing if t.name not in known and t.inputs[0] in segment.nodes]
-        if frontier.rows is None:
+        if cache.rows is None:
             fresh = []
         self._feeds = {t.name: held[values[t.name]] for t in segment.inputs}
         self._ready = {t.name: held[values[t.name]] for t in wanted if t.name in known}
@@ -121,7 +122,7 @@ class Playback:
         self._session: Session | None = exposed.open(segment, fresh, shapes, threads)
 
     def run(self, feeds: Feeds, rows: int) -> Outputs:
-        """The tensors that were asked for, as far as they are not fed.
+        """Run one sample; returns the tensors that were asked for, where they are not fed.
 
         Raises:
             RuntimeFailure: onnxruntime fails on the sample.
@@ -150,13 +151,13 @@ class Playback:
             self._session.close()
         if error is not None:
             self._give_up()
-            self._frontier.hold({})
+            self._cache.hold({})
             return
-        self._frontier.rows = self._rows
-        self._frontier.hold({**self._kept, **self._new} if self._fits else self._usable)
+        self._cache.rows = self._rows
+        self._cache.hold({**self._kept, **self._new} if self._fits else self._usable)
 
     def _keep(self, found: Outputs, rows: int) -> None:
-        """Keep what crosses."""
+        """Cache the tensors that cross the cut."""
         arrays = {value: found[name] for name, value in self._fresh.items()}
         if self._fits is None:
             self._fits = self._would_fit(arrays.values(), rows)
@@ -167,19 +168,19 @@ class Playback:
         try:
             for value, array in arrays.items():
                 self._new[value].append(array)
-        except OSError:  # no room on the disk: runs begin earlier, slower and no less right
+        except OSError:  # the disk is full: later runs start earlier
             self._give_up()
 
     def _give_up(self) -> None:
-        """Keep nothing of this pass."""
+        """Drop everything cached in this pass."""
         self._fits = False
         for spool in self._new.values():
             spool.close()
         self._new = {}
 
     def _would_fit(self, arrays: Iterable[np.ndarray], rows: int) -> bool:
-        """Whether all runs can be kept, judged by the first."""
-        total = self._frontier.rows
+        """Whether the tensors of all samples fit the budget, judged by the first."""
+        total = self._cache.rows
         if total is None:
             return False
         taken = sum(spool.nbytes for spool in self._kept.values())
@@ -187,17 +188,17 @@ class Playback:
             if not isinstance(array, np.ndarray) or array.dtype.hasobject:
                 return False
             taken += array.nbytes * total // rows
-        return taken <= self._frontier.budget_bytes
+        return taken <= self._cache.budget_bytes
 
 
 def _common_shape(shapes: Sequence[tuple[int, ...]]) -> list[int | None]:
-    """The sizes that all have, None where they differ."""
+    """The size of each axis; None where shapes differ."""
     columns = zip(*shapes, strict=True)
     return [sizes[0] if len(set(sizes)) == 1 else None for sizes in columns]
 
 
 def _crossing(exposed: ExposedTensors, ends: Iterable[gs.Tensor]) -> list[gs.Tensor]:
-    """Tensors made by what `ends` need, and needed by other nodes on the way to a layer."""
+    """Tensors that nodes before `ends` compute, and that nodes behind need to reach a layer."""
     ran = exposed.segment(tuple(ends), ()).nodes
     layers = [tensor for layer in exposed.layers.values() for tensor in layer.node.outputs]
     waiting = exposed.segment(layers, ()).nodes - ran
