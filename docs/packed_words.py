@@ -1,9 +1,10 @@
-"""Writes the dictionary of phrases with which packed files compress their graphs.
+"""Write the zstd dictionary with which packed files compress their graphs.
 
     python docs/packed_words.py onnxslim/packing/words-1.bin
 
-It was run once: the file is part of format version 1, and changing a byte of it makes files of that
-version unreadable. A new dictionary takes a new name and a new version (`packing/container.py`).
+This script was run once. The dictionary is part of format version 1: a changed byte would make all
+files of that version unreadable. A new dictionary needs a new name and a new version
+(`packing/container.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def _functions() -> Iterator[bytes]:
 
 
 def _operators() -> Iterator[NodeProto]:
-    """What exporters write most often, in their words and with their way to name things."""
+    """The operators that exporters write most often, with the names that they give."""
     make = helper.make_node
     for number in range(12):
         block = f"/layer{number % 4 + 1}/layer{number % 4 + 1}.{number // 4}"
@@ -125,7 +126,7 @@ def _model() -> ModelProto:
 
 
 def words() -> bytes:
-    """The dictionary; what is likeliest comes last."""
+    """The dictionary; the phrases that are likeliest to be found come last."""
     return b"".join([_model().SerializeToString(deterministic=True), *_functions()])
 
 

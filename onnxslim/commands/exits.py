@@ -1,4 +1,4 @@
-"""`onnxslim exits MODEL`: where a classifier can be left early, and what that would bring."""
+"""`onnxslim exits MODEL`: where a classifier can be left early, and how much that would save."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Show where MODEL can be left early: tensors through which everything passes.
+    """Show where MODEL can be left early: tensors through which all data pass.
 
-    With samples, each has a head fitted to it, as inject-exits does: how often it agrees with the
-    network on samples held back, and how many could leave there while 99.5 % of all answers stay
-    the network's. No file is changed.
+    With samples, a head is fitted at each tensor, as inject-exits does. The table then shows how
+    often the head agrees with the network on samples held back, and how many samples could leave
+    there while 99.5 % of all answers stay the network's. No file is changed.
     """
     from onnxslim import api
 

@@ -1,4 +1,4 @@
-"""`onnxslim inspect MODEL...`: what is in model files; several side by side."""
+"""`onnxslim inspect MODEL...`: show the contents of model files, several side by side."""
 
 from __future__ import annotations
 

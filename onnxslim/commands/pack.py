@@ -1,4 +1,4 @@
-"""`onnxslim pack MODEL [OUTPUT]`: one small file for storage and transfer."""
+"""`onnxslim pack MODEL [OUTPUT]`: write one small file for storage and transfer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def command(
     """Pack MODEL, with its external data, into OUTPUT: MODEL with the ending `.onnxz` by default.
 
     `onnxslim unpack` gives the same model back, and all other commands read packed files as they
-    are. The table shows what each class of tensors takes, by every coder.
+    are. The table shows the bytes of each class of tensors, by every coder.
     """
     source = Path(model)
     target = Path(output) if output else source.with_suffix(".onnxz")

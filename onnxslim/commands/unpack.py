@@ -1,4 +1,4 @@
-"""`onnxslim unpack FILE [OUTPUT]`: the model in a packed file."""
+"""`onnxslim unpack FILE [OUTPUT]`: write the model of a packed file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onnxslim.commands.files import check_output
 def command(file: str, output: str | None, quiet: bool, verbose: bool) -> None:
     """Write the model in the packed FILE to OUTPUT: FILE with the ending `.onnx` by default.
 
-    It is the file that was packed, to the byte. A model that had external data has them again.
+    OUTPUT is the file that was packed, to the byte. A model with external data gets them again.
     """
     source = Path(file)
     target = Path(output) if output else source.with_suffix(".onnx")
