@@ -1,4 +1,4 @@
-"""Store weights as float16, and compute in float16 where that is asked for.
+"""Store weights as float16, and compute in float16 on request.
 
 Rewrite:
     ```
@@ -41,31 +41,32 @@ Rewrite:
         y = Cast <to = 1> (yh)
 
     That is for GPUs and other accelerators. On x86 onnxruntime has float16 kernels for data
-    movement, but for hardly anything that computes: there it computes in float32 between Casts,
-    of which it drops those that cancel out. So it gains no speed there, loses some around data
-    movement, and rounds less than an accelerator will. Inputs and outputs of the graph keep their
-    types in either case.
+    movement, but for hardly any operator that computes: it computes in float32 between Casts, and
+    drops those Casts that cancel out. So x86 gains no speed, loses some around data movement, and
+    rounds less than an accelerator does. Inputs and outputs of the graph keep their types either
+    way.
 
-    Matrix products become float16 wherever they may. Of the others those do with which the least
-    bytes go through memory, Casts included: a minimum cut. A tensor has one Cast for each
-    direction, and no Cast stands between two operators in float16. What stays float32 stores its
-    weights as float16 all the same.
+    Matrix products become float16 wherever they may. All other operators are chosen so that the
+    least bytes go through memory, Casts included: a minimum cut. A tensor has one Cast for each
+    direction, and no Cast stands between two operators in float16. Operators that stay float32
+    store their weights as float16 all the same.
 
 Why it is correct:
     It is not exact, unless float16 holds every weight as it is (a model that was float16 once):
-    then the change is EXACT. Else a value keeps 11 bits, and x becomes x·(1 + e), |e| <= 2^-11, as
-    long as it is between 6.1e-5 and 65504. With calibration samples no tensor becomes float16 that
-    comes within a factor of 4 of the end, or lies below the beginning.
+    then the change is EXACT. Otherwise a value keeps 11 bits, and x becomes x·(1 + e), |e| <=
+    2^-11, as long as it is between 6.1e-5 and 65504. With calibration samples no tensor becomes
+    float16 that comes within a factor of 4 of the end, or lies below the beginning.
 
 Declines when:
     1. ONNX has no float16 for an operator in the model's opset, the operator is outside the
        standard, has bodies, or is quantized; or an attribute sets the type of its result.
     2. A constant has values that float16 does not hold: too large, so small that more than 1e-6 of
-       its energy would be lost, or rounded to zero (of a matrix more than 1 % of the entries).
-    3. Samples show a tensor that does not fit. Without samples, operators that can leave the range
-       on the way stay float32: sums and means over many values, norms, Exp, Pow, Div, Softmax.
-    4. What is cast to another type, or gives coordinates (Resize, RoiAlign), stays float32.
-    5. float16 would take more Casts than it saves.
+       its energy would be lost, or rounded to zero (in a matrix: more than 1 % of the entries).
+    3. Samples show a tensor that does not fit. Without samples, operators whose intermediate
+       results can leave the range stay float32: sums and means over many values, norms, Exp, Pow,
+       Div, Softmax.
+    4. It is cast to another type, or gives coordinates (Resize, RoiAlign).
+    5. The Casts around it would cost more memory traffic than float16 saves.
     6. A constant is too small for a Cast to pay.
     7. `only` and `skip` leave it out, or `max-error` is missed.
 
@@ -96,7 +97,7 @@ from onnxslim.records import Fidelity, PassResult
 
 @dataclass(frozen=True)
 class ConvertFp16(FilteredPass):
-    """Store weights as float16, and compute in float16 where that is asked for."""
+    """Store weights as float16, and compute in float16 on request."""
 
     name: ClassVar[str] = "convert-fp16"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
@@ -104,15 +105,16 @@ class ConvertFp16(FilteredPass):
     compute: str = option(
         "float32",
         one_of("float16", "float32"),
-        "what operators compute in; float32: weights alone become float16, speed stays what it is",
+        "the type that operators compute in; float32: weights alone become float16, at the same "
+        "speed",
     )
     only: tuple[str, ...] = only_option("operators to convert")
     skip: tuple[str, ...] = skip_option("operators")
     max_error: float | None = option(
         None,
         at_least(0),
-        "largest relative error of an output, on samples held back; less becomes float16 until it "
-        "holds",
+        "largest relative error of an output, on samples held back; fewer operators become float16 "
+        "until it holds",
     )
 
     def requires(self, graph: gs.Graph, context: Context) -> None:

@@ -1,9 +1,10 @@
 """Compute on 8-bit integers (QDQ form) wherever that is measured to be faster than float.
 
 Rewrite:
-    An operator that onnxruntime has an integer kernel for gets a QuantizeLinear and a
-    DequantizeLinear behind what it reads and makes; weights become int8 initializers with a scale
-    for each output channel, biases int32. Onnxruntime makes one integer kernel of it:
+    An operator that has an integer kernel in onnxruntime gets a QuantizeLinear and a
+    DequantizeLinear behind each of its inputs and outputs. Weights become int8 initializers with a
+    scale for each output channel, biases int32. Onnxruntime fuses all of it into one integer
+    kernel:
 
         y = Conv (x, w, b)
 
@@ -17,47 +18,46 @@ Rewrite:
         yq = QuantizeLinear (yf, y_scale, y_zero)
         y = DequantizeLinear (yq, y_scale, y_zero)
 
-    Conv, Gemm, MatMul, Add (also what was written as Sum), Mul, Concat, AveragePool,
-    GlobalAveragePool, Sigmoid, LeakyRelu, Softmax inside the graph, and BatchNormalization and
-    HardSigmoid as depthwise Convs; a Relu or Clip behind them becomes the end of a range.
-    MaxPool, Resize to the nearest, Reshape, Transpose, Split, Slice, Gather and the like move
-    integers, on the grid of what they move. What stays in float among
-    integer kernels has a Clip without bounds beside it where onnxruntime would put it on integers
-    all the same. An opset below 13 is raised to 13.
-    LSTM becomes onnxruntime's DynamicQuantizeLSTM, in bodies too: it reads and makes floats, and
-    finds the range of each step's input at run time; its weights become int8.
+    That works for Conv, Gemm, MatMul, Add (also where it was written as Sum), Mul, Concat,
+    AveragePool, GlobalAveragePool, Sigmoid, LeakyRelu, Softmax inside the graph, and
+    BatchNormalization and HardSigmoid as depthwise Convs. A Relu or Clip behind them becomes the
+    end of a range. MaxPool, Resize to the nearest, Reshape, Transpose, Split, Slice, Gather and the
+    like move integers, on the grid of their input. A Clip without bounds keeps an operator in float
+    where onnxruntime would put it on integers, because all of its neighbours are. An opset below 13
+    is raised to 13. LSTM becomes onnxruntime's DynamicQuantizeLSTM, in bodies too: it reads and
+    makes floats, and finds the range of each step's input at run time; its weights become int8.
 
-    Which of them: `placement=measured` profiles the model in float and on integers, and finds the
+    Which operators: `placement=measured` profiles the model in float and on integers, and finds the
     set of kernels with the least total time, crossings between float and integers included, as a
-    minimum cut. That, what comes out when it is profiled and cut again, everything, and layers
-    alone are then timed as whole models, in one run; the fastest is kept, and of those that timing
-    cannot tell apart the one that is by the profiles. Where none is faster than float,
-    nothing is changed, but with `--goal bytes`: then every weight becomes integers, and the report
-    says how much faster or slower that is. `placement=all` and `conv-matmul` ask no clock.
+    minimum cut. That set, the sets found by profiling and cutting again, all operators, and layers
+    alone are then timed as whole models in one run. The fastest is kept; of those that timing
+    cannot tell apart, the one that is fastest by the profiles. Where none is faster than float,
+    nothing changes, except with `--goal bytes`: then every weight becomes integers, and the report
+    says how much faster or slower that is. `placement=all` and `conv-matmul` measure no time.
 
 Why it is correct:
-    It is not exact. x ≈ scale·(code − zero point), to half a scale inside the range, and zero is
-    always exact, so padding is. Ranges come from the calibration samples. By default each tensor
-    gets that, of five methods', which moves the outputs least when it alone is on its grid; where
-    the integer model is clearly nearer with the ranges of least error, or with one method for all
-    tensors, it is these; all on samples held back. Softmax has the grid
-    that its kernel needs, from 0 to 1. Weights are rounded with error feedback, so that what
-    rounding one of them does to the output E‖(W − Ŵ)x‖² is made up for by the others (layers of
-    more than 8,192 inputs: to nearest); biases keep the mean output. Where products of u8 and s8
-    saturate on this machine, weights take 7 bits.
+    It is not exact. x ≈ scale·(code − zero point), to half a scale inside the calibration range.
+    Zero is always exact, so padding is. Ranges come from the calibration samples. By default each
+    tensor gets, of the ranges that five methods find, the one that moves the outputs least when the
+    tensor alone is on its grid. Where the integer model is clearly nearer with each tensor's range
+    of least error, or with one method for all tensors, those are taken; all on samples held back.
+    Softmax has the grid that its kernel needs, from 0 to 1. Weights are rounded with error
+    feedback: the other weights make up for what rounding one of them does to the output,
+    E‖(W − Ŵ)x‖² (layers of more than 8,192 inputs: to nearest). Biases keep the mean output. Where
+    products of u8 and s8 saturate on this machine, weights take 7 bits.
 
 Declines when:
-    1. There are no calibration samples: ranges cannot be known.
+    1. There are no calibration samples, so that ranges cannot be known.
     2. The model is quantized already.
     3. No placement is faster than float (`placement=measured`), unless the goal is bytes.
     4. An operator has no integer kernel in onnxruntime, its weight is computed at run time, or its
-       type is not float32; bodies of If and Loop stay float, LSTMs in them excepted, and so do
+       type is not float32. Bodies of If and Loop stay float, except LSTMs in them, and so do
        LayerNormalization, GRU, and a Softmax whose result is an answer.
-    5. The grid of a tensor loses more than 2 % of its energy, or what goes into a Concat is too
+    5. The grid of a tensor loses more than 2 % of its energy, or an operand of a Concat is too
        small for the steps of the result (scores beside the corners of boxes).
-    6. `only` and `skip` leave it out; or it was put back to float, worst first, until `max-error`
-       and the floors held on samples held back, and `--max-drop` on what `--eval` measures (the
-       user's own figure for boxes or texts).
+    6. `only` and `skip` leave it out; or it went back to float, worst first, until `max-error` and
+       the floors held on samples held back, and `--max-drop` on the figure that `--eval` measures
+       (the user's own figure for boxes or texts).
 
 Fidelity:
     LOSSY.
@@ -105,8 +105,8 @@ class QuantizeInt8(FilteredPass):
     calibration: str = option(
         "auto",
         one_of("auto", *RangeMethod),
-        "how ranges of activations are chosen; auto: what leaves the outputs nearest on samples "
-        "held back",
+        "how ranges of activations are chosen; auto: by the outputs, which should stay nearest on "
+        "samples held back",
     )
     activations: str = option(
         "auto",

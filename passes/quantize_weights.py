@@ -1,4 +1,4 @@
-"""Store weights as integers of 8 or 4 bits; what is computed with them stays float.
+"""Store weights as integers of 8 or 4 bits; the computation stays float.
 
 Rewrite:
     ```
@@ -25,41 +25,42 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    Weights of Conv, ConvTranspose, Gemm and MatMul, and tables of embeddings that Gather reads, in
-    bodies too. What onnxruntime 1.31 does with each form was measured:
+    This is done to weights of Conv, ConvTranspose, Gemm and MatMul, and to tables of embeddings
+    that Gather reads, in bodies too. Onnxruntime 1.31 treats each form differently (measured):
 
     - One MatMul or Gemm that reads a DequantizeLinear becomes one kernel, MatMulNBits, where scales
-      go by output channel or by 16, 32, 64, ... columns. The weight stays integers in memory. For
-      one row of input 3 to 4 times as fast as float; for 128 rows as fast with 4 bits, 1.5 times
-      as slow with 8. The kernel rounds its *input* to 8 bits for each 32 columns (45 dB).
+      go by output channel or by 16, 32, 64, ... columns. The weight stays integers in memory. It is
+      3 to 4 times as fast as float for one row of input; for 128 rows it is as fast with 4 bits and
+      1.5 times as slow with 8. The kernel rounds its *input* to 8 bits for each 32 columns (45 dB).
     - Any other DequantizeLinear (Conv, Gemm with transB, a weight with two readers, Relu or Clip
       and more behind it) is computed anew in every run. Cast and Mul are computed once, when a
       session starts.
     - Gather of codes keeps the table small; DequantizeLinear in front of Gather computes all of it.
 
-    So `form=native` writes DequantizeLinear where there is a kernel (transB is turned for it),
-    moves codes through Gather, and puts a local function of Cast and Mul everywhere else: a
-    smaller file at the speed, and with the memory, of float. `auto` is that, and times it as a
-    whole model: where it is slower than float, the local function is taken everywhere (`folded`).
-    `dequantize` is DequantizeLinear everywhere. `matmul-nbits` writes MatMulNBits itself, for
-    MatMul. 4 bits and blocks need opset 21, to which the model is raised; MatMulNBits needs none.
+    So `form=native` writes DequantizeLinear where there is a kernel (a matrix with transB is
+    transposed for it), moves codes through Gather, and puts a local function of Cast and Mul
+    everywhere else: a smaller file with the speed and the memory of float. `auto` does the same and
+    times the whole model; if it is slower than float, the local function is used everywhere
+    (`folded`). `dequantize` writes DequantizeLinear everywhere. `matmul-nbits` writes MatMulNBits
+    itself, for MatMul. 4 bits and blocks need opset 21, to which the model is raised; MatMulNBits
+    needs no opset.
 
 Why it is correct:
     It is not exact. w ≈ scale·(code − zero point), one scale for each output channel, or for each
-    `block` of its columns. Scales are those, over a few ratios of clipping, that lose least; of 4
-    bits all 16 codes are used, with a negative scale where the largest weight is positive.
-    With calibration samples the codes minimise E‖(W − Ŵ)x‖², so that what rounding one weight does
-    to the output is made up for by the others; biases keep the mean output. Without samples, and
-    for layers of more than 8,192 inputs, H = I.
+    `block` of its columns. Each scale takes, of a few clipping ratios, the one with the least
+    error. 4 bits use all 16 codes, with a negative scale where the largest weight is positive.
+    With calibration samples the codes minimise E‖(W − Ŵ)x‖²: the other weights make up for what
+    rounding one of them does to the output. Biases keep the mean output. Without samples, and for
+    layers of more than 8,192 inputs, rounding is to nearest (H = I).
 
 Declines when:
     1. The weight is computed at run time, quantized already, or not float32.
     2. Codes and scales would take as many bytes as the weight.
-    3. It is shared with a layer that `only` and `skip` leave out.
+    3. A layer that `only` and `skip` leave out shares the weight.
     4. The opset is too low and cannot be raised (bodies, local functions): then 4 bits are only
        possible with MatMulNBits, and 8 bits as `folded`.
-    5. A table of embeddings is no matrix, is read by columns, or is used as something else too
-       (where that is a layer, the layer's codes serve both).
+    5. A table of embeddings is no matrix, is read by columns, or has readers that are not Gather
+       (where such a reader is a layer, the layer's codes serve both).
 
 Fidelity:
     LOSSY.
@@ -67,7 +68,7 @@ Fidelity:
 Reference:
     Frantar et al., arXiv:2210.17323 (feedback, GPTQ); Dettmers and Zettlemoyer, arXiv:2212.09720
     (blocks at 4 bits); ONNX DequantizeLinear-21 (`block_size`); onnxruntime's ContribOperators,
-    MatMulNBits. We differ: the target is what the original model's layer returned, and the form is
+    MatMulNBits. We differ: the target is the output of the original model's layer, and the form is
     chosen by what onnxruntime makes of it.
 """
 
@@ -97,14 +98,14 @@ _PACKED_BLOCK: Final = 32  # default, of MatMulNBits
 
 @dataclass(frozen=True)
 class QuantizeWeights(LayerPass):
-    """Store weights as integers of 8 or 4 bits; what is computed with them stays float."""
+    """Store weights as integers of 8 or 4 bits; the computation stays float."""
 
     name: ClassVar[str] = "quantize-weights"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (8, 4)}
     max_inputs: ClassVar[int | None] = MAX_INPUTS
 
-    bits: int = option(8, Interval(4, 8), "of a code: 8 or 4")
+    bits: int = option(8, Interval(4, 8), "bits of a code: 8 or 4")
     block: int | None = option(
         None,
         at_least(0),
@@ -121,7 +122,8 @@ class QuantizeWeights(LayerPass):
     accuracy_level: int = option(
         4,
         Interval(0, 4),
-        "of MatMulNBits, with form=matmul-nbits: 4 rounds inputs to 8 bits; 0 computes in float",
+        "accuracy level of MatMulNBits, with form=matmul-nbits: 4 rounds inputs to 8 bits; 0 "
+        "computes in float",
     )
 
     def __post_init__(self) -> None:
