@@ -1,6 +1,7 @@
-"""The grids of activations: what was observed of a model, as ranges, as grids.
+"""The grids of all activations of a model, from histograms observed on calibration samples.
 
-What may change here: which tensors are observed, and how a range is chosen for each.
+Owns: which tensors are observed, and whether 8 bits suffice for a tensor. Not here: how a range
+follows from a histogram (see `calibration_ranges`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration
 from onnxslim.services.observations import Observation
 
-_MAX_LOST: Final = 0.02  # of the energy of a tensor, by being put on a grid
+_MAX_LOST: Final = 0.02  # largest share of the energy of a tensor that its grid may lose
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class ActivationGrids:
     """The grids of a model's activations.
 
     Attributes:
-        found: ranges of each tensor, by its name, best first: what all methods find, where none
-            was asked for.
-        form: of grids, those of constant operands too.
-        unseen: why a tensor has none, by its name.
+        found: the ranges of each tensor, by its name, best first; several where no one method was
+            asked for.
+        form: the form of grids, of constant operands too.
+        unseen: why a tensor has no range, by its name.
     """
 
     found: Mapping[str, Sequence[CalibrationRange]]
@@ -47,11 +48,11 @@ class ActivationGrids:
 
     @property
     def by_tensor(self) -> Mapping[str, Grid]:
-        """The grid of the best range of each."""
+        """The grid of the best range of each tensor."""
         return {name: ranges[0].grid for name, ranges in self.found.items()}
 
     def objection(self, cluster: Cluster) -> str | None:
-        """Why a cluster cannot be put on grids, or should not."""
+        """Why a cluster cannot or should not be on integers; None where it can."""
         for tensor in (*cluster.reads, *cluster.makes):
             if tensor.name not in self.found:
                 why = self.unseen.get(tensor.name, "it was not observed")
@@ -67,7 +68,7 @@ class ActivationGrids:
         return self._uneven(cluster)
 
     def _uneven(self, cluster: Cluster) -> str | None:
-        """That a constant operand has entries too small for its grid."""
+        """The objection that a constant operand has entries too small for its grid."""
         for index in cluster.operands:
             tensor = cluster.node.inputs[index]
             values = const_array(tensor)
@@ -78,14 +79,14 @@ class ActivationGrids:
             grid = constant_grid(values, self.form)
             exact = values[values != 0].astype(np.float64)
             lost = np.square(exact - grid.rounded(exact))
-            # each factor counts for itself, of what is added only the size of the error does
+            # a factor's error counts relative to itself, an addend's relative to all addends
             size = np.square(exact) if cluster.node.op == "Mul" else np.square(exact).mean()
             if exact.size and (lost / size).mean() > _MAX_LOST:
                 return f"8 bits say too little of the constant `{tensor.name}`"
         return None
 
     def _drowned(self, cluster: Cluster) -> str | None:
-        """That an operand of a Concat is too small for the steps of the result."""
+        """The objection that an operand of a Concat is too small for the steps of the result."""
         result = self.found[cluster.makes[0].name][0]
         step = float(result.grid.scale)
         for tensor in cluster.reads:
@@ -110,15 +111,15 @@ def observe_grids(
     method: RangeMethod | None,
     form: GridForm,
 ) -> ActivationGrids:
-    """Observe what clusters read and make, on the calibration samples.
+    """The grids of all tensors that clusters read and make, from the calibration samples.
 
     Args:
-        model: whose graph the clusters are of.
-        clusters: what may become integers.
+        model: the model whose graph was cut into clusters.
+        clusters: the clusters that may become integers.
         calibration: the samples.
-        method: how ranges are chosen; None: by all methods, from all samples (some extremes are in
-            few of them), the one with the least error on a part of them first.
-        form: of grids.
+        method: how ranges are chosen; None: by all methods, from all samples (extremes are rare),
+            ordered by their error on the half that is held back.
+        form: the form of grids.
     """
     names = list(dict.fromkeys(_names(clusters)))
     forms, fixed = _forms(clusters, form), _fixed(clusters, form)
@@ -140,7 +141,7 @@ def observe_grids(
 
 
 def _forms(clusters: Clusters, form: GridForm) -> Mapping[str, GridForm]:
-    """Of the tensors whose grids end at zero, for a Relu, a Clip or a kernel: not symmetric."""
+    """Asymmetric forms for the tensors whose grids end at zero: for a Relu, a Clip or a kernel."""
     return {
         tensor.name: replace(form, symmetric=False)
         for cluster in clusters.all
@@ -150,7 +151,7 @@ def _forms(clusters: Clusters, form: GridForm) -> Mapping[str, GridForm]:
 
 
 def _fixed(clusters: Clusters, form: GridForm) -> Mapping[str, Ends]:
-    """Ranges that kernels insist on, of the tensors that they make."""
+    """The ranges that kernels need for their outputs, by tensor."""
     return {
         tensor.name: cluster.rule.fixed(form)
         for cluster in clusters.all

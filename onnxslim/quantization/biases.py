@@ -1,8 +1,9 @@
 """Biases as 32-bit integers, in steps of the input's scale times the weight's.
 
-Integer kernels add the bias to sums of products of codes, so its scale is not free. Where a row of
-the weight is so small that its bias does not fit into 32 bits, the weight gives way: it takes a
-larger scale. Where the row is all zero its scale is free, and the bias decides.
+Integer kernels add the bias to sums of products of codes, so its scale is input scale times weight
+scale (Jacob et al. 2018, arXiv:1712.05877, eq. 11). Where a row of the weight is so small that its
+bias does not fit into 32 bits, the weight takes a larger scale. Where the row is all zero, its
+scale is free, and the bias decides.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ import numpy.typing as npt
 
 from onnxslim.quantization.grid import MIN_SCALE, Codes, Grid
 
-_MAX: Final = 2.0**30  # steps: accumulators need room
-_FINE: Final = 2.0**20  # steps of a bias that may choose
+_MAX: Final = 2.0**30  # largest bias in steps; the accumulator needs the rest
+_FINE: Final = 2.0**20  # steps of a bias whose scale is free
 
 
 def with_bias(
     codes: Codes, grid: Grid, bias: np.ndarray, input_scale: float
 ) -> tuple[Codes, Grid, npt.NDArray[np.int32], Grid]:
-    """Codes and grid of a weight and of the bias that goes with it.
+    """Codes and grid of a weight, then codes and grid of its bias.
 
     Args:
-        codes: of the weight.
-        grid: of the weight; its axis is that of the rows.
-        bias: (rows,).
-        input_scale: of the layer's input.
+        codes: the codes of the weight.
+        grid: the grid of the weight; its axis is that of the rows.
+        bias: the float bias, (rows,).
+        input_scale: the scale of the layer's input.
     """
     wished = _scales(codes, grid, bias, input_scale)
     if np.any(wished != grid.scale):
@@ -44,7 +45,7 @@ def with_bias(
 def _scales(
     codes: Codes, grid: Grid, bias: np.ndarray, input_scale: float
 ) -> npt.NDArray[np.float32]:
-    """Scales of the weight, large enough for the bias."""
+    """Scales of the weight at which the bias fits 32 bits."""
     size = np.abs(np.asarray(bias, np.float64)) / input_scale
     old = grid.scale.astype(np.float64)
     if grid.axis is None:
@@ -56,7 +57,7 @@ def _scales(
         is_zero = ~np.any(codes != grid.zero_point.reshape(along), axis=across)
     free = np.where(size > 0, size / _FINE, old)
     wished = np.where(is_zero, free, np.maximum(old, size / _MAX))
-    # neither it nor its product with the input's scale may be lost
+    # neither the scale nor its product with the input's scale may be lost by float32 kernels
     return np.asarray(np.maximum(wished, MIN_SCALE / min(input_scale, 1.0)), np.float32)
 
 

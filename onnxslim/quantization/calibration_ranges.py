@@ -1,13 +1,19 @@
-"""Which range of an activation a grid should cover, from what was observed of it.
+"""Calibration ranges: the range of an activation that its grid covers, chosen from a histogram.
 
-Five ways to choose, and one to order them: by the error that values *held back* come out with (what
-that does to outputs, `range_choice` asks). The error of a grid, E (x − x̂)², is one function of grid
-and histogram: rounding where the grid reaches, clipping where it does not, integrated exactly over
-values that lie evenly within their bins.
+Five methods (observers) propose a range each, and E (x − x̂)² on samples *held back* orders them.
+The error of a grid is one function of grid and histogram: rounding error inside the grid, clipping
+error outside, integrated exactly over values spread evenly within each bin.
 
-Migacz, "8-bit inference with TensorRT", GTC 2017, for `entropy`. We differ: zeros are left out, the
-threshold is one for |x| whatever the form of the grid, and a side that is not reached is not
-covered.
+    minmax      the least and largest value of all samples (Jacob et al. 2018, arXiv:1712.05877)
+    average     the mean over samples of each sample's least and largest value
+    percentile  all but a small share of values at either end (Wu et al. 2020, arXiv:2004.09602)
+    mse         the range with the least E (x − x̂)², one side after the other
+    entropy     the |x| threshold with the least KL divergence (Migacz, "8-bit inference with
+                TensorRT", GTC 2017). We differ: zeros are left out, one threshold serves any form
+                of grid, and a side that no value reaches is not covered.
+
+Owns: ranges by the error of the tensor itself. Not here: their effect on the outputs (see
+`range_choice`).
 """
 
 from __future__ import annotations
@@ -24,21 +30,16 @@ from onnxslim.quantization.grid import U8, Grid, GridForm
 from onnxslim.services.observations import BINS, Observation
 
 PERCENTILE: Final = 0.9999
-_MIN_SHARE: Final = 2.0**-8  # of a side of the range, that is tried for `mse`
-_TRIED: Final = 17  # shares at once
-_ROUNDS: Final = 2
-_THRESHOLDS: Final = 64  # tried for `entropy`
+_MIN_SHARE: Final = 2.0**-8  # `mse`: the smallest share of a side of the range that is tried
+_TRIED: Final = 17  # `mse`: shares tried at once
+_ROUNDS: Final = 2  # `mse`: passes over both sides
+_THRESHOLDS: Final = 64  # `entropy`: thresholds tried
 Array = npt.NDArray[np.float64]
 Ends = tuple[float, float]
 
 
 class RangeMethod(enum.StrEnum):
-    """How a range is chosen.
-
-    MINMAX: all values. AVERAGE: the mean over samples of each one's least and most value.
-    PERCENTILE: all but a few values. MSE: the least squared error. ENTROPY: the distribution that
-    is closest, by Kullback and Leibler's divergence.
-    """
+    """How a range is chosen; the text of the module describes each method."""
 
     MINMAX = "minmax"
     AVERAGE = "average"
@@ -49,13 +50,14 @@ class RangeMethod(enum.StrEnum):
 
 @dataclass(frozen=True)
 class CalibrationRange:
-    """A range, and what a grid over it does to the values.
+    """A range of an activation, and the error of the grid that covers it.
 
     Attributes:
-        least, most: what it covers; zero is within.
-        form: of the grid.
-        method: how it was chosen; None: an integer kernel insists on it.
-        error: E (x − x̂)².
+        least: the lower end of the range, at most 0.
+        most: the upper end of the range, at least 0.
+        form: the form of the grid.
+        method: how the range was chosen; None: an integer kernel needs this one.
+        error: E (x − x̂)², x̂ the value that x is rounded or clipped to.
         energy: E x².
     """
 
@@ -68,12 +70,12 @@ class CalibrationRange:
 
     @property
     def grid(self) -> Grid:
-        """The grid that covers it."""
+        """The grid that covers the range."""
         return self.form.over(self.least, self.most)
 
     @property
     def relative_error(self) -> float:
-        """The error as a share of the energy."""
+        """The error as a share of the energy; 0 for an all-zero tensor."""
         return self.error / self.energy if self.energy else 0.0
 
 
@@ -84,12 +86,12 @@ def activation_range(
     *,
     percentile: float = PERCENTILE,
 ) -> CalibrationRange:
-    """The range of one tensor.
+    """The range of one tensor by one method.
 
     Args:
-        observed: what was seen of it.
+        observed: the histogram of the tensor.
         method: how the range is chosen.
-        form: of the grid that is to cover it.
+        form: the form of the grid that is to cover the range.
         percentile: share of values that `PERCENTILE` covers on either side.
     """
     return _judged(_ends(observed, method, form, percentile), observed, form, method)
@@ -102,13 +104,13 @@ def all_ranges(
     *,
     percentile: float = PERCENTILE,
 ) -> tuple[CalibrationRange, ...]:
-    """What each method finds; the one with the least error on values held back comes first.
+    """The ranges of all methods, that with the least error on held-back values first.
 
     Args:
-        observed: what the methods look at.
-        held: what the ranges are judged on; None: `observed`.
-        form: of the grid that is to cover it.
-        percentile: as of `activation_range`.
+        observed: the histogram that ranges are chosen from.
+        held: the histogram that ranges are judged on; None: `observed`.
+        form: the form of the grid that is to cover the range.
+        percentile: see `activation_range`.
     """
     judge = observed if held is None or not held.count else held
     judged = [_judged(_ends(observed, m, form, percentile), judge, form, m) for m in RangeMethod]
@@ -120,12 +122,12 @@ def _ends(observed: Observation, method: RangeMethod, form: GridForm, percentile
 
 
 def fixed_range(observed: Observation, ends: Ends, form: GridForm) -> CalibrationRange:
-    """A range that nobody chose.
+    """A range that is given, such as one that an integer kernel needs.
 
     Args:
-        observed: what it is judged on.
-        ends: what it covers.
-        form: of the grid.
+        observed: the histogram that the range is judged on.
+        ends: the ends of the range.
+        form: the form of the grid.
     """
     return _judged(ends, observed, form, None)
 
@@ -142,11 +144,11 @@ def _judged(
 
 
 def expected_error(grid: Grid, observed: Observation) -> float:
-    """E (x − x̂)² of what was observed: rounding, and clipping where the grid ends.
+    """E (x − x̂)² of a tensor on a grid: rounding error, and clipping error beyond the grid's ends.
 
     Args:
-        grid: with one scale.
-        observed: what was seen.
+        grid: a grid with one scale.
+        observed: the histogram of the tensor.
     """
     scale, low, high = float(grid.scale), grid.low, grid.high
     zero = int(grid.zero_point)
@@ -158,7 +160,7 @@ def expected_error(grid: Grid, observed: Observation) -> float:
 
 
 def energy(observed: Observation) -> float:
-    """E x²."""
+    """E x² of a tensor."""
     edges, counts = _occupied(observed)
     if not observed.count or not len(counts):
         return 0.0
@@ -178,7 +180,7 @@ def _errors(edges: Array, counts: Array, scale: Array, ends: Array) -> Array:
         scale: (grids, 1).
         ends: (grids, 2), least and most code, less the zero point.
     """
-    u = edges / scale  # (grids, n + 1)
+    u = edges / scale  # (grids, n + 1), bin edges in steps of the grid
     k = np.clip(np.rint(u), ends[:, :1], ends[:, 1:])
     u -= k
     integral = k / 12 + u * u * u / 3
@@ -210,7 +212,7 @@ def _percentile(observed: Observation, form: GridForm, percentile: float) -> End
     outside = (1 - percentile) * observed.count
 
     def quantile(ascending: Array, numbers: Array) -> float:
-        """Below which `outside` values lie; zeros lie where the sign changes."""
+        """The value below which `outside` values lie; zeros are counted apart, at 0."""
         below = np.concatenate(([0.0], np.cumsum(numbers)))
         past = np.where(ascending > 0, zeros, 0.0)
         return float(np.interp(outside, below + past, ascending))
@@ -222,7 +224,7 @@ def _percentile(observed: Observation, form: GridForm, percentile: float) -> End
 
 
 def _mse(observed: Observation, form: GridForm, percentile: float) -> Ends:
-    """Shrink one side after the other; a symmetric grid has but one."""
+    """Shrink one side of the range after the other; both sides of a symmetric grid at once."""
     edges, counts = _occupied(observed)
     least, most = min(observed.least, 0.0), max(observed.most, 0.0)
     if not len(counts):
@@ -244,9 +246,9 @@ def _mse(observed: Observation, form: GridForm, percentile: float) -> Ends:
 def _shrunk(
     edges: Array, counts: Array, form: GridForm, ends: Ends, moves: tuple[bool, bool]
 ) -> Ends:
-    """`ends`, of which those that move are shrunk by the share with the least error.
+    """`ends`, those that move shrunk by the share with the least error.
 
-    The share is looked for coarsely, then finely around the best.
+    Shares are tried coarsely, then finely around the best; the error need not be convex.
     """
     shares = np.geomspace(1.0, _MIN_SHARE, _TRIED)
     for _ in range(2):
@@ -268,9 +270,11 @@ def _grid_errors(edges: Array, counts: Array, form: GridForm, bottoms: Array, to
 
 
 def _entropy(observed: Observation, form: GridForm, percentile: float) -> Ends:
+    """Clip |x| where the quantized distribution is closest to the exact one."""
     edges, counts = _occupied(observed)
     if not len(counts):
         return 0.0, 0.0
+    # fold the histogram into one of |x|, with at most `BINS` bins of equal width
     middles = np.abs((edges[1:] + edges[:-1]) / 2)
     width = max(edges[1] - edges[0], middles.max() / BINS)  # bins are narrow far from zero
     numbers = (middles / width).astype(np.int64)
@@ -282,7 +286,7 @@ def _entropy(observed: Observation, form: GridForm, percentile: float) -> Ends:
 
 
 def _closest(sizes: Array, levels: int) -> int:
-    """How many bins of |x| to keep so that `levels` of equal width tell most of them."""
+    """How many bins of |x| to keep so that `levels` levels of equal width describe them best."""
     if len(sizes) <= levels:
         return len(sizes)
     tried = np.unique(np.geomspace(levels, len(sizes), _THRESHOLDS).astype(np.int64))
@@ -291,17 +295,19 @@ def _closest(sizes: Array, levels: int) -> int:
 
 
 def _divergence(sizes: Array, kept: int, levels: int) -> float:
-    """Σ p log (p / q): p has what is beyond in its last bin, q one density in each level."""
+    """KL(p ‖ q) = Σ p log (p / q) of clipping at bin `kept` and rounding to `levels` levels."""
     exact = sizes[:kept]
+    # p: the kept bins, the last with all values beyond the threshold
     clipped = exact.copy()
     clipped[-1] += sizes[kept:].sum()
+    # q: each level's values spread evenly over its occupied bins
     level = np.arange(kept) * levels // kept
     used = clipped > 0
     sums = np.bincount(level, weights=exact, minlength=levels)
     bins = np.bincount(level, weights=used, minlength=levels)
     shared = np.where(used, sums[level] / np.maximum(bins[level], 1), 0.0)
     p, q = clipped[used] / clipped.sum(), shared[used] / max(exact.sum(), 1.0)
-    # a last bin that holds nothing but what is beyond: infinitely far, were it not for the floor
+    # without this floor, a last bin that holds clipped values alone would be infinitely far
     return float((p * np.log(p / np.maximum(q, 1e-12))).sum())
 
 

@@ -1,9 +1,9 @@
-"""Scales of channels, moved from one weight layer to another, and written down once.
+"""Scales of channels, moved from one weight layer to another; `equalize` and `smooth` decide which.
 
-Everything here is exact but for rounding: y_o times a for an output channel, x_i times b for an
-input channel, are the same layer with W[o, i]·a_o / b_i and B_o·a_o.
+This is exact up to rounding: a layer whose output channels are multiplied by a_o, and whose weights
+of input channels by b_i, has the weight W[o, i]·a_o·b_i and the bias B_o·a_o.
 
-What may change here: how a scaled layer is written.
+Owns: peaks of scaled weights, and writing a scaled layer. Not here: the scales themselves.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class ScaledLayer:
     """A layer whose channels are being scaled.
 
     Attributes:
-        layer: as it is in the graph.
-        outs: what each output channel is to be multiplied by.
-        ins: what the weights of each input channel are to be multiplied by.
+        layer: the layer as it is in the graph.
+        outs: the factor of each output channel, (output channels,).
+        ins: the factor of the weights of each input channel, (input channels,).
     """
 
     layer: LinearLayer

@@ -1,16 +1,16 @@
-"""Cross-layer equalization: channels of neighbouring layers get ranges alike.
+"""Cross-layer equalization: channels of neighbouring layers get equal ranges.
 
-Before quantizing, a layer's channel o may be multiplied by any s > 0, if what reads it takes it
-back: with a positively homogeneous f between the layers, f(s·x) = s·f(x), and
+A layer's output channel may be divided by any s > 0 if the layer that reads it multiplies by s.
+With a positively homogeneous f between the layers, f(s·x) = s·f(x), the model computes the same:
 
     W₂·f(W₁·x + b₁) = (W₂·S)·f(S⁻¹·W₁·x + S⁻¹·b₁),   S = diag(s)
 
-the model computes the same. The s that gives the two weights the same range in each channel uses
-the grid best (Nagel et al. 2019, arXiv:1906.04721, eqs. 8 to 11): s = √(r₁ / r₂), r₁ the largest
-weight that writes the channel, r₂ the largest that reads it. A depthwise Conv reads and writes; a
-chain of pairs is gone through until nothing moves.
+The s that gives both weights the same range in each channel uses the grids best: s = √(r₁ / r₂), r₁
+the largest weight that writes the channel, r₂ the largest that reads it (Nagel et al. 2019,
+arXiv:1906.04721, eqs. 8 to 11). A depthwise Conv reads and writes, so chains of pairs are balanced
+in turn until no scale moves.
 
-We differ: pooling, flattening and ConvTranspose lie on the way as well, and any number of pairs.
+We differ: pooling, flattening and ConvTranspose may lie between, and chains have any length.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _HOMOGENEOUS: Final = frozenset(
     }
 )
 _FLATTENS: Final = frozenset({"Flatten", "Reshape", "Squeeze"})
-_SETTLED: Final = 0.01  # a change of scale that is none
+_SETTLED: Final = 0.01  # largest change of log s at which iteration stops
 _ROUNDS: Final = 50
 
 
@@ -55,9 +55,9 @@ class Equalized:
     Attributes:
         first: label of the layer that writes them.
         second: label of the layer that reads them.
-        channels: how many.
-        before: the precision of the channels: the mean of (r₁ / max r₁)·(r₂ / max r₂), at most 1.
-        after: the same with scales.
+        channels: the number of common channels.
+        before: the precision of the channels, the mean of (r₁ / max r₁)·(r₂ / max r₂), at most 1.
+        after: the precision of the channels once scaled.
     """
 
     first: str
@@ -68,9 +68,9 @@ class Equalized:
 
 
 def equalize(rewriter: Rewriter) -> tuple[Equalized, ...]:
-    """Scale the channels between all layers where it can be done; edits the graph.
+    """Equalize the channels between all pairs of layers that allow it; edits the graph.
 
-    What was done, and which layers are left alone and why, is said to the rewriter.
+    The rewriter logs what was done, and which layers are left alone and why.
     """
     pairs = _pairs(rewriter)
     before = [pair.precision() for pair in pairs]
@@ -100,7 +100,9 @@ class _LayerPair:
     """A layer, and the only one that reads its channels.
 
     Attributes:
-        repeat: how many input channels of the second one of the first has become by flattening.
+        first: the layer that writes the channels.
+        second: the layer that reads them.
+        repeat: how many input channels of `second` one channel of `first` becomes by flattening.
     """
 
     first: ScaledLayer
@@ -122,7 +124,7 @@ class _LayerPair:
         return float((written * read).mean() / largest) if largest else 1.0
 
     def balance(self) -> float:
-        """Give both the same range in each channel; returns how far the scales moved."""
+        """Give both layers the same range in each channel; return the largest change of log s."""
         written, read = self.peaks()
         used = (written > 0) & (read > 0)
         scale = np.sqrt(np.divide(written, read, out=np.ones_like(read), where=used))

@@ -1,7 +1,7 @@
 """Affine grids: x ≈ scale·(code − zero point), as QuantizeLinear and DequantizeLinear define them.
 
-What may change here: nothing but how codes are computed; which range a grid covers is decided by
-its makers.
+Owns: how a scale and a zero point follow from a range, and the arithmetic of codes. Not here: which
+range a grid covers (see `calibration_ranges` and `weight_scales`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MIN_SCALE: Final = float(np.finfo(np.float32).tiny) * 2**8  # DequantizeLinear l
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes of `dtype` from `low` to `high`, and what they stand for.
+    """Codes of `dtype` from `low` to `high`, and the values that they stand for.
 
     Attributes:
-        scale: float32, () or one for each index of `axis`.
-        zero_point: of `dtype`, shaped like `scale`.
-        axis: of a tensor, that scales go along; None for one scale.
-        low: least code that is used; `reduce-range` leaves a bit unused.
-        high: largest code that is used.
+        scale: float32, () or (indices of `axis`,).
+        zero_point: the code of zero, of `dtype` and of the shape of `scale`.
+        axis: the axis of the tensor along which scales differ; None: there is one scale.
+        low: the least code in use; a reduced range leaves a bit unused.
+        high: the largest code in use.
     """
 
     scale: npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ class Grid:
 
     @property
     def dtype(self) -> np.dtype[np.integer]:
-        """Of codes."""
+        """The type of codes."""
         return self.zero_point.dtype
 
     @classmethod
@@ -58,13 +58,13 @@ class Grid:
         """The grid that covers [least, most] and holds zero exactly (Jacob 2018, section 2.1).
 
         Args:
-            least: of the values, () or (channels,).
-            most: of the values.
+            least: the least value, () or (channels,).
+            most: the largest value, of the same shape.
             dtype: int8 or uint8.
-            symmetric: zero is the middle code: −128 is not used, nor is 0 of uint8.
-            reduced: one bit less: products of two codes then add up in 16 bits without saturating.
-            bits: of a code; below 8 not all codes of `dtype` are used.
-            axis: of the tensor that `least` and `most` go along.
+            symmetric: whether zero is the middle code; −128 of int8 and 0 of uint8 are not used.
+            reduced: whether codes take a bit less, so that 16 bits hold the sum of two products.
+            bits: the bits of a code; below 8 not all codes of `dtype` are used.
+            axis: the axis of the tensor along which `least` and `most` go.
         """
         info = np.iinfo(np.dtype(dtype))
         unused = info.bits - bits + reduced
@@ -73,29 +73,30 @@ class Grid:
         bottom = np.minimum(np.asarray(least, np.float64), 0.0)
         top = np.maximum(np.asarray(most, np.float64), 0.0)
         if symmetric:
-            low = 2 * middle - high
+            low = 2 * middle - high  # as many codes below the middle as above it
             top = np.maximum(top, -bottom)
             scale = _scale(top / (high - middle))
             zero = np.full(scale.shape, middle)
         else:
             scale = _scale((top - bottom) / (high - low))
+            # the zero point is an integer, so that zero is exact; the range shifts by half a step
             zero = np.clip(np.rint(low - bottom / scale), low, high)
         return cls(scale, zero.astype(dtype), axis, low, high)
 
     def quantized(self, values: npt.ArrayLike) -> Codes:
-        """Nearest codes, ties to even."""
+        """The nearest codes, ties to even, as QuantizeLinear computes them."""
         array = np.asarray(values, np.float64)
         steps = np.rint(array / self._along(self.scale, array.ndim))
         codes = steps + self._along(self.zero_point, array.ndim)
         return np.asarray(np.clip(codes, self.low, self.high), self.dtype)
 
     def dequantized(self, codes: Codes) -> npt.NDArray[np.float32]:
-        """What codes stand for."""
+        """The values of codes, as DequantizeLinear computes them."""
         steps = codes.astype(np.int32) - self._along(self.zero_point, codes.ndim).astype(np.int32)
         return np.asarray(steps * self._along(self.scale, codes.ndim), np.float32)
 
     def rounded(self, values: Array) -> Array:
-        """`values` put on the grid, in their own type: what a kernel would make of them."""
+        """Fake quantization: `values` rounded to the grid, in their own type."""
         scale = self._along(self.scale, values.ndim)
         zero = self._along(self.zero_point, values.ndim).astype(np.int32)
         steps = np.asarray(values / scale)
@@ -113,13 +114,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class GridForm:
-    """What grids of one kind have in common; `over` makes one for a range.
+    """The properties that all grids of one kind share; `over` gives the grid of a range.
 
     Attributes:
-        dtype: of codes, int8 or uint8; of 4 bits, too.
-        symmetric: see `Grid.over`.
-        reduced: see `Grid.over`.
-        bits: see `Grid.over`.
+        dtype: the type of codes in memory, int8 or uint8, for codes of 4 bits too.
+        symmetric: whether zero is the middle code; see `Grid.over`.
+        reduced: whether codes take a bit less; see `Grid.over`.
+        bits: the bits of a code.
     """
 
     dtype: np.dtype[np.integer]
@@ -146,7 +147,7 @@ S8_SYMMETRIC: Final = GridForm(np.dtype(np.int8), symmetric=True)
 
 
 def _scale(wished: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """A scale that is not lost: of a tensor that is all zero any will do."""
+    """Scales that float32 kernels keep; an all-zero tensor takes 1, as any scale will do."""
     return np.where(wished > MIN_SCALE, wished, 1.0).astype(np.float32)
 
 

@@ -1,6 +1,7 @@
-"""The integer weights of layers, solved in one sweep over a copy of the model.
+"""The codes of all layers of a model: to nearest, or solved in one sweep over a copy of the model.
 
-What may change here: what the solver is given. How weights are rounded is `weights`' business.
+Owns: the problem that each layer poses (target, moments, bias). Not here: how one weight is rounded
+(see `weight_rounding`).
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from onnxslim.services.activity import ChannelActivity
 
 
 def nearest_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[str, LayerCodes]:
-    """Codes of all layers that can have some, rounded to nearest: good enough to be timed.
+    """Codes of all layers that can have some, rounded to nearest: good enough for timing.
 
-    Those of channel maps are exact, but for the bits that a factor has.
+    The factors of channel maps have a scale each, so their codes are exact to float rounding.
 
     Args:
-        model: in float.
-        clusters: of its graph.
-        form: of the grids of weights.
+        model: the float model.
+        clusters: the clusters of its graph.
+        form: which codes weights may have.
     """
     found: dict[str, LayerCodes] = {}
     for cluster in clusters.all:
@@ -83,13 +84,14 @@ def solved_codes(
     """Codes of the named layers, and biases that go with them.
 
     Args:
-        model: in float; it is left as it is.
-        names: of layers.
-        context: calibration, and the reference that layers aim at.
-        form: of the grids of weights.
+        model: the float model; it does not change.
+        names: the names of the layers.
+        context: with calibration samples, and the reference whose layers give the targets.
+        form: which codes weights may have.
         rounding: how weights are rounded.
-        keep_means: whether biases make up for what rounding does to the mean of the outputs.
-        tell: what goes on, in words.
+        keep_means: whether biases correct the mean of the outputs: b + E[y] − Ŵ·E[x] (Nagel et al.
+            2019, arXiv:1906.04721, section 4.2, with observed means).
+        tell: reports progress, in words.
     """
     patterns = tuple(escape(name) for name in names)
     if not patterns:
@@ -131,7 +133,8 @@ def _mean_inputs(
 ) -> dict[str, np.ndarray]:
     """E[x] of the inputs of layers, (groups, columns), by name.
 
-    That of a patch is taken to be that of its channels: at borders it is less, by the padding.
+    Each entry of a patch takes the mean of its channel; padding makes borders less, which is
+    ignored.
     """
     assert context.calibration is not None
     layers = {layer.name: layer for layer in chosen}

@@ -1,16 +1,18 @@
-"""Which of the ranges that were found for a tensor leaves the *outputs* nearest.
+"""The calibration range of each tensor that leaves the *outputs* nearest.
 
-The squared error of a tensor is a poor judge: some outliers carry all of its energy and move
-nothing, others are what the answer hangs on. So the outputs are asked, on samples held back:
+The squared error of a tensor is a poor judge of its range: some outliers carry all of its energy
+and change nothing, others decide the answer. So ranges are judged by the outputs, on samples held
+back:
 
-- *alone*: one tensor of the float model after the other is put on its grid. Effects of small
-  independent changes add up (see `Distance.divergence`), so tensors whose effects make up nearly
-  all of the sum try their other ranges, and keep the one with the least effect;
-- *together*: the integer model that is to be written, with these ranges, and with those of each
-  method for all tensors. The ranges of least effect are kept, unless others are clearly nearer:
-  whatever does not add up is seen there, and on few samples small differences are chance.
+- *alone*: one tensor of the float model after the other is fake-quantized. Effects of small
+  independent changes add up (see `Distance.divergence`), so the tensors whose effects make up
+  nearly all of the sum try their other ranges, and each keeps the range with the least effect;
+- *together*: the integer model that is to be written is run with these ranges, and with those of
+  each method for all tensors. The ranges of least effect are kept unless others are clearly nearer.
+  This catches effects that do not add up; small differences on few samples are chance.
 
-What may change here: which tensors try what, and when it is enough.
+Owns: which tensors try which ranges, and when to stop. Not here: where ranges come from (see
+`calibration_ranges`).
 """
 
 from __future__ import annotations
@@ -26,26 +28,26 @@ from onnxslim.io.model import Model
 from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
 from onnxslim.services.calibration import Calibration, Distance
 
-_ALONE: Final = 8  # samples, for one tensor after the other
-TOGETHER: Final = 64  # samples, for whole models
-_LOST: Final = 1.0  # the divergence from which outputs are lost, and cannot be lost more
-_UNTRIED: Final = 0.1  # of the sum of all effects, that need not be tried
-_CLEARLY: Final = 0.8  # of the divergence that the ranges of least effect lead to
-_ALIKE: Final = 0.02  # of a range: others that end nearer than that are the same
+_ALONE: Final = 8  # samples on which one tensor after the other is judged
+TOGETHER: Final = 64  # samples on which whole models are judged
+_LOST: Final = 1.0  # divergence at which outputs are lost; larger ones count as this
+_UNTRIED: Final = 0.1  # share of the sum of all effects whose tensors keep their first range
+_CLEARLY: Final = 0.8  # others must get below this share of the divergence by least effect
+_ALIKE: Final = 0.02  # ranges whose ends differ by less than this share are the same
 
 RangeByTensor = Mapping[str, CalibrationRange]
 
 
 @dataclass(frozen=True)
 class RangeCandidates:
-    """The tensors that get ranges.
+    """The ranges among which each tensor can choose.
 
     Attributes:
-        found: for each, what the methods found, the one with the least error of its own first; in
-            the order of the graph.
-        model: in float, its shapes inferred.
-        calibration: the samples held back, a few of which are used.
-        tell: what goes on, in words.
+        found: the ranges of each tensor, by its name, that with the least error of its own first;
+            in the order of the graph.
+        model: the float model, its shapes inferred.
+        calibration: the samples held back.
+        tell: reports progress, in words.
     """
 
     found: Mapping[str, Sequence[CalibrationRange]]
@@ -59,7 +61,7 @@ class RangeCandidates:
         return {name: ranges[0] for name, ranges in self.found.items()}
 
     def of_method(self, method: RangeMethod) -> RangeByTensor:
-        """What one method found; the range with the least error where it found none."""
+        """The ranges of one method; where it found none, the range with the least error."""
         return {
             name: next((item for item in ranges if item.method is method), ranges[0])
             for name, ranges in self.found.items()
@@ -67,6 +69,7 @@ class RangeCandidates:
 
     def least_effect(self) -> RangeByTensor:
         """For each tensor the range with the least effect on the outputs, alone."""
+        # the effect of every tensor's first range, then of other ranges where effects are large
         effects = dict(self._effects({name: ranges[:1] for name, ranges in self.found.items()}))
         chosen = dict(self.least_error)
         untried = {
@@ -91,17 +94,17 @@ class RangeCandidates:
     ) -> Iterable[tuple[str, Sequence[float]]]:
         replacements = {name: [item.grid.rounded for item in own] for name, own in ranges.items()}
         for name, distances in self._few.effects(self.model, replacements):
-            self.tell(f"what the range of {name} does to the outputs")
+            self.tell(f"effect of the range of {name} on the outputs")
             yield name, [distance.divergence for distance in distances]
 
 
 @dataclass(frozen=True)
 class RangeChoice:
-    """The ranges of a model.
+    """The ranges of all tensors of a model.
 
     Attributes:
-        ranges: by the tensor's name.
-        words: how they were chosen, and what that is worth.
+        ranges: the range of each tensor, by its name.
+        words: how they were chosen, and the SQNR with them.
     """
 
     ranges: RangeByTensor
@@ -114,8 +117,8 @@ def nearest_ranges(
     """The ranges of least effect, or others with which the integer model is clearly nearer.
 
     Args:
-        tensors: that get ranges.
-        together: how far the outputs of the integer model are, with each of some choices.
+        tensors: the ranges among which each tensor can choose.
+        together: measures how far the outputs of the integer model are with each of some choices.
     """
     choices = {"least effect on the outputs": tensors.least_effect()}
     choices["each tensor's least error"] = tensors.least_error
@@ -133,7 +136,7 @@ def nearest_ranges(
 
 
 def _weightiest(untried: Mapping[str, float], effects: Mapping[str, Sequence[float]]) -> set[str]:
-    """The fewest of `untried` without which they are a small share of all effects."""
+    """The fewest of `untried` without which the rest is a small share of all effects."""
     total = sum(min(found[0], _LOST) for found in effects.values())
     left, chosen = sum(min(effect, _LOST) for effect in untried.values()), set[str]()
     for name, effect in sorted(untried.items(), key=lambda item: -item[1]):
@@ -145,7 +148,7 @@ def _weightiest(untried: Mapping[str, float], effects: Mapping[str, Sequence[flo
 
 
 def _distinct(ranges: Sequence[CalibrationRange]) -> Sequence[CalibrationRange]:
-    """Those whose grids differ by more than a trifle from those before them."""
+    """The ranges that differ by more than a trifle from all before them."""
     found: list[CalibrationRange] = []
     for item in ranges:
         step = _ALIKE * (item.most - item.least)

@@ -1,9 +1,9 @@
 """LSTM on integers: onnxruntime's DynamicQuantizeLSTM, which finds ranges at run time.
 
-What it reads and makes stays float, so it needs no calibration and has no crossings. Weights are
+Its inputs and outputs stay float, so it needs no calibration and no QuantizeLinear. Weights are
 int8 or uint8 with a scale for each row, or for each direction, rounded to nearest.
 
-What may change here: how the operator wants its operands laid out.
+Owns: the layout of the operator's operands. Not here: which nodes become it (see `rules`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def objection_to_lstm(node: Node) -> str | None:
 
 @dataclass(frozen=True)
 class DirectionCodes:
-    """A weight of an LSTM as DynamicQuantizeLSTM takes it.
+    """A weight of an LSTM in the layout of DynamicQuantizeLSTM.
 
     Attributes:
         codes: (directions, columns, 4 * hidden_size).
@@ -73,7 +73,7 @@ def direction_codes(weight: np.ndarray, form: WeightForm) -> DirectionCodes:
 
 
 def to_dynamic_lstm(rewriter: Rewriter, node: Node, form: WeightForm) -> None:
-    """Let `node`, an LSTM without objection, compute on integers."""
+    """Replace `node`, an LSTM without objection, with DynamicQuantizeLSTM."""
     inputs: list[gs.Tensor] = list(node.inputs)
     inputs += [Variable("") for _ in range(_OPERANDS - len(inputs))]
     for index in (_W, _R):

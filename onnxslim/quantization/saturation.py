@@ -1,7 +1,7 @@
 """Whether integer kernels of this machine lose what does not fit into 16 bits.
 
 x86 processors without VNNI multiply u8 by s8 and add two products in 16 bits, where 255·127·2 does
-not fit; then weights must leave a bit unused. Rather than to know processors, one product is asked.
+not fit; weights must leave a bit unused then. A test product tells, not a table of processors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx
 
 from onnxslim.services.evaluator import Evaluator
 
-_SIZE: Final = 64  # as long as what kernels take at once, and then some
+_SIZE: Final = 64  # more rows and columns than a kernel takes at once
 
 
 def saturates(evaluate: Evaluator, activations: npt.DTypeLike, weights: npt.DTypeLike) -> bool:

@@ -1,16 +1,18 @@
-"""SmoothQuant: ranges of activations, migrated into weights.
+"""SmoothQuant: ranges of activations, moved into weights.
 
-A few channels of what a transformer's MatMuls read are far larger than the rest, and a grid for the
-whole tensor spends its codes on them. With s_j = max|X_j|^α / max|W_j|^(1−α) for each channel j
+A few channels of the inputs of a transformer's MatMuls are far larger than all others, and a grid
+for the whole tensor spends its codes on them. With s_j = max|X_j|^α / max|W_j|^(1−α) for each
+channel j
 
     X·W = (X·diag(s)⁻¹)·(diag(s)·W)
 
-is the same product of a tensor and a weight that share the difficulty (Xiao et al. 2022,
-arXiv:2211.10438, eq. 4). What comes before takes the division: scale and bias of a
-LayerNormalization, a Mul and an Add with constants, or the rows of another weight layer. max|W_j|
-is over all layers that read the tensor.
+is the same product, with the difficulty shared between tensor and weight (Xiao et al. 2022,
+arXiv:2211.10438, eqs. 3 and 4). max|W_j| is over all layers that read the tensor. The operator
+before takes the division: scale and bias of a LayerNormalization, a Mul and an Add with constants,
+or the rows of another weight layer.
 
-What may change here: what can take the division (`_TAKERS`).
+Owns: which operators can take the division, and the scales. Not here: scaling a layer (see
+`channel_scaling`).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from onnxslim.quantization.channel_scaling import (
 from onnxslim.records import Fidelity, Skip
 
 _MIN_SCALE: Final = 1e-5
-_SETTLED: Final = 1e-3  # of log s: below it nothing is gained
+_SETTLED: Final = 1e-3  # largest |log s| at which channels count as alike
 Edit = Callable[[], None]
 
 
@@ -50,8 +52,8 @@ class Smoothed:
     Attributes:
         tensor: its name.
         readers: labels of the layers that read it.
-        before: largest |x| of all channels, as a multiple of the channels' mean.
-        after: the same with scales.
+        before: the largest max|X_j| over the channels' mean of max|X_j|.
+        after: the same figure once scaled.
     """
 
     tensor: str
@@ -61,9 +63,9 @@ class Smoothed:
 
 
 def smooth(rewriter: Rewriter, context: Context, *, alpha: float = 0.5) -> tuple[Smoothed, ...]:
-    """Scale what Gemms and MatMuls of the main graph read; edits the graph.
+    """Scale the inputs of Gemms and MatMuls of the main graph; edits the graph.
 
-    What was done, and which tensors are left alone and why, is said to the rewriter.
+    The rewriter logs what was done, and which tensors are left alone and why.
 
     Args:
         rewriter: of the graph of `context.model`.
@@ -74,7 +76,7 @@ def smooth(rewriter: Rewriter, context: Context, *, alpha: float = 0.5) -> tuple
         return ()
     sites = _sites(rewriter)
     names = [node_label(site.readers[0].layer.node) for site in sites]
-    # the snapshot is what is measured, while the graph is edited
+    # samples run through a snapshot, because the graph is edited meanwhile
     found = context.calibration.activity(context.model.clone(), names)
     seen = {item.node if isinstance(item, Skip) else item.layer: item for item in found}
     done = []
@@ -137,7 +139,7 @@ def _smoothed(
         return "all its channels are zero"
     scale = np.ones_like(most)
     scale[used] = np.maximum(most[used] ** alpha / weights[used] ** (1 - alpha), _MIN_SCALE)
-    # a factor that all channels have in common changes no grid: it is left out
+    # a factor common to all channels changes no grid, so the geometric mean becomes 1
     scale[used] /= np.exp(np.log(scale[used]).mean())
     if np.abs(np.log(scale)).max() < _SETTLED:
         return "its channels are alike already"
@@ -168,11 +170,11 @@ def _writing(
     return lambda: layer.write(rewriter, arrays)
 
 
-# ---------------------------------------------------------------------------- who takes the factor
+# ---------------------------------------------------------------------------- factors upstream
 
 
 def _taken(rewriter: Rewriter, tensor: gs.Tensor, factor: Array) -> list[Edit] | str:
-    """What to write so that `tensor` is multiplied by `factor` along its last axis, or why not."""
+    """The edits that multiply `tensor` by `factor` along its last axis, or why there are none."""
     writes: list[Edit] = []
     while True:
         node = rewriter.producer(tensor)
@@ -230,7 +232,7 @@ def _into_normalization(
 
 
 def _into_constant(rewriter: Rewriter, node: Node, factor: Array) -> Edit | str:
-    """Multiply what `node` returns by way of its constant operand; a sum's other one is left."""
+    """Multiply the constant operand of `node`; the other operand of a sum is left to its maker."""
     constants = [i for i, item in enumerate(node.inputs) if const_array(item) is not None]
     if len(node.inputs) != 2 or len(constants) != 1:
         return f"the {node.op} `{node_label(node)}` that makes it has no constant operand"
