@@ -1,15 +1,15 @@
-"""From profiles to what every placement takes: see `placement`.
+"""The time of every placement, in milliseconds, from profiles of some: costs for `lossy.min_cut`.
 
-What may change here: what is made of the kernels of a profiled model. A kernel's time belongs to
-the cluster whose node it bears. Two things are not as simple:
+A kernel's time belongs to the cluster whose node it is named after. Two cases are not that simple:
 
-- onnxruntime fuses a Conv and the Add behind it, in float only. Where a layer has no kernel and an
-  elementwise cluster behind it runs as a Conv, the time is the layer's;
-- layouts. Float Convs work on blocks of channels, integer ones on channels last. A tensor that
-  crosses between them is put in order on both sides, so a crossing takes the time of these
-  kernels, by the element, on top of QuantizeLinear or DequantizeLinear.
+- Fusion: in float, onnxruntime fuses a Conv and the Add behind it. Where a layer has no kernel and
+an
+  elementwise cluster behind it runs as a Conv, the time is the layer's.
+- Layout: float Convs work on blocks of channels, integer Convs on channels last. A tensor that
+  crosses between them is reordered on both sides, so a crossing takes the time of these kernels,
+  by the element, on top of QuantizeLinear or DequantizeLinear.
 
-A profile of a mixed placement says what crossings really took; such figures replace the estimates.
+A profile of a mixed placement shows the true time of its crossings, which replaces the estimate.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 _FUSING: Final = frozenset(
     {"Conv", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "NhwcFusedConv"}
 )
-_MIN_ELEMENTS: Final = 4096  # of kernels whose time says something about each element
-_DEFAULT_NS: Final = 0.25  # for each element, where no such kernel was seen
+_MIN_ELEMENTS: Final = 4096  # smaller kernels say little about the time of an element
+_DEFAULT_NS: Final = 0.25  # time of an element where no large kernel was seen
 
 
 @dataclass
 class _ElementRate:
-    """Milliseconds by the element, over kernels of one kind that are large enough to tell."""
+    """Milliseconds by the element, over large kernels of one operator."""
 
     ms: float = 0.0
     elements: int = 0
@@ -58,12 +58,12 @@ class _ElementRate:
 
 @dataclass
 class ClusterTimes:
-    """What is known of the times of one model's clusters.
+    """The times of one model's clusters on either side, as far as profiles show them.
 
     Attributes:
-        clusters: of the float model.
+        clusters: the clusters of the float model.
         candidates: names of the clusters that may be integers.
-        shapes: of tensors, on the inputs that latency is measured on.
+        shapes: the shapes of tensors, on the inputs of the profiles.
     """
 
     clusters: Clusters
@@ -72,7 +72,7 @@ class ClusterTimes:
     _float_ms: dict[str, float] = field(default_factory=dict)
     _int_ms: dict[str, float] = field(default_factory=dict)
     _crossed: dict[tuple[str, str], float] = field(default_factory=dict)
-    _start_ms: float = np.inf  # of the shortest kernel: what any takes to begin
+    _start_ms: float = np.inf  # time of the shortest kernel: the overhead of any
     _rates: dict[str, _ElementRate] = field(default_factory=lambda: defaultdict(_ElementRate))
 
     def record(
@@ -81,9 +81,9 @@ class ClusterTimes:
         chosen: frozenset[str],
         inserted: InsertedNodes | None = None,
     ) -> None:
-        """Enter the profile of a model in which the clusters `chosen` are integers.
+        """Record the profile of a model in which the clusters `chosen` are integers.
 
-        What is entered later counts.
+        Later profiles replace earlier figures.
         """
         spent: dict[str, float] = defaultdict(float)
         crossed: dict[tuple[str, str], float] = defaultdict(float)
@@ -107,7 +107,7 @@ class ClusterTimes:
         self._crossed.update(crossed)
 
     def costs(self) -> PlacementCosts:
-        """Of every placement of the candidates."""
+        """The costs of every placement of the candidates."""
         times = {
             name: ItemCost(self._float_ms.get(name, 0.0), self._int_ms.get(name, 0.0))
             for name in self.candidates
@@ -117,7 +117,7 @@ class ClusterTimes:
     # ------------------------------------------------------------------ kernels
 
     def _places(self, inserted: InsertedNodes | None) -> Mapping[str, str]:
-        """Clusters by the labels of nodes of the profiled model."""
+        """The name of the cluster of each node of the profiled model, by the node's label."""
         places = {
             node_label(node): cluster.name
             for cluster in self.clusters.all
@@ -130,7 +130,7 @@ class ClusterTimes:
     def _fused_into(
         self, name: str, kernel: Kernel, spent: Mapping[str, float], chosen: frozenset[str]
     ) -> str:
-        """The layer that a kernel is in fact of, where onnxruntime fused it with what follows."""
+        """The cluster that a kernel's time belongs to: a layer that was fused with what follows."""
         cluster = self._by_name[name]
         if cluster.is_layer or name in chosen or kernel.operator not in _FUSING:
             return name
@@ -173,7 +173,7 @@ class ClusterTimes:
         shape = self.shapes.get(tensor.name, ())
         elements = prod(shape)
         layout = 0.0
-        if len(shape) > 2:  # what has no more axes is not blocked
+        if len(shape) > 2:  # matrices have no blocked layout
             layout = self._rates["ReorderOutput"].of(elements)
             layout += self._rates["Transpose"].of(elements)
         found = []

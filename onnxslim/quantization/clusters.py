@@ -1,8 +1,8 @@
-"""A graph cut into clusters: what onnxruntime runs as one integer kernel, and the float rest.
+"""A graph cut into clusters, each of which onnxruntime can run as one integer kernel.
 
-A cluster is a node for which there is an integer kernel, with a Relu or Clip behind it that the
-saturation of the output's grid does anyway. Only the main graph is cut: bodies read and return
-floats. But recurrent layers, which do so anyway, are clusters wherever they are.
+A cluster is a node that has an integer kernel, with a Relu or Clip behind it that the saturation of
+the output's grid replaces. Only the main graph is cut, because bodies read and return floats.
+Recurrent layers read and return floats anyway, so they are clusters wherever they are.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from onnxslim.records import Skip
 
 @dataclass(frozen=True, eq=False)
 class Cluster:
-    """One integer kernel, if it is chosen to be one.
+    """Nodes that become one integer kernel if the cluster is chosen.
 
     Attributes:
-        name: the first output of `node`, under which reports and options know it.
+        name: the label of `node`, by which reports and options name the cluster.
         node: the operator.
-        rule: how it goes with integers.
-        activation: a Relu or Clip behind it that its output's grid replaces.
-        interval: that `activation` confines values to.
+        rule: how the operator is computed on integers.
+        activation: a Relu or Clip behind `node` that its output's grid replaces.
+        interval: the interval to which `activation` confines values.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Clusters:
-    """The main graph, cut.
+    """The clusters of a graph.
 
     Attributes:
-        all: producers first.
+        all: the clusters, producers first.
         skips: nodes that stay float, with the reason.
         outside: tensors that the graph returns, or that bodies of its nodes use.
     """
@@ -86,11 +86,11 @@ class Clusters:
     _of: dict[Node, Cluster] = field(default_factory=dict, repr=False)
 
     def of(self, node: Node) -> Cluster | None:
-        """The cluster that `node` belongs to, if it reads and makes integers there."""
+        """The cluster of `node`; None for recurrent layers, which read and make floats."""
         return self._of.get(node)
 
     def maker(self, tensor: gs.Tensor) -> Cluster | None:
-        """The cluster that makes `tensor`, as integers if it is chosen."""
+        """The cluster that makes `tensor`, on integers if the cluster is chosen."""
         return self._of.get(tensor.inputs[0]) if tensor.inputs else None
 
 
@@ -120,7 +120,7 @@ def clusters_of(graph: gs.Graph) -> Clusters:
 
 
 def _in_bodies(graph: gs.Graph, taken: Iterable[str]) -> Iterator[Cluster]:
-    """What needs no ranges of activations, in the bodies of `graph`; each name once."""
+    """The clusters in bodies of `graph`, which need no ranges of activations; each name once."""
     known = set(taken)
     for body in walk_graphs(graph):
         for node in body.nodes:
@@ -133,7 +133,7 @@ def _in_bodies(graph: gs.Graph, taken: Iterable[str]) -> Iterator[Cluster]:
 
 
 def drop_isolated_movement(clusters: Clusters, chosen: frozenset[str]) -> frozenset[str]:
-    """`chosen` without data movement on integers that nothing computes with."""
+    """`chosen` without data movement that no computing integer cluster is connected with."""
     left = {cluster for cluster in clusters.all if cluster.name in chosen}
     kept = {cluster for cluster in left if cluster.rule.kind is not KernelKind.MOVEMENT}
     stack = list(kept)
@@ -184,7 +184,7 @@ def _is_answer(node: Node, outside: Collection[gs.Tensor]) -> bool:
 
 
 def _is_float_work(node: Node) -> bool:
-    """Whether a node has anything to do with floats: the rest is no news to anybody."""
+    """Whether a node makes floats; other nodes are not worth a line in the report."""
     if node.op == "Constant" or not node.outputs:
         return False
     dtype = node.outputs[0].dtype

@@ -26,8 +26,9 @@ class ChannelMap:
     """y = factor·x + offset, channel by channel.
 
     Attributes:
-        factor, offset: (channels,).
-        axes: of space, behind batch and channels.
+        factor: what each channel is multiplied by, (channels,).
+        offset: what is added to each channel, (channels,).
+        axes: the number of spatial axes, behind batch and channels.
     """
 
     factor: Array
@@ -36,23 +37,23 @@ class ChannelMap:
 
     @property
     def weight(self) -> npt.NDArray[np.float32]:
-        """The kernel of the Conv, (channels, 1, 1, ...)."""
+        """The weight of the depthwise Conv, (channels, 1, 1, ...)."""
         shape = (len(self.factor), 1, *(1,) * self.axes)
         return self.factor.reshape(shape).astype(np.float32)
 
     @property
     def bias(self) -> npt.NDArray[np.float32]:
-        """That of the Conv, (channels,)."""
+        """The bias of the depthwise Conv, (channels,)."""
         return self.offset.astype(np.float32)
 
     @property
     def attributes(self) -> dict[str, object]:
-        """Those of the Conv."""
+        """The attributes of the depthwise Conv."""
         return {"group": len(self.factor), "kernel_shape": [1] * self.axes}
 
 
 def channel_map(node: Node) -> ChannelMap | str:
-    """What a BatchNormalization or HardSigmoid does to channels, or why that is not known."""
+    """The channel map of a BatchNormalization or HardSigmoid, or why it is not known."""
     ndim, channels = rank(node.inputs[0]), known_dim(node.inputs[0], 1)
     if ndim is None or ndim < 3 or channels is None:
         return "its input is no map with a known number of channels"

@@ -1,9 +1,11 @@
 """The search for a placement that is faster than float on this machine.
 
-What may change here: which placements are tried. The cut of least time (see `placement`) is only
-as good as the times it is made from, so it is made again from the profile of what it gave; then
-whole models and the float one are timed in turn, and the fastest is kept, if it is faster at all
-and still is when it is timed once more. What whole models cannot tell apart the profiles decide.
+The minimum cut (see `lossy.min_cut`) is only as good as its times, so it is repeated with the
+profile of the placement that it gave. Then these placements, and float, are timed in turn as whole
+models. The fastest is kept if it is faster than float, and still is when timed once more. Where
+timing whole models cannot tell placements apart, the profiles decide.
+
+Owns: which placements are tried. Not here: how profiles become costs (see `cluster_times`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from onnxslim.quantization.qdq import InsertedNodes, QdqPlan, insert_qdq
 from onnxslim.report import LatencyPair
 from onnxslim.services.stopwatch import Stopwatch
 
-_ROUNDS: Final = 3  # of cutting and profiling what was cut
+_ROUNDS: Final = 3  # of profiling a placement and cutting again
 
 QdqPlanner = Callable[[frozenset[str]], QdqPlan]
 
@@ -31,9 +33,9 @@ class TimedPlacement:
     """A placement that was timed as a whole.
 
     Attributes:
-        words: which it is.
-        chosen: its integer clusters.
-        pair: the float model against it.
+        words: which placement it is, for the report.
+        chosen: names of its integer clusters.
+        pair: the latency of the float model and of this placement, timed in turn.
     """
 
     words: str
@@ -41,7 +43,7 @@ class TimedPlacement:
     pair: LatencyPair
 
     def __str__(self) -> str:
-        """With its numbers."""
+        """The placement and its figures, for the report."""
         pair = self.pair
         return (
             f"{self.words} ({len(self.chosen)} kernels) {pair.ratio:.2f} times as fast as float "
@@ -51,18 +53,18 @@ class TimedPlacement:
 
 @dataclass
 class PlacementSearch:
-    """Looks for the placement of one model.
+    """Looks for the fastest placement of one model.
 
     Attributes:
-        model: in float, its shapes inferred.
-        reference: what has to be beaten.
-        clusters: of its graph.
+        model: the float model, its shapes inferred.
+        reference: the model that has to be beaten.
+        clusters: the clusters of the model's graph.
         candidates: names of clusters that may become integers.
-        plan: the grids and codes of a placement.
-        stopwatch: of this machine.
-        tell: what goes on, in words.
+        plan: gives the grids and codes of a placement.
+        stopwatch: times and profiles models on this machine.
+        tell: reports progress, in words.
         tried: the placements that were timed.
-        costs: of all placements, by the profiles.
+        costs: the costs of all placements in milliseconds, by the profiles.
     """
 
     model: Model
@@ -79,14 +81,14 @@ class PlacementSearch:
         """The fastest placement; None where none is faster than float, twice."""
         faster = [tried for tried in self._timed(self._placements()) if tried.pair.is_faster]
         for tried in self._ordered(faster):
-            # the best of several is also the luckiest of several
+            # the best of several timings is biased upwards, so it is timed again
             (again,) = self._timed({tried.chosen: f"again {tried.words}"})
             if again.pair.is_faster:
                 return again
         return None
 
     def smallest(self) -> TimedPlacement:
-        """Of the placements that have all weights on integers, the fastest, float or not."""
+        """The fastest of the placements with all weights on integers, even if slower than float."""
         placements = {self.candidates: "all that can be"}
         layers = self._layers()
         if layers:
@@ -94,7 +96,7 @@ class PlacementSearch:
         return max(self._timed(placements), key=_ratio)
 
     def _timed(self, placements: Mapping[frozenset[str], str]) -> list[TimedPlacement]:
-        """All of them in turn with float, so that they can be compared with one another."""
+        """Time all placements in turn with float, so that they compare with one another."""
         self.tell(f"timing {', '.join(placements.values())}")
         models = [quantized_copy(self.model, self.plan(chosen))[0] for chosen in placements]
         pairs = self.stopwatch.pairs(self.reference, models)
@@ -106,7 +108,7 @@ class PlacementSearch:
         return found
 
     def _ordered(self, faster: Iterable[TimedPlacement]) -> Iterator[TimedPlacement]:
-        """The fastest first; of those that timing cannot tell apart, what the profiles say."""
+        """The fastest first; those that timing cannot tell apart in the order of the profiles."""
         left = list(faster)
         while left:
             best = max(left, key=_ratio)
@@ -116,7 +118,7 @@ class PlacementSearch:
             yield first
 
     def _placements(self) -> Mapping[frozenset[str], str]:
-        """What is worth timing, with words for it; each placement once."""
+        """The placements worth timing, each once, with words for it."""
         found: dict[frozenset[str], str] = {}
         for number, chosen in enumerate(self._cuts(), 1):
             found.setdefault(chosen, f"the least cut number {number}")
@@ -130,7 +132,7 @@ class PlacementSearch:
         return self.candidates.intersection(layers)
 
     def _cuts(self) -> list[frozenset[str]]:
-        """Least cuts, each from the profiles of those before it."""
+        """Minimum cuts, each from the profiles of those before it."""
         times = ClusterTimes(self.clusters, self.candidates, self.stopwatch.shapes(self.model))
         self.tell("profile of the float model")
         times.record(self.stopwatch.profile(self.model), frozenset())
@@ -152,7 +154,7 @@ def _ratio(tried: TimedPlacement) -> float:
 
 
 def quantized_copy(model: Model, plan: QdqPlan) -> tuple[Model, InsertedNodes]:
-    """A copy of `model` with `plan` put into it, and where things are."""
+    """A copy of `model` with `plan` written into it, and the nodes that were inserted."""
     copy = model.clone()
     rewriter = Rewriter(copy.graph)
     inserted = insert_qdq(rewriter, clusters_of(copy.graph), plan)

@@ -5,11 +5,11 @@ What may change here: the form in which onnxruntime recognizes integer kernels. 
     x ─ Q ─ DQ ─┐
     int8 W ─ DQ ┼─ Conv ─ Q ─ DQ ─ y        (int32 b ─ DQ is the third input)
 
-An activation goes through one QuantizeLinear. Float nodes that read a float tensor keep reading
-it; what an integer kernel makes is read by all through its DequantizeLinear, under the tensor's
-own name: graph outputs and bodies of If and Loop see no difference. Between integer kernels
-onnxruntime drops the pair. It also takes operators for integer kernels that were meant to stay in
-float; a Clip without bounds, which changes nothing, keeps them there.
+An activation goes through one QuantizeLinear. Float nodes that read a float tensor keep reading it.
+The output of an integer kernel is read by all nodes through its DequantizeLinear, under the
+tensor's own name, so graph outputs and bodies of If and Loop see no difference. Between integer
+kernels onnxruntime drops the pair. Onnxruntime also makes integer kernels of operators that should
+stay in float; a Clip without bounds, which changes no value, keeps them in float.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from onnxslim.records import Fidelity
 
 @dataclass(frozen=True)
 class LayerCodes:
-    """What a layer becomes.
+    """The quantized weight of a layer, and its bias.
 
     Attributes:
-        codes: in the layout of its weight.
-        grid: of the weight.
-        bias: (rows,), float; None: the layer has none.
-        words: about the rounding, for the report.
+        codes: the codes, in the layout of the weight tensor.
+        grid: the grid of the weight.
+        bias: the float bias, (rows,); None: the layer has no bias.
+        words: the error of the rounding, for the report.
     """
 
     codes: Codes
@@ -53,13 +53,13 @@ class LayerCodes:
 
 @dataclass(frozen=True)
 class QdqPlan:
-    """What to insert.
+    """Which clusters become integer kernels, with all grids and codes.
 
     Attributes:
         chosen: names of the clusters that become integer kernels.
-        grids: of activations, by the tensor's name.
-        layers: by the name of the cluster.
-        constants: the form of grids of constant operands.
+        grids: the grids of activations, by the tensor's name.
+        layers: the weights of layers, by the name of the cluster.
+        constants: the form of the grids of constant operands.
         recurrent: the form of the weights of recurrent layers.
     """
 
@@ -72,11 +72,11 @@ class QdqPlan:
 
 @dataclass
 class InsertedNodes:
-    """Where things are in the new graph, by the first outputs of its nodes.
+    """The nodes of clusters and conversions in the new graph, by their first outputs.
 
     Attributes:
-        clusters: nodes of clusters, with the cluster's name.
-        crossings: QuantizeLinear and DequantizeLinear of activations, with the tensor's name.
+        clusters: the name of the cluster that a node belongs to.
+        crossings: the name of the tensor that a QuantizeLinear or DequantizeLinear converts.
     """
 
     clusters: dict[str, str] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class InsertedNodes:
 
 
 def insert_qdq(rewriter: Rewriter, clusters: Clusters, plan: QdqPlan) -> InsertedNodes:
-    """Put `plan` into the graph that `clusters` are of; the caller takes the rewriter's result."""
+    """Write `plan` into the graph of `clusters`; the caller takes the rewriter's result."""
     writer = _QdqWriter(rewriter, clusters, plan)
     chosen = [cluster for cluster in clusters.all if cluster.name in plan.chosen]
     writer.look_up(chosen)
@@ -99,7 +99,7 @@ def insert_qdq(rewriter: Rewriter, clusters: Clusters, plan: QdqPlan) -> Inserte
 
 
 def grid_source(clusters: Clusters, chosen: Iterable[str], tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor whose grid `tensor` has: data movement on integers keeps its input's."""
+    """The tensor whose grid `tensor` is on: data movement keeps the grid of its input."""
     names = frozenset(chosen)
     while True:
         maker = clusters.maker(tensor)
@@ -119,7 +119,7 @@ class _QdqWriter:
     _sources: dict[gs.Tensor, Grid] = field(default_factory=dict)
 
     def look_up(self, chosen: Iterable[Cluster]) -> None:
-        """Find the grid of every tensor, as long as the graph says what moves where."""
+        """Find the grid of every tensor while the graph still shows what moves where."""
         for cluster in chosen:
             for tensor in (*cluster.reads, *cluster.makes):
                 source = grid_source(self.clusters, self.plan.chosen, tensor)
@@ -128,7 +128,7 @@ class _QdqWriter:
     # ----------------------------------------------------------------- inputs
 
     def quantize_inputs(self, cluster: Cluster) -> None:
-        """Let the cluster read what DequantizeLinear makes."""
+        """Put QuantizeLinear and DequantizeLinear before the inputs of a cluster."""
         node = cluster.node
         if cluster.rule.kind is KernelKind.RECURRENT:
             to_dynamic_lstm(self.rewriter, node, self.plan.recurrent)
@@ -164,7 +164,7 @@ class _QdqWriter:
         )
 
     def _read(self, node: Node, tensor: gs.Tensor) -> gs.Tensor:
-        """What an integer kernel reads in place of `tensor`."""
+        """The dequantized tensor that an integer kernel reads in place of `tensor`."""
         if self._is_of_integers(tensor):
             return tensor  # its DequantizeLinear will make it
         if tensor not in self._readable:
@@ -175,8 +175,8 @@ class _QdqWriter:
     def _is_dragged(self, tensor: gs.Tensor) -> bool:
         """Whether onnxruntime would put a QuantizeLinear of `tensor` in front of what makes it.
 
-        It does with a MaxPool between floats, which then runs on integers in a layout for which
-        there is no fast kernel: 1.5 ms and not 0.3 in AlexNet. Others that it drags over move data.
+        It does so with a MaxPool between floats, which then runs on integers in a layout without a
+        fast kernel: 1.5 ms and not 0.3 in AlexNet. Other operators that it does this to move data.
         """
         if not tensor.inputs or tensor.inputs[0].op != "MaxPool":
             return False
@@ -188,14 +188,14 @@ class _QdqWriter:
         return maker is not None and maker.name in self.plan.chosen
 
     def keep_in_float(self, cluster: Cluster) -> None:
-        """Between integer kernels onnxruntime would take the cluster for one of them.
+        """Keep onnxruntime from making an integer kernel of a float cluster between integer ones.
 
-        It reads what DequantizeLinear makes, and QuantizeLinear reads what it makes; weights in
-        float onnxruntime even quantizes itself. A Clip without bounds in front of it breaks that
-        up; its time is the cluster's.
+        The cluster stands between DequantizeLinear and QuantizeLinear, which is the form that
+        onnxruntime fuses; it even quantizes float weights itself. A Clip without bounds before the
+        cluster breaks up that form; its time counts as the cluster's.
         """
         if cluster.rule.kind not in (KernelKind.LAYER, KernelKind.PLAIN):
-            return  # there is no such form of others, and moving integers is never the slower
+            return  # others have no such form, and moving integers is never slower
         operands = [cluster.node.inputs[index] for index in cluster.operands]
         if not all(map(self._is_of_integers, operands)):
             return
@@ -208,7 +208,7 @@ class _QdqWriter:
         self.inserted.clusters[made.name] = cluster.name
 
     def _clipped(self, before: Node, tensor: gs.Tensor) -> Variable:
-        """`tensor` through a Clip without bounds; a QuantizeLinear behind it would swallow it."""
+        """`tensor` through a Clip without bounds; a QuantizeLinear behind it would absorb it."""
         (made,) = self.rewriter.insert(
             before,
             "Clip",
@@ -253,7 +253,7 @@ class _QdqWriter:
     # ----------------------------------------------------------------- outputs
 
     def quantize_outputs(self, cluster: Cluster) -> None:
-        """Let DequantizeLinear make what the cluster made."""
+        """Put QuantizeLinear and DequantizeLinear behind the outputs of a cluster."""
         node = cluster.nodes[-1]
         label = cluster.name
         if cluster.rule.kind is KernelKind.RECURRENT:
@@ -340,7 +340,7 @@ class _QdqWriter:
         return scale, self._constant(f"{name}_zero_point", np.asarray(grid.zero_point))
 
     def _constant(self, wish: str, values: np.ndarray) -> Constant:
-        """Equal constants are one: shared weights stay shared."""
+        """A constant; equal constants are stored once, so shared weights stay shared."""
         key = (values.dtype.str, values.shape, values.tobytes())
         if key not in self._constants:
             self._constants[key] = self.rewriter.constant(values.copy(), wish)

@@ -1,9 +1,9 @@
 """Which operators onnxruntime computes on integers, and under which conditions.
 
-It does where DequantizeLinear and QuantizeLinear stand around them (see `insert`).
+Such an operator becomes an integer kernel between DequantizeLinear and QuantizeLinear (see `qdq`).
 
-What may change here: the table. It was read off onnxruntime's optimized models; a test builds one
-node for every row and holds the installed onnxruntime to it.
+Owns: the table `_RULES`. It was read off onnxruntime's optimized models; a test builds a node for
+every row and holds the installed onnxruntime to it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Objection = Callable[[Node], str | None]
 
 
 class KernelKind(enum.Enum):
-    """How an operator goes with integers.
+    """How an operator is computed on integers.
 
     LAYER: its weight becomes int8, its bias int32; the output has a grid of its own.
-    PLAIN: every float operand has a grid, and the output one of its own.
-    CHANNEL_MAP: it becomes a depthwise Conv, and that a layer (see `channel_maps`).
-    MOVEMENT: values only move or are chosen among: the output is on the input's grid.
-    RECURRENT: what it reads and makes stays float; weights become int8 (see `recurrent`).
+    PLAIN: every float operand has a grid, and the output has a grid of its own.
+    CHANNEL_MAP: it becomes a depthwise Conv, which is a layer (see `kernel_forms`).
+    MOVEMENT: it only moves or selects values, so the output is on the input's grid.
+    RECURRENT: its inputs and outputs stay float; its weights become int8 (see `recurrent`).
     """
 
     LAYER = "layer"
@@ -49,12 +49,12 @@ class IntegerRule:
     """How one operator is computed on integers.
 
     Attributes:
-        kind: see there.
-        kernel: what onnxruntime makes of it; "" for the operator itself.
-        data: indices of the inputs that are quantized activations; None: all.
-        objection: why a node of this operator is not, or None.
-        fixed: the range that the kernel needs its output's grid to cover; None: any will do.
-        no_answer: why it is computed in float where the graph returns what it makes; "": it is not.
+        kind: how the operator is computed on integers.
+        kernel: the integer operator that onnxruntime makes of it; "": the same operator.
+        data: indices of the inputs that are quantized activations; None: all inputs.
+        objection: why a node of this operator has no integer kernel; None where it has one.
+        fixed: the range that the output's grid must cover for the kernel; None: any range.
+        no_answer: why the operator stays float where its result is an answer; "": it need not.
     """
 
     kind: KernelKind
@@ -83,9 +83,9 @@ def rule_of(node: Node) -> IntegerRule | str:
 
 
 def absorbed_interval(node: Node) -> tuple[float, float] | None:
-    """The interval that a Relu or Clip confines its input to, where a grid can do the same.
+    """The interval of a Relu or Clip, where the ends of a grid can replace it; else None.
 
-    A grid saturates at its ends, and it always holds zero.
+    A grid saturates at its ends, and always holds zero.
     """
     if not node.is_onnx or node.op not in ("Relu", "Clip"):
         return None
@@ -101,7 +101,7 @@ def absorbed_interval(node: Node) -> tuple[float, float] | None:
 
 
 def _scalar(tensor: gs.Tensor) -> float:
-    """Of a constant of one element; NaN, which no comparison holds for, where it is none."""
+    """The value of a constant of one element; NaN, for which no comparison holds, otherwise."""
     value = const_array(tensor)
     return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else np.nan
 
@@ -186,10 +186,11 @@ def _known_rank(node: Node) -> str | None:
 
 
 def _probabilities(form: GridForm) -> tuple[float, float]:
-    """The range for which the kernel of Softmax is right.
+    """The range for which the kernel of Softmax is correct.
 
-    It multiplies by the floor of 1 / scale, and does not saturate: one must be the last code, or
-    the step after the last of uint8, which it does cut off.
+    The kernel multiplies by the floor of 1 / scale, and does not saturate. So the probability 1
+    must be the last code of int8, or the step after the last code of uint8, which the kernel cuts
+    off.
     """
     if form.dtype == np.uint8:
         return 0.0, 255 / 256

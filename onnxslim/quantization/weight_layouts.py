@@ -1,12 +1,12 @@
 """Integer weights as files hold them: three layouts of codes, scales and zero points.
 
 linear    DequantizeLinear: the weight's own layout; `block_size` columns along `axis` share a scale
-folded    a model-local function of Cast and Mul, codes cut along the columns where blocks have
-          scales: onnxruntime computes it once, when a session starts
+folded    a model-local function of Cast and Mul, which onnxruntime computes once, when a session
+          starts; with blockwise scales the codes are reshaped along their columns
 packed    com.microsoft.MatMulNBits: (N, blocks, bytes of a block), unsigned, two codes of 4 bits
           in a byte, the lower four bits first
 
-What may change here: nothing but how arrays are laid out.
+Owns: the layout of arrays. Not here: which layout a weight takes (see `weight_storage`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class StoredCodes:
-    """A weight as a node reads it.
+    """The arrays and attributes from which a node computes a weight.
 
     Attributes:
-        inputs: arrays of the node's inputs, after data it may have, by their names.
-        attributes: of the node.
+        inputs: the arrays of the node's inputs by name, without its data input if it has one.
+        attributes: the attributes of the node.
     """
 
     inputs: Mapping[str, Array]
@@ -48,7 +48,7 @@ class StoredCodes:
 
 
 def linear(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCodes:
-    """What DequantizeLinear makes the weight tensor of `layer` of.
+    """The weight of `layer` as DequantizeLinear reads it.
 
     Raises:
         ValueError: scales go by block, and the weight is no matrix.
@@ -58,7 +58,8 @@ def linear(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
         codes, grid = weight.stored(layer)
         scale, zero, axis = grid.scale, grid.zero_point, grid.axis
         if axis is None and (own := channel_axis(layer)) is not None:
-            # equal for all channels, yet written for each: kernels are for scales along an axis
+            # all channels have one scale, but it is written for each: kernels need scales on an
+            # axis
             axis, shape = own, codes.shape[own : own + 1]
             scale, zero = np.broadcast_to(scale, shape), np.broadcast_to(zero, shape)
         if axis is not None:
@@ -70,7 +71,7 @@ def linear(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
 
 
 def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCodes:
-    """What a `DequantizeFunction` makes the weight tensor of `layer` of.
+    """The weight of `layer` as a `DequantizeFunction` reads it.
 
     Raises:
         ValueError: the columns are no multiple of the block; see `can_fold`.
@@ -106,13 +107,13 @@ def can_fold(layer: WeightLayer, block: int) -> bool:
 
 
 def packed(weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int) -> StoredCodes:
-    """What MatMulNBits reads of a matrix.
+    """The weight of `layer` as MatMulNBits reads it.
 
     Args:
-        weight: with scales by `block`, or with one for each row if `block` holds all columns.
+        weight: its scales go by `block`, or by row if `block` holds all columns.
         layer: a MatMul that multiplies by the matrix.
-        bits: 4 or 8.
-        block: a power of two, 16 or more.
+        bits: the bits of a code, 4 or 8.
+        block: columns that share a scale, a power of two, 16 or more.
 
     Raises:
         ValueError: the scales are not those of the blocks.
@@ -149,11 +150,11 @@ def stored_bytes(
     """Bytes of codes, scales and zero points, at most.
 
     Args:
-        layer: whose weight it is.
-        bits: of a code.
-        block: columns that share a scale; None: all.
-        symmetric: no zero points are kept.
-        is_padded: the last block is full, as in `packed`.
+        layer: the layer that the weight belongs to.
+        bits: the bits of a code.
+        block: columns that share a scale; None: all of a row.
+        symmetric: whether no zero points are stored.
+        is_padded: whether the last block is filled up, as in `packed`.
     """
     size = block or layer.columns
     scales = layer.groups * layer.rows * -(-layer.columns // size)
@@ -163,7 +164,7 @@ def stored_bytes(
 
 
 def as_codes(codes: Codes, bits: int) -> Array:
-    """Codes of the type that a file has them in: int8 or int4."""
+    """Codes in the type of the file: int8 or int4."""
     return np.ascontiguousarray(codes if bits == 8 else codes.astype(INT4))
 
 
@@ -176,11 +177,11 @@ def _named(codes: Codes, scale: Array, zero: Codes, bits: int) -> dict[str, Arra
 
 @dataclass(frozen=True)
 class DequantizeFunction:
-    """The function that makes a weight out of what `folded` says; a `placing.WeightFunction`.
+    """The function that computes a weight from the arrays of `folded`; a `placing.WeightFunction`.
 
     Attributes:
-        inputs: its inputs, in order.
-        bits: of a code.
+        inputs: the names of its inputs, in order.
+        bits: the bits of a code.
     """
 
     inputs: Sequence[str]
@@ -188,22 +189,22 @@ class DequantizeFunction:
 
     @classmethod
     def of(cls, stored: StoredCodes, bits: int) -> DequantizeFunction:
-        """The one that reads `stored`."""
+        """The function that reads `stored`."""
         return cls(tuple(stored.inputs), bits)
 
     @property
     def name(self) -> str:
-        """Of the function."""
+        """The name of the function, which says which inputs it has."""
         offset = "Offset" if "zero_point" in self.inputs else ""
         return f"{DEQUANTIZE}{offset}{'Blocks' if 'shape' in self.inputs else ''}"
 
     @property
     def least_opset(self) -> int:
-        """Multiplication broadcasts since 7; codes of 4 bits are younger."""
+        """7, since which multiplication broadcasts; 21 for codes of 4 bits."""
         return INT4_OPSET if self.bits == 4 else 7
 
     def function(self, opset: int) -> onnx.FunctionProto:
-        """The function, at an opset of the standard domain."""
+        """The function as ONNX, at an opset of the standard domain."""
         to_float = onnx.TensorProto.FLOAT
         nodes = [helper.make_node("Cast", ["codes"], ["steps"], to=to_float)]
         steps = "steps"
@@ -220,7 +221,7 @@ class DequantizeFunction:
 
 
 def is_block_of_kernel(block: int | None) -> bool:
-    """Whether onnxruntime's MatMulNBits takes blocks of that many columns; None: all columns."""
+    """Whether onnxruntime's MatMulNBits allows blocks of `block` columns; None: all columns."""
     return block is None or (block >= MIN_BLOCK and block & (block - 1) == 0)
 
 

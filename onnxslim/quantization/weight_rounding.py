@@ -1,18 +1,18 @@
 """Integer codes for weights, rounded so that the layer's output changes least.
 
-For a layer y = W·x all roundings have one objective, E‖(W − Ŵ)·x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ with
-H = E[x xᵀ], and one set: Ŵ = scale·(codes − zero point). Scales come first, one for each row (or
-tensor, or block of columns): from the largest weight, or from less of it where what clipping costs
-is less than what finer steps gain. Without data H = I, and rounding is to nearest.
+For a layer y = W·x all roundings minimise E‖(W − Ŵ)·x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ with H = E[x xᵀ],
+over Ŵ = scale·(codes − zero point). Scales are fixed first (see `weight_scales`). Without data H =
+I, and rounding is to nearest.
 
-`feedback` goes through the columns and lets those not rounded yet make up for each error (Frantar
-et al. 2022, arXiv:2210.17323, which `objective.tables` has), then chooses each code anew given all
-others, twice. `adaround` minimises the very objective of Nagel et al. 2020 (arXiv:2004.10568, eq.
-13): there, whether a weight goes up or down is relaxed to a number in [0, 1] and found by Adam. The
-objective is a quadratic form that we have exactly, so we descend on the codes themselves, one at a
-time, until no single code can change for the better (ten sweeps at the most), from two roundings
-with feedback; what is best for a row is kept. A code may move by more than one: nothing in the
-objective asks it not to.
+`feedback` rounds column by column; the columns not rounded yet make up for each error (GPTQ:
+Frantar et al. 2022, arXiv:2210.17323, eqs. 2 and 3; see `solvers.tables`). Two sweeps of coordinate
+descent follow, in which each code is chosen anew given all others.
+
+`adaround` minimises the objective of Nagel et al. 2020 (arXiv:2004.10568, eq. 13). They relax the
+choice between rounding up and down to a number in [0, 1] and optimise it by Adam. We have the
+quadratic form exactly, so we descend on the codes themselves, one at a time, until no single code
+can improve (ten sweeps at most), from two roundings with feedback; each row keeps its best. A code
+may move by more than one step, which the objective does not forbid.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from onnxslim.solvers.metric import Metric
 
 _SWEEPS: Final = 2
 _MAX_SWEEPS: Final = 10
-_SPARSE: Final = 0.1  # share of zeros from which they are taken for pruned, and stay
+_SPARSE: Final = 0.1  # share of zeros from which zeros count as pruned, and stay zero
 Array = npt.NDArray[np.float64]
 
 
 class Rounding(enum.StrEnum):
     """How weights become codes.
 
-    NEAREST: each by itself. FEEDBACK: column by column, each making up for those before. ADAROUND:
-    until no single code can change for the better.
+    NEAREST: each weight by itself. FEEDBACK: column by column, each making up for errors of those
+    before. ADAROUND: by coordinate descent, until no single code can improve.
     """
 
     NEAREST = "nearest"
@@ -65,9 +65,10 @@ class QuantizedWeight:
     Attributes:
         codes: (groups, rows, columns).
         scale: (groups, rows, blocks).
-        zero_point: of the type of the codes, (groups, rows, blocks).
-        low, high: least and largest code that may be used.
-        block: columns that share a scale; None: all.
+        zero_point: (groups, rows, blocks), of the type of the codes.
+        low: the least code that may be used.
+        high: the largest code that may be used.
+        block: columns that share a scale; None: all of a row.
         error: E‖(W − Ŵ)·x‖² as a share of E‖y‖²; without data ‖W − Ŵ‖² as a share of ‖W‖².
     """
 
@@ -81,7 +82,7 @@ class QuantizedWeight:
 
     @property
     def weight(self) -> npt.NDArray[np.float32]:
-        """What the codes stand for, (groups, rows, columns)."""
+        """The values of the codes, (groups, rows, columns)."""
         steps = self.codes.astype(np.float32)
         steps -= self._by_column(self.zero_point)
         steps *= self._by_column(self.scale)
@@ -141,11 +142,11 @@ def quantized_weight(
     """The codes of a weight.
 
     Args:
-        problem: the weight, what it aims at, and what a change costs.
-        form: which codes there are.
-        rounding: how they are found; without data to nearest.
-        least_scale: a bound for scales, that broadcasts against (groups, rows): a bias of 32 bits
-            is counted in steps of the product of the input's scale and this one, and must fit.
+        problem: the weight, its target, and what a change of it costs.
+        form: which codes the weight may have.
+        rounding: how codes are found; without data, to nearest.
+        least_scale: a lower bound of scales, that broadcasts against (groups, rows). A 32-bit bias
+            counts steps of input scale times weight scale, and must fit.
     """
     grids = row_grids(problem, form, np.asarray(least_scale, np.float64))
     codes = np.empty(problem.weight.shape, form.grid.dtype)
@@ -168,9 +169,10 @@ def quantized_weight(
 
 
 def _rounded(problem: Problem, group: int, grid: tables.IntegerGrid, rounding: Rounding) -> Array:
-    """The weight of one group, from the grid."""
+    """The values on the grid for one group's weight, (rows, columns)."""
     wished, metric = problem.target[group], problem.metrics[group]
     mask = problem.weight[group] != 0
+    # zeros of a pruned weight stay; the weights that are left are refitted to the target first
     own = mask if 1 - mask.mean() >= _SPARSE else None
     target = wished if own is None else refit(wished, metric, own)
     if rounding is Rounding.NEAREST:
@@ -194,7 +196,7 @@ def _descended(
     mask: np.ndarray | None,
     sweeps: int,
 ) -> Array:
-    """`weight`, until no code of it can change for the better, in up to so many sweeps."""
+    """`weight` after coordinate descent, until no single code improves or `sweeps` are done."""
     for _ in range(sweeps):
         before = weight
         weight = refinement.coordinate_descent(target, before, metric, grid, mask=mask, sweeps=1)
@@ -204,14 +206,14 @@ def _descended(
 
 
 def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> Array:
-    """The best of several for each row."""
+    """The weight with the least cost of several, row by row."""
     costs = np.stack([metric.cost_by_row(target - weight) for weight in found])
     best = costs.argmin(axis=0)
     return np.asarray(np.stack(found)[best, np.arange(len(target))])
 
 
 def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:
-    """From (groups, rows, columns); floats hold such codes exactly."""
+    """Codes in the layout of the weight tensor, from (groups, rows, columns)."""
     return restored(layer, codes).astype(codes.dtype)
 
 

@@ -1,17 +1,17 @@
-"""How integer weights take the place of a constant in a graph, and which way suits its readers.
+"""How integer weights take the place of a constant in a graph, and which form suits its readers.
 
-What onnxruntime 1.31 does with each way was found out by looking at what it runs:
+The behaviour of onnxruntime 1.31 with each form was read off the graphs that it runs:
 
     LINEAR    DequantizeLinear. Where it has one reader, a MatMul or a Gemm that multiplies by the
               matrix as it lies (no transB, alpha = beta = 1), and scales go by output channel or by
               blocks of 16, 32, 64, ... columns, both become one MatMulNBits: the weight stays
               small in memory, and the input is rounded to 8 bits for each block. Everywhere else,
-              and where Relu or Clip and more come next, it is computed anew in every run.
-    FOLDED    a local function of Cast and Mul: computed once, when a session starts. Then it is
-              the float weight, in memory and in speed.
+              and where Relu or Clip and more come next, the weight is computed in every run.
+    FOLDED    a local function of Cast and Mul, computed once, when a session starts. From then on
+              it is the float weight, in memory and in speed.
     PACKED    MatMulNBits written out.
     GATHERED  a table of embeddings stays codes in memory: Gather picks rows of codes and of
-              scales, Cast and Mul make floats of what was picked.
+              scales, Cast and Mul make floats of the picked rows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StorageForm(enum.StrEnum):
 
 
 class StorageKind(enum.Enum):
-    """How one weight is stored; see the module's text."""
+    """How one weight is stored; the text of the module describes each kind."""
 
     LINEAR = "DequantizeLinear"
     FOLDED = "integers that become floats when a session starts"
@@ -64,12 +64,12 @@ class StorageKind(enum.Enum):
 
 @dataclass(frozen=True)
 class StoragePlan:
-    """What a weight is stored as.
+    """How one weight is stored, and with which codes.
 
     Attributes:
         kind: how the codes are held in the graph.
-        bits: of a code, 8 or 4.
-        block: columns that share a scale; None: all.
+        bits: the bits of a code, 8 or 4.
+        block: columns that share a scale; None: all of a row.
         accuracy_level: of MatMulNBits: 4 rounds its input to 8 bits, 0 and 1 compute in float.
     """
 
@@ -80,7 +80,7 @@ class StoragePlan:
 
     @property
     def needs_opset(self) -> int:
-        """The first opset that can say it."""
+        """The first opset that can express it."""
         if self.kind is StorageKind.PACKED:
             return 1
         if self.bits == 4 or (self.kind is StorageKind.LINEAR and self.block is not None):
@@ -139,7 +139,7 @@ def _has_kernel(layer: WeightLayer, block: int | None) -> bool:
 
 
 def _is_clipped(layer: WeightLayer) -> bool:
-    """Whether Relu or Clip follows, and more after it: onnxruntime then waits for QuantizeLinear.
+    """Whether Relu or Clip and another operator follow: onnxruntime then fuses no MatMulNBits.
 
     A bias may stand between, where onnxruntime first makes a Gemm of MatMul and Add.
     """
@@ -173,9 +173,9 @@ def _is_one_matrix(layer: WeightLayer) -> bool:
 
 
 def embeddings(graph: Graph) -> tuple[tuple[WeightLayer, ...], tuple[Skip, ...]]:
-    """Tables of which nodes of Gather, and nothing else, pick rows: each as a layer of its first.
+    """Tables that only Gather nodes read, by rows, each as a layer of its first reader.
 
-    Its rows are those of the weight; `data` are the indices.
+    The layer's rows are those of the table, and its data input is the indices.
     """
     found: dict[int, WeightLayer] = {}
     skips: list[Skip] = []
@@ -199,7 +199,7 @@ def embeddings(graph: Graph) -> tuple[tuple[WeightLayer, ...], tuple[Skip, ...]]
 
 
 def is_embedding(layer: WeightLayer) -> bool:
-    """Whether `embeddings` made it."""
+    """Whether `layer` is one of `embeddings`."""
     return bool(layer.node.op == "Gather")
 
 
@@ -222,7 +222,7 @@ def _ranks_known(layer: WeightLayer) -> bool:
 
 
 def why_not_stored(graph: Graph, layer: WeightLayer, plan: StoragePlan) -> str | None:
-    """Why the weight of `layer` cannot be stored so; None when it can."""
+    """Why the weight of `layer` cannot be stored by `plan`; None when it can."""
     tensor = layer.weight_tensor
     if any(tensor is out for inner in walk_graphs(graph) for out in inner.outputs):
         return "its weight is an output of a graph"
@@ -255,10 +255,10 @@ def replace_constant(
     """Store `weight` in place of the weight of `layer`, for all that read it.
 
     Args:
-        rw: of the graph; it logs the changes.
-        layer: of that graph.
-        weight: what takes its place.
-        plan: how; see `why_not_stored`.
+        rw: the rewriter of the graph; it logs the changes.
+        layer: a layer of that graph.
+        weight: the codes to store.
+        plan: how they are stored; `why_not_stored` must be None for it.
         what: the change in words.
     """
     writer = _WeightStorer(rw, layer, weight, plan, what)
@@ -289,7 +289,7 @@ class _WeightStorer:
         return str(self.tensor.name)
 
     def raise_ir(self) -> None:
-        """Let the model be of an IR version that knows codes of 4 bits."""
+        """Raise the IR version to the first that has codes of 4 bits."""
         old = self.rw.main.ir_version
         if old is None or old >= weight_layouts.INT4_IR:
             return
@@ -362,7 +362,7 @@ class _WeightStorer:
         self.layer = replace(self.layer, inputs_first=True)
 
     def _make(self, op: str, stored: StoredCodes) -> None:
-        """Let a node of `op` make what the weight's constant holds."""
+        """Let a node of `op` compute the weight in place of its constant."""
         inputs, attrs, lossy = self._constants(stored), dict(stored.attributes), Fidelity.LOSSY
         self.rw.replace_constant(self.tensor, op, inputs, self.what, lossy, attrs=attrs)
 
@@ -370,7 +370,7 @@ class _WeightStorer:
         return [self.rw.constant(x, f"{self.name}_{part}") for part, x in stored.inputs.items()]
 
     def _pick(self, user: Node, table: Constant, scales: Constant) -> None:
-        """Let `user` pick codes and scales, and floats be made of them."""
+        """Let `user` pick rows of codes and of scales, and make floats of them."""
         indices, made = user.inputs[1], user.outputs[0]
 
         def insert(op: str, inputs: list[gs.Tensor], dtype: object, **attrs: int) -> gs.Variable:
