@@ -36,16 +36,16 @@ _SWEEPS: Final = 2
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What a codebook is to look like, and how it is found.
+    """The shape of a codebook, and how it is found.
 
     Attributes:
         levels: values of a table, zero included.
-        per: what has a table of its own.
+        per: whether the tensor, each row or each run of columns has its own table.
         width: columns in a run, where each run has a table.
         table: float32 or float16.
         start: how tables are found.
         weighted: whether k-means counts each weight by what moving it costs.
-        feedback: whether rounding errors are made up for by the weights after them.
+        feedback: whether later weights make up for the rounding errors of earlier ones.
     """
 
     levels: int
@@ -58,50 +58,52 @@ class TableSpec:
 
 
 def find_scalar_codebook(
-    problem: Problem, form: TableSpec, mask: np.ndarray | None, seed: int
+    problem: Problem, spec: TableSpec, mask: np.ndarray | None, seed: int
 ) -> Codebook:
     """Codes and tables for the weight of `problem`.
 
     Args:
         problem: the weight, its target and metric.
-        form: of the codebook.
+        spec: what the codebook is to look like.
         mask: (groups, rows, columns), false where the weight has to be zero; None: nowhere.
         seed: of random starts.
     """
-    if not problem.has_data and form.per is TableGranularity.TENSOR:
-        return _plain(problem, form, seed, has_zeros=mask is not None)
-    return _ScalarSearch(problem, form, mask, seed).run()
+    if not problem.has_data and spec.per is TableGranularity.TENSOR:
+        return _one_table_without_data(problem, spec, seed, has_zeros=mask is not None)
+    return _ScalarSearch(problem, spec, mask, seed).run()
 
 
-def _plain(problem: Problem, form: TableSpec, seed: int, *, has_zeros: bool) -> Codebook:
+def _one_table_without_data(
+    problem: Problem, spec: TableSpec, seed: int, *, has_zeros: bool
+) -> Codebook:
     """One table, H = I: nothing of the size of the weight is made but its codes."""
     values = problem.weight
-    table = cluster(values, form.levels, start=form.start, fixed_zero=has_zeros, seed=seed)
-    return nearest_codebook(problem, unique_values(table.astype(form.table)))
+    table = cluster(values, spec.levels, start=spec.start, fixed_zero=has_zeros, seed=seed)
+    return nearest_codebook(problem, unique_values(table.astype(spec.table)))
 
 
 class _ScalarSearch:
     """Scalar tables with a metric: state of the search, one matrix for each group."""
 
     def __init__(
-        self, problem: Problem, form: TableSpec, mask: np.ndarray | None, seed: int
+        self, problem: Problem, spec: TableSpec, mask: np.ndarray | None, seed: int
     ) -> None:
-        self.problem, self.form, self.seed = problem, form, seed
+        self.problem, self.spec, self.seed = problem, spec, seed
         self.metrics = problem.metrics
         count = problem.layer.groups
         self.masks: list[np.ndarray | None] = [None] * count if mask is None else list(mask)
-        self.levels = form.levels - (mask is not None)
+        self.levels = spec.levels - (mask is not None)
         self.targets = [
             np.asarray(target, np.float64) if own is None else refit(target, metric, own)
             for target, metric, own in zip(problem.target, self.metrics, self.masks, strict=True)
         ]
 
     def run(self) -> Codebook:
-        values = self._start()  # (tables, levels)
+        values = self._initial_values()  # (tables, levels)
         weights = [self._rounded(group, values) for group in range(len(self.targets))]
-        for _ in range(_REFINEMENTS if self.form.feedback else 0):
+        for _ in range(_REFINEMENTS if self.spec.feedback else 0):
             codes = self._codes(weights, values)
-            values = self._refitted(values, codes)
+            values = self._best_values(values, codes)
             weights = [
                 coordinate_descent(
                     t, w, metric, self._table(group, values), mask=mask, sweeps=_SWEEPS
@@ -123,29 +125,29 @@ class _ScalarSearch:
     def _importance(self, group: int) -> np.ndarray | None:
         """What moving a weight costs when all others make up for it, (columns,)."""
         metric = self.metrics[group]
-        if metric.is_identity or not self.form.weighted:
+        if metric.is_identity or not self.spec.weighted:
             return None
         return np.asarray(np.where(metric.dead, 0.0, 1 / metric.inverse_diagonal))
 
-    def _start(self) -> np.ndarray:
-        form = self.form
+    def _initial_values(self) -> np.ndarray:
+        spec = self.spec
         weights = [self._weights(group) for group in range(len(self.targets))]
-        if form.per is TableGranularity.TENSOR:
-            table = cluster(self.targets, self.levels, weights, start=form.start, seed=self.seed)
+        if spec.per is TableGranularity.TENSOR:
+            table = cluster(self.targets, self.levels, weights, start=spec.start, seed=self.seed)
             return _padded(table, self.levels)[None]
-        if form.per is TableGranularity.ROW:
+        if spec.per is TableGranularity.ROW:
             tables = [
-                cluster_rows(t, self.levels, w, start=form.start, seed=self.seed)
+                cluster_rows(t, self.levels, w, start=spec.start, seed=self.seed)
                 for t, w in zip(self.targets, weights, strict=True)
             ]
             return np.concatenate(tables)
         runs = []
-        assert form.width is not None
+        assert spec.width is not None
         for target, weight in zip(self.targets, weights, strict=True):
-            for first in range(0, target.shape[1], form.width):
-                at = np.s_[:, first : first + form.width]
+            for first in range(0, target.shape[1], spec.width):
+                at = np.s_[:, first : first + spec.width]
                 part = cluster(
-                    target[at], self.levels, weight[at], start=form.start, seed=self.seed
+                    target[at], self.levels, weight[at], start=spec.start, seed=self.seed
                 )
                 runs.append(_padded(part, self.levels))
         return np.stack(runs)
@@ -156,15 +158,15 @@ class _ScalarSearch:
         every = np.broadcast_to(1.0 if importance is None else importance, shape)
         return every if mask is None else np.where(mask, every, 0.0)
 
-    def _refitted(self, values: np.ndarray, codes: list[np.ndarray]) -> np.ndarray:
+    def _best_values(self, values: np.ndarray, codes: list[np.ndarray]) -> np.ndarray:
         """The best values for `codes`; codes are those of `values`, −1 where the weight is zero."""
-        form = self.form
+        spec = self.spec
         sides = list(zip(self.targets, self.metrics, codes, strict=True))
-        if form.per is TableGranularity.TENSOR:
+        if spec.per is TableGranularity.TENSOR:
             pairs = [value_equations(t, m, c, self.levels) for t, m, c in sides]
             normal, right = (sum(part) for part in zip(*pairs, strict=True))
             fitted = solve_values(np.asarray(normal), np.asarray(right))[None]
-        elif form.per is TableGranularity.ROW:
+        elif spec.per is TableGranularity.ROW:
             fitted = np.concatenate([refit_row_values(t, m, c, self.levels) for t, m, c in sides])
         else:
             return values
@@ -173,7 +175,7 @@ class _ScalarSearch:
 
     def _uses(self, codes: list[np.ndarray]) -> np.ndarray:
         """How often each value is used, (tables, levels)."""
-        if self.form.per is TableGranularity.TENSOR:
+        if self.spec.per is TableGranularity.TENSOR:
             flat = np.concatenate([c[c >= 0] for c in codes])
             return np.bincount(flat, minlength=self.levels)[None]
         rows = np.concatenate(codes)
@@ -181,27 +183,27 @@ class _ScalarSearch:
 
     # ----------------------------------------------------------------- codes
 
-    def _own(self, group: int, values: np.ndarray) -> np.ndarray:
+    def _tables_of(self, group: int, values: np.ndarray) -> np.ndarray:
         """The tables of one group, (tables, levels)."""
         each = len(values) // len(self.targets)
-        if self.form.per is TableGranularity.TENSOR:
+        if self.spec.per is TableGranularity.TENSOR:
             return values
         return values[group * each : (group + 1) * each]
 
     def _table(self, group: int, values: np.ndarray) -> Table:
         """The allowed values of one group, with zero where there is a mask."""
-        own = self._own(group, values)
+        own = self._tables_of(group, values)
         if self.masks[group] is not None:
             own = np.concatenate([own, np.zeros((len(own), 1))], axis=1)
         own = np.sort(own, axis=1)
-        if self.form.per is TableGranularity.RUN:
-            return Table(own[:, None], self.form.width)
+        if self.spec.per is TableGranularity.RUN:
+            return Table(own[:, None], self.spec.width)
         return Table(own[None])
 
     def _rounded(self, group: int, values: np.ndarray) -> np.ndarray:
         target, metric, mask = self.targets[group], self.metrics[group], self.masks[group]
         table = self._table(group, values)
-        if not self.form.feedback:
+        if not self.spec.feedback:
             return round_to_nearest(target, table, metric, mask)
         return round_with_feedback(target, metric, table, mask=mask, is_fitted=True)
 
@@ -209,7 +211,7 @@ class _ScalarSearch:
         """Which of `values` each weight is; −1 for the zero of a mask."""
         found = []
         for group, weight in enumerate(weights):
-            spread = self._spread(self._own(group, values), weight.shape)
+            spread = self._spread(self._tables_of(group, values), weight.shape)
             codes = np.full(weight.shape, -1, np.int16)
             for level in range(self.levels):
                 codes[weight == spread[level]] = level
@@ -220,9 +222,9 @@ class _ScalarSearch:
 
     def _spread(self, own: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
         """Each level, broadcastable to the weight."""
-        if self.form.per is TableGranularity.TENSOR:
+        if self.spec.per is TableGranularity.TENSOR:
             return [level[:, None] for level in own.T]  # (1, 1)
-        if self.form.per is TableGranularity.ROW:
+        if self.spec.per is TableGranularity.ROW:
             return [level[:, None] for level in own.T]  # (rows, 1)
         return [np.repeat(level, shape[1] // len(own))[None] for level in own.T]  # (1, columns)
 
@@ -230,7 +232,7 @@ class _ScalarSearch:
         weights = []
         for group, own in enumerate(codes):
             weight = np.zeros(own.shape)
-            for level, value in enumerate(self._spread(self._own(group, values), own.shape)):
+            for level, value in enumerate(self._spread(self._tables_of(group, values), own.shape)):
                 np.copyto(weight, value, where=own == level)
             weights.append(weight)
         return weights
@@ -239,10 +241,10 @@ class _ScalarSearch:
 
     def _finish(self, codes: list[np.ndarray], values: np.ndarray) -> Codebook:
         """Tables sorted and rounded to their type, with the zero of a mask among them."""
-        if self.form.per is TableGranularity.TENSOR:
+        if self.spec.per is TableGranularity.TENSOR:
             codes, values = _trimmed(codes, values)
         with_zero = self.masks[0] is not None
-        rounded = values.astype(self.form.table)
+        rounded = values.astype(self.spec.table)
         if with_zero:
             zeros = np.zeros((len(rounded), 1), rounded.dtype)
             rounded = np.concatenate([rounded, zeros], axis=1)
@@ -253,19 +255,19 @@ class _ScalarSearch:
         new = self._ranked(stacked, rank).astype(np.uint8 if tables.shape[1] <= 256 else np.uint16)
         exact = rounded[:, : values.shape[1]].astype(np.float64)
         weight = np.stack(self._decoded(codes, exact))
-        table = tables[0] if self.form.per is TableGranularity.TENSOR else tables
+        table = tables[0] if self.spec.per is TableGranularity.TENSOR else tables
         return Codebook(((new, table),), self.problem.relative_error(weight), weight)
 
     def _ranked(self, codes: np.ndarray, rank: np.ndarray) -> np.ndarray:
         groups, rows, columns = codes.shape
-        if self.form.per is TableGranularity.TENSOR:
+        if self.spec.per is TableGranularity.TENSOR:
             return np.asarray(rank[0][codes])
-        if self.form.per is TableGranularity.ROW:
+        if self.spec.per is TableGranularity.ROW:
             flat = codes.reshape(groups * rows, columns)
             return np.take_along_axis(rank, flat.astype(np.int64), axis=1).reshape(codes.shape)
-        assert self.form.width is not None
-        runs = columns // self.form.width
-        which = np.arange(groups)[:, None] * runs + np.arange(columns) // self.form.width
+        assert self.spec.width is not None
+        runs = columns // self.spec.width
+        which = np.arange(groups)[:, None] * runs + np.arange(columns) // self.spec.width
         return np.asarray(rank[which[:, None, :], codes])
 
 

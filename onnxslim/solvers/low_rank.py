@@ -7,7 +7,7 @@ A·B of rank r is the truncated singular value decomposition of W·R = U·Σ·V�
 
 R is not even needed where W has fewer rows than columns: U are the eigenvectors of W·H·Wᵀ. Without
 data H = I, and this is the plain decomposition. What holds for a matrix also serves for tensors:
-`Projection` is the best last factor A for any features z = P·x that the factors before it make.
+`Projection` is the best last factor A for any features z = P·x of the factors before it.
 
 Owns: how factors are computed, and how a rank is chosen. One matrix at a time, float64.
 """
@@ -25,9 +25,9 @@ from scipy import linalg, optimize
 from onnxslim.solvers.metric import Metric, whitening
 from onnxslim.solvers.threads import threads_for
 
-_DEAD: Final = 1e-3  # what inputs that are always zero count, so that full rank is exact there too
+_DEAD: Final = 1e-3  # weight of inputs that are always zero: full rank is exact there too
 _SLAB: Final = 512  # rows of a large matrix that are worked on at once
-_TINY: Final = 1e-13  # of the largest eigenvalue: what is taken for rounding
+_TINY: Final = 1e-13  # of the largest eigenvalue: below, eigenvalues count as rounding
 
 
 class Components:
@@ -55,7 +55,7 @@ class Components:
         self.total = float(self.energies.sum())
 
     def _row_gram(self) -> np.ndarray:
-        return symmetric(weighed(self.metric, self.target) @ self.target.T)
+        return symmetric(times_metric(self.metric, self.target) @ self.target.T)
 
     def _column_gram(self) -> np.ndarray:
         left = self.target @ self._root[0]
@@ -121,9 +121,9 @@ class Projection:
             lifted = _filled(map(lift, rows), size)  # (columns, features): H·Pᵀ
             features = lifted.shape[1]
             turned = (lifted[:, at].T for at in _slabs(features))
-            self.second = _symmetrized(_filled(map(lift, turned), features))  # P·H·Pᵀ
+            self.gram = _symmetrized(_filled(map(lift, turned), features))  # P·H·Pᵀ
             self.cross = target @ lifted  # W·H·Pᵀ
-            self.total = float(np.einsum("ij,ij->", weighed(metric, target), target))
+            self.total = float(np.einsum("ij,ij->", times_metric(metric, target), target))
 
     def solve(self, index: np.ndarray | None = None) -> tuple[np.ndarray, float]:
         """A over the features at `index` (all by default), and the error it leaves."""
@@ -132,7 +132,7 @@ class Projection:
         if self.squares is None:
             count = len(index)
             is_first = count and index[-1] == count - 1 and np.array_equal(index, np.arange(count))
-            part = self.second[:count, :count] if is_first else self.second[np.ix_(index, index)]
+            part = self.gram[:count, :count] if is_first else self.gram[np.ix_(index, index)]
             answer = least_squares(part, cross)
         else:
             answer = cross / np.maximum(self.squares[index], 1e-300)
@@ -164,7 +164,7 @@ def least_squares(second: np.ndarray, cross: np.ndarray) -> np.ndarray:
         return np.asarray(((cross / scale) @ vectors / values[kept]) @ vectors.T / scale)
 
 
-def weighed(metric: Metric, left: np.ndarray) -> np.ndarray:
+def times_metric(metric: Metric, left: np.ndarray) -> np.ndarray:
     """`left` times H, damped; inputs that are always zero count very little."""
     if metric.is_identity:
         return left
@@ -314,6 +314,6 @@ __all__ = [
     "numerical_rank",
     "rank_for",
     "symmetric",
+    "times_metric",
     "variational_rank",
-    "weighed",
 ]

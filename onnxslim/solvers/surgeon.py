@@ -102,10 +102,10 @@ def _round_mask(
 ) -> np.ndarray:
     start = target.size if isinstance(budget, InMatrix) else target.shape[1]
     kind, keeps = type(budget), _keeps(start, budget.keep, rounds)
-    cut = _Cut.start(target, block)
+    pruned = _PrunedRows.dense(target, block)
     for keep in keeps[:-1]:
-        cut = cut.after(kind(keep))
-    return cut.mask_after(budget)
+        pruned = pruned.shrink_to(kind(keep))
+    return pruned.mask_after(budget)
 
 
 def _keeps(start: int, keep: int, rounds: int) -> list[int]:
@@ -117,8 +117,8 @@ def _keeps(start: int, keep: int, rounds: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Weights refitted to a mask, and what each of them would cost to remove.
+class _PrunedRows:
+    """Weights refitted to a mask, with the inverse that prices the removal of each of them.
 
     Attributes:
         cross: target times H, (rows, columns).
@@ -134,7 +134,7 @@ class _Cut:
     inverse: np.ndarray
 
     @classmethod
-    def start(cls, target: np.ndarray, block: Block) -> _Cut:
+    def dense(cls, target: np.ndarray, block: Block) -> _PrunedRows:
         """Nothing removed but the weights of dead inputs."""
         cross = target @ block.matrix
         mask = np.broadcast_to(~block.dead, target.shape).copy()
@@ -146,7 +146,7 @@ class _Cut:
         saliency = np.where(self.mask, np.square(self.weight) / self.inverse, -np.inf)
         return mask_of(saliency, budget)
 
-    def after(self, budget: InMatrix | InRow) -> _Cut:
+    def shrink_to(self, budget: InMatrix | InRow) -> _PrunedRows:
         """The weights that `budget` leaves, refitted."""
         mask = self.mask_after(budget)
         weight, inverse = np.zeros(mask.shape), np.full(mask.shape, np.inf)
@@ -158,13 +158,13 @@ class _Cut:
                 lower = _inverse_lower(self.block.matrix[np.ix_(columns, columns)])
                 weight[row, columns] = (lower @ self.cross[row, columns]) @ lower
                 inverse[row, columns] = np.einsum("ij,ij->j", lower, lower)
-        return _Cut(self.cross, self.block, mask, weight, inverse)
+        return _PrunedRows(self.cross, self.block, mask, weight, inverse)
 
 
 def elimination_path(
     target: np.ndarray, metric: Metric, keeps: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What `eliminate` leaves of the matrix on its way through ever smaller budgets.
+    """The weights that `eliminate` keeps, on its way through ever smaller budgets.
 
     Args:
         target: the unconstrained optimum.
@@ -176,11 +176,11 @@ def elimination_path(
         there is none): 1 / [H_SS⁻¹]_jj is what moving it by one costs when the others make up.
     """
     (block,) = metric.blocks
-    cut = _Cut.start(np.asarray(target, np.float64), block)
+    pruned = _PrunedRows.dense(np.asarray(target, np.float64), block)
     for keep in keeps:
-        if keep < int(cut.mask.sum()):
-            cut = cut.after(InMatrix(keep))
-        yield cut.weight, cut.inverse
+        if keep < int(pruned.mask.sum()):
+            pruned = pruned.shrink_to(InMatrix(keep))
+        yield pruned.weight, pruned.inverse
 
 
 def _inverse_lower(matrix: np.ndarray) -> np.ndarray:

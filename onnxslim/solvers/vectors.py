@@ -5,9 +5,8 @@ of (count, v) values (product quantization), or be the sum of one entry from eac
 (residual quantization; with scalars and two values a table, ABC-Net's bases). Gong (2014) compares
 both for networks.
 
-`cluster_vectors` and `residual_tables` find the tables, `encode_vectors` the nearest entries. What
-heeds the inputs of a layer is `vector_codes`'s: codes with error feedback, and the best entries for
-given codes.
+`cluster_vectors` and `residual_tables` find the tables, `encode_vectors` the nearest entries. Not
+here: codes that heed the inputs of a layer, with error feedback (see `vector_codes`).
 
 Owns: which vectors are sampled, how iterations start and when they end.
 """
@@ -152,7 +151,7 @@ def cluster_vectors(
     _check_weights(weights, vectors)
     rng = np.random.default_rng(seed)
     first = _WeightedVectors.of(vectors, weights, max(_SAMPLE, 4 * count), rng)
-    table = first.drawn(count, rng)
+    table = first.kmeans_plus_plus(count, rng)
     learned = _WeightedVectors.of(vectors, weights, max(_LEARNED, _LEARNED_EACH * count), rng)
     table = learned.lloyd(table, iterations)
     if len(learned.vectors) < len(vectors):
@@ -189,8 +188,8 @@ class _WeightedVectors:
         at = np.sort(rng.choice(len(vectors), size, replace=False, shuffle=False))
         return cls(vectors[at], None if weights is None else weights[at])
 
-    def drawn(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Entries drawn by what the vectors cost with those drawn before."""
+    def kmeans_plus_plus(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Entries drawn by the squared distance of vectors from the entries before (k-means++)."""
         vectors = self.vectors.astype(np.float64)
         chance = np.ones(len(vectors)) if self.weights is None else _totals(self.weights)
         if not chance.any():
@@ -299,31 +298,33 @@ def residual_tables(
     tables: list[np.ndarray] = []
     codes: list[np.ndarray] = []
     for stage in range(stages):
-        table = _fitted(left, count, weights, seed + stage)
+        table = _stage_table(left, count, weights, seed + stage)
         own = encode_vectors(left, table, weights)
         tables.append(table)
         codes.append(own)
         left -= table[own]
-    refined = _refined(vectors, Residual(tuple(tables), np.array(codes)), weights, rounds)
+    refined = _refine(vectors, Residual(tuple(tables), np.array(codes)), weights, rounds)
     if scalar:
         return Residual(tuple(table[:, 0] for table in refined.tables), refined.codes)
     return refined
 
 
-def _fitted(vectors: np.ndarray, count: int, weights: np.ndarray | None, seed: int) -> np.ndarray:
+def _stage_table(
+    vectors: np.ndarray, count: int, weights: np.ndarray | None, seed: int
+) -> np.ndarray:
     if vectors.shape[1] > 1:
         return cluster_vectors(vectors, count, weights, seed=seed)
     own = None if weights is None else weights.reshape(-1)
     return cluster(vectors[:, 0], count, own)[:, None]
 
 
-def _refined(
+def _refine(
     vectors: np.ndarray, residual: Residual, weights: np.ndarray | None, rounds: int
 ) -> Residual:
     best, lowest = residual, float(_costs(vectors - residual.values(), weights).sum())
     for _ in range(rounds):
         tried = Residual(_joint_tables(vectors, best, weights), best.codes)
-        tried = _recoded(vectors, tried, weights)
+        tried = _with_best_codes(vectors, tried, weights)
         now = float(_costs(vectors - tried.values(), weights).sum())
         if not now < lowest:
             break
@@ -371,7 +372,9 @@ def _normal(codes: np.ndarray, sizes: Sequence[int], weights: np.ndarray | None)
     return np.block([[pairs(a, b) for b in stages] for a in stages])
 
 
-def _recoded(vectors: np.ndarray, residual: Residual, weights: np.ndarray | None) -> Residual:
+def _with_best_codes(
+    vectors: np.ndarray, residual: Residual, weights: np.ndarray | None
+) -> Residual:
     """The best codes of all stages; where there are too many sums, of each given the others."""
     sizes = tuple(len(table) for table in residual.tables)
     if prod(sizes) * len(vectors) <= _TRIED and prod(sizes) <= _SUMS:

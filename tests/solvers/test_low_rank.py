@@ -18,8 +18,8 @@ from onnxslim.solvers.low_rank import (
     least_squares,
     numerical_rank,
     rank_for,
+    times_metric,
     variational_rank,
-    weighed,
 )
 from onnxslim.solvers.metric import Metric, objective
 
@@ -219,8 +219,8 @@ def test_a_projection_does_not_depend_on_the_slabs_it_is_made_in(
     metric = Metric(x.T @ x, size)
     target, features = rng.standard_normal((4, size)), rng.standard_normal((7, size))
     found = Projection(target, metric, lambda rows: rows @ features.T)
-    heavy = weighed(metric, np.eye(size))
-    np.testing.assert_allclose(found.second, features @ heavy @ features.T, atol=1e-9)
+    heavy = times_metric(metric, np.eye(size))
+    np.testing.assert_allclose(found.gram, features @ heavy @ features.T, atol=1e-9)
     np.testing.assert_allclose(found.cross, target @ heavy @ features.T, atol=1e-9)
     first, some = found.solve(np.arange(3))[0], found.solve(np.array([2, 0, 1]))[0]
     np.testing.assert_allclose(first, some[:, [1, 2, 0]], rtol=1e-6)

@@ -25,7 +25,7 @@ from onnxslim.solvers.decompositions.base import (
     Ranks,
     channel_metric,
 )
-from onnxslim.solvers.low_rank import Components, Projection, least_squares, symmetric, weighed
+from onnxslim.solvers.low_rank import Components, Projection, least_squares, symmetric, times_metric
 from onnxslim.solvers.metric import whitening
 
 _SWEEPS: Final = (10, 400)  # of alternating least squares, at least and at most
@@ -149,7 +149,7 @@ class Flattened(_Iterative):
     def _refitted(self, first: Factors, terms: int) -> tuple[np.ndarray, float]:
         """The best sums, (rows, terms), and the error."""
         features = _separable(first).reshape(len(first[0]), -1)  # (rows·terms, columns)
-        heavy = weighed(self.metric, features)
+        heavy = times_metric(self.metric, features)
         last = np.empty((self.shape.rows, terms))
         error = 0.0
         for row, target in enumerate(self.target):
@@ -157,7 +157,7 @@ class Flattened(_Iterative):
             cross = heavy[at] @ target
             last[row] = least_squares(symmetric(heavy[at] @ features[at].T), cross[None])[0]
             error -= float(last[row] @ cross)
-        total = float(np.einsum("ij,ij->", weighed(self.metric, self.target), self.target))
+        total = float(np.einsum("ij,ij->", times_metric(self.metric, self.target), self.target))
         return last, max(0.0, total + error)
 
     @staticmethod
