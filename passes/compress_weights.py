@@ -27,36 +27,24 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from glob import escape
-from math import exp, isfinite, log
 from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.clone import adopt
-from onnxslim.graph.rewrite import Rewriter
-from onnxslim.io.model import Model
-from onnxslim.lossy.allocation import Allocation, Menu, Offer, allocate_within, menu_of
+from onnxslim.lossy.allocation import Allocation
+from onnxslim.lossy.allocation_search import AllocationOptions, AllocationSearch
 from onnxslim.lossy.layer_pass import LayerPass
-from onnxslim.lossy.problems import Problems, Schedule, Target
 from onnxslim.passes.cluster_weights import ClusterWeights
 from onnxslim.passes.prune_weights import PruneWeights
-from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Change, Fidelity, PassResult, Skip
-from onnxslim.services.calibration import Calibration, Distance
 
-_TRIALS: Final = 6
-_FIRST_DIVERGENCE: Final = 1e-3
-_SLACK: Final = 0.8  # a candidate is small enough when it uses this share of what is allowed
-_AIM: Final = 0.9
 _FINALS: Final = 3  # candidates that are made on all samples
-_LOOKS: Final = 4 * _TRIALS  # at allocations, most of which may have been tried before
-_STEP: Final = 16.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,7 @@ class CompressWeights(LayerPass):
     )
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse to work without data, and idle patterns.
+        """Refuse to work without data, and patterns that match no layer.
 
         Raises:
             NotApplicable: there are no calibration samples, or a pattern matches no layer.
@@ -90,7 +78,10 @@ class CompressWeights(LayerPass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Search, then prune and cluster as found."""
-        search = _Search(self, context)
+        options = AllocationOptions(
+            self.name, self.selection, self.count == "packed", self.agreement, self.sqnr
+        )
+        search = AllocationSearch(options, context, self.explicit)
         for allocation in search.run()[:_FINALS]:
             steps = self.explicit(allocation)
             model, results = search.made(steps, context.calibration)
@@ -122,164 +113,3 @@ class CompressWeights(LayerPass):
             PruneWeights(*plain, ratio=0.0, ratio_of=tuple(shares)),
             ClusterWeights(*plain, values_of=tuple(values)),
         )
-
-
-@dataclass(frozen=True)
-class _Trial:
-    limit: float  # on the divergence, for which the allocation was made
-    allocation: Allocation
-    distance: Distance
-    drop: float | None  # points of accuracy
-    use: float  # of what the floors allow; above 1 they are missed
-
-
-class _Search:
-    """Finds the smallest allocation that holds the floors."""
-
-    def __init__(self, rewrite: CompressWeights, context: Context) -> None:
-        assert context.calibration is not None
-        assert context.model is not None
-        self.rewrite, self.context = rewrite, context
-        self.model: Model = context.model
-        self.fitted, self.held = context.calibration.halves()
-        self.accuracy = None
-        if context.accuracy is not None and context.floors.max_drop is not None:
-            self.accuracy = context.accuracy(self.model)
-        self.trials: list[_Trial] = []
-        self.missed: list[Distance] = []  # of candidates made on all samples
-
-    def run(self) -> list[Allocation]:
-        """The allocations tried that hold the floors, smallest first."""
-        menus = self._menus()
-        if all(len(menu.offers) == 1 for menu in menus):
-            return []
-        limit = _FIRST_DIVERGENCE
-        tried: dict[tuple[tuple[str, Offer], ...], _Trial] = {}
-        for _ in range(_LOOKS):
-            allocation = allocate_within(menus, limit)
-            key = tuple(allocation.chosen.items())
-            if key not in tried and len(tried) == _TRIALS:
-                break
-            if key not in tried:
-                self._say(f"trial {len(tried) + 1} of at most {_TRIALS}")
-                tried[key] = self._try(limit, allocation)
-            trial = replace(tried[key], limit=limit)
-            self.trials.append(trial)
-            if _SLACK <= trial.use <= 1:
-                break
-            limit = self._next(limit)
-        good = [trial for trial in tried.values() if trial.use <= 1]
-        return [trial.allocation for trial in sorted(good, key=lambda t: t.allocation.size)]
-
-    def made(
-        self, steps: Iterable[LayerPass], calibration: Calibration | None
-    ) -> tuple[Model, list[PassResult]]:
-        """A copy of the model after `steps`, fitted on the samples of `calibration`."""
-        model = self.model.clone()
-        context = replace(self.context, model=model, calibration=calibration)
-        return model, [step.run(model.graph, context) for step in steps]
-
-    def holds(self, model: Model) -> bool:
-        """Whether a candidate made on all samples still holds the floors."""
-        self._say("judging what was made on all samples")
-        distance, drop = self._judged(model)
-        use = self._use(distance, drop)
-        if use > 1:
-            self.missed.append(distance)
-        return use <= 1
-
-    def why_nothing(self) -> str:
-        """Why there is no allocation, with the nearest miss."""
-        if not self.trials:
-            return "it has no layer whose input can be observed"
-        what, count = "allocation", len({id(trial.distance) for trial in self.trials})
-        nearest = min(self.trials, key=lambda trial: trial.use).distance
-        if self.missed:
-            what, count = "candidate made on all samples", len(self.missed)
-            nearest = max(self.missed, key=lambda distance: distance.sqnr_db)
-        return (
-            f"no {what} held the floor: the best of {count} had an agreement of "
-            f"{nearest.agreement} and an SQNR of {nearest.sqnr_db:.1f} dB"
-        )
-
-    def _say(self, text: str) -> None:
-        self.context.tell(f"{self.rewrite.name}: {text}")
-
-    def _menus(self) -> list[Menu]:
-        model = self.model.clone()
-        context = replace(self.context, model=model, calibration=self.fitted)
-        schedule = Schedule(sequential=False, aim=Target.CURRENT)
-        problems = Problems(Rewriter(model.graph), context, self.rewrite.selection, schedule)
-        menus = []
-        for number, problem in enumerate(problems, 1):
-            if not problem.has_data:  # nothing says what it is worth, so it stays
-                stays = Offer(1.0, None, problem.layer.holder.nbytes, 0.0)
-                menus.append(Menu(problem.name, (stays,), 0.0))
-                continue
-            self._say(f"what layer {number} of {len(problems.weights)} is worth")
-            menus.append(menu_of(problem, context, packed=self.rewrite.count == "packed"))
-        return menus
-
-    def _try(self, limit: float, allocation: Allocation) -> _Trial:
-        model, _ = self.made(self.rewrite.explicit(allocation), self.fitted)
-        distance, drop = self._judged(model)
-        return _Trial(limit, allocation, distance, drop, self._use(distance, drop))
-
-    def _judged(self, model: Model) -> tuple[Distance, float | None]:
-        """How far a candidate is from the model on the samples held back; points of accuracy."""
-        (distance,) = self.held.distances(self.model, [model])
-        drop = None
-        if self.accuracy is not None and self.context.accuracy is not None:
-            now = self.context.accuracy(model)
-            drop = None if now is None else 100 * (self.accuracy - now)
-        return distance, drop
-
-    def _use(self, distance: Distance, drop: float | None) -> float:
-        """The largest share of what a floor allows that is used up."""
-        uses = _uses(self.context.floors, distance, drop)
-        if not uses:  # no floor, or none that says anything of these outputs
-            own = Floors(min_agreement=self.rewrite.agreement)
-            if distance.agreement is None:
-                own = Floors(min_sqnr_db=self.rewrite.sqnr)
-            uses = _uses(own, distance, drop)
-        return max(uses)
-
-    def _next(self, limit: float) -> float:
-        """The next limit on divergence, where by the trials so far just enough is used.
-
-        What is used grows like a power of the divergence: between a trial that held and one that
-        missed that power is interpolated, else it is taken to be 2/3, as seen on small networks.
-        """
-        held = max((t for t in self.trials if t.use <= 1), key=_spent, default=None)
-        missed = min((t for t in self.trials if t.use > 1), key=_spent, default=None)
-        if held is None or missed is None:
-            use = max(self.trials[-1].use, 1 / _STEP)
-            return float(limit * min(_STEP, max(1 / _STEP, (_AIM / use) ** 1.5)))
-        low, high, part = log(_spent(held)), log(_spent(missed)), 0.5
-        if held.use > 0 and isfinite(missed.use):
-            part = log(_AIM / held.use) / log(missed.use / held.use)
-        return float(exp(low + (high - low) * min(0.9, max(0.1, part))))
-
-
-def _spent(trial: _Trial) -> float:
-    return trial.limit
-
-
-def _uses(floors: Floors, distance: Distance, drop: float | None) -> list[float]:
-    """The shares of what each floor allows that are used up; () where none says anything."""
-    uses = []
-    if floors.min_agreement is not None:
-        found = (distance.agreement, distance.expected_agreement)
-        allowed = 1 - floors.min_agreement
-        uses += [_share(1 - share, allowed) for share in found if share is not None]
-    if floors.min_sqnr_db is not None:
-        uses.append(10 ** ((floors.min_sqnr_db - distance.sqnr_db) / 10))
-    if floors.max_drop is not None and drop is not None:
-        uses.append(_share(drop, floors.max_drop))
-    return uses
-
-
-def _share(used: float, allowed: float) -> float:
-    if used <= 0:
-        return 0.0
-    return used / allowed if allowed > 0 else float("inf")

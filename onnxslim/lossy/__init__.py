@@ -10,6 +10,7 @@ vector_codebooks   product and residual quantization
 error_gain       how much of a layer's error reaches the output of the model, measured
 spend            one offer for each layer, for the least error within a budget
 allocation       zeros and values shared out between layers
+allocation_search  the smallest allocation that holds the floors, found by trying
 budgets          a budget over the whole model, and how much of it a model takes
 budgeted_pass    base of the passes that take a budget, and the options that set one
 min_cut          placement of operators on two sides, as a minimum cut

@@ -1,8 +1,10 @@
-"""What `factorize-conv` and `factorize-dense` share: layers split into several small operators.
+"""The engine of `factorize-conv` and `factorize-dense`: layers split into several small operators.
 
-base_pass    SplitPass: base of both
-candidates   what a layer could be split into, with errors, work and run times
-trials       what is tried on a layer: methods, ranks, factors
+base_pass    SplitPass: base of both passes, with their options
+plan         the option that spells splits one by one
+run          one run: choose splits, fit factors, rewrite the graph
+trials       the decompositions that are tried on a layer, and which layers cannot be split
+candidates   methods and ranks that a layer could be split by, with errors, work and run times
 gate         which splits pay, in bytes, in measured time, or in work
 budget       how far each layer is split under a budget over the whole model
 pieces       the operators that stand for the factors of a weight

@@ -28,9 +28,9 @@ from onnxslim.codebook.nodes import codebook_nodes
 from onnxslim.errors import NotApplicable
 from onnxslim.io.check import check_model
 from onnxslim.io.model import Model
-from onnxslim.lossy import allocation
+from onnxslim.lossy import allocation, allocation_search
 from onnxslim.lossy.allocation import Allocation, Offer
-from onnxslim.passes import compress_weights
+from onnxslim.lossy.allocation_search import AllocationSearch
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import parse_pipeline
@@ -297,8 +297,8 @@ def test_a_candidate_that_misses_the_floor_once_made_on_all_samples_gives_way_to
         judged.append(model)
         return len(judged) > 1
 
-    monkeypatch.setattr(compress_weights, "_SLACK", 2.0)  # so that all trials are made
-    monkeypatch.setattr(compress_weights._Search, "holds", holds)
+    monkeypatch.setattr(allocation_search, "_SLACK", 2.0)  # so that all trials are made
+    monkeypatch.setattr(AllocationSearch, "holds", holds)
     model, _ = compressed(classifier())
     assert len(judged) == 2
     first, second = map(file_bytes, judged)
@@ -311,18 +311,18 @@ def test_what_never_holds_once_made_on_all_samples_is_left_out(
 ) -> None:
     judged: list[Model] = []
 
-    def judging(self: compress_weights._Search, model: Model) -> tuple[Distance, float | None]:
+    def judging(self: AllocationSearch, model: Model) -> tuple[Distance, float | None]:
         judged.append(model)
         return Distance(1.0, 0.25, 0.25, 3.0), None
 
-    def holds(self: compress_weights._Search, model: Model) -> bool:
+    def holds(self: AllocationSearch, model: Model) -> bool:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compress_weights._Search, "_judged", judging)
+            patch.setattr(AllocationSearch, "_judged", judging)
             return real(self, model)
 
-    real = compress_weights._Search.holds
-    monkeypatch.setattr(compress_weights, "_SLACK", 2.0)
-    monkeypatch.setattr(compress_weights._Search, "holds", holds)
+    real = AllocationSearch.holds
+    monkeypatch.setattr(allocation_search, "_SLACK", 2.0)
+    monkeypatch.setattr(AllocationSearch, "holds", holds)
     source = classifier()
     model, reports = compressed(source)
     assert 1 <= len(judged) <= 3
@@ -333,14 +333,14 @@ def test_what_never_holds_once_made_on_all_samples_is_left_out(
 
 def test_an_allocation_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Allocation] = []
-    real = compress_weights._Search._try
+    real = AllocationSearch._try
 
-    def listening(self: compress_weights._Search, limit: float, found: Allocation) -> object:
+    def listening(self: AllocationSearch, limit: float, found: Allocation) -> object:
         tried.append(found)
         return real(self, limit, found)
 
-    monkeypatch.setattr(compress_weights._Search, "_try", listening)
-    monkeypatch.setattr(compress_weights, "_SLACK", 2.0)
+    monkeypatch.setattr(AllocationSearch, "_try", listening)
+    monkeypatch.setattr(allocation_search, "_SLACK", 2.0)
     compressed(dense_net(16, 12))
     keys = [tuple(found.chosen.items()) for found in tried]
     assert len(keys) == len(set(keys)) <= 6
