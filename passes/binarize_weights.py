@@ -23,15 +23,16 @@ Rewrite:
     ```
     Weights of Conv, ConvTranspose, Gemm and MatMul become one bit each, and a scale for each
     output. With `bases` = M they are sums of M such tensors. onnxruntime computes the dense weight
-    when it opens the model, and runs that, as fast as before; what shrinks is the file.
+    when it opens the model, so that the file shrinks and latency stays what it is.
 
 Why it is correct:
     It is not exact. A row w becomes Σ_m α_m·s_m with s_m in {−1, +1}. Without data the best single
     base is s = sign(w), α = mean |w|. With data, H = E[x xᵀ] of the layer's input, the error is
-    (w − Σ α_m s_m)ᵀ H (w − Σ α_m s_m): signs are chosen column by column, those to come making up
-    for those chosen; then in turn the α are solved for, by least squares with the signs given, and
-    signs are turned, each step lowering the error. For M > 1 all M signs of a weight are chosen
-    together; the first α come one after another, each from what the ones before it leave.
+    (w − Σ α_m s_m)ᵀ H (w − Σ α_m s_m): signs are chosen column by column, and the columns still to
+    come make up for the error of those already chosen. Then two steps alternate, each of which
+    lowers the error: the α are solved for by least squares with the signs fixed, and signs are
+    turned. For M > 1 all M signs of a weight are chosen
+    together; the first α come one after another, each fitted to the residual of those before it.
 
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook
@@ -116,7 +117,7 @@ class BinarizeWeights(CodebookPass):
 
 
 def _greedy(bases: int) -> InitialScales:
-    """Scales one after another, each from what the ones before it leave."""
+    """Scales one after another, each fitted to the residual of those before it."""
 
     def start(weights: np.ndarray, costs: np.ndarray | None) -> np.ndarray:
         rest = np.asarray(weights, np.float64)

@@ -25,16 +25,16 @@ Rewrite:
     }
     ```
     Weights of Conv, ConvTranspose, Gemm and MatMul become one node each of a model-local function.
-    onnxruntime inlines the function and folds it when it opens the model, so that it runs the same
-    dense weight, as fast; what shrinks is the file. 4 bits are two codes a byte, 3 bits a plane of
-    2 and one of 1, and so on: nothing is rounded up to whole bytes.
+    onnxruntime inlines and folds the function when it opens the model, so that the file shrinks and
+    latency stays what it is. Codes are packed without waste: two codes of 4 bits to a byte, codes
+    of 3 bits as a plane of 2 bits and one of 1.
 
 Why it is correct:
     It is not exact. The weight W becomes Ŵ with entries from a table of 2^bits values. Without
     data ‖W − Ŵ‖² is least: k-means in one dimension, solved exactly. With data it is
-    tr (W − Ŵ) H (W − Ŵ)ᵀ, H = E[x xᵀ] of the layer's input: each weight is counted by what moving
-    it costs; rounding errors are made up for by the weights not yet rounded; then values and codes
-    are improved in turn, each step lowering the error.
+    tr (W − Ŵ) H (W − Ŵ)ᵀ, H = E[x xᵀ] of the layer's input: each weight is weighted by the cost
+    of moving it, and weights not yet rounded make up for the rounding errors of the others. Then
+    values and codes are improved in turn; each step lowers the error.
 
 Declines when:
     1. The weight is computed at run time, not of floating point, or stored as a codebook already.

@@ -9,12 +9,13 @@ Why it is correct:
     It is not exact. For each layer the error of its output at so many zeros and values is estimated
     in closed form, and how much of such an error reaches the model's output is measured on samples
     held back. One price of a byte for all layers then gives the least error for the bytes. The
-    price is found by trying: a candidate is made on four fifths of the samples and compared with
-    the original on the others, until it is as small as the floor allows. The one found is made
-    anew on all samples, and compared again; where it misses the floor now, the next larger one.
+    price is found by trying: candidates are fitted on four fifths of the samples and compared with
+    the original on the others, until one is as small as the floors allow. That candidate is made
+    anew on all samples and compared again; if it then misses a floor, the next larger candidate
+    takes its place.
 
 Declines when:
-    1. There are no calibration samples: there is nothing to judge candidates by.
+    1. There are no calibration samples to judge candidates by.
     2. No candidate holds the floor.
 
 Fidelity:
@@ -63,7 +64,7 @@ class CompressWeights(LayerPass):
     count: str = option(
         "packed",
         one_of("packed", "onnx"),
-        "bytes that are to be few: of the packed file, or of the .onnx, where zeros bring nothing",
+        "bytes to save: those of the packed file, or of the .onnx file, where zeros save nothing",
     )
 
     def requires(self, graph: gs.Graph, context: Context) -> None:

@@ -21,17 +21,18 @@ Rewrite:
     }
     ```
     Weights of Conv, ConvTranspose, Gemm and MatMul become five to a byte, 1.6 bits each, and a
-    table of three values. onnxruntime computes the dense weight when it opens the model, and runs
-    that, as fast as before; what shrinks is the file.
+    table of three values. onnxruntime computes the dense weight when it opens the model, so that
+    the file shrinks and latency stays what it is.
 
 Why it is correct:
     It is not exact. A row w becomes α·s with s in {−1, 0, +1}. Without data, when the k largest
     magnitudes stay, α is their mean, and what is left of ‖w − α·s‖² is ‖w‖² − S_k²/k with S_k
     their sum: the best k is found by sorting, exactly. With data the error is
-    (w − α·s)ᵀ H (w − α·s), H = E[x xᵀ] of the layer's input: each weight counts by what moving it
-    costs; values are chosen column by column, those to come making up for those chosen; then in
-    turn α is solved for, by least squares, and values are chosen anew, each step lowering the
-    error. With `symmetric=false`, values are −α, 0, β, and both are found in this way.
+    (w − α·s)ᵀ H (w − α·s), H = E[x xᵀ] of the layer's input: each weight is weighted by the cost of
+    moving it. Values are chosen column by column, and the columns still to come make up for the
+    error of those already chosen. Then two steps alternate, each of which lowers the error: α is
+    solved for by least squares, and values are chosen anew. With `symmetric=false` values are
+    −α, 0 and β, and both scales are found in this way.
 
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook

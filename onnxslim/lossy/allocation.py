@@ -1,14 +1,13 @@
-"""How zeros and values are shared out between layers: least output error for the bytes they take.
+"""Share zeros and table values out between layers, for the least output error at a size in bytes.
 
-Each layer makes offers: so many weights kept, with so many values, for so many bytes and so much
-error in its output. What such an error does to the model's output is measured (`sensitivity`);
-errors of different layers add up, as long as they are small. So at a given price of a byte each
-layer takes the offer where error + price·bytes is least, and one price for all layers is the best
-allocation (Shoham and Gersho 1988; water-filling): no byte could be moved between layers to gain
-anything.
+A layer has several offers: a share of weights kept and a number of table values, with the bytes
+that they take and the error in the layer's output. `error_gain` measures how much of such an error
+reaches the model's output; small errors of different layers add up. One price of a byte for all
+layers then gives the best allocation (Shoham and Gersho 1988): no byte could move from one layer
+to another and lower the error.
 
-Offers are estimates: of a sample of rows, on the original inputs. They say which allocation to
-try; what it does is measured by making it.
+Offers are estimates, from a sample of rows and on the original inputs. They say which allocation to
+try; its effect is measured on the model that it makes (see `allocation_search`).
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.surgeon import elimination_path
 from onnxslim.solvers.tables import Table
 
-KEEPS: Final = (1.0, 0.7, *(round(float(k), 3) for k in np.geomspace(0.5, 0.02, 15)))
+KEPT_SHARES: Final = (1.0, 0.7, *(round(float(k), 3) for k in np.geomspace(0.5, 0.02, 15)))
 VALUES: Final = (3, 4, 5, 6, 8, 12, 16, 32)  # of a table, zero among them
 DENSE_VALUES: Final = (2, 3, 4, 6, 8, 12, 16, 32, 64, 256)  # for weights without zeros
 _SAMPLE_FLOPS: Final = 1e10
-_SAMPLE_VALUES: Final = 4096  # from which tables are made
-_EXACT_VALUES: Final = 8  # of a table, up to which it is worth finding the best
-_MIN_COLUMNS: Final = 16  # below, zeros cost more than they bring
+_SAMPLE_VALUES: Final = 4096  # weights from which a table is made
+_EXACT_VALUES: Final = 8  # tables up to this size are found exactly
+_MIN_COLUMNS: Final = 16  # with fewer columns, or fewer weights, zeros cost more than they save
 _MIN_WEIGHTS: Final = 256
 _TABLE_BYTES: Final = 4  # a value
-_TRIAL_ERROR: Final = 0.02  # of the offer by which sensitivity is measured
+_TRIAL_ERROR: Final = 0.02  # relative error of the offer by which sensitivity is measured
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a layer could be.
+    """One way to compress a layer.
 
     Attributes:
         keep: share of weights that are not zero.
@@ -173,7 +172,7 @@ def _is_stored(layer: WeightLayer, weight: np.ndarray, count: int) -> bool:
 
 
 class _Sample:
-    """Some rows of a problem, on which errors are estimated for all."""
+    """Some rows of a problem, from which the errors of all rows are estimated."""
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self.problem = problem
@@ -194,12 +193,12 @@ class _Sample:
         self.ratios: dict[int, float] = {}
 
     def path(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Weights with ever more zeros, and what moving each of them costs (its reciprocal)."""
+        """Weights with ever more zeros, each with the reciprocal costs of moving single weights."""
         layer = self.problem.layer
         if layer.columns < _MIN_COLUMNS or layer.size < _MIN_WEIGHTS:
             yield self.target, np.broadcast_to(self.metric.inverse_diagonal, self.target.shape)
             return
-        keeps = [max(1, round(keep * self.target.size)) for keep in KEEPS]
+        keeps = [max(1, round(keep * self.target.size)) for keep in KEPT_SHARES]
         if len(self.metric.blocks) == 1 and self._is_affordable():
             yield from elimination_path(self.target, self.metric, keeps)
             return
@@ -241,7 +240,7 @@ class _Sample:
         return Offer(len(values) / weight.size, count, size, error + rounding)
 
     def _ratio(self, count: int) -> float:
-        """Error of rounding with feedback, as a share of what single moves would cost."""
+        """Error of rounding with feedback, as a share of the error without feedback."""
         if count not in self.ratios:
             costs = 1 / np.broadcast_to(self.metric.inverse_diagonal, self.target.shape)
             table = self._table(self.target, count, costs)

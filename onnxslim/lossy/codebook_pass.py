@@ -1,7 +1,10 @@
 """`CodebookPass`: base of the passes whose new weights are stored as codes.
 
-A pass says how its codes are laid out, what it declines, and which codebook solves a problem; what
-is done with weights one after another, where that does not pay, and the words for it are here.
+A pass says how its codes are laid out, which weights it declines, and which codebook solves a
+problem.
+
+Owns: the loop over weights, the check that codes take fewer bytes than the weight, and the words of
+the report. Not here: how codes are written into a graph (see `codebook`).
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Layout:
 
     Attributes:
         levels: values of a table.
-        per: what has a table of its own.
+        per: the parts of a weight that have a table of their own.
         width: columns in a run, where each run has a table.
         vector: weights that one code stands for.
         stages: codes for each weight, whose values are added.
@@ -69,7 +72,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Answer:
-    """What solves a problem.
+    """A weight as codes, with its error.
 
     Attributes:
         stored: the weight as the file has it.
@@ -99,11 +102,11 @@ class CodebookPass(LayerPass):
         raise NotImplementedError
 
     def objection(self, problem: Problem) -> str | None:
-        """What of the weight does not go with the options, in words; None: nothing."""
+        """Why the options do not suit the weight; None: they do."""
         return None
 
     def nbytes(self, problem: Problem) -> int:
-        """Bytes of what would be stored, at least, as far as that is known before it is solved."""
+        """A lower bound, known before the problem is solved, on the bytes of codes and tables."""
         return self.layout(problem).nbytes(problem.layer)
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
@@ -149,7 +152,7 @@ class CodebookPass(LayerPass):
 
 
 def why_not_smaller(layer: WeightLayer, nbytes: int, *, is_sparse: bool = False) -> str | None:
-    """That codes of `nbytes` would take no fewer bytes than the weight; None when they do.
+    """Why codes of `nbytes` do not pay: they take as many bytes as the weight; None: they pay.
 
     Args:
         layer: whose weight it is.

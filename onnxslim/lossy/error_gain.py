@@ -1,4 +1,4 @@
-"""How much of a layer's output error reaches the output of the model, measured."""
+"""Measure how much of a layer's output error reaches the output of the model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`LayerPass`: base of the passes that give weight layers new weights.
 
-It holds the options that all of them have, and what they say of a layer in the report.
+Owns: the options that all of these passes have, and the words of the report on a layer's error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxslim.pipeline.passes import Context
 
 @dataclass(frozen=True)
 class LayerPass(FilteredPass):
-    """A pass over weight layers, with the options that say which, and what they aim at.
+    """A pass over weight layers: which layers, and what their new weights should reproduce.
 
     Attributes:
         max_inputs: layers with more inputs are solved without calibration samples, as memory would
@@ -58,7 +58,7 @@ class LayerPass(FilteredPass):
 
     @property
     def schedule(self) -> Schedule:
-        """How moments are taken."""
+        """When moments are taken, and what new weights should reproduce."""
         return Schedule(self.sequential, Target(self.aim))
 
     def problems(self, rewriter: Rewriter, context: Context) -> Problems:
@@ -67,7 +67,7 @@ class LayerPass(FilteredPass):
 
 
 def error_words(problem: Problem, error: float) -> str:
-    """What a new weight does to a layer, in words; `error` as by `Problem.relative_error`."""
+    """The error that a new weight causes, in words; `error` as by `Problem.relative_error`."""
     notes = "".join(f"; {note}" for note in problem.notes)
     measure = "output error" if problem.has_data else "weight error"
     return f"relative {measure} {error:.2g}{notes}"

@@ -1,13 +1,15 @@
-"""The problems that a lossy weight pass solves, one weight after another, and how answers go in.
+"""The problems that a lossy weight pass solves, one weight after another.
 
     for problem in Problems(graph, context, selection, schedule):
         problems.apply(problem, solve(problem.target, problem.metrics))
 
-A problem is one weight with everything that bears on it: the weight to aim at, and what a change
-costs in the output (H = I without calibration data). The next problem is made after the answer to
-the last one is in the graph, so that its inputs are those that the changed model produces.
+A problem is one weight, the target that a new weight should come near, and the metric that says
+what a difference costs in the layer's output: H = E[x xᵀ], or the identity without calibration
+data. Each problem is made after the answer to the last one is in the graph, so that its inputs are
+those that the changed model produces.
 
-What may change here: in which order weights come, what they aim at, and what happens to biases.
+Owns: the order of the weights, their targets, and the correction of biases. Not here: how a problem
+is solved (see `solvers`); the options of passes (see `layer_pass`).
 """
 
 from __future__ import annotations
@@ -49,30 +51,30 @@ class Target(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Schedule:
-    """In which order moments are taken, and of what.
+    """When the moments of a layer's input are taken, and what its new weight should reproduce.
 
     Attributes:
         sequential: whether a layer's inputs come from the model with all earlier layers changed;
             else from the model as it was.
-        aim: what is to be reproduced.
+        aim: what a layer's new weight should reproduce.
     """
 
     sequential: bool = True
     aim: Target = Target.ORIGINAL
 
     def at_once(self) -> Schedule:
-        """The same aim, with all moments taken from the model as it is now."""
+        """The same aim, with the moments of all layers taken from the model as it is now."""
         return Schedule(sequential=False, aim=self.aim)
 
 
 @dataclass
 class Problem:
-    """One weight, used by one layer or by several that read it alike.
+    """One weight, its target, and the cost of a difference from the target.
 
     Attributes:
-        layers: those that use it; the first gives names, shapes and the canonical form.
+        layers: those that use the weight; the first gives names, shapes and the canonical form.
         target: the weight to come near, (groups, rows, columns), float64.
-        metrics: what distance from the target costs, one for each group.
+        metrics: the cost of a distance from the target, one metric for each group.
         bias_targets: for each layer the mean output that its bias has to restore and its mean
             input, (groups, rows) and (groups, columns); None where the bias cannot be chosen.
         energy: E‖y‖² (about the mean where the bias is free), None without data.
@@ -80,7 +82,7 @@ class Problem:
         residual_gradients: E[(y − T·x)·xᵀ] of each group, (rows, columns); zero where T is the
             least-squares solution for the samples, which a shrunk or damped metric keeps it from
             being. (): all are zero.
-        notes: what was simplified, in words for the report.
+        notes: simplifications, in words for the report.
     """
 
     layers: tuple[WeightLayer, ...]
@@ -104,7 +106,7 @@ class Problem:
 
     @property
     def has_data(self) -> bool:
-        """Whether calibration data say what a change costs."""
+        """Whether the metrics come from calibration data."""
         return not self.metrics[0].is_identity
 
     @cached_property
@@ -148,12 +150,12 @@ class SharedWeight:
 
 @dataclass
 class Problems:
-    """The weights of `graph`, as problems, in the order in which data reach them.
+    """The weights of a graph, as problems, in the order in which data reach them.
 
     Attributes:
-        rewriter: where answers are written; its result is the pass's.
+        rewriter: of the graph; answers and skips are written through it.
         max_inputs: weights with more inputs come first, with H = I; None: there is no limit.
-        weights: what the problems will be about, by depth.
+        weights: one for each problem, by depth.
     """
 
     rewriter: Rewriter
@@ -285,7 +287,7 @@ class Problems:
         return problem
 
     def _set_target(self, problem: Problem, seen: Sequence[LayerMoments]) -> None:
-        """The target, the energy and what the target leaves, from centered moments."""
+        """Set target, energy, irreducible error and residual gradients from centered moments."""
         weight = np.asarray(problem.weight, np.float64)
         if any(moments.cross is None or moments.energy is None for moments in seen):
             pairs = zip(weight, problem.metrics, strict=True)
@@ -310,7 +312,7 @@ class Problems:
     def _bias_target(
         self, layer: WeightLayer, moments: LayerMoments
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """What the bias aims at: b + E[y] and E[x], where the layer's bias can be chosen."""
+        """The mean output to restore and the mean input, where the layer's bias can be chosen."""
         if moments.goal is None or _free_bias(layer) is None:
             return current_bias_target(layer, moments.mean)
         twin = self.original(layer)
@@ -379,7 +381,7 @@ def _layout(layer: WeightLayer) -> tuple[object, ...]:
 
 
 def _metrics(measured: Sequence[LayerMoments], free: Sequence[bool]) -> tuple[Metric, ...]:
-    """What the layers that share a weight say together; about the mean where a bias is free."""
+    """The metrics that all layers which share a weight make up; centered where a bias is free."""
     pairs = list(zip(measured, free, strict=True))
     noises = [(replace(m, scatter=m.centered_scatter) if f else m).noise() for m, f in pairs]
     noise = None if any(item is None for item in noises) else np.asarray(sum(noises))  # type: ignore[arg-type]

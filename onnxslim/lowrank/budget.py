@@ -1,7 +1,7 @@
-"""A budget over a whole model: how far each layer is split, so that the output moves least.
+"""How far each layer is split under a budget over the whole model, at the least output error.
 
-What may change here: what is offered for a layer, and what an offer costs. Shares are dealt out by
-`lossy.spend`; what pays is `gate`'s.
+Owns: the offers for a layer, and the cost of an offer. Not here: the choice of one offer for each
+layer (see `lossy.spend`); whether a split pays at all (see `gate`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from onnxslim.pipeline.passes import Context
 from onnxslim.solvers.decompositions.base import Diverges
 
 _DENSE: Final = ("svd", "channel", "spatial", "tucker2")
-_CLEARLY: Final = 0.8  # of the work
-_TRIAL_ERROR: Final = 0.02  # of the candidate by which sensitivity is measured
+_CLEARLY: Final = 0.8  # work below this share of another's is clearly less
+_TRIAL_ERROR: Final = 0.02  # relative error of the candidate by which sensitivity is measured
 
 
 @dataclass(frozen=True)
 class _Offer:
-    """A split (None: the layer as it is), with what it takes and what it does to the output."""
+    """A split (None: the layer as it is), with its cost and its error in the model's output."""
 
     cost: float
     error: float
@@ -53,11 +53,11 @@ class SplitBudget:
     def spread(
         self, problems: Iterable[Problem], decline: Callable[[Problem | None, str], None]
     ) -> Mapping[str, Paying]:
-        """What is to be done to layers, by name, so that all together stay within the budget.
+        """A split for each layer that is to be split, by name; all together keep the budget.
 
         Args:
             problems: the weights, none of them changed yet.
-            decline: told why a layer (None: the budget as a whole) is not as was wished.
+            decline: is told why a layer (None: the model as a whole) misses what was asked for.
         """
         menus: dict[str, list[_Offer]] = {}
         fixed = 0.0  # what layers take that no split makes cheaper
@@ -144,7 +144,7 @@ class SplitBudget:
         return base if paying is None else base / paying.gain
 
     def _sensitivity(self, problem: Problem, fit: Fit, candidate: Candidate) -> float:
-        """What a relative error of the layer does to the model's output; 1 without data."""
+        """Divergence of the model's output per relative error of the layer; 1 without data."""
         if not problem.has_data or self.context.model is None:
             return 1.0
         weight = fit.product(fit.factors(candidate.ranks))
@@ -152,9 +152,9 @@ class SplitBudget:
 
 
 def _promising(candidates: list[Candidate], costs: SplitCosts) -> list[Candidate]:
-    """Those left out that lose more than another one and take clearly more work: a timing saved.
+    """The candidates worth timing: none that errs more than a dense one of clearly less work.
 
-    Work says little of time between kinds of operators: only dense ones leave others out.
+    Work says little about time between kinds of operators: only dense candidates rule others out.
     """
     work = {candidate: costs.macs(candidate) or 0 for candidate in candidates}
     dense = [candidate for candidate in candidates if candidate.method in _DENSE]

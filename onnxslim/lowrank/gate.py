@@ -1,6 +1,7 @@
 """Which splits of a layer pay: in bytes, in measured time, or in work where nothing can be timed.
 
-What may change here: what counts as gain, and how surely it must be known.
+Owns: the measure of a gain, and how certain it must be. Not here: the models that are timed (see
+`candidates`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class Paying:
     """A split that pays.
 
     Attributes:
-        gain: how many times less the layer takes.
+        gain: cost of the layer divided by the cost of the split, above 1.
         candidate: method and ranks.
-        words: how that was found, with figures.
+        words: how the gain was found, with figures.
     """
 
     gain: float
@@ -31,11 +32,11 @@ class Paying:
 
 @dataclass
 class Gate:
-    """Lets through what pays.
+    """Lets the splits pass that pay.
 
     Attributes:
         stopwatch: of this machine; None: work counts instead of time.
-        for_bytes: whether bytes are to become less, rather than latency.
+        for_bytes: whether a split must save bytes, else latency.
         measured: whether anything was timed so far.
     """
 

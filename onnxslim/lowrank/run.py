@@ -110,7 +110,7 @@ class Splitting:
             replace_layer(self.rw, split)
 
     def splits(self) -> list[PlannedSplit]:
-        """All splits; until they are made, layers hold the products of their factors."""
+        """All splits, solved; each layer holds the product of its factors meanwhile."""
         problems = self._problems(self.options.schedule)
         chosen: Mapping[str, Paying] | None = None
         if self.options.plan:
@@ -157,7 +157,7 @@ class Splitting:
     # ----------------------------------------------------------------- choosing
 
     def _choice(self, problem: Problem, chosen: Mapping[str, Paying] | None) -> Paying | str:
-        """What to do to a layer, or why nothing."""
+        """The split of a layer, or why it stays whole."""
         methods = self.trials.methods(problem)
         if isinstance(methods, str):
             return methods
@@ -252,7 +252,7 @@ class Splitting:
         return None if isinstance(best, str) else best
 
     def _wished(self, problem: Problem, method: str) -> list[Candidate]:
-        """What the options ask for, of one method.
+        """The candidates of one method that the options ask for.
 
         Raises:
             Diverges: the decomposition does not settle.
@@ -326,7 +326,7 @@ class Splitting:
 
 
 def _largest(fit: Fit, ladder: RankRange) -> list[Candidate]:
-    """The best of what has few enough weights."""
+    """The candidate of least error among those with few enough weights."""
     wished = ladder.pairs() if fit.method == "tucker2" else [(r,) for r in ladder.steps[-1:]]
     found = [fit.candidate(ranks) for ranks in wished]
     return sorted(found, key=lambda c: c.added)[:1]

@@ -1,6 +1,7 @@
-"""What is tried on a layer that may be split: methods, ranks, factors, what they take.
+"""The decompositions that are tried on a layer: methods, ranks, factors and their costs.
 
-What may change here: what rules a layer out, and what of a trial is remembered.
+Owns: which layers cannot be split, and the cache of decompositions. Not here: which split is chosen
+(see `run`, `gate`, `budget`).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Trials:
         return self.fit(problem, ladder.method, ladder.steps[-1] if ladder.steps else 1)
 
     def costs(self, problem: Problem) -> SplitCosts:
-        """What the layer and its splits take."""
+        """The costs of the layer and of its splits."""
         return SplitCosts(problem, self.shapes, self.context.stopwatch, self.opset)
 
 
@@ -90,7 +91,7 @@ def diverges(method: str) -> str:
 
 
 def _objection(problem: Problem) -> str | None:
-    """What of a weight rules a split out, in words."""
+    """Why a weight cannot be split; None: it can."""
     layer = problem.layer
     known = {each.name for each in problem.layers}
     others = sorted({other for each in problem.layers for other in each.shared} - known)
