@@ -1,12 +1,12 @@
-"""Make the model as small as it gets at the accuracy it has: simplify, prune, cluster.
+"""Make the model as small as possible at the accuracy it has: simplify, prune, cluster.
 
 Rewrite:
     `simplify`, then `compress-weights`, each a step of its own: every weight gets as many zeros and
-    as few values as its layer bears. Write the result as a packed file with `onnxslim pack`, which
-    is what the allocation counts.
+    as few values as its layer tolerates. Write the result as a packed file with `onnxslim pack`:
+    the allocation counts the bytes of that file.
 
 Why it is correct:
-    Each member is, within its promise; see their own pages.
+    Each member keeps its own promise; see the pages of the members.
 
 Declines when:
     1. A member declines; its own page says when. Without calibration samples only `simplify` runs.
@@ -33,7 +33,7 @@ from onnxslim.records import Fidelity
 
 @dataclass(frozen=True)
 class DeepCompression(Preset):
-    """Make the model as small as it gets at the accuracy it has: simplify, prune, cluster."""
+    """Make the model as small as possible at the accuracy it has: simplify, prune, cluster."""
 
     name: ClassVar[str] = "deep-compression"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY

@@ -25,20 +25,20 @@ Rewrite:
     `cp`: pointwise, one filter for each map along each axis, pointwise;
     `flattened`: `cp` with `rank` terms for each output by itself;
     `depthwise`: `rank` filters for each channel, then a pointwise Conv;
-    `auto`: for each layer, of `channel`, `spatial`, `tucker2` and `depthwise` what gains most.
+    `auto`: for each layer the best of `channel`, `spatial`, `tucker2` and `depthwise`.
     A kernel of one position is split by `channel` whatever the method. Convs of one to three axes,
     grouped ones (every group alike), and ConvTranspose. How far: as in `factorize-dense`.
 
 Why it is correct:
-    All these kernels are sums of products of smaller ones, and convolutions one after another
-    multiply their kernels; only the last has a bias, so padding with zeros stays what it was. With
-    the first factors given the last one is the least-squares solution for E‖y − ŷ‖², y the output
-    of the original network; for `channel` the first are optimal too: the principal components of
-    the layer's outputs.
+    All these kernels are sums of products of smaller ones, and convolutions in sequence multiply
+    their kernels. Only the last convolution has a bias, so padding with zeros means the same as
+    before. With the first factors given, the last one is the least-squares solution for
+    E‖y − ŷ‖², where y is the output of the original network. For `channel` the first factor is
+    optimal too: it holds the principal components of the layer's outputs.
 
 Declines when:
     1. The weight is computed at run time, quantized, or stored as a codebook.
-    2. The weight is also used by something that needs it whole, or by a layer that `only` and
+    2. The weight is also used by an operator that needs it whole, or by a layer that `only` and
        `skip` leave out.
     3. A group has a single output or a single input (a depthwise Conv), or the weight is zero.
     4. `spatial`: only one kernel axis is longer than 1. `spatial`, `cp`, `flattened`: a

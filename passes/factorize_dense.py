@@ -21,7 +21,7 @@ Rewrite:
     of matrices too (one rank for all). All layers that share a weight are split alike. By default
     a layer gets the least rank that keeps `energy` of its output; `rank`, `ratio`,
     `rank-selection=vbmf` or a budget over the whole model (`latency`, `macs`, `bytes`) choose
-    otherwise. What was decided by timing is spelled in the report as a `plan`.
+    otherwise. A decision by timing is spelled in the report as a `plan`.
 
 Why it is correct:
     With H = E[x xᵀ] = R·Rᵀ, E‖W·x − A·B·x‖² = ‖(W − A·B)·R‖², which the truncated singular value
@@ -32,7 +32,7 @@ Why it is correct:
 
 Declines when:
     1. The weight is computed at run time, quantized, or stored as a codebook.
-    2. The weight is also used by something that needs it whole (a Gather), or by a layer that
+    2. The weight is also used by an operator that needs it whole (a Gather), or by a layer that
        `only` and `skip` leave out.
     3. The weight is a vector, is zero, or has values that are not finite.
     4. No rank that keeps enough of the output has fewer weights.

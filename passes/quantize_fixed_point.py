@@ -24,19 +24,19 @@ Rewrite:
     }
     ```
     Weights of Conv, ConvTranspose, Gemm and MatMul become multiples of 2^−fl, in `il` bits before
-    the point, the sign among them, and `fl` behind it. Where they take at most 256 values they are
-    codes into a table of these. Where they take more, they are 16-bit integers and a scale, behind
+    the point, the sign among them, and `fl` behind it. Weights of at most 256 different
+    values are stored as codes into a table, others as 16-bit integers and a scale, behind
     `onnxslim.FixedPoint (codes, scale)`. Either way onnxruntime computes the dense weight when it
-    opens the model, and runs that, as fast as before; what shrinks is the file.
+    opens the model, so that the file shrinks and latency stays what it is.
 
 Why it is correct:
     It is not exact. Values are ε·q with ε = 2^−fl and whole q, saturated at −2^(il−1) and
     2^(il−1) − ε, so that rounding to nearest moves no weight by more than ε/2. Stochastic
-    rounding takes ⌊w/ε⌋ + 1 with probability w/ε − ⌊w/ε⌋, else ⌊w/ε⌋: on average it is right.
-    Feedback goes through the columns of the weight; what rounding one of them does to the output
-    E‖(W − Ŵ)x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ, H = E[x xᵀ] of the layer's input, is made up for by
-    those not rounded yet; then each weight is chosen anew given all others. Without data (H = I)
-    it is rounding to nearest.
+    rounding takes ⌊w/ε⌋ + 1 with probability w/ε − ⌊w/ε⌋, else ⌊w/ε⌋: its mean is w.
+    Feedback rounds one column of the weight after another, and the columns not rounded yet make up
+    for the error in the output, E‖(W − Ŵ)x‖² = tr (W − Ŵ) H (W − Ŵ)ᵀ with H = E[x xᵀ] of the
+    layer's input; then each weight is chosen anew given all others. Without data (H = I) feedback
+    is rounding to nearest.
 
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook

@@ -24,21 +24,21 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    Weights of Conv, ConvTranspose, Gemm and MatMul become codes into a table of 0 and ±2^k, which
-    is what hardware that shifts instead of multiplying needs. onnxruntime computes the dense
-    weight when it opens the model, and runs that, as fast as before; what shrinks is the file.
+    Weights of Conv, ConvTranspose, Gemm and MatMul become codes into a table of 0 and ±2^k, for
+    hardware that shifts instead of multiplying. onnxruntime computes the dense weight when it
+    opens the model, so that the file shrinks and latency stays what it is.
 
 Why it is correct:
     It is not exact. With n1 = ⌊log2(4·max|w| / 3)⌋ no weight lies above all values by more than
     half a step; n2 = n1 + 1 − 2^(bits−1)/2 leaves as many values as `bits` allow, one more for
-    zero. With data the largest weights are rounded first, a share of them at a time, and those
-    not yet rounded take over what this does to the output: with H = E[x xᵀ] of the layer's input
-    and Q the rounded part, R minimises tr (W − Q − R) H (W − Q − R)ᵀ over the rest, in closed
-    form. The last share is rounded column by column, those to come making up for those rounded.
-    The same is done with the whole weight as one share, which is often better where values are
-    few. Then each weight is chosen anew given all others, which only lowers the error; each output
-    takes the better of the two. Without data (H = I) nothing can be made up, and each weight
-    becomes the nearest value.
+    zero. With data the largest weights are rounded first, a share of them at a time, and the
+    weights not yet rounded make up for the change of the output: with H = E[x xᵀ] of the layer's
+    input and Q the rounded part, R minimises tr (W − Q − R) H (W − Q − R)ᵀ over the others, in
+    closed form. The last share is rounded column by column, and later columns make up for earlier
+    ones. A second solution rounds the whole weight as one share, which is often better with few
+    values. In both, each weight is then chosen anew given all others, which can only lower the
+    error; each output takes the better of the two solutions. Without data (H = I) no weight can
+    make up for another, and each becomes the nearest value.
 
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook

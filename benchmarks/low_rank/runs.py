@@ -78,10 +78,10 @@ def _curves_of(model: str, problem: Problem) -> Iterator[Row]:
             continue
         if method in _ITERATED and weights > _MAX_ITERATED:
             continue
-        ladder = RankRange(shape, method, 1, weights)
+        rank_range = RankRange(shape, method, 1, weights)
         fit = Fit(problem, method, None, 0)
         try:
-            found = candidates_for_budget(fit, ladder)
+            found = candidates_for_budget(fit, rank_range)
         except Diverges:
             continue
         for candidate in found:
@@ -90,7 +90,7 @@ def _curves_of(model: str, problem: Problem) -> Iterator[Row]:
                 "layer": problem.name,
                 "method": method,
                 "ranks": "x".join(map(str, candidate.ranks)),
-                "weights": round(ladder.weights(candidate.ranks) / weights, 4),
+                "weights": round(rank_range.weights(candidate.ranks) / weights, 4),
                 "error": float(f"{candidate.added:.4g}"),
             }
 

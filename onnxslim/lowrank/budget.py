@@ -103,12 +103,12 @@ class SplitBudget:
         candidates: list[Candidate] = []
         trial: tuple[Fit, Candidate] | None = None
         for method in methods:
-            ladder = self.trials.ladder(problem, method)
-            if method != "tucker2" and not ladder.steps:
+            rank_range = self.trials.rank_range(problem, method)
+            if method != "tucker2" and not rank_range.steps:
                 continue
-            fit = self.trials.fit_all(problem, ladder)
+            fit = self.trials.fit_all(problem, rank_range)
             try:
-                found = candidates_for_budget(fit, ladder)
+                found = candidates_for_budget(fit, rank_range)
             except Diverges:
                 continue
             candidates += found

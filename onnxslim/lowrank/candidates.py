@@ -1,9 +1,10 @@
-"""What a layer could be split into: candidates with their errors, weights, work and run times.
+"""The splits that a layer could get: methods and ranks with errors, weights, work and run times.
 
-`Fit` is a decomposition of a whole weight, all groups alike; `Candidate` one choice of method and
-ranks; `SplitCosts` what a layer takes, as it is and split. Whether a split is worth while is
-measured: the split layer and the layer as it is, each a small model of the real shapes, are timed
-in turn, and only a difference that the interval shows counts.
+`Fit` is a decomposition of a whole weight, all groups alike; `Candidate` is one choice of method
+and ranks; `SplitCosts` holds the costs of a layer, whole and split. Time is measured: the whole
+layer and the split layer, each a small model of the real shapes, run in turn.
+
+Owns: candidates and their costs. Not here: whether a split pays (see `gate`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from onnxslim.solvers.decompositions.closed_form import Tucker2
 from onnxslim.solvers.decompositions.methods import METHODS
 
 _TERMS: Final = frozenset({"flattened", "depthwise"})  # whose rank counts terms: nothing to align
-_LADDER: Final = 8  # ranks that are tried for a budget
+_BUDGET_RANKS: Final = 8  # ranks that are tried for a budget
 _ITERATED: Final = frozenset({"cp", "flattened"})  # where each rank is a search of its own
 _SHARES: Final = (0.3, 0.5, 0.7)  # of the allowed error that tucker2 spends on its input channels
 
@@ -67,13 +68,13 @@ class Candidate:
 
 
 class Fit:
-    """A method on a weight.
+    """A weight decomposed by one method.
 
     Args:
         problem: the weight.
-        method: its name.
+        method: one of `METHODS`.
         most: the highest rank that will be asked for; None: any.
-        seed: of what is drawn.
+        seed: of random starts.
     """
 
     def __init__(self, problem: Problem, method: str, most: int | None, seed: int) -> None:
@@ -88,7 +89,7 @@ class Fit:
 
     @cached_property
     def whole(self) -> float:
-        """E‖y‖², or ‖W‖² without data: what errors are a share of."""
+        """E‖y‖², or ‖W‖² without data; relative errors are shares of it."""
         energy = self.problem.energy
         if energy is None:
             energy = float(np.square(self.problem.target).sum())
@@ -103,7 +104,7 @@ class Fit:
         return sum(part.error(ranks) for part in self.parts) / self.whole
 
     def candidate(self, ranks: Ranks) -> Candidate:
-        """With its error.
+        """These ranks with their error.
 
         Raises:
             Diverges: the decomposition does not settle.
@@ -116,7 +117,7 @@ class Fit:
         return tuple(np.stack(items) for items in zip(*found, strict=True))
 
     def product(self, factors: Factors) -> np.ndarray:
-        """The weight that factors make together, (groups, rows, columns)."""
+        """The product of the factors, (groups, rows, columns)."""
         groups = range(len(self.parts))
         return np.stack(
             [self.kind.product(self.shape, tuple(f[g] for f in factors)) for g in groups]
@@ -135,11 +136,11 @@ def kernel_shape(layer: WeightLayer) -> KernelShape:
 
 @dataclass(frozen=True)
 class RankRange:
-    """The ranks of a method that may be taken.
+    """The ranks at which a method leaves few enough weights.
 
     Attributes:
-        shape: of a group.
-        method: its name.
+        shape: of the kernel of a group.
+        method: one of `METHODS`.
         align: ranks are multiples of this, or powers of two below.
         most_weights: of a group, all factors together.
     """
@@ -155,7 +156,7 @@ class RankRange:
         return sum(int(np.prod(size)) for size in sizes)
 
     def aligned(self, rank: int, full: int) -> int:
-        """`rank` rounded up to what runs fast, no further than full."""
+        """`rank` rounded up to a multiple that runs fast, but to no more than `full`."""
         if self.method in _TERMS:
             return min(rank, full)
         if rank < self.align:
@@ -169,8 +170,8 @@ class RankRange:
         found = dict.fromkeys(self.aligned(rank, full) for rank in range(1, full + 1))
         return tuple(rank for rank in found if self.weights((rank,)) <= self.most_weights)
 
-    def some(self, count: int = _LADDER) -> tuple[int, ...]:
-        """A few of `steps`, in even ratios."""
+    def some(self, count: int = _BUDGET_RANKS) -> tuple[int, ...]:
+        """At most `count` of `steps`, in even ratios."""
         steps = self.steps
         if len(steps) <= count:
             return steps
@@ -187,15 +188,15 @@ class RankRange:
         return [pair for pair in product(*sides) if self.weights(pair) <= self.most_weights]
 
 
-def least_within(fit: Fit, ladder: RankRange, allowed: float) -> list[Ranks]:
+def least_within(fit: Fit, rank_range: RankRange, allowed: float) -> list[Ranks]:
     """The least ranks with which the relative error stays within `allowed`; [] where none does.
 
     Raises:
         Diverges: the decomposition does not settle.
     """
     if isinstance(fit.parts[0], Tucker2):
-        return _least_pairs(fit, ladder, allowed)
-    steps = ladder.some(4) if fit.method in _ITERATED else ladder.steps
+        return _least_pairs(fit, rank_range, allowed)
+    steps = rank_range.some(4) if fit.method in _ITERATED else rank_range.steps
     low, high = 0, len(steps)  # errors fall with the rank
     while low < high:
         middle = (low + high) // 2
@@ -206,34 +207,34 @@ def least_within(fit: Fit, ladder: RankRange, allowed: float) -> list[Ranks]:
     return [(steps[low],)] if low < len(steps) else []
 
 
-def _least_pairs(fit: Fit, ladder: RankRange, allowed: float) -> list[Ranks]:
+def _least_pairs(fit: Fit, rank_range: RankRange, allowed: float) -> list[Ranks]:
     parts = [part for part in fit.parts if isinstance(part, Tucker2)]
     limit = allowed * fit.whole / len(parts)
     outputs, inputs = fit.full
     found: dict[Ranks, None] = {}
     for share in _SHARES:
-        q = ladder.aligned(max(part.input_rank(share * limit) for part in parts), inputs)
-        p = ladder.aligned(max(part.output_rank(q, limit) for part in parts), outputs)
-        if ladder.weights((p, q)) <= ladder.most_weights and fit.error((p, q)) <= allowed:
+        q = rank_range.aligned(max(part.input_rank(share * limit) for part in parts), inputs)
+        p = rank_range.aligned(max(part.output_rank(q, limit) for part in parts), outputs)
+        if rank_range.weights((p, q)) <= rank_range.most_weights and fit.error((p, q)) <= allowed:
             found[p, q] = None
     return list(found)
 
 
-def candidates_for_budget(fit: Fit, ladder: RankRange) -> list[Candidate]:
+def candidates_for_budget(fit: Fit, rank_range: RankRange) -> list[Candidate]:
     """A few ranks of a method, those left out that cost more and bring less than another.
 
     Raises:
         Diverges: the decomposition settles at no rank.
     """
     if fit.method == "tucker2":
-        wished = ladder.pairs()
+        wished = rank_range.pairs()
     else:
-        wished = [(r,) for r in ladder.some(4 if fit.method in _ITERATED else _LADDER)]
+        wished = [(r,) for r in rank_range.some(4 if fit.method in _ITERATED else _BUDGET_RANKS)]
     found: list[tuple[int, Candidate]] = []
     diverged = None
     for ranks in wished:
         try:
-            found.append((ladder.weights(ranks), fit.candidate(ranks)))
+            found.append((rank_range.weights(ranks), fit.candidate(ranks)))
         except Diverges as error:
             diverged = error
     if not found and diverged is not None:
@@ -243,7 +244,7 @@ def candidates_for_budget(fit: Fit, ladder: RankRange) -> list[Candidate]:
     for _, candidate in found:
         if not kept or candidate.added < 0.95 * kept[-1].added:
             kept.append(candidate)
-    return kept[-2 * _LADDER :]
+    return kept[-2 * _BUDGET_RANKS :]
 
 
 # ---------------------------------------------------------------------------- what it takes

@@ -2,7 +2,7 @@
 
 `conv_pieces` and `dense_pieces` say which operators, with which attributes and which weights; a
 `Piece` can be put into a graph, or timed on its own (`Piece.as_op`, for which arrays of zeros do).
-Factors come with the axis of groups in front, as `objective.decomposition` orders them.
+Factors come with the axis of groups in front, in the order of `solvers.decompositions`.
 
 Why the pieces may follow each other: only the last has a bias, so where a Conv pads with zeros the
 pieces before it return zeros too; kernel axes are independent of each other, so each keeps its
@@ -54,7 +54,7 @@ def pieces_of(
 
     Args:
         layer: any weight layer but a MatMul with a vector.
-        method: of `objective.tensor_decompositions`; for Gemm and MatMul `svd`.
+        method: one of `solvers.decompositions.methods.METHODS`; for Gemm and MatMul `svd`.
         factors: (groups, ...) each.
         opset: of the model.
     """

@@ -1,7 +1,6 @@
 """The pieces of a split layer put into the graph.
 
-What may change here: how nodes and factors are named and shared. Which pieces a method gives is
-`analysis.splits`'s.
+Owns: how nodes and factors are named and shared. Not here: the pieces of a method (see `pieces`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class PlannedSplit:
 
     Attributes:
         layers: all that use the weight; the problem itself, with H, is let go.
-        method: see `tensor_decompositions`.
+        method: one of `solvers.decompositions.methods.METHODS`.
         factors: in the type that the weight has.
         what: was decided, in words.
         fidelity: `CLOSE` where the weight has no higher rank than the split.

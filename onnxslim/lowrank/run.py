@@ -236,17 +236,17 @@ class Splitting:
         method = methods[0]
         if self.options.rank is not None or self.options.ratio is not None or method not in _PLAIN:
             return None
-        ladder = self.trials.ladder(problem, method)
-        if not ladder.steps:
+        rank_range = self.trials.rank_range(problem, method)
+        if not rank_range.steps:
             return None
-        if self.trials.fit_all(problem, ladder).error(ladder.steps[-1:]) > _NO_ERROR:
+        if self.trials.fit_all(problem, rank_range).error(rank_range.steps[-1:]) > _NO_ERROR:
             return None
         rank = rank_of(problem)
-        full = METHODS[method].exact_ranks(ladder.shape)[0]
+        full = METHODS[method].exact_ranks(rank_range.shape)[0]
         if rank >= full:
             return None
-        ranks = (ladder.aligned(rank, full),)
-        if ladder.weights(ranks) >= problem.layer.rows * problem.layer.columns:
+        ranks = (rank_range.aligned(rank, full),)
+        if rank_range.weights(ranks) >= problem.layer.rows * problem.layer.columns:
             ranks = (rank,)
         best = self.gate.best([Candidate(method, ranks, 0.0)], costs)
         return None if isinstance(best, str) else best
@@ -257,20 +257,24 @@ class Splitting:
         Raises:
             Diverges: the decomposition does not settle.
         """
-        ladder = self.trials.ladder(problem, method)
-        full = METHODS[method].exact_ranks(ladder.shape)
+        rank_range = self.trials.rank_range(problem, method)
+        full = METHODS[method].exact_ranks(rank_range.shape)
         if self.options.rank is not None:
             ranks = tuple(min(self.options.rank, most) for most in full)
             return [self.trials.fit(problem, method, max(ranks)).candidate(ranks)]
-        fit = self.trials.fit_all(problem, ladder)
+        fit = self.trials.fit_all(problem, rank_range)
         if self.options.ratio is not None:
-            return _largest(fit, ladder)
+            return _largest(fit, rank_range)
         if self.options.rank_selection == "vbmf":
             parts = zip(*(part.variational_ranks() for part in fit.parts), strict=True)
             sizes = zip(parts, full, strict=True)
-            ranks = tuple(ladder.aligned(max(part), most) for part, most in sizes)
-            return [fit.candidate(ranks)] if ladder.weights(ranks) < ladder.most_weights else []
-        found = least_within(fit, ladder, 1 - self.options.energy)
+            ranks = tuple(rank_range.aligned(max(part), most) for part, most in sizes)
+            return (
+                [fit.candidate(ranks)]
+                if rank_range.weights(ranks) < rank_range.most_weights
+                else []
+            )
+        found = least_within(fit, rank_range, 1 - self.options.energy)
         return [fit.candidate(ranks) for ranks in found]
 
     # ----------------------------------------------------------------- solving
@@ -325,9 +329,11 @@ class Splitting:
         return PlannedSplit(problem.layers, candidate.method, stored, what, fidelity)
 
 
-def _largest(fit: Fit, ladder: RankRange) -> list[Candidate]:
+def _largest(fit: Fit, rank_range: RankRange) -> list[Candidate]:
     """The candidate of least error among those with few enough weights."""
-    wished = ladder.pairs() if fit.method == "tucker2" else [(r,) for r in ladder.steps[-1:]]
+    wished = (
+        rank_range.pairs() if fit.method == "tucker2" else [(r,) for r in rank_range.steps[-1:]]
+    )
     found = [fit.candidate(ranks) for ranks in wished]
     return sorted(found, key=lambda c: c.added)[:1]
 

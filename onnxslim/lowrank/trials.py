@@ -55,25 +55,25 @@ class Trials:
             return "the layers that share its weight can be split by no common method"
         return tuple(found)
 
-    def ladder(self, problem: Problem, method: str) -> RankRange:
+    def rank_range(self, problem: Problem, method: str) -> RankRange:
         """The ranks that leave few enough weights."""
         layer = problem.layer
         weights = layer.rows * layer.columns
         return RankRange(kernel_shape(layer), method, self.align, int(weights * self.share))
 
     def fit(self, problem: Problem, method: str, most: int | None) -> Fit:
-        """A method on a weight, up to a rank (None: any); of the last weight it is remembered."""
+        """A weight decomposed up to rank `most` (None: any); kept until the next weight comes."""
         self._fits = {key: fit for key, fit in self._fits.items() if fit.problem is problem}
         known = self._fits.get(method)
         if known is None or (known.most is not None and (most is None or most > known.most)):
             known = self._fits[method] = Fit(problem, method, most, self.context.seed)
         return known
 
-    def fit_all(self, problem: Problem, ladder: RankRange) -> Fit:
-        """A method on a weight, up to the highest rank that will be asked for."""
-        if ladder.method == "tucker2":
-            return self.fit(problem, ladder.method, None)
-        return self.fit(problem, ladder.method, ladder.steps[-1] if ladder.steps else 1)
+    def fit_all(self, problem: Problem, rank_range: RankRange) -> Fit:
+        """A weight decomposed up to the highest rank in the range."""
+        if rank_range.method == "tucker2":
+            return self.fit(problem, rank_range.method, None)
+        return self.fit(problem, rank_range.method, rank_range.steps[-1] if rank_range.steps else 1)
 
     def costs(self, problem: Problem) -> SplitCosts:
         """The costs of the layer and of its splits."""
