@@ -138,9 +138,13 @@ class ExitAnalysis:
         calibration = self.context.calibration
         if calibration is None:
             return fitting[0], ScoreForm.LOGITS
-        found = _forms(self.model, fitting, calibration)
+        found = _score_forms(self.model, fitting, calibration)
         named = [(tensor, found[tensor.name]) for tensor in fitting]
-        good = [(tensor, form) for tensor, form in named if isinstance(form, ScoreForm)]
+        good = [
+            (tensor, score_form)
+            for tensor, score_form in named
+            if isinstance(score_form, ScoreForm)
+        ]
         if not good:
             raise NotApplicable(f"`{fitting[0].name}` is not class scores: {named[0][1]}")
         return min(good, key=lambda item: item[1] is ScoreForm.LOGITS)
@@ -148,9 +152,9 @@ class ExitAnalysis:
     @property
     def options(self) -> ExitOptions:
         """How exits are written; a batch of one sample is never split."""
-        output, form = self.scores
+        output, score_form = self.scores
         batch = BatchMode.ALL if output.shape[0] == 1 else self.batch
-        return ExitOptions(form, self.confidence, batch)
+        return ExitOptions(score_form, self.confidence, batch)
 
     @cached_property
     def points(self) -> tuple[ExitPoint, ...]:
@@ -174,8 +178,8 @@ class ExitAnalysis:
     @cached_property
     def distillation(self) -> Distillation:
         """The network that heads imitate."""
-        output, form = self.scores
-        return Distillation(self.model, output.name, form, self.confidence, self.context.seed)
+        output, score_form = self.scores
+        return Distillation(self.model, output.name, score_form, self.confidence, self.context.seed)
 
     @cached_property
     def halves(self) -> tuple[Calibration, Calibration]:
@@ -268,13 +272,13 @@ def exit_rows(analysis: ExitAnalysis) -> tuple[list[ExitRow], list[str]]:
     Raises:
         NotApplicable: no output is class scores, or control flow decides what runs.
     """
-    output, form = analysis.scores
+    output, score_form = analysis.scores
     candidates = analysis.candidates()
     notes = [f"the class scores are `{output.name}`"]
     if analysis.context.calibration is None:
         notes.append("without samples (--calib) no head was fitted")
     else:
-        notes[0] += f", {form}"
+        notes[0] += f", {score_form}"
     rows = [
         _row(candidate, timed=analysis.context.stopwatch is not None) for candidate in candidates
     ]
@@ -319,7 +323,7 @@ def _thinned(points: Sequence[ExitPoint], most: int) -> list[ExitPoint]:
     return [points[index] for index in sorted(set(nearest))]
 
 
-def _forms(
+def _score_forms(
     model: Model, fitting: Sequence[gs.Tensor], calibration: Calibration
 ) -> dict[str, ScoreForm | str]:
     """The form of each output on the first samples, or why it holds no class scores."""
@@ -331,10 +335,10 @@ def _forms(
         rows += answer.rows
         if rows >= _ROWS_LOOKED_AT:
             break
-    return {name: _form(np.concatenate(arrays)) for name, arrays in seen.items()}
+    return {name: _score_form(np.concatenate(arrays)) for name, arrays in seen.items()}
 
 
-def _form(scores: np.ndarray) -> ScoreForm | str:
+def _score_form(scores: np.ndarray) -> ScoreForm | str:
     if not np.isfinite(scores).all():
         return "it is not finite on the calibration samples"
     if np.abs(np.exp(np.minimum(scores, 1.0)).sum(axis=1) - 1).max() < _SUM_TOLERANCE:

@@ -91,14 +91,14 @@ class Distillation:
     Attributes:
         model: the network; it is not changed.
         output: name of its class scores.
-        form: form of the class scores.
+        score_form: form of the class scores.
         confidence: the measure of confidence by which samples will leave.
         seed: seed of the random hidden units.
     """
 
     model: Model
     output: str
-    form: ScoreForm
+    score_form: ScoreForm
     confidence: Confidence
     seed: int = 0
 
@@ -197,12 +197,12 @@ def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray
     return best[0], best[1], best[2] / max(spread, np.finfo(float).tiny)
 
 
-def network_logs(scores: np.ndarray, form: ScoreForm) -> np.ndarray:
+def network_logs(scores: np.ndarray, score_form: ScoreForm) -> np.ndarray:
     """Log-probabilities of the network, (N, classes), from its scores of a given form."""
     flat = scores.reshape(len(scores), -1).astype(np.float64)
-    if form is ScoreForm.PROBABILITIES:
+    if score_form is ScoreForm.PROBABILITIES:
         return np.asarray(np.log(np.maximum(flat, _MIN)))
-    if form is ScoreForm.LOG_PROBABILITIES:
+    if score_form is ScoreForm.LOG_PROBABILITIES:
         return flat
     return _log_softmax(flat)
 
@@ -214,7 +214,7 @@ def head_outputs(
     model, names = _with_heads(distillation, heads)
     for answer in calibration.outputs(model):
         logits = np.stack([answer.values[name] for name in names])
-        logs = network_logs(answer.values[distillation.output], distillation.form)
+        logs = network_logs(answer.values[distillation.output], distillation.score_form)
         yield logits, logs, answer.labels
 
 
@@ -356,7 +356,7 @@ def _softened(distillation: Distillation, names: Sequence[str], classes: int) ->
     )
     flat = builder.cast(scores, np.dtype(np.float32), "exit_targets")
     flat = builder.add("Reshape", [flat, builder.ints(-1, classes)], "exit_rows")
-    if distillation.form is ScoreForm.PROBABILITIES:
+    if distillation.score_form is ScoreForm.PROBABILITIES:
         least = builder.constant(np.array(_MIN, np.float32), "exit_least_probability")
         flat = builder.add("Log", [builder.add("Max", [flat, least], "exit_above")], "exit_logs")
     by = builder.constant(np.array(1 / SOFTENING, np.float32), "exit_softening")

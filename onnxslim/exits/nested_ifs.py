@@ -76,13 +76,13 @@ class ExitOptions:
     """How exits are written.
 
     Attributes:
-        form: form of the class scores.
+        score_form: form of the class scores.
         confidence: the measure of confidence that is compared with the threshold.
         batch: what happens to a batch in which only some samples are confident.
         report: whether a new output gives the number of the exit that each sample took.
     """
 
-    form: ScoreForm
+    score_form: ScoreForm
     confidence: Confidence = Confidence.MAX_PROBABILITY
     batch: BatchMode = BatchMode.ALL
     report: bool = False
@@ -114,17 +114,21 @@ def insert_exits(
         The name of the new output with the exit numbers; None without `options.report`.
     """
     _drop_unused(rw.main)
-    return _ExitInsertion(rw, _named(rw.main, output), options).run(exits)
+    return _ExitInsertion(rw, _output_named(rw.main, output), options).run(exits)
 
 
-def append_exits(rw: Rewriter, output: str, exits: Sequence[Exit], form: ScoreForm) -> list[str]:
+def append_exits(
+    rw: Rewriter, output: str, exits: Sequence[Exit], score_form: ScoreForm
+) -> list[str]:
     """Append the scores of every exit as outputs; no node is skipped. Returns their names."""
     graph, made = rw.main, []
-    scores = _named(graph, output)
+    scores = _output_named(graph, output)
     for number, exit_ in enumerate(exits, 1):
         builder = NodeBuilder(rw.opset, rw.fresh_name)
-        logits = builder.logits(_made(graph, exit_.tensor), exit_.head, f"exit{number}_logits")
-        result = builder.scores(logits, form, scores, f"{output}_exit{number}")
+        logits = builder.logits(
+            _tensor_named(graph, exit_.tensor), exit_.head, f"exit{number}_logits"
+        )
+        result = builder.scores(logits, score_form, scores, f"{output}_exit{number}")
         result.shape = list(scores.shape)
         graph.nodes.extend(builder.nodes)
         graph.outputs.append(result)
@@ -156,7 +160,7 @@ class _ExitInsertion:
 
     def run(self, exits: Sequence[Exit]) -> str | None:
         graph, output = self.graph, self.output
-        points = [_made(graph, item.tensor) for item in exits]
+        points = [_tensor_named(graph, item.tensor) for item in exits]
         behind = [deep_nodes(graph, output, point) for point in points]
         last = self._rename_output()
         body = _BranchBody(list(behind[-1]), [last])
@@ -208,7 +212,7 @@ class _ExitInsertion:
     def _leaving(self, logits: gs.Tensor, number: int) -> _BranchBody:
         """The then-branch of an exit: the scores of its head."""
         builder = self._builder()
-        scores = builder.scores(logits, self.options.form, self.output)
+        scores = builder.scores(logits, self.options.score_form, self.output)
         branch = _BranchBody(builder.nodes, [scores])
         if self.options.report:
             self._report(branch, logits, number)
@@ -354,11 +358,11 @@ def _drop_unused(graph: gs.Graph) -> None:
     graph.nodes = [node for node in graph.nodes if node in used]
 
 
-def _named(graph: gs.Graph, name: str) -> gs.Tensor:
+def _output_named(graph: gs.Graph, name: str) -> gs.Tensor:
     return next(tensor for tensor in graph.outputs if tensor.name == name)
 
 
-def _made(graph: gs.Graph, name: str) -> gs.Tensor:
+def _tensor_named(graph: gs.Graph, name: str) -> gs.Tensor:
     return next(t for node in graph.nodes for t in node.outputs if t.name == name)
 
 

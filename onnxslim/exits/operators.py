@@ -230,14 +230,14 @@ class NodeBuilder:
         )
 
     def scores(
-        self, logits: gs.Tensor, form: ScoreForm, output: gs.Tensor, name: str | None = None
+        self, logits: gs.Tensor, score_form: ScoreForm, output: gs.Tensor, name: str | None = None
     ) -> Variable:
         """The logits as scores of the form, shape and type of `output`."""
         ops = {ScoreForm.PROBABILITIES: "Softmax", ScoreForm.LOG_PROBABILITIES: "LogSoftmax"}
         dtype = np.dtype(output.dtype)
         made = logits
-        if form in ops:
-            made = self.softmax(made, "exit_scores", ops[form])
+        if score_form in ops:
+            made = self.softmax(made, "exit_scores", ops[score_form])
         if len(output.shape) > 2:  # 0 copies the batch size from the input
             sizes = self.ints(0, *output.shape[1:])
             made = self.add("Reshape", [made, sizes], "exit_shaped")
