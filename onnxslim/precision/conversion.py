@@ -1,7 +1,9 @@
 """Nodes converted to float16, with one Cast for a tensor and direction where the type changes.
 
-What may change here: how a border is made. A tensor that somebody reads as float32, a graph output
-above all, keeps its name and type; what only float16 reads becomes float16 under its own name.
+A tensor that some node reads as float32, or that the graph returns, keeps its name and type. A
+tensor with float16 readers alone becomes float16 under its own name.
+
+Owns: how a border is written. Not here: where borders are (see `placement`).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class NodeConverter:
     """Converts the nodes of `halves`, all graphs of a model at once.
 
     Attributes:
-        rewriter: of the model.
-        halves: what becomes float16 of each node that does.
+        rewriter: the rewriter of the model.
+        halves: the operands that become float16, of each node that is converted.
         wanted: whether a node may be changed at all.
         twins: float16 versions of constants that float32 operators use as well.
     """
@@ -62,7 +64,7 @@ class NodeConverter:
                     self._convert(node, half)
 
     def _is_wide(self, tensor: gs.Tensor) -> bool:
-        """Whether somebody reads `tensor` as float32."""
+        """Whether some node, or the caller, reads `tensor` as float32."""
         if self.rewriter.is_output(tensor):
             return True
         return any(not is_half for _, is_half in readings(self.halves, tensor))
@@ -86,7 +88,7 @@ class NodeConverter:
         self.rewriter.note(node_label(node), f"{node.op} {_WORDS}", Fidelity.LOSSY)
 
     def _bypass(self, node: Node, half: HalfOperands) -> None:
-        """Let float16 meet float16 where a Cast stands between."""
+        """Remove a Cast between two types whose both sides are float16 now."""
         if half.outputs:
             self._made[node.outputs[0]] = node.inputs[0]
             return
@@ -99,7 +101,7 @@ class NodeConverter:
             self.rewriter.note(node_label(node), "Cast reads float16", Fidelity.LOSSY)
 
     def _retype(self, node: Node, half: HalfOperands) -> None:
-        """Set the attribute that says of what type the result is."""
+        """Set the attribute that gives the type of the result."""
         if node.op == "Cast" and half.outputs:
             node.attrs = {**node.attrs, "to": CAST_TO[FLOAT16]}
         elif node.op == "ConstantOfShape":
@@ -108,7 +110,7 @@ class NodeConverter:
             node.attrs = {**node.attrs, "value": Constant("", rounded_to_half(filled))}
 
     def _convert_outputs(self, node: Node, half: HalfOperands) -> None:
-        """Let a copy compute in float16, and Cast make what is read as float32."""
+        """Let a copy compute in float16, and Casts make the outputs that are read as float32."""
         inner = self._copied(node, half)
         words = f"{node.op} {_WORDS}"
         outputs = list(node.outputs)
@@ -157,7 +159,7 @@ class NodeConverter:
     # ----------------------------------------------------------------- operands
 
     def _half(self, node: Node, tensor: gs.Tensor) -> gs.Tensor:
-        """What `node` reads in place of `tensor`."""
+        """The float16 tensor that `node` reads in place of `tensor`."""
         if tensor in self._made:
             return self._made[tensor]
         values = const_array(tensor)

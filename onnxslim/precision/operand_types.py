@@ -1,7 +1,6 @@
-"""Which float32 operands of a node may become float16: what ONNX's schemas say of its operator.
+"""Which float32 operands of a node may become float16, by the ONNX schema of its operator.
 
-What may change here: the few facts that schemas do not hold. An operator that the standard gains is
-known without a line here.
+Owns: the few facts that schemas do not hold. An operator that a later ONNX adds needs no line here.
 """
 
 from __future__ import annotations
@@ -44,7 +43,8 @@ class HalfOperands:
     """The operands of a node that become float16, all together.
 
     Attributes:
-        inputs, outputs: their indices.
+        inputs: the indices of the inputs that become float16.
+        outputs: the indices of the outputs that become float16.
     """
 
     inputs: frozenset[int]
@@ -58,7 +58,7 @@ class HalfOperands:
 
 
 def half_operands(node: Node, opset: int) -> HalfOperands | str | None:
-    """What of `node` may be float16; why nothing may; None where there is nothing of float32."""
+    """The operands of `node` that may be float16; or why none may; None: it has none in float32."""
     operands = [tensor for tensor in (*node.inputs, *node.outputs) if tensor.name]
     if node.op == "Constant" or not any(_may_be_float(tensor) for tensor in operands):
         return None
@@ -76,7 +76,7 @@ def half_operands(node: Node, opset: int) -> HalfOperands | str | None:
 
 
 def positions_of(node: Node, opset: int) -> frozenset[int]:
-    """Inputs where the schema allows float16, so that what is read there is no parameter."""
+    """The inputs of `node` that the schema allows to be float16."""
     if not node.is_onnx or node.op in QUANTIZED or subgraphs_of(node):
         return frozenset()
     half = _allowed(node, opset)
@@ -98,7 +98,7 @@ def _objection(node: Node) -> str | None:
 
 
 def _cast_objection(node: Node) -> str | None:
-    """Of a Cast only what it makes may change, or what it reads where that ends as float16."""
+    """Why a Cast stays as it is: its result is neither float16 nor float32."""
     target = to_numpy_dtype(int(node.attrs["to"]))
     if target in (FLOAT16, FLOAT32):
         return None
@@ -137,7 +137,7 @@ def _parameter(formals: Sequence[object], index: int) -> str:
 
 
 def _untyped(node: Node, opset: int, half: HalfOperands) -> str | None:
-    """That a result's type follows from no input, but is set by an attribute."""
+    """The objection that an attribute, and no input, sets the type of a result."""
     if node.op in _RETYPED:
         return None
     schema = _schema(node.op, opset)
@@ -145,7 +145,7 @@ def _untyped(node: Node, opset: int, half: HalfOperands) -> str | None:
     given = {_parameter(schema.inputs, index) for index in half.inputs}
     if all(_parameter(schema.outputs, index) in given for index in half.outputs):
         return None
-    return f"the type of what {node.op} makes is set by an attribute"
+    return f"an attribute sets the type of the result of {node.op}"
 
 
 @cache

@@ -1,11 +1,11 @@
 """Which nodes compute in float16: those with which the least bytes go through memory.
 
-A node reads and makes half the bytes in float16, and every border between the two types is a Cast
-that reads one and makes the other, once for a tensor however many read it. That is the problem of
-`quantization.placement`, a minimum cut. Matrix products always become float16 where they may: what
-they compute is worth more than the borders.
+A node reads and makes half the bytes in float16. Every border between the two types is a Cast that
+reads one and makes the other, once for a tensor however many read it. The nodes with the least
+bytes in all are a minimum cut (see `lossy.min_cut`, whose costs are bytes here). Matrix products
+become float16 wherever they may: their computation is worth more than the borders.
 
-What may change here: what a node is worth.
+Owns: the bytes of nodes and borders. Not here: which nodes may be float16 (see `operand_types`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _PRODUCTS: Final = frozenset(
     {"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul"}
     | {"RNN"}
 )
-_FLOAT, _HALF, _CAST = 4, 2, 6  # bytes that an element takes: in either type, and at a border
+_FLOAT_BYTES, _HALF_BYTES, _CAST_BYTES = 4, 2, 6  # of an element: in either type, at a border
 
 
 def float16_nodes(rewriter: Rewriter, halves: Mapping[Node, HalfOperands]) -> frozenset[Node]:
-    """Those nodes, of all graphs of the model, that compute in float16.
+    """The nodes, of all graphs of the model, that compute in float16.
 
     Args:
-        rewriter: of the model.
-        halves: what may be float16 of each node that may.
+        rewriter: the rewriter of the model.
+        halves: the operands that may be float16, of each node that may compute in it.
     """
     names = {node: str(number) for number, node in enumerate(halves)}
     tensors = dict.fromkeys(
@@ -44,19 +44,20 @@ def float16_nodes(rewriter: Rewriter, halves: Mapping[Node, HalfOperands]) -> fr
         if const_value(tensor) is None
     )
     costs = PlacementCosts(
-        {names[node]: _times(node, half) for node, half in halves.items()},
+        {names[node]: _traffic_bytes(node, half) for node, half in halves.items()},
         tuple(_transfer(rewriter, halves, names, tensor) for tensor in tensors),
     )
     chosen = cheapest_choice(costs)
     return frozenset(node for node, name in names.items() if name in chosen)
 
 
-def _times(node: Node, half: HalfOperands) -> ItemCost:
+def _traffic_bytes(node: Node, half: HalfOperands) -> ItemCost:
     if is_bridge(node):
         return ItemCost(0.0, 0.0)
     elements = sum(_elements(tensor) for tensor in _variables(node, half))
-    gain = _CAST * elements + 1.0 if node.op in _PRODUCTS else 0.0
-    return ItemCost(_FLOAT * elements + gain, _HALF * elements)
+    # a gain above the Casts of all operands, so that a product is never left in float32
+    gain = _CAST_BYTES * elements + 1.0 if node.op in _PRODUCTS else 0.0
+    return ItemCost(_FLOAT_BYTES * elements + gain, _HALF_BYTES * elements)
 
 
 def _variables(node: Node, half: HalfOperands) -> Iterator[gs.Tensor]:
@@ -64,7 +65,7 @@ def _variables(node: Node, half: HalfOperands) -> Iterator[gs.Tensor]:
 
 
 def _elements(tensor: gs.Tensor) -> float:
-    """Of a tensor; open dimensions count as one."""
+    """The number of elements of a tensor; open dimensions count as one."""
     shape = tensor.shape or ()
     return float(prod(max(size, 1) for size in shape if isinstance(size, int)))
 
@@ -83,12 +84,12 @@ def _transfer(
     readers = [names[reader] if half else NEVER_CHOSEN for reader, half in readings(halves, tensor)]
     if rewriter.is_output(tensor):
         readers.append(NEVER_CHOSEN)
-    cost = _CAST * _elements(tensor)
+    cost = _CAST_BYTES * _elements(tensor)
     return Transfer(made, tuple(dict.fromkeys(readers)), cost, cost)
 
 
 def readings(halves: Mapping[Node, HalfOperands], tensor: gs.Tensor) -> Iterable[tuple[Node, bool]]:
-    """Each use of `tensor` by a node, and whether it is one that becomes float16."""
+    """Each use of `tensor` by a node, and whether that operand becomes float16."""
     for reader in dict.fromkeys(tensor.outputs):
         inputs = halves[reader].inputs if reader in halves else frozenset()
         for index, read in enumerate(reader.inputs):

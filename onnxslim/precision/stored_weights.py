@@ -1,6 +1,7 @@
 """Weights of float32 operators stored as float16, with a Cast that onnxruntime folds at load.
 
-What may change here: which constants are worth it.
+Owns: which constants are worth a Cast. Not here: operators that compute in float16 (see
+`conversion`).
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ NodeFilter = Callable[[Node], bool]
 def store_weights(
     rewriter: Rewriter, wanted: NodeFilter, twins: Mapping[gs.Tensor, gs.Tensor]
 ) -> None:
-    """Store what pays, and say of what does not fit why.
+    """Store the constants that pay as float16; the rewriter logs why others do not fit.
 
     Args:
-        rewriter: of the model.
-        wanted: whether a node is selected; a constant is stored when all that use it are.
-        twins: float16 versions that are in the graph already.
+        rewriter: the rewriter of the model.
+        wanted: whether a node is selected; a constant is stored when all its readers are.
+        twins: float16 versions of constants that are in the graph already.
     """
     for tensor in dict.fromkeys(_constants(rewriter)):
         if not all(map(wanted, tensor.outputs)):
@@ -49,13 +50,13 @@ def store_weights(
 
 
 def stays_float32(rewriter: Rewriter, tensor: gs.Tensor, wanted: NodeFilter) -> bool:
-    """Whether a large constant that float32 operators read too cannot be float16 in the file."""
+    """Whether a large constant with float32 readers must be stored as float32."""
     is_open = _is_data(rewriter, tensor) and all(map(wanted, tensor.outputs))
     return not is_open and _is_worth_it(tensor, has_twin=True)
 
 
 def _constants(rewriter: Rewriter) -> Iterator[gs.Tensor]:
-    """The float32 constants that only operators read, at places where float16 is allowed."""
+    """The float32 constants that operators read only where the schema allows float16."""
     for graph in walk_graphs(rewriter.main):
         for node in list(graph.nodes):
             for tensor in node.inputs:
@@ -76,7 +77,7 @@ def _is_constant(tensor: gs.Tensor) -> bool:
 
 
 def _is_data(rewriter: Rewriter, tensor: gs.Tensor) -> bool:
-    """Whether every use is of a kind that float16 is allowed for: a weight, no parameter."""
+    """Whether the schema allows float16 at every use: the constant is a weight, no parameter."""
     if rewriter.is_output(tensor):
         return False
     opset = rewriter.opset

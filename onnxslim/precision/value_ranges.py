@@ -1,6 +1,7 @@
-"""Which values fit float16: constants by looking at them, activations by calibration samples.
+"""Which values fit float16: constants by their values, activations by calibration samples.
 
-What may change here: limits, and which operators compute with more than what they read and make.
+Owns: the limits, and which operators have intermediate results beyond their inputs and outputs. Not
+here: which operands may be float16 at all (see `operand_types`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration
 
 MAX: Final = 65504.0
-HEADROOM: Final = 4.0  # samples not seen go further than those that were
-_NORMAL: Final = 2.0**-14  # below, float16 has fewer digits
-_MAX_LOST: Final = 1e-6  # of a constant's energy; plain rounding loses at most 2^-22 = 2.4e-7
+HEADROOM: Final = 4.0  # factor kept free, as unseen samples reach further than seen ones
+_NORMAL: Final = 2.0**-14  # smaller values are subnormal and have fewer digits
+_MAX_LOST: Final = (
+    1e-6  # largest share of a constant's energy; rounding loses at most 2^-22 = 2.4e-7
+)
 _MAX_VANISHED: Final = 0.01  # share of a weight's entries that become zero
-_BLOCK: Final = 2**20  # values at a time
+_BLOCK: Final = 2**20  # values that are rounded at a time
 
 # a weight's small entries may vanish; those of a factor or divisor may not
 MATRICES: Final = frozenset(
@@ -46,7 +49,7 @@ MATRICES: Final = frozenset(
 
 
 class Intermediate(enum.Enum):
-    """What an operator computes on its way that may leave float16 where its operands do not."""
+    """Intermediate results of an operator that may leave float16 where its operands do not."""
 
     SUM = "adds up many values"
     SQUARES = "adds up squares"
@@ -95,7 +98,7 @@ _SMALL_INTEGERS: Final = frozenset(map(np.dtype, (np.bool_, np.int8, np.uint8)))
 
 
 def intermediate_of(node: Node) -> Intermediate | None:
-    """What `node` computes on its way, where that matters."""
+    """The intermediate results of `node` that may leave float16; None where there are none."""
     if node.op == "Div" and const_array(node.inputs[1]) is not None:
         return None
     if node.op == "Cast" and _reads_large_integers(node):
@@ -104,7 +107,7 @@ def intermediate_of(node: Node) -> Intermediate | None:
 
 
 def _reads_large_integers(node: Node) -> bool:
-    """Whether a Cast makes floats of numbers that may be too large."""
+    """Whether a Cast makes floats of integers that float16 may not hold."""
     dtype = np.dtype(node.inputs[0].dtype)
     to_float32 = to_numpy_dtype(int(node.attrs["to"])) == FLOAT32
     return to_float32 and dtype.kind != "V" and dtype.itemsize != 2 and dtype not in _SMALL_INTEGERS
@@ -112,17 +115,17 @@ def _reads_large_integers(node: Node) -> bool:
 
 @dataclass
 class Magnitudes:
-    """The largest magnitude of tensors, as far as calibration samples showed it.
+    """The largest magnitudes of tensors on calibration samples.
 
     Attributes:
-        magnitudes: by the name of the tensor.
+        magnitudes: the largest |x| of each observed tensor, by its name.
     """
 
     magnitudes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def observed(cls, model: Model, calibration: Calibration, names: Iterable[str]) -> Magnitudes:
-        """What the samples say of the named tensors of the main graph."""
+        """The magnitudes of the named tensors of the main graph on the samples."""
         return cls(
             {
                 item.tensor: max(abs(item.least), abs(item.most))
@@ -132,7 +135,7 @@ class Magnitudes:
         )
 
     def objection(self, node: Node, half: HalfOperands) -> str | None:
-        """Why what `node` computes does not fit float16, or is not known to."""
+        """Why the values of `node` do not fit float16, or are not known to; None where they do."""
         for tensor in half.tensors(node):
             values = const_array(tensor)
             if values is None:
@@ -174,7 +177,7 @@ class Magnitudes:
 
 
 def _terms(node: Node) -> float:
-    """How many values make one of the result; infinite where that is not known."""
+    """How many values are added up to one of the result; infinite where that is not known."""
     read, made = (static_shape(tensor) for tensor in (node.inputs[0], node.outputs[0]))
     if node.op == "CumSum":
         return float("inf") if read is None else float(max(read, default=1))
@@ -185,7 +188,7 @@ def _terms(node: Node) -> float:
 
 
 def _open_terms(read: list[int | str | None] | None, made: list[int | str | None] | None) -> float:
-    """The same where dimensions are open: those that both have cancel out."""
+    """`_terms` where dimensions are open: those that input and result share cancel out."""
     if read is None or made is None or len(read) != len(made):
         return float("inf")
     terms = 1.0
@@ -199,11 +202,11 @@ def _open_terms(read: list[int | str | None] | None, made: list[int | str | None
 
 
 def objection_to(values: np.ndarray, *, is_matrix: bool) -> str | None:
-    """Why a constant does not fit float16, to be read behind its name; None where it does.
+    """Why a constant does not fit float16, as a clause to follow its name; None where it does.
 
     Args:
-        values: float32.
-        is_matrix: an operator adds up products with it, so that small entries may vanish.
+        values: the constant, float32.
+        is_matrix: whether products with it are added up, so that small entries may vanish.
     """
     lost = energy = 0.0
     vanished = full = 0
@@ -229,7 +232,7 @@ def is_exact(values: np.ndarray) -> bool:
 
 
 def rounded_to_half(values: np.ndarray) -> np.ndarray:
-    """As float16; what is too large becomes infinite."""
+    """`values` as float16; values that are too large become infinite."""
     with np.errstate(over="ignore"):
         return np.asarray(values, order="C").astype(np.float16)
 

@@ -5,8 +5,8 @@ over Ŵ = scale·(codes − zero point). Scales are fixed first (see `weight_sca
 I, and rounding is to nearest.
 
 `feedback` rounds column by column; the columns not rounded yet make up for each error (GPTQ:
-Frantar et al. 2022, arXiv:2210.17323, eqs. 2 and 3; see `solvers.tables`). Two sweeps of coordinate
-descent follow, in which each code is chosen anew given all others.
+Frantar et al. 2022, arXiv:2210.17323, eqs. 2 and 3; see `solvers.feedback`). Two sweeps of
+coordinate descent follow, in which each code is chosen anew given all others.
 
 `adaround` minimises the objective of Nagel et al. 2020 (arXiv:2004.10568, eq. 13). They relax the
 choice between rounding up and down to a number in [0, 1] and optimise it by Adam. We have the
@@ -177,9 +177,11 @@ def _rounded(problem: Problem, group: int, grid: tables.IntegerGrid, rounding: R
     target = wished if own is None else refit(wished, metric, own)
     if rounding is Rounding.NEAREST:
         return tables.round_to_nearest(target, grid, metric, own)
+    # GPTQ feedback, then coordinate descent from its result
     fed = feedback.round_with_feedback(target, metric, grid, mask=own, is_fitted=True)
     found = [fed, _descended(target, fed, metric, grid, own, _SWEEPS)]
     if rounding is Rounding.ADAROUND:
+        # a second start: feedback over the columns in their own order, not by activity
         other = feedback.round_with_feedback(
             target, metric, grid, mask=own, is_fitted=True, by_activity=False
         )
