@@ -28,15 +28,15 @@ def raise_opset(
     Its nodes and tensors are new objects afterwards.
 
     Args:
-        graph: to be changed.
-        target: the opset; by default the one with scales along an axis.
-        needs: what needs it, in words.
+        graph: the graph to raise.
+        target: the opset to reach; by default the first with scales along an axis.
+        needs: the feature that needs it, in words.
 
     Returns:
-        From what to what; None where nothing had to be done.
+        The opset before and after; None where it was high enough.
 
     Raises:
-        NotApplicable: it cannot be converted.
+        NotApplicable: the model has bodies or local functions, or onnx cannot convert it.
     """
     before = int(graph.opset)
     if before >= target:
@@ -83,7 +83,7 @@ def _converted(graph: gs.Graph, target: int, why: str) -> Graph:
 
 
 def _taken_out(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    """Weights that lie elsewhere, made inputs: onnx's converter wants to read what it is given."""
+    """Declare weights that lie elsewhere as inputs: onnx's converter cannot read them. Return them."""
     large: list[onnx.TensorProto] = []
     small: list[onnx.TensorProto] = []
     for tensor in graph.initializer:

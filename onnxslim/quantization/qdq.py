@@ -1,6 +1,6 @@
 """A graph with QuantizeLinear and DequantizeLinear around the clusters that were chosen.
 
-What may change here: the form in which onnxruntime recognizes integer kernels. It is
+Owns: the form in which onnxruntime recognizes integer kernels, which is
 
     x ─ Q ─ DQ ─┐
     int8 W ─ DQ ┼─ Conv ─ Q ─ DQ ─ y        (int32 b ─ DQ is the third input)
