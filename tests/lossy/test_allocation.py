@@ -170,7 +170,7 @@ def test_a_wide_layer_of_few_outputs_is_sampled_as_a_whole(monkeypatch: pytest.M
 
 
 def test_some_rows_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxslim.lossy.allocation.KEEPS", (1.0, 0.7, 0.4, 0.2, 0.1))
+    monkeypatch.setattr("onnxslim.lossy.allocation.KEPT_SHARES", (1.0, 0.7, 0.4, 0.2, 0.1))
     whole, _ = menu_for(normal(24, 120))
     monkeypatch.setattr("onnxslim.lossy.allocation._SAMPLE_FLOPS", 4e5)
     part, _ = menu_for(normal(24, 120))
@@ -219,7 +219,7 @@ def test_the_layer_nearer_to_a_loud_output_has_the_larger_sensitivity() -> None:
 
 
 def test_menus_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxslim.lossy.allocation.KEEPS", (1.0, 0.7, 0.4, 0.2, 0.1))
+    monkeypatch.setattr("onnxslim.lossy.allocation.KEPT_SHARES", (1.0, 0.7, 0.4, 0.2, 0.1))
     model = Model.load(dense_net(24, 18, 8))
     made = context(model, X)
     schedule = Schedule(sequential=False, aim=Target.CURRENT)

@@ -47,7 +47,7 @@ FRESH = samples(400, 16, seed=0)[::-1] + 0.02 * samples(400, 16, seed=8)
 Compressed = tuple[Model, list[StepReport]]
 SPEC = "compress-weights:agreement=0.95"
 OFFERED = {
-    "KEEPS": (1.0, 0.7, 0.5, 0.3, 0.15, 0.05),
+    "KEPT_SHARES": (1.0, 0.7, 0.5, 0.3, 0.15, 0.05),
     "VALUES": (3, 8),
     "DENSE_VALUES": (2, 4, 16, 32),
 }

@@ -21,7 +21,7 @@ X = samples(300, 16)
 @pytest.fixture(autouse=True)
 def _fewer_offers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Coarse menus, for speed."""
-    monkeypatch.setattr(allocation, "KEEPS", (1.0, 0.5, 0.2))
+    monkeypatch.setattr(allocation, "KEPT_SHARES", (1.0, 0.5, 0.2))
     monkeypatch.setattr(allocation, "VALUES", (3, 8))
     monkeypatch.setattr(allocation, "DENSE_VALUES", (4, 16))
 
