@@ -83,7 +83,7 @@ def _converted(graph: gs.Graph, target: int, why: str) -> Graph:
 
 
 def _taken_out(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    """Declare weights that lie elsewhere as inputs: onnx's converter cannot read them. Return them."""
+    """Declare weights that lie elsewhere as inputs, and return them: onnx cannot read them."""
     large: list[onnx.TensorProto] = []
     small: list[onnx.TensorProto] = []
     for tensor in graph.initializer:
