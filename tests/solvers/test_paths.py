@@ -100,13 +100,13 @@ def test_without_moments_it_keeps_the_largest() -> None:
 
 # ------------------------------------------------------------------- the path
 
-KEPT_SHARES = (72, 50, 36, 24, 12, 6, 1)
+KEPT_COUNTS = (72, 50, 36, 24, 12, 6, 1)
 
 
 def test_the_path_gives_the_best_weights_for_ever_more_zeros() -> None:
     target, metric = problem(2)
-    found = [weight for weight, _ in elimination_path(target, metric, KEPT_SHARES)]
-    assert [np.count_nonzero(weight) for weight in found] == list(KEPT_SHARES)
+    found = [weight for weight, _ in elimination_path(target, metric, KEPT_COUNTS)]
+    assert [np.count_nonzero(weight) for weight in found] == list(KEPT_COUNTS)
     for before, after in pairwise(found):
         assert not after[before == 0].any()
     for weight in found:
@@ -117,7 +117,7 @@ def test_the_path_gives_the_best_weights_for_ever_more_zeros() -> None:
 
 def test_the_path_says_what_moving_a_weight_costs_when_the_others_make_up() -> None:
     target, metric = problem(3)
-    for weight, inverse in elimination_path(target, metric, KEPT_SHARES[:5]):
+    for weight, inverse in elimination_path(target, metric, KEPT_COUNTS[:5]):
         support = weight != 0
         assert np.isinf(inverse[~support]).all()
         row = int(support.sum(axis=1).argmax())
@@ -144,7 +144,7 @@ def test_the_path_ends_near_where_elimination_does() -> None:
 
 def test_weights_of_dead_inputs_are_not_on_the_path() -> None:
     target, metric = problem(5, dead=5)
-    for weight, inverse in elimination_path(target, metric, KEPT_SHARES):
+    for weight, inverse in elimination_path(target, metric, KEPT_COUNTS):
         assert not weight[:, :5].any()
         assert np.isinf(inverse[:, :5]).all()
         assert np.count_nonzero(weight) <= 42
