@@ -298,6 +298,3 @@ def _check_same_inputs(a: Model, b: Model) -> None:
         raise UsageError(
             f"The models take different inputs: {', '.join(names[0])} and {', '.join(names[1])}."
         )
-
-
-__all__ = ["bench_models", "compare_models", "compress", "measure_sensitivity", "survey_exits"]

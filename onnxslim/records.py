@@ -69,6 +69,3 @@ class PassResult:
     def changed(self) -> bool:
         """Whether the graph was edited."""
         return bool(self.changes)
-
-
-__all__ = ["Change", "Fidelity", "PassResult", "Skip"]

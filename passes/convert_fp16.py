@@ -144,6 +144,3 @@ class ConvertFp16(FilteredPass):
 
         computes = self.compute == "float16"
         return convert(graph, context, accepts, computes=computes, max_error=self.max_error)
-
-
-__all__ = ["ConvertFp16"]

@@ -96,6 +96,3 @@ def next_layers(graph: gs.Graph, tensor: gs.Tensor) -> tuple[WeightLayer, ...]:
             seen.update(id(out) for out in fresh)
             stack += fresh
     return tuple(found.values())
-
-
-__all__ = ["Branch", "next_layers", "residual_branches"]

@@ -178,16 +178,3 @@ def count_macs(model: onnx.ModelProto) -> int | None:
 def count_weights(ops: Sequence[LayerOp]) -> int:
     """Elements of all weights."""
     return sum(int(np.prod(shape, dtype=np.int64)) for op in ops for shape in op.weights)
-
-
-__all__ = [
-    "INPUT",
-    "LayerOp",
-    "conv_model",
-    "conv_op",
-    "count_macs",
-    "count_weights",
-    "gemm_model",
-    "op_of",
-    "small_model",
-]

@@ -258,15 +258,3 @@ def _weight_shape(tensor: gs.Tensor) -> tuple[int, ...] | str:
 def _holds_tensor(node: Node) -> bool:
     """Whether a `Constant` node keeps its value in the attribute `value`."""
     return isinstance(node.attrs.get("value"), Constant) and constant_node_value(node) is not None
-
-
-__all__ = [
-    "LINEAR_OPS",
-    "RUN_TIME",
-    "ConvPatches",
-    "LinearOperator",
-    "Unfolding",
-    "Vectors",
-    "constant_weight",
-    "linear_operator",
-]

@@ -190,6 +190,3 @@ def _origin(tensor: gs.Tensor) -> frozenset[tuple[str, int | None]]:
                     seen.add(id(source))
                     stack.append(source)
     return frozenset(found)
-
-
-__all__ = ["PASS_THROUGH_OPS", "OutputPart", "Parts", "output_parts"]

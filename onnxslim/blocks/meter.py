@@ -94,6 +94,3 @@ def _own_bytes(branch: Branch) -> int:
     own = set(branch.nodes)
     held = {id(la.holder): la for la in branch.layers if own.issuperset(la.weight_tensor.outputs)}
     return sum(layer.holder.nbytes for layer in held.values())
-
-
-__all__ = ["BranchMeter", "branch_macs"]

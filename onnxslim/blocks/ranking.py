@@ -68,6 +68,3 @@ def drop_term(rw: Rewriter, node: Node, term: int) -> gs.Tensor:
     else:
         rw.update(node, what, inputs=rest, fidelity=Fidelity.LOSSY)
     return node.outputs[0]
-
-
-__all__ = ["drop_term", "least_harmful"]

@@ -128,6 +128,3 @@ def _why_kept(meter: BranchMeter, *, is_any_gone: bool) -> str:
     if is_any_gone:
         return "it moves the output more, for what it saves, than what was removed"
     return f"a budget of {meter.budget} is met without removing a branch"
-
-
-__all__ = ["BlockOptions", "BlockPruning"]

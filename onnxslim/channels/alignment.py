@@ -117,6 +117,3 @@ def _heaviest(
             op = replace(op_of(node, 0, [x_shape, w_shape]), attrs=dict(node.attrs))
             best = (work, op, x_shape, w_shape)
     return None if best is None else best[1:]
-
-
-__all__ = ["UNMEASURED", "fastest_multiple", "layer_milliseconds"]

@@ -166,14 +166,3 @@ def units_kept(choice: LevelChoice, orders: Sequence[RemovalOrder]) -> Mapping[s
         for order, level in zip(orders, choice.levels, strict=True)
         if level
     }
-
-
-__all__ = [
-    "choice_for_budget",
-    "choice_for_plan",
-    "choice_within",
-    "layer_nodes",
-    "out_of_reach",
-    "units_kept",
-    "work_for",
-]

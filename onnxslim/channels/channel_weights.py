@@ -30,6 +30,3 @@ def member_columns(member: Member) -> Array:
     # (g, rows, channels of a group, taps) -> (g, channels, rows, taps)
     split = weight.reshape(groups, rows, columns // taps, taps).transpose(0, 2, 1, 3)
     return split.reshape(len(member.ids), -1)
-
-
-__all__ = ["member_columns", "member_rows"]

@@ -323,14 +323,3 @@ def unit_scores(criterion: ChannelCriterion, facts: GroupFacts) -> Array:
     """
     usable = criterion if facts.have(criterion.needs) else _WITHOUT_DATA
     return usable.score(facts)
-
-
-__all__ = [
-    "CRITERIA",
-    "OPTION_HELP",
-    "ChannelCriterion",
-    "GroupFacts",
-    "Needs",
-    "criterion_of",
-    "unit_scores",
-]

@@ -100,6 +100,3 @@ class Cutter:
         inputs = list(node.inputs)
         inputs[operand] = self._new[key]
         self.rewriter.update(node, "its constant lost channels", inputs=inputs)
-
-
-__all__ = ["Cutter", "Edit", "Mask", "Removal"]

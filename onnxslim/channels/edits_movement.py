@@ -160,6 +160,3 @@ class GatherIndices:
             inputs=[self.node.inputs[0], constant],
             attrs={"axis": self.axis},
         )
-
-
-__all__ = ["GatherIndices", "Permutation", "SliceRange", "SplitSizes"]

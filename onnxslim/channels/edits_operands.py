@@ -78,6 +78,3 @@ class CutGroups:
         parts = [by_group[i][first[i]][:, second[i]] for i in np.flatnonzero(alive)]
         self.node.attrs["group"] = len(parts)
         cutter.set_operand(self.node, 1, np.concatenate(parts))
-
-
-__all__ = ["CountAttribute", "CutGroups", "SliceOperand"]

@@ -112,6 +112,3 @@ def can_patch(node: Node, operand: int, places: Sequence[int]) -> bool:
         if stored is not None:
             known.update(range(start, start + stored.size))
     return set(places) <= known
-
-
-__all__ = ["ShapeOperand", "can_patch"]

@@ -222,6 +222,3 @@ def costs_along(evidence: Evidence, order: Ids, counts: Sequence[int]) -> Array:
             )
         np.add.at(costs, turns[columns] + 1, np.einsum("ij,ij->i", rows, rows))
     return np.asarray(np.cumsum(costs)[list(counts)])
-
-
-__all__ = ["GONE", "Evidence", "ReaderInverse", "costs_along", "elimination_costs"]

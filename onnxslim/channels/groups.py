@@ -191,6 +191,3 @@ def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
             for axis in labelled_axes(array):
                 sizes[axis] = int(removal.kept_along(array, axis).sum())
         tensor.shape = sizes
-
-
-__all__ = ["ChannelGroup", "Channels", "channel_groups", "shrink"]

@@ -125,6 +125,3 @@ def without(model: Model, gone: Mask) -> Model:
     shrink(rewriter, channel_groups(copy.graph), gone)
     rewriter.result()
     return copy
-
-
-__all__ = ["LatencySearch", "time_work", "without"]

@@ -231,6 +231,3 @@ def _is_above(a: int, b: int, c: int, counts: Sequence[int], errors: Sequence[fl
     """Whether level b lies on the line from a to c, or above it."""
     run, rise = counts[c] - counts[a], errors[c] - errors[a]
     return (errors[b] - errors[a]) * run >= rise * (counts[b] - counts[a])
-
-
-__all__ = ["LevelChoice", "LevelChooser"]

@@ -91,6 +91,3 @@ def elimination_order(evidence: Evidence) -> Array:
         for inverse in inverses:
             inverse.remove(chosen, size)
     return place
-
-
-__all__ = ["elimination_order", "greedy_order", "lasso_penalties"]

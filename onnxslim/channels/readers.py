@@ -126,6 +126,3 @@ def gather(
             kept[layer.name] = ReaderProblem(replace(problem, metrics=()), units)
         del problem  # its metrics are large
         yield from finished()
-
-
-__all__ = ["ReaderColumns", "ReaderProblem", "column_units", "gather"]

@@ -99,6 +99,3 @@ def _zero(rewriter: Rewriter, edit: SliceOperand, keeps: Mask) -> None:
     np.moveaxis(changed, edit.axis, 0)[~keeps] = 0
     name = edit.node.inputs[edit.operand].name or f"{edit.node.outputs[0].name}_silent"
     rewriter.set_input(edit.node, edit.operand, rewriter.constant(changed, name))
-
-
-__all__ = ["refit_readers", "zero_removed"]

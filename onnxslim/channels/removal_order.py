@@ -232,6 +232,3 @@ def _leaves_enough(channels: Channels, order: Sequence[int], least: int) -> bool
         for own in channels.slices
         if gone[own].any()
     )
-
-
-__all__ = ["RemovalLimits", "RemovalOrder", "removal_order", "unit_step"]

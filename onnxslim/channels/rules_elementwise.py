@@ -282,5 +282,3 @@ RULES: Final[Mapping[str, ChannelRule]] = {
     "TopK": top_k,
     "Trilu": triangle,
 }
-
-__all__ = ["RULES"]

@@ -249,5 +249,3 @@ RULES: Final[Mapping[str, ChannelRule]] = {
     "Gemm": gemm,
     "MatMul": matmul,
 }
-
-__all__ = ["RULES"]

@@ -244,5 +244,3 @@ RULES: Final[Mapping[str, ChannelRule]] = {
     "Tile": tile,
     "Transpose": transpose,
 }
-
-__all__ = ["RULES"]

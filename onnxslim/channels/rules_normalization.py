@@ -120,5 +120,3 @@ RULES: Final[Mapping[str, ChannelRule]] = {
     "MeanVarianceNormalization": normalize_axes,
     "RMSNormalization": layer_normalization,
 }
-
-__all__ = ["RULES"]

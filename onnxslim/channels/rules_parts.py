@@ -231,5 +231,3 @@ RULES: Final[Mapping[str, ChannelRule]] = {
     "Slice": slice_,
     "Split": split,
 }
-
-__all__ = ["RULES"]

@@ -78,6 +78,3 @@ def _pin_unmatched_stacks(
             for axis in labelled_axes(array):
                 if axis < rank - 2 and shape[axis] != 1 and axis not in own:
                     tracer.pin(array, f"`{tensor.name}` has as many matrices, which must stay")
-
-
-__all__ = ["product_of_activations"]

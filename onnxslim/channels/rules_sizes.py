@@ -149,6 +149,3 @@ def python_slice(start: int, end: int, step: int, size: int) -> slice:
     if step < 0 and end < -size:
         return slice(start, None, step)
     return slice(start, end, step)
-
-
-__all__ = ["patch_sizes", "python_slice", "shape_of"]

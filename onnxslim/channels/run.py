@@ -246,6 +246,3 @@ def _kept(plan: PlanLookup, group: ChannelGroup) -> float:
     """The number of units that a plan keeps of a group; all if it names no layer that writes it."""
     said = (plan(member.label) for member in group.writers)
     return next((kept for kept in said if kept is not None), group.size)
-
-
-__all__ = ["PruneOptions", "Pruning"]

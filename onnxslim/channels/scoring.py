@@ -151,6 +151,3 @@ def reader_activity(context: Context, groups: Sequence[ChannelGroup]) -> dict[st
     }
     activity = context.calibration.activity(context.model, list(names))
     return {found.layer: found for found in activity if isinstance(found, ChannelActivity)}
-
-
-__all__ = ["GroupScorer", "reader_activity"]

@@ -89,6 +89,3 @@ def _without(
         assign(rewriter, problem, weight)
     rewriter.result()
     return copy
-
-
-__all__ = ["RemovalTrial", "sensitivities"]

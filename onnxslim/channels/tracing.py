@@ -305,16 +305,3 @@ def _outputs(
         tracer.trace.untraceable[node] = str(reason)
         tracer.pin_all(node.inputs, f"`{label}` ({node.op}): {reason}")
         return ()
-
-
-__all__ = [
-    "ChannelRule",
-    "ChannelTrace",
-    "ChannelTracer",
-    "GroupedConv",
-    "Ids",
-    "MeasuredSize",
-    "Member",
-    "Untraceable",
-    "trace_channels",
-]

@@ -194,6 +194,3 @@ def _together(array: LabelArray, axes: frozenset[int]) -> tuple[Ids, Ids]:
     for axis in axes:
         first = first.take([0], axis)
     return np.broadcast_to(first, array.shape).reshape(-1), array.reshape(-1)
-
-
-__all__ = ["Balance", "ChannelUnits", "indexable", "units_of"]

@@ -65,6 +65,3 @@ def _in_bodies(graph: gs.Graph) -> Iterator[Skip]:
             node, body = layer.bodies[0]
             where = f"`{body}` of `{node_label(node)}` ({node.op})"
             yield Skip(layer.name, f"it lies in the body {where}")
-
-
-__all__ = ["unpruned_layers"]

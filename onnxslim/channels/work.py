@@ -111,6 +111,3 @@ def channel_work(channels: Channels, groups: Sequence[ChannelGroup]) -> Work:
             if not units.pinned[units.of[member.ids]].all()
         }
     )
-
-
-__all__ = ["LayerWork", "Work", "channel_work", "share_left"]

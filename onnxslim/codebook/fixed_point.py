@@ -183,15 +183,3 @@ def _is_ours(function: onnx.FunctionProto) -> bool:
 
 def _all_at(opset: int) -> Iterator[onnx.FunctionProto]:
     yield from (FixedPointFunction(dtype).function(opset) for dtype in _TYPES)
-
-
-__all__ = [
-    "CODE_TYPE",
-    "FixedPointFunction",
-    "FixedPointWeight",
-    "element_count",
-    "is_fixed_point",
-    "read",
-    "replace_constant",
-    "why_not",
-]

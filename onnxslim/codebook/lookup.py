@@ -172,6 +172,3 @@ def _read_variant(function: onnx.FunctionProto) -> LookupVariant | None:
 @lru_cache(maxsize=256)
 def _variant_of_bytes(function: bytes) -> LookupVariant | None:
     return variant_of(onnx.FunctionProto.FromString(function))
-
-
-__all__ = ["element_count", "is_lookup", "read", "replace_constant", "why_not"]

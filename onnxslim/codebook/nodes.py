@@ -48,6 +48,3 @@ def element_count(node: Node) -> int:
     if fixed_point.is_fixed_point(node):
         return fixed_point.element_count(node)
     return lookup.element_count(node)
-
-
-__all__ = ["codebook_nodes", "element_count", "stored_weight", "values_of"]

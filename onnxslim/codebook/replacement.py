@@ -161,14 +161,3 @@ def _constant_node(graph: Graph, holder: Constant) -> Node | None:
             if node.op == "Constant" and node.attrs.get("value") is holder:
                 return node  # type: ignore[no-any-return]
     return None
-
-
-__all__ = [
-    "FUNCTIONS_SINCE_IR",
-    "StoredWeight",
-    "WeightFunction",
-    "check_replaceable",
-    "function_of",
-    "replace_constant",
-    "why_not_replaceable",
-]

@@ -367,6 +367,3 @@ def _prefix(model: Model, point: ExitPoint, head: Head | None) -> Model:
         tensor.info = None
     copy.has_shapes = False
     return copy
-
-
-__all__ = ["ExitAnalysis", "ExitCandidate", "ExitRow", "exit_rows", "scores_named"]

@@ -460,15 +460,3 @@ def _of(part: np.ndarray | None) -> np.ndarray:
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
-__all__ = [
-    "Distillation",
-    "FittedHead",
-    "best_temperature",
-    "fit_heads",
-    "head_trials",
-    "network_logs",
-    "poolings",
-    "ridge",
-]

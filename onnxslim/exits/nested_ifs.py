@@ -364,6 +364,3 @@ def _output_named(graph: gs.Graph, name: str) -> gs.Tensor:
 
 def _tensor_named(graph: gs.Graph, name: str) -> gs.Tensor:
     return next(t for node in graph.nodes for t in node.outputs if t.name == name)
-
-
-__all__ = ["BatchMode", "Exit", "ExitOptions", "append_exits", "insert_exits", "with_exits"]

@@ -272,15 +272,3 @@ def confidences(logits: np.ndarray, kind: Confidence) -> np.ndarray:
         return np.asarray(1 + (p * logs).sum(axis=1) / log(p.shape[1]))
     best = np.partition(p, -2, axis=1)[:, -2:]  # the two largest, in order
     return np.asarray(best[:, 1] - best[:, 0])
-
-
-__all__ = [
-    "MIN_OPSET",
-    "Confidence",
-    "Head",
-    "NodeBuilder",
-    "Pooling",
-    "ScoreForm",
-    "confidences",
-    "level",
-]

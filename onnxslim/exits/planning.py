@@ -331,16 +331,3 @@ def chain_costs(candidates: Sequence[ExitCandidate]) -> tuple[float, ...]:
         costs.append(candidate.cost + passed)
         passed += candidate.stay
     return (*costs, 1.0 + passed)
-
-
-__all__ = [
-    "ExitPlan",
-    "ExitPlanner",
-    "anytime_plan",
-    "chain_costs",
-    "confirm",
-    "measured_costs",
-    "splits_well",
-    "tightened",
-    "too_few",
-]

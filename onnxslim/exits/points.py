@@ -237,19 +237,3 @@ def describe_control(node: Node) -> str:
         f"the {node.op} `{node_label(node)}` decides at run time which nodes are computed; an exit "
         "can only be inserted into a graph of which every run computes the same nodes"
     )
-
-
-__all__ = [
-    "Dim",
-    "ExitPoint",
-    "candidate_points",
-    "classes_of",
-    "control_flow",
-    "deep_nodes",
-    "describe_control",
-    "forcing_outputs",
-    "point_at",
-    "point_named",
-    "score_outputs",
-    "single_path",
-]

@@ -268,6 +268,3 @@ def _head_words(candidate: ExitCandidate) -> str:
     head = candidate.known.head
     units = "" if head.hidden is None else f", {len(head.hidden[1])} random units behind them"
     return f"{head.pooling}{units}"
-
-
-__all__ = ["ExitInjection", "ExitRequest"]

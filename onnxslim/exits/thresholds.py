@@ -229,22 +229,3 @@ def confidence_text(alpha: float = SIGNIFICANCE) -> str:
     '99 %'
     """
     return f"{100 * (1 - alpha):.0f} %"
-
-
-__all__ = [
-    "FINE_STEPS",
-    "NEVER",
-    "SIGNIFICANCE",
-    "STEPS",
-    "HeadTrial",
-    "Outcome",
-    "Risk",
-    "confidence_text",
-    "confirmed_thresholds",
-    "empirical_thresholds",
-    "fitted_risk",
-    "min_samples",
-    "outcome",
-    "threshold_path",
-    "upper_bound",
-]

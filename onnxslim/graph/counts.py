@@ -78,6 +78,3 @@ def _volume(shape: Sequence[int | str | None] | None) -> int | None:
 
 def _times(a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else a * b
-
-
-__all__ = ["constants_of", "count_macs", "count_nodes", "node_macs"]

@@ -37,6 +37,3 @@ def same_shape(a: Sequence[int | str | None] | None, b: Sequence[int | str | Non
     if a is None or b is None or len(a) != len(b):
         return False
     return all(x is not None and x == y for x, y in zip(a, b, strict=True))
-
-
-__all__ = ["known_dim", "rank", "same_shape", "static_shape"]

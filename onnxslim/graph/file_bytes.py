@@ -82,6 +82,3 @@ def _value_bytes(value: object) -> int:
     if isinstance(value, list | str | bytes):
         return 2 * len(value) if isinstance(value, list) else 2 + len(value)
     return constant_bytes(value, is_input=False) if isinstance(value, Constant) else 2
-
-
-__all__ = ["constant_bytes", "node_bytes", "payload_bytes", "static_bytes"]

@@ -21,13 +21,3 @@ def is_codebook(tensor: gs.Tensor) -> bool:
     node = tensor.inputs[0]
     names = (LOOKUP, FIXED_POINT, DEQUANTIZE)
     return bool(node.domain == DOMAIN) and str(node.op).startswith(names)
-
-
-__all__ = [
-    "DEQUANTIZE",
-    "DOMAIN",
-    "DOMAIN_VERSION",
-    "FIXED_POINT",
-    "LOOKUP",
-    "is_codebook",
-]

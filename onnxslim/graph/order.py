@@ -47,6 +47,3 @@ def sort_topologically(graph: gs.Graph) -> None:
                     if producer not in state:
                         stack.append(producer)
     graph.nodes = order
-
-
-__all__ = ["sort_topologically"]

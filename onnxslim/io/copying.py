@@ -74,6 +74,3 @@ def unpack(source: Path, target: Path) -> None:
         with writing(target):
             write_file(staged.file, [content])
         staged.commit()
-
-
-__all__ = ["copy_file", "unpack"]

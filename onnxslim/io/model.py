@@ -312,6 +312,3 @@ def _write_external(path: Path, skeleton: bytes, payloads: list[wire.Payload]) -
             wire.placeholder(tensor, offsets[index], payloads[index].nbytes)
             tensor.external_data[0].value = data_name
     write_file(path, iter((model.SerializeToString(deterministic=True),)))
-
-
-__all__ = ["Model", "ModelSource", "Origin", "Staged"]

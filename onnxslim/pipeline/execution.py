@@ -183,6 +183,3 @@ def _call(rewrite: Pass, model: Model, context: Context) -> PassResult:
     except NotApplicable as reason:
         return PassResult(skips=(Skip(model.graph.name, str(reason)),))
     return rewrite.run(model.graph, context)
-
-
-__all__ = ["Executor", "MemberLog", "PassFailed", "StepCandidate"]

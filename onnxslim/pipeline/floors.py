@@ -93,6 +93,3 @@ def _share(used: float, allowed: float) -> float:
     if used <= 0:
         return 0.0
     return used / allowed if allowed > 0 else float("inf")
-
-
-__all__ = ["Floors", "missed", "share_used"]

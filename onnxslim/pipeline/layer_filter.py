@@ -91,6 +91,3 @@ class FilteredPass(Pass):
                 yield from ((spec.name, pattern) for pattern in value)
             elif isinstance(spec.constraint, Assigned):
                 yield from ((spec.name, spec.constraint.split(entry)[0]) for entry in value)
-
-
-__all__ = ["FilteredPass", "LayerFilter", "only_option", "skip_option"]

@@ -231,6 +231,3 @@ def _units(steps: Iterable[Pass]) -> Iterator[list[Pass]]:
             unit = []
     if unit:
         yield unit
-
-
-__all__ = ["PassManager", "Progress"]

@@ -79,6 +79,3 @@ def _in_words(pair: LatencyPair) -> str:
         f"{pair.before.median:.3f} to {pair.after.median:.3f} ms, ratio {pair.ratio:.3f} "
         f"({pair.low:.3f} to {pair.high:.3f}) over {pair.after.runs} pairs"
     )
-
-
-__all__ = ["Goal", "Policy"]

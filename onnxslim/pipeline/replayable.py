@@ -20,6 +20,3 @@ def replay_note(explicit: Pass | str, *, decided_by: str = "timing") -> str:
     'chosen by timing; the same without it: prune-channels:plan=conv1=8'
     """
     return f"chosen by {decided_by}; the same without it: {explicit}"
-
-
-__all__ = ["replay_note"]

@@ -128,6 +128,3 @@ def _write_reproducer(folder: Path, culprit: Pass, before: Model) -> str:
     except (OSError, OnnxslimError) as error:
         return f"A reproducer could not be written: {error}"
     return f"This is a bug; please report it with `{target}`. To see it again: {command}"
-
-
-__all__ = ["Verifier"]

@@ -201,6 +201,3 @@ class NodeConverter:
             shape=named.shape,
         )
         return made
-
-
-__all__ = ["NodeConverter"]

@@ -176,15 +176,3 @@ def is_bridge(node: Node) -> bool:
 
 CAST_TO: Final = {FLOAT16: int(TensorProto.FLOAT16), FLOAT32: int(TensorProto.FLOAT)}
 """The attribute `to` of a Cast."""
-
-
-__all__ = [
-    "CAST_TO",
-    "FLOAT16",
-    "FLOAT32",
-    "QUANTIZED",
-    "HalfOperands",
-    "half_operands",
-    "is_bridge",
-    "positions_of",
-]

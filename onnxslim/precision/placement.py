@@ -95,6 +95,3 @@ def readings(halves: Mapping[Node, HalfOperands], tensor: gs.Tensor) -> Iterable
         for index, read in enumerate(reader.inputs):
             if read is tensor:
                 yield reader, index in inputs
-
-
-__all__ = ["float16_nodes", "readings"]

@@ -150,6 +150,3 @@ def _missed(held: Calibration, source: Model, copy: Model, max_error: float) -> 
     if error <= max_error:
         return None
     return f"a relative error of {error:.2g}, more than max-error={max_error:g}"
-
-
-__all__ = ["Float16Attempt", "convert"]

@@ -118,6 +118,3 @@ def _store(
             shape=list(values.shape),
         )
     rewriter.replace_constant(tensor, "Cast", [twin], what, fidelity, attrs=attrs)
-
-
-__all__ = ["NodeFilter", "stays_float32", "store_weights"]

@@ -242,16 +242,3 @@ def _blocks(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
         yield block, rounded_to_half(block).astype(np.float32)
-
-
-__all__ = [
-    "HEADROOM",
-    "MATRICES",
-    "MAX",
-    "Intermediate",
-    "Magnitudes",
-    "intermediate_of",
-    "is_exact",
-    "objection_to",
-    "rounded_to_half",
-]

@@ -174,6 +174,3 @@ def _seen(
             unseen[item.node] = item.why
         else:
             yield item
-
-
-__all__ = ["ActivationGrids", "observe_grids"]

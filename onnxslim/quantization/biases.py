@@ -59,6 +59,3 @@ def _scales(
     wished = np.where(is_zero, free, np.maximum(old, size / _MAX))
     # neither the scale nor its product with the input's scale may be lost by float32 kernels
     return np.asarray(np.maximum(wished, MIN_SCALE / min(input_scale, 1.0)), np.float32)
-
-
-__all__ = ["with_bias"]

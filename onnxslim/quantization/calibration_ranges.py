@@ -322,15 +322,3 @@ _METHODS: Final[Mapping[RangeMethod, Callable[[Observation, GridForm, float], En
     RangeMethod.MSE: _mse,
     RangeMethod.ENTROPY: _entropy,
 }
-
-__all__ = [
-    "PERCENTILE",
-    "CalibrationRange",
-    "Ends",
-    "RangeMethod",
-    "activation_range",
-    "all_ranges",
-    "energy",
-    "expected_error",
-    "fixed_range",
-]

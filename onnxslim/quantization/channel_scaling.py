@@ -132,6 +132,3 @@ def _without_repeats(index: np.ndarray) -> np.ndarray:
         if index.shape[axis] > 1 and (index == first).all():
             index = first
     return index
-
-
-__all__ = ["ScaledLayer", "reads", "same_axis", "scalable_layer"]

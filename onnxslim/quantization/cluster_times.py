@@ -181,6 +181,3 @@ class ClusterTimes:
             estimate = self._start_ms + self._rates[operator].of(elements) + layout
             found.append(self._crossed.get((tensor.name, operator), estimate))
         return found[0], found[1]
-
-
-__all__ = ["ClusterTimes"]

@@ -223,6 +223,3 @@ def selected(
         for cluster in clusters
         if (not only or matches(cluster.name, only)) and not matches(cluster.name, skip)
     )
-
-
-__all__ = ["Cluster", "Clusters", "clusters_of", "drop_isolated_movement", "selected"]

@@ -204,6 +204,3 @@ def _flattens(node: Node, axis: int, channels: int) -> bool:
         return False
     sizes = [known_dim(before, place) or 0 for place in range(1, ndim)]
     return sizes[0] == channels and 0 < prod(sizes) == known_dim(after, 1)
-
-
-__all__ = ["Equalized", "equalize"]

@@ -186,6 +186,3 @@ class FloatFallback:
 
     def _model(self, plan: QdqPlan) -> Model:
         return quantized_copy(self.model, plan)[0]
-
-
-__all__ = ["DivergenceLimits", "FellBack", "FloatFallback"]

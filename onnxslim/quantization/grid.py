@@ -149,6 +149,3 @@ S8_SYMMETRIC: Final = GridForm(np.dtype(np.int8), symmetric=True)
 def _scale(wished: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Scales that float32 kernels keep; an all-zero tensor takes 1, as any scale will do."""
     return np.where(wished > MIN_SCALE, wished, 1.0).astype(np.float32)
-
-
-__all__ = ["MIN_SCALE", "S8", "S8_SYMMETRIC", "U8", "Grid", "GridForm"]

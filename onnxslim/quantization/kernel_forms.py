@@ -87,6 +87,3 @@ def sums_to_adds(rewriter: Rewriter) -> None:
         exact = Fidelity.EXACT if len(rest) == 1 else Fidelity.CLOSE
         what = "Sum became Add, which has an integer kernel"
         rewriter.update(node, what, op="Add", inputs=[first, rest[-1]], attrs={}, fidelity=exact)
-
-
-__all__ = ["ChannelMap", "channel_map", "sums_to_adds"]

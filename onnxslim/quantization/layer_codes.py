@@ -164,6 +164,3 @@ def _bias(layer: WeightLayer) -> np.ndarray | None:
     bias = bias_of(layer)
     assert not isinstance(bias, str)
     return bias.reshape(-1)
-
-
-__all__ = ["nearest_codes", "solved_codes"]

@@ -104,6 +104,3 @@ def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
     return copy
-
-
-__all__ = ["OPSET", "raise_opset"]

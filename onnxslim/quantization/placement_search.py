@@ -161,6 +161,3 @@ def quantized_copy(model: Model, plan: QdqPlan) -> tuple[Model, InsertedNodes]:
     rewriter.result()
     copy.has_shapes = False
     return copy, inserted
-
-
-__all__ = ["PlacementSearch", "QdqPlanner", "TimedPlacement", "quantized_copy"]

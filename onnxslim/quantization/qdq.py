@@ -355,6 +355,3 @@ class _QdqWriter:
             words += f", which its {cluster.activation.op} is part of"
         layer = self.plan.layers.get(cluster.name)
         return f"{words}; {layer.words}" if layer is not None and layer.words else words
-
-
-__all__ = ["InsertedNodes", "LayerCodes", "QdqPlan", "grid_source", "insert_qdq"]

@@ -158,6 +158,3 @@ def _distinct(ranges: Sequence[CalibrationRange]) -> Sequence[CalibrationRange]:
         ):
             found.append(item)
     return found
-
-
-__all__ = ["TOGETHER", "RangeByTensor", "RangeCandidates", "RangeChoice", "nearest_ranges"]

@@ -94,6 +94,3 @@ def to_dynamic_lstm(rewriter: Rewriter, node: Node, form: WeightForm) -> None:
         domain=MICROSOFT_DOMAIN,
     )
     rewriter.main.import_domain(MICROSOFT_DOMAIN, _VERSION)
-
-
-__all__ = ["KERNEL", "DirectionCodes", "direction_codes", "objection_to_lstm", "to_dynamic_lstm"]

@@ -249,6 +249,3 @@ _FLOAT: Final[Mapping[str, str]] = {
     "DequantizeLinear": "it is quantized already",
     "GRU": "onnxruntime has no integer kernel for GRU: of recurrent layers it has one for LSTM",
 }
-
-
-__all__ = ["BIAS", "WEIGHT", "IntegerRule", "KernelKind", "absorbed_interval", "rule_of"]

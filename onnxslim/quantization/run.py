@@ -432,6 +432,3 @@ def _preferred_activations() -> CodeType:
     """The type of activations with the faster kernels on this processor."""
     is_arm = platform.machine().lower().startswith(("arm", "aarch"))
     return CodeType.S8 if is_arm else CodeType.U8
-
-
-__all__ = ["CodeType", "Decision", "Int8Options", "Int8Run", "PatternCheck", "Placement"]

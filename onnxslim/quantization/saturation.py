@@ -36,6 +36,3 @@ def saturates(evaluate: Evaluator, activations: npt.DTypeLike, weights: npt.DTyp
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
     (found,) = evaluate(model, {"a": left})
     return bool(np.any(found != left.astype(np.int32) @ right.astype(np.int32)))
-
-
-__all__ = ["saturates"]

@@ -260,6 +260,3 @@ def _multiplied(rewriter: Rewriter, node: Node, index: int, factor: Array) -> Ed
         rewriter.set_input(node, index, rewriter.constant(product, tensor.name))
 
     return write
-
-
-__all__ = ["Smoothed", "smooth"]

@@ -228,22 +228,3 @@ def is_block_of_kernel(block: int | None) -> bool:
 def table_shape(rows: int, columns: int, block: int | None) -> tuple[int, ...]:
     """The shape of a table of embeddings whose rows are cut into blocks."""
     return (rows, columns) if block is None else (rows, columns // block, block)
-
-
-__all__ = [
-    "INT4",
-    "INT4_IR",
-    "INT4_OPSET",
-    "MIN_BLOCK",
-    "DequantizeFunction",
-    "StoredCodes",
-    "as_codes",
-    "can_fold",
-    "folded",
-    "is_block_of_kernel",
-    "linear",
-    "packed",
-    "packed_pairs",
-    "stored_bytes",
-    "table_shape",
-]

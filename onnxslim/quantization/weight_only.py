@@ -298,6 +298,3 @@ def layers_by_name(graph: gs.Graph) -> dict[str, WeightLayer]:
     """The tables of embeddings and the weight layers of `graph`."""
     found = (*embeddings(graph)[0], *weight_layers(graph)[0])
     return {layer.name: layer for layer in found}
-
-
-__all__ = ["WeightOnlyOptions", "WeightOnlyRun", "layers_by_name"]

@@ -217,10 +217,3 @@ def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> Array:
 def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:
     """Codes in the layout of the weight tensor, from (groups, rows, columns)."""
     return restored(layer, codes).astype(codes.dtype)
-
-
-__all__ = [
-    "QuantizedWeight",
-    "Rounding",
-    "quantized_weight",
-]

@@ -252,17 +252,3 @@ def in_parts(weight: np.ndarray) -> Iterator[tuple[int, slice, Array]]:
         for first in range(0, len(matrix), height):
             rows = slice(first, first + height)
             yield group, rows, matrix[rows].astype(np.float64)
-
-
-__all__ = [
-    "DEFAULT_FORM",
-    "Granularity",
-    "PerBlock",
-    "PerChannel",
-    "PerTensor",
-    "RowGrids",
-    "WeightForm",
-    "channel_axis",
-    "in_parts",
-    "row_grids",
-]

@@ -392,15 +392,3 @@ class _WeightStorer:
             op, inputs = "Reshape", [cut, self.rw.constant(whole, f"{made.name}_shape")]
         lossy = Fidelity.LOSSY
         self.rw.update(user, self.what, op=op, inputs=inputs, attrs={}, fidelity=lossy)
-
-
-__all__ = [
-    "StorageForm",
-    "StorageKind",
-    "StoragePlan",
-    "embeddings",
-    "is_embedding",
-    "replace_constant",
-    "storage_plan",
-    "why_not_stored",
-]

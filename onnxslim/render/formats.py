@@ -69,5 +69,3 @@ JSON: Formats[Json] = Formats({".json": _json_bytes}, default=".json")
 
 REPORTS: Formats[Report] = Formats({".json": _report_json}, default=".json")
 """The report of a run."""
-
-__all__ = ["JSON", "REPORTS", "Formats"]

@@ -55,6 +55,3 @@ def _marked(result: Model, pipeline: str, report: Report) -> Model:
         report.notes.append("The file does not name its pipeline: that would have made it larger.")
         return result
     return marked
-
-
-__all__ = ["PIPELINE_KEY", "SOURCE_KEY", "write_output"]

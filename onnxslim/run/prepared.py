@@ -154,6 +154,3 @@ def _defaults_note(source: Model) -> Iterator[str]:
             f"{', ...' if len(names) > 1 else ''}): callers may override them, so they were not "
             "treated as constants. Remove them from the inputs to have them folded."
         )
-
-
-__all__ = ["Attempt", "PreparedRun"]

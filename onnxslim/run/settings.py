@@ -85,6 +85,3 @@ class RunSettings:
             stopwatch=stopwatch,
             progress=self.progress,
         )
-
-
-__all__ = ["RunSettings"]

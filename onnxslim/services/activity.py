@@ -29,6 +29,3 @@ class ChannelActivity:
     entropy: Array
     most: Array
     average: Array
-
-
-__all__ = ["ChannelActivity"]

@@ -122,6 +122,3 @@ class Calibration(Protocol):
 
         Of very many samples, trials get only a part. Of a single sample, both are that sample.
         """
-
-
-__all__ = ["Calibration", "Distance", "Replacement", "SampleOutputs"]

@@ -19,6 +19,3 @@ class Evaluator(Protocol):
         Raises:
             RuntimeFailure: onnxruntime cannot run it.
         """
-
-
-__all__ = ["Evaluator"]

@@ -160,6 +160,3 @@ def _both(a: Observation, b: Observation) -> Observation:
         count,
         (a.zeros * a.count + b.zeros * b.count) / count,
     )
-
-
-__all__ = ["BINS", "Histogram", "Observation", "joined"]

@@ -65,6 +65,3 @@ class Stopwatch(Protocol):
 
     def profile(self, model: Model) -> Sequence[Kernel]:
         """The kernels of a run of the whole model, in the order in which they run."""
-
-
-__all__ = ["Kernel", "Stopwatch"]

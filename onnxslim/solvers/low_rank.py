@@ -304,16 +304,3 @@ def _free_energy(
 def _tau(x: np.ndarray, ratio: float) -> np.ndarray:
     half = x - (1 + ratio)
     return np.asarray(0.5 * (half + np.sqrt(np.maximum(half**2 - 4 * ratio, 0.0))))
-
-
-__all__ = [
-    "Components",
-    "Projection",
-    "balanced",
-    "least_squares",
-    "numerical_rank",
-    "rank_for",
-    "symmetric",
-    "times_metric",
-    "variational_rank",
-]

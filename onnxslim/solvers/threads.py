@@ -23,6 +23,3 @@ def threads_for(size: int) -> AbstractContextManager[object]:
 @lru_cache(maxsize=1)
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()
-
-
-__all__ = ["threads_for"]

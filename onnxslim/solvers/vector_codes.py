@@ -269,10 +269,3 @@ class _Fit:
     def _steps(self, shape: tuple[int, ...]) -> int:
         flops = 2.0 * shape[0] * sum(len(b.matrix) ** 2 for b in self.metric.blocks)
         return int(np.clip(_REFIT_FLOPS / max(flops, 1.0), 4, 2 * self.count * self.length))
-
-
-__all__ = [
-    "decoded",
-    "refit_residual",
-    "residual_codes",
-]

@@ -389,14 +389,3 @@ def _with_best_codes(
         codes[stage] = encode_vectors(left, table, weights)
         left -= table[codes[stage]]
     return Residual(residual.tables, codes)
-
-
-__all__ = [
-    "Nearest",
-    "Residual",
-    "cluster_vectors",
-    "code_type",
-    "encode_vectors",
-    "residual_tables",
-    "sums",
-]

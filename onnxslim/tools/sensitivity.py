@@ -157,6 +157,3 @@ def csv_text(points: Sequence[SensitivityPoint]) -> str:
             )
         )
     return stream.getvalue()
-
-
-__all__ = ["SensitivityPoint", "check_has_targets", "csv_text", "sweep"]

@@ -46,6 +46,3 @@ def sensitivity_picture(points: Sequence[SensitivityPoint], form: str) -> bytes:
     with mpl.rc_context({"svg.hashsalt": _SVG_SALT}):
         figure.savefig(drawn, format=form, metadata={"Date": None} if form == "svg" else None)
     return drawn.getvalue()
-
-
-__all__ = ["sensitivity_picture"]

@@ -29,7 +29,8 @@ import numpy as np
 from onnxslim.errors import UsageError
 from onnxslim.runtime.measure.workload import batch_size
 from onnxslim.runtime.samples import user_function
-from onnxslim.runtime.samples.sources import Samples, SampleSource, open_samples
+from onnxslim.runtime.samples.sources import SampleSource, open_samples
+from onnxslim.runtime.samples.stream import Samples
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo
 
 UserMetric = Callable[[Callable[[Feeds], Outputs]], SupportsFloat]

@@ -204,6 +204,3 @@ class _OptimisedGraph:
 
     def _before(self, node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
         return [self._makers[name] for name in node.input if name in self._makers]
-
-
-__all__ = ["profile_model"]

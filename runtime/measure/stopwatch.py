@@ -249,6 +249,3 @@ def _key(model: onnx.ModelProto) -> bytes:
 
 def _chunks(items: Sequence[bytes], size: int) -> Iterable[Sequence[bytes]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-__all__ = ["SessionStopwatch"]

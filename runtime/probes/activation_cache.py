@@ -209,6 +209,3 @@ def _crossing(exposed: ExposedTensors, ends: Iterable[gs.Tensor]) -> list[gs.Ten
         for tensor in node.outputs
         if tensor.name and any(user in waiting for user in tensor.outputs)
     ]
-
-
-__all__ = ["ActivationCache", "ActivationCaches", "Playback"]

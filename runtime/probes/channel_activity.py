@@ -113,6 +113,3 @@ def stream_activity(
             session.close()
     for item in sums:
         yield item.result()
-
-
-__all__ = ["stream_activity"]

@@ -214,6 +214,3 @@ class InputSums:
         if self.thinned:
             notes.append(f"{self.count} of {self.seen} positions were looked at")
         return tuple(notes)
-
-
-__all__ = ["InputSums", "MomentLimits", "OutputSums", "sum_bytes"]

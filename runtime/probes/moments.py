@@ -25,7 +25,7 @@ from onnxslim.runtime.probes.exposed import ExposedTensors, read, why_hidden
 from onnxslim.runtime.probes.moment_sums import InputSums, MomentLimits, OutputSums, sum_bytes
 from onnxslim.runtime.probes.products import CrossSum
 from onnxslim.runtime.probes.unfold import unfold_input, unfold_output
-from onnxslim.runtime.samples.sources import Sample
+from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Outputs
 from onnxslim.services.moments import LayerMoments
 

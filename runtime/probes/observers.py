@@ -251,6 +251,3 @@ def _step(size: int, cap: int) -> int:
     while gcd(step, size) > 1:
         step += 1
     return step
-
-
-__all__ = ["stream_observations"]

@@ -150,6 +150,3 @@ def _mirror(matrix: np.ndarray) -> None:
         matrix[stop:, start:stop] = matrix[start:stop, stop:].T
         square = matrix[start:stop, start:stop]
         square[:] = np.triu(square) + np.triu(square, 1).T
-
-
-__all__ = ["CrossSum", "FourthSum", "SecondSum"]

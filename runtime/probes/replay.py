@@ -270,6 +270,3 @@ def _common(known: Sequence[int | None] | None, array: np.ndarray) -> list[int |
     if known is None or len(known) != array.ndim:
         return list(array.shape)
     return [a if a == b else None for a, b in zip(known, array.shape, strict=True)]
-
-
-__all__ = ["DownstreamRun", "ModelVariant", "Replay"]

@@ -63,6 +63,3 @@ class Spool:
 def _close(file: IO[bytes]) -> None:
     with contextlib.suppress(OSError):  # data that did not fit on the disk is no longer needed
         file.close()
-
-
-__all__ = ["Spool"]

@@ -173,6 +173,3 @@ def _frozen(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)
     return _Identity(value)
-
-
-__all__ = ["Signature", "ValueNumber", "ValueNumbering"]

@@ -36,8 +36,6 @@ from onnxslim.runtime.samples.rows import RowLayout
 from onnxslim.runtime.samples.stream import Sample, Samples
 from onnxslim.runtime.session import TensorInfo
 
-__all__ = ["Item", "Sample", "SampleSource", "Samples", "open_samples"]
-
 Item = Mapping[str, np.ndarray] | np.ndarray
 SampleSource = str | os.PathLike[str] | Mapping[str, np.ndarray] | Iterable[Item]
 

@@ -519,15 +519,3 @@ RULES: dict[str, Callable[[Node, Sizes], MaybeShape]] = {
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }
-
-__all__ = [
-    "as_slice",
-    "broadcast",
-    "covers",
-    "max_elements",
-    "reshaped",
-    "shape_range",
-    "shapes_of",
-    "slice_ranges",
-    "sliced_size",
-]

@@ -169,6 +169,3 @@ def _constant(tensor: gs.Tensor) -> Value | None:
         return None
     array = stored if isinstance(stored, np.ndarray) else stored.load()
     return Value(tuple(array.shape), tuple(int(item) for item in array.reshape(-1)))
-
-
-__all__ = ["Shape", "SizeFlow", "Value"]

@@ -412,5 +412,3 @@ RULES: dict[str, Callable[[Node, Sizes], Items | None]] = {
     "Transpose": _transpose,
     "Where": _where,
 }
-
-__all__ = ["RULES", "value_of"]

@@ -146,15 +146,3 @@ def channel_metric(metric: Metric, shape: KernelShape) -> Metric:
         return Metric(None, shape.channels)
     split = second.reshape(shape.channels, shape.taps, shape.channels, shape.taps)
     return Metric(symmetric(np.einsum("ckdk->cd", split)), shape.channels)
-
-
-__all__ = [
-    "Decomposition",
-    "Diverges",
-    "Factors",
-    "KernelShape",
-    "Projected",
-    "Ranks",
-    "channel_metric",
-    "dense_second",
-]

@@ -330,6 +330,3 @@ class Depthwise(Projected):
     def variational_ranks(self) -> Ranks:
         """One term: there is no matrix whose rank it would be."""
         return (1,)
-
-
-__all__ = ["Channel", "Depthwise", "Spatial", "Tucker2"]

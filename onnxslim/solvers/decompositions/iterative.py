@@ -289,6 +289,3 @@ def _check_growth(last: np.ndarray, first: Factors, target: np.ndarray) -> None:
         terms = np.linalg.norm(last, axis=0) * sizes
     if not np.isfinite(terms).all() or terms.max() > _MAX_GROWTH * np.linalg.norm(target):
         raise Diverges
-
-
-__all__ = ["Cp", "Flattened", "alternate"]

@@ -34,6 +34,3 @@ METHODS: Final[dict[str, type[Decomposition]]] = {
     "depthwise": Depthwise,
 }
 """The decompositions by the names that users give."""
-
-
-__all__ = ["METHODS"]

@@ -263,6 +263,3 @@ class _SideOfZero:
             edges.append(int(self.begins[layer, edges[-1]]))
         found = np.array(edges[::-1])[None]
         return np.asarray(self.rows.means(found)[0][np.diff(found[0]) > 0])
-
-
-__all__ = ["cluster", "cluster_rows"]

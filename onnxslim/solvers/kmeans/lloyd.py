@@ -112,6 +112,3 @@ def _positions(values: np.ndarray, sought: np.ndarray, *, above: bool = False) -
         found = np.where(passed, probe, found)
         step >>= 1
     return found
-
-
-__all__ = ["TableInit", "init_levels", "lloyd"]

@@ -103,6 +103,3 @@ def _padded(levels: np.ndarray, used: np.ndarray) -> np.ndarray:
     packed = np.take_along_axis(levels, order, axis=1)
     last = np.minimum(np.arange(levels.shape[1]), used.sum(axis=1)[:, None] - 1)
     return np.take_along_axis(packed, last, axis=1)
-
-
-__all__ = ["optimal_levels", "refine_edges"]

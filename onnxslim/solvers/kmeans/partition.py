@@ -129,12 +129,3 @@ def _best_begins(
     hits = np.flatnonzero(saving == np.repeat(value, lengths))
     # of equal savings the first begin of each end
     return tried[hits[np.searchsorted(hits, firsts)]], value
-
-
-__all__ = [
-    "best_edges",
-    "best_path",
-    "index_type",
-    "next_layer",
-    "run_saving",
-]

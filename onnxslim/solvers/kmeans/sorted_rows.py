@@ -96,6 +96,3 @@ class SortedRows:
         """The value that begins at each place, (rows, places); the last one at the end."""
         inside = np.minimum(places, self.values.shape[1] - 1)
         return np.take_along_axis(self.values, inside, axis=1)
-
-
-__all__ = ["TINY", "PrefixSums", "SortedRows"]

@@ -18,7 +18,7 @@ from onnxslim.records import Skip
 from onnxslim.runtime.probes.moment_sums import MomentLimits
 from onnxslim.runtime.probes.moments import chosen_rows, stream_moments
 from onnxslim.runtime.probes.unfold import unfold_input, unfold_output
-from onnxslim.runtime.samples.sources import Sample
+from onnxslim.runtime.samples.stream import Sample
 from onnxslim.services.moments import BlockDiagonal, LayerMoments
 from support import parse, run
 

@@ -8,7 +8,8 @@ import pytest
 
 from onnxslim.errors import UsageError
 from onnxslim.runtime.samples import npz
-from onnxslim.runtime.samples.sources import Samples, open_samples
+from onnxslim.runtime.samples.sources import open_samples
+from onnxslim.runtime.samples.stream import Samples
 from onnxslim.runtime.session import Dim, TensorInfo
 
 
