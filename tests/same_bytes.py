@@ -294,9 +294,12 @@ def outputs(model: Path, spec: str, site: Path) -> Iterator[tuple[str, str]]:
             continue
         if calibration is None and model.stem == "lenet5" and "macs" in spec:
             continue
+        target = site / "out.onnx"
+        target.unlink(missing_ok=True)
         try:
-            result, _ = onnxslim.compress(
+            onnxslim.compress(
                 model,
+                target,
                 passes=spec,
                 calibration=calibration,
                 verify=False,
@@ -305,21 +308,19 @@ def outputs(model: Path, spec: str, site: Path) -> Iterator[tuple[str, str]]:
                 threads=1,
                 reproducers=site / "repro",
             )
-            data = result.to_bytes()
         except onnxslim.OnnxslimError as error:
             yield key, f"!{type(error).__name__}"
             continue
-        yield key, hashlib.sha256(data).hexdigest()[:16]
+        yield key, hashlib.sha256(target.read_bytes()).hexdigest()[:16]
         if calibration is not None or spec == "simplify":
-            yield f"{key}, packed", packed(data, site)
+            yield f"{key}, packed", packed(target, site)
 
 
-def packed(data: bytes, site: Path) -> str:
-    """Digest of the packed file of a model."""
+def packed(source: Path, site: Path) -> str:
+    """Digest of the packed file of a model file."""
     from onnxslim import cli
 
-    source, target = site / "model.onnx", site / "model.onnxz"
-    source.write_bytes(data)
+    target = site / "model.onnxz"
     code = cli.run(["pack", str(source), str(target), "--quiet"])
     if code:
         return f"!{code}"
