@@ -31,9 +31,7 @@ from onnxslim.solvers.metric import Block, Metric
 _BLOCK: Final = 128
 
 
-def sweep_out(
-    target: np.ndarray, metric: Metric, budget: ZeroScope, block_size: int = _BLOCK
-) -> np.ndarray:
+def sweep_out(target: np.ndarray, metric: Metric, budget: ZeroScope) -> np.ndarray:
     """Remove weights column by column; those to the right make up for each.
 
     What stays is the best for its zeros only as far as the order of columns allows; `refit` makes
@@ -45,7 +43,7 @@ def sweep_out(
     result = np.empty_like(target)
     for block, share in zip(metric.blocks, block_scopes(target, metric, budget), strict=True):
         work = np.ascontiguousarray(target[:, block.at].T)  # (columns, rows)
-        result[:, block.at] = _Sweep(work, block, share, block_size).run().T
+        result[:, block.at] = _Sweep(work, block, share).run().T
     return result
 
 
@@ -70,9 +68,9 @@ def block_scopes(target: np.ndarray, metric: Metric, budget: ZeroScope) -> list[
 class _Sweep:
     """Weights of one diagonal block as (columns, rows), pruned from the first column on."""
 
-    def __init__(self, work: np.ndarray, block: Block, budget: ZeroScope, size: int) -> None:
+    def __init__(self, work: np.ndarray, block: Block, budget: ZeroScope) -> None:
         self.work, self.budget = work, budget
-        self.size = max(1, min(size, -(-len(work) // 16)))
+        self.size = max(1, min(_BLOCK, -(-len(work) // 16)))
         if isinstance(budget, InRun):
             self.size = -(-self.size // budget.length) * budget.length
         self.upper = block.inverse_factor()

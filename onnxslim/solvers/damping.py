@@ -5,8 +5,6 @@
     factor      U upper triangular with Uᵀ·U = (H + d·I)⁻¹
 
 Inputs that are always zero (dead) are set apart: each has a diagonal entry alone.
-
-Owns: how much is added to the diagonal, and how the inverse is factored.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from onnxslim.solvers.threads import threads_for
 
 _DEAD: Final = 1e-12  # of the largest diagonal entry
 _MAX_SHRUNK: Final = 0.9  # of H replaced by its mean
+_POWER_STEPS: Final = 30
 _TURN: Final = 1 << 18  # entries that are swapped at once
 
 
@@ -135,13 +134,11 @@ def _turn(matrix: np.ndarray) -> None:
         back[:] = kept[::-1]
 
 
-def _largest_eigenvalue(
-    times: Callable[[np.ndarray], np.ndarray], size: int, steps: int = 30
-) -> float:
+def _largest_eigenvalue(times: Callable[[np.ndarray], np.ndarray], size: int) -> float:
     """By power iteration, to a few per cent: enough for damping."""
     vector = np.random.default_rng(0).standard_normal(size)
     value = 0.0
-    for _ in range(steps):
+    for _ in range(_POWER_STEPS):
         norm = float(np.linalg.norm(vector))
         if norm == 0.0:
             return 0.0

@@ -18,6 +18,7 @@ from onnxslim.solvers.metric import Block, Metric
 from onnxslim.solvers.threads import threads_for
 
 _CG_STEPS: Final = 6
+_CG_TOLERANCE: Final = 1e-8
 _DIRECT_SHARE: Final = 1.0  # of the work of conjugate gradients that a direct solution may take
 
 
@@ -117,12 +118,7 @@ def _solve_groups(
 
 
 def _descend(
-    target: np.ndarray,
-    block: Block,
-    support: np.ndarray,
-    start: np.ndarray | None,
-    steps: int = _CG_STEPS,
-    tolerance: float = 1e-8,
+    target: np.ndarray, block: Block, support: np.ndarray, start: np.ndarray | None
 ) -> np.ndarray:
     """Conjugate gradients on all rows at once, preconditioned by the diagonal."""
     weight = np.where(support, target if start is None else start, 0.0)
@@ -130,8 +126,8 @@ def _descend(
     gradient = np.where(support, (target - weight) @ block.matrix, 0.0)
     first = np.einsum("ij,ij->i", gradient * scale, gradient)
     step, strength = gradient * scale, first
-    for _ in range(steps):
-        if np.all(strength <= tolerance**2 * np.maximum(first, 1e-300)):
+    for _ in range(_CG_STEPS):
+        if np.all(strength <= _CG_TOLERANCE**2 * np.maximum(first, 1e-300)):
             break
         image = np.where(support, step @ block.matrix, 0.0)
         curvature = np.einsum("ij,ij->i", step, image)

@@ -9,7 +9,7 @@ R is not even needed where W has fewer rows than columns: U are the eigenvectors
 data H = I, and this is the plain decomposition. What holds for a matrix also serves for tensors:
 `Projection` is the best last factor A for any features z = P·x of the factors before it.
 
-Owns: how factors are computed, and how a rank is chosen. One matrix at a time, float64.
+One matrix at a time, float64.
 """
 
 from __future__ import annotations
@@ -234,12 +234,8 @@ def numerical_rank(weight: np.ndarray) -> int:
     values = np.sqrt(Components(weight, Metric(None, weight.shape[1])).energies)
     if not values.size or values[0] == 0:
         return 0
-    eps = max(float(np.finfo(np.float32).eps), _eps(weight.dtype))
+    eps = max(float(np.finfo(np.float32).eps), float(ml_dtypes.finfo(weight.dtype).eps))
     return int(np.count_nonzero(values > values[0] * eps * max(weight.shape) ** 0.5))
-
-
-def _eps(dtype: np.dtype[np.generic]) -> float:
-    return float(ml_dtypes.finfo(dtype).eps)
 
 
 def rank_for(energies: np.ndarray, allowed: float) -> int:

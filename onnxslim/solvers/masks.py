@@ -7,8 +7,6 @@ weights of different layers can be compared:
     obd        w²·H_jj             the others stay (LeCun 1990: half the second derivative is H_jj)
     wanda      w²·H_jj             the same number; by its definition compared within a row
     obs        w²/[H⁻¹]_jj         the others of the row move to make up for it (Hassibi 1993)
-
-Not here: how the others move (see `least_squares`, `column_sweep`, `surgeon`).
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@
 
 W has a row for each output. `Metric` is H, in diagonal blocks where inputs fall into groups; each
 `Block` is damped and factored when it is first used (see `damping`). One matrix at a time, float64.
-
-Owns: products with H, its inverse and its factor. Not here: the best weights under a constraint
-(see `least_squares`, `masks`, `tables`, `low_rank`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 `prune` and `surgeon` are the entry points. `eliminate` gives each row the inverse of its own
 support, in rounds: better than `column_sweep`, for layers that are small enough (Hassibi 1993).
-
-Owns: the rounds of `eliminate`, and up to which size it is used.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ def _own_flops(shape: tuple[int, ...], budget: InMatrix | InRow) -> float:
 
 
 def eliminate(
-    target: np.ndarray, metric: Metric, budget: InMatrix | InRow, rounds: int | None = _ROUNDS
+    target: np.ndarray, metric: Metric, budget: InMatrix | InRow, rounds: int = _ROUNDS
 ) -> np.ndarray:
     """Remove the least salient weights in rounds, each row with its own inverse, refitted.
 
@@ -80,21 +78,16 @@ def eliminate(
         target: the unconstrained optimum.
         metric: of the inputs.
         budget: how many weights stay, of the matrix or of each row.
-        rounds: how often saliencies are computed anew; None: after every single removal of a row
-            (exact OBS).
+        rounds: how often saliencies are computed anew.
     """
     target = np.asarray(target, np.float64)
     if metric.is_identity:
         return np.where(mask_of(np.square(target), budget), target, 0.0)
-    result = np.empty_like(target)
+    mask = np.empty(target.shape, bool)
     for block, share in zip(metric.blocks, block_scopes(target, metric, budget), strict=True):
         assert not isinstance(share, InRun)
-        part = target[:, block.at]
-        mask = _exact_mask(part, block, share) if rounds is None else (
-            _round_mask(part, block, share, rounds)
-        )  # fmt: skip
-        result[:, block.at] = mask
-    return refit(target, metric, result.astype(bool))
+        mask[:, block.at] = _round_mask(target[:, block.at], block, share, rounds)
+    return refit(target, metric, mask)
 
 
 def _round_mask(
@@ -190,58 +183,3 @@ def _inverse_lower(matrix: np.ndarray) -> np.ndarray:
     if info:
         raise linalg.LinAlgError("A part of the damped moments is not positive definite.")
     return np.asarray(lower)
-
-
-def _exact_mask(target: np.ndarray, block: Block, budget: InMatrix | InRow) -> np.ndarray:
-    """One removal at a time in every row; rows then compete by what their removals cost.
-
-    Cuts of a row are worth taking in their order only, so costs are made to never fall.
-    """
-    rows, columns = target.shape
-    alive = int((~block.dead).sum())
-    order = np.zeros((rows, alive), int)
-    costs = np.zeros((rows, alive))
-    size = max(1, (1 << 24) // columns**2)
-    for start in range(0, rows, size):
-        at = slice(start, min(start + size, rows))
-        order[at], costs[at] = _removals(target[at], block)
-    removed = np.full(rows, max(0, alive - budget.keep))
-    if isinstance(budget, InMatrix):
-        removed = _cheapest(np.maximum.accumulate(costs, axis=1), rows * alive - budget.keep)
-    mask = np.zeros(target.shape, bool)
-    stay = np.arange(alive) >= removed[:, None]
-    np.put_along_axis(mask, order, stay, axis=1)
-    return mask
-
-
-def _cheapest(costs: np.ndarray, count: int) -> np.ndarray:
-    """How many removals of each row are among the `count` cheapest; costs rise along a row."""
-    step = np.broadcast_to(np.arange(costs.shape[1]), costs.shape)
-    first = np.lexsort((step.ravel(), costs.ravel()))[: max(0, count)]
-    return np.bincount(first // max(1, costs.shape[1]), minlength=len(costs))
-
-
-def _removals(target: np.ndarray, block: Block) -> tuple[np.ndarray, np.ndarray]:
-    """The order in which exact OBS removes the weights of each row, and what each removal costs."""
-    rows = len(target)
-    alive = np.broadcast_to(~block.dead, target.shape).copy()
-    inverse = np.repeat(block.inverse[None], rows, axis=0)
-    weight = target.copy()
-    every = np.arange(rows)
-    order, costs = [], []
-    for _ in range(int((~block.dead).sum())):
-        diagonal = np.einsum("rii->ri", inverse)
-        saliency = np.where(alive, np.square(weight) / np.maximum(diagonal, 1e-300), np.inf)
-        chosen = saliency.argmin(axis=1)
-        order.append(chosen)
-        costs.append(saliency[every, chosen])
-        column = inverse[every, chosen]  # (rows, columns)
-        pivot = diagonal[every, chosen]
-        weight -= (weight[every, chosen] / pivot)[:, None] * column
-        inverse -= column[:, :, None] * (column / pivot[:, None])[:, None, :]
-        alive[every, chosen] = False
-    shape = (0, rows)
-    return (
-        np.array(order, int).reshape(-1, rows).T if order else np.zeros(shape, int).T,
-        np.array(costs).reshape(-1, rows).T if costs else np.zeros(shape).T,
-    )

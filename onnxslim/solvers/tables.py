@@ -4,9 +4,6 @@
 `IntegerGrid` has integers in a range, times a scale. A table may put a price on its values
 (`Table.price`): each weight then minimises error + price, so that bits are spent where they matter
 (entropy-constrained quantization).
-
-Owns: which value is best for one weight. Not here: how weights make up for each other's rounding
-(see `feedback`), and how values are found (see `kmeans` and `refinement`).
 """
 
 from __future__ import annotations

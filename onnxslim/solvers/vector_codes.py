@@ -8,9 +8,6 @@ once the columns after it have made up for it as well as they can,
 
 so the nearest entry is sought after a change of basis by U_JJ⁻¹; for v = 1 this is `feedback`.
 `refit_residual` finds the best entries for given codes.
-
-Owns: the order of vectors, how an entry of each of several tables is chosen, and how far entries
-are solved for. Not here: where tables start (see `vectors`).
 """
 
 from __future__ import annotations
@@ -32,9 +29,7 @@ _REFIT_FLOPS: Final = 2e11
 _FEW: Final = 1 << 8  # sums of stages, up to which all of them are tried
 
 
-def residual_codes(
-    target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray], *, by_activity: bool = True
-) -> np.ndarray:
+def residual_codes(target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray]) -> np.ndarray:
     """An entry of each table for every v neighbouring columns, their sum being the weight.
 
     Later columns make up for errors; rows in which that turns out worse than the nearest entries
@@ -45,7 +40,6 @@ def residual_codes(
         target: the unconstrained optimum, (rows, columns); v divides the columns.
         metric: of the inputs.
         tables: of the stages, all (count, v), or (count,) for scalars.
-        by_activity: take vectors with a large sum of H_jj first.
 
     Returns:
         (stages, rows, columns / v), uint8 or uint16.
@@ -64,7 +58,7 @@ def residual_codes(
     plain = _plain_codes(target, metric, stages)
     if metric.is_identity:
         return plain
-    fed = _fed_codes(target, metric, stages, by_activity=by_activity)
+    fed = _fed_codes(target, metric, stages)
     cost, fed_cost = (metric.cost_by_row(target - decoded(stages, codes)) for codes in (plain, fed))
     return np.asarray(np.where((cost < fed_cost)[None, :, None], plain, fed))
 
@@ -137,30 +131,21 @@ def _spans(metric: Metric, length: int) -> Iterator[_Span]:
             held = []
 
 
-def _fed_codes(
-    target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray], *, by_activity: bool
-) -> np.ndarray:
+def _fed_codes(target: np.ndarray, metric: Metric, tables: Sequence[np.ndarray]) -> np.ndarray:
     length = tables[0].shape[1]
     dtype = code_type(max(len(table) for table in tables))
     codes = np.zeros((len(tables), len(target), target.shape[1] // length), dtype)
     for span in _spans(metric, length):
         at = slice(span.at.start // length, span.at.stop // length)
-        order = _order(span, length, by_activity=by_activity)
-        codes[:, :, at] = _feedback(target[:, span.at], span, tables, order)
+        codes[:, :, at] = _feedback(target[:, span.at], span, tables)
     return codes
 
 
-def _order(span: _Span, length: int, *, by_activity: bool) -> np.ndarray:
-    """The order of vectors."""
-    activity = np.where(span.dead, 0.0, np.diagonal(span.matrix)).reshape(-1, length).sum(axis=1)
-    return np.argsort(-activity, kind="stable") if by_activity else np.arange(len(activity))
-
-
-def _feedback(
-    target: np.ndarray, span: _Span, tables: Sequence[np.ndarray], order: np.ndarray
-) -> np.ndarray:
-    """Codes (stages, rows, vectors) of one span."""
+def _feedback(target: np.ndarray, span: _Span, tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Codes (stages, rows, vectors) of one span, vectors with a large sum of H_jj first."""
     length = tables[0].shape[1]
+    activity = np.where(span.dead, 0.0, np.diagonal(span.matrix)).reshape(-1, length).sum(axis=1)
+    order = np.argsort(-activity, kind="stable")
     columns = (order[:, None] * length + np.arange(length)).ravel()
     upper = inverse_factor(span.matrix[np.ix_(columns, columns)], overwrite=True)
     dead = span.dead[columns]
@@ -175,18 +160,15 @@ def _feedback(
             last = first + length
             basis = linalg.solve_triangular(upper[first:last, first:last], np.eye(length))
             vectors = work[first:last].T
-            own = _in_basis(vectors, tables, np.where(dead[first:last], 0.0, basis))
+            live = np.where(dead[first:last], 0.0, basis)
+            # what is nearest after the change of basis
+            own = _staged([table @ live for table in tables], vectors @ live, None)
             codes[:, :, order[first // length]] = own
             chosen = np.sum([table[code] for table, code in zip(tables, own, strict=True)], axis=0)
             error = errors[first - start : last - start] = ((vectors - chosen) @ basis).T
             work[last:stop] -= upper[first:last, last:stop].T @ error
         work[stop:] -= upper[start:stop, stop:].T @ errors
     return codes
-
-
-def _in_basis(vectors: np.ndarray, tables: Sequence[np.ndarray], basis: np.ndarray) -> np.ndarray:
-    """Codes (stages, n) of what is nearest after the change of basis."""
-    return _staged([table @ basis for table in tables], vectors @ basis, None)
 
 
 # ---------------------------------------------------------------------------- entries for codes
@@ -243,13 +225,14 @@ class _Fit:
         shape = target.shape
         diagonal = self.gathered(np.broadcast_to(self.metric.diagonal, shape))
         scale = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)
-        gradient = self.gathered(self._times(target - self.weight(entries)))
+        # H undamped: weights of dead inputs have no say
+        gradient = self.gathered(self.metric.undamped_times(target - self.weight(entries)))
         strength = first = float((gradient * scale * gradient).sum())
         step = gradient * scale
         for _ in range(self._steps(shape)):
             if strength <= 1e-20 * first or strength <= 0:
                 break
-            image = self.gathered(self._times(self.weight(step)))
+            image = self.gathered(self.metric.undamped_times(self.weight(step)))
             curvature = float((step * image).sum())
             if curvature <= 0:
                 break
@@ -258,13 +241,6 @@ class _Fit:
             before, strength = strength, float((gradient * scale * gradient).sum())
             step = gradient * scale + strength / before * step
         return entries
-
-    def _times(self, change: np.ndarray) -> np.ndarray:
-        """Times H, undamped: weights of dead inputs have no say."""
-        if self.metric.is_identity:
-            return change
-        parts = [block.times(change[:, block.at]) for block in self.metric.blocks]
-        return np.concatenate(parts, axis=1)
 
     def _steps(self, shape: tuple[int, ...]) -> int:
         flops = 2.0 * shape[0] * sum(len(b.matrix) ** 2 for b in self.metric.blocks)

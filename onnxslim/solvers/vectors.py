@@ -7,8 +7,6 @@ both for networks.
 
 `cluster_vectors` and `residual_tables` find the tables, `encode_vectors` the nearest entries. Not
 here: codes that heed the inputs of a layer, with error feedback (see `vector_codes`).
-
-Owns: which vectors are sampled, how iterations start and when they end.
 """
 
 from __future__ import annotations

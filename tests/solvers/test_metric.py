@@ -248,10 +248,7 @@ def test_a_target_for_the_shifted_inputs_beats_one_for_the_original(seed: int) -
     y = x @ w.T
     metric = Metric(z.T @ z / 300, 8)
     target = shifted_target(w, y.T @ z / 300, metric)
-    errors = [
-        np.square(y - z @ eliminate(goal, metric, InRow(5), rounds=None).T).mean()
-        for goal in (target, w)
-    ]
+    errors = [np.square(y - z @ eliminate(goal, metric, InRow(5)).T).mean() for goal in (target, w)]
     assert errors[0] <= errors[1] + 1e-9
 
 
@@ -352,10 +349,12 @@ def greedy_by_brute_force(w: np.ndarray, metric: Metric, keep: int) -> np.ndarra
 
 @settings(max_examples=20, deadline=None)
 @given(SEEDS, st.integers(1, 5))
-def test_exact_elimination_is_the_greedy_brute_force(seed: int, keep: int) -> None:
+def test_a_round_for_each_weight_is_the_greedy_brute_force(seed: int, keep: int) -> None:
     w, h = problem(seed, rows=3, columns=6)
     metric = Metric(h, 6, max_condition=1e10)
-    pruned = eliminate(w, metric, InRow(keep), rounds=None)
+    with pytest.MonkeyPatch.context() as patch:  # no round takes more than one weight of a row
+        patch.setattr("onnxslim.solvers.surgeon._FIRST", 0.99)
+        pruned = eliminate(w, metric, InRow(keep), rounds=60)
     for row, weight in zip(pruned, w, strict=True):
         expected = greedy_by_brute_force(weight, metric, keep)
         np.testing.assert_array_equal(row != 0, expected)
@@ -363,37 +362,38 @@ def test_exact_elimination_is_the_greedy_brute_force(seed: int, keep: int) -> No
 
 @settings(max_examples=20)
 @given(SEEDS)
-def test_removing_one_weight_exactly_is_the_best_there_is(seed: int) -> None:
+def test_removing_one_weight_is_the_best_there_is(seed: int) -> None:
     w, h = problem(seed, rows=2, columns=5)
     metric = Metric(h, 5, max_condition=1e10)
-    found = objective(w, eliminate(w, metric, InMatrix(9), rounds=None), metric)
+    found = objective(w, eliminate(w, metric, InMatrix(9)), metric)
     supports = [np.arange(10).reshape(2, 5) != gone for gone in range(10)]
     best = min(objective(w, refit(w, metric, support), metric) for support in supports)
     np.testing.assert_allclose(found, best, rtol=1e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10, deadline=None)
 @given(SEEDS)
-def test_many_rounds_come_close_to_exact_elimination(seed: int) -> None:
-    w, h = problem(seed, rows=8, columns=16)
-    metric = Metric(h, 16)
-    exact = objective(w, eliminate(w, metric, InMatrix(40), rounds=None), metric)
-    rounds = objective(w, eliminate(w, metric, InMatrix(40), rounds=40), metric)
-    single = objective(w, eliminate(w, metric, InMatrix(40), rounds=1), metric)
+def test_many_rounds_come_close_to_one_removal_at_a_time(seed: int) -> None:
+    w, h = problem(seed, rows=40, columns=8)
+    metric = Metric(h, 8)
+    supports = np.array([greedy_by_brute_force(row, metric, 5) for row in w])
+    exact = objective(w, refit(w, metric, supports), metric)
+    rounds = objective(w, eliminate(w, metric, InRow(5), rounds=40), metric)
+    single = objective(w, eliminate(w, metric, InRow(5), rounds=1), metric)
     assert rounds < 1.5 * exact + 1e-9
     assert exact < 1.2 * single + 1e-9
 
 
-def test_exact_elimination_shares_out_over_rows() -> None:
+def test_elimination_shares_out_over_rows() -> None:
     w, h = problem(9)
     w[0] *= 100
-    pruned = eliminate(w, Metric(h, 12), InMatrix(30), rounds=None)
+    pruned = eliminate(w, Metric(h, 12), InMatrix(30))
     assert density(pruned) == 30
     assert density(pruned[0]) > 10
 
 
-@pytest.mark.parametrize("rounds", [None, 5])
-def test_dead_inputs_lose_their_weights_first(rounds: int | None) -> None:
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_dead_inputs_lose_their_weights_first(rounds: int) -> None:
     w, h = problem(10, dead=6)
     metric = Metric(h, 12)
     for pruned in (
@@ -413,7 +413,6 @@ def test_singular_moments_are_no_obstacle(samples: int) -> None:
     for pruned in (
         sweep_out(w, metric, InMatrix(60)),
         eliminate(w, metric, InMatrix(60)),
-        eliminate(w, metric, InMatrix(60), rounds=None),
     ):
         assert np.abs(pruned).max() < 100 * np.abs(w).max()
         assert objective(w, pruned, metric) < 0.01 * size

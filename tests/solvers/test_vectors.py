@@ -51,10 +51,8 @@ def vector_codes(weight: np.ndarray, metric: Metric, table: np.ndarray) -> np.nd
     return np.asarray(residual_codes(weight, metric, [table])[0])
 
 
-def quantize_vectors(
-    weight: np.ndarray, metric: Metric, table: np.ndarray, *, by_activity: bool = True
-) -> np.ndarray:
-    return decoded([table], residual_codes(weight, metric, [table], by_activity=by_activity))
+def quantize_vectors(weight: np.ndarray, metric: Metric, table: np.ndarray) -> np.ndarray:
+    return decoded([table], residual_codes(weight, metric, [table]))
 
 
 def refit_vectors(
@@ -225,12 +223,11 @@ def test_the_weight_is_that_of_the_codes() -> None:
     np.testing.assert_array_equal(weight, table[codes].reshape(w.shape))
 
 
-@pytest.mark.parametrize("by_activity", [True, False])
-def test_vectors_of_one_column_are_quantized_like_scalars(by_activity: bool) -> None:
+def test_vectors_of_one_column_are_quantized_like_scalars() -> None:
     w, h = problem(1)
     metric, table = Metric(h, 24), cluster(w, 8)
-    scalars = round_with_feedback(w, metric, Table.of(table), by_activity=by_activity)
-    found = quantize_vectors(w, metric, table[:, None], by_activity=by_activity)
+    scalars = round_with_feedback(w, metric, Table.of(table))
+    found = quantize_vectors(w, metric, table[:, None])
     np.testing.assert_allclose(found, scalars)
 
 
@@ -273,7 +270,7 @@ def test_vectors_may_lie_across_the_border_of_blocks(edge: int) -> None:
     split = BlockDiagonal((h[:edge, :edge], h[edge:, edge:]))
     table = cluster_vectors(w.reshape(-1, 4), 16)
     a, b = (
-        quantize_vectors(w, Metric(second, 24, max_condition=1e12), table, by_activity=False)
+        quantize_vectors(w, Metric(second, 24, max_condition=1e12), table)
         for second in (split, whole)
     )
     np.testing.assert_array_equal(a, b)

@@ -1,9 +1,6 @@
 """The interface of a decomposition of a kernel: its error, its factors, their product.
 
 One group at a time, float64.
-
-Owns: what a method must answer, and how H is reduced to channels. Not here: the methods (see
-`methods` for the list of them).
 """
 
 from __future__ import annotations
@@ -16,8 +13,7 @@ from math import prod
 import numpy as np
 from scipy import linalg
 
-from onnxslim.services.moments import BlockDiagonal
-from onnxslim.solvers.low_rank import Projection, symmetric, variational_rank
+from onnxslim.solvers.low_rank import Components, Projection, symmetric, variational_rank
 from onnxslim.solvers.metric import Metric
 
 Ranks = tuple[int, ...]
@@ -103,9 +99,13 @@ class Decomposition(ABC):
     def factor_shapes(shape: KernelShape, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """The shapes of what `factors` returns."""
 
+    @cached_property
+    def _components(self) -> Components:
+        return Components(self.target, self.metric)
+
     def energies(self) -> np.ndarray:
-        """Squared singular values that tell a rank; of the method's main unfolding."""
-        raise NotImplementedError
+        """Squared singular values that tell a rank: of W, or of the method's main unfolding."""
+        return np.asarray(self._components.energies)
 
     def variational_ranks(self) -> Ranks:
         """The ranks that variational Bayes finds."""
@@ -136,7 +136,7 @@ def dense_second(metric: Metric) -> np.ndarray | None:
     if metric.is_identity:
         return None
     blocks = tuple(block.undamped() for block in metric.blocks)
-    return blocks[0] if len(blocks) == 1 else linalg.block_diag(*BlockDiagonal(blocks).blocks)
+    return blocks[0] if len(blocks) == 1 else linalg.block_diag(*blocks)
 
 
 def channel_metric(metric: Metric, shape: KernelShape) -> Metric:

@@ -1,11 +1,6 @@
 """Decompositions of a kernel whose first factors are principal components, in closed form.
 
-    channel    W = Σ_r A[n, r]·B[r, c, k...]                        Zhang et al. 2015
-    spatial    W = Σ_r A[n, r, k₂...]·B[r, c, k₁]                   Jaderberg et al. 2014, scheme 2
-    tucker2    W = Σ_pq A[n, p]·G[p, q, k...]·B[q, c]               Kim et al. 2015
-    depthwise  W = Σ_t A[n, c, t]·D[c, t, k...]                     Guo et al. 2018
-
-Owns: how the first factors are found. Not here: the last factor (see `low_rank.Projection`).
+`methods` has their equations and sources; the last factor is found by `low_rank.Projection`.
 """
 
 from __future__ import annotations
@@ -31,10 +26,6 @@ from onnxslim.solvers.metric import Metric, whitening
 class Channel(Decomposition):
     """d filters, then a mix of them: the principal components of the outputs."""
 
-    @cached_property
-    def _components(self) -> Components:
-        return Components(self.target, self.metric)
-
     @staticmethod
     def exact_ranks(shape: KernelShape) -> Ranks:
         """See `Decomposition`."""
@@ -59,10 +50,6 @@ class Channel(Decomposition):
     def factor_shapes(shape: KernelShape, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """See `Decomposition`."""
         return (ranks[0], shape.channels, *shape.kernel), (shape.rows, ranks[0])
-
-    def energies(self) -> np.ndarray:
-        """See `Decomposition`."""
-        return np.asarray(self._components.energies)
 
 
 class Spatial(Projected):
@@ -257,8 +244,7 @@ class Tucker2(Projected):
         """See `Decomposition`."""
         shape = self.shape
         q = variational_rank(self.energies(), shape.rows * shape.taps, shape.channels)
-        outputs = Components(self.target, self.metric).energies
-        return variational_rank(outputs, *self.target.shape), q
+        return variational_rank(self._components.energies, *self.target.shape), q
 
 
 class Depthwise(Projected):
@@ -322,10 +308,6 @@ class Depthwise(Projected):
         """See `Decomposition`."""
         terms = ranks[0]
         return (shape.channels, terms, *shape.kernel), (shape.rows, shape.channels, terms)
-
-    def energies(self) -> np.ndarray:
-        """See `Decomposition`."""
-        return np.asarray(Components(self.target, self.metric).energies)
 
     def variational_ranks(self) -> Ranks:
         """One term: there is no matrix whose rank it would be."""

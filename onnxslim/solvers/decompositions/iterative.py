@@ -1,11 +1,7 @@
 """Decompositions of a kernel whose factors are found by iteration, for each rank by itself.
 
-    cp         W = Σ_r A[n, r]·V₁[r, k₁]·V₂[r, k₂]···B[r, c]        Lebedev et al. 2015
-    flattened  cp with `terms` terms for each output by itself      Jin et al. 2014
-
-The iteration is alternating least squares. It may not settle, which raises `Diverges`.
-
-Owns: where the iteration starts, and when it counts as diverging.
+`methods` has their equations and sources. The iteration is alternating least squares. It may not
+settle, which raises `Diverges`.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from onnxslim.solvers.decompositions.base import (
     Ranks,
     channel_metric,
 )
-from onnxslim.solvers.low_rank import Components, Projection, least_squares, symmetric, times_metric
+from onnxslim.solvers.low_rank import Projection, least_squares, symmetric, times_metric
 from onnxslim.solvers.metric import whitening
 
 _SWEEPS: Final = (10, 400)  # of alternating least squares, at least and at most
@@ -63,10 +59,6 @@ class _Iterative(Decomposition):
     def factors(self, ranks: Ranks) -> Factors:
         """See `Decomposition`; those of the axes first, then A, which adds terms up."""
         return self._solved(ranks[0])[0]
-
-    def energies(self) -> np.ndarray:
-        """See `Decomposition`."""
-        return np.asarray(Components(self.target, self.metric).energies)
 
 
 class Cp(_Iterative):

@@ -11,9 +11,6 @@ All but the last factor come from a decomposition of W weighed by that part of H
 method lets through (over channels, over kernel positions, ...); the last one, A, is then the best
 there is for these and the whole of H (`Projection`). With A refitted no method needs more than its
 first factors to be good.
-
-Owns: the names of methods. Not here: their interface (see `base`), and how the first factors are
-found (see `closed_form`, `iterative`).
 """
 
 from __future__ import annotations

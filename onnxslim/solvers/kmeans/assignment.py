@@ -2,8 +2,6 @@
 
 Level i is nearest to the values between the midpoints to its neighbours, so the code of a value is
 the number of midpoints (thresholds) below it.
-
-Owns: how thresholds are counted. Not here: how levels are found (see `levels`).
 """
 
 from __future__ import annotations
@@ -12,8 +10,14 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.solvers.kmeans.float_bins import FloatBins
-from onnxslim.solvers.kmeans.pieces import NOT_FINITE, Arrays, split, weighted_pieces, with_weights
+from onnxslim.solvers.kmeans.pieces import (
+    NOT_FINITE,
+    Arrays,
+    FloatBins,
+    split,
+    weighted_pieces,
+    with_weights,
+)
 
 _COMPARED: Final = 48  # levels up to which comparing with each threshold is fastest
 

@@ -4,13 +4,10 @@
 Levels are the centroids of scikit-learn's `KMeans`, codes its labels, and the error its inertia.
 
 Many values are first added up in fewer than 2¹⁶ bins, which hold their exact weights and sums (see
-`float_bins` for their width). What that costs is bounded: the best table has k − 1 thresholds, each
+`pieces` for their width). What that costs is bounded: the best table has k − 1 thresholds, each
 in one bin, and giving a whole bin of width b and weight m to one of two neighbours that lie g apart
 costs at most 2·m·g·b. The table found is optimal for the bins, so its error exceeds the least
 possible by no more than the sum of 2·m·g·b over those k − 1 thresholds.
-
-Owns: up to how many values are sorted rather than gathered in bins, and how zero is kept as a
-level. Not here: the dynamic programme (see `partition`), codes of values (see `assignment`).
 """
 
 from __future__ import annotations
@@ -21,19 +18,24 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.solvers.kmeans.float_bins import FloatBins
 from onnxslim.solvers.kmeans.lloyd import TableInit, init_levels, lloyd
 from onnxslim.solvers.kmeans.optimum import optimal_levels
-from onnxslim.solvers.kmeans.partition import best_edges, index_type, next_layer, run_saving
+from onnxslim.solvers.kmeans.partition import (
+    SortedRows,
+    best_edges,
+    index_type,
+    next_layer,
+    run_saving,
+)
 from onnxslim.solvers.kmeans.pieces import (
     Arrays,
+    FloatBins,
     WeightedArray,
     distinct_values,
     extremes,
     weighted_pieces,
     with_weights,
 )
-from onnxslim.solvers.kmeans.sorted_rows import SortedRows
 
 _SORTED: Final = 1 << 16  # up to here values are sorted, and the table is exactly optimal
 _SORTED_LEVELS: Final = 1 << 22  # values times levels, likewise
@@ -97,10 +99,8 @@ def cluster_rows(
 ) -> np.ndarray:
     """A table for each row, as by `cluster`, but many rows at once.
 
-    Up to 128 columns, or 4 · `count`, the optimum is exact. Longer rows are first solved exactly
-    for runs of values merged where the values lie dense; then the exact recursion is run once more
-    on the values themselves, with each threshold free to move by about the length of a run (again
-    while one moves far).
+    Up to 128 columns, or 4 · `count`, the optimum is exact; longer rows are solved coarse to fine
+    (see `optimum`).
 
     Args:
         matrix: (rows, columns).

@@ -3,8 +3,6 @@
 In one dimension an assignment is a set of thresholds: each step puts every threshold halfway
 between two levels, and every level at the mean of the values between its thresholds. The iteration
 ends where no threshold passes a value, a local optimum.
-
-Owns: the starts, and when an iteration ends. Not here: the optimum (see `optimum`).
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.solvers.kmeans.sorted_rows import SortedRows
+from onnxslim.solvers.kmeans.partition import SortedRows
 
 _MAX_ITERATIONS: Final = 5000  # the iteration nearly always stands still much earlier
 

@@ -3,9 +3,6 @@
 A long row is first solved exactly for runs of values merged where the values lie dense. Then
 `partition` runs once more on the values themselves, with each threshold free to move by about the
 length of a run (again while one moves far).
-
-Owns: which values are merged, and how far a threshold may move. What `levels.cluster_rows` promises
-of the result must stay true.
 """
 
 from __future__ import annotations
@@ -14,8 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.solvers.kmeans.partition import best_edges, best_path, run_saving
-from onnxslim.solvers.kmeans.sorted_rows import TINY, SortedRows
+from onnxslim.solvers.kmeans.partition import TINY, SortedRows, best_edges, best_path, run_saving
 
 _COARSE: Final = 4  # runs a level that rows are first merged into
 _COARSEST: Final = 128  # runs that they are merged into at least
