@@ -71,12 +71,12 @@ from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout
 from onnxslim.lossy.problems import Problem
 from onnxslim.lossy.scalar_codebooks import TableSpec, find_scalar_codebook
 from onnxslim.lossy.vector_codebooks import find_vector_codebook
-from onnxslim.pipeline.options import Interval, OptionValue, assigned, at_least, one_of, option
+from onnxslim.pipeline.options import Assigned, Interval, OptionValue, at_least, one_of, option
 from onnxslim.solvers.kmeans.lloyd import TableInit
 
 _BITS: Final = Interval(1, 8)
 _VALUES: Final = Interval(2, 256)
-_VALUES_OF: Final = assigned(_VALUES, whole=True)
+_VALUES_OF: Final = Assigned(_VALUES, whole=True)
 _PER: Final = {
     "tensor": TableGranularity.TENSOR,
     "channel": TableGranularity.ROW,

@@ -61,8 +61,7 @@ from onnxslim.exits.planning import ExitPlan
 from onnxslim.exits.run import ExitInjection, ExitRequest
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.options import at_least, interval, one_of, option
-from onnxslim.pipeline.passes import Context, Pass
-from onnxslim.pipeline.replayable import replay_note
+from onnxslim.pipeline.passes import Context, Pass, replay_note
 from onnxslim.records import Change, Fidelity, PassResult
 
 _TARGET = 0.995

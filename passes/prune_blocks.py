@@ -67,8 +67,7 @@ from onnxslim.lossy.budgeted_pass import (
 from onnxslim.lossy.budgets import known_macs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import OptionValue, option
-from onnxslim.pipeline.passes import Context
-from onnxslim.pipeline.replayable import replay_note
+from onnxslim.pipeline.passes import Context, replay_note
 from onnxslim.records import Change, Fidelity, PassResult
 
 

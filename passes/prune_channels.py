@@ -78,12 +78,11 @@ from onnxslim.lossy.budgeted_pass import (
     remaining_share_option,
 )
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
-from onnxslim.pipeline.options import OptionValue, assigned, at_least, one_of, option
-from onnxslim.pipeline.passes import Context
-from onnxslim.pipeline.replayable import replay_note
+from onnxslim.pipeline.options import Assigned, OptionValue, at_least, one_of, option
+from onnxslim.pipeline.passes import Context, replay_note
 from onnxslim.records import Change, Fidelity, PassResult
 
-_PLAN = assigned(at_least(1), whole=True)
+_PLAN = Assigned(at_least(1), whole=True)
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ from onnxslim.lossy.error_gain import sensitivity
 from onnxslim.lossy.layer_pass import LayerPass, error_words, share_of
 from onnxslim.lossy.problems import Problem, Problems
 from onnxslim.pipeline.options import (
+    Assigned,
     Interval,
     OptionValue,
-    assigned,
     at_least,
     interval,
     one_of,
@@ -88,7 +88,7 @@ from onnxslim.solvers.masks import (
 )
 from onnxslim.solvers.surgeon import prune, surgeon
 
-_RATIO_OF = assigned(Interval(0.0, 1.0, open_right=True))
+_RATIO_OF = Assigned(Interval(0.0, 1.0, open_right=True))
 _PATTERN = re.compile(r"(\d+):(\d+)")
 _NEEDS_DATA = (Saliency.OBD, Saliency.OBS, Saliency.WANDA)
 

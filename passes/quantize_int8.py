@@ -80,9 +80,8 @@ from onnxslim.errors import NotApplicable
 from onnxslim.graph.ir import walk_graphs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import at_least, one_of, option
-from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.passes import Context, replay_note
 from onnxslim.pipeline.policy import Goal
-from onnxslim.pipeline.replayable import replay_note
 from onnxslim.quantization.calibration_ranges import RangeMethod
 from onnxslim.quantization.clusters import clusters_of
 from onnxslim.quantization.recurrent import KERNEL

@@ -8,8 +8,7 @@ layouts need no cases of their own. With W[o, i, k] for kernel position k:
     a·y + b               is the layer with  W[o, i, k]·a_o            and  a_o·B_o + b_o
     the layer of a·x + b  is the layer with  W[o, i, k]·a_i            and  B_o + Σ W[o, i, k]·b_i
 
-Owns: the channels of each weight, and the sums above. Not here: which input is the weight and how
-it lies (see `linear_operators`), the maps a·x + b themselves (see `affine`).
+`linear_operators` says which input is the weight and how it lies; `affine` has the maps a·x + b.
 """
 
 from __future__ import annotations
@@ -86,11 +85,6 @@ class LinearLayer(LinearOperator):
         if patches.transposed:
             return None if _is_pointwise(patches) else _OVERLAP
         return None if _is_unpadded(patches) else _PADDED
-
-    def scaled(self, scale: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-        """The weight with each element times `scale[index]`; None when it leaves the type."""
-        weight = self.weight_array
-        return scale_weight(weight, scale[index])
 
     def push(self, shift: np.ndarray) -> np.ndarray:
         """Σ_i Σ_k W[o, i, k]·shift_i: the shift of outputs for one of inputs, (outs,), float64."""
@@ -241,7 +235,7 @@ def _absorbed(
     """Weight and bias when each weight is scaled by its channel of `index`, or why not."""
     weight: gs.Tensor | np.ndarray = layer.weight_tensor
     if vectors.scales:
-        scaled = layer.scaled(vectors.scale, index)
+        scaled = scale_weight(layer.weight_array, vectors.scale[index])
         if scaled is None:
             return "a weight would overflow or underflow"
         weight = scaled

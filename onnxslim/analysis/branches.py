@@ -62,7 +62,7 @@ def residual_branches(graph: gs.Graph) -> Iterator[Branch]:
                 yield Branch(node, term, tuple(alone), own)
 
 
-def _unneeded(graph: gs.Graph, total: Node | None = None, term: int | None = None) -> list[Node]:
+def _unneeded(graph: gs.Graph, total: Node | None = None, term: int = 0) -> list[Node]:
     """The nodes that nothing needs when the sum `total` leaves out its input `term`."""
     wanted = {id(tensor) for tensor in graph.outputs}
     dead: list[Node] = []
@@ -70,15 +70,11 @@ def _unneeded(graph: gs.Graph, total: Node | None = None, term: int | None = Non
         if not any(id(tensor) in wanted for tensor in node.outputs):
             dead.append(node)
             continue
-        left_out = term if node is total else None
-        used = needs(node) if left_out is None else _others(node, left_out)
+        used = list(needs(node))
+        if node is total:
+            del used[term]
         wanted.update(id(tensor) for tensor in used)
     return dead[::-1]
-
-
-def _others(node: Node, index: int) -> list[gs.Tensor]:
-    """All inputs but one."""
-    return [tensor for place, tensor in enumerate(node.inputs) if place != index]
 
 
 def next_layers(graph: gs.Graph, tensor: gs.Tensor) -> tuple[WeightLayer, ...]:

@@ -26,6 +26,7 @@ Attributes = Mapping[str, Any]
 
 INPUT: Final = "x"
 _IR_VERSION: Final = 10
+_OPSET: Final = 17
 _VALUE: Final = 0.01  # of every weight; products stay far from denormal numbers
 _FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
 
@@ -57,7 +58,6 @@ def small_model(
     ops: Sequence[LayerOp],
     *,
     dtype: np.dtype[Any] = _FLOAT32,
-    opset: int = 17,
 ) -> onnx.ModelProto:
     """A model with the input `x`; it returns the output of the last of `ops`.
 
@@ -65,7 +65,6 @@ def small_model(
         x_shape: shape of the input.
         ops: operators, producers first.
         dtype: element type of the input and of all weights.
-        opset: version of the standard operators.
     """
     nodes: list[onnx.NodeProto] = []
     kind = to_onnx_dtype(dtype)
@@ -91,66 +90,8 @@ def small_model(
         [helper.make_tensor_value_info(INPUT, kind, x_shape)],
         [onnx.ValueInfoProto(name=ops[-1].output, type=helper.make_tensor_type_proto(kind, None))],
     )
-    imports = [helper.make_opsetid("", opset)]
+    imports = [helper.make_opsetid("", _OPSET)]
     return helper.make_model(graph, ir_version=_IR_VERSION, opset_imports=imports)
-
-
-def conv_op(
-    w_shape: StaticShape,
-    attrs: Attributes | None = None,
-    *,
-    bias: bool = False,
-    x: str = INPUT,
-    output: str = "y",
-    transposed: bool = False,
-) -> LayerOp:
-    """A Conv, or a ConvTranspose, with a weight of `w_shape`.
-
-    Args:
-        w_shape: (outputs, inputs / group, kernel...); of a ConvTranspose (inputs, outputs / group,
-            kernel...).
-        attrs: group, strides, pads, ...
-        bias: whether the operator has a bias.
-        x: name of the tensor that it reads.
-        output: name of the tensor that it returns.
-        transposed: whether the operator is a ConvTranspose.
-    """
-    attrs = dict(attrs or {})
-    outputs = w_shape[1] * int(attrs.get("group", 1)) if transposed else w_shape[0]
-    inputs: tuple[str | StaticShape, ...] = (x, w_shape, (outputs,)) if bias else (x, w_shape)
-    return LayerOp("ConvTranspose" if transposed else "Conv", inputs, output, attrs)
-
-
-def conv_model(
-    attrs: Attributes | None,
-    x_shape: StaticShape,
-    w_shape: StaticShape,
-    *,
-    bias: bool = False,
-    transposed: bool = False,
-    dtype: np.dtype[Any] = _FLOAT32,
-) -> onnx.ModelProto:
-    """A model of one Conv; see `conv_op`."""
-    return small_model(
-        x_shape, [conv_op(w_shape, attrs, bias=bias, transposed=transposed)], dtype=dtype
-    )
-
-
-def gemm_model(
-    x_shape: StaticShape,
-    w_shape: StaticShape,
-    attrs: Attributes | None = None,
-    *,
-    bias: bool = False,
-    dtype: np.dtype[Any] = _FLOAT32,
-) -> onnx.ModelProto:
-    """A model of one Gemm whose second operand has `w_shape`, (inputs, outputs) without transB."""
-    attrs = dict(attrs or {})
-    outputs = w_shape[0] if attrs.get("transB") else w_shape[1]
-    inputs: tuple[str | StaticShape, ...] = (
-        (INPUT, w_shape, (outputs,)) if bias else (INPUT, w_shape)
-    )
-    return small_model(x_shape, [LayerOp("Gemm", inputs, "y", attrs)], dtype=dtype)
 
 
 def op_of(node: Node, data: int, shapes: Sequence[StaticShape | None]) -> LayerOp:

@@ -9,9 +9,6 @@ on vectors x that the layer's `unfolding` makes of its input tensor:
     Gemm, MatMul   x is a row, or a column, of the other operand; Gemm's alpha multiplies x
 
 The canonical weight holds the tensor's own values in another order, so `restored` is exact.
-
-Owns: the list of layers and the order of their weights. Not here: the reading of operators (see
-`linear_operators`).
 """
 
 from __future__ import annotations
@@ -104,36 +101,25 @@ class WeightLayer:
 
     def canonical(self) -> np.ndarray:
         """The weight as (groups, rows, columns), in its own type; read-only or a copy."""
-        return canonical(self, self.holder.values)
+        stored, groups, rows, columns = self.holder.values, self.groups, self.rows, self.columns
+        if isinstance(self.unfolding, ConvPatches) and self.inputs_first:
+            taps = prod(self.unfolding.kernel)
+            # (C_in, C_out/g, k...) -> (g, C_in/g, C_out/g, k) -> (g, C_out/g, C_in/g, k)
+            split = stored.reshape(groups, columns // taps, rows, taps)
+            return split.transpose(0, 2, 1, 3).reshape(groups, rows, columns)
+        if self.inputs_first:
+            return stored.reshape(groups, columns, rows).transpose(0, 2, 1)
+        return stored.reshape(groups, rows, columns)
 
     def restored(self, weight: np.ndarray) -> np.ndarray:
-        """The array for `holder.values`, of its shape and type, from (groups, rows, columns)."""
-        return restored(self, weight)
-
-
-def canonical(layer: WeightLayer, stored: np.ndarray) -> np.ndarray:
-    """`stored`, laid out as the weight of `layer`, as (groups, rows, columns)."""
-    groups, rows, columns = layer.groups, layer.rows, layer.columns
-    if isinstance(layer.unfolding, ConvPatches) and layer.inputs_first:
-        taps = prod(layer.unfolding.kernel)
-        # (C_in, C_out/g, k...) -> (g, C_in/g, C_out/g, k) -> (g, C_out/g, C_in/g, k)
-        split = stored.reshape(groups, columns // taps, rows, taps)
-        return split.transpose(0, 2, 1, 3).reshape(groups, rows, columns)
-    if layer.inputs_first:
-        return stored.reshape(groups, columns, rows).transpose(0, 2, 1)
-    return stored.reshape(groups, rows, columns)
-
-
-def restored(layer: WeightLayer, weight: np.ndarray) -> np.ndarray:
-    """The inverse of `canonical`, rounded once to the type of the stored weight."""
-    stored = layer.holder.stored
-    groups, rows, columns = layer.groups, layer.rows, layer.columns
-    if isinstance(layer.unfolding, ConvPatches) and layer.inputs_first:
-        taps = prod(layer.unfolding.kernel)
-        weight = weight.reshape(groups, rows, columns // taps, taps).transpose(0, 2, 1, 3)
-    elif layer.inputs_first:
-        weight = weight.reshape(groups, rows, columns).transpose(0, 2, 1)
-    return np.ascontiguousarray(weight.reshape(stored.shape).astype(stored.dtype))
+        """The inverse of `canonical`: an array for `holder.values`, rounded once to its type."""
+        stored, groups, rows, columns = self.holder.stored, self.groups, self.rows, self.columns
+        if isinstance(self.unfolding, ConvPatches) and self.inputs_first:
+            taps = prod(self.unfolding.kernel)
+            weight = weight.reshape(groups, rows, columns // taps, taps).transpose(0, 2, 1, 3)
+        elif self.inputs_first:
+            weight = weight.reshape(groups, rows, columns).transpose(0, 2, 1)
+        return np.ascontiguousarray(weight.reshape(stored.shape).astype(stored.dtype))
 
 
 def bias_of(layer: WeightLayer) -> np.ndarray | str:
@@ -204,18 +190,12 @@ def _body_name(node: Node, body: gs.Graph) -> str:
 def _with_unique_names(layers: list[WeightLayer]) -> list[WeightLayer]:
     """Sibling bodies may repeat a tensor's name; such layers get their body's name in front."""
     counts = Counter(layer.name for layer in layers)
-    return [
-        replace(layer, name="/".join((*_path_words(layer), layer.name)))
-        if counts[layer.name] > 1
-        else layer
-        for layer in layers
-    ]
-
-
-def _path_words(layer: WeightLayer) -> Iterator[str]:
-    for node, body in layer.bodies:
-        yield node_label(node)
-        yield body
+    named = []
+    for layer in layers:
+        path = [word for node, body in layer.bodies for word in (node_label(node), body)]
+        is_repeated = counts[layer.name] > 1
+        named.append(replace(layer, name="/".join((*path, layer.name))) if is_repeated else layer)
+    return named
 
 
 def _with_sharers(layers: list[WeightLayer]) -> Iterator[WeightLayer]:

@@ -9,9 +9,6 @@ group or per element of a stack:
                    and x a column of the right one; transA and transB may flip either
 
 `linear_operator` reads attributes alone; `constant_weight` also finds the constant operand.
-
-Owns: what an operator's attributes say about its weight. Not here: the matrices themselves (see
-`layers`), the channels of each weight (see `absorption`).
 """
 
 from __future__ import annotations

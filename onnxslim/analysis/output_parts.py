@@ -4,8 +4,7 @@ A detector returns the corners of boxes, which reach hundreds, beside scores, wh
 such an output were compared as a whole, all scores could be lost and the difference would look
 small. So where an output joins values of different origin, each part is compared alone.
 
-Owns: the operators through which joins are followed, and the joins that count. Not here: the
-comparison (see `runtime.measure`).
+The comparison is in `runtime.measure`.
 """
 
 from __future__ import annotations

@@ -56,25 +56,20 @@ class Match(NamedTuple):
 
     def with_tensor(self, name: str, tensor: gs.Tensor) -> Match:
         """This match with a tensor under `name`."""
-        tensors = {**self.tensors, name: tensor}
-        return Match(tensors, self.numbers, self.ops, self.nodes, self.dtype, self.ndim)
+        return self._replace(tensors={**self.tensors, name: tensor})
 
     def with_number(self, name: str, values: tuple[float, ...], ndim: int = 0) -> Match:
         """This match with numbers under `name`, from a constant of rank `ndim`."""
-        numbers = {**self.numbers, name: values}
-        highest = max(ndim, self.ndim)
-        return Match(self.tensors, numbers, self.ops, self.nodes, self.dtype, highest)
+        return self._replace(numbers={**self.numbers, name: values}, ndim=max(ndim, self.ndim))
 
     def with_op(self, name: str, node: Node) -> Match:
         """This match with a node under `name`."""
-        ops = {**self.ops, name: node}
-        return Match(self.tensors, self.numbers, ops, self.nodes, self.dtype, self.ndim)
+        return self._replace(ops={**self.ops, name: node})
 
     def covering(self, *nodes: Node, dtype: Any = None) -> Match:
         """This match with more nodes, each once."""
-        covered = self.nodes + tuple(node for node in nodes if node not in self.nodes)
-        known = self.dtype or dtype
-        return Match(self.tensors, self.numbers, self.ops, covered, known, self.ndim)
+        fresh = tuple(node for node in nodes if node not in self.nodes)
+        return self._replace(nodes=self.nodes + fresh, dtype=self.dtype or dtype)
 
 
 class Pattern(Protocol):

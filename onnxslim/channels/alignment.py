@@ -12,7 +12,7 @@ from typing import Final
 
 import onnx
 
-from onnxslim.analysis.layer_models import LayerOp, StaticShape, conv_model, op_of, small_model
+from onnxslim.analysis.layer_models import LayerOp, StaticShape, op_of, small_model
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import is_present
 from onnxslim.io.model import Model
@@ -87,7 +87,10 @@ def fastest_multiple(stopwatch: Stopwatch, model: Model, nodes: Sequence[Node]) 
         inputs, outputs = (size if multiple == 32 else size - 32 + multiple for size in half)
         trials.append((multiple, inputs, outputs))
     protos = [
-        conv_model(conv.attrs, (x_shape[0], inputs, *x_shape[2:]), (outputs, inputs, *w_shape[2:]))
+        small_model(
+            (x_shape[0], inputs, *x_shape[2:]),
+            [replace(conv, inputs=(conv.inputs[0], (outputs, inputs, *w_shape[2:])))],
+        )
         for _, inputs, outputs in trials
     ]
     times = stopwatch.milliseconds(protos)

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import WeightLayer, bias_of, canonical, weight_layers
+from onnxslim.analysis.layers import WeightLayer, bias_of, weight_layers
 from onnxslim.graph.ir import Node, node_label, subgraphs_of
 from onnxslim.graph.operands import is_present
 from onnxslim.graph.rewrite import Rewriter
@@ -466,7 +466,6 @@ __all__ = [
     "Schedule",
     "Target",
     "assign",
-    "canonical",
     "current_bias_target",
     "layer_depths",
 ]

@@ -27,9 +27,8 @@ from onnxslim.lossy.problems import MAX_INPUTS
 from onnxslim.lowrank.plan import PlanEntry, planned_splits
 from onnxslim.lowrank.run import SplitOptions, Splitting
 from onnxslim.pipeline.options import at_least, interval, one_of, option
-from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.passes import Context, replay_note
 from onnxslim.pipeline.policy import Goal
-from onnxslim.pipeline.replayable import replay_note
 from onnxslim.pipeline.spelling import spell
 from onnxslim.records import Fidelity, PassResult
 

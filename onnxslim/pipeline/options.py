@@ -154,11 +154,6 @@ def interval(
     return Interval(low, high, open_left, open_right)
 
 
-def assigned(values: Interval, *, whole: bool = False) -> Assigned:
-    """`PATTERN=NUMBER`, for options that can differ from layer to layer."""
-    return Assigned(values, whole)
-
-
 def one_of(*choices: str) -> OneOf:
     """One of the given words."""
     return OneOf(choices)

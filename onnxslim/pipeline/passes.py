@@ -7,7 +7,7 @@ and prints nothing. Not here: copying, verifying, timing and committing (see `ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxslim.errors import UsageError
@@ -159,6 +159,17 @@ class Preset(Pass):
         raise NotImplementedError
 
 
-def field_names(owner: type[Pass]) -> tuple[str, ...]:
-    """Names of all dataclass fields of a pass class; each must be an option."""
-    return tuple(field.name for field in fields(owner))
+def replay_note(explicit: Pass | str, *, decided_by: str = "timing") -> str:
+    """The note by which a pass that measured says how to repeat its decision without measuring.
+
+    Times differ from run to run and from machine to machine. A pass that decides by them therefore
+    spells what it decided as an explicit pipeline step, which gives the same bytes everywhere.
+
+    Args:
+        explicit: the pass, or its spelling in a pipeline, that makes the same decision by itself.
+        decided_by: what cannot be repeated exactly.
+
+    >>> replay_note("prune-channels:plan=conv1=8")
+    'chosen by timing; the same without it: prune-channels:plan=conv1=8'
+    """
+    return f"chosen by {decided_by}; the same without it: {explicit}"

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 
 from onnxslim.errors import UsageError
-from onnxslim.pipeline.passes import Pass, field_names
+from onnxslim.pipeline.passes import Pass
 from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import Fidelity
 
@@ -164,7 +164,7 @@ def _option_fault(owner: type[Pass]) -> str | None:
         specs = owner.options()
     except (TypeError, NameError) as error:
         return f"declares an option wrongly ({error})"
-    plain = set(field_names(owner)) - {spec.field for spec in specs}
+    plain = {item.name for item in dataclasses.fields(owner)} - {spec.field for spec in specs}
     if plain:
         return f"has the field `{min(plain)}`, which is not declared by `option(...)`"
     return None

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxslim.analysis.layers import WeightLayer, restored
+from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.graph.functions import DEQUANTIZE, DOMAIN
 from onnxslim.graph.ir import to_numpy_dtype
@@ -85,7 +85,7 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
         return StoredCodes(_named(codes, flat, zeros, bits))
     if not can_fold(layer, weight.block):
         raise ValueError(f"The weight of `{layer.name}` is cut into no blocks of {weight.block}.")
-    codes = restored(layer, weight.codes).astype(weight.codes.dtype)
+    codes = layer.restored(weight.codes).astype(weight.codes.dtype)
     shape = np.array(codes.shape, np.int64)
     scale, zero = weight.scale, weight.zero_point
     if isinstance(layer.unfolding, ConvPatches):  # (g, rows, blocks) -> (g·rows, blocks, 1)

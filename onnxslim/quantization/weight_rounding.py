@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.analysis.layers import WeightLayer, restored
+from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.lossy.problems import Problem
 from onnxslim.quantization.grid import Codes, Grid
@@ -216,4 +216,4 @@ def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> Array:
 
 def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:
     """Codes in the layout of the weight tensor, from (groups, rows, columns)."""
-    return restored(layer, codes).astype(codes.dtype)
+    return layer.restored(codes).astype(codes.dtype)

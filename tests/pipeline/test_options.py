@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from onnxslim.errors import UsageError
-from onnxslim.pipeline.options import Constraint, assigned, at_least, interval, one_of, option
+from onnxslim.pipeline.options import Assigned, Constraint, at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Pass
 from onnxslim.records import Fidelity
 
@@ -74,9 +74,9 @@ def test_bad_value_names_pass_option_range_and_value(
         interval(-2.5, math.inf, open_left=True),
         one_of("a", "b"),
         one_of("a"),
-        assigned(interval(0, 1, open_right=True)),
-        assigned(interval(2, 256), whole=True),
-        assigned(at_least(1)),
+        Assigned(interval(0, 1, open_right=True)),
+        Assigned(interval(2, 256), whole=True),
+        Assigned(at_least(1)),
     ],
 )
 def test_constraint_refuses_the_values_that_it_generates(constraint: Constraint) -> None:
@@ -132,8 +132,8 @@ def test_auto_is_refused_where_a_value_is_needed(field: str) -> None:
 
 # ------------------------------------------------------------------- PATTERN=NUMBER
 
-SHARE = assigned(interval(0, 1, open_right=True))
-COUNT = assigned(interval(2, 256), whole=True)
+SHARE = Assigned(interval(0, 1, open_right=True))
+COUNT = Assigned(interval(2, 256), whole=True)
 
 
 @pytest.mark.parametrize(
