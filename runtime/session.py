@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -71,6 +72,7 @@ class Session:
         self.outputs = tuple(_info(item, shapes) for item in session.get_outputs())
         self._session: ort.InferenceSession | None = session
         self._keep: Sequence[object] = keep  # onnxruntime reads weights out of these arrays
+        self._reopen: Callable[[], Session] | None = None
         self._foreign = any(_is_foreign(item.dtype) for item in (*self.inputs, *self.outputs))
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -85,6 +87,24 @@ class Session:
         except Exception as error:  # onnxruntime raises many kinds, with no common base
             raise RuntimeFailure(f"onnxruntime failed on the model: {explain(error)}") from error
         return {info.name: value for info, value in zip(self.outputs, values, strict=True)}
+
+    def reopen_with(self, plain: Callable[[], Session]) -> None:
+        """Remember how to open the same model without onnxruntime's optimisations."""
+        self._reopen = plain
+
+    def failure_as_written(self, feeds: Feeds) -> str | None:
+        """Why the model fails on `feeds` without optimisations; None where it runs.
+
+        Optimisations make nodes up, which no user could find in the file.
+        """
+        if self._reopen is None:
+            return None
+        try:
+            with self._reopen() as plain:
+                plain.run(feeds)
+        except RuntimeFailure as error:
+            return str(error)
+        return None
 
     def runner(self, feeds: Feeds) -> Callable[[], Sequence[np.ndarray]]:
         """One run as a function, for timing; its errors are those of onnxruntime."""
@@ -106,7 +126,7 @@ class Session:
 
     def close(self) -> None:
         """Free the session and release the weights."""
-        self._session = None
+        self._session = self._reopen = None
         self._keep = ()
 
     def __enter__(self) -> Session:
@@ -147,13 +167,17 @@ def open_session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         if isinstance(source, Model):
-            return _open_model(source, options, providers)
-        content = os.fspath(source) if isinstance(source, Path) else source
-        return Session(ort.InferenceSession(content, options, providers=list(providers)))
+            opened = _open_model(source, options, providers)
+        else:
+            content = os.fspath(source) if isinstance(source, Path) else source
+            opened = Session(ort.InferenceSession(content, options, providers=list(providers)))
     except RuntimeFailure:
         raise
     except Exception as error:  # onnxruntime raises many kinds, with no common base
         raise RuntimeFailure(f"onnxruntime cannot load the model: {explain(error)}") from error
+    if optimise:
+        opened.reopen_with(partial(open_session, source, optimise=False, threads=threads))
+    return opened
 
 
 def plain_session(

@@ -8,6 +8,9 @@ patterns      a declarative matcher for small subgraphs
 flow          symbolic shapes and small integer values, followed through a graph
 reshaping     constant targets of Reshape and Expand from symbolic sizes
 cut           the constant part of a graph, cut out and run
+pinned_sizes  open sizes of inputs that weights pin
+input_roles   masks, indices, lengths: what the graph does with each input
+input_demands  both of these, for a model
 branches      residual branches, and the nodes that only one of them needs
 output_parts  parts of an output that a last Concat joins, such as boxes and scores
 layer_models  small models of one layer, for a stopwatch

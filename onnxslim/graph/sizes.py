@@ -181,6 +181,21 @@ def _without(factors: Monomial, removed: Monomial) -> Monomial | None:
     return tuple(rest)
 
 
+def substitute(size: Size, known: Mapping[str, int]) -> Size:
+    """`size` with the numbers in `known` in place of their symbols."""
+    return _sum_of(
+        product((times, *(known.get(factor, Sum.of(factor)) for factor in factors)))
+        for factors, times in _terms(size).items()
+    )
+
+
+def _sum_of(sizes: Iterable[Size]) -> Size:
+    total: Size = 0
+    for size in sizes:
+        total = add(total, size)
+    return total
+
+
 def is_natural(size: Size) -> bool:
     """Whether it is certainly not negative."""
     return all(times >= 0 for times in _terms(size).values())

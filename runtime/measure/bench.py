@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+from onnxslim.analysis.input_demands import input_demands
 from onnxslim.errors import RuntimeFailure
 from onnxslim.io.model import Model
 from onnxslim.report import Latency, LatencyPair
@@ -47,7 +48,7 @@ def bench(
         with ExitStack() as stack:
             sessions = [stack.enter_context(open_session(m, threads=threads)) for m in models]
             if not feeds:
-                feeds.append(one_sample(sessions[0], calibration, seed, input_shapes))
+                feeds.append(one_sample(models[0], sessions[0], calibration, seed, input_shapes))
             for session in sessions:
                 session.run(feeds[0])  # an error here names the fault; one in a timed run would not
             yield [session.runner(feeds[0]) for session in sessions]
@@ -60,6 +61,7 @@ def bench(
 
 
 def one_sample(
+    model: Model,
     session: Session,
     calibration: SampleSource | None,
     seed: int,
@@ -72,7 +74,7 @@ def one_sample(
     """
     if calibration is not None:
         return next(iter(open_samples(calibration, session.inputs))).feeds
-    workload, why = from_seed(session, seed, input_shapes)
+    workload, why = from_seed(session, seed, input_shapes, input_demands(model))
     if workload is None:
         raise RuntimeFailure(
             f"No inputs could be made up that the model accepts. {why} Give samples (--calib) or "

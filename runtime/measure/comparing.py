@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from onnxslim.analysis.output_parts import Parts
 from onnxslim.records import Fidelity
 from onnxslim.runtime.measure.drift import DriftMeter
@@ -71,10 +69,3 @@ def first_breach(
         if broken is not None:
             return broken
     return None
-
-
-def has_no_number(array: np.ndarray) -> bool:
-    """Whether a float array has no finite entry."""
-    if array.dtype.kind not in "fc":
-        return False
-    return not np.isfinite(array).any()

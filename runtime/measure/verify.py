@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from onnxslim.analysis.input_demands import input_demands
 from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.io.check import OLDEST_OPSET, foreign_operators
@@ -24,12 +25,14 @@ from onnxslim.io.model import Model
 from onnxslim.records import Fidelity
 from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.measure.accuracy import Evaluation, EvaluationSource, open_evaluation
-from onnxslim.runtime.measure.comparing import first_breach, has_no_number, measure_drift
+from onnxslim.runtime.measure.comparing import first_breach, measure_drift
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.latency import confirm, time_many
+from onnxslim.runtime.measure.output_evidence import output_notes
 from onnxslim.runtime.measure.promise import signature_breach
 from onnxslim.runtime.measure.rounding_noise import RoundingNoise, nudged
 from onnxslim.runtime.measure.workload import Workload, from_samples, from_seed, is_branching
+from onnxslim.runtime.samples.seeded import is_silent
 from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
@@ -127,7 +130,7 @@ class RuntimeProver:
             return False
         with opened as session:
             self._signature = (session.inputs, session.outputs)
-            failure = self._choose_workload(session)
+            failure = self._choose_workload(original, session)
             if failure is None and self._verify:
                 failure = self._run_original(session)
         if self._verify:
@@ -234,6 +237,11 @@ class RuntimeProver:
 
     # ------------------------------------------------------------------ inside
 
+    @property
+    def _has_data(self) -> bool:
+        """Whether outputs are compared on samples of the user."""
+        return self._calibration is not None or self._evaluation_source is not None
+
     def _times(self, first: Model, second: Model, tour: Sequence[Feeds]) -> np.ndarray:
         """Milliseconds per sample, (2, rounds)."""
         with self._open(first) as a, self._open(second) as b:
@@ -269,7 +277,7 @@ class RuntimeProver:
             self._evaluation = open_evaluation(self._evaluation_source, session.inputs)
         return self._evaluation
 
-    def _choose_workload(self, session: Session) -> str | None:
+    def _choose_workload(self, original: Model, session: Session) -> str | None:
         """Set `_workload`; the reason, when there is none."""
         if self._calibration is not None:
             samples = open_samples(self._calibration, session.inputs)
@@ -280,7 +288,8 @@ class RuntimeProver:
             if evaluation.samples is not None:
                 self._workload = from_samples(session, evaluation.samples, "evaluation")
                 return None
-        self._workload, why = from_seed(session, self._seed, self._input_shapes)
+        demands = input_demands(original)
+        self._workload, why = from_seed(session, self._seed, self._input_shapes, demands)
         if self._workload is None:
             return f"no inputs could be made up that the model accepts. {why} {ADVICE}"
         return None
@@ -304,19 +313,15 @@ class RuntimeProver:
             )
         self._is_exact = all(meter.unequal == 0 for meter in again[0].values())
         rest = [session.run(sample.feeds) for sample in workload.probes[1:]]
-        original.outputs[mode] = [first, *rest]
-        self._note_silent_outputs(original.outputs[mode])
+        runs = [first, *rest]
+        if all(map(is_silent, runs)) and any(a.size for run in runs for a in run.values()):
+            where = "all samples" if self._has_data else "all inputs that could be made up"
+            return (
+                f"outputs are NaN or infinite on {where}.{'' if self._has_data else ' ' + ADVICE}"
+            )
+        original.outputs[mode] = runs
+        self.notes.extend(output_notes(runs, alone=workload.batch == 1))
         return None
-
-    def _note_silent_outputs(self, runs: Sequence[Outputs]) -> None:
-        for name in runs[0]:
-            arrays = [run[name] for run in runs]
-            if all(array.size == 0 for array in arrays):
-                self.notes.append(f"Output `{name}` was empty on all samples: it proves nothing.")
-            elif all(has_no_number(array) for array in arrays):
-                self.notes.append(
-                    f"Output `{name}` was NaN or infinite on all samples: it proves nothing."
-                )
 
     def _mode(self, candidate: Model, fidelity: Fidelity) -> _RunMode:
         wide = self._workload is not None and self._workload.has_wide

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.errors import RuntimeFailure, UsageError
 from onnxslim.graph.ir import walk_graphs
 from onnxslim.io.model import Model
@@ -93,8 +94,9 @@ def from_samples(session: Session, samples: Samples, role: str) -> Workload:
         outputs, seconds = _timed(session, first.feeds)
         batch = batch_size(session, samples)
     except RuntimeFailure as error:
+        why = session.failure_as_written(first.feeds) or error
         raise UsageError(
-            f"The model does not run on the {role} data ({samples.name}): {error}"
+            f"The model does not run on the {role} data ({samples.name}): {why}"
         ) from None
     wide = min(WIDE, _rows_within(OUTPUT_BYTES, outputs.values(), first.rows))
     probe = min(wide, _probe_count(seconds / first.rows, first))
@@ -112,16 +114,28 @@ def from_samples(session: Session, samples: Samples, role: str) -> Workload:
 
 
 def from_seed(
-    session: Session, seed: int, input_shapes: Mapping[str, Sequence[int]] | None
+    session: Session,
+    seed: int,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    demands: InputDemands,
 ) -> tuple[Workload | None, str]:
     """A workload of seeded samples that the model accepts; None and why, where there are none.
+
+    Args:
+        session: the model.
+        seed: seed of the values.
+        input_shapes: shape by input name, of the user.
+        demands: sizes and roles that the graph gives its inputs.
 
     Raises:
         UsageError: `input_shapes` contradicts the model.
     """
-    found = find_inputs(session.inputs, session.run, seed=seed, input_shapes=input_shapes)
+    found = find_inputs(
+        session.inputs, session.run, seed=seed, input_shapes=input_shapes, demands=demands
+    )
     if found.failure is not None:
-        return None, found.failure
+        why = None if found.refused is None else session.failure_as_written(found.refused)
+        return None, why or found.failure
     probes = tuple(Sample(feeds) for feeds in found.samples)
     text = f"{found.description}, no calibration data given"
     tour = tuple(sample.feeds for sample in probes)

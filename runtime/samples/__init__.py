@@ -7,5 +7,6 @@ fitting         check and convert arrays for the inputs of a model
 rows            samples as rows of arrays
 stream          samples as a stream of runs
 input_sizes     sizes for the open dimensions of inputs
+role_values     values for inputs that are masks, indices, ...
 seeded          inputs generated from a seed
 """

@@ -1,22 +1,25 @@
 """Generate inputs for a model from a seed, when the user gave none.
 
-Shapes and kinds of values are tried until the model accepts a sample (see `input_sizes`). Where the
-model accepts it, a sample with other sizes follows, so that a size that a pass froze is noticed.
-The number of tries is bounded, and the result depends on the model and the seed alone.
+Shapes and kinds of values are tried until the model accepts a sample (see `input_sizes`), and its
+outputs hold a number. What the graph demands of its inputs (see `onnxslim.analysis.input_demands`)
+is tried first. A sample with other sizes follows, so that a size that a pass froze is noticed. The
+number of tries is bounded, and the result depends on the model and the seed alone.
 
-Owns: which kinds of values are tried, and in which order. Not here: sizes (see `input_sizes`).
+Owns: which kinds of values are tried, and in which order. Not here: sizes (see `input_sizes`), and
+the values of an input with a role (see `role_values`).
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Final
 
 import numpy as np
 
+from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_onnx_dtype
 from onnxslim.runtime.samples.input_sizes import (
@@ -26,11 +29,14 @@ from onnxslim.runtime.samples.input_sizes import (
     other_sizes,
     size_plans,
 )
-from onnxslim.runtime.session import Feeds, TensorInfo
+from onnxslim.runtime.samples.role_values import WORDS, draw_in_role
+from onnxslim.runtime.session import Feeds, Outputs, TensorInfo
 
 MAX_TRIES: Final = 72
 MAX_BYTES: Final = 1 << 30  # size of one sample
-_WORDS: Final = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
+MAX_SILENT: Final = 12  # tries that the model accepts, and returns no number for
+_NO_DEMANDS: Final = InputDemands()
+_TEXTS: Final = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
 
 
 class InputKind(enum.Enum):
@@ -51,11 +57,13 @@ class SeededInputs:
         samples: arrays by input name, for each sample.
         description: e.g. `4 seeded samples (normal, uniform, integers)`.
         failure: a sentence that says why there are no samples; None where there are.
+        refused: the last sample that the model refused, where there are no others.
     """
 
     samples: tuple[Feeds, ...] = ()
     description: str = ""
     failure: str | None = None
+    refused: Feeds | None = None
 
 
 @dataclass(frozen=True)
@@ -66,18 +74,22 @@ class _AcceptedSample:
 
 def find_inputs(
     inputs: Sequence[TensorInfo],
-    accepts: Callable[[Feeds], object],
+    run: Callable[[Feeds], Outputs],
     *,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    demands: InputDemands = _NO_DEMANDS,
 ) -> SeededInputs:
-    """Samples of several kinds that the model accepts.
+    """Samples of several kinds that the model accepts, and that it returns a number for.
+
+    Where the model returns nothing but NaN on all of them, these are the samples.
 
     Args:
         inputs: the inputs of the model.
-        accepts: runs the model, and raises `RuntimeFailure` when it refuses the feeds.
+        run: runs the model, and raises `RuntimeFailure` when it refuses the feeds.
         seed: seed of the values.
         input_shapes: full shapes by input name, used instead of the sizes to try.
+        demands: sizes and roles that the graph gives the inputs, tried before any others.
 
     Raises:
         UsageError: `input_shapes` contradicts the model.
@@ -87,11 +99,24 @@ def find_inputs(
     if unsupported is not None:
         why = f"No values can be made up for input `{unsupported.name}`, which is a "
         return SeededInputs(failure=f"{why}{unsupported.kind}.")
-    search = _InputSearch(inputs, accepts, seed)
-    for shapes, kind in _tries(inputs, given):
-        if search.draw(kind, shapes):
-            return search.more_samples(shapes, other_sizes(inputs, shapes, given))
-    return SeededInputs(failure=search.failure)
+    search = _InputSearch(_demanded(inputs, demands), run, seed, demands)
+    found = search.samples(given)
+    if found.samples or (search.inputs == list(inputs) and not demands.roles):
+        return found
+    other = _InputSearch(inputs, run, seed, _NO_DEMANDS).samples(given)
+    return other if other.samples else found
+
+
+def _demanded(inputs: Sequence[TensorInfo], demands: InputDemands) -> list[TensorInfo]:
+    """The inputs with the sizes that the graph leaves no choice for."""
+    found = []
+    for info in inputs:
+        sizes = demands.sizes(info.name)
+        if info.shape is not None and sizes is not None and len(sizes) == len(info.shape):
+            pairs = zip(info.shape, sizes, strict=True)
+            info = replace(info, shape=tuple(old if new is None else new for old, new in pairs))
+        found.append(info)
+    return found
 
 
 def _tries(
@@ -107,26 +132,46 @@ def _tries(
 
 class _InputSearch:
     def __init__(
-        self, inputs: Sequence[TensorInfo], accepts: Callable[[Feeds], object], seed: int
+        self,
+        inputs: Sequence[TensorInfo],
+        run: Callable[[Feeds], Outputs],
+        seed: int,
+        demands: InputDemands,
     ) -> None:
-        self.inputs, self.accepts, self.seed = inputs, accepts, seed
+        self.inputs, self.run, self.seed, self.demands = inputs, run, seed, demands
         self.found: list[_AcceptedSample] = []
+        self.silent: list[_AcceptedSample] = []  # the model returned no number
         self.failure = "No sizes could be tried."
+        self.refused: Feeds | None = None
+
+    def samples(self, given: StaticShapes) -> SeededInputs:
+        """Try sizes and kinds until a sample is accepted, and add others like it."""
+        for shapes, kind in _tries(self.inputs, given):
+            if self.draw(kind, shapes):
+                return self.more_samples(shapes, other_sizes(self.inputs, shapes, given))
+            if len(self.silent) == MAX_SILENT:
+                break
+        if not self.silent:
+            return SeededInputs(failure=self.failure, refused=self.refused)
+        self.found = self.silent[:4]
+        return self._result()
 
     def draw(self, kind: InputKind, shapes: StaticShapes) -> bool:
-        """Try one sample; keep it if the model accepts it."""
+        """Try one sample; keep it if the model accepts it and returns a number."""
         size = sum(prod(shapes[info.name]) * _item_bytes(info) for info in self.inputs)
         if size > MAX_BYTES:
             self.failure = f"One sample would take {size:,} bytes."
             return False
-        feeds = draw_feeds(self.inputs, shapes, kind, self.seed + len(self.found))
+        seed = self.seed + len(self.found) + len(self.silent)
+        feeds = draw_feeds(self.inputs, shapes, kind, seed, self.demands)
         try:
-            self.accepts(feeds)
+            outputs = self.run(feeds)
         except RuntimeFailure as error:
-            self.failure = str(error)
+            self.failure, self.refused = str(error), feeds
             return False
-        self.found.append(_AcceptedSample(kind, feeds))
-        return True
+        kept = self.silent if is_silent(outputs) else self.found
+        kept.append(_AcceptedSample(kind, feeds))
+        return kept is self.found
 
     def more_samples(self, shapes: StaticShapes, others: Iterator[StaticShapes]) -> SeededInputs:
         """Add the other kinds at the accepted sizes, then other sizes."""
@@ -134,27 +179,62 @@ class _InputSearch:
             return SeededInputs(({},), "its constant inputs (the model has no inputs)")
         first = self.found[0].kind
         for kind in (InputKind.NORMAL, InputKind.UNIFORM, InputKind.INTEGERS):
-            if kind is not first:
-                self.draw(kind, shapes)
+            if kind is first:
+                continue
+            silent = len(self.silent)
+            if not self.draw(kind, shapes) and len(self.silent) > silent:
+                self.draw(first, shapes)
         resized = any(self.draw(first, other) for other in others)
         if not resized:
             self.draw(first, shapes)
-        kinds = dict.fromkeys(sample.kind.value for sample in self.found)
-        words = ", ".join((*kinds, "two sizes") if resized else kinds)
+        return self._result(resized=resized)
+
+    def _result(self, *, resized: bool = False) -> SeededInputs:
+        roles = self.demands.roles
+        words = dict.fromkeys(WORDS[roles[i.name].kind] for i in self.inputs if i.name in roles)
+        if any(info.name not in roles for info in self.inputs):
+            words = dict.fromkeys([*(sample.kind.value for sample in self.found), *words])
+        text = ", ".join((*words, "two sizes") if resized else words)
         count = len(self.found)
-        description = f"{count} seeded sample{'s' if count > 1 else ''} ({words})"
+        description = f"{count} seeded sample{'s' if count > 1 else ''} ({text})"
         return SeededInputs(tuple(sample.feeds for sample in self.found), description)
+
+
+def is_silent(outputs: Outputs) -> bool:
+    """Whether no output holds a value, so that none proves anything about another model."""
+    return bool(outputs) and all(map(has_no_value, outputs.values()))
+
+
+def has_no_value(output: object) -> bool:
+    """Whether an output is an array that is empty, or NaN and infinite throughout."""
+    if not isinstance(output, np.ndarray):  # sequences and optional values
+        return False
+    return output.size == 0 or (output.dtype.kind in "fc" and not np.isfinite(output).any())
 
 
 # ------------------------------------------------------------------------- values
 
 
 def draw_feeds(
-    inputs: Sequence[TensorInfo], shapes: StaticShapes, kind: InputKind, seed: int
+    inputs: Sequence[TensorInfo],
+    shapes: StaticShapes,
+    kind: InputKind,
+    seed: int,
+    demands: InputDemands = _NO_DEMANDS,
 ) -> Feeds:
     """One sample: an array for every input."""
     rng = np.random.default_rng(seed)
-    return {info.name: _draw(_dtype(info), shapes[info.name], kind, rng) for info in inputs}
+    feeds = {info.name: _draw(_dtype(info), shapes[info.name], kind, rng) for info in inputs}
+    symbols = demands.symbols(shapes)
+    for place, info in enumerate(inputs):
+        role = demands.roles.get(info.name)
+        if role is None:
+            continue
+        own = np.random.default_rng((seed, place))  # other inputs stay as they are
+        plain = kind in (InputKind.ONES, InputKind.INTEGERS)
+        drawn = draw_in_role(role, _dtype(info), shapes[info.name], symbols, own, plain=plain)
+        feeds[info.name] = feeds[info.name] if drawn is None else drawn
+    return feeds
 
 
 def _draw(
@@ -185,7 +265,7 @@ def _draw_integers(
 
 
 def _draw_strings(shape: StaticShape, kind: InputKind, rng: np.random.Generator) -> np.ndarray:
-    words = ("0", "1", "2", "3") if kind is InputKind.INTEGERS else _WORDS
+    words = ("0", "1", "2", "3") if kind is InputKind.INTEGERS else _TEXTS
     drawn = np.empty(shape, object)
     drawn[...] = np.asarray(words, object)[rng.integers(0, len(words), shape)]
     return drawn

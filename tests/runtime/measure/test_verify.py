@@ -326,7 +326,7 @@ def test_outputs_that_prove_nothing_are_noted() -> None:
     model = Model.load(
         parse(
             """<opset_import: ["" : 17]>
-            g (float[N, 4] x) => (float[N, 4] y, int64[2, K] z) {
+            g (float[N, 4] x) => (float[N, 4] y, int64[2, K] z, float[N, 4] n) {
                 n = Abs (x)
                 m = Neg (n)
                 k = Constant <value = float {-1}> ()
@@ -341,6 +341,46 @@ def test_outputs_that_prove_nothing_are_noted() -> None:
     assert any("`y` was NaN" in note for note in prover.notes)
     assert any("`z` was empty" in note for note in prover.notes)
     assert prover.compare(model.clone(), Fidelity.EXACT).broken is None
+
+
+NAN = """<opset_import: ["" : 17]>
+g (float[N, 4] x) => (float[N, 4] y) {
+    n = Abs (x)
+    m = Neg (n)
+    one = Constant <value = float {1}> ()
+    d = Sub (m, one)
+    y = Log (d)
+}"""
+
+
+def test_outputs_that_are_always_nan_are_no_proof() -> None:
+    model = Model.load(parse(NAN))
+    prover = RuntimeProver(latency=False)
+    assert not prover.begin(model)
+    assert prover.verified_on.startswith(
+        "not verified: outputs are NaN or infinite on all inputs that could be made up. Give"
+    )
+    given = RuntimeProver(latency=False, calibration={"x": np.ones((3, 4), np.float32)})
+    assert not given.begin(model)
+    assert given.verified_on == "not verified: outputs are NaN or infinite on all samples."
+
+
+def test_failure_names_a_node_of_the_file_and_none_that_onnxruntime_made_up() -> None:
+    proto = parse("""<opset_import: ["" : 17]>
+    g (float[T, F] x) => (float[T, K] y)
+    <float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[3] b = {7, 8, 9}> {
+        c = MatMul (x, w)
+        a = Add (c, b)
+        y = Relu (a)
+    }""")
+    proto.graph.node[0].name = "product"
+    prover = RuntimeProver(latency=False, input_shapes={"x": (4, 9)})
+    assert not prover.begin(Model.load(proto))
+    assert "`product` (MatMul)" in prover.verified_on
+    assert "fused" not in prover.verified_on
+    data = {"x": np.ones((3, 9), np.float32)}
+    with pytest.raises(UsageError, match=r"`product` \(MatMul\)"):
+        RuntimeProver(latency=False, calibration=data).begin(Model.load(proto))
 
 
 def test_exact_falls_back_where_the_bare_model_does_not_run(

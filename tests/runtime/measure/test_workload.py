@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.errors import UsageError
 from onnxslim.io.model import Model
 from onnxslim.runtime.measure import workload
@@ -117,7 +118,7 @@ def test_data_on_which_the_model_fails_are_the_users_to_mend() -> None:
 
 
 def test_seeded_workload_says_that_it_is_made_up(session: Session) -> None:
-    found, why = from_seed(session, 0, None)
+    found, why = from_seed(session, 0, None, InputDemands())
     assert found is not None
     assert why == ""
     assert found.description.endswith("no calibration data given")

@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxslim.analysis.input_demands import InputDemands, input_demands
+from onnxslim.analysis.input_roles import InputRole, RoleKind
 from onnxslim.errors import RuntimeFailure
+from onnxslim.graph.sizes import Sum
 from onnxslim.io.model import Model
 from onnxslim.runtime.samples import seeded as inputs_module
 from onnxslim.runtime.samples.seeded import InputKind, SeededInputs, draw_feeds, find_inputs
@@ -145,3 +148,92 @@ def test_drawn_arrays_have_the_asked_type_and_shape(
     feeds = draw_feeds([info("x", tuple(shape), dtype)], {"x": tuple(shape)}, kind, seed)
     assert feeds["x"].dtype == np.dtype(dtype)
     assert feeds["x"].shape == tuple(shape)
+
+
+MASKED = """<opset_import: ["" : 17]>
+g (int64[N, T] ids, int64[N, T] mask, float[N, T] x) => (float[N, T] y)
+<float one = {1}, float low = {-3.4e38}, int64[1] size = {50}> {
+    table = ConstantOfShape (size)
+    e = Gather (table, ids)
+    m = Cast <to = 1> (mask)
+    i = Sub (one, m)
+    b = Mul (i, low)
+    h = Add (e, x)
+    s = Add (h, b)
+    y = Softmax (s)
+}"""
+
+
+def demanded(text: str) -> SeededInputs:
+    model = Model.load(parse(text))
+    with open_session(model) as session:
+        return find_inputs(session.inputs, session.run, demands=input_demands(model))
+
+
+def test_values_follow_the_roles_of_inputs() -> None:
+    found = demanded(MASKED)
+    assert found.description == (
+        "4 seeded samples (normal, uniform, integers, indices, masks, two sizes)"
+    )
+    ids = np.concatenate([feeds["ids"].reshape(-1) for feeds in found.samples])
+    assert 40 < ids.max() < 50
+    masks = [feeds["mask"] for feeds in found.samples]
+    assert {int(each) for mask in masks for each in np.unique(mask)} == {0, 1}
+    assert all((mask[:, 0] == 1).all() for mask in masks)  # a softmax over nothing is NaN
+
+
+def test_inputs_without_a_role_are_drawn_as_ever() -> None:
+    with session_of(MASKED) as session:
+        inputs = session.inputs
+    shapes = {"ids": (2, 5), "mask": (2, 5), "x": (2, 5)}
+    demands = input_demands(Model.load(parse(MASKED)))
+    for kind in InputKind:
+        plain = draw_feeds(inputs, shapes, kind, 3)
+        feeds = draw_feeds(inputs, shapes, kind, 3, demands)
+        np.testing.assert_array_equal(plain["x"], feeds["x"])
+        assert (plain["ids"] != feeds["ids"]).any()
+
+
+def test_demanded_sizes_are_read_off_the_graph() -> None:
+    found = demanded(
+        """<opset_import: ["" : 17]>
+        g (float[T, F] x) => (float[T, 64] y) <int64[2] s = {181, 64}> {
+            w = ConstantOfShape (s)
+            y = MatMul (x, w)
+        }"""
+    )
+    assert [feeds["x"].shape for feeds in found.samples][::3] == [(1, 181), (2, 181)]
+
+
+def test_wrong_demands_do_not_keep_a_model_from_being_run() -> None:
+    wrong = InputDemands({"x": (Sum.of("'N'"), 4)}, {"'N'": 13}, {"x": InputRole(RoleKind.PIXELS)})
+
+    def small(feeds: Feeds) -> dict[str, np.ndarray]:
+        if feeds["x"].max() > 20:
+            raise RuntimeFailure("no pixels")
+        return dict(feeds)
+
+    found = find_inputs([info("x", ("N", 4))], small, demands=wrong)
+    assert found.samples[0]["x"].shape == (1, 4)
+
+
+def test_samples_without_a_number_are_not_kept_where_others_are_found() -> None:
+    def picky(feeds: Feeds) -> dict[str, np.ndarray]:
+        return {"y": np.where(feeds["n"].max() < 2, feeds["n"], np.nan)}
+
+    found = find_inputs([info("n", (3,), np.int64)], picky)
+    assert len(found.samples) == 4
+    assert all(feeds["n"].max() < 2 for feeds in found.samples)
+
+
+def test_samples_without_a_number_are_better_than_none() -> None:
+    runs = []
+
+    def silent(feeds: Feeds) -> dict[str, np.ndarray]:
+        runs.append(feeds)
+        return {"y": np.full(3, np.nan)}
+
+    found = find_inputs([info("x", ("N", "T"))], silent)
+    assert found.failure is None
+    assert found.samples
+    assert len(runs) == inputs_module.MAX_SILENT
