@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxslim.errors import FloorMissed, ModelError, NotApplicable, RuntimeFailure, UsageError
-from onnxslim.io.check import check_model
+from onnxslim.io.check import admit
 from onnxslim.io.model import Model, ModelSource
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline.floors import Floors
@@ -200,8 +200,9 @@ def measure_sensitivity(
     *first, last = _parsed(passes).passes
     check_has_targets(last)
     source = _loaded(model)
-    check_model(source)
-    context = RunSettings(calibration, seed=seed, threads=threads).context()
+    settings = RunSettings(calibration, seed=seed, threads=threads)
+    list(admit(source, settings.load))
+    context = settings.context()
     if first:
         source, _ = PassManager(first).run(source, context, policy=Policy(force=True))
     source = source.clone()
@@ -245,7 +246,6 @@ def survey_exits(
     from onnxslim.exits.candidates import ExitAnalysis, exit_rows
 
     source = _loaded(model).clone()
-    check_model(source)
     infer_shapes(source)
     settings = RunSettings(
         calibration,
@@ -256,6 +256,7 @@ def survey_exits(
         measure=measure,
         progress=progress,
     )
+    list(admit(source, settings.load))
     prover = None
     if measure:
         prover = settings.prover()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -76,10 +76,19 @@ class Session:
         self._foreign = any(_is_foreign(item.dtype) for item in (*self.inputs, *self.outputs))
 
     def run(self, feeds: Feeds) -> Outputs:
-        """Outputs by name, in the model's order.
+        """The outputs that are tensors by name, in the model's order.
 
         Raises:
             RuntimeFailure: onnxruntime refuses the inputs or fails.
+        """
+        found = self.run_all(feeds)
+        return {info.name: found[info.name] for info in self.outputs if info.dtype is not None}
+
+    def run_all(self, feeds: Feeds) -> dict[str, Any]:
+        """All outputs by name: arrays, and what onnxruntime gives for sequences and maps.
+
+        Raises:
+            RuntimeFailure: as in `run`.
         """
         run = self.runner(feeds)
         try:
@@ -106,7 +115,7 @@ class Session:
             return str(error)
         return None
 
-    def runner(self, feeds: Feeds) -> Callable[[], Sequence[np.ndarray]]:
+    def runner(self, feeds: Feeds) -> Callable[[], Sequence[Any]]:
         """One run as a function, for timing; its errors are those of onnxruntime."""
         session = self._session
         if session is None:
@@ -256,11 +265,16 @@ def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[s
 
 
 def _drop_unused(proto: onnx.ModelProto, unused: set[str]) -> None:
-    """Remove initializers without users: onnxruntime drops them before it receives their values."""
+    """Remove initializers without users, and the inputs that declare them (IR version 3).
+
+    onnxruntime drops such initializers before it receives their values.
+    """
     if unused:
-        kept = [tensor for tensor in proto.graph.initializer if tensor.name not in unused]
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend(kept)
+        graph = proto.graph
+        for field in (graph.initializer, graph.input):
+            for at in reversed(range(len(field))):
+                if field[at].name in unused:
+                    del field[at]
 
 
 def _open_staged(
@@ -336,7 +350,7 @@ def _is_foreign(dtype: np.dtype | None) -> bool:
 
 def _run_foreign(
     session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[TensorInfo]
-) -> list[np.ndarray]:
+) -> list[Any]:
     """Run a model with inputs or outputs of types that onnxruntime cannot convert to numpy."""
     values = {name: _to_value(np.ascontiguousarray(array)) for name, array in feeds.items()}
     results = session.run_with_ort_values([info.name for info in outputs], values)
@@ -349,9 +363,11 @@ def _to_value(array: np.ndarray) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _from_value(value: ort.OrtValue, info: TensorInfo) -> np.ndarray:
-    if info.dtype is None or not _is_foreign(info.dtype):
-        return value.numpy()  # type: ignore[no-any-return]
+def _from_value(value: ort.OrtValue, info: TensorInfo) -> Any:
+    if info.dtype is None:
+        return value
+    if not _is_foreign(info.dtype):
+        return value.numpy()
     if to_onnx_dtype(info.dtype) in SUB_BYTE_BITS:
         raise RuntimeFailure(f"Output `{info.name}` is {info.kind}, which cannot be read.")
     raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())

@@ -344,12 +344,12 @@ class Graph(gs.Graph):
 
 
 # the operators of the standard that have graphs among their attributes
-_WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
 def subgraphs_of(node: gs.Node) -> Sequence[Graph]:
     """The graphs that are attributes of `node` (bodies of If, Loop, Scan), not recursive."""
-    if node.op not in _WITH_BODIES and not node.domain:  # nearly every node
+    if node.op not in WITH_BODIES and not node.domain:  # nearly every node
         return ()
     found: list[Graph] = []
     for value in node.attrs.values():
@@ -367,7 +367,7 @@ def walk_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
         current = stack.pop()
         yield current
         for node in reversed(current.nodes):
-            if node.op in _WITH_BODIES or node.domain:
+            if node.op in WITH_BODIES or node.domain:
                 stack.extend(subgraphs_of(node))
 
 

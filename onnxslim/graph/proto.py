@@ -89,6 +89,7 @@ class _Reader:
                 raise ModelError(f"Two initializers have the name `{tensor.name}`.")
             local[tensor.name] = self.constant(tensor)
         for sparse in proto.sparse_initializer:
+            _check_type(sparse.values)
             local[sparse.values.name] = Constant(sparse.values.name, StoredSparse(sparse))
         if inputs_are_defaults:
             self._defaults(proto, local)
@@ -124,6 +125,7 @@ class _Reader:
                 local[info.name] = variable
 
     def constant(self, tensor: onnx.TensorProto) -> Constant:
+        _check_type(tensor)
         buffer = self.read(tensor)
         if buffer is None:
             _check_inline_size(tensor)
@@ -215,6 +217,15 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
         return int(dim.dim_value) if dim.dim_value >= 0 else None
     # "?" is no name: two such dimensions need not be equal
     return str(dim.dim_param) if is_name(dim.dim_param) else None
+
+
+def _check_type(tensor: onnx.TensorProto) -> None:
+    known = onnx.TensorProto.DataType.values()
+    if tensor.data_type not in known or tensor.data_type == onnx.TensorProto.UNDEFINED:
+        raise ModelError(
+            f"Tensor `{tensor.name}` has the element type {tensor.data_type}, which ONNX does not "
+            "know."
+        )
 
 
 def _check_inline_size(tensor: onnx.TensorProto) -> None:
@@ -443,6 +454,7 @@ def _value_info(tensor: gs.Tensor) -> onnx.ValueInfoProto:
     if isinstance(tensor, gs.Constant):
         if declared is None:
             info.type.tensor_type.elem_type = to_onnx_dtype(np.dtype(tensor.dtype))
+            info.type.tensor_type.shape.SetInParent()  # a scalar has no dimension
             for size in tensor.shape:
                 info.type.tensor_type.shape.dim.add().dim_value = size
         return info

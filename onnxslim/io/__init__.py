@@ -3,6 +3,8 @@
 model     Model: load, save, and stage a file that is checked before it is put in place
 staging   files written all or nothing, memory-mapped reading
 copying   a file copied as it is; the file in a packed one
+normal_form   the repairs of a file that onnxruntime runs and ONNX forbids
+texts     texts of a file that are not UTF-8
 check     the ONNX checker, the signature, the fingerprint of a model
 shapes    shape inference, written onto the tensors of a graph
 """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.errors import ModelError
+from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.graph import wire
 from onnxslim.graph.ir import node_label, walk_graphs
 from onnxslim.io.model import Model
@@ -26,11 +26,44 @@ _KNOWN_DOMAINS = (
 )
 
 
-def check_model(model: Model) -> None:
-    """Run the ONNX checker, large weights left out (their sizes were checked when loading).
+def admit(model: Model, loads: Callable[[Model], object]) -> Iterator[str]:
+    """Take a model that the ONNX checker or onnxruntime accepts.
+
+    Args:
+        model: as it was read.
+        loads: opens it in onnxruntime; asked only where the checker objects.
+
+    Yields:
+        A note for the report, where only the checker objects.
 
     Raises:
-        ModelError: the model is invalid; with the checker's words and the node that they name.
+        ModelError: both refuse it; with the checker's words and the node that they name.
+    """
+    objection = checker_objection(model)
+    if objection is None:
+        return
+    try:
+        loads(model)
+    except RuntimeFailure as error:
+        raise ModelError(f"The model is invalid: {objection}. {error}") from error
+    yield f"The ONNX checker refuses the model, which onnxruntime runs: {objection}"
+
+
+def check_model(model: Model, before: Model | None = None) -> None:
+    """Require that the ONNX checker accepts `model`, unless it refused `before` already.
+
+    Raises:
+        ModelError: it refuses the model; with its words and the node that they name.
+    """
+    objection = checker_objection(model)
+    if objection is not None and (before is None or checker_objection(before) is None):
+        raise ModelError(f"The model is invalid: {objection}")
+
+
+def checker_objection(model: Model) -> str | None:
+    """What the ONNX checker says against a model, None where it accepts it.
+
+    Large weights are left out: their sizes were checked when the model was read.
     """
     proto, _ = model.skeleton()
     for tensor in _tensors(proto.graph):
@@ -42,8 +75,8 @@ def check_model(model: Model) -> None:
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
-        message = " ".join(str(error).split())
-        raise ModelError(f"The model is invalid: {message}") from error
+        return " ".join(str(error).split())
+    return None
 
 
 def foreign_operators(model: Model) -> list[str]:

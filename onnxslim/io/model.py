@@ -26,7 +26,9 @@ from onnxslim.graph.clone import clone_graph
 from onnxslim.graph.collector import paused
 from onnxslim.graph.ir import Graph, storage_bytes
 from onnxslim.graph.proto import graph_from_proto, graph_to_proto
+from onnxslim.io.normal_form import normalise
 from onnxslim.io.staging import Staged, map_file, stage_file, write_file, writing
+from onnxslim.io.texts import escape_texts
 from onnxslim.packing import is_packed
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -44,6 +46,7 @@ class Origin:
             that of the .onnx file in it.
         external: the external data files that the model refers to.
         packed_bytes: size of the packed file, None when the input was not packed.
+        notes: what was repaired on reading, a sentence for each kind.
     """
 
     path: Path | None
@@ -51,6 +54,7 @@ class Origin:
     file_bytes: int
     external: tuple[Path, ...] = ()
     packed_bytes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -101,7 +105,8 @@ class Model:
 
             file, _ = restore(file, name)
         try:
-            proto = onnx.ModelProto.FromString(wire.split(file).skeleton)
+            skeleton = wire.split(file).skeleton
+            proto = onnx.ModelProto.FromString(skeleton)
         except ModelError as error:
             raise ModelError(f"{name}: {error}") from None
         except DecodeError as error:
@@ -115,6 +120,7 @@ class Model:
             )
         data = _ExternalData(file, path)
         try:
+            notes = [*escape_texts(proto, skeleton), *normalise(proto)]
             graph = graph_from_proto(proto, data.read)
         except ModelError as error:
             raise ModelError(f"{name}: {error}") from None
@@ -122,7 +128,7 @@ class Model:
         external = tuple(data.files)
         size = len(file) + sum(len(view) for view in data.files.values())
         digest = hashlib.sha256(file).hexdigest()
-        origin = Origin(path, digest, size, external, packed_bytes)
+        origin = Origin(path, digest, size, external, packed_bytes, tuple(notes))
         return cls(graph, proto, origin, _keep=[file, data])
 
     def clone(self) -> Model:

@@ -86,7 +86,7 @@ class Verifier:
         if self.prover is None:
             return None, None
         try:
-            check_model(after)
+            check_model(after, before)
             comparison = self.prover.compare(after, fidelity)
         except (ModelError, RuntimeFailure) as error:
             return f"made a model that does not run: {error}", None

@@ -95,16 +95,17 @@ def storage_plan(
     kind = _kind(layer, form, block)
     if kind is StorageKind.PACKED:
         return StoragePlan(kind, bits, block, level)
-    own = block if block and block < layer.columns else None
-    fits = (
-        own is not None
-        and {
-            StorageKind.LINEAR: _is_one_matrix(layer),
-            StorageKind.FOLDED: weight_layouts.can_fold(layer, own),
-            StorageKind.GATHERED: layer.columns % own == 0 and _ranks_known(layer),
-        }[kind]
-    )
-    return StoragePlan(kind, bits, own if fits else None)
+    has_blocks = block and block < layer.columns and _takes_blocks(layer, kind, block)
+    return StoragePlan(kind, bits, block if has_blocks else None)
+
+
+def _takes_blocks(layer: WeightLayer, kind: StorageKind, block: int) -> bool:
+    """Whether the weight can have a scale for each `block` columns."""
+    if kind is StorageKind.LINEAR:
+        return _is_one_matrix(layer)
+    if kind is StorageKind.FOLDED:
+        return weight_layouts.can_fold(layer, block)
+    return layer.columns % block == 0 and _ranks_known(layer)  # all readers are Gather
 
 
 def _kind(layer: WeightLayer, form: StorageForm, block: int | None) -> StorageKind:

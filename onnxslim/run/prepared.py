@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnxslim.io.check import check_model
+from onnxslim.io.check import admit
 from onnxslim.io.model import Model
 from onnxslim.pipeline.grammar import Pipeline
 from onnxslim.pipeline.manager import PassManager
@@ -66,7 +66,7 @@ class PreparedRun:
     """
 
     def __init__(self, source: Model, settings: RunSettings) -> None:
-        check_model(source)
+        self._notes = list(admit(source, settings.load))
         self.source, self.settings = source, settings
         origin = source.origin
         self.before = FileReport(
@@ -74,6 +74,9 @@ class PreparedRun:
             origin.sha256,
             measure_stats(source, file_bytes=origin.file_bytes),
         )
+        # a step is held to the size of what was read: to repair a file can take some bytes
+        own_bytes = source.file_bytes() if origin.notes else origin.file_bytes
+        self._size = replace(self.before.stats, file_bytes=own_bytes)
         self.prover = None
         if settings.verify or settings.measure:
             self.prover = settings.prover()
@@ -106,7 +109,7 @@ class PreparedRun:
             replace(self._context, floors=policy.floors),
             prover=self.prover,
             policy=policy,
-            stats=self.before.stats,
+            stats=self._size,
             progress=self.settings.progress,
             reproducers=reproducers,
         )
@@ -122,6 +125,7 @@ class PreparedRun:
         if last is not None and last.stats is not None:
             after = FileReport(None, None, last.stats, accuracy=last.accuracy)
         report = Report(command, _versions(), before, after, list(attempt.steps))
+        report.notes += [*self.source.origin.notes, *self._notes]
         report.notes += _defaults_note(self.source)
         if self.prover is not None:
             report.verified_on = self.prover.verified_on

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from onnxslim.pipeline.passes import Context
 
 if TYPE_CHECKING:
+    from onnxslim.io.model import Model
     from onnxslim.runtime.measure.accuracy import EvaluationSource
     from onnxslim.runtime.measure.verify import RuntimeProver
     from onnxslim.runtime.samples.sources import SampleSource
@@ -43,6 +44,16 @@ class RunSettings:
     verify: bool = True
     measure: bool = True
     progress: Callable[[str], None] | None = None
+
+    def load(self, model: Model) -> None:
+        """Open a model in onnxruntime, and close it.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses it.
+        """
+        from onnxslim.runtime.session import open_session
+
+        open_session(model, threads=self.threads).close()
 
     def prover(self) -> RuntimeProver:
         """A new prover, which has seen no model yet."""

@@ -61,7 +61,7 @@ class Evaluation:
             RuntimeFailure: the model does not run on the data.
         """
         if self.metric is not None:
-            return _number(user_function.call(self.metric, self.name, session.run), self.name)
+            return _number(user_function.call(self.metric, self.name, session.run_all), self.name)
         assert self.samples is not None
         return top1(session, self.samples, alone=alone)
 

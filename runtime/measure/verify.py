@@ -9,6 +9,7 @@ fidelity allows (see `promise`), and how time is measured (see `latency`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
 
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)")
 _MEASUREMENTS = 4  # a step is slower only when so many measurements all say so
 ADVICE = "Give samples with --calib, or sizes with --input-shape, to have it verified."
 
@@ -263,11 +265,11 @@ class RuntimeProver:
                     "run. Convert it first, for example with "
                     "`onnx.version_converter.convert_version(model, 17)`."
                 ) from error
-            foreign = foreign_operators(original)
-            if not foreign:
+            lacking = foreign_operators(original) or _without_kernel(error)
+            if not lacking:
                 raise
         self._is_loadable = False
-        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        names = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         self.verified_on = f"not verified: onnxruntime does not have {names}."
         return None
 
@@ -296,9 +298,13 @@ class RuntimeProver:
 
     def _run_original(self, session: Session) -> str | None:
         """Reference outputs; the reason, when they say nothing about another model."""
-        strange = next((info for info in session.outputs if info.dtype is None), None)
-        if strange is not None:
-            return f"output `{strange.name}` is {strange.kind}, which cannot be compared."
+        strange = [info for info in session.outputs if info.dtype is None]
+        if len(strange) == len(session.outputs):
+            return f"output `{strange[0].name}` is {strange[0].kind}, which cannot be compared."
+        self.notes += [
+            f"Output `{info.name}` is {info.kind}, which cannot be compared: the others were."
+            for info in strange
+        ]
         workload, original = self._workload, self._original
         assert workload is not None
         assert original is not None
@@ -449,6 +455,12 @@ class RuntimeProver:
             with suppress(RuntimeFailure), self._open(model, optimise=False) as plain:
                 self._noise.add(plain, runs, reference)
         return self._noise
+
+
+def _without_kernel(error: RuntimeFailure) -> list[str]:
+    """The operator that onnxruntime knows, but not on the element types that the model has."""
+    found = _NO_KERNEL.search(str(error))
+    return [f"`{found[1]}` on the element types of the model"] if found else []
 
 
 def _around(session: Session, tour: Sequence[Feeds]) -> Callable[[], object]:

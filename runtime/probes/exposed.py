@@ -47,16 +47,28 @@ class ExposedTensors:
         layers: the weight layers of the copy, by name.
         skips: operators that are no weight layers, and why.
         outputs: exposed tensors that are not inputs of the model, by key.
+        defaults: values of the inputs that an initializer gives where no sample does, by name.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model.clone()
         infer_shapes(self._model)
         self.graph = self._model.graph
+        # a session returns the outputs that are tensors alone
+        self.graph.outputs = [
+            tensor
+            for tensor in self.graph.outputs
+            if getattr(tensor, "type", "tensor_type") == "tensor_type"
+        ]
         found, skips = weight_layers(self.graph)
         self.layers = {layer.name: layer for layer in found}
         self.skips = skips
         self.outputs: dict[str, gs.Tensor] = {}
+        self.defaults: dict[str, np.ndarray] = {
+            tensor.name: tensor.default.load()
+            for tensor in self.graph.inputs
+            if getattr(tensor, "default", None) is not None
+        }
         self._names = {
             tensor.name for graph in walk_graphs(self.graph) for tensor in _tensors(graph)
         }

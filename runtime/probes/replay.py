@@ -241,10 +241,11 @@ class DownstreamRun(_SuffixRun):
             RuntimeFailure: onnxruntime fails on the sample.
         """
         begun = self._begun(feeds, rows)
-        known: Mapping[str, np.ndarray] = {**feeds, **begun}
+        inputs = {**self._exposed.defaults, **feeds}
+        known: Mapping[str, np.ndarray] = {**inputs, **begun}
         for replacement in replacements:
             new = {self._tensor: replacement(known[self._tensor])}
-            if self._tensor in feeds:
+            if self._tensor in inputs:
                 yield self._finished({**feeds, **new}, begun)
             else:
                 yield self._finished(feeds, {**begun, **new})

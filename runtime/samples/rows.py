@@ -75,8 +75,8 @@ class RowLayout:
             labels = None if self.label is None else block[self.label]
             for start in range(0, len(block[self.names[0]]), self.group):
                 stop = start + self.group
-                feeds = {
-                    key: array[start] if self.stacked[key] else array[start:stop]
+                feeds = {  # `...`: a row of one number is an array too, without an axis
+                    key: array[start, ...] if self.stacked[key] else array[start:stop]
                     for key, array in fitting.items()
                 }
                 part = None if labels is None else labels[start:stop]
