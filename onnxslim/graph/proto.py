@@ -156,9 +156,7 @@ class _Reader:
         return node
 
     def attribute(self, proto: AttributeProto, scope: dict[str, gs.Tensor]) -> Any:
-        kind = proto.type
-        if proto.ref_attr_name:
-            return proto
+        kind = proto.type  # a reference means nothing outside a function: the value counts
         if kind in _PLAIN:
             value = getattr(proto, _PLAIN[kind])
             return list(value) if kind in (AttributeProto.FLOATS, AttributeProto.INTS) else value

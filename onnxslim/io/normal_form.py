@@ -9,6 +9,7 @@ is judged by `check.admit`.
 | `ai.onnx` as domain of a node or an import | the empty domain |
 | operators of a domain that is not imported | an import: the newest form of each operator used |
 | a main graph without a name | the name `graph` |
+| an input without a name | no such input |
 | nodes before those that they need | producers first |
 | a type that ONNX does not know, for a tensor inside | no declaration of that tensor |
 | an input without a shape that an initializer gives a value | the shape of the initializer |
@@ -47,6 +48,7 @@ def normalise(model: onnx.ModelProto) -> list[str]:
     notes = [
         *_import_domains(model, [node for graph in graphs for node in graph.node]),
         *_name(model.graph),
+        *_drop_nameless(model.graph),
         *_drop_unknown_types(graphs),
         *_shape_inputs(model.graph),
         *_sort(graphs),
@@ -117,6 +119,15 @@ def _name(graph: onnx.GraphProto) -> Iterator[str]:
     if not graph.name:
         graph.name = "graph"
         yield "The graph has no name, which ONNX asks for: it was read as `graph`."
+
+
+def _drop_nameless(graph: onnx.GraphProto) -> Iterator[str]:
+    """Drop inputs without a name: nobody can feed or read them."""
+    nameless = [at for at, info in enumerate(graph.input) if not info.name]
+    for at in reversed(nameless):
+        del graph.input[at]
+    if nameless:
+        yield f"{len(nameless)} inputs have no name, so nobody can feed them: they were ignored."
 
 
 def _drop_unknown_types(graphs: Iterable[onnx.GraphProto]) -> Iterator[str]:

@@ -152,6 +152,20 @@ def test_a_graph_without_a_name_is_taken(run: Run) -> None:
     onnx.checker.check_model(onnx.load(run.target))
 
 
+def test_an_input_without_a_name_is_ignored(run: Run) -> None:
+    source = model()
+    source.graph.input.append(info(""))
+    assert_takes(run, source, "1 inputs have no name")
+    assert [tensor.name for tensor in onnx.load(run.target).graph.input] == ["x"]
+
+
+def test_a_reference_to_an_attribute_means_nothing_outside_a_function(run: Run) -> None:
+    nodes = [*model().graph.node[:2], helper.make_node("Concat", ["h", "x"], ["y"], axis=1)]
+    nodes[2].attribute[0].ref_attr_name = "alpha"
+    assert run(model(nodes, outputs=[info("y", FLOAT, ["N", 8])])) == 0, run.errors
+    np.testing.assert_allclose(run.outputs()[0], np.hstack([X @ WEIGHT, X]), rtol=1e-5, atol=1e-6)
+
+
 def test_nodes_are_put_in_order(run: Run) -> None:
     source = model()
     source.graph.node.reverse()
