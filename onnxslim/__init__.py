@@ -25,8 +25,8 @@ Inside, from the ground up; each package imports only what stands above it in th
     quantization  integers in place of floats
     precision     float16 in place of float32
     exits         classifiers that are left early
-    tools         what the other commands do
     run           one model, prepared once, and the pipelines that run on it
+    tools         what the other commands do
     api           compress, compare_models, bench_models
     commands      the subcommands of `onnxslim`
     cli           the command `onnxslim`

@@ -182,7 +182,7 @@ class QuantizeFixedPoint(CodebookPass):
             stage = (codes, table.astype(table_type(problem)))
             return self.answer(problem, Codebook((stage,), error, weight), words)
         dtype = problem.layer.holder.dtype
-        laid = problem.layer.restored(steps).astype(CODE_TYPE)
+        laid = problem.layer.laid_out(steps).astype(CODE_TYPE)
         stored = FixedPointWeight(laid, np.array(form.step, dtype))
         return Answer(stored, error, words, weight)
 

@@ -113,13 +113,17 @@ class WeightLayer:
 
     def restored(self, weight: np.ndarray) -> np.ndarray:
         """The inverse of `canonical`: an array for `holder.values`, rounded once to its type."""
+        return self.laid_out(weight).astype(self.holder.stored.dtype, copy=False)
+
+    def laid_out(self, weight: np.ndarray) -> np.ndarray:
+        """Values or codes in canonical form, laid out as the stored weight is, in their own type."""
         stored, groups, rows, columns = self.holder.stored, self.groups, self.rows, self.columns
         if isinstance(self.unfolding, ConvPatches) and self.inputs_first:
             taps = prod(self.unfolding.kernel)
             weight = weight.reshape(groups, rows, columns // taps, taps).transpose(0, 2, 1, 3)
         elif self.inputs_first:
             weight = weight.reshape(groups, rows, columns).transpose(0, 2, 1)
-        return np.ascontiguousarray(weight.reshape(stored.shape).astype(stored.dtype))
+        return np.ascontiguousarray(weight.reshape(stored.shape))
 
 
 def bias_of(layer: WeightLayer) -> np.ndarray | str:

@@ -45,10 +45,10 @@ report of a run has them as skips. To find where a reason comes from, follow it 
 2. `groups.channel_groups` counts them from `ChannelUnits.pins`: one reason for each unit that must
    stay, the first that was found.
 3. `units.units_of` takes that from the pins of the trace, and adds one where a unit would leave
-only
-   a part of a slice.
-4. `tracing.ChannelTracer.pin` adds a pin to the trace. Search for its callers: the text of each
-   reason stands where a rule (`rules_*`), or the end of the sweep, gives it. An operator without a
+   only a part of a slice.
+4. `tracing.ChannelTracer.pin` adds a pin to the trace. Search for the words of the reason: they
+   stand in a rule (`rules_*`), or at the end of the sweep. `collapsed`, `merge` and `pin_all` of
+   the tracer pin on behalf of rules. An operator without a
    rule pins all that reaches it, and so does a rule that raises `Untraceable`.
 
 Channels that are not pinned stay for other reasons: their layer is in no group (`unpruned`), the

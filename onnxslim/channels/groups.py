@@ -60,8 +60,7 @@ class ChannelGroup:
         writers: layers whose outputs are the units.
         readers: layers whose inputs are the units.
         channelwise: nodes in between with parameters for each channel (depthwise Conv,
-        normalization),
-            with the labels of these channels.
+            normalization), with the labels of these channels.
         pins: reasons why units must stay, with the number of units that each keeps.
         weightless_readers: nodes that use up units without weights (a product of two activations).
     """

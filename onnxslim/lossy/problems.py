@@ -41,8 +41,9 @@ MAX_INPUTS: Final = 8192  # of a weight; its second moments then take 1.6 GB to 
 class Target(enum.StrEnum):
     """What a layer's new weight should reproduce.
 
-    ORIGINAL: what the layer returned in the model before any lossy step, on the inputs it has now.
-    CURRENT: what its present weight returns on the inputs it has now. Options spell it `own`.
+    ORIGINAL: the output of the layer in the reference model on the same samples, fitted from the
+    inputs that the changed model gives the layer. CURRENT: the output of the present weight on
+    these inputs; options spell it `own`.
     """
 
     ORIGINAL = "original"
@@ -73,15 +74,16 @@ class Problem:
 
     Attributes:
         layers: those that use the weight; the first gives names, shapes and the canonical form.
-        target: the weight to come near, (groups, rows, columns), float64.
         metrics: the cost of a distance from the target, one metric for each group.
-        bias_targets: for each layer the mean output that its bias has to restore and its mean
-            input, (groups, rows) and (groups, columns); None where the bias cannot be chosen.
-        energy: E‖y‖² (about the mean where the bias is free), None without data.
+        shifted: the least-squares target, (groups, rows, columns), float64; None: the target is
+            the weight itself.
+        bias_targets: for each layer E[y] and E[x], (groups, rows) and (groups, columns), from
+            which its new bias is E[y] − Ŵ·E[x]; None where the bias cannot be changed.
+        energy: E‖y‖², the variance of y where the bias may be changed; None without data.
         irreducible_error: the error that even the target T leaves, E‖y − T·x‖².
-        residual_gradients: E[(y − T·x)·xᵀ] of each group, (rows, columns); zero where T is the
-            least-squares solution for the samples, which a shrunk or damped metric keeps it from
-            being. (): all are zero.
+        residual_gradients: E[(y − T·x)·xᵀ] of each group, (rows, columns); zero where T is
+            the least-squares solution, not zero where shrinkage or damping changed T. (): all are
+            zero.
         notes: simplifications, in words for the report.
     """
 
@@ -141,7 +143,7 @@ class SharedWeight:
 
     Attributes:
         layers: at least one.
-        depth: most weight layers on a path from an input to one of `layers`, least over them.
+        depth: weight layers on the longest path from an input to the shallowest of `layers`.
     """
 
     layers: tuple[WeightLayer, ...]
@@ -154,7 +156,8 @@ class Problems:
 
     Attributes:
         rewriter: of the graph; answers and skips are written through it.
-        max_inputs: weights with more inputs come first, with H = I; None: there is no limit.
+        max_inputs: weights with more inputs get no measured metric (H = I) and come before all
+            others; None: there is no limit.
         weights: one for each problem, by depth.
     """
 
@@ -262,7 +265,7 @@ class Problems:
             yield from calibration.moments(model, others)  # type: ignore[arg-type]
 
     def _problem(self, shared: SharedWeight, found: list[LayerMoments | Skip]) -> Problem:
-        """The problem of one weight; empties `found`, as moments are as large as metrics."""
+        """The problem of one weight; empties `found`, so that moments and metrics do not coexist."""
         unseen = next((item for item in found if isinstance(item, Skip)), None)
         if unseen is not None:
             return _without_data(shared, f"H = I: {unseen.why}")
@@ -381,7 +384,7 @@ def _layout(layer: WeightLayer) -> tuple[object, ...]:
 
 
 def _metrics(measured: Sequence[LayerMoments], free: Sequence[bool]) -> tuple[Metric, ...]:
-    """The metrics that all layers which share a weight make up; centered where a bias is free."""
+    """The sums of metrics over all layers that share a weight; centered where a bias is free."""
     pairs = list(zip(measured, free, strict=True))
     noises = [(replace(m, scatter=m.centered_scatter) if f else m).noise() for m, f in pairs]
     noise = None if any(item is None for item in noises) else np.asarray(sum(noises))  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 One item of a pipeline is one step; a preset whose members run in rounds is one step as well. A
 step runs on a copy that shares weight arrays (see `execution`). The copy is verified (see
 `verification`), judged by what it costs and gains (see `policy`), and becomes the current model or
-is dropped. `_PipelineRun.try_unit` is that loop; read it first.
+is dropped. `_PipelineRun.try_bundle` is that loop; read it first.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class _PipelineRun:
 
     Attributes:
         stats: size of the current model, where it is known.
-        reference: the model before the first lossy step since a lossless one: what lossy steps
-            aim at.
+        reference: the model after the last lossless step that changed it; lossy steps take their
+            targets from it.
     """
 
     context: Context
@@ -101,11 +101,11 @@ class _PipelineRun:
     reference: Model | None = None
 
     def run(self, model: Model, passes: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
-        """Try the units of steps one after the other, each on what the ones before left."""
+        """Try the bundles of steps in order, each on the result of the ones before."""
         current, reports = model, []
-        for unit in _units(_steps(passes)):
+        for bundle in _bundles(_steps(passes)):
             self.reference = self.reference or current
-            kept, steps = self.try_unit(current, unit)
+            kept, steps = self.try_bundle(current, bundle)
             if kept is not current and any(_is_lossless(step) for step in steps):
                 # a lossless step may give a tensor's name to another value, so the outputs of the
                 # old model's layers are no targets any more
@@ -114,7 +114,7 @@ class _PipelineRun:
             reports += steps
         return current, reports
 
-    def try_unit(self, current: Model, unit: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
+    def try_bundle(self, current: Model, bundle: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
         """Run, verify and judge steps that are kept or dropped together.
 
         Returns:
@@ -124,8 +124,10 @@ class _PipelineRun:
             PromiseBroken: a step broke its promise.
         """
         latest, reports = current, []
-        promised = Fidelity.EXACT  # outputs are compared with those of the last commit
-        for step in unit:
+        # outputs are compared with those of the last committed model, so each step of a bundle is
+        # held to the weakest promise so far
+        promised = Fidelity.EXACT
+        for step in bundle:
             self.progress(f"{step}")
             comparison, candidate = None, self.verifier.run(step, latest)
             if candidate.changed:
@@ -135,10 +137,10 @@ class _PipelineRun:
             reports.append(candidate.report(step, comparison))
         if latest is current:
             return current, reports
-        return self.judge(current, latest, unit, reports)
+        return self.judge(current, latest, bundle, reports)
 
     def judge(
-        self, current: Model, candidate: Model, unit: Sequence[Pass], reports: list[StepReport]
+        self, current: Model, candidate: Model, bundle: Sequence[Pass], reports: list[StepReport]
     ) -> tuple[Model, list[StepReport]]:
         """Measure `candidate`, and commit it when it holds the floors and pays for itself."""
         last = reports[-1]
@@ -152,8 +154,8 @@ class _PipelineRun:
         if why is None:
             self.commit(candidate, last.stats)
             return candidate, reports
-        if not missed and len(unit) == 1 and isinstance(unit[0], Preset):
-            salvaged = self.salvage(current, unit[0], why)
+        if not missed and len(bundle) == 1 and isinstance(bundle[0], Preset):
+            salvaged = self.salvage(current, bundle[0], why)
             if salvaged is not None:
                 return salvaged
         for report in reports:
@@ -163,7 +165,7 @@ class _PipelineRun:
         return current, reports
 
     def commit(self, model: Model, stats: Stats) -> None:
-        """Make `model` what later steps are compared with."""
+        """Make `model` the baseline that later steps are compared with."""
         self.stats = stats
         if self.prover:
             self.prover.commit(model)
@@ -171,7 +173,7 @@ class _PipelineRun:
     def salvage(
         self, current: Model, preset: Preset, why: str
     ) -> tuple[Model, list[StepReport]] | None:
-        """Leave out the one member without which the preset pays; None when there is none."""
+        """Leave out the first member whose removal makes the preset pay; None when there is none."""
         before = self.stats or measure_stats(current)
         logs = self.verifier.run(preset, current).logs
         for member in [log.member for log in logs if log.changes]:
@@ -221,13 +223,13 @@ def _steps(passes: Sequence[Pass]) -> Iterator[Pass]:
             yield item
 
 
-def _units(steps: Iterable[Pass]) -> Iterator[list[Pass]]:
-    """Steps that are judged together: those that prepare, with the next one that does not."""
-    unit: list[Pass] = []
+def _bundles(steps: Iterable[Pass]) -> Iterator[list[Pass]]:
+    """Bundles of steps, each kept or dropped as one: steps that prepare, with the next other one."""
+    bundle: list[Pass] = []
     for step in steps:
-        unit.append(step)
+        bundle.append(step)
         if not step.prepares:
-            yield unit
-            unit = []
-    if unit:
-        yield unit
+            yield bundle
+            bundle = []
+    if bundle:
+        yield bundle

@@ -7,13 +7,13 @@ weight_scales       scales of weights: granularity, and clipping
 weight_rounding     codes of weights: to nearest, with error feedback, by coordinate descent
 weight_layouts      arrays of codes and scales, as the operators that decode them read them
 weight_storage      which of these layouts suits a weight's readers, and writing it into the graph
-opset               a model's opset, raised to what these need
+opset               a model's opset, raised to the first that has the operators that quantization writes
 
 activation_grids    the grids of all activations of a model
 kernel_forms        operators without an integer kernel, expressed by operators that have one
-biases              32-bit biases, and weights that make room for them
+biases              32-bit biases, and larger weight scales where a bias would overflow
 layer_codes         the codes of all layers of a model
-saturation          whether this machine's kernels need a bit less
+saturation          whether weights take 7 bits here, because 16-bit sums saturate without VNNI
 recurrent           LSTM steps on integers, with ranges found at run time
 
 rules               which operators have integer kernels, and when

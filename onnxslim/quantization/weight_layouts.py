@@ -85,7 +85,7 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
         return StoredCodes(_named(codes, flat, zeros, bits))
     if not can_fold(layer, weight.block):
         raise ValueError(f"The weight of `{layer.name}` is cut into no blocks of {weight.block}.")
-    codes = layer.restored(weight.codes).astype(weight.codes.dtype)
+    codes = layer.laid_out(weight.codes)
     shape = np.array(codes.shape, np.int64)
     scale, zero = weight.scale, weight.zero_point
     if isinstance(layer.unfolding, ConvPatches):  # (g, rows, blocks) -> (g·rows, blocks, 1)

@@ -216,4 +216,4 @@ def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> Array:
 
 def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:
     """Codes in the layout of the weight tensor, from (groups, rows, columns)."""
-    return layer.restored(codes).astype(codes.dtype)
+    return layer.laid_out(codes)

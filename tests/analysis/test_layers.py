@@ -97,6 +97,15 @@ def test_half_precision_weights_are_rounded_once() -> None:
     np.testing.assert_array_equal(back, weight)
 
 
+def test_codes_of_half_precision_weights_are_not_rounded() -> None:
+    """float16 holds no integer above 2,048 exactly; codes keep their own type."""
+    layer = single("MatMul", np.ones((2, 3), np.float16))
+    codes = np.array([[[32767, 32766], [-32767, 4097], [0, 1]]], np.int16)  # (1, rows, columns)
+    laid_out = layer.laid_out(codes)
+    assert laid_out.dtype == np.int16
+    np.testing.assert_array_equal(laid_out, codes[0].T)
+
+
 def test_the_attributes_of_a_conv_are_kept() -> None:
     weight = np.ones((4, 1, 3, 3), np.float32)
     layer = single("Conv", weight, group=2, strides=[2, 1], pads=[1, 0, 2, 3], dilations=[1, 2])
