@@ -116,7 +116,7 @@ class WeightLayer:
         return self.laid_out(weight).astype(self.holder.stored.dtype, copy=False)
 
     def laid_out(self, weight: np.ndarray) -> np.ndarray:
-        """Values or codes in canonical form, laid out as the stored weight is, in their own type."""
+        """Values or codes in canonical form, laid out as the stored weight, in their own type."""
         stored, groups, rows, columns = self.holder.stored, self.groups, self.rows, self.columns
         if isinstance(self.unfolding, ConvPatches) and self.inputs_first:
             taps = prod(self.unfolding.kernel)

@@ -265,7 +265,7 @@ class Problems:
             yield from calibration.moments(model, others)  # type: ignore[arg-type]
 
     def _problem(self, shared: SharedWeight, found: list[LayerMoments | Skip]) -> Problem:
-        """The problem of one weight; empties `found`, so that moments and metrics do not coexist."""
+        """The problem of one weight; empties `found`, so that moments leave before metrics come."""
         unseen = next((item for item in found if isinstance(item, Skip)), None)
         if unseen is not None:
             return _without_data(shared, f"H = I: {unseen.why}")

@@ -173,7 +173,7 @@ class _PipelineRun:
     def salvage(
         self, current: Model, preset: Preset, why: str
     ) -> tuple[Model, list[StepReport]] | None:
-        """Leave out the first member whose removal makes the preset pay; None when there is none."""
+        """Leave out the first member whose removal makes the preset pay; None without one."""
         before = self.stats or measure_stats(current)
         logs = self.verifier.run(preset, current).logs
         for member in [log.member for log in logs if log.changes]:
@@ -224,7 +224,7 @@ def _steps(passes: Sequence[Pass]) -> Iterator[Pass]:
 
 
 def _bundles(steps: Iterable[Pass]) -> Iterator[list[Pass]]:
-    """Bundles of steps, each kept or dropped as one: steps that prepare, with the next other one."""
+    """Steps that are kept or dropped as one: those that prepare, with the next other one."""
     bundle: list[Pass] = []
     for step in steps:
         bundle.append(step)
