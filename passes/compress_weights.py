@@ -101,7 +101,7 @@ class CompressWeights(LayerPass):
     def explicit(self, found: Allocation) -> tuple[PruneWeights, ClusterWeights]:
         """The two passes that make an allocation."""
         shares, values, kept = [], [], []
-        for name, offer in found.chosen.items():
+        for name, offer in found.items():
             literal = escape(name)
             if offer.values is None:
                 kept.append(literal)

@@ -9,7 +9,7 @@ scaled_codebooks   tables whose values are multiples of a few scales
 vector_codebooks   product and residual quantization
 error_gain       how much of a layer's error reaches the output of the model, measured
 spend            one offer for each layer, for the least error within a budget
-allocation       zeros and values shared out between layers
+allocation       the offers of a layer: zeros and values, with their bytes and errors
 allocation_search  the smallest allocation that holds the floors, found by trying
 budgets          a budget over the whole model, and how much of it a model takes
 budgeted_pass    base of the passes that take a budget, and the options that set one

@@ -1,10 +1,10 @@
-"""Share zeros and table values out between layers, for the least output error at a size in bytes.
+"""The offers of a layer: zeros and table values, with the bytes and the error that they bring.
 
-A layer has several offers: a share of weights kept and a number of table values, with the bytes
-that they take and the error in the layer's output. `error_gain` measures how much of such an error
-reaches the model's output; small errors of different layers add up. One price of a byte for all
-layers then gives the best allocation (Shoham and Gersho 1988): no byte could move from one layer
-to another and lower the error.
+An offer is a share of weights kept and a number of table values. Its error is that of the layer's
+output, times how much of such an error reaches the model's output, as `error_gain` measures it;
+small errors of different layers add up. One price of a byte for all layers then gives the best
+allocation, an offer for each layer (see `spend`): no byte could move from one layer to another and
+lower the error.
 
 Offers are estimates, from a sample of rows and on the original inputs. They say which allocation to
 try; its effect is measured on the model that it makes (see `allocation_search`).
@@ -12,9 +12,8 @@ try; its effect is measured on the model that it makes (see `allocation_search`)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -23,7 +22,6 @@ from onnxslim.analysis.layers import WeightLayer
 from onnxslim.lossy.codebook_pass import Layout, why_not_smaller
 from onnxslim.lossy.error_gain import sensitivity
 from onnxslim.lossy.problems import Problem
-from onnxslim.lossy.spend import at_price, cheapest_at, least_cost, total_cost, total_error
 from onnxslim.packing.radix import bits_per_code
 from onnxslim.pipeline.passes import Context
 from onnxslim.solvers.feedback import round_with_feedback
@@ -54,84 +52,22 @@ class Offer:
     Attributes:
         keep: share of weights that are not zero.
         values: of a table, zero among them; None: the weight stays as it is.
-        size: bytes.
-        error: of the layer's output, relative.
+        cost: bytes.
+        error: divergence of the model's output.
     """
 
     keep: float
     values: int | None
-    size: float
-    error: float
-
-
-@dataclass(frozen=True)
-class _PricedOffer:
-    """An offer as `spend` reads it: `cost` in bytes, `error` as divergence of the output."""
-
     cost: float
     error: float
-    offer: Offer
 
 
-@dataclass(frozen=True)
-class Menu:
-    """The offers of a layer.
-
-    Attributes:
-        name: of the layer.
-        offers: at least one.
-        sensitivity: divergence of the model's output per relative error of the layer's.
-    """
-
-    name: str
-    offers: tuple[Offer, ...]
-    sensitivity: float
-
-    @cached_property
-    def priced(self) -> tuple[_PricedOffer, ...]:
-        """The offers, each with the divergence of the model's output that it causes."""
-        return tuple(_PricedOffer(o.size, self.sensitivity * o.error, o) for o in self.offers)
-
-    def choose(self, price: float) -> Offer:
-        """The offer for which divergence + `price`·bytes is least."""
-        return cheapest_at(self.priced, price).offer
+Allocation = dict[str, Offer]
+"""An offer for each layer, by its name."""
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """An offer for each layer.
-
-    Attributes:
-        chosen: by layer.
-        divergence: the sum of what they do to the output, as estimated.
-        size: the sum of their bytes.
-    """
-
-    chosen: dict[str, Offer]
-    divergence: float
-    size: float
-
-
-def allocate(menus: Sequence[Menu], price: float) -> Allocation:
-    """The best allocation at a price, in divergence per byte."""
-    return _allocation(at_price({menu.name: menu.priced for menu in menus}, price))
-
-
-def allocate_within(menus: Sequence[Menu], divergence: float) -> Allocation:
-    """The smallest allocation, among those of one price, whose divergence stays within a limit."""
-    return _allocation(least_cost({menu.name: menu.priced for menu in menus}, divergence))
-
-
-def _allocation(chosen: Mapping[str, _PricedOffer]) -> Allocation:
-    offers = {name: priced.offer for name, priced in chosen.items()}
-    return Allocation(offers, total_error(chosen), total_cost(chosen))
-
-
-# ---------------------------------------------------------------------------- offers
-
-
-def menu_of(problem: Problem, context: Context, *, packed: bool) -> Menu:
-    """The offers of one weight, and how much they matter.
+def offers_of(problem: Problem, context: Context, *, packed: bool) -> tuple[Offer, ...]:
+    """The offers of one weight; the first is to stay as it is.
 
     Args:
         problem: with data, aiming at its own output.
@@ -155,7 +91,8 @@ def menu_of(problem: Problem, context: Context, *, packed: bool) -> Menu:
             trial = sample.full(weight)
     if trial is None:
         trial = sample.full(sample.rounded(4))
-    return Menu(problem.name, tuple(offers), sensitivity(context, problem, trial))
+    gain = sensitivity(context, problem, trial)
+    return tuple(replace(offer, error=gain * offer.error) for offer in offers)
 
 
 def _is_stored(layer: WeightLayer, weight: np.ndarray, count: int) -> bool:
@@ -223,7 +160,7 @@ class _Sample:
     def offer(
         self, weight: np.ndarray, inverse: np.ndarray, error: float, count: int, *, packed: bool
     ) -> Offer:
-        """The offer of `weight` rounded to a table of `count` values."""
+        """The offer of `weight` rounded to a table of `count` values; its error is relative."""
         kept = weight != 0
         dense = bool(kept.all())
         values = weight[kept]
@@ -275,6 +212,3 @@ def _entropy_bits(counts: np.ndarray) -> float:
     """Bits of all symbols together, coded by their own frequencies."""
     used = counts[counts > 0]
     return float(-(used * np.log2(used / used.sum())).sum())
-
-
-__all__ = ["Allocation", "Menu", "Offer", "allocate", "allocate_within", "menu_of"]

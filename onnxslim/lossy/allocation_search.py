@@ -6,9 +6,7 @@
 Candidates are fitted on four fifths of the samples and judged on the others. The search ends when
 a candidate uses nearly all that the floors allow.
 
-Owns: which limits on the divergence are tried, and the judgement of a candidate. Not here: the
-offers and the best allocation within a limit (see `allocation`); the passes that make an
-allocation, which the caller gives as a function.
+`allocation` makes the offers; the caller gives, as a function, the passes that make an allocation.
 """
 
 from __future__ import annotations
@@ -20,8 +18,9 @@ from typing import Final
 
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.allocation import Allocation, Menu, Offer, allocate_within, menu_of
+from onnxslim.lossy.allocation import Allocation, Offer, offers_of
 from onnxslim.lossy.problems import Problems, Schedule, Target
+from onnxslim.lossy.spend import least_cost, total_cost
 from onnxslim.pipeline.floors import Floors, share_used
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context, Pass
@@ -106,13 +105,13 @@ class AllocationSearch:
     def run(self) -> list[Allocation]:
         """The allocations tried that hold the floors, smallest first."""
         menus = self._menus()
-        if all(len(menu.offers) == 1 for menu in menus):
+        if all(len(offers) == 1 for offers in menus.values()):
             return []
         limit = _FIRST_DIVERGENCE
         tried: dict[tuple[tuple[str, Offer], ...], AllocationTrial] = {}
         for _ in range(_LOOKS):
-            allocation = allocate_within(menus, limit)
-            key = tuple(allocation.chosen.items())
+            allocation = least_cost(menus, limit)
+            key = tuple(allocation.items())
             if key not in tried and len(tried) == _TRIALS:
                 break
             if key not in tried:
@@ -124,7 +123,7 @@ class AllocationSearch:
                 break
             limit = self._next_limit(limit)
         good = [trial for trial in tried.values() if trial.use <= 1]
-        return [trial.allocation for trial in sorted(good, key=lambda t: t.allocation.size)]
+        return sorted((trial.allocation for trial in good), key=total_cost)
 
     def made(
         self, steps: Iterable[Pass], calibration: Calibration | None
@@ -160,20 +159,19 @@ class AllocationSearch:
     def _say(self, text: str) -> None:
         self.context.tell(f"{self.options.name}: {text}")
 
-    def _menus(self) -> list[Menu]:
+    def _menus(self) -> dict[str, tuple[Offer, ...]]:
         """The offers of each layer."""
         model = self.model.clone()
         context = replace(self.context, model=model, calibration=self.fitted)
         schedule = Schedule(sequential=False, aim=Target.CURRENT)
         problems = Problems(Rewriter(model.graph), context, self.options.layers, schedule)
-        menus = []
+        menus: dict[str, tuple[Offer, ...]] = {}
         for number, problem in enumerate(problems, 1):
             if not problem.has_data:  # no data say what an error costs, so the weight stays
-                stays = Offer(1.0, None, problem.layer.holder.nbytes, 0.0)
-                menus.append(Menu(problem.name, (stays,), 0.0))
+                menus[problem.name] = (Offer(1.0, None, problem.layer.holder.nbytes, 0.0),)
                 continue
             self._say(f"what layer {number} of {len(problems.weights)} is worth")
-            menus.append(menu_of(problem, context, packed=self.options.packed))
+            menus[problem.name] = offers_of(problem, context, packed=self.options.packed)
         return menus
 
     def _try(self, limit: float, allocation: Allocation) -> AllocationTrial:
@@ -219,6 +217,3 @@ class AllocationSearch:
         if held.use > 0 and isfinite(missed.use):
             part = log(_AIM / held.use) / log(missed.use / held.use)
         return float(exp(low + (high - low) * min(0.9, max(0.1, part))))
-
-
-__all__ = ["AllocationOptions", "AllocationSearch", "AllocationTrial"]

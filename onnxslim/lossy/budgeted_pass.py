@@ -71,6 +71,3 @@ class BudgetedPass(Pass):
             raise NotApplicable(
                 "a budget of latency needs models to be timed: leave out --no-latency, or give macs"
             )
-
-
-__all__ = ["DEFAULT_BUDGET", "BudgetedPass", "leaving_share_option", "remaining_share_option"]

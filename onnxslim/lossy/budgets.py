@@ -120,6 +120,3 @@ def known_macs(nodes: Iterable[Node]) -> dict[Node, int]:
             )
         found[node] = macs
     return found
-
-
-__all__ = ["Budget", "BudgetMeter", "known_macs"]

@@ -2,9 +2,6 @@
 
 A pass says how its codes are laid out, which weights it declines, and which codebook solves a
 problem.
-
-Owns: the loop over weights, the check that codes take fewer bytes than the weight, and the words of
-the report. Not here: how codes are written into a graph (see `codebook`).
 """
 
 from __future__ import annotations
@@ -233,6 +230,3 @@ def _change(problem: Problem, answer: Answer) -> str:
         f"{bytes_text(problem.layer.holder.nbytes)} to {bytes_text(stored.nbytes)}; "
         f"{error_words(problem, answer.error)}"
     )
-
-
-__all__ = ["Answer", "CodebookPass", "Layout", "replace_constant", "table_type", "why_not_smaller"]

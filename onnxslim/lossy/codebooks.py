@@ -1,8 +1,4 @@
-"""A codebook as the answer to one problem: codes, tables, and the error they leave.
-
-Owns: `Codebook`, and codebooks whose table is given. Not here: codebooks whose table has to be
-found (see `scalar_codebooks`, `scaled_codebooks`, `vector_codebooks`).
-"""
+"""A codebook as the answer to one problem: codes, tables, and the error they leave."""
 
 from __future__ import annotations
 
@@ -73,7 +69,5 @@ def codebook_of_weight(
 
 
 def unique_values(table: np.ndarray) -> np.ndarray:
-    return np.unique(np.where(table == 0, np.zeros((), table.dtype), table))  # −0 is 0
-
-
-__all__ = ["Codebook", "codebook_of_weight", "nearest_codebook"]
+    """The values of a table, ascending, each once; −0 is 0."""
+    return np.unique(np.where(table == 0, np.zeros((), table.dtype), table))

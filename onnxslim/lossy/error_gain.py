@@ -39,6 +39,3 @@ def with_weight(context: Context, problem: Problem, weight: np.ndarray) -> Model
     own = replace(problem, layers=tuple(names[layer.name] for layer in problem.layers))
     assign(rewriter, own, weight)
     return model
-
-
-__all__ = ["sensitivity", "with_weight"]

@@ -1,7 +1,4 @@
-"""`LayerPass`: base of the passes that give weight layers new weights.
-
-Owns: the options that all of these passes have, and the words of the report on a layer's error.
-"""
+"""`LayerPass`: base of the passes that give weight layers new weights."""
 
 from __future__ import annotations
 
@@ -76,6 +73,3 @@ def error_words(problem: Problem, error: float) -> str:
 def share_of(part: int, whole: int) -> str:
     """`12.5 %`."""
     return f"{100 * part / whole:.3g} %"
-
-
-__all__ = ["LayerPass", "error_words", "share_of"]

@@ -114,6 +114,3 @@ def cheapest_choice(costs: PlacementCosts) -> frozenset[str]:
             connect(left, vertex(reader), None)
     _, (chosen_side, _) = nx.minimum_cut(network, source, sink)
     return frozenset(name for name in costs.items if ("item", name) in chosen_side)
-
-
-__all__ = ["NEVER_CHOSEN", "ItemCost", "PlacementCosts", "Transfer", "cheapest_choice"]

@@ -7,9 +7,6 @@ A problem is one weight, the target that a new weight should come near, and the 
 what a difference costs in the layer's output: H = E[x xᵀ], or the identity without calibration
 data. Each problem is made after the answer to the last one is in the graph, so that its inputs are
 those that the changed model produces.
-
-Owns: the order of the weights, their targets, and the correction of biases. Not here: how a problem
-is solved (see `solvers`); the options of passes (see `layer_pass`).
 """
 
 from __future__ import annotations
@@ -460,15 +457,3 @@ def layer_depths(graph: gs.Graph, counted: set[Node]) -> dict[Node, int]:
 
     visit(graph, 0)
     return depths
-
-
-__all__ = [
-    "MAX_INPUTS",
-    "Problem",
-    "Problems",
-    "Schedule",
-    "Target",
-    "assign",
-    "current_bias_target",
-    "layer_depths",
-]

@@ -283,6 +283,3 @@ def _trimmed(codes: list[np.ndarray], values: np.ndarray) -> tuple[list[np.ndarr
 def _padded(table: np.ndarray, levels: int) -> np.ndarray:
     """`table` with its last value repeated: all tables of a weight have one length."""
     return np.concatenate([table, np.repeat(table[-1:], levels - len(table))])
-
-
-__all__ = ["TableSpec", "find_scalar_codebook"]

@@ -290,6 +290,3 @@ def _solve_scales(normal: np.ndarray, right: np.ndarray, scales: np.ndarray) -> 
 
 def _rounded_scales(scales: np.ndarray, table: np.dtype[np.floating]) -> np.ndarray:
     return scales.astype(table).astype(np.float64)
-
-
-__all__ = ["InitialScales", "ScaledCodebook", "ScaledTableSpec", "find_scaled_codebook"]

@@ -129,16 +129,3 @@ def _filled(menus: Menus[PricedT], chosen: dict[str, PricedT], budget: float) ->
             return chosen
         _, name, offer = max(steps, key=lambda step: step[0])
         chosen[name] = offer
-
-
-__all__ = [
-    "Menus",
-    "Priced",
-    "at_price",
-    "cheapest_at",
-    "least_cost",
-    "least_error",
-    "of_least_cost",
-    "total_cost",
-    "total_error",
-]

@@ -84,6 +84,3 @@ def _importances(problem: Problem, length: int) -> np.ndarray:
 def _diagonal_metric(metric: Metric) -> Metric:
     """The metric without what links its inputs: rounding without feedback."""
     return metric if metric.is_identity else Metric(np.diag(metric.diagonal), metric.size)
-
-
-__all__ = ["find_vector_codebook"]

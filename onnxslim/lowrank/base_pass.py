@@ -2,8 +2,6 @@
 
 A pass says which operators it is for and which methods a layer may be split by. Factors are fitted
 to the original outputs on the present inputs.
-
-Owns: the options that say how far a split may go. Not here: what they lead to (see `run`).
 """
 
 from __future__ import annotations
@@ -130,6 +128,3 @@ class SplitPass(LayerPass, BudgetedPass):
             align=self.align,
             plan=planned_splits(self.plan),
         )
-
-
-__all__ = ["SplitPass"]

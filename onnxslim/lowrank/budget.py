@@ -1,8 +1,4 @@
-"""How far each layer is split under a budget over the whole model, at the least output error.
-
-Owns: the offers for a layer, and the cost of an offer. Not here: the choice of one offer for each
-layer (see `lossy.spend`); whether a split pays at all (see `gate`).
-"""
+"""How far each layer is split under a budget over the whole model, at the least output error."""
 
 from __future__ import annotations
 
@@ -170,6 +166,3 @@ def _promising(candidates: list[Candidate], costs: SplitCosts) -> list[Candidate
 
 def _from_trial_error(candidate: Candidate) -> float:
     return abs(candidate.added - _TRIAL_ERROR)
-
-
-__all__ = ["SplitBudget"]

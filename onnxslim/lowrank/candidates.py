@@ -3,8 +3,6 @@
 `Fit` is a decomposition of a whole weight, all groups alike; `Candidate` is one choice of method
 and ranks; `SplitCosts` holds the costs of a layer, whole and split. Time is measured: the whole
 layer and the split layer, each a small model of the real shapes, run in turn.
-
-Owns: candidates and their costs. Not here: whether a split pays (see `gate`).
 """
 
 from __future__ import annotations
@@ -350,14 +348,3 @@ class SplitCosts:
         last = ops[-1]
         bias = self._bias_shape(layer)
         return [*ops[:-1], LayerOp(last.op, (*last.inputs, *bias), last.output, last.attrs)]
-
-
-__all__ = [
-    "Candidate",
-    "Fit",
-    "RankRange",
-    "SplitCosts",
-    "candidates_for_budget",
-    "kernel_shape",
-    "least_within",
-]

@@ -1,8 +1,4 @@
-"""Which splits of a layer pay: in bytes, in measured time, or in work where nothing can be timed.
-
-Owns: the measure of a gain, and how certain it must be. Not here: the models that are timed (see
-`candidates`).
-"""
+"""Which splits of a layer pay: in bytes, in measured time, or in work where nothing is timed."""
 
 from __future__ import annotations
 
@@ -110,6 +106,3 @@ def _pair_words(pairs: tuple[LatencyPair, ...], ratio: float) -> str:
     low = min(pair.low for pair in pairs)
     high = max(pair.high for pair in pairs)
     return f"{ms_text(before)} to {ms_text(before / ratio)} ({ratio:.2f}x, {low:.2f} to {high:.2f})"
-
-
-__all__ = ["Gate", "Paying"]

@@ -269,5 +269,3 @@ _BUILDERS: dict[str, Callable[..., list[Piece]]] = {
     "flattened": _flattened,
     "depthwise": _depthwise,
 }
-
-__all__ = ["OUTPUT", "Piece", "conv_pieces", "dense_pieces", "pieces_of", "why_not_conv"]

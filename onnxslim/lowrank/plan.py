@@ -46,6 +46,3 @@ def planned_splits(entries: Sequence[str]) -> dict[str, Candidate]:
         ranks = tuple(int(rank) for rank in match["ranks"].split("x"))
         found[match["layer"]] = Candidate(match["method"], ranks, 0.0)
     return found
-
-
-__all__ = ["PlanEntry", "planned_splits"]

@@ -1,7 +1,4 @@
-"""The pieces of a split layer put into the graph.
-
-Owns: how nodes and factors are named and shared. Not here: the pieces of a method (see `pieces`).
-"""
+"""The pieces of a split layer put into the graph."""
 
 from __future__ import annotations
 
@@ -79,6 +76,3 @@ def _replace(
         rw.update(
             node, split.what, op=piece.op, inputs=inputs, attrs=attrs, fidelity=split.fidelity
         )
-
-
-__all__ = ["PlannedSplit", "replace_layer"]

@@ -4,9 +4,6 @@
 
 Layers are solved one after another; until the end each holds the product of its factors, so that
 later layers are fitted to the inputs that the split model produces.
-
-Owns: the order of these steps, which ranks the options ask for, and the report. Not here: the
-options as a user spells them (see `base_pass`).
 """
 
 from __future__ import annotations
@@ -343,6 +340,3 @@ def _plain(problem: Problem) -> Problem:
     metrics = tuple(Metric(None, problem.layer.columns) for _ in problem.metrics)
     own = np.asarray(problem.weight, np.float64)
     return replace(problem, metrics=metrics, shifted=own, energy=None, irreducible_error=0.0)
-
-
-__all__ = ["SplitOptions", "Splitting"]

@@ -1,8 +1,4 @@
-"""The decompositions that are tried on a layer: methods, ranks, factors and their costs.
-
-Owns: which layers cannot be split, and the cache of decompositions. Not here: which split is chosen
-(see `run`, `gate`, `budget`).
-"""
+"""The decompositions that are tried on a layer: methods, ranks, factors and their costs."""
 
 from __future__ import annotations
 
@@ -108,6 +104,3 @@ def _objection(problem: Problem) -> str | None:
     if not weight.any():
         return "its weight is zero"
     return None
-
-
-__all__ = ["Trials", "diverges", "rank_of"]

@@ -52,7 +52,7 @@ class DampedMoments:
         """The multiple of I to add to an estimate that is off by `scatter` in the mean square.
 
         (1 − ρ)·H + ρ·μ·I is on average nearest to the true H for ρ = scatter / ‖H − μ·I‖², μ the
-        mean of the diagonal (Ledoit and Wolf 2004, eqs. 7 to 14; here of live inputs only). Few
+        mean of the diagonal (Ledoit and Wolf 2004; here of live inputs only). Few
         samples of many inputs would otherwise be fitted to the last detail.
         """
         live = ~self.dead

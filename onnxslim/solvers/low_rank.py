@@ -286,7 +286,7 @@ def variational_rank(energies: np.ndarray, rows: int, columns: int) -> int:
 def _free_energy(
     variance: float, squares: np.ndarray, small: int, large: int, x_bar: float, ratio: float
 ) -> float:
-    """What the noise variance minimises (Nakajima et al. 2013, eq. 20), up to a constant."""
+    """What the noise variance minimises (Nakajima et al. 2013), up to a constant."""
     x = np.maximum(squares / (large * variance), 1e-300)
     above = x[x > x_bar]
     tau = _tau(above, ratio)

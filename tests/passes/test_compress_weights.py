@@ -29,7 +29,7 @@ from onnxslim.errors import NotApplicable
 from onnxslim.io.check import check_model
 from onnxslim.io.model import Model
 from onnxslim.lossy import allocation, allocation_search
-from onnxslim.lossy.allocation import Allocation, Offer
+from onnxslim.lossy.allocation import Offer
 from onnxslim.lossy.allocation_search import AllocationSearch
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.pipeline.floors import Floors
@@ -211,7 +211,7 @@ def test_names_of_all_kinds_are_spelled_so_that_the_plan_parses() -> None:
         Offer(2e-5, 3, 1, 0),
     ]
     made = CompressWeights(skip=("z*",))
-    steps = made.explicit(Allocation(dict(zip(names, offers, strict=True)), 0.0, 0.0))
+    steps = made.explicit(dict(zip(names, offers, strict=True)))
     assert parse_pipeline(",".join(map(str, steps))).passes == steps
     prune, cluster = steps
     assert prune.ratio == 0
@@ -332,17 +332,17 @@ def test_what_never_holds_once_made_on_all_samples_is_left_out(
 
 
 def test_an_allocation_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[Allocation] = []
+    tried: list[dict[str, Offer]] = []
     real = AllocationSearch._try
 
-    def listening(self: AllocationSearch, limit: float, found: Allocation) -> object:
+    def listening(self: AllocationSearch, limit: float, found: dict[str, Offer]) -> object:
         tried.append(found)
         return real(self, limit, found)
 
     monkeypatch.setattr(AllocationSearch, "_try", listening)
     monkeypatch.setattr(allocation_search, "_SLACK", 2.0)
     compressed(dense_net(16, 12))
-    keys = [tuple(found.chosen.items()) for found in tried]
+    keys = [tuple(found.items()) for found in tried]
     assert len(keys) == len(set(keys)) <= 6
 
 
