@@ -13,107 +13,31 @@ from typing import Final
 import onnx_graphsurgeon as gs
 
 from onnxslim.channels.labels import ChannelLabels, LabelArray, labelled_axes, with_rank
-from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable, on_data
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import axes_of, const_array, const_value, is_present, normalized
 from onnxslim.graph.sizes import Shape
 
 _UNARY: Final = (
-    "Abs",
-    "Acos",
-    "Acosh",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "BitwiseNot",
-    "Cast",
-    "CastLike",
-    "Ceil",
-    "Celu",
-    "Cos",
-    "Cosh",
-    "Dropout",
-    "Elu",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Log",
-    "Mish",
-    "Neg",
-    "Not",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-)
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike",
+    "Ceil", "Celu", "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu",
+    "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg",
+    "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+)  # fmt: skip
 _BROADCAST: Final = (
-    "Add",
-    "And",
-    "BitShift",
-    "BitwiseAnd",
-    "BitwiseOr",
-    "BitwiseXor",
-    "Clip",
-    "Div",
-    "Equal",
-    "Greater",
-    "GreaterOrEqual",
-    "Less",
-    "LessOrEqual",
-    "Max",
-    "Mean",
-    "Min",
-    "Mod",
-    "Mul",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Sub",
-    "Sum",
-    "Where",
-    "Xor",
-)
-_BROADCAST_SINCE: Final = 7  # the opset in which operands are with_rank at their last axes
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div", "Equal",
+    "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul",
+    "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+)  # fmt: skip
+_BROADCAST_SINCE: Final = 7  # the opset in which operands are aligned at their last axes
 _REDUCE: Final = (
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceMax",
-    "ReduceMean",
-    "ReduceMin",
-    "ReduceProd",
-    "ReduceSum",
-    "ReduceSumSquare",
-)
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip
 _POOL: Final = (
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalLpPool",
-    "GlobalMaxPool",
-    "LpPool",
-    "MaxPool",
-)
+    "AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool",
+)  # fmt: skip
 
 
 def unary(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
@@ -155,100 +79,92 @@ def _meet(
                 tracer.pin(array, why)
 
 
-def mixed(
-    node: Node, tracer: ChannelTracer, axes: Sequence[int], tensor: gs.Tensor | None = None
+def _mixed(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels, axes: Sequence[int]
 ) -> ChannelLabels:
-    """The labels of `tensor`, by default the first input, after it was mixed along `axes`."""
-    labels = tracer.labels(tensor or node.inputs[0])
+    """The labels after the operator has mixed all positions along `axes`."""
     why = f"`{node_label(node)}` ({node.op}) goes over them"
     return tracer.collapsed(labels, frozenset(axes), why)
 
 
-def reduce(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def reduce(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Reductions let labels along other axes pass."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     rank = tracer.rank(node.inputs[0])
     written = axes_of(node, tracer.opset)
     if written is None:
         raise Untraceable("its axes are computed at run time")
     if not written and int(node.attrs.get("noop_with_empty_axes", 0)):
-        return (tracer.labels(node.inputs[0]),)
+        return (labels,)
     axes = normalized(written, rank) if written else tuple(range(rank))
     if axes is None:
         raise Untraceable("its axes do not fit its input")
-    labels = mixed(node, tracer, axes)
-    return (_without_axes(labels, axes, keepdims=bool(node.attrs.get("keepdims", 1))),)
+    return _reduced(node, tracer, labels, axes)
 
 
-def _without_axes(labels: ChannelLabels, axes: Sequence[int], *, keepdims: bool) -> ChannelLabels:
-    if keepdims:
-        return labels
-    return tuple(array.squeeze(tuple(axes)) for array in labels)
+def _reduced(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels, axes: Sequence[int]
+) -> Sequence[ChannelLabels]:
+    left = _mixed(node, tracer, labels, axes)
+    if not int(node.attrs.get("keepdims", 1)):
+        left = tuple(array.squeeze(tuple(axes)) for array in left)
+    return (left,)
 
 
-def arg_reduce(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def arg_reduce(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """ArgMax and ArgMin let labels along other axes pass."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     axis = int(node.attrs.get("axis", 0)) % tracer.rank(node.inputs[0])
-    labels = mixed(node, tracer, (axis,))
-    return (_without_axes(labels, (axis,), keepdims=bool(node.attrs.get("keepdims", 1))),)
+    return _reduced(node, tracer, labels, (axis,))
 
 
-def softmax(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def softmax(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Softmax and its like go over one axis; before opset 13 over all axes from `axis` on."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     rank = tracer.rank(node.inputs[0])
     if tracer.opset < 13:
-        return (mixed(node, tracer, range(int(node.attrs.get("axis", 1)) % rank, rank)),)
-    return (mixed(node, tracer, (int(node.attrs.get("axis", -1)) % rank,)),)
+        first = int(node.attrs.get("axis", 1)) % rank
+        return (_mixed(node, tracer, labels, range(first, rank)),)
+    return (_mixed(node, tracer, labels, (int(node.attrs.get("axis", -1)) % rank,)),)
 
 
-def top_k(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def top_k(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """TopK sorts along one axis; both outputs have the labels along the others."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     axis = int(node.attrs.get("axis", -1)) % tracer.rank(node.inputs[0])
-    labels = mixed(node, tracer, (axis,))
+    labels = _mixed(node, tracer, labels, (axis,))
     return tuple(labels for _ in node.outputs)
 
 
-def triangle(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def triangle(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Trilu depends on the positions along the last two axes."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     rank = tracer.rank(node.inputs[0])
-    return (mixed(node, tracer, (rank - 2, rank - 1)),)
+    return (_mixed(node, tracer, labels, (rank - 2, rank - 1)),)
 
 
-def cum_sum(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def cum_sum(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """CumSum goes over one axis."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     axis = const_array(node.inputs[1])
     if axis is None:
         raise Untraceable("its axis is computed at run time")
     rank = tracer.rank(node.inputs[0])
-    return (mixed(node, tracer, (int(axis.reshape(-1)[0]) % rank,)),)
+    return (_mixed(node, tracer, labels, (int(axis.reshape(-1)[0]) % rank,)),)
 
 
-def pool(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def pool(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Pooling goes over the spatial axes."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     if any(tensor.name for tensor in node.outputs[1:]):
         raise Untraceable("the indices that it returns count channels")
     rank = tracer.rank(node.inputs[0])
-    return (mixed(node, tracer, range(2, rank)),)
+    return (_mixed(node, tracer, labels, range(2, rank)),)
 
 
-def quantize(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def quantize(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """QuantizeLinear and DequantizeLinear have one scale, or one for each channel."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     scale = const_value(node.inputs[1])
     if scale is None or int(node.attrs.get("block_size", 0)):
         raise Untraceable("its scale is computed at run time, or stored in blocks")

@@ -16,14 +16,13 @@ from onnxslim.channels.labels import (
     ChannelLabels,
     along_axis,
     by_shared_axes,
-    ids_along,
     labelled_axes,
     transposed,
     with_rank,
 )
 from onnxslim.channels.labels import reshaped as reshaped_labels
 from onnxslim.channels.rules_sizes import patch_sizes, shape_of
-from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable, on_data
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import (
     axes_of,
@@ -36,20 +35,16 @@ from onnxslim.graph.operands import (
 _RESHAPE_INPUT_SINCE: Final = 5  # the opset in which sizes are an input
 
 
-def transpose(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def transpose(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Labels move with the axes."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     perm = node.attrs.get("perm") or list(reversed(range(labels[0].ndim)))
     return (transposed(labels, [int(axis) for axis in perm]),)
 
 
-def reshape(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def reshape(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Reshape, Flatten, Squeeze and Unsqueeze split and join axes."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     if _shuffle(node, tracer, labels):
         return ()
     shape, target = tracer.shape(node.inputs[0]), tracer.shape(node.outputs[0])
@@ -113,11 +108,9 @@ def _patch_unlabelled(
             tracer.pin(array, f"`{node_label(node)}` ({node.op}) loses track of them")
 
 
-def expand(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def expand(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Expand adds axes and stretches axes of size 1, along which labels are the same."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     rank = tracer.rank(node.outputs[0])
     listed = tracer.shape(node.inputs[1])
     length = listed[0] if listed else 0
@@ -128,11 +121,9 @@ def expand(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     return (result,)
 
 
-def tile(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def tile(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Tile repeats labels with the channels."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     repeats = const_array(node.inputs[1])
     if repeats is None:
         raise Untraceable("its repeats are computed at run time")
@@ -146,11 +137,9 @@ def tile(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     return (tuple(result),)
 
 
-def pad(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def pad(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Pad adds channels without labels."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     rank = labels[0].ndim
     pads = ints_operand(node, tracer.opset, "pads", 1, 11)
     axes = axes_of(node, tracer.opset) or tuple(range(rank))
@@ -172,11 +161,9 @@ def pad(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     return (tuple(result),)
 
 
-def resize(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def resize(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Resize and Upsample leave channels as they are."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     shape, target = tracer.shape(node.inputs[0]), tracer.shape(node.outputs[0])
     for array in labels:
         for axis in labelled_axes(array):
@@ -193,11 +180,12 @@ def resize(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     return (labels,)
 
 
-def depth_to_space(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def depth_to_space(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels
+) -> Sequence[ChannelLabels]:
     """The channels of the input that make one channel of the output leave together."""
-    ids = _only_channels(node, tracer)
-    if ids is None:
-        return ()
+    ids = _only_channels(labels)
     block = int(node.attrs["blocksize"]) ** 2
     mode = node.attrs.get("mode", "DCR")
     grid = ids.reshape(-1, block) if mode in ("CRD", b"CRD") else ids.reshape(block, -1).T
@@ -206,19 +194,19 @@ def depth_to_space(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]
     return ((along_axis(grid[:, 0], 1, 4),),)
 
 
-def space_to_depth(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def space_to_depth(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels
+) -> Sequence[ChannelLabels]:
     """Every channel of the output has the label of the channel that it comes from."""
-    ids = _only_channels(node, tracer)
-    if ids is None:
-        return ()
+    ids = _only_channels(labels)
     return ((along_axis(np.tile(ids, int(node.attrs["blocksize"]) ** 2), 1, 4),),)
 
 
-def _only_channels(node: Node, tracer: ChannelTracer) -> np.ndarray | None:
-    labels = tracer.labels(node.inputs[0])
+def _only_channels(labels: ChannelLabels) -> np.ndarray:
     if any(labelled_axes(array) != {1} for array in labels):
         raise Untraceable("channels lie along its spatial axes")
-    return ids_along(labels, 1)
+    return labels[0].reshape(-1)
 
 
 def spatial_sampler(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:

@@ -9,18 +9,18 @@ import numpy as np
 
 from onnxslim.channels.edits_operands import CountAttribute
 from onnxslim.channels.labels import ChannelLabels, ids_along, labelled_axes
-from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable, on_data
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_value
 
 _CHANNELS: Final = 1  # the axis of channels of what is normalized
 
 
-def batch_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def batch_normalization(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels
+) -> Sequence[ChannelLabels]:
     """BatchNormalization has a scale, a shift, a mean and a variance for each channel."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     if any(const_value(tensor) is None for tensor in node.inputs[1:5]):
         raise Untraceable("its parameters are computed at run time")
     if any(tensor.name for tensor in node.outputs[1:]):
@@ -39,9 +39,12 @@ def _per_channel(
     return labels
 
 
-def instance_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def instance_normalization(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels
+) -> Sequence[ChannelLabels]:
     """InstanceNormalization normalizes each channel by itself."""
-    labels = _normalized(node, tracer, range(2, 99))
+    labels = _normalized(node, tracer, labels, range(2, 99))
     if not labels:
         return ()
     if any(const_value(tensor) is None for tensor in node.inputs[1:3]):
@@ -49,18 +52,22 @@ def instance_normalization(node: Node, tracer: ChannelTracer) -> Sequence[Channe
     return (_per_channel(node, tracer, labels, operands=(1, 2)),)
 
 
-def _normalized(node: Node, tracer: ChannelTracer, axes: Sequence[int]) -> ChannelLabels:
-    labels = tracer.labels(node.inputs[0])
+def _normalized(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels, axes: Sequence[int]
+) -> ChannelLabels:
     why = f"`{node_label(node)}` ({node.op}) normalizes over them"
     return tracer.collapsed(labels, frozenset(axes), why)
 
 
-def group_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def group_normalization(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels
+) -> Sequence[ChannelLabels]:
     """GroupNormalization normalizes the channels of a group together, so they leave together."""
-    labels = _normalized(node, tracer, range(2, 99))
+    labels = _normalized(node, tracer, labels, range(2, 99))
     ids = ids_along(labels, _CHANNELS)
     if ids is None:
-        return (labels,) if labels else ()
+        return (labels,)
     if any(const_value(tensor) is None for tensor in node.inputs[1:3]):
         raise Untraceable("its parameters are computed at run time")
     groups = int(node.attrs["num_groups"])
@@ -76,34 +83,38 @@ def group_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLa
     return (labels,)
 
 
-def layer_normalization(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def layer_normalization(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels
+) -> Sequence[ChannelLabels]:
     """LayerNormalization and RMSNormalization pin the channels that they normalize over."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     rank = tracer.rank(node.inputs[0])
     axis = int(node.attrs.get("axis", -1)) % rank
-    return (_normalized(node, tracer, range(axis, rank)),)
+    return (_normalized(node, tracer, labels, range(axis, rank)),)
 
 
-def normalize_axes(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def normalize_axes(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels
+) -> Sequence[ChannelLabels]:
     """MeanVarianceNormalization and LpNormalization."""
-    if not tracer.labels(node.inputs[0]):
-        return ()
     rank = tracer.rank(node.inputs[0])
     default = (0, 2, 3) if node.op == "MeanVarianceNormalization" else (-1,)
     axes = node.attrs.get("axes", default)
     if node.op == "LpNormalization":
         axes = (int(node.attrs.get("axis", -1)),)
-    return (_normalized(node, tracer, [int(axis) % rank for axis in axes]),)
+    return (_normalized(node, tracer, labels, [int(axis) % rank for axis in axes]),)
 
 
-def local_response(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def local_response(
+    node: Node, tracer: ChannelTracer, labels: ChannelLabels
+) -> Sequence[ChannelLabels]:
     """LRN divides each channel by the energy of its neighbours.
 
     It is the one operator that is followed although removing a channel is not the same as setting
     it to zero: the channels that stay get other neighbours.
     """
-    labels = tracer.labels(node.inputs[0])
     for array in labels:
         if 1 in labelled_axes(array):
             tracer.trace.neighbour_mixers.append((node, array.reshape(-1)))

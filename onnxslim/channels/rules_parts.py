@@ -15,7 +15,7 @@ from onnxslim.analysis.flow.shape_rules import slice_ranges
 from onnxslim.channels.edits_movement import GatherIndices, SliceRange, SplitSizes
 from onnxslim.channels.labels import NONE, ChannelLabels, LabelArray, along_axis, labelled_axes
 from onnxslim.channels.rules_sizes import python_slice
-from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Member, Untraceable
+from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Member, Untraceable, on_data
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_array, const_value
 
@@ -74,11 +74,9 @@ def _concatenated(
     return np.concatenate(pieces, axis)
 
 
-def split(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def split(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Split gives each part the labels of its range."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     axis = int(node.attrs.get("axis", 0)) % tracer.rank(node.inputs[0])
     if not any(axis in labelled_axes(array) for array in labels):
         return tuple(labels for _ in node.outputs)
@@ -107,11 +105,9 @@ def _at_least_two(tracer: ChannelTracer, node: Node, part: LabelArray) -> list[L
     return []
 
 
-def slice_(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def slice_(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Slice keeps the labels in its range."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     ranges = slice_ranges(node, tracer.flow)
     if ranges is None:
         raise Untraceable("its range is computed at run time")

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.flow.shape_rules import slice_ranges
 from onnxslim.channels.edits_sizes import ShapeOperand, can_patch
 from onnxslim.channels.labels import ChannelLabels, labelled_axes
-from onnxslim.channels.tracing import ChannelTracer, MeasuredSize, Untraceable
+from onnxslim.channels.tracing import ChannelTracer, MeasuredSize, Untraceable, on_data
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_array
 
@@ -60,11 +60,9 @@ def _measures(measure: MeasuredSize, array: np.ndarray, axis: int) -> bool:
     return alone and np.array_equal(measure.array.reshape(-1), array.reshape(-1))
 
 
-def shape_of(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+@on_data
+def shape_of(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[ChannelLabels]:
     """Shape pins channels unless the sizes that it reads are used for the same channels."""
-    labels = tracer.labels(node.inputs[0])
-    if not labels:
-        return ()
     why = f"`{node_label(node)}` (Shape) reads how many there are"
     read = range(labels[0].ndim)[_bound(node, "start") : _bound(node, "end")]
     places = {

@@ -258,6 +258,24 @@ class ChannelTracer:
 
 
 ChannelRule = Callable[[Node, ChannelTracer], Sequence[ChannelLabels]]
+"""Edits the trace as an operator needs it, and returns the labels of each output."""
+
+_DataRule = Callable[[Node, ChannelTracer, ChannelLabels], Sequence[ChannelLabels]]
+
+
+def on_data(rule: _DataRule) -> ChannelRule:
+    """The rule of an operator that moves its first input, given the labels of that input.
+
+    It is asked only where there are labels. Labels that reach another operand are pinned.
+    """
+
+    def on_node(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+        labels = tracer.labels(node.inputs[0])
+        result = rule(node, tracer, labels) if labels else ()
+        tracer.pin_all(node.inputs[1:], f"`{node_label(node)}` ({node.op}) does not move them")
+        return result
+
+    return on_node
 
 
 def trace_channels(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> ChannelTrace:

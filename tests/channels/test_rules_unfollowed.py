@@ -89,3 +89,14 @@ def test_an_only_channel_stays() -> None:
 def test_every_reason_names_a_node_or_a_tensor() -> None:
     model = conv_net("b = Softmax <axis = 1> (a)", LAST)
     assert all(why.count("`") >= 2 for why in pins(model))
+
+
+def test_channels_that_reach_another_operand_than_the_data_stay() -> None:
+    model = net("""
+    g (float[1,6] x, float[2,8] z) => (float[2,8] y) <float[6,8] w, int64[1] shape = {8}> {
+      a = MatMul (x, w)
+      s = Reshape (a, shape)
+      y = LayerNormalization (z, s)
+    }""")
+    assert free_channels(model) == {"a": 0}
+    assert pins(model) == {"`y` (LayerNormalization) does not move them": 8}
