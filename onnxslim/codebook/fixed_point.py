@@ -7,10 +7,9 @@ every product is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import onnx
@@ -18,7 +17,12 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnxslim.codebook import replacement
-from onnxslim.codebook.replacement import check_replaceable, function_of, why_not_replaceable
+from onnxslim.codebook.replacement import (
+    check_replaceable,
+    function_of,
+    is_written,
+    why_not_replaceable,
+)
 from onnxslim.graph.functions import DOMAIN, FIXED_POINT
 from onnxslim.graph.ir import Constant, Graph, to_onnx_dtype
 from onnxslim.graph.operands import const_array, const_value
@@ -90,22 +94,14 @@ class FixedPointFunction:
         dtype: type of the weight.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("codes", "scale")
+    least_opset: ClassVar[int] = 7  # the first whose Mul broadcasts
     dtype: np.dtype[np.floating]
 
     @property
     def name(self) -> str:
         """Name of the function."""
         return f"{FIXED_POINT}{_TYPES[self.dtype]}"
-
-    @property
-    def least_opset(self) -> int:
-        """The first opset whose Mul broadcasts."""
-        return 7
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the function's inputs."""
-        return ("codes", "scale")
 
     def function(self, opset: int) -> onnx.FunctionProto:
         """The function, at an opset of the standard domain."""
@@ -123,10 +119,7 @@ def why_not(graph: Graph, weight: FixedPointWeight, holder: Constant | None = No
 
     Says nothing of whether it saves bytes.
     """
-    made = FixedPointFunction(weight.dtype)
-    present = function_of(graph, made.name)
-    is_taken = present is not None and not _is_ours(present)
-    return why_not_replaceable(graph, made, holder, is_taken=is_taken)
+    return why_not_replaceable(graph, FixedPointFunction(weight.dtype), holder)
 
 
 def replace_constant(
@@ -137,7 +130,7 @@ def replace_constant(
     Raises:
         ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
     """
-    check_replaceable(holder, weight, why_not(rw.main, weight, holder))
+    check_replaceable(holder, weight.dtype, weight.shape, why_not(rw.main, weight, holder))
     made = FixedPointFunction(weight.dtype)
     return replacement.replace_constant(
         rw, holder, made, (weight.codes, weight.scale), what, fidelity
@@ -152,7 +145,7 @@ def read(graph: Graph, node: gs.Node) -> FixedPointWeight | None:
         `replace_constant`.
     """
     function = function_of(graph, node.op) if node.domain == DOMAIN else None
-    if function is None or not _is_ours(function) or len(node.inputs) != len(function.input):
+    if function is None or len(node.inputs) != len(FixedPointFunction.inputs):
         return None
     codes, scale = (const_array(tensor) for tensor in node.inputs)
     if codes is None or scale is None:
@@ -161,7 +154,8 @@ def read(graph: Graph, node: gs.Node) -> FixedPointWeight | None:
         weight = FixedPointWeight(codes, scale)
     except ValueError:
         return None
-    return weight if FixedPointFunction(weight.dtype).name == node.op else None
+    made = FixedPointFunction(weight.dtype)
+    return weight if made.name == node.op and is_written(made, function) else None
 
 
 def is_fixed_point(node: gs.Node) -> bool:
@@ -173,13 +167,3 @@ def element_count(node: gs.Node) -> int:
     """Number of elements of the weight that a FixedPoint node computes; 0 if it is unknown."""
     codes = const_value(node.inputs[0])
     return 0 if codes is None else prod(codes.shape)
-
-
-def _is_ours(function: onnx.FunctionProto) -> bool:
-    """Whether `function` is, to the letter, what `replace_constant` adds."""
-    opsets = [item.version for item in function.opset_import if item.domain == ""]
-    return len(opsets) == 1 and any(made == function for made in _all_at(opsets[0]))
-
-
-def _all_at(opset: int) -> Iterator[onnx.FunctionProto]:
-    yield from (FixedPointFunction(dtype).function(opset) for dtype in _TYPES)

@@ -40,9 +40,7 @@ def why_not(graph: Graph, weight: CodebookWeight, holder: Constant | None = None
     variant = LookupVariant.of(weight)
     if len(variant.perm) > _MAX_AXES:
         return f"its codes would be permuted over {len(variant.perm)} axes"
-    present = function_of(graph, variant.name)
-    is_taken = present is not None and _read_variant(present) is None
-    return why_not_replaceable(graph, variant, holder, is_taken=is_taken)
+    return why_not_replaceable(graph, variant, holder)
 
 
 def replace_constant(
@@ -67,7 +65,7 @@ def replace_constant(
     Raises:
         ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
     """
-    check_replaceable(holder, weight, why_not(rw.main, weight, holder))
+    check_replaceable(holder, weight.dtype, weight.shape, why_not(rw.main, weight, holder))
     if what is None:
         what = f"stored as codes: {weight.size:,} weights take {weight.nbytes:,} bytes"
     variant = LookupVariant.of(weight)

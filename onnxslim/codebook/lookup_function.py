@@ -35,6 +35,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from onnxslim.codebook.replacement import is_written
 from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.graph.functions import DOMAIN, LOOKUP
 from onnxslim.packing.radix import Plane, plane_of, planes_for
@@ -184,10 +185,7 @@ class LookupVariant:
 def variant_of(function: onnx.FunctionProto) -> LookupVariant | None:
     """The variant that `function` computes; None unless it is exactly the function written here."""
     variant = LookupVariant.parse(function.name) if function.domain == DOMAIN else None
-    opsets = [item.version for item in function.opset_import if item.domain == ""]
-    if variant is None or len(opsets) != 1 or opsets[0] < variant.least_opset:
-        return None
-    return variant if variant.function(opsets[0]) == function else None
+    return variant if variant is not None and is_written(variant, function) else None
 
 
 # ---------------------------------------------------------------------------- the body

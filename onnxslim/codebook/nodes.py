@@ -13,7 +13,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.codebook import fixed_point, lookup
-from onnxslim.codebook.replacement import StoredWeight
+from onnxslim.codebook.fixed_point import FixedPointWeight
+from onnxslim.codebook.weight import CodebookWeight
 from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.ir import Graph, Node, walk_graphs
 
@@ -26,7 +27,7 @@ def codebook_nodes(graph: Graph) -> Iterator[Node]:
         )
 
 
-def stored_weight(graph: Graph, node: Node) -> StoredWeight | None:
+def stored_weight(graph: Graph, node: Node) -> FixedPointWeight | CodebookWeight | None:
     """The weight that `node` of `graph`, or of one of its bodies, computes from codes.
 
     Returns:

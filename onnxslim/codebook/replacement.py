@@ -39,40 +39,10 @@ class WeightFunction(Protocol):
         """The function, at an opset of the standard domain."""
 
 
-class StoredWeight(Protocol):
-    """A weight in a compressed form of storage."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor that nodes use."""
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """Type of the tensor that nodes use."""
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the stored form."""
-
-    def dense(self) -> np.ndarray:
-        """The tensor, bit for bit as onnxruntime computes it."""
-
-
 def why_not_replaceable(
-    graph: Graph, function: WeightFunction, holder: Constant | None, *, is_taken: bool
+    graph: Graph, function: WeightFunction, holder: Constant | None = None
 ) -> str | None:
-    """Why the function cannot be used in `graph`, in place of `holder`; None when it can.
-
-    Args:
-        graph: of the model.
-        function: that makes the weight.
-        holder: the constant, where it is known.
-        is_taken: whether the model has another function of its name.
-    """
+    """Why the function cannot be used in `graph`, in place of `holder`; None when it can."""
     opset = graph.opset_of("")
     if opset is None or opset < function.least_opset:
         found = "no operators of ONNX" if opset is None else f"opset {opset}"
@@ -80,22 +50,24 @@ def why_not_replaceable(
     version = graph.opset_of(DOMAIN)
     if version not in (None, DOMAIN_VERSION):
         return f"the model uses version {version} of the domain `{DOMAIN}`"
-    if is_taken:
+    present = function_of(graph, function.name)
+    if present is not None and not is_written(function, present):
         return f"the model has another function of the name `{DOMAIN}.{function.name}`"
     if holder is not None and any(holder is out for g in walk_graphs(graph) for out in g.outputs):
         return "it is an output of a graph"
     return None
 
 
-def check_replaceable(holder: Constant, weight: StoredWeight, reason: str | None) -> None:
-    """Refuse what cannot be stored.
+def check_replaceable(
+    holder: Constant, dtype: np.dtype[np.floating], shape: tuple[int, ...], reason: str | None
+) -> None:
+    """Refuse to store a weight of `dtype` and `shape` in place of `holder`.
 
     Raises:
-        ValueError: there is a `reason`, or `weight` is of another shape or type than `holder`.
+        ValueError: there is a `reason`, or `holder` is of another shape or type.
     """
-    found, needed = (holder.dtype, tuple(holder.shape)), (weight.dtype, weight.shape)
-    if reason is None and found != needed:
-        reason = f"it is {found[0]} {found[1]}, and the codebook {needed[0]} {needed[1]}"
+    if reason is None and (holder.dtype, tuple(holder.shape)) != (dtype, shape):
+        reason = f"it is {holder.dtype} {tuple(holder.shape)}, and the codebook {dtype} {shape}"
     if reason is not None:
         raise ValueError(f"`{holder.name}` cannot be stored as a codebook: {reason}.")
 
@@ -136,6 +108,14 @@ def function_of(graph: Graph, name: str) -> onnx.FunctionProto | None:
     """The model's local function `onnxslim.name`."""
     found = (f for f in graph.local_functions if f.domain == DOMAIN and f.name == name)
     return next(found, None)
+
+
+def is_written(function: WeightFunction, found: onnx.FunctionProto) -> bool:
+    """Whether `found` is, to the letter, what `function` adds to a model of some opset."""
+    opsets = [item.version for item in found.opset_import if item.domain == ""]
+    if len(opsets) != 1 or opsets[0] < function.least_opset:
+        return False
+    return found == function.function(opsets[0])
 
 
 def _prepare(graph: Graph, function: WeightFunction) -> tuple[str, ...]:

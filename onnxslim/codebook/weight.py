@@ -174,14 +174,6 @@ class CodebookWeight:
         return np.ascontiguousarray(total.reshape(self.shape).astype(self.dtype, copy=False))
 
 
-def plain_codebook(
-    codes: np.ndarray, table: np.ndarray, shape: Sequence[int], dtype: np.dtype[np.floating]
-) -> CodebookWeight:
-    """A weight with one table for all elements; `codes` are in the order of the tensor."""
-    stage = Stage(codes.reshape(1, -1), table)
-    return CodebookWeight((stage,), tuple(shape), dtype)
-
-
 # ---------------------------------------------------------------------------- layers
 
 

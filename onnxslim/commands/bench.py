@@ -85,9 +85,9 @@ def _against(pair: LatencyPair | None) -> str:
 
 
 def _json(rows: Sequence[Row]) -> list[Json]:
-    from onnxslim.render.json import latency_json, pair_json
+    from onnxslim.render.json import figures_json, pair_json
 
     return [
-        {"model": name, "latency_ms": latency_json(latency), "against_first": pair_json(pair)}
+        {"model": name, "latency_ms": figures_json(latency), "against_first": pair_json(pair)}
         for name, latency, pair in rows
     ]

@@ -37,7 +37,7 @@ def command(
     Without --calib the models run on seeded inputs, and the output says so.
     """
     from onnxslim import api
-    from onnxslim.render.json import drifts_json, json_text, pair_json, stats_json
+    from onnxslim.render.json import drifts_json, figures_json, json_text, pair_json
 
     with progress(quiet=as_json, verbose=False) as tell:
         if tell:
@@ -52,8 +52,8 @@ def command(
         )
     if as_json:
         data = {
-            "a": {"path": a, "stats": stats_json(stats_a)},
-            "b": {"path": b, "stats": stats_json(stats_b)},
+            "a": {"path": a, "stats": figures_json(stats_a)},
+            "b": {"path": b, "stats": figures_json(stats_b)},
             "drift": drifts_json(comparison.original),
             "latency": pair_json(latency),
             "compared_on": compared_on,

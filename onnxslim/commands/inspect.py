@@ -119,7 +119,7 @@ def port_text(port: Port) -> str:
 
 
 def _json(item: Inspection) -> Json:
-    from onnxslim.render.json import stats_json
+    from onnxslim.render.json import figures_json
 
     return {
         "path": str(item.path),
@@ -130,7 +130,7 @@ def _json(item: Inspection) -> Json:
         "opsets": dict(item.opsets),
         "ir_version": item.ir_version,
         "producer": item.producer,
-        "stats": stats_json(item.stats),
+        "stats": figures_json(item.stats),
         "operators": dict(item.operators),
         "functions": dict(item.functions),
         "weights": [

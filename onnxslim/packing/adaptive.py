@@ -124,18 +124,6 @@ def _groups(level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Which symbols belong to which line: line i has the next `counts[i]` symbols."""
-
-    counts: np.ndarray
-
-    @classmethod
-    def equal(cls, lines: int, length: int) -> Lines:
-        """Lines of one length."""
-        return cls(np.full(lines, length, np.int64))
-
-
-@dataclass(frozen=True)
 class Blend:
     """How the distribution of a line blends its own counts with those of its class.
 
@@ -151,23 +139,23 @@ class Blend:
 
 
 def code_lines(
-    coder: RangeCoder, symbols: np.ndarray, lines: Lines, alphabet: int, blend: Blend
+    coder: RangeCoder, symbols: np.ndarray, counts: np.ndarray, alphabet: int, blend: Blend
 ) -> None:
     """Code symbols that belong to lines: the first of every line, then the next few, and so on.
 
     Args:
         coder: the writer or the reader.
         symbols: uint8, line after line; read or filled.
-        lines: which symbols belong to which line.
+        counts: number of symbols of each line.
         alphabet: number of symbols.
         blend: how the distributions are computed.
     """
-    models = _LineModels(lines.counts.size, alphabet, blend)
-    stored = _LineSymbols(symbols, lines)
-    longest = int(lines.counts.max(initial=0))
-    for block in _growing(longest, 1, max(_MAX // max(lines.counts.size, 1), 1), _GROWTH):
+    models = _LineModels(counts.size, alphabet, blend)
+    stored = _LineSymbols(symbols, counts)
+    longest = int(counts.max(initial=0))
+    for block in _growing(longest, 1, max(_MAX // max(counts.size, 1), 1), _GROWTH):
         # the lines that reach into the block, those of one class together
-        active = np.flatnonzero(lines.counts > block.start)
+        active = np.flatnonzero(counts > block.start)
         classes = models.classes(active)
         order, bounds = _groups(classes)
         active, classes = active[order], classes[order]
@@ -225,8 +213,8 @@ class _LineBlock:
 class _LineSymbols:
     """The symbols of all lines; a matrix where all lines have one length, which is faster."""
 
-    def __init__(self, symbols: np.ndarray, lines: Lines) -> None:
-        self.symbols, self.counts = symbols, lines.counts
+    def __init__(self, symbols: np.ndarray, counts: np.ndarray) -> None:
+        self.symbols, self.counts = symbols, counts
         self.starts = np.cumsum(self.counts) - self.counts
         self.matrix: np.ndarray | None = None
         if self.counts.size and bool((self.counts == self.counts[0]).all()):

@@ -53,7 +53,7 @@ def zstd(data: bytes | memoryview, level: int | None = None, *, words: bool = Fa
     parameters = zstandard.ZstdCompressionParameters.from_level(
         chosen,
         source_size=len(data),
-        dict_size=_words_bytes() if words else 0,
+        dict_size=len(_words()) if words else 0,
         format=zstandard.FORMAT_ZSTD1_MAGICLESS,
         write_content_size=False,
         write_checksum=False,
@@ -95,10 +95,6 @@ def _words() -> zstandard.ZstdCompressionDict:
 
     data = resources.files("onnxslim.packing").joinpath("words-1.bin").read_bytes()
     return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-
-
-def _words_bytes() -> int:
-    return len(_words())
 
 
 # --------------------------------------------------------------------------- Huffman

@@ -27,13 +27,7 @@ _PER_BYTE: Final = 1000
 
 @dataclass(frozen=True)
 class FileHeader:
-    """The header of a packed file.
-
-    Attributes:
-        unpacked_bytes: size of the .onnx file.
-        sha256: digest of the .onnx file.
-        external: whether the model had external data.
-    """
+    """The header of a packed file: size and digest of the .onnx file, `external` data or not."""
 
     unpacked_bytes: int
     sha256: bytes
@@ -42,12 +36,7 @@ class FileHeader:
 
 @dataclass(frozen=True)
 class PayloadSpan:
-    """Where a payload lies in the .onnx file.
-
-    Attributes:
-        before: bytes between the end of the payload before it and its start.
-        nbytes: size of the payload.
-    """
+    """Where a payload lies in the .onnx file: `before` bytes after the end of the one before it."""
 
     before: int
     nbytes: int

@@ -21,7 +21,6 @@ from typing import Final
 import numpy as np
 
 from onnxslim.errors import ModelError
-from onnxslim.packing.adaptive import Lines
 from onnxslim.packing.fields import FieldReader, varint
 from onnxslim.packing.streams import (
     CodedStream,
@@ -55,8 +54,7 @@ class Elements:
     """The kind of some elements, and the matrix that they form.
 
     Attributes:
-        rows: number of rows of the matrix.
-        columns: number of columns of the matrix.
+        rows, columns: the shape of the matrix.
         itemsize: bytes of an element; 1 for codes.
         alphabet: the bound of codes; 0 for bits.
         rotated: whether bits are floats that are rotated left by one, so that the sign is the
@@ -144,8 +142,8 @@ def _encode_dense(
 ) -> CodedStream:
     lines = _lines_of(array, kind, axis)
     head = CodedStream(bytes([ElementCoding.CODES, axis]), b"")
-    each = Lines.equal(*lines.shape)
-    return head + encode_symbols(lines.reshape(-1), kind.alphabet, method, each, array.size)
+    counts = np.full(lines.shape[0], lines.shape[1])
+    return head + encode_symbols(lines.reshape(-1), kind.alphabet, method, counts, array.size)
 
 
 def _encode_sparse(
@@ -162,8 +160,8 @@ def _encode_sparse_by(
     mask = lines != element
     others = lines[mask]
     head = CodedStream(bytes([ElementCoding.SPARSE, axis]) + varint(others.size, element), b"")
-    counts = Lines(mask.sum(axis=1, dtype=np.int64))
     if kind.alphabet:
+        counts = mask.sum(axis=1, dtype=np.int64)
         # the left-out code cannot occur: close the gap that it leaves
         others -= (others > element).astype(others.dtype)
         values = encode_symbols(others, kind.alphabet - 1, method, counts, array.size)
@@ -251,8 +249,8 @@ def decode_elements(source: StreamSource, kind: Elements) -> np.ndarray:
     axis = source.heads.number(1)
     shape = (kind.rows, kind.columns) if axis else (kind.columns, kind.rows)
     if coding is ElementCoding.CODES:
-        each = Lines.equal(*shape)
-        lines = decode_symbols(source, kind.count, kind.alphabet, each).reshape(shape)
+        counts = np.full(shape[0], shape[1])
+        lines = decode_symbols(source, kind.count, kind.alphabet, counts).reshape(shape)
     else:
         lines = _decode_sparse(source, kind, shape)
     return (lines if axis else np.ascontiguousarray(lines.T)).reshape(-1)
@@ -275,7 +273,7 @@ def _decode_sparse(source: StreamSource, kind: Elements, shape: tuple[int, int])
     element = source.heads.number(max(kind.alphabet - 1, 0))
     mask = decode_mask(source, *shape, count)
     if kind.alphabet:
-        counts = Lines(mask.sum(axis=1, dtype=np.int64))
+        counts = mask.sum(axis=1, dtype=np.int64)
         others = decode_symbols(source, count, kind.alphabet - 1, counts)
         others = others + (others >= element).astype(np.uint8)
     else:

@@ -4,8 +4,7 @@ A coded stream has a head (coder, parameters, size of the body) and a body. All 
 compressed together; bodies are stored as they are.
 
 Symbols may belong to *lines*: the weights of one input or of one output of a layer, whichever
-predict each other better. `Lines` says how many symbols each line has. Coders without a model for
-lines ignore them.
+predict each other better. Coders without a model for lines ignore them.
 
 Owns: which coders are tried, and what a faster decoder may cost. Not here: the coders (see
 `coders`) and their models (see `adaptive`).
@@ -22,14 +21,7 @@ import numpy as np
 
 from onnxslim.errors import ModelError
 from onnxslim.packing import coders
-from onnxslim.packing.adaptive import (
-    MAX_CELLS,
-    Blend,
-    Lines,
-    code_flat,
-    code_lines,
-    code_mask,
-)
+from onnxslim.packing.adaptive import MAX_CELLS, Blend, code_flat, code_lines, code_mask
 from onnxslim.packing.coders import RangeCoder, RangeReader, RangeWriter
 from onnxslim.packing.fields import FieldReader, varint
 
@@ -59,8 +51,7 @@ class CodedStream:
     """One coded stream, or several in a row, as it is written to the file.
 
     Attributes:
-        head: the heads of the streams, one after the other.
-        body: the bodies of the streams, one after the other.
+        head, body: the heads of the streams, and their bodies, one after the other.
         without_zstd: size in bytes by the entropy coder, where zstd may have replaced it.
     """
 
@@ -85,12 +76,7 @@ class CodedStream:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """The place from which coded streams are read.
-
-    Attributes:
-        heads: reads the heads.
-        bodies: reads the bodies.
-    """
+    """The place from which coded streams are read."""
 
     heads: FieldReader
     bodies: FieldReader
@@ -133,7 +119,7 @@ def encode_symbols(
     symbols: np.ndarray,
     alphabet: int,
     method: CodingMethod,
-    lines: Lines | None = None,
+    counts: np.ndarray | None = None,
     weights: int = 0,
 ) -> CodedStream:
     """Code symbols below `alphabet`, at most 256, each a byte.
@@ -142,18 +128,18 @@ def encode_symbols(
         symbols: uint8, line after line.
         alphabet: number of symbols.
         method: the coder to use; with ENTROPY, whichever is smallest.
-        lines: which symbols belong to which line, where lines may differ from each other.
+        counts: number of symbols of each line, where lines may differ from each other.
         weights: number of weights that the stream helps to store: it bounds the time of decoding.
     """
     raw = _coded(StreamCoding.RAW, symbols.tobytes())
     if method is CodingMethod.ZSTD:
-        return min(raw, _zstd(raw.body), key=_size)
+        return smallest((raw, _zstd(raw.body)))
     if method is CodingMethod.HUFFMAN:
-        return min(raw, _coded(StreamCoding.HUFFMAN, coders.huffman(raw.body)), key=_size)
+        return smallest((raw, _coded(StreamCoding.HUFFMAN, coders.huffman(raw.body))))
     found = [raw, _flat(symbols)]
-    if lines is not None and lines.counts.size * alphabet <= MAX_CELLS and alphabet > 1:
-        found.append(_lines(symbols, alphabet, lines, max(weights, symbols.size)))
-    best = min(found, key=_size)
+    if counts is not None and counts.size * alphabet <= MAX_CELLS and alphabet > 1:
+        found.append(_lines(symbols, alphabet, counts, max(weights, symbols.size)))
+    best = smallest(found)
     # a model for each line decodes slowly: prefer the flat one where it is nearly as small
     is_dense = _is_dense(symbols.size, weights)
     if is_dense and found[1].nbytes <= (1 + _FAST_COSTS) * best.nbytes:
@@ -162,7 +148,7 @@ def encode_symbols(
     quick = [raw, _zstd(raw.body, best.nbytes)]
     if symbols.size > _TRIED or is_dense:
         quick.append(_coded(StreamCoding.HUFFMAN, coders.huffman(raw.body)))
-    chosen = min(quick, key=_size)
+    chosen = smallest(quick)
     if chosen.nbytes > best.nbytes + _allowance(symbols.size, best.nbytes, weights):
         chosen = best
     return replace(chosen, without_zstd=best.nbytes)
@@ -186,14 +172,14 @@ def _allowance(size: int, nbytes: int, weights: int) -> float:
 
 
 def decode_symbols(
-    source: StreamSource, count: int, alphabet: int, lines: Lines | None = None
+    source: StreamSource, count: int, alphabet: int, counts: np.ndarray | None = None
 ) -> np.ndarray:
-    """The `count` symbols of the next stream, uint8.
+    """The `count` symbols of the next stream, uint8; each line has its own number in `counts`.
 
     Raises:
         ModelError: the stream is broken.
     """
-    code = source.code(*_PLAIN, *((StreamCoding.LINES,) if lines is not None else ()))
+    code = source.code(*_PLAIN, *((StreamCoding.LINES,) if counts is not None else ()))
     if code in _BYTES:
         symbols = np.frombuffer(_BYTES[code](source.body(), count), np.uint8)
         if symbols.size and int(symbols.max()) >= alphabet:
@@ -202,11 +188,11 @@ def decode_symbols(
     symbols = np.empty(count, np.uint8)
     if code is StreamCoding.FLAT:
         return _read_flat(source, symbols, alphabet)
-    assert lines is not None  # or the code would not be allowed
-    if lines.counts.size * alphabet > MAX_CELLS:
-        raise ModelError(f"{lines.counts.size:,} lines of {alphabet} symbols are too many")
+    assert counts is not None  # or the code would not be allowed
+    if counts.size * alphabet > MAX_CELLS:
+        raise ModelError(f"{counts.size:,} lines of {alphabet} symbols are too many")
     blend = Blend(source.heads.number(2 * alphabet), source.heads.byte())
-    code_lines(RangeReader(source.body()), symbols, lines, alphabet, blend)
+    code_lines(RangeReader(source.body()), symbols, counts, alphabet, blend)
     return symbols
 
 
@@ -241,13 +227,15 @@ def _read_flat(source: StreamSource, symbols: np.ndarray, alphabet: int) -> np.n
     return symbols
 
 
-def _lines(symbols: np.ndarray, alphabet: int, lines: Lines, weights: int) -> CodedStream:
+def _lines(symbols: np.ndarray, alphabet: int, counts: np.ndarray, weights: int) -> CodedStream:
     def coded(centre: int, trust: int) -> CodedStream:
-        return _lines_with(symbols, alphabet, lines, Blend(centre, trust))
+        blend = Blend(centre, trust)
+        body = _written(lambda coder: code_lines(coder, symbols, counts, alphabet, blend))
+        return _coded(StreamCoding.LINES, body, varint(centre) + bytes([trust]))
 
     # weights cluster around zero, so zero is taken to lie between the most frequent neighbours
-    counts = np.bincount(symbols, minlength=alphabet)
-    centre = 2 * int(np.argmax(counts[1:] + counts[:-1])) + 1
+    seen = np.bincount(symbols, minlength=alphabet)
+    centre = 2 * int(np.argmax(seen[1:] + seen[:-1])) + 1
     best = coded(centre, 0)
     if symbols.size <= _TRIED:
         other = coded(alphabet - 1, 0)
@@ -273,11 +261,6 @@ def _climb(coded: Callable[[int], CodedStream], size: int) -> CodedStream:
     return best
 
 
-def _lines_with(symbols: np.ndarray, alphabet: int, lines: Lines, blend: Blend) -> CodedStream:
-    body = _written(lambda coder: code_lines(coder, symbols, lines, alphabet, blend))
-    return _coded(StreamCoding.LINES, body, varint(blend.centre) + bytes([blend.trust]))
-
-
 # --------------------------------------------------------------------------- masks and positions
 
 
@@ -286,8 +269,8 @@ def encode_mask(mask: np.ndarray, method: CodingMethod) -> CodedStream:
 
     The reader must know the shape and the number of set entries.
     """
-    gaps = _gaps(mask, method)
-    if method is not CodingMethod.ENTROPY:
+    gaps = encode_positions(np.flatnonzero(mask), method)
+    if method is not CodingMethod.ENTROPY or len(mask) > MAX_CELLS:
         return gaps
     ones = int(mask.sum())
 
@@ -295,8 +278,6 @@ def encode_mask(mask: np.ndarray, method: CodingMethod) -> CodedStream:
         body = _written(lambda coder: code_mask(coder, mask.view(np.uint8), ones, trust))
         return _coded(StreamCoding.MASK, body, bytes([trust]))
 
-    if len(mask) > MAX_CELLS:
-        return gaps
     return smallest((gaps, _climb(coded, mask.size)))
 
 
@@ -342,10 +323,6 @@ def decode_positions(source: StreamSource, end: int, count: int) -> np.ndarray:
     return _positions(source, end, count)
 
 
-def _gaps(mask: np.ndarray, method: CodingMethod) -> CodedStream:
-    return encode_positions(np.flatnonzero(mask), method)
-
-
 def _positions(source: StreamSource, end: int, count: int) -> np.ndarray:
     size = source.heads.number(count + end // _ESCAPE)
     symbols = decode_symbols(source, size, 256)
@@ -388,11 +365,7 @@ def _zstd(data: bytes, rival: int | None = None) -> CodedStream:
 
 def smallest(options: Iterable[CodedStream]) -> CodedStream:
     """The option of fewest bytes; the first of equals."""
-    return min(options, key=_size)
-
-
-def _size(coded: CodedStream) -> int:
-    return coded.nbytes
+    return min(options, key=lambda option: option.nbytes)
 
 
 def _raw(body: memoryview, nbytes: int) -> bytes | memoryview:

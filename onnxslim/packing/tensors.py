@@ -27,7 +27,6 @@ from onnxslim.packing.elements import (
     ElementCoding,
     Elements,
     decode_elements,
-    encode_bytes,
     encode_elements,
 )
 from onnxslim.packing.fields import FieldReader, varint
@@ -329,11 +328,6 @@ def _read_planes(reader: FieldReader, payloads: tuple[int, ...], sizes: Sequence
     if expected != list(sizes):
         raise ModelError(f"codes of {rows:,} by {columns:,} elements have planes of {sizes} bytes")
     return PlanesUnit(payloads, Elements(rows, columns, 1, levels))
-
-
-def encode_plain(unit: CodedUnit, data: Sequence[memoryview], method: CodingMethod) -> CodedStream:
-    """Code a unit as byte planes, whatever its elements are."""
-    return encode_bytes(unit.array(data), unit.elements, method)
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

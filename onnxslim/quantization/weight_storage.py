@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.linear_operators import ConvPatches, Vectors
 from onnxslim.codebook import replacement
-from onnxslim.codebook.replacement import function_of, why_not_replaceable
+from onnxslim.codebook.replacement import why_not_replaceable
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
 from onnxslim.graph.operands import const_value
@@ -232,22 +232,13 @@ def why_not_stored(graph: Graph, layer: WeightLayer, plan: StoragePlan) -> str |
         return f"the model has opset {opset}, and this takes {plan.needs_opset}"
     if plan.kind is not StorageKind.FOLDED:
         return None
-    names = ["codes", "scale", "zero_point"] + (["shape"] if plan.block else [])
-    variants = [DequantizeFunction(tuple(chosen), plan.bits) for chosen in _subsets(names)]
-    taken = [made for made in variants if _is_taken(graph, made)]
-    return why_not_replaceable(graph, (taken or variants)[0], None, is_taken=bool(taken))
-
-
-def _subsets(names: Sequence[str]) -> list[list[str]]:
-    return [list(names), [name for name in names if name != "zero_point"]]
-
-
-def _is_taken(graph: Graph, made: DequantizeFunction) -> bool:
-    present = function_of(graph, made.name)
-    if present is None:
-        return False
-    versions = [item.version for item in present.opset_import if item.domain == ""]
-    return len(versions) != 1 or present != made.function(versions[0])
+    shape = ["shape"] if plan.block else []
+    for zero in (["zero_point"], []):  # the codes decide which of the two functions it becomes
+        made = DequantizeFunction(["codes", "scale", *zero, *shape], plan.bits)
+        why = why_not_replaceable(graph, made)
+        if why is not None:
+            return why
+    return None
 
 
 def replace_constant(
@@ -310,7 +301,7 @@ class _WeightStorer:
 
     def folded(self) -> None:
         stored = weight_layouts.folded(self.weight, self.layer, self.plan.bits)
-        function = DequantizeFunction.of(stored, self.plan.bits)
+        function = DequantizeFunction(tuple(stored.inputs), self.plan.bits)
         arrays, lossy = stored.inputs.values(), Fidelity.LOSSY
         holder, what = self.layer.holder, self.what
         for note in replacement.replace_constant(self.rw, holder, function, arrays, what, lossy):
@@ -336,9 +327,10 @@ class _WeightStorer:
 
     def gathered(self) -> None:
         layer, weight, block = self.layer, self.weight, self.plan.block
-        shape = weight_layouts.table_shape(layer.rows, layer.columns, block)
-        codes = weight_layouts.as_codes(weight.codes[0].reshape(shape), self.plan.bits)
-        scale = weight.scale[0] if block is None else weight.scale[0][..., None]
+        codes, scale = weight.codes[0], weight.scale[0]  # (rows, columns), (rows, blocks)
+        if block is not None:
+            codes, scale = codes.reshape(layer.rows, -1, block), scale[..., None]
+        codes = weight_layouts.as_codes(codes, self.plan.bits)
         table = self.rw.constant(codes, f"{self.name}_codes")
         scales = self.rw.constant(np.ascontiguousarray(scale), f"{self.name}_scale")
         for user in list(self.tensor.outputs):
@@ -353,8 +345,7 @@ class _WeightStorer:
         return node.op == "Gemm" and one_reader and bool(node.attrs.get("transB", 0))
 
     def _unflip(self) -> None:
-        node = self.layer.node
-        holder = self.layer.holder
+        node, holder = self.layer.node, self.layer.holder
         self.rw.set_values(holder, np.ascontiguousarray(holder.values.T))
         if isinstance(self.tensor, gs.Variable):
             self.tensor.shape = list(self.layer.holder.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from onnxslim.report import (
     Drift,
@@ -50,29 +51,9 @@ def json_text(data: Json) -> str:
     return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def stats_json(stats: Stats | None) -> Json:
-    """Size of a model; null when it was not measured."""
-    if stats is None:
-        return None
-    return {
-        "nodes": stats.nodes,
-        "parameters": stats.parameters,
-        "initializer_bytes": stats.initializer_bytes,
-        "file_bytes": stats.file_bytes,
-        "macs": stats.macs,
-    }
-
-
-def latency_json(latency: Latency | None) -> Json:
-    """Run times in milliseconds; null when the model was not timed."""
-    if latency is None:
-        return None
-    return {
-        "median": latency.median,
-        "p10": latency.p10,
-        "p90": latency.p90,
-        "runs": latency.runs,
-    }
+def figures_json(figures: Stats | Latency | None) -> Json:
+    """Figures under their own names, run times in milliseconds; null when nothing was measured."""
+    return None if figures is None else asdict(figures)
 
 
 def pair_json(pair: LatencyPair | None) -> Json:
@@ -80,8 +61,8 @@ def pair_json(pair: LatencyPair | None) -> Json:
     if pair is None:
         return None
     return {
-        "before_ms": latency_json(pair.before),
-        "after_ms": latency_json(pair.after),
+        "before_ms": figures_json(pair.before),
+        "after_ms": figures_json(pair.after),
         "ratio": pair.ratio,
         "ratio_low": pair.low,
         "ratio_high": pair.high,
@@ -90,24 +71,13 @@ def pair_json(pair: LatencyPair | None) -> Json:
 
 def drifts_json(drifts: Mapping[str, Drift]) -> Json:
     """Drift by output name."""
-    return {
-        name: {
-            "max_abs": drift.max_abs,
-            "rel_l2": drift.rel_l2,
-            "sqnr_db": drift.sqnr_db,
-            "cosine": drift.cosine,
-            "top1_agreement": drift.top1_agreement,
-            "reference_range": drift.reference_range,
-            "equal_bits": drift.equal_bits,
-        }
-        for name, drift in drifts.items()
-    }
+    return {name: asdict(drift) for name, drift in drifts.items()}
 
 
 def _file_json(file: FileReport) -> Json:
     return {
-        "stats": stats_json(file.stats),
-        "latency_ms": latency_json(file.latency),
+        "stats": figures_json(file.stats),
+        "latency_ms": figures_json(file.latency),
         "accuracy": file.accuracy,
     }
 
@@ -118,8 +88,8 @@ def _step_json(step: StepReport) -> Json:
         **_done_json(step),
         "committed": step.committed,
         "parts": [_done_json(part) for part in step.parts] if len(step.parts) > 1 else [],
-        "stats": stats_json(step.stats),
-        "latency_ms": latency_json(step.latency.after if step.latency else None),
+        "stats": figures_json(step.stats),
+        "latency_ms": figures_json(step.latency.after if step.latency else None),
         "latency": pair_json(step.latency),
         "why_not_committed": step.why_not_committed,
         "floor_missed": step.floor_missed,

@@ -10,7 +10,7 @@ import hashlib
 import math
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,21 +31,15 @@ from onnxslim.packing.container import (
     most_unpacked,
     write,
 )
-from onnxslim.packing.elements import byte_planes, distinct
+from onnxslim.packing.elements import byte_planes, distinct, encode_bytes
 from onnxslim.packing.streams import CodingMethod, encode_symbols
-from onnxslim.packing.tensors import CodedUnit, IndexedUnit, TensorClass, encode_plain
+from onnxslim.packing.tensors import CodedUnit, IndexedUnit, TensorClass
 from onnxslim.tools.tensor_classes import MIN_BYTES, ClassifiedUnit, units_of
 
 Tell = Callable[[str], None]
 _GRAPH: Final = "graph"
 _QUICK_BYTES: Final = 128 << 20
 _QUICK_LEVEL: Final = 9
-# coders that may replace another where they are smaller; in the order of their definition
-_FALLBACKS: Final[Mapping[CodingMethod, tuple[CodingMethod, ...]]] = {
-    CodingMethod.ENTROPY: (CodingMethod.ZSTD,),
-    CodingMethod.HUFFMAN: (),
-    CodingMethod.ZSTD: (),
-}
 
 
 @dataclass
@@ -53,13 +47,10 @@ class ClassFigures:
     """Sizes in bytes of the tensors of one class; None where a size was not measured.
 
     Attributes:
-        name: name of the class.
-        tensors: number of tensors.
-        float32_bytes: size as dense float32; None where the elements are no floats.
+        name, tensors: the class, and the number of its tensors.
+        float32_bytes: size as dense float32; of elements that are no floats, as they are.
         file_bytes: size in the .onnx file.
-        huffman: size by Huffman codes.
-        entropy: size by the entropy coder.
-        zstd: size by zstd alone.
+        huffman, entropy, zstd: size by each coder alone.
         bound: order-0 entropy of the symbols; adaptive models of lines can go below it.
         packed: size in the packed file.
     """
@@ -228,15 +219,15 @@ def _encode(
     chosen: list[EncodedUnit] = []
     name = TensorClass.OTHER
     for each in CodingMethod:
-        if not (measure or each in (method, *_FALLBACKS[method])):
+        # zstd may replace the entropy coder where it is smaller
+        is_rival = each is CodingMethod.ZSTD and method is CodingMethod.ENTROPY
+        if not (measure or each is method or is_rival):
             continue
         packed = _encode_by(found, data, each)
         sizes[each] = sum(item.coded.entropy_bytes for item in packed)
         if len(sizes) == 1 and each is not CodingMethod.ZSTD:  # zstd does not tell classes
             name = found.unit.tensor_class(packed[0].coded)
-        if each is method or (
-            each in _FALLBACKS[method] and _packed_bytes(packed) < _packed_bytes(chosen)
-        ):
+        if each is method or (is_rival and _packed_bytes(packed) < _packed_bytes(chosen)):
             chosen = packed
     nbytes = sum(map(len, data))
     dense = nbytes if found.float32_bytes is None else found.float32_bytes
@@ -258,7 +249,8 @@ def _encode_by(
     packed = []
     for unit in found.unit.plain([len(item) for item in data]):
         own = [by_payload[index] for index in unit.payloads]
-        packed.append(EncodedUnit(unit, encode_plain(unit, own, method), _checksum(own)))
+        coded = encode_bytes(unit.array(own), unit.elements, method)
+        packed.append(EncodedUnit(unit, coded, _checksum(own)))
     return packed
 
 

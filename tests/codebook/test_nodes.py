@@ -13,7 +13,7 @@ import onnxslim
 from onnxslim.analysis.layers import weight_layers
 from onnxslim.codebook.lookup import read, replace_constant, why_not
 from onnxslim.codebook.nodes import codebook_nodes, values_of
-from onnxslim.codebook.weight import CodebookWeight, Stage, plain_codebook
+from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.ir import Constant, Graph, walk_graphs
 from onnxslim.graph.rewrite import Rewriter
@@ -31,7 +31,7 @@ TABLE = np.array([-1.5, -0.5, 0.25, 2], F32)
 def coded(array: np.ndarray, table: np.ndarray = TABLE) -> CodebookWeight:
     """`array`, every element replaced by the nearest value of `table`."""
     codes = np.abs(array[..., None].astype(np.float64) - table).argmin(-1).astype(np.uint8)
-    return plain_codebook(codes, table, array.shape, array.dtype)
+    return CodebookWeight((Stage(codes.reshape(1, -1), table),), array.shape, array.dtype)
 
 
 def constants_of(graph: Graph) -> dict[str, Constant]:

@@ -16,7 +16,6 @@ from onnxslim.codebook.weight import (
     Stage,
     TableGranularity,
     codebook_for_layer,
-    plain_codebook,
 )
 from onnxslim.io.model import Model
 
@@ -178,12 +177,6 @@ def test_large_weights_are_looked_up_in_pieces(blocks: int) -> None:
     weight = CodebookWeight((Stage(codes, table),), (600_000,), F32)
     expected = np.take_along_axis(table.reshape(blocks, 4), codes.astype(np.int64), 1)
     np.testing.assert_array_equal(weight.dense(), expected.reshape(-1))
-
-
-def test_plain_takes_codes_in_the_order_of_the_tensor() -> None:
-    codes = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
-    weight = plain_codebook(codes, np.array([-1, 0, 1], F32), (2, 3), F32)
-    np.testing.assert_array_equal(weight.dense(), [[-1, 0, 1], [1, 0, -1]])
 
 
 ONE = np.zeros((1, 6), np.uint8)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.errors import ModelError
-from onnxslim.packing.adaptive import Blend, Lines, code_flat, code_lines, code_mask
+from onnxslim.packing.adaptive import Blend, code_flat, code_lines, code_mask
 from onnxslim.packing.coders import RangeReader, RangeWriter
 from onnxslim.packing.elements import (
     ElementCoding,
@@ -90,14 +90,14 @@ def test_a_probability_for_each_line(seed: int, rows: int, columns: int, trust: 
 def test_a_distribution_for_each_line(
     seed: int, counts: list[int], alphabet: int, trust: int, equal: bool
 ) -> None:
-    lines = Lines(np.array([counts[0]] * len(counts) if equal else counts, np.int64))
+    lengths = np.array([counts[0]] * len(counts) if equal else counts, np.int64)
     rng = np.random.default_rng(seed)
-    symbols = rng.integers(0, alphabet, int(lines.counts.sum())).astype(np.uint8)
+    symbols = rng.integers(0, alphabet, int(lengths.sum())).astype(np.uint8)
     blend = Blend(int(rng.integers(0, 2 * alphabet)), trust)
     writer = RangeWriter()
-    code_lines(writer, symbols.copy(), lines, alphabet, blend)
+    code_lines(writer, symbols.copy(), lengths, alphabet, blend)
     found = np.zeros_like(symbols)
-    code_lines(RangeReader(writer.finish()), found, lines, alphabet, blend)
+    code_lines(RangeReader(writer.finish()), found, lengths, alphabet, blend)
     np.testing.assert_array_equal(found, symbols)
 
 
