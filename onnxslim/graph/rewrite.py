@@ -352,6 +352,32 @@ class Rewriter:
                     self._outputs[formal] -= 1
                     self._outputs[actual] = self._outputs.get(actual, 0) + 1
 
+    def copied(self, node: Node, suffix: str) -> list[Variable]:
+        """Put a copy of `node`, with its name and metadata, in front of it.
+
+        Returns:
+            The outputs of the copy, which nobody reads yet. Their names end in `suffix`; those of
+            outputs that are left out stay empty.
+        """
+        made = self.insert(
+            node,
+            node.op,
+            list(node.inputs),
+            dict(node.attrs),
+            name=f"{node_label(node)}_{suffix}",
+            outputs=len(node.outputs),
+            domain=node.domain,
+        )
+        copy: Node = made[0].inputs[0]
+        copy.name, node.name = node.name, ""
+        copy.extra, copy.attr_types = node.extra, dict(node.attr_types)
+        node.extra = None
+        for tensor, old in zip(made, node.outputs, strict=True):
+            tensor.dtype, tensor.shape = old.dtype, old.shape
+            if not old.name:
+                tensor.name = ""
+        return made
+
     def replace(self, node: Node, results: Sequence[gs.Tensor], what: str) -> None:
         """Let users of `node`'s outputs use `results` instead, one for each, and remove `node`.
 

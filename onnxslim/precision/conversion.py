@@ -111,7 +111,9 @@ class NodeConverter:
 
     def _convert_outputs(self, node: Node, half: HalfOperands) -> None:
         """Let a copy compute in float16, and Casts make the outputs that are read as float32."""
-        inner = self._copied(node, half)
+        inner = self.rewriter.copied(node, "float16")
+        for index in half.outputs:
+            inner[index].dtype = FLOAT16
         words = f"{node.op} {_WORDS}"
         outputs = list(node.outputs)
         if len(outputs) == 1:
@@ -133,28 +135,6 @@ class NodeConverter:
                 self._made[output] = self._made[results[-1]] = made
         self.rewriter.replace(node, results, words)
         self.rewriter.fidelity = Fidelity.LOSSY
-
-    def _copied(self, node: Node, half: HalfOperands) -> list[Variable]:
-        """The outputs of a copy of `node`, in front of it."""
-        made = self.rewriter.insert(
-            node,
-            node.op,
-            list(node.inputs),
-            dict(node.attrs),
-            name=f"{node_label(node)}_float16",
-            outputs=len(node.outputs),
-            domain=node.domain,
-        )
-        copy: Node = made[0].inputs[0]
-        copy.name, node.name = node.name, ""
-        copy.extra, copy.attr_types = node.extra, dict(node.attr_types)
-        node.extra = None
-        for index, (tensor, old) in enumerate(zip(made, node.outputs, strict=True)):
-            tensor.shape = old.shape
-            tensor.dtype = FLOAT16 if index in half.outputs else old.dtype
-            if not old.name:
-                tensor.name = ""
-        return made
 
     # ----------------------------------------------------------------- operands
 

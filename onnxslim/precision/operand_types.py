@@ -40,12 +40,7 @@ _RETYPED: Final = frozenset({"Cast", "ConstantOfShape"})
 
 @dataclass(frozen=True)
 class HalfOperands:
-    """The operands of a node that become float16, all together.
-
-    Attributes:
-        inputs: the indices of the inputs that become float16.
-        outputs: the indices of the outputs that become float16.
-    """
+    """The indices of the operands of a node that become float16, all together."""
 
     inputs: frozenset[int]
     outputs: frozenset[int]
@@ -94,15 +89,11 @@ def _objection(node: Node) -> str | None:
         return f"what {node.op} hands to its bodies and back stays float32"
     if node.op in QUANTIZED:
         return "it is quantized: scales stay float32"
-    return _cast_objection(node) if node.op == "Cast" else None
-
-
-def _cast_objection(node: Node) -> str | None:
-    """Why a Cast stays as it is: its result is neither float16 nor float32."""
-    target = to_numpy_dtype(int(node.attrs["to"]))
-    if target in (FLOAT16, FLOAT32):
-        return None
-    return f"what becomes {target.name} should be exact"
+    if node.op == "Cast":
+        target = to_numpy_dtype(int(node.attrs["to"]))
+        if target not in (FLOAT16, FLOAT32):
+            return f"what becomes {target.name} should be exact"
+    return None
 
 
 def _allowed(node: Node, opset: int) -> HalfOperands | None:

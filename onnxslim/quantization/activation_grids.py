@@ -7,7 +7,7 @@ follows from a histogram (see `calibration_ranges`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -38,13 +38,13 @@ class ActivationGrids:
     Attributes:
         found: the ranges of each tensor, by its name, best first; several where no one method was
             asked for.
-        form: the form of grids, of constant operands too.
         unseen: why a tensor has no range, by its name.
+        constants: the form of the grids of constant operands.
     """
 
     found: Mapping[str, Sequence[CalibrationRange]]
-    form: GridForm
-    unseen: Mapping[str, str] = field(default_factory=dict)
+    unseen: Mapping[str, str]
+    constants: GridForm
 
     @property
     def by_tensor(self) -> Mapping[str, Grid]:
@@ -53,7 +53,7 @@ class ActivationGrids:
 
     def objection(self, cluster: Cluster) -> str | None:
         """Why a cluster cannot or should not be on integers; None where it can."""
-        for tensor in (*cluster.reads, *cluster.makes):
+        for tensor in cluster.tensors:
             if tensor.name not in self.found:
                 why = self.unseen.get(tensor.name, "it was not observed")
                 return f"the range of `{tensor.name}` is not known: {why}"
@@ -76,7 +76,7 @@ class ActivationGrids:
                 continue
             if not np.isfinite(values).all():
                 return f"the constant `{tensor.name}` is not finite"
-            grid = constant_grid(values, self.form)
+            grid = constant_grid(values, self.constants)
             exact = values[values != 0].astype(np.float64)
             lost = np.square(exact - grid.rounded(exact))
             # a factor's error counts relative to itself, an addend's relative to all addends
@@ -115,13 +115,13 @@ def observe_grids(
 
     Args:
         model: the model whose graph was cut into clusters.
-        clusters: the clusters that may become integers.
+        clusters: the clusters.
         calibration: the samples.
         method: how ranges are chosen; None: by all methods, from all samples (extremes are rare),
             ordered by their error on the half that is held back.
         form: the form of grids.
     """
-    names = list(dict.fromkeys(_names(clusters)))
+    names = list(dict.fromkeys(str(t.name) for item in clusters.all for t in item.tensors))
     forms, fixed = _forms(clusters, form), _fixed(clusters, form)
     unseen: dict[str, str] = {}
     found: dict[str, Sequence[CalibrationRange]] = {}
@@ -137,7 +137,7 @@ def observe_grids(
             found[item.tensor] = all_ranges(item, judges.get(item.tensor), own)
         else:
             found[item.tensor] = (activation_range(item, method, own),)
-    return ActivationGrids(found, form, unseen)
+    return ActivationGrids(found, unseen, form)
 
 
 def _forms(clusters: Clusters, form: GridForm) -> Mapping[str, GridForm]:
@@ -158,12 +158,6 @@ def _fixed(clusters: Clusters, form: GridForm) -> Mapping[str, Ends]:
         if cluster.rule.fixed is not None
         for tensor in cluster.makes
     }
-
-
-def _names(clusters: Clusters) -> Iterable[str]:
-    for cluster in clusters.all:
-        for tensor in (*cluster.reads, *cluster.makes):
-            yield str(tensor.name)
 
 
 def _seen(

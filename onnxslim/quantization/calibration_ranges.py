@@ -29,7 +29,7 @@ import numpy.typing as npt
 from onnxslim.quantization.grid import U8, Grid, GridForm
 from onnxslim.services.observations import BINS, Observation
 
-PERCENTILE: Final = 0.9999
+_PERCENTILE: Final = 0.9999  # share of values that `percentile` covers on either side
 _MIN_SHARE: Final = 2.0**-8  # `mse`: the smallest share of a side of the range that is tried
 _TRIED: Final = 17  # `mse`: shares tried at once
 _ROUNDS: Final = 2  # `mse`: passes over both sides
@@ -53,9 +53,8 @@ class CalibrationRange:
     """A range of an activation, and the error of the grid that covers it.
 
     Attributes:
-        least: the lower end of the range, at most 0.
-        most: the upper end of the range, at least 0.
-        form: the form of the grid.
+        least, most: the ends of the range; it holds 0.
+        form: the form of the grid that covers it.
         method: how the range was chosen; None: an integer kernel needs this one.
         error: E (x − x̂)², x̂ the value that x is rounded or clipped to.
         energy: E x².
@@ -80,29 +79,14 @@ class CalibrationRange:
 
 
 def activation_range(
-    observed: Observation,
-    method: RangeMethod,
-    form: GridForm = U8,
-    *,
-    percentile: float = PERCENTILE,
+    observed: Observation, method: RangeMethod, form: GridForm = U8
 ) -> CalibrationRange:
-    """The range of one tensor by one method.
-
-    Args:
-        observed: the histogram of the tensor.
-        method: how the range is chosen.
-        form: the form of the grid that is to cover the range.
-        percentile: share of values that `PERCENTILE` covers on either side.
-    """
-    return _judged(_ends(observed, method, form, percentile), observed, form, method)
+    """The range of one tensor by one method, for a grid of `form`."""
+    return _judged(_ends(observed, method, form), observed, form, method)
 
 
 def all_ranges(
-    observed: Observation,
-    held: Observation | None = None,
-    form: GridForm = U8,
-    *,
-    percentile: float = PERCENTILE,
+    observed: Observation, held: Observation | None = None, form: GridForm = U8
 ) -> tuple[CalibrationRange, ...]:
     """The ranges of all methods, that with the least error on held-back values first.
 
@@ -110,25 +94,18 @@ def all_ranges(
         observed: the histogram that ranges are chosen from.
         held: the histogram that ranges are judged on; None: `observed`.
         form: the form of the grid that is to cover the range.
-        percentile: see `activation_range`.
     """
     judge = observed if held is None or not held.count else held
-    judged = [_judged(_ends(observed, m, form, percentile), judge, form, m) for m in RangeMethod]
+    judged = [_judged(_ends(observed, m, form), judge, form, m) for m in RangeMethod]
     return tuple(sorted(judged, key=lambda item: item.error))
 
 
-def _ends(observed: Observation, method: RangeMethod, form: GridForm, percentile: float) -> Ends:
-    return _METHODS[method](observed, form, percentile) if observed.count else (0.0, 0.0)
+def _ends(observed: Observation, method: RangeMethod, form: GridForm) -> Ends:
+    return _METHODS[method](observed, form) if observed.count else (0.0, 0.0)
 
 
 def fixed_range(observed: Observation, ends: Ends, form: GridForm) -> CalibrationRange:
-    """A range that is given, such as one that an integer kernel needs.
-
-    Args:
-        observed: the histogram that the range is judged on.
-        ends: the ends of the range.
-        form: the form of the grid.
-    """
+    """A range that is given, such as one that an integer kernel needs."""
     return _judged(ends, observed, form, None)
 
 
@@ -144,12 +121,7 @@ def _judged(
 
 
 def expected_error(grid: Grid, observed: Observation) -> float:
-    """E (x − x̂)² of a tensor on a grid: rounding error, and clipping error beyond the grid's ends.
-
-    Args:
-        grid: a grid with one scale.
-        observed: the histogram of the tensor.
-    """
+    """E (x − x̂)² of a tensor on a grid of one scale, whose ends clip what lies beyond them."""
     scale, low, high = float(grid.scale), grid.low, grid.high
     zero = int(grid.zero_point)
     edges, counts = _occupied(observed)
@@ -198,18 +170,10 @@ def _occupied(observed: Observation) -> tuple[Array, Array]:
 # ---------------------------------------------------------------------------- methods
 
 
-def _minmax(observed: Observation, form: GridForm, percentile: float) -> Ends:
-    return observed.least, observed.most
-
-
-def _average(observed: Observation, form: GridForm, percentile: float) -> Ends:
-    return observed.average_least, observed.average_most
-
-
-def _percentile(observed: Observation, form: GridForm, percentile: float) -> Ends:
+def _percentile(observed: Observation, _form: GridForm) -> Ends:
     edges, counts = _occupied(observed)
     zeros = observed.zeros * observed.count
-    outside = (1 - percentile) * observed.count
+    outside = (1 - _PERCENTILE) * observed.count
 
     def quantile(ascending: Array, numbers: Array) -> float:
         """The value below which `outside` values lie; zeros are counted apart, at 0."""
@@ -223,7 +187,7 @@ def _percentile(observed: Observation, form: GridForm, percentile: float) -> End
     return _within(observed, min(least, 0.0), max(most, 0.0))
 
 
-def _mse(observed: Observation, form: GridForm, percentile: float) -> Ends:
+def _mse(observed: Observation, form: GridForm) -> Ends:
     """Shrink one side of the range after the other; both sides of a symmetric grid at once."""
     edges, counts = _occupied(observed)
     least, most = min(observed.least, 0.0), max(observed.most, 0.0)
@@ -269,7 +233,7 @@ def _grid_errors(edges: Array, counts: Array, form: GridForm, bottoms: Array, to
     return _errors(edges, counts, grid.scale.astype(np.float64)[:, None], ends)
 
 
-def _entropy(observed: Observation, form: GridForm, percentile: float) -> Ends:
+def _entropy(observed: Observation, form: GridForm) -> Ends:
     """Clip |x| where the quantized distribution is closest to the exact one."""
     edges, counts = _occupied(observed)
     if not len(counts):
@@ -315,9 +279,9 @@ def _within(observed: Observation, least: float, most: float) -> Ends:
     return max(least, observed.least), min(most, observed.most)
 
 
-_METHODS: Final[Mapping[RangeMethod, Callable[[Observation, GridForm, float], Ends]]] = {
-    RangeMethod.MINMAX: _minmax,
-    RangeMethod.AVERAGE: _average,
+_METHODS: Final[Mapping[RangeMethod, Callable[[Observation, GridForm], Ends]]] = {
+    RangeMethod.MINMAX: lambda observed, _: (observed.least, observed.most),
+    RangeMethod.AVERAGE: lambda observed, _: (observed.average_least, observed.average_most),
     RangeMethod.PERCENTILE: _percentile,
     RangeMethod.MSE: _mse,
     RangeMethod.ENTROPY: _entropy,

@@ -8,8 +8,6 @@ Owns: peaks of scaled weights, and writing a scaled layer. Not here: the scales 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
@@ -23,7 +21,6 @@ from onnxslim.graph.rewrite import Rewriter
 Array = npt.NDArray[np.float64]
 
 
-@dataclass
 class ScaledLayer:
     """A layer whose channels are being scaled.
 
@@ -33,15 +30,11 @@ class ScaledLayer:
         ins: the factor of the weights of each input channel, (input channels,).
     """
 
-    layer: LinearLayer
-    outs: Array = field(init=False)
-    ins: Array = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Begin with the layer as it is."""
-        layer = self.layer
-        self.outs, self.ins = np.ones(layer.outs), np.ones(layer.ins)
-        weight = self.layer.weight_array
+    def __init__(self, layer: LinearLayer) -> None:
+        self.layer = layer
+        self.outs: Array = np.ones(layer.outs)
+        self.ins: Array = np.ones(layer.ins)
+        weight = layer.weight_array
         kernel = tuple(
             axis
             for axis in range(weight.ndim)

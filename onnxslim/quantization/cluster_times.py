@@ -3,8 +3,7 @@
 A kernel's time belongs to the cluster whose node it is named after. Two cases are not that simple:
 
 - Fusion: in float, onnxruntime fuses a Conv and the Add behind it. Where a layer has no kernel and
-an
-  elementwise cluster behind it runs as a Conv, the time is the layer's.
+  an elementwise cluster behind it runs as a Conv, the time is the layer's.
 - Layout: float Convs work on blocks of channels, integer Convs on channels last. A tensor that
   crosses between them is reordered on both sides, so a crossing takes the time of these kernels,
   by the element, on top of QuantizeLinear or DequantizeLinear.
@@ -151,7 +150,7 @@ class ClusterTimes:
             tensor
             for cluster in self.clusters.all
             if cluster.name in self.candidates
-            for tensor in (*cluster.reads, *cluster.makes)
+            for tensor in cluster.tensors
         )
         for tensor in tensors:
             maker = self._side(self.clusters.maker(tensor))
@@ -160,8 +159,9 @@ class ClusterTimes:
             yield Transfer(maker, readers, quantize, dequantize)
 
     def _side(self, cluster: Cluster | None) -> str | None:
-        known = cluster is not None and cluster.name in self.candidates
-        return cluster.name if known and cluster is not None else NEVER_CHOSEN
+        if cluster is None or cluster.name not in self.candidates:
+            return NEVER_CHOSEN
+        return cluster.name
 
     def _readers(self, tensor: gs.Tensor) -> Iterable[str | None]:
         for node in tensor.outputs:

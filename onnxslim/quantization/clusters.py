@@ -25,8 +25,7 @@ class Cluster:
 
     Attributes:
         name: the label of `node`, by which reports and options name the cluster.
-        node: the operator.
-        rule: how the operator is computed on integers.
+        node, rule: the operator, and how it is computed on integers.
         activation: a Relu or Clip behind `node` that its output's grid replaces.
         interval: the interval to which `activation` confines values.
     """
@@ -61,6 +60,11 @@ class Cluster:
         if self.rule.kind is KernelKind.RECURRENT:
             return ()
         return tuple(tensor for tensor in self.nodes[-1].outputs if tensor.name)
+
+    @property
+    def tensors(self) -> tuple[gs.Tensor, ...]:
+        """The activations on either side."""
+        return (*self.reads, *self.makes)
 
     @property
     def is_layer(self) -> bool:

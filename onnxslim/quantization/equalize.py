@@ -27,13 +27,7 @@ from onnxslim.analysis.linear_operators import LINEAR_OPS
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.quantization.channel_scaling import (
-    Array,
-    ScaledLayer,
-    reads,
-    same_axis,
-    scalable_layer,
-)
+from onnxslim.quantization.channel_scaling import ScaledLayer, reads, same_axis, scalable_layer
 from onnxslim.records import Fidelity
 
 # f(s·x) = s·f(x) for s > 0, in each channel by itself, and the channels stay where they are
@@ -48,51 +42,28 @@ _SETTLED: Final = 0.01  # largest change of log s at which iteration stops
 _ROUNDS: Final = 50
 
 
-@dataclass(frozen=True)
-class Equalized:
-    """Two layers whose common channels were scaled.
-
-    Attributes:
-        first: label of the layer that writes them.
-        second: label of the layer that reads them.
-        channels: the number of common channels.
-        before: the precision of the channels, the mean of (r₁ / max r₁)·(r₂ / max r₂), at most 1.
-        after: the precision of the channels once scaled.
-    """
-
-    first: str
-    second: str
-    channels: int
-    before: float
-    after: float
-
-
-def equalize(rewriter: Rewriter) -> tuple[Equalized, ...]:
+def equalize(rewriter: Rewriter) -> None:
     """Equalize the channels between all pairs of layers that allow it; edits the graph.
 
     The rewriter logs what was done, and which layers are left alone and why.
     """
     pairs = _pairs(rewriter)
-    before = [pair.precision() for pair in pairs]
     for _ in range(_ROUNDS):
         if max((pair.balance() for pair in pairs), default=0.0) < _SETTLED:
             break
     scaled = {id(layer): layer for pair in pairs for layer in (pair.first, pair.second)}
     arrays = {key: layer.arrays() for key, layer in scaled.items()}
-    done = []
     for found in arrays.values():
         if isinstance(found, str):
             rewriter.skip(pairs[0].label, f"channels were not equalized: {found}")
-            return ()
+            return
     for key, found in arrays.items():
         assert not isinstance(found, str)
         scaled[key].write(rewriter, found)
-    for pair, was in zip(pairs, before, strict=True):
-        label, other = pair.label, node_label(pair.second.layer.node)
-        done.append(Equalized(label, other, pair.first.layer.outs, was, pair.precision()))
-        what = f"equalized {done[-1].channels} channels with `{other}`"
-        rewriter.note(label, what, Fidelity.CLOSE)
-    return tuple(done)
+    for pair in pairs:
+        other = node_label(pair.second.layer.node)
+        what = f"equalized {pair.first.layer.outs} channels with `{other}`"
+        rewriter.note(pair.label, what, Fidelity.CLOSE)
 
 
 @dataclass
@@ -113,19 +84,10 @@ class _LayerPair:
     def label(self) -> str:
         return node_label(self.first.layer.node)
 
-    def peaks(self) -> tuple[Array, Array]:
-        """r₁ and r₂."""
-        read = self.second.in_peaks().reshape(-1, self.repeat).max(axis=1)
-        return self.first.out_peaks(), read
-
-    def precision(self) -> float:
-        written, read = self.peaks()
-        largest = written.max() * read.max()
-        return float((written * read).mean() / largest) if largest else 1.0
-
     def balance(self) -> float:
         """Give both layers the same range in each channel; return the largest change of log s."""
-        written, read = self.peaks()
+        written = self.first.out_peaks()  # r₁
+        read = self.second.in_peaks().reshape(-1, self.repeat).max(axis=1)  # r₂
         used = (written > 0) & (read > 0)
         scale = np.sqrt(np.divide(written, read, out=np.ones_like(read), where=used))
         self.first.outs /= scale

@@ -10,15 +10,15 @@ Owns: the order, and how many go back. Not here: what a floor is (see `pipeline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
 from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import Floors, missed
-from onnxslim.quantization.placement_search import QdqPlanner, quantized_copy
-from onnxslim.quantization.qdq import QdqPlan
+from onnxslim.quantization.qdq import QdqPlanner, quantized_copy
+from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration, Distance
 
 _PATIENCE_S: Final = 300.0  # for measuring accuracy with one integer kernel after the other
@@ -59,25 +59,6 @@ class DivergenceLimits:
 
 
 @dataclass(frozen=True)
-class FellBack:
-    """A cluster that is float again, and its effect as the only integer kernel.
-
-    Attributes:
-        name: the name of the cluster.
-        error: the largest relative error of an output.
-        drop: the points of accuracy that it costs.
-    """
-
-    name: str
-    error: float
-    drop: float = 0.0
-
-    def __str__(self) -> str:
-        cost = f", and costs {self.drop:.2g} points of accuracy" if self.drop > 0 else ""
-        return f"alone it makes a relative error of {self.error:.2g}{cost}"
-
-
-@dataclass(frozen=True)
 class FloatFallback:
     """Puts clusters back to float until limits hold.
 
@@ -86,9 +67,8 @@ class FloatFallback:
         reference: the model before lossy steps, whose outputs and accuracy are to be kept.
         plan: gives the grids and codes of a choice of clusters.
         settled: gives the clusters of a choice that are worth being on integers without the others.
-        calibration: the samples held back, by which clusters are ordered.
-        whole: all samples. Limits must hold on them as well, as the floors of the run are judged
-            on them.
+        calibration: clusters are ordered by the samples held back. Limits must hold on all samples
+            as well, as the floors of the run are judged on them.
         limits: what has to hold.
         tell: reports progress, in words.
     """
@@ -98,13 +78,12 @@ class FloatFallback:
     plan: QdqPlanner
     settled: Callable[[frozenset[str]], frozenset[str]]
     calibration: Calibration
-    whole: Calibration
     limits: DivergenceLimits
     tell: Callable[[str], None]
 
     def restore(
         self, chosen: frozenset[str], units: Sequence[frozenset[str]]
-    ) -> tuple[frozenset[str], tuple[FellBack, ...]]:
+    ) -> tuple[frozenset[str], list[Skip]]:
         """Put as few clusters back to float as the limits need.
 
         Args:
@@ -112,20 +91,31 @@ class FloatFallback:
             units: sets of clusters that go back together.
 
         Returns:
-            The clusters that stay on integers, and those that went back, worst first; one name
-            stands for a unit.
+            The clusters that stay on integers, and those that went back, worst first, with their
+            effect as the only integer kernel; one name stands for a unit.
         """
         if self._missed(chosen) is None:
-            return chosen, ()
+            return chosen, []
         self.tell(f"effect of each of {len(units)} integer kernels on the outputs")
-        errors = [distance.relative_error for distance in self._alone(units)]
+        alone = (quantized_copy(self.model, self.plan(unit)) for unit in units)
+        distances = self._held.distances(self.reference, alone)
+        errors = [distance.relative_error for distance in distances]
         drops = self._drops_alone(units)
         order = sorted(range(len(units)), key=lambda index: (-drops[index], -errors[index]))
         count = self._fewest(chosen, [units[index] for index in order])
         gone = order[:count]
         left = self.settled(chosen.difference(*(units[index] for index in gone)))
-        back = tuple(FellBack(min(units[index]), errors[index], drops[index]) for index in gone)
+        back = []
+        for index in gone:
+            why = f"back to float: alone it makes a relative error of {errors[index]:.2g}"
+            if drops[index] > 0:
+                why += f", and costs {drops[index]:.2g} points of accuracy"
+            back.append(Skip(min(units[index]), why))
         return left, back
+
+    @cached_property
+    def _held(self) -> Calibration:
+        return self.calibration.halves()[1]
 
     def _fewest(self, chosen: frozenset[str], order: Sequence[frozenset[str]]) -> int:
         """How many units of `order` must go back: gallop, then bisect."""
@@ -147,8 +137,8 @@ class FloatFallback:
         if not chosen:
             return None
         self.tell(f"outputs with {len(chosen)} integer kernels")
-        model = self._model(self.plan(chosen))
-        for samples in (self.calibration, self.whole):
+        model = quantized_copy(self.model, self.plan(chosen))
+        for samples in (self._held, self.calibration):
             (distance,) = samples.distances(self.reference, [model])
             why = self.limits.missed(distance)
             if why is not None:
@@ -171,7 +161,7 @@ class FloatFallback:
         if len(units) * (time.perf_counter() - begun) > _PATIENCE_S:
             return nothing
         self.tell(f"effect of each of {len(units)} integer kernels on accuracy")
-        return [self._drop(self._model(self.plan(unit))) for unit in units]
+        return [self._drop(quantized_copy(self.model, self.plan(unit))) for unit in units]
 
     def _drop(self, model: Model) -> float:
         """Points of accuracy that `model` loses; 0 where there is no floor on them."""
@@ -179,10 +169,3 @@ class FloatFallback:
             return 0.0
         now = self.limits.accuracy(model)
         return 0.0 if now is None else 100 * (self._accuracy - now)
-
-    def _alone(self, units: Sequence[frozenset[str]]) -> Iterator[Distance]:
-        models = (self._model(self.plan(unit)) for unit in units)
-        yield from self.calibration.distances(self.reference, models)
-
-    def _model(self, plan: QdqPlan) -> Model:
-        return quantized_copy(self.model, plan)[0]

@@ -28,8 +28,7 @@ class Grid:
         scale: float32, () or (indices of `axis`,).
         zero_point: the code of zero, of `dtype` and of the shape of `scale`.
         axis: the axis of the tensor along which scales differ; None: there is one scale.
-        low: the least code in use; a reduced range leaves a bit unused.
-        high: the largest code in use.
+        low, high: the least and the largest code in use; a reduced range leaves a bit unused.
     """
 
     scale: npt.NDArray[np.float32]

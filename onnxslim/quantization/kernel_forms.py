@@ -26,8 +26,7 @@ class ChannelMap:
     """y = factor·x + offset, channel by channel.
 
     Attributes:
-        factor: what each channel is multiplied by, (channels,).
-        offset: what is added to each channel, (channels,).
+        factor, offset: of each channel, (channels,).
         axes: the number of spatial axes, behind batch and channels.
     """
 

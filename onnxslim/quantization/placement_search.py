@@ -14,18 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.min_cut import PlacementCosts, cheapest_choice
 from onnxslim.quantization.cluster_times import ClusterTimes
-from onnxslim.quantization.clusters import Clusters, clusters_of, drop_isolated_movement
-from onnxslim.quantization.qdq import InsertedNodes, QdqPlan, insert_qdq
+from onnxslim.quantization.clusters import Clusters, drop_isolated_movement
+from onnxslim.quantization.qdq import QdqPlanner, quantize, quantized_copy
 from onnxslim.report import LatencyPair
 from onnxslim.services.stopwatch import Stopwatch
 
 _ROUNDS: Final = 3  # of profiling a placement and cutting again
-
-QdqPlanner = Callable[[frozenset[str]], QdqPlan]
 
 
 @dataclass(frozen=True)
@@ -90,15 +87,14 @@ class PlacementSearch:
     def smallest(self) -> TimedPlacement:
         """The fastest of the placements with all weights on integers, even if slower than float."""
         placements = {self.candidates: "all that can be"}
-        layers = self._layers()
-        if layers:
+        if layers := self._layers():
             placements.setdefault(layers, "layers only")
         return max(self._timed(placements), key=_ratio)
 
     def _timed(self, placements: Mapping[frozenset[str], str]) -> list[TimedPlacement]:
         """Time all placements in turn with float, so that they compare with one another."""
         self.tell(f"timing {', '.join(placements.values())}")
-        models = [quantized_copy(self.model, self.plan(chosen))[0] for chosen in placements]
+        models = [quantized_copy(self.model, self.plan(chosen)) for chosen in placements]
         pairs = self.stopwatch.pairs(self.reference, models)
         found = [
             TimedPlacement(words, chosen, pair)
@@ -139,7 +135,8 @@ class PlacementSearch:
         chosen, found = self.candidates, list[frozenset[str]]()
         for _ in range(_ROUNDS):
             self.tell(f"profile with {len(chosen)} integer kernels")
-            model, inserted = quantized_copy(self.model, self.plan(chosen))
+            model = self.model.clone()
+            inserted = quantize(model, self.plan(chosen))
             times.record(self.stopwatch.profile(model), chosen, inserted)
             chosen = drop_isolated_movement(self.clusters, cheapest_choice(times.costs()))
             if not chosen or chosen in found:
@@ -151,13 +148,3 @@ class PlacementSearch:
 
 def _ratio(tried: TimedPlacement) -> float:
     return tried.pair.ratio
-
-
-def quantized_copy(model: Model, plan: QdqPlan) -> tuple[Model, InsertedNodes]:
-    """A copy of `model` with `plan` written into it, and the nodes that were inserted."""
-    copy = model.clone()
-    rewriter = Rewriter(copy.graph)
-    inserted = insert_qdq(rewriter, clusters_of(copy.graph), plan)
-    rewriter.result()
-    copy.has_shapes = False
-    return copy, inserted

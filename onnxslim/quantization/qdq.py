@@ -14,22 +14,24 @@ stay in float; a Clip without bounds, which changes no value, keeps them in floa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.linear_operators import linear_operator
 from onnxslim.graph.ir import Constant, Node, Variable, node_label
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
 from onnxslim.quantization.activation_grids import constant_grid
 from onnxslim.quantization.biases import with_bias
-from onnxslim.quantization.clusters import Cluster, Clusters
+from onnxslim.quantization.clusters import Cluster, Clusters, clusters_of
 from onnxslim.quantization.grid import U8, Codes, Grid, GridForm
 from onnxslim.quantization.kernel_forms import channel_map
 from onnxslim.quantization.recurrent import to_dynamic_lstm
-from onnxslim.quantization.rules import BIAS, WEIGHT, KernelKind
+from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.weight_scales import DEFAULT_FORM, WeightForm
 from onnxslim.records import Fidelity
 
@@ -56,7 +58,7 @@ class QdqPlan:
     """Which clusters become integer kernels, with all grids and codes.
 
     Attributes:
-        chosen: names of the clusters that become integer kernels.
+        chosen: names of the clusters.
         grids: the grids of activations, by the tensor's name.
         layers: the weights of layers, by the name of the cluster.
         constants: the form of the grids of constant operands.
@@ -70,6 +72,10 @@ class QdqPlan:
     recurrent: WeightForm = DEFAULT_FORM
 
 
+QdqPlanner = Callable[[frozenset[str]], QdqPlan]
+"""Gives the grids and codes for a choice of clusters."""
+
+
 @dataclass
 class InsertedNodes:
     """The nodes of clusters and conversions in the new graph, by their first outputs.
@@ -81,6 +87,22 @@ class InsertedNodes:
 
     clusters: dict[str, str] = field(default_factory=dict)
     crossings: dict[str, str] = field(default_factory=dict)
+
+
+def quantized_copy(model: Model, plan: QdqPlan) -> Model:
+    """A copy of `model` with `plan` written into it."""
+    copy = model.clone()
+    quantize(copy, plan)
+    return copy
+
+
+def quantize(model: Model, plan: QdqPlan) -> InsertedNodes:
+    """Write `plan` into `model`."""
+    rewriter = Rewriter(model.graph)
+    inserted = insert_qdq(rewriter, clusters_of(model.graph), plan)
+    rewriter.result()
+    model.has_shapes = False
+    return inserted
 
 
 def insert_qdq(rewriter: Rewriter, clusters: Clusters, plan: QdqPlan) -> InsertedNodes:
@@ -121,7 +143,7 @@ class _QdqWriter:
     def look_up(self, chosen: Iterable[Cluster]) -> None:
         """Find the grid of every tensor while the graph still shows what moves where."""
         for cluster in chosen:
-            for tensor in (*cluster.reads, *cluster.makes):
+            for tensor in cluster.tensors:
                 source = grid_source(self.clusters, self.plan.chosen, tensor)
                 self._sources[tensor] = self.plan.grids[source.name]
 
@@ -221,15 +243,18 @@ class _QdqWriter:
 
     def _quantize_layer(self, cluster: Cluster, data: Grid) -> None:
         node, layer = cluster.node, self.plan.layers[cluster.name]
+        operator = linear_operator(node)
         if layer.bias is None:
-            self._set_constant(node, WEIGHT, layer.codes, layer.grid)
+            self._set_constant(node, operator.weight, layer.codes, layer.grid)
             return
-        wish = node.inputs[BIAS].name if is_present(node, BIAS) else f"{cluster.name}_bias"
+        assert operator.bias is not None
+        has_bias = is_present(node, operator.bias)
+        wish = node.inputs[operator.bias].name if has_bias else f"{cluster.name}_bias"
         codes, grid, bias, bias_grid = with_bias(
             layer.codes, layer.grid, layer.bias, float(data.scale)
         )
-        self._set_constant(node, WEIGHT, codes, grid)
-        self._set_constant(node, BIAS, bias, bias_grid, wish)
+        self._set_constant(node, operator.weight, codes, grid)
+        self._set_constant(node, operator.bias, bias, bias_grid, wish)
 
     def _set_constant(
         self, node: Node, index: int, codes: Codes, grid: Grid, wish: str | None = None
@@ -255,15 +280,14 @@ class _QdqWriter:
     def quantize_outputs(self, cluster: Cluster) -> None:
         """Put QuantizeLinear and DequantizeLinear behind the outputs of a cluster."""
         node = cluster.nodes[-1]
-        label = cluster.name
         if cluster.rule.kind is KernelKind.RECURRENT:
             return
         if cluster.activation is not None:
-            self.inserted.clusters[node_label(cluster.node)] = label
+            self.inserted.clusters[node_label(cluster.node)] = cluster.name
             inner = [cluster.node.outputs[0]]
         else:
-            inner = self._copied(node)
-            self.inserted.clusters[inner[0].name] = label
+            inner = self.rewriter.copied(node, "float")
+            self.inserted.clusters[inner[0].name] = cluster.name
         words = self._words(cluster)
         if len(node.outputs) == 1:
             (output,) = node.outputs
@@ -284,28 +308,6 @@ class _QdqWriter:
         ]
         self.rewriter.replace(node, results, words)
         self.rewriter.fidelity = Fidelity.LOSSY
-
-    def _copied(self, node: Node) -> list[Variable]:
-        """The outputs of a copy of `node`, in front of it."""
-        shapes = [tensor.shape for tensor in node.outputs]
-        made = self.rewriter.insert(
-            node,
-            node.op,
-            list(node.inputs),
-            dict(node.attrs),
-            name=f"{node_label(node)}_float",
-            dtype=np.dtype(np.float32),
-            outputs=len(node.outputs),
-        )
-        copy: Node = made[0].inputs[0]
-        copy.name, node.name = node.name, ""
-        copy.extra, copy.attr_types = node.extra, dict(node.attr_types)
-        node.extra = None
-        for tensor, shape, old in zip(made, shapes, node.outputs, strict=True):
-            tensor.shape = shape
-            if not old.name:
-                tensor.name = ""
-        return made
 
     # ----------------------------------------------------------------- pairs
 

@@ -98,27 +98,17 @@ class RangeCandidates:
             yield name, [distance.divergence for distance in distances]
 
 
-@dataclass(frozen=True)
-class RangeChoice:
-    """The ranges of all tensors of a model.
-
-    Attributes:
-        ranges: the range of each tensor, by its name.
-        words: how they were chosen, and the SQNR with them.
-    """
-
-    ranges: RangeByTensor
-    words: str
-
-
 def nearest_ranges(
     tensors: RangeCandidates, together: Callable[[Sequence[RangeByTensor]], Iterable[Distance]]
-) -> RangeChoice:
+) -> tuple[RangeByTensor, str]:
     """The ranges of least effect, or others with which the integer model is clearly nearer.
 
     Args:
         tensors: the ranges among which each tensor can choose.
         together: measures how far the outputs of the integer model are with each of some choices.
+
+    Returns:
+        The range of each tensor, and in words how they were chosen, with the SQNR.
     """
     choices = {"least effect on the outputs": tensors.least_effect()}
     choices["each tensor's least error"] = tensors.least_error
@@ -128,10 +118,9 @@ def nearest_ranges(
     best = min(distances, key=lambda words: distances[words].divergence)
     if distances[best].divergence > _CLEARLY * by_effect.divergence:
         best = next(iter(choices))
-    return RangeChoice(
-        choices[best],
+    return choices[best], (
         f"ranges by {best}: SQNR {distances[best].sqnr_db:.1f} dB on samples held back "
-        f"({by_error.sqnr_db:.1f} by each tensor's least error)",
+        f"({by_error.sqnr_db:.1f} by each tensor's least error)"
     )
 
 

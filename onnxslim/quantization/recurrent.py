@@ -8,17 +8,14 @@ Owns: the layout of the operator's operands. Not here: which nodes become it (se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxslim.graph.ir import MICROSOFT_DOMAIN, Node, Variable
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.quantization.grid import Codes
 from onnxslim.quantization.weight_scales import WeightForm
 from onnxslim.records import Fidelity
 
@@ -43,33 +40,22 @@ def objection_to_lstm(node: Node) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class DirectionCodes:
-    """A weight of an LSTM in the layout of DynamicQuantizeLSTM.
+def direction_codes(weight: np.ndarray, form: WeightForm) -> dict[str, np.ndarray]:
+    """A weight (directions, 4 * hidden_size, columns), rounded to nearest, as the kernel reads it.
 
-    Attributes:
-        codes: (directions, columns, 4 * hidden_size).
-        scale: (directions, 4 * hidden_size) or (directions,).
-        zero_point: like `scale`, of the type of the codes.
+    Returns:
+        In the order of the inputs: codes (directions, columns, 4 * hidden_size), then scale and
+        zero point, each (directions, 4 * hidden_size), or (directions,) with one scale in all.
     """
-
-    codes: Codes
-    scale: npt.NDArray[np.float32]
-    zero_point: Codes
-
-
-def direction_codes(weight: np.ndarray, form: WeightForm) -> DirectionCodes:
-    """Codes of `weight`, (directions, 4 * hidden_size, columns), to nearest."""
     axis = None if form.is_per_tensor else 1
-    codes, scales, zeros = [], [], []
-    for matrix in weight:
-        turned = matrix.T  # (columns, 4 * hidden_size)
-        across = None if form.is_per_tensor else 0
-        grid = form.grid.over(turned.min(across), turned.max(across), axis)
-        codes.append(grid.quantized(turned))
-        scales.append(grid.scale)
-        zeros.append(grid.zero_point)
-    return DirectionCodes(np.stack(codes), np.stack(scales), np.stack(zeros))
+    across = None if form.is_per_tensor else 0
+    turned = weight.transpose(0, 2, 1)  # (directions, columns, 4 * hidden_size)
+    grids = [form.grid.over(each.min(across), each.max(across), axis) for each in turned]
+    return {
+        "codes": np.stack([g.quantized(each) for g, each in zip(grids, turned, strict=True)]),
+        "scale": np.stack([grid.scale for grid in grids]),
+        "zero_point": np.stack([grid.zero_point for grid in grids]),
+    }
 
 
 def to_dynamic_lstm(rewriter: Rewriter, node: Node, form: WeightForm) -> None:
@@ -79,10 +65,12 @@ def to_dynamic_lstm(rewriter: Rewriter, node: Node, form: WeightForm) -> None:
     for index in (_W, _R):
         values = const_array(inputs[index])
         assert values is not None
-        found, name = direction_codes(values, form), inputs[index].name
-        inputs[index] = rewriter.constant(found.codes, f"{name}_codes")
-        inputs.append(rewriter.constant(found.scale, f"{name}_scale"))
-        inputs.append(rewriter.constant(found.zero_point, f"{name}_zero_point"))
+        name = inputs[index].name
+        inputs[index], *parameters = (
+            rewriter.constant(array, f"{name}_{part}")
+            for part, array in direction_codes(values, form).items()
+        )
+        inputs += parameters
     attrs = {name: value for name, value in node.attrs.items() if name != "layout"}
     rewriter.update(
         node,

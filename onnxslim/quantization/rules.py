@@ -65,10 +65,6 @@ class IntegerRule:
     no_answer: str = ""
 
 
-WEIGHT: Final = 1
-BIAS: Final = 2
-
-
 def rule_of(node: Node) -> IntegerRule | str:
     """The rule for `node`, or why it is computed in float."""
     if not node.is_onnx:
@@ -76,7 +72,7 @@ def rule_of(node: Node) -> IntegerRule | str:
     rule = _RULES.get(node.op)
     if rule is None:
         return _FLOAT.get(node.op, f"onnxruntime has no integer kernel for {node.op}")
-    if node.op == "MatMul" and const_array(node.inputs[WEIGHT]) is None:
+    if node.op == "MatMul" and const_array(node.inputs[1]) is None:
         rule = _TWO_MATRICES
     why = rule.objection(node) or _other_type(node, rule)
     return why or rule
@@ -116,40 +112,27 @@ def _other_type(node: Node, rule: IntegerRule) -> str | None:
     return None
 
 
-def _constant_operands(node: Node) -> str | None:
-    weight = const_array(node.inputs[WEIGHT])
-    if weight is None:
-        return "its weight is computed at run time"
-    if const_array(node.inputs[0]) is not None:
-        return "it only has constants"
-    if is_present(node, BIAS) and const_array(node.inputs[BIAS]) is None:
-        return "its bias is computed at run time"
-    return None if np.isfinite(weight).all() else "its weight is not finite"
-
-
-def _plain_gemm(node: Node) -> str | None:
-    operator = linear_operator(node, WEIGHT)
+def _layer(node: Node) -> str | None:
+    """Why a Conv, a Gemm, or a MatMul with a constant is no layer on integers."""
+    operator = linear_operator(node)
+    weight = const_array(node.inputs[operator.weight])
     if operator.scale != 1.0 or operator.bias_scale != 1.0:
         return "onnxruntime's integer Gemm takes no alpha or beta"
-    if operator.in_axis != -1:
+    if operator.in_axis == -2:
         return "onnxruntime's integer Gemm takes no transposed input"
-    why = _constant_operands(node)
-    if why is None and is_present(node, BIAS):
-        bias = const_array(node.inputs[BIAS])
-        weight = const_array(node.inputs[WEIGHT])
-        assert bias is not None
-        assert weight is not None
-        outputs, _ = operator.matrix_shape(weight.shape)
-        if bias.size != outputs:
-            return "its bias is not one number for each output"
-    return why
-
-
-def _constant_matrix(node: Node) -> str | None:
-    weight = const_array(node.inputs[WEIGHT])
-    if weight is not None and weight.ndim != 2:
+    if node.op == "MatMul" and weight is not None and weight.ndim != 2:
         return "its weight is a stack of matrices"
-    return _constant_operands(node)
+    if weight is None:
+        return "its weight is computed at run time"
+    if const_array(node.inputs[operator.data]) is not None:
+        return "it only has constants"
+    if operator.bias is not None and is_present(node, operator.bias):
+        bias = const_array(node.inputs[operator.bias])
+        if bias is None:
+            return "its bias is computed at run time"
+        if node.op == "Gemm" and bias.size != operator.matrix_shape(weight.shape)[0]:
+            return "its bias is not one number for each output"
+    return None if np.isfinite(weight).all() else "its weight is not finite"
 
 
 def _some_variable(node: Node) -> str | None:
@@ -201,9 +184,9 @@ def _probabilities(form: GridForm) -> tuple[float, float]:
 _MOVES: Final = IntegerRule(KernelKind.MOVEMENT, objection=_moving)
 _TWO_MATRICES: Final = IntegerRule(KernelKind.PLAIN, "QLinearMatMul", (0, 1))
 _RULES: Final[Mapping[str, IntegerRule]] = {
-    "Conv": IntegerRule(KernelKind.LAYER, "QLinearConv", objection=_constant_operands),
-    "Gemm": IntegerRule(KernelKind.LAYER, "QGemm", objection=_plain_gemm),
-    "MatMul": IntegerRule(KernelKind.LAYER, "QLinearMatMul", objection=_constant_matrix),
+    "Conv": IntegerRule(KernelKind.LAYER, "QLinearConv", objection=_layer),
+    "Gemm": IntegerRule(KernelKind.LAYER, "QGemm", objection=_layer),
+    "MatMul": IntegerRule(KernelKind.LAYER, "QLinearMatMul", objection=_layer),
     "BatchNormalization": IntegerRule(
         KernelKind.CHANNEL_MAP, "QLinearConv", objection=_map_of_channels
     ),

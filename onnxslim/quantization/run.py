@@ -32,12 +32,8 @@ from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.quantization.kernel_forms import sums_to_adds
 from onnxslim.quantization.layer_codes import nearest_codes, solved_codes
 from onnxslim.quantization.opset import raise_opset
-from onnxslim.quantization.placement_search import (
-    PlacementSearch,
-    TimedPlacement,
-    quantized_copy,
-)
-from onnxslim.quantization.qdq import QdqPlan, grid_source, insert_qdq
+from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement
+from onnxslim.quantization.qdq import QdqPlan, grid_source, insert_qdq, quantized_copy
 from onnxslim.quantization.range_choice import (
     TOGETHER,
     RangeByTensor,
@@ -48,7 +44,7 @@ from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.smooth import smooth
 from onnxslim.quantization.weight_rounding import Rounding
-from onnxslim.quantization.weight_scales import PerChannel, PerTensor, WeightForm
+from onnxslim.quantization.weight_scales import WeightForm
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.services.calibration import Distance
 from onnxslim.services.stopwatch import Stopwatch
@@ -78,24 +74,7 @@ class Placement(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Int8Options:
-    """The options of `quantize-int8`.
-
-    Attributes:
-        method: how ranges of activations are chosen; None: by their effect on the outputs.
-        activations: type of activation codes; None: what this processor prefers.
-        weights: type of weight codes.
-        per_channel: whether a weight has a scale for each output channel, or one in all.
-        symmetric: whether ranges of activations are symmetric about zero.
-        reduce_range: whether weights take 7 bits; None: where products saturate here.
-        rounding: how weights are rounded.
-        equalize: whether ranges of channels are evened out between layers first.
-        bias_correct: whether biases keep the mean output of their layers.
-        smooth: whether ranges of activations are moved into weights first.
-        placement: which operators become integers.
-        only: patterns of the names of the only operators to quantize; (): all.
-        skip: patterns of names of operators to leave in float.
-        max_error: largest relative error of an output; None: no limit.
-    """
+    """The options of `quantize-int8`, as its page explains them; None stands for `auto`."""
 
     method: RangeMethod | None
     activations: CodeType | None
@@ -120,8 +99,7 @@ class Decision:
     Attributes:
         chosen: names of the clusters on integers, in the order of the graph.
         left: names of the clusters that could be on integers and stay float.
-        activations: type of activation codes.
-        reduce_range: whether weights take 7 bits.
+        activations, reduce_range: what these options came to.
     """
 
     chosen: tuple[str, ...]
@@ -166,8 +144,8 @@ class Int8Run:
         self.form = GridForm(self.activations.dtype, symmetric=options.symmetric)
         self.is_reduced = self._reduced(self.activations)
         grid = GridForm(options.weights.dtype, symmetric=True, reduced=self.is_reduced)
-        self.weights = self._weight_form(grid)
-        self.recurrent = self._recurrent_form(grid)
+        self.weights = WeightForm(grid, is_per_tensor=not options.per_channel)
+        self.recurrent = replace(self.weights, grid=self._recurrent_grid(grid))
         self.codes = nearest_codes(self.model, self.clusters, self.weights)
         self.found: Mapping[str, Sequence[CalibrationRange]] = {}
         self.grids: dict[str, Grid] = {}
@@ -219,16 +197,12 @@ class Int8Run:
         infer_shapes(model)
         return model
 
-    def _weight_form(self, grid: GridForm) -> WeightForm:
-        return WeightForm(grid, PerChannel() if self.options.per_channel else PerTensor())
-
-    def _recurrent_form(self, grid: GridForm) -> WeightForm:
-        """The form of weights of recurrent layers, which always read u8."""
-        if self.activations is not CodeType.U8 and any(
-            cluster.rule.kind is KernelKind.RECURRENT for cluster in self.clusters.all
-        ):
-            grid = replace(grid, reduced=self._reduced(CodeType.U8))
-        return self._weight_form(grid)
+    def _recurrent_grid(self, grid: GridForm) -> GridForm:
+        """The form of grids of the weights of recurrent layers, which always read u8."""
+        kinds = {cluster.rule.kind for cluster in self.clusters.all}
+        if self.activations is CodeType.U8 or KernelKind.RECURRENT not in kinds:
+            return grid
+        return replace(grid, reduced=self._reduced(CodeType.U8))
 
     def _reduced(self, activations: CodeType) -> bool:
         """Whether weights that meet such activations take 7 bits."""
@@ -344,7 +318,7 @@ class Int8Run:
             grid_source(self.clusters, chosen, tensor).name: None
             for cluster in self.clusters.all
             if cluster.name in chosen
-            for tensor in (*cluster.reads, *cluster.makes)
+            for tensor in cluster.tensors
         }
         if not used:
             return
@@ -352,13 +326,13 @@ class Int8Run:
 
         def together(choices: Sequence[RangeByTensor]) -> Iterable[Distance]:
             plans = (self._plan_with(chosen, ranges) for ranges in choices)
-            return held.distances(self.reference, (quantized_copy(self.model, p)[0] for p in plans))
+            return held.distances(self.reference, (quantized_copy(self.model, p) for p in plans))
 
         found = {name: self.found[name] for name in used}
         candidates = RangeCandidates(found, self.model, held, self._tell)
-        choice = nearest_ranges(candidates, together)
-        self.grids.update((name, item.grid) for name, item in choice.ranges.items())
-        self._say(choice.words)
+        chosen_ranges, words = nearest_ranges(candidates, together)
+        self.grids.update((name, item.grid) for name, item in chosen_ranges.items())
+        self._say(words)
 
     # ----------------------------------------------------------------- hold the floors
 
@@ -374,7 +348,6 @@ class Int8Run:
             self.reference,
             self._plan,
             partial(drop_isolated_movement, self.clusters),
-            self.calibration.halves()[1],
             self.calibration,
             limits,
             self._tell,
@@ -385,8 +358,7 @@ class Int8Run:
             if cluster.name in chosen and cluster.rule.kind is not KernelKind.MOVEMENT
         ]
         left, back = fallback.restore(chosen, units)
-        for item in back:
-            self.skips.append(Skip(item.name, f"back to float: {item}"))
+        self.skips += back
         is_measured = self.options.placement is Placement.MEASURED
         if back and left and is_measured and self.context.goal is not Goal.BYTES:
             left = self._still_faster(left)
@@ -395,7 +367,7 @@ class Int8Run:
     def _still_faster(self, chosen: frozenset[str]) -> frozenset[str]:
         """`chosen` if the model is faster than float with it, else nothing."""
         assert self.context.stopwatch is not None
-        candidate, _ = quantized_copy(self.model, self._plan(chosen))
+        candidate = quantized_copy(self.model, self._plan(chosen))
         pair = self.context.stopwatch.pair(self.original, candidate)
         tried = TimedPlacement("what holds the floors", chosen, pair)
         if pair.is_faster:

@@ -45,24 +45,7 @@ _SETTLED: Final = 1e-3  # largest |log s| at which channels count as alike
 Edit = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Smoothed:
-    """A tensor whose channels were scaled.
-
-    Attributes:
-        tensor: its name.
-        readers: labels of the layers that read it.
-        before: the largest max|X_j| over the channels' mean of max|X_j|.
-        after: the same figure once scaled.
-    """
-
-    tensor: str
-    readers: tuple[str, ...]
-    before: float
-    after: float
-
-
-def smooth(rewriter: Rewriter, context: Context, *, alpha: float = 0.5) -> tuple[Smoothed, ...]:
+def smooth(rewriter: Rewriter, context: Context, *, alpha: float = 0.5) -> None:
     """Scale the inputs of Gemms and MatMuls of the main graph; edits the graph.
 
     The rewriter logs what was done, and which tensors are left alone and why.
@@ -73,21 +56,17 @@ def smooth(rewriter: Rewriter, context: Context, *, alpha: float = 0.5) -> tuple
         alpha: how much of the difference between channels goes into weights, in [0, 1].
     """
     if context.calibration is None or context.model is None:
-        return ()
+        return
     sites = _sites(rewriter)
     names = [node_label(site.readers[0].layer.node) for site in sites]
     # samples run through a snapshot, because the graph is edited meanwhile
     found = context.calibration.activity(context.model.clone(), names)
     seen = {item.node if isinstance(item, Skip) else item.layer: item for item in found}
-    done = []
     for site, name in zip(sites, names, strict=True):
         item = seen[name]
-        result = item.why if isinstance(item, Skip) else _smoothed(rewriter, site, item.most, alpha)
-        if isinstance(result, str):
-            rewriter.skip(site.tensor.name, f"it is not smoothed: {result}")
-        else:
-            done.append(result)
-    return tuple(done)
+        why = item.why if isinstance(item, Skip) else _smooth(rewriter, site, item.most, alpha)
+        if why is not None:
+            rewriter.skip(site.tensor.name, f"it is not smoothed: {why}")
 
 
 @dataclass(frozen=True)
@@ -130,9 +109,8 @@ def _why_no_site(
     return None if all(along) else "its channels do not lie along its last axis"
 
 
-def _smoothed(
-    rewriter: Rewriter, site: _SmoothedInput, most: Array, alpha: float
-) -> Smoothed | str:
+def _smooth(rewriter: Rewriter, site: _SmoothedInput, most: Array, alpha: float) -> str | None:
+    """Scale the channels of a tensor, of which `most` holds the largest |x|; or why it stays."""
     weights = np.max([layer.in_peaks() for layer in site.readers], axis=0)
     used = (most > 0) & (weights > 0)
     if not used.any():
@@ -154,14 +132,9 @@ def _smoothed(
         taken.append(_writing(rewriter, layer, arrays))
     for write in taken:
         write()
-    labels = tuple(node_label(layer.layer.node) for layer in site.readers)
-    words = ", ".join(f"`{label}`" for label in labels)
+    words = ", ".join(f"`{node_label(layer.layer.node)}`" for layer in site.readers)
     rewriter.note(site.tensor.name, f"smoothed for {words}", Fidelity.CLOSE)
-    return Smoothed(site.tensor.name, labels, _peak(most), _peak(most / scale))
-
-
-def _peak(most: Array) -> float:
-    return float(most.max() / most.mean())
+    return None
 
 
 def _writing(

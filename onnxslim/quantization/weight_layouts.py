@@ -58,8 +58,7 @@ def linear(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
         codes, grid = weight.stored(layer)
         scale, zero, axis = grid.scale, grid.zero_point, grid.axis
         if axis is None and (own := channel_axis(layer)) is not None:
-            # all channels have one scale, but it is written for each: kernels need scales on an
-            # axis
+            # one scale for all channels is written for each: kernels need scales on an axis
             axis, shape = own, codes.shape[own : own + 1]
             scale, zero = np.broadcast_to(scale, shape), np.broadcast_to(zero, shape)
         if axis is not None:
@@ -177,7 +176,7 @@ def _named(codes: Codes, scale: Array, zero: Codes, bits: int) -> dict[str, Arra
 
 @dataclass(frozen=True)
 class DequantizeFunction:
-    """The function that computes a weight from the arrays of `folded`; a `placing.WeightFunction`.
+    """The function that computes a weight from the arrays of `folded`; a `WeightFunction`.
 
     Attributes:
         inputs: the names of its inputs, in order.
@@ -186,11 +185,6 @@ class DequantizeFunction:
 
     inputs: Sequence[str]
     bits: int = 8
-
-    @classmethod
-    def of(cls, stored: StoredCodes, bits: int) -> DequantizeFunction:
-        """The function that reads `stored`."""
-        return cls(tuple(stored.inputs), bits)
 
     @property
     def name(self) -> str:
@@ -223,8 +217,3 @@ class DequantizeFunction:
 def is_block_of_kernel(block: int | None) -> bool:
     """Whether onnxruntime's MatMulNBits allows blocks of `block` columns; None: all columns."""
     return block is None or (block >= MIN_BLOCK and block & (block - 1) == 0)
-
-
-def table_shape(rows: int, columns: int, block: int | None) -> tuple[int, ...]:
-    """The shape of a table of embeddings whose rows are cut into blocks."""
-    return (rows, columns) if block is None else (rows, columns // block, block)

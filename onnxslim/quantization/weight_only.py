@@ -29,7 +29,7 @@ from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.opset import raise_opset
 from onnxslim.quantization.weight_layouts import stored_bytes
 from onnxslim.quantization.weight_rounding import QuantizedWeight, Rounding, quantized_weight
-from onnxslim.quantization.weight_scales import PerBlock, PerChannel, WeightForm
+from onnxslim.quantization.weight_scales import WeightForm
 from onnxslim.quantization.weight_storage import (
     StorageForm,
     StorageKind,
@@ -50,15 +50,11 @@ _INTEGER_KERNELS: Final = (StorageKind.LINEAR, StorageKind.PACKED, StorageKind.G
 
 @dataclass(frozen=True)
 class WeightOnlyOptions:
-    """The options of `quantize-weights`.
+    """The options of `quantize-weights`, as its page explains them.
 
     Attributes:
-        bits: of a code, 8 or 4.
         block: input columns that share a scale; 0: all of an output channel.
-        symmetric: whether zero is the middle code, so that no zero points are stored.
         rounding: how weights are rounded; None: with feedback if there are samples.
-        form: which storage kinds are allowed.
-        accuracy_level: of MatMulNBits: 4 rounds its input to 8 bits, 0 and 1 compute in float.
         layers: which layers the user selects.
         schedule: in which order the second moments of their inputs are measured.
     """
@@ -81,8 +77,8 @@ class WeightOnlyOptions:
         symmetric = self.is_symmetric(plan)
         grid = GridForm(np.dtype(np.int8), symmetric=symmetric, bits=self.bits)
         in_blocks = plan.block and plan.block < layer.columns
-        granularity = PerBlock(plan.block) if plan.block and in_blocks else PerChannel()
-        return WeightForm(grid, granularity, full_range=symmetric and self.bits == 4)
+        block = plan.block if in_blocks else None
+        return WeightForm(grid, block=block, full_range=symmetric and self.bits == 4)
 
     def is_symmetric(self, plan: StoragePlan) -> bool:
         """Whether codes stored by `plan` have no zero points; those that Gather picks never do."""
@@ -91,14 +87,7 @@ class WeightOnlyOptions:
 
 @dataclass(frozen=True)
 class _LayerWeight:
-    """A quantized weight, and the layer whose weight it replaces.
-
-    Attributes:
-        layer: name of the layer.
-        weight: its codes.
-        plan: how they are stored.
-        words: the change, for the report.
-    """
+    """A quantized weight, the name of the layer whose weight it replaces, and words for it."""
 
     layer: str
     weight: QuantizedWeight

@@ -66,8 +66,7 @@ class QuantizedWeight:
         codes: (groups, rows, columns).
         scale: (groups, rows, blocks).
         zero_point: (groups, rows, blocks), of the type of the codes.
-        low: the least code that may be used.
-        high: the largest code that may be used.
+        low, high: the least and the largest code that may be used.
         block: columns that share a scale; None: all of a row.
         error: E‖(W − Ŵ)·x‖² as a share of E‖y‖²; without data ‖W − Ŵ‖² as a share of ‖W‖².
     """
@@ -136,19 +135,9 @@ def quantized_weight(
     problem: Problem,
     form: WeightForm = DEFAULT_FORM,
     rounding: Rounding = Rounding.FEEDBACK,
-    *,
-    least_scale: npt.ArrayLike = 0.0,
 ) -> QuantizedWeight:
-    """The codes of a weight.
-
-    Args:
-        problem: the weight, its target, and what a change of it costs.
-        form: which codes the weight may have.
-        rounding: how codes are found; without data, to nearest.
-        least_scale: a lower bound of scales, that broadcasts against (groups, rows). A 32-bit bias
-            counts steps of input scale times weight scale, and must fit.
-    """
-    grids = row_grids(problem, form, np.asarray(least_scale, np.float64))
+    """The codes of the weight of `problem`; without data, rounded to nearest."""
+    grids = row_grids(problem, form)
     codes = np.empty(problem.weight.shape, form.grid.dtype)
     if problem.has_data:
         weight = np.stack([_rounded(problem, g, grids.of(g), rounding) for g in range(len(codes))])

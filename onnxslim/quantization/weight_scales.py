@@ -31,49 +31,21 @@ _Rows = slice | npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class PerTensor:
-    """One scale for the whole weight."""
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """A scale for each output channel."""
-
-
-@dataclass(frozen=True)
-class PerBlock:
-    """A scale for every `size` consecutive columns of an output channel."""
-
-    size: int
-
-
-Granularity = PerTensor | PerChannel | PerBlock
-
-
-@dataclass(frozen=True)
 class WeightForm:
     """Which codes a weight may have.
 
     Attributes:
         grid: the form of its grids.
-        granularity: which weights share a scale.
+        is_per_tensor: whether all weights share one scale; else each output channel has its own.
+        block: how many consecutive columns of an output channel share a scale; None: all.
         full_range: whether a symmetric grid uses its least code too, for the largest weight; where
             that weight is positive, the scale is negative. 4 bits have 16 levels then, not 15.
     """
 
     grid: GridForm = S8_SYMMETRIC
-    granularity: Granularity = PerChannel()
+    is_per_tensor: bool = False
+    block: int | None = None
     full_range: bool = False
-
-    @property
-    def is_per_tensor(self) -> bool:
-        """Whether all weights share one scale."""
-        return isinstance(self.granularity, PerTensor)
-
-    @property
-    def block(self) -> int | None:
-        """How many columns share a scale; None: all of a row."""
-        return self.granularity.size if isinstance(self.granularity, PerBlock) else None
 
 
 DEFAULT_FORM: Final = WeightForm()
@@ -99,10 +71,8 @@ class RowGrids:
     Attributes:
         scale: (groups, rows, blocks).
         zero_point: (groups, rows, blocks), of the type of the codes.
-        low: least code that may be used.
-        high: largest code that may be used.
-        starts: (blocks,), the first column of each block.
-        sizes: (blocks,), the number of columns of each block.
+        low, high: least and largest code that may be used.
+        starts, sizes: (blocks,), the first column of each block, and the number of its columns.
     """
 
     scale: npt.NDArray[np.float32]
@@ -113,26 +83,16 @@ class RowGrids:
     sizes: npt.NDArray[np.int64]
 
     @classmethod
-    def over(
-        cls, ends: tuple[Array, Array], form: WeightForm, columns: int, bound: Array
-    ) -> RowGrids:
-        """The grids that cover `ends`, least and largest values, each (groups, rows, blocks).
-
-        Args:
-            ends: what to cover.
-            form: of the codes.
-            columns: of the weight.
-            bound: a lower bound of scales, (groups, rows, blocks).
-        """
-        grid = form.grid.over(*ends)
-        scale, low = np.maximum(grid.scale, bound), grid.low
+    def over(cls, least: Array, most: Array, form: WeightForm, columns: int) -> RowGrids:
+        """The grids that cover [least, most], each (groups, rows, blocks), of a weight."""
+        grid = form.grid.over(least, most)
+        scale, low = grid.scale.astype(np.float64), grid.low
         if form.full_range:
             low -= 1  # the end with the largest weight becomes this code
-            scale *= np.where(ends[1] > -ends[0], grid.high / low, grid.high / -low)
-        scale = scale.astype(np.float32)
+            scale *= np.where(most > -least, grid.high / low, grid.high / -low)
         starts = _starts(columns, form.block)
         sizes = np.diff(starts, append=columns)
-        return cls(scale, grid.zero_point, low, grid.high, starts, sizes)
+        return cls(scale.astype(np.float32), grid.zero_point, low, grid.high, starts, sizes)
 
     def of(self, group: int) -> tables.IntegerGrid:
         """The grids of one group's matrix, as `solvers.tables` takes them."""
@@ -153,41 +113,36 @@ class RowGrids:
         )
 
     def _by_column(self, group: int, rows: _Rows) -> tuple[Array, Array]:
-        pair = (x[group, rows].astype(np.float64) for x in (self.scale, self.zero_point))
-        if len(self.sizes) == 1:
-            scale, zero = pair
-        else:
-            scale, zero = (np.repeat(x, self.sizes, axis=1) for x in pair)
+        scale, zero = (x[group, rows].astype(np.float64) for x in (self.scale, self.zero_point))
+        if len(self.sizes) > 1:
+            scale, zero = (np.repeat(x, self.sizes, axis=1) for x in (scale, zero))
         return scale, zero
 
 
-def row_grids(problem: Problem, form: WeightForm, least_scale: Array) -> RowGrids:
-    """The grids with the least error of rounding to nearest, over a few clipping ratios.
-
-    Args:
-        problem: the weight, and what a change of it costs.
-        form: of the codes.
-        least_scale: a lower bound of scales, that broadcasts against (groups, rows).
-    """
+def row_grids(problem: Problem, form: WeightForm) -> RowGrids:
+    """The grids with the least error of rounding to nearest, over a few clipping ratios."""
     columns = problem.layer.columns
-    bound = least_scale[..., None] if least_scale.ndim else least_scale
     shared = _shared_axes(problem.layer, form)
-    shape = (problem.layer.groups, problem.layer.rows, len(_starts(columns, form.block)))
+    starts = _starts(columns, form.block)
+    shape = (problem.layer.groups, problem.layer.rows, len(starts))
 
     def whole(values: Array, reduce: np.ufunc) -> Array:
         """Reduce over the weights that share a scale, and give each the result."""
         return np.broadcast_to(reduce.reduce(values, axis=shared, keepdims=True), shape)
 
-    ends = [
-        whole(x, f) for x, f in zip(_ends(problem, form), (np.minimum, np.maximum), strict=True)
-    ]
-    bounds = whole(np.broadcast_to(bound, shape), np.maximum)
+    values = problem.target if problem.has_data else problem.weight
+    least, most = (
+        whole(extreme.reduceat(values, starts, axis=2).astype(np.float64), extreme)
+        for extreme in (np.minimum, np.maximum)
+    )
 
     def at(ratio: Array | float) -> RowGrids:
-        return RowGrids.over((ends[0] * ratio, ends[1] * ratio), form, columns, bounds)
+        return RowGrids.over(least * ratio, most * ratio, form, columns)
 
     # Σ H_jj (w − ŵ)² at each ratio; every scale takes its best ratio
-    errors = np.stack([whole(_diagonal_errors(problem, at(ratio)), np.add) for ratio in _RATIOS])
+    errors = np.stack(
+        [whole(_diagonal_errors(problem, values, at(ratio)), np.add) for ratio in _RATIOS]
+    )
     chosen = _RATIOS[errors.argmin(axis=0)]
     if problem.has_data:
         # the diagonal ignores how errors of columns cancel: only where clipping gains much by it
@@ -213,20 +168,9 @@ def _starts(columns: int, block: int | None) -> npt.NDArray[np.int64]:
     return np.arange(0, columns, block or columns)
 
 
-def _ends(problem: Problem, form: WeightForm) -> tuple[Array, Array]:
-    """The least and the largest weight of each row and block, each (groups, rows, blocks)."""
-    values = problem.target if problem.has_data else problem.weight
-    starts = _starts(values.shape[2], form.block)
-    return (
-        np.minimum.reduceat(values, starts, axis=2).astype(np.float64),
-        np.maximum.reduceat(values, starts, axis=2).astype(np.float64),
-    )
-
-
-def _diagonal_errors(problem: Problem, grids: RowGrids) -> Array:
+def _diagonal_errors(problem: Problem, values: np.ndarray, grids: RowGrids) -> Array:
     """Σ H_jj (w − ŵ)² over each row and block, (groups, rows, blocks)."""
     result = np.empty(grids.scale.shape)
-    values = problem.target if problem.has_data else problem.weight
     for group, rows, part in in_parts(values):
         squares = np.square(part - grids.nearest(part, group, rows))
         squares *= problem.metrics[group].diagonal

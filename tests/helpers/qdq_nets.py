@@ -19,8 +19,7 @@ from onnxslim.io.shapes import infer_shapes
 from onnxslim.quantization.clusters import Clusters, clusters_of
 from onnxslim.quantization.grid import S8_SYMMETRIC, U8, GridForm
 from onnxslim.quantization.layer_codes import nearest_codes
-from onnxslim.quantization.placement_search import quantized_copy
-from onnxslim.quantization.qdq import QdqPlan
+from onnxslim.quantization.qdq import QdqPlan, quantized_copy
 from onnxslim.quantization.weight_scales import WeightForm
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.session import open_session
@@ -77,7 +76,7 @@ def on_integers(
 ) -> Model:
     """`source` with the chosen clusters, or all, as integer kernels."""
     model, clusters = loaded(source)
-    return quantized_copy(model, plan_of(model, clusters, x, chosen, form))[0]
+    return quantized_copy(model, plan_of(model, clusters, x, chosen, form))
 
 
 def kernels(model: Model) -> list[str]:

@@ -12,7 +12,8 @@ from qdq_nets import ScriptedStopwatch, loaded, plan_of
 from onnxslim.io.model import Model
 from onnxslim.lossy.min_cut import NEVER_CHOSEN, ItemCost, PlacementCosts, Transfer, cheapest_choice
 from onnxslim.quantization.cluster_times import ClusterTimes
-from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement, quantized_copy
+from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement
+from onnxslim.quantization.qdq import quantize
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.services.stopwatch import Kernel
 
@@ -90,7 +91,7 @@ def test_the_time_of_a_layer_that_was_fused_with_an_add_is_the_layers() -> None:
 def test_what_crossing_took_counts_where_it_is_known() -> None:
     model, clusters, x = chain()
     plan = plan_of(model, clusters, x, ["a"])  # type: ignore[arg-type]
-    _, inserted = quantized_copy(model, plan)  # type: ignore[arg-type]
+    inserted = quantize(model.clone(), plan)  # type: ignore[arg-type]
     times = ClusterTimes(clusters, frozenset({"a", "b", "y"}), {"x": (1, 8, 6, 6)})  # type: ignore[arg-type]
     quantizing = next(key for key, tensor in inserted.crossings.items() if tensor == "x")
     times.record(

@@ -414,7 +414,7 @@ def test_a_tensor_that_8_bits_say_too_little_of_is_named_with_its_range() -> Non
     good = CalibrationRange(-1.0, 1.0, U8, RangeMethod.MINMAX, error=1e-5, energy=0.3)
     ranges = {**dict.fromkeys(names, good), "b": replace(good, most=900.0, error=0.1)}
     grids = ActivationGrids(
-        {name: (found,) for name, found in ranges.items() if name != "p"}, U8, {"p": "hidden"}
+        {name: (found,) for name, found in ranges.items() if name != "p"}, {"p": "hidden"}, U8
     )
     why = {cluster.name: grids.objection(cluster) for cluster in clusters.all}
     assert "`b`, in [-1, 900]: 33 % of its energy" in (why["a"] or "")
@@ -431,7 +431,7 @@ def test_a_factor_whose_entries_are_far_apart_stays_float() -> None:
     source = net(nodes, {**weights, "k": even, "e": factor}, MAP)
     _, clusters = loaded(source)
     found = CalibrationRange(-1.0, 1.0, U8, RangeMethod.MINMAX, error=1e-5, energy=0.3)
-    grids = ActivationGrids(dict.fromkeys(("x", "a", "m", "y"), (found,)), U8)
+    grids = ActivationGrids(dict.fromkeys(("x", "a", "m", "y"), (found,)), {}, U8)
     why = {cluster.name: grids.objection(cluster) for cluster in clusters.all}
     assert why["m"] is None
     assert "too little of the constant `e`" in (why["y"] or "")

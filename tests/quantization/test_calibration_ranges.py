@@ -12,6 +12,7 @@ from cases import case
 from observed import observation
 from scipy import stats
 
+from onnxslim.quantization import calibration_ranges
 from onnxslim.quantization.calibration_ranges import (
     RangeMethod,
     activation_range,
@@ -101,9 +102,10 @@ def test_minmax_and_average_are_what_was_observed() -> None:
 
 
 @pytest.mark.parametrize("name", ["gauss", "laplace", "relu", "negative", "outlier"])
-def test_a_percentile_is_numpys(name: str) -> None:
+def test_a_percentile_is_numpys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_ranges, "_PERCENTILE", 0.99)
     values = float32(name)
-    found = activation_range(observation(values), RangeMethod.PERCENTILE, percentile=0.99)
+    found = activation_range(observation(values), RangeMethod.PERCENTILE)
     least, most = np.quantile(values, [0.01, 0.99])
     width = observation(values).histogram.width
     assert found.least == pytest.approx(min(least, 0), abs=2 * width)

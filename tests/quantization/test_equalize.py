@@ -13,25 +13,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import dense_net, net, node, normal, outputs, rewritten
 
+from onnxslim.analysis.absorption import LinearLayer
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.quantization.equalize import Equalized, equalize
-from onnxslim.records import Fidelity, PassResult
+from onnxslim.quantization.channel_scaling import ScaledLayer, scalable_layer
+from onnxslim.quantization.equalize import equalize
+from onnxslim.records import Change, Fidelity, PassResult
 from support import assert_equivalent, parse
 
 
-def equalized(source: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Equalized, ...], PassResult]:
+def equalized(source: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Change], PassResult]:
     """After equalization; the outputs must be those before."""
     model = Model.load(source)
     infer_shapes(model)
     rewriter = Rewriter(model.graph)
-    found = equalize(rewriter)
+    equalize(rewriter)
     result = rewriter.result()
     proto = model.to_proto()
     assert_equivalent(source, proto, Fidelity.CLOSE)
-    assert result.fidelity is (Fidelity.CLOSE if found else None)
-    return proto, found, result
+    assert result.fidelity is (Fidelity.CLOSE if result.changes else None)
+    return proto, list(result.changes), result
+
+
+def unevenness(proto: onnx.ModelProto, first: str, second: str) -> float:
+    """The largest ratio of the ranges that two layers have in one channel; 1: they are equal."""
+    model = Model.load(proto)
+    infer_shapes(model)
+    rewriter = Rewriter(model.graph)
+    nodes = {item.outputs[0].name: item for item in model.graph.nodes}
+    ends = []
+    for name in (first, second):
+        layer = scalable_layer(rewriter, nodes[name])
+        assert isinstance(layer, LinearLayer)
+        ends.append(ScaledLayer(layer))
+    written = ends[0].out_peaks()
+    read = ends[1].in_peaks().reshape(len(written), -1).max(axis=1)
+    used = (written > 0) & (read > 0)
+    return float(np.exp(np.abs(np.log(written[used] / read[used])).max()))
 
 
 def uneven(*shape: int, axis: int, seed: int = 1) -> np.ndarray:
@@ -69,8 +88,7 @@ def test_channels_between_two_convs_get_ranges_alike(between: str) -> None:
     if between == "prelu":
         arrays["slope"] = normal(8, 1, 1)
     proto, (found,), _ = equalized(net(nodes, arrays, ["N", 3, 9, 9]))
-    assert (found.first, found.second, found.channels) == ("h", "y", 8)
-    assert found.after > 1.5 * found.before
+    assert found == Change("h", "equalized 8 channels with `y`")
     w, v = weights(proto)["h"], weights(proto)["y"]
     np.testing.assert_allclose(np.abs(w).max((1, 2, 3)), np.abs(v).max((0, 2, 3)), rtol=0.03)
 
@@ -83,17 +101,19 @@ def test_a_trained_model_keeps_its_outputs() -> None:
     model, _ = rewritten(Model.load(Path(str(assets / "lenet5.onnx"))), images, "simplify")
     source = model.to_proto()
     proto, found, _ = equalized(source)
-    assert [pair.channels for pair in found] == [20, 50, 500]
-    assert all(pair.after > pair.before for pair in found)
+    assert [int(change.what.split()[1]) for change in found] == [20, 50, 500]
+    layers = [change.node for change in found] + [found[-1].what.split("`")[1]]
+    for first, second in pairwise(layers):
+        assert unevenness(proto, first, second) < 1.05 < unevenness(source, first, second)
     (a,), (b,) = (outputs(item, images).values() for item in (source, proto))
     assert np.abs(a - b).max() <= 1e-6 + 1e-4 * np.ptp(a)
 
 
 def test_a_second_run_finds_nothing_to_move() -> None:
     once, _, _ = equalized(dense_net(6, 8, 5, 3))
-    _, again, _ = equalized(once)
-    for found in again:
-        assert found.after == pytest.approx(found.before, rel=0.05)
+    twice, _, _ = equalized(once)
+    for layer, weight in weights(once).items():
+        np.testing.assert_allclose(weights(twice)[layer], weight, rtol=0.05)
 
 
 def test_a_depthwise_conv_is_written_and_read() -> None:
@@ -112,7 +132,7 @@ def test_a_depthwise_conv_is_written_and_read() -> None:
         "v": normal(4, 8, 1, 1),
     }
     proto, found, _ = equalized(net(nodes, arrays, ["N", 3, 6, 6]))
-    assert [(pair.first, pair.second) for pair in found] == [("h", "k"), ("k", "y")]
+    assert [change.node for change in found] == ["h", "k"]
     peaks = [np.abs(weights(proto)[name]) for name in ("h", "k", "y")]
     first, middle, last = peaks[0].max((1, 2, 3)), peaks[1].max((1, 2, 3)), peaks[2].max((0, 2, 3))
     np.testing.assert_allclose(first, middle, rtol=0.05)
@@ -133,9 +153,11 @@ def test_a_conv_transpose_and_groups_are_followed(group: int) -> None:
         "c": normal(6),
         "v": uneven(3, 6, 1, 1, axis=1),
     }
-    _, found, _ = equalized(net(nodes, arrays, ["N", 4, 5, 5]))
-    assert len(found) == 2
-    assert all(pair.after > pair.before for pair in found)
+    source = net(nodes, arrays, ["N", 4, 5, 5])
+    proto, found, _ = equalized(source)
+    assert [change.node for change in found] == ["h", "k"]
+    for first, second in (("h", "k"), ("k", "y")):
+        assert unevenness(proto, first, second) < 1.05 < unevenness(source, first, second)
 
 
 @pytest.mark.parametrize("flatten", ["Flatten", "Reshape"])
@@ -158,7 +180,7 @@ def test_flattened_channels_are_runs_of_columns(flatten: str) -> None:
         arrays["to"] = np.array([-1, 45])
     proto, (found,), _ = equalized(net(nodes, arrays, ["N", 3, 8, 8]))
     w, v = weights(proto)["h"], weights(proto)["y"]
-    assert found.channels == 5
+    assert found.what == "equalized 5 channels with `y`"
     read = np.abs(v).max(0).reshape(5, 9).max(1)
     np.testing.assert_allclose(np.abs(w).max((1, 2, 3)), read, rtol=0.03)
 
@@ -241,7 +263,7 @@ def test_other_pairs_are_declined_with_the_reason(name: str) -> None:
     }}
     """)
     _, found, result = equalized(source)
-    assert found == ()
+    assert not found
     assert any(why in skip.why for skip in result.skips), result.skips
 
 
@@ -265,7 +287,7 @@ def test_layers_in_a_body_are_equalized_among_themselves() -> None:
     }
     """)
     _, found, _ = equalized(source)
-    assert [(pair.first, pair.second) for pair in found] == [("h", "t")]
+    assert found == [Change("h", "equalized 2 channels with `t`")]
 
 
 @given(

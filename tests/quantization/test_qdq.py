@@ -17,8 +17,7 @@ from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, Grid, GridForm
 from onnxslim.quantization.kernel_forms import sums_to_adds
 from onnxslim.quantization.layer_codes import nearest_codes
 from onnxslim.quantization.opset import raise_opset
-from onnxslim.quantization.placement_search import quantized_copy
-from onnxslim.quantization.qdq import QdqPlan
+from onnxslim.quantization.qdq import QdqPlan, quantize, quantized_copy
 from onnxslim.quantization.weight_scales import WeightForm
 from support import parse
 
@@ -186,7 +185,7 @@ def test_bodies_read_floats_under_the_old_name() -> None:
     model, clusters = loaded(source)
     grids = {"x": U8.over(-3, 3), "h": U8.over(-12, 12)}
     plan = QdqPlan(frozenset({"h"}), grids, nearest_codes(model, clusters, WeightForm()))
-    made, _ = quantized_copy(model, plan)
+    made = quantized_copy(model, plan)
     x = {"x": samples(2, 4), "c": np.array(True)}
     assert "QLinearMatMul" in kernels(made)
     np.testing.assert_allclose(outputs(made, x)["y"], outputs(source, x)["y"], atol=0.15)
@@ -359,7 +358,9 @@ def test_what_is_in_float_between_integer_kernels_stays_there() -> None:
 
 def test_the_time_of_what_keeps_a_cluster_in_float_is_the_clusters() -> None:
     model, clusters = loaded(MIXED)
-    changed, inserted = quantized_copy(model, plan_of(model, clusters, X, ["a", "c"]))
+    plan = plan_of(model, clusters, X, ["a", "c"])
+    changed = model.clone()
+    inserted = quantize(changed, plan)
     (clip,) = [n for n in changed.graph.nodes if n.op == "Clip"]
     assert inserted.clusters[clip.outputs[0].name] == "b"
 

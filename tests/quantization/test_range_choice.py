@@ -115,12 +115,12 @@ def test_whole_models_have_the_last_word_where_it_is_clear(average: float, words
             far = average if choice["h"].method is RangeMethod.AVERAGE else 0.5
             yield Distance(far, None, None, -10 * np.log10(far))
 
-    choice = nearest_ranges(tensors, together)
-    assert (choice.ranges == effect) is (words == "least effect")
+    ranges, told = nearest_ranges(tensors, together)
+    assert (ranges == effect) is (words == "least effect")
     assert len(seen) == 2 + len(RangeMethod)
-    assert choice.words.startswith(f"ranges by {words}")
+    assert told.startswith(f"ranges by {words}")
     decibel = 10.0 if average == 0.1 else 3.0
-    assert f"SQNR {decibel:.1f} dB on samples held back (3.0 by each" in choice.words
+    assert f"SQNR {decibel:.1f} dB on samples held back (3.0 by each" in told
 
 
 def test_a_range_that_a_kernel_insists_on_stays() -> None:
