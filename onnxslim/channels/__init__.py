@@ -23,7 +23,6 @@ Which of them leave, and what is done about it:
 
 evidence             what the layers that read a group say of its units
 rankings             rankings of units that take an algorithm
-channel_weights      the weights that write or read each channel
 criteria             the table of criteria: what a unit is worth
 readers              the layers that read groups, and one look at their moments
 reconstruct          the refit of these layers, and zeros for units that are gone
@@ -48,8 +47,8 @@ report of a run has them as skips. To find where a reason comes from, follow it 
    only a part of a slice.
 4. `tracing.ChannelTracer.pin` adds a pin to the trace. Search for the words of the reason: they
    stand in a rule (`rules_*`), or at the end of the sweep. `collapsed`, `merge` and `pin_all` of
-   the tracer pin on behalf of rules. An operator without a
-   rule pins all that reaches it, and so does a rule that raises `Untraceable`.
+   the tracer pin on behalf of rules. An operator without a rule pins all that reaches it, and so
+   does a rule that raises `Untraceable`.
 
 Channels that are not pinned stay for other reasons: their layer is in no group (`unpruned`), the
 options leave the group out (`Pruning._is_wanted`), a level must keep a multiple of channels

@@ -9,12 +9,10 @@ search for latency (see `latency_search`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxslim.channels.groups import ChannelGroup, Channels
@@ -27,8 +25,6 @@ from onnxslim.graph.ir import Node, walk_graphs
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.io.model import Model
 from onnxslim.lossy.budgets import Budget, known_macs
-
-Mask = npt.NDArray[np.bool_]
 
 _ROUNDING: Final = 1e-9
 _NEW_TENSOR: Final = 64  # bytes of a file for a tensor's name, type and shape
@@ -44,12 +40,8 @@ def work_for(
 ) -> Work:
     """The cost that the budget counts, layer by layer; for latency see `latency_search`.
 
-    Args:
-        budget: of channels, multiply-accumulates or bytes.
-        channels: of the graph.
-        groups: that may lose channels; a ratio counts their channels.
-        model: of the graph.
-        refitted: whether layers that read channels may get a new bias.
+    A ratio counts the channels of `groups`. Where layers that read channels are `refitted`, they
+    may get a new bias, which counts as bytes.
 
     Raises:
         NotApplicable: the size of a layer is not known.
@@ -114,11 +106,8 @@ def choice_for_budget(
 ) -> LevelChoice:
     """The levels at `progress` (0 to 1) of the way to a budget.
 
-    Args:
-        chooser: with the work that the budget counts.
-        budget: not one of latency.
-        progress: share of the way.
-        spread: by least error; otherwise all groups lose the same share.
+    The work of the chooser is what the budget, not one of latency, counts. With `spread` levels are
+    chosen by least error; otherwise all groups lose the same share.
 
     Raises:
         NotApplicable: the budget cannot be reached.
@@ -147,15 +136,6 @@ def out_of_reach(budget: Budget, least: float) -> NotApplicable:
         f"a budget of {budget} is out of reach: {possible:g} remains when "
         "all channels are gone that may leave; ask for more, or give layers free with min, skip "
         "and only"
-    )
-
-
-def choice_for_plan(
-    chooser: LevelChooser, kept_of: Callable[[RemovalOrder], float], progress: float = 1.0
-) -> LevelChoice:
-    """The levels at `progress` (0 to 1) of the way to the number of units that each group keeps."""
-    return chooser.choice(
-        [order.nearest(progress * (order.group.size - kept_of(order))) for order in chooser.orders]
     )
 
 

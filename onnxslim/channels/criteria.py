@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import distance
 
-from onnxslim.channels.channel_weights import member_columns, member_rows
 from onnxslim.channels.evidence import Evidence
 from onnxslim.channels.groups import ChannelGroup, Channels
 from onnxslim.channels.rankings import elimination_order, greedy_order, lasso_penalties
+from onnxslim.channels.tracing import Member
 from onnxslim.graph.operands import const_array
 from onnxslim.services.activity import ChannelActivity
 
@@ -51,9 +51,6 @@ class GroupFacts:
     """Whatever a criterion may look at to score the units of one group.
 
     Attributes:
-        channels: of the graph.
-        group: whose units are scored.
-        seed: for what is drawn by chance.
         activity: of the layers that read the group, by their names; None: not observed.
         evidence: of the same layers; None: not gathered.
     """
@@ -80,7 +77,6 @@ class ChannelCriterion:
 
     Attributes:
         name: the word of the option.
-        needs: what it looks at.
         score: (units of the graph,); raises LookupError, with the reason, if it cannot score a
             group.
         meaning: for the help of the option: what it computes, and by whom it was proposed.
@@ -98,6 +94,27 @@ class ChannelCriterion:
 
 
 # ---------------------------------------------------------------------------- weights alone
+
+
+def member_rows(member: Member) -> Array:
+    """The weights that make each output channel, (channels, weights)."""
+    if member.layer is None:  # an embedding: (rows, channels)
+        table = const_array(member.node.inputs[member.operand])
+        assert table is not None
+        return np.asarray(table.T, np.float64)
+    weight = np.asarray(member.layer.canonical(), np.float64)
+    return weight.reshape(-1, weight.shape[2])
+
+
+def member_columns(member: Member) -> Array:
+    """The weights that read each input channel, (channels, weights)."""
+    assert member.layer is not None
+    weight = np.asarray(member.layer.canonical(), np.float64)
+    groups, rows, columns = weight.shape
+    taps = groups * columns // len(member.ids)
+    # (g, rows, channels of a group, taps) -> (g, channels, rows, taps)
+    split = weight.reshape(groups, rows, columns // taps, taps).transpose(0, 2, 1, 3)
+    return split.reshape(len(member.ids), -1)
 
 
 def _by_rows(values_of: Callable[[Array], Array]) -> Score:

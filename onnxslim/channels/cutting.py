@@ -24,13 +24,9 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Removal:
-    """Which labels leave.
+    """Which labels leave."""
 
-    Attributes:
-        gone: whether each label leaves, (labels,).
-    """
-
-    gone: Mask
+    gone: Mask  # (labels,)
 
     def kept(self, ids: npt.NDArray[np.int64]) -> Mask:
         """Whether each label stays; `NONE` does. In the shape of `ids`."""

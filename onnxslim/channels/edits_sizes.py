@@ -20,7 +20,6 @@ class ShapeOperand:
     """A list of sizes that Reshape, Expand or Resize is told.
 
     Attributes:
-        operand: index of the list among the inputs.
         labels: of the output.
         offset: the axis of the output that the first size is for.
         right: places of sizes that are read by a Shape, and so follow by themselves.

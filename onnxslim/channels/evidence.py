@@ -67,9 +67,7 @@ class ReaderInverse:
     def remove(self, chosen: Ids, size: int) -> float:
         """Remove units and refit the columns that stay; returns the relative output error of that.
 
-        Args:
-            chosen: places of units in the group.
-            size: of the group.
+        `chosen` holds the places of the units in the group, which has `size` units.
         """
         leaves = np.zeros(size + 1, bool)  # the last entry is for columns that are `GONE`
         leaves[chosen] = True
@@ -106,7 +104,6 @@ class Evidence:
     """What the readers of a channel group say of its units, summed over the readers seen so far.
 
     Attributes:
-        group: the channel group.
         place: the place in the group of each unit of the graph, −1 for others; one more at the end.
         stays: whether each unit of the group is pinned.
         products: Q, (units of the group, units of the group).
@@ -199,10 +196,7 @@ def costs_along(evidence: Evidence, order: Ids, counts: Sequence[int]) -> Array:
     tr W_O [H⁻¹]_OO⁻¹ W_Oᵀ. With [H⁻¹] = L·Lᵀ in the order in which columns leave, this is the sum
     of the squares of the first rows of L⁻¹Wᵀ, so that one factorization gives all errors.
 
-    Args:
-        evidence: of the group.
-        order: places of units in the group; the first leaves first.
-        counts: rising numbers of units that have left, (levels,).
+    `order` holds places of units in the group, and `counts` rising numbers of units, (levels,).
     """
     if not evidence.inverses:
         products = evidence.products

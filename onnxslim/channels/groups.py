@@ -81,12 +81,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Channels:
-    """All groups of a graph.
-
-    Attributes:
-        trace: what the sweep over the graph has found.
-        units: which channels leave together.
-    """
+    """All groups of a graph, and what they were found by."""
 
     trace: ChannelTrace
     units: ChannelUnits
@@ -115,11 +110,7 @@ class Channels:
 
 
 def channel_groups(graph: gs.Graph) -> Channels:
-    """The channel groups of the main graph.
-
-    Args:
-        graph: with inferred shapes, nodes in topological order.
-    """
+    """The channel groups of a graph with inferred shapes and nodes in topological order."""
     trace = trace_channels(graph, RULES)
     units = units_of(trace)
     relation = nx.Graph()
@@ -128,8 +119,8 @@ def channel_groups(graph: gs.Graph) -> Channels:
         relation.add_node(index)
         for unit in np.unique(units.of[member.ids]).tolist():
             relation.add_edge(index, owner.setdefault(unit, index))
-    for balance in units.balances:
-        bound = np.unique(balance.parts[balance.parts >= 0]).tolist()
+    for parts in units.balances:
+        bound = np.unique(parts[parts >= 0]).tolist()
         nx.add_path(relation, [owner[unit] for unit in bound])
     groups = [
         _group([trace.writers[index] for index in sorted(component)], trace, units)
@@ -162,12 +153,7 @@ def _group(writers: list[Member], trace: ChannelTrace, units: ChannelUnits) -> C
 
 
 def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
-    """Cut units out of the graph that `channels` was made of.
-
-    Args:
-        rewriter: of that graph.
-        channels: the groups of that graph.
-        gone: whether each unit leaves, (units,).
+    """Cut the units that are `gone`, (units,), out of the graph that `channels` was made of.
 
     Raises:
         ValueError: a pinned unit is to leave, or a tensor would lose its last channel.

@@ -1,4 +1,4 @@
-"""Levels at which the whole model, timed against the original, is fast enough.
+"""Levels at which a model, timed as a whole against the original, is fast enough.
 
 Owns: the search. Not here: the clock (see `services.stopwatch`), budgets that are added up over
 layers (see `budgets`).
@@ -13,11 +13,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.channels.alignment import layer_milliseconds
-from onnxslim.channels.budgets import choice_within, layer_nodes, out_of_reach
-from onnxslim.channels.groups import Channels, channel_groups, shrink
+from onnxslim.channels.budgets import choice_within, out_of_reach
+from onnxslim.channels.groups import channel_groups, shrink
 from onnxslim.channels.levels import LevelChoice, LevelChooser
-from onnxslim.channels.work import Work
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.budgets import Budget, BudgetMeter
@@ -30,23 +28,11 @@ _NEAR: Final = 0.95  # of a budget of latency: a choice this near is taken
 _AIM: Final = 0.98  # of a budget of latency: the aim, as times vary
 
 
-def time_work(channels: Channels, stopwatch: Stopwatch, model: Model) -> Work:
-    """The time of each layer alone, in milliseconds, as a cost.
-
-    Raises:
-        RuntimeFailure: onnxruntime refuses a layer.
-    """
-    return Work.of(channels, layer_milliseconds(stopwatch, model, layer_nodes(channels)))
-
-
 class LatencySearch:
-    """Rungs at which the whole model, timed against the original, is fast enough.
+    """Finds levels at which the whole model, timed against the original, is fast enough.
 
-    Args:
-        stopwatch: of this machine.
-        model: whose graph is uncut.
-        spread: as in `choice_for_budget`.
-        tell: receives a sentence for each model that is timed.
+    The graph of `model` is uncut; `spread` is that of `choice_for_budget`; `tell` receives a
+    sentence for each model that is timed.
     """
 
     def __init__(

@@ -28,7 +28,6 @@ class LevelChoice:
     """A level for each removal order.
 
     Attributes:
-        levels: one for each removal order.
         gone: whether each unit leaves, (units,).
         cost: of the work that is left.
         error: the sum over groups of error times weight.
@@ -44,10 +43,10 @@ class LevelChooser:
     """Chooses a level for each group: equal shares, or the least error for what is saved.
 
     Args:
-        orders: the removal order of each group.
+        orders: one for each group.
         weights: of the errors of each group.
         work: whose cost is saved.
-        units: the number of units of the graph.
+        units: their number in the graph.
     """
 
     def __init__(
@@ -59,6 +58,11 @@ class LevelChooser:
     def uniform(self, share: float) -> LevelChoice:
         """The levels at which every group loses about `share` of its units."""
         return self.choice([order.nearest(share * order.group.size) for order in self.orders])
+
+    def keeping(self, kept: Sequence[float], progress: float = 1.0) -> LevelChoice:
+        """The levels at `progress` (0 to 1) of the way to the units that each group keeps."""
+        pairs = zip(self.orders, kept, strict=True)
+        return self.choice([o.nearest(progress * (o.group.size - left)) for o, left in pairs])
 
     def within(self, enough: float) -> LevelChoice:
         """The levels of the least equal share at which the cost is at most `enough`."""
@@ -83,9 +87,6 @@ class LevelChooser:
         Each group steps along the lower convex hull of its errors, so that a dent does not stop it,
         and the units that leave at one cost are among those that leave at any lower cost. The last
         step goes only as far as needed.
-
-        Args:
-            enough: the cost at which to stop.
         """
         walk = _Walk(self)
         while walk.cost > enough:
@@ -107,17 +108,11 @@ class LevelChooser:
 
 @dataclass(frozen=True)
 class _Loss:
-    """The channels that one side of a layer loses by one removal order.
-
-    Attributes:
-        layer: number of the layer.
-        side: number of the side.
-        lost: the share of channels that have left at each level, (levels, groups).
-    """
+    """The channels that one side of a layer loses by one removal order."""
 
     layer: int
     side: int
-    lost: Array
+    lost: Array  # the share of channels that have left at each level, (levels, groups)
 
 
 class _Walk:
@@ -134,7 +129,7 @@ class _Walk:
         self.cost = chooser.work.whole
         self.layers = list(chooser.work.layers.values())
         self.kept = [[np.ones(len(side)) for side in layer.sides] for layer in self.layers]
-        self.losses = _losses(self.orders, self.layers, chooser._units)
+        self.losses = [_losses(order, self.layers, chooser._units) for order in self.orders]
         self.ways = [_hull(order.counts, order.errors) for order in self.orders]
         self.prices = [(self._price(index), index) for index in range(len(self.orders))]
         heapify(self.prices)
@@ -188,32 +183,20 @@ class _Walk:
         )
 
 
-def _losses(
-    orders: Sequence[RemovalOrder], layers: Sequence[LayerWork], units: int
-) -> list[list[_Loss]]:
-    return [
-        [
-            loss
-            for number, layer in enumerate(layers)
-            for loss in _losses_of(order, number, layer, units)
-        ]
-        for order in orders
-    ]
-
-
-def _losses_of(order: RemovalOrder, number: int, layer: LayerWork, units: int) -> list[_Loss]:
+def _losses(order: RemovalOrder, layers: Sequence[LayerWork], units: int) -> list[_Loss]:
     # the first level at which each unit is gone; the last entry is for `NONE`
     leaves = np.full(units + 1, len(order.counts))
     places = np.arange(len(order.units))
     leaves[order.units] = np.searchsorted(order.counts, places, side="right")
     found = []
-    for index, side in enumerate(layer.sides):
-        at = leaves[side]
-        if (at == len(order.counts)).all():
-            continue
-        lost = np.zeros((len(order.counts) + 1, len(side)))
-        np.add.at(lost, (at, np.arange(len(side))[:, None]), 1.0 / side.shape[1])
-        found.append(_Loss(number, index, np.cumsum(lost, axis=0)[:-1]))
+    for number, layer in enumerate(layers):
+        for index, side in enumerate(layer.sides):
+            at = leaves[side]
+            if (at == len(order.counts)).all():
+                continue
+            lost = np.zeros((len(order.counts) + 1, len(side)))
+            np.add.at(lost, (at, np.arange(len(side))[:, None]), 1.0 / side.shape[1])
+            found.append(_Loss(number, index, np.cumsum(lost, axis=0)[:-1]))
     return found
 
 

@@ -24,24 +24,10 @@ Ids = npt.NDArray[np.int64]
 
 
 @dataclass
-class ReaderProblem:
-    """The problem of a layer that reads channels, with the unit of each column.
-
-    Attributes:
-        problem: without its metrics, which are large and needed only once.
-        units: (groups, columns); −1 where a column has none.
-    """
-
-    problem: Problem
-    units: Ids
-
-
-@dataclass
 class ReaderColumns:
     """The units of the columns of all layers that read the channels of some groups.
 
     Attributes:
-        channels: of the graph.
         units: by the name of the layer, (groups, columns); −1 where a column has none.
     """
 
@@ -76,7 +62,7 @@ def gather(
     readers: ReaderColumns,
     problems: Problems,
     groups: Sequence[ChannelGroup],
-    kept: dict[str, ReaderProblem],
+    kept: dict[str, Problem],
     *,
     with_inverses: bool,
 ) -> Iterator[tuple[int, Evidence]]:
@@ -88,8 +74,9 @@ def gather(
         readers: the layers that read the groups.
         problems: of these layers, all measured on the inputs that they have now.
         groups: whose evidence is gathered.
-        kept: receives the problems by the names of the layers, without their metrics.
-        with_inverses: keep the inverses of the readers, see `Evidence.add`.
+        kept: receives the problems by the names of the layers, without their metrics, which are
+            large.
+        with_inverses: see `Evidence.add`.
 
     Yields:
         The place of a group, and its evidence.
@@ -123,6 +110,6 @@ def gather(
                     weight, problem.metrics, energy, units, with_inverses=with_inverses
                 )
                 waiting[index].remove(layer.name)
-            kept[layer.name] = ReaderProblem(replace(problem, metrics=()), units)
+            kept[layer.name] = replace(problem, metrics=())
         del problem  # its metrics are large
         yield from finished()

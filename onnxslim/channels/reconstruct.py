@@ -49,16 +49,11 @@ def refit_readers(
 
 
 def zero_removed(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
-    """Make the values of the units that are gone zero, until they are cut out.
+    """Make the values of the units that are `gone`, (units,), zero, until they are cut out.
 
     Needed where a product of two activations reads the units, which has no weights to set to zero.
     The layers that write the units get weights and biases of zero, and so do the constants that are
     added before the units are read.
-
-    Args:
-        rewriter: of the graph.
-        channels: the groups of that graph.
-        gone: whether each unit leaves, (units,).
     """
     removal = Removal(gone[channels.units.of])
     for member in channels.trace.writers:

@@ -6,7 +6,7 @@ program finds how many units leave each part, as near to equal shares as possibl
 decides which of them leave.
 
 Owns: orders and levels. Not here: the worth of units (see `criteria`), the choice of a level (see
-`work`).
+`levels`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class RemovalOrder:
     """Nested removals of one group.
 
     Attributes:
-        group: the group.
         units: the units that may leave, in the order in which they leave.
         counts: the number of units that have left at each level, rising from 0.
         errors: the relative error at each level, see `evidence`; () before it is known.
@@ -68,13 +67,9 @@ class RemovalLimits:
 def removal_order(
     channels: Channels, group: ChannelGroup, worth: npt.NDArray[np.float64], limits: RemovalLimits
 ) -> RemovalOrder:
-    """The removal order of a group.
+    """The removal order of a group: units of least worth first.
 
-    Args:
-        channels: all groups of the graph.
-        group: one of them.
-        worth: of each unit of the graph, (units,); the least worth leave first.
-        limits: what every level must leave.
+    `worth` is that of each unit of the graph, (units,).
     """
     free = channels.free(group)
     ranked = free[np.lexsort((free, worth[free]))]
@@ -143,8 +138,7 @@ def _imbalances(channels: Channels, group: ChannelGroup) -> npt.NDArray[np.int64
     place = np.full(channels.units.count, -1)
     place[group.units] = np.arange(group.size)
     rows = []
-    for balance in channels.units.balances:
-        parts = balance.parts
+    for parts in channels.units.balances:
         named = parts[parts >= 0]
         if not named.size or place[named[0]] < 0:
             continue

@@ -29,14 +29,9 @@ _Places = dict[int, MeasuredSize]  # sizes that a Shape reads, by their places i
 def patch_sizes(
     node: Node, tracer: ChannelTracer, operand: int, labels: ChannelLabels, offset: int = 0
 ) -> None:
-    """Let the list of sizes at `operand` follow the labels of the output.
+    """Let the list of sizes at `operand` of Reshape, Expand or Resize follow the output's labels.
 
-    Args:
-        node: Reshape, Expand or Resize.
-        tracer: the state of the sweep.
-        operand: index of the list among the inputs.
-        labels: of the output.
-        offset: the axis of the output that the first size is for.
+    The first size is for the axis `offset` of the output.
     """
     places = {axis - offset: f for f in labels for axis in labelled_axes(f) if axis >= offset}
     measured = tracer.measured.get((node, operand), {})

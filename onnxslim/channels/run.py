@@ -14,23 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.channels.alignment import UNMEASURED, fastest_multiple
-from onnxslim.channels.budgets import (
-    choice_for_budget,
-    choice_for_plan,
-    layer_nodes,
-    units_kept,
-    work_for,
-)
+from onnxslim.channels.alignment import UNMEASURED, fastest_multiple, layer_milliseconds
+from onnxslim.channels.budgets import choice_for_budget, layer_nodes, units_kept, work_for
 from onnxslim.channels.criteria import ChannelCriterion
 from onnxslim.channels.groups import ChannelGroup, channel_groups, shrink
-from onnxslim.channels.latency_search import LatencySearch, time_work
+from onnxslim.channels.latency_search import LatencySearch
 from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.channels.readers import ReaderColumns
 from onnxslim.channels.reconstruct import refit_readers, zero_removed
 from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder
 from onnxslim.channels.scoring import GroupScorer
 from onnxslim.channels.units import indexable
+from onnxslim.channels.work import Work
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
@@ -54,14 +49,8 @@ class PruneOptions:
     """The options of `prune-channels`, with the meaning of `auto` filled in.
 
     Attributes:
-        budget: how far to go.
-        criterion: what units are worth.
         spread: whether the budget is spread over groups by their effect on the output.
-        reconstruct: whether the layers that read channels are refitted.
         align: the multiple that channels of a layer stay; None: measure which one is fastest.
-        steps: the number of times to remove and refit.
-        min_channels: the least number of channels that every layer keeps.
-        layers: which layers may lose channels.
         plan: the number of units that a group keeps, by the name of a layer that writes it, or None
             if it keeps all; takes the place of a budget.
     """
@@ -200,8 +189,7 @@ class Pruning:
         chooser = LevelChooser(orders, weights, work, units)
         if plan is None:
             return choice_for_budget(chooser, budget, progress, spread=self.options.spread)
-        kept = {order.group.name: _kept(plan, order.group) for order in orders}
-        return choice_for_plan(chooser, lambda order: kept[order.group.name], progress)
+        return chooser.keeping([_kept(plan, order.group) for order in orders], progress)
 
     def _timed_plan(self, orders: Sequence[RemovalOrder], weights: Sequence[float]) -> PlanLookup:
         """The units that groups keep within a budget of latency; timed once, in the first step."""
@@ -209,7 +197,8 @@ class Pruning:
             stopwatch, model = self.context.stopwatch, self.context.model
             assert stopwatch is not None
             assert model is not None
-            work = time_work(self._channels, stopwatch, model)
+            alone = layer_milliseconds(stopwatch, model, layer_nodes(self._channels))
+            work = Work.of(self._channels, alone)
             chooser = LevelChooser(orders, weights, work, self._channels.units.count)
             search = LatencySearch(
                 stopwatch, model, spread=self.options.spread, tell=self.context.tell

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from onnxslim.channels.criteria import ChannelCriterion, GroupFacts, Needs, unit_scores
 from onnxslim.channels.evidence import Evidence, costs_along
 from onnxslim.channels.groups import ChannelGroup
-from onnxslim.channels.readers import ReaderColumns, ReaderProblem, gather
+from onnxslim.channels.readers import ReaderColumns, gather
 from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder, removal_order
 from onnxslim.channels.sensitivities import RemovalTrial, sensitivities
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.lossy.problems import Schedule, Target
+from onnxslim.lossy.problems import Problem, Schedule, Target
 from onnxslim.pipeline.passes import Context
 from onnxslim.services.activity import ChannelActivity
 
@@ -36,14 +36,8 @@ class GroupScorer:
     """Puts the units of some groups in the order in which they should leave.
 
     Attributes:
-        rewriter: of the graph.
-        context: the services to measure with.
-        readers: the layers that read the groups.
-        groups: whose units are scored.
-        criterion: what units are worth.
         refitted: whether the layers that read what is left will be fitted to it.
         spread: whether it matters what groups do to the output of the model.
-        limits: what must be left at every level of an order.
     """
 
     rewriter: Rewriter
@@ -58,8 +52,7 @@ class GroupScorer:
     def orders(self, gone: Mask) -> tuple[list[RemovalOrder], list[float]]:
         """The removal order of each group, and the change of the output for each unit of its error.
 
-        Args:
-            gone: units that earlier steps have removed: they stay the first to leave.
+        Units that earlier steps have removed, `gone`, stay the first to leave.
 
         Raises:
             NotApplicable: the criterion cannot score a group.
@@ -67,7 +60,7 @@ class GroupScorer:
         activity = None
         if self.criterion.needs is Needs.ACTIVITY:
             activity = reader_activity(self.context, self.groups)
-        problems: dict[str, ReaderProblem] = {}
+        problems: dict[str, Problem] = {}
         found: dict[int, tuple[RemovalOrder, RemovalTrial]] = {}
         for index, evidence in self._evidence(problems):
             found[index] = self._order(self.groups[index], evidence, activity, gone)
@@ -77,12 +70,10 @@ class GroupScorer:
         if self.spread and self.context.calibration is not None:
             self.context.tell("what each group does to the output")
             trials = [trial for _, trial in by_group]
-            weights = sensitivities(self.context, self.readers.channels, problems, trials)
+            weights = sensitivities(self.context, self.readers, problems, trials)
         return [order for order, _ in by_group], weights
 
-    def _evidence(
-        self, problems: dict[str, ReaderProblem]
-    ) -> Iterator[tuple[int, Evidence | None]]:
+    def _evidence(self, problems: dict[str, Problem]) -> Iterator[tuple[int, Evidence | None]]:
         """What readers say of each group, in the order in which that is known."""
         asked = self.criterion.needs in (Needs.PRODUCTS, Needs.INVERSES) or self.spread
         if self.context.calibration is None or not asked:

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.analysis.layers import weight_layers
-from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
-from onnxslim.channels.readers import ReaderProblem
+from onnxslim.channels.groups import ChannelGroup, channel_groups
+from onnxslim.channels.readers import ReaderColumns
 from onnxslim.channels.reconstruct import zero_removed
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.problems import assign
+from onnxslim.lossy.problems import Problem, assign
 from onnxslim.pipeline.passes import Context
 
 Ids = npt.NDArray[np.int64]
@@ -25,13 +25,7 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RemovalTrial:
-    """Some units of a group, to be removed alone.
-
-    Attributes:
-        group: the group.
-        units: numbers of the units that leave.
-        error: the error that the readers of the group predict.
-    """
+    """Some units of a group, to be removed alone, and the error that its readers predict."""
 
     group: ChannelGroup
     units: Ids
@@ -40,24 +34,19 @@ class RemovalTrial:
 
 def sensitivities(
     context: Context,
-    channels: Channels,
-    readers: Mapping[str, ReaderProblem],
+    readers: ReaderColumns,
+    problems: Mapping[str, Problem],
     trials: Sequence[RemovalTrial],
 ) -> list[float]:
-    """The divergence of the outputs of the model, for each unit of predicted error, of each trial.
+    """The divergence of the model's outputs for each unit of predicted error, of each trial.
 
-    It is measured on samples held back, and 0 where the predicted error is 0.
-
-    Args:
-        context: with calibration samples.
-        channels: of the model that is rewritten.
-        readers: the problems of the layers that read the groups, by name.
-        trials: one for each group.
+    It is measured on samples held back, and 0 where the predicted error is 0. `problems` has those
+    of the readers, by their names.
     """
     assert context.calibration is not None
     assert context.model is not None
     model, held = context.model, context.calibration.halves()[1]
-    models = (_without(model, channels, readers, trial) for trial in trials)
+    models = (_without(model, readers, problems, trial) for trial in trials)
     return [
         distance.divergence / trial.error if trial.error > 0 else 0.0
         for distance, trial in zip(held.distances(model, models), trials, strict=True)
@@ -65,26 +54,24 @@ def sensitivities(
 
 
 def _without(
-    model: Model, channels: Channels, readers: Mapping[str, ReaderProblem], trial: RemovalTrial
+    model: Model, readers: ReaderColumns, problems: Mapping[str, Problem], trial: RemovalTrial
 ) -> Model:
     """A copy of the model in which the readers of a group ignore some of its units."""
     copy = model.clone()
     rewriter = Rewriter(copy.graph)
     if trial.group.weightless_readers:
-        gone = np.zeros(channels.units.count, bool)
+        gone = np.zeros(readers.channels.units.count, bool)
         gone[trial.units] = True
         zero_removed(rewriter, channel_groups(copy.graph), gone)
         rewriter.result()
         return copy
     layers = {layer.name: layer for layer in weight_layers(copy.graph)[0]}
     for member in trial.group.readers:
-        reader = readers.get(member.layer.name) if member.layer is not None else None
-        if reader is None:
+        if member.layer is None or member.layer.name not in problems:
             continue
-        problem = replace(
-            reader.problem, layers=tuple(layers[la.name] for la in reader.problem.layers)
-        )
-        leaves = np.isin(reader.units, trial.units)
+        known = problems[member.layer.name]
+        problem = replace(known, layers=tuple(layers[layer.name] for layer in known.layers))
+        leaves = np.isin(readers.units[member.layer.name], trial.units)
         weight = np.where(leaves[:, None, :], 0.0, np.asarray(problem.weight, np.float64))
         assign(rewriter, problem, weight)
     rewriter.result()

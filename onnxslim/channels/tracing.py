@@ -71,7 +71,6 @@ class GroupedConv:
     """A grouped Conv.
 
     Attributes:
-        label: of the node.
         inputs: labels, (groups, channels of a group); None if the input has none.
         outputs: labels, (groups, channels of a group).
     """
@@ -101,17 +100,15 @@ class ChannelTrace:
     """What a sweep has found.
 
     Attributes:
-        count: of labels.
+        count: number of labels.
         merges: pairs of arrays of labels that leave together, element by element.
         pins: labels that must stay, each time with the reason.
-        labels: of tensors.
         grouped_convs: whose groups must lose as many channels each.
         writers: layers with the labels of their outputs.
         readers: layers with the labels of their inputs.
         channelwise: nodes with parameters for each channel (depthwise Conv, normalization).
         weightless_readers: products of two activations that sum over channels.
         neighbour_mixers: LRN, for which removing channels is not the same as setting them to zero.
-        edits: what has to change when channels leave.
         untraceable: nodes through which labels could not be followed, with the reason.
     """
 
@@ -279,11 +276,10 @@ def on_data(rule: _DataRule) -> ChannelRule:
 
 
 def trace_channels(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> ChannelTrace:
-    """The trace of the main graph; bodies of If, Loop and Scan pin the channels that they use.
+    """The trace of a main graph with nodes in topological order, by the rule of each operator.
 
-    Args:
-        graph: nodes in topological order.
-        rules: by operator; an operator without a rule pins the labels that reach it.
+    An operator without a rule pins the labels that reach it; bodies of If, Loop and Scan pin the
+    channels that they use.
     """
     tracer = ChannelTracer(graph)
     trace = tracer.trace

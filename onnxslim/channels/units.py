@@ -3,7 +3,7 @@
 Labels that a sweep merged are one unit, and a pin on one of them pins the unit. A unit must leave
 whole slices of every tensor: where an axis of channels was split in two (a Reshape to (heads,
 width)) and nothing in the graph says otherwise, the channels at the same place in all parts become
-one unit. The groups of a grouped Conv only have to lose *as many* channels: that is a `Balance`.
+one unit. The groups of a grouped Conv only have to lose *as many* channels: that is a *balance*.
 
 Owns: how units come out of a trace. Not here: the trace (see `tracing`), layers that share units
 (see `groups`).
@@ -24,31 +24,19 @@ from onnxslim.channels.tracing import ChannelTrace, GroupedConv, Ids
 
 
 @dataclass(frozen=True)
-class Balance:
-    """Parts of an axis that must lose equally many channels.
-
-    Attributes:
-        parts: the unit of each channel, (parts, channels of a part); `NONE` where it has none.
-    """
-
-    parts: Ids
-
-
-@dataclass(frozen=True)
 class ChannelUnits:
     """The units of a graph, numbered from 0, and which of them cannot leave.
 
     Attributes:
-        trace: what the sweep over the graph has found.
         of: the unit of each label, (labels,).
         pins: for each unit that must stay, the reason.
-        balances: parts of axes that must lose equally many channels.
+        balances: parts that must lose equally many channels, each as the unit of each channel,
+            (parts, channels of a part), `NONE` where it has none.
     """
 
-    trace: ChannelTrace
     of: npt.NDArray[np.int64]
     pins: Mapping[int, str]
-    balances: tuple[Balance, ...]
+    balances: tuple[Ids, ...]
 
     @property
     def count(self) -> int:
@@ -97,7 +85,7 @@ def units_of(trace: ChannelTrace) -> ChannelUnits:
     for ids, why in pins:
         for unit in np.unique(of[ids]).tolist():
             reasons.setdefault(unit, why)
-    return ChannelUnits(trace, of, reasons, tuple(_balances(trace, of, loose)))
+    return ChannelUnits(of, reasons, tuple(_balances(trace, of, loose)))
 
 
 def _without_pinned(
@@ -112,7 +100,7 @@ def _without_pinned(
 
 def _balances(
     trace: ChannelTrace, of: npt.NDArray[np.int64], loose: npt.NDArray[np.int64]
-) -> Iterator[Balance]:
+) -> Iterator[Ids]:
     """The balances of grouped Convs, each once; none where units are balanced by themselves."""
     seen: set[tuple[tuple[int, ...], bytes]] = set()
     for grouped in trace.grouped_convs:
@@ -126,7 +114,7 @@ def _balances(
             if key in seen or (ordered == ordered[:1]).all():
                 continue
             seen.add(key)
-            yield Balance(parts)
+            yield parts
 
 
 def _is_whole(parts: npt.NDArray[np.int64]) -> bool:

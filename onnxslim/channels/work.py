@@ -51,24 +51,16 @@ def share_left(kept: Sequence[Array]) -> float:
 
 @dataclass
 class Work:
-    """The costs of all layers that channels are cut out of.
-
-    Attributes:
-        layers: the cost of each, by node.
-        fixed: the cost of everything else.
-    """
+    """The costs of all layers that channels are cut out of, and the fixed cost of all else."""
 
     layers: dict[Node, LayerWork] = field(default_factory=dict)
     fixed: float = 0.0
 
     @classmethod
     def of(cls, channels: Channels, costs: Mapping[Node, float], fixed: float = 0.0) -> Work:
-        """The work of a graph.
+        """The work of a graph, by the costs of layers with all channels and of all other nodes.
 
-        Args:
-            channels: of the graph.
-            costs: of layers with all channels; layers that are not listed cost nothing.
-            fixed: the cost of all other nodes.
+        Layers that `costs` does not list cost nothing.
         """
         work = cls(fixed=fixed)
         trace, units = channels.trace, channels.units

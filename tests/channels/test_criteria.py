@@ -13,16 +13,15 @@ from channel_nets import follow
 from layer_nets import context, net, node, normal, output_error, samples
 from scipy import optimize
 
-from onnxslim.channels.channel_weights import member_columns, member_rows
-from onnxslim.channels.criteria import CRITERIA, GroupFacts, Needs
+from onnxslim.channels.criteria import CRITERIA, GroupFacts, Needs, member_columns, member_rows
 from onnxslim.channels.evidence import costs_along, elimination_costs
 from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
-from onnxslim.channels.readers import ReaderColumns, ReaderProblem, gather
+from onnxslim.channels.readers import ReaderColumns, gather
 from onnxslim.channels.reconstruct import refit_readers
 from onnxslim.channels.scoring import reader_activity
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.problems import Schedule, Target
+from onnxslim.lossy.problems import Problem, Schedule, Target
 from onnxslim.solvers.least_squares import refit
 from onnxslim.solvers.metric import Metric, objective
 
@@ -182,7 +181,7 @@ class Gathered:
         self.groups = [g for g in self.channels.groups if len(self.channels.free(g))]
         self.group = self.groups[0]
         self.readers = ReaderColumns.of(self.channels, self.groups)
-        self.kept: dict[str, ReaderProblem] = {}
+        self.kept: dict[str, Problem] = {}
         at_once = Schedule(sequential=False, aim=Target.CURRENT)
         problems = self.readers.problems(rewriter, self.context, at_once)
         found = gather(self.readers, problems, self.groups, self.kept, with_inverses=True)

@@ -50,7 +50,7 @@ def test_members_say_where_their_channels_lie_in_the_weight() -> None:
 def test_layers_that_are_balanced_together_are_one_group_on_each_side() -> None:
     _, channels = follow(net(GROUPED))
     assert [group.name for group in channels.groups] == ["a", "b", "y"]
-    parts = [balance.parts.tolist() for balance in channels.units.balances]
+    parts = [parts.tolist() for parts in channels.units.balances]
     assert parts == [[[0, 1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10], [11, 12, 13]]]
 
 
@@ -68,7 +68,7 @@ def test_concatenated_layers_that_one_grouped_conv_reads_are_one_group() -> None
     )
     assert [m.label for m in channels.groups[0].writers] == ["a", "c"]
     gone = some_gone(channels, np.random.default_rng(0))
-    lost = gone[channels.units.balances[0].parts].sum(axis=1)
+    lost = gone[channels.units.balances[0]].sum(axis=1)
     assert lost[0] == lost[1]
 
 
@@ -135,7 +135,7 @@ def test_a_shrunken_graph_can_be_followed_and_shrunk_again() -> None:
     for _ in range(3):
         _, channels = follow(source)
         gone = np.zeros(channels.units.count, bool)
-        for part in channels.units.balances[0].parts:
+        for part in channels.units.balances[0]:
             gone[part[0]] = True
         source = cut(source, gone)
     shapes = sorted(list(tensor.dims) for tensor in source.graph.initializer)
@@ -221,7 +221,7 @@ def test_one_tensor_may_be_bound_by_groups_of_two_sizes() -> None:
       y = Conv (s, v)
     }""")
     _, channels = follow(source)
-    shapes = {balance.parts.shape for balance in channels.units.balances}
+    shapes = {parts.shape for parts in channels.units.balances}
     assert shapes == {(2, 6), (3, 4), (2, 3), (3, 2)}
     gone = np.zeros(channels.units.count, bool)
     gone[[0, 1, 4, 6, 8, 9]] = True  # three of each half, two of each third
@@ -242,7 +242,7 @@ def test_a_group_normalization_of_an_output_binds_no_conv_beside_it() -> None:
       y = Conv (b, v)
     }""")
     _, channels = follow(source)
-    assert [balance.parts.shape for balance in channels.units.balances][-1] == (2, 3)
+    assert [parts.shape for parts in channels.units.balances][-1] == (2, 3)
     gone = some_gone(channels, np.random.default_rng(1), 0.6)
     assert gone.any()
     assert_cut_is_mask(source, gone)

@@ -9,11 +9,11 @@ from channel_nets import cut, follow, net
 from layer_nets import context, output_error, samples
 
 from onnxslim.channels.groups import Channels, channel_groups, shrink
-from onnxslim.channels.readers import ReaderColumns, ReaderProblem, column_units, gather
+from onnxslim.channels.readers import ReaderColumns, column_units, gather
 from onnxslim.channels.reconstruct import refit_readers, zero_removed
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.lossy.problems import Schedule, Target
+from onnxslim.lossy.problems import Problem, Schedule, Target
 from support import random_feeds, run
 
 SCORES = """
@@ -112,12 +112,12 @@ def test_a_group_is_told_of_once_all_its_readers_were_seen() -> None:
     made = context(model, samples(80, 6))
     at_once = Schedule(sequential=False, aim=Target.CURRENT)
     problems = readers.problems(Rewriter(model.graph), made, at_once)
-    kept: dict[str, ReaderProblem] = {}
+    kept: dict[str, Problem] = {}
     found = gather(readers, problems, groups, kept, with_inverses=True)
     index, evidence = next(found)
     assert index == 0
     assert list(kept) == ["b"]
-    assert kept["b"].problem.metrics == ()
+    assert kept["b"].metrics == ()
     assert len(evidence.inverses) == 1
     assert [index for index, _ in found] == [1]
     assert list(kept) == ["b", "y"]

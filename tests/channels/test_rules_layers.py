@@ -33,7 +33,7 @@ def test_groups_of_a_conv_lose_as_many_inputs_and_as_many_outputs() -> None:
         "float[12,4,3,3] w_mid, float[12] b_mid, float[5,12,1,1] w_last",
     )
     channels = check(model, {"a": 8, "b": 12, "y": 0}, seeds=6)
-    assert sorted(balance.parts.shape for balance in channels.units.balances) == [(2, 4), (2, 6)]
+    assert sorted(parts.shape for parts in channels.units.balances) == [(2, 4), (2, 6)]
 
 
 def test_groups_of_a_conv_on_an_input_of_the_model_lose_as_many_outputs() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from channel_nets import cut, follow, net, some_gone
 
-from onnxslim.channels.budgets import choice_for_budget, choice_for_plan, layer_nodes, work_for
+from onnxslim.channels.budgets import choice_for_budget, layer_nodes, work_for
 from onnxslim.channels.groups import Channels
 from onnxslim.channels.levels import LevelChooser
 from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder, removal_order
@@ -290,9 +290,9 @@ def test_a_ratio_is_the_share_of_channels_that_leaves() -> None:
 
 def test_a_plan_says_what_stays() -> None:
     made = chooser(CHAIN)
-    assert choice_for_plan(made, lambda order: 20).levels == (44, 12)
-    assert choice_for_plan(made, lambda order: 20, 0.5).levels == (22, 6)
-    assert choice_for_plan(made, lambda order: 1000).levels == (0, 0)
+    assert made.keeping([20, 20]).levels == (44, 12)
+    assert made.keeping([20, 20], 0.5).levels == (22, 6)
+    assert made.keeping([1000, 1000]).levels == (0, 0)
 
 
 def test_all_layers_that_channels_go_through_are_listed_once() -> None:

@@ -112,8 +112,8 @@ def some_gone(channels: Channels, rng: np.random.Generator, share: float = 0.5) 
     gone = (rng.random(channels.units.count) < share) & ~channels.units.pinned
     while True:
         before = int(gone.sum())
-        for balance in channels.units.balances:
-            _balance(gone, balance.parts, rng)
+        for parts in channels.units.balances:
+            _balance(gone, parts, rng)
         for own in channels.slices:
             if gone[own].all():
                 gone[rng.choice(own)] = False
