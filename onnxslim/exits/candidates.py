@@ -57,7 +57,6 @@ class ExitCandidate:
     """A point with its latency and its head.
 
     Attributes:
-        point: the tensor.
         cost: share of the network's latency up to the answer of the head.
         fitted: the head; None without calibration samples.
         stay: share of the network's latency that the exit adds for samples that do not leave.
@@ -108,11 +107,9 @@ class ExitAnalysis:
     """The class scores, the points and the candidate exits of a model, each found when asked for.
 
     Attributes:
-        model: the model, with inferred shapes; it is not changed.
-        context: calibration samples and a stopwatch, if there are any.
+        model: with inferred shapes; it is not changed.
         output: name of the class scores; None: find it.
         at: names of the only tensors to consider; (): all candidate points.
-        confidence: the measure of confidence by which samples will leave.
         hidden: whether heads have a layer of random units.
         batch: what happens to a batch in which only some samples are confident.
         why_not: why tensors of `at` are no candidates, by name; filled by `points`.
@@ -140,11 +137,7 @@ class ExitAnalysis:
             return fitting[0], ScoreForm.LOGITS
         found = _score_forms(self.model, fitting, calibration)
         named = [(tensor, found[tensor.name]) for tensor in fitting]
-        good = [
-            (tensor, score_form)
-            for tensor, score_form in named
-            if isinstance(score_form, ScoreForm)
-        ]
+        good = [(tensor, form) for tensor, form in named if isinstance(form, ScoreForm)]
         if not good:
             raise NotApplicable(f"`{fitting[0].name}` is not class scores: {named[0][1]}")
         return min(good, key=lambda item: item[1] is ScoreForm.LOGITS)
@@ -214,9 +207,7 @@ class ExitAnalysis:
         """For each point, the head by which most samples may leave; of equals the smallest."""
         found: dict[str, tuple[tuple[float, float], FittedHead]] = {}
         for item in fitted:
-            path = list(threshold_path([fitted_risk(item.trial)], [1.0]))
-            thresholds = empirical_thresholds(path, [item.trial], JUDGED_AT) or (NEVER,)
-            merit = (outcome(thresholds, [item.trial]).shares[0], item.agreement)
+            merit = (_leaving(item, item.trial), item.agreement)
             name = item.head.pooling.point.tensor
             if name not in found or merit > found[name][0]:
                 found[name] = (merit, item)
@@ -248,8 +239,6 @@ class ExitRow:
     """A row of the table of `onnxslim exits`.
 
     Attributes:
-        tensor: name of the tensor.
-        shape: shape of the tensor.
         latency: share of the latency up to the answer of a head there; None where it is not timed.
         work: share of the multiply-accumulates before it; None where they are not known.
         head: the features of the head; None without samples.
@@ -279,9 +268,8 @@ def exit_rows(analysis: ExitAnalysis) -> tuple[list[ExitRow], list[str]]:
         notes.append("without samples (--calib) no head was fitted")
     else:
         notes[0] += f", {score_form}"
-    rows = [
-        _row(candidate, timed=analysis.context.stopwatch is not None) for candidate in candidates
-    ]
+    timed = analysis.context.stopwatch is not None
+    rows = [_row(candidate, timed=timed) for candidate in candidates]
     heads = [candidate.known.head for candidate in candidates if candidate.fitted is not None]
     if not heads:
         return rows, notes
@@ -290,7 +278,7 @@ def exit_rows(analysis: ExitAnalysis) -> tuple[list[ExitRow], list[str]]:
     if few:
         notes.append(f"`{few[0].point.tensor}`: {few[0].known.warning}")
     judged = [
-        replace(row, agreement=float(trial.agrees.mean()), leaving=_leaving(candidate, trial))
+        replace(row, agreement=float(trial.agrees.mean()), leaving=_leaving(candidate.known, trial))
         for row, candidate, trial in zip(rows, candidates, trials, strict=True)
     ]
     return judged, notes
@@ -305,12 +293,11 @@ def _row(candidate: ExitCandidate, *, timed: bool) -> ExitRow:
     return ExitRow(point.tensor, point.shape, candidate.cost if timed else None, point.share, head)
 
 
-def _leaving(candidate: ExitCandidate, trial: HeadTrial) -> float:
-    """Share of the samples that may leave there, if it were the only exit."""
-    thresholds = empirical_thresholds(
-        list(threshold_path([fitted_risk(candidate.known.trial)], [1.0])), [trial], JUDGED_AT
-    )
-    return outcome(thresholds or (NEVER,), [trial]).shares[0]
+def _leaving(fitted: FittedHead, trial: HeadTrial) -> float:
+    """Share of the samples of `trial` that may leave at this head, if it were the only exit."""
+    path = list(threshold_path([fitted_risk(fitted.trial)], [1.0]))
+    thresholds = empirical_thresholds(path, [trial], JUDGED_AT) or (NEVER,)
+    return outcome(thresholds, [trial]).shares[0]
 
 
 def _thinned(points: Sequence[ExitPoint], most: int) -> list[ExitPoint]:

@@ -18,7 +18,7 @@ best at a point (see `candidates`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,7 +27,15 @@ import onnx_graphsurgeon as gs
 from scipy import linalg, optimize
 
 from onnxslim.errors import NotApplicable
-from onnxslim.exits.operators import Confidence, Head, NodeBuilder, Pooling, ScoreForm, confidences
+from onnxslim.exits.operators import (
+    Confidence,
+    Head,
+    HiddenUnits,
+    NodeBuilder,
+    Pooling,
+    ScoreForm,
+    confidences,
+)
 from onnxslim.exits.points import ExitPoint, classes_of
 from onnxslim.exits.thresholds import HeadTrial
 from onnxslim.graph.ir import Node, Variable
@@ -54,9 +62,7 @@ class FittedHead:
     """A head, with its quality on samples that it was not fitted to.
 
     Attributes:
-        head: the calibrated head.
         error: relative error of the regression on held-out samples: E‖y − ŷ‖² / E‖y − E[y]‖².
-        trial: its confidence on each held-out sample, and whether it agrees with the network.
         samples: number of samples that it was fitted to.
     """
 
@@ -86,14 +92,11 @@ class FittedHead:
 
 @dataclass(frozen=True)
 class Distillation:
-    """The network that heads imitate, and how they are judged.
+    """The network that heads imitate, and the measure of confidence by which samples will leave.
 
     Attributes:
-        model: the network; it is not changed.
-        output: name of its class scores.
-        score_form: form of the class scores.
-        confidence: the measure of confidence by which samples will leave.
-        seed: seed of the random hidden units.
+        output: name of the class scores.
+        seed: of the random hidden units.
     """
 
     model: Model
@@ -119,45 +122,32 @@ def poolings(point: ExitPoint) -> list[Pooling]:
 def fit_heads(
     distillation: Distillation, chosen: Sequence[Pooling], calibration: Calibration, *, hidden: bool
 ) -> list[FittedHead]:
-    """Fit a head for each pooling.
+    """Fit a head for each pooling, with a layer of random units before the last layer if `hidden`.
 
-    Args:
-        distillation: the network to imitate.
-        chosen: the features of each head.
-        calibration: samples; most are fitted to, the rest choose λ and the temperature.
-        hidden: whether heads have a layer of random units before the last layer.
+    Most of the samples are fitted to; the rest choose λ and the temperature.
 
     Raises:
         NotApplicable: no sample reaches the points, or the values there are not finite.
     """
     fit, held = calibration.halves()
-    plain = [_HeadSpec(pooling) for pooling in chosen]
-    found = list(
-        zip(_moments(distillation, plain, fit), _moments(distillation, plain, held), strict=True)
-    )
+    heads = [_empty_head(distillation, pooling) for pooling in chosen]
+    seen, unseen = (_moments(distillation, heads, part) for part in (fit, held))
     if hidden:
-        plain = [
-            replace(plan, hidden=_random_units(seen, distillation.seed))
-            for plan, (seen, _) in zip(plain, found, strict=True)
-        ]
-        found = list(
-            zip(
-                _moments(distillation, plain, fit), _moments(distillation, plain, held), strict=True
-            )
-        )
-    raw, errors = [], []
-    for plan, (seen, unseen) in zip(plain, found, strict=True):
-        weight, bias, error = ridge(seen, unseen)
-        raw.append(Head(plan.pooling, weight, bias, plan.hidden))
-        errors.append(error)
-    counts = [seen.count for seen, _ in found]
-    del found  # moments are large
-    fitted = []
-    for (head, trial), error, count in zip(
-        _calibrated(distillation, raw, held), errors, counts, strict=True
-    ):
-        fitted.append(FittedHead(head, error, trial, count))
-    return fitted
+        units = [_random_units(moments, distillation.seed) for moments in seen]
+        heads = [_empty_head(distillation, *pair) for pair in zip(chosen, units, strict=True)]
+        seen, unseen = (_moments(distillation, heads, part) for part in (fit, held))
+    counts = [moments.count for moments in seen]
+    solved = [ridge(*pair) for pair in zip(seen, unseen, strict=True)]
+    del seen, unseen  # moments are large
+    fitted = [
+        replace(head, weight=weight, bias=bias)
+        for head, (weight, bias, _) in zip(heads, solved, strict=True)
+    ]
+    calibrated = _calibrated(distillation, fitted, held)
+    return [
+        FittedHead(head, error, trial, count)
+        for (head, trial), (_, _, error), count in zip(calibrated, solved, counts, strict=True)
+    ]
 
 
 def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray, float]:
@@ -173,8 +163,8 @@ def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray
     Raises:
         NotApplicable: the features are not finite, or hardly vary.
     """
-    seen, unseen = fit.centered(), held
-    second, cross = np.asarray(seen.seconds[0]), _of(seen.cross)
+    centered = fit.centered()
+    second, cross = np.asarray(centered.seconds[0]), _of(centered.cross)
     scale = _scales(np.diagonal(second), fit.mean[0])
     second = second * scale[:, None] * scale  # C_xx of standardised features
     right = (cross * scale).T
@@ -188,7 +178,7 @@ def ridge(fit: LayerMoments, held: LayerMoments) -> tuple[np.ndarray, np.ndarray
                 continue
             weight = linalg.cho_solve(factor, right, check_finite=False).T * scale
             bias = _of(fit.goal) - weight @ fit.mean[0]
-            error = _error(weight, bias, unseen)
+            error = _error(weight, bias, held)
             if best is None or error < best[2]:
                 best = (weight, bias, error)
     if best is None:
@@ -256,11 +246,9 @@ def _calibrated(
 
 
 def best_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature of least cross entropy to `targets` (Guo et al. 2017).
+    """The temperature of least cross entropy of `logits` to the probabilities `targets`.
 
-    Args:
-        logits: (N, classes).
-        targets: probabilities (N, classes).
+    Both are (N, classes). See Guo et al. 2017.
     """
 
     def loss(power: float) -> float:
@@ -297,64 +285,55 @@ def class_numbers(labels: np.ndarray, classes: int) -> np.ndarray:
 # ---------------------------------------------------------------------------- measuring
 
 
-@dataclass(frozen=True)
-class _HeadSpec:
-    """A head to be fitted: its features, and its hidden units, if any."""
-
-    pooling: Pooling
-    hidden: tuple[np.ndarray, np.ndarray] | None = None
-
-    @property
-    def features(self) -> int:
-        """Columns of the weight."""
-        return self.pooling.features + (0 if self.hidden is None else len(self.hidden[1]))
+def _empty_head(
+    distillation: Distillation, pooling: Pooling, hidden: HiddenUnits | None = None
+) -> Head:
+    """A head with weights of zero, to be fitted."""
+    classes = _classes(distillation)
+    features = pooling.features + (0 if hidden is None else len(hidden[1]))
+    return Head(pooling, np.zeros((classes, features)), np.zeros(classes), hidden)
 
 
 def _moments(
-    distillation: Distillation, plans: Sequence[_HeadSpec], calibration: Calibration
+    distillation: Distillation, heads: Sequence[Head], calibration: Calibration
 ) -> list[LayerMoments]:
     """Moments of the inputs of each head, with cross moments of its targets."""
-    classes = _classes(distillation)
-    empty = [
-        Head(p.pooling, np.zeros((classes, p.features)), np.zeros(classes), p.hidden) for p in plans
-    ]
-    model, names = _with_heads(distillation, empty)
-    reference = _softened(distillation, names, classes)
+    model, names = _with_heads(distillation, heads)
+    reference = _softened(distillation, names)
     found: dict[str, LayerMoments] = {}
     for item in calibration.moments(model, names, reference):
         if not isinstance(item, LayerMoments):
             raise NotApplicable(f"no head can be fitted at `{item.node}`: {item.why}")
         found[item.layer] = item
-    return _for_labels(distillation, plans, calibration, [found[name] for name in names])
+    return _for_labels(distillation, heads, calibration, [found[name] for name in names])
 
 
 def _with_heads(distillation: Distillation, heads: Sequence[Head]) -> tuple[Model, list[str]]:
     """A copy of the network that returns its scores and the logits of all heads."""
-    model = distillation.model.clone()
-    graph = model.graph
-    rw = Rewriter(graph)
-    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-    builder = NodeBuilder(rw.opset, rw.fresh_name)
+    model, tensors, builder = _copied(distillation)
     made = [
         builder.logits(tensors[head.pooling.point.tensor], head, f"exit_head{number}")
         for number, head in enumerate(heads)
     ]
-    graph.nodes.extend(builder.nodes)
-    graph.outputs = [tensors[distillation.output], *made]
-    model.has_shapes = False
+    model.graph.nodes.extend(builder.nodes)
+    model.graph.outputs = [tensors[distillation.output], *made]
     return model, [str(tensor.name) for tensor in made]
 
 
-def _softened(distillation: Distillation, names: Sequence[str], classes: int) -> Model:
-    """A copy of the network in which layers of the given names return its softened answers."""
+def _copied(distillation: Distillation) -> tuple[Model, Mapping[str, gs.Tensor], NodeBuilder]:
+    """A copy of the network, the tensors that its nodes compute, and a builder of more nodes."""
     model = distillation.model.clone()
-    graph = model.graph
-    rw = Rewriter(graph)
-    builder = NodeBuilder(rw.opset, rw.fresh_name)
-    scores: gs.Tensor = next(
-        t for n in graph.nodes for t in n.outputs if t.name == distillation.output
-    )
-    flat = builder.cast(scores, np.dtype(np.float32), "exit_targets")
+    model.has_shapes = False
+    rw = Rewriter(model.graph)
+    tensors = {tensor.name: tensor for node in model.graph.nodes for tensor in node.outputs}
+    return model, tensors, NodeBuilder(rw.opset, rw.fresh_name)
+
+
+def _softened(distillation: Distillation, names: Sequence[str]) -> Model:
+    """A copy of the network in which layers of the given names return its softened answers."""
+    model, tensors, builder = _copied(distillation)
+    classes = _classes(distillation)
+    flat = builder.cast(tensors[distillation.output], np.dtype(np.float32), "exit_targets")
     flat = builder.add("Reshape", [flat, builder.ints(-1, classes)], "exit_rows")
     if distillation.score_form is ScoreForm.PROBABILITIES:
         least = builder.constant(np.array(_MIN, np.float32), "exit_least_probability")
@@ -365,21 +344,20 @@ def _softened(distillation: Distillation, names: Sequence[str], classes: int) ->
     for name in names:
         result = Variable(name, np.dtype(np.float32), [None, classes])
         builder.nodes.append(Node("Gemm", None, {}, [soft, identity], [result]))
-    graph.nodes.extend(builder.nodes)
-    model.has_shapes = False
+    model.graph.nodes.extend(builder.nodes)
     return model
 
 
 def _for_labels(
     distillation: Distillation,
-    plans: Sequence[_HeadSpec],
+    heads: Sequence[Head],
     calibration: Calibration,
     found: list[LayerMoments],
 ) -> list[LayerMoments]:
     """The moments with one-hot labels as targets, where the samples have labels."""
-    model, names = _with_features(distillation, plans)
+    model, names = _with_features(distillation, heads)
     classes = _classes(distillation)
-    sums = [np.zeros((classes, plan.features)) for plan in plans]
+    sums = [np.zeros(head.weight.shape) for head in heads]
     counts = np.zeros(classes)
     for answer in calibration.outputs(model):
         if answer.labels is None:
@@ -396,26 +374,19 @@ def _for_labels(
     ]
 
 
-def _with_features(
-    distillation: Distillation, plans: Sequence[_HeadSpec]
-) -> tuple[Model, list[str]]:
+def _with_features(distillation: Distillation, heads: Sequence[Head]) -> tuple[Model, list[str]]:
     """A copy of the network that returns the inputs of the heads."""
-    model = distillation.model.clone()
-    graph = model.graph
-    rw = Rewriter(graph)
-    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-    builder = NodeBuilder(rw.opset, rw.fresh_name)
+    model, tensors, builder = _copied(distillation)
     made = []
-    for plan in plans:
-        x = builder.head_input(tensors[plan.pooling.point.tensor], plan.pooling, plan.hidden)
-        made.append(builder.add("Identity", [x], "exit_read", shape=(None, plan.features)))
-    graph.nodes.extend(builder.nodes)
-    graph.outputs = list(made)
-    model.has_shapes = False
+    for head in heads:
+        x = builder.head_input(tensors[head.pooling.point.tensor], head.pooling, head.hidden)
+        made.append(builder.add("Identity", [x], "exit_read", shape=(None, head.weight.shape[1])))
+    model.graph.nodes.extend(builder.nodes)
+    model.graph.outputs = list(made)
     return model, [str(tensor.name) for tensor in made]
 
 
-def _random_units(seen: LayerMoments, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _random_units(seen: LayerMoments, seed: int) -> HiddenUnits:
     """Weight and bias of units in random directions of the standardised features.
 
     Random features with a linear layer on top: an extreme learning machine (Huang et al. 2006).

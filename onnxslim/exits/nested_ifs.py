@@ -58,7 +58,6 @@ class Exit:
     """An exit: a head, and the confidence at which samples leave.
 
     Attributes:
-        head: the head; its pooling names the tensor that it reads.
         threshold: the least confidence of a sample that leaves.
     """
 
@@ -76,8 +75,6 @@ class ExitOptions:
     """How exits are written.
 
     Attributes:
-        score_form: form of the class scores.
-        confidence: the measure of confidence that is compared with the threshold.
         batch: what happens to a batch in which only some samples are confident.
         report: whether a new output gives the number of the exit that each sample took.
     """
@@ -102,13 +99,9 @@ def with_exits(model: Model, output: str, exits: Sequence[Exit], options: ExitOp
 def insert_exits(
     rw: Rewriter, output: str, exits: Sequence[Exit], options: ExitOptions
 ) -> str | None:
-    """Insert exits into the graph of `rw`; the caller logs the change.
+    """Insert exits, given in the order in which data reach them; the caller logs the change.
 
-    Args:
-        rw: rewriter of the graph.
-        output: name of the class scores.
-        exits: the exits, in the order in which data reach them.
-        options: how they are written.
+    `output` is the name of the class scores.
 
     Returns:
         The name of the new output with the exit numbers; None without `options.report`.
@@ -138,7 +131,7 @@ def append_exits(
 
 @dataclass
 class _BranchBody:
-    """The body of a branch under construction: nodes, and results."""
+    """The body of a branch under construction."""
 
     nodes: list[Node]
     results: list[gs.Tensor]

@@ -54,7 +54,6 @@ class Pooling:
     """How a tensor becomes features: averages over the cells of a grid.
 
     Attributes:
-        point: the tensor.
         cells: number of cells along each spatial axis; () where the tensor is no feature map.
     """
 
@@ -88,29 +87,29 @@ class Pooling:
         return f"{'x'.join(map(str, self.cells))} cells of {self.point.channels} channels"
 
 
+HiddenUnits = tuple[np.ndarray, np.ndarray]
+"""Weight (units, features) and bias (units,) of a layer of random ReLU units."""
+
+
 @dataclass(frozen=True)
 class Head:
     """An exit head: a linear classifier on pooled features that returns calibrated logits.
 
     Attributes:
-        pooling: how a tensor becomes its features.
         weight: (classes, features); the columns of hidden units come after the features themselves.
         bias: (classes,).
-        hidden: weight (units, features) and bias (units,) of a layer of random ReLU units; or None.
     """
 
     pooling: Pooling
     weight: np.ndarray
     bias: np.ndarray
-    hidden: tuple[np.ndarray, np.ndarray] | None = None
+    hidden: HiddenUnits | None = None
 
 
 class NodeBuilder:
-    """Builds nodes, in an order in which they can run.
+    """Builds nodes for an opset, in an order in which they can run.
 
-    Args:
-        opset: opset of the model.
-        fresh: returns a free name, given the one that is wanted.
+    `fresh` returns a free name, given the one that is wanted.
     """
 
     def __init__(self, opset: int, fresh: Callable[[str], str]) -> None:
@@ -187,7 +186,7 @@ class NodeBuilder:
         )
 
     def head_input(
-        self, tensor: gs.Tensor, pooling: Pooling, hidden: tuple[np.ndarray, np.ndarray] | None
+        self, tensor: gs.Tensor, pooling: Pooling, hidden: HiddenUnits | None
     ) -> gs.Tensor:
         """The input of the last layer of a head: the features, then the hidden units."""
         features = self.features(tensor, pooling)

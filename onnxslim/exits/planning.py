@@ -45,8 +45,6 @@ class ExitPlan:
     """Chosen exits, in the order of the graph, with their outcome.
 
     Attributes:
-        candidates: the exits.
-        thresholds: the threshold of each exit.
         outcome: where samples leave; after `confirm`, held-out samples.
         costs: share of the latency of samples that leave at each exit; last, of those that stay.
     """
@@ -85,16 +83,12 @@ class ExitPlan:
 
 @dataclass(frozen=True)
 class ExitPlanner:
-    """Chooses exits and their thresholds.
+    """Chooses exits and their thresholds, as an `ExitRequest` wants them.
 
     Attributes:
         candidates: candidate exits in the order of the graph, with heads.
-        count: the most exits to choose.
         fixed: whether to use all candidates.
-        target: agreement to promise; None where `latency` or `thresholds` is given.
-        latency: mean latency to reach, as a share of the network's; or None.
         thresholds: given thresholds, one for each exit or one for all; (): choose them.
-        worst: the most latency for samples that never leave, as a share; None: any.
     """
 
     candidates: tuple[ExitCandidate, ...]

@@ -35,7 +35,6 @@ class ExitPoint:
 
     Attributes:
         tensor: name of the tensor, the same in copies of the graph.
-        shape: its inferred shape.
         is_map: whether it is a feature map (N, C, spatial axes...); else it is (N, F) or (N, T, F).
         share: share of the multiply-accumulates before it; None where they are not known.
     """

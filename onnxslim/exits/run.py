@@ -40,7 +40,6 @@ class ExitRequest:
         latency: mean latency to reach, as a share of the network's.
         threshold: given confidence thresholds: one for all exits, or one for each of `at`.
         worst: the most latency for a sample that never leaves, as a share of the network's.
-        confidence: the measure that is compared with the threshold.
         hidden: whether heads have a layer of random units.
         output: name of the class scores; None: find it.
         batch: what happens to a batch of which only some samples may leave.

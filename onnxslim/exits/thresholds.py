@@ -25,8 +25,9 @@ the test has to visit the steps in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import ceil, log
 from typing import Final
 
@@ -62,7 +63,6 @@ class Outcome:
         shares: share of the samples that leave at each exit; last, of those that never leave.
         agreements: for each exit, the agreement of the samples that leave there; None without any.
         disagreeing: number of samples that leave with another answer than the network's.
-        samples: number of samples.
     """
 
     shares: tuple[float, ...]
@@ -175,10 +175,8 @@ def threshold_path(
 ) -> Iterator[tuple[float, ...]]:
     """The distinct thresholds at rising prices, from strict to loose.
 
-    Args:
-        risks: the risk of each exit's head.
-        savings: latency that leaving at each exit saves, in any unit.
-        steps: number of prices.
+    `risks` are those of the exits' heads, `savings` the latency that leaving at each exit saves, in
+    any unit; `steps` counts the prices.
     """
     last: tuple[float, ...] | None = None
     for price in np.geomspace(*_PRICES, steps):
@@ -196,30 +194,24 @@ def confirmed_thresholds(
 ) -> tuple[float, ...] | None:
     """The loosest thresholds on a path that keep the target on new samples; None if none does.
 
-    Args:
-        path: thresholds from strict to loose, chosen without looking at `trials`.
-        trials: the answers of each head on the same samples.
-        target: agreement to promise.
+    The path goes from strict to loose, and was chosen without looking at `trials`.
     """
-    found = None
-    for thresholds in path:
-        result = outcome(thresholds, trials)
-        if result.promised < target:
-            break
-        found = thresholds
-    return found
+    return _loosest(path, lambda thresholds: outcome(thresholds, trials).promised >= target)
 
 
 def empirical_thresholds(
     path: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
 ) -> tuple[float, ...] | None:
     """The loosest thresholds on a path whose agreement on `trials` themselves keeps the target."""
-    found = None
-    for thresholds in path:
-        if outcome(thresholds, trials).agreement < target:
-            break
-        found = thresholds
-    return found
+    return _loosest(path, lambda thresholds: outcome(thresholds, trials).agreement >= target)
+
+
+def _loosest(
+    path: Sequence[tuple[float, ...]], is_kept: Callable[[tuple[float, ...]], bool]
+) -> tuple[float, ...] | None:
+    """The last thresholds before the first that fail."""
+    kept = list(takewhile(is_kept, path))
+    return kept[-1] if kept else None
 
 
 def confidence_text(alpha: float = SIGNIFICANCE) -> str:
