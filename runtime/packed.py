@@ -18,12 +18,8 @@ def load(
 ) -> ort.InferenceSession:
     """A session of onnxruntime with the model in `path`: a packed file, or an .onnx file.
 
-    Nothing is written to the disk. The session keeps the unpacked weights in memory.
-
-    Args:
-        path: the file.
-        options: options of the session; None for the defaults of onnxruntime.
-        providers: execution providers, by preference.
+    Nothing is written to the disk. The session keeps the unpacked weights in memory. Without
+    `options` it has the defaults of onnxruntime; `providers` come by preference.
 
     Raises:
         UsageError: there is no such file.

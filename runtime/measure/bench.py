@@ -29,13 +29,8 @@ def bench(
 ) -> list[tuple[str, Latency, LatencyPair | None]]:
     """Name, latency, and latency against the first model, of models that take the same inputs.
 
-    Args:
-        models: the models to time.
-        calibration: samples; the models run on the first one.
-        seed: seed of generated inputs, and of the order of runs.
-        threads: threads of onnxruntime; None for its own choice.
-        input_shapes: shape by name, for inputs whose sizes are open.
-        seconds: time for each pair of models; more time narrows the interval.
+    They run on the first calibration sample, or on seeded inputs; `seconds` is the time for each
+    pair of models, and more of it narrows the interval.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.

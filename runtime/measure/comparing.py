@@ -24,12 +24,8 @@ def measure_drift(
 ) -> tuple[list[dict[str, DriftMeter]], str | None]:
     """Drift of every output against each reference, or why arrays do not match.
 
-    Args:
-        session: the model to measure.
-        runs: the samples.
-        references: for each reference model, its outputs on these samples.
-        kept: a list that receives the outputs of `session`.
-        parts: parts of outputs that are also measured separately, under their labels.
+    `references` has the outputs of each reference model on the same samples. `kept` receives the
+    outputs of `session`. `parts` of outputs are also measured separately, under their labels.
     """
     parts = parts or {}
     meters = [_meters(reference[0], parts) for reference in references]

@@ -44,7 +44,7 @@ def time_many(
 
     Args:
         runs: one function for each model.
-        seed: seed of the order.
+        seed: of the order.
         budget_s: seconds for each pair of models.
         cold: read other data before each run, as the application around a model does. A small
             model called in a loop finds its weights in the cache, which hides the gain of fewer
@@ -74,12 +74,7 @@ def time_sessions(
     """As `time_many`, opening new sessions as long as the budget lasts.
 
     The memory layout of one session can move the run time of a small model by a tenth, so several
-    sessions share the budget.
-
-    Args:
-        opened: opens one session for each model.
-        seed: seed of the order of runs.
-        budget_s: seconds for each pair of models.
+    sessions share the budget. `opened` opens one session for each model.
 
     Raises:
         RuntimeFailure: a session does not open, or a run fails.
@@ -108,13 +103,11 @@ def compare_times(before_ms: np.ndarray, after_ms: np.ndarray) -> LatencyPair:
 
 
 def confirm(measurements: Sequence[np.ndarray]) -> LatencyPair:
-    """Combine several measurements of one pair of models, each with sessions of its own.
+    """Combine several measurements of one pair of models: milliseconds, each (2, rounds).
 
-    The interval encloses all of theirs, so a difference counts only where every measurement shows
-    it: on a busy machine a single one now and then finds a model slower than itself.
-
-    Args:
-        measurements: milliseconds, each (2, rounds).
+    Each has sessions of its own. The interval encloses all of theirs, so a difference counts only
+    where every measurement shows it: on a busy machine a single one now and then finds a model
+    slower than itself.
     """
     parts = [compare_times(*times) for times in measurements]
     pooled = compare_times(*np.hstack(list(measurements)))

@@ -43,9 +43,12 @@ class SessionStopwatch:
 
     Args:
         feeds: one sample, the inputs of the whole model.
-        threads: threads of onnxruntime; None for its own choice.
-        seed: seed of generated inputs, and of the order in which models run.
+        threads: see `open_session`.
+        seed: of generated inputs, and of the order in which models run.
         budget_s: seconds for each pair of small models.
+
+    Raises:
+        RuntimeFailure: by every method, where onnxruntime refuses a model or fails on it.
     """
 
     def __init__(
@@ -62,11 +65,7 @@ class SessionStopwatch:
         self._pairs: dict[tuple[bytes, bytes], LatencyPair] = {}
 
     def shapes(self, model: Model) -> Mapping[str, StaticShape]:
-        """See `Stopwatch`.
-
-        Raises:
-            RuntimeFailure: onnxruntime refuses the model or fails on it.
-        """
+        """See `Stopwatch`."""
         copy = model.clone()
         for tensor in copy.graph.inputs:
             if tensor.name in self._feeds:
@@ -91,11 +90,7 @@ class SessionStopwatch:
         return known
 
     def milliseconds(self, models: Sequence[onnx.ModelProto]) -> tuple[Latency, ...]:
-        """See `Stopwatch`.
-
-        Raises:
-            RuntimeFailure: onnxruntime refuses a model or fails on it.
-        """
+        """See `Stopwatch`."""
         keys = [_key(model) for model in models]
         missing = [key for key in dict.fromkeys(keys) if key not in self._latencies]
         for part in _chunks(missing, _AT_ONCE):
@@ -106,11 +101,7 @@ class SessionStopwatch:
     def compare(
         self, before: onnx.ModelProto, after: Sequence[onnx.ModelProto]
     ) -> tuple[LatencyPair, ...]:
-        """See `Stopwatch`.
-
-        Raises:
-            RuntimeFailure: onnxruntime refuses a model or fails on it.
-        """
+        """See `Stopwatch`."""
         first = _key(before)
         keys = [_key(model) for model in after]
         missing = [key for key in dict.fromkeys(keys) if (first, key) not in self._pairs]
@@ -119,27 +110,15 @@ class SessionStopwatch:
         return tuple(self._pairs[first, key] for key in keys)
 
     def pair(self, before: Model, after: Model) -> LatencyPair:
-        """See `Stopwatch`.
-
-        Raises:
-            RuntimeFailure: onnxruntime refuses a model or fails on it.
-        """
+        """See `Stopwatch`."""
         return self._in_turn(before, [after], WHOLE_S)[0]
 
     def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
-        """See `Stopwatch`.
-
-        Raises:
-            RuntimeFailure: onnxruntime refuses a model or fails on it.
-        """
+        """See `Stopwatch`."""
         return self._in_turn(before, after, CHOICE_S)
 
     def profile(self, model: Model) -> Sequence[Kernel]:
-        """See `Stopwatch`.
-
-        Raises:
-            RuntimeFailure: onnxruntime refuses the model or fails on it.
-        """
+        """See `Stopwatch`."""
         return profile_model(model, self._feeds, threads=self._threads)
 
     # ------------------------------------------------------------------ inside
@@ -222,12 +201,8 @@ class SessionStopwatch:
 
 def _tensors(graph: gs.Graph) -> Iterable[gs.Tensor]:
     """The named tensors of the main graph."""
-    found: dict[int, gs.Tensor] = {}
-    for tensor in (*graph.inputs, *graph.outputs):
-        found[id(tensor)] = tensor
-    for node in graph.nodes:
-        for tensor in (*node.inputs, *node.outputs):
-            found[id(tensor)] = tensor
+    inner = (tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
+    found = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs, *inner)}
     return [tensor for tensor in found.values() if tensor.name]
 
 

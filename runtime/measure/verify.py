@@ -48,7 +48,6 @@ class _RunMode:
     """How the outputs to compare are computed.
 
     Attributes:
-        optimise: whether onnxruntime's own optimisations are on.
         wide: whether the samples are the wide set (see `workload`).
         alone: whether each sample is a run of its own: in a model with early exits, the other
             samples of a batch can change the result.
@@ -73,12 +72,16 @@ class RuntimeProver:
     Args:
         calibration: samples to compare outputs on; see `samples.sources`.
         evaluation: labelled samples or a metric; see `accuracy`.
-        seed: seed of generated inputs, and of the order in which models are timed.
-        threads: threads of onnxruntime; None for its own choice.
-        input_shapes: shape by input name, for generated inputs.
+        seed: of generated inputs, and of the order in which models are timed.
+        threads: see `open_session`.
+        input_shapes: by input name, for generated inputs.
         latency: whether `time` measures.
         verify: whether outputs are compared.
         progress: receives a word about each activity.
+
+    Raises:
+        RuntimeFailure: by every method that runs a model, where onnxruntime refuses it or fails.
+        UsageError: the user's samples, labels or shapes do not fit the model.
     """
 
     def __init__(
@@ -114,14 +117,10 @@ class RuntimeProver:
     # ------------------------------------------------------------------ Prover
 
     def begin(self, original: Model) -> bool:
-        """Find inputs that `original` accepts, and run it on them.
-
-        A model with operators that onnxruntime lacks is compressed without being run.
+        """See `Prover`. A model with operators that onnxruntime lacks is compressed without a run.
 
         Raises:
             ModelError: its opset is older than onnxruntime supports.
-            RuntimeFailure: onnxruntime refuses the model.
-            UsageError: the user's samples or shapes do not fit the model.
         """
         self._original = self._previous = _Baseline(original)
         if not self._verify and not self._latency:
@@ -142,13 +141,7 @@ class RuntimeProver:
         return self._is_comparable
 
     def compare(self, candidate: Model, fidelity: Fidelity) -> Comparison:
-        """Run `candidate` and hold it against what `fidelity` promises.
-
-        Where outputs cannot be compared, the model is only loaded.
-
-        Raises:
-            RuntimeFailure: onnxruntime refuses it or fails on it.
-        """
+        """See `Prover`. Where outputs cannot be compared, the model is only loaded."""
         self._candidate = None
         if not self._verify or not self._is_loadable:
             return Comparison({}, {})
@@ -164,20 +157,16 @@ class RuntimeProver:
             return self._measure(candidate, session, mode, fidelity)
 
     def commit(self, model: Model) -> None:
-        """Make `model` the previous baseline; its known outputs are kept."""
+        """See `Prover`."""
         known = (known for known in (self._candidate, self._original) if known is not None)
         same = (baseline for baseline in known if baseline.model is model)
         self._previous = next(same, None) or _Baseline(model)
         self._candidate = None
 
     def time(self, before: Model, after: Model) -> LatencyPair | None:
-        """Latency of two models in turn on one sample; None when latency is switched off.
+        """See `Prover`. For a model that branches it is the mean over several samples.
 
-        For a model that branches it is the mean over several samples. A slowdown is believed only
-        when further pairs of sessions confirm it.
-
-        Raises:
-            RuntimeFailure: onnxruntime refuses a model or fails on it.
+        A slowdown is believed only when further pairs of sessions confirm it.
         """
         if not self._latency or self._workload is None:
             return None
@@ -195,12 +184,7 @@ class RuntimeProver:
         return pair
 
     def accuracy(self, model: Model) -> float | None:
-        """Accuracy on the evaluation data; None without such data.
-
-        Raises:
-            UsageError: the evaluation data do not fit the model.
-            RuntimeFailure: onnxruntime refuses the model or fails on it.
-        """
+        """See `Prover`."""
         if self._evaluation_source is None:
             return None
         self._progress("measuring accuracy")
@@ -208,11 +192,7 @@ class RuntimeProver:
             return self._opened_evaluation(session).score(session, alone=is_branching(model))
 
     def check_file(self, path: Path, model: Model) -> None:
-        """Load the file at `path`, and check that it returns the outputs of `model`.
-
-        Raises:
-            RuntimeFailure: it cannot be loaded, or its outputs differ.
-        """
+        """See `Prover`."""
         if not self._verify or not self._is_loadable:
             return
         mode = _RunMode(optimise=True, wide=False)

@@ -44,7 +44,6 @@ class Workload:
     """Inputs to run models on.
 
     Attributes:
-        probes: the runs of the probe set, in memory.
         single: one sample, to time models on.
         description: the text of `verified_on`.
         samples: the source of the wide set; None where the probes are all samples.
@@ -79,12 +78,9 @@ class Workload:
 
 
 def from_samples(session: Session, samples: Samples, role: str) -> Workload:
-    """A workload of the user's samples, as many as time and memory allow.
+    """A workload of the user's samples, as many as time and memory of the original model allow.
 
-    Args:
-        session: the original model.
-        samples: the samples of the user.
-        role: `calibration` or `evaluation`.
+    `role` is `calibration` or `evaluation`.
 
     Raises:
         UsageError: they cannot be read, or the model does not run on them.

@@ -43,17 +43,11 @@ _MIN_SUMS: Final = 256 << 20  # the least budget in bytes for moments in one swe
 
 @dataclass(frozen=True)
 class _ReferenceOutputs:
-    """Outputs of a reference model on the samples.
-
-    Attributes:
-        signature: identifies the function that the model computes.
-        outputs: the outputs of each run.
-        parts: the parts of outputs that are concatenated from several.
-    """
+    """Outputs of a reference model on the samples."""
 
     signature: Signature
-    outputs: Sequence[Outputs]
-    parts: Parts
+    outputs: Sequence[Outputs]  # of each run
+    parts: Parts  # of outputs that are concatenated from several
 
 
 class _DistanceMeter:
@@ -81,10 +75,14 @@ class CalibrationRuns:
     """Implements `onnxslim.services.calibration.Calibration` with onnxruntime.
 
     Args:
-        source: source of the samples, opened when first needed.
-        seed: seed of the choice of positions in large maps.
-        threads: threads of onnxruntime; None for its own choice.
-        limits: limits on moments; None: by the size of the model.
+        source: of the samples, opened when first needed.
+        seed: of the choice of positions in large maps.
+        threads: see `open_session`.
+        limits: on moments; None: by the size of the model.
+
+    Raises:
+        UsageError: by every method, where the samples do not fit the model.
+        RuntimeFailure: by every method, where onnxruntime refuses a model or fails on a sample.
     """
 
     def __init__(
@@ -106,12 +104,7 @@ class CalibrationRuns:
     def moments(
         self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None
     ) -> Iterator[LayerMoments | Skip]:
-        """See `Calibration`.
-
-        Raises:
-            UsageError: the samples do not fit the model.
-            RuntimeFailure: onnxruntime refuses the model or fails on a sample.
-        """
+        """See `Calibration`."""
         samples = self._open(model)
         if self._activations is None:
             self._activations = ActivationCaches(samples.count)
@@ -129,25 +122,23 @@ class CalibrationRuns:
         )
 
     def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:
-        """See `Calibration`; errors as in `moments`."""
+        """See `Calibration`."""
         self._open(model)
         return stream_activity(model, self._runs, layers, threads=self._threads)
 
     def observe(self, model: Model, tensors: Sequence[str]) -> Iterator[Observation | Skip]:
-        """See `Calibration`; errors as in `moments`, and for a name that the model lacks."""
+        """See `Calibration`; a name that the model lacks is a `UsageError`."""
         samples = self._open(model)
         return stream_observations(
             model, samples.batches, tensors, count=samples.count, threads=self._threads
         )
 
     def distances(self, reference: Model, models: Iterable[Model]) -> Iterator[Distance]:
-        """See `Calibration`; errors as in `moments`."""
+        """See `Calibration`."""
         samples = self._open(reference)
         known = self._known_outputs(reference)
-        if (
-            isinstance(models, Sequence) and len(models) < 2
-        ):  # no nodes to share with other variants
-            for model in models:
+        if isinstance(models, Sequence) and len(models) < 2:
+            for model in models:  # it shares no nodes with other variants
                 with open_session(model, threads=self._threads) as session:
                     yield self._distance(known, lambda feeds, _: session.run(feeds))
             return
@@ -160,7 +151,7 @@ class CalibrationRuns:
     def effects(
         self, model: Model, replacements: Mapping[str, Sequence[Replacement]]
     ) -> Iterator[tuple[str, Sequence[Distance]]]:
-        """See `Calibration`; errors as in `moments`."""
+        """See `Calibration`."""
         samples = self._open(model)
         known = self._known_outputs(model)
         replay = Replay(model, samples.count, threads=self._threads)
@@ -183,7 +174,7 @@ class CalibrationRuns:
         return meter.distance
 
     def outputs(self, model: Model, *, together: int | None = None) -> Iterator[SampleOutputs]:
-        """See `Calibration`; errors as in `moments`."""
+        """See `Calibration`."""
         self._open(model)
         with open_session(model, threads=self._threads) as session:
             for sample in self._runs(together):

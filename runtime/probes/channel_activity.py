@@ -79,16 +79,9 @@ def stream_activity(
     *,
     threads: int | None = None,
 ) -> Iterator[ChannelActivity | Skip]:
-    """Statistics of the input channels of the named weight layers.
+    """Statistics of the input channels of each named weight layer, or why there are none.
 
-    Args:
-        model: the model.
-        samples: starts a pass over the calibration data.
-        layers: names, as `weight_layers` gives them.
-        threads: of onnxruntime.
-
-    Yields:
-        One for each layer, or why there is none.
+    `samples` starts a pass over the calibration data.
 
     Raises:
         RuntimeFailure: onnxruntime refuses the model or fails on a sample.

@@ -26,16 +26,10 @@ from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
 
 @dataclass(frozen=True)
 class Segment:
-    """The nodes that compute some tensors of a graph from others.
-
-    Attributes:
-        outputs: tensors to compute.
-        inputs: tensors that are fed in addition to the inputs of the model.
-        nodes: nodes that run.
-    """
+    """The nodes that compute some tensors of a graph from others."""
 
     outputs: tuple[gs.Tensor, ...]
-    inputs: tuple[gs.Tensor, ...]
+    inputs: tuple[gs.Tensor, ...]  # fed in addition to the inputs of the model
     nodes: frozenset[Node]
 
 
@@ -43,7 +37,6 @@ class ExposedTensors:
     """A copy of a model whose inner tensors can be read: `expose` them, then `open` a segment.
 
     Attributes:
-        graph: the graph of the copy.
         layers: the weight layers of the copy, by name.
         skips: operators that are no weight layers, and why.
         outputs: exposed tensors that are not inputs of the model, by key.

@@ -119,9 +119,8 @@ class InputSums:
         for start in range(0, len(index), size):
             part = index[start : start + size]
             x = rows.take(part).astype(dtype, copy=False)  # (g, rows, features)
-            with np.errstate(
-                over="ignore", invalid="ignore"
-            ):  # `results` reports values that are not finite
+            # `results` reports values that are not finite
+            with np.errstate(over="ignore", invalid="ignore"):
                 self._add_inputs(x)
                 for output, source in zip(self.outputs, outputs, strict=True):
                     y = source.take(part)

@@ -44,7 +44,7 @@ def stream_moments(
     """Stream the moments of the weight layers of `model`.
 
     Args:
-        model: the model as it is now.
+        model: as it is now.
         samples: starts a new pass over the calibration data, the same samples every time.
         layers: names, as `weight_layers` gives them; None: all.
         reference: the original model: `cross`, `goal` and `energy` tell what its layers of the
@@ -215,14 +215,9 @@ def _output(reference: ExposedTensors, layer: WeightLayer, *, exact: bool) -> Ou
 def chosen_rows(count: int, samples: int, first: int, cap: int, seed: int) -> np.ndarray:
     """The rows of a run to use: up to `cap` of each sample, sorted.
 
-    The choice for a sample depends on its number and the seed, not on the batch that holds it.
-
-    Args:
-        count: number of rows in this run.
-        samples: number of samples in this run; the rows of one sample are contiguous.
-        first: number of the first sample of the run.
-        cap: the most rows of one sample.
-        seed: seed of the choice.
+    The choice for a sample depends on its number and the seed, not on the batch that holds it. The
+    run has `count` rows of `samples` samples, of which `first` is the number of the first; the rows
+    of one sample are contiguous.
     """
     if count <= cap * samples:
         return np.arange(count)

@@ -51,11 +51,11 @@ def stream_observations(
     """Stream ranges and histograms of the named tensors of the main graph.
 
     Args:
-        model: the model.
+        model: whose graph holds them.
         batches: starts a pass over the samples, with up to the given number in one run.
-        tensors: names of tensors, graph inputs included.
+        tensors: names, graph inputs included.
         count: number of samples, where known.
-        threads: threads of onnxruntime; None for its own choice.
+        threads: see `open_session`.
         sweep_bytes: the most bytes of outputs for one sample in one sweep.
 
     Yields:

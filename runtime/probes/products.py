@@ -15,12 +15,7 @@ _FLUSH_ROWS: Final = 4096
 
 
 class _ProductSum:
-    """A sum of outer products, (groups, m, n).
-
-    Args:
-        shape: shape of the sum.
-        exact: whether products are computed in float64.
-    """
+    """A sum of outer products, (groups, m, n); `exact`: products are computed in float64."""
 
     def __init__(self, shape: tuple[int, int, int], *, exact: bool) -> None:
         self.shape, self.exact = shape, exact

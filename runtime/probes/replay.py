@@ -37,9 +37,9 @@ class Replay:
     """Runs variants of `model` on samples that always come in the same order.
 
     Args:
-        model: the model that variants differ from.
+        model: that variants differ from.
         rows: number of samples; None where it is unknown.
-        threads: threads of onnxruntime; None for its own choice.
+        threads: see `open_session`.
         budget_bytes: size of the activations kept from one variant for the next.
     """
 

@@ -17,12 +17,7 @@ _IN_MEMORY: Final = 8 << 20  # bytes held before a file is created
 
 
 class Spool:
-    """A list of arrays that only grows.
-
-    Attributes:
-        shapes: the shape of each array.
-        nbytes: size of all arrays together.
-    """
+    """A list of arrays that only grows: the `shapes` of each, and the `nbytes` of all together."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []

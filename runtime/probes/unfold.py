@@ -9,7 +9,6 @@ gathered only for the rows asked for, since all patches of a map can take many t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -20,17 +19,11 @@ from onnxslim.analysis.linear_operators import ConvPatches, Unfolding, Vectors
 
 @dataclass(frozen=True)
 class UnfoldedRows:
-    """All rows of a tensor, gathered on demand.
-
-    Attributes:
-        count: number of rows.
-        features: length of each x.
-        groups: number of groups; each row holds a vector for every group.
-    """
+    """All rows of a tensor, gathered on demand."""
 
     count: int
-    features: int
-    groups: int
+    features: int  # length of each x
+    groups: int  # each row holds a vector for every group
     _source: _Windows | np.ndarray
 
     def take(self, index: np.ndarray) -> np.ndarray:
@@ -38,11 +31,6 @@ class UnfoldedRows:
         if isinstance(self._source, np.ndarray):
             return self._source[:, index]
         return self._source.take(index).transpose(1, 0, 2)
-
-    def chunks(self, index: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """`take` in pieces of up to `size` rows."""
-        for start in range(0, len(index), size):
-            yield self.take(index[start : start + size])
 
 
 @dataclass(frozen=True)
@@ -202,9 +190,8 @@ def _transposed_pads(sizes: tuple[int, ...], p: ConvPatches) -> tuple[list[int],
         begins, ends = p.pads[:ndim], p.pads[ndim:]
         return list(begins), [f - b - e for f, b, e in zip(full, begins, ends, strict=True)]
     totals = [max(f - out, 0) for f, out in zip(full, outs, strict=True)]
-    if (
-        not p.output_shape
-    ):  # a kernel shorter than the stride cannot fill the size that SAME asks for
+    if not p.output_shape:
+        # a kernel shorter than the stride cannot fill the size that SAME asks for
         outs = [f - total for f, total in zip(full, totals, strict=True)]
     return _split_same(totals, upper=p.auto_pad == "SAME_UPPER")[0], outs
 

@@ -31,7 +31,7 @@ class Samples:
     """Samples that can be iterated any number of times.
 
     Attributes:
-        name: name of the source, for messages.
+        name: of the source, for messages.
         count: number of samples; None where only reading them all would tell.
         batchable: whether the model's declared shapes allow several samples in one run.
     """
@@ -62,10 +62,6 @@ class Samples:
             room -= sample.rows
         if group:
             yield _join(group)
-
-    def describe(self) -> str:
-        """E.g. `mnist_calib.npz: 500 samples`."""
-        return self.name if self.count is None else f"{self.name}: {counted(self.count)}"
 
 
 def counted(count: int) -> str:
