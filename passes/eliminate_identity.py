@@ -373,6 +373,7 @@ def _is_never_negative(node: Node, opset: int) -> bool:
 
 
 _first = _first_if(lambda node, opset: True)
+_REDUCTIONS: Final = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
 
 # operator -> the input that it returns unchanged, None when it does more
 _NO_OPS: Final[dict[str, Callable[[Node, int], gs.Tensor | None]]] = {
@@ -400,16 +401,9 @@ _NO_OPS: Final[dict[str, Callable[[Node, int], gs.Tensor | None]]] = {
     "MaxPool": _first_if(_is_unit_pool),
     "Resize": _first_if(_is_unit_resize),
     "Upsample": _first_if(_is_unit_upsample),
-    "ReduceSum": _first_if(_reduces_nothing),
-    "ReduceMean": _first_if(_reduces_nothing),
-    "ReduceMax": _first_if(_reduces_nothing),
-    "ReduceMin": _first_if(_reduces_nothing),
-    "ReduceProd": _first_if(_reduces_nothing),
+    **dict.fromkeys(_REDUCTIONS, _first_if(_reduces_nothing)),
     # arithmetic
-    "Max": _first_if(_has_one_input),
-    "Min": _first_if(_has_one_input),
-    "Sum": _first_if(_has_one_input),
-    "Mean": _first_if(_has_one_input),
+    **dict.fromkeys(("Max", "Min", "Sum", "Mean"), _first_if(_has_one_input)),
     "Add": _neutral(-0.0, 0, either=True),
     "Sub": _neutral(0.0),
     "Mul": _neutral(1, either=True),

@@ -426,12 +426,8 @@ class _ConstantFolder:
         return True
 
     def _blame(self, nodes: Sequence[Node], message: str) -> None:
-        found = first_failure(
-            nodes,
-            opset=self.rw.opset,
-            ir_version=self.rw.main.ir_version,
-            evaluate=self.evaluate,
-        )
+        opset, ir_version = self.rw.opset, self.rw.main.ir_version
+        found = first_failure(nodes, opset=opset, ir_version=ir_version, evaluate=self.evaluate)
         if found is None or len(self.failed) >= _MAX_FAILURES:
             self.failed.update(dict.fromkeys(nodes, message))
             return
@@ -497,11 +493,8 @@ def _ancestors(region: _ConstantRegion, wanted: Sequence[gs.Tensor]) -> list[Nod
 
 
 def _is_readable(tensor: gs.Tensor) -> bool:
-    return (
-        tensor.type == "tensor_type"
-        and tensor.dtype is not None
-        and is_native(np.dtype(tensor.dtype))
-    )
+    is_typed = tensor.type == "tensor_type" and tensor.dtype is not None
+    return is_typed and is_native(np.dtype(tensor.dtype))
 
 
 def _node_as_constant_bytes(node: Node) -> int:

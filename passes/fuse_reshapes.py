@@ -162,9 +162,7 @@ class _ReshapeFuser:
         if node.attrs.get("allowzero", 0):
             fits = True
         elif 0 not in value.items:
-            fits = (
-                None not in value.items
-            )  # an unknown item may be a 0, which would copy another size
+            fits = None not in value.items  # an unknown item may be a 0, which copies another size
         else:
             last = max(axis for axis, size in enumerate(value.items) if size == 0)
             says = reshaped(before, value.items, copies_zero=True)

@@ -211,7 +211,8 @@ class PruneWeights(LayerPass):
         criterion = self._criterion(problem)
         if self.pattern != "none":
             keep, length = map(int, self.pattern.split(":"))
-            weight = _in_runs(problem, criterion, InRun(keep, length), context.seed)
+            runs = [InRun(keep, length)] * problem.layer.groups
+            weight = _with_budgets(problem, criterion, runs, context.seed)
         elif share > 0:
             weight = _pruned(problem, criterion, share, context.seed)
         else:
@@ -272,15 +273,8 @@ def _pruned(
     return _with_budgets(problem, criterion, budgets, seed)
 
 
-def _in_runs(problem: Problem, criterion: Saliency, budget: InRun, seed: int) -> np.ndarray:
-    return _with_budgets(problem, criterion, [budget] * problem.layer.groups, seed)
-
-
 def _with_budgets(
-    problem: Problem,
-    criterion: Saliency,
-    budgets: Sequence[ZeroScope],
-    seed: int,
+    problem: Problem, criterion: Saliency, budgets: Sequence[ZeroScope], seed: int
 ) -> np.ndarray:
     parts, first = [], _own_seed(problem, seed)
     groups = zip(problem.target, problem.metrics, budgets, strict=True)

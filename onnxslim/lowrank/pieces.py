@@ -12,7 +12,7 @@ stride, dilation and pads in the piece that treats it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -232,7 +232,7 @@ def _flattened(build: _Builder, *factors: np.ndarray) -> list[Piece]:
     groups, rows, terms = last.shape
     if terms == 1:  # nothing to add up: the last factor goes into the first
         pieces = _separable(build, first * last.reshape(groups, rows, 1), *filters)
-        return [*pieces[:-1], _renamed(pieces[-1], OUTPUT)]
+        return [*pieces[:-1], replace(pieces[-1], output=OUTPUT)]
     pieces = _separable(build, first, *filters)
     return [*pieces, build.mix(last.reshape(groups * rows, 1, terms), pieces[-1].output)]
 
@@ -255,10 +255,6 @@ def _depthwise(build: _Builder, filters: np.ndarray, last: np.ndarray) -> list[P
     ]
     mixed = last.transpose(0, 1, 3, 2).reshape(1, rows, -1)  # (1, n, t·c)
     return [*parts, Piece("Concat", tuple(names), "h", {"axis": 1}), build.mix(mixed, "h")]
-
-
-def _renamed(piece: Piece, output: str) -> Piece:
-    return Piece(piece.op, piece.inputs, output, piece.attrs)
 
 
 _BUILDERS: dict[str, Callable[..., list[Piece]]] = {

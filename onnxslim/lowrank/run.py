@@ -266,11 +266,8 @@ class Splitting:
             parts = zip(*(part.variational_ranks() for part in fit.parts), strict=True)
             sizes = zip(parts, full, strict=True)
             ranks = tuple(rank_range.aligned(max(part), most) for part, most in sizes)
-            return (
-                [fit.candidate(ranks)]
-                if rank_range.weights(ranks) < rank_range.most_weights
-                else []
-            )
+            is_less = rank_range.weights(ranks) < rank_range.most_weights
+            return [fit.candidate(ranks)] if is_less else []
         found = least_within(fit, rank_range, 1 - self.options.energy)
         return [fit.candidate(ranks) for ranks in found]
 

@@ -104,7 +104,7 @@ class QuantizedWeight:
         else:
             scale, zero = scale[0], zero[0]  # all groups have the same
         grid = Grid(np.asarray(scale), np.asarray(zero), axis, self.low, self.high)
-        return _laid_out(layer, self.codes), grid
+        return layer.laid_out(self.codes), grid
 
     def stored_in_blocks(
         self, layer: WeightLayer
@@ -122,7 +122,7 @@ class QuantizedWeight:
         scale, zero = self.scale[0], self.zero_point[0]
         if layer.inputs_first:
             scale, zero = np.ascontiguousarray(scale.T), np.ascontiguousarray(zero.T)
-        return _laid_out(layer, self.codes), scale, zero, 0 if layer.inputs_first else 1
+        return layer.laid_out(self.codes), scale, zero, 0 if layer.inputs_first else 1
 
     def _by_column(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         wide = values.astype(np.float32)
@@ -201,8 +201,3 @@ def _best_rows(target: Array, found: Sequence[Array], metric: Metric) -> Array:
     costs = np.stack([metric.cost_by_row(target - weight) for weight in found])
     best = costs.argmin(axis=0)
     return np.asarray(np.stack(found)[best, np.arange(len(target))])
-
-
-def _laid_out(layer: WeightLayer, codes: Codes) -> Codes:
-    """Codes in the layout of the weight tensor, from (groups, rows, columns)."""
-    return layer.laid_out(codes)
