@@ -88,11 +88,7 @@ class FixedPointWeight:
 
 @dataclass(frozen=True)
 class FixedPointFunction:
-    """The function that computes weights of one type; a `replacement.WeightFunction`.
-
-    Attributes:
-        dtype: type of the weight.
-    """
+    """The function that computes weights of type `dtype`; a `replacement.WeightFunction`."""
 
     inputs: ClassVar[tuple[str, ...]] = ("codes", "scale")
     least_opset: ClassVar[int] = 7  # the first whose Mul broadcasts

@@ -103,8 +103,7 @@ class CodebookWeight:
 
     Attributes:
         stages: the stages whose values add up to the weight.
-        shape: shape of the tensor that nodes use.
-        dtype: type of the tensor that nodes use: float32, float16 or float64.
+        shape, dtype: of the tensor that nodes use; float32, float16 or float64.
         inner_shape: shape of the values before `perm`; `shape` where `perm` is ().
         perm: permutation of the axes of `inner_shape`; () for none.
     """

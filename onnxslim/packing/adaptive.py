@@ -198,9 +198,7 @@ class _LineBlock:
     """The symbols of some lines that lie in one block.
 
     Attributes:
-        active: the numbers of the lines.
-        lengths: number of symbols of each.
-        block: their range in each line.
+        active, lengths: the numbers of the lines, and how many symbols each has in the block.
         index: their places among all symbols; None where all lines have one length.
     """
 

@@ -155,9 +155,7 @@ class IndexedUnit(CodedUnit):
 
     Attributes:
         elements: the values, in the order of the indices.
-        rows: number of rows of the dense matrix.
-        columns: number of columns of the dense matrix.
-        index_layout: how the indices are written in the .onnx file.
+        rows, columns: the shape of the dense matrix.
     """
 
     rows: int

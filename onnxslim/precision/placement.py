@@ -30,12 +30,7 @@ _FLOAT_BYTES, _HALF_BYTES, _CAST_BYTES = 4, 2, 6  # of an element: in either typ
 
 
 def float16_nodes(rewriter: Rewriter, halves: Mapping[Node, HalfOperands]) -> frozenset[Node]:
-    """The nodes, of all graphs of the model, that compute in float16.
-
-    Args:
-        rewriter: the rewriter of the model.
-        halves: the operands that may be float16, of each node that may compute in it.
-    """
+    """The nodes, of all graphs, that compute in float16; `halves` are those that may."""
     names = {node: str(number) for number, node in enumerate(halves)}
     tensors = dict.fromkeys(
         tensor

@@ -30,7 +30,7 @@ def store_weights(
     """Store the constants that pay as float16; the rewriter logs why others do not fit.
 
     Args:
-        rewriter: the rewriter of the model.
+        rewriter: of the model.
         wanted: whether a node is selected; a constant is stored when all its readers are.
         twins: float16 versions of constants that are in the graph already.
     """

@@ -25,9 +25,8 @@ from onnxslim.services.calibration import Calibration
 MAX: Final = 65504.0
 HEADROOM: Final = 4.0  # factor kept free, as unseen samples reach further than seen ones
 _NORMAL: Final = 2.0**-14  # smaller values are subnormal and have fewer digits
-_MAX_LOST: Final = (
-    1e-6  # largest share of a constant's energy; rounding loses at most 2^-22 = 2.4e-7
-)
+# largest share of a constant's energy; rounding loses at most 2^-22 = 2.4e-7
+_MAX_LOST: Final = 1e-6
 _MAX_VANISHED: Final = 0.01  # share of a weight's entries that become zero
 _BLOCK: Final = 2**20  # values that are rounded at a time
 
@@ -115,11 +114,7 @@ def _reads_large_integers(node: Node) -> bool:
 
 @dataclass
 class Magnitudes:
-    """The largest magnitudes of tensors on calibration samples.
-
-    Attributes:
-        magnitudes: the largest |x| of each observed tensor, by its name.
-    """
+    """The largest |x| of each tensor, by its name, on calibration samples."""
 
     magnitudes: Mapping[str, float] = field(default_factory=dict)
 

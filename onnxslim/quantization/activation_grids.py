@@ -113,13 +113,8 @@ def observe_grids(
 ) -> ActivationGrids:
     """The grids of all tensors that clusters read and make, from the calibration samples.
 
-    Args:
-        model: the model whose graph was cut into clusters.
-        clusters: the clusters.
-        calibration: the samples.
-        method: how ranges are chosen; None: by all methods, from all samples (extremes are rare),
-            ordered by their error on the half that is held back.
-        form: the form of grids.
+    Ranges are chosen by `method`; where it is None by all methods, from all samples (extremes are
+    rare), ordered by their error on the half that is held back.
     """
     names = list(dict.fromkeys(str(t.name) for item in clusters.all for t in item.tensors))
     forms, fixed = _forms(clusters, form), _fixed(clusters, form)

@@ -23,14 +23,7 @@ _FINE: Final = 2.0**20  # steps of a bias whose scale is free
 def with_bias(
     codes: Codes, grid: Grid, bias: np.ndarray, input_scale: float
 ) -> tuple[Codes, Grid, npt.NDArray[np.int32], Grid]:
-    """Codes and grid of a weight, then codes and grid of its bias.
-
-    Args:
-        codes: the codes of the weight.
-        grid: the grid of the weight; its axis is that of the rows.
-        bias: the float bias, (rows,).
-        input_scale: the scale of the layer's input.
-    """
+    """Codes and grid of a weight, scaled by row, then codes and grid of its bias, (rows,)."""
     wished = _scales(codes, grid, bias, input_scale)
     if np.any(wished != grid.scale):
         moved = replace(grid, scale=wished)

@@ -65,12 +65,9 @@ class FloatFallback:
     Attributes:
         model: the float model.
         reference: the model before lossy steps, whose outputs and accuracy are to be kept.
-        plan: gives the grids and codes of a choice of clusters.
         settled: gives the clusters of a choice that are worth being on integers without the others.
         calibration: clusters are ordered by the samples held back. Limits must hold on all samples
             as well, as the floors of the run are judged on them.
-        limits: what has to hold.
-        tell: reports progress, in words.
     """
 
     model: Model

@@ -31,11 +31,7 @@ from onnxslim.quantization.clusters import Clusters
 from onnxslim.quantization.kernel_forms import channel_map
 from onnxslim.quantization.qdq import LayerCodes
 from onnxslim.quantization.rules import KernelKind
-from onnxslim.quantization.weight_rounding import (
-    QuantizedWeight,
-    Rounding,
-    quantized_weight,
-)
+from onnxslim.quantization.weight_rounding import QuantizedWeight, Rounding, quantized_weight
 from onnxslim.quantization.weight_scales import WeightForm, channel_axis
 from onnxslim.services.activity import ChannelActivity
 
@@ -44,11 +40,6 @@ def nearest_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[st
     """Codes of all layers that can have some, rounded to nearest: good enough for timing.
 
     The factors of channel maps have a scale each, so their codes are exact to float rounding.
-
-    Args:
-        model: the float model.
-        clusters: the clusters of its graph.
-        form: which codes weights may have.
     """
     found: dict[str, LayerCodes] = {}
     for cluster in clusters.all:

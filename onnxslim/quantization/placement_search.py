@@ -55,11 +55,7 @@ class PlacementSearch:
     Attributes:
         model: the float model, its shapes inferred.
         reference: the model that has to be beaten.
-        clusters: the clusters of the model's graph.
         candidates: names of clusters that may become integers.
-        plan: gives the grids and codes of a placement.
-        stopwatch: times and profiles models on this machine.
-        tell: reports progress, in words.
         tried: the placements that were timed.
         costs: the costs of all placements in milliseconds, by the profiles.
     """

@@ -246,12 +246,7 @@ def replace_constant(
 ) -> None:
     """Store `weight` in place of the weight of `layer`, for all that read it.
 
-    Args:
-        rw: the rewriter of the graph; it logs the changes.
-        layer: a layer of that graph.
-        weight: the codes to store.
-        plan: how they are stored; `why_not_stored` must be None for it.
-        what: the change in words.
+    `why_not_stored` must be None for `plan`. The rewriter logs the change as `what`.
     """
     writer = _WeightStorer(rw, layer, weight, plan, what)
     if plan.bits == 4 and plan.kind is not StorageKind.PACKED:

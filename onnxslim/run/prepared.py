@@ -26,11 +26,9 @@ _VERSIONED = ("onnxslim-compiler", "onnx", "onnxruntime", "onnx-graphsurgeon", "
 
 @dataclass(frozen=True)
 class Attempt:
-    """The result of one pipeline.
+    """The result of one pipeline: the model after the steps that were kept, a report of each step.
 
-    Attributes:
-        model: the model after all steps that were kept; the source itself when none was.
-        steps: a report for each step, in order.
+    The model is the source itself when none was kept.
     """
 
     model: Model

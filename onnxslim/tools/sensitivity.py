@@ -33,8 +33,8 @@ class SensitivityPoint:
 
     Attributes:
         target: name of the layer, or of the first layer of the group.
-        option: name of the option that sets the strength; None for a pass without such an option.
-        strength: value of that option.
+        option, strength: the option that sets the strength, and its value; None for a pass without
+            such an option.
         spec: the pass as a pipeline spells it.
         distance: distance of the outputs from those of the model, on samples held back; None where
             the pass changed nothing.

@@ -45,14 +45,7 @@ _MAIN_INITIALIZER: Final = 2  # length of the path to an initializer of the main
 
 @dataclass(frozen=True)
 class ClassifiedUnit:
-    """A unit, with figures of the weights that it stores.
-
-    Attributes:
-        unit: how the payloads are coded.
-        tensors: number of weights.
-        elements: number of elements of the weights as dense tensors.
-        is_float: whether the elements are floats.
-    """
+    """A unit, with the number of its weights, and of their elements as dense tensors."""
 
     unit: CodedUnit
     tensors: int
