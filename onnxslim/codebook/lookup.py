@@ -47,27 +47,17 @@ def replace_constant(
     rw: Rewriter,
     holder: Constant,
     weight: CodebookWeight,
-    what: str | None = None,
+    what: str = "stored as codes",
     fidelity: Fidelity = Fidelity.LOSSY,
 ) -> tuple[str, ...]:
     """Put `weight` in place of `holder`, wherever that is used.
 
-    Args:
-        rw: of the graph; it logs the change.
-        holder: an initializer, or the value of a `Constant` node, of the weight's shape and type.
-        weight: what takes its place.
-        what: the change in words; None: the number of weights and of bytes.
-        fidelity: what the change promises.
-
-    Returns:
-        Notes for the user: that the IR version was raised.
+    Arguments and result are those of `replacement.replace_constant`.
 
     Raises:
         ValueError: it cannot be stored, see `why_not`, or is of another shape or type.
     """
     check_replaceable(holder, weight.dtype, weight.shape, why_not(rw.main, weight, holder))
-    if what is None:
-        what = f"stored as codes: {weight.size:,} weights take {weight.nbytes:,} bytes"
     variant = LookupVariant.of(weight)
     return replacement.replace_constant(
         rw, holder, variant, _arrays(variant, weight), what, fidelity

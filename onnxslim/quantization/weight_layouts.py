@@ -148,12 +148,8 @@ def stored_bytes(
 ) -> int:
     """Bytes of codes, scales and zero points, at most.
 
-    Args:
-        layer: the layer that the weight belongs to.
-        bits: the bits of a code.
-        block: columns that share a scale; None: all of a row.
-        symmetric: whether no zero points are stored.
-        is_padded: whether the last block is filled up, as in `packed`.
+    A symmetric weight has no zero points. With `is_padded` the last block is filled up, as in
+    `packed`.
     """
     size = block or layer.columns
     scales = layer.groups * layer.rows * -(-layer.columns // size)

@@ -24,7 +24,6 @@ from onnxslim.services.calibration import Distance
 
 if TYPE_CHECKING:
     from onnxslim.io.model import Model
-    from onnxslim.report import Stats
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,17 @@ def sweep(
             trial = replace(rewrite, **options)
             if progress is not None:
                 progress(f"{trial}")
-            result = _run(model, trial, own)
-            distance = None
+            result, distance = _run(model, trial, own), None
             if result is not model:
                 (distance,) = held_back.distances(model, [result])
-            yield _point(target, option, value, trial, distance, before, result)
+            after = measure_stats(result)
+            yield SensitivityPoint(
+                *(target, option, value, str(trial), distance),
+                bytes_left=after.file_bytes / before.file_bytes,
+                macs_left=after.macs / before.macs
+                if before.macs and after.macs is not None
+                else None,
+            )
 
 
 def _strengths(
@@ -118,23 +123,6 @@ def _run(model: Model, trial: Pass, context: Context) -> Model:
     except NotApplicable:
         return model
     return result
-
-
-def _point(
-    target: str,
-    option: str | None,
-    value: OptionValue,
-    trial: Pass,
-    distance: Distance | None,
-    before: Stats,
-    result: Model,
-) -> SensitivityPoint:
-    after = measure_stats(result)
-    macs = None
-    if before.macs and after.macs is not None:
-        macs = after.macs / before.macs
-    left = after.file_bytes / before.file_bytes
-    return SensitivityPoint(target, option, value, str(trial), distance, left, macs)
 
 
 def csv_text(points: Sequence[SensitivityPoint]) -> str:
