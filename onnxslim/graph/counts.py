@@ -60,7 +60,7 @@ def _matmul_macs(node: gs.Node) -> int | None:
         right = right[::-1] if right and node.attrs.get("transB") else right
     output = node.outputs[0].shape
     if not output and right and node.op == "Gemm":  # a Gemm always returns a matrix
-        output = [left[0] if left else None, right[1]]
+        output = [left[0] if left else None, right[-1]]
     inner = (left[-1] if left else None, right[max(len(right) - 2, 0)] if right else None)
     known = [size for size in inner if isinstance(size, int)]
     return _times(_volume(output), known[0] if known else None)

@@ -29,6 +29,7 @@ from onnxslim.graph.wire import Buffer
 
 ONNX_DOMAIN = ""
 MICROSOFT_DOMAIN = "com.microsoft"  # of onnxruntime's own operators
+ELEMENT_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 SUB_BYTE_BITS: Mapping[int, int] = {
     onnx.TensorProto.INT4: 4,
     onnx.TensorProto.UINT4: 4,
@@ -121,17 +122,17 @@ class StoredSparse(LazyValues):
         """The dense array, read-only.
 
         Raises:
-            ModelError: an index lies outside the shape.
+            ModelError: an index lies outside the shape, or the values cannot be read.
         """
         if self._array is None:
-            values = numpy_helper.to_array(self.tensor.values)
-            indices = numpy_helper.to_array(self.tensor.indices)
-            dense = np.zeros(self.size, values.dtype)
             try:
+                values = numpy_helper.to_array(self.tensor.values)
+                indices = numpy_helper.to_array(self.tensor.indices)
+                dense = np.zeros(self.size, values.dtype)
                 if indices.ndim == 2:  # [NNZ, rank] -> linear
                     indices = np.ravel_multi_index(tuple(indices.T), self.shape)
                 dense[indices] = values
-            except (ValueError, IndexError) as error:
+            except (ValueError, IndexError, TypeError) as error:
                 name = self.tensor.values.name
                 raise ModelError(f"Sparse tensor `{name}` is broken: {error}") from error
             self._array = dense.reshape(self.shape)

@@ -17,6 +17,7 @@ from onnx import AttributeProto, helper, numpy_helper
 from onnxslim.errors import ModelError
 from onnxslim.graph import wire
 from onnxslim.graph.ir import (
+    ELEMENT_TYPES,
     Constant,
     Graph,
     Node,
@@ -218,8 +219,7 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
 
 
 def _check_type(tensor: onnx.TensorProto) -> None:
-    known = onnx.TensorProto.DataType.values()
-    if tensor.data_type not in known or tensor.data_type == onnx.TensorProto.UNDEFINED:
+    if tensor.data_type not in ELEMENT_TYPES:
         raise ModelError(
             f"Tensor `{tensor.name}` has the element type {tensor.data_type}, which ONNX does not "
             "know."

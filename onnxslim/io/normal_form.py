@@ -23,10 +23,9 @@ from graphlib import CycleError, TopologicalSorter
 import onnx
 
 from onnxslim.errors import ModelError
-from onnxslim.graph.ir import WITH_BODIES
+from onnxslim.graph.ir import ELEMENT_TYPES, WITH_BODIES
 
 _SPELLED_OUT = "ai.onnx"
-_ELEMENT_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 
 
 def normalise(model: onnx.ModelProto) -> list[str]:
@@ -160,7 +159,7 @@ def _unknown_type(kind: onnx.TypeProto) -> int | None:
     case = kind.WhichOneof("value")
     if case in ("tensor_type", "sparse_tensor_type"):
         element = int(getattr(kind, case).elem_type)
-        return None if element in _ELEMENT_TYPES else element
+        return None if element in ELEMENT_TYPES else element
     if case in ("sequence_type", "optional_type"):
         return _unknown_type(getattr(kind, case).elem_type)
     return _unknown_type(kind.map_type.value_type) if case == "map_type" else None

@@ -137,7 +137,14 @@ class RuntimeProver:
         if self._verify:
             self._is_comparable = failure is None
             found = "" if self._workload is None else self._workload.description
-            self.verified_on = found if failure is None else f"not verified: {failure}"
+            left_out = [
+                f", without output `{info.name}`, which is {info.kind}"
+                for info in self._signature[1]
+                if info.dtype is None
+            ]
+            self.verified_on = (
+                f"not verified: {failure}" if failure else "".join((found, *left_out))
+            )
         return self._is_comparable
 
     def compare(self, candidate: Model, fidelity: Fidelity) -> Comparison:
@@ -281,10 +288,6 @@ class RuntimeProver:
         strange = [info for info in session.outputs if info.dtype is None]
         if len(strange) == len(session.outputs):
             return f"output `{strange[0].name}` is {strange[0].kind}, which cannot be compared."
-        self.notes += [
-            f"Output `{info.name}` is {info.kind}, which cannot be compared: the others were."
-            for info in strange
-        ]
         workload, original = self._workload, self._original
         assert workload is not None
         assert original is not None
