@@ -46,7 +46,7 @@ def admit(model: Model, loads: Callable[[Model], object]) -> Iterator[str]:
         loads(model)
     except RuntimeFailure as error:
         raise ModelError(f"The model is invalid: {objection}. {error}") from error
-    yield f"The ONNX checker refuses the model, which onnxruntime runs: {objection}"
+    yield f"The ONNX checker refuses the model, which onnxruntime runs: {objection}."
 
 
 def check_model(model: Model, before: Model | None = None) -> None:
@@ -57,7 +57,7 @@ def check_model(model: Model, before: Model | None = None) -> None:
     """
     objection = checker_objection(model)
     if objection is not None and (before is None or checker_objection(before) is None):
-        raise ModelError(f"The model is invalid: {objection}")
+        raise ModelError(f"The model is invalid: {objection}.")
 
 
 def checker_objection(model: Model) -> str | None:
@@ -75,7 +75,7 @@ def checker_objection(model: Model) -> str | None:
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()).rstrip(".")
     return None
 
 

@@ -136,15 +136,7 @@ class RuntimeProver:
                 failure = self._run_original(session)
         if self._verify:
             self._is_comparable = failure is None
-            found = "" if self._workload is None else self._workload.description
-            left_out = [
-                f", without output `{info.name}`, which is {info.kind}"
-                for info in self._signature[1]
-                if info.dtype is None
-            ]
-            self.verified_on = (
-                f"not verified: {failure}" if failure else "".join((found, *left_out))
-            )
+            self.verified_on = f"not verified: {failure}" if failure else self._compared_on()
         return self._is_comparable
 
     def compare(self, candidate: Model, fidelity: Fidelity) -> Comparison:
@@ -282,6 +274,15 @@ class RuntimeProver:
         if self._workload is None:
             return f"no inputs could be made up that the model accepts. {why} {ADVICE}"
         return None
+
+    def _compared_on(self) -> str:
+        """The samples that outputs are compared on, and the outputs that are not compared."""
+        left_out = [
+            f", without output `{info.name}`, which is {info.kind}"
+            for info in self._signature[1]
+            if info.dtype is None
+        ]
+        return "".join((self._workload.description if self._workload else "", *left_out))
 
     def _run_original(self, session: Session) -> str | None:
         """Reference outputs; the reason, when they say nothing about another model."""
