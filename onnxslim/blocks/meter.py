@@ -52,13 +52,7 @@ class BranchMeter:
         return float(branch_macs(branch) or 1)
 
     def is_met(self, graph: gs.Graph, model: Model | None, removed: int) -> bool:
-        """Whether enough is gone.
-
-        Args:
-            graph: as it is now.
-            model: whose graph it is.
-            removed: the number of branches that are gone.
-        """
+        """Whether `graph`, that of `model`, has lost enough with `removed` branches."""
         if self.budget.kind == "ratio":
             return removed >= round(self.budget.amount * self._removable)
         if self.budget.kind == "latency" and not removed:
@@ -66,12 +60,7 @@ class BranchMeter:
         return self._meter.taken(graph, model) <= self.budget.amount * self._meter.whole
 
     def untimed(self, graph: gs.Graph, removed: int) -> Budget:
-        """A budget that is met where `removed` branches are gone, whatever is timed.
-
-        Args:
-            graph: without these branches.
-            removed: how many.
-        """
+        """A budget that `graph`, without `removed` branches, meets whatever is timed."""
         if not self._has_macs:
             return Budget("ratio", min(removed / self._removable, _ALMOST_ALL))
         # rounded up: at least what is left now, and less than was left one branch before

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import json_option, run_options, talk_options
+from onnxslim.commands.arguments import calib_option, json_option, run_options, talk_options
 from onnxslim.commands.console import paper, progress, say
 
 if TYPE_CHECKING:
@@ -21,11 +21,7 @@ _HEADS = ("linear", "mlp")
 
 @click.command("exits", short_help=COMMANDS["exits"])
 @click.argument("model")
-@click.option(
-    "--calib",
-    metavar="FILE.npz|DIR|module:function",
-    help="Sample inputs: heads are fitted to what the network answers on them.",
-)
+@calib_option("Sample inputs: heads are fitted to what the network answers on them.")
 @click.option("--output", metavar="NAME", help="The output that is the class scores.")
 @click.option(
     "--head", type=click.Choice(_HEADS), default="linear", help="As in inject-exits; linear."
@@ -78,9 +74,7 @@ def command(
 def _text(rows: Sequence[ExitRow], notes: Sequence[str]) -> str:
     from onnxslim.render.tables import FigureTable, printable
 
-    if not rows:
-        lines = ["There is no place at which this model can be left early."]
-        return "\n".join([*lines, *(f"note: {printable(note)}" for note in notes)])
+    text = "There is no place at which this model can be left early."
     heads = ("tensor", "shape", "before", "work", "head", "agreement", "may leave")
     grid = FigureTable(heads, frozenset({1, 4}))
     for row in rows:
@@ -93,7 +87,8 @@ def _text(rows: Sequence[ExitRow], notes: Sequence[str]) -> str:
             _percent(row.agreement),
             _percent(row.leaving),
         )
-    text = grid.without_empty_columns().render(paper())
+    if rows:
+        text = grid.without_empty_columns().render(paper())
     return "\n".join([text, *(f"note: {printable(note)}" for note in notes)])
 
 

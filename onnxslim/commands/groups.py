@@ -26,19 +26,12 @@ _NAMES_SHOWN = 6
 
 @dataclass(frozen=True)
 class _Found:
-    """The groups of a model, and all else that is shown.
-
-    Attributes:
-        channels: all groups.
-        unpruned: layers that are in no group, with the reasons.
-        sha256: of the file.
-        computed_constants: the number of nodes that compute a constant.
-    """
+    """The groups of a model, and all else that is shown."""
 
     channels: Channels
     unpruned: Sequence[Skip]
-    sha256: str
-    computed_constants: int
+    sha256: str  # of the file
+    computed_constants: int  # the number of nodes that compute one
 
 
 @click.command("groups", short_help=COMMANDS["groups"])
@@ -129,7 +122,7 @@ def _group_lines(
     writers = [f"{member.label} ({len(member.ids):,})" for member in group.writers]
     yield f"  written by  {_names(writers, most)}"
     if group.channelwise:
-        yield f"  passed by   {_names(_passing(group), most)}"
+        yield f"  passed by   {_names([f'{label} ({op})' for label, op in _passing(group)], most)}"
     if group.readers:
         yield f"  read by     {_names([member.label for member in group.readers], most)}"
     for why, count in _by_count(group.pins):
@@ -143,10 +136,11 @@ def _names(names: Sequence[str], most: int | None) -> str:
     return f"{', '.join(names[:most])} and {len(names) - most:,} more"
 
 
-def _passing(group: ChannelGroup) -> list[str]:
+def _passing(group: ChannelGroup) -> list[tuple[str, str]]:
+    """Label and operator of the nodes in between with parameters for each channel."""
     from onnxslim.graph.ir import node_label
 
-    return [f"{node_label(node)} ({node.op})" for node, _ in group.channelwise]
+    return [(node_label(node), node.op) for node, _ in group.channelwise]
 
 
 def _by_count(pins: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -197,14 +191,7 @@ def _group_json(channels: Channels, group: ChannelGroup) -> dict[str, Json]:
         "units": group.size,
         "free_units": len(channels.free(group)),
         "written_by": [{"node": m.label, "channels": len(m.ids)} for m in group.writers],
-        "passed_by": [*_passing_json(group)],
+        "passed_by": [{"node": label, "op": op} for label, op in _passing(group)],
         "read_by": [{"node": m.label, "channels": len(m.ids)} for m in group.readers],
         "pins": [{"why": why, "units": count} for why, count in _by_count(group.pins)],
     }
-
-
-def _passing_json(group: ChannelGroup) -> Iterator[Json]:
-    from onnxslim.graph.ir import node_label
-
-    for node, _ in group.channelwise:
-        yield {"node": node_label(node), "op": node.op}
