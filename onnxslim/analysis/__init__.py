@@ -12,6 +12,7 @@ pinned_sizes  open sizes of inputs that weights pin
 input_roles   masks, indices, lengths: what the graph does with each input
 input_demands  both of these, for a model
 branches      residual branches, and the nodes that only one of them needs
+data_sizes    outputs whose sizes depend on data, such as detections
 output_parts  parts of an output that a last Concat joins, such as boxes and scores
 layer_models  small models of one layer, for a stopwatch
 """

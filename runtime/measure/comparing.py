@@ -5,12 +5,15 @@ Owns: the walk over runs and references. Not here: which differences are allowed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from onnxslim.analysis.output_parts import Parts
 from onnxslim.records import Fidelity
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.promise import breach, shape_breach
+from onnxslim.runtime.measure.row_matching import comparable
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Outputs, Session, TensorInfo
 
@@ -21,27 +24,43 @@ def measure_drift(
     references: Sequence[Sequence[Outputs]],
     kept: list[Outputs] | None = None,
     parts: Parts | None = None,
+    elastic: Sequence[Container[str]] = (),
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
 ) -> tuple[list[dict[str, DriftMeter]], str | None]:
     """Drift of every output against each reference, or why arrays do not match.
 
     `references` has the outputs of each reference model on the same samples. `kept` receives the
     outputs of `session`. `parts` of outputs are also measured separately, under their labels.
+    `elastic` names, for each reference, the outputs whose sizes may differ from its own; `resized`
+    receives the first pair of different shapes of each output.
     """
     parts = parts or {}
+    elastic = elastic or [()] * len(references)
     meters = [_meters(reference[0], parts) for reference in references]
     for sample, *expected in zip(runs, *references, strict=True):
         outputs = session.run(sample.feeds)
         if kept is not None:
             kept.append(outputs)
-        for found, reference in zip(meters, expected, strict=True):
-            broken = shape_breach(reference, outputs)
+        for found, reference, free in zip(meters, expected, elastic, strict=True):
+            broken = shape_breach(reference, outputs, free)
             if broken is not None:
                 return meters, broken
             for name, array in reference.items():
-                found[name].update(array, outputs[name])
-                for part in parts.get(name, ()):
-                    found[part.label].update(part.of(array), part.of(outputs[name]))
+                if resized is not None and array.shape != outputs[name].shape:
+                    resized.setdefault(name, (array.shape, outputs[name].shape))
+                _update(found, name, array, outputs[name], parts)
     return meters, None
+
+
+def _update(
+    meters: Mapping[str, DriftMeter], name: str, ref: np.ndarray, new: np.ndarray, parts: Parts
+) -> None:
+    """Add one run of output `name` to its meter and those of its parts."""
+    left, right = comparable(ref, new)
+    meters[name].update(left, right)
+    meters[name].unequal += max(ref.size, new.size) - min(left.size, right.size)
+    for part in parts.get(name, ()):
+        meters[part.label].update(part.of(left), part.of(right))
 
 
 def _meters(reference: Outputs, parts: Parts) -> dict[str, DriftMeter]:

@@ -8,7 +8,7 @@ Owns: tolerances, and the wording of a breach. Not here: measuring (see `drift`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 import ml_dtypes
@@ -92,12 +92,18 @@ def signature_breach(
 
 
 def shape_breach(
-    reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
+    reference: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+    elastic: Container[str] = (),
 ) -> str | None:
-    """How the arrays of one run differ in dtype or shape; None when they agree."""
+    """How the arrays of one run differ in dtype or shape; None when they agree.
+
+    Of outputs in `elastic` only the rank counts.
+    """
     for name, ref in reference.items():
         new = found[name]
-        if ref.dtype != new.dtype or ref.shape != new.shape:
+        may_differ = name in elastic and ref.ndim == new.ndim
+        if ref.dtype != new.dtype or (ref.shape != new.shape and not may_differ):
             return (
                 f"returned output `{name}` as {new.dtype.name}{list(new.shape)}, where "
                 f"{ref.dtype.name}{list(ref.shape)} is expected"

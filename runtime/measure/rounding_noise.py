@@ -5,7 +5,8 @@ NonMaxSuppression or ArgMax over near ties, or that divides by almost nothing, c
 boxes. A lossless rewrite of such a model moves its outputs beyond any tolerance, as the next
 version of onnxruntime may. So before a rewrite is rejected, the input model itself is measured
 twice: with onnxruntime's optimisations off instead of on, and with inputs off by one unit in the
-last place.
+last place. Integer inputs cannot be off by so little: where there are some, the weights are moved
+instead. Whole numbers among them stay, because exponents, counts and thresholds are exact.
 
 Owns: which perturbations count as rounding. Not here: tolerances (see `promise`).
 """
@@ -18,6 +19,8 @@ from typing import Final
 
 import numpy as np
 
+from onnxslim.graph.ir import Constant, walk_graphs
+from onnxslim.io.model import Model
 from onnxslim.runtime.measure.comparing import measure_drift
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.promise import is_floating
@@ -71,6 +74,35 @@ def nudged(runs: Sequence[Sample], seed: int) -> Iterator[list[Sample]]:
             replace(run, feeds={name: _nudge(array, rng) for name, array in run.feeds.items()})
             for run in runs
         ]
+
+
+def has_integers(runs: Sequence[Sample]) -> bool:
+    """Whether some input is of a type that does not round."""
+    return any(not is_floating(array.dtype) for run in runs[:1] for array in run.feeds.values())
+
+
+def nudged_weights(model: Model, seed: int) -> Iterator[Model]:
+    """Copies of `model` with every float constant off by one unit in the last place."""
+    for number in range(_NUDGES):
+        rng = np.random.default_rng((seed, number))
+        moved = model.clone()
+        for constant in _constants(moved):
+            if constant.stored.dtype.kind == "f":
+                values = constant.values
+                constant.values = np.where(values == np.round(values), values, _nudge(values, rng))
+        yield moved
+
+
+def _constants(model: Model) -> Iterator[Constant]:
+    """The initializers and the values of Constant nodes, each once."""
+    seen: set[Constant] = set()
+    for graph in walk_graphs(model.graph):
+        for node in graph.nodes:
+            values = node.attrs.values() if node.op == "Constant" else ()
+            for tensor in (*node.inputs, *values):
+                if isinstance(tensor, Constant) and tensor not in seen:
+                    seen.add(tensor)
+                    yield tensor
 
 
 def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from onnxslim.analysis.data_sizes import outputs_sized_by_data
 from onnxslim.analysis.input_demands import input_demands
 from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.errors import ModelError, RuntimeFailure
@@ -31,7 +32,12 @@ from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.latency import confirm, time_many
 from onnxslim.runtime.measure.output_evidence import output_notes
 from onnxslim.runtime.measure.promise import signature_breach
-from onnxslim.runtime.measure.rounding_noise import RoundingNoise, nudged
+from onnxslim.runtime.measure.rounding_noise import (
+    RoundingNoise,
+    has_integers,
+    nudged,
+    nudged_weights,
+)
 from onnxslim.runtime.measure.workload import Workload, from_samples, from_seed, is_branching
 from onnxslim.runtime.samples.seeded import is_silent
 from onnxslim.runtime.samples.sources import SampleSource, open_samples
@@ -109,6 +115,8 @@ class RuntimeProver:
         self._is_comparable = False
         self._is_exact = True  # whether two runs of one model give the same bits
         self._parts: Parts | None = None  # of the original's outputs
+        self._sized_by_data: frozenset[str] | None = None  # outputs of the original
+        self._resized: set[str] = set()  # those that a note tells of
         self._noise: RoundingNoise | None = None
         self._original: _Baseline | None = None
         self._previous: _Baseline | None = None
@@ -372,12 +380,24 @@ class RuntimeProver:
             references.append(self._reference(self._original, mode))
         kept: list[Outputs] = []
         parts = self._parts_for(fidelity)
-        meters, broken = measure_drift(session, self._runs(mode), references, kept, parts)
+        resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        elastic = self._elastic(fidelity, len(references))
+        meters, broken = measure_drift(
+            session, self._runs(mode), references, kept, parts, elastic, resized
+        )
+        self._note_resized(resized)
         reshaped = broken is not None
         broken = broken or first_breach(meters[0], session.outputs, fidelity)
         found = None if reshaped else meters[0]
         if broken is not None and self._is_noise(broken, fidelity, mode, found, session):
             broken = None
+            if reshaped:  # sizes that rounding alone changes: what remains comparable is measured
+                kept.clear()
+                elastic = [frozenset(kind.name for kind in session.outputs)] * len(references)
+                meters, broken = measure_drift(
+                    session, self._runs(mode), references, kept, parts, elastic
+                )
+                reshaped = broken is not None
         if reshaped:
             return Comparison({}, {}, broken)
         self._candidate = _Baseline(candidate, {mode: kept})
@@ -386,6 +406,29 @@ class RuntimeProver:
             for found in meters  # a part that is all zero has no signal-to-noise ratio
         ]
         return Comparison(drifts[0], drifts[-1], broken)
+
+    def _elastic(self, fidelity: Fidelity, references: int) -> Sequence[frozenset[str]]:
+        """The outputs whose sizes may differ from those of the previous model, and the original.
+
+        Only lossy steps may change sizes that depend on data; a lossless step after one is held to
+        the sizes of the model before it.
+        """
+        if fidelity is not Fidelity.LOSSY and references == 1:
+            return ()
+        if self._sized_by_data is None:
+            assert self._original is not None
+            self._sized_by_data = outputs_sized_by_data(self._original.model)
+        previous = self._sized_by_data if fidelity is Fidelity.LOSSY else frozenset()
+        return (previous, self._sized_by_data)[:references]
+
+    def _note_resized(self, resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+        for name in (resized.keys() & (self._sized_by_data or ())) - self._resized:
+            before, after = resized[name]
+            self.notes.append(
+                f"The size of output `{name}` depends on data, and a lossy step changed it (from "
+                f"{list(before)} to {list(after)} on one sample): matching parts were compared."
+            )
+            self._resized.add(name)
 
     def _parts_for(self, fidelity: Fidelity) -> Parts:
         """Parts of the outputs of the original; lossless promises concern whole outputs."""
@@ -419,7 +462,8 @@ class RuntimeProver:
             return False
         note = (
             "The input model is sensitive to rounding: with onnxruntime's own optimisations off, "
-            "or inputs off by one unit in the last place, its outputs move as much as here "
+            "or inputs (weights, where inputs are integers) off by one unit in the last place, its "
+            "outputs move as much as here "
             f"(the result {broken}). Samples from practice (--calib) may show less."
         )
         if note not in self.notes:
@@ -436,6 +480,10 @@ class RuntimeProver:
                 for samples in nudged(runs, self._seed):
                     self._noise.add(session, samples, reference)
             model = self._original.model
+            if has_integers(runs):
+                for moved in nudged_weights(model, self._seed):
+                    with suppress(RuntimeFailure), self._open(moved) as session:
+                        self._noise.add(session, runs, reference)
             with suppress(RuntimeFailure), self._open(model, optimise=False) as plain:
                 self._noise.add(plain, runs, reference)
         return self._noise

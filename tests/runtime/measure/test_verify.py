@@ -619,3 +619,59 @@ def test_a_part_without_any_signal_is_not_spoken_of() -> None:
     source = edited(detector(), without_scores)
     found = begun(source).compare(detector(), Fidelity.LOSSY).original
     assert set(found) == {"y", "y[:, :4]"}
+
+
+DETECTIONS = """<opset_import: ["" : 17]>
+g (float[N, 4] x) => (float[N, 4] p, int64[2, K] at)
+<float[4, 4] w = {1, 0.2, 0.3, 0.4, 0.5, 1, 0.7, 0.8, 0.9, 1, 1, 0.2, 0.3, 0.4, 0.5, 1},
+ float half = {0.5}> {
+    a = MatMul (x, w)
+    p = Sigmoid (a)
+    m = Greater (p, half)
+    at = NonZero (m)
+}"""
+
+
+def test_lossy_steps_may_change_sizes_that_depend_on_data_and_it_is_said() -> None:
+    model = Model.load(parse(DETECTIONS))
+    data = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
+    prover = begun(model, calibration={"x": data})
+    other = changed(model, lambda w: np.float32(0.9) * w.values + np.float32(0.3))
+    assert prover.compare(other, Fidelity.CLOSE).broken is not None
+    found = prover.compare(other, Fidelity.LOSSY)
+    assert found.broken is None
+    assert not found.previous["at"].equal_bits
+    assert any("`at` depends on data" in note for note in prover.notes)
+    prover.commit(other)
+    again = prover.compare(other.clone(), Fidelity.CLOSE)  # held to the sizes before it
+    assert again.broken is None
+    assert again.previous["at"].equal_bits
+    assert not again.original["at"].equal_bits
+    assert prover.compare(model, Fidelity.CLOSE).broken is not None
+
+
+def test_rounding_behind_integer_inputs_is_noise_of_the_model() -> None:
+    text = """<opset_import: ["" : 17]>
+    g (int64[T] ids) => (int64[L] frames)
+    <float[8] table = {10, 20, 30, 40, 50, 60, 70, 80}, float a = {2.6}, float b = {15},
+     int64 zero = {0}, int64 one = {1}> {
+        e = Gather (table, ids)
+        c = Mul (e, a)
+        d = Mul (c, b)
+        f = Floor (d)
+        s = ReduceSum <keepdims = 0> (f)
+        n = Cast <to = 7> (s)
+        frames = Range (zero, n, one)
+    }"""
+    model = Model.load(parse(text))
+    prover = begun(model)
+
+    def lower(proto: onnx.ModelProto) -> None:
+        scale = next(each for each in proto.graph.initializer if each.name == "a")
+        values = np.nextafter(onnx.numpy_helper.to_array(scale), np.float32(0))
+        scale.CopyFrom(onnx.numpy_helper.from_array(values, "a"))
+
+    found = prover.compare(edited(model, lower), Fidelity.CLOSE)
+    assert found.broken is None
+    assert not found.previous["frames"].equal_bits
+    assert any("sensitive to rounding" in note for note in prover.notes)
