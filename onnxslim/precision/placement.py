@@ -33,10 +33,7 @@ def float16_nodes(rewriter: Rewriter, halves: Mapping[Node, HalfOperands]) -> fr
     """The nodes, of all graphs, that compute in float16; `halves` are those that may."""
     names = {node: str(number) for number, node in enumerate(halves)}
     tensors = dict.fromkeys(
-        tensor
-        for node, half in halves.items()
-        for tensor in half.tensors(node)
-        if const_value(tensor) is None
+        tensor for node, half in halves.items() for tensor in _variables(node, half)
     )
     costs = PlacementCosts(
         {names[node]: _traffic_bytes(node, half) for node, half in halves.items()},

@@ -292,7 +292,10 @@ class _WeightStorer:
         if self._is_flipped():
             self._unflip()
         stored = weight_layouts.linear(self.weight, self.layer, self.plan.bits)
-        self._make("DequantizeLinear", stored)
+        inputs, attrs, lossy = self._constants(stored), dict(stored.attributes), Fidelity.LOSSY
+        self.rw.replace_constant(
+            self.tensor, "DequantizeLinear", inputs, self.what, lossy, attrs=attrs
+        )
 
     def folded(self) -> None:
         stored = weight_layouts.folded(self.weight, self.layer, self.plan.bits)
@@ -347,11 +350,6 @@ class _WeightStorer:
         attrs = {name: value for name, value in node.attrs.items() if name != "transB"}
         self.rw.update(node, "its matrix lies as onnxruntime's kernel wants it", attrs=attrs)
         self.layer = replace(self.layer, inputs_first=True)
-
-    def _make(self, op: str, stored: StoredCodes) -> None:
-        """Let a node of `op` compute the weight in place of its constant."""
-        inputs, attrs, lossy = self._constants(stored), dict(stored.attributes), Fidelity.LOSSY
-        self.rw.replace_constant(self.tensor, op, inputs, self.what, lossy, attrs=attrs)
 
     def _constants(self, stored: StoredCodes) -> list[Constant]:
         return [self.rw.constant(x, f"{self.name}_{part}") for part, x in stored.inputs.items()]
