@@ -37,6 +37,7 @@ PASSES: Mapping[str, str] = {
     "quantize-int8": "quantize_int8:QuantizeInt8",
     "quantize-power-of-two": "quantize_power_of_two:QuantizePowerOfTwo",
     "quantize-weights": "quantize_weights:QuantizeWeights",
+    "raise-opset": "raise_opset:RaiseOpset",
     "simplify": "simplify:Simplify",
     "ternarize-weights": "ternarize_weights:TernarizeWeights",
 }

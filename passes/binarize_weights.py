@@ -39,8 +39,8 @@ Declines when:
        already.
     2. A weight is shared with a layer that `only` and `skip` leave out.
     3. Codes and scales would take as many bytes as the weight.
-    4. The opset is below 11 (10 for a layer of one output): operators that unpack codes are
-       missing.
+    4. The opset is below 11 (10 for a layer of one output) and cannot be raised (see
+       `raise-opset`): operators that unpack codes are missing.
     5. The weight has zeros, as after `prune-weights`: no sum of signs would keep them.
 
 Fidelity:

@@ -40,8 +40,8 @@ Declines when:
     1. The weight is computed at run time, not of floating point, or stored as a codebook already.
     2. A weight is shared with a layer that `only` and `skip` leave out.
     3. Codes and tables would take as many bytes as the weight.
-    4. The opset is below 10 (11 with a table for each channel or group): operators that unpack
-       codes are missing.
+    4. The opset is below 10 (11 with a table for each channel or group) and cannot be raised (see
+       `raise-opset`): operators that unpack codes are missing.
     5. The number of input columns is no multiple of `vector`, or of `group`.
 
 Fidelity:

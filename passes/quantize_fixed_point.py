@@ -43,7 +43,8 @@ Declines when:
        already.
     2. A weight is shared with a layer that `only` and `skip` leave out.
     3. Codes and table, or integers, would take as many bytes as the weight.
-    4. The opset is below 10 (7 for integers and a scale): operators are missing.
+    4. The opset is below 10 (7 for integers and a scale) and cannot be raised (see `raise-opset`):
+       operators are missing.
     5. With the `fl` given, the weight takes more than 16 bits; or it would become all zero.
 
 Fidelity:
@@ -63,7 +64,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from onnxslim.codebook.fixed_point import CODE_TYPE, FixedPointWeight
+from onnxslim.codebook.fixed_point import CODE_TYPE, LEAST_OPSET, FixedPointWeight
 from onnxslim.errors import UsageError
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
 from onnxslim.lossy.codebooks import Codebook
@@ -153,6 +154,13 @@ class QuantizeFixedPoint(CodebookPass):
         form = self._format(problem)
         levels = min(2 ** (form.il + form.fl), _MAX_VALUES)
         return Layout(levels, table=table_type(problem))
+
+    def least_opset(self, problem: Problem) -> int:
+        """Lower where there are more values than a table has: integers and a scale need little."""
+        form = self._format(problem)
+        if form.il + form.fl > _DEFAULT_BITS:
+            return LEAST_OPSET
+        return super().least_opset(problem)
 
     def nbytes(self, problem: Problem) -> int:
         """A bit for each weight: how many values there are is known when it is rounded."""

@@ -24,8 +24,9 @@ Rewrite:
     end of a range. MaxPool, Resize to the nearest, Reshape, Transpose, Split, Slice, Gather and the
     like move integers, on the grid of their input. A Clip without bounds keeps an operator in float
     where onnxruntime would put it on integers, because all of its neighbours are. An opset below 13
-    is raised to 13. LSTM becomes onnxruntime's DynamicQuantizeLSTM, in bodies too: it reads and
-    makes floats, and finds the range of each step's input at run time; its weights become int8.
+    is raised to 13 (see `raise-opset`). LSTM becomes onnxruntime's DynamicQuantizeLSTM, in bodies
+    too: it reads and makes floats, and finds the range of each step's input at run time; its
+    weights become int8.
 
     Which operators: `placement=measured` profiles the model in float and on integers, and finds the
     set of kernels with the least total time, crossings between float and integers included, as a

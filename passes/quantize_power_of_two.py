@@ -45,7 +45,8 @@ Declines when:
        already.
     2. A weight is shared with a layer that `only` and `skip` leave out.
     3. Codes and table would take as many bytes as the weight.
-    4. The opset is below 10: operators that unpack codes are missing.
+    4. The opset is below 10 and cannot be raised (see `raise-opset`): operators that unpack codes
+       are missing.
     5. All its values are zero, or too small for powers of two in its type.
 
 Fidelity:

@@ -57,8 +57,8 @@ Declines when:
     1. The weight is computed at run time, quantized already, or not float32.
     2. Codes and scales would take as many bytes as the weight.
     3. A layer that `only` and `skip` leave out shares the weight.
-    4. The opset is too low and cannot be raised (bodies, local functions): then 4 bits are only
-       possible with MatMulNBits, and 8 bits as `folded`.
+    4. The opset is too low and cannot be raised (see `raise-opset`): then 4 bits are only possible
+       with MatMulNBits, and 8 bits as `folded`.
     5. A table of embeddings is no matrix, is read by columns, or has readers that are not Gather
        (where such a reader is a layer, the layer's codes serve both).
 

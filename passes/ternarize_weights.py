@@ -39,8 +39,8 @@ Declines when:
        already.
     2. A weight is shared with a layer that `only` and `skip` leave out.
     3. Codes and tables would take as many bytes as the weight.
-    4. The opset is below 10 (11 with a table for each output): operators that unpack codes are
-       missing.
+    4. The opset is below 10 (11 with a table for each output) and cannot be raised (see
+       `raise-opset`): operators that unpack codes are missing.
 
 Fidelity:
     LOSSY. Zeros stay zero; shared weights stay shared; the mean output stays, by way of the bias.

@@ -30,6 +30,7 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.records import Fidelity
 
 CODE_TYPE: Final = np.dtype(np.int16)
+LEAST_OPSET: Final = 7  # the first whose Mul broadcasts
 _TYPES: Final[dict[np.dtype[np.floating], str]] = {
     np.dtype(np.float32): "",
     np.dtype(np.float16): "ToFloat16",
@@ -91,7 +92,7 @@ class FixedPointFunction:
     """The function that computes weights of type `dtype`; a `replacement.WeightFunction`."""
 
     inputs: ClassVar[tuple[str, ...]] = ("codes", "scale")
-    least_opset: ClassVar[int] = 7  # the first whose Mul broadcasts
+    least_opset: ClassVar[int] = LEAST_OPSET
     dtype: np.dtype[np.floating]
 
     @property

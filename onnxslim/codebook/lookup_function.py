@@ -40,6 +40,8 @@ from onnxslim.codebook.weight import CodebookWeight, Stage
 from onnxslim.graph.functions import DOMAIN, LOOKUP
 from onnxslim.packing.radix import Plane, plane_of, planes_for
 
+ONE_TABLE: Final = 10  # the first opset that has the operators to look up codes in one table
+MANY_TABLES: Final = 11  # and in a table for each block
 _MAX_GROUPING: Final = 1 << 14
 _TYPE_NAMES: Final[dict[np.dtype[np.floating], str]] = {
     np.dtype(np.float32): "Float",
@@ -155,7 +157,7 @@ class LookupVariant:
     @property
     def least_opset(self) -> int:
         """The first opset that has all operators of the body."""
-        return 11 if any(stage.blocked for stage in self.stages) else 10
+        return MANY_TABLES if any(stage.blocked for stage in self.stages) else ONE_TABLE
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 ir          Graph, Node, Variable, Constant: onnx-graphsurgeon's classes, compared by identity
 rewrite     Rewriter: every edit of a graph, checked before it is made, and logged
+opset           a model raised to a later opset of the standard
+opset_adapters  what changed in operators from opset to opset
 order       nodes sorted producers first, as few moved as possible
 operands    constants, axes and pads that a node reads, at any opset
 dims        rank and known sizes of one tensor

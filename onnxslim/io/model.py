@@ -93,6 +93,11 @@ class Model:
         return cls._parse(map_file(path), path)
 
     @classmethod
+    def of(cls, graph: Graph) -> Model:
+        """A model of `graph`, which came from no file."""
+        return cls(graph, onnx.ModelProto(), Origin(None, "", 0))
+
+    @classmethod
     @paused()
     def _parse(cls, file: memoryview, path: Path | None) -> Model:
         name = f"`{path}`" if path else "The model"

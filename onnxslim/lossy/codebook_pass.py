@@ -6,15 +6,16 @@ problem.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import WeightLayer
+from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.codebook import fixed_point, lookup
 from onnxslim.codebook.fixed_point import FixedPointWeight
+from onnxslim.codebook.lookup_function import MANY_TABLES, ONE_TABLE
 from onnxslim.codebook.sparse import sparse_or_dense
 from onnxslim.codebook.weight import (
     TABLE_TYPES,
@@ -23,15 +24,20 @@ from onnxslim.codebook.weight import (
     TableGranularity,
     codebook_for_layer,
 )
+from onnxslim.errors import NotApplicable
+from onnxslim.graph.clone import adopt, clone_graph
 from onnxslim.graph.ir import Constant, StoredSparse, node_label
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
 from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.layer_pass import LayerPass, error_words, share_of
 from onnxslim.lossy.problems import Problem, assign
 from onnxslim.packing.radix import packed_bytes
 from onnxslim.pipeline.passes import Context
-from onnxslim.records import Fidelity, PassResult
+from onnxslim.pipeline.raising import raise_for
+from onnxslim.records import Fidelity, PassResult, Skip
 from onnxslim.render.units import bytes_text
+from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.threads import threads_for
 
 _OVERHEAD_BYTES: Final = 200  # of a node, its names, and the headers of its tensors
@@ -58,11 +64,15 @@ class Layout:
     stages: int = 1
     table: np.dtype[np.floating] = _FLOAT32
 
-    def nbytes(self, layer: WeightLayer) -> int:
-        """Bytes of the codes and tables of `layer`."""
-        tables = {TableGranularity.TENSOR: 1, TableGranularity.ROW: layer.groups * layer.rows}.get(
+    def tables(self, layer: WeightLayer) -> int:
+        """Number of tables of `layer`, of a stage."""
+        return {TableGranularity.TENSOR: 1, TableGranularity.ROW: layer.groups * layer.rows}.get(
             self.per, layer.groups * layer.columns // (self.width or layer.columns)
         )
+
+    def nbytes(self, layer: WeightLayer) -> int:
+        """Bytes of the codes and tables of `layer`."""
+        tables = self.tables(layer)
         codes = packed_bytes(self.levels, layer.size // self.vector)
         return self.stages * (codes + tables * self.levels * self.vector * self.table.itemsize)
 
@@ -106,7 +116,51 @@ class CodebookPass(LayerPass):
         """A lower bound, known before the problem is solved, on the bytes of codes and tables."""
         return self.layout(problem).nbytes(problem.layer)
 
+    def least_opset(self, problem: Problem) -> int:
+        """The first opset that can compute the weight from its codes."""
+        return MANY_TABLES if self.layout(problem).tables(problem.layer) > 1 else ONE_TABLE
+
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Raise the opset where codes need that; find codes for every selected layer; store them.
+
+        What cannot be raised is declined before any layer is solved.
+        """
+        opset = graph.opset_of("")
+        if opset is None or opset >= MANY_TABLES:
+            return self._replaced(graph, context)
+        least = self._needed_opset(graph)
+        if opset >= least:
+            return self._replaced(graph, context)
+        copy = Model.of(clone_graph(graph)) if context.model is None else context.model.clone()
+        try:
+            raised = raise_for(copy, least, "codebooks", context)
+        except NotApplicable as reason:
+            return PassResult(skips=(Skip(graph.name, str(reason)),))
+        own = None if context.model is None else copy
+        result = self._replaced(copy.graph, replace(context, model=own))
+        if raised is None or not result.changed:
+            return result
+        adopt(graph, copy.graph)
+        return replace(result, changes=(raised, *result.changes))
+
+    def _needed_opset(self, graph: gs.Graph) -> int:
+        """The opset that codes of the selected layers take, as far as they can pay."""
+        problems = [
+            Problem((layer,), (Metric(None, layer.columns),) * layer.groups)
+            for layer in weight_layers(graph)[0]
+            if self.selection.accepts(layer.name) and layer.holder.dtype in WEIGHT_TYPES
+        ]
+        return max(
+            (
+                self.least_opset(problem)
+                for problem in problems
+                if _is_finite(problem)
+                and why_not_smaller(problem.layer, self.nbytes(problem)) is None
+            ),
+            default=0,
+        )
+
+    def _replaced(self, graph: gs.Graph, context: Context) -> PassResult:
         """Find codes for every selected layer, then store them all."""
         rw = Rewriter(graph)
         waiting: list[tuple[str, Constant, CodebookWeight | FixedPointWeight, str]] = []
@@ -136,7 +190,7 @@ class CodebookPass(LayerPass):
         dtype = problem.layer.holder.dtype
         if dtype not in WEIGHT_TYPES:
             return f"a codebook holds no weight of type {dtype}"
-        if not np.isfinite([problem.weight.min(), problem.weight.max()]).all():
+        if not _is_finite(problem):
             return "it has values that are not finite"
         layer = problem.layer
         reason = self.objection(problem) or why_not_smaller(layer, self.nbytes(problem))
@@ -146,6 +200,10 @@ class CodebookPass(LayerPass):
             answer = self.solve(problem, seed)
         reason = why_not_smaller(layer, answer.stored.nbytes)
         return reason or _why_not_stored(graph, problem.layer.holder, answer.stored) or answer
+
+
+def _is_finite(problem: Problem) -> bool:
+    return bool(np.isfinite([problem.weight.min(), problem.weight.max()]).all())
 
 
 def why_not_smaller(layer: WeightLayer, nbytes: int, *, is_sparse: bool = False) -> str | None:

@@ -4,6 +4,7 @@ passes        Pass, Preset, Context: what a pass is and what it gets
 options       typed options of a pass, with the constraints that check them
 spelling      a pass as text
 layer_filter  the options `only` and `skip`, and the layers that they select
+raising       an opset raised inside a pass, and the proof of it
 registry      passes by name, those of other distributions included
 suggest       the closest name to a misspelt one
 grammar       the text of a pipeline, parsed

@@ -204,6 +204,7 @@ class _PipelineRun:
             reference=self.reference,
             goal=self.policy.goal,
             progress=self.progress,
+            why_not_same=self.prover.why_not_same if self.prover else None,
         )
         executor = Executor(context, finds_hidden_changes=self.prover is not None)
         return Verifier(executor, self.prover, self.reproducers)

@@ -41,6 +41,9 @@ class Context:
         goal: which of bytes and latency may not get worse, for passes that trade one for the other.
             Set by the manager.
         progress: is told in words what is going on.
+        why_not_same: holds a second model against a first one that it is to replace losslessly:
+            None when it runs and its outputs differ by no more than rounding, else what it does, in
+            words to follow "it"; None where nothing is verified. Set by the manager.
         model: the model whose graph is rewritten. Set by the manager.
         reference: the model before the first lossy step, which lossy steps approximate. Set by the
             manager.
@@ -54,6 +57,7 @@ class Context:
     floors: Floors = field(default_factory=Floors)
     goal: Goal = Goal.BOTH
     progress: Callable[[str], None] | None = None
+    why_not_same: Callable[[Model, Model], str | None] | None = None
     model: Model | None = None
     reference: Model | None = None
 

@@ -44,6 +44,12 @@ class Prover(Protocol):
             RuntimeFailure: onnxruntime refuses it or fails on it.
         """
 
+    def why_not_same(self, before: Model, after: Model) -> str | None:
+        """What keeps `after` from taking the place of `before` losslessly; None: nothing does.
+
+        The baselines stay as they are. The words follow "it", as in "changed the output y".
+        """
+
     def commit(self, model: Model) -> None:
         """Make `model` the new previous baseline; outputs that are known of it are reused.
 

@@ -7,7 +7,6 @@ weight_scales       scales of weights: granularity, and clipping
 weight_rounding     codes of weights: to nearest, with error feedback, by coordinate descent
 weight_layouts      arrays of codes and scales, as the operators that decode them read them
 weight_storage      which of these layouts suits a weight's readers, and writing it into the graph
-opset               a model's opset, raised to the first that quantization can be written in
 
 activation_grids    the grids of all activations of a model
 kernel_forms        operators without an integer kernel, expressed by operators that have one

@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -23,6 +24,7 @@ from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
+from onnxslim.pipeline.raising import raise_for
 from onnxslim.quantization.activation_grids import observe_grids
 from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
 from onnxslim.quantization.clusters import clusters_of, drop_isolated_movement, selected
@@ -31,7 +33,6 @@ from onnxslim.quantization.float_fallback import DivergenceLimits, FloatFallback
 from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.quantization.kernel_forms import sums_to_adds
 from onnxslim.quantization.layer_codes import nearest_codes, solved_codes
-from onnxslim.quantization.opset import raise_opset
 from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement
 from onnxslim.quantization.qdq import QdqPlan, grid_source, insert_qdq, quantized_copy
 from onnxslim.quantization.range_choice import (
@@ -50,6 +51,8 @@ from onnxslim.services.calibration import Distance
 from onnxslim.services.stopwatch import Stopwatch
 
 PatternCheck = Callable[[Sequence[str], Sequence[str]], None]
+
+_SCALES_OPSET: Final = 13  # the first in which scales go along an axis
 
 
 class CodeType(enum.StrEnum):
@@ -179,10 +182,9 @@ class Int8Run:
     def _prepared(self) -> Model:
         """A copy of the model in the forms that have integer kernels."""
         model = self.original.clone()
-        raised = raise_opset(model.graph)
+        raised = raise_for(model, _SCALES_OPSET, "scales along an axis", self.context)
         if raised is not None:
-            self._say("opset raised from {} to {}: scales along an axis need it".format(*raised))
-        model.has_shapes = model.has_shapes and raised is None
+            self.changes.append(raised)
         infer_shapes(model)
         rewriter = Rewriter(model.graph)
         sums_to_adds(rewriter)

@@ -20,13 +20,13 @@ from onnxslim.errors import NotApplicable
 from onnxslim.graph.clone import adopt, clone_graph
 from onnxslim.graph.ir import Graph, node_label
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.io.shapes import infer_shapes
+from onnxslim.io.model import Model
 from onnxslim.lossy.layer_pass import error_words
 from onnxslim.lossy.problems import MAX_INPUTS, Problem, Problems, Schedule, assign
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.raising import raise_for
 from onnxslim.quantization.grid import GridForm
-from onnxslim.quantization.opset import raise_opset
 from onnxslim.quantization.weight_layouts import stored_bytes
 from onnxslim.quantization.weight_rounding import QuantizedWeight, Rounding, quantized_weight
 from onnxslim.quantization.weight_scales import WeightForm
@@ -165,17 +165,14 @@ class WeightOnlyRun:
         """Bring the working copy to the opset that the selected weights need, if possible."""
         target = max((plan.needs_opset for plan in self._plans()), default=1)
         needs = "4-bit or blockwise weights" if target > 13 else "scales along an axis"
+        model = self.model or Model.of(self.work)
         try:
-            raised = raise_opset(self.work, target, needs)
+            raised = raise_for(model, target, needs, self.context)
         except NotApplicable as reason:
             self._skip(self.graph.name, str(reason))
             return
         if raised is not None:
-            text = "opset raised from {} to {}: {} need it".format(*raised, needs)
-            self.changes.append(Change(self.graph.name, text))
-            if self.model is not None:
-                self.model.has_shapes = False
-                infer_shapes(self.model)
+            self.changes.append(raised)
 
     # ----------------------------------------------------------------- find codes
 

@@ -163,6 +163,20 @@ class RuntimeProver:
                 fidelity = Fidelity.CLOSE
             return self._measure(candidate, session, mode, fidelity)
 
+    def why_not_same(self, before: Model, after: Model) -> str | None:
+        """What keeps `after` from taking the place of `before`: it fails, or outputs differ.
+
+        Outputs are held to rounding, with onnxruntime's optimisations as users run them.
+        """
+        baselines = self._previous, self._candidate
+        self._previous = _Baseline(before)
+        try:
+            return self.compare(after, Fidelity.CLOSE).broken
+        except RuntimeFailure as error:
+            return f"does not run: {error}"
+        finally:
+            self._previous, self._candidate = baselines
+
     def commit(self, model: Model) -> None:
         """See `Prover`."""
         known = (known for known in (self._candidate, self._original) if known is not None)

@@ -198,11 +198,27 @@ def test_a_weight_whose_codes_would_take_as_many_bytes_is_left(spec: str) -> Non
 
 
 @pytest.mark.parametrize("spec", [*SPECS[:-1], "cluster-weights"])
-def test_an_old_opset_is_declined_with_the_reason(spec: str) -> None:
+def test_an_old_opset_is_raised_as_far_as_codes_need(spec: str) -> None:
     source = net([node("MatMul", ["x", "w"], "y")], {"w": normal(24, 40)}, ["N", 24], opset=9)
-    _, reports = rewritten(source, None, spec)
+    model, reports = rewritten(source, None, spec)
+    assert f"opset raised from 9 to {model.graph.opset}: codebooks need it" in whats(reports)
+    assert model.graph.opset in (10, 11)
+
+
+@pytest.mark.parametrize("spec", [*SPECS[:-1], "cluster-weights"])
+def test_an_old_opset_that_cannot_be_raised_is_declined_with_the_reason(spec: str) -> None:
+    nodes = [node("MatMul", ["x", "w"], "a"), node("Dropout", ["a"], "y")]
+    nodes[1].output.append("mask")
+    source = net(nodes, {"w": normal(24, 40)}, ["N", 24], opset=9)
+    mask = onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["N", 40])
+    source.graph.output.append(mask)
+    model, reports = rewritten(source, None, spec)
     assert whats(reports) == []
-    assert "and the model has opset 9" in whys(reports)[0]
+    (why,) = whys(reports)
+    assert why.startswith("codebooks need opset 1")
+    assert "its opset is 9" in why
+    assert "`y` (Dropout): its mask is used" in why
+    assert model.to_bytes() == Model.load(source).to_bytes()
 
 
 @pytest.mark.parametrize("spec", [*SPECS, "cluster-weights"])

@@ -377,9 +377,19 @@ def test_bodies_are_entered(options: str, bits: int) -> None:
 
 def test_a_model_whose_opset_cannot_be_raised_gets_what_it_can_have() -> None:
     source = with_body(11)
+    source.graph.node.append(node("Resize", ["grid", "", "twice"], "larger"))
+    source.graph.node[-1].attribute.append(
+        onnx.helper.make_attribute("coordinate_transformation_mode", "tf_half_pixel_for_nn")
+    )
+    for name, shape in (("grid", [1, 1, 2, 2]), ("twice", [4])):
+        source.graph.input.append(
+            onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        )
+    source.graph.node[-1].input[1] = "roi"
+    source.graph.initializer.append(onnx.helper.make_tensor("roi", TensorProto.FLOAT, [0], []))
     model, reports = quantize(source, "form=dequantize")
     assert ops(model)["Dequantize"] == 2  # the local function
-    assert "models with bodies" in whys(reports)[0]
+    assert "`larger` (Resize): later opsets have no coordinates" in whys(reports)[0]
     _, reports = quantize(source, "bits=4")
     assert whats(reports) == []
     assert "the model has opset 11, and this takes 21" in whys(reports)

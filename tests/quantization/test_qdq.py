@@ -10,13 +10,11 @@ from layer_nets import net, node, normal, output_error, outputs, samples
 from onnx import numpy_helper
 from qdq_nets import kernels, loaded, on_integers, plan_of
 
-from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization.biases import with_bias
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, Grid, GridForm
 from onnxslim.quantization.kernel_forms import sums_to_adds
 from onnxslim.quantization.layer_codes import nearest_codes
-from onnxslim.quantization.opset import raise_opset
 from onnxslim.quantization.qdq import QdqPlan, quantize, quantized_copy
 from onnxslim.quantization.weight_scales import WeightForm
 from support import parse
@@ -246,50 +244,6 @@ def test_a_sum_of_three_becomes_two_adds_and_rounds_as_before() -> None:
     rewriter.result()
     assert counts(model) == {"Add": 2}
     np.testing.assert_array_equal(outputs(source, X)["y"], outputs(model, X)["y"])
-
-
-def test_a_low_opset_is_raised_and_nothing_else_changes() -> None:
-    source = net(
-        [conv("v", "x", "a"), node("Squeeze", ["a"], "y", axes=[0])],
-        field("v"),
-        [1, 8, 6, 6],
-        opset=11,
-    )
-    model, _ = loaded(source)
-    before = model.file_bytes()
-    assert raise_opset(model.graph) == (11, 13)
-    assert model.graph.opset == 13
-    assert model.file_bytes() < before + 60  # Squeeze got an initializer
-    x = X[:1]
-    np.testing.assert_array_equal(outputs(source, x)["y"], outputs(model, x)["y"])
-
-
-def test_large_weights_are_not_read_when_the_opset_is_raised() -> None:
-    source = net([node("MatMul", ["x", "w"], "y")], {"w": normal(64, 64)}, ["N", 64], opset=11)
-    model, _ = loaded(source)
-    assert raise_opset(model.graph) == (11, 13)
-    x = samples(3, 64)
-    np.testing.assert_array_equal(outputs(source, x)["y"], outputs(model, x)["y"])
-
-
-def test_opset_13_is_left_as_it_is() -> None:
-    model, _ = loaded(RESIDUAL)
-    assert raise_opset(model.graph) is None
-
-
-def test_bodies_at_a_low_opset_are_declined() -> None:
-    source = parse(
-        """<opset_import: ["" : 11]>
-        g (float[2] x, bool c) => (float[2] y) {
-            y = If (c) <
-                then_branch = a () => (float[2] t) { t = Neg (x) },
-                else_branch = b () => (float[2] e) { e = Identity (x) }
-            >
-        }"""
-    )
-    model, _ = loaded(source)
-    with pytest.raises(NotApplicable, match="its opset is 11"):
-        raise_opset(model.graph)
 
 
 # ------------------------------------------------------------------- pooling in float
