@@ -45,7 +45,7 @@ from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.smooth import smooth
 from onnxslim.quantization.weight_rounding import Rounding
-from onnxslim.quantization.weight_scales import WeightForm
+from onnxslim.quantization.weight_scales import PerChannel, PerTensor, WeightForm
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.services.calibration import Distance
 from onnxslim.services.stopwatch import Stopwatch
@@ -147,7 +147,7 @@ class Int8Run:
         self.form = GridForm(self.activations.dtype, symmetric=options.symmetric)
         self.is_reduced = self._reduced(self.activations)
         grid = GridForm(options.weights.dtype, symmetric=True, reduced=self.is_reduced)
-        self.weights = WeightForm(grid, is_per_tensor=not options.per_channel)
+        self.weights = WeightForm(grid, PerChannel() if options.per_channel else PerTensor())
         self.recurrent = replace(self.weights, grid=self._recurrent_grid(grid))
         self.codes = nearest_codes(self.model, self.clusters, self.weights)
         self.found: Mapping[str, Sequence[CalibrationRange]] = {}

@@ -29,7 +29,7 @@ from onnxslim.pipeline.raising import raise_for
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.weight_layouts import stored_bytes
 from onnxslim.quantization.weight_rounding import QuantizedWeight, Rounding, quantized_weight
-from onnxslim.quantization.weight_scales import WeightForm
+from onnxslim.quantization.weight_scales import PerBlock, PerChannel, WeightForm
 from onnxslim.quantization.weight_storage import (
     StorageForm,
     StorageKind,
@@ -78,7 +78,8 @@ class WeightOnlyOptions:
         grid = GridForm(np.dtype(np.int8), symmetric=symmetric, bits=self.bits)
         in_blocks = plan.block and plan.block < layer.columns
         block = plan.block if in_blocks else None
-        return WeightForm(grid, block=block, full_range=symmetric and self.bits == 4)
+        granularity = PerBlock(block) if block else PerChannel()
+        return WeightForm(grid, granularity, full_range=symmetric and self.bits == 4)
 
     def is_symmetric(self, plan: StoragePlan) -> bool:
         """Whether codes stored by `plan` have no zero points; those that Gather picks never do."""

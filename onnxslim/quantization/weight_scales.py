@@ -31,21 +31,49 @@ _Rows = slice | npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole weight."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """A scale for each output channel."""
+
+
+@dataclass(frozen=True)
+class PerBlock:
+    """A scale for every `size` consecutive columns of an output channel."""
+
+    size: int
+
+
+Granularity = PerTensor | PerChannel | PerBlock
+
+
+@dataclass(frozen=True)
 class WeightForm:
     """Which codes a weight may have.
 
     Attributes:
         grid: the form of its grids.
-        is_per_tensor: whether all weights share one scale; else each output channel has its own.
-        block: how many consecutive columns of an output channel share a scale; None: all.
+        granularity: which weights share a scale.
         full_range: whether a symmetric grid uses its least code too, for the largest weight; where
             that weight is positive, the scale is negative. 4 bits have 16 levels then, not 15.
     """
 
     grid: GridForm = S8_SYMMETRIC
-    is_per_tensor: bool = False
-    block: int | None = None
+    granularity: Granularity = PerChannel()
     full_range: bool = False
+
+    @property
+    def is_per_tensor(self) -> bool:
+        """Whether all weights share one scale."""
+        return isinstance(self.granularity, PerTensor)
+
+    @property
+    def block(self) -> int | None:
+        """How many consecutive columns of a channel share a scale; None: all of them."""
+        return self.granularity.size if isinstance(self.granularity, PerBlock) else None
 
 
 DEFAULT_FORM: Final = WeightForm()

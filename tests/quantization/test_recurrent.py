@@ -15,7 +15,7 @@ from onnxslim.io.shapes import infer_shapes
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.recurrent import direction_codes, objection_to_lstm, to_dynamic_lstm
 from onnxslim.quantization.rules import rule_of
-from onnxslim.quantization.weight_scales import WeightForm
+from onnxslim.quantization.weight_scales import PerTensor, WeightForm
 
 X = normal(*SHAPE, seed=9)
 # 7 bits: nothing saturates on any processor
@@ -52,7 +52,7 @@ def on_integers(source: onnx.ModelProto, form: WeightForm = REDUCED) -> Model:
         lstm_net("bidirectional", lengths=True, initial=True, peephole=True),
     ],
 )
-@pytest.mark.parametrize("form", [REDUCED, UNSIGNED, WeightForm(REDUCED.grid, is_per_tensor=True)])
+@pytest.mark.parametrize("form", [REDUCED, UNSIGNED, WeightForm(REDUCED.grid, PerTensor())])
 def test_an_lstm_on_integers_is_near_the_one_in_float(
     source: onnx.ModelProto, form: WeightForm
 ) -> None:
@@ -71,7 +71,7 @@ def test_codes_are_turned_and_have_a_scale_for_each_row() -> None:
     steps = codes.astype(int) - zero_point.astype(int)[:, None]
     restored = (steps * scale[:, None]).transpose(0, 2, 1)
     assert np.abs(restored - weight).max() <= scale.max() / 2 * 1.001
-    whole = direction_codes(weight, WeightForm(REDUCED.grid, is_per_tensor=True))
+    whole = direction_codes(weight, WeightForm(REDUCED.grid, PerTensor()))
     assert whole["scale"].shape == (2,)
 
 

@@ -17,7 +17,7 @@ from onnxslim.quantization.weight_rounding import (
     Rounding,
     quantized_weight,
 )
-from onnxslim.quantization.weight_scales import WeightForm
+from onnxslim.quantization.weight_scales import PerBlock, PerChannel, WeightForm
 from onnxslim.solvers.metric import Metric
 
 NETS = {
@@ -46,7 +46,7 @@ def quantized(
     (layer,), _ = weight_layers(Model.load(NETS[name]).graph)
     problem = Problem((layer,), tuple(Metric(None, layer.columns) for _ in range(layer.groups)))
     grid = GridForm(np.dtype(np.int8), symmetric=symmetric, bits=bits)
-    form = WeightForm(grid, block=block)
+    form = WeightForm(grid, PerBlock(block) if block else PerChannel())
     return quantized_weight(problem, form, Rounding.NEAREST), layer
 
 
@@ -229,7 +229,7 @@ def test_four_bits_use_all_codes_with_scales_of_either_sign() -> None:
     problem = Problem((layer,), (Metric(None, layer.columns),))
     grid = GridForm(np.dtype(np.int8), symmetric=True, bits=4)
     found, plain = (
-        quantized_weight(problem, WeightForm(grid, block=16, full_range=full), Rounding.NEAREST)
+        quantized_weight(problem, WeightForm(grid, PerBlock(16), full_range=full), Rounding.NEAREST)
         for full in (True, False)
     )
     assert (found.codes.min(), found.codes.max()) == (-8, 7)

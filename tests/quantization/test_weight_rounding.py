@@ -18,6 +18,9 @@ from onnxslim.quantization.weight_rounding import (
     quantized_weight,
 )
 from onnxslim.quantization.weight_scales import (
+    PerBlock,
+    PerChannel,
+    PerTensor,
     WeightForm,
     channel_axis,
 )
@@ -68,7 +71,7 @@ def test_what_is_stored_is_what_the_codes_stand_for(
     name: str, per_channel: bool, rounding: Rounding
 ) -> None:
     problem = first_problem(*NETS[name])
-    form = WeightForm(is_per_tensor=not per_channel)
+    form = WeightForm(granularity=PerChannel() if per_channel else PerTensor())
     found = quantized_weight(problem, form, rounding)
     codes, grid = found.stored(problem.layer)
     assert codes.shape == problem.layer.holder.stored.shape
@@ -160,7 +163,7 @@ def test_zeros_of_a_pruned_weight_stay_zero(rounding: Rounding) -> None:
 def test_blocks_have_scales_of_their_own(name: str, block: int, rounding: Rounding) -> None:
     source, x = NETS[name]
     problem = first_problem(source, x)
-    found = quantized_weight(problem, WeightForm(S4, block=block), rounding)
+    found = quantized_weight(problem, WeightForm(S4, PerBlock(block)), rounding)
     assert found.scale.shape == (1, problem.layer.rows, -(-24 // block))
     with pytest.raises(ValueError, match="block"):
         found.stored(problem.layer)
@@ -179,7 +182,7 @@ def test_blocks_have_scales_of_their_own(name: str, block: int, rounding: Roundi
 
 def test_a_conv_has_no_blocks_of_a_matrix() -> None:
     problem = first_problem(*NETS["conv"])
-    found = quantized_weight(problem, WeightForm(S4, block=9))
+    found = quantized_weight(problem, WeightForm(S4, PerBlock(9)))
     assert found.scale.shape == (1, 6, 4)
     with pytest.raises(ValueError, match="no matrix"):
         found.stored_in_blocks(problem.layer)
