@@ -66,6 +66,7 @@ def evaluated(size: Size, n: int, m: int) -> int:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(expressions, expressions, st.integers(0, 5), st.integers(0, 5))
 def test_arithmetic_on_sums_is_arithmetic_on_numbers(a: Size, b: Size, n: int, m: int) -> None:

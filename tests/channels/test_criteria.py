@@ -326,6 +326,7 @@ def test_a_fading_unit_is_what_taylor_sees() -> None:
         assert worth[unit] == pytest.approx(abs(change) / step, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", named(Needs.PRODUCTS, Needs.INVERSES))
 def test_a_channel_that_its_readers_hardly_see_is_worth_least(criterion: str) -> None:
     model = dense_pair()

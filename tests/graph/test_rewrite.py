@@ -146,6 +146,7 @@ def test_walking_visits_bodies_and_what_an_edit_touches_again() -> None:
     assert seen.count("Abs") == 1 + 2  # the one that was there, and the two that were made
 
 
+@pytest.mark.slow
 def test_rewrites_without_end_are_stopped_and_named() -> None:
     _, graph = _load(CHAIN)
     rw = Rewriter(graph)

@@ -41,6 +41,7 @@ def costs(draw: st.DrawFn) -> PlacementCosts:
     return PlacementCosts(clusters, tuple(transfers))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(costs())
 def test_the_cut_is_as_cheap_as_the_cheapest_of_all_placements(given_: PlacementCosts) -> None:

@@ -82,6 +82,7 @@ def test_without_data_one_base_is_the_best_there_is(seed: int) -> None:
     assert found.error == pytest.approx(best_error(problem, 1) / whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_without_data_two_bases_come_near_the_best() -> None:
     ratios = []
     for seed in range(10):

@@ -122,6 +122,7 @@ def examples(owner: type[Pass]) -> list[str]:
 # ----------------------------------------------------------------- what it does
 
 
+@pytest.mark.slow
 @EVERY_REWRITE
 @EVERY_MODEL
 def test_model_is_rewritten_as_promised(name: str, tiny: str) -> None:

@@ -86,6 +86,7 @@ sample = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(sample | st.just(FuseSample()), min_size=1, max_size=3))
 def test_text_of_a_pipeline_parses_back_to_an_equal_pipeline(passes: list[Pass]) -> None:
     pipeline = Pipeline(tuple(passes))

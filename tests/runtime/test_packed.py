@@ -40,6 +40,7 @@ def packed(folder: Path, model: Model) -> Path:
     return folder / "m.onnxz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["dense", "codebook"])
 def test_a_packed_model_runs_as_the_model_does(tmp_path: Path, form: str) -> None:
     codes = np.random.default_rng(0).integers(0, 7, (300, 200)).astype(np.uint8)

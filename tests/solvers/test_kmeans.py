@@ -74,6 +74,7 @@ def test_no_cut_of_the_sorted_values_is_better(seed: int, count: int) -> None:
     np.testing.assert_allclose(quantization_error(values, table), least_cost(values, count))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.integers(1, 4))
 def test_no_cut_is_better_under_weights(seed: int, count: int) -> None:
@@ -85,6 +86,7 @@ def test_no_cut_is_better_under_weights(seed: int, count: int) -> None:
     np.testing.assert_allclose(found, least_cost(values, count, weights), atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(SEEDS, st.integers(1, 4), st.sampled_from([-2.0, -0.5, 0.0, 1.0, 3.0]))
 def test_the_others_are_optimal_beside_a_fixed_zero(seed: int, count: int, shift: float) -> None:
@@ -96,6 +98,7 @@ def test_the_others_are_optimal_beside_a_fixed_zero(seed: int, count: int, shift
     np.testing.assert_allclose(found, least_cost_with_zero(values, count), atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.integers(2, 20))
 def test_more_levels_never_cost_more(seed: int, count: int) -> None:
@@ -143,6 +146,7 @@ def test_values_without_weight_do_not_matter_unless_all_are() -> None:
     np.testing.assert_array_equal(cluster(values, 2, np.zeros(4)), cluster(values, 2))
 
 
+@pytest.mark.slow
 def test_large_tables_are_possible() -> None:
     values = np.random.default_rng(0).standard_normal(1500)
     table = cluster(values, 400)
@@ -300,6 +304,7 @@ def test_codes_are_written_where_they_are_asked_for() -> None:
 # ---------------------------------------------------------------------------- rows
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(SEEDS, st.integers(1, 4))
 def test_short_rows_have_the_best_tables(seed: int, count: int) -> None:

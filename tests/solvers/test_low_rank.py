@@ -110,6 +110,7 @@ def test_a_kernel_made_at_a_rank_is_recovered_at_that_rank(method: str, *, data:
     assert np.square(found - target).sum() / whole < limit
 
 
+@pytest.mark.slow
 @SMALL
 @given(SHAPES, st.integers(0, 99), st.integers(1, 6))
 def test_more_rank_never_costs_error(shape: KernelShape, seed: int, rank: int) -> None:

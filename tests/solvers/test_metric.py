@@ -114,6 +114,7 @@ def test_blocks_act_as_the_matrix_they_stand_for(seed: int) -> None:
 # ---------------------------------------------------------------------------- least squares
 
 
+@pytest.mark.slow
 @given(SEEDS, st.booleans())
 def test_entries_and_the_inverse_of_blocks_are_those_of_the_whole(seed: int, cut: bool) -> None:
     _, h = problem(seed, columns=9, dead=1)
@@ -165,6 +166,7 @@ def test_the_factor_of_an_inverse_can_take_the_memory_of_the_matrix(seed: int) -
     np.testing.assert_allclose(found.T @ found, np.linalg.inv(h), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 @given(SEEDS, st.floats(0.1, 0.9))
 def test_refit_satisfies_the_normal_equations(seed: int, share: float) -> None:
     w, h = problem(seed)
@@ -347,6 +349,7 @@ def greedy_by_brute_force(w: np.ndarray, metric: Metric, keep: int) -> np.ndarra
     return np.isin(np.arange(len(w)), alive)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(SEEDS, st.integers(1, 5))
 def test_a_round_for_each_weight_is_the_greedy_brute_force(seed: int, keep: int) -> None:
@@ -371,6 +374,7 @@ def test_removing_one_weight_is_the_best_there_is(seed: int) -> None:
     np.testing.assert_allclose(found, best, rtol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(SEEDS)
 def test_many_rounds_come_close_to_one_removal_at_a_time(seed: int) -> None:

@@ -156,6 +156,7 @@ def test_a_seed_gives_the_same_table_again() -> None:
 # ---------------------------------------------------------------------------- several tables
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, st.sampled_from(["none", "vectors", "components"]))
 def test_rounds_of_refinement_never_raise_the_error(seed: int, shape: str) -> None:

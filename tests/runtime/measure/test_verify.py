@@ -226,6 +226,7 @@ def test_candidate_that_does_not_load_is_a_runtime_failure() -> None:
         prover.compare(edited(model, misspell), Fidelity.CLOSE)
 
 
+@pytest.mark.slow
 def test_original_that_onnxruntime_refuses_is_a_runtime_failure() -> None:
     model = net()
     model.graph.nodes[1].op = "Rellu"

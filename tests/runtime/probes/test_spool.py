@@ -32,6 +32,7 @@ def test_what_comes_back_is_what_went_in(dtype: np.dtype, shape: tuple[int, ...]
     spool.close()
 
 
+@pytest.mark.slow
 def test_large_arrays_go_to_a_file() -> None:
     given = [samples(1 << 20, seed=seed) for seed in range(4)]
     spool = Spool()
