@@ -15,7 +15,7 @@ from onnxslim.analysis.input_demands import bound_size
 from onnxslim.analysis.input_roles import InputRole, RoleKind
 
 _KEPT: Final = 0.75  # share of ones in a mask
-_LEAST: Final = 0.01  # the least positive number: a logarithm of less reaches far
+_MIN_POSITIVE: Final = 0.01  # the least positive number: a logarithm of less reaches far
 WORDS: Final = {
     RoleKind.INDEX: "indices",
     RoleKind.MASK: "masks",
@@ -46,7 +46,7 @@ def draw_in_role(
     if role.kind is RoleKind.MASK:
         return _mask(dtype, shape, rng, plain=plain)
     if role.kind is RoleKind.POSITIVE:
-        return np.asarray(rng.uniform(_LEAST, 1, shape)).astype(dtype)
+        return np.asarray(rng.uniform(_MIN_POSITIVE, 1, shape)).astype(dtype)
     if role.kind is RoleKind.PIXELS:
         return np.asarray(rng.integers(0, 256, shape)).astype(dtype)
     tops = [top for top in (bound_size(top, symbols) for top in role.tops) if top is not None]
