@@ -87,6 +87,8 @@ class Drift:
             fewer than two dimensions, or with a last dimension below 2.
         reference_range: max(ref) - min(ref).
         equal_bits: whether all bits are equal (NaN equals NaN).
+        unmatched: values without a counterpart, where sizes of the output depend on data; no other
+            figure counts them.
     """
 
     max_abs: float
@@ -96,6 +98,7 @@ class Drift:
     top1_agreement: float | None
     reference_range: float
     equal_bits: bool
+    unmatched: int = 0
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,9 @@ def _outputs_text(report: Report) -> str:
     drifts = compared.original.values()
     if all(drift.equal_bits for drift in drifts):
         return f"outputs equal to the bit{where}"
+    unmatched = sum(drift.unmatched for drift in drifts)
+    if unmatched:
+        where = f" where they have the same size, {unmatched:,} values have no counterpart{where}"
     if max(step.fidelity for step in committed) is not Fidelity.LOSSY:
         return f"outputs equal within {small_text(_worst(d.max_abs for d in drifts))}{where}"
     return f"outputs moved: {_lossy_text(compared.original)}{where}"

@@ -58,7 +58,9 @@ def _update(
     """Add one run of output `name` to its meter and those of its parts."""
     left, right = comparable(ref, new)
     meters[name].update(left, right)
-    meters[name].unequal += max(ref.size, new.size) - min(left.size, right.size)
+    unmatched = max(ref.size, new.size) - min(left.size, right.size)
+    meters[name].unmatched += unmatched
+    meters[name].unequal += unmatched
     for part in parts.get(name, ()):
         meters[part.label].update(part.of(left), part.of(right))
 

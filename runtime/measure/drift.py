@@ -29,14 +29,16 @@ class DriftMeter:
     Attributes:
         lost: number of values that are finite in the reference alone.
         turned: number of values that are NaN or infinite in the reference, and differ from it.
-        unequal: number of values whose bits differ (NaN equals NaN).
+        unequal: number of values whose bits differ (NaN equals NaN), or without a counterpart.
         largest: largest finite absolute value of the reference.
+        unmatched: number of values without a counterpart; the caller counts them.
     """
 
     def __init__(self, *, has_answers: bool = True) -> None:
         self._has_answers = has_answers
         self.count = self.lost = self.turned = self.unequal = 0
         self.largest = 0.0
+        self.unmatched = 0
         self._low, self._high = math.inf, -math.inf
         self._max_abs = 0.0
         self._ref2 = self._new2 = self._dot = self._diff2 = 0.0
@@ -61,6 +63,7 @@ class DriftMeter:
             top1_agreement=self._agreeing / self._rows if self._rows else None,
             reference_range=self._high - self._low if self._high >= self._low else 0.0,
             equal_bits=self.unequal == 0,
+            unmatched=self.unmatched,
         )
 
     def _cosine(self) -> float:

@@ -41,6 +41,9 @@ CLOSE = Drift(3e-7, 1e-8, 160.0, 1.0, 1.0, 20.0, False)
 LOSSY = Drift(0.5, 0.05, 26.0, 0.998, 0.975, 20.0, False)
 
 
+SHORTER = Drift(0.0, 0.0, math.inf, 1.0, None, 20.0, False, unmatched=32)
+
+
 def lossless_step() -> StepReport:
     parts = [
         PartReport(
@@ -123,6 +126,15 @@ def test_verdict_says_it_in_plain_words() -> None:
         "1.72 MB -> 1.70 MB (-1.2 %), 14 -> 9 nodes, "
         "latency 0.210 -> 0.200 ms (no difference beyond noise), "
         "outputs equal within 3e-07; compared on calibration: 500 samples"
+    )
+
+
+def test_verdict_counts_values_without_a_counterpart() -> None:
+    """Equal values are no equal outputs where an output has become longer or shorter."""
+    step = replace(lossless_step(), comparison=Comparison({"out": SHORTER}, {"out": SHORTER}))
+    assert (
+        "outputs equal within 0 where they have the same size, 32 values have no counterpart"
+        in (verdict(report(step)))
     )
 
 
