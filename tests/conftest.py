@@ -13,6 +13,13 @@ from collections.abc import Iterator
 
 import onnxruntime as ort
 import pytest
+from hypothesis import HealthCheck, settings
+
+# the same examples in every run, and none refused because the machine is busy
+settings.register_profile(
+    "repeatable", derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
