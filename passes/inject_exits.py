@@ -19,13 +19,17 @@ Why it is correct:
     It is not exact: a sample that leaves gets the answer of the head. The threshold is chosen on
     one half of the calibration samples and confirmed on the other: with 99 % confidence, the share
     of samples that leave with another answer than the network's is below 1 - `target` on new
-    samples of the same kind. A sample that does not leave gets the network's own answer, to the bit
+    samples of the same kind. Without `target`, the promise is the strongest that so many samples
+    can confirm, up to 0.995. With `max-drop` and labels, the promise is instead that accuracy falls
+    by at most so many points: a sample about which the network is wrong may leave with any answer.
+    A sample that does not leave gets the network's own answer, to the bit
     when it is alone in its batch and onnxruntime's optimisations are off.
     A head is a linear layer on pooled features; with `head=mlp` also on random units computed from
     them. Ridge regression on moments of the calibration samples gives its weights.
 
 Declines when:
-    1. There are no calibration samples, or too few to confirm the target.
+    1. There are no calibration samples, or too few to confirm what `target` or `max-drop` asks for,
+       which is found out before any work; or `max-drop` is given without labels.
     2. No output is class scores: a float tensor with one row of two or more entries a sample.
     3. There is no tensor that all paths from the inputs to the scores pass through, with work
        behind it that no other output needs.
@@ -43,7 +47,8 @@ Reference:
     MSDNet, arXiv:1703.09844 (anytime prediction); Kaya, Hong, Dumitras (2019), arXiv:1810.07052;
     Hinton, Vinyals, Dean (2015), arXiv:1503.02531 (soft targets); Guo et al. (2017),
     arXiv:1706.04599 (temperature); Angelopoulos et al. (2021), arXiv:2110.01052 (fixed sequence
-    testing). We differ: nothing is trained, and the network itself is not changed.
+    testing); Tango (1998), Statistics in Medicine 17 (bound of a drop in accuracy). We differ:
+    nothing is trained, and the network itself is not changed.
 """
 
 from __future__ import annotations
@@ -58,18 +63,31 @@ from onnxslim.exits.candidates import scores_named
 from onnxslim.exits.nested_ifs import BatchMode
 from onnxslim.exits.operators import Confidence
 from onnxslim.exits.planning import ExitPlan
+from onnxslim.exits.promises import (
+    AccuracyPromise,
+    AgreementPromise,
+    Promise,
+    strongest_agreement,
+    unconfirmable,
+)
 from onnxslim.exits.run import ExitInjection, ExitRequest
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context, Pass, replay_note
 from onnxslim.records import Change, Fidelity, PassResult
+from onnxslim.services.calibration import Calibration
 
 _TARGET = 0.995
 _AUTO = "auto"
-_AIMS = ("target", "latency", "threshold")
+_AIMS = ("target", "max-drop", "latency", "threshold")
 _WITHOUT_DATA = (
     "needs calibration samples: heads are fitted to the network's answers on them, and confidence "
     "thresholds are confirmed on them; give --calib"
+)
+
+_WITHOUT_LABELS = (
+    "max-drop needs labels: give the calibration samples an array `label`, or labelled samples as "
+    "--eval; without labels, give target"
 )
 
 
@@ -85,7 +103,13 @@ class InjectExits(Pass):
     target: float | None = option(
         None,
         interval(0, 1, open_left=True),
-        f"agreement with the network to promise; default: --min-agreement, or {_TARGET}",
+        "agreement with the network to promise; default: --min-agreement, or the most that the "
+        f"samples can confirm, up to {_TARGET}",
+    )
+    max_drop: float | None = option(
+        None,
+        at_least(0),
+        "instead: points of accuracy that may be lost, by labels; default: --max-drop",
     )
     latency: float | None = option(
         None,
@@ -155,6 +179,13 @@ class InjectExits(Pass):
                 "worst needs models to be timed: leave out --no-latency, or leave out worst"
             )
         scores_named(graph, self.output)  # declines 2, 4, 5
+        promise = self._promise(context)
+        if promise is not None and context.model is not None:
+            judged = self._labelled(context) or context.calibration
+            held = judged.parts(2)[1].extent(context.model).samples
+            why = unconfirmable(promise, held)
+            if why is not None:
+                raise NotApplicable(why)  # declines 1
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Choose exits, confirm them on held-out samples, and insert them."""
@@ -168,13 +199,13 @@ class InjectExits(Pass):
         return replace(result, changes=(*result.changes, note))
 
     def _request(self, context: Context) -> ExitRequest:
-        """The options, with the default target where nothing else is aimed at."""
-        is_targeted = self.latency is None and not self.threshold
-        target = self.target or context.floors.min_agreement or _TARGET
+        """The options, with the promise that is made where nothing else is aimed at."""
+        promise = self._promise(context)
         return ExitRequest(
             at=self.at,
             count=self.count,
-            target=target if is_targeted else None,
+            promise=promise,
+            labelled=self._labelled(context) if isinstance(promise, AccuracyPromise) else None,
             latency=self.latency,
             threshold=self.threshold,
             worst=self.worst,
@@ -186,6 +217,42 @@ class InjectExits(Pass):
             report=self.report_exit,
         )
 
+    def _promise(self, context: Context) -> Promise | None:
+        """What is promised of new samples; None where the pass aims at something else.
+
+        Raises:
+            NotApplicable: `max-drop` is given, and no samples have labels.
+        """
+        if self.latency is not None or self.threshold or self.mode == "anytime":
+            return None
+        if self.target is not None:
+            return AgreementPromise(self.target)
+        points = context.floors.max_drop if self.max_drop is None else self.max_drop
+        if points is not None and self._has_labels(context):
+            return AccuracyPromise(points)
+        if self.max_drop is not None:
+            raise NotApplicable(_WITHOUT_LABELS)  # declines 1
+        if context.floors.min_agreement is not None:
+            return AgreementPromise(context.floors.min_agreement)
+        assert context.calibration is not None
+        assert context.model is not None
+        held = context.calibration.parts(2)[1].extent(context.model).samples
+        return strongest_agreement(held, _TARGET)
+
+    def _has_labels(self, context: Context) -> bool:
+        """Whether the calibration samples or other samples have labels."""
+        return _are_labelled(context.calibration, context) or _are_labelled(
+            context.labelled, context
+        )
+
+    def _labelled(self, context: Context) -> Calibration | None:
+        """Samples with labels besides the calibration samples; None where those have labels.
+
+        The evaluation samples are the second choice: they then are no longer data that nothing was
+        chosen by.
+        """
+        return None if _are_labelled(context.calibration, context) else context.labelled
+
     def _explicit(self, plan: ExitPlan) -> InjectExits:
         """The pass with the tensors and thresholds that were chosen by measuring time."""
         return replace(
@@ -193,7 +260,14 @@ class InjectExits(Pass):
             at=tuple(candidate.point.tensor for candidate in plan.candidates),
             threshold=plan.thresholds,
             target=None,
+            max_drop=None,
             latency=None,
             worst=None,
             count=type(self).count,
         )
+
+
+def _are_labelled(samples: Calibration | None, context: Context) -> bool:
+    if samples is None or context.model is None:
+        return False
+    return samples.extent(context.model).is_labelled

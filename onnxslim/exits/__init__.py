@@ -3,6 +3,7 @@
 points      tensors through which all data pass: the places for an exit
 operators   the operators of an exit: features, head, scores, confidence
 thresholds  confidence thresholds that keep a promise on new data
+promises    what is promised of new samples: agreement, or accuracy on labels
 heads       exit heads fitted in closed form to the network's own answers
 nested_ifs  exits inserted into a graph as nested Ifs
 candidates  candidate exits: their latency and their heads, measured

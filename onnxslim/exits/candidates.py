@@ -5,7 +5,9 @@ which share of the latency comes before each of them, and how good a head there 
 chooses among the candidates.
 
 The calibration samples are dealt out to two halves. Everything that is chosen (heads, temperatures,
-points, the path of thresholds) is chosen on the first half; the second half only confirms.
+points, the path of thresholds) is chosen on the first half; the second half only confirms. Where
+labels are in other samples, heads are fitted to the calibration samples, thresholds are chosen on
+one half of the labelled samples, and the other half confirms.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from onnxslim.exits.points import (
 from onnxslim.exits.thresholds import (
     NEVER,
     HeadTrial,
-    empirical_thresholds,
     fitted_risk,
+    loosest,
     outcome,
     threshold_path,
 )
@@ -112,6 +114,8 @@ class ExitAnalysis:
         at: names of the only tensors to consider; (): all candidate points.
         hidden: whether heads have a layer of random units.
         batch: what happens to a batch in which only some samples are confident.
+        labelled: samples with labels that thresholds are chosen and confirmed on; None: the
+            calibration samples are.
         why_not: why tensors of `at` are no candidates, by name; filled by `points`.
     """
 
@@ -122,6 +126,7 @@ class ExitAnalysis:
     confidence: Confidence = Confidence.MAX_PROBABILITY
     hidden: bool = False
     batch: BatchMode = BatchMode.ALL
+    labelled: Calibration | None = None
     why_not: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -177,8 +182,9 @@ class ExitAnalysis:
     @cached_property
     def halves(self) -> tuple[Calibration, Calibration]:
         """The samples by which everything is chosen, and those that confirm."""
-        assert self.context.calibration is not None
-        first, second = self.context.calibration.parts(2)
+        samples = self.labelled or self.context.calibration
+        assert samples is not None
+        first, second = samples.parts(2)
         return first, second
 
     def candidates(self, *, staying: bool = False) -> tuple[ExitCandidate, ...]:
@@ -196,9 +202,11 @@ class ExitAnalysis:
         if self.context.calibration is not None:
             self.context.tell("exits: fitting heads")
             chosen = [pooling for point in self.points for pooling in poolings(point)]
-            best = self._best(
-                fit_heads(self.distillation, chosen, self.halves[0], hidden=self.hidden)
-            )
+            fit_to = self.halves[0] if self.labelled is None else self.context.calibration
+            fitted = fit_heads(self.distillation, chosen, fit_to, hidden=self.hidden)
+            best = self._best(fitted)
+            if self.labelled is not None:
+                best = self._tried_on_labels(best)
         return tuple(
             self._candidate(point, best.get(point.tensor), staying=staying) for point in self.points
         )
@@ -212,6 +220,15 @@ class ExitAnalysis:
             if name not in found or merit > found[name][0]:
                 found[name] = (merit, item)
         return {name: item for name, (_, item) in found.items()}
+
+    def _tried_on_labels(self, fitted: Mapping[str, FittedHead]) -> dict[str, FittedHead]:
+        """The heads with their answers for the first half of the labelled samples."""
+        heads = [item.head for item in fitted.values()]
+        trials = head_trials(self.distillation, heads, self.halves[0])
+        return {
+            name: replace(item, trial=trial)
+            for (name, item), trial in zip(fitted.items(), trials, strict=True)
+        }
 
     def _candidate(
         self, point: ExitPoint, fitted: FittedHead | None, *, staying: bool
@@ -295,8 +312,9 @@ def _row(candidate: ExitCandidate, *, timed: bool) -> ExitRow:
 
 def _leaving(fitted: FittedHead, trial: HeadTrial) -> float:
     """Share of the samples of `trial` that may leave at this head, if it were the only exit."""
-    path = list(threshold_path([fitted_risk(fitted.trial)], [1.0]))
-    thresholds = empirical_thresholds(path, [trial], JUDGED_AT) or (NEVER,)
+    risk = fitted_risk(fitted.trial.confidence, ~fitted.trial.agrees)
+    path = list(threshold_path([risk], [1.0]))
+    thresholds = loosest(path, [trial], lambda found: found.agreement >= JUDGED_AT) or (NEVER,)
     return outcome(thresholds, [trial]).shares[0]
 
 

@@ -200,27 +200,49 @@ def network_logs(scores: np.ndarray, score_form: ScoreForm) -> np.ndarray:
 def head_outputs(
     distillation: Distillation, heads: Sequence[Head], calibration: Calibration
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """For each run over samples: logits of all heads (heads, N, classes), network logs, labels."""
+    """For each run over samples: logits of all heads, log-probabilities of the network, labels.
+
+    Their shapes are (heads, N, classes), (N, classes) and (N,); labels are None without any.
+    """
     model, names = _with_heads(distillation, heads)
+    classes = _classes(distillation)
     for answer in calibration.outputs(model):
         logits = np.stack([answer.values[name] for name in names])
         logs = network_logs(answer.values[distillation.output], distillation.score_form)
-        yield logits, logs, answer.labels
+        labels = None if answer.labels is None else class_numbers(answer.labels, classes)
+        yield logits, logs, labels
 
 
 def head_trials(
     distillation: Distillation, heads: Sequence[Head], calibration: Calibration
 ) -> list[HeadTrial]:
-    """The confidence of each head on each sample, and whether it agrees with the network."""
-    sure: list[list[np.ndarray]] = [[] for _ in heads]
-    agrees: list[list[np.ndarray]] = [[] for _ in heads]
-    for logits, logs, _ in head_outputs(distillation, heads, calibration):
-        for number, own in enumerate(logits):
-            sure[number].append(confidences(own, distillation.confidence))
-            agrees[number].append(own.argmax(axis=1) == logs.argmax(axis=1))
-    return [
-        HeadTrial(np.concatenate(a), np.concatenate(b)) for a, b in zip(sure, agrees, strict=True)
-    ]
+    """The confidence of each head on each sample, and how it answers beside the network."""
+    found: list[list[HeadTrial]] = [[] for _ in heads]
+    for logits, logs, labels in head_outputs(distillation, heads, calibration):
+        for trials, own in zip(found, logits, strict=True):
+            sure = confidences(own, distillation.confidence)
+            trials.append(_trial(sure, own.argmax(axis=1), logs.argmax(axis=1), labels))
+    return [_joined(trials) for trials in found]
+
+
+def _trial(
+    sure: np.ndarray, answers: np.ndarray, expected: np.ndarray, labels: np.ndarray | None
+) -> HeadTrial:
+    """How a head answers (N,) samples whose answers by the network are `expected`."""
+    gain = None
+    if labels is not None:
+        gain = (answers == labels).astype(np.int8) - (expected == labels).astype(np.int8)
+    return HeadTrial(sure, answers == expected, gain)
+
+
+def _joined(trials: Sequence[HeadTrial]) -> HeadTrial:
+    """The trials on several runs as one; with gains where all have them."""
+    gains = [trial.gain for trial in trials if trial.gain is not None]
+    return HeadTrial(
+        np.concatenate([trial.confidence for trial in trials]),
+        np.concatenate([trial.agrees for trial in trials]),
+        np.concatenate(gains) if len(gains) == len(trials) else None,
+    )
 
 
 # ---------------------------------------------------------------------------- calibrating
@@ -233,16 +255,17 @@ def _calibrated(
     seen = list(head_outputs(distillation, heads, held))
     logs = np.concatenate([item[1] for item in seen])
     targets = np.exp(logs)
-    labels = [item[2] for item in seen if item[2] is not None]
-    if labels:
-        targets = np.eye(logs.shape[1])[class_numbers(np.concatenate(labels), logs.shape[1])]
+    found = [item[2] for item in seen if item[2] is not None]
+    labels = np.concatenate(found) if len(found) == len(seen) else None
+    if labels is not None:
+        targets = np.eye(logs.shape[1])[labels]
     answers = logs.argmax(axis=1)
     for number, head in enumerate(heads):
         logits = np.concatenate([item[0][number] for item in seen]).astype(np.float64)
         temperature = best_temperature(logits, targets)
         own = replace(head, weight=head.weight / temperature, bias=head.bias / temperature)
         sure = confidences(logits / temperature, distillation.confidence)
-        yield own, HeadTrial(sure, logits.argmax(axis=1) == answers)
+        yield own, _trial(sure, logits.argmax(axis=1), answers, labels)
 
 
 def best_temperature(logits: np.ndarray, targets: np.ndarray) -> float:

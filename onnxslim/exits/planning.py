@@ -17,24 +17,22 @@ from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.exits.candidates import ExitAnalysis, ExitCandidate
 from onnxslim.exits.heads import Distillation, head_trials
 from onnxslim.exits.nested_ifs import Exit, ExitOptions, with_exits
+from onnxslim.exits.promises import AgreementPromise, Promise
 from onnxslim.exits.thresholds import (
     FINE_STEPS,
     NEVER,
     STEPS,
     HeadTrial,
     Outcome,
-    confidence_text,
-    confirmed_thresholds,
-    empirical_thresholds,
     fitted_risk,
-    min_samples,
+    loosest,
     outcome,
     threshold_path,
 )
 from onnxslim.io.model import Model
 from onnxslim.services.calibration import Calibration
 
-_ROOM = 0.6  # share of the allowed disagreement to plan for: the confidence bound takes the rest
+_BY_AGREEMENT = AgreementPromise(1.0)  # what orders thresholds where nothing is promised
 _WORTH = 0.99  # an exit more has to lower the figure of merit to this share
 _TRIED_TOGETHER = 16  # samples in a batch that tries whether batches may be split
 _ROUNDING = 1e-3  # share of the range of the scores that rounding may change
@@ -94,7 +92,7 @@ class ExitPlanner:
     candidates: tuple[ExitCandidate, ...]
     count: int
     fixed: bool
-    target: float | None
+    promise: Promise | None
     latency: float | None
     thresholds: tuple[float, ...]
     worst: float | None = None
@@ -144,7 +142,9 @@ class ExitPlanner:
     def _path(
         self, candidates: Sequence[ExitCandidate], costs: Sequence[float], steps: int = STEPS
     ) -> list[tuple[float, ...]]:
-        risks = [fitted_risk(candidate.known.trial) for candidate in candidates]
+        harmed = (self.promise or _BY_AGREEMENT).harmed
+        trials = [candidate.known.trial for candidate in candidates]
+        risks = [fitted_risk(trial.confidence, harmed(trial)) for trial in trials]
         return list(threshold_path(risks, [costs[-1] - cost for cost in costs[:-1]], steps))
 
     def _planned(self, candidates: tuple[ExitCandidate, ...]) -> ExitPlan | None:
@@ -157,10 +157,8 @@ class ExitPlanner:
             if len(self.thresholds) not in (1, len(candidates)):
                 return None
             chosen = self.thresholds * (len(candidates) // len(self.thresholds))
-        elif self.target is not None:
-            chosen = empirical_thresholds(
-                self._path(candidates, costs), trials, 1 - _ROOM * (1 - self.target)
-            )
+        elif self.promise is not None:
+            chosen = loosest(self._path(candidates, costs), trials, self.promise.is_planned)
         else:
             chosen = next(self._within(candidates, trials, costs), None)
         return (
@@ -203,8 +201,8 @@ class ExitPlanner:
                 f"{least:.2f} of the latency would remain"
             )
         return (
-            f"no exit keeps a target of {self.target:g} on the samples it was fitted with: give "
-            "more samples, or a lower target"
+            f"no exit keeps {self.promise} on the samples it was fitted with: give more samples, "
+            "or a weaker promise"
         )
 
 
@@ -217,20 +215,21 @@ def confirm(
 
 
 def tightened(
-    plan: ExitPlan, path: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
+    plan: ExitPlan,
+    path: Sequence[tuple[float, ...]],
+    trials: Sequence[HeadTrial],
+    promise: Promise,
 ) -> ExitPlan:
-    """The plan with the loosest thresholds that are confirmed to keep the target on new samples.
+    """The plan with the loosest thresholds that are confirmed to keep a promise on new samples.
 
     Raises:
         NotApplicable: not even the strictest are.
     """
-    found = confirmed_thresholds(path, trials, target)
+    found = loosest(path, trials, promise.is_kept)
     if found is None:
-        strictest = outcome(path[0], trials)
         raise NotApplicable(
-            f"a target of {target:g} is not confirmed: of {strictest.samples:,} samples held back, "
-            f"{strictest.disagreeing} leave with another answer even where heads must be surest; "
-            "give more samples, or a lower target"
+            f"{promise} is not confirmed: {promise.broken_by(outcome(path[0], trials))}, even "
+            "where heads must be surest; give more samples, or a weaker promise"
         )
     return replace(plan, thresholds=found, outcome=outcome(found, trials))
 
@@ -299,19 +298,6 @@ def splits_well(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) ->
     except RuntimeFailure:
         return False
     return True
-
-
-def too_few(target: float, samples: int) -> str | None:
-    """Why a target cannot be confirmed on so many samples; None where it can."""
-    needed = min_samples(target)
-    if target < 1 and samples >= needed:
-        return None
-    return (
-        f"a target of {target:g} cannot be confirmed with {confidence_text()} confidence on the "
-        f"{samples:,} samples held back for it, even if none disagrees"
-        + (f": that takes {needed:,}, twice as many in all; " if target < 1 else "; ")
-        + "give more samples, a lower target, or a threshold"
-    )
 
 
 def _with_exits(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) -> Model:

@@ -21,12 +21,13 @@ from onnxslim.exits.planning import (
     measured_costs,
     splits_well,
     tightened,
-    too_few,
 )
+from onnxslim.exits.promises import Promise, unconfirmable
 from onnxslim.exits.thresholds import confidence_text
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, PassResult
+from onnxslim.services.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class ExitRequest:
     Attributes:
         at: names of the tensors to put exits at; (): choose them.
         count: how many exits to choose at most.
-        target: agreement with the network to promise; None where `latency` or `threshold` is given.
+        promise: what is promised of new samples; None where `latency` or `threshold` is given.
+        labelled: samples with labels to choose thresholds by; None: the calibration samples.
         latency: mean latency to reach, as a share of the network's.
         threshold: given confidence thresholds: one for all exits, or one for each of `at`.
         worst: the most latency for a sample that never leaves, as a share of the network's.
@@ -49,7 +51,8 @@ class ExitRequest:
 
     at: tuple[str, ...]
     count: int
-    target: float | None
+    promise: Promise | None
+    labelled: Calibration | None
     latency: float | None
     threshold: tuple[float, ...]
     worst: float | None
@@ -80,6 +83,7 @@ class ExitInjection:
             request.confidence,
             hidden=request.hidden,
             batch=request.batch,
+            labelled=request.labelled,
         )
 
     def run(self) -> PassResult:
@@ -114,7 +118,7 @@ class ExitInjection:
             candidates,
             request.count,
             bool(request.at),
-            request.target,
+            request.promise,
             request.latency,
             self._thresholds(candidates),
             request.worst,
@@ -129,7 +133,9 @@ class ExitInjection:
         for number, candidate in enumerate(plan.candidates):
             self.rw.note(candidate.point.tensor, _exit_words(plan, number), Fidelity.LOSSY)
         first = plan.candidates[0].point.tensor
-        self.rw.note(first, _plan_words(plan, is_timed=costs is not None), Fidelity.LOSSY)
+        self.rw.note(
+            first, _plan_words(plan, request.promise, is_timed=costs is not None), Fidelity.LOSSY
+        )
         self.plan = plan
         return () if report is None else (report,)
 
@@ -151,11 +157,11 @@ class ExitInjection:
         if isinstance(chosen, str):
             raise NotApplicable(chosen)  # declines 6
         plan, trials = confirm(chosen, self._analysis.distillation, self._analysis.halves[1])
-        if planner.target is not None:
-            why = too_few(planner.target, plan.outcome.samples)
+        if planner.promise is not None:
+            why = unconfirmable(planner.promise, plan.outcome.samples)
             if why is not None:
                 raise NotApplicable(why)  # declines 1
-            plan = tightened(plan, planner.fine_path(plan), trials, planner.target)
+            plan = tightened(plan, planner.fine_path(plan), trials, planner.promise)
         return self._without_idle(plan)
 
     def _without_idle(self, plan: ExitPlan) -> ExitPlan:
@@ -241,15 +247,16 @@ def _exit_words(plan: ExitPlan, number: int) -> str:
     )
 
 
-def _plan_words(plan: ExitPlan, *, is_timed: bool) -> str:
+def _plan_words(plan: ExitPlan, promise: Promise | None, *, is_timed: bool) -> str:
     result = plan.outcome
     how = "as timed" if is_timed else "by multiply-accumulates, not timed"
+    promised = "" if promise is None else f"; {promise.promised(result)}"
     return (
         f"agrees with the network for {100 * result.agreement:.2f} % of {result.samples:,} "
         f"samples held back, so for at least {100 * result.promised:.2f} % of such samples "
-        f"with {confidence_text()} confidence; expected latency: mean {plan.latency:.2f}, "
-        f"median {result.median_latency(plan.costs):.2f}, worst {max(plan.costs):.2f} of what "
-        f"it was ({how})"
+        f"with {confidence_text()} confidence{promised}; expected latency: mean "
+        f"{plan.latency:.2f}, median {result.median_latency(plan.costs):.2f}, worst "
+        f"{max(plan.costs):.2f} of what it was ({how})"
     )
 
 

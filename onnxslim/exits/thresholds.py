@@ -3,20 +3,23 @@
 The thresholds come from a *path*, from strict (no sample leaves) to loose (all leave). A sample
 leaves at exit e when the risk of another answer is worth the latency that is saved:
 
-    P(disagree | confidence) <= price · saving_e
+    P(harm | confidence) <= price · saving_e
 
-The risk is a logistic function of the logit of the confidence (Platt 1999). One price for all exits
-gives one threshold for each of them; the path is the thresholds at rising prices.
+Harm is another answer than the network's or, where the promise is one of accuracy, a wrong answer
+instead of a right one (see `promises`). The risk is a logistic function of the logit of the
+confidence (Platt 1999). One price for all exits gives one threshold for each of them; the path is
+the thresholds at rising prices.
 
 The step on the path is chosen by a sequential test on samples that nothing else was chosen by. From
-strict to loose, a step is accepted while an upper confidence bound on the disagreement stays within
-1 - target:
+strict to loose, a step is accepted while an upper confidence bound on the harm stays within what
+was promised:
 
     upper(k, n) = Beta⁻¹(1 - alpha; k + 1, n - k)     (Clopper and Pearson 1934)
 
-for k disagreeing of n samples; the test ends at the first step that fails. As the order is fixed in
-advance, alpha need not be divided among the steps (fixed sequence testing; Angelopoulos et al.
-2021). The test is valid for any path that does not depend on these samples.
+for k disagreeing of n samples, or Tango's (1998) bound of a drop in accuracy; the test ends at the
+first step that fails. As the order is fixed in advance, alpha need not be divided among the steps
+(fixed sequence testing; Angelopoulos et al. 2021). The test is valid for any path that does not
+depend on these samples.
 
 This is not the price search of `lossy.spend`: there, one price is found by bisection, from errors
 and costs that add up over layers. Here the outcome of an exit depends on the exits before it, and
@@ -38,6 +41,7 @@ SIGNIFICANCE: Final = 0.01  # alpha: probability with which a promise may be bro
 NEVER: Final = 2.0  # a threshold that no confidence reaches
 STEPS: Final = 300  # prices on the path while exits are chosen
 FINE_STEPS: Final = 3000  # prices on the path while thresholds are confirmed
+_STEP: Final = 1e-9  # of a share
 _PRICES: Final = (1e-7, 1e3)
 _EDGE: Final = 1e-7  # confidences are clipped to [_EDGE, 1 - _EDGE], so that logits are finite
 
@@ -49,10 +53,13 @@ class HeadTrial:
     Attributes:
         confidence: (N,), from 0 to 1.
         agrees: (N,), whether head and network predict the same class.
+        gain: (N,), 1 where the head alone predicts the label, -1 where the network alone does,
+            else 0; None without labels.
     """
 
     confidence: np.ndarray
     agrees: np.ndarray
+    gain: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,19 @@ class Outcome:
         shares: share of the samples that leave at each exit; last, of those that never leave.
         agreements: for each exit, the agreement of the samples that leave there; None without any.
         disagreeing: number of samples that leave with another answer than the network's.
+        lost: number of samples that leave with a wrong answer where the network's is right; 0
+            without labels.
+        won: number of samples that leave with the right answer where the network's is wrong.
+        is_labelled: whether `lost` and `won` were counted.
     """
 
     shares: tuple[float, ...]
     agreements: tuple[float | None, ...]
     disagreeing: int
     samples: int
+    lost: int = 0
+    won: int = 0
+    is_labelled: bool = False
 
     @property
     def agreement(self) -> float:
@@ -79,6 +93,11 @@ class Outcome:
     def promised(self) -> float:
         """Lower confidence bound of the agreement on new samples, at level 1 - `SIGNIFICANCE`."""
         return 1 - upper_bound(self.disagreeing, self.samples)
+
+    @property
+    def drop(self) -> float:
+        """The share of the samples that is right no longer, less the share that is right now."""
+        return (self.lost - self.won) / self.samples
 
     def latency(self, costs: Sequence[float]) -> float:
         """Mean latency; `costs` has the latency of each exit and, last, of samples that stay."""
@@ -111,29 +130,75 @@ def min_samples(target: float) -> int:
     return ceil(log(SIGNIFICANCE) / log(target)) if target < 1 else 0
 
 
+def drop_bound(lost: int, won: int, samples: int, alpha: float = SIGNIFICANCE) -> float:
+    """The one-sided upper confidence bound of the difference of two paired proportions.
+
+    The score bound of Tango (1998), equations 4 and 6: the difference Δ > (lost − won) / n at which
+    the statistic (lost − won − n·Δ) / √(n·(2·q + Δ·(1 − Δ))) is the quantile of `alpha`; q is the
+    likeliest share of wins when the difference is Δ.
+
+    Args:
+        lost: samples that were right and are wrong.
+        won: samples that were wrong and are right.
+        samples: all samples, n.
+        alpha: probability with which the bound may be broken.
+
+    >>> round(drop_bound(0, 0, 1000), 4)
+    0.0054
+    """
+    quantile = float(stats.norm.ppf(1 - alpha))
+
+    def excess(difference: float) -> float:
+        a = 2 * samples
+        b = (2 * samples - lost + won) * difference - lost - won
+        c = -won * difference * (1 - difference)
+        share = (np.sqrt(b * b - 4 * a * c) - b) / (2 * a)
+        spread = np.sqrt(samples * (2 * share + difference * (1 - difference)))
+        return float(samples * difference - (lost - won) - quantile * spread)
+
+    if lost >= samples:
+        return 1.0
+    # at the estimate itself the statistic is 0, or 0 / 0 where nothing is lost or won
+    return float(optimize.brentq(excess, (lost - won) / samples + _STEP, 1.0))
+
+
+def min_samples_for_drop(share: float) -> int:
+    """Samples needed to confirm that at most `share` of the accuracy is lost, if none is.
+
+    >>> drop_bound(0, 0, min_samples_for_drop(0.005)) <= 0.005
+    True
+    """
+    quantile = float(stats.norm.ppf(1 - SIGNIFICANCE))
+    return ceil(quantile**2 * (1 - share) / share)
+
+
 def outcome(thresholds: Sequence[float], trials: Sequence[HeadTrial]) -> Outcome:
     """Let each sample leave at the first exit whose head reaches its threshold."""
     samples = len(trials[0].confidence)
     inside = np.ones(samples, bool)  # samples that have not left
     shares: list[float] = []
     agreements: list[float | None] = []
-    disagreeing = 0
+    disagreeing = lost = won = 0
     for threshold, trial in zip(thresholds, trials, strict=True):
         # compare in float32, as the graph does
         leaves = inside & (trial.confidence.astype(np.float32) >= np.float32(threshold))
         count = int(leaves.sum())
         right = int((leaves & trial.agrees).sum())
         disagreeing += count - right
+        if trial.gain is not None:
+            lost += int((trial.gain[leaves] < 0).sum())
+            won += int((trial.gain[leaves] > 0).sum())
         shares.append(count / samples)
         agreements.append(right / count if count else None)
         inside &= ~leaves
     shares.append(float(inside.mean()))
-    return Outcome(tuple(shares), tuple(agreements), disagreeing, samples)
+    is_labelled = all(trial.gain is not None for trial in trials)
+    return Outcome(tuple(shares), tuple(agreements), disagreeing, samples, lost, won, is_labelled)
 
 
 @dataclass(frozen=True)
 class Risk:
-    """P(disagree) = 1 / (1 + exp(−(intercept + slope·logit(confidence)))), slope < 0."""
+    """P(harm) = 1 / (1 + exp(−(intercept + slope·logit(confidence)))), slope < 0."""
 
     intercept: float
     slope: float
@@ -147,16 +212,20 @@ class Risk:
         return NEVER if value > 1 - _EDGE else round(value, 7)
 
 
-def fitted_risk(trial: HeadTrial) -> Risk:
-    """Fit the risk of a head by maximum likelihood (Platt 1999).
+def fitted_risk(confidence: np.ndarray, harmed: np.ndarray) -> Risk:
+    """Fit the risk that a sample is harmed by leaving, by maximum likelihood (Platt 1999).
 
     Platt's smoothed targets lie a little inside 0 and 1, so that the fit exists for a head that
-    never disagrees.
+    never harms.
+
+    Args:
+        confidence: (N,), of the head, from 0 to 1.
+        harmed: (N,), whether the head's answer counts against it.
     """
-    z = special.logit(np.clip(trial.confidence, _EDGE, 1 - _EDGE))
-    bad = int((~trial.agrees).sum())
+    z = special.logit(np.clip(confidence, _EDGE, 1 - _EDGE))
+    bad = int(harmed.sum())
     good = len(z) - bad
-    targets = np.where(trial.agrees, 1 / (good + 2), (bad + 1) / (bad + 2))
+    targets = np.where(harmed, (bad + 1) / (bad + 2), 1 / (good + 2))
     middle, spread = float(z.mean()), max(float(z.std()), 1e-6)
 
     def loss(values: np.ndarray) -> float:  # cross entropy; exp keeps the slope negative
@@ -189,28 +258,17 @@ def threshold_path(
         last = found
 
 
-def confirmed_thresholds(
-    path: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
+def loosest(
+    path: Sequence[tuple[float, ...]],
+    trials: Sequence[HeadTrial],
+    is_kept: Callable[[Outcome], bool],
 ) -> tuple[float, ...] | None:
-    """The loosest thresholds on a path that keep the target on new samples; None if none does.
+    """The last thresholds on a path before the first whose outcome is not kept; None if none is.
 
-    The path goes from strict to loose, and was chosen without looking at `trials`.
+    The path goes from strict to loose. For a promise on new samples, it was chosen without looking
+    at `trials`.
     """
-    return _loosest(path, lambda thresholds: outcome(thresholds, trials).promised >= target)
-
-
-def empirical_thresholds(
-    path: Sequence[tuple[float, ...]], trials: Sequence[HeadTrial], target: float
-) -> tuple[float, ...] | None:
-    """The loosest thresholds on a path whose agreement on `trials` themselves keeps the target."""
-    return _loosest(path, lambda thresholds: outcome(thresholds, trials).agreement >= target)
-
-
-def _loosest(
-    path: Sequence[tuple[float, ...]], is_kept: Callable[[tuple[float, ...]], bool]
-) -> tuple[float, ...] | None:
-    """The last thresholds before the first that fail."""
-    kept = list(takewhile(is_kept, path))
+    kept = list(takewhile(lambda thresholds: is_kept(outcome(thresholds, trials)), path))
     return kept[-1] if kept else None
 
 

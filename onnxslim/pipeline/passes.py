@@ -36,6 +36,7 @@ class Context:
         calibration: the samples of the user, and measurements on them; None without samples.
         accuracy: measures the accuracy of a model on the evaluation data, in [0, 1]; None without
             such data.
+        labelled: the evaluation samples; None without such data, or where it is a metric.
         stopwatch: measures run times on this machine; None where nothing is to be timed.
         floors: limits on what lossy steps may cost, for passes that choose how far to go.
         goal: which of bytes and latency may not get worse, for passes that trade one for the other.
@@ -53,6 +54,7 @@ class Context:
     evaluate: Evaluator | None = None
     calibration: Calibration | None = None
     accuracy: Callable[[Model], float | None] | None = None
+    labelled: Calibration | None = None
     stopwatch: Stopwatch | None = None
     floors: Floors = field(default_factory=Floors)
     goal: Goal = Goal.BOTH

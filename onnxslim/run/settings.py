@@ -78,14 +78,18 @@ class RunSettings:
                 timed on. None: passes get neither accuracy nor stopwatch.
         """
         from onnxslim.runtime.evaluate import evaluate
+        from onnxslim.runtime.measure.accuracy import labelled_source
         from onnxslim.runtime.measure.stopwatch import SessionStopwatch
         from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
 
-        calibration = accuracy = stopwatch = None
+        calibration = accuracy = labelled = stopwatch = None
         if self.calibration is not None:
             calibration = CalibrationRuns(self.calibration, seed=self.seed, threads=self.threads)
         if prover is not None and self.evaluation is not None:
             accuracy = prover.accuracy
+            source = labelled_source(self.evaluation)
+            if source is not None:
+                labelled = CalibrationRuns(source, seed=self.seed, threads=self.threads)
         if prover is not None and self.measure and prover.sample is not None:
             stopwatch = SessionStopwatch(prover.sample, threads=self.threads, seed=self.seed)
         return Context(
@@ -93,6 +97,7 @@ class RunSettings:
             evaluate=evaluate,
             calibration=calibration,
             accuracy=accuracy,
+            labelled=labelled,
             stopwatch=stopwatch,
             progress=self.progress,
         )

@@ -65,8 +65,24 @@ class SampleOutputs:
     labels: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What can be said of samples before any model runs on them.
+
+    Attributes:
+        samples: their number.
+        is_labelled: whether each of them has a label.
+    """
+
+    samples: int
+    is_labelled: bool
+
+
 class Calibration(Protocol):
     """The calibration samples, as passes see them."""
+
+    def extent(self, model: Model) -> Extent:
+        """How many samples there are, and whether they have labels; reads them once."""
 
     def moments(
         self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None

@@ -72,14 +72,31 @@ def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> E
     Raises:
         UsageError: it cannot be read or imported.
     """
+    named = _metric(source)
+    if named is not None:
+        return Evaluation(named[0], metric=named[1])
+    samples = open_samples(source, inputs)  # type: ignore[arg-type]
+    return Evaluation(samples.name, samples)
+
+
+def labelled_source(source: EvaluationSource) -> SampleSource | None:
+    """The source of labelled samples that `source` is; None where it is a metric.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
+    return source if _metric(source) is None else None  # type: ignore[return-value]
+
+
+def _metric(source: EvaluationSource) -> tuple[str, Callable[..., object]] | None:
+    """The name and the function of a metric; None where the source is one of samples."""
     if callable(source) and not isinstance(source, type):
-        return Evaluation(getattr(source, "__name__", "the metric"), metric=source)
+        return getattr(source, "__name__", "the metric"), source
     if isinstance(source, str) and _names_function(source):
         function = user_function.load_function(source)
         if _arguments(function):
-            return Evaluation(source, metric=function)
-    samples = open_samples(source, inputs)  # type: ignore[arg-type]
-    return Evaluation(samples.name, samples)
+            return source, function
+    return None
 
 
 def top1(session: Session, samples: Samples, *, alone: bool = False) -> float:

@@ -25,7 +25,13 @@ from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample, Samples
 from onnxslim.runtime.session import Feeds, Outputs, open_session
 from onnxslim.services.activity import ChannelActivity
-from onnxslim.services.calibration import Calibration, Distance, Replacement, SampleOutputs
+from onnxslim.services.calibration import (
+    Calibration,
+    Distance,
+    Extent,
+    Replacement,
+    SampleOutputs,
+)
 from onnxslim.services.moments import LayerMoments
 from onnxslim.services.observations import Observation
 
@@ -100,6 +106,17 @@ class CalibrationRuns:
         self._numbering = ValueNumbering()
         self._known: _ReferenceOutputs | None = None
         self._parts: tuple[Calibration, Calibration] | None = None
+        self._extent: Extent | None = None
+
+    def extent(self, model: Model) -> Extent:
+        """See `Calibration`."""
+        if self._extent is None:
+            rows, is_labelled = 0, True
+            for sample in self._open(model):
+                rows += sample.rows
+                is_labelled = is_labelled and sample.labels is not None
+            self._extent = Extent(rows, is_labelled and rows > 0)
+        return self._extent
 
     def moments(
         self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None

@@ -207,10 +207,58 @@ def test_without_samples_nothing_is_done() -> None:
 
 
 def test_too_few_samples_cannot_confirm_a_target() -> None:
-    why = declined(classifier(), X[:200])
+    why = declined(classifier(), X[:200], "inject-exits:target=0.995")
     assert "a target of 0.995 cannot be confirmed with 99 % confidence on the " in why
     assert "that takes 919, twice as many in all" in why
     assert "cannot be confirmed" in declined(classifier(), X[:200], "inject-exits:target=1")
+
+
+def test_what_cannot_be_confirmed_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InjectExits, "run", lambda *_: pytest.fail("there was work"))
+    assert "cannot be confirmed" in declined(classifier(), X[:200], "inject-exits:target=0.995")
+    assert "max-drop needs labels" in declined(classifier(), X, "inject-exits:max-drop=1")
+
+
+def test_without_a_target_the_promise_is_what_the_samples_can_confirm() -> None:
+    source = classifier()
+    model, reports = injected(source, X[:400], "inject-exits")
+    assert "If" in operators(model)
+    whole = next(what for what in whats(reports) if "expected latency" in what)
+    assert "agreement was promised, the most that " in whole
+    assert "(99.5 % takes 919)" in whole
+    promised = float(whole.partition("confidence; ")[2].partition(" %")[0]) / 100
+    assert 0.95 < promised < 0.995
+    assert agreement(model, source, images(20_000, seed=78)[0]) >= promised
+
+
+@pytest.mark.parametrize("labelled", ["calibration", "evaluation"])
+def test_a_drop_in_accuracy_lets_more_leave_than_agreement(labelled: str) -> None:
+    """The network errs on noisy samples, and so disagrees with a head that is no worse."""
+    source = classifier()
+    x, labels = images(6000, seed=5)
+    samples = runs({"x": x, "label": labels})
+    labels_elsewhere = labelled == "evaluation"
+    context = Context(
+        evaluate=evaluate,
+        calibration=runs(X) if labels_elsewhere else samples,
+        labelled=samples if labels_elsewhere else None,
+        floors=Floors(max_drop=1.0),
+    )
+    model, reports = PassManager.parse("inject-exits").run(
+        Model.load(source), context, policy=FORCE, reproducers=REPRODUCERS
+    )
+    whole = next(what for what in whats(reports) if "expected latency" in what)
+    assert "points of accuracy are lost on their labels, so at most " in whole
+    assert "at most 1 was promised" in whole
+    new, truth = images(20_000, seed=78)
+    right, was = (answers(m, new).argmax(axis=1) == truth for m in (model, source))
+    assert was.mean() - right.mean() <= 0.01
+    _, strict = injected(source, x, "inject-exits:target=0.99")
+    stays = [
+        float(next(w for w in whats(found) if "latency: mean" in w).split("mean ")[1].split(",")[0])
+        for found in (reports, strict)
+    ]
+    assert stays[0] < stays[1]
 
 
 def test_a_network_of_one_layer_has_no_place_to_leave_at() -> None:
@@ -275,7 +323,7 @@ def test_exits_are_not_put_in_twice() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"target": 0.9, "latency": 0.5}, "takes one of target, latency and threshold"),
+        ({"target": 0.9, "latency": 0.5}, "takes one of target, max-drop, latency and threshold"),
         ({"at": ("a", "b", "c"), "threshold": (0.5, 0.6)}, "got 2 for 3"),
         ({"mode": "anytime", "target": 0.9}, "skips nothing: leave out target"),
         ({"mode": "anytime", "report_exit": True}, "skips nothing: leave out report-exit"),
