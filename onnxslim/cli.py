@@ -22,6 +22,7 @@ from onnxslim.commands.console import complain, say
 from onnxslim.errors import OnnxslimError, PromiseBroken, RuntimeFailure, UsageError
 
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
 
 
 class _Commands(click.Group):
@@ -80,12 +81,10 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         return UsageError.exit_code
-    except click.UsageError as error:
-        hint = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
-        complain(error.format_message() + hint)
-        return UsageError.exit_code
     except click.ClickException as error:
-        complain(error.format_message())
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" See `{context.command_path} --help`." if context else ""
+        complain(error.format_message() + hint)
         return UsageError.exit_code
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted.")
@@ -96,13 +95,24 @@ def run(arguments: list[str]) -> int:
         complain(str(error))
         return error.exit_code
     except SystemExit as stop:  # SIGTERM, or click on a closed pipe
+        if stop.code == TERMINATED:
+            complain("terminated.")
         return stop.code if isinstance(stop.code, int) else 1
-    except MemoryError:
-        complain("there is not enough memory for this model on this machine.")
-        return RuntimeFailure.exit_code
+    except (MemoryError, OSError) as error:
+        return _system_error(error)
     except Exception as error:  # a bug; the user gets a sentence all the same
         return _internal_error(error, verbose)
     return result if isinstance(result, int) else 0
+
+
+def _system_error(error: MemoryError | OSError) -> int:
+    if isinstance(error, MemoryError):
+        complain("there is not enough memory for this model on this machine.")
+        return RuntimeFailure.exit_code
+    place = f"`{error.filename}`" if error.filename else "a file"
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    complain(f"the system refused {place}: {reason}. Check its disk and the process's limits.")
+    return UsageError.exit_code
 
 
 def _internal_error(error: Exception, verbose: bool) -> int:
@@ -128,4 +138,4 @@ def _log_to_stderr(level: int) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+    raise SystemExit(TERMINATED)

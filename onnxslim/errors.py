@@ -6,6 +6,7 @@
     ├── FloorMissed      4  a pass went below the user's floor and was rolled back
     ├── PromiseBroken    5  a pass broke its own promise: a bug, with a reproducer
     └── RuntimeFailure   6  onnxruntime refused a model or failed on it
+        └── OutOfMemory  6  it asked for more memory than there is
 
 `NotApplicable` is not a failure: a pass raises it from `requires` to decline the whole model.
 A message says where, what was expected, what was found, and what to do next.
@@ -58,6 +59,10 @@ class RuntimeFailure(OnnxslimError):
     """onnxruntime refused to load a model, or failed while running it."""
 
     exit_code = 6
+
+
+class OutOfMemory(RuntimeFailure):
+    """onnxruntime asked for more memory than there is, which says nothing about the model."""
 
 
 class NotApplicable(OnnxslimError):

@@ -1,4 +1,4 @@
-"""Turn an error of onnxruntime into a sentence for the user.
+"""Turn an error of onnxruntime into an error of ours, and into a sentence for the user.
 
 Owns: which parts of the text are cut. The sentence names the node where onnxruntime does.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from onnxslim.errors import OutOfMemory, RuntimeFailure
+
 _HEAD = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _PLACE = re.compile(
     r"[\w./\\-]+\.(?:h|cc|hpp|cpp):\d+ (?:[\w:~<>&*, ]*::[\w~<>]+\(.*?\)(?: const)? |\w+ )?"
@@ -14,6 +16,19 @@ _PLACE = re.compile(
 _NODE = re.compile(
     r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
 )
+_MEMORY = re.compile(r"bad.?alloc|failed to allocate|allocation failed|out of memory", re.I)
+
+
+def failure(what: str, error: Exception) -> RuntimeFailure:
+    """The error to raise where onnxruntime raised `error`.
+
+    Args:
+        what: what onnxruntime did not do: `cannot load the model`.
+        error: of any kind, as the kinds that onnxruntime raises have no common base.
+    """
+    if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
+        return OutOfMemory(f"onnxruntime {what}: memory does not suffice: {explain(error)}")
+    return RuntimeFailure(f"onnxruntime {what}: {explain(error)}")
 
 
 def explain(error: BaseException, limit: int = 400) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +23,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxslim.errors import RuntimeFailure
+from onnxslim.errors import OnnxslimError, RuntimeFailure
 from onnxslim.graph import wire
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_numpy_dtype, to_onnx_dtype
 from onnxslim.io.model import PROTOBUF_LIMIT, Model
-from onnxslim.runtime.explain import explain
+from onnxslim.io.staging import scratch_folder
+from onnxslim.runtime.explain import failure
 
 Dim = int | str | None
 Feeds = Mapping[str, np.ndarray]
@@ -94,7 +94,7 @@ class Session:
         try:
             values = run()
         except Exception as error:  # onnxruntime raises many kinds, with no common base
-            raise RuntimeFailure(f"onnxruntime failed on the model: {explain(error)}") from error
+            raise failure("failed on the model", error) from error
         return {info.name: value for info, value in zip(self.outputs, values, strict=True)}
 
     def reopen_with(self, plain: Callable[[], Session]) -> None:
@@ -180,10 +180,10 @@ def open_session(
         else:
             content = os.fspath(source) if isinstance(source, Path) else source
             opened = Session(ort.InferenceSession(content, options, providers=list(providers)))
-    except RuntimeFailure:
+    except OnnxslimError:
         raise
     except Exception as error:  # onnxruntime raises many kinds, with no common base
-        raise RuntimeFailure(f"onnxruntime cannot load the model: {explain(error)}") from error
+        raise failure("cannot load the model", error) from error
     if optimise:
         opened.reopen_with(partial(open_session, source, optimise=False, threads=threads))
     return opened
@@ -199,8 +199,10 @@ def plain_session(
     """
     try:
         opened = _open_model(model, options, providers)
+    except OnnxslimError:
+        raise
     except Exception as error:  # onnxruntime raises many kinds, with no common base
-        raise RuntimeFailure(f"onnxruntime cannot load the model: {explain(error)}") from error
+        raise failure("cannot load the model", error) from error
     session, keep = opened.detached()
     session._weights = keep
     return session
@@ -285,8 +287,8 @@ def _open_staged(
 ) -> Session:
     """Open a model through a temporary file, where one protobuf message cannot hold it."""
     with (
-        tempfile.TemporaryDirectory(prefix="onnxslim-") as folder,
-        model.stage(Path(folder) / "model.onnx", external=True) as staged,
+        scratch_folder() as folder,
+        model.stage(folder / "model.onnx", external=True) as staged,
     ):
         session = ort.InferenceSession(str(staged.file), options, providers=list(providers))
     return Session(session, shapes)

@@ -27,14 +27,14 @@ def complain(text: str) -> None:
 
 def paper() -> Paper:
     """The medium behind standard output: a terminal with a width, or a file or pipe without."""
-    import shutil
+    from shutil import get_terminal_size
 
     from onnxslim.render.tables import Paper
 
     if not sys.stdout.isatty():
         return Paper()
     color = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    return Paper(shutil.get_terminal_size().columns, color)
+    return Paper(get_terminal_size().columns, color)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from onnxslim.commands.arguments import explain_option, passes_option, talk_opti
 from onnxslim.commands.compress import compress
 from onnxslim.commands.console import say
 from onnxslim.errors import UsageError
+from onnxslim.io import files
 from onnxslim.pipeline.recipe import Recipe
 
 _MODEL = "lenet5.onnx"
@@ -60,4 +60,4 @@ def _asset(name: str) -> importlib.resources.abc.Traversable:
 
 
 def _new_file() -> Path:
-    return Path(tempfile.mkdtemp(prefix="onnxslim-demo-")) / "lenet5.slim.onnx"
+    return files.lasting_folder("onnxslim-demo") / "lenet5.slim.onnx"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from onnxslim.errors import UsageError
+from onnxslim.io.staging import stage_file
 
 if TYPE_CHECKING:
     from onnxslim.render.formats import Formats
@@ -56,25 +54,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".onnxslim-", delete=False
-        ) as stream:
-            scratch = stream.name
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(scratch, 0o666 & ~umask)  # temporary files are private to begin with
-        os.replace(scratch, path)
-    except OSError as error:
-        raise UsageError(f"`{path}` cannot be written: {error.strerror or error}.") from error
-    finally:
-        if scratch is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(scratch)
+    with stage_file(path) as staged:
+        staged.write([content])
+        staged.commit()
 
 
 def _check_place(path: Path) -> None:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from onnxslim.errors import UsageError
+from onnxslim.io import files
 from onnxslim.io.model import PROTOBUF_LIMIT, Model, Origin
-from onnxslim.io.staging import (
-    cannot_write,
-    check_target,
-    map_file,
-    stage_file,
-    write_file,
-    writing,
-)
+from onnxslim.io.staging import map_file, stage_file, writing
 from onnxslim.packing import is_packed
 from onnxslim.packing.container import restore
 
@@ -24,7 +15,8 @@ from onnxslim.packing.container import restore
 def copy_file(origin: Origin, target: Path) -> None:
     """Write the input file unchanged to `target`, external data included, all or nothing.
 
-    Of a packed file, the model file in it is written.
+    Of a packed file, the model file in it is written. Where other data lie already under the names
+    of the external data, the weights go to a data file of the target's name.
 
     Raises:
         UsageError: the target cannot be written.
@@ -34,24 +26,22 @@ def copy_file(origin: Origin, target: Path) -> None:
     if origin.packed_bytes is not None:
         unpack(origin.path, target)
         return
-    check_target(target, origin.path, origin.external)
     base = origin.path.resolve().parent
-    try:
-        with tempfile.TemporaryDirectory(prefix=".onnxslim-", dir=target.parent) as folder:
-            moves = [(origin.path, target)]
-            same_folder = target.resolve().parent == base
-            if not same_folder:
-                moves = [
-                    *((f, target.parent / f.resolve().relative_to(base)) for f in origin.external),
-                    *moves,
-                ]
-            for index, (source, _) in enumerate(moves):
-                shutil.copyfile(source, Path(folder) / str(index))
-            for index, (_, final) in enumerate(moves):
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(Path(folder) / str(index), final)
-    except OSError as error:
-        raise UsageError(cannot_write(target, error)) from error
+    data: dict[Path, Path] = {}  # by their paths from the model
+    if target.resolve().parent != base:
+        data = {item.resolve().relative_to(base): item for item in origin.external}
+    taken = {name: target.parent / name for name in data if (target.parent / name).exists()}
+    if any(not files.same_content(data[name], place) for name, place in taken.items()):
+        Model.load(origin.path).save(target, external=True)
+        return
+    with stage_file(target, origin.path, origin.external) as staged:
+        with writing(target):
+            for name, item in data.items():
+                place = staged.file.parent / name
+                files.make_folders(place.parent)
+                files.write_file(place, [map_file(item)])
+        staged.write([map_file(origin.path)])
+        staged.commit()
 
 
 def unpack(source: Path, target: Path) -> None:
@@ -71,6 +61,5 @@ def unpack(source: Path, target: Path) -> None:
         Model.load(source).save(target, external=True)
         return
     with stage_file(target, source) as staged:
-        with writing(target):
-            write_file(staged.file, [content])
+        staged.write([content])
         staged.commit()

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -26,12 +27,15 @@ from onnxslim.graph.clone import clone_graph
 from onnxslim.graph.collector import paused
 from onnxslim.graph.ir import Graph, storage_bytes
 from onnxslim.graph.proto import graph_from_proto, graph_to_proto
+from onnxslim.io import files
+from onnxslim.io.files import Buffer
 from onnxslim.io.normal_form import normalise
-from onnxslim.io.staging import Staged, map_file, stage_file, write_file, writing
+from onnxslim.io.staging import Staged, map_file, stage_file, writing
 from onnxslim.io.texts import escape_texts
 from onnxslim.packing import is_packed
 
 PROTOBUF_LIMIT = 2**31 - 1
+_ALIGNMENT: Final = 64  # bytes
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
@@ -220,8 +224,7 @@ class Model:
             UsageError: the folder does not exist or cannot be written, or the disk is full.
         """
         with stage_file(path, self.origin.path, self.origin.external) as staged:
-            with writing(path):
-                self._write(staged.file, external)
+            self._write(staged, external)
             yield staged
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
@@ -229,15 +232,15 @@ class Model:
         with self.stage(Path(path), external=external) as staged:
             staged.commit()
 
-    def _write(self, path: Path, external: bool | None) -> None:
+    def _write(self, staged: Staged, external: bool | None) -> None:
         skeleton, payloads = self._serialized()
         chunks, total = wire.join(skeleton, payloads)
         if external is None:
             external = bool(self.origin.external) or total > PROTOBUF_LIMIT
         if external and payloads:
-            _write_external(path, skeleton, payloads)
+            _write_external(staged, skeleton, payloads)
         else:
-            write_file(path, chunks)
+            staged.write(chunks)
 
 
 class _ExternalData:
@@ -304,22 +307,31 @@ def _natural(text: str, tensor: str) -> int:
     return int(text)
 
 
-def _write_external(path: Path, skeleton: bytes, payloads: list[wire.Payload]) -> None:
+def _write_external(staged: Staged, skeleton: bytes, payloads: list[wire.Payload]) -> None:
     """Write weights to `<name>.data` (64-byte aligned, for memory mapping), then the model."""
-    data_name = path.name + ".data"
+    data = staged.file.with_name(f"{staged.file.name}.data")
     offsets: list[int] = []
-    with path.with_name(data_name).open("wb", buffering=1 << 20) as stream:
-        for payload in payloads:
-            stream.write(b"\0" * (-stream.tell() % 64))
-            offsets.append(stream.tell())
-            stream.write(payload.read())
-        stream.flush()
-        os.fsync(stream.fileno())
+    with writing(staged.target):
+        files.write_file(data, _aligned(payloads, offsets))
+        named = data.with_name(staged.data_name(data))
+        if named != data:
+            files.rename(data, named)
     model = onnx.ModelProto.FromString(skeleton)
     for tensor in onnx.external_data_helper._get_all_tensors(model):
         entries = wire.external_entries(tensor)
         if entries.get("location") == wire.PLACEHOLDER:
             index = int(entries["offset"])
             wire.placeholder(tensor, offsets[index], payloads[index].nbytes)
-            tensor.external_data[0].value = data_name
-    write_file(path, iter((model.SerializeToString(deterministic=True),)))
+            tensor.external_data[0].value = named.name
+    staged.write([model.SerializeToString(deterministic=True)])
+
+
+def _aligned(payloads: Iterable[wire.Payload], offsets: list[int]) -> Iterator[Buffer]:
+    """The payloads with zeros between them; where each begins is appended to `offsets`."""
+    at = 0
+    for payload in payloads:
+        gap = -at % _ALIGNMENT
+        yield b"\0" * gap
+        offsets.append(at + gap)
+        yield payload.read()
+        at += gap + payload.nbytes

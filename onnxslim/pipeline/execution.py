@@ -159,8 +159,8 @@ class Executor:
             result = _call(log.member, model, replace(self.context, model=model))
         except PromiseBroken as error:
             raise PassFailed(str(error)) from error
-        except OnnxslimError:
-            raise  # about the model or the request, not about the pass
+        except (OnnxslimError, MemoryError, OSError):
+            raise  # about the model, the request or the machine, not about the pass
         except Exception as error:
             raise PassFailed(f"failed with {type(error).__name__}: {error}") from error
         log.add(result, time.perf_counter() - started)

@@ -12,9 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxslim.errors import ModelError, OnnxslimError, PromiseBroken, RuntimeFailure
+from onnxslim.errors import (
+    ModelError,
+    OnnxslimError,
+    OutOfMemory,
+    PromiseBroken,
+    RuntimeFailure,
+)
+from onnxslim.io import files
 from onnxslim.io.check import check_model, signature
 from onnxslim.io.model import Model
+from onnxslim.io.staging import stage_file
 from onnxslim.pipeline.execution import Executor, PassFailed, StepCandidate
 from onnxslim.pipeline.passes import Pass, Preset
 from onnxslim.pipeline.prover import Prover
@@ -88,6 +96,8 @@ class Verifier:
         try:
             check_model(after, before)
             comparison = self.prover.compare(after, fidelity)
+        except OutOfMemory:
+            raise  # about the machine, not about the pass
         except (ModelError, RuntimeFailure) as error:
             return f"made a model that does not run: {error}", None
         return comparison.broken, comparison
@@ -122,9 +132,11 @@ def _write_reproducer(folder: Path, culprit: Pass, before: Model) -> str:
     target = folder / f"{stem}-before-{culprit.name}.onnx"
     command = shlex.join(["onnxslim", str(target), "--passes", str(culprit)])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folders(folder)
         before.save(target)
-        target.with_suffix(".txt").write_text(command + "\n")
+        with stage_file(target.with_suffix(".txt")) as staged:
+            staged.write([f"{command}\n".encode()])
+            staged.commit()
     except (OSError, OnnxslimError) as error:
         return f"A reproducer could not be written: {error}"
     return f"This is a bug; please report it with `{target}`. To see it again: {command}"

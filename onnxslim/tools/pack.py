@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import numpy as np
 from onnxslim.errors import ModelError, UsageError
 from onnxslim.graph.wire import Located, locate
 from onnxslim.io.model import Model
-from onnxslim.io.staging import map_file, stage_file, write_file, writing
+from onnxslim.io.staging import map_file, scratch_folder, stage_file
 from onnxslim.packing import coders, is_packed
 from onnxslim.packing.container import (
     EncodedUnit,
@@ -139,8 +138,7 @@ def pack(
     ):
         pieces, report = _packed(file, model, coder, measure, tell or (lambda _: None))
         report.input_bytes = model.origin.file_bytes
-        with writing(target):
-            write_file(staged.file, pieces)
+        staged.write(pieces)
         staged.commit()
     return report
 
@@ -151,8 +149,8 @@ def _as_one_file(model: Model, source: Path) -> Iterator[memoryview]:
     if not model.origin.external:
         yield map_file(source)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
-        whole = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        whole = folder / "model.onnx"
         model.save(whole, external=False)
         yield map_file(whole)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxslim.errors import RuntimeFailure
 from onnxslim.report import Latency, LatencyPair
-from onnxslim.runtime.explain import explain
+from onnxslim.runtime.explain import failure
 
 Run = Callable[[], object]
 
@@ -60,9 +60,7 @@ def time_many(
     except RuntimeFailure:
         raise
     except Exception as error:  # onnxruntime raises many kinds, with no common base
-        raise RuntimeFailure(
-            f"onnxruntime failed while the model was timed: {explain(error)}"
-        ) from error
+        raise failure("failed while the model was timed", error) from error
 
 
 def time_sessions(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,10 +23,10 @@ from typing import Final
 import numpy as np
 import onnx
 
-from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.ir import node_label
 from onnxslim.io.model import Model
-from onnxslim.runtime.explain import explain
+from onnxslim.io.staging import scratch_folder
+from onnxslim.runtime.explain import failure
 from onnxslim.runtime.session import Feeds, plain_session, session_options
 from onnxslim.services.stopwatch import Kernel
 
@@ -56,9 +55,9 @@ def profile_model(
     for number, node in enumerate(nodes):
         node.name = f"#{number}#"
         makers.update((tensor.name, number) for tensor in node.outputs)
-    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
-        events = _run(marked, feeds, threads, budget_s, Path(folder))
-        graph = onnx.load(Path(folder) / "model.onnx", load_external_data=False).graph
+    with scratch_folder() as folder:
+        events = _run(marked, feeds, threads, budget_s, folder)
+        graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     return tuple(_kernels(events, _OptimisedGraph(graph, makers), labels))
 
 
@@ -93,9 +92,7 @@ def _run(
             session.run(None, dict(feeds))
             done += 1
     except Exception as error:  # onnxruntime raises many kinds, with no common base
-        raise RuntimeFailure(
-            f"onnxruntime failed while the model was profiled: {explain(error)}"
-        ) from error
+        raise failure("failed while the model was profiled", error) from error
     with open(session.end_profiling(), encoding="utf-8") as file:
         return _events(json.load(file))
 

@@ -161,12 +161,12 @@ class Playback:
         arrays = {value: found[name] for name, value in self._fresh.items()}
         if self._fits is None:
             self._fits = self._would_fit(arrays.values(), rows)
-            if self._fits:
-                self._new = {value: Spool() for value in arrays}
         if not self._fits:
             return
         try:
             for value, array in arrays.items():
+                if value not in self._new:
+                    self._new[value] = Spool()
                 self._new[value].append(array)
         except OSError:  # the disk is full: later runs start earlier
             self._give_up()

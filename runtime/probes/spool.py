@@ -7,11 +7,12 @@ it is closed or the process ends.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import weakref
 from typing import IO, Final
 
 import numpy as np
+
+from onnxslim.io import files
 
 _IN_MEMORY: Final = 8 << 20  # bytes held before a file is created
 
@@ -23,7 +24,7 @@ class Spool:
         self.shapes: list[tuple[int, ...]] = []
         self.nbytes = 0
         self._places: list[tuple[int, np.dtype]] = []
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="onnxslim-")  # noqa: SIM115
+        self._file = files.scratch_file(_IN_MEMORY)
         self._closing = weakref.finalize(self, _close, self._file)
 
     def append(self, array: np.ndarray) -> None:
@@ -33,8 +34,7 @@ class Spool:
             OSError: the disk is full.
         """
         self._file.seek(self.nbytes)
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._file.flush()  # so that a full disk fails here, not in a later read
+        files.append(self._file, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._places.append((self.nbytes, array.dtype))
         self.shapes.append(array.shape)
         self.nbytes += array.nbytes
@@ -47,7 +47,8 @@ class Spool:
         at, dtype = self._places[number]
         array = np.empty(self.shapes[number], dtype)
         self._file.seek(at)
-        self._file.readinto(array.reshape(-1).view(np.uint8).data)
+        if self._file.readinto(array.reshape(-1).view(np.uint8).data) < array.nbytes:  # type: ignore[attr-defined]
+            raise OSError(f"The temporary file of an array of {array.nbytes:,} bytes ends early.")
         return array
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ Owns: reading files. Not here: which arrays a model accepts (see `fitting` and `
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from onnxslim.errors import UsageError
+from onnxslim.io.staging import map_file
 
 _BLOCK_BYTES: Final = 8 << 20  # a block of rows of all arrays together
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
@@ -36,7 +38,12 @@ class ArrayHeader:
     @property
     def row_bytes(self) -> int:
         """Bytes of one entry along the first axis."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all entries."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_headers(path: Path) -> dict[str, ArrayHeader]:
@@ -104,7 +111,12 @@ def read_npy(path: Path) -> np.ndarray:
         UsageError: it is no .npy file, or holds Python objects.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        with path.open("rb") as stream:
+            header = _read_header(stream, path, path.name)
+            start = stream.tell()
+        data = map_file(path)
+        values = np.frombuffer(data[start : start + header.nbytes], header.dtype)
+        return values.reshape(header.shape, order="F" if header.fortran_order else "C")
     except (ValueError, OSError, EOFError) as error:
         raise UsageError(f"`{path}` is no .npy file of numbers: {error}.") from error
 

@@ -299,10 +299,10 @@ def test_error_text_cannot_write_to_the_terminal(model: Path, calls: Calls, caps
 
 
 def test_report_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"r\.json` cannot be written"):
+    with pytest.raises(UsageError, match="does not exist"):
         write_atomically(tmp_path / "none" / "r.json", b"text")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="is a folder"):
         write_atomically(tmp_path / "folder", b"text")
     assert os.listdir(tmp_path) == ["folder"]
     write_atomically(tmp_path / "r.json", b"text")
