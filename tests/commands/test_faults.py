@@ -1,0 +1,68 @@
+"""What a fault leaves behind: a few of the points that `tests/faults.py` tries."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from fault_points import (
+    CASES,
+    ERRORS,
+    OLD,
+    Attempt,
+    Bench,
+    count_requests,
+    failing_sessions,
+    file_faults,
+    wrong_outputs,
+)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"))
+
+
+def wrong(attempts: list[Attempt]) -> list[str]:
+    return [text for attempt in attempts for text in attempt.wrong]
+
+
+@pytest.mark.parametrize("name", ["nothing to do", "external data, copied", "groups"])
+def test_each_request_to_the_file_system_may_fail(bench: Bench, name: str) -> None:
+    count = len(count_requests(bench, CASES[name]))
+    for at in range(1, count + 1):
+        attempts = list(file_faults(bench, CASES[name], [ERRORS[at % len(ERRORS)]], [at]))
+        assert wrong(attempts) == []
+
+
+def test_the_last_requests_of_a_model_with_a_data_file_may_fail(bench: Bench) -> None:
+    case = CASES["unpack, external data"]
+    count = len(count_requests(bench, case))
+    attempts = list(file_faults(bench, case, ERRORS[:2], range(count - 6, count + 1)))
+    assert wrong(attempts) == []
+    assert {attempt.code for attempt in attempts} == {0, 2}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), MemoryError("bad allocation")])
+def test_onnxruntime_may_throw(bench: Bench, error: Exception) -> None:
+    with failing_sessions(0, error) as clean:
+        assert bench.run(CASES["simplify"], contextlib.nullcontext(), old=False).code == 0
+    for at in (1, 2, len(clean)):
+        attempt = bench.run(CASES["simplify"], failing_sessions(at, error), old=True)
+        assert attempt.wrong == []
+        assert attempt.code in ((0, 6) if isinstance(error, MemoryError) else (0, 5, 6))
+
+
+def test_what_a_fault_must_not_leave_is_found(tmp_path: Path) -> None:
+    case = CASES["report"]
+    (tmp_path / "o.onnx").write_bytes(b"half a mod")
+    assert any("broken" in text for text in wrong_outputs(case, tmp_path, 2, False))
+    (tmp_path / "o.onnx").write_bytes(OLD)
+    assert list(wrong_outputs(case, tmp_path, 2, True)) == []
+    assert list(wrong_outputs(case, tmp_path, 0, True)) == ["exit 0, and `o.onnx` is old"]
+    (tmp_path / "o.onnx.data").write_bytes(b"weights")
+    assert any("o.onnx.data" in text for text in wrong_outputs(case, tmp_path, 2, True))
+    (tmp_path / "o.onnx.data").unlink()
+    (tmp_path / "r.json").write_text("{}")
+    assert any("report" in text for text in wrong_outputs(case, tmp_path, 2, True))
