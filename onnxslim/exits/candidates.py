@@ -344,6 +344,8 @@ def _score_forms(
 
 
 def _score_form(scores: np.ndarray) -> ScoreForm | str:
+    if not scores.size:
+        return "it has no entries on the calibration samples"
     if not np.isfinite(scores).all():
         return "it is not finite on the calibration samples"
     if np.abs(np.exp(np.minimum(scores, 1.0)).sum(axis=1) - 1).max() < _SUM_TOLERANCE:

@@ -128,6 +128,9 @@ def _clip(raising: Raising, node: Node) -> None:
 
 
 def _dropout(raising: Raising, node: Node) -> None:
+    """The ratio was an attribute; the mask told which values are zero, and now which are kept."""
+    if any(raising.rw.uses(mask) for mask in list(node.outputs)[1:]):
+        raise NotExpressible("its mask is used, which is the opposite later")
     ratio = _attribute(node, "ratio")
     inputs = list(node.inputs)
     if ratio is not None:

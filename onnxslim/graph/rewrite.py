@@ -330,7 +330,7 @@ class Rewriter:
             self._outputs[tensor] -= 1
         body.nodes, body.outputs, body.inputs = [], [], []
         self._unique_names(moved, body)
-        taken = {other.name for other in graph.nodes}
+        taken = {other.name for other, home in self._graph_of.items() if home is graph}
         for inner in moved:
             if inner.name in taken:  # onnxruntime refuses two nodes of a graph with one name
                 inner.name = ""

@@ -8,6 +8,10 @@ twice: with onnxruntime's optimisations off instead of on, and with inputs off b
 last place. Integer inputs cannot be off by so little: where there are some, the weights are moved
 instead. Whole numbers among them stay, because exponents, counts and thresholds are exact.
 
+onnxruntime computes many operators on float16 in float32, and rounds to float16 only in front of
+the others. Which results are rounded depends on what stands beside them, so an edit that computes
+the same can move bits near it (`rounds_between_operators`).
+
 Owns: which perturbations count as rounding. Not here: tolerances (see `promise`).
 """
 
@@ -17,9 +21,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+import ml_dtypes
 import numpy as np
 
-from onnxslim.graph.ir import Constant, walk_graphs
+from onnxslim.graph.ir import Constant, to_onnx_dtype, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.runtime.measure.comparing import measure_drift
 from onnxslim.runtime.measure.drift import DriftMeter
@@ -28,6 +33,8 @@ from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Outputs, Session, TensorInfo
 
 FACTOR: Final = 4.0  # a rewrite may move an output by this many times its rounding noise
+_HALVES: Final = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16)))
+_HALF_CODES: Final = frozenset(map(to_onnx_dtype, _HALVES))
 _NUDGES: Final = 2  # random perturbations of the inputs
 
 
@@ -91,6 +98,16 @@ def nudged_weights(model: Model, seed: int) -> Iterator[Model]:
                 values = constant.values
                 constant.values = np.where(values == np.round(values), values, _nudge(values, rng))
         yield moved
+
+
+def rounds_between_operators(model: Model) -> bool:
+    """Whether some tensor is float16 or bfloat16: inputs, constants, and what is cast to them."""
+    types = [tensor.dtype for tensor in model.graph.inputs]
+    types += [constant.dtype for constant in _constants(model)]
+    if not _HALVES.isdisjoint(np.dtype(dtype) for dtype in types if dtype is not None):
+        return True
+    nodes = (node for graph in walk_graphs(model.graph) for node in graph.nodes)
+    return any(node.op == "Cast" and node.attrs.get("to") in _HALF_CODES for node in nodes)
 
 
 def _constants(model: Model) -> Iterator[Constant]:

@@ -37,6 +37,7 @@ from onnxslim.runtime.measure.rounding_noise import (
     has_integers,
     nudged,
     nudged_weights,
+    rounds_between_operators,
 )
 from onnxslim.runtime.measure.workload import Workload, from_samples, from_seed, is_branching
 from onnxslim.runtime.samples.seeded import is_silent
@@ -337,8 +338,9 @@ class RuntimeProver:
 
     def _mode(self, candidate: Model, fidelity: Fidelity) -> _RunMode:
         wide = self._workload is not None and self._workload.has_wide
+        to_the_bit = fidelity is Fidelity.EXACT and self._is_exact
         return _RunMode(
-            optimise=fidelity is not Fidelity.EXACT or not self._is_exact,
+            optimise=not to_the_bit or rounds_between_operators(candidate),
             wide=wide and fidelity is Fidelity.LOSSY,
             alone=fidelity is Fidelity.LOSSY and is_branching(candidate),
         )

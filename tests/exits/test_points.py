@@ -8,7 +8,8 @@ import pytest
 from exit_nets import classifier, loaded
 from layer_nets import net, node, normal
 
-from onnxslim.errors import NotApplicable
+from onnxslim.api import survey_exits
+from onnxslim.errors import ModelError, NotApplicable
 from onnxslim.exits.candidates import scores_named
 from onnxslim.exits.points import (
     ExitPoint,
@@ -138,6 +139,16 @@ def test_outputs_of_another_form_are_no_class_scores(text: str, why: str) -> Non
     model = loaded(parse(f'<opset_import: ["" : 13]> {text}'))
     with pytest.raises(NotApplicable, match=why):
         scores_named(model.graph, None)
+
+
+def test_an_output_without_entries_is_no_class_scores() -> None:
+    source = parse(
+        """<opset_import: ["" : 13]> g (float[N, 4] x) => (float[M, 4] y)
+        <bool[1] keep = {0}> { a = Relu (x) y = Compress <axis = 0> (a, keep) }"""
+    )
+    x = np.ones((40, 4), np.float32)
+    with pytest.raises(ModelError, match="no entries"):
+        survey_exits(source, calibration={"x": x}, measure=False)
 
 
 def test_an_output_that_is_not_there_is_refused_with_those_that_are() -> None:

@@ -47,13 +47,13 @@ def attempt(data: bytes, folder: Path, *, tell: str = "--quiet") -> Verdict:
         code = cli.run(command)
     text = errors.getvalue()
     if code not in GOOD_CODES:
-        return Verdict(_kind(text), text, code)
+        return Verdict(kind_of(text), text, code)
     if code == 0 and not target.exists():
         return Verdict("exit 0 without an output", text)
     return Verdict("", text, code)
 
 
-def _kind(text: str) -> str:
+def kind_of(text: str) -> str:
     """The sentence without what differs from file to file."""
-    line = next((line for line in text.splitlines() if "error:" in line), text[-200:])
+    line = next((line for line in text.splitlines() if "error:" in line), text)
     return re.sub(r"`[^`]*`|\d+|'[^']*'", "_", line)[:120]

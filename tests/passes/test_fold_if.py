@@ -31,6 +31,29 @@ def test_branch_of_a_known_condition_is_inlined() -> None:
     )
 
 
+def test_branches_whose_nodes_have_one_name_are_inlined_beside_each_other() -> None:
+    source = parse(
+        f"""{HEADER}
+        g (float[N] x) => (float[N] y, float[N] z) <bool c = {{1}}> {{
+            y = If (c) <
+                then_branch = a () => (float[N] t) {{ t = Relu (x) }},
+                else_branch = b () => (float[N] e) {{ e = Neg (x) }}
+            >
+            z = If (c) <
+                then_branch = a () => (float[N] t) {{ t = Abs (x) }},
+                else_branch = b () => (float[N] e) {{ e = Neg (x) }}
+            >
+        }}"""
+    )
+    for node in source.graph.node:
+        node.attribute[0].g.node[0].name = "n"
+
+    folded, _ = apply(FoldIf(), source)
+
+    assert [node.op_type for node in folded.graph.node] == ["Relu", "Abs"]
+    assert_equivalent(source, folded, FoldIf.fidelity)
+
+
 def test_names_of_a_branch_are_made_unique() -> None:
     """The other `If` has tensors of the same names, and so has a nested body."""
     source = parse(

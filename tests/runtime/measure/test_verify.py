@@ -676,3 +676,21 @@ def test_rounding_behind_integer_inputs_is_noise_of_the_model() -> None:
     assert found.broken is None
     assert not found.previous["frames"].equal_bits
     assert any("sensitive to rounding" in note for note in prover.notes)
+
+
+HALVES = """<opset_import: ["" : 17]>
+g (float16[8] x) => (float16[8] y) { a = Sigmoid (x) b = Identity (a) y = Exp (b) }"""
+
+
+@pytest.mark.parametrize("kind", ["float16", "float"])
+def test_exact_steps_on_float16_are_held_to_rounding(kind: str) -> None:
+    """Between Sigmoid and Exp onnxruntime rounds to float16 only where an Identity stands."""
+    text = HALVES.replace("float16", kind)
+    model = Model.load(parse(text))
+    shorter = Model.load(parse(text.replace("b = Identity (a)", "").replace("(b)", "(a)")))
+    wrong = Model.load(parse(text.replace("Exp (b)", "Sinh (b)")))
+    prover = RuntimeProver(latency=False)
+    prover.begin(model)
+
+    assert prover.compare(shorter, Fidelity.EXACT).broken is None
+    assert prover.compare(wrong, Fidelity.EXACT).broken is not None

@@ -1,0 +1,197 @@
+"""Runs of nodes that passes look for: operators behind each other, and formulas of exporters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from onnx import helper
+from random_graphs import Scope, Unfit, Value
+from random_operators import OPERATORS, weight
+
+CHAINS: Final = (
+    ("Conv", "BatchNormalization", "Relu"),
+    ("Conv", "Mul", "Add"),
+    ("ConvTranspose", "BatchNormalization"),
+    ("Pad", "Conv"),
+    ("Pad", "Pad"),
+    ("Pad", "AveragePool"),
+    ("Mul", "Add", "Conv"),
+    ("BatchNormalization", "MatMul"),
+    ("Mul", "Mul"),
+    ("Add", "Sub"),
+    ("Div", "Gemm"),
+    ("Neg", "Mul", "MatMul"),
+    ("Transpose", "Transpose"),
+    ("Transpose", "Relu", "Transpose"),
+    ("Transpose", "Reshape"),
+    ("Transpose", "MatMul"),
+    ("Transpose", "Add", "Transpose"),
+    ("Transpose", "Softmax", "Transpose"),
+    ("Transpose", "ReduceMean"),
+    ("Transpose", "Concat", "Transpose"),
+    ("Transpose", "Split"),
+    ("Transpose", "Pad", "Transpose"),
+    ("Transpose", "ArgMax"),
+    ("Transpose", "LayerNormalization"),
+    ("Reshape", "Reshape"),
+    ("Reshape", "Relu", "Reshape"),
+    ("Unsqueeze", "Squeeze"),
+    ("Squeeze", "Unsqueeze"),
+    ("Flatten", "Reshape"),
+    ("Unsqueeze", "Expand", "Reshape"),
+    ("Slice", "Slice"),
+    ("Slice", "Concat"),
+    ("Split", "Concat"),
+    ("Split", "Slice"),
+    ("Gather", "Gather"),
+    ("Concat", "Slice"),
+    ("Concat", "Concat"),
+    ("Concat", "Split"),
+    ("Cast", "Cast"),
+    ("Cast", "Relu", "Cast"),
+    ("Cast", "Add", "Cast"),
+    ("ReduceMean", "Unsqueeze"),
+    ("ReduceSum", "ReduceSum"),
+    ("ReduceMean", "Squeeze"),
+    ("GlobalAveragePool", "Flatten", "Gemm"),
+    ("QuantizeLinear", "Relu", "QuantizeLinear"),
+    ("QuantizeLinear", "Transpose", "DequantizeLinear"),
+    ("Relu", "Clip"),
+    ("Clip", "Clip"),
+    ("Relu", "MaxPool", "Relu"),
+    ("Shape", "Slice", "Concat", "Expand"),
+    ("Shape", "Gather", "Mul"),
+    ("Shape", "ConstantOfShape"),
+    ("Expand", "Add"),
+    ("Tile", "Slice"),
+    ("Identity", "Dropout"),
+    ("Not", "Not", "Where"),
+    ("Equal", "Where"),
+    ("DepthToSpace", "SpaceToDepth"),
+    ("Resize", "Resize"),
+    ("Sum", "Mean"),
+    ("Exp", "Log"),
+    ("Abs", "Sqrt"),
+    ("MatMul", "Mul", "MatMul"),
+    ("LSTM", "Squeeze"),
+)
+
+
+def chain(s: Scope) -> None:
+    """Operators that each take what the one before gave."""
+    for op in s.one(*CHAINS):
+        OPERATORS[op](s, op)
+        s.focus = s.values[-1]
+    s.focus = None
+
+
+def _scalar(s: Scope, x: Value, number: float) -> Value:
+    return s.constant(np.array(number, x.dtype) if s.often() else np.array([number], x.dtype))
+
+
+def gelu(s: Scope) -> None:
+    """x·(1 + erf(x/√2))/2."""
+    x = s.floats("Erf")
+    scaled = (
+        s.add("Div", x, _scalar(s, x, 2**0.5))
+        if s.often()
+        else s.add("Mul", x, _scalar(s, x, 0.5**0.5))
+    )
+    shifted = s.add("Add", s.add("Erf", scaled), _scalar(s, x, 1))
+    if s.often():
+        s.add("Mul", s.add("Mul", x, shifted), _scalar(s, x, 0.5))
+    else:
+        s.add("Mul", s.add("Mul", x, _scalar(s, x, 0.5)), shifted)
+
+
+def gelu_tanh(s: Scope) -> None:
+    """x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))/2."""
+    x = s.floats("Tanh")
+    cube = s.add("Mul", s.add("Mul", x, x), x)
+    inner = s.add("Add", x, s.add("Mul", cube, _scalar(s, x, 0.044715)))
+    bent = s.add("Tanh", s.add("Mul", inner, _scalar(s, x, (2 / np.pi) ** 0.5)))
+    s.add("Mul", s.add("Mul", x, _scalar(s, x, 0.5)), s.add("Add", bent, _scalar(s, x, 1)))
+
+
+def hard_swish(s: Scope) -> None:
+    """x·clip(x + 3, 0, 6)/6."""
+    x = s.floats("Clip")
+    limit: Callable[[float], object] = x.dtype.type if s.opset >= 11 else float
+    clipped = s.add("Clip", s.add("Add", x, _scalar(s, x, 3)), min=limit(0), max=limit(6))
+    if s.often():
+        clipped = s.add("Div", clipped, _scalar(s, x, 6))
+        s.add("Mul", x, clipped)
+    else:
+        s.add("Div", s.add("Mul", x, clipped), _scalar(s, x, 6))
+
+
+def mish(s: Scope) -> None:
+    """x·tanh(softplus(x))."""
+    x = s.floats("Softplus")
+    s.add("Mul", x, s.add("Tanh", s.add("Softplus", x)))
+
+
+def silu(s: Scope) -> None:
+    """x·sigmoid(x)."""
+    x = s.floats("Sigmoid")
+    s.add("Mul", *s.rng.sample([x, s.add("Sigmoid", x)], 2))
+
+
+def normalization(s: Scope) -> None:
+    """(x - mean)/√(var + ε)·scale + shift, over the last axis."""
+    x = s.floats("ReduceMean", s.one(2, 3))
+    axes = np.array([-1 if s.opset >= 11 else x.rank - 1], np.int64)
+    centred = s.add("Sub", x, s.add("ReduceMean", x, axes=axes))
+    square = (
+        s.add("Mul", centred, centred) if s.often() else s.add("Pow", centred, _scalar(s, x, 2))
+    )
+    variance = s.add("Add", s.add("ReduceMean", square, axes=axes), _scalar(s, x, 1e-3))
+    y = s.add("Div", centred, s.add("Sqrt", variance))
+    if s.often(0.7):
+        y = s.add("Mul", y, weight(s, x, x.shape[-1]))
+        s.add("Add", y, weight(s, x, x.shape[-1]))
+
+
+def attention(s: Scope) -> None:
+    """softmax(q·kᵀ/√d)·v."""
+    x = s.floats("MatMul", 3)
+    q, k, v = (s.add("MatMul", x, weight(s, x, x.shape[-1], 2)) for _ in range(3))
+    scores = s.add("MatMul", q, s.add("Transpose", k, perm=[0, 2, 1]))
+    scores = s.add("Div", scores, _scalar(s, x, 2**0.5))
+    s.add("MatMul", s.add("Softmax", scores, axis=-1 if s.opset >= 11 else 2), v)
+
+
+def shuffle(s: Scope) -> None:
+    """Channels of two groups in turn."""
+    x = s.take("Reshape", 0, lambda v: v.rank == 4 and v.shape[1] % 2 == 0 and 0 not in v.shape)
+    n, c, h, w = x.shape
+    apart = s.add("Reshape", x, shape=np.array([n, 2, c // 2, h, w], np.int64))
+    moved = s.add("Transpose", apart, perm=[0, 2, 1, 3, 4])
+    s.add("Reshape", moved, shape=np.array([s.one(n, -1), c, h, w], np.int64))
+
+
+def repeat(s: Scope) -> None:
+    """A node once more: a common subexpression."""
+    known = {value.name: value for value in s.visible()}
+    nodes = [n for n in s.nodes if n.op_type != "Constant" and set(n.input) <= {*known, ""}]
+    if not nodes:
+        raise Unfit
+    node = s.one(*nodes)
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    if [] in attributes.values():
+        raise Unfit  # nothing says of what type the list is
+    operands = [known.get(name) for name in node.input]
+    s.append(node.op_type, node.domain, operands, len(node.output), attributes)
+
+
+def unused(s: Scope) -> None:
+    """A weight that nothing reads."""
+    s.constant(s.some((3, 3)))
+
+
+PATTERNS: Final = (
+    chain, chain, chain, chain, chain, gelu, gelu_tanh, hard_swish, mish, silu, normalization,
+    attention, shuffle, repeat, repeat, unused,
+)  # fmt: skip

@@ -1,0 +1,455 @@
+"""Run pipelines on a model, and hold what they give against the model as onnxruntime runs it.
+
+The comparison is of its own: nothing here asks the tool's verifier, which might hide by leaving a
+step out what a trial is to find.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from attempts import kind_of
+from onnx import helper, numpy_helper
+from random_graphs import quiet_options
+
+from onnxslim.api import compress
+from onnxslim.errors import FloorMissed, OnnxslimError, PromiseBroken
+from onnxslim.io.model import Model
+from onnxslim.pipeline.floors import Floors
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.policy import Policy
+from onnxslim.records import Fidelity
+from onnxslim.run.prepared import PreparedRun
+from onnxslim.run.settings import RunSettings
+
+Feeds = Mapping[str, Any]
+Outputs = list[Any]
+
+_NOISE: Final = {"e": 2.0**-9, "f": 2.0**-21, "d": 2.0**-49}
+"""Some units in the last place, by the code of the type."""
+_FLOAT_CODES: Final = {1: np.float32, 10: np.float16, 11: np.float64}
+_RANDOM: Final = {
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
+}  # fmt: skip
+_AMPLIFIED: Final = 8
+_FLOOR_DB: Final = 20.0
+
+
+class Mode(Enum):
+    """What a pipeline is held to."""
+
+    LOSSLESS = "lossless"  # without the tool's verifier: outputs as the fidelity says
+    VERIFIED = "verified"  # with it: it has nothing to object to
+    LOSSY = "lossy"  # no crash, the signature, floors
+
+
+class Refused(Exception):
+    """onnxruntime does not run the model as it is."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong.
+
+    Attributes:
+        kind: without what differs from model to model.
+        detail: all that is known.
+    """
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model, what it is run on, and a pipeline.
+
+    Attributes:
+        feeds: inputs that are compared.
+        special: inputs with values that are not finite, compared where all edits were exact.
+    """
+
+    model: bytes
+    feeds: tuple[Feeds, ...]
+    special: tuple[Feeds, ...]
+    pipeline: str
+    mode: Mode
+
+    def failure(self) -> Failure | None:
+        """What is wrong with the result of the pipeline.
+
+        Raises:
+            Refused: onnxruntime does not run the model as it is.
+        """
+        subject = Subject(self.model, self.feeds, self.special)
+        return subject.failure(self.pipeline, self.mode)
+
+    def operators(self) -> list[str]:
+        """The operators of the main graph, each once."""
+        graph = onnx.ModelProto.FromString(self.model).graph
+        return sorted({node.op_type for node in graph.node})
+
+    # ------------------------------------------------------------- as files
+
+    def save(self, path: Path, failure: Failure) -> None:
+        """Write the model, its inputs, and what to do to see the failure again."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.model)
+        arrays = {
+            f"{group}/{index}/{name}": np.asarray(value)
+            for group, feeds in (("plain", self.feeds), ("special", self.special))
+            for index, feed in enumerate(feeds)
+            for name, value in feed.items()
+        }
+        settings = {"pipeline": np.array(self.pipeline), "mode": np.array(self.mode.value)}
+        np.savez(path.with_suffix(".npz"), **settings, **arrays)
+        text = f"{failure.kind}\n{failure.detail}\npython tests/fuzz.py --replay {path}\n"
+        path.with_suffix(".txt").write_text(text, "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Trial:
+        """A trial that was saved."""
+        groups: dict[str, dict[str, dict[str, Any]]] = {"plain": {}, "special": {}}
+        with np.load(path.with_suffix(".npz"), allow_pickle=True) as stored:
+            for key in stored.files:
+                if "/" in key:
+                    group, index, name = key.split("/", 2)
+                    groups[group].setdefault(index, {})[name] = stored[key]
+            pipeline, mode = str(stored["pipeline"]), Mode(str(stored["mode"]))
+        feeds = tuple(groups["plain"].values()) or ({},)
+        return cls(path.read_bytes(), feeds, tuple(groups["special"].values()), pipeline, mode)
+
+
+class Subject:
+    """A model that onnxruntime runs, with its outputs, on which pipelines are tried.
+
+    Args:
+        model: the file.
+        feeds: inputs; those that the model does not take are left out, but the first is a must.
+        special: more inputs.
+
+    Raises:
+        Refused: onnxruntime does not load or run it.
+    """
+
+    def __init__(self, model: bytes, feeds: Sequence[Feeds], special: Sequence[Feeds] = ()) -> None:
+        self.model = model
+        try:
+            session = _session(model)
+            first = session.run(None, dict(feeds[0]))
+            _session(model, optimised=True)
+        except Exception as error:  # onnxruntime raises many kinds, with no common base
+            raise Refused(str(error)) from error
+        self.names = [item.name for item in session.get_outputs()]
+        if any(node.op_type in _RANDOM for node in self.proto.graph.node):
+            feeds, special = feeds[:1], ()  # what a session draws depends on how often it ran
+        self.runs = [(feeds[0], first), *_runs(session, feeds[1:])]
+        self.special_runs = list(_runs(session, special))
+
+    @cached_property
+    def proto(self) -> onnx.ModelProto:
+        return onnx.ModelProto.FromString(self.model)
+
+    @cached_property
+    def _rounds_between(self) -> bool:
+        """Whether float16 is computed: onnxruntime rounds to it after some operators only."""
+        return _in_half(self.proto)
+
+    @cached_property
+    def _prepared(self) -> PreparedRun:
+        settings = RunSettings(verify=False, measure=False, threads=1)
+        return PreparedRun(Model.load(self.model), settings)
+
+    # ------------------------------------------------------------- verdicts
+
+    def failure(self, pipeline: str, mode: Mode) -> Failure | None:
+        """What is wrong with the result of a pipeline."""
+        check = {
+            Mode.LOSSLESS: self._lossless,
+            Mode.VERIFIED: self._verified,
+            Mode.LOSSY: self._lossy,
+        }[mode]
+        with tempfile.TemporaryDirectory(prefix="trial-") as folder:
+            try:
+                found = check(pipeline, Path(folder))
+            except PromiseBroken as error:
+                found = f"exit 5: {error}"
+            except OnnxslimError as error:
+                found = f"exit {error.exit_code}: {error}"
+            except Exception as error:  # whatever it is, it is a bug
+                found = f"raised {type(error).__name__}: {error}"
+        if found is None:
+            return None
+        kind = kind_of(found.partition(", with ")[0].partition(" is off by ")[0])
+        return Failure(f"{mode.value}, {pipeline}: {kind}", found)
+
+    def _lossless(self, pipeline: str, folder: Path) -> str | None:
+        parsed = parse_pipeline(pipeline)
+        attempt = self._prepared.try_pipeline(parsed, Policy(force=True), reproducers=folder)
+        changed = [step for step in attempt.steps if step.changes]
+        for step in changed:
+            if not step.committed:
+                return f"left out: {step.why_not_committed}"
+        if not changed:
+            return None
+        result = attempt.model.to_bytes()
+        objection = self._signature_objection(result) or self._load_objection(result)
+        if objection is not None:
+            # a later opset need not have the kernels: that is found out by verifying
+            is_raised = any(step.spec.startswith("raise-opset") for step in changed)
+            return None if is_raised and "refuses the result" in objection else objection
+        fidelity = max(step.fidelity for step in changed)
+        if self._rounds_between:
+            fidelity = max(fidelity, Fidelity.CLOSE)
+        return self._difference(result, fidelity)
+
+    def _verified(self, pipeline: str, folder: Path) -> str | None:
+        result, _ = compress(
+            self.model, passes=pipeline, measure=False, threads=1, reproducers=folder
+        )
+        return self._signature_objection(result.to_bytes())
+
+    def _lossy(self, pipeline: str, folder: Path) -> str | None:
+        target = folder / "out.onnx"
+        same_names = [feed for feed, _ in self.runs if set(feed) == set(self.runs[0][0])]
+        try:
+            compress(
+                self.model,
+                target,
+                passes=pipeline,
+                calibration=[dict(feed) for feed in same_names],
+                measure=False,
+                threads=1,
+                floors=Floors(min_sqnr_db=_FLOOR_DB),
+                reproducers=folder,
+            )
+        except FloorMissed:
+            pass  # written without the step
+        except OnnxslimError as error:
+            if error.exit_code == PromiseBroken.exit_code:
+                raise
+            return None  # refused in a sentence
+        if not target.exists():
+            return "exit 0 without an output"
+        result = target.read_bytes()
+        if "inject-exits" in pipeline:
+            return self._load_objection(result)  # new outputs, and labels that may differ
+        return (
+            self._signature_objection(result)
+            or self._load_objection(result)
+            or self._floor_objection(result)
+        )
+
+    def _floor_objection(self, result: bytes) -> str | None:
+        """The floor, held loosely: the tool judges by samples that it held back."""
+        session = _session(result)
+        found = [session.run(None, dict(feeds)) for feeds, _ in self.runs]
+        for index, name in enumerate(self.names):
+            pairs = [(run[1][index], new[index]) for run, new in zip(self.runs, found, strict=True)]
+            pairs = [(a, b) for a, b in pairs if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+            if not pairs or any(not np.isfinite(a).all() or a.shape != b.shape for a, b in pairs):
+                continue
+            signal = sum(float(np.square(a, dtype=np.float64).sum()) for a, _ in pairs)
+            noise = sum(float(np.square(b - a, dtype=np.float64).sum()) for a, b in pairs)
+            if not noise * 10 ** (_FLOOR_DB / 20) <= signal:
+                return f"output `{name}` has noise of {noise:g} on a signal of {signal:g}"
+        return None
+
+    # ------------------------------------------------------------- comparisons
+
+    def _signature_objection(self, result: bytes) -> str | None:
+        """Inputs and outputs by name, type and shape, as they are declared."""
+        was, now = _signature(self.proto), _signature(onnx.ModelProto.FromString(result))
+        if was == now:
+            return None
+        return f"the signature changed from {was} to {now}"
+
+    def _load_objection(self, result: bytes) -> str | None:
+        """Whether onnxruntime runs the result as applications do."""
+        try:
+            session = _session(result, optimised=True)
+        except Exception as error:
+            return f"onnxruntime refuses the result: {error}"
+        try:
+            session.run(None, dict(self.runs[0][0]))
+        except Exception as error:
+            return f"onnxruntime fails on the result: {error}"
+        return None
+
+    def _difference(self, result: bytes, fidelity: Fidelity) -> str | None:
+        session = _session(result)
+        runs = self.runs + (self.special_runs if fidelity is Fidelity.EXACT else [])
+        for feeds, wanted in runs:
+            try:
+                found = session.run(None, dict(feeds))
+            except Exception as error:
+                return f"onnxruntime fails on the result with {_sizes(feeds)}: {error}"
+            objection = self._objection(feeds, wanted, found, fidelity)
+            if objection:
+                return f"{objection}, with {_sizes(feeds)}"
+        return None
+
+    def _objection(
+        self, feeds: Feeds, wanted: Outputs, found: Outputs, fidelity: Fidelity
+    ) -> str | None:
+        limits = [0.0] * len(wanted)
+        if fidelity is not Fidelity.EXACT:
+            limits = [1e-6 + 1e-4 * _span(value) for value in wanted]
+        objection = self._beyond(limits, wanted, found)
+        if objection is None or fidelity is Fidelity.EXACT:
+            return objection
+        noise = self._noise(feeds, wanted)
+        limits = [max(limit, _AMPLIFIED * own) for limit, own in zip(limits, noise, strict=True)]
+        return self._beyond(limits, wanted, found)
+
+    def _beyond(self, limits: list[float], wanted: Outputs, found: Outputs) -> str | None:
+        for name, limit, a, b in zip(self.names, limits, wanted, found, strict=True):
+            distance = distance_between(a, b)
+            if distance > limit:
+                return f"output `{name}` is off by {distance:g}, allowed are {limit:g}"
+        return None
+
+    def _noise(self, feeds: Feeds, wanted: Outputs) -> list[float]:
+        """How far the outputs of the model itself move under rounding, each at its worst."""
+        worst = [0.0] * len(wanted)
+        for seed in range(5):
+            model = _with_rounding(self.proto, seed) if seed else self.model
+            try:
+                found = _session(model, optimised=not seed).run(None, dict(feeds))
+            except Exception:  # an operator that takes no computed operand there
+                continue
+            moved = map(distance_between, wanted, found)
+            worst = [max(a, b) for a, b in zip(worst, moved, strict=True)]
+        return worst
+
+
+def _session(model: bytes, *, optimised: bool = False) -> ort.InferenceSession:
+    options = quiet_options(optimised=optimised)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _runs(session: ort.InferenceSession, feeds: Sequence[Feeds]) -> Iterator[tuple[Feeds, Outputs]]:
+    """Those of the inputs that the model takes, with its outputs."""
+    for feed in feeds:
+        try:
+            yield feed, session.run(None, dict(feed))
+        except Exception:  # other sizes that do not go together
+            continue
+
+
+def _sizes(feeds: Feeds) -> str:
+    return ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
+
+
+def _signature(model: onnx.ModelProto) -> list[str]:
+    """Inputs and outputs; below IR version 4 initializers are inputs by rule, and none of them."""
+    constants = {item.name for item in model.graph.initializer if model.ir_version < 4}
+    inputs = [info for info in model.graph.input if info.name not in constants]
+    found = []
+    for info in (*inputs, *model.graph.output):
+        kind = onnx.TypeProto()
+        kind.CopyFrom(info.type)
+        found.append(f"{info.name}: {kind.SerializeToString(deterministic=True)!r}")
+    return found
+
+
+def _in_half(model: onnx.ModelProto) -> bool:
+    """Whether a float16 tensor is among inputs or constants, or something is cast to it."""
+    half = onnx.TensorProto.FLOAT16
+
+    def inside(nodes: Iterable[onnx.NodeProto]) -> bool:
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.t.data_type == half or (
+                    attribute.name == "to" and attribute.i == half
+                ):
+                    return True
+                body = attribute.g
+                if any(item.data_type == half for item in body.initializer) or inside(body.node):
+                    return True
+        return False
+
+    graph = model.graph
+    return (
+        any(info.type.tensor_type.elem_type == half for info in graph.input)
+        or any(tensor.data_type == half for tensor in graph.initializer)
+        or inside(graph.node)
+        or any(inside(function.node) for function in model.functions)
+    )
+
+
+def _span(value: Any) -> float:
+    """Max - min of what is finite."""
+    if isinstance(value, list):
+        return max(map(_span, value), default=0.0)
+    if value is None or value.dtype.kind != "f":
+        return 0.0
+    finite = value[np.isfinite(value)].astype(np.float64)
+    return float(np.ptp(finite)) if finite.size else 0.0
+
+
+def distance_between(a: Any, b: Any) -> float:
+    """The largest difference; 0 for equal bits (any NaN equals any), infinite for other shapes.
+
+    Where signs of zeros differ and nothing else, it is the smallest number there is.
+    """
+    if isinstance(a, list) or isinstance(b, list):
+        if type(a) is not type(b) or len(a) != len(b):
+            return np.inf
+        return max(map(distance_between, a, b), default=0.0)
+    if a is None or b is None:
+        return 0.0 if a is b else np.inf
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return np.inf
+    if a.dtype.kind != "f":
+        return 0.0 if np.array_equal(a, b) else np.inf
+    differs = (a != b) & ~(np.isnan(a) & np.isnan(b))
+    if not differs.any():
+        zeros = (a == 0) & (np.signbit(a) != np.signbit(b))
+        return float(np.finfo(np.float64).tiny) if zeros.any() else 0.0
+    with np.errstate(all="ignore"):
+        distance = np.abs(a[differs].astype(np.float64) - b[differs].astype(np.float64))
+    return float(np.nan_to_num(distance, nan=np.inf, posinf=np.inf).max())
+
+
+def _with_rounding(model: onnx.ModelProto, seed: int) -> bytes:
+    """The model with each float operand off by some units in the last place."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except Exception:  # what is not inferred is left as it is
+        inferred = model
+    types = {
+        info.name: info.type.tensor_type.elem_type
+        for info in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    }
+    rng, nodes = np.random.default_rng(seed), []
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        for index, name in enumerate(node.input):
+            dtype = _FLOAT_CODES.get(types.get(name, 0))
+            if dtype is None:
+                continue
+            factor = 1 + rng.choice((-1, 1)) * _NOISE[np.dtype(dtype).char]
+            label = f"_noise{len(nodes)}"
+            scale = numpy_helper.from_array(np.array(factor, dtype), f"{label}_scale")
+            result.graph.initializer.append(scale)
+            nodes.append(helper.make_node("Mul", [name, scale.name], [label]))
+            node.input[index] = label
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del result.graph.node[:]
+    result.graph.node.extend(kept)
+    if result.ir_version < 4:
+        result.ir_version = 4
+    return bytes(result.SerializeToString())
