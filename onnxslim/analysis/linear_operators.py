@@ -23,6 +23,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.affine import is_float
 from onnxslim.graph.functions import DEQUANTIZE, is_codebook
 from onnxslim.graph.ir import Constant, Node
+from onnxslim.graph.moved_constants import why_no_constant
 from onnxslim.graph.operands import const_value, constant_node_value
 
 
@@ -241,8 +242,10 @@ def _weight_shape(tensor: gs.Tensor) -> tuple[int, ...] | str:
         if is_codebook(tensor):
             is_integer = str(tensor.inputs[0].op).startswith(DEQUANTIZE)
             return _DEQUANTIZED if is_integer else _CODEBOOK
-        ops = {node.op for node in tensor.inputs if node.is_onnx}
-        return _DEQUANTIZED if "DequantizeLinear" in ops else RUN_TIME
+        if any(node.op == "DequantizeLinear" and node.is_onnx for node in tensor.inputs):
+            return _DEQUANTIZED
+        why = why_no_constant(tensor)
+        return RUN_TIME if why is None else f"its weight is {why}"
     if not is_float(stored.dtype):
         return f"its weight is of type {stored.dtype}"
     if stored.size == 0:

@@ -25,6 +25,7 @@ from onnxslim.channels.reconstruct import refit_readers, zero_removed
 from onnxslim.channels.removal_order import RemovalLimits, RemovalOrder
 from onnxslim.channels.scoring import GroupScorer
 from onnxslim.channels.units import indexable
+from onnxslim.channels.unpruned import unpruned_layers
 from onnxslim.channels.work import Work
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.graph.ir import node_label
@@ -97,6 +98,8 @@ class Pruning:
         if not self._gone.any():
             for group in self._groups:
                 self.rw.skip(group.name, "no multiple of channels is near enough to the budget")
+            for skip in unpruned_layers(self.rw.main, self._channels):
+                self.rw.skip(skip.node, skip.why)
             return self._result(())
         if self.context.calibration is None:
             self.rw.skip(self.rw.main.name, _WITHOUT_DATA)

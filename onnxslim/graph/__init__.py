@@ -5,6 +5,7 @@ rewrite     Rewriter: every edit of a graph, checked before it is made, and logg
 opset           a model raised to a later opset of the standard
 opset_adapters  what changed in operators from opset to opset
 order       nodes sorted producers first, as few moved as possible
+moved_constants  constants that a file moves or casts before an operator reads them
 operands    constants, axes and pads that a node reads, at any opset
 dims        rank and known sizes of one tensor
 sizes       sizes known up to symbols, and arithmetic on them

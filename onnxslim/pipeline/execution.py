@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from onnxslim.errors import NotApplicable, OnnxslimError, PromiseBroken
+from onnxslim.graph.clone import adopt
 from onnxslim.graph.collector import paused
+from onnxslim.graph.moved_constants import has_moved_constants, settle
 from onnxslim.io.check import fingerprint
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -156,7 +158,7 @@ class Executor:
         before = fingerprint(model.graph) if self.finds_hidden_changes else None
         started = time.perf_counter()
         try:
-            result = _call(log.member, model, replace(self.context, model=model))
+            result = run_pass(log.member, model, replace(self.context, model=model))
         except PromiseBroken as error:
             raise PassFailed(str(error)) from error
         except (OnnxslimError, MemoryError, OSError):
@@ -177,7 +179,36 @@ class Executor:
         return candidate.model
 
 
-def _call(rewrite: Pass, model: Model, context: Context) -> PassResult:
+def run_pass(rewrite: Pass, model: Model, context: Context) -> PassResult:
+    """Let `rewrite` change `model` itself, whose shapes are inferred, as far as it is applicable.
+
+    Lossy passes get a model whose weights are constants where operators read them, however the
+    file moves them there. Where such a pass changes nothing, the model stays as it was.
+    """
+    is_wanted = rewrite.fidelity is Fidelity.LOSSY and rewrite.settles
+    if not is_wanted or not has_moved_constants(model.graph):
+        return _applied(rewrite, model, context)
+    copy = model.clone()
+    settled = settle(copy.graph)
+    own = copy if context.model is model else context.model
+    context = replace(context, model=own, reference=_settled(context.reference))
+    result = _applied(rewrite, copy, context)
+    if not result.changed:
+        return result
+    stored = settled.store_again(copy.graph)
+    adopt(model.graph, copy.graph)
+    return replace(result, changes=(*settled.changes, *result.changes, *stored))
+
+
+def _settled(reference: Model | None) -> Model | None:
+    if reference is None or not has_moved_constants(reference.graph):
+        return reference
+    copy = reference.clone()
+    settle(copy.graph)
+    return copy
+
+
+def _applied(rewrite: Pass, model: Model, context: Context) -> PassResult:
     try:
         rewrite.requires(model.graph, context)
     except NotApplicable as reason:

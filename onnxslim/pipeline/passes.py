@@ -79,6 +79,8 @@ class Pass:
         name: verb and object in kebab case.
         fidelity: what the pass promises about outputs.
         idempotent: whether a second run changes nothing.
+        settles: whether the pass, if it is lossy, is given weights as constants where operators
+            read them; not so where it stores them behind such operators (see `execution`).
         prepares: whether the pass pays only through later passes (as pruned weights do once
             they are packed); the manager then judges it together with them.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
@@ -88,6 +90,7 @@ class Pass:
     name: ClassVar[str]
     fidelity: ClassVar[Fidelity]
     idempotent: ClassVar[bool] = True
+    settles: ClassVar[bool] = True
     prepares: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
 

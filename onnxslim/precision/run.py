@@ -54,6 +54,8 @@ class Float16Attempt:
         converter = NodeConverter(rewriter, self._halves(rewriter), self.accepts)
         converter.write()
         store_weights(rewriter, self.accepts, converter.twins)
+        if not rewriter.changes and not rewriter.skips:
+            rewriter.skip(graph.name, "no float32 constant is so large that float16 saves bytes")
         return rewriter.result()
 
     def _halves(self, rewriter: Rewriter) -> Mapping[Node, HalfOperands]:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.graph.ir import Constant, Node, StoredSparse, node_label, walk_graphs
+from onnxslim.graph.moved_constants import why_no_constant
 from onnxslim.graph.operands import const_array, constant_node_value
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.precision.operand_types import CAST_TO, FLOAT16, FLOAT32, positions_of
@@ -47,6 +48,10 @@ def store_weights(
             rewriter.skip(tensor.name, f"stays float32: it {why}")
             continue
         _store(rewriter, tensor, values, twins.get(tensor))
+    for tensor in rewriter.main.inputs:
+        why = why_no_constant(tensor)
+        if why is not None and tensor.dtype is not None and np.dtype(tensor.dtype) == FLOAT32:
+            rewriter.skip(tensor.name, f"it is {why}")
 
 
 def stays_float32(rewriter: Rewriter, tensor: gs.Tensor, wanted: NodeFilter) -> bool:

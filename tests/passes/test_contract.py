@@ -6,9 +6,12 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 
+import numpy as np
 import onnx
 import pytest
+from exporter_forms import FORMS, SAME, written
 from tiny_models import TINY
 
 from onnxslim.errors import NotApplicable, UsageError
@@ -16,10 +19,11 @@ from onnxslim.graph.ir import walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline import registry
+from onnxslim.pipeline.execution import run_pass
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.passes import Context, Pass, Preset
 from onnxslim.records import Change, Fidelity, PassResult, Skip
-from support import CONTEXT, apply, assert_equivalent, canonical, parse
+from support import CONTEXT, apply, assert_equivalent, canonical, parse, random_feeds, run
 
 NAMES = registry.names()
 PASSES = [name for name in NAMES if not issubclass(registry.get(name), Preset)]
@@ -126,9 +130,11 @@ def examples(owner: type[Pass]) -> list[str]:
 @EVERY_REWRITE
 @EVERY_MODEL
 def test_model_is_rewritten_as_promised(name: str, tiny: str) -> None:
+    assert_keeps_promises(registry.get(name), TINY[tiny]())
+
+
+def assert_keeps_promises(owner: type[Pass], source: onnx.ModelProto) -> PassResult:
     """One rewrite, asked everything: what it left alone, reported, repeats, and computes."""
-    source = TINY[tiny]()
-    owner = registry.get(name)
     loaded = Model.load(source)
     before = loaded.to_bytes()
     names = set(names_in(loaded))
@@ -152,16 +158,13 @@ def test_model_is_rewritten_as_promised(name: str, tiny: str) -> None:
         assert run_alone(owner(), repeated).changes == (), "a second run changes something"
     if result.changed and owner.fidelity is not Fidelity.LOSSY:
         assert_equivalent(source, onnx.ModelProto.FromString(after), owner.fidelity)
+    return result
 
 
 def run_alone(rewrite: Pass, model: Model, context: Context = CONTEXT) -> PassResult:
     """Run a pass on `model` itself, with shapes inferred as the manager does."""
     infer_shapes(model)
-    try:
-        rewrite.requires(model.graph, context)
-    except NotApplicable as reason:
-        return PassResult(skips=(Skip(model.graph.name, str(reason)),))
-    return rewrite.run(model.graph, context)
+    return run_pass(rewrite, model, context)
 
 
 def label(item: Change | Skip) -> str:
@@ -176,6 +179,37 @@ def names_in(model: Model) -> Iterator[str]:
         yield from (constant.name for constant in graph.unused)
         for node in graph.nodes:
             yield from (tensor.name for tensor in (*node.inputs, *node.outputs))
+
+
+# ----------------------------------------------------------------- what exporters write
+
+
+@pytest.mark.slow
+@EVERY_REWRITE
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_net_is_rewritten_as_promised(name: str, form: str) -> None:
+    """Lossless passes keep the outputs; lossy ones do the same to every form, or say why not."""
+    source, owner = written(form), registry.get(name)
+    result_model, result = apply(owner(), source)
+    if owner.fidelity is not Fidelity.LOSSY:
+        if result.changed:
+            assert_equivalent(source, result_model, owner.fidelity)
+        return
+    (plain,), changed = lossy_on_plain_net(name)
+    if form in SAME:
+        (new,) = run(result_model, random_feeds(source))
+        np.testing.assert_allclose(new, plain, rtol=0, atol=1e-5)
+        assert result.changed == changed
+    elif changed and not result.changed:
+        assert any(skip.why for skip in result.skips), "it does nothing, and does not say why"
+
+
+@cache
+def lossy_on_plain_net(name: str) -> tuple[list[np.ndarray], bool]:
+    """The outputs of the plain net after a lossy pass, and whether the pass changed anything."""
+    source = written("plain")
+    model, result = apply(registry.get(name)(), source)
+    return run(model, random_feeds(source)), result.changed
 
 
 # ----------------------------------------------------------------- presets
