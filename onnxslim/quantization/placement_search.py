@@ -1,17 +1,18 @@
 """The search for a placement that is faster than float on this machine.
 
 The minimum cut (see `lossy.min_cut`) is only as good as its times, so it is repeated with the
-profile of the placement that it gave. Then these placements, and float, are timed in turn as whole
-models. The fastest is kept if it is faster than float, and still is when timed once more. Where
-timing whole models cannot tell placements apart, the profiles decide.
+profile of the placement that it gave. Then each of these placements is timed in turn with float,
+briefly. The fastest is kept if it is faster than float when timed once more, until that is clear;
+otherwise the next. Where timing whole models cannot tell placements apart, the profiles decide.
 
 Owns: which placements are tried. Not here: how profiles become costs (see `cluster_times`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from onnxslim.io.model import Model
@@ -23,6 +24,9 @@ from onnxslim.report import LatencyPair
 from onnxslim.services.stopwatch import Stopwatch
 
 _ROUNDS: Final = 3  # of profiling a placement and cutting again
+_CONFIRMED: Final = 3  # placements that are timed once more, at most
+
+_Clock = Callable[[Model, Sequence[Model]], tuple[LatencyPair, ...]]
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,12 @@ class PlacementSearch:
 
     def run(self) -> TimedPlacement | None:
         """The fastest placement; None where none is faster than float, twice."""
-        faster = [tried for tried in self._timed(self._placements()) if tried.pair.is_faster]
-        for tried in self._ordered(faster):
+        briefly = self._timed(self._placements(), self.stopwatch.brief_pairs)
+        contenders = [tried for tried in briefly if tried.pair.high > 1]
+        for tried in islice(self._ordered(contenders), _CONFIRMED):
             # the best of several timings is biased upwards, so it is timed again
-            (again,) = self._timed({tried.chosen: f"again {tried.words}"})
+            words = {tried.chosen: f"again {tried.words}"}
+            (again,) = self._timed(words, self.stopwatch.pairs)
             if again.pair.is_faster:
                 return again
         return None
@@ -85,13 +91,15 @@ class PlacementSearch:
         placements = {self.candidates: "all that can be"}
         if layers := self._layers():
             placements.setdefault(layers, "layers only")
-        return max(self._timed(placements), key=_ratio)
+        return max(self._timed(placements, self.stopwatch.brief_pairs), key=_ratio)
 
-    def _timed(self, placements: Mapping[frozenset[str], str]) -> list[TimedPlacement]:
+    def _timed(
+        self, placements: Mapping[frozenset[str], str], clock: _Clock
+    ) -> list[TimedPlacement]:
         """Time all placements in turn with float, so that they compare with one another."""
         self.tell(f"timing {', '.join(placements.values())}")
         models = [quantized_copy(self.model, self.plan(chosen)) for chosen in placements]
-        pairs = self.stopwatch.pairs(self.reference, models)
+        pairs = clock(self.reference, models)
         found = [
             TimedPlacement(words, chosen, pair)
             for (chosen, words), pair in zip(placements.items(), pairs, strict=True)

@@ -6,7 +6,8 @@ back:
 
 - *alone*: one tensor of the float model after the other is fake-quantized. Effects of small
   independent changes add up (see `Distance.divergence`), so the tensors whose effects make up
-  nearly all of the sum try their other ranges, and each keeps the range with the least effect;
+  nearly all of the sum try their other ranges. Two samples show which range has the least effect;
+  where nearly all of the gain lies, more samples have to confirm it;
 - *together*: the integer model that is to be written is run with these ranges, and with those of
   each method for all tensors. The ranges of least effect are kept unless others are clearly nearer.
   This catches effects that do not add up; small differences on few samples are chance.
@@ -18,8 +19,7 @@ Owns: which tensors try which ranges, and when to stop. Not here: where ranges c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -28,7 +28,8 @@ from onnxslim.io.model import Model
 from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
 from onnxslim.services.calibration import Calibration, Distance
 
-_ALONE: Final = 8  # samples on which one tensor after the other is judged
+_SCREENED: Final = 2  # samples on which one tensor after the other tries its ranges
+_ALONE: Final = 8  # samples that confirm a choice which matters
 TOGETHER: Final = 64  # samples on which whole models are judged
 _LOST: Final = 1.0  # divergence at which outputs are lost; larger ones count as this
 _UNTRIED: Final = 0.1  # share of the sum of all effects whose tensors keep their first range
@@ -54,6 +55,7 @@ class RangeCandidates:
     model: Model
     calibration: Calibration
     tell: Callable[[str], None] = lambda _: None
+    _subsets: dict[int, Calibration] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def least_error(self) -> RangeByTensor:
@@ -69,33 +71,42 @@ class RangeCandidates:
 
     def least_effect(self) -> RangeByTensor:
         """For each tensor the range with the least effect on the outputs, alone."""
+        distinct = {name: _distinct(ranges) for name, ranges in self.found.items()}
+        choices = {name: ranges for name, ranges in distinct.items() if len(ranges) > 1}
         # the effect of every tensor's first range, then of other ranges where effects are large
-        effects = dict(self._effects({name: ranges[:1] for name, ranges in self.found.items()}))
-        chosen = dict(self.least_error)
-        untried = {
-            name: others
-            for name, ranges in self.found.items()
-            if name in effects and (others := _distinct(ranges)[1:])
-        }
+        effects = dict(self._effects({name: ranges[:1] for name, ranges in choices.items()}))
+        chosen, gains = dict(self.least_error), dict[str, float]()
+        untried = {name: choices[name][1:] for name in effects}
         while names := _weightiest({name: effects[name][0] for name in untried}, effects):
-            tried = {name: untried.pop(name) for name in self.found if name in names}
+            tried = {name: untried.pop(name) for name in choices if name in names}
             for name, found in self._effects(tried):
-                best = int(np.argmin(found))
-                if found[best] < effects[name][0]:
+                best, first = int(np.argmin(found)), effects[name][0]
+                if found[best] < first:
                     chosen[name], effects[name] = tried[name][best], [found[best]]
+                    gains[name] = min(first, _LOST) - min(found[best], _LOST)
+        self._confirm(chosen, gains)
         return chosen
 
-    @cached_property
-    def _few(self) -> Calibration:
-        return self.calibration.some(_ALONE)
+    def _confirm(self, chosen: dict[str, CalibrationRange], gains: Mapping[str, float]) -> None:
+        """Go back to the first range where more samples do not show the gain of another."""
+        names = _weightiest(gains, {name: [gain] for name, gain in gains.items()})
+        rivals = {name: [self.found[name][0], chosen[name]] for name in self.found if name in names}
+        for name, (first, other) in self._effects(rivals, _ALONE):
+            if first <= other:
+                chosen[name] = self.found[name][0]
 
     def _effects(
-        self, ranges: Mapping[str, Sequence[CalibrationRange]]
+        self, ranges: Mapping[str, Sequence[CalibrationRange]], samples: int = _SCREENED
     ) -> Iterable[tuple[str, Sequence[float]]]:
         replacements = {name: [item.grid.rounded for item in own] for name, own in ranges.items()}
-        for name, distances in self._few.effects(self.model, replacements):
+        for name, distances in self._some(samples).effects(self.model, replacements):
             self.tell(f"effect of the range of {name} on the outputs")
             yield name, [distance.divergence for distance in distances]
+
+    def _some(self, count: int) -> Calibration:
+        if count not in self._subsets:
+            self._subsets[count] = self.calibration.some(count)
+        return self._subsets[count]
 
 
 def nearest_ranges(

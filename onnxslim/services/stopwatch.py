@@ -61,7 +61,10 @@ class Stopwatch(Protocol):
         """Two whole models, timed in turn on the inputs of latency measurements."""
 
     def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
-        """As `pair`, with all models timed in turn, so that the ratios are comparable."""
+        """As `pair`, with all models timed in turn, until differences from `before` are clear."""
+
+    def brief_pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
+        """`before` against each of the others, just long enough to drop those that cannot win."""
 
     def profile(self, model: Model) -> Sequence[Kernel]:
         """The kernels of a run of the whole model, in the order in which they run."""

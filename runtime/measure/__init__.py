@@ -13,5 +13,6 @@ accuracy            top-1, or the metric of the user
 latency             models timed in turn
 bench               latency of several models side by side
 stopwatch           SessionStopwatch answers what passes ask about run time
+run_rows            how many samples one run may take
 profile             run time of a model, kernel by kernel
 """

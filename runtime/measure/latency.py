@@ -68,19 +68,31 @@ def time_sessions(
     *,
     seed: int = 0,
     budget_s: float = BUDGET_S,
+    is_settled: Callable[[np.ndarray], bool] | None = None,
 ) -> np.ndarray:
     """As `time_many`, opening new sessions as long as the budget lasts.
 
     The memory layout of one session can move the run time of a small model by a tenth, so several
-    sessions share the budget. `opened` opens one session for each model.
+    sessions share the budget.
+
+    Args:
+        opened: opens one session for each model.
+        seed: of the order.
+        budget_s: seconds for each pair of models.
+        is_settled: whether times so far are enough; asked after every `SESSION_SETS`-th part of the
+            budget but the first.
 
     Raises:
         RuntimeFailure: a session does not open, or a run fails.
     """
     started, parts = time.perf_counter(), list[np.ndarray]()
+    share_s = budget_s if is_settled is None else budget_s / SESSION_SETS
     while not parts or (len(parts) < SESSION_SETS and not _is_over(started, budget_s)):
         with opened() as runs:
-            parts.append(time_many(runs, seed=seed + len(parts), budget_s=budget_s))
+            parts.append(time_many(runs, seed=seed + len(parts), budget_s=share_s))
+        del runs  # they hold the sessions, whose memory the next ones need
+        if is_settled is not None and len(parts) > 1 and is_settled(np.hstack(parts)):
+            break
     return np.hstack(parts)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import onnx
@@ -33,9 +33,14 @@ from onnxslim.services.stopwatch import Kernel
 
 BUDGET_S: Final = 0.2  # seconds for each pair of small models
 CHOICE_S: Final = 10.0  # seconds for each pair of whole models to choose from: they differ little
+BRIEF_S: Final = 1.0  # seconds for each pair of whole models, to see which are worth more
+_BRIEF_AT_ONCE: Final = 2  # models timed in turn with the first one, each with its activations
+_PLAIN: Final = 0.05  # a ratio whose interval is farther than this from 1 is clear
 _AT_ONCE: Final = 6  # open sessions
 _REPEATS: Final = 3  # repeats of a comparison whose interval leaves its ratio undecided
 _CLEAR: Final = 1.03  # ratios above this are worth a repeat
+
+_Item = TypeVar("_Item")
 
 
 class SessionStopwatch:
@@ -115,7 +120,12 @@ class SessionStopwatch:
 
     def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
         """See `Stopwatch`."""
-        return self._in_turn(before, after, CHOICE_S)
+        return self._in_turn(before, after, CHOICE_S, _are_plain)
+
+    def brief_pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
+        """See `Stopwatch`."""
+        parts = _chunks(after, _BRIEF_AT_ONCE)
+        return tuple(pair for part in parts for pair in self._in_turn(before, part, BRIEF_S))
 
     def profile(self, model: Model) -> Sequence[Kernel]:
         """See `Stopwatch`."""
@@ -124,7 +134,11 @@ class SessionStopwatch:
     # ------------------------------------------------------------------ inside
 
     def _in_turn(
-        self, before: Model, after: Sequence[Model], budget_s: float
+        self,
+        before: Model,
+        after: Sequence[Model],
+        budget_s: float,
+        is_settled: Callable[[np.ndarray], bool] | None = None,
     ) -> tuple[LatencyPair, ...]:
         @contextmanager
         def opened() -> Iterator[Sequence[Run]]:
@@ -135,7 +149,9 @@ class SessionStopwatch:
                 ]
                 yield [session.runner(self._feeds) for session in sessions]
 
-        base, *others = time_sessions(opened, seed=self._seed, budget_s=budget_s)
+        base, *others = time_sessions(
+            opened, seed=self._seed, budget_s=budget_s, is_settled=is_settled
+        )
         return tuple(compare_times(base, times) for times in others)
 
     def _compare(self, first: bytes, others: Sequence[bytes]) -> None:
@@ -217,10 +233,17 @@ def _is_open(pair: LatencyPair) -> bool:
     return pair.ratio > _CLEAR and not pair.is_faster
 
 
+def _are_plain(times_ms: np.ndarray) -> bool:
+    """Whether all models differ from the first beyond doubt; milliseconds, (models, rounds)."""
+    base, *others = times_ms
+    pairs = [compare_times(base, times) for times in others]
+    return all(pair.low > 1 + _PLAIN or pair.high < 1 - _PLAIN for pair in pairs)
+
+
 def _key(model: onnx.ModelProto) -> bytes:
     key: bytes = model.SerializeToString(deterministic=True)
     return key
 
 
-def _chunks(items: Sequence[bytes], size: int) -> Iterable[Sequence[bytes]]:
+def _chunks(items: Sequence[_Item], size: int) -> Iterable[Sequence[_Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]

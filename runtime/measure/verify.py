@@ -285,12 +285,12 @@ class RuntimeProver:
         """Set `_workload`; the reason, when there is none."""
         if self._calibration is not None:
             samples = open_samples(self._calibration, session.inputs)
-            self._workload = from_samples(session, samples, "calibration")
+            self._workload = from_samples(session, samples, "calibration", original)
             return None
         if self._evaluation_source is not None:
             evaluation = self._opened_evaluation(session)
             if evaluation.samples is not None:
-                self._workload = from_samples(session, evaluation.samples, "evaluation")
+                self._workload = from_samples(session, evaluation.samples, "evaluation", original)
                 return None
         demands = input_demands(original)
         self._workload, why = from_seed(session, self._seed, self._input_shapes, demands)

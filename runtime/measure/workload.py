@@ -23,6 +23,7 @@ from onnxslim.io.model import Model
 from onnxslim.records import Fidelity
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.promise import breach
+from onnxslim.runtime.measure.run_rows import rows_within
 from onnxslim.runtime.samples.seeded import find_inputs
 from onnxslim.runtime.samples.stream import Sample, Samples, counted, first_rows
 from onnxslim.runtime.session import Feeds, Outputs, Session
@@ -77,10 +78,16 @@ class Workload:
         return self.samples.batches(self.batch, self.wide_rows)
 
 
-def from_samples(session: Session, samples: Samples, role: str) -> Workload:
+def from_samples(
+    session: Session, samples: Samples, role: str, model: Model | None = None
+) -> Workload:
     """A workload of the user's samples, as many as time and memory of the original model allow.
 
-    `role` is `calibration` or `evaluation`.
+    Args:
+        session: the original model.
+        samples: of the user.
+        role: `calibration` or `evaluation`.
+        model: the same model, whose activations bound the samples of one run.
 
     Raises:
         UsageError: they cannot be read, or the model does not run on them.
@@ -89,6 +96,8 @@ def from_samples(session: Session, samples: Samples, role: str) -> Workload:
     try:
         outputs, seconds = _timed(session, first.feeds)
         batch = batch_size(session, samples)
+        if batch > 1 and model is not None:
+            batch = min(batch, rows_within(model, first))
     except RuntimeFailure as error:
         why = session.failure_as_written(first.feeds) or error
         raise UsageError(

@@ -14,6 +14,7 @@ from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
 from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
+from onnxslim.runtime.measure.run_rows import rows_within
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.channel_activity import stream_activity
 from onnxslim.runtime.probes.moment_sums import MomentLimits
@@ -38,7 +39,6 @@ from onnxslim.services.observations import Observation
 Keep = Callable[[int, int | None], bool]
 
 _BATCH_ROWS: Final = 256  # samples of a run
-_BATCH_BYTES: Final = 4 << 20  # inputs of a run
 _GOLDEN: Final = 0.6180339887498949
 _FOLDS: Final = 5
 _HELD: Final = 1  # the second of each `_FOLDS` samples is held back: two samples are enough
@@ -101,6 +101,7 @@ class CalibrationRuns:
     ) -> None:
         self._source, self._seed, self._threads, self._limits = source, seed, threads, limits
         self._samples: Samples | None = None
+        self._rows = 1  # samples of a run
         self._activations: ActivationCaches | None = None
         self._budget: int | None = None
         self._numbering = ValueNumbering()
@@ -216,16 +217,14 @@ class CalibrationRuns:
         if self._samples is None:
             with open_session(model, threads=self._threads) as session:
                 self._samples = open_samples(self._source, session.inputs)
+            if self._samples.batchable:
+                first = next(iter(self._samples))
+                self._rows = min(_BATCH_ROWS, rows_within(model, first))
         return self._samples
 
     def _runs(self, most: int | None = None) -> Iterator[Sample]:
         assert self._samples is not None
-        size = most
-        for sample in self._samples if size is None else ():
-            row = sum(array.nbytes for array in sample.feeds.values()) / sample.rows
-            size = max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(row, 1))))
-            break
-        yield from self._samples.batches(size or 1)
+        yield from self._samples.batches(most or self._rows)
 
     def _known_outputs(self, reference: Model) -> _ReferenceOutputs:
         """Outputs of `reference`, kept while its signature stays the same."""
@@ -254,6 +253,7 @@ class _SampleSubset(CalibrationRuns):
     def _open(self, model: Model) -> Samples:
         if self._samples is None:
             self._samples = _chosen(self._whole._open(model), self._keep)
+            self._rows = self._whole._rows
         return self._samples
 
 

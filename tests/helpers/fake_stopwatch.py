@@ -55,6 +55,8 @@ class FakeStopwatch:
     def pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
         return tuple(self.pair(before, model) for model in after)
 
+    brief_pairs = pairs
+
     def _pair(self, before: int | None, after: int | None) -> LatencyPair:
         a, b = _latency(before), _latency(after)
         ratio = a.median / b.median

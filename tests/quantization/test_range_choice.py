@@ -70,11 +70,17 @@ def test_of_tensors_that_hardly_count_nothing_else_is_tried(
     asked: list[str] = []
     inner = RangeCandidates._effects
 
-    def watched(self: RangeCandidates, ranges: Mapping[str, Sequence[CalibrationRange]]) -> object:
+    def watched(
+        self: RangeCandidates, ranges: Mapping[str, Sequence[CalibrationRange]], *samples: int
+    ) -> object:
         asked.extend(name for name, own in ranges.items() for _ in own)
-        return inner(self, ranges)
+        return inner(self, ranges, *samples)
 
     monkeypatch.setattr(RangeCandidates, "_effects", watched)
+    tensors.least_effect()
+    assert set(asked) == {"h"}  # the ranges of the others are alike
+    asked.clear()
+    monkeypatch.setattr("onnxslim.quantization.range_choice._distinct", list)
     tensors.least_effect()
     assert asked[:3] == ["x", "h", "y"]
     assert asked.count("h") > 1
@@ -88,9 +94,9 @@ def test_a_tensor_that_ruins_everything_does_not_hide_the_others(
     inner = RangeCandidates._effects
 
     def ruined(
-        self: RangeCandidates, ranges: Mapping[str, Sequence[CalibrationRange]]
+        self: RangeCandidates, ranges: Mapping[str, Sequence[CalibrationRange]], *samples: int
     ) -> Iterable[tuple[str, Sequence[float]]]:
-        for name, found in inner(self, ranges):
+        for name, found in inner(self, ranges, *samples):
             yield name, [np.inf] * len(found) if name == "x" else found
 
     monkeypatch.setattr(RangeCandidates, "_effects", ruined)

@@ -13,6 +13,7 @@ from onnxslim.errors import UsageError
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.records import Skip
+from onnxslim.runtime.measure import run_rows
 from onnxslim.runtime.measure.output_divergence import DivergenceMeter
 from onnxslim.runtime.probes import calibration_runs
 from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
@@ -193,12 +194,14 @@ def test_effects_are_distances_of_the_model_from_itself() -> None:
 
 
 def test_large_samples_go_through_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration_runs, "_BATCH_BYTES", 3 * X[0].nbytes)
     model = Model.load(dense_net(12, 4))
-    np.testing.assert_allclose(
-        moments(CalibrationRuns({"x": X}), model)["y"].seconds[0],
-        moments(CalibrationRuns({"x": X}, threads=1), model)["y"].seconds[0],
-    )
+    whole = CalibrationRuns({"x": X})
+    expected = moments(whole, model)["y"].seconds[0]
+    assert [sample.rows for sample in whole._runs()] == [len(X)]
+    monkeypatch.setattr(run_rows, "RUN_BYTES", 2 * (12 + 4) * 4)  # inputs and outputs of two
+    parts = CalibrationRuns({"x": X})
+    np.testing.assert_allclose(moments(parts, model)["y"].seconds[0], expected)
+    assert [sample.rows for sample in parts._runs()][:2] == [2, 2]
 
 
 def test_a_model_of_a_fixed_batch_is_fed_what_it_takes() -> None:
