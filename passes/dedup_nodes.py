@@ -29,7 +29,9 @@ Why it is correct:
     not for +0 and -0, so Max and Min are merged for integers only.
 
 Declines when:
-    1. Both values are graph outputs, or a body returns one and the other lies outside it.
+    1. Both values are graph outputs, or a body returns one and the other lies outside it; or one is
+       a graph output whose declared shape is not confirmed by inference: onnxruntime
+       believes it where the output is read.
     2. The operator draws random numbers, or belongs neither to the ONNX standard nor to a codebook.
     3. The operator has bodies (If, Loop, Scan).
 
@@ -109,6 +111,9 @@ def _merge(rw: Rewriter, node: Node, first: Node) -> None:
     used = [
         (old, new) for old, new in zip(node.outputs, first.outputs, strict=False) if rw.uses(old)
     ]
+    if any(rw.is_doubtful(new) for _, new in used):
+        rw.skip(node, f"equals `{first.label}`, whose declared shape may be wrong")  # declines 1
+        return
     if len(used) == 1 and used[0][0] is node.outputs[0]:
         if not (rw.can_substitute(node, used[0][1]) and rw.substitute(node, used[0][1], what)):
             rw.skip(node, f"equals `{first.label}`, but both names are returned")  # declines 1

@@ -472,6 +472,21 @@ def _value_info(tensor: gs.Tensor) -> onnx.ValueInfoProto:
     return info
 
 
+def confirms(tensor: gs.Variable) -> bool:
+    """Whether every size that the file declares of `tensor` was inferred as well."""
+    declared = tensor.info
+    if declared is None:
+        return True
+    probe = Variable(tensor.name)
+    set_type(probe, declared.type)
+    if probe.shape is None or probe.type != "tensor_type":
+        return True
+    if tensor.shape is None or len(tensor.shape) != len(probe.shape):
+        return False
+    pairs = zip(probe.shape, tensor.shape, strict=True)
+    return all(new == old for old, new in pairs if isinstance(old, int))
+
+
 def _still_declared(tensor: gs.Variable, declared: onnx.ValueInfoProto) -> bool:
     """Whether `declared` agrees with the present dtype and shape of `tensor`.
 

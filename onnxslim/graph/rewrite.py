@@ -36,6 +36,7 @@ from onnxslim.graph.ir import (
     walk_graphs,
 )
 from onnxslim.graph.order import sort_topologically
+from onnxslim.graph.proto import confirms
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 
 _VISITS_PER_NODE = 100
@@ -104,6 +105,14 @@ class Rewriter:
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Whether some graph returns `tensor`."""
         return self._outputs.get(tensor, 0) > 0
+
+    def is_doubtful(self, tensor: gs.Tensor) -> bool:
+        """Whether a graph returns `tensor` under a shape that inference does not confirm.
+
+        onnxruntime only warns of an output whose declared shape is wrong, but believes it in the
+        nodes that read the output: an edit may not give it more readers.
+        """
+        return isinstance(tensor, Variable) and self.is_output(tensor) and not confirms(tensor)
 
     def uses(self, tensor: gs.Tensor) -> int:
         """How often `tensor` is used: node inputs, bodies included, and graph outputs."""
@@ -271,10 +280,12 @@ class Rewriter:
     def can_substitute(self, node: Node, new: gs.Tensor) -> bool:
         """Whether `substitute(node, new)` is possible: see there."""
         old = node.outputs[0]
-        if any(self.uses(other) for other in node.outputs[1:]):
+        if any(self.uses(other) for other in node.outputs[1:]) or self.is_doubtful(new):
             return False
         if not self.is_output(old):
             return True
+        if self.is_doubtful(old) and self.uses(new) > 1:
+            return False
         return self._can_take_name(old, new)
 
     def substitute(
@@ -284,7 +295,8 @@ class Rewriter:
 
         Where that output is a graph output, `new` takes over its name; that is impossible when
         `new` is itself an input or output of a graph, is constant, or lives elsewhere. Then, a
-        constant becomes the value of a `Constant` node, and otherwise nothing happens.
+        constant becomes the value of a `Constant` node, and otherwise nothing happens. Nothing
+        happens either when a tensor of a doubtful shape would get more readers (`is_doubtful`).
 
         Returns:
             Whether the graph was changed.
@@ -561,10 +573,17 @@ class Rewriter:
             self._take_name(old, new)
 
     def _redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        is_inner = isinstance(new, Variable) and not self.is_output(new) and self._is_standard(new)
+        if is_inner and not confirms(new):
+            new.info = None  # a declared shape that may be wrong gets no new readers
         users = list(old.outputs)
         redirect_inputs(users, old, new)
         for user in users:
             self._touch(user)
+
+    def _is_standard(self, tensor: gs.Tensor) -> bool:
+        """Whether a standard operator computes `tensor`, so that its type needs no declaration."""
+        return len(tensor.inputs) == 1 and bool(tensor.inputs[0].is_onnx)
 
     def _unique_names(self, nodes: Sequence[Node], body: gs.Graph) -> None:
         """Rename tensors of `nodes`, moved out of `body`, whose names are taken already."""

@@ -200,3 +200,31 @@ def test_body_that_returns_a_value_of_the_enclosing_graph_keeps_its_node() -> No
         DedupNodes(),
         "both names are returned",
     )
+
+
+@pytest.mark.parametrize("declared", ["2, 21", "K, 21"])
+def test_an_output_whose_declared_shape_is_not_confirmed_gets_no_more_readers(
+    declared: str,
+) -> None:
+    # onnxruntime runs the model, but may refuse nodes behind one that reads `inner`
+    assert_declines(
+        f"""<opset_import: ["" : 17]>
+        g (float[N, M] x) => (float[N, M] y, float[{declared}] inner) {{
+            inner = Exp (x)
+            c = Exp (x)
+            y = Neg (c)
+        }}""",
+        DedupNodes(),
+        "may be wrong",
+    )
+
+
+def test_an_output_whose_declared_shape_is_inferred_serves_other_readers() -> None:
+    source = parse(
+        """<opset_import: ["" : 17]>
+        g (float[2, 3] x) => (float[2, 3] y, float[2, 3] inner)
+        { inner = Exp (x) c = Exp (x) y = Neg (c) }"""
+    )
+    rewritten, _ = apply(DedupNodes(), source)
+    assert len(rewritten.graph.node) == 2
+    assert_equivalent(source, rewritten, Fidelity.EXACT)
