@@ -30,6 +30,7 @@ PASSES: Mapping[str, str] = {
     "fuse-slices": "fuse_slices:FuseSlices",
     "fuse-transposes": "fuse_transposes:FuseTransposes",
     "inject-exits": "inject_exits:InjectExits",
+    "inline-functions": "inline_functions:InlineFunctions",
     "prune-blocks": "prune_blocks:PruneBlocks",
     "prune-channels": "prune_channels:PruneChannels",
     "prune-weights": "prune_weights:PruneWeights",
@@ -39,5 +40,6 @@ PASSES: Mapping[str, str] = {
     "quantize-weights": "quantize_weights:QuantizeWeights",
     "raise-opset": "raise_opset:RaiseOpset",
     "simplify": "simplify:Simplify",
+    "strip-metadata": "strip_metadata:StripMetadata",
     "ternarize-weights": "ternarize_weights:TernarizeWeights",
 }

@@ -39,7 +39,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +47,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.graph.ir import Graph, Node, node_label
+from onnxslim.graph.local_functions import drop_unused_functions
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
@@ -69,7 +70,8 @@ class EliminateDead(Pass):
                 _trim(rw, node)
         for current in rw.graphs():
             _drop_unused_initializers(rw, current)
-        _drop_unused_functions(rw, graph)
+        for function in drop_unused_functions(graph):
+            rw.note(function.name, "removed a function that nothing calls")
         return rw.result()
 
 
@@ -119,34 +121,3 @@ def _shorter(
     ):
         count -= 1
     return count
-
-
-# ----------------------------------------------------------------- local functions
-
-
-def _drop_unused_functions(rw: Rewriter, graph: Graph) -> None:
-    functions = graph.local_functions
-    if not functions:
-        return
-    calls = {(f.domain, f.name): set(_calls(f.node)) for f in functions}
-    pending = [(n.domain or "", n.op) for current in rw.graphs() for n in current.nodes]
-    used: set[tuple[str, str]] = set()
-    while pending:
-        key = pending.pop()
-        if key in calls and key not in used:
-            used.add(key)
-            pending += calls[key]
-    dead = [f for f in functions if (f.domain, f.name) not in used]
-    functions[:] = [f for f in functions if (f.domain, f.name) in used]
-    for function in dead:
-        rw.note(function.name, "removed a function that nothing calls")
-
-
-def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
-    """Domain and operator of every node, bodies included."""
-    for node in nodes:
-        yield node.domain, node.op_type
-        for attribute in node.attribute:
-            yield from _calls(attribute.g.node)
-            for body in attribute.graphs:
-                yield from _calls(body.node)

@@ -1,11 +1,12 @@
 """Make the graph smaller by every rewrite that keeps what it computes.
 
 Rewrite:
-    The members run in the order of `MEMBERS`, in rounds, until a round changes nothing. Constants
-    are folded and dead branches removed first, so that rewrites see only the operators that
-    remain. Data movement (Reshape, Transpose, Slice, Concat) is merged before arithmetic goes into
-    weights, since it stands between a Conv and the arithmetic behind it. Duplicates are merged
-    last, since the other passes create equal nodes and equal weights.
+    The members run in the order of `MEMBERS`, in rounds, until a round changes nothing. Local
+    functions are opened first, so that all passes see what is in them. Constants are folded and
+    dead branches removed next, so that rewrites see only the operators that remain. Data movement
+    (Reshape, Transpose, Slice, Concat) is merged before arithmetic goes into weights, since it
+    stands between a Conv and the arithmetic behind it. Duplicates are merged last, since the other
+    passes create equal nodes and equal weights.
 
 Why it is correct:
     Each member is correct; see its own page.
@@ -36,6 +37,7 @@ from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import Fidelity
 
 MEMBERS = (
+    "inline-functions",
     "fold-constants",
     "fold-if",
     "eliminate-identity",
@@ -53,6 +55,7 @@ MEMBERS = (
     "dedup-constants",
     "dedup-nodes",
     "eliminate-dead",
+    "strip-metadata",
 )
 
 

@@ -12,6 +12,8 @@ sizes       sizes known up to symbols, and arithmetic on them
 file_bytes  bytes that constants and nodes take in a file
 counts      nodes, constants and multiply-accumulates of a graph
 functions   domain and names of onnxslim's model-local functions
+local_functions  who calls a model's functions, and their bodies as graphs
+inlining    calls of local functions replaced by their bodies
 clone       copies of a graph that share weight arrays
 proto       protobuf messages to graph and back, without loss
 wire        the bytes of a file: weights cut out before protobuf sees them, spliced in after

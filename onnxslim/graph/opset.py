@@ -8,7 +8,7 @@ raised model computes the same (see `pipeline/raising.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import takewhile
 from typing import Final
@@ -20,8 +20,9 @@ from onnx import helper
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.clone import adopt, clone_graph
 from onnxslim.graph.ir import Graph, Node, node_label, walk_graphs
+from onnxslim.graph.local_functions import function_graph
 from onnxslim.graph.opset_adapters import ADAPTERS, NotExpressible, Raising
-from onnxslim.graph.proto import graph_from_proto, graph_to_proto
+from onnxslim.graph.proto import graph_to_proto
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.records import Change
 
@@ -156,7 +157,7 @@ def _raised_function(function: onnx.FunctionProto, target: int) -> onnx.Function
     imports = [_raised_import(entry, target) for entry in function.opset_import]
     del raised.opset_import[:]
     raised.opset_import.extend(imports)
-    graph = _graph_of(function)
+    graph = function_graph(function)
     try:
         if not _raise_nodes(graph, versions[0], target):
             return raised
@@ -171,24 +172,3 @@ def _raised_function(function: onnx.FunctionProto, target: int) -> onnx.Function
         raised.node.append(helper.make_node("Constant", [], [name], value=tensor))
     raised.node.extend(content.node)
     return raised
-
-
-def _graph_of(function: onnx.FunctionProto) -> Graph:
-    model = onnx.ModelProto(ir_version=8)
-    model.opset_import.extend(function.opset_import)
-    model.graph.node.extend(function.node)
-    model.graph.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
-    graph = graph_from_proto(model, lambda tensor: None)
-    _keep_references(function.node, graph)
-    return graph
-
-
-def _keep_references(protos: Iterable[onnx.NodeProto], graph: Graph) -> None:
-    """Keep attributes that the function's caller gives: in a graph, they would mean nothing."""
-    for proto, node in zip(protos, graph.nodes, strict=True):
-        for attribute in proto.attribute:
-            if attribute.ref_attr_name:
-                node.attrs[attribute.name] = attribute
-            elif attribute.type == onnx.AttributeProto.GRAPH:
-                _keep_references(attribute.g.node, node.attrs[attribute.name])

@@ -72,6 +72,11 @@ def graph_from_proto(model: onnx.ModelProto, read: ReadPayload) -> Graph:
     return graph
 
 
+def read_attribute(proto: AttributeProto) -> Any:
+    """The value of an attribute that refers to no tensor outside itself."""
+    return _Reader(lambda tensor: None).attribute(proto, {})
+
+
 class _Reader:
     def __init__(self, read: ReadPayload) -> None:
         self.read = read

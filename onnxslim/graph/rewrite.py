@@ -61,6 +61,7 @@ class Rewriter:
         self._queued: set[Node] = set()
         self._names: set[str] | None = None
         self._numbers: dict[str, int] = {}
+        self._node_names: dict[gs.Graph, set[str]] = {}
         for current in walk_graphs(graph):
             self._register(current)
 
@@ -328,12 +329,16 @@ class Rewriter:
         """Replace `node` by the nodes of one of its bodies; body outputs become its outputs.
 
         Args:
-            node: an If, or a Loop known to run once.
-            body: the graph to move out; its inputs are replaced by `inputs` in order. Its last
-                outputs count: the first one of a Loop's body only says whether to go on.
+            node: an If, a Loop known to run once, or the call of a local function.
+            body: the graph to move out, or one that is new to the model and shares no tensor with
+                it; its inputs are replaced by `inputs` in order. Its last outputs count: the first
+                one of a Loop's body only says whether to go on.
             inputs: one tensor for each input of `body`.
             what: the change in words.
         """
+        is_new = body not in self._parent
+        if is_new:
+            self._admit(body, node)
         for formal, actual in zip(body.inputs, inputs, strict=True):
             self._substitute_formal(body, formal, actual)
         graph = self._graph_of[node]
@@ -341,11 +346,13 @@ class Rewriter:
         for tensor in results:
             self._outputs[tensor] -= 1
         body.nodes, body.outputs, body.inputs = [], [], []
-        self._unique_names(moved, body)
-        taken = {other.name for other, home in self._graph_of.items() if home is graph}
+        if not is_new:  # those of a new body are unique already
+            self._unique_names(moved, body)
+        taken = self._names_of_nodes(graph)
         for inner in moved:
             if inner.name in taken:  # onnxruntime refuses two nodes of a graph with one name
                 inner.name = ""
+            taken.add(inner.name)
             self._graph_of[inner] = graph
         self._inserted.setdefault(node, []).extend(moved)
         split = len(results) - len(node.outputs)
@@ -353,6 +360,26 @@ class Rewriter:
         self._release(results[:split])
         for inner in moved:
             self._touch(inner)
+
+    def _names_of_nodes(self, graph: gs.Graph) -> set[str]:
+        """Names of nodes that `graph` has or had."""
+        if graph not in self._node_names:
+            homes = self._graph_of.items()  # nodes that were inserted are not in `graph.nodes` yet
+            self._node_names[graph] = {other.name for other, home in homes if home is graph}
+        return self._node_names[graph]
+
+    def _admit(self, body: Graph, node: Node) -> None:
+        """Register `body`, which is new to the model, as if it were one of `node`."""
+        self.fresh_name("_")  # fills the set of names
+        for graph in walk_graphs(body):
+            self._parent.setdefault(graph, node)
+            graph.import_domains, graph.opset = self.main.import_domains, self.opset
+            graph.ir_version = self.main.ir_version
+            graph.local_functions = self.main.local_functions
+            for tensor in {id(tensor): tensor for tensor in _tensors_of(graph)}.values():
+                if tensor.name:
+                    tensor.name = self.fresh_name(tensor.name)
+            self._register(graph)
 
     def _substitute_formal(self, body: Graph, formal: gs.Tensor, actual: gs.Tensor) -> None:
         """Let `body`, and what is nested in it, use `actual` for its input `formal`."""

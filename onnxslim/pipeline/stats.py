@@ -9,7 +9,9 @@ import onnx_graphsurgeon as gs
 from onnxslim.codebook.nodes import codebook_nodes, element_count
 from onnxslim.graph.counts import constants_of, count_macs, count_nodes
 from onnxslim.graph.functions import is_codebook
+from onnxslim.graph.inlining import inline_functions
 from onnxslim.graph.ir import Constant, walk_graphs
+from onnxslim.graph.local_functions import foreign_calls
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.report import Stats
@@ -18,18 +20,25 @@ from onnxslim.report import Stats
 def measure_stats(model: Model, *, file_bytes: int | None = None) -> Stats:
     """Nodes, parameters, bytes and multiply-accumulates of `model`.
 
+    What local functions of other tools hold counts once for each call.
+
     Args:
         model: is edited in one way: its tensors get inferred shapes.
         file_bytes: size of the file of the model where it is known; None: the size that the file
             would have is computed.
     """
+    size = model.file_bytes() if file_bytes is None else file_bytes
+    if foreign_calls(model.graph):
+        model = model.clone()
+        inline_functions(model.graph)
+        model.has_shapes = False
     infer_shapes(model)
     constants = {id(c): c for graph in walk_graphs(model.graph) for c in constants_of(graph)}
     return Stats(
         nodes=count_nodes(model.graph),
         parameters=_parameters(model.graph, constants.values()),
         initializer_bytes=sum(constant.nbytes for constant in constants.values()),
-        file_bytes=model.file_bytes() if file_bytes is None else file_bytes,
+        file_bytes=size,
         macs=count_macs(model.graph),
     )
 

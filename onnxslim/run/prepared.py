@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from onnxslim.graph.local_functions import foreign_calls, function_name
 from onnxslim.io.check import admit
 from onnxslim.io.model import Model
 from onnxslim.pipeline.grammar import Pipeline
@@ -124,7 +125,7 @@ class PreparedRun:
             after = FileReport(None, None, last.stats, accuracy=last.accuracy)
         report = Report(command, _versions(), before, after, list(attempt.steps))
         report.notes += [*self.source.origin.notes, *self._notes]
-        report.notes += _defaults_note(self.source)
+        report.notes += [*_defaults_note(self.source), *_functions_note(attempt.model)]
         if self.prover is not None:
             report.verified_on = self.prover.verified_on
             report.notes += self.prover.notes
@@ -155,4 +156,14 @@ def _defaults_note(source: Model) -> Iterator[str]:
             f"{len(names)} initializers are inputs as well (`{names[0]}`"
             f"{', ...' if len(names) > 1 else ''}): callers may override them, so they were not "
             "treated as constants. Remove them from the inputs to have them folded."
+        )
+
+
+def _functions_note(result: Model) -> Iterator[str]:
+    """Say that passes do not see the layers in local functions of other tools."""
+    names = [function_name(key) for key in foreign_calls(result.graph)]
+    if names:
+        yield (
+            f"{len(names)} local functions stay (`{names[0]}`{', ...' if len(names) > 1 else ''}): "
+            "passes do not see the layers in them. The pass `inline-functions` opens them."
         )

@@ -1,0 +1,182 @@
+"""Calls of local functions replaced by the bodies of the functions.
+
+Not here: which functions a user wants to keep (see the pass `inline-functions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim.errors import NotApplicable
+from onnxslim.graph.functions import DOMAIN
+from onnxslim.graph.ir import Constant, Node, Variable, subgraphs_of
+from onnxslim.graph.local_functions import (
+    FunctionTemplate,
+    Key,
+    call_key,
+    calls_of,
+    drop_unused_functions,
+    foreign_calls,
+    function_key,
+    function_name,
+)
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.records import PassResult
+
+MAX_NODES: Final = 100_000  # that the calls of one function may become
+_RUNTIME_DOMAINS: Final = ("com.microsoft", "com.ms.")
+
+
+def inline_functions(
+    graph: gs.Graph, is_kept: Callable[[str], bool] = lambda name: False
+) -> PassResult:
+    """Replace calls of functions of other tools by their bodies, and drop the functions.
+
+    Large constants of a function become initializers that all its calls share.
+
+    Args:
+        graph: the main graph.
+        is_kept: whether the function with a name such as `my.domain.Block` stays.
+    """
+    rw = Rewriter(graph)
+    pending = [node for nodes in foreign_calls(graph).values() for node in nodes]
+    inliner = _Inliner(rw, is_kept)
+    while pending:
+        pending += inliner.inline(pending.pop())
+    result = rw.result()
+    if result.changes:
+        drop_unused_functions(graph)
+    return result
+
+
+class _Inliner:
+    def __init__(self, rw: Rewriter, is_kept: Callable[[str], bool]) -> None:
+        self.rw = rw
+        self.is_kept = is_kept
+        self.functions = {function_key(f): f for f in rw.main.local_functions}
+        self.sizes = _expanded_sizes(self.functions)
+        self.calls = {key: len(nodes) for key, nodes in foreign_calls(rw.main).items()}
+        self.templates: dict[Key, FunctionTemplate | str] = {}
+        self.constants: dict[Key, list[Constant]] = {}
+
+    def inline(self, node: Node) -> list[Node]:
+        """Replace one call, if possible; returns the calls of functions in the body."""
+        key = call_key(node)
+        template = self.template(key)
+        if isinstance(template, str):
+            self.rw.skip(function_name(key), f"stays a local function: {template}")
+            return []
+        function = template.function
+        given = len(function.input) - len(template.constants)
+        if len(node.inputs) > given or len(node.outputs) > len(function.output):
+            self.rw.skip(node, f"gives more operands than `{function_name(key)}` has")
+            return []
+        if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+            self.rw.skip(node, "stays a call of a local function: it gives a graph as attribute")
+            return []
+        body = template.body(node)
+        del body.outputs[len(node.outputs) :]
+        operands = [*node.inputs, *(Variable("") for _ in range(given - len(node.inputs)))]
+        what = f"the local function `{function_name(key)}` became its nodes"
+        inner = list(body.nodes)
+        self.rw.inline(node, body, [*operands, *self.constants[key]], what)
+        return [item for each in inner for item in _with_bodies(each) if self.is_call(item)]
+
+    def is_call(self, node: Node) -> bool:
+        """Whether `node` calls a function of another tool."""
+        return node.domain != DOMAIN and call_key(node) in self.functions
+
+    def template(self, key: Key) -> FunctionTemplate | str:
+        """The function prepared for inlining, or why it stays."""
+        if key not in self.templates:
+            try:
+                self.templates[key] = self._prepared(key)
+            except NotApplicable as reason:
+                self.templates[key] = str(reason)
+        return self.templates[key]
+
+    def _prepared(self, key: Key) -> FunctionTemplate:
+        domain = key[0]
+        if self.is_kept(function_name(key)):
+            raise NotApplicable("it was asked for")
+        if domain in ("", "ai.onnx.ml") or domain.startswith(_RUNTIME_DOMAINS):
+            raise NotApplicable("onnxruntime may have an operator of that name")
+        size = self.sizes.get(key)
+        if size is None:
+            raise NotApplicable("it calls itself")
+        if size * self.calls.get(key, 1) > MAX_NODES:
+            raise NotApplicable(f"its calls would become more than {MAX_NODES:,} nodes")
+        function = self.functions[key]
+        self._import_domains(function)
+        template = FunctionTemplate.of(function)
+        self.constants[key] = [
+            self.rw.constant(values, name) for name, values in template.constants.items()
+        ]
+        return template
+
+    def _import_domains(self, function: onnx.FunctionProto) -> None:
+        """Let the model import what `function` imports.
+
+        Raises:
+            NotApplicable: some operator means something else in the model, or may.
+        """
+        for entry in function.opset_import:
+            domain = "" if entry.domain == "ai.onnx" else entry.domain
+            here = self.rw.main.opset_of(domain)
+            if here is None:
+                self.rw.main.import_domain(domain, entry.version)
+            elif entry.version == here or self._is_local(domain):
+                continue
+            elif domain or not _all_alike(function, entry.version, here):
+                raise NotApplicable(
+                    f"it is written for version {entry.version} of the domain "
+                    f"`{domain or 'ai.onnx'}`, the model for {here}"
+                )
+
+    def _is_local(self, domain: str) -> bool:
+        """Whether all operators of `domain` are functions of the model, which have no versions."""
+        return any(key[0] == domain for key in self.functions)
+
+
+def _with_bodies(node: Node) -> list[Node]:
+    inner = [n for body in subgraphs_of(node) for each in body.nodes for n in _with_bodies(each)]
+    return [node, *inner]
+
+
+def _all_alike(function: onnx.FunctionProto, version: int, other: int) -> bool:
+    """Whether all standard operators of `function` are the same at both opsets."""
+    for domain, op, _ in calls_of(function.node):
+        if domain in ("", "ai.onnx"):
+            try:
+                both = [onnx.defs.get_schema(op, v, "").since_version for v in (version, other)]
+            except onnx.defs.SchemaError:
+                return False
+            if both[0] != both[1]:
+                return False
+    return True
+
+
+def _expanded_sizes(functions: Mapping[Key, onnx.FunctionProto]) -> dict[Key, int]:
+    """Nodes of each function with all calls in it replaced; functions in circles are left out."""
+    sizes: dict[Key, int] = {}
+    open_: set[Key] = set()
+    for root in functions:
+        stack = [root]
+        while stack:  # a chain of functions may be deep
+            key = stack[-1]
+            inner = [call for call in calls_of(functions[key].node) if call in functions]
+            waiting = [call for call in inner if call not in sizes and call not in open_]
+            if key not in open_ and waiting:
+                open_.add(key)
+                stack += dict.fromkeys(waiting)
+                continue
+            stack.pop()
+            open_.discard(key)
+            if key not in sizes and all(call in sizes for call in inner):
+                plain = sum(1 for _ in calls_of(functions[key].node)) - len(inner)
+                sizes[key] = plain + sum(sizes[call] for call in inner)
+    return sizes
