@@ -30,6 +30,7 @@ Declines when:
     1. Both constants are graph outputs, each under a name of its own.
     2. The shared constant needs a longer name, which takes more bytes than sharing saves.
     3. The constant is the default of a graph input: the caller may override it.
+    4. The constant is what a body returns: it cannot move out of the body.
 
 Fidelity:
     EXACT.
@@ -128,6 +129,13 @@ def _digest(constant: Constant) -> bytes:
 
 def _merge(rw: Rewriter, equal: Sequence[Constant], names: Mapping[str, set[gs.Tensor]]) -> None:
     """Let all users read one of `equal`."""
+    # a body must return a value of its own: what it returns cannot move out (declines 4)
+    returned = {
+        id(tensor) for body in rw.graphs() if body is not rw.main for tensor in body.outputs
+    }
+    equal = [constant for constant in equal if id(constant) not in returned]
+    if len(equal) < 2:
+        return
     alike = set(equal)
 
     def preference(constant: Constant) -> tuple[bool, bool, int]:

@@ -333,14 +333,20 @@ def _score_forms(
 ) -> dict[str, ScoreForm | str]:
     """The form of each output on the first samples, or why it holds no class scores."""
     seen: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in fitting}
+    misfits: dict[str, ScoreForm | str] = {}
     rows = 0
     for answer in calibration.outputs(model):
         for name, arrays in seen.items():
-            arrays.append(answer.values[name].reshape(answer.rows, -1).astype(np.float64))
+            values = answer.values[name]
+            if len(values) != answer.rows:
+                misfits[name] = "it has not one row for each sample"
+                continue
+            arrays.append(values.reshape(answer.rows, -1).astype(np.float64))
         rows += answer.rows
         if rows >= _ROWS_LOOKED_AT:
             break
-    return {name: _score_form(np.concatenate(arrays)) for name, arrays in seen.items()}
+    forms = {n: _score_form(np.concatenate(a)) for n, a in seen.items() if n not in misfits}
+    return forms | misfits
 
 
 def _score_form(scores: np.ndarray) -> ScoreForm | str:

@@ -347,7 +347,7 @@ class Rewriter:
             self._outputs[tensor] -= 1
         body.nodes, body.outputs, body.inputs = [], [], []
         if not is_new:  # those of a new body are unique already
-            self._unique_names(moved, body)
+            self._unique_names(moved, results, body)
         taken = self._names_of_nodes(graph)
         for inner in moved:
             if inner.name in taken:  # onnxruntime refuses two nodes of a graph with one name
@@ -612,18 +612,24 @@ class Rewriter:
         """Whether a standard operator computes `tensor`, so that its type needs no declaration."""
         return len(tensor.inputs) == 1 and bool(tensor.inputs[0].is_onnx)
 
-    def _unique_names(self, nodes: Sequence[Node], body: gs.Graph) -> None:
-        """Rename tensors of `nodes`, moved out of `body`, whose names are taken already."""
+    def _unique_names(
+        self, nodes: Sequence[Node], results: Sequence[gs.Tensor], body: gs.Graph
+    ) -> None:
+        """Rename tensors of `nodes`, moved out of `body`, whose names are taken already.
+
+        `results` are what `body` returned; constants among them move out as well.
+        """
         self.fresh_name("_")  # fills the set of names
         holders: dict[str, set[int]] = {}
         for other in walk_graphs(self.main):
             for tensor in _tensors_of(other):
                 holders.setdefault(tensor.name, set()).add(id(tensor))
-        for node in nodes:
-            constants = [t for t in node.inputs if getattr(t, "home", None) is body]
-            for tensor in (*node.outputs, *constants):
-                if tensor.name and holders.get(tensor.name, set()) - {id(tensor)}:
-                    tensor.name = self.fresh_name(tensor.name)
+        moved = [tensor for node in nodes for tensor in node.outputs]
+        read = (*results, *(tensor for node in nodes for tensor in node.inputs))
+        moved += [tensor for tensor in read if getattr(tensor, "home", None) is body]
+        for tensor in moved:
+            if tensor.name and holders.get(tensor.name, set()) - {id(tensor)}:
+                tensor.name = self.fresh_name(tensor.name)
 
     def _kill(self, node: Node) -> None:
         """Remove `node`, and every node that only fed it."""

@@ -30,6 +30,7 @@ def infer_shapes(model: Model) -> None:
     has_foreign = any(node.domain for graph in walk_graphs(model.graph) for node in graph.nodes)
     proto, _ = model.skeleton(interior=has_foreign)
     _densify_initializers(proto.graph)
+    _drop_defaults(proto.graph, model.graph)
     _drop_declared_shapes(proto.graph, {(f.domain, f.name) for f in proto.functions})
     for follow_values in (True, False):
         try:
@@ -52,6 +53,14 @@ def _densify_initializers(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _densify_initializers(attribute.g)
+
+
+def _drop_defaults(proto: onnx.GraphProto, graph: gs.Graph) -> None:
+    """Drop the values of inputs that callers may override: inference would build on them."""
+    names = {tensor.name for tensor in graph.inputs if getattr(tensor, "default", None) is not None}
+    for index in reversed(range(len(proto.initializer))):
+        if proto.initializer[index].name in names:
+            del proto.initializer[index]
 
 
 def _drop_declared_shapes(graph: onnx.GraphProto, functions: set[tuple[str, str]]) -> None:

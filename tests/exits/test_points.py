@@ -141,13 +141,16 @@ def test_outputs_of_another_form_are_no_class_scores(text: str, why: str) -> Non
         scores_named(model.graph, None)
 
 
-def test_an_output_without_entries_is_no_class_scores() -> None:
+@pytest.mark.parametrize("kept", ["{0}", "{1, 1, 1}"])
+def test_an_output_of_other_rows_than_samples_is_no_class_scores(kept: str) -> None:
     source = parse(
-        """<opset_import: ["" : 13]> g (float[N, 4] x) => (float[M, 4] y)
-        <bool[1] keep = {0}> { a = Relu (x) y = Compress <axis = 0> (a, keep) }"""
+        f"""<opset_import: ["" : 13]> g (float[N, 4] x) => (float[M, 4] y)
+        <bool[K] keep = {kept}> {{ a = Relu (x) y = Compress <axis = 0> (a, keep) }}""".replace(
+            "K", str(kept.count(",") + 1)
+        )
     )
     x = np.ones((40, 4), np.float32)
-    with pytest.raises(ModelError, match="no entries"):
+    with pytest.raises(ModelError, match="one row for each sample"):
         survey_exits(source, calibration={"x": x}, measure=False)
 
 

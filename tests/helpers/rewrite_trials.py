@@ -41,6 +41,12 @@ _RANDOM: Final = {
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
     "RandomUniformLike",
 }  # fmt: skip
+_UNDEFINED_ON_NAN: Final = {
+    "ArgMax", "ArgMin", "Cast", "CastLike", "DynamicQuantizeLinear", "GlobalMaxPool", "Hardmax",
+    "MaxPool", "NonMaxSuppression", "QuantizeLinear", "ReduceMax", "ReduceMin", "Sign", "TopK",
+    "Unique",
+}  # fmt: skip
+"""Operators of which the standard does not say what they make of NaN, or of infinity."""
 _AMPLIFIED: Final = 8
 _FLOOR_DB: Final = 20.0
 
@@ -151,8 +157,11 @@ class Subject:
         except Exception as error:  # onnxruntime raises many kinds, with no common base
             raise Refused(str(error)) from error
         self.names = [item.name for item in session.get_outputs()]
-        if any(node.op_type in _RANDOM for node in self.proto.graph.node):
+        operators = set(_operators(self.proto))
+        if operators & _RANDOM:
             feeds, special = feeds[:1], ()  # what a session draws depends on how often it ran
+        if operators & _UNDEFINED_ON_NAN:
+            special = ()
         self.runs = [(feeds[0], first), *_runs(session, feeds[1:])]
         self.special_runs = list(_runs(session, special))
 
@@ -361,6 +370,20 @@ def _signature(model: onnx.ModelProto) -> list[str]:
         kind.CopyFrom(info.type)
         found.append(f"{info.name}: {kind.SerializeToString(deterministic=True)!r}")
     return found
+
+
+def _operators(model: onnx.ModelProto) -> Iterator[str]:
+    """Every operator, those in bodies and functions included."""
+
+    def inside(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+        for node in nodes:
+            yield node.op_type
+            for attribute in node.attribute:
+                yield from inside(attribute.g.node)
+
+    yield from inside(model.graph.node)
+    for function in model.functions:
+        yield from inside(function.node)
 
 
 def _in_half(model: onnx.ModelProto) -> bool:

@@ -94,6 +94,22 @@ def test_constants_of_bodies_and_of_the_main_graph_share_one() -> None:
     assert_equivalent(source, rewritten, Fidelity.EXACT)
 
 
+def test_constant_that_a_body_returns_stays_in_the_body() -> None:
+    source = parse(
+        """<opset_import: ["" : 17]>
+        g (bool c, float[2] x) => (float[2] y, float[2] z) <float[2] w = {1, 2}> {
+            z = Mul (x, w)
+            y = If (c) <
+                then_branch = t () => (float[2] r) <float[2] k = {1, 2}> { r = Add (x, k) },
+                else_branch = e () => (float[2] s) <float[2] s = {1, 2}> { t = Abs (x) }
+            >
+        }"""
+    )
+    rewritten, result = apply(DedupConstants(), source)
+    assert [change.node for change in result.changes] == ["k"]
+    assert_equivalent(source, rewritten, Fidelity.EXACT)
+
+
 def test_merged_constant_gets_a_name_that_no_other_graph_uses() -> None:
     source = parse(
         """<opset_import: ["" : 17]>

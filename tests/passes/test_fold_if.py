@@ -54,6 +54,26 @@ def test_branches_whose_nodes_have_one_name_are_inlined_beside_each_other() -> N
     assert_equivalent(source, folded, FoldIf.fidelity)
 
 
+def test_a_constant_that_the_branch_returns_gets_a_name_of_its_own() -> None:
+    source = parse(
+        f"""{HEADER}
+        g (float[2] x, bool d) => (float[2] y, float[2] z) <bool c = {{0}}> {{
+            a = If (c) <
+                then_branch = a () => (float[2] t) {{ t = Relu (x) }},
+                else_branch = b () => (float[2] k) <float[2] k = {{1, 2}}> {{ u = Abs (x) }}
+            >
+            y = Add (a, x)
+            z = If (d) <
+                then_branch = a2 () => (float[2] t) {{ k = Abs (y) t = Relu (k) }},
+                else_branch = b2 () => (float[2] e) {{ e = Neg (y) }}
+            >
+        }}"""
+    )
+    folded, result = apply(FoldIf(), source)
+    assert result.changed
+    assert_equivalent(source, folded, FoldIf.fidelity)
+
+
 def test_names_of_a_branch_are_made_unique() -> None:
     """The other `If` has tensors of the same names, and so has a nested body."""
     source = parse(
