@@ -21,9 +21,10 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    Weights of Conv, ConvTranspose, Gemm and MatMul become one bit each, and a scale for each
-    output. With `bases` = M they are sums of M such tensors. onnxruntime computes the dense weight
-    when it opens the model, so that the file shrinks and latency stays what it is.
+    Weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, and tables that Gather reads
+    become one bit each, and a scale for each output. With `bases` = M they are sums of M such
+    tensors. onnxruntime computes the dense weight when it opens the model, so that the file shrinks
+    and latency stays what it is.
 
 Why it is correct:
     It is not exact. A row w becomes Σ_m α_m·s_m with s_m in {−1, +1}. Without data the best single

@@ -24,10 +24,10 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    Weights of Conv, ConvTranspose, Gemm and MatMul become one node each of a model-local function.
-    onnxruntime inlines and folds the function when it opens the model, so that the file shrinks and
-    latency stays what it is. Codes are packed without waste: two codes of 4 bits to a byte, codes
-    of 3 bits as a plane of 2 bits and one of 1.
+    Weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, and tables that Gather reads
+    become one node each of a model-local function. onnxruntime inlines and folds the function when
+    it opens the model, so that the file shrinks and latency stays what it is. Codes are packed
+    without waste: two codes of 4 bits to a byte, codes of 3 bits as a plane of 2 bits and one of 1.
 
 Why it is correct:
     It is not exact. The weight W becomes Ŵ with entries from a table of 2^bits values. Without

@@ -16,9 +16,9 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    Weights of Conv, ConvTranspose, Gemm and MatMul. Zeros are left out of the file
-    (`sparse_initializer`) where that takes fewer bytes. With calibration data biases make up for
-    the change of the mean output.
+    Weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, and tables that Gather reads.
+    Zeros are left out of the file (`sparse_initializer`) where that takes fewer bytes. With
+    calibration data biases make up for the change of the mean output.
 
 Why it is correct:
     It is not exact. With x the layer's input, H = E[x xᵀ] and Ŵ the weight with zeros, the output

@@ -23,11 +23,12 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    Weights of Conv, ConvTranspose, Gemm and MatMul become multiples of 2^−fl, in `il` bits before
-    the point, the sign among them, and `fl` behind it. Weights of at most 256 different
-    values are stored as codes into a table, others as 16-bit integers and a scale, behind
-    `onnxslim.FixedPoint (codes, scale)`. Either way onnxruntime computes the dense weight when it
-    opens the model, so that the file shrinks and latency stays what it is.
+    Weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, and tables that Gather reads
+    become multiples of 2^−fl, in `il` bits before the point, the sign among them, and `fl` behind
+    it. Weights of at most 256 different values are stored as codes into a table, others as 16-bit
+    integers and a scale, behind `onnxslim.FixedPoint (codes, scale)`. Either way onnxruntime
+    computes the dense weight when it opens the model, so that the file shrinks and latency stays
+    what it is.
 
 Why it is correct:
     It is not exact. Values are ε·q with ε = 2^−fl and whole q, saturated at −2^(il−1) and

@@ -24,9 +24,10 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    Weights of Conv, ConvTranspose, Gemm and MatMul become codes into a table of 0 and ±2^k, for
-    hardware that shifts instead of multiplying. onnxruntime computes the dense weight when it
-    opens the model, so that the file shrinks and latency stays what it is.
+    Weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, and tables that Gather reads
+    become codes into a table of 0 and ±2^k, for hardware that shifts instead of multiplying.
+    onnxruntime computes the dense weight when it opens the model, so that the file shrinks and
+    latency stays what it is.
 
 Why it is correct:
     It is not exact. With n1 = ⌊log2(4·max|w| / 3)⌋ no weight lies above all values by more than

@@ -25,7 +25,7 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    This is done to weights of Conv, ConvTranspose, Gemm and MatMul, and to tables of embeddings
+    This is done to weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, and to tables
     that Gather reads, in bodies too. Onnxruntime 1.31 treats each form differently (measured):
 
     - One MatMul or Gemm that reads a DequantizeLinear becomes one kernel, MatMulNBits, where scales
@@ -36,6 +36,8 @@ Rewrite:
       and more behind it) is computed anew in every run. Cast and Mul are computed once, when a
       session starts.
     - Gather of codes keeps the table small; DequantizeLinear in front of Gather computes all of it.
+      A table that other operators read too, such as a head with the same weights, is one set of
+      codes, computed once.
 
     So `form=native` writes DequantizeLinear where there is a kernel (a matrix with transB is
     transposed for it), moves codes through Gather, and puts a local function of Cast and Mul
@@ -59,8 +61,6 @@ Declines when:
     3. A layer that `only` and `skip` leave out shares the weight.
     4. The opset is too low and cannot be raised (see `raise-opset`): then 4 bits are only possible
        with MatMulNBits, and 8 bits as `folded`.
-    5. A table of embeddings is no matrix, is read by columns, or has readers that are not Gather
-       (where such a reader is a layer, the layer's codes serve both).
 
 Fidelity:
     LOSSY.
@@ -80,16 +80,15 @@ from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import weight_layers
 from onnxslim.errors import UsageError
 from onnxslim.lossy.layer_pass import LayerPass
 from onnxslim.lossy.problems import MAX_INPUTS
 from onnxslim.pipeline.options import Interval, OptionValue, at_least, one_of, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.weight_layouts import is_block_of_kernel
-from onnxslim.quantization.weight_only import WeightOnlyOptions, WeightOnlyRun, layers_by_name
+from onnxslim.quantization.weight_only import WeightOnlyOptions, WeightOnlyRun
 from onnxslim.quantization.weight_rounding import Rounding
-from onnxslim.quantization.weight_storage import StorageForm, embeddings
+from onnxslim.quantization.weight_storage import StorageForm
 from onnxslim.records import Fidelity, PassResult
 
 _BLOCKS: Final = {4: 32, 8: 0}  # default, by bits
@@ -147,19 +146,6 @@ class QuantizeWeights(LayerPass):
         if self.block is not None:
             return self.block
         return _PACKED_BLOCK if self.form == StorageForm.MATMUL_NBITS else _BLOCKS[self.bits]
-
-    def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse patterns that say nothing of this model: they are hardly ever meant so.
-
-        Raises:
-            NotApplicable: naming the option, the pattern, and the layer that may be meant.
-        """
-        declined = (*weight_layers(graph)[1], *embeddings(graph)[1])
-        self.check_patterns(self.targets(graph), [skip.node for skip in declined])
-
-    def targets(self, graph: gs.Graph) -> tuple[str, ...]:
-        """The weight layers, and what reads embeddings."""
-        return tuple(layers_by_name(graph))
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Find codes for every selected weight, then store them all."""

@@ -20,9 +20,9 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    Weights of Conv, ConvTranspose, Gemm and MatMul become five to a byte, 1.6 bits each, and a
-    table of three values. onnxruntime computes the dense weight when it opens the model, so that
-    the file shrinks and latency stays what it is.
+    Weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, and tables that Gather reads
+    become five to a byte, 1.6 bits each, and a table of three values. onnxruntime computes the
+    dense weight when it opens the model, so that the file shrinks and latency stays what it is.
 
 Why it is correct:
     It is not exact. A row w becomes α·s with s in {−1, 0, +1}. Without data, when the k largest

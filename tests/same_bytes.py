@@ -198,7 +198,7 @@ def write_models(folder: Path) -> None:
     import onnx
     from exit_nets import classifier
     from layer_nets import dense_net, residual_net
-    from recurrent_nets import lstm_net
+    from recurrent_nets import recurrent_net
     from tiny_models import TINY
 
     from benchmarks.models import light_graphs
@@ -207,7 +207,7 @@ def write_models(folder: Path) -> None:
     nets["dense"] = dense_net(12, 16, 8)
     nets["residual"] = residual_net().to_proto()
     nets["classifier"] = classifier()
-    nets["lstm"] = lstm_net()
+    nets["lstm"] = recurrent_net()
     for name, net in nets.items():
         path = folder / f"{name}.onnx"
         path.write_bytes(net.SerializeToString(deterministic=True))

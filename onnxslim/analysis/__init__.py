@@ -1,6 +1,6 @@
 """Properties of a graph that can be known without running it. Passes ask; nothing here edits.
 
-linear_operators  Conv, ConvTranspose, Gemm, MatMul: which input is what, how the weight lies
+linear_operators  Operators with weights: which input is what, how the weight lies
 layers        the weight layers of a graph, seen alike: y = W·x with one matrix per group
 affine        BatchNormalization, Mul, Add, ... read as y = a·x + b along one axis
 absorption    layers that absorb such a map into their weight and bias

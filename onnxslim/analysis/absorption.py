@@ -82,6 +82,7 @@ class LinearLayer(LinearOperator):
         patches = self.unfolding(self.weight_array.shape)
         if isinstance(patches, Vectors):
             return "its weight is a batch of matrices" if patches.batch else None
+        assert isinstance(patches, ConvPatches)
         if patches.transposed:
             return None if _is_pointwise(patches) else _OVERLAP
         return None if _is_unpadded(patches) else _PADDED

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
-from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.analysis.layers import WeightLayer, linear_layers
 from onnxslim.graph.ir import Node, needs
 from onnxslim.graph.operands import const_value
 
@@ -42,7 +42,7 @@ def residual_branches(graph: gs.Graph) -> Iterator[Branch]:
     own. Where both terms of a sum fit, each is a branch.
     """
     flow = SizeFlow(graph, int(graph.opset or 17))
-    layers = {layer.node: layer for layer in weight_layers(graph)[0] if not layer.bodies}
+    layers = {layer.node: layer for layer in linear_layers(graph)[0] if not layer.bodies}
     before = set(_unneeded(graph))
     for node in graph.nodes:
         if not node.is_onnx or node.op not in ("Add", "Sum") or len(node.inputs) < 2:
@@ -79,7 +79,7 @@ def _unneeded(graph: gs.Graph, total: Node | None = None, term: int = 0) -> list
 
 def next_layers(graph: gs.Graph, tensor: gs.Tensor) -> tuple[WeightLayer, ...]:
     """The weight layers that read `tensor`, directly or through operators without weights."""
-    layers = {layer.node: layer for layer in weight_layers(graph)[0]}
+    layers = {layer.node: layer for layer in linear_layers(graph)[0]}
     found: dict[Node, WeightLayer] = {}
     stack, seen = [tensor], {id(tensor)}
     while stack:

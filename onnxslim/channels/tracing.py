@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
-from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.analysis.layers import WeightLayer, linear_layers
 from onnxslim.channels.cutting import Edit
 from onnxslim.channels.edits_operands import SliceOperand
 from onnxslim.channels.labels import (
@@ -142,7 +142,7 @@ class ChannelTracer:
         self.opset = int(graph.opset or _OPSET_UNKNOWN)
         self.flow = SizeFlow(graph, self.opset)
         self.trace = ChannelTrace()
-        layers, skips = weight_layers(graph)
+        layers, skips = linear_layers(graph)
         self.layers = {layer.node: layer for layer in layers if not layer.bodies}
         self.declined = {skip.node: skip.why for skip in skips}
         self.arrived: dict[Node, ChannelLabels] = {}

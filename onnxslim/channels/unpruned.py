@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import weight_layers
+from onnxslim.analysis.layers import linear_layers
 from onnxslim.analysis.linear_operators import RUN_TIME
 from onnxslim.channels.groups import RULES, Channels
 from onnxslim.graph.functions import is_codebook
@@ -27,7 +27,7 @@ def unpruned_layers(graph: gs.Graph, channels: Channels) -> tuple[Skip, ...]:
 
 
 def _in_main(graph: gs.Graph, channels: Channels) -> Iterator[Skip]:
-    layers, declined = weight_layers(graph)
+    layers, declined = linear_layers(graph)
     followed = {member.node for member in channels.trace.writers}
     followed |= {node for node, _ in channels.trace.channelwise}
     why_not = {skip.node: skip.why for skip in declined}
@@ -59,7 +59,7 @@ def _has_weight(node: Node) -> bool:
 
 
 def _in_bodies(graph: gs.Graph) -> Iterator[Skip]:
-    layers, _ = weight_layers(graph)
+    layers, _ = linear_layers(graph)
     for layer in layers:
         if layer.bodies:
             node, body = layer.bodies[0]

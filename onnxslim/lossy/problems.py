@@ -22,8 +22,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, bias_of, weight_layers
+from onnxslim.analysis.linear_operators import RecurrentSteps, TableRows
 from onnxslim.graph.ir import Node, node_label, subgraphs_of
-from onnxslim.graph.operands import is_present
+from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
@@ -139,7 +140,7 @@ class SharedWeight:
     """One stored weight: the layers that use it, and how deep in the graph the first one lies.
 
     Attributes:
-        layers: at least one.
+        layers: at least one; tables, whose inputs have no moments, come last.
         depth: weight layers on the longest path from an input to the shallowest of `layers`.
     """
 
@@ -181,11 +182,14 @@ class Problems:
         if self.context.calibration is None or self.context.model is None:
             yield from map(_without_data, self.weights)
             return
-        wide = [shared for shared in self.weights if self._is_wide(shared)]
+        tables = [shared for shared in self.weights if all(map(_is_table, shared.layers))]
+        yield from map(_without_data, tables)
+        others = [shared for shared in self.weights if shared not in tables]
+        wide = [shared for shared in others if self._is_wide(shared)]
         yield from (
             _without_data(u, f"H = I: it has more than {self.max_inputs:,} inputs") for u in wide
         )
-        rest = [shared for shared in self.weights if not self._is_wide(shared)]
+        rest = [shared for shared in others if not self._is_wide(shared)]
         if self.schedule.sequential:
             for depth in sorted({shared.depth for shared in rest}):
                 yield from self._measured([shared for shared in rest if shared.depth == depth])
@@ -242,16 +246,17 @@ class Problems:
             found[item.layer if isinstance(item, LayerMoments) else item.node] = item
             del item  # moments are large: nothing may hold on to them
             for first, shared in list(waiting.items()):
-                if all(layer.name in found for layer in shared.layers):
+                names = [layer.name for layer in shared.layers if not _is_table(layer)]
+                if all(name in found for name in names):
                     del waiting[first]
-                    yield self._problem(shared, [found.pop(la.name) for la in shared.layers])
+                    yield self._problem(shared, [found.pop(name) for name in names])
 
     def _moments(
         self, model: object, weights: Sequence[SharedWeight]
     ) -> Iterator[LayerMoments | Skip]:
         calibration = self.context.calibration
         assert calibration is not None
-        layers = [layer for shared in weights for layer in shared.layers]
+        layers = [la for shared in weights for la in shared.layers if not _is_table(la)]
         aiming = self.schedule.aim is Target.ORIGINAL
         known = [la.name for la in layers if aiming and self.original(la) is not None]
         others = [la.name for la in layers if la.name not in set(known)]
@@ -267,14 +272,19 @@ class Problems:
         if unseen is not None:
             return _without_data(shared, f"H = I: {unseen.why}")
         layers = shared.layers
-        if any(_layout(layer) != _layout(layers[0]) for layer in layers):
+        if any(not _have_one_layout(layer, layers[0]) for layer in layers):
             return _without_data(shared, "H = I: the layers that share it read it differently")
         measured = [item for item in found if isinstance(item, LayerMoments)]
         found.clear()
         bias_targets = tuple(
-            self._bias_target(la, m) for la, m in zip(layers, measured, strict=True)
+            self._bias_target(la, m) for la, m in zip(layers, measured, strict=False)
         )
         free = [target is not None for target in bias_targets]
+        for layer in layers[len(measured) :]:
+            seen_first = measured[0].centered() if free[0] else measured[0]
+            measured.append(_table_moments(self.original(layer) or layer, seen_first))
+            free.append(False)
+            del seen_first
         metrics = _metrics(measured, free)
         rest = [replace(moments, seconds=()) for moments in measured]  # the metrics have them
         del measured
@@ -294,7 +304,7 @@ class Problems:
             problem.energy = sum(float(m.cost_by_row(w).sum()) for w, m in pairs)
             return
         twin = self.original(problem.layer)
-        if twin is not None and _layout(twin) == _layout(problem.layer):
+        if twin is not None and _have_one_layout(twin, problem.layer):
             weight = np.asarray(twin.canonical(), np.float64)
         cross = sum(moments.cross for moments in seen if moments.cross is not None)
         energy = sum(moments.energy for moments in seen if moments.energy is not None)
@@ -375,9 +385,44 @@ def _readers_note(shared: SharedWeight) -> Iterator[str]:
         yield f"what changes in {names}, which read it too, is not counted"
 
 
-def _layout(layer: WeightLayer) -> tuple[object, ...]:
-    inputs_first = layer.inputs_first
-    return (layer.groups, layer.rows, layer.columns, inputs_first, type(layer.unfolding))
+def _is_table(layer: WeightLayer) -> bool:
+    """Whether the layer returns rows of its weight, so that no moments of inputs matter."""
+    return isinstance(layer.unfolding, TableRows)
+
+
+def _table_moments(table: WeightLayer, other: LayerMoments) -> LayerMoments:
+    """Moments by which errors of a table's rows count beside those of a layer that shares it.
+
+    The rows are to have as much weight, relative to their energy, as the outputs of the layer:
+    E‖y‖²·‖T − T̂‖² / ‖T‖², with y = T·x of the layer. So H = I·E‖y‖² / ‖T‖².
+    """
+    weight = np.asarray(table.canonical(), np.float64)
+    (second,) = other.seconds
+    whole = slice(0, table.columns)
+    blocks = tuple(second.slices()) if isinstance(second, BlockDiagonal) else ((whole, second),)
+    energy = sum(float(np.vdot(weight[0][:, at] @ h, weight[0][:, at])) for at, h in blocks)
+    size = float(np.square(weight).sum())
+    share = energy / size if size > 0 else 1.0
+    parts = tuple(np.eye(len(h)) * share for _, h in blocks)
+    known = other.cross is not None
+    return LayerMoments(
+        table.name,
+        (parts[0] if len(parts) == 1 else BlockDiagonal(parts),),
+        np.zeros((1, table.columns)),
+        other.count,
+        cross=weight * share if known else None,
+        goal=np.zeros(weight.shape[:2]) if known else None,
+        energy=np.square(weight).sum(axis=2) * share if known else None,
+        scatter=None if other.scatter is None else np.zeros_like(other.scatter),
+        centered_scatter=None if other.scatter is None else np.zeros_like(other.scatter),
+    )
+
+
+def _have_one_layout(layer: WeightLayer, other: WeightLayer) -> bool:
+    """Whether the moments of two layers of one weight add up; those of a table do with any."""
+    sizes = [(la.groups, la.rows, la.columns, la.inputs_first) for la in (layer, other)]
+    kinds = {type(la.unfolding) for la in (layer, other) if not _is_table(la)}
+    return sizes[0] == sizes[1] and len(kinds) <= 1
 
 
 def _metrics(measured: Sequence[LayerMoments], free: Sequence[bool]) -> tuple[Metric, ...]:
@@ -412,14 +457,29 @@ def _sum(a: Second, b: Second) -> Second:
 def _set_bias(rewriter: Rewriter, layer: WeightLayer, bias: np.ndarray) -> None:
     """Write (groups, rows), divided by Gemm's beta, in the shape that the operator broadcasts."""
     assert layer.bias is not None
-    node, dtype = layer.node, layer.holder.dtype
-    flat = bias.reshape(-1) / layer.operator.bias_scale
+    node = layer.node
+    if isinstance(layer.unfolding, RecurrentSteps):
+        flat = _recurrent_biases(layer, bias)
+    else:
+        flat = bias.reshape(-1) / layer.operator.bias_scale
     if layer.operator.out_axis == -2:
         flat = flat[:, None]  # (rows, 1): one entry for each row of the output
-    values = np.ascontiguousarray(flat.astype(dtype))
+    values = np.ascontiguousarray(flat.astype(layer.dtype))
     present = is_present(node, layer.bias)
     wish = node.inputs[layer.bias].name if present else f"{node.outputs[0].name}_bias"
     rewriter.set_input(node, layer.bias, rewriter.constant(values, wish))
+
+
+def _recurrent_biases(layer: WeightLayer, bias: np.ndarray) -> np.ndarray:
+    """The biases of W and of R, (directions, 2 * rows), where those of `layer` are `bias`."""
+    assert layer.bias is not None
+    both = np.zeros((layer.groups, 2, layer.rows))
+    if is_present(layer.node, layer.bias):
+        old = const_array(layer.node.inputs[layer.bias])
+        assert old is not None  # `bias_of` read it
+        both[:] = np.asarray(old, np.float64).reshape(both.shape)
+    both[:, int(layer.operator.has_second_bias)] = bias
+    return both.reshape(layer.groups, -1)
 
 
 # ---------------------------------------------------------------------------- order
@@ -432,7 +492,9 @@ def _shared_weights(graph: gs.Graph, layers: Sequence[WeightLayer]) -> list[Shar
     for layer in layers:
         sharing.setdefault(id(layer.holder), []).append(layer)
     weights = [
-        SharedWeight(tuple(group), min(depths[layer.node] for layer in group))
+        SharedWeight(
+            tuple(sorted(group, key=_is_table)), min(depths[layer.node] for layer in group)
+        )
         for group in sharing.values()
     ]
     return sorted(weights, key=lambda shared: shared.depth)

@@ -60,6 +60,7 @@ def pieces_of(
     """
     if isinstance(layer.unfolding, ConvPatches):
         return conv_pieces(layer.unfolding, method, factors)
+    assert isinstance(layer.unfolding, Vectors), layer.name
     return dense_pieces(layer, layer.unfolding, factors, opset)
 
 

@@ -132,7 +132,11 @@ class Splitting:
     def _problems(self, schedule: Schedule) -> Problems:
         """The weights that this pass is for."""
         every = Problems(self.rw, self.context, self.options.layers, schedule, MAX_INPUTS)
-        problems = every.restricted(lambda shared: shared.layers[0].node.op in self.options.ops)
+        problems = every.restricted(
+            lambda shared: all(
+                layer.is_linear and layer.node.op in self.options.ops for layer in shared.layers
+            )
+        )
         mine = {
             node_label(node)
             for graph in self.rw.graphs()

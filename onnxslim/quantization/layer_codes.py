@@ -12,7 +12,7 @@ from glob import escape
 
 import numpy as np
 
-from onnxslim.analysis.layers import WeightLayer, bias_of, weight_layers
+from onnxslim.analysis.layers import WeightLayer, bias_of, linear_layers
 from onnxslim.analysis.linear_operators import ConvPatches
 from onnxslim.graph.operands import is_present
 from onnxslim.graph.rewrite import Rewriter
@@ -48,7 +48,7 @@ def nearest_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[st
             assert not isinstance(kept, str)
             grid = form.grid.over(kept.factor, kept.factor, 0)
             found[cluster.name] = LayerCodes(grid.quantized(kept.weight), grid, kept.bias)
-    for layer in weight_layers(model.graph)[0]:
+    for layer in linear_layers(model.graph)[0]:
         if layer.bodies or isinstance(bias_of(layer), str):
             continue
         weight = layer.holder.values
@@ -88,7 +88,7 @@ def solved_codes(
     if not patterns:
         return {}
     copy = model.clone()
-    layers = [layer for layer in weight_layers(copy.graph)[0] if layer.name in set(names)]
+    layers = [layer for layer in linear_layers(copy.graph)[0] if layer.name in set(names)]
     is_plain = rounding is Rounding.NEAREST  # needs no second moments
     plain = [layer for layer in layers if is_plain or layer.columns > MAX_INPUTS]
     means = _mean_inputs(copy, plain, context) if keep_means and plain else {}

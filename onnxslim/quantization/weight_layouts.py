@@ -20,7 +20,7 @@ import onnx
 from onnx import helper
 
 from onnxslim.analysis.layers import WeightLayer
-from onnxslim.analysis.linear_operators import ConvPatches
+from onnxslim.analysis.linear_operators import ConvPatches, TableRows
 from onnxslim.graph.functions import DEQUANTIZE, DOMAIN
 from onnxslim.graph.ir import to_numpy_dtype
 from onnxslim.quantization.grid import Codes
@@ -102,7 +102,8 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
 def can_fold(layer: WeightLayer, block: int) -> bool:
     """Whether `folded` can cut the columns of `layer` into blocks."""
     is_transposed = isinstance(layer.unfolding, ConvPatches) and layer.inputs_first
-    return not is_transposed and layer.columns % block == 0
+    is_cube = isinstance(layer.unfolding, TableRows) and len(layer.holder.stored.shape) > 2
+    return not is_transposed and not is_cube and layer.columns % block == 0
 
 
 def packed(weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int) -> StoredCodes:

@@ -8,7 +8,7 @@ here: codes (see `weight_rounding`), their place in the graph (see `weight_stora
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -34,14 +34,12 @@ from onnxslim.quantization.weight_storage import (
     StorageForm,
     StorageKind,
     StoragePlan,
-    embeddings,
     replace_constant,
     storage_plan,
     why_not_stored,
 )
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.render.units import bytes_text
-from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.threads import threads_for
 
 _OVERHEAD_BYTES: Final = 200  # of a node, its names, and the headers of its tensors
@@ -181,29 +179,17 @@ class WeightOnlyRun:
         """Codes of all selected weights; the working copy gets the values that they stand for."""
         rw = Rewriter(self.work)
         found = []
-        for problem in self._tables(rw):
-            found += self._layer_weight(rw, problem, Rounding.NEAREST)
         context = replace(self.context, model=self.model)
         if self.rounding is Rounding.NEAREST:
             context = replace(context, calibration=None)
         options = self.options
         for problem in Problems(rw, context, options.layers, options.schedule, MAX_INPUTS):
             context.tell(f"rounding {problem.name}")
-            found += self._layer_weight(rw, problem, self.rounding)
+            rounding = self.rounding if problem.has_data else Rounding.NEAREST
+            found += self._layer_weight(rw, problem, rounding)
         for skip in rw.result().skips:
             self._skip(skip.node, skip.why)
         return found
-
-    def _tables(self, rw: Rewriter) -> Iterator[Problem]:
-        """The selected tables of embeddings, without data: all rows count alike."""
-        tables, skips = embeddings(self.work)
-        served = {name for layer in weight_layers(self.work)[0] for name in layer.shared}
-        for skip in skips:
-            if skip.node not in served:  # else the codes of the layer serve both
-                rw.skip(skip.node, skip.why)
-        for layer in tables:
-            if self.options.layers.accepts(layer.name):
-                yield Problem((layer,), (Metric(None, layer.columns),))
 
     def _layer_weight(
         self, rw: Rewriter, problem: Problem, rounding: Rounding
@@ -282,6 +268,5 @@ class WeightOnlyRun:
 
 
 def layers_by_name(graph: gs.Graph) -> dict[str, WeightLayer]:
-    """The tables of embeddings and the weight layers of `graph`."""
-    found = (*embeddings(graph)[0], *weight_layers(graph)[0])
-    return {layer.name: layer for layer in found}
+    """The weight layers of `graph`."""
+    return {layer.name: layer for layer in weight_layers(graph)[0]}

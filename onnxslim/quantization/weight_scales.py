@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.analysis.layers import WeightLayer
-from onnxslim.analysis.linear_operators import ConvPatches
+from onnxslim.analysis.linear_operators import ConvPatches, TableRows
 from onnxslim.lossy.problems import Problem
 from onnxslim.quantization.grid import S8_SYMMETRIC, Codes, GridForm
 from onnxslim.solvers import tables
@@ -87,6 +87,8 @@ def channel_axis(layer: WeightLayer) -> int | None:
     ndim = len(layer.holder.stored.shape)
     if isinstance(layer.unfolding, ConvPatches):
         return 1 if layer.inputs_first else 0
+    if isinstance(layer.unfolding, TableRows):
+        return 0
     if ndim < 2:
         return None
     return ndim - 1 if layer.inputs_first else ndim - 2

@@ -17,7 +17,6 @@ The behaviour of onnxruntime 1.31 with each form was read off the graphs that it
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,17 +24,16 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer
-from onnxslim.analysis.linear_operators import ConvPatches, Vectors
+from onnxslim.analysis.linear_operators import Vectors
 from onnxslim.codebook import replacement
 from onnxslim.codebook.replacement import why_not_replaceable
 from onnxslim.graph.dims import rank
-from onnxslim.graph.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, node_label, walk_graphs
-from onnxslim.graph.operands import const_value
+from onnxslim.graph.ir import MICROSOFT_DOMAIN, Constant, Graph, Node, walk_graphs
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization import weight_layouts
 from onnxslim.quantization.weight_layouts import DequantizeFunction, StoredCodes
 from onnxslim.quantization.weight_rounding import QuantizedWeight
-from onnxslim.records import Fidelity, Skip
+from onnxslim.records import Fidelity
 
 
 class StorageForm(enum.StrEnum):
@@ -115,7 +113,7 @@ def _kind(layer: WeightLayer, form: StorageForm, block: int | None) -> StorageKi
         return StorageKind.FOLDED
     if form is StorageForm.MATMUL_NBITS and _are_packable(layer):
         return StorageKind.PACKED
-    if is_embedding(layer):
+    if _is_picked_by_rows(layer):
         return StorageKind.GATHERED
     return StorageKind.LINEAR if _has_kernel(layer, block) else StorageKind.FOLDED
 
@@ -131,7 +129,7 @@ def _are_packable(layer: WeightLayer) -> bool:
 
 def _has_kernel(layer: WeightLayer, block: int | None) -> bool:
     """Whether onnxruntime makes one kernel of DequantizeLinear and what reads it."""
-    is_alone = len(layer.weight_tensor.outputs) == 1 and not layer.bodies
+    is_alone = len(layer.weight_tensor.outputs) == 1 and not layer.bodies and not layer.views
     if not is_alone or layer.weight != 1 or not _is_one_matrix(layer):
         return False
     operator = layer.operator
@@ -166,53 +164,18 @@ def _sole_user(graph: Graph, tensor: gs.Tensor) -> Node | None:
 
 
 def _is_one_matrix(layer: WeightLayer) -> bool:
-    is_conv = isinstance(layer.unfolding, ConvPatches)
-    return not is_conv and len(layer.holder.stored.shape) == 2
+    return isinstance(layer.unfolding, Vectors) and len(layer.holder.stored.shape) == 2
 
 
-# ---------------------------------------------------------------------------- embeddings
+# ---------------------------------------------------------------------------- tables
 
 
-def embeddings(graph: Graph) -> tuple[tuple[WeightLayer, ...], tuple[Skip, ...]]:
-    """Tables that only Gather nodes read, by rows, each as a layer of its first reader.
-
-    The layer's rows are those of the table, and its data input is the indices.
-    """
-    found: dict[int, WeightLayer] = {}
-    skips: list[Skip] = []
-    for current in walk_graphs(graph):
-        for node in current.nodes:
-            if node.op != "Gather" or not node.is_onnx or id(node.inputs[0]) in found:
-                continue
-            stored = const_value(node.inputs[0])
-            if stored is None or np.dtype(stored.dtype).kind != "f" or len(stored.shape) < 2:
-                continue
-            label = node_label(node)
-            why = _why_no_embedding(node, stored.shape)
-            if why is not None:
-                skips.append(Skip(label, why))
-                continue
-            rows, columns = stored.shape
-            found[id(node.inputs[0])] = WeightLayer(
-                label, node, current, (), 1, 0, None, Vectors(-1, None), rows, columns, False
-            )
-    return tuple(found.values()), tuple(skips)
-
-
-def is_embedding(layer: WeightLayer) -> bool:
-    """Whether `layer` is one of `embeddings`."""
-    return bool(layer.node.op == "Gather")
-
-
-def _why_no_embedding(node: Node, shape: Sequence[int]) -> str | None:
-    if len(shape) != 2:
-        return f"its table of shape {list(shape)} is no matrix"
-    for user in node.inputs[0].outputs:
-        if user.op != "Gather" or not user.is_onnx:
-            return f"its table is read by `{node_label(user)}` too, as another thing than rows"
-        if int(user.attrs.get("axis", 0)) not in (0, -2):
-            return "it picks columns, and scales go along the rows"
-    return None
+def _is_picked_by_rows(layer: WeightLayer) -> bool:
+    """Whether the weight is a matrix that Gather nodes alone read, whole rows of it."""
+    return len(layer.holder.stored.shape) == 2 and all(
+        user.is_onnx and user.op == "Gather" and int(user.attrs.get("axis", 0)) in (0, -2)
+        for user in layer.weight_tensor.outputs
+    )
 
 
 def _ranks_known(layer: WeightLayer) -> bool:

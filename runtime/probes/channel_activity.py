@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from onnxslim.analysis.layers import WeightLayer
-from onnxslim.analysis.linear_operators import ConvPatches
+from onnxslim.analysis.linear_operators import Vectors
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
 from onnxslim.runtime.probes.exposed import ExposedTensors, read, why_hidden
@@ -38,7 +38,7 @@ class _Sums:
 
     def add(self, array: np.ndarray) -> None:
         unfolding = self.layer.unfolding
-        axis = 1 if isinstance(unfolding, ConvPatches) else array.ndim + unfolding.axis
+        axis = array.ndim + unfolding.axis if isinstance(unfolding, Vectors) else 1
         # (samples, positions, channels); a tensor without samples is one sample
         moved = np.moveaxis(np.asarray(array, np.float64), axis, -1)
         rows = moved.reshape(moved.shape[0] if moved.ndim > 1 else 1, -1, moved.shape[-1])

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.analysis.linear_operators import RECURRENT_OPS
 from onnxslim.graph.ir import Constant, Node, Variable, ancestors, needs, node_label, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -56,22 +57,26 @@ class ExposedTensors:
         found, skips = weight_layers(self.graph)
         self.layers = {layer.name: layer for layer in found}
         self.skips = skips
+        self._names = {
+            tensor.name for graph in walk_graphs(self.graph) for tensor in _tensors(graph)
+        }
+        for layer in found:
+            self._name_states(layer)
         self.outputs: dict[str, gs.Tensor] = {}
         self.defaults: dict[str, np.ndarray] = {
             tensor.name: tensor.default.load()
             for tensor in self.graph.inputs
             if getattr(tensor, "default", None) is not None
         }
-        self._names = {
-            tensor.name for graph in walk_graphs(self.graph) for tensor in _tensors(graph)
-        }
         self._keys: dict[int, str] = {}
 
     def expose(self, tensor: gs.Tensor, layer: WeightLayer) -> str | None:
         """Expose `tensor`, an input or output of `layer`; the key that `read` takes.
 
-        None when the tensor lies in the body of a Loop or Scan: see `why_hidden`.
+        A tensor of unknown type has that of the weight. None when the tensor lies in the body of a
+        Loop or Scan: see `why_hidden`.
         """
+        dtype = layer.dtype if tensor.dtype is None else tensor.dtype
         known = self._keys.get(id(tensor))
         if known is not None:
             return known
@@ -84,8 +89,8 @@ class ExposedTensors:
             node, body = place.pop()
             if node.op != "If" or not node.is_onnx:
                 return None
-            outer = self._lead_out(outer, node, body, layer)
-        key = self._return(outer, layer.holder.dtype)
+            outer = self._lead_out(outer, node, body, dtype)
+        key = self._return(outer, dtype)
         self._keys[id(tensor)] = key
         return key
 
@@ -155,15 +160,20 @@ class ExposedTensors:
         self.outputs[tensor.name] = tensor
         return str(tensor.name)
 
-    def _lead_out(self, tensor: gs.Tensor, node: Node, body: str, layer: WeightLayer) -> Variable:
+    def _name_states(self, layer: WeightLayer) -> None:
+        """Name the hidden states of a recurrent operator where the model does not use them."""
+        if layer.node.op in RECURRENT_OPS and not layer.node.outputs[0].name:
+            layer.node.outputs[0] = self._variable("states", layer.dtype)
+
+    def _lead_out(self, tensor: gs.Tensor, node: Node, body: str, dtype: np.dtype[Any]) -> Variable:
         for name, branch in node.attrs.items():
             if not isinstance(branch, gs.Graph):
                 continue
             if name == body:
-                branch.outputs.append(self._copied(tensor, branch, layer.holder.dtype))
+                branch.outputs.append(self._copied(tensor, branch, dtype))
             else:
-                branch.outputs.append(self._empty(branch, layer))
-        outer = self._variable(f"{tensor.name}_seen", layer)
+                branch.outputs.append(self._empty(branch, dtype))
+        outer = self._variable(f"{tensor.name}_seen", dtype)
         node.outputs.append(outer)
         return outer
 
@@ -172,14 +182,14 @@ class ExposedTensors:
         graph.nodes.append(Node("Identity", inputs=[tensor], outputs=[copy]))
         return copy
 
-    def _empty(self, graph: gs.Graph, layer: WeightLayer) -> Variable:
-        value = Constant(self._fresh("empty"), np.zeros((0,), layer.holder.dtype))
-        made = self._variable("empty", layer)
+    def _empty(self, graph: gs.Graph, dtype: np.dtype[Any]) -> Variable:
+        value = Constant(self._fresh("empty"), np.zeros((0,), dtype))
+        made = self._variable("empty", dtype)
         graph.nodes.append(Node("Constant", attrs={"value": value}, outputs=[made]))
         return made
 
-    def _variable(self, name: str, layer: WeightLayer) -> Variable:
-        return Variable(self._fresh(name), layer.holder.dtype)
+    def _variable(self, name: str, dtype: np.dtype[Any]) -> Variable:
+        return Variable(self._fresh(name), dtype)
 
     def _fresh(self, wish: str) -> str:
         name, number = wish, 0

@@ -51,6 +51,10 @@ class MomentLimits:
     samples: int | None = None
 
 
+SourceKeys = tuple[str | None, ...]
+"""Keys of exposed tensors, see `WeightLayer.sources`."""
+
+
 def sum_bytes(group: list[WeightLayer], limits: MomentLimits, *, with_cross: bool) -> int:
     """Memory of the sums of layers that read one tensor; `with_cross`: with a reference model."""
     first = group[0]
@@ -71,11 +75,22 @@ def _blocks(features: int, largest: int) -> list[slice]:
 
 @dataclass
 class OutputSums:
-    """Sums over the outputs y of one layer of the reference model."""
+    """Sums over the outputs y of one layer of the reference model.
+
+    Attributes:
+        layer: of the changing model.
+        keys: of the tensors that y comes from: the output, or the sources of the layer where y is a
+            term inside of the operator.
+        unfolding: of the layer of the reference model.
+        weight: what multiplies the vectors x of the sources, (groups, rows, columns); None where
+            the output is y.
+        bias: to be taken off, (groups, rows).
+    """
 
     layer: WeightLayer
-    key: str
+    keys: SourceKeys
     unfolding: Unfolding
+    weight: np.ndarray | None
     bias: np.ndarray
     cross: CrossSum
     total: np.ndarray
@@ -87,7 +102,7 @@ class InputSums:
     """Sums over the inputs x of the layers that read one tensor in the same way."""
 
     layers: list[WeightLayer]
-    key: str
+    keys: SourceKeys
     limits: MomentLimits
     outputs: list[OutputSums] = field(default_factory=list)
     count: int = 0

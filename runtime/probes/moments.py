@@ -16,15 +16,27 @@ from contextlib import ExitStack
 import numpy as np
 
 from onnxslim.analysis.layers import WeightLayer, bias_of
+from onnxslim.analysis.linear_operators import RecurrentSteps, TableRows
 from onnxslim.errors import UsageError
 from onnxslim.graph.ir import node_label
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.exposed import ExposedTensors, read, why_hidden
-from onnxslim.runtime.probes.moment_sums import InputSums, MomentLimits, OutputSums, sum_bytes
+from onnxslim.runtime.probes.moment_sums import (
+    InputSums,
+    MomentLimits,
+    OutputSums,
+    SourceKeys,
+    sum_bytes,
+)
 from onnxslim.runtime.probes.products import CrossSum
-from onnxslim.runtime.probes.unfold import unfold_input, unfold_output
+from onnxslim.runtime.probes.unfold import (
+    UnfoldedRows,
+    products_of,
+    unfold_input,
+    unfold_output,
+)
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Outputs
 from onnxslim.services.moments import LayerMoments
@@ -76,7 +88,8 @@ def stream_moments(
             continue
         # layers in different branches of an If never run together, so they cannot share sums
         place = tuple((node_label(node), body) for node, body in layer.bodies)
-        groups.setdefault((id(layer.data_tensor), layer.unfolding, place), []).append(layer)
+        sources = tuple(map(id, layer.sources))
+        groups.setdefault((sources, layer.unfolding, place), []).append(layer)
     with_cross = reference is not None
     for sweep in _sweeps(list(groups.values()), limits, with_cross=with_cross):
         streams = _MomentSweep(listing, original, sweep, limits)
@@ -97,6 +110,8 @@ def _wanted(
 
 
 def _why_not(layer: WeightLayer, original: ExposedTensors | None) -> str | None:
+    if isinstance(layer.unfolding, TableRows):
+        return "indices pick rows of it"
     if not all(node.op == "If" and node.is_onnx for node, _ in layer.bodies):
         return why_hidden(layer)
     if original is None:
@@ -141,7 +156,7 @@ class _MomentSweep:
         self.inputs: list[InputSums] = []
         for group in sweep:
             first = group[0]
-            item = InputSums(group, _exposed_key(exposed, first.data_tensor, first), limits)
+            item = InputSums(group, _source_keys(exposed, first), limits)
             if reference is not None:
                 item.outputs = [_output(reference, la, exact=item.exact) for la in group]
             self.inputs.append(item)
@@ -154,8 +169,14 @@ class _MomentSweep:
         threads: int | None,
     ) -> None:
         """Run all samples and fill the sums."""
-        keys = [item.key for item in self.inputs]
-        wished_keys = [output.key for item in self.inputs for output in item.outputs]
+        keys = [key for item in self.inputs for key in item.keys if key is not None]
+        wished_keys = [
+            key
+            for item in self.inputs
+            for output in item.outputs
+            for key in output.keys
+            if key is not None
+        ]
         with ExitStack() as stack:
             own = stack.enter_context(activations.model.play(self.exposed, keys, threads))
             other = None
@@ -171,12 +192,12 @@ class _MomentSweep:
 
     def _add(self, sample: Sample, first: int, seed: int, seen: Outputs, wished: Outputs) -> None:
         for item in self.inputs:
-            array = read(item.key, sample.feeds, seen)
-            results = [(o, read(o.key, sample.feeds, wished)) for o in item.outputs]
-            if not array.size or any(not result.size for _, result in results):
+            arrays = _arrays(item.keys, sample, seen)
+            results = [(output, _arrays(output.keys, sample, wished)) for output in item.outputs]
+            if not all(_is_filled(found) for found in (arrays, *(each for _, each in results))):
                 continue  # the If took the other branch
-            rows = unfold_input(array, item.unfolding)
-            outputs = [unfold_output(result, output.unfolding) for output, result in results]
+            rows = unfold_input(arrays, item.unfolding)
+            outputs = [_outputs(output, found) for output, found in results]
             if any(output.count != rows.count for output in outputs):
                 continue  # the reference has other positions: its rows have no counterpart
             index = chosen_rows(rows.count, sample.rows, first, item.cap(), seed)
@@ -196,15 +217,42 @@ def _exposed_key(exposed: ExposedTensors, tensor: object, layer: WeightLayer) ->
     return key
 
 
+def _source_keys(exposed: ExposedTensors, layer: WeightLayer) -> SourceKeys:
+    return tuple(None if t is None else _exposed_key(exposed, t, layer) for t in layer.sources)
+
+
+def _arrays(keys: SourceKeys, sample: Sample, outputs: Outputs) -> list[np.ndarray | None]:
+    return [None if key is None else read(key, sample.feeds, outputs) for key in keys]
+
+
+def _is_filled(arrays: Sequence[np.ndarray | None]) -> bool:
+    return all(array is None or array.size for array in arrays)
+
+
+def _outputs(output: OutputSums, arrays: Sequence[np.ndarray | None]) -> UnfoldedRows:
+    """Every y of a layer of the reference model in one run."""
+    if output.weight is not None:
+        return products_of(unfold_input(arrays, output.unfolding), output.weight)
+    (array,) = arrays
+    assert array is not None
+    return unfold_output(array, output.unfolding)
+
+
 def _output(reference: ExposedTensors, layer: WeightLayer, *, exact: bool) -> OutputSums:
     twin = reference.layers[layer.name]
     bias = bias_of(twin)
     assert isinstance(bias, np.ndarray), layer.name  # checked by `_why_not`
     shape = (layer.groups, layer.rows)
+    weight: np.ndarray | None = None
+    if isinstance(twin.unfolding, RecurrentSteps):
+        keys, weight, bias = _source_keys(reference, twin), twin.canonical(), np.zeros(shape)
+    else:
+        keys = (_exposed_key(reference, twin.node.outputs[0], twin),)
     return OutputSums(
         layer,
-        _exposed_key(reference, twin.node.outputs[0], twin),
+        keys,
         twin.unfolding,
+        weight,
         bias,
         CrossSum(*shape, layer.columns, exact=exact),
         np.zeros(shape),

@@ -1,6 +1,7 @@
-"""Unfold a layer's input into the vectors x that its weight W multiplies, its output into y = W·x.
+"""Unfold a layer's sources into the vectors x that its weight W multiplies, its output into W·x.
 
-For convolutions this is im2col (Chellapilla, Puri and Simard 2006).
+For convolutions this is im2col (Chellapilla, Puri and Simard 2006). What a recurrent operator makes
+of its weights is no output of it: `products_of` computes y from x.
 
 Both come as arrays (groups, rows, features), one row for each x. Rows are ordered by sample, the
 first axis of the tensor, then by position; row i of x and row i of y belong together. Patches are
@@ -9,12 +10,19 @@ gathered only for the rows asked for, since all patches of a map can take many t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
-from onnxslim.analysis.linear_operators import ConvPatches, Unfolding, Vectors
+from onnxslim.analysis.linear_operators import (
+    ConvPatches,
+    RecurrentSteps,
+    TableRows,
+    Unfolding,
+    Vectors,
+)
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,14 @@ class UnfoldedRows:
     count: int
     features: int  # length of each x
     groups: int  # each row holds a vector for every group
-    _source: _Windows | np.ndarray
+    _source: _Windows | _Products | np.ndarray
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Rows by index, as (groups, len(index), features)."""
         if isinstance(self._source, np.ndarray):
             return self._source[:, index]
+        if isinstance(self._source, _Products):
+            return self._source.take(index)
         return self._source.take(index).transpose(1, 0, 2)
 
 
@@ -50,8 +60,36 @@ class _Windows:
         return patches.reshape(len(index), self.groups, -1)  # (rows, g, C/g·k)
 
 
-def unfold_input(array: np.ndarray, unfolding: Unfolding) -> UnfoldedRows:
-    """Every x that a layer with this unfolding reads from its input `array`."""
+@dataclass(frozen=True)
+class _Products:
+    """W·x for rows x; the weight is (groups, outputs, inputs)."""
+
+    inputs: UnfoldedRows
+    weight: np.ndarray
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        # (g, rows, inputs)·(g, inputs, outputs)
+        return np.asarray(np.matmul(self.inputs.take(index), self.weight.swapaxes(1, 2)))
+
+
+def products_of(rows: UnfoldedRows, weight: np.ndarray) -> UnfoldedRows:
+    """Every y = W·x for a canonical weight, (groups, outputs, inputs)."""
+    return UnfoldedRows(rows.count, weight.shape[1], rows.groups, _Products(rows, weight))
+
+
+def unfold_input(sources: Sequence[np.ndarray | None], unfolding: Unfolding) -> UnfoldedRows:
+    """Every x that a layer with this unfolding reads from its sources.
+
+    Args:
+        sources: as `WeightLayer.sources` lists them.
+        unfolding: of the layer.
+    """
+    array = sources[0]
+    assert array is not None
+    if isinstance(unfolding, RecurrentSteps):
+        rows = _step_rows(array, unfolding, *sources[1:])
+        return UnfoldedRows(rows.shape[1], rows.shape[2], rows.shape[0], rows)
+    assert not isinstance(unfolding, TableRows), "indices are no vectors"
     if isinstance(unfolding, ConvPatches):
         return _conv_rows(array, unfolding)
     rows = _vector_rows(array, unfolding, unfolding.axis)
@@ -69,6 +107,7 @@ def unfold_output(array: np.ndarray, unfolding: Unfolding) -> UnfoldedRows:
         split = array.reshape(count, groups, channels // groups, -1).transpose(1, 0, 3, 2)
         rows = split.reshape(groups, -1, channels // groups)
     else:
+        assert isinstance(unfolding, Vectors), "the output is not W·x"
         if unfolding.out_axis is None:
             array = array[..., None]
         rows = _vector_rows(array, unfolding, unfolding.out_axis or -1)
@@ -103,6 +142,52 @@ def _stacked_rows(array: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
     others = [i for i in range(len(lead)) if i not in grouped]
     moved = array.transpose(*grouped, *others, len(lead), len(lead) + 1)
     return moved.reshape(prod(batch), -1, features)
+
+
+# ---------------------------------------------------------------------------- recurrent steps
+
+
+def _step_rows(
+    array: np.ndarray,
+    steps: RecurrentSteps,
+    lengths: np.ndarray | None = None,
+    first: np.ndarray | None = None,
+) -> np.ndarray:
+    """Rows (directions, rows, features), sequence by sequence, without steps behind their ends.
+
+    Args:
+        array: inputs (time, batch, features) or states (time, directions, batch, features); with
+            the batch first (batch, time, features) or (batch, time, directions, features).
+        steps: how the operator goes through them.
+        lengths: steps of each sequence, (batch,); None: all.
+        first: the states before the first step, (directions, batch, features) or (batch,
+            directions, features); None: zeros. Of inputs it is not used.
+    """
+    if steps.of_states:
+        # -> (directions, batch, time, features)
+        states = array.transpose((2, 0, 1, 3) if steps.is_batch_first else (1, 2, 0, 3))
+        begins = np.zeros_like(states[:, :, 0]) if first is None else first
+        if first is not None and steps.is_batch_first:
+            begins = first.swapaxes(0, 1)
+    else:
+        inputs = array if steps.is_batch_first else array.swapaxes(0, 1)
+        states = np.broadcast_to(inputs, (steps.groups, *inputs.shape))
+    batch, time = states.shape[1:3]
+    ends = np.full(batch, time) if lengths is None else lengths
+    used = np.arange(time) < ends[:, None]  # (batch, time)
+    if not steps.of_states:
+        return states[:, used]
+    before = np.empty_like(states)
+    for direction, is_backwards in enumerate(steps.backwards):
+        own, start = states[direction], begins[direction]
+        if is_backwards:
+            before[direction, :, :-1] = own[:, 1:]
+            filled = np.flatnonzero(ends > 0)
+            before[direction, filled, ends[filled] - 1] = start[filled]
+        else:
+            before[direction, :, 1:] = own[:, :-1]
+            before[direction, :, 0] = start
+    return before[:, used]
 
 
 # ---------------------------------------------------------------------------- patches

@@ -12,7 +12,7 @@ from typing import Any, Final
 import onnx
 from exit_nets import classifier
 from layer_nets import dense_net, residual_net
-from recurrent_nets import lstm_net
+from recurrent_nets import recurrent_net
 from tiny_models import TINY
 
 from onnxslim.errors import OnnxslimError
@@ -41,7 +41,7 @@ _INT32_MAX: Final = (1 << 31) - 1
 def valid_models() -> dict[str, bytes]:
     """The valid models that inputs are made from, serialized, by name."""
     found = {name: make().SerializeToString(deterministic=True) for name, make in TINY.items()}
-    nets = {"dense": dense_net(6, 8, 4), "classifier": classifier(), "lstm": lstm_net()}
+    nets = {"dense": dense_net(6, 8, 4), "classifier": classifier(), "lstm": recurrent_net()}
     found |= {name: net.SerializeToString(deterministic=True) for name, net in nets.items()}
     found["residual"] = residual_net().to_bytes()
     return found

@@ -21,7 +21,7 @@ from layer_nets import (
 )
 from onnx import numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels, loaded
-from recurrent_nets import SHAPE, lstm_net
+from recurrent_nets import SHAPE, recurrent_net
 
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -499,7 +499,7 @@ def test_bodies_stay_float() -> None:
 
 
 def test_an_lstm_finds_its_ranges_at_run_time() -> None:
-    source, x = lstm_net("bidirectional"), normal(*SHAPE, seed=9)
+    source, x = recurrent_net("bidirectional"), normal(*SHAPE, seed=9)
     model, report = quantize(source, "quantize-int8:placement=conv-matmul", x=x)
     assert ops(model) == {"DynamicQuantizeLSTM": 1}
     assert "ranges are found at run time" in said(report, "LSTM")
@@ -510,7 +510,7 @@ def test_an_lstm_finds_its_ranges_at_run_time() -> None:
 
 
 def test_an_lstm_that_is_slower_on_integers_stays_float() -> None:
-    source, x = lstm_net(), normal(*SHAPE, seed=9)
+    source, x = recurrent_net(), normal(*SHAPE, seed=9)
     faster = {("LSTM", False): 5.0, ("DynamicQuantizeLSTM", False): 1.0}
     model, _ = quantize(source, "quantize-int8", x=x, stopwatch=ScriptedStopwatch(faster))
     assert ops(model) == {"DynamicQuantizeLSTM": 1}
@@ -521,10 +521,10 @@ def test_an_lstm_that_is_slower_on_integers_stays_float() -> None:
 
 
 def test_what_an_lstm_reads_and_makes_is_float() -> None:
-    layer = lstm_net().graph.node[0]
+    layer = recurrent_net().graph.node[0]
     layer.input[0] = "a"
     layer.output[0] = "z"
-    weights = {t.name: numpy_helper.to_array(t) for t in lstm_net().graph.initializer}
+    weights = {t.name: numpy_helper.to_array(t) for t in recurrent_net().graph.initializer}
     nodes = [
         node("MatMul", ["x", "v"], "a"),
         layer,
@@ -542,7 +542,7 @@ def test_what_an_lstm_reads_and_makes_is_float() -> None:
 
 
 def test_an_lstm_in_a_body_needs_no_ranges_either() -> None:
-    inner = lstm_net()
+    inner = recurrent_net()
     layer = inner.graph.node[0]
     layer.output[0] = "t"
     branch = onnx.helper.make_graph(
@@ -568,7 +568,7 @@ def test_an_lstm_in_a_body_needs_no_ranges_either() -> None:
 
 def test_a_gru_is_declined_with_the_reason() -> None:
     x = normal(*SHAPE, seed=9)
-    _, report = quantize(lstm_net(op="GRU"), x=x)
+    _, report = quantize(recurrent_net(op="GRU"), x=x)
     assert "no integer kernel for GRU" in why_of(report)["y"]
 
 

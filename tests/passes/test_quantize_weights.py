@@ -9,6 +9,7 @@ import pytest
 from layer_nets import (
     FORCE,
     REPRODUCERS,
+    Given,
     dense_net,
     net,
     node,
@@ -23,6 +24,7 @@ from layer_nets import (
 )
 from onnx import TensorProto, helper, numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels
+from recurrent_nets import SHAPE, STEPS, recurrent_net
 
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.graph.ir import Constant, walk_graphs
@@ -44,7 +46,7 @@ FORMS = ("native", "dequantize", "folded", "matmul-nbits")
 
 
 def quantize(
-    source: onnx.ModelProto | Model, options: str = "", x: np.ndarray | None = None
+    source: onnx.ModelProto | Model, options: str = "", x: Given | None = None
 ) -> tuple[Model, list[StepReport]]:
     made, reports = rewritten(source, x, f"quantize-weights{options and ':'}{options}")
     onnx.checker.check_model(made.to_proto(), full_check=True)
@@ -326,17 +328,39 @@ def test_tied_embeddings_share_the_codes_of_the_layer() -> None:
         assert output_error(source, model, indices(9)) < 0.05
 
 
-def test_tables_that_are_read_otherwise_are_declined() -> None:
-    table = {"t": normal(50, 64)}
-    _, reports = quantize(reader([node("Gather", ["t", "x"], "y", axis=1)], table, ["N"]))
-    assert whys(reports) == ["it picks columns, and scales go along the rows"]
-    two = [node("Gather", ["t", "x"], "a"), node("Add", ["a", "s"], "y")]
-    several = {"t": normal(50, 64), "s": normal(64)}
-    also = [*two[:1], node("ReduceMean", ["t"], "s", axes=[0], keepdims=0), two[1]]
-    _, reports = quantize(reader(also, {"t": several["t"]}))
-    assert "its table is read by `s` too" in whys(reports)[0]
-    _, reports = quantize(reader([node("Gather", ["t", "x"], "y")], {"t": normal(50, 8, 8)}))
-    assert whys(reports) == ["its table of shape [50, 8, 8] is no matrix"]
+@pytest.mark.parametrize(
+    ("nodes", "shape"),
+    [
+        ([node("Gather", ["t", "x"], "y", axis=1)], (50, 64)),
+        ([node("Gather", ["t", "x"], "y")], (50, 8, 8)),
+        (
+            [
+                node("Gather", ["t", "x"], "a"),
+                node("ReduceMean", ["t"], "s", axes=[0], keepdims=0),
+                node("Add", ["a", "s"], "y"),
+            ],
+            (50, 64),
+        ),
+    ],
+    ids=["columns", "no matrix", "other readers"],
+)
+def test_tables_that_are_read_otherwise_become_floats_at_the_start(
+    nodes: list[onnx.NodeProto], shape: tuple[int, ...]
+) -> None:
+    source, x = reader(nodes, {"t": normal(*shape)}, ["N"]), indices(9)
+    model, _ = quantize(source)
+    assert [n.op for n in model.graph.nodes if n.op.startswith("Dequantize")] == ["Dequantize"]
+    assert output_error(source, model, x) < 1e-3
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("options", ["", "bits=4", "form=dequantize", "bits=4:block=0"])
+def test_recurrent_weights_become_integers(op: str, options: str) -> None:
+    source = recurrent_net("bidirectional", op=op, lengths=True, initial=True)
+    x = samples(STEPS, *SHAPE[1:])
+    model, reports = quantize(source, options, [{"x": x}])
+    assert {change.node for report in reports for change in report.changes} >= {"w", "r"}
+    assert output_error(source, model, x) < (0.03 if "4" in options else 1e-3)
 
 
 # ------------------------------------------------------------------- declines

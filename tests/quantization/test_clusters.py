@@ -7,7 +7,7 @@ import onnx
 import pytest
 from layer_nets import net, node, normal, output_error, samples
 from qdq_nets import kernels, loaded, on_integers
-from recurrent_nets import lstm_net
+from recurrent_nets import recurrent_net
 
 from onnxslim.quantization.clusters import selected
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
@@ -75,7 +75,7 @@ TABLE: dict[str, onnx.ModelProto] = {
     "GlobalAveragePool": one("GlobalAveragePool"),
     "Sigmoid": one("Sigmoid"),
     "LeakyRelu": one("LeakyRelu", alpha=0.1),
-    "LSTM": lstm_net(),
+    "LSTM": recurrent_net(),
     "Softmax": net([node("Softmax", ["x"], "p", axis=1), node("Mul", ["p", "x"], "y")], {}, MAP),
     "MaxPool": one("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
     "Resize": resized(),

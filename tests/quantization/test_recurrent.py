@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from layer_nets import normal, output_error
-from recurrent_nets import HIDDEN, SHAPE, WIDTH, lstm_net
+from recurrent_nets import HIDDEN, SHAPE, WIDTH, recurrent_net
 
 from onnxslim.graph.ir import Node
 from onnxslim.graph.rewrite import Rewriter
@@ -40,16 +40,16 @@ def on_integers(source: onnx.ModelProto, form: WeightForm = REDUCED) -> Model:
 @pytest.mark.parametrize(
     "source",
     [
-        lstm_net(),
-        lstm_net("reverse"),
-        lstm_net("bidirectional"),
-        lstm_net(bias=False),
-        lstm_net(lengths=True),
-        lstm_net(initial=True),
-        lstm_net(peephole=True),
-        lstm_net(clip=0.5),
-        lstm_net(activations=["Sigmoid", "Relu", "Tanh"]),
-        lstm_net("bidirectional", lengths=True, initial=True, peephole=True),
+        recurrent_net(),
+        recurrent_net("reverse"),
+        recurrent_net("bidirectional"),
+        recurrent_net(bias=False),
+        recurrent_net(lengths=True),
+        recurrent_net(initial=True),
+        recurrent_net(peephole=True),
+        recurrent_net(clip=0.5),
+        recurrent_net(activations=["Sigmoid", "Relu", "Tanh"]),
+        recurrent_net("bidirectional", lengths=True, initial=True, peephole=True),
     ],
 )
 @pytest.mark.parametrize("form", [REDUCED, UNSIGNED, WeightForm(REDUCED.grid, PerTensor())])
@@ -76,19 +76,19 @@ def test_codes_are_turned_and_have_a_scale_for_each_row() -> None:
 
 
 def test_the_domain_of_the_operator_is_imported_once() -> None:
-    model = on_integers(lstm_net())
+    model = on_integers(recurrent_net())
     domains = [entry.domain for entry in model.to_proto().opset_import]
     assert sorted(domains) == ["", "com.microsoft"]
 
 
 def test_a_batch_that_comes_first_has_no_kernel() -> None:
-    _, node = loaded(lstm_net())
+    _, node = loaded(recurrent_net())
     node.attrs["layout"] = 1
     assert "batch first" in (objection_to_lstm(node) or "")
 
 
 def test_weights_that_are_not_finite_stay_float() -> None:
-    model, node = loaded(lstm_net())
+    model, node = loaded(recurrent_net())
     weight = node.inputs[1].values.copy()
     weight[0, 0, 0] = np.inf
     node.inputs[1].values = weight
@@ -97,7 +97,7 @@ def test_weights_that_are_not_finite_stay_float() -> None:
 
 
 def test_weights_of_the_caller_stay_float() -> None:
-    source = lstm_net()
+    source = recurrent_net()
     (weight,) = (tensor for tensor in source.graph.initializer if tensor.name == "w")
     source.graph.initializer.remove(weight)
     source.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, list(weight.dims)))
@@ -106,5 +106,5 @@ def test_weights_of_the_caller_stay_float() -> None:
 
 
 def test_gru_is_declined_with_the_reason() -> None:
-    _, node = loaded(lstm_net(op="GRU"))
+    _, node = loaded(recurrent_net(op="GRU"))
     assert "no integer kernel for GRU" in str(rule_of(node))

@@ -54,7 +54,7 @@ def assert_unfolds(model: onnx.ModelProto, x: np.ndarray) -> None:
     """W·x over the unfolded input is the output that onnxruntime computes, row for row."""
     (layer,), _ = weight_layers(Model.load(model).graph)
     (y,) = run(model, {"x": x})
-    rows = unfold_input(x, layer.unfolding)
+    rows = unfold_input((x,), layer.unfolding)
     wanted = unfold_output(y, layer.unfolding)
     assert (rows.groups, rows.features) == (layer.groups, layer.columns)
     assert (wanted.groups, wanted.features) == (layer.groups, layer.rows)
@@ -216,7 +216,7 @@ def test_moments_equal_a_direct_computation() -> None:
     layers, _ = weight_layers(model.graph)
     inputs = [x, *tensors(model, x, "r", "f", "e")]
     for layer, array in zip(layers, inputs, strict=True):
-        rows = unfold_input(array, layer.unfolding)
+        rows = unfold_input((array,), layer.unfolding)
         vectors = rows.take(np.arange(rows.count)).astype(np.float64)
         moments = found[layer.name]
         assert moments.count == rows.count
@@ -340,7 +340,7 @@ def test_cross_moments_join_the_original_output_with_the_compressed_input() -> N
     olds = dict(zip("apdy", [x, *tensors(original, x, "r", "f", "e")], strict=True))
     news = dict(zip("apdy", [x, *tensors(changed, x, "r", "f", "e")], strict=True))
     for name, layer in layers.items():
-        before, after = (unfold_input(item[name], layer.unfolding) for item in (olds, news))
+        before, after = (unfold_input((item[name],), layer.unfolding) for item in (olds, news))
         index = np.arange(before.count)
         y = np.matmul(before.take(index), layer.canonical().swapaxes(1, 2)).astype(np.float64)
         z = after.take(index).astype(np.float64)
