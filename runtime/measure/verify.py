@@ -39,7 +39,13 @@ from onnxslim.runtime.measure.rounding_noise import (
     nudged_weights,
     rounds_between_operators,
 )
-from onnxslim.runtime.measure.workload import Workload, from_samples, from_seed, is_branching
+from onnxslim.runtime.measure.workload import (
+    Workload,
+    from_samples,
+    from_seed,
+    is_branching,
+    why_not_run,
+)
 from onnxslim.runtime.samples.seeded import is_silent
 from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample
@@ -283,6 +289,9 @@ class RuntimeProver:
 
     def _choose_workload(self, original: Model, session: Session) -> str | None:
         """Set `_workload`; the reason, when there is none."""
+        why_not = why_not_run(original)
+        if why_not is not None:
+            return why_not
         if self._calibration is not None:
             samples = open_samples(self._calibration, session.inputs)
             self._workload = from_samples(session, samples, "calibration", original)

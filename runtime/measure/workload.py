@@ -18,8 +18,9 @@ import numpy as np
 
 from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.errors import RuntimeFailure, UsageError
-from onnxslim.graph.ir import walk_graphs
+from onnxslim.graph.ir import node_label, walk_graphs
 from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
 from onnxslim.records import Fidelity
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.promise import breach
@@ -38,6 +39,7 @@ BATCH_BYTES: Final = 32 << 20
 TOUR: Final = 64  # samples to time a model on whose run time depends on the sample
 TOUR_SECONDS: Final = 0.3
 FEWEST_ON_TOUR: Final = 8
+_RECURRENT: Final = ("LSTM", "GRU")
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,26 @@ def from_seed(
     text = f"{found.description}, no calibration data given"
     tour = tuple(sample.feeds for sample in probes)
     return Workload(probes, probes[0].feeds, text, tour=tour), ""
+
+
+def why_not_run(model: Model) -> str | None:
+    """Why the model must not be run at all; None for nearly all models.
+
+    onnxruntime ends the whole process at an LSTM or GRU whose input is empty.
+    """
+    graphs = list(walk_graphs(model.graph))
+    if not any(node.op in _RECURRENT for graph in graphs for node in graph.nodes):
+        return None
+    copy = model.clone()
+    infer_shapes(copy)
+    for graph in walk_graphs(copy.graph):
+        for node in graph.nodes:
+            if node.op in _RECURRENT and 0 in (node.inputs[0].shape or ()):
+                return (
+                    f"node `{node_label(node)}` ({node.op}) reads an empty sequence or batch, on "
+                    "which onnxruntime ends the process."
+                )
+    return None
 
 
 def is_branching(model: Model) -> bool:
