@@ -58,12 +58,15 @@ class PassResult:
         fidelity: the promise of these changes, where it is stronger than that of the class (an
             affine rewrite that only multiplied by one is exact); None: the promise of the class.
         outputs: names of the graph outputs that the pass added because its options asked for them.
+        resolved: where the pass decided by measuring time, its spelling in a pipeline with what it
+            decided, which gives the same bytes without measuring; None: it measured none.
     """
 
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
     fidelity: Fidelity | None = None
     outputs: tuple[str, ...] = ()
+    resolved: str | None = None
 
     @property
     def changed(self) -> bool:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from onnxslim.records import Change, Fidelity, Skip
+
+BUSY: Final = 0.1
+"""Share of the time spent waiting for the processor, above which a machine is busy."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,20 @@ class Latency:
     Attributes:
         median, p10, p90: quantiles of the run times.
         runs: number of timed runs.
+        pairs_mean: mean over the pairs that the ratio of a `LatencyPair` comes from; None where
+            nothing was paired.
     """
 
     median: float
     p10: float
     p90: float
     runs: int
+    pairs_mean: float | None = None
+
+    @property
+    def ms(self) -> float:
+        """The figure to print: figures of a pair give its ratio."""
+        return self.median if self.pairs_mean is None else self.pairs_mean
 
 
 @dataclass(frozen=True)
@@ -53,8 +65,11 @@ class LatencyPair:
     Attributes:
         before: run times of the first model.
         after: run times of the second model.
-        ratio: median over the pairs of before / after; above 1 the second model is faster.
-        low, high: bounds of the 95 % confidence interval of the median ratio.
+        ratio: before / after, each the mean over the pairs in the middle of all ratios (see
+            `runtime.measure.latency`); above 1 the second model is faster.
+        low, high: bounds of the 95 % confidence interval of the median ratio; they enclose `ratio`.
+        waiting: share of the time, in [0, 1], in which the models waited for the processor, as
+            other programs had it.
     """
 
     before: Latency
@@ -62,6 +77,12 @@ class LatencyPair:
     ratio: float
     low: float
     high: float
+    waiting: float = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the models waited so long that their processor time was compared instead."""
+        return self.waiting > BUSY
 
     @property
     def is_slower(self) -> bool:
@@ -139,6 +160,7 @@ class StepReport:
         stats, latency, comparison, accuracy: figures of the candidate; None where not measured.
         why_not_committed: why the step was dropped, with the numbers.
         floor_missed: whether it was dropped for a floor of the user.
+        resolved: the spelling that does the same without measuring time; None: `spec` does.
     """
 
     spec: str
@@ -152,6 +174,7 @@ class StepReport:
     accuracy: float | None = None
     why_not_committed: str | None = None
     floor_missed: bool = False
+    resolved: str | None = None
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -162,6 +185,27 @@ class StepReport:
     def skips(self) -> tuple[Skip, ...]:
         """The skips of all parts."""
         return tuple(skip for part in self.parts for skip in part.skips)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run went by, so that it can be run again.
+
+    Attributes:
+        pipeline: the pipeline as given.
+        resolved: the pipeline with what timing decided spelled out; it gives the same bytes on the
+            same input and data, whatever the clock says.
+        settings: what else bears on the result, by the name of the option on the command line.
+        data_sha256: sha256 in hex of the calibration and evaluation data, by the name of the
+            option; of a function, that of its source file.
+        processor: name of the processor.
+    """
+
+    pipeline: str
+    resolved: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+    processor: str = ""
 
 
 @dataclass
@@ -184,10 +228,12 @@ class Report:
         versions: version by name of a package: onnx, onnxruntime, ...
         before, after: the input file and the output file.
         verified_on: the inputs on which outputs were compared, or why they were not compared.
+        timed_on: the inputs on which models were timed, with their sizes; None: none were.
         notes: facts that the user should know, as sentences.
         floors_missed: steps that were dropped for a floor, each with the numbers.
         latency: input and output, timed in turn at the end.
         seconds: run time of everything.
+        record: what it takes to run the same again; None where nothing was run.
     """
 
     command: str
@@ -196,7 +242,9 @@ class Report:
     after: FileReport
     steps: list[StepReport] = field(default_factory=list)
     verified_on: str = "not verified"
+    timed_on: str | None = None
     notes: list[str] = field(default_factory=list)
     floors_missed: list[str] = field(default_factory=list)
     latency: LatencyPair | None = None
     seconds: float = 0.0
+    record: RunRecord | None = None

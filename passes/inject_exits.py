@@ -73,8 +73,8 @@ from onnxslim.exits.promises import (
 from onnxslim.exits.run import ExitInjection, ExitRequest
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.options import at_least, interval, one_of, option
-from onnxslim.pipeline.passes import Context, Pass, replay_note
-from onnxslim.records import Change, Fidelity, PassResult
+from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.services.calibration import Calibration
 
 _TARGET = 0.995
@@ -191,12 +191,10 @@ class InjectExits(Pass):
         """Choose exits, confirm them on held-out samples, and insert them."""
         injection = ExitInjection(Rewriter(graph), context, self._request(context))
         result = injection.run()
-        is_chosen = context.stopwatch is not None and (not self.at or not self.threshold)
-        if injection.plan is None or not is_chosen:
+        is_settled = self.at and (self.threshold or self.mode == "anytime") and self.worst is None
+        if injection.plan is None or context.stopwatch is None or is_settled:
             return result
-        first = injection.plan.candidates[0].point.tensor
-        note = Change(first, replay_note(self._explicit(injection.plan)))
-        return replace(result, changes=(*result.changes, note))
+        return replace(result, resolved=str(self._explicit(injection.plan)))
 
     def _request(self, context: Context) -> ExitRequest:
         """The options, with the promise that is made where nothing else is aimed at."""
@@ -258,7 +256,7 @@ class InjectExits(Pass):
         return replace(
             self,
             at=tuple(candidate.point.tensor for candidate in plan.candidates),
-            threshold=plan.thresholds,
+            threshold=() if self.mode == "anytime" else plan.thresholds,
             target=None,
             max_drop=None,
             latency=None,

@@ -67,8 +67,8 @@ from onnxslim.lossy.budgeted_pass import (
 from onnxslim.lossy.budgets import known_macs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import OptionValue, option
-from onnxslim.pipeline.passes import Context, replay_note
-from onnxslim.records import Change, Fidelity, PassResult
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import Fidelity, PassResult
 
 
 @dataclass(frozen=True)
@@ -121,5 +121,4 @@ class PruneBlocks(BudgetedPass, FilteredPass):
             return result
         found = pruning.untimed
         again = replace(self, latency=None, **{found.kind: found.amount})  # type: ignore[arg-type]
-        note = Change(result.changes[0].node, replay_note(again))
-        return replace(result, changes=(*result.changes, note))
+        return replace(result, resolved=str(again))

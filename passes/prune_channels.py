@@ -59,7 +59,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -79,8 +78,9 @@ from onnxslim.lossy.budgeted_pass import (
 )
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import Assigned, OptionValue, at_least, one_of, option
-from onnxslim.pipeline.passes import Context, replay_note
-from onnxslim.records import Change, Fidelity, PassResult
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.patterns import matches
+from onnxslim.records import Fidelity, PassResult
 
 _PLAN = Assigned(at_least(1), whole=True)
 
@@ -163,8 +163,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
         again = self._without_timing(pruning)
         if again is None or not result.changed:
             return result
-        note = Change(result.changes[0].node, replay_note(again))
-        return replace(result, changes=(*result.changes, note))
+        return replace(result, resolved=str(again))
 
     def _without_timing(self, pruning: Pruning) -> PruneChannels | None:
         """The options that repeat the decisions made by timing; None if there were none."""
@@ -193,5 +192,5 @@ class PruneChannels(BudgetedPass, FilteredPass):
         """The number that `plan` gives for a layer; its name goes before patterns."""
         entries = [_PLAN.split(entry) for entry in self.plan]
         named = (count for pattern, count in entries if pattern == name)
-        matched = (count for pattern, count in entries if fnmatchcase(name, pattern))
+        matched = (count for pattern, count in entries if matches(name, pattern))
         return next(named, next(matched, None))

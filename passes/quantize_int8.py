@@ -81,14 +81,15 @@ from onnxslim.errors import NotApplicable
 from onnxslim.graph.ir import walk_graphs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import at_least, one_of, option
-from onnxslim.pipeline.passes import Context, replay_note
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.patterns import literal
 from onnxslim.pipeline.policy import Goal
 from onnxslim.quantization.calibration_ranges import RangeMethod
 from onnxslim.quantization.clusters import clusters_of
 from onnxslim.quantization.recurrent import KERNEL
 from onnxslim.quantization.run import CodeType, Decision, Int8Options, Int8Run, Placement
 from onnxslim.quantization.weight_rounding import Rounding
-from onnxslim.records import Change, Fidelity, PassResult, Skip
+from onnxslim.records import Fidelity, PassResult, Skip
 
 _QUANTIZED: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", KERNEL}
@@ -178,8 +179,7 @@ class QuantizeInt8(FilteredPass):
         decision = run.decision
         if decision is None or not (self.placement == Placement.MEASURED or decision.left):
             return result
-        what = replay_note(self._without_measuring(decision), decided_by="measuring")
-        return replace(result, changes=(*result.changes, Change(graph.name, what)))
+        return replace(result, resolved=str(self._without_measuring(decision)))
 
     @property
     def _int8_options(self) -> Int8Options:
@@ -208,7 +208,7 @@ class QuantizeInt8(FilteredPass):
             activations=str(decision.activations),
             reduce_range=decision.reduce_range,
             max_error=None,
-            skip=(*self.skip, *decision.left),
+            skip=(*self.skip, *map(literal, decision.left)),
         )
-        within = replace(without, only=decision.chosen, skip=())
+        within = replace(without, only=tuple(map(literal, decision.chosen)), skip=())
         return min(without, within, key=lambda item: len(str(item)))

@@ -75,7 +75,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
@@ -159,4 +159,8 @@ class QuantizeWeights(LayerPass):
             layers=self.selection,
             schedule=self.schedule,
         )
-        return WeightOnlyRun(options, graph, context).result()
+        run = WeightOnlyRun(options, graph, context)
+        result = run.result()
+        if not run.is_timed:
+            return result
+        return replace(result, resolved=str(replace(self, form=str(run.form))))

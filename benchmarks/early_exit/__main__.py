@@ -305,7 +305,7 @@ def _overhead_rows(name: str) -> Iterator[Row]:
             forced = with_exits(model, output.name, [Exit(head, threshold)], style)
             with open_session(model) as a, open_session(forced) as b:
                 runs = a.runner(feeds), b.runner(feeds)
-                pair = compare_times(*time_many(runs, budget_s=OVERHEAD_S))
+                pair = compare_times(time_many(runs, budget_s=OVERHEAD_S))
             yield {
                 "model": name,
                 "at": point.tensor,

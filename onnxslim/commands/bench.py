@@ -76,12 +76,11 @@ def _text(rows: Sequence[Row]) -> str:
 
 
 def _against(pair: LatencyPair | None) -> str:
+    from onnxslim.render.timing import latency_text
+
     if pair is None:
         return "-"
-    bounds = f"{pair.ratio:.2f}x as fast, between {pair.low:.2f} and {pair.high:.2f}"
-    if pair.is_faster or pair.is_slower:
-        return bounds
-    return f"no difference beyond noise ({bounds})"
+    return latency_text(pair)
 
 
 def _json(rows: Sequence[Row]) -> list[Json]:

@@ -66,7 +66,7 @@ def command(
 
 def _sizes(a: str, b: str, first: Stats, second: Stats, latency: LatencyPair | None) -> str:
     from onnxslim.render.tables import FigureTable
-    from onnxslim.render.text import latency_text
+    from onnxslim.render.timing import latency_text
     from onnxslim.render.units import bytes_text, change_text, count_text
 
     grid = FigureTable(("", f"A: {Path(a).name}", f"B: {Path(b).name}", "change"), frozenset({3}))

@@ -217,6 +217,7 @@ class ExitInjection:
         output, score_form = analysis.scores
         plan = anytime_plan(analysis, candidates, None if request.at else request.count)
         self._warn(plan)
+        self.plan = plan
         names = append_exits(self.rw, output.name, plan.exits, score_form)
         for number, name in enumerate(names):
             self.rw.note(

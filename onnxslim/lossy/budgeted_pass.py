@@ -69,5 +69,6 @@ class BudgetedPass(Pass):
         budget = self.budget
         if budget is not None and budget.kind == "latency" and context.stopwatch is None:
             raise NotApplicable(
-                "a budget of latency needs models to be timed: leave out --no-latency, or give macs"
+                "a budget of latency needs models to be timed: leave out --no-latency and give "
+                "inputs that the model runs on (--calib), or give a budget of macs"
             )

@@ -7,8 +7,9 @@ to the original outputs on the present inputs.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
 
@@ -25,10 +26,11 @@ from onnxslim.lossy.problems import MAX_INPUTS
 from onnxslim.lowrank.plan import PlanEntry, planned_splits
 from onnxslim.lowrank.run import SplitOptions, Splitting
 from onnxslim.pipeline.options import at_least, interval, one_of, option
-from onnxslim.pipeline.passes import Context, replay_note
+from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
-from onnxslim.pipeline.spelling import spell
 from onnxslim.records import Fidelity, PassResult
+
+_CHOOSING: Final = ("rank", "ratio", "latency", "macs", "bytes", "rank-selection", "energy", "goal")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,15 @@ class SplitPass(LayerPass, BudgetedPass):
                 "latency, macs or bytes."
             )
 
+    def requires(self, graph: gs.Graph, context: Context) -> None:
+        """Refuse patterns that match no layer, and a budget of latency where nothing is timed.
+
+        Raises:
+            NotApplicable: saying what to give.
+        """
+        self.check_stopwatch(context)
+        super().requires(graph, context)
+
     # ----------------------------------------------------------------- of a subclass
 
     @abstractmethod
@@ -106,10 +117,15 @@ class SplitPass(LayerPass, BudgetedPass):
             context = replace(context, calibration=None)
         splitting = Splitting(rw, context, self._options(context))
         splitting.run()
+        result = rw.result()
         if splitting.plan and splitting.is_timed:
-            again = spell(self.name, {"plan": tuple(splitting.plan)})
-            rw.note(rw.main.name, replay_note(again))
-        return rw.result()
+            return replace(result, resolved=str(self._planned(splitting.plan)))
+        return result
+
+    def _planned(self, plan: Sequence[str]) -> SplitPass:
+        """The pass with exactly these splits, and none of the options that chose them."""
+        unset = {spec.field: spec.default for spec in self.options() if spec.name in _CHOOSING}
+        return replace(self, **{**unset, "plan": tuple(plan)})  # type: ignore[arg-type]
 
     def _options(self, context: Context) -> SplitOptions:
         is_auto = self.goal == "auto"

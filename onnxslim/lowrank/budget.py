@@ -131,10 +131,12 @@ class SplitBudget:
         if self.budget.kind == "macs" or stopwatch is None:
             return float(costs.macs(candidate) or 0)
         if candidate is not None and self.gate.for_bytes:  # its gain is not one of time
+            self.gate.measured = True
             pairs = costs.timed([candidate])[0]
-            return sum(pair.before.median / pair.ratio for pair in pairs)
+            return sum(pair.after.ms for pair in pairs)
         models = costs.models(None)
         assert models is not None
+        self.gate.measured = True
         # the faster runs: layers are weighed against each other, timed at different moments
         base = sum(item.p10 for item in stopwatch.milliseconds(models))
         return base if paying is None else base / paying.gain

@@ -64,8 +64,8 @@ class Gate:
         found, best = [], ""
         top = 0.0
         for candidate, pairs in zip(candidates, costs.timed(candidates), strict=True):
-            before = sum(pair.before.median for pair in pairs)
-            ratio = before / sum(pair.before.median / pair.ratio for pair in pairs)
+            before = sum(pair.before.ms for pair in pairs)
+            ratio = before / sum(pair.after.ms for pair in pairs)
             words = _pair_words(pairs, ratio)
             if all(pair.is_faster for pair in pairs):
                 found.append(Paying(ratio, candidate, words))
@@ -102,7 +102,7 @@ def _by_macs(candidates: Sequence[Candidate], costs: SplitCosts) -> list[Paying]
 
 
 def _pair_words(pairs: tuple[LatencyPair, ...], ratio: float) -> str:
-    before = sum(pair.before.median for pair in pairs)
+    before = sum(pair.before.ms for pair in pairs)
     low = min(pair.low for pair in pairs)
     high = max(pair.high for pair in pairs)
     return f"{ms_text(before)} to {ms_text(before / ratio)} ({ratio:.2f}x, {low:.2f} to {high:.2f})"

@@ -1,6 +1,7 @@
 """Passes, pipelines of passes, and the manager that runs them and proves each step.
 
 passes        Pass, Preset, Context: what a pass is and what it gets
+patterns      names that options give, literally or as shell patterns
 options       typed options of a pass, with the constraints that check them
 spelling      a pass as text
 layer_filter  the options `only` and `skip`, and the layers that they select

@@ -44,12 +44,14 @@ class MemberLog:
     skips: dict[tuple[str, str], Skip] = field(default_factory=dict)
     fidelity: Fidelity = Fidelity.EXACT
     outputs: list[str] = field(default_factory=list)
+    resolved: str | None = None
 
     def add(self, result: PassResult, seconds: float) -> None:
         """Add the result of one call."""
         self.seconds += seconds
         self.changes += result.changes
         self.outputs += result.outputs
+        self.resolved = result.resolved or self.resolved
         if result.changes:
             promised = self.member.fidelity if result.fidelity is None else result.fidelity
             self.fidelity = max(self.fidelity, promised)
@@ -89,7 +91,10 @@ class StepCandidate:
         """The candidate as the report of `step`, not judged yet."""
         fidelity = self.fidelity if self.changed else step.fidelity
         parts = [log.report() for log in self.logs]
-        return StepReport(str(step), fidelity, True, self.seconds, parts, comparison=comparison)
+        report = StepReport(str(step), fidelity, True, self.seconds, parts, comparison=comparison)
+        if len(self.logs) == 1:  # a preset of rounds has no member that measures time
+            report.resolved = self.logs[0].resolved
+        return report
 
 
 @dataclass(frozen=True)

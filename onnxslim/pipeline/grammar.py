@@ -1,6 +1,6 @@
 """Parse the text of a pipeline: `simplify,prune-channels:ratio=0.3,quantize-int8:exclude=a+'b:0'`.
 
-    pipeline := item ("," item)*
+    pipeline := item ("," item)* | "resolved" [":from=" "'" pipeline "'"] ("," item)*
     item     := NAME (":" KEY "=" VALUE)*
     VALUE    := "+" | atom ("+" atom)*
     atom     := integer | float | "true" | "false" | "none" | word | "'" text "'"
@@ -10,6 +10,8 @@
 - `+` joins the entries of a list; a single `+` is the empty list. A list of one entry is
   written as that entry.
 - `none` is the value of an optional option that is not set; the word itself is `'none'`.
+- `resolved` says that timing has decided already: every step is kept, whatever the clock says.
+  `from` quotes the pipeline that was given. Files and reports hold their pipeline in this form.
 - White space and line breaks may surround items, names, values and the signs between them.
 
 The declared type of the option decides what an atom means: `bits=8` is a number, `exclude=8` names
@@ -22,15 +24,15 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline import registry
-from onnxslim.pipeline.options import OptionSpec, OptionValue
+from onnxslim.pipeline.options import ANYTHING, OptionSpec, OptionValue
 from onnxslim.pipeline.passes import Pass
-from onnxslim.pipeline.spelling import INFINITE, NUMBER, RESERVED
+from onnxslim.pipeline.spelling import INFINITE, NUMBER, RESERVED, spell
 from onnxslim.pipeline.suggest import did_you_mean
 
 T = TypeVar("T")
@@ -40,21 +42,44 @@ _WORD = re.compile(r"[^\s,:+=']+")
 _INTEGER = re.compile(r"-?[0-9]+")
 _QUOTED = re.compile(r"'((?:[^']|'')*)'")
 _SHOWN_WIDTH = 100
+_RESOLVED = "resolved"
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in order, at least one; `str()` of it parses back to an equal pipeline."""
+    """Passes in order; `str()` of it parses back to an equal pipeline.
+
+    Attributes:
+        passes: at least one, unless the pipeline is resolved.
+        given: of a resolved pipeline, the text of the pipeline that timing made it of; None: this
+            one is not resolved, so timing decides which steps are kept.
+    """
 
     passes: tuple[Pass, ...]
+    given: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.passes:
+        if not self.passes and not self.is_resolved:
             raise UsageError("The pipeline is empty; name at least one pass, such as `simplify`.")
 
     def __str__(self) -> str:
         """The passes as text, options at their defaults left out."""
-        return ",".join(str(item) for item in self.passes)
+        steps = map(str, self.passes)
+        return ",".join(steps) if self.given is None else resolved_text(self.given, steps)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all that timing could decide is decided."""
+        return self.given is not None
+
+
+def resolved_text(given: str, steps: Iterable[str]) -> str:
+    """The resolved pipeline of `steps`, each as a pipeline spells it, made of the text `given`.
+
+    >>> resolved_text("simplify", ["simplify:skip=fold-if"])
+    "resolved:from='simplify',simplify:skip=fold-if"
+    """
+    return ",".join((spell(_RESOLVED, {"from": given} if given else {}), *steps))
 
 
 def parse_pipeline(text: str) -> Pipeline:
@@ -64,7 +89,7 @@ def parse_pipeline(text: str) -> Pipeline:
         UsageError: the text breaks the grammar, names an unknown pass or option, or gives a value
             that the option does not take; the message points at the place.
     """
-    return Pipeline(_Parser(text).pipeline())
+    return _Parser(text).pipeline()
 
 
 def build_pass(name: str, options: Mapping[str, OptionValue]) -> Pass:
@@ -132,16 +157,30 @@ class _Parser:
         self.text = text
         self.at = 0
 
-    def pipeline(self) -> tuple[Pass, ...]:
+    def pipeline(self) -> Pipeline:
         self._skip_space()
         if self.at == len(self.text):
-            return ()
-        passes = [self._item()]
+            return Pipeline(())
+        given = self._given()
+        passes = [self._item()] if given is None else []
         while self._take(","):
             passes.append(self._item())
         if self.at < len(self.text):
             self._fail("Expected `,` before the next pass or `:` before an option.")
-        return tuple(passes)
+        return Pipeline(tuple(passes), given)
+
+    def _given(self) -> str | None:
+        """The pipeline that a resolved one was made of; None where the text is not resolved."""
+        found = _WORD.match(self.text, self.at)
+        if not found or found.group() != _RESOLVED:
+            return None
+        self._word("a pass name")
+        given = ""
+        if self._take(":"):
+            spec = OptionSpec("from", "from_", str, False, False, "", ANYTHING, "as given")
+            _, value = self._option(_RESOLVED, {"from": spec})
+            given = str(value)
+        return given
 
     def _item(self) -> Pass:
         name, start, end = self._word("a pass name")

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from onnxslim.errors import NotApplicable
 from onnxslim.pipeline.options import Assigned, option
 from onnxslim.pipeline.passes import Pass
+from onnxslim.pipeline.patterns import matches
 from onnxslim.pipeline.suggest import did_you_mean
 
 
@@ -40,8 +40,8 @@ class LayerFilter:
 
     def accepts(self, name: str) -> bool:
         """Whether the pass works on the layer `name`."""
-        wanted = not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
-        return wanted and not any(fnmatchcase(name, pattern) for pattern in self.skip)
+        wanted = not self.only or any(matches(name, pattern) for pattern in self.only)
+        return wanted and not any(matches(name, pattern) for pattern in self.skip)
 
 
 def only_option(objects: str = "layers to change") -> Any:
@@ -77,7 +77,7 @@ class FilteredPass(Pass):
         """
         for option_name, pattern in self._patterns():
             known = (*names, *others)
-            if pattern not in known and not any(fnmatchcase(name, pattern) for name in known):
+            if not any(matches(name, pattern) for name in known):
                 raise NotApplicable(
                     f"option `{option_name}` names `{pattern}`, which no layer matches."
                     f"{did_you_mean(pattern.strip('*?'), names)}"

@@ -12,10 +12,10 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Final, Protocol
 
 from onnxslim.errors import UsageError
+from onnxslim.pipeline.patterns import matches
 
 OptionValue = bool | int | float | str | tuple[Any, ...] | None
 """What an option can hold."""
@@ -137,7 +137,7 @@ class Assigned:
     def find(self, entries: tuple[str, ...], name: str, default: float) -> float:
         """The number of the first entry whose pattern `name` matches."""
         for pattern, number in map(self.split, entries):
-            if fnmatchcase(name, pattern):
+            if matches(name, pattern):
                 return number
         return default
 

@@ -73,7 +73,8 @@ class Context:
 class Pass:
     """Base of all passes: a frozen dataclass whose fields are its options.
 
-    `str(p)` is its spelling in a pipeline, and parses back to an equal pass.
+    `str(p)` is its spelling in a pipeline, and parses back to an equal pass. Times differ from run
+    to run: a pass that decides by them says in `PassResult.resolved` how to spell what it decided.
 
     Attributes:
         name: verb and object in kebab case.
@@ -166,19 +167,3 @@ class Preset(Pass):
     def members(self) -> tuple[Pass, ...]:
         """The passes in the order in which a round runs them."""
         raise NotImplementedError
-
-
-def replay_note(explicit: Pass | str, *, decided_by: str = "timing") -> str:
-    """The note by which a pass that measured says how to repeat its decision without measuring.
-
-    Times differ from run to run and from machine to machine. A pass that decides by them therefore
-    spells what it decided as an explicit pipeline step, which gives the same bytes everywhere.
-
-    Args:
-        explicit: the pass, or its spelling in a pipeline, that makes the same decision by itself.
-        decided_by: what cannot be repeated exactly.
-
-    >>> replay_note("prune-channels:plan=conv1=8")
-    'chosen by timing; the same without it: prune-channels:plan=conv1=8'
-    """
-    return f"chosen by {decided_by}; the same without it: {explicit}"

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from onnxslim.pipeline.floors import Floors, missed
+from onnxslim.render.timing import latency_text
 from onnxslim.report import LatencyPair, Stats, StepReport
 
 
@@ -49,14 +50,14 @@ class Policy:
         if self.goal is not Goal.LATENCY and after.file_bytes > before.file_bytes:
             return f"the file would grow from {before.file_bytes:,} to {after.file_bytes:,} bytes"
         if self.goal is not Goal.BYTES and latency is not None and latency.is_slower:
-            return f"the model would be slower: {_in_words(latency)}"
+            return f"the model would be slower: {latency_text(latency)}"
         wanted = {
             Goal.BOTH: smaller or faster,
             Goal.BYTES: smaller,
             Goal.LATENCY: faster or (latency is None and smaller),
         }[self.goal]
         if lossy and not wanted:
-            timing = f"; {_in_words(latency)}" if latency else ""
+            timing = f"; {latency_text(latency)}" if latency else ""
             return f"it gains nothing: {before.file_bytes:,} to {after.file_bytes:,} bytes{timing}"
         return None
 
@@ -72,10 +73,3 @@ class Policy:
                 self.floors, sqnr_db=drift.sqnr_db, agreement=drift.top1_agreement, output=name
             )
         return why
-
-
-def _in_words(pair: LatencyPair) -> str:
-    return (
-        f"{pair.before.median:.3f} to {pair.after.median:.3f} ms, ratio {pair.ratio:.3f} "
-        f"({pair.low:.3f} to {pair.high:.3f}) over {pair.after.runs} pairs"
-    )

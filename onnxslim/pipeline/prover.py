@@ -27,6 +27,10 @@ class Prover(Protocol):
     notes: list[str]
     """Facts about the verification that the user should know."""
 
+    @property
+    def timed_on(self) -> str | None:
+        """The inputs that models are timed on, with their sizes; None where nothing is timed."""
+
     def begin(self, original: Model) -> bool:
         """Find inputs that `original` accepts and run it on them.
 

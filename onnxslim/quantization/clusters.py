@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.output_parts import PASS_THROUGH_OPS
 from onnxslim.graph.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.quantization.rules import IntegerRule, KernelKind, absorbed_interval, rule_of
 from onnxslim.records import Skip
 
@@ -214,16 +214,6 @@ def _captured(graph: gs.Graph) -> Iterator[gs.Tensor]:
 def selected(
     clusters: Sequence[Cluster], only: Sequence[str], skip: Sequence[str]
 ) -> frozenset[str]:
-    """The names of the clusters that the options `only` and `skip` select.
-
-    An entry selects by its literal text, too: names may hold the characters of patterns.
-    """
-
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
-
-    return frozenset(
-        cluster.name
-        for cluster in clusters
-        if (not only or matches(cluster.name, only)) and not matches(cluster.name, skip)
-    )
+    """The names of the clusters that the options `only` and `skip` select."""
+    wanted = LayerFilter(tuple(only), tuple(skip))
+    return frozenset(cluster.name for cluster in clusters if wanted.accepts(cluster.name))

@@ -39,6 +39,7 @@ from onnxslim.quantization.weight_storage import (
     why_not_stored,
 )
 from onnxslim.records import Change, Fidelity, PassResult, Skip
+from onnxslim.render.timing import latency_text
 from onnxslim.render.units import bytes_text
 from onnxslim.solvers.threads import threads_for
 
@@ -95,12 +96,18 @@ class _LayerWeight:
 
 
 class WeightOnlyRun:
-    """A graph whose weights become integers; the graph changes at the very end, if at all."""
+    """A graph whose weights become integers; the graph changes at the very end, if at all.
+
+    Attributes:
+        form: how integers are stored; AUTO until `result` has chosen.
+        is_timed: whether timing chose it.
+    """
 
     def __init__(self, options: WeightOnlyOptions, graph: gs.Graph, context: Context) -> None:
         """Copy the model; `graph` is the one that `result` changes."""
         self.options, self.graph, self.context = options, graph, context
         self.form = options.form
+        self.is_timed = False
         self.changes: list[Change] = []
         self.skips: dict[tuple[str, str], Skip] = {}
         self.model = None if context.model is None else context.model.clone()
@@ -140,14 +147,11 @@ class WeightOnlyRun:
         if not run.result().changed:
             return
         trial.has_shapes = False
+        self.is_timed = True
         pair = stopwatch.pair(before, trial)
         if pair.is_slower:
             self.form = StorageForm.FOLDED
-        text = (
-            f"with kernels that compute with integers {pair.before.median:.3f} to "
-            f"{pair.after.median:.3f} ms, ratio {pair.ratio:.3f}: form={self.form} repeats this "
-            "choice"
-        )
+        text = f"with kernels that compute with integers {latency_text(pair)}: form={self.form}"
         self.changes.append(Change(self.graph.name, text))
 
     def _plans(self) -> list[StoragePlan]:

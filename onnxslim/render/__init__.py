@@ -1,6 +1,7 @@
 """Figures as text for people, and as data for programs.
 
 units    bytes, counts and times as words
+timing   two models timed in turn, as words
 tables   tables for a console, pipe or file of a given width
 text     a report as text
 json     a report as JSON

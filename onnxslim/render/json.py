@@ -39,6 +39,8 @@ def report_to_json(report: Report) -> dict[str, Json]:
         "after": _file_json(report.after),
         "latency": pair_json(report.latency),
         "verified_on": report.verified_on,
+        "timed_on": report.timed_on,
+        "record": asdict(report.record) if report.record else None,
         "notes": list(report.notes),
         "floors_missed": list(report.floors_missed),
         "seconds": report.seconds,
@@ -66,6 +68,8 @@ def pair_json(pair: LatencyPair | None) -> Json:
         "ratio": pair.ratio,
         "ratio_low": pair.low,
         "ratio_high": pair.high,
+        "waiting": pair.waiting,
+        "clock": "processor" if pair.is_busy else "wall",
     }
 
 
@@ -91,6 +95,7 @@ def _step_json(step: StepReport) -> Json:
         "stats": figures_json(step.stats),
         "latency_ms": figures_json(step.latency.after if step.latency else None),
         "latency": pair_json(step.latency),
+        "resolved": step.resolved or step.spec,
         "why_not_committed": step.why_not_committed,
         "floor_missed": step.floor_missed,
         "drift_previous": drifts_json(comparison.previous) if comparison else None,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnxslim.records import Fidelity
 from onnxslim.render.tables import FigureTable, Paper, printable
+from onnxslim.render.timing import latency_text, times_text
 from onnxslim.render.units import (
     bytes_text,
     change_text,
@@ -20,7 +22,6 @@ from onnxslim.report import (
     Comparison,
     Drift,
     FileReport,
-    LatencyPair,
     PartReport,
     Report,
     Stats,
@@ -28,6 +29,7 @@ from onnxslim.report import (
 )
 
 _NAMES_SHOWN = 3
+_LONGEST_COMMAND = 400  # characters; a longer pipeline is read by programs
 _FAR_DB = 10  # a remark is made below this SQNR, at which a third of the signal is noise
 
 
@@ -44,7 +46,7 @@ def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = Fa
         blocks.append("\n".join(_explanations(report)))
     idle = [] if explain else _did_nothing(report)
     notes = (f"note: {printable(note)}" for note in report.notes)
-    remarks = [*_left_out(report), *idle, *_far(report), *notes]
+    remarks = [*_left_out(report), *idle, *_far(report), *notes, *_timing(report)]
     if remarks:
         blocks.append("\n".join(remarks))
     blocks.append(verdict(report))
@@ -66,18 +68,6 @@ def verdict(report: Report) -> str:
         parts.append(f"accuracy {100 * accuracies[0]:.2f} -> {100 * accuracies[1]:.2f} %")
     parts.append(_outputs_text(report))
     return ", ".join(parts)
-
-
-def latency_text(pair: LatencyPair) -> str:
-    """Latency of two models in words: `0.21 -> 0.20 ms (no difference beyond noise)`."""
-    before, after = ms_text(pair.before.median), ms_text(pair.after.median)
-    number, _, unit = before.partition(" ")
-    times = f"{number if after.endswith(f' {unit}') else before} -> {after}"
-    if pair.is_faster:
-        return f"{times} ({pair.ratio:.2f}x as fast)"
-    if pair.is_slower:
-        return f"{times} (slower, {pair.ratio:.2f}x as fast)"
-    return f"{times} (no difference beyond noise)"
 
 
 def drift_text(drifts: Mapping[str, Drift], fidelity: Fidelity) -> str:
@@ -110,7 +100,7 @@ def _steps(report: Report) -> FigureTable:
 
 
 def _file_row(title: str, file: FileReport, has_accuracy: bool) -> list[str]:
-    latency = ms_text(file.latency.median) if file.latency else ""
+    latency = ms_text(file.latency.ms) if file.latency else ""
     return [
         title,
         "",
@@ -128,7 +118,7 @@ def _step_row(step: StepReport, has_accuracy: bool) -> list[str]:
         step.spec if step.committed else f"{step.spec} (left out)",
         f"{len(step.changes):,}",
         *(_stats_cells(step.stats) if step.stats else [""] * 4),
-        ms_text(step.latency.after.median) if step.latency else "",
+        f"{times_text(step.latency)}, {step.latency.ratio:.2f}x" if step.latency else "",
         drift_text(drifts, step.fidelity),
         seconds_text(step.seconds),
         *_accuracy_cells(step.accuracy, has_accuracy),
@@ -205,6 +195,28 @@ def _lossy_text(drifts: Mapping[str, Drift]) -> str:
 def _farthest(drifts: Mapping[str, Drift]) -> tuple[str, float]:
     name = min(drifts, key=lambda key: drifts[key].sqnr_db)
     return name, drifts[name].sqnr_db
+
+
+def _timing(report: Report) -> Iterator[str]:
+    """What the times are of, how sure they are, and how to do without them."""
+    pairs = [pair for pair in (*(s.latency for s in report.steps), report.latency) if pair]
+    if pairs and report.timed_on is not None:
+        yield f"timed on {printable(report.timed_on)}"
+    waiting = max((pair.waiting for pair in pairs if pair.is_busy), default=None)
+    if waiting is not None:
+        yield (
+            f"busy machine: models waited for up to {100 * waiting:.0f} % of the time, so their "
+            "processor time was compared; on an idle machine the intervals are narrower"
+        )
+    record = report.record
+    is_decided = any(not s.committed and s.latency for s in report.steps) or any(
+        s.committed and s.changes and s.resolved not in (None, s.spec) for s in report.steps
+    )
+    if record is not None and is_decided:
+        command = shlex.join(["--passes", record.resolved])
+        if len(command) > _LONGEST_COMMAND:
+            command = "--passes as `onnxslim.resolved` in the metadata of the file spells it"
+        yield f"the same without timing: {printable(command)}"
 
 
 def _far(report: Report) -> Iterator[str]:

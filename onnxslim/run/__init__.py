@@ -2,5 +2,6 @@
 
 settings  RunSettings: data, seed, threads and what to measure; makes the prover and the context
 prepared  PreparedRun: a model loaded, checked and measured, on which pipelines are tried
+record    RunRecord made and spelled: what it takes to run the same again
 output    the file that a pipeline's result is written to
 """

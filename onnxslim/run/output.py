@@ -9,12 +9,7 @@ from onnxslim.io.copying import copy_file
 from onnxslim.io.model import Model
 from onnxslim.report import Report
 from onnxslim.run.prepared import Attempt, PreparedRun
-
-PIPELINE_KEY = "onnxslim.pipeline"
-"""Key in `metadata_props` of the pipeline that made a file."""
-
-SOURCE_KEY = "onnxslim.input_sha256"
-"""Key in `metadata_props` of the sha256 of the file that a file was made from."""
+from onnxslim.run.record import metadata
 
 
 def write_output(run: PreparedRun, attempt: Attempt, report: Report, output: Path) -> None:
@@ -27,13 +22,13 @@ def write_output(run: PreparedRun, attempt: Attempt, report: Report, output: Pat
         UsageError: the file cannot be written.
         RuntimeFailure: the written file is not the model that was verified.
     """
-    changed = [step.spec for step in attempt.steps if step.committed and step.changes]
+    changed = any(step.committed and step.changes for step in attempt.steps)
     origin = run.source.origin
     if not changed and origin.path is not None:
         copy_file(origin, output)
         report.after.sha256 = origin.sha256
     else:
-        marked = _marked(attempt.model, ",".join(changed), report)
+        marked = _marked(attempt.model, report)
         with marked.stage(output) as staged:
             if run.prover is not None and changed:
                 run.prover.check_file(staged.file, marked)
@@ -43,12 +38,12 @@ def write_output(run: PreparedRun, attempt: Attempt, report: Report, output: Pat
     report.after.path = str(output)
 
 
-def _marked(result: Model, pipeline: str, report: Report) -> Model:
-    """The result with its pipeline and origin in `metadata_props`.
+def _marked(result: Model, report: Report) -> Model:
+    """The result with the record of the run in `metadata_props`.
 
-    The mark is left out where it would make the file larger than the input: never bigger.
+    The record is left out where it would make the file larger than the input: never bigger.
     """
-    marked = result.with_metadata({PIPELINE_KEY: pipeline, SOURCE_KEY: report.before.sha256})
+    marked = result.with_metadata(metadata(report))
     mark_bytes = marked.shell.ByteSize() - result.shell.ByteSize()
     before, after = report.before.stats.file_bytes, report.after.stats.file_bytes
     if after <= before < after + mark_bytes:

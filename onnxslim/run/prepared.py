@@ -8,8 +8,9 @@ of the source, the calibration runs), and the report of an attempt. Not here: wr
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from onnxslim.graph.local_functions import foreign_calls, function_name
@@ -19,7 +20,8 @@ from onnxslim.pipeline.grammar import Pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.policy import Policy
 from onnxslim.pipeline.stats import measure_stats
-from onnxslim.report import FileReport, LatencyPair, Report, StepReport
+from onnxslim.report import FileReport, LatencyPair, Report, RunRecord, StepReport
+from onnxslim.run.record import run_record
 from onnxslim.run.settings import RunSettings
 
 _VERSIONED = ("onnxslim-compiler", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
@@ -29,11 +31,12 @@ _VERSIONED = ("onnxslim-compiler", "onnx", "onnxruntime", "onnx-graphsurgeon", "
 class Attempt:
     """The result of one pipeline: the model after the steps that were kept, a report of each step.
 
-    The model is the source itself when none was kept.
+    The model is the source itself when none was kept. `record` tells how to make it again.
     """
 
     model: Model
     steps: Sequence[StepReport]
+    record: RunRecord
 
     @property
     def last_kept(self) -> StepReport | None:
@@ -94,13 +97,16 @@ class PreparedRun:
 
         Args:
             pipeline: the steps.
-            policy: what a step must bring to be kept; the accuracy of the source is filled in.
+            policy: what a step must bring to be kept; the accuracy of the source is filled in. The
+                steps of a resolved pipeline need not bring anything.
             reproducers: folder for a model that shows a broken promise.
 
         Raises:
             PromiseBroken: a pass broke its promise; a reproducer was written.
         """
         policy = replace(policy or Policy(), baseline_accuracy=self.before.accuracy)
+        if pipeline.is_resolved:
+            policy = replace(policy, force=True)
         if self.prover is not None:
             self.prover.commit(self.source)
         model, steps = PassManager(pipeline.passes).run(
@@ -112,7 +118,12 @@ class PreparedRun:
             progress=self.settings.progress,
             reproducers=reproducers,
         )
-        return Attempt(model, steps)
+        record = run_record(pipeline, steps, policy, self.settings, self._data_sha256)
+        return Attempt(model, steps, record)
+
+    @cached_property
+    def _data_sha256(self) -> Mapping[str, str]:
+        return self.settings.data_sha256()
 
     def report(self, attempt: Attempt, command: str) -> Report:
         """The figures of an attempt, and of source against result.
@@ -128,10 +139,12 @@ class PreparedRun:
         report.notes += [*_defaults_note(self.source), *_functions_note(attempt.model)]
         if self.prover is not None:
             report.verified_on = self.prover.verified_on
+            report.timed_on = self.prover.timed_on
             report.notes += self.prover.notes
         report.floors_missed = [
             f"{step.spec}: {step.why_not_committed}" for step in attempt.steps if step.floor_missed
         ]
+        report.record = attempt.record
         report.latency = self._latency(attempt)
         if report.latency is not None:
             before.latency, after.latency = report.latency.before, report.latency.after

@@ -55,6 +55,14 @@ class RunSettings:
 
         open_session(model, threads=self.threads).close()
 
+    def data_sha256(self) -> dict[str, str]:
+        """The sha256 of the data that were given, by option of the command."""
+        from onnxslim.runtime.samples.digest import data_sha256
+
+        given = {"calib": self.calibration, "eval": self.evaluation}
+        found = {name: data_sha256(data) for name, data in given.items() if data is not None}
+        return {name: digest for name, digest in found.items() if digest is not None}
+
     def prover(self) -> RuntimeProver:
         """A new prover, which has seen no model yet."""
         from onnxslim.runtime.measure.verify import RuntimeProver

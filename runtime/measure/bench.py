@@ -50,8 +50,12 @@ def bench(
 
     times = time_sessions(opened, seed=seed, budget_s=BUDGET_S if seconds is None else seconds)
     return [
-        (_name(model, index), summarise(row), compare_times(times[0], row) if index else None)
-        for index, (model, row) in enumerate(zip(models, times, strict=True))
+        (
+            _name(model, index),
+            summarise(row),
+            compare_times(times.rows(0, index)) if index else None,
+        )
+        for index, (model, row) in enumerate(zip(models, times.ms, strict=True))
     ]
 
 

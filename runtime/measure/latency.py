@@ -2,6 +2,12 @@
 
 Every ratio comes with a 95 % confidence interval; a difference inside it counts as none.
 
+Two clocks run: the clock on the wall, which users wait by, and the processor time of the thread
+that runs the model. That thread does its share of the work of all threads and spins while it waits
+for the others, so on an idle machine both agree. On a busy one the first also counts the work of
+other programs (measured: four times the time, and an interval ten times as wide), so the second
+decides there. Processor seconds of all threads would not do: more threads do not lower them.
+
 Owns: how long, how often and in which order models run. Not here: what a model runs on (see
 `workload`), and remembering answers (see `stopwatch`).
 """
@@ -12,19 +18,21 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from onnxslim.errors import RuntimeFailure
-from onnxslim.report import Latency, LatencyPair
+from onnxslim.report import BUSY, Latency, LatencyPair
 from onnxslim.runtime.explain import failure
 
 Run = Callable[[], object]
 
+CONFIDENCE: Final = 0.95  # of intervals
 BUDGET_S: Final = 2.0  # seconds for each pair of models
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
+PATIENCE: Final = 3  # times the budget, on a busy machine
 SLOW_S: Final = 30.0  # fewer than seven rounds when those would take longer than this
 FEWEST_ROUNDS: Final = 3
 BLOCK_S: Final = 2e-4  # shorter runs are repeated, so that the clock's resolution is negligible
@@ -33,19 +41,59 @@ WARM_UPS: Final = 3
 SESSION_SPREAD: Final = 0.01  # memory layout alone makes two sessions of one model differ by this
 SESSION_SETS: Final = 5  # sessions opened for each small model: these differ by more
 OTHER_WORK: Final = 16 << 20  # bytes read between runs: more than the caches of one core hold
+_IS_FINE: Final = time.get_clock_info("thread_time").resolution < 1e-5  # not on Windows: 15 ms
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """Times of models that ran in turn, in milliseconds, each (models, rounds).
+
+    Attributes:
+        wall: by the clock on the wall.
+        own: processor time of the thread that ran the model.
+    """
+
+    wall: np.ndarray
+    own: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[RunTimes]) -> RunTimes:
+        """The rounds of all parts."""
+        return cls(np.hstack([p.wall for p in parts]), np.hstack([p.own for p in parts]))
+
+    def rows(self, *models: int) -> RunTimes:
+        """The times of some of the models, in this order."""
+        return RunTimes(self.wall[list(models)], self.own[list(models)])
+
+    def per(self, count: int) -> RunTimes:
+        """The times of one sample, where each run is of `count`."""
+        return RunTimes(self.wall / count, self.own / count)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time in which the thread did not run; 0 where the clock is too coarse."""
+        if not _IS_FINE:
+            return 0.0
+        return max(0.0, 1 - float(self.own.sum() / max(self.wall.sum(), 1e-9)))
+
+    @property
+    def ms(self) -> np.ndarray:
+        """The times to compare by: on a busy machine those of the processor."""
+        return self.own if self.waiting > BUSY else self.wall
 
 
 def time_many(
     runs: Sequence[Run], *, seed: int = 0, budget_s: float = BUDGET_S, cold: bool = True
-) -> np.ndarray:
-    """Milliseconds of every run, (models, rounds): each model runs once in each round.
+) -> RunTimes:
+    """The time of every run: each model runs once in each round.
 
     The order inside a round is drawn anew, so that no model always follows the same one.
 
     Args:
         runs: one function for each model.
         seed: of the order.
-        budget_s: seconds for each pair of models.
+        budget_s: seconds for each pair of models; of the thread's own time, so that a busy machine
+            gives as many pairs as an idle one, in up to `PATIENCE` times the time.
         cold: read other data before each run, as the application around a model does. A small
             model called in a loop finds its weights in the cache, which hides the gain of fewer
             bytes, most of all when few models take turns. False for a part of a model, whose
@@ -68,8 +116,8 @@ def time_sessions(
     *,
     seed: int = 0,
     budget_s: float = BUDGET_S,
-    is_settled: Callable[[np.ndarray], bool] | None = None,
-) -> np.ndarray:
+    is_settled: Callable[[RunTimes], bool] | None = None,
+) -> RunTimes:
     """As `time_many`, opening new sessions as long as the budget lasts.
 
     The memory layout of one session can move the run time of a small model by a tenth, so several
@@ -85,42 +133,57 @@ def time_sessions(
     Raises:
         RuntimeFailure: a session does not open, or a run fails.
     """
-    started, parts = time.perf_counter(), list[np.ndarray]()
+    timer, parts = _Timer(), list[RunTimes]()
     share_s = budget_s if is_settled is None else budget_s / SESSION_SETS
-    while not parts or (len(parts) < SESSION_SETS and not _is_over(started, budget_s)):
+    while not parts or (len(parts) < SESSION_SETS and not timer.is_over(budget_s)):
         with opened() as runs:
             parts.append(time_many(runs, seed=seed + len(parts), budget_s=share_s))
         del runs  # they hold the sessions, whose memory the next ones need
-        if is_settled is not None and len(parts) > 1 and is_settled(np.hstack(parts)):
+        if is_settled is not None and len(parts) > 1 and is_settled(RunTimes.joined(parts)):
             break
-    return np.hstack(parts)
+    return RunTimes.joined(parts)
 
 
-def compare_times(before_ms: np.ndarray, after_ms: np.ndarray) -> LatencyPair:
-    """Latency of two models and the interval of their ratio, from two rows of `time_many`.
+def compare_times(times: RunTimes) -> LatencyPair:
+    """Latency of two models and the interval of their ratio, from their times.
 
-    Rounds are paired, so that whatever slows a whole round cancels. The interval is never narrower
-    than `SESSION_SPREAD`.
+    Rounds are paired, so that whatever slows a whole round cancels. The figures add up: before and
+    after are means over the same pairs, those in the middle of all ratios, and the ratio is that of
+    these means. It lies within the interval of the median ratio, which is never narrower than
+    `SESSION_SPREAD`.
     """
-    low, ratio, high = median_interval(before_ms / after_ms)
+    before, after = times.ms
+    ratios = before / after
+    low, _, high = median_interval(ratios)
+    middle = _middle(ratios)
+    means = float(before[middle].mean()), float(after[middle].mean())
+    ratio = means[0] / means[1]
     return LatencyPair(
-        summarise(before_ms),
-        summarise(after_ms),
+        replace(summarise(before), pairs_mean=means[0]),
+        replace(summarise(after), pairs_mean=means[1]),
         ratio,
         min(low, ratio * (1 - SESSION_SPREAD)),
         max(high, ratio * (1 + SESSION_SPREAD)),
+        times.waiting,
     )
 
 
-def confirm(measurements: Sequence[np.ndarray]) -> LatencyPair:
-    """Combine several measurements of one pair of models: milliseconds, each (2, rounds).
+def _middle(ratios: np.ndarray) -> np.ndarray:
+    """Indices of the middle third of all pairs by their ratio, as far as the interval reaches."""
+    order, count = np.argsort(ratios, kind="stable"), len(ratios)
+    aside = max((count - 1) // 3, _interval_rank(count, CONFIDENCE))
+    return order[aside : count - aside]
+
+
+def confirm(measurements: Sequence[RunTimes]) -> LatencyPair:
+    """Combine several measurements of one pair of models.
 
     Each has sessions of its own. The interval encloses all of theirs, so a difference counts only
     where every measurement shows it: on a busy machine a single one now and then finds a model
     slower than itself.
     """
-    parts = [compare_times(*times) for times in measurements]
-    pooled = compare_times(*np.hstack(list(measurements)))
+    parts = [compare_times(times) for times in measurements]
+    pooled = compare_times(RunTimes.joined(measurements))
     return replace(
         pooled,
         low=min(part.low for part in (pooled, *parts)),
@@ -134,7 +197,9 @@ def summarise(times_ms: np.ndarray) -> Latency:
     return Latency(median, p10, p90, int(times_ms.size))
 
 
-def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+def median_interval(
+    values: np.ndarray, confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
     """A confidence interval of the true median: lower bound, sample median, upper bound.
 
     Distribution-free, from order statistics (David and Nagaraja, Order Statistics, 2003, section
@@ -144,20 +209,25 @@ def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float
     interval spans all of them, and its confidence is below 95 %.
     """
     ordered = np.sort(values)
+    rank = _interval_rank(len(ordered), confidence)
+    return float(ordered[rank]), float(np.median(ordered)), float(ordered[-1 - rank])
+
+
+def _interval_rank(n: int, confidence: float) -> int:
+    """How many of n ordered values lie below the interval of the median, and as many above it."""
     # the largest k whose tail, P(Binomial(n, 1/2) ≤ k − 1), is at most (1 − confidence) / 2
-    n, k, tail = len(ordered), 0, 0.0
+    k, tail = 0, 0.0
     while k < (n - 1) // 2:
         tail += math.comb(n, k) / 2**n
         if tail > (1 - confidence) / 2:
             break
         k += 1
-    rank = max(k, 1) - 1
-    return float(ordered[rank]), float(np.median(ordered)), float(ordered[n - 1 - rank])
+    return max(k, 1) - 1
 
 
 def _measure(
     runs: Sequence[Run], rng: np.random.Generator, budget_s: float, cold: bool
-) -> np.ndarray:
+) -> RunTimes:
     between = _other_work() if cold else _nothing
     pause = _warm_up(between)
     seconds = [_warm_up(run) for run in runs]
@@ -165,15 +235,16 @@ def _measure(
     repeats = [1 if cold else min(MAX_REPEATS, math.ceil(BLOCK_S / max(s, 1e-9))) for s in seconds]
     a_round = sum(pause + s * repeat for s, repeat in zip(seconds, repeats, strict=True))
     rounds = rounds_within(budget_s, a_round)
-    times = np.empty((len(runs), rounds))
-    started, done = time.perf_counter(), 0
+    times = np.empty((2, len(runs), rounds))
+    timer, done = _Timer(), 0
     # the warm-up can be too optimistic: the clock decides how many rounds fit
-    while done < rounds and not (_is_over(started, budget_s) and done >= MIN_ROUNDS):
+    while done < rounds and not (timer.is_over(budget_s) and done >= MIN_ROUNDS):
         for index in rng.permutation(len(runs)):
             between()
-            times[index, done] = _time_block(runs[index], repeats[index])
+            times[:, index, done] = _time_block(runs[index], repeats[index])
         done += 1
-    return times[:, :done] * 1e3
+    wall, own = times[:, :, :done] * 1e3
+    return RunTimes(wall, own)
 
 
 def _other_work() -> Run:
@@ -195,22 +266,36 @@ def rounds_within(budget_s: float, a_round_s: float) -> int:
     return max(fewest, min(MAX_ROUNDS, fitting))
 
 
-def _is_over(started: float, budget_s: float) -> bool:
-    return time.perf_counter() - started > budget_s
+class _Timer:
+    """Both clocks, from now on."""
+
+    def __init__(self) -> None:
+        self._wall, self._own = time.perf_counter(), time.thread_time()
+
+    def seconds(self) -> tuple[float, float]:
+        """Seconds on the wall, and of the processor."""
+        return time.perf_counter() - self._wall, time.thread_time() - self._own
+
+    def is_over(self, budget_s: float) -> bool:
+        wall, own = self.seconds()
+        return wall > PATIENCE * budget_s or (own if _IS_FINE else wall) > budget_s
 
 
 def _warm_up(run: Run) -> float:
     """Seconds of the fastest of the first runs: three, or two when they are slow."""
     best = math.inf
     for done in range(WARM_UPS):
-        best = min(best, _time_block(run, 1))
+        wall, own = _time_block(run, 1)
+        best = min(best, own if _IS_FINE else wall)
         if done and best > 1.0:
             break
     return best
 
 
-def _time_block(run: Run, repeats: int) -> float:
-    start = time.perf_counter()
+def _time_block(run: Run, repeats: int) -> tuple[float, float]:
+    """Seconds of a run on the wall, and of the processor."""
+    timer = _Timer()
     for _ in range(repeats):
         run()
-    return (time.perf_counter() - start) / repeats
+    wall, own = timer.seconds()
+    return wall / repeats, own / repeats

@@ -24,7 +24,14 @@ from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.measure.latency import BUDGET_S as WHOLE_S
-from onnxslim.runtime.measure.latency import Run, compare_times, summarise, time_many, time_sessions
+from onnxslim.runtime.measure.latency import (
+    Run,
+    RunTimes,
+    compare_times,
+    summarise,
+    time_many,
+    time_sessions,
+)
 from onnxslim.runtime.measure.profile import profile_model
 from onnxslim.runtime.samples.input_sizes import StaticShape
 from onnxslim.runtime.samples.seeded import InputKind, draw_feeds
@@ -99,7 +106,7 @@ class SessionStopwatch:
         keys = [_key(model) for model in models]
         missing = [key for key in dict.fromkeys(keys) if key not in self._latencies]
         for part in _chunks(missing, _AT_ONCE):
-            for key, row in zip(part, self._times(part), strict=True):
+            for key, row in zip(part, self._times(part).ms, strict=True):
                 self._latencies[key] = summarise(row)
         return tuple(self._latencies[key] for key in keys)
 
@@ -138,7 +145,7 @@ class SessionStopwatch:
         before: Model,
         after: Sequence[Model],
         budget_s: float,
-        is_settled: Callable[[np.ndarray], bool] | None = None,
+        is_settled: Callable[[RunTimes], bool] | None = None,
     ) -> tuple[LatencyPair, ...]:
         @contextmanager
         def opened() -> Iterator[Sequence[Run]]:
@@ -149,26 +156,23 @@ class SessionStopwatch:
                 ]
                 yield [session.runner(self._feeds) for session in sessions]
 
-        base, *others = time_sessions(
-            opened, seed=self._seed, budget_s=budget_s, is_settled=is_settled
-        )
-        return tuple(compare_times(base, times) for times in others)
+        times = time_sessions(opened, seed=self._seed, budget_s=budget_s, is_settled=is_settled)
+        return tuple(compare_times(times.rows(0, 1 + n)) for n in range(len(after)))
 
     def _compare(self, first: bytes, others: Sequence[bytes]) -> None:
         """Time `first` against `others`; repeat where noise hides a likely difference."""
-        rows: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+        parts: dict[bytes, list[RunTimes]] = {key: [] for key in others}
         for _ in range(1 + _REPEATS):
-            base, *times = self._times([first, *others])
-            for key, row in zip(others, times, strict=True):
-                before, after = rows.get(key, (base[:0], row[:0]))
-                rows[key] = np.concatenate((before, base)), np.concatenate((after, row))
-                self._pairs[first, key] = compare_times(*rows[key])
+            times = self._times([first, *others])
+            for number, key in enumerate(others, 1):
+                parts[key].append(times.rows(0, number))
+                self._pairs[first, key] = compare_times(RunTimes.joined(parts[key]))
             others = [key for key in others if _is_open(self._pairs[first, key])]
             if not others:
                 return
 
-    def _times(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Milliseconds of small models, (models, rounds)."""
+    def _times(self, keys: Sequence[bytes]) -> RunTimes:
+        """Times of small models."""
         with ExitStack() as stack:
             runs = [
                 self._runner(stack.enter_context(open_session(key, threads=self._threads)))
@@ -233,10 +237,9 @@ def _is_open(pair: LatencyPair) -> bool:
     return pair.ratio > _CLEAR and not pair.is_faster
 
 
-def _are_plain(times_ms: np.ndarray) -> bool:
-    """Whether all models differ from the first beyond doubt; milliseconds, (models, rounds)."""
-    base, *others = times_ms
-    pairs = [compare_times(base, times) for times in others]
+def _are_plain(times: RunTimes) -> bool:
+    """Whether all models differ from the first beyond doubt."""
+    pairs = [compare_times(times.rows(0, other)) for other in range(1, len(times.wall))]
     return all(pair.low > 1 + _PLAIN or pair.high < 1 - _PLAIN for pair in pairs)
 
 

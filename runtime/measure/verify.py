@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 
 from onnxslim.analysis.data_sizes import outputs_sized_by_data
@@ -29,7 +28,7 @@ from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.measure.accuracy import Evaluation, EvaluationSource, open_evaluation
 from onnxslim.runtime.measure.comparing import first_breach, measure_drift
 from onnxslim.runtime.measure.drift import DriftMeter
-from onnxslim.runtime.measure.latency import confirm, time_many
+from onnxslim.runtime.measure.latency import RunTimes, confirm, time_many
 from onnxslim.runtime.measure.output_evidence import output_notes
 from onnxslim.runtime.measure.promise import signature_breach
 from onnxslim.runtime.measure.rounding_noise import (
@@ -44,6 +43,7 @@ from onnxslim.runtime.measure.workload import (
     from_samples,
     from_seed,
     is_branching,
+    sizes_text,
     why_not_run,
 )
 from onnxslim.runtime.samples.seeded import is_silent
@@ -205,7 +205,7 @@ class RuntimeProver:
         pair = confirm(measured)
         while pair.is_slower and len(measured) < _MEASUREMENTS:
             if len(measured) % 2:  # the order of opening can matter
-                measured.append(self._times(after, before, feeds)[::-1])
+                measured.append(self._times(after, before, feeds).rows(1, 0))
             else:
                 measured.append(self._times(before, after, feeds))
             pair = confirm(measured)
@@ -241,6 +241,13 @@ class RuntimeProver:
             )
 
     @property
+    def timed_on(self) -> str | None:
+        """See `Prover`."""
+        if not self._latency or self._workload is None:
+            return None
+        return sizes_text(self._workload.single)
+
+    @property
     def sample(self) -> Feeds | None:
         """The sample that models are timed on; None where no inputs are known."""
         return None if self._workload is None else self._workload.single
@@ -252,11 +259,11 @@ class RuntimeProver:
         """Whether outputs are compared on samples of the user."""
         return self._calibration is not None or self._evaluation_source is not None
 
-    def _times(self, first: Model, second: Model, tour: Sequence[Feeds]) -> np.ndarray:
-        """Milliseconds per sample, (2, rounds)."""
+    def _times(self, first: Model, second: Model, tour: Sequence[Feeds]) -> RunTimes:
+        """Times of a sample."""
         with self._open(first) as a, self._open(second) as b:
             runs = [_around(session, tour) for session in (a, b)]
-            return time_many(runs, seed=self._seed) / len(tour)
+            return time_many(runs, seed=self._seed).per(len(tour))
 
     def _open(self, model: Model, *, optimise: bool = True) -> Session:
         return open_session(model, optimise=optimise, threads=self._threads)

@@ -169,6 +169,12 @@ def why_not_run(model: Model) -> str | None:
     return None
 
 
+def sizes_text(feeds: Feeds) -> str:
+    """The inputs of a run with their sizes: `ids 1x128, mask 1x128`."""
+    sizes = {name: "x".join(map(str, np.shape(array))) for name, array in feeds.items()}
+    return ", ".join(f"{name} {size}".rstrip() for name, size in sizes.items()) or "no inputs"
+
+
 def is_branching(model: Model) -> bool:
     """Whether the nodes that run may depend on the sample, and the latency with them."""
     nodes = (node for graph in walk_graphs(model.graph) for node in graph.nodes)

@@ -6,6 +6,7 @@ user_function   functions named as `module:function`
 fitting         check and convert arrays for the inputs of a model
 rows            samples as rows of arrays
 stream          samples as a stream of runs
+digest          the sha256 of samples, for the record of a run
 input_sizes     sizes for the open dimensions of inputs
 role_values     values for inputs that are masks, indices, ...
 seeded          inputs generated from a seed

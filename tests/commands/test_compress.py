@@ -427,7 +427,7 @@ def test_compare_shows_drift_sizes_and_latency(
     assert ["y", "0.25", "0.1", "20.0", "dB", "0.990000", "50.00", "%", "differ"] in [
         line.split() for line in out.split("\n")
     ]
-    assert "latency 2.00 -> 1.00 ms (2.00x as fast)" in out
+    assert "latency 2.00 -> 1.00 ms, 2.00x (1.90 to 2.10)" in out
     assert "calibration: 5 samples" in out
     assert run("compare", model, model, "--json") == 0
     data = json.loads(capsys.readouterr().out)
@@ -448,7 +448,7 @@ def test_bench_shows_medians_with_spread(
     monkeypatch.setattr(api, "bench_models", timed)
     assert run("bench", model, model, "--seconds", "0.5") == 0
     out = capsys.readouterr().out
-    assert "2.00x as fast, between 1.90 and 2.10" in out
+    assert "2.00 -> 1.00 ms, 2.00x (1.90 to 2.10)" in out
     assert run("bench", model, model, "--json") == 0
     assert json.loads(capsys.readouterr().out)[1]["against_first"]["ratio_low"] == 1.9
     assert asked == [0.5, None]

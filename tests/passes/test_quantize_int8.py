@@ -245,7 +245,8 @@ def test_what_is_slower_on_integers_stays_float_and_a_spelling_repeats_the_choic
     assert "the model is faster" in why_of(report)["z"]
     assert "QGemm" not in kernels(model)
     assert "times as fast as float" in said(report, "tried")
-    again = said(report, "the same without it").partition("without it: ")[2]
+    again = report.resolved
+    assert again is not None
     assert parse_pipeline(again).passes[0].placement == "all"  # type: ignore[attr-defined]
     repeated, _ = quantize(source, again)
     assert repeated.to_bytes() == model.to_bytes()
@@ -268,7 +269,8 @@ def test_with_goal_bytes_slower_integers_are_kept_and_the_report_says_by_how_muc
     assert (found["QLinearConv"], found["QGemm"]) == (2, 1)
     assert stopwatch.profiled == 0
     assert "0.70 times as fast as float" in said(report, "as the goal is bytes")
-    again = said(report, "the same without it").partition("without it: ")[2]
+    again = report.resolved
+    assert again is not None
     assert quantize(residual(), again)[0].to_bytes() == model.to_bytes()
 
 
@@ -313,7 +315,8 @@ def test_parts_of_a_long_sum_can_be_named_again() -> None:
     source = net(nodes, {**weights, **biases}, ["N", 8, 6, 6])
     stopwatch = ScriptedStopwatch({**FASTER, ("Add", True): 3.0})
     model, report = quantize(source, "quantize-int8", stopwatch=stopwatch)
-    again = said(report, "the same without it").partition("without it: ")[2]
+    again = report.resolved
+    assert again is not None
     assert "y_part" in str({**why_of(report)})
     repeated, _ = quantize(source, again)
     assert repeated.to_bytes() == model.to_bytes()
@@ -342,9 +345,10 @@ def test_operators_go_back_to_float_worst_first_until_the_error_holds() -> None:
     model, report = quantize(source, f"quantize-int8:placement=all:max-error={limit}", x=x)
     assert output_error(source, model, x) < (1.2 * limit) ** 2
     assert "back to float" in why_of(report)["h"]
-    again = said(report, "the same without it")
+    again = report.resolved
+    assert again is not None
     assert "skip=" in again or "only=" in again
-    repeated, _ = quantize(source, again.partition("without it: ")[2], x=x)
+    repeated, _ = quantize(source, again, x=x)
     assert repeated.to_bytes() == model.to_bytes()
 
 

@@ -528,8 +528,9 @@ def test_what_is_slower_as_kernels_is_folded_and_the_report_repeats_it(
 ) -> None:
     source = mlp()
     model, report = timed("quantize-weights", faster, source)
-    (said,) = (change.what for change in report.changes if "ratio" in change.what)
-    assert said.endswith(f"form={form} repeats this choice")
+    (said,) = (change.what for change in report.changes if "with kernels" in change.what)
+    assert said.endswith(f"form={form}")
+    assert report.resolved == f"quantize-weights:form={form}"
     again, _ = quantize(source, f"form={form}", X)
     assert [x.tobytes() for x in arrays(model)] == [x.tobytes() for x in arrays(again)]
     assert ops(model) == ops(again)
@@ -541,7 +542,8 @@ def arrays(model: Model) -> list[np.ndarray]:
 
 def test_a_form_that_is_given_is_not_timed() -> None:
     _, report = timed("quantize-weights:form=native", 0.5, mlp())
-    assert not any("ratio" in change.what for change in report.changes)
+    assert report.resolved is None
+    assert not any("with kernels" in change.what for change in report.changes)
 
 
 def test_the_manager_keeps_what_is_smaller() -> None:

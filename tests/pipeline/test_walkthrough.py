@@ -158,7 +158,7 @@ def test_a_step_that_makes_the_model_slower_is_dropped() -> None:
     # Nothing is committed: the model that goes on is the one before the step, not a copy of it.
     assert result is source
     assert not reports[0].committed
-    assert "would be slower: 1.000 to 2.000 ms" in str(reports[0].why_not_committed)
+    assert "would be slower: 1.00 -> 2.00 ms" in str(reports[0].why_not_committed)
     assert prover.asked[-1].startswith("is Relu faster")
 
 

@@ -124,7 +124,7 @@ def test_table_has_a_row_for_each_step_and_for_members_that_did_something() -> N
 def test_verdict_says_it_in_plain_words() -> None:
     assert verdict(report(lossless_step())) == (
         "1.72 MB -> 1.70 MB (-1.2 %), 14 -> 9 nodes, "
-        "latency 0.210 -> 0.200 ms (no difference beyond noise), "
+        "latency 0.210 -> 0.200 ms, 1.04x (0.97 to 1.10), no difference beyond noise, "
         "outputs equal within 3e-07; compared on calibration: 500 samples"
     )
 
@@ -150,7 +150,7 @@ def test_verdict_of_a_lossy_run_names_what_moved() -> None:
     whole = replace(report(step), latency=FASTER)
     whole.before.accuracy, whole.after.accuracy = 0.9912, 0.9900
     assert verdict(whole).endswith(
-        "latency 10.0 -> 5.00 ms (2.00x as fast), accuracy 99.12 -> 99.00 %, outputs moved: "
+        "latency 10.0 -> 5.00 ms, 2.00x (1.90 to 2.10), accuracy 99.12 -> 99.00 %, outputs moved: "
         "SQNR 26.0 dB, top-1 answers agree for 97.50 %; compared on calibration: 500 samples"
     )
 
@@ -188,7 +188,8 @@ def test_what_was_left_out_comes_with_its_numbers() -> None:
     assert "quantize-int8 (left out)" in text
     assert (
         "left out: quantize-int8: the model would be slower [measured: 500 kB; latency "
-        "10.0 -> 20.0 ms (slower, 0.50x as fast); SQNR 26.0 dB, top-1 answers agree for 97.50 %]"
+        "10.0 -> 20.0 ms, 0.50x (0.45 to 0.55), slower; SQNR 26.0 dB, top-1 answers agree for "
+        "97.50 %]"
     ) in text
 
 
@@ -283,7 +284,10 @@ def test_json_has_the_documented_shape() -> None:
         "nodes": 14, "parameters": 431_080, "initializer_bytes": 1_724_320,
         "file_bytes": 1_724_800, "macs": 2_293_000,
     }  # fmt: skip
-    assert data["after"]["latency_ms"] == {"median": 0.2, "p10": 0.19, "p90": 0.21, "runs": 50}
+    assert data["after"]["latency_ms"] == {
+        "median": 0.2, "p10": 0.19, "p90": 0.21, "runs": 50, "pairs_mean": None,
+    }  # fmt: skip
+    assert data["latency"]["clock"] == "wall"
     first, second = data["passes"]
     assert first["spec"] == "simplify"
     assert first["fidelity"] == "CLOSE"

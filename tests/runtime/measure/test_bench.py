@@ -27,16 +27,16 @@ def test_every_model_after_the_first_is_paired_with_it(tmp_path: Path) -> None:
     assert (first[0], second[0]) == ("model 1", str(path))
     assert first[2] is None
     assert third[2] is not None
-    assert third[2].before == first[1]
+    assert third[2].before.median == first[1].median
     assert first[1].runs == 8 * latency.SESSION_SETS
 
 
 def test_models_run_as_long_as_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
 
-    def timed(opened: object, *, seed: int, budget_s: float) -> np.ndarray:
+    def timed(opened: object, *, seed: int, budget_s: float) -> latency.RunTimes:
         given.append(budget_s)
-        return np.ones((1, 7))
+        return latency.RunTimes(np.ones((1, 7)), np.ones((1, 7)))
 
     monkeypatch.setattr(bench_module, "time_sessions", timed)
     bench([Model.load(parse(MODEL))])

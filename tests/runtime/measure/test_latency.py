@@ -16,6 +16,7 @@ from onnxslim.runtime.measure.latency import (
     MIN_ROUNDS,
     SESSION_SETS,
     Run,
+    RunTimes,
     compare_times,
     confirm,
     median_interval,
@@ -43,13 +44,19 @@ class Clock:
 
 
 def time_pair(before: Run, after: Run, seed: int = 0) -> LatencyPair:
-    return compare_times(*time_many((before, after), seed=seed))
+    return compare_times(time_many((before, after), seed=seed))
+
+
+def idle(ms: list[list[float]] | np.ndarray) -> RunTimes:
+    """Times on a machine that does nothing else."""
+    return RunTimes(np.asarray(ms), np.asarray(ms))
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock.now)
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(latency.time, name, lambda: clock.now)
     return clock
 
 
@@ -86,7 +93,7 @@ def test_models_take_turns_in_an_order_that_the_seed_decides(clock: Clock) -> No
 
 def test_tiny_parts_of_models_run_in_blocks(clock: Clock) -> None:
     runs = clock.model("a", 1e-5), clock.model("b", 1e-5)
-    times = time_many(runs, cold=False)
+    times = time_many(runs, cold=False).ms
     assert times.shape == (2, MAX_ROUNDS)
     assert clock.order.count("a") >= 20 * MAX_ROUNDS
     np.testing.assert_allclose(times, 0.01)
@@ -96,7 +103,7 @@ def test_other_work_comes_before_each_run_and_is_not_timed(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "_other_work", lambda: clock.model("-", 1e-4))
-    times = time_many((clock.model("a", 2e-5), clock.model("b", 1e-5)))
+    times = time_many((clock.model("a", 2e-5), clock.model("b", 1e-5))).ms
     np.testing.assert_allclose(np.median(times, axis=1), [0.02, 0.01])
     turns = clock.order[-4 * MAX_ROUNDS :]
     assert turns[::2] == ["-"] * (2 * MAX_ROUNDS)
@@ -107,7 +114,7 @@ def test_other_work_counts_against_the_budget(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "_other_work", lambda: clock.model("-", 0.01))
-    times = time_many((clock.model("a", 1e-4), clock.model("b", 1e-4)), budget_s=1.0)
+    times = time_many((clock.model("a", 1e-4), clock.model("b", 1e-4)), budget_s=1.0).ms
     assert times.shape == (2, 49)
     assert clock.now == pytest.approx(1.0, abs=0.05)
 
@@ -139,7 +146,7 @@ def test_sessions_of_small_models_are_opened_anew(clock: Clock, seconds: float, 
         moved = 1 + 0.1 * opened[0]  # by where its memory lies
         yield clock.model("a", 2 * seconds * moved), clock.model("b", seconds)
 
-    before, after = time_sessions(sessions)
+    before, after = time_sessions(sessions).ms
     assert opened == [sets]
     assert len(before) == len(after)
     ratios = sorted({round(ratio, 3) for ratio in before / after})
@@ -155,9 +162,9 @@ def test_rounds_follow_the_budget(a_round: float, rounds: int) -> None:
 
 def test_many_models_share_each_round(clock: Clock) -> None:
     times = time_many([clock.model(name, 0.01 * n) for n, name in enumerate("abc", 1)])
-    assert times.shape[0] == 3
-    np.testing.assert_allclose(np.median(times, axis=1), [10, 20, 30])
-    assert compare_times(times[0], times[2]).ratio == pytest.approx(1 / 3)
+    assert times.ms.shape[0] == 3
+    np.testing.assert_allclose(np.median(times.ms, axis=1), [10, 20, 30])
+    assert compare_times(times.rows(0, 2)).ratio == pytest.approx(1 / 3)
 
 
 @settings(deadline=None, max_examples=50)
@@ -178,8 +185,8 @@ def test_interval_covers_the_true_median_in_95_of_100_cases(n: int) -> None:
 
 
 def test_slower_once_and_not_again_is_no_difference() -> None:
-    slow, level = np.array([[1.0] * 9, [1.1] * 9]), np.array([[1.0] * 9, [1.0] * 9])
-    assert compare_times(*slow).is_slower
+    slow, level = idle([[1.0] * 9, [1.1] * 9]), idle([[1.0] * 9, [1.0] * 9])
+    assert compare_times(slow).is_slower
     assert confirm([slow, slow]).is_slower
     both = confirm([slow, level])
     assert not both.is_slower
@@ -192,3 +199,41 @@ def test_failing_run_is_a_runtime_failure() -> None:
 
     with pytest.raises(RuntimeFailure, match=r"while the model was timed: no such input\."):
         time_pair(fail, fail)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=60))
+def test_before_and_after_give_the_ratio_which_lies_in_its_interval(
+    pairs: list[tuple[float, float]],
+) -> None:
+    times = np.array(pairs).T
+    pair = compare_times(idle(times))
+    assert pair.before.ms / pair.after.ms == pytest.approx(pair.ratio)
+    assert pair.low <= pair.ratio <= pair.high
+    for latency_, row in ((pair.before, times[0]), (pair.after, times[1])):
+        assert row.min() - 1e-9 <= latency_.ms <= row.max() + 1e-9
+
+
+def test_times_of_other_programs_are_told_apart_and_left_out() -> None:
+    rng = np.random.default_rng(0)
+    own = np.stack([np.full(40, 10.0), np.full(40, 11.0)])
+    pair = compare_times(RunTimes(own + rng.exponential(60, own.shape), own))
+    assert pair.is_busy
+    assert pair.waiting > 0.8
+    assert (pair.before.ms, pair.after.ms) == (10, 11)
+    assert pair.is_slower
+    alone = compare_times(RunTimes(own * 1.05, own))
+    assert not alone.is_busy
+    assert alone.before.ms == pytest.approx(10.5)
+
+
+def test_a_busy_machine_gives_as_many_pairs_in_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, share = Clock(), 0.4
+    monkeypatch.setattr(latency.time, "thread_time", lambda: clock.now)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock.now / share)
+    monkeypatch.setattr(latency, "_other_work", lambda: lambda: None)
+    pair = time_pair(clock.model("a", 0.02), clock.model("b", 0.01))
+    assert pair.waiting == pytest.approx(1 - share)
+    assert pair.before.runs == rounds_within(latency.BUDGET_S, 0.03)
+    share = 0.01  # next to nothing: the clock on the wall ends it
+    assert time_pair(clock.model("a", 0.02), clock.model("b", 0.01)).before.runs == MIN_ROUNDS

@@ -18,6 +18,7 @@ from onnxslim.records import Fidelity
 from onnxslim.runtime import session
 from onnxslim.runtime.measure import latency
 from onnxslim.runtime.measure import verify as verify_module
+from onnxslim.runtime.measure.latency import RunTimes
 from onnxslim.runtime.measure.verify import RuntimeProver
 from support import parse
 
@@ -441,14 +442,14 @@ def test_models_that_take_microseconds_can_be_timed(monkeypatch: pytest.MonkeyPa
     assert pair.before.median > 0
 
 
-SLOWER = np.array([[1.0] * 9, [2.0] * 9])
-LEVEL = np.array([[1.0, 1.1] * 5, [1.1, 1.0] * 5])
+SLOWER = RunTimes(*[np.array([[1.0] * 9, [2.0] * 9])] * 2)
+LEVEL = RunTimes(*[np.array([[1.0, 1.1] * 5, [1.1, 1.0] * 5])] * 2)
 
 
 def test_slower_model_is_timed_again_in_turned_order_and_said_to_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rounds = [SLOWER, SLOWER[::-1], SLOWER, SLOWER[::-1]]
+    rounds = [SLOWER, SLOWER.rows(1, 0), SLOWER, SLOWER.rows(1, 0)]
     monkeypatch.setattr(verify_module, "time_many", lambda *a, **k: rounds.pop(0))
     prover = RuntimeProver()
     model = net()
@@ -461,7 +462,7 @@ def test_slower_model_is_timed_again_in_turned_order_and_said_to_be(
 
 
 def test_model_that_seemed_slower_once_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds = [SLOWER, SLOWER[::-1], LEVEL, SLOWER]
+    rounds = [SLOWER, SLOWER.rows(1, 0), LEVEL, SLOWER]
     monkeypatch.setattr(verify_module, "time_many", lambda *a, **k: rounds.pop(0))
     prover = RuntimeProver()
     model = net()

@@ -1,0 +1,95 @@
+"""The record of a run: what it takes to get the same bytes again, in the report and in the file."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from onnxslim.pipeline.grammar import Pipeline, resolved_text
+from onnxslim.pipeline.policy import Policy
+from onnxslim.report import Report, RunRecord, StepReport
+from onnxslim.run.settings import RunSettings
+
+PIPELINE_KEY: Final = "onnxslim.pipeline"
+"""Key in `metadata_props` of the pipeline that made a file, as it was given."""
+
+RESOLVED_KEY: Final = "onnxslim.resolved"
+"""Key of the resolved pipeline, which makes the same bytes of the same input and data."""
+
+SOURCE_KEY: Final = "onnxslim.input_sha256"
+"""Key of the sha256 of the file that a file was made from."""
+
+_CPU_INFO: Final = Path("/proc/cpuinfo")
+
+
+def run_record(
+    pipeline: Pipeline,
+    steps: Iterable[StepReport],
+    policy: Policy,
+    settings: RunSettings,
+    data_sha256: Mapping[str, str],
+) -> RunRecord:
+    """What a run of `pipeline` went by, with its steps as they were kept or left out."""
+    given = str(pipeline) if pipeline.given is None else pipeline.given
+    return RunRecord(
+        pipeline=given,
+        resolved=resolved_text(given, map(_resolved_step, filter(_is_kept, steps))),
+        settings=_bearing(policy, settings),
+        data_sha256=data_sha256,
+        processor=processor_name(),
+    )
+
+
+def metadata(report: Report) -> dict[str, str | None]:
+    """The entries of `metadata_props` that tell where a file comes from; nothing of the time."""
+    record = report.record
+    if record is None:
+        return {SOURCE_KEY: report.before.sha256}
+    return {
+        PIPELINE_KEY: record.pipeline,
+        RESOLVED_KEY: record.resolved,
+        SOURCE_KEY: report.before.sha256,
+        "onnxslim.data_sha256": _spelled(record.data_sha256) or None,
+        "onnxslim.settings": _spelled(record.settings),
+        "onnxslim.versions": _spelled(report.versions),
+        "onnxslim.processor": record.processor,
+    }
+
+
+def processor_name() -> str:
+    """The processor of this machine, as the system calls it."""
+    try:
+        lines = _CPU_INFO.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _is_kept(step: StepReport) -> bool:
+    """Whether a step belongs in the resolved pipeline; timing may have decided to do nothing."""
+    return step.committed and bool(step.changes)
+
+
+def _resolved_step(step: StepReport) -> str:
+    return step.resolved or step.spec
+
+
+def _bearing(policy: Policy, settings: RunSettings) -> dict[str, str]:
+    """The options of the command, besides pipeline and data, that bear on the result."""
+    floors = policy.floors
+    wanted = {
+        "seed": settings.seed,
+        "goal": policy.goal.value,
+        "threads": settings.threads,
+        "max-drop": floors.max_drop,
+        "min-agreement": floors.min_agreement,
+        "min-sqnr": floors.min_sqnr_db,
+    }
+    return {name: f"{value}" for name, value in wanted.items() if value is not None}
+
+
+def _spelled(entries: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in entries.items())
