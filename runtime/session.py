@@ -256,13 +256,16 @@ def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[s
         else:
             embedded.append((tensor, payload))
     shapes = _declared_shapes(model)
-    if proto.ByteSize() + sum(payload.nbytes for _, payload in embedded) > PROTOBUF_LIMIT:
+    lists = sum(payload.nbytes for payload in payloads if payload.is_list)
+    tensors = sum(payload.nbytes for _, payload in embedded)
+    if proto.ByteSize() + lists + tensors > PROTOBUF_LIMIT:
         return _open_staged(model, options, providers, shapes)
     for tensor, payload in embedded:
         _embed(tensor, payload)
     if names:
         options.add_external_initializers(names, values)
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(providers))
+    whole = b"".join(wire.join(proto.SerializeToString(), payloads, tensors=False)[0])
+    session = ort.InferenceSession(whole, options, providers=list(providers))
     return Session(session, shapes, values)
 
 

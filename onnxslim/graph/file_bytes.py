@@ -16,6 +16,7 @@ from onnxslim.graph.dims import static_shape
 from onnxslim.graph.ir import (
     Constant,
     Node,
+    StoredList,
     StoredSparse,
     storage_bytes,
     subgraphs_of,
@@ -79,6 +80,8 @@ def node_bytes(node: Node) -> int:
 
 
 def _value_bytes(value: object) -> int:
+    if isinstance(value, StoredList):
+        return len(value.buffer)
     if isinstance(value, list | str | bytes):
         return 2 * len(value) if isinstance(value, list) else 2 + len(value)
     return constant_bytes(value, is_input=False) if isinstance(value, Constant) else 2

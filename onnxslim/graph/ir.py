@@ -14,7 +14,10 @@ pass is written against graphsurgeon's documented attributes: `node.op`, `node.a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -104,6 +107,37 @@ class Stored(LazyValues):
             full.raw_data = bytes(self.buffer)
             return np.array(numpy_helper.to_array(full))
         return np.frombuffer(self.buffer, self.dtype.newbyteorder("<")).reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StoredList:
+    """A long list of an operator of `ai.onnx.ml` as it lies in the file: nobody reads its entries.
+
+    Two of them are equal where their bytes are.
+
+    Attributes:
+        name: of the attribute.
+        kind: of AttributeProto: FLOATS, INTS or STRINGS.
+        buffer: the serialized attribute, name and kind included.
+    """
+
+    name: str
+    kind: int
+    buffer: Buffer
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A digest of all bytes."""
+        return hashlib.blake2b(self.buffer, digest_size=16).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoredList) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"StoredList({self.name}, {len(self.buffer)} bytes, {self.digest.hex()})"
 
 
 class StoredSparse(LazyValues):

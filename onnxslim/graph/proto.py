@@ -22,6 +22,7 @@ from onnxslim.graph.ir import (
     Graph,
     Node,
     Stored,
+    StoredList,
     StoredSparse,
     Variable,
     node_label,
@@ -161,7 +162,17 @@ class _Reader:
         node.extra = _leftovers(proto, _NODE_FIELDS)
         return node
 
+    def _list(self, proto: AttributeProto, offset: int, nbytes: int) -> wire.Buffer:
+        stub = onnx.TensorProto(name=proto.name, data_type=onnx.TensorProto.UINT8, dims=[nbytes])
+        wire.placeholder(stub, offset, nbytes)
+        found = self.read(stub)
+        assert found is not None
+        return found
+
     def attribute(self, proto: AttributeProto, scope: dict[str, gs.Tensor]) -> Any:
+        placed = wire.list_entries(proto)
+        if placed is not None:
+            return StoredList(proto.name, proto.type, self._list(proto, *placed))
         kind = proto.type  # a reference means nothing outside a function: the value counts
         if kind in _PLAIN:
             value = getattr(proto, _PLAIN[kind])
@@ -346,6 +357,11 @@ class _Writer:
         if isinstance(value, AttributeProto):
             proto.CopyFrom(value)
             proto.name = name
+            return
+        if isinstance(value, StoredList):
+            index, nbytes = len(self.payloads), len(value.buffer)
+            proto.CopyFrom(wire.list_placeholder(name, value.kind, index, nbytes))
+            self.payloads.append(wire.Payload(nbytes, lambda: value.buffer, is_list=True))
             return
         proto.name = name
         kind = kind or self._attribute_type(node, name, value)

@@ -12,7 +12,12 @@ word of this process that no file can contain by accident. Everything that takes
 with external data (shape inference, an onnxruntime session with initializers given in memory)
 therefore takes a skeleton as it is.
 
-Only length-delimited fields that can hold a tensor are entered, and only when they are at least
+Models of the domain `ai.onnx.ml` keep their numbers in lists: each node of a tree is an entry in
+ten attributes. A long list is cut out as well: the placeholder is an attribute of the same name and
+type with one entry, whose `doc_string` begins with `PLACEHOLDER`; the payload is the attribute as
+it was. Lists whose length says how large an output is stay.
+
+Only length-delimited fields that can hold a payload are entered, and only when they are at least
 `threshold` bytes long: the cost is one step per node and initializer, not per byte.
 Reference: protobuf encoding, https://protobuf.dev/programming-guides/encoding/
 """
@@ -30,6 +35,7 @@ from onnxslim.errors import ModelError
 
 PLACEHOLDER: Final = f"onnxslim-{secrets.token_hex(8)}"
 DEFAULT_THRESHOLD: Final = 1024
+LIST_THRESHOLD: Final = 1 << 14  # bytes of an attribute that is a list
 MAX_DEPTH: Final = 100  # protobuf's own limit on nested messages
 
 Buffer = bytes | memoryview
@@ -64,20 +70,41 @@ _PACKED_AS_RAW: Final[dict[int, frozenset[int]]] = {
 }
 _DATA_FIELDS: Final = frozenset({_RAW_DATA, *_PACKED_AS_RAW})
 _INT64_DATA: Final = 7
+_ATTRIBUTE: Final = "AttributeProto"
+_NODE_DOMAIN, _ATTRIBUTE_NAME, _ATTRIBUTE_DOC = 7, 1, 13
+_LIST_DOMAIN: Final = b"ai.onnx.ml"
+# lists on which the size of an output depends
+_SIZES: Final = ("cats_", "classlabels_", "int64_vocabulary", "string_vocabulary")
+_LIST_FIELDS: Final = {  # type -> field of the entries
+    int(onnx.AttributeProto.FLOATS): 7,
+    int(onnx.AttributeProto.INTS): 8,
+    int(onnx.AttributeProto.STRINGS): 9,
+}
+_TYPE_TAG: Final = b"\xa0\x01"  # field 20 of AttributeProto, a varint
+_LIST_KINDS: Final = {field: kind for kind, field in _LIST_FIELDS.items()}
 _LOCATED_FIELDS: Final = _DATA_FIELDS | {_INT64_DATA}
 
 
 @dataclass(frozen=True)
 class Payload:
-    """The bytes of one tensor: `nbytes` of them, which `read` produces when they are written."""
+    """The bytes of one tensor or list: `nbytes` of them, which `read` gives when they are written.
+
+    Attributes:
+        is_list: whether they are an attribute of its own, and not the values of a tensor.
+    """
 
     nbytes: int
     read: Callable[[], Buffer]
+    is_list: bool = False
 
 
 @dataclass
 class SplitFile:
-    """A model without its large weights; a placeholder's `offset` points into the file."""
+    """A model without its large weights; a placeholder's `offset` points into the file.
+
+    Attributes:
+        tensors: number of payloads, lists included.
+    """
 
     skeleton: bytes
     tensors: int
@@ -94,18 +121,28 @@ def split(file: memoryview, threshold: int = DEFAULT_THRESHOLD) -> SplitFile:
     return SplitFile(b"".join(chunks), counter[0])
 
 
-def join(skeleton: bytes, payloads: Sequence[Payload]) -> tuple[Iterator[Buffer], int]:
+def join(
+    skeleton: bytes, payloads: Sequence[Payload], *, tensors: bool = True
+) -> tuple[Iterator[Buffer], int]:
     """The chunks of the whole file and their total length in bytes.
 
-    A placeholder's `offset` is an index into `payloads`.
+    Args:
+        skeleton: a placeholder's `offset` is an index into `payloads`.
+        payloads: of all placeholders.
+        tensors: whether placeholders of tensors are replaced, or only those of lists.
     """
+    if not tensors and not any(payload.is_list for payload in payloads):
+        return iter((skeleton,)), len(skeleton)
     marker = PLACEHOLDER.encode()
     marks = []
     at = skeleton.find(marker)
     while at >= 0:
         marks.append(at)
         at = skeleton.find(marker, at + len(marker))
-    parts, total = _splice(memoryview(skeleton), 0, len(skeleton), "ModelProto", marks, payloads)
+    known: Sequence[Payload | None] = payloads
+    if not tensors:
+        known = [payload if payload.is_list else None for payload in payloads]
+    parts, total = _splice(memoryview(skeleton), 0, len(skeleton), "ModelProto", marks, known)
     return (part.read() if isinstance(part, Payload) else part for part in parts), total
 
 
@@ -146,6 +183,28 @@ def placeholder(tensor: onnx.TensorProto, offset: int, nbytes: int) -> None:
     entries = (("location", PLACEHOLDER), ("offset", str(offset)), ("length", str(nbytes)))
     for key, value in entries:
         tensor.external_data.add(key=key, value=value)
+
+
+def list_placeholder(name: str, kind: int, offset: int, nbytes: int) -> onnx.AttributeProto:
+    """A placeholder for a list of `nbytes` bytes: one entry, so that its type is what it was."""
+    stub = onnx.AttributeProto(name=name, doc_string=f"{PLACEHOLDER} {offset} {nbytes}")
+    stub.type = kind  # type: ignore[assignment]
+    if kind == onnx.AttributeProto.FLOATS:
+        stub.floats.append(0.0)
+    elif kind == onnx.AttributeProto.INTS:
+        stub.ints.append(0)
+    else:
+        stub.strings.append(b"")
+    return stub
+
+
+def list_entries(attribute: onnx.AttributeProto) -> tuple[int, int] | None:
+    """Offset and length of the list that `attribute` is a placeholder for; None for others."""
+    word, _, numbers = attribute.doc_string.partition(" ")
+    if word != PLACEHOLDER:
+        return None
+    offset, nbytes = numbers.split(" ")
+    return int(offset), int(nbytes)
 
 
 def external_entries(tensor: onnx.TensorProto) -> dict[str, str]:
@@ -270,12 +329,20 @@ def _cut(
         return _cut_tensor(data, start, end, threshold, counter)
     children = _CHILDREN[message]
     chunks: list[Buffer] = []
+    inner: list[Buffer]
     total, kept = 0, start  # bytes in `chunks`; everything before `kept` is in them
+    may_have_lists = message == "NodeProto" and _domain(data, start, end) == _LIST_DOMAIN
     for number, kind, field, content, stop in _fields(data, start, end):
         if stop - content < threshold or kind != _LEN or number not in children:
             continue
         before = counter[0]
-        inner, size = _cut(data, content, stop, children[number], threshold, counter, depth + 1)
+        found = _list(data, content, stop) if may_have_lists else None
+        if found is not None:
+            counter[0] += 1
+            stub = list_placeholder(*found, content, stop - content).SerializeToString()
+            inner, size = [stub], len(stub)
+        else:
+            inner, size = _cut(data, content, stop, children[number], threshold, counter, depth + 1)
         if counter[0] == before:
             continue  # no large tensor inside: the field is copied with what follows
         # the message got shorter, so its length, and every length around it, is written anew
@@ -285,6 +352,36 @@ def _cut(
         kept = stop
     chunks.append(data[kept:end])
     return chunks, total + end - kept
+
+
+def _domain(data: memoryview, start: int, end: int) -> bytes:
+    """The domain of a NodeProto."""
+    found = b""
+    for number, kind, _, content, stop in _fields(data, start, end):
+        if number == _NODE_DOMAIN and kind == _LEN:
+            found = bytes(data[content:stop])
+    return found
+
+
+def _list(data: memoryview, start: int, end: int) -> tuple[str, int] | None:
+    """Name and type of the AttributeProto in these bytes, if it is a long list.
+
+    Entries are many and small, so they are not read: the name comes first, the type last, as all
+    that write protobuf order fields by number.
+    """
+    if end - start < LIST_THRESHOLD:
+        return None
+    fields = _fields(data, start, end)
+    number, kind, _, content, stop = next(fields)
+    if number != _ATTRIBUTE_NAME or kind != _LEN:
+        return None
+    name = bytes(data[content:stop]).decode(errors="replace")
+    first, *_ = next(fields, (0, 0))
+    declared = _LIST_KINDS.get(first)
+    tail = bytes(data[end - len(_TYPE_TAG) - 1 : end])
+    if declared is None or tail != _TYPE_TAG + bytes([declared]) or name.startswith(_SIZES):
+        return None
+    return name, declared
 
 
 def _cut_tensor(
@@ -329,7 +426,9 @@ def _locate(
             continue
         place = (number, counts[number])
         counts[number] += 1
-        if stop - content >= threshold:
+        if stop - content >= threshold and not (
+            children[number] == _ATTRIBUTE and _list(data, content, stop)
+        ):
             yield from _locate(data, content, stop, children[number], threshold, (*path, place))
 
 
@@ -370,7 +469,7 @@ def _splice(
     end: int,
     message: str,
     marks: Sequence[int],
-    payloads: Sequence[Payload],
+    payloads: Sequence[Payload | None],
 ) -> tuple[list[Buffer | Payload], int]:
     """The inverse of `_cut`; `marks` are the positions of placeholders inside this message."""
     if message == _TENSOR:
@@ -386,6 +485,8 @@ def _splice(
         first = mark  # the marks from here up to `stop` lie in this field
         while mark < len(marks) and marks[mark] < stop:
             mark += 1
+        if message == _ATTRIBUTE and number == _ATTRIBUTE_DOC:
+            return _splice_list(data[start:end], payloads)
         child = children[number]
         inner, size = _splice(data, content, stop, child, marks[first:mark], payloads)
         head = _encode_varint(number << 3 | _LEN) + _encode_varint(size)
@@ -396,11 +497,23 @@ def _splice(
     return parts, total + end - kept
 
 
+def _splice_list(
+    message: memoryview, payloads: Sequence[Payload | None]
+) -> tuple[list[Buffer | Payload], int]:
+    entries = list_entries(onnx.AttributeProto.FromString(message))
+    payload = None if entries is None else payloads[entries[0]]
+    if payload is None:  # the word stands somewhere in a text
+        return [message], len(message)
+    return [payload], payload.nbytes
+
+
 def _splice_tensor(
-    message: memoryview, payloads: Sequence[Payload]
+    message: memoryview, payloads: Sequence[Payload | None]
 ) -> tuple[list[Buffer | Payload], int]:
     tensor = onnx.TensorProto.FromString(message)
     payload = payloads[int(external_entries(tensor)["offset"])]
+    if payload is None:
+        return [message], len(message)
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
     header = tensor.SerializeToString()

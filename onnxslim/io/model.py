@@ -237,7 +237,7 @@ class Model:
         chunks, total = wire.join(skeleton, payloads)
         if external is None:
             external = bool(self.origin.external) or total > PROTOBUF_LIMIT
-        if external and payloads:
+        if external and not all(payload.is_list for payload in payloads):
             _write_external(staged, skeleton, payloads)
         else:
             staged.write(chunks)
@@ -323,13 +323,17 @@ def _write_external(staged: Staged, skeleton: bytes, payloads: list[wire.Payload
             index = int(entries["offset"])
             wire.placeholder(tensor, offsets[index], payloads[index].nbytes)
             tensor.external_data[0].value = named.name
-    staged.write([model.SerializeToString(deterministic=True)])
+    whole = model.SerializeToString(deterministic=True)
+    staged.write(wire.join(whole, payloads, tensors=False)[0])
 
 
 def _aligned(payloads: Iterable[wire.Payload], offsets: list[int]) -> Iterator[Buffer]:
     """The payloads with zeros between them; where each begins is appended to `offsets`."""
     at = 0
     for payload in payloads:
+        if payload.is_list:  # part of the model itself
+            offsets.append(at)
+            continue
         gap = -at % _ALIGNMENT
         yield b"\0" * gap
         offsets.append(at + gap)
