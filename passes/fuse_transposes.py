@@ -1,4 +1,4 @@
-"""Merge Transposes, and remove those that cancel across elementwise operators.
+"""Merge Transposes, and remove those that cancel across operators that commute with them.
 
 Rewrite:
     ```
@@ -22,22 +22,25 @@ Rewrite:
     In the same way:
     - Transpose of a Transpose becomes one Transpose, or none;
     - an operator on two equal Transposes becomes the Transpose of that operator;
+    - Transposes cancel across Softmax, reductions, Concat, Split, Slice, Pad, ArgMax,
+      LayerNormalization and quantization as well, whose axes move with them;
     - a Transpose that moves only axes of size 1 becomes part of a Reshape beside it;
-    - a Reduce behind a Transpose reduces other axes of the Transpose's input, where the remaining
-      axes are in order.
+    - a Reduce, ArgMax or ArgMin behind a Transpose reduces other axes of the Transpose's input,
+      where the remaining axes are in order.
 
 Why it is correct:
     Elementwise operators commute with a permutation of the axes when all operands are permuted
-    alike; constants are permuted at compile time. Axes of size 1 do not affect the order of
-    elements.
+    alike; constants are permuted at compile time. An operator along an axis commutes when it works
+    along the axis of that place before the permutation (`analysis/permuting.py`). Axes of size 1 do
+    not affect the order of elements.
 
 Declines when:
-    1. No node would be saved: a value in between has other users, or nothing cancels.
+    1. No Transpose would be saved: values in between have other users, or nothing cancels.
     2. A constant in between is used elsewhere, and would be stored twice.
     3. The rank, or the operands in between, are not known.
 
 Fidelity:
-    CLOSE where a floating-point sum is taken in another order (Reduce), else EXACT.
+    CLOSE where a floating-point sum is taken in another order (Reduce, Softmax), else EXACT.
 
 Reference:
     The ONNX operator specification: Transpose.
@@ -45,7 +48,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -53,6 +56,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
+from onnxslim.analysis.permuting import (
+    COMMUTING,
+    Moved,
+    Perm,
+    composed,
+    inverse,
+    is_identity,
+    moved,
+    permuted_inputs,
+)
 from onnxslim.analysis.reshaping import reshape_target
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import axes_of, const_array, const_value, normalized
@@ -61,24 +74,16 @@ from onnxslim.graph.sizes import Shape
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
 
-Perm = tuple[int, ...]
-
-_UNARY_NAMES: Final = (
-    "Abs Cast Ceil Celu Clip Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu "
-    "Log Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Tanh "
-    "ThresholdedRelu"
-)
-_UNARY: Final = frozenset(_UNARY_NAMES.split())  # of the first input; others are scalars
-_BINARY_NAMES: Final = "Add And Div Equal Greater Less Max Min Mul Or Pow PRelu Sub Sum Where Xor"
-_BINARY: Final = frozenset(_BINARY_NAMES.split())
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-_ORDER_FREE: Final = frozenset(("ReduceMax", "ReduceMin"))
-_REDUCE: Final = (*_ORDER_FREE, "ReduceSum", "ReduceMean", "ReduceProd", "ReduceL1", "ReduceL2")
+_ORDER_FREE: Final = frozenset(("ReduceMax", "ReduceMin", "ArgMax", "ArgMin"))
+_REDUCE: Final = ("ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean", "ReduceProd", "ReduceL1")
+_DROPPING: Final = (*_REDUCE, "ReduceL2", "ArgMax", "ArgMin")
+_MAX_NODES: Final = 64  # of a region, which bounds what the search from one Transpose costs
 
 
 @dataclass(frozen=True)
 class FuseTransposes(Pass):
-    """Merge Transposes, and remove those that cancel across elementwise operators."""
+    """Merge Transposes, and remove those that cancel across operators that commute with them."""
 
     name: ClassVar[str] = "fuse-transposes"
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
@@ -89,35 +94,33 @@ class FuseTransposes(Pass):
         if not any(node.op == "Transpose" for part in rw.graphs() for node in part.nodes):
             return rw.result()
         fuser = _TransposeFuser(rw, SizeFlow(graph, rw.opset))
-        for node in rw.walk("Transpose", *_RESHAPING, *_REDUCE, *_BINARY):
+        for node in rw.walk("Transpose", *_RESHAPING, *COMMUTING):
             if node.op == "Transpose":
                 fuser.merge_upwards(node)
             elif node.op in _RESHAPING:
                 fuser.absorb_into_reshape(node)
-            elif node.op in _REDUCE:
-                fuser.absorb_into_reduce(node)
-            else:
+            elif not fuser.absorb_into_reduce(node):
                 fuser.sink_below(node)
         return rw.result()
 
 
 @dataclass
-class _ElementwiseRegion:
-    """Elementwise nodes between Transposes; each node has one user, inside the region.
+class _Region:
+    """Nodes that commute with the Transposes above them.
 
     Attributes:
         perm: the permutation that all Transposes above the region share.
-        nodes: consumers before producers.
-        leaves: (node, input index, tensor above the Transpose) for each Transpose that is read.
-        constants: (node, input index, constant) for each constant that is read.
-        dying: Transposes that nothing outside the region uses.
+        nodes: in the order in which they were found.
+        leaves: (node, input index) of each Transpose that is read -> the tensor above it.
+        above: the Transposes that are read.
+        constants: (node, input index) of each constant that is read.
     """
 
-    perm: Perm | None = None
-    nodes: list[Node] = field(default_factory=list)
-    leaves: list[tuple[Node, int, gs.Tensor]] = field(default_factory=list)
-    constants: list[tuple[Node, int, gs.Tensor]] = field(default_factory=list)
-    dying: set[Node] = field(default_factory=set)
+    perm: Perm
+    nodes: dict[Node, Moved | None] = field(default_factory=dict)
+    leaves: dict[tuple[Node, int], gs.Tensor] = field(default_factory=dict)
+    above: set[Node] = field(default_factory=set)
+    constants: list[tuple[Node, int]] = field(default_factory=list)
 
 
 class _TransposeFuser:
@@ -150,8 +153,8 @@ class _TransposeFuser:
         first = self.perm(above)
         if first is None or len(first) != len(perm):
             return
-        both = tuple(first[axis] for axis in perm)
-        if both == tuple(range(len(both))):
+        both = composed(first, perm)
+        if is_identity(both):
             self.rw.substitute(node, above.inputs[0], "a Transpose and its inverse")
         elif self.rw.private_producer(node.inputs[0], "Transpose") is None:
             self.rw.skip(node, "the Transpose before it has other users")  # declines 1
@@ -188,149 +191,263 @@ class _TransposeFuser:
         return True
 
     def _cancel(self, node: Node, perm: Perm) -> None:
-        """Merge with the Transposes on the other side of elementwise operators."""
-        region = self._region(node.inputs[0], len(perm))
-        if region is None or region.perm is None:
-            return
-        both = tuple(region.perm[axis] for axis in perm)
-        cancels = both == tuple(range(len(both)))
-        if not region.nodes or len(region.dying) + cancels < 1:
-            self.rw.skip(node, "moving it would not save a node")  # declines 1
-            return
-        if cancels and not self.rw.can_substitute(node, node.inputs[0]):
-            return
-        result = self._rebuilt(region, node)
-        if cancels:
-            self.rw.substitute(node, result, "it cancels against an inverse Transpose")
-        else:
-            what = "merged with a Transpose across elementwise operators"
-            self.rw.update(node, what, inputs=[result], attrs={"perm": list(both)})
+        """Merge with the Transposes on the other side of operators that commute with them."""
+        below = self.rw.producer(node.inputs[0], *COMMUTING)
+        if below is not None and self.rw.graph_of(below) is self.rw.graph_of(node):
+            self._rewrite(below, len(perm))
 
     def sink_below(self, node: Node) -> None:
         """Replace ``Add(Transpose(x), Transpose(z))`` with ``Transpose(Add(x, z))``."""
         above = [self.rw.producer(tensor, "Transpose") for tensor in node.inputs]
-        if sum(item is not None for item in above) < 2:
-            return
-        shape = self.flow.shape(node.outputs[0])
-        if shape is None or node.op == "PRelu":
-            return
-        region = _ElementwiseRegion()
-        if not self._visit(node, len(shape), region) or region.perm is None:
-            return
-        if len(region.dying) < 2:
-            self.rw.skip(node, "moving Transposes behind it would not save a node")  # declines 1
-            return
-        result = self._rebuilt(region, node)
-        what = f"{node.op} of Transposes became a Transpose of {node.op}"
-        attrs = {"perm": list(region.perm)}
-        self.rw.update(node, what, op="Transpose", inputs=[result], attrs=attrs)
+        perms = [self.perm(item) for item in above if item is not None]
+        if len(perms) > 1 and perms[0] is not None:
+            self._rewrite(node, max(len(perm) for perm in perms if perm is not None))
 
     # ------------------------------------------------------------- regions
 
-    def _region(self, tensor: gs.Tensor, ndim: int) -> _ElementwiseRegion | None:
-        """The elementwise nodes above `tensor` up to Transposes and constants."""
-        region = _ElementwiseRegion()
-        stack = [tensor]
+    def _rewrite(self, seed: Node, ndim: int) -> None:
+        """Take the Transposes above the region of `seed` to below it, where that saves some."""
+        region = self._region(seed, ndim)
+        if region is None:
+            return
+        gone, made = self._gone(region), self._made(region)
+        if any(self.rw.is_output(t) and len(t.inputs[0].outputs) > 1 for t in made):
+            return  # an output of a Split keeps its name
+        if len(gone) <= len(made) or sum(map(_volume, gone)) < sum(map(_volume, made)):
+            self.rw.skip(seed, "moving Transposes across it would not save a node")  # declines 1
+            return
+        self._move(region)
+
+    def _region(self, seed: Node, ndim: int) -> _Region | None:
+        """The nodes from `seed` up to Transposes by one permutation, and constants."""
+        perm = self._perm_above(seed, ndim)
+        if perm is None:
+            return None
+        region, stack = _Region(perm), [seed]
         while stack:
-            node = self.rw.private_producer(stack.pop(), *_UNARY, *_BINARY)
-            if node is None or not self._visit(node, ndim, region, stack):
+            node = stack.pop()
+            if node in region.nodes:
+                continue
+            if len(region.nodes) == _MAX_NODES:
                 return None
-        return region
+            region.nodes[node] = moved(node, perm, self.rw.opset)
+            if region.nodes[node] is None or not self._visit(node, region, stack):
+                return None  # declines 3
+        sources = [tensor.inputs[0] for tensor in region.leaves.values() if tensor.inputs]
+        return None if any(node in region.nodes for node in sources) else region
 
-    def _visit(
-        self,
-        node: Node,
-        ndim: int,
-        region: _ElementwiseRegion,
-        stack: list[gs.Tensor] | None = None,
-    ) -> bool:
-        """Record the inputs of `node`; computed ones go on `stack`. False: it is no region."""
-        region.nodes.append(node)
-        if node.op in _BINARY and self.rw.opset < 7:
-            return False
-        count = 1 if node.op in _UNARY else len(node.inputs)
-        for index, tensor in enumerate(node.inputs[:count]):
-            above = self.rw.producer(tensor, "Transpose")
-            if above is not None:
+    def _perm_above(self, seed: Node, ndim: int) -> Perm | None:
+        """The permutation of the first Transpose of `ndim` axes that is found above `seed`."""
+        stack, seen = [seed], set[Node]()
+        while stack and len(seen) < _MAX_NODES:
+            node = stack.pop()
+            seen.add(node)
+            for tensor in list(node.inputs)[: permuted_inputs(node)]:
+                above = self.rw.producer(tensor, "Transpose", *COMMUTING)
+                if above is None or above in seen:
+                    continue
+                if above.op != "Transpose":
+                    stack.append(above)
+                    continue
                 perm = self.perm(above)
-                if perm is None or len(perm) != ndim or region.perm not in (None, perm):
-                    return False
-                region.perm = perm
-                region.leaves.append((node, index, above.inputs[0]))
-                if self._dies(above, region):
-                    region.dying.add(above)
-            elif const_value(tensor) is not None:
-                if not self._can_permute(tensor, ndim):
-                    return False
-                region.constants.append((node, index, tensor))
-            elif stack is None:
+                if perm is not None and len(perm) == ndim:
+                    return perm
+        return None
+
+    def _visit(self, node: Node, region: _Region, stack: list[Node]) -> bool:
+        """Record the inputs of `node`; computed ones go on `stack`. False: it is no region."""
+        is_full = False  # whether some input has all axes, and so the output
+        for index, tensor in enumerate(list(node.inputs)[: permuted_inputs(node)]):
+            above = self.rw.producer(tensor, "Transpose", *COMMUTING)
+            if above is not None and self.rw.graph_of(above) is not self.rw.graph_of(node):
                 return False
+            if const_value(tensor) is not None:
+                if not self._can_permute(node, tensor, len(region.perm)):
+                    return False
+                region.constants.append((node, index))
+            elif above is not None and above.op == "Transpose":
+                perm = self.perm(above)
+                if perm is None or not _agrees(perm, region.perm):
+                    return False
+                is_full = is_full or len(perm) == len(region.perm)
+                region.leaves[node, index] = above.inputs[0]
+                region.above.add(above)
+            elif self._is_single(tensor, len(region.perm)) and node.op != "Concat":
+                continue
+            elif above is not None:
+                is_full = True
+                stack.append(above)
             else:
-                stack.append(tensor)
-        return True
+                return False
+        return is_full
 
-    def _dies(self, transpose: Node, region: _ElementwiseRegion) -> bool:
-        """Whether nothing outside the region uses a Transpose."""
-        output = transpose.outputs[0]
-        inside = [n for n, i, _ in region.leaves if n.inputs[i] is output]
-        return not self.rw.is_output(output) and len(output.outputs) == len(inside)
+    def _is_single(self, tensor: gs.Tensor, ndim: int) -> bool:
+        """Whether a tensor has one element, which no permutation moves."""
+        shape = self.flow.shape(tensor)
+        return shape is not None and len(shape) <= ndim and all(size == 1 for size in shape)
 
-    def _can_permute(self, tensor: gs.Tensor, ndim: int) -> bool:
+    def _can_permute(self, node: Node, tensor: gs.Tensor, ndim: int) -> bool:
         value = const_value(tensor)
         if value is None or len(value.shape) > ndim:
             return False
-        return value.size == 1 or self.rw.uses(tensor) == 1
+        if node.op == "Concat":
+            return self.rw.uses(tensor) == 1 and len(value.shape) == ndim
+        return value.size == 1 or self.rw.uses(tensor) == 1  # declines 2
 
-    def _rebuilt(self, region: _ElementwiseRegion, before: Node) -> gs.Tensor:
-        """The region without its Transposes, as new nodes in front of `before`."""
-        inverse = _inverse(region.perm or ())
-        given = {(node, index): source for node, index, source in region.leaves}
-        for node, index, tensor in region.constants:
-            given[node, index] = self._permuted(tensor, inverse)
+    def _gone(self, region: _Region) -> list[Node]:
+        """The Transposes that nothing needs any more."""
+        above = [
+            node
+            for node in region.above
+            if not self.rw.is_output(node.outputs[0])
+            and all(user in region.nodes for user in node.outputs[0].outputs)
+        ]
+        below = [user for _, user in self._below(region) if self._cancels(region, user)]
+        return [*above, *below]
+
+    def _cancels(self, region: _Region, user: Node) -> bool:
+        perm = self._perm_below(region, user)
+        return perm is not None and is_identity(composed(region.perm, perm))
+
+    def _perm_below(self, region: _Region, user: Node) -> Perm | None:
+        """The permutation of a Transpose below the region; None for any other node."""
+        perm = self.perm(user) if user.op == "Transpose" and user.is_onnx else None
+        return perm if perm is not None and len(perm) == len(region.perm) else None
+
+    def _below(self, region: _Region) -> list[tuple[gs.Tensor, Node]]:
+        """Each tensor of the region, and each node outside that reads it."""
+        return [
+            (tensor, user)
+            for node in region.nodes
+            for tensor in node.outputs
+            for user in dict.fromkeys(tensor.outputs)
+            if user not in region.nodes
+        ]
+
+    def _made(self, region: _Region) -> list[gs.Tensor]:
+        """The tensors that others than Transposes read, each of which needs one of its own."""
+        read = [t for t, user in self._below(region) if self._perm_below(region, user) is None]
+        returned = [t for node in region.nodes for t in node.outputs if self.rw.is_output(t)]
+        return list(dict.fromkeys((*read, *returned)))
+
+    def _move(self, region: _Region) -> None:
+        """Rewrite the nodes of the region on the inputs of the Transposes above it."""
+        made, below = self._made(region), self._below(region)
+        rounds = any(item is not None and item.rounds for item in region.nodes.values())
+        new = self._rebuilt(region)
+        for tensor, user in below:
+            perm = self._perm_below(region, user)
+            if perm is not None:
+                self._take_over(user, new[tensor], composed(region.perm, perm), rounds=rounds)
+        for tensor in made:
+            node = tensor.inputs[0]
+            attrs = {"perm": list(region.perm)}
+            what = f"{node.op} of Transposes became a Transpose of {node.op}"
+            fidelity = Fidelity.CLOSE if rounds else Fidelity.EXACT
+            if len(node.outputs) == 1:
+                inputs = [new[tensor]]
+                self.rw.update(
+                    node, what, op="Transpose", inputs=inputs, attrs=attrs, fidelity=fidelity
+                )
+            else:
+                (turned,) = self.rw.insert(
+                    node, "Transpose", [new[tensor]], attrs, name=tensor.name, dtype=tensor.dtype
+                )
+                turned.shape = tensor.shape
+                self.rw.redirect(tensor, turned)
+                self.rw.note(node.label, what, fidelity)
+
+    def _take_over(self, user: Node, source: gs.Tensor, perm: Perm, *, rounds: bool) -> None:
+        """Let a Transpose below the region read `source` and permute it by `perm`."""
+        fidelity = Fidelity.CLOSE if rounds else Fidelity.EXACT
+        if not is_identity(perm):
+            what = "merged with a Transpose across operators"
+            attrs = {"perm": list(perm)}
+            self.rw.update(user, what, inputs=[source], attrs=attrs, fidelity=fidelity)
+            return
+        what = "it cancels against an inverse Transpose"
+        if not self.rw.substitute(user, source, what, fidelity):
+            self.rw.update(user, what, op="Identity", inputs=[source], attrs={}, fidelity=fidelity)
+
+    def _rebuilt(self, region: _Region) -> dict[gs.Tensor, gs.Tensor]:
+        """The region without its Transposes as new nodes: old tensors -> new ones."""
+        back = inverse(region.perm)
+        given = dict(region.leaves)
+        for node, index in region.constants:
+            given[node, index] = self._permuted(node, node.inputs[index], back)
         new: dict[gs.Tensor, gs.Tensor] = {}
-        for node in reversed(region.nodes):  # producers first
-            old = node.outputs[0]
-            new[old] = self.rw.insert(
-                before,
+        for node in self._in_order(region):
+            how = region.nodes[node] or Moved(node.attrs)
+            inputs = [given.get((node, i), new.get(t, t)) for i, t in enumerate(node.inputs)]
+            for index, values in how.operands.items():
+                inputs += [gs.Variable("") for _ in range(index + 1 - len(inputs))]
+                inputs[index] = self.rw.constant(values, f"{node.label}_axes")
+            results = self.rw.insert(
+                node,
                 node.op,
-                [given.get((node, i), new.get(t, t)) for i, t in enumerate(node.inputs)],
-                node.attrs,
-                name=old.name,
-                dtype=old.dtype,
-                shape=_permuted_shape(old.shape, inverse),
-            )[0]
-        return new[region.nodes[0].outputs[0]]
+                inputs,
+                dict(how.attrs),
+                name=node.label,
+                outputs=len(node.outputs),
+            )
+            for old, result in zip(node.outputs, results, strict=True):
+                result.dtype, result.shape = old.dtype, _permuted_shape(old.shape, back)
+                new[old] = result
+        return new
 
-    def _permuted(self, tensor: gs.Tensor, inverse: Perm) -> gs.Tensor:
+    def _in_order(self, region: _Region) -> list[Node]:
+        """The nodes of the region, producers first."""
+        order: dict[Node, None] = {}
+        stack = list(region.nodes)
+        while stack:
+            node = stack[-1]
+            first = [
+                tensor.inputs[0]
+                for tensor in node.inputs
+                if len(tensor.inputs) == 1
+                and tensor.inputs[0] in region.nodes
+                and tensor.inputs[0] not in order
+            ]
+            if first and node not in order:
+                stack += first
+            else:
+                order[stack.pop()] = None
+        return list(order)
+
+    def _permuted(self, node: Node, tensor: gs.Tensor, back: Perm) -> gs.Tensor:
         array = const_array(tensor)
-        if array is None or array.size == 1:
+        if array is None or (array.size == 1 and node.op != "Concat"):
             return tensor
-        full = array.reshape((1,) * (len(inverse) - array.ndim) + array.shape).transpose(inverse)
-        while full.ndim > 1 and full.shape[0] == 1:
+        full = array.reshape((1,) * (len(back) - array.ndim) + array.shape).transpose(back)
+        while full.ndim > 1 and full.shape[0] == 1 and node.op != "Concat":
             full = full[0]
         return self.rw.constant(np.ascontiguousarray(full), tensor.name)
 
     # ------------------------------------------------------------- from a Reduce
 
-    def absorb_into_reduce(self, node: Node) -> None:
+    def absorb_into_reduce(self, node: Node) -> bool:
         """Replace ``Reduce(Transpose(x))`` with a Reduce of other axes of x."""
+        if node.op not in _DROPPING:
+            return False
         above = self.rw.private_producer(node.inputs[0], "Transpose")
         perm = None if above is None else self.perm(above)
-        if above is None or perm is None or node.op not in _REDUCE:
-            return
-        axes = normalized(axes_of(node, self.rw.opset), len(perm))
+        if above is None or perm is None:
+            return False
+        axes = self._reduced_axes(node, len(perm))
         if not axes:
-            return
+            return False
         kept = [axis for place, axis in enumerate(perm) if place not in axes]
         stays = not node.attrs.get("keepdims", 1) or all(
             place in axes or place == axis for place, axis in enumerate(perm)
         )
         if kept != sorted(kept) or not stays:
-            return  # declines 1: the result would have to be transposed
+            return False  # declines 1: the result would have to be transposed
         turned = sorted(perm[axis] for axis in axes)
         attrs = {name: value for name, value in node.attrs.items() if name != "axes"}
         inputs = [above.inputs[0]]
-        if "axes" in node.attrs:
+        if node.op in ("ArgMax", "ArgMin"):
+            attrs["axis"] = turned[0]
+        elif "axes" in node.attrs:
             attrs["axes"] = turned
         else:
             inputs.append(self.rw.constant(np.array(turned, np.int64), "axes"))
@@ -342,10 +459,24 @@ class _TransposeFuser:
             attrs=attrs,
             fidelity=Fidelity.EXACT if exact else Fidelity.CLOSE,
         )
+        return True
+
+    def _reduced_axes(self, node: Node, ndim: int) -> tuple[int, ...] | None:
+        if node.op in ("ArgMax", "ArgMin"):
+            return normalized((int(node.attrs.get("axis", 0)),), ndim)
+        return normalized(axes_of(node, self.rw.opset), ndim)
 
 
-def _inverse(perm: Sequence[int]) -> Perm:
-    return tuple(int(axis) for axis in np.argsort(perm))
+def _agrees(perm: Perm, other: Perm) -> bool:
+    """Whether `perm`, of the last axes, does what `other` does, which leaves the rest in place."""
+    lead = len(other) - len(perm)
+    return lead >= 0 and other == (*range(lead), *(lead + axis for axis in perm))
+
+
+def _volume(item: Node | gs.Tensor) -> int:
+    """Elements of a tensor, or of what a node returns, as far as sizes are known."""
+    shape = (item.outputs[0] if isinstance(item, Node) else item).shape or ()
+    return math.prod(size for size in shape if isinstance(size, int))
 
 
 def _permuted_shape(
