@@ -73,7 +73,7 @@ def one_sample(
     """
     if calibration is not None:
         return next(iter(open_samples(calibration, session.inputs))).feeds
-    workload, why = from_seed(session, seed, input_shapes, input_demands(model))
+    workload, why = from_seed(session, seed, input_shapes, input_demands(model), model)
     if workload is None:
         raise RuntimeFailure(
             f"No inputs could be made up that the model accepts. {why} Give samples (--calib) or "

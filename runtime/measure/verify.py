@@ -309,7 +309,9 @@ class RuntimeProver:
                 self._workload = from_samples(session, evaluation.samples, "evaluation", original)
                 return None
         demands = input_demands(original)
-        self._workload, why = from_seed(session, self._seed, self._input_shapes, demands)
+        self._workload, why = from_seed(
+            session, self._seed, self._input_shapes, demands, original if self._latency else None
+        )
         if self._workload is None:
             return f"no inputs could be made up that the model accepts. {why} {ADVICE}"
         return None

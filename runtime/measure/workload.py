@@ -25,7 +25,7 @@ from onnxslim.records import Fidelity
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.promise import breach
 from onnxslim.runtime.measure.run_rows import rows_within
-from onnxslim.runtime.samples.seeded import find_inputs
+from onnxslim.runtime.samples.seeded import find_inputs, timing_sample
 from onnxslim.runtime.samples.stream import Sample, Samples, counted, first_rows
 from onnxslim.runtime.session import Feeds, Outputs, Session
 
@@ -125,6 +125,7 @@ def from_seed(
     seed: int,
     input_shapes: Mapping[str, Sequence[int]] | None,
     demands: InputDemands,
+    model: Model | None = None,
 ) -> tuple[Workload | None, str]:
     """A workload of seeded samples that the model accepts; None and why, where there are none.
 
@@ -133,6 +134,8 @@ def from_seed(
         seed: seed of the values.
         input_shapes: shape by input name, of the user.
         demands: sizes and roles that the graph gives its inputs.
+        model: of the session, where it is to be timed: its single sample is then of the sizes that
+            people use.
 
     Raises:
         UsageError: `input_shapes` contradicts the model.
@@ -146,7 +149,18 @@ def from_seed(
     probes = tuple(Sample(feeds) for feeds in found.samples)
     text = f"{found.description}, no calibration data given"
     tour = tuple(sample.feeds for sample in probes)
-    return Workload(probes, probes[0].feeds, text, tour=tour), ""
+    single = probes[0].feeds
+    if model is not None:
+        single = timing_sample(
+            model,
+            session.inputs,
+            session.run,
+            found,
+            seed=seed,
+            input_shapes=input_shapes,
+            demands=demands,
+        )
+    return Workload(probes, single, text, tour=tour), ""
 
 
 def why_not_run(model: Model) -> str | None:

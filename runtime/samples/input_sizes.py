@@ -86,7 +86,7 @@ def other_sizes(
     inputs: Sequence[TensorInfo], shapes: StaticShapes, given: StaticShapes
 ) -> Iterator[StaticShapes]:
     """`shapes` with every open size enlarged; then with the batch alone enlarged."""
-    bound = _symbols_of(inputs, given)
+    bound = symbols_of(inputs, given)
     for only_batch in (False, True):
         symbols = dict(bound)
         plan = {}
@@ -105,7 +105,7 @@ def _grown(
         return shape
     grown = []
     for axis, (size, now) in enumerate(zip(info.shape, shape, strict=True)):
-        role = _role(info.shape, axis)
+        role = axis_role(info.shape, axis)
         if isinstance(size, int) or role == "channels" or (only_batch and role != "batch"):
             grown.append(now)
             continue
@@ -121,7 +121,7 @@ def _concrete(
     sizes: Mapping[str, int],
     unknown_rank: StaticShape,
 ) -> StaticShapes:
-    symbols = _symbols_of(inputs, given)
+    symbols = symbols_of(inputs, given)
     plan: dict[str, StaticShape] = {}
     for info in inputs:
         if info.name in given:
@@ -138,12 +138,12 @@ def _sized(
 ) -> StaticShape:
     sized = []
     for axis, size in enumerate(shape):
-        value = size if isinstance(size, int) else sizes[_role(shape, axis)]
+        value = size if isinstance(size, int) else sizes[axis_role(shape, axis)]
         sized.append(symbols.setdefault(size, value) if isinstance(size, str) else value)
     return tuple(sized)
 
 
-def _role(shape: tuple[Dim, ...], axis: int) -> str:
+def axis_role(shape: tuple[Dim, ...], axis: int) -> str:
     """The likely role of an open axis: `batch`, `channels`, `image` or `sequence`."""
     name = shape[axis]
     if isinstance(name, str):
@@ -160,7 +160,7 @@ def _role(shape: tuple[Dim, ...], axis: int) -> str:
     return "channels" if axis == (len(shape) - 1 if channels_last else 1) else "image"
 
 
-def _symbols_of(inputs: Sequence[TensorInfo], given: StaticShapes) -> dict[str, int]:
+def symbols_of(inputs: Sequence[TensorInfo], given: StaticShapes) -> dict[str, int]:
     """The sizes of symbols that follow from the given shapes."""
     symbols: dict[str, int] = {}
     for info in inputs:

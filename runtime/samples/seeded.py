@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Final
@@ -22,6 +23,7 @@ import numpy as np
 from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_onnx_dtype
+from onnxslim.io.model import Model
 from onnxslim.runtime.samples.input_sizes import (
     StaticShape,
     StaticShapes,
@@ -30,6 +32,7 @@ from onnxslim.runtime.samples.input_sizes import (
     size_plans,
 )
 from onnxslim.runtime.samples.role_values import WORDS, draw_in_role
+from onnxslim.runtime.samples.timing_sizes import timing_shapes
 from onnxslim.runtime.session import Feeds, Outputs, TensorInfo
 
 MAX_TRIES: Final = 72
@@ -58,12 +61,14 @@ class SeededInputs:
         description: e.g. `4 seeded samples (normal, uniform, integers)`.
         failure: a sentence that says why there are no samples; None where there are.
         refused: the last sample that the model refused, where there are no others.
+        kind: of the first sample.
     """
 
     samples: tuple[Feeds, ...] = ()
     description: str = ""
     failure: str | None = None
     refused: Feeds | None = None
+    kind: InputKind = InputKind.NORMAL
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,31 @@ def find_inputs(
         return found
     other = _InputSearch(inputs, run, seed, _NO_DEMANDS).samples(given)
     return other if other.samples else found
+
+
+def timing_sample(
+    model: Model,
+    inputs: Sequence[TensorInfo],
+    run: Callable[[Feeds], Outputs],
+    found: SeededInputs,
+    *,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    demands: InputDemands = _NO_DEMANDS,
+) -> Feeds:
+    """A sample of the sizes that `model` is timed on; the first of `found` where it takes no other.
+
+    Arguments are those of `find_inputs`, which found the samples.
+    """
+    given = check_shapes(inputs, input_shapes or {})
+    first = found.samples[0]
+    accepted = {name: tuple(array.shape) for name, array in first.items()}
+    for shapes in timing_shapes(_demanded(inputs, demands), accepted, given, model):
+        feeds = draw_feeds(inputs, shapes, found.kind, seed, demands)
+        with suppress(RuntimeFailure):
+            if not is_silent(run(feeds)):
+                return feeds
+    return first
 
 
 def _demanded(inputs: Sequence[TensorInfo], demands: InputDemands) -> list[TensorInfo]:
@@ -197,7 +227,8 @@ class _InputSearch:
         text = ", ".join((*words, "two sizes") if resized else words)
         count = len(self.found)
         description = f"{count} seeded sample{'s' if count > 1 else ''} ({text})"
-        return SeededInputs(tuple(sample.feeds for sample in self.found), description)
+        samples = tuple(sample.feeds for sample in self.found)
+        return SeededInputs(samples, description, kind=self.found[0].kind)
 
 
 def is_silent(outputs: Outputs) -> bool:

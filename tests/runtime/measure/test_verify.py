@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from recurrent_nets import lstm_net
+from recurrent_nets import recurrent_net
 
 from onnxslim.errors import ModelError, RuntimeFailure, UsageError
 from onnxslim.graph.ir import Constant
@@ -701,7 +701,7 @@ def test_exact_steps_on_float16_are_held_to_rounding(kind: str) -> None:
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
 def test_a_recurrent_layer_without_input_is_not_run(op: str) -> None:
     """Onnxruntime would end the process."""
-    proto = lstm_net(op=op)
+    proto = recurrent_net(op=op)
     shape = proto.graph.input[0].type.tensor_type.shape
     shape.dim[1].dim_value = 0
     prover = RuntimeProver()
