@@ -53,6 +53,7 @@ class Workload:
         wide_rows: number of samples of the wide set.
         batch: number of samples in one run.
         tour: single samples, to time models that branch on.
+        outputs: of the original on each of the probes, where they are known already.
     """
 
     probes: tuple[Sample, ...]
@@ -62,6 +63,7 @@ class Workload:
     wide_rows: int = 0
     batch: int = 1
     tour: tuple[Feeds, ...] = ()
+    outputs: tuple[Outputs, ...] = ()
 
     @property
     def has_wide(self) -> bool:

@@ -61,6 +61,7 @@ class SeededInputs:
         description: e.g. `4 seeded samples (normal, uniform, integers)`.
         failure: a sentence that says why there are no samples; None where there are.
         refused: the last sample that the model refused, where there are no others.
+        outputs: of the model on each sample; empty where it has no inputs.
         kind: of the first sample.
     """
 
@@ -68,6 +69,7 @@ class SeededInputs:
     description: str = ""
     failure: str | None = None
     refused: Feeds | None = None
+    outputs: tuple[Outputs, ...] = ()
     kind: InputKind = InputKind.NORMAL
 
 
@@ -75,6 +77,7 @@ class SeededInputs:
 class _AcceptedSample:
     kind: InputKind
     feeds: Feeds
+    outputs: Outputs
 
 
 def find_inputs(
@@ -200,7 +203,7 @@ class _InputSearch:
             self.failure, self.refused = str(error), feeds
             return False
         kept = self.silent if is_silent(outputs) else self.found
-        kept.append(_AcceptedSample(kind, feeds))
+        kept.append(_AcceptedSample(kind, feeds, outputs))
         return kept is self.found
 
     def more_samples(self, shapes: StaticShapes, others: Iterator[StaticShapes]) -> SeededInputs:
@@ -228,7 +231,8 @@ class _InputSearch:
         count = len(self.found)
         description = f"{count} seeded sample{'s' if count > 1 else ''} ({text})"
         samples = tuple(sample.feeds for sample in self.found)
-        return SeededInputs(samples, description, kind=self.found[0].kind)
+        outputs = tuple(sample.outputs for sample in self.found)
+        return SeededInputs(samples, description, outputs=outputs, kind=self.found[0].kind)
 
 
 def is_silent(outputs: Outputs) -> bool:
