@@ -60,6 +60,8 @@ class PassResult:
         outputs: names of the graph outputs that the pass added because its options asked for them.
         resolved: where the pass decided by measuring time, its spelling in a pipeline with what it
             decided, which gives the same bytes without measuring; None: it measured none.
+        untouched: what a pass for all weights left as it was, in words, where it is notable. Set
+            by the manager.
     """
 
     changes: tuple[Change, ...] = ()
@@ -67,6 +69,7 @@ class PassResult:
     fidelity: Fidelity | None = None
     outputs: tuple[str, ...] = ()
     resolved: str | None = None
+    untouched: str | None = None
 
     @property
     def changed(self) -> bool:

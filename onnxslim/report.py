@@ -139,13 +139,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PartReport:
-    """One pass inside a step; the parts of a preset are its members, summed over rounds."""
+    """One pass inside a step; the parts of a preset are its members, summed over rounds.
+
+    Attributes:
+        untouched: what a pass for all weights left as it was, in words, where it is notable.
+    """
 
     spec: str
     fidelity: Fidelity
     seconds: float
     changes: tuple[Change, ...]
     skips: tuple[Skip, ...]
+    untouched: str | None = None
 
 
 @dataclass
@@ -185,6 +190,11 @@ class StepReport:
     def skips(self) -> tuple[Skip, ...]:
         """The skips of all parts."""
         return tuple(skip for part in self.parts for skip in part.skips)
+
+    @property
+    def untouched(self) -> str | None:
+        """What the last weight pass left as it was, in words, where it is notable."""
+        return next((part.untouched for part in reversed(self.parts) if part.untouched), None)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class ConvertFp16(FilteredPass):
 
     name: ClassVar[str] = "convert-fp16"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    changes_weights: ClassVar[bool] = True
     settles: ClassVar[bool] = False  # it writes Casts of constants itself
 
     compute: str = option(

@@ -102,6 +102,7 @@ class QuantizeInt8(FilteredPass):
 
     name: ClassVar[str] = "quantize-int8"
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    changes_weights: ClassVar[bool] = True
 
     calibration: str = option(
         "auto",

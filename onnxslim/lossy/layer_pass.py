@@ -24,6 +24,7 @@ class LayerPass(FilteredPass):
             be short; None: there is no limit.
     """
 
+    changes_weights: ClassVar[bool] = True
     max_inputs: ClassVar[int | None] = None
 
     only: tuple[str, ...] = only_option()

@@ -39,6 +39,7 @@ class SplitPass(LayerPass, BudgetedPass):
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
     max_inputs: ClassVar[int | None] = MAX_INPUTS
     budgets: ClassVar[tuple[str, ...]] = ("latency", "macs", "bytes")
     alternatives: ClassVar[tuple[str, ...]] = ("rank", "ratio", *budgets, "plan")

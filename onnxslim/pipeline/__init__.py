@@ -14,6 +14,7 @@ floors        limits on what lossy passes may cost, and which of them is missed
 policy        when a step is kept
 stats         the size of a model
 prover        what the manager asks of onnxruntime
+untouched     what a pass for all weights left as it was, where that is much
 execution     one step run on a copy of a model
 verification  a step held to its promise, and the pass to blame when it is broken
 manager       the loop: run a step, verify it, judge it, commit it

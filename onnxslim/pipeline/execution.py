@@ -17,7 +17,9 @@ from onnxslim.graph.moved_constants import has_moved_constants, settle
 from onnxslim.io.check import fingerprint
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
+from onnxslim.pipeline.layer_filter import FilteredPass, LayerFilter
 from onnxslim.pipeline.passes import Context, Pass, Preset
+from onnxslim.pipeline.untouched import WeightSnapshot
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.report import Comparison, PartReport, StepReport
 
@@ -45,6 +47,7 @@ class MemberLog:
     fidelity: Fidelity = Fidelity.EXACT
     outputs: list[str] = field(default_factory=list)
     resolved: str | None = None
+    untouched: str | None = None
 
     def add(self, result: PassResult, seconds: float) -> None:
         """Add the result of one call."""
@@ -52,6 +55,7 @@ class MemberLog:
         self.changes += result.changes
         self.outputs += result.outputs
         self.resolved = result.resolved or self.resolved
+        self.untouched = result.untouched or self.untouched
         if result.changes:
             promised = self.member.fidelity if result.fidelity is None else result.fidelity
             self.fidelity = max(self.fidelity, promised)
@@ -61,7 +65,9 @@ class MemberLog:
     def report(self) -> PartReport:
         """The log as part of a report."""
         changes, skips = tuple(self.changes), tuple(self.skips.values())
-        return PartReport(str(self.member), self.fidelity, self.seconds, changes, skips)
+        return PartReport(
+            str(self.member), self.fidelity, self.seconds, changes, skips, self.untouched
+        )
 
 
 @dataclass
@@ -218,4 +224,12 @@ def _applied(rewrite: Pass, model: Model, context: Context) -> PassResult:
         rewrite.requires(model.graph, context)
     except NotApplicable as reason:
         return PassResult(skips=(Skip(model.graph.name, str(reason)),))
-    return rewrite.run(model.graph, context)
+    if not rewrite.changes_weights:
+        return rewrite.run(model.graph, context)
+    before = WeightSnapshot.of(model.graph)
+    result = rewrite.run(model.graph, context)
+    if not result.changed:
+        return result
+    is_filtered = isinstance(rewrite, FilteredPass) and rewrite.selection != LayerFilter()
+    untouched = before.untouched(model.graph, result.skips, is_filtered=is_filtered)
+    return replace(result, untouched=untouched)

@@ -82,6 +82,8 @@ class Pass:
         idempotent: whether a second run changes nothing.
         settles: whether the pass, if it is lossy, is given weights as constants where operators
             read them; not so where it stores them behind such operators (see `execution`).
+        changes_weights: whether the pass is for all weights of a model, so that the report says
+            what it left as it was (see `untouched`).
         prepares: whether the pass pays only through later passes (as pruned weights do once
             they are packed); the manager then judges it together with them.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
@@ -92,6 +94,7 @@ class Pass:
     fidelity: ClassVar[Fidelity]
     idempotent: ClassVar[bool] = True
     settles: ClassVar[bool] = True
+    changes_weights: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
 

@@ -111,6 +111,7 @@ def _done_json(done: StepReport | PartReport) -> dict[str, Json]:
         "fidelity": done.fidelity.name,
         "changes": [{"node": change.node, "what": change.what} for change in done.changes],
         "skips": [{"node": skip.node, "why": skip.why} for skip in done.skips],
+        "untouched": done.untouched,
     }
 
 

@@ -46,7 +46,14 @@ def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = Fa
         blocks.append("\n".join(_explanations(report)))
     idle = [] if explain else _did_nothing(report)
     notes = (f"note: {printable(note)}" for note in report.notes)
-    remarks = [*_left_out(report), *idle, *_far(report), *notes, *_timing(report)]
+    remarks = [
+        *_left_out(report),
+        *idle,
+        *_untouched(report),
+        *_far(report),
+        *notes,
+        *_timing(report),
+    ]
     if remarks:
         blocks.append("\n".join(remarks))
     blocks.append(verdict(report))
@@ -262,6 +269,13 @@ def _did_nothing(report: Report) -> Iterator[str]:
         plural = "s" if len(others) > 1 else ""
         rest = f"; {len(others)} other reason{plural}: see --explain" if others else ""
         yield f"nothing done: {printable(step.spec)}: {printable(why)}{places}{rest}"
+
+
+def _untouched(report: Report) -> Iterator[str]:
+    """Weights that a committed pass left as they were, where they are much of the file."""
+    for step in _committed(report):
+        if step.untouched:
+            yield f"left as it was: {printable(step.spec)}: {printable(step.untouched)}"
 
 
 def _all_equal(comparison: Comparison) -> bool:
