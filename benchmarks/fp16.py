@@ -63,7 +63,15 @@ def _row_of(model: ZooModel) -> Found:
     files, failed = {}, {}
     for name, spec in OURS.items():
         files[name] = folder / f"{name}.onnx"
-        compress(source, files[name], passes=spec, calibration=known, measure=False, force=True)
+        compress(
+            source,
+            files[name],
+            passes=spec,
+            calibration=known,
+            measure=False,
+            force=True,
+            floors=None,
+        )
     target = folder / "peer.onnx"
     why = run_driver(PEER, source, target, written(folder / "samples.npz", known))
     why = why or unusable(target, held[0])

@@ -17,9 +17,10 @@ from onnxslim.errors import FloorMissed, ModelError, NotApplicable, RuntimeFailu
 from onnxslim.io.check import admit
 from onnxslim.io.model import Model, ModelSource
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.pipeline.floors import Floors
+from onnxslim.pipeline.floors import ALLOWING, DEFAULT, Floors, check_measured
 from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
 from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.pipeline.recipe import GOALS
 from onnxslim.pipeline.stats import measure_stats
@@ -43,7 +44,7 @@ def compress(
     passes: str | Pipeline = "simplify",
     calibration: SampleSource | None = None,
     evaluation: EvaluationSource | None = None,
-    floors: Floors = Floors(),  # noqa: B008 - frozen
+    floors: Floors | None = DEFAULT,
     goal: str = "both",
     force: bool = False,
     verify: bool = True,
@@ -51,6 +52,7 @@ def compress(
     threads: int | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    output_kinds: Mapping[str, str] | None = None,
     command: str | None = None,
     progress: Callable[[str], None] | None = None,
     reproducers: str | os.PathLike[str] = "onnxslim-repro",
@@ -63,7 +65,7 @@ def compress(
         passes: a pipeline, as text or parsed.
         calibration: unlabelled samples, for passes that use data and for verification.
         evaluation: labelled samples or a metric, for accuracy.
-        floors: limits on what lossy steps may cost.
+        floors: limits on what lossy steps may cost, in place of the default ones; None: no limits.
         goal: `both`, `latency` or `bytes`: which of the two may not get worse.
         force: keep steps that do not pay.
         verify: compare outputs after every step.
@@ -71,6 +73,8 @@ def compress(
         threads: threads of onnxruntime; None for its own choice.
         seed: seed of all randomness.
         input_shapes: shape by input name, for inputs that are made up.
+        output_kinds: `classes`, `embedding` or `values` by output name, where the graph was read
+            wrong.
         command: what to record as the command in the report.
         progress: is told in words what is going on.
         reproducers: folder for a model that shows a broken promise.
@@ -88,11 +92,19 @@ def compress(
     """
     started = time.perf_counter()
     pipeline = _parsed(passes)
+    floors = floors or Floors()
     policy = Policy(_goal(goal), force, floors)
-    if floors.max_drop is not None and evaluation is None:
-        raise UsageError("A floor on accuracy (--max-drop) needs labelled samples: give --eval.")
+    check_measured(floors, has_evaluation=evaluation is not None, verify=verify)
     settings = RunSettings(
-        calibration, evaluation, seed, threads, input_shapes, verify, measure, progress
+        calibration,
+        evaluation,
+        seed,
+        threads,
+        input_shapes,
+        parse_kinds(f"{name}={kind}" for name, kind in (output_kinds or {}).items()),
+        verify,
+        measure,
+        progress,
     )
     run = PreparedRun(_loaded(model), settings)
     attempt = run.try_pipeline(pipeline, policy, reproducers=Path(reproducers))
@@ -288,7 +300,11 @@ def _raise_for_floors(report: Report) -> None:
     if not report.floors_missed:
         return
     dropped = "; ".join(report.floors_missed)
-    error = FloorMissed(f"Left out, to hold your floor: {dropped}. All other steps were kept.")
+    if report.has_default_floors:
+        why, advice = "the default floor", f" {ALLOWING}"
+    else:
+        why, advice = "your floor", ""
+    error = FloorMissed(f"Left out, to hold {why}: {dropped}. All other steps were kept.{advice}")
     error.report = report
     raise error
 

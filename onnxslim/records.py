@@ -1,4 +1,4 @@
-"""What a pass promises and what it reports: `Fidelity`, `Change`, `Skip`, `PassResult`.
+"""What a pass promises and what it reports, and what an output is: `Fidelity`, `OutputKind`, ...
 
 Data that every layer of onnxslim writes or reads. This module imports nothing of onnxslim.
 """
@@ -20,6 +20,20 @@ class Fidelity(enum.IntEnum):
     EXACT = 0
     CLOSE = 1
     LOSSY = 2
+
+
+class OutputKind(enum.StrEnum):
+    """What the values of an output are, and with that, which figure says how far they moved.
+
+    CLASSES: scores over the last axis, of which the largest decides: top-1 agreement. EMBEDDING:
+    rows along the last axis whose direction matters: cosine of rows. VALUES: all other numbers:
+    signal to noise in dB. DISCRETE: integers, truth values, text: share of equal values.
+    """
+
+    CLASSES = "classes"
+    EMBEDDING = "embedding"
+    VALUES = "values"
+    DISCRETE = "discrete"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from onnxslim.records import Change, Fidelity, Skip
+from onnxslim.records import Change, Fidelity, OutputKind, Skip
 
 BUSY: Final = 0.1
 """Share of the time spent waiting for the processor, above which a machine is busy."""
@@ -104,22 +104,28 @@ class Drift:
         rel_l2: ‖new - ref‖ / ‖ref‖.
         sqnr_db: 10 log10(‖ref‖² / ‖new - ref‖²); infinite for equal outputs.
         cosine: cosine similarity of output and reference, both flattened.
-        top1_agreement: share of rows whose largest entry is at the same index; None for outputs of
-            fewer than two dimensions, or with a last dimension below 2.
+        agreement: of classes, share of rows whose largest entry is at the same index; of discrete
+            values, share of equal values; None for other kinds.
         reference_range: max(ref) - min(ref).
         equal_bits: whether all bits are equal (NaN equals NaN).
-        unmatched: values without a counterpart, where sizes of the output depend on data; no other
-            figure counts them.
+        unmatched: values without a counterpart, where sizes of the output depend on data; of the
+            other figures only the agreement of discrete values counts them.
+        kind: what the values are.
+        mean_cosine, least_cosine: mean and least cosine similarity of rows along the last axis;
+            None where the kind is not `EMBEDDING`.
     """
 
     max_abs: float
     rel_l2: float
     sqnr_db: float
     cosine: float
-    top1_agreement: float | None
+    agreement: float | None
     reference_range: float
     equal_bits: bool
     unmatched: int = 0
+    kind: OutputKind = OutputKind.VALUES
+    mean_cosine: float | None = None
+    least_cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ class StepReport:
         seconds: run time of the step without verification.
         stats, latency, comparison, accuracy: figures of the candidate; None where not measured.
         why_not_committed: why the step was dropped, with the numbers.
-        floor_missed: whether it was dropped for a floor of the user.
+        floor_missed: whether it was dropped for a floor.
+        loss_bound: why its loss is small whatever the inputs are; None: only real data can tell.
         resolved: the spelling that does the same without measuring time; None: `spec` does.
     """
 
@@ -180,6 +187,7 @@ class StepReport:
     why_not_committed: str | None = None
     floor_missed: bool = False
     resolved: str | None = None
+    loss_bound: str | None = None
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -241,6 +249,8 @@ class Report:
         timed_on: the inputs on which models were timed, with their sizes; None: none were.
         notes: facts that the user should know, as sentences.
         floors_missed: steps that were dropped for a floor, each with the numbers.
+        has_default_floors: whether these floors are the default ones, not the user's.
+        unjudged: steps that were kept and whose loss was not judged on real data.
         latency: input and output, timed in turn at the end.
         seconds: run time of everything.
         record: what it takes to run the same again; None where nothing was run.
@@ -255,6 +265,8 @@ class Report:
     timed_on: str | None = None
     notes: list[str] = field(default_factory=list)
     floors_missed: list[str] = field(default_factory=list)
+    has_default_floors: bool = False
+    unjudged: list[str] = field(default_factory=list)
     latency: LatencyPair | None = None
     seconds: float = 0.0
     record: RunRecord | None = None

@@ -119,6 +119,15 @@ class ConvertFp16(FilteredPass):
         "until it holds",
     )
 
+    def loss_bound(self) -> str | None:
+        """Weights keep 11 bits, and products of inputs with them as many.
+
+        Values that operators compute in float16 can leave its range, which only data show.
+        """
+        if self.compute == "float16":
+            return None
+        return "a float16 weight is within 2^-11 of the float, whatever it is multiplied by"
+
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse what cannot be done at all.
 

@@ -72,6 +72,7 @@ from onnxslim.exits.promises import (
 )
 from onnxslim.exits.run import ExitInjection, ExitRequest
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
@@ -225,13 +226,15 @@ class InjectExits(Pass):
             return None
         if self.target is not None:
             return AgreementPromise(self.target)
-        points = context.floors.max_drop if self.max_drop is None else self.max_drop
+        # the promise that the pass makes by itself is stronger than a default floor
+        floors = Floors() if context.floors.is_default else context.floors
+        points = floors.max_drop if self.max_drop is None else self.max_drop
         if points is not None and self._has_labels(context):
             return AccuracyPromise(points)
         if self.max_drop is not None:
             raise NotApplicable(_WITHOUT_LABELS)  # declines 1
-        if context.floors.min_agreement is not None:
-            return AgreementPromise(context.floors.min_agreement)
+        if floors.min_agreement is not None:
+            return AgreementPromise(floors.min_agreement)
         assert context.calibration is not None
         assert context.model is not None
         held = context.calibration.parts(2)[1].extent(context.model).samples

@@ -147,6 +147,12 @@ class QuantizeWeights(LayerPass):
             return self.block
         return _PACKED_BLOCK if self.form == StorageForm.MATMUL_NBITS else _BLOCKS[self.bits]
 
+    def loss_bound(self) -> str | None:
+        """Of 8 bits, a code is within half a step of the weight."""
+        if self.bits < 8:
+            return None
+        return "an 8-bit code is within 1/254 of the largest weight of its channel"
+
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Find codes for every selected weight, then store them all."""
         options = WeightOnlyOptions(

@@ -305,6 +305,7 @@ def outputs(model: Path, spec: str, site: Path) -> Iterator[tuple[str, str]]:
                 verify=False,
                 measure=False,
                 force=True,
+                floors=None,
                 threads=1,
                 reproducers=site / "repro",
             )

@@ -104,6 +104,7 @@ def measure(model: Path, samples: dict[str, np.ndarray], labelled: Labelled, pla
             passes=plan.pipeline,
             calibration=samples,
             force=True,
+            floors=None,
             verify=False,
             measure=False,
         )

@@ -62,6 +62,7 @@ def _with_exits(file: Path, spec: str, calibration: object, *, seed: int = 0) ->
         calibration=calibration,  # type: ignore[arg-type]
         goal="latency",
         force=True,
+        floors=None,
         verify=False,
         seed=seed,
     )

@@ -123,6 +123,7 @@ def _ours(setting: Setting, file: Path, known: Sequence[Arrays]) -> str | None:
         calibration=list(known) if setting.has_data else None,
         measure=False,
         force=True,
+        floors=None,
     )
     return None
 

@@ -112,6 +112,7 @@ def model_row(
     model, report = compress(
         file,
         passes=spec,
+        floors=None,
         calibration=calibration,
         evaluation=evaluation,
         goal=goal,
@@ -156,7 +157,7 @@ def output_error(file: Path, model: Model, held: Arrays) -> float:
 
 def reasons(file: Path, spec: str, calibration: Arrays | None) -> Row:
     """What a pass says of each layer of a model that it should leave as it is."""
-    _, report = compress(file, passes=spec, calibration=calibration)
+    _, report = compress(file, passes=spec, calibration=calibration, floors=None)
     whys: dict[str, int] = {}
     for step in report.steps:
         for skip in step.skips:

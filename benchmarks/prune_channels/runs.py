@@ -54,6 +54,7 @@ def coverage_of(model: ZooModel) -> dict[str, Any]:
         verify=False,  # it is run below
         measure=False,
         force=True,
+        floors=None,
     )
     left = {m.label: len(m.ids) for m in channel_groups(_inferred(after).graph).trace.writers}
     gone = sum(sizes[label] - left[label] for label in sizes)
@@ -96,6 +97,7 @@ def speed_of(model: ZooModel) -> dict[str, Any]:
         passes=f"simplify,prune-channels:ratio={SHARE}",
         calibration=None,
         force=True,
+        floors=None,
     )
     files = {"simplified": simplified, "ours": ours}
     failed = _peer(path(model), peer)
@@ -165,6 +167,7 @@ def accuracy_row(
             verify=False,
             measure=False,
             force=True,
+            floors=None,
             seed=seed,
         )
         seconds = report.steps[-1].seconds

@@ -30,7 +30,7 @@ Stretch = tuple[int, int | None]  # start and stop along an axis; None: to the e
 Region = Mapping[int, Stretch]  # by axis; other axes are whole
 
 _WHOLE: Sequence[Region] = ({},)
-_RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+RESHAPING_OPS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class _Joins:
         if node.op in PASS_THROUGH_OPS:
             return self.regions(node.inputs[0], depth)
         if node.op == "Transpose":
-            places = _turned(node)
-        elif node.op in _RESHAPING:
-            places = _kept_axes(node.inputs[0].shape, tensor.shape)
+            places = turned_axes(node)
+        elif node.op in RESHAPING_OPS:
+            places = kept_axes(node.inputs[0].shape, tensor.shape)
         else:
             return _WHOLE
         inner = self.regions(node.inputs[0], depth)
@@ -138,14 +138,14 @@ class _Joins:
         return found if len(found) <= _MAX_PARTS else _WHOLE
 
 
-def _turned(node: Node) -> Mapping[int, int]:
+def turned_axes(node: Node) -> Mapping[int, int]:
     """The new axis of each axis behind a Transpose."""
     ndim = rank(node.inputs[0])
     order = node.attrs.get("perm", None if ndim is None else range(ndim - 1, -1, -1))
     return {int(axis): place for place, axis in enumerate(order or ())}
 
 
-def _kept_axes(
+def kept_axes(
     before: Sequence[int | str | None] | None, after: Sequence[int | str | None] | None
 ) -> Mapping[int, int]:
     """New axes of those that a reshape keeps: equal sizes, with equally many values behind."""

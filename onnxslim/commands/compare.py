@@ -88,7 +88,17 @@ def _drifts(comparison: Comparison) -> str:
     from onnxslim.render.tables import FigureTable
 
     grid = FigureTable(
-        ("output", "max abs", "relative L2", "SQNR", "cosine", "top-1 agrees", "bits")
+        (
+            "output",
+            "holds",
+            "max abs",
+            "rel. L2",
+            "SQNR",
+            "cosine",
+            "worst row",
+            "agrees",
+            "bits",
+        )
     )
     for name, drift in comparison.original.items():
         grid.add(name, *_drift_cells(drift))
@@ -96,12 +106,15 @@ def _drifts(comparison: Comparison) -> str:
 
 
 def _drift_cells(drift: Drift) -> list[str]:
-    agreement = drift.top1_agreement
+    agreement = drift.agreement
+    is_embedding = drift.mean_cosine is not None
     return [
+        drift.kind.value,
         f"{drift.max_abs:.3g}",
         f"{drift.rel_l2:.3g}",
         f"{drift.sqnr_db:.1f} dB",
-        f"{drift.cosine:.6f}",
+        f"{drift.mean_cosine if is_embedding else drift.cosine:.6f}",
+        f"{drift.least_cosine:.6f}" if is_embedding else "-",
         "-" if agreement is None else f"{100 * agreement:.2f} %",
         "equal" if drift.equal_bits else "differ",
     ]

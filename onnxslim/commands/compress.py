@@ -20,15 +20,32 @@ from onnxslim.commands.arguments import (
     run_options,
     talk_options,
 )
-from onnxslim.commands.console import complain, paper, progress, say
+from onnxslim.commands.console import complain, paper, progress, say, warn
 from onnxslim.commands.files import check_output, check_report, write_report
 from onnxslim.errors import FloorMissed, UsageError
-from onnxslim.pipeline.recipe import GOALS, MAX_DROP, MIN_AGREEMENT, MIN_SQNR, Recipe, load_recipe
+from onnxslim.pipeline.floors import check_measured
+from onnxslim.pipeline.output_words import parse_kinds
+from onnxslim.pipeline.recipe import (
+    GOALS,
+    MAX_DROP,
+    MIN_AGREEMENT,
+    MIN_COSINE,
+    MIN_SQNR,
+    Recipe,
+    load_recipe,
+)
 from onnxslim.pipeline.suggest import closest
 from onnxslim.render.formats import REPORTS
 
 if TYPE_CHECKING:
+    from onnxslim.records import OutputKind
     from onnxslim.report import Report
+
+
+def _output_kinds(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, OutputKind] | None:
+    return parse_kinds(texts) or None
 
 
 @click.command("compress", short_help=COMMANDS["compress"])
@@ -51,6 +68,28 @@ if TYPE_CHECKING:
     help="Share of top-1 answers that must stay those of MODEL.",
 )
 @click.option("--min-sqnr", type=BoundedNumber(MIN_SQNR), help="Least SQNR in dB of every output.")
+@click.option(
+    "--min-cosine",
+    type=BoundedNumber(MIN_COSINE),
+    help="Least mean cosine of the rows of an embedding with those of MODEL.",
+)
+@click.option(
+    "--min-row-cosine",
+    type=BoundedNumber(MIN_COSINE),
+    help="Least cosine of every row of an embedding.",
+)
+@click.option(
+    "--no-floor", "floor", is_flag=True, flag_value=False, default=None,
+    help="Keep lossy passes whatever they cost: no default floor.",
+)  # fmt: skip
+@click.option(
+    "--output-kind",
+    "output_kinds",
+    metavar="NAME=classes|embedding|values",
+    multiple=True,
+    callback=_output_kinds,
+    help="What an output holds, where the graph was read wrong; repeatable.",
+)
 @click.option(
     "--goal",
     type=click.Choice(GOALS),
@@ -81,6 +120,10 @@ def command(
     max_drop: float | None,
     min_agreement: float | None,
     min_sqnr: float | None,
+    min_cosine: float | None,
+    min_row_cosine: float | None,
+    floor: bool | None,
+    output_kinds: Mapping[str, OutputKind] | None,
     goal: str | None,
     report: str | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
@@ -114,6 +157,10 @@ def command(
         max_drop=max_drop,
         min_agreement=min_agreement,
         min_sqnr=min_sqnr,
+        min_cosine=min_cosine,
+        min_row_cosine=min_row_cosine,
+        floor=floor,
+        output_kinds=output_kinds,
         input_shapes=input_shapes,
     )
     if recipe is not None:
@@ -145,7 +192,7 @@ def compress(
     Raises:
         OnnxslimError: nothing was written, so there is nothing to report.
     """
-    from onnxslim.render.text import report_to_text
+    from onnxslim.render.text import report_to_text, unjudged_text
 
     _check_request(model, output, settings, report_path)
     failure: FloorMissed | None = None
@@ -161,10 +208,11 @@ def compress(
     if not quiet:
         say(report_to_text(report, paper(), explain=explain))
         say(f"wrote {output}" if report.after.path else "nothing was written")
-    if failure is None:
-        return 0
-    complain(str(failure))
-    return failure.exit_code
+    if failure is not None:
+        complain(str(failure))
+    if report.unjudged:
+        warn(unjudged_text(report))
+    return 0 if failure is None else failure.exit_code
 
 
 def _default_output(model: str) -> Path:
@@ -176,7 +224,6 @@ def _compress(
     model: Path, output: Path, settings: Recipe, tell: Callable[[str], None] | None
 ) -> Report:
     from onnxslim import api
-    from onnxslim.pipeline.floors import Floors
 
     _, report = api.compress(
         model,
@@ -184,7 +231,7 @@ def _compress(
         passes=settings.passes or "simplify",
         calibration=settings.calib,
         evaluation=settings.eval,
-        floors=Floors(settings.max_drop, settings.min_agreement, settings.min_sqnr),
+        floors=settings.floors,
         goal=settings.goal or "both",
         force=bool(settings.force),
         verify=settings.verify is not False,
@@ -192,6 +239,7 @@ def _compress(
         threads=settings.threads,
         seed=settings.seed or 0,
         input_shapes=settings.input_shapes,
+        output_kinds=settings.output_kinds,
         command=shlex.join(["onnxslim", *sys.argv[1:]]),
         progress=tell,
     )
@@ -208,18 +256,11 @@ def _check_request(model: Path, output: Path, settings: Recipe, report: Path | N
     check_output(output, model)
     if report is not None:
         check_report(report, model, output)
-    _check_floors(settings)
-
-
-def _check_floors(settings: Recipe) -> None:
-    if settings.max_drop is not None and settings.eval is None:
-        raise UsageError("--max-drop limits accuracy, which needs labelled samples: give --eval.")
-    needs_outputs = settings.min_agreement is not None or settings.min_sqnr is not None
-    if needs_outputs and settings.verify is False:
-        raise UsageError(
-            "--min-agreement and --min-sqnr need compared outputs, and --no-verify turns comparing "
-            "off; leave one of them out."
-        )
+    check_measured(
+        settings.floors,
+        has_evaluation=settings.eval is not None,
+        verify=settings.verify is not False,
+    )
 
 
 def _meant_command(model: Path) -> str:

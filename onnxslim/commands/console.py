@@ -25,6 +25,11 @@ def complain(text: str) -> None:
     _write(sys.stderr, f"onnxslim: error: {_harmless(text)}")
 
 
+def warn(text: str) -> None:
+    """Write to standard error what must not be overlooked."""
+    _write(sys.stderr, f"onnxslim: {_harmless(text)}")
+
+
 def paper() -> Paper:
     """The medium behind standard output: a terminal with a width, or a file or pipe without."""
     from shutil import get_terminal_size

@@ -190,16 +190,16 @@ class AllocationSearch:
 
     def _use(self, distance: Distance, drop: float | None) -> float:
         """The largest share of what a floor allows that is used up."""
-        # the floors of the options stand in where the user's say nothing of these outputs
+        # the floors of the options stand in where the user's say nothing of these outputs, and hold
+        # beside the default ones
         own = Floors(min_agreement=self.options.agreement)
         if distance.agreement is None:
             own = Floors(min_sqnr_db=self.options.sqnr_db)
-        agreements = (distance.agreement, distance.expected_agreement)
-        for floors in (self.context.floors, own):
-            used = share_used(floors, sqnr_db=distance.sqnr_db, agreements=agreements, drop=drop)
-            if used is not None:
-                return used
-        raise AssertionError("one of the floors of the options always applies")
+        figures = tuple(distance.outputs.values())
+        used = share_used(self.context.floors, figures, drop=drop)
+        if used is None or self.context.floors.is_default:
+            used = max(used or 0.0, share_used(own, figures) or 0.0)
+        return used
 
     def _next_limit(self, limit: float) -> float:
         """The limit on the divergence at which, by the trials so far, `_AIM` would be used.

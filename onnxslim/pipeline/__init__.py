@@ -10,6 +10,7 @@ registry      passes by name, those of other distributions included
 suggest       the closest name to a misspelt one
 grammar       the text of a pipeline, parsed
 recipe        a pipeline and the settings of a run in a TOML file
+output_words  what a user says of outputs
 floors        limits on what lossy passes may cost, and which of them is missed
 policy        when a step is kept
 stats         the size of a model

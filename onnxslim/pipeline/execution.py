@@ -97,7 +97,15 @@ class StepCandidate:
         """The candidate as the report of `step`, not judged yet."""
         fidelity = self.fidelity if self.changed else step.fidelity
         parts = [log.report() for log in self.logs]
-        report = StepReport(str(step), fidelity, True, self.seconds, parts, comparison=comparison)
+        report = StepReport(
+            str(step),
+            fidelity,
+            True,
+            self.seconds,
+            parts,
+            comparison=comparison,
+            loss_bound=step.loss_bound(),
+        )
         if len(self.logs) == 1:  # a preset of rounds has no member that measures time
             report.resolved = self.logs[0].resolved
         return report

@@ -1,14 +1,56 @@
-"""The limits that a user sets on what lossy passes may cost, and which of them a candidate misses.
+"""The limits on what lossy passes may cost, and which of them a candidate misses.
+
+A user sets limits, or the default ones apply, which depend on what an output is and on what it can
+be judged by: `default_floors`.
 
 Owns: the question "does this candidate hold the floors?" and the sentence that answers it. Not
 here: when a step is kept (see `policy`); measuring (see `report.Drift` and
-`services.calibration.Distance`, whose figures these functions take).
+`services.calibration.OutputDistance`, whose figures these functions take).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from onnxslim.errors import UsageError
+from onnxslim.records import OutputKind
+
+
+class Figures(Protocol):
+    """How far one output is from its reference; see `report.Drift`."""
+
+    @property
+    def kind(self) -> OutputKind:
+        """What the values are."""
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to noise in dB."""
+
+    @property
+    def agreement(self) -> float | None:
+        """Share in [0, 1] of equal answers; None where there are none."""
+
+    @property
+    def mean_cosine(self) -> float | None:
+        """Mean cosine of rows; None where the output is no embedding."""
+
+    @property
+    def least_cosine(self) -> float | None:
+        """Least cosine of rows; None where the output is no embedding."""
+
+
+class EstimatedFigures(Figures, Protocol):
+    """The same of few samples, with an estimate that is more precise than counting."""
+
+    @property
+    def expected_agreement(self) -> float | None:
+        """The agreement that is expected of more samples."""
+
+
+_ALL_KINDS: Final = frozenset(OutputKind) - {OutputKind.DISCRETE}
 
 
 @dataclass(frozen=True)
@@ -17,73 +59,229 @@ class Floors:
 
     Attributes:
         max_drop: points of accuracy (0.5 is half a percentage point) that may be lost.
-        min_agreement: share in [0, 1] of top-1 answers that must stay those of the input model.
-        min_sqnr_db: signal to quantization noise ratio in dB of every output.
+        min_agreement: share in [0, 1] of answers that must stay those of the input model: top-1
+            answers of classes, equal values of integers.
+        min_sqnr_db: signal to quantization noise ratio in dB of every output of `sqnr_kinds`.
+        min_cosine: mean over the rows of an embedding of their cosine with the original's.
+        min_row_cosine: that cosine of every single row.
+        sqnr_kinds: the kinds of outputs that `min_sqnr_db` is for.
+        is_default: whether nobody asked for these floors.
     """
 
     max_drop: float | None = None
     min_agreement: float | None = None
     min_sqnr_db: float | None = None
+    min_cosine: float | None = None
+    min_row_cosine: float | None = None
+    sqnr_kinds: frozenset[OutputKind] = _ALL_KINDS
+    is_default: bool = False
+
+    @property
+    def limits_outputs(self) -> bool:
+        """Whether any floor is held by comparing outputs."""
+        cosines = self.min_cosine, self.min_row_cosine
+        return any(x is not None for x in (self.min_agreement, self.min_sqnr_db, *cosines))
+
+    @property
+    def limits_anything(self) -> bool:
+        """Whether there is any floor."""
+        return self.limits_outputs or self.max_drop is not None
+
+    def source(self, option: str) -> str:
+        """How a message names a floor: `option`, or that it is the default one."""
+        return "the default floor" if self.is_default else option
 
 
-def missed(
-    floors: Floors,
-    *,
-    sqnr_db: float | None = None,
-    agreement: float | None = None,
-    drop: float | None = None,
-    output: str | None = None,
-) -> str | None:
-    """Which floor a candidate misses, as a clause with the numbers; None when it holds them all.
+DEFAULT: Final = Floors(
+    min_agreement=0.9,
+    min_sqnr_db=10.0,
+    min_cosine=0.95,
+    min_row_cosine=0.8,
+    sqnr_kinds=frozenset({OutputKind.VALUES}),
+    is_default=True,
+)
+"""The floors where the user set none and outputs are judged on the user's samples."""
 
-    A figure that was not measured is None, and misses no floor. Figures of several outputs are
-    judged by one call each.
+DEFAULT_DROP: Final = 2.0  # points of accuracy
+SEEDED_SQNR_DB: Final = 10.0  # of classes, on inputs that are made up
+SEEDED_AGREEMENT: Final = 0.5  # there are few such inputs
+
+
+ALLOWING: Final = (
+    "To allow it all the same, give --no-floor, or a floor of your own in place of the default "
+    "one, such as --min-agreement 0.8, --min-sqnr 6, --min-cosine 0.9 or, with --eval, "
+    "--max-drop 5."
+)
+"""What a user can do about a default floor that a step missed."""
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """What the outputs of a run are judged by.
+
+    Attributes:
+        samples: whether outputs are compared on samples of the user, instead of seeded inputs.
+        labels: whether accuracy is measured on labels.
+        metric: whether a figure of the user's own code is measured.
+    """
+
+    samples: bool = False
+    labels: bool = False
+    metric: bool = False
+
+    @property
+    def is_real(self) -> bool:
+        """Whether anything is known of the data that the model is for."""
+        return self.samples or self.labels or self.metric
+
+
+def default_floors(by: JudgedBy) -> Floors:
+    """The floors of a run for which the user set none.
+
+    A metric of the user alone counts. Accuracy on labels takes the place of agreement. On seeded
+    inputs the answers of a classifier prove little, since they are often all the same: its scores
+    are held to dB, like other values.
+    """
+    if by.metric:
+        return Floors(max_drop=DEFAULT_DROP, is_default=True)
+    floors = DEFAULT
+    if by.labels:
+        floors = replace(floors, max_drop=DEFAULT_DROP, min_agreement=None)
+    elif not by.samples:
+        floors = replace(
+            floors,
+            min_agreement=SEEDED_AGREEMENT,
+            min_sqnr_db=SEEDED_SQNR_DB,
+            sqnr_kinds=floors.sqnr_kinds | {OutputKind.CLASSES},
+        )
+    return floors
+
+
+def check_measured(floors: Floors, *, has_evaluation: bool, verify: bool) -> None:
+    """Refuse floors of the user that a run would not measure.
+
+    Raises:
+        UsageError: naming the floor, and what to give.
+    """
+    if floors.is_default:
+        return
+    if floors.max_drop is not None and not has_evaluation:
+        raise UsageError(
+            "A floor on accuracy (--max-drop) needs labelled samples or a metric: give --eval."
+        )
+    if floors.limits_outputs and not verify:
+        raise UsageError(
+            "A floor on outputs (--min-agreement, --min-sqnr, --min-cosine, --min-row-cosine) "
+            "needs compared outputs, and --no-verify turns comparing off; leave one of them out."
+        )
+
+
+def held_by_nothing(floors: Floors, kinds: Mapping[str, OutputKind]) -> str | None:
+    """Why a floor of the user says nothing of the outputs, as a sentence; None: all say something.
 
     Args:
-        floors: what must hold.
-        sqnr_db: SQNR of the output, or of the worst output, in dB.
-        agreement: share in [0, 1] of equal top-1 answers.
-        drop: points of accuracy that the candidate loses; negative when it gains.
-        output: name of the output that `sqnr_db` and `agreement` are of; None: the worst one.
+        floors: of the user.
+        kinds: what each output is.
     """
-    if floors.max_drop is not None and drop is not None and drop > floors.max_drop:
-        return f"accuracy would drop by {drop:.2f} points; --max-drop is {floors.max_drop:g}"
-    least_db, least = floors.min_sqnr_db, floors.min_agreement
-    name = "an output" if output is None else f"output `{output}`"
-    if least_db is not None and sqnr_db is not None and sqnr_db < least_db:
-        return f"{name} would have an SQNR of {sqnr_db:.1f} dB; --min-sqnr is {least_db:g}"
-    if least is not None and agreement is not None and agreement < least:
+    found = set(kinds.values())
+    answers = {OutputKind.CLASSES, OutputKind.DISCRETE}
+    for limit, option, needed in (
+        (floors.min_agreement, "--min-agreement", answers),
+        (floors.min_cosine, "--min-cosine", {OutputKind.EMBEDDING}),
+        (floors.min_row_cosine, "--min-row-cosine", {OutputKind.EMBEDDING}),
+        (floors.min_sqnr_db, "--min-sqnr", floors.sqnr_kinds),
+    ):
+        if limit is None or found & needed or not found:
+            continue
+        listed = ", ".join(f"`{name}` ({kind})" for name, kind in kinds.items())
+        wanted = " or ".join(sorted(needed))
         return (
-            f"top-1 answers of {name} would agree for {agreement:.4f} of the samples; "
-            f"--min-agreement is {least:g}"
+            f"{option} is a floor for outputs that hold {wanted}, and the outputs are {listed}. "
+            f"If the graph was read wrong, say so: --output-kind NAME={min(needed)}."
         )
     return None
 
 
+def missed_drop(floors: Floors, drop: float | None) -> str | None:
+    """Whether a candidate loses too many points of accuracy, as a clause; None: it does not."""
+    if floors.max_drop is None or drop is None or drop <= floors.max_drop:
+        return None
+    return (
+        f"accuracy would drop by {drop:.2f} points; {floors.source('--max-drop')} is "
+        f"{floors.max_drop:g}"
+    )
+
+
+def missed(floors: Floors, outputs: Mapping[str, Figures]) -> str | None:
+    """Which floor the outputs of a candidate miss, as a clause with the numbers; None: they do not.
+
+    A figure that was not measured is None, and misses no floor.
+
+    Args:
+        floors: what must hold.
+        outputs: figures by name of the output.
+    """
+    clauses = (_missed(floors, f"`{name}`", figures) for name, figures in outputs.items())
+    return next((clause for clause in clauses if clause is not None), None)
+
+
+def _missed(floors: Floors, name: str, found: Figures) -> str | None:
+    least, share = floors.min_agreement, found.agreement
+    if least is not None and share is not None and share < least:
+        what = "values" if found.kind is OutputKind.DISCRETE else "top-1 answers"
+        return (
+            f"{what} of output {name} would agree for {share:.4f} of the samples; "
+            f"{floors.source('--min-agreement')} is {least:g}"
+        )
+    for least, cosine, what, option in (
+        (floors.min_cosine, found.mean_cosine, "a mean cosine", "--min-cosine"),
+        (floors.min_row_cosine, found.least_cosine, "a row with a cosine", "--min-row-cosine"),
+    ):
+        if least is not None and cosine is not None and cosine < least:
+            return (
+                f"output {name} would have {what} of {cosine:.4f}; {floors.source(option)} is "
+                f"{least:g}"
+            )
+    least, sqnr = _least_db(floors, found.kind), found.sqnr_db
+    if least is not None and sqnr < least:
+        return (
+            f"output {name} would have an SQNR of {sqnr:.1f} dB; {floors.source('--min-sqnr')} is "
+            f"{least:g}"
+        )
+    return None
+
+
+def _least_db(floors: Floors, kind: OutputKind) -> float | None:
+    return floors.min_sqnr_db if kind in floors.sqnr_kinds else None
+
+
 def share_used(
-    floors: Floors,
-    *,
-    sqnr_db: float,
-    agreements: Iterable[float | None] = (),
-    drop: float | None = None,
+    floors: Floors, outputs: Iterable[EstimatedFigures], *, drop: float | None = None
 ) -> float | None:
     """The largest share of what a floor allows that a candidate uses up; above 1, it is missed.
 
     Args:
         floors: what must hold.
-        sqnr_db: SQNR of the worst output in dB; noise power is what the share is of.
-        agreements: estimates of the share of equal top-1 answers, each in [0, 1]; the worst counts.
+        outputs: figures of each output. Of noise, power is what the share is of; of cosines, the
+            distance from 1.
         drop: points of accuracy that the candidate loses.
 
     Returns:
         The share, at least 0; None when no floor is set on a figure that was measured.
     """
     shares = []
-    if floors.min_agreement is not None:
-        allowed = 1 - floors.min_agreement
-        shares += [_share(1 - found, allowed) for found in agreements if found is not None]
-    if floors.min_sqnr_db is not None:
-        shares.append(10 ** ((floors.min_sqnr_db - sqnr_db) / 10))
+    for found in outputs:
+        for least, value in (
+            (floors.min_agreement, found.agreement),
+            (floors.min_agreement, found.expected_agreement),
+            (floors.min_cosine, found.mean_cosine),
+            (floors.min_row_cosine, found.least_cosine),
+        ):
+            if least is not None and value is not None:
+                shares.append(_share(1 - value, 1 - least))
+        least = _least_db(floors, found.kind)
+        if least is not None:
+            shares.append(float(10 ** ((least - found.sqnr_db) / 10)))
     if floors.max_drop is not None and drop is not None:
         shares.append(_share(drop, floors.max_drop))
     return max(shares, default=None)

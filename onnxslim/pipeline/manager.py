@@ -150,7 +150,10 @@ class _PipelineRun:
         last.accuracy = self.prover.accuracy(candidate) if self.prover else None
         lossy = max(report.fidelity for report in reports) is Fidelity.LOSSY
         missed = self.policy.floor_missed(last) if lossy else None
-        why = missed or self.policy.objection(before, last.stats, last.latency, lossy=lossy)
+        drifts = last.comparison.previous if lossy and last.comparison else {}
+        why = missed or self.policy.objection(
+            before, last.stats, last.latency, lossy=lossy, drifts=drifts
+        )
         if why is None:
             self.commit(candidate, last.stats)
             return candidate, reports

@@ -134,6 +134,13 @@ class Pass:
         """Rewrite `graph` in place; it is valid before and must be valid after."""
         raise NotImplementedError
 
+    def loss_bound(self) -> str | None:
+        """Why the loss is small whatever the inputs are; None: only real data can tell.
+
+        A lossy pass without such a reason is named at the end of a run that had no real data.
+        """
+        return None
+
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """Names that the option `only` can match on this graph; () without that option."""
         return ()

@@ -7,6 +7,7 @@
     force = false                       # keep steps that do not pay
     verify = true                       # compare outputs after every step
     latency = true                      # measure latency
+    floor = true                        # hold the default floors where `floors` sets none
     threads = 2
     seed = 0
 
@@ -14,6 +15,11 @@
     max-drop = 0.5                      # points of accuracy
     min-agreement = 0.99                # share of top-1 answers
     min-sqnr = 30                       # dB
+    min-cosine = 0.99                   # mean over the rows of an embedding
+    min-row-cosine = 0.9                # of every row
+
+    [output-kinds]
+    logits = "classes"                  # classes, embedding or values: not as the graph says
 
     [input-shapes]
     data = [1, 3, 224, 224]
@@ -39,20 +45,31 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from onnxslim.errors import UsageError
+from onnxslim.pipeline.floors import DEFAULT, Floors
 from onnxslim.pipeline.grammar import Pipeline, build_pass, parse_pipeline
 from onnxslim.pipeline.options import Interval, at_least, interval
+from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.suggest import did_you_mean
+from onnxslim.records import OutputKind
 
 MAX_DROP = interval(0, 100)
 MIN_AGREEMENT = interval(0, 1)
 MIN_SQNR = at_least(0)
+MIN_COSINE = interval(-1, 1)
 THREADS = at_least(1)
 SEED = interval(0, 2**32 - 1)
 GOALS = tuple(goal.value for goal in Goal)
 
+_TABLES = ("calib", "eval", "floors", "input-shapes", "output-kinds")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_FLOORS = {"max-drop": MAX_DROP, "min-agreement": MIN_AGREEMENT, "min-sqnr": MIN_SQNR}
+_FLOORS = {
+    "max-drop": MAX_DROP,
+    "min-agreement": MIN_AGREEMENT,
+    "min-sqnr": MIN_SQNR,
+    "min-cosine": MIN_COSINE,
+    "min-row-cosine": MIN_COSINE,
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,9 @@ class Recipe:
         max_drop: points of accuracy that may be lost.
         min_agreement: share in [0, 1] of top-1 answers that must stay the same.
         min_sqnr: least SQNR in dB.
+        min_cosine, min_row_cosine: least cosine of the rows of an embedding, mean and single.
+        floor: False for no default floors.
+        output_kinds: what an output holds, by name.
         input_shapes: shape by input name.
     """
 
@@ -79,12 +99,34 @@ class Recipe:
     max_drop: float | None = None
     min_agreement: float | None = None
     min_sqnr: float | None = None
+    min_cosine: float | None = None
+    min_row_cosine: float | None = None
+    floor: bool | None = None
+    output_kinds: Mapping[str, OutputKind] | None = None
     input_shapes: Mapping[str, tuple[int, ...]] | None = None
+
+    @property
+    def floors(self) -> Floors:
+        """The floors that are set; without any, the default ones, or none where `floor` is False.
+
+        Raises:
+            UsageError: floors are set, and `floor` says that there are none.
+        """
+        own = Floors(
+            self.max_drop,
+            self.min_agreement,
+            self.min_sqnr,
+            self.min_cosine,
+            self.min_row_cosine,
+        )
+        if own.limits_anything and self.floor is False:
+            raise UsageError("--no-floor and a floor exclude each other; leave one of them out.")
+        return own if own.limits_anything or self.floor is False else DEFAULT
 
     def over(self, other: Recipe) -> Recipe:
         """These settings, completed by those of `other` where a setting is None.
 
-        Input shapes are merged by name.
+        Input shapes and kinds of outputs are merged by name.
         """
         own = {
             field.name: getattr(self, field.name)
@@ -93,6 +135,8 @@ class Recipe:
         }
         if self.input_shapes is not None and other.input_shapes is not None:
             own["input_shapes"] = {**other.input_shapes, **self.input_shapes}
+        if self.output_kinds is not None and other.output_kinds is not None:
+            own["output_kinds"] = {**other.output_kinds, **self.output_kinds}
         return replace(other, **own)
 
 
@@ -122,7 +166,7 @@ def parse_recipe(text: str, folder: Path = Path()) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"This is not valid TOML: {error}.") from error
-    _refuse_unknown(table, [*_READERS, "calib", "eval", "floors", "input-shapes"], "A recipe")
+    _refuse_unknown(table, [*_READERS, *_TABLES], "A recipe")
     settings: dict[str, object] = {
         key: read(key, table[key]) for key, read in _READERS.items() if key in table
     }
@@ -136,6 +180,9 @@ def parse_recipe(text: str, folder: Path = Path()) -> Recipe:
     if "input-shapes" in table:
         shapes = _table("input-shapes", table["input-shapes"])
         settings["input_shapes"] = {name: _shape(name, value) for name, value in shapes.items()}
+    if "output-kinds" in table:
+        kinds = _table("output-kinds", table["output-kinds"])
+        settings["output_kinds"] = parse_kinds(f"{name}={kind}" for name, kind in kinds.items())
     return replace(Recipe(), **settings)  # type: ignore[arg-type]
 
 
@@ -225,6 +272,7 @@ _READERS: Mapping[str, Callable[[str, object], object]] = {
     "force": _flag,
     "verify": _flag,
     "latency": _flag,
+    "floor": _flag,
     "threads": _whole(THREADS),
     "seed": _whole(SEED),
 }

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Final
 
 from onnxslim.io.model import Model
-from onnxslim.pipeline.floors import Floors, missed
+from onnxslim.pipeline.floors import Floors, missed, missed_drop
 from onnxslim.quantization.qdq import QdqPlanner, quantized_copy
 from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration, Distance
@@ -41,9 +41,7 @@ class DivergenceLimits:
     @property
     def are_set(self) -> bool:
         """Whether there is any limit."""
-        floors = self.floors
-        near = not (self.error is floors.min_agreement is floors.min_sqnr_db is None)
-        return near or self.has_drop
+        return self.error is not None or self.floors.limits_outputs or self.has_drop
 
     @property
     def has_drop(self) -> bool:
@@ -55,7 +53,7 @@ class DivergenceLimits:
         error = distance.relative_error
         if self.error is not None and error > self.error:
             return f"the relative error of an output is {error:.3g}; max-error is {self.error:g}"
-        return missed(self.floors, sqnr_db=distance.sqnr_db, agreement=distance.agreement)
+        return missed(self.floors, distance.outputs)
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ class FloatFallback:
             why = self.limits.missed(distance)
             if why is not None:
                 return why
-        return missed(self.limits.floors, drop=self._drop(model))
+        return missed_drop(self.limits.floors, self._drop(model))
 
     @cached_property
     def _accuracy(self) -> float | None:

@@ -43,6 +43,8 @@ def report_to_json(report: Report) -> dict[str, Json]:
         "record": asdict(report.record) if report.record else None,
         "notes": list(report.notes),
         "floors_missed": list(report.floors_missed),
+        "has_default_floors": report.has_default_floors,
+        "not_judged_on_real_data": list(report.unjudged),
         "seconds": report.seconds,
     }
     return {key: _finite(value) for key, value in data.items()}
@@ -98,6 +100,7 @@ def _step_json(step: StepReport) -> Json:
         "resolved": step.resolved or step.spec,
         "why_not_committed": step.why_not_committed,
         "floor_missed": step.floor_missed,
+        "loss_bound": step.loss_bound,
         "drift_previous": drifts_json(comparison.previous) if comparison else None,
         "drift_original": drifts_json(comparison.original) if comparison else None,
         "accuracy": step.accuracy,

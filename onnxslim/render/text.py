@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from onnxslim.records import Fidelity
+from onnxslim.records import Fidelity, OutputKind
 from onnxslim.render.tables import FigureTable, Paper, printable
 from onnxslim.render.timing import latency_text, times_text
 from onnxslim.render.units import (
@@ -85,7 +85,14 @@ def drift_text(drifts: Mapping[str, Drift], fidelity: Fidelity) -> str:
         return "none"
     if fidelity is not Fidelity.LOSSY:
         return small_text(_worst(drift.max_abs for drift in drifts.values()))
-    return f"{min(drift.sqnr_db for drift in drifts.values()):.1f} dB"
+    _, least = _farthest(drifts)
+    agreement, cosine = _least_agreement(drifts), _least_cosine(drifts)
+    parts = [
+        f"{least:.1f} dB",
+        "" if agreement is None else f"{100 * agreement:.2f} %",
+        "" if cosine is None else f"cos {cosine:.4f}",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _steps(report: Report) -> FigureTable:
@@ -193,14 +200,33 @@ def _last_comparison(committed: Sequence[StepReport]) -> Comparison | None:
 def _lossy_text(drifts: Mapping[str, Drift]) -> str:
     name, least = _farthest(drifts)
     text = f"SQNR {least:.1f} dB" + (f" of `{printable(name)}`" if len(drifts) > 1 else "")
-    agreements = [d.top1_agreement for d in drifts.values() if d.top1_agreement is not None]
-    if agreements:
-        text += f", top-1 answers agree for {100 * min(agreements):.2f} %"
+    for kind, what in (
+        (OutputKind.CLASSES, "top-1 answers agree for"),
+        (OutputKind.DISCRETE, "integers are equal for"),
+    ):
+        share = _least_agreement({key: d for key, d in drifts.items() if d.kind is kind})
+        if share is not None:
+            text += f", {what} {100 * share:.2f} %"
+    cosine = _least_cosine(drifts)
+    if cosine is not None:
+        rows = [drift.least_cosine for drift in drifts.values() if drift.least_cosine is not None]
+        text += f", cosine of rows {cosine:.4f}, of the worst row {min(rows):.4f}"
     return text
 
 
+def _least_agreement(drifts: Mapping[str, Drift]) -> float | None:
+    shares = (drift.agreement for drift in drifts.values())
+    return min((share for share in shares if share is not None), default=None)
+
+
+def _least_cosine(drifts: Mapping[str, Drift]) -> float | None:
+    cosines = (drift.mean_cosine for drift in drifts.values())
+    return min((cosine for cosine in cosines if cosine is not None), default=None)
+
+
 def _farthest(drifts: Mapping[str, Drift]) -> tuple[str, float]:
-    name = min(drifts, key=lambda key: drifts[key].sqnr_db)
+    numbers = [key for key, drift in drifts.items() if drift.kind is not OutputKind.DISCRETE]
+    name = min(numbers or drifts, key=lambda key: drifts[key].sqnr_db)
     return name, drifts[name].sqnr_db
 
 
@@ -224,6 +250,18 @@ def _timing(report: Report) -> Iterator[str]:
         if len(command) > _LONGEST_COMMAND:
             command = "--passes as `onnxslim.resolved` in the metadata of the file spells it"
         yield f"the same without timing: {printable(command)}"
+
+
+def unjudged_text(report: Report) -> str:
+    """What to say last when lossy steps were kept whose loss was judged on nothing real."""
+    steps = ", ".join(printable(spec) for spec in report.unjudged)
+    seen = "were not compared"
+    if not report.verified_on.startswith("not verified"):
+        seen = "were compared on made-up inputs alone"
+    return (
+        f"NOT JUDGED ON REAL DATA: {steps}. The outputs {seen}, so what the model loses in "
+        "practice is not known. Give samples with --calib, or labels with --eval."
+    )
 
 
 def _far(report: Report) -> Iterator[str]:

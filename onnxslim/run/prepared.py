@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from onnxslim.errors import UsageError
 from onnxslim.graph.local_functions import foreign_calls, function_name
 from onnxslim.io.check import admit
 from onnxslim.io.model import Model
+from onnxslim.pipeline.floors import Floors, JudgedBy, default_floors, held_by_nothing
 from onnxslim.pipeline.grammar import Pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.policy import Policy
 from onnxslim.pipeline.stats import measure_stats
+from onnxslim.records import Fidelity
 from onnxslim.report import FileReport, LatencyPair, Report, RunRecord, StepReport
 from onnxslim.run.record import run_record
 from onnxslim.run.settings import RunSettings
@@ -85,6 +88,7 @@ class PreparedRun:
             self.prover.begin(source)
             self.before.accuracy = self.prover.accuracy(source)
         self._context = settings.context(self.prover)
+        self._has_default_floors = False
 
     def try_pipeline(
         self,
@@ -97,14 +101,19 @@ class PreparedRun:
 
         Args:
             pipeline: the steps.
-            policy: what a step must bring to be kept; the accuracy of the source is filled in. The
-                steps of a resolved pipeline need not bring anything.
+            policy: what a step must bring to be kept; the accuracy of the source is filled in, and
+                default floors become those that suit the data. The steps of a resolved pipeline
+                need not bring anything.
             reproducers: folder for a model that shows a broken promise.
 
         Raises:
+            UsageError: a floor of the user is for a kind of outputs that the source does not have.
             PromiseBroken: a pass broke its promise; a reproducer was written.
         """
-        policy = replace(policy or Policy(), baseline_accuracy=self.before.accuracy)
+        policy = policy or Policy()
+        floors = self._checked_floors(policy.floors)
+        self._has_default_floors = floors.is_default
+        policy = replace(policy, floors=floors, baseline_accuracy=self.before.accuracy)
         if pipeline.is_resolved:
             policy = replace(policy, force=True)
         if self.prover is not None:
@@ -124,6 +133,21 @@ class PreparedRun:
     @cached_property
     def _data_sha256(self) -> Mapping[str, str]:
         return self.settings.data_sha256()
+
+    def _checked_floors(self, floors: Floors) -> Floors:
+        """The floors to hold: the default ones by what there is to judge by, or those of the user.
+
+        Raises:
+            UsageError: a floor of the user says nothing of any output.
+        """
+        if floors.is_default:
+            return default_floors(JudgedBy() if self.prover is None else self.prover.judged_by)
+        idle = None
+        if self.prover is not None and self.settings.verify:
+            idle = held_by_nothing(floors, self.prover.output_kinds)
+        if idle is not None:
+            raise UsageError(idle)
+        return floors
 
     def report(self, attempt: Attempt, command: str) -> Report:
         """The figures of an attempt, and of source against result.
@@ -145,6 +169,9 @@ class PreparedRun:
             f"{step.spec}: {step.why_not_committed}" for step in attempt.steps if step.floor_missed
         ]
         report.record = attempt.record
+        report.has_default_floors = self._has_default_floors
+        if self.prover is None or not self.prover.judged_by.is_real:
+            report.unjudged = [step.spec for step in attempt.steps if _needs_data(step)]
         report.latency = self._latency(attempt)
         if report.latency is not None:
             before.latency, after.latency = report.latency.before, report.latency.after
@@ -155,6 +182,12 @@ class PreparedRun:
         if self.prover is not None and len(attempt.timed) > 1:
             return self.prover.time(self.source, attempt.model)
         return attempt.timed[0] if attempt.timed else None
+
+
+def _needs_data(step: StepReport) -> bool:
+    """Whether a step was kept whose loss only real data can tell."""
+    is_lossy = step.fidelity is Fidelity.LOSSY and bool(step.changes)
+    return step.committed and is_lossy and step.loss_bound is None
 
 
 def _versions() -> dict[str, str]:

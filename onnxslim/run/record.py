@@ -80,14 +80,22 @@ def _resolved_step(step: StepReport) -> str:
 def _bearing(policy: Policy, settings: RunSettings) -> dict[str, str]:
     """The options of the command, besides pipeline and data, that bear on the result."""
     floors = policy.floors
-    wanted = {
+    kinds = (f"{name}={kind}" for name, kind in settings.output_kinds.items())
+    wanted: dict[str, object] = {
         "seed": settings.seed,
         "goal": policy.goal.value,
         "threads": settings.threads,
-        "max-drop": floors.max_drop,
-        "min-agreement": floors.min_agreement,
-        "min-sqnr": floors.min_sqnr_db,
+        "output-kind": ",".join(kinds) or None,
     }
+    if not floors.is_default:  # the same data bring the same default floors
+        wanted |= {
+            "max-drop": floors.max_drop,
+            "min-agreement": floors.min_agreement,
+            "min-sqnr": floors.min_sqnr_db,
+            "min-cosine": floors.min_cosine,
+            "min-row-cosine": floors.min_row_cosine,
+            "no-floor": None if floors.limits_anything else "true",
+        }
     return {name: f"{value}" for name, value in wanted.items() if value is not None}
 
 

@@ -8,9 +8,10 @@ service is asked for, so that `import onnxslim` stays cheap.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from onnxslim.analysis.output_kinds import OutputKinds
 from onnxslim.pipeline.passes import Context
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class RunSettings:
         seed: seed of all randomness.
         threads: threads of onnxruntime; None: onnxruntime's own choice.
         input_shapes: shape by input name, for seeded inputs.
+        output_kinds: what outputs are, by name, in place of what the graph says.
         verify: whether outputs are compared after every step.
         measure: whether models are timed.
         progress: is told in words what is going on.
@@ -41,6 +43,7 @@ class RunSettings:
     seed: int = 0
     threads: int | None = None
     input_shapes: Mapping[str, Sequence[int]] | None = None
+    output_kinds: OutputKinds = field(default_factory=dict)
     verify: bool = True
     measure: bool = True
     progress: Callable[[str], None] | None = None
@@ -73,6 +76,7 @@ class RunSettings:
             seed=self.seed,
             threads=self.threads,
             input_shapes=self.input_shapes,
+            output_kinds=self.output_kinds,
             latency=self.measure,
             verify=self.verify,
             progress=self.progress,
@@ -92,7 +96,10 @@ class RunSettings:
 
         calibration = accuracy = labelled = stopwatch = None
         if self.calibration is not None:
-            calibration = CalibrationRuns(self.calibration, seed=self.seed, threads=self.threads)
+            kinds = None if prover is None else prover.output_kinds
+            calibration = CalibrationRuns(
+                self.calibration, seed=self.seed, threads=self.threads, kinds=kinds
+            )
         if prover is not None and self.evaluation is not None:
             accuracy = prover.accuracy
             source = labelled_source(self.evaluation)

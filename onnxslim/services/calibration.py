@@ -7,8 +7,10 @@ onnxruntime.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from onnxslim.records import OutputKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +23,25 @@ if TYPE_CHECKING:
 
 Replacement = Callable[["np.ndarray"], "np.ndarray"]
 """Maps the value of a tensor to another one of the same shape and type."""
+
+
+@dataclass(frozen=True)
+class OutputDistance:
+    """How far one output of a model, or a part of it, is from that of another.
+
+    Attributes:
+        kind: what the values are.
+        agreement: share of equal top-1 answers of classes, of equal values where they are discrete.
+        expected_agreement: see `Distance`.
+        mean_cosine, least_cosine: of the rows of an embedding.
+    """
+
+    kind: OutputKind
+    sqnr_db: float
+    agreement: float | None = None
+    expected_agreement: float | None = None
+    mean_cosine: float | None = None
+    least_cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,12 +58,14 @@ class Distance:
             σ² the mean squared change of the margin between the best and the second class. With
             few samples it is more precise than the counted share.
         sqnr_db: signal-to-noise ratio of the output where it is smallest.
+        outputs: figures of each output by name, or by the label of a part.
     """
 
     divergence: float
     agreement: float | None
     expected_agreement: float | None
     sqnr_db: float
+    outputs: Mapping[str, OutputDistance] = field(default_factory=dict)
 
     @property
     def relative_error(self) -> float:

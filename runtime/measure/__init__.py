@@ -4,6 +4,7 @@ workload            the samples that models are verified and timed on
 verify              RuntimeProver verifies the steps of a pipeline
 promise             measured drift against the promise of a fidelity
 drift               how far an output moved
+row_cosines         how far the rows of an embedding turned
 comparing           one session against kept outputs
 output_evidence     how much the outputs of the original prove
 row_matching        the comparable part of two outputs of different sizes

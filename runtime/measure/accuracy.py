@@ -65,6 +65,14 @@ class Evaluation:
         assert self.samples is not None
         return top1(session, self.samples, alone=alone)
 
+    def scored_output(self, session: Session) -> str | None:
+        """Name of the output that labels are held against; None without labels."""
+        if self.samples is None:
+            return None
+        for sample in self.samples.batches(1):
+            return _class_scores(session.run(sample.feeds), sample.rows)[0]
+        return None
+
 
 def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> Evaluation:
     """Open what `--eval` or `evaluation=` names.
@@ -115,19 +123,20 @@ def top1(session: Session, samples: Samples, *, alone: bool = False) -> float:
                 "one class number for each sample."
             )
         labels = _class_numbers(sample.labels, sample.rows, samples.name)
-        scores = _class_scores(session.run(sample.feeds), sample.rows)
+        _, scores = _class_scores(session.run(sample.feeds), sample.rows)
         right += int(np.count_nonzero(scores.argmax(axis=1) == labels))
         total += sample.rows
     return right / total
 
 
-def _class_scores(outputs: Outputs, rows: int) -> np.ndarray:
-    for array in outputs.values():
+def _class_scores(outputs: Outputs, rows: int) -> tuple[str, np.ndarray]:
+    """The output that holds class scores, and its values (rows, classes)."""
+    for name, array in outputs.items():
         if not _is_float(array) or array.ndim < 2 or array.shape[0] != rows:
             continue
         classes = array.shape[1]
         if classes > 1 and array.size == rows * classes:  # any further axes have size 1
-            return array.reshape(rows, classes)
+            return name, array.reshape(rows, classes)
     found = ", ".join(f"`{k}` {v.dtype.name}{list(v.shape)}" for k, v in outputs.items())
     raise UsageError(
         f"No output holds class scores for {rows} samples; the outputs are {found}. Give a metric "

@@ -6,11 +6,13 @@ Owns: the walk over runs and references. Not here: which differences are allowed
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
+from onnxslim.analysis.output_kinds import OutputKinds
 from onnxslim.analysis.output_parts import Parts
-from onnxslim.records import Fidelity
+from onnxslim.records import Fidelity, OutputKind
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.promise import breach, shape_breach
 from onnxslim.runtime.measure.row_matching import comparable
@@ -26,17 +28,19 @@ def measure_drift(
     parts: Parts | None = None,
     elastic: Sequence[Container[str]] = (),
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+    kinds: OutputKinds = MappingProxyType({}),
 ) -> tuple[list[dict[str, DriftMeter]], str | None]:
     """Drift of every output against each reference, or why arrays do not match.
 
     `references` has the outputs of each reference model on the same samples. `kept` receives the
     outputs of `session`. `parts` of outputs are also measured separately, under their labels.
     `elastic` names, for each reference, the outputs whose sizes may differ from its own; `resized`
-    receives the first pair of different shapes of each output.
+    receives the first pair of different shapes of each output. `kinds` of outputs, by name, choose
+    the figures that are measured.
     """
     parts = parts or {}
     elastic = elastic or [()] * len(references)
-    meters = [_meters(reference[0], parts) for reference in references]
+    meters = [_meters(reference[0], parts, kinds) for reference in references]
     for sample, *expected in zip(runs, *references, strict=True):
         outputs = session.run(sample.feeds)
         if kept is not None:
@@ -65,12 +69,12 @@ def _update(
         meters[part.label].update(part.of(left), part.of(right))
 
 
-def _meters(reference: Outputs, parts: Parts) -> dict[str, DriftMeter]:
+def _meters(reference: Outputs, parts: Parts, kinds: OutputKinds) -> dict[str, DriftMeter]:
     meters = {}
     for name in reference:
-        meters[name] = DriftMeter()
+        meters[name] = DriftMeter(kinds.get(name, OutputKind.VALUES))
         for part in parts.get(name, ()):
-            meters[part.label] = DriftMeter(has_answers=False)
+            meters[part.label] = DriftMeter()
     return meters
 
 

@@ -14,7 +14,9 @@ from typing import Final
 
 import numpy as np
 
+from onnxslim.records import OutputKind
 from onnxslim.report import Drift
+from onnxslim.runtime.measure.row_cosines import RowCosines
 
 _CHUNK: Final = 1 << 18  # elements converted to float64 at a time
 _BITS: Final = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -24,7 +26,8 @@ class DriftMeter:
     """Drift of one output; feed it with `update`, read it with `result`.
 
     Args:
-        has_answers: whether the largest entry along the last axis may be a class decision.
+        kind: what the values are. Floats that cannot be scores or rows count as values, and types
+            that do not round as discrete, whatever is given.
 
     Attributes:
         lost: number of values that are finite in the reference alone.
@@ -34,8 +37,9 @@ class DriftMeter:
         unmatched: number of values without a counterpart; the caller counts them.
     """
 
-    def __init__(self, *, has_answers: bool = True) -> None:
-        self._has_answers = has_answers
+    def __init__(self, kind: OutputKind = OutputKind.VALUES) -> None:
+        self._kind = kind
+        self._cosines = RowCosines()
         self.count = self.lost = self.turned = self.unequal = 0
         self.largest = 0.0
         self.unmatched = 0
@@ -46,6 +50,7 @@ class DriftMeter:
 
     def update(self, ref: np.ndarray, new: np.ndarray) -> None:
         """Add a batch; both arrays have one shape and dtype."""
+        self._kind = measured_kind(self._kind, ref)
         self._count_rows(ref, new)
         flat_ref, flat_new = ref.reshape(-1), new.reshape(-1)
         self.count += flat_ref.size
@@ -60,11 +65,20 @@ class DriftMeter:
             rel_l2=math.inf if broken else _ratio(self._diff2, self._ref2),
             sqnr_db=-math.inf if broken else _decibel(self._ref2, self._diff2),
             cosine=0.0 if broken else self._cosine(),
-            top1_agreement=self._agreeing / self._rows if self._rows else None,
+            agreement=self._agreement(),
             reference_range=self._high - self._low if self._high >= self._low else 0.0,
             equal_bits=self.unequal == 0,
             unmatched=self.unmatched,
+            kind=self._kind,
+            mean_cosine=0.0 if broken and self._cosines.mean is not None else self._cosines.mean,
+            least_cosine=0.0 if broken and self._cosines.least is not None else self._cosines.least,
         )
+
+    def _agreement(self) -> float | None:
+        if self._kind is OutputKind.DISCRETE:
+            total = self.count + self.unmatched
+            return 1 - self.unequal / total if total else None
+        return self._agreeing / self._rows if self._rows else None
 
     def _cosine(self) -> float:
         if self._diff2 == 0.0:
@@ -107,8 +121,10 @@ class DriftMeter:
         self._max_abs = max(self._max_abs, float(np.abs(gap).max()))
 
     def _count_rows(self, ref: np.ndarray, new: np.ndarray) -> None:
-        """Top-1 where the last axis can be classes: rows of scores, or rows of such rows."""
-        if not self._has_answers or not has_scores(ref):
+        """Directions of embeddings, and top-1 of classes."""
+        if self._kind is OutputKind.EMBEDDING:
+            self._cosines.update(ref, new)
+        if self._kind is not OutputKind.CLASSES or not ref.size:
             return
         rows_ref, rows_new = ref.reshape(-1, ref.shape[-1]), new.reshape(-1, ref.shape[-1])
         same = rows_ref.argmax(axis=1) == rows_new.argmax(axis=1)
@@ -116,10 +132,18 @@ class DriftMeter:
         self._agreeing += int(np.count_nonzero(same))
 
 
-def has_scores(output: np.ndarray) -> bool:
-    """Whether the largest entry along the last axis can mean something: float, rank 2 or 3."""
-    floating = output.dtype.kind == "f" or output.dtype.isbuiltin == 2
-    return floating and output.ndim in (2, 3) and output.shape[-1] > 1
+def measured_kind(kind: OutputKind, output: np.ndarray) -> OutputKind:
+    """The kind that an array of an output allows, where `kind` is what the graph or a user says."""
+    if not is_floating(output.dtype):
+        return OutputKind.DISCRETE
+    if kind is OutputKind.DISCRETE or not output.ndim or output.shape[-1] < 2:
+        return OutputKind.VALUES
+    return kind
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether values of this type round."""
+    return dtype.kind in "fc" or (dtype.isbuiltin == 2 and "int" not in dtype.name)
 
 
 def _unequal_bits(ref: np.ndarray, new: np.ndarray) -> int:

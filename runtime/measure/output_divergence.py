@@ -4,21 +4,25 @@ For rows of class scores this is the Kullback-Leibler divergence Σ p·(log p �
 (Kullback and Leibler 1951); for other values Σ(y − ŷ)² / Σy². Effects of small independent changes
 add up in both, which a search over changes of single layers relies on.
 
-Owns: which outputs are class scores. Not here: what a pass promises (see `promise`), and the
+Owns: the figures that searches go by. Not here: which outputs are class scores (see
+`analysis.output_kinds`); what a pass promises (see `promise`), and the
 figures shown to the user (see `drift`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from scipy import special
 
 from onnxslim.analysis.output_parts import OutputPart
-from onnxslim.services.calibration import Distance
+from onnxslim.records import OutputKind
+from onnxslim.runtime.measure.drift import measured_kind
+from onnxslim.runtime.measure.row_cosines import RowCosines
+from onnxslim.services.calibration import Distance, OutputDistance
 
 _SUM_TOLERANCE: Final = 1e-2  # how far the sum of probabilities may be from 1
 _MIN_LOG: Final = -30.0  # log-probabilities are clipped here: classes at 0 cost nothing
@@ -29,11 +33,12 @@ class DivergenceMeter:
     """Accumulates the figures of `Distance` for one output.
 
     Args:
-        may_be_logits: whether rows that are no probabilities may be class scores.
+        kind: what the values are.
     """
 
-    def __init__(self, *, may_be_logits: bool = True) -> None:
-        self._may_be_logits = may_be_logits
+    def __init__(self, kind: OutputKind = OutputKind.VALUES) -> None:
+        self._kind = kind
+        self._cosines = RowCosines()
         self._rows = self._agreeing = 0
         self._nats = self._signal = self._noise = 0.0
         self._form: str | None = None
@@ -54,9 +59,14 @@ class DivergenceMeter:
             self._noise += float(np.square(new[differs] - ref[differs]).sum())
         if not math.isfinite(self._noise):
             return
-        if self._form is None:
-            self._form = _form(ref, may_be_logits=self._may_be_logits)
-        if self._form != "values" and ref.size:
+        self._kind = measured_kind(self._kind, reference)
+        if self._kind is OutputKind.EMBEDDING:
+            self._cosines.update(ref, new)
+        if self._kind is OutputKind.DISCRETE:
+            self._rows += ref.size
+            self._agreeing += int(np.count_nonzero(ref == new))
+        if self._kind is OutputKind.CLASSES and ref.size:
+            self._form = self._form or _form(ref)
             self._count(ref.reshape(-1, ref.shape[-1]), new.reshape(-1, ref.shape[-1]))
 
     @property
@@ -64,8 +74,10 @@ class DivergenceMeter:
         """See `Distance`."""
         if not math.isfinite(self._noise):
             return math.inf
-        if self._rows:
+        if self._rows and self._kind is OutputKind.CLASSES:
             return self._nats / self._rows
+        if self._rows:
+            return 1 - self._agreeing / self._rows
         return self._noise / self._signal if self._signal else 0.0
 
     @property
@@ -76,7 +88,7 @@ class DivergenceMeter:
     @property
     def expected_agreement(self) -> float | None:
         """See `Distance`."""
-        if not self._rows:
+        if not self._rows or self._kind is not OutputKind.CLASSES:
             return None
         # a row keeps its class while its margin stays above 0; with margins that move by a normal
         # error of this spread, that has probability Φ(margin / spread)
@@ -93,6 +105,20 @@ class DivergenceMeter:
             return -math.inf
         return 10 * math.log10(self._signal / self._noise)
 
+    @property
+    def figures(self) -> OutputDistance:
+        """All that floors are held against."""
+        far = not math.isfinite(self._noise)
+        mean, least = self._cosines.mean, self._cosines.least
+        return OutputDistance(
+            self._kind,
+            self.sqnr_db,
+            self.agreement,
+            self.expected_agreement,
+            0.0 if far and mean is not None else mean,
+            0.0 if far and least is not None else least,
+        )
+
     def _count(self, ref: np.ndarray, new: np.ndarray) -> None:
         rows = np.arange(len(ref))
         self._rows += len(ref)
@@ -106,7 +132,7 @@ class DivergenceMeter:
         self._nats += max(0.0, float((np.exp(p) * (p - q)).sum()))
         if sum(map(len, self._margins)) < _MAX_MARGINS:
             # margin: log-odds of the best class against the second, before and after
-            best, second = np.argsort(p, axis=1)[:, :-3:-1].T
+            second, best = np.argpartition(p, -2, axis=1)[:, -2:].T
             margin, now = (x[rows, best] - x[rows, second] for x in (p, q))
             self._margins.append(margin)
             self._changes += float(np.square(now - margin).sum())
@@ -115,44 +141,53 @@ class DivergenceMeter:
 class OutputDivergence:
     """Divergence of one output; of each of its parts where the output is joined from several.
 
+    Args:
+        name: of the output.
+        parts: of the output; a part holds values.
+        kind: of the output that has no parts.
+
     Attributes:
-        meters: one for each part, or a single one for the whole output.
+        meters: one for each part, or a single one for the whole output; by name or label.
     """
 
-    def __init__(self, parts: Sequence[OutputPart]) -> None:
+    def __init__(self, name: str, parts: Sequence[OutputPart], kind: OutputKind) -> None:
         self._parts = parts
-        self.meters = [DivergenceMeter(may_be_logits=False) for _ in parts] or [DivergenceMeter()]
+        self.meters = {part.label: DivergenceMeter() for part in parts} or {
+            name: DivergenceMeter(kind)
+        }
 
     def update(self, reference: np.ndarray, found: np.ndarray) -> None:
         """Add a batch."""
         if not self._parts or reference.shape != found.shape:
-            for item in self.meters:
+            for item in self.meters.values():
                 item.update(reference, found)
             return
-        for part, item in zip(self._parts, self.meters, strict=True):
-            item.update(part.of(reference), part.of(found))
+        for part in self._parts:
+            self.meters[part.label].update(part.of(reference), part.of(found))
 
 
-def combined_distance(meters: Sequence[DivergenceMeter]) -> Distance:
+def combined_distance(meters: Mapping[str, DivergenceMeter]) -> Distance:
     """The distance of all outputs together."""
-    shares = [item.agreement for item in meters if item.agreement is not None]
-    expected = [e for e in (item.expected_agreement for item in meters) if e is not None]
+    found = {name: item.figures for name, item in meters.items()}
+    numbers = [item.sqnr_db for item in found.values() if item.kind is not OutputKind.DISCRETE]
+    shares = [item.agreement for item in found.values() if item.agreement is not None]
+    expected = [
+        item.expected_agreement for item in found.values() if item.expected_agreement is not None
+    ]
     return Distance(
-        sum(item.divergence for item in meters) / len(meters),
+        sum(item.divergence for item in meters.values()) / len(meters),
         min(shares, default=None),
         min(expected, default=None),
-        min(item.sqnr_db for item in meters),
+        min(numbers or (item.sqnr_db for item in found.values())),
+        found,
     )
 
 
-def _form(output: np.ndarray, *, may_be_logits: bool) -> str:
-    """`probabilities`, `logits` (rows of a matrix that do not sum to 1) or `values`."""
-    if output.ndim < 2 or output.shape[-1] < 2 or not output.size:
-        return "values"
-    sums = output.sum(axis=-1)
-    if output.min() >= 0 and np.abs(sums - 1).max() < _SUM_TOLERANCE:
-        return "probabilities"
-    return "logits" if may_be_logits and output.ndim == 2 else "values"
+def _form(scores: np.ndarray) -> str:
+    """`probabilities`, or `logits`: rows that do not sum to 1."""
+    sums = scores.sum(axis=-1)
+    is_share = scores.min() >= 0 and np.abs(sums - 1).max() < _SUM_TOLERANCE
+    return "probabilities" if is_share else "logits"
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:

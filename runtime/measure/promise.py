@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from onnxslim.records import Fidelity
-from onnxslim.runtime.measure.drift import DriftMeter
+from onnxslim.runtime.measure.drift import DriftMeter, is_floating
 from onnxslim.runtime.session import TensorInfo
 
 ABSOLUTE: Final = 1e-6
@@ -109,11 +109,6 @@ def shape_breach(
                 f"{ref.dtype.name}{list(ref.shape)} is expected"
             )
     return None
-
-
-def is_floating(dtype: np.dtype) -> bool:
-    """Whether values of this type round."""
-    return dtype.kind in "fc" or (dtype.isbuiltin == 2 and "int" not in dtype.name)
 
 
 def _epsilon(dtype: np.dtype) -> float:

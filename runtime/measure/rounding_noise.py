@@ -27,8 +27,7 @@ import numpy as np
 from onnxslim.graph.ir import Constant, to_onnx_dtype, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.runtime.measure.comparing import measure_drift
-from onnxslim.runtime.measure.drift import DriftMeter
-from onnxslim.runtime.measure.promise import is_floating
+from onnxslim.runtime.measure.drift import DriftMeter, is_floating
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Outputs, Session, TensorInfo
 

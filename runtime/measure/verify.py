@@ -15,16 +15,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 
 import onnxruntime as ort
 
 from onnxslim.analysis.data_sizes import outputs_sized_by_data
 from onnxslim.analysis.input_demands import input_demands
+from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.io.check import OLDEST_OPSET, foreign_operators
 from onnxslim.io.model import Model
-from onnxslim.records import Fidelity
+from onnxslim.pipeline.floors import JudgedBy
+from onnxslim.pipeline.output_words import with_named
+from onnxslim.records import Fidelity, OutputKind
 from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.measure.accuracy import Evaluation, EvaluationSource, open_evaluation
 from onnxslim.runtime.measure.comparing import first_breach, measure_drift
@@ -89,6 +93,7 @@ class RuntimeProver:
         seed: of generated inputs, and of the order in which models are timed.
         threads: see `open_session`.
         input_shapes: by input name, for generated inputs.
+        output_kinds: what outputs are, by name, in place of what the graph and labels say.
         latency: whether `time` measures.
         verify: whether outputs are compared.
         progress: receives a word about each activity.
@@ -106,6 +111,7 @@ class RuntimeProver:
         seed: int = 0,
         threads: int | None = None,
         input_shapes: Mapping[str, Sequence[int]] | None = None,
+        output_kinds: OutputKinds = MappingProxyType({}),
         latency: bool = True,
         verify: bool = True,
         progress: Callable[[str], None] | None = None,
@@ -114,6 +120,7 @@ class RuntimeProver:
         self.notes: list[str] = []
         self._calibration, self._evaluation_source = calibration, evaluation
         self._seed, self._threads, self._input_shapes = seed, threads, input_shapes
+        self.output_kinds = self._named_kinds = output_kinds
         self._latency, self._verify = latency, verify
         self._progress: Callable[[str], None] = progress or (lambda text: None)
         self._evaluation: Evaluation | None = None
@@ -139,6 +146,7 @@ class RuntimeProver:
             ModelError: its opset is older than onnxruntime supports.
         """
         self._original = self._previous = _Baseline(original)
+        self.output_kinds = with_named(output_kinds(original), self._named_kinds)
         if not self._verify and not self._latency:
             return False
         self._progress("looking for inputs")
@@ -147,6 +155,8 @@ class RuntimeProver:
             return False
         with opened as session:
             self._signature = (session.inputs, session.outputs)
+            if self._evaluation_source is not None:
+                self._opened_evaluation(session)
             failure = self._choose_workload(original, session)
             if failure is None and self._verify:
                 failure = self._run_original(session)
@@ -218,7 +228,11 @@ class RuntimeProver:
             return None
         self._progress("measuring accuracy")
         with self._open(model) as session:
-            return self._opened_evaluation(session).score(session, alone=is_branching(model))
+            evaluation = self._opened_evaluation(session)
+            score = evaluation.score(session, alone=is_branching(model))
+            if self._original is not None and model is self._original.model:
+                self._believe_labels(evaluation, session)
+            return score
 
     def check_file(self, path: Path, model: Model) -> None:
         """See `Prover`."""
@@ -251,6 +265,16 @@ class RuntimeProver:
         return sizes_text(self._workload.single)
 
     @property
+    def judged_by(self) -> JudgedBy:
+        """What outputs are judged by, once the original is known."""
+        has_metric = self._evaluation is not None and self._evaluation.metric is not None
+        return JudgedBy(
+            samples=self._is_comparable and self._has_samples,
+            labels=self._evaluation is not None and not has_metric,
+            metric=has_metric,
+        )
+
+    @property
     def sample(self) -> Feeds | None:
         """The sample that models are timed on; None where no inputs are known."""
         return None if self._workload is None else self._workload.single
@@ -258,9 +282,12 @@ class RuntimeProver:
     # ------------------------------------------------------------------ inside
 
     @property
-    def _has_data(self) -> bool:
+    def _has_samples(self) -> bool:
         """Whether outputs are compared on samples of the user."""
-        return self._calibration is not None or self._evaluation_source is not None
+        evaluation = self._evaluation
+        return self._calibration is not None or (
+            evaluation is not None and evaluation.samples is not None
+        )
 
     def _times(self, first: Model, second: Model, tour: Sequence[Feeds]) -> RunTimes:
         """Times of a sample."""
@@ -291,6 +318,12 @@ class RuntimeProver:
         self.verified_on = f"not verified: onnxruntime does not have {names}."
         return None
 
+    def _believe_labels(self, evaluation: Evaluation, session: Session) -> None:
+        """The output that labels are held against holds classes, unless the user named its kind."""
+        name = evaluation.scored_output(session)
+        if name is not None and name not in self._named_kinds:
+            self.output_kinds = {**self.output_kinds, name: OutputKind.CLASSES}
+
     def _opened_evaluation(self, session: Session) -> Evaluation:
         if self._evaluation is None:
             assert self._evaluation_source is not None
@@ -306,11 +339,10 @@ class RuntimeProver:
             samples = open_samples(self._calibration, session.inputs)
             self._workload = from_samples(session, samples, "calibration", original)
             return None
-        if self._evaluation_source is not None:
-            evaluation = self._opened_evaluation(session)
-            if evaluation.samples is not None:
-                self._workload = from_samples(session, evaluation.samples, "evaluation", original)
-                return None
+        if self._evaluation is not None and self._evaluation.samples is not None:
+            known = self._evaluation.samples
+            self._workload = from_samples(session, known, "evaluation", original)
+            return None
         demands = input_demands(original)
         self._workload, why = from_seed(
             session, self._seed, self._input_shapes, demands, original if self._latency else None
@@ -350,10 +382,9 @@ class RuntimeProver:
         rest = [session.run(sample.feeds) for sample in workload.probes[len(known) :]]
         runs = [*known, *rest]
         if all(map(is_silent, runs)) and any(a.size for run in runs for a in run.values()):
-            where = "all samples" if self._has_data else "all inputs that could be made up"
-            return (
-                f"outputs are NaN or infinite on {where}.{'' if self._has_data else ' ' + ADVICE}"
-            )
+            where = "all samples" if self._has_samples else "all inputs that could be made up"
+            advice = "" if self._has_samples else f" {ADVICE}"
+            return f"outputs are NaN or infinite on {where}.{advice}"
         original.outputs[mode] = runs
         self.notes.extend(output_notes(runs, alone=workload.batch == 1))
         return None
@@ -420,8 +451,9 @@ class RuntimeProver:
         parts = self._parts_for(fidelity)
         resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         elastic = self._elastic(fidelity, len(references))
+        kinds = self.output_kinds
         meters, broken = measure_drift(
-            session, self._runs(mode), references, kept, parts, elastic, resized
+            session, self._runs(mode), references, kept, parts, elastic, resized, kinds
         )
         self._note_resized(resized)
         reshaped = broken is not None
@@ -433,7 +465,7 @@ class RuntimeProver:
                 kept.clear()
                 elastic = [frozenset(kind.name for kind in session.outputs)] * len(references)
                 meters, broken = measure_drift(
-                    session, self._runs(mode), references, kept, parts, elastic
+                    session, self._runs(mode), references, kept, parts, elastic, kinds=kinds
                 )
                 reshaped = broken is not None
         if reshaped:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.io.model import Model
-from onnxslim.records import Skip
+from onnxslim.records import OutputKind, Skip
 from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
 from onnxslim.runtime.measure.run_rows import rows_within
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
@@ -54,6 +55,7 @@ class _ReferenceOutputs:
     signature: Signature
     outputs: Sequence[Outputs]  # of each run
     parts: Parts  # of outputs that are concatenated from several
+    kinds: OutputKinds
 
 
 class _DistanceMeter:
@@ -61,7 +63,10 @@ class _DistanceMeter:
 
     def __init__(self, known: _ReferenceOutputs) -> None:
         self._outputs = {
-            name: OutputDivergence(known.parts.get(name, ())) for name in known.outputs[0]
+            name: OutputDivergence(
+                name, known.parts.get(name, ()), known.kinds.get(name, OutputKind.VALUES)
+            )
+            for name in known.outputs[0]
         }
 
     def update(self, expected: Outputs, found: Outputs) -> None:
@@ -73,7 +78,11 @@ class _DistanceMeter:
     def distance(self) -> Distance:
         """The distance over all runs so far."""
         return combined_distance(
-            [part for output in self._outputs.values() for part in output.meters]
+            {
+                name: meter
+                for output in self._outputs.values()
+                for name, meter in output.meters.items()
+            }
         )
 
 
@@ -85,6 +94,7 @@ class CalibrationRuns:
         seed: of the choice of positions in large maps.
         threads: see `open_session`.
         limits: on moments; None: by the size of the model.
+        kinds: of the outputs, by name; None: what the graph of a reference says.
 
     Raises:
         UsageError: by every method, where the samples do not fit the model.
@@ -98,8 +108,10 @@ class CalibrationRuns:
         seed: int = 0,
         threads: int | None = None,
         limits: MomentLimits | None = None,
+        kinds: OutputKinds | None = None,
     ) -> None:
         self._source, self._seed, self._threads, self._limits = source, seed, threads, limits
+        self._kinds = kinds
         self._samples: Samples | None = None
         self._rows = 1  # samples of a run
         self._activations: ActivationCaches | None = None
@@ -237,7 +249,8 @@ class CalibrationRuns:
                     taken += sum(array.nbytes for array in outputs[-1].values())
                     if taken > _KEPT_BYTES:
                         break
-            self._known = _ReferenceOutputs(signature, outputs, output_parts(reference))
+            kinds = self._kinds or output_kinds(reference)
+            self._known = _ReferenceOutputs(signature, outputs, output_parts(reference), kinds)
         return self._known
 
 
@@ -246,7 +259,11 @@ class _SampleSubset(CalibrationRuns):
 
     def __init__(self, whole: CalibrationRuns, keep: Keep) -> None:
         super().__init__(
-            whole._source, seed=whole._seed, threads=whole._threads, limits=whole._limits
+            whole._source,
+            seed=whole._seed,
+            threads=whole._threads,
+            limits=whole._limits,
+            kinds=whole._kinds,
         )
         self._whole, self._keep = whole, keep
 

@@ -27,7 +27,7 @@ from onnxslim.errors import (
 )
 from onnxslim.io.model import Model
 from onnxslim.pipeline import registry
-from onnxslim.records import Fidelity
+from onnxslim.records import Fidelity, OutputKind
 from onnxslim.report import (
     Comparison,
     Drift,
@@ -42,7 +42,7 @@ from support import parse
 
 STATS = Stats(3, 12, 48, 400, 24)
 PAIR = LatencyPair(Latency(2.0, 1.9, 2.1, 9), Latency(1.0, 0.9, 1.1, 9), 2.0, 1.9, 2.1)
-DRIFT = Drift(0.25, 0.1, 20.0, 0.99, 0.5, 3.0, False)
+DRIFT = Drift(0.25, 0.1, 20.0, 0.99, 0.5, 3.0, False, kind=OutputKind.CLASSES)
 
 TEXT = """<opset_import: ["" : 17]>
 g (float[N, 4] x) => (float[N, 3] y)
@@ -125,6 +125,7 @@ def test_options_reach_the_api(model: Path, calls: Calls, tmp_path: Path) -> Non
     code = run(
         model, tmp_path / "o.onnx", "--passes", "eliminate-identity", "--calib", "c.npz",
         "--eval", "m:f", "--max-drop", "0.5", "--min-agreement", "0.9", "--min-sqnr", "30",
+        "--min-cosine", "0.97", "--min-row-cosine", "0.8", "--output-kind", "y=values",
         "--goal", "bytes", "--input-shape", "x:1,4", "--input-shape", "a:b:2", "--threads", "2",
         "--seed", "7", "--force", "--no-latency",
     )  # fmt: skip
@@ -134,7 +135,8 @@ def test_options_reach_the_api(model: Path, calls: Calls, tmp_path: Path) -> Non
     assert given["output"] == tmp_path / "o.onnx"
     assert (given["calibration"], given["evaluation"]) == ("c.npz", "m:f")
     floors = given["floors"]
-    assert floors == onnxslim.Floors(max_drop=0.5, min_agreement=0.9, min_sqnr_db=30.0)
+    assert floors == onnxslim.Floors(0.5, 0.9, 30.0, 0.97, 0.8)
+    assert given["output_kinds"] == {"y": "values"}
     assert given["goal"] == "bytes"
     assert given["input_shapes"] == {"x": (1, 4), "a:b": (2,)}
     assert (given["threads"], given["seed"], given["force"]) == (2, 7, True)
@@ -424,9 +426,8 @@ def test_compare_shows_drift_sizes_and_latency(
     monkeypatch.setattr(api, "compare_models", lambda a, b, **given: answer)
     assert run("compare", model, model) == 0
     out = capsys.readouterr().out
-    assert ["y", "0.25", "0.1", "20.0", "dB", "0.990000", "50.00", "%", "differ"] in [
-        line.split() for line in out.split("\n")
-    ]
+    row = ["y", "classes", "0.25", "0.1", "20.0", "dB", "0.990000", "-", "50.00", "%", "differ"]
+    assert row in [line.split() for line in out.split("\n")]
     assert "latency 2.00 -> 1.00 ms, 2.00x (1.90 to 2.10)" in out
     assert "calibration: 5 samples" in out
     assert run("compare", model, model, "--json") == 0

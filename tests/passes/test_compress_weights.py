@@ -36,8 +36,9 @@ from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
+from onnxslim.records import OutputKind
 from onnxslim.report import StepReport
-from onnxslim.services.calibration import Distance
+from onnxslim.services.calibration import Distance, OutputDistance
 from support import CONTEXT, parse
 
 X = samples(400, 16)
@@ -313,7 +314,8 @@ def test_what_never_holds_once_made_on_all_samples_is_left_out(
 
     def judging(self: AllocationSearch, model: Model) -> tuple[Distance, float | None]:
         judged.append(model)
-        return Distance(1.0, 0.25, 0.25, 3.0), None
+        figures = OutputDistance(OutputKind.CLASSES, 3.0, 0.25, 0.25)
+        return Distance(1.0, 0.25, 0.25, 3.0, {"y": figures}), None
 
     def holds(self: AllocationSearch, model: Model) -> bool:
         with pytest.MonkeyPatch.context() as patch:

@@ -537,6 +537,7 @@ def test_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             str(tmp_path / "x.npz"),
             "--goal",
             "bytes",
+            "--no-floor",
         ]
     )
     assert code == 0, capsys.readouterr()

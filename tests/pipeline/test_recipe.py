@@ -10,6 +10,7 @@ from onnxslim.pipeline import recipe
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.recipe import GOALS, Recipe, load_recipe, parse_recipe
+from onnxslim.records import OutputKind
 
 
 def examples() -> list[str]:
@@ -38,6 +39,10 @@ def test_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -> None
         max_drop=0.5,
         min_agreement=0.99,
         min_sqnr=30.0,
+        min_cosine=0.99,
+        min_row_cosine=0.9,
+        floor=True,
+        output_kinds={"logits": OutputKind.CLASSES},
         input_shapes={"data": (1, 3, 224, 224)},
     )
 

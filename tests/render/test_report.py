@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import onnxslim
-from onnxslim.records import Change, Fidelity, Skip
+from onnxslim.records import Change, Fidelity, OutputKind, Skip
 from onnxslim.render.json import json_text, report_to_json
 from onnxslim.render.tables import FigureTable, Paper, printable
 from onnxslim.render.text import report_to_text, verdict
@@ -38,7 +38,7 @@ FASTER = LatencyPair(Latency(10.0, 9, 11, 50), Latency(5.0, 4, 6, 50), 2.0, 1.9,
 SLOWER = LatencyPair(Latency(10.0, 9, 11, 50), Latency(20.0, 19, 21, 50), 0.5, 0.45, 0.55)
 EQUAL = Drift(0.0, 0.0, math.inf, 1.0, 1.0, 20.0, True)
 CLOSE = Drift(3e-7, 1e-8, 160.0, 1.0, 1.0, 20.0, False)
-LOSSY = Drift(0.5, 0.05, 26.0, 0.998, 0.975, 20.0, False)
+LOSSY = Drift(0.5, 0.05, 26.0, 0.998, 0.975, 20.0, False, kind=OutputKind.CLASSES)
 
 
 SHORTER = Drift(0.0, 0.0, math.inf, 1.0, None, 20.0, False, unmatched=32)
@@ -299,7 +299,7 @@ def test_json_has_the_documented_shape() -> None:
     assert first["why_not_committed"] is None
     assert first["drift_original"]["out"]["max_abs"] == 3e-7
     assert second["why_not_committed"] == "the model would be slower"
-    assert second["drift_previous"]["out"]["top1_agreement"] == 0.975
+    assert second["drift_previous"]["out"]["agreement"] == 0.975
     assert second["accuracy"] is None
 
 

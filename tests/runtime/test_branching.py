@@ -59,7 +59,7 @@ def test_models_with_bodies_branch() -> None:
 def test_drift_is_that_of_samples_that_run_alone() -> None:
     candidate = leaving_together(middle())
     prover = begun(calibration={"x": X})
-    found = prover.compare(candidate, Fidelity.LOSSY).original["y"].top1_agreement
+    found = prover.compare(candidate, Fidelity.LOSSY).original["y"].agreement
     own = answers(classifier(), X, alone=True).argmax(axis=1)
     alone = (answers(candidate, X, alone=True).argmax(axis=1) == own).mean()
     together = (answers(candidate, X).argmax(axis=1) == own).mean()

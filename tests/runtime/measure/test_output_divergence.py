@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxslim.records import OutputKind
 from onnxslim.runtime.measure.output_divergence import DivergenceMeter, combined_distance
 from onnxslim.services.calibration import Distance
 
 RNG = np.random.default_rng(3)
 
 
-def divergence_of(*pairs: tuple[np.ndarray, np.ndarray]) -> DivergenceMeter:
-    meter = DivergenceMeter()
+def divergence_of(
+    *pairs: tuple[np.ndarray, np.ndarray], kind: OutputKind = OutputKind.CLASSES
+) -> DivergenceMeter:
+    meter = DivergenceMeter(kind)
     for reference, found in pairs:
         meter.update(reference, found)
     return meter
@@ -52,10 +55,10 @@ def test_probabilities_may_have_more_axes_than_a_matrix() -> None:
     assert meter.agreement == (ref.argmax(axis=-1) == new.argmax(axis=-1)).mean()
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 1), (3, 4, 5), (2, 3, 4, 4)])
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (3, 4), (2, 3, 4, 4)])
 def test_of_other_values_it_is_the_relative_squared_error(shape: tuple[int, ...]) -> None:
     ref, new = RNG.standard_normal(shape), RNG.standard_normal(shape)
-    meter = divergence_of((ref, new))
+    meter = divergence_of((ref, new), kind=OutputKind.VALUES)
     expected = np.square(ref - new).sum() / np.square(ref).sum()
     assert meter.divergence == pytest.approx(expected)
     assert meter.agreement is None
@@ -134,11 +137,31 @@ def test_a_probability_of_zero_costs_a_finite_amount() -> None:
 def test_a_model_is_as_far_as_its_outputs_on_average_and_its_worst_one() -> None:
     scores = divergence_of((np.array([[1.0, 2]]), np.array([[2.0, 1]])))
     values = divergence_of((np.array([2.0]), np.array([2.2])))
-    found = combined_distance([scores, values])
+    found = combined_distance({"s": scores, "v": values})
     assert found.divergence == pytest.approx((scores.divergence + values.divergence) / 2)
     assert found.agreement == 0
     assert found.sqnr_db == min(scores.sqnr_db, values.sqnr_db)
-    assert combined_distance([values]) == Distance(values.divergence, None, None, values.sqnr_db)
+    assert found.outputs == {"s": scores.figures, "v": values.figures}
+    alone = combined_distance({"v": values})
+    assert alone == Distance(values.divergence, None, None, values.sqnr_db, {"v": values.figures})
+
+
+def test_integers_are_equal_or_not() -> None:
+    ids = divergence_of((np.array([[1, 900]]), np.array([[1, 7]])))
+    assert (ids.divergence, ids.agreement, ids.expected_agreement) == (0.5, 0.5, None)
+    values = divergence_of((np.array([2.0]), np.array([2.2])))
+    assert combined_distance({"i": ids, "v": values}).sqnr_db == values.sqnr_db
+
+
+def test_embeddings_have_cosines_beside_their_squared_error() -> None:
+    ref, new = RNG.standard_normal((2, 5, 4))
+    meter = divergence_of((ref, new), kind=OutputKind.EMBEDDING)
+    assert meter.divergence == pytest.approx(np.square(ref - new).sum() / np.square(ref).sum())
+    lengths = np.linalg.norm(ref, axis=1) * np.linalg.norm(new, axis=1)
+    cosines = (ref * new).sum(axis=1) / lengths
+    assert meter.figures.mean_cosine == pytest.approx(cosines.mean())
+    assert meter.figures.least_cosine == pytest.approx(cosines.min())
+    assert meter.agreement is None
 
 
 # ------------------------------------------------------------------- what agreement to expect
@@ -158,7 +181,8 @@ def test_agreement_is_expected_from_margins_and_how_far_they_move() -> None:
 def test_equal_scores_are_expected_to_agree() -> None:
     ref = RNG.standard_normal((5, 4))
     assert divergence_of((ref, ref.copy())).expected_agreement == 1
-    assert divergence_of((ref[:, 0], ref[:, 0])).expected_agreement is None
+    column = ref[:, :1]
+    assert divergence_of((column, column)).expected_agreement is None
 
 
 def test_a_class_that_stands_alone_has_no_margin() -> None:

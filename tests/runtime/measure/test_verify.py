@@ -289,7 +289,7 @@ def test_calibration_data_are_what_outputs_are_compared_on() -> None:
     prover = begun(model, calibration={"x": data})
     assert prover.verified_on == "calibration: 40 samples"
     found = prover.compare(changed(model, lambda w: -w.values), Fidelity.LOSSY)
-    assert found.previous["y"].top1_agreement is not None
+    assert found.previous["y"].agreement is not None
 
 
 def test_evaluation_data_serve_when_there_is_no_calibration() -> None:
@@ -602,7 +602,7 @@ def test_scores_beside_boxes_are_looked_at_alone() -> None:
     whole, boxes, scores = (found[name] for name in ("y", "y[:, :4]", "y[:, 4:8]"))
     assert boxes.sqnr_db == math.inf
     assert scores.sqnr_db < whole.sqnr_db - 10
-    assert boxes.top1_agreement is None
+    assert boxes.agreement is None
 
 
 def test_lossless_promises_are_about_whole_outputs() -> None:

@@ -12,7 +12,7 @@ from layer_nets import boxes_beside_scores, dense_net, net, node, normal, output
 from onnxslim.errors import UsageError
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.records import Skip
+from onnxslim.records import OutputKind, Skip
 from onnxslim.runtime.measure import run_rows
 from onnxslim.runtime.measure.output_divergence import DivergenceMeter
 from onnxslim.runtime.probes import calibration_runs
@@ -111,7 +111,7 @@ def test_distances_are_those_of_the_outputs() -> None:
     same, far = runs.distances(reference, [reference.clone(), other])
     assert same.divergence < 1e-10
     assert same.agreement == 1
-    meter = DivergenceMeter()
+    meter = DivergenceMeter(OutputKind.CLASSES)
     meter.update(outputs(reference, X)["y"], outputs(other, X)["y"])
     assert far.divergence == pytest.approx(meter.divergence, rel=1e-5)
     assert far.agreement == meter.agreement
@@ -123,7 +123,7 @@ def test_the_least_of_the_parts_of_a_joined_output_counts() -> None:
     next(n for n in other.graph.node if n.op_type == "Sigmoid").op_type = "HardSigmoid"
     reference = Model.load(source)
     (found,) = CalibrationRuns({"x": X}).distances(reference, [Model.load(other)])
-    whole, meter = DivergenceMeter(may_be_logits=False), DivergenceMeter(may_be_logits=False)
+    whole, meter = DivergenceMeter(), DivergenceMeter()
     pair = [outputs(model, X)["y"] for model in (source, other)]
     whole.update(*pair)
     meter.update(*(array[:, 4:] for array in pair))
@@ -168,7 +168,7 @@ def test_of_large_outputs_as_many_runs_are_compared_as_are_kept(
     monkeypatch.setattr(calibration_runs, "_BATCH_ROWS", 10)
     reference, other = Model.load(dense_net(12, 4)), Model.load(dense_net(12, 4, seed=5))
     (found,) = CalibrationRuns({"x": X}).distances(reference, [other])
-    meter = DivergenceMeter()
+    meter = DivergenceMeter(OutputKind.CLASSES)
     meter.update(outputs(reference, X[:10])["y"], outputs(other, X[:10])["y"])
     assert found.divergence == pytest.approx(meter.divergence, rel=1e-5)
 
