@@ -50,8 +50,6 @@ def _answer(task: Task, pipe: Connection, stage: Any) -> None:
             result = task(item, Path(folder), tell)
             peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             pipe.send((result, peak))
-            if peak > MEMORY_BYTES // 4:
-                return  # memory once taken is not given back: the next task gets a new process
 
 
 class Worker:
@@ -86,12 +84,14 @@ class Worker:
             if not self._pipe.poll(self._seconds):
                 self.stop()
                 raise Died(f"no answer within {self._seconds:g} s", self._stage.value.decode())
-            result: tuple[Any, int] = self._pipe.recv()
+            result, peak = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join(5)
             why = f"the process died with exit code {self._process.exitcode}"
             raise Died(why, self._stage.value.decode()) from None
-        return result
+        if peak > MEMORY_BYTES // 4:
+            self.stop()  # memory once taken is not given back: the next task gets a new process
+        return result, peak
 
     def stop(self) -> None:
         """End the process."""

@@ -190,6 +190,8 @@ class Scope:
             self.focus = None
             return focus
         fitting = [value for value in self.visible() if value.kind in kinds and where(value)]
+        if self.often(0.9):  # what depends on constants alone is folded at once
+            fitting = [value for value in fitting if not value.is_constant]
         if not fitting:
             return self._made_for(kinds, where)
         return fitting[-1 - min(int(self.rng.expovariate(0.5)), len(fitting) - 1)]
@@ -203,19 +205,19 @@ class Scope:
                 return self.made(array)
         raise Unfit
 
-    def floats(self, op: str, rank: int | None = None, index: int = 0) -> Value:
-        """A float tensor with elements, of this rank."""
+    def floats(self, op: str, *ranks: int) -> Value:
+        """A float tensor with elements that the operator takes, of one of these ranks if given."""
 
         def fits(value: Value) -> bool:
-            if not value.is_float or 0 in value.shape:
-                return False
-            return rank is None or value.rank == rank
+            return (
+                value.is_float and 0 not in value.shape and value.rank in (ranks or (value.rank,))
+            )
 
-        return self.take(op, index, fits)
+        return self.take(op, 0, fits)
 
     def made(self, array: Array) -> Value:
         """A new value: an input, an initializer, or a constant."""
-        if self.takes_inputs and self.often(0.4):
+        if self.takes_inputs and self.often(0.4 if self.inputs else 1.0):
             value = Value(self.name(), np.asarray(array))
             self.inputs.append(value)
             self.values.append(value)
@@ -302,6 +304,9 @@ class Scope:
             domain=domain,
             **{key: given for key, given in attributes.items() if given != []},
         )
+        if self.often(0.1):
+            node.doc_string = "as exported"
+            node.metadata_props.add(key="trace", value="line 1")
         known = {value.name: value for value in self.visible()}
         found = run_node(node, known, self.opset, self.functions)
         values = [Value(name, array) for name, array in zip(names, found, strict=True)]

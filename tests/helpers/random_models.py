@@ -70,10 +70,11 @@ def _first_input(s: Scope) -> None:
 
 def _step(s: Scope) -> None:
     """One operator, pattern, body or call."""
-    nodes, values = len(s.nodes), len(s.values)
     kind = s.rng.random()
+    if s.often():
+        s.focus = s.values[-1]  # so that operators follow each other
     try:
-        if kind < 0.35:
+        if kind < 0.5:
             s.one(*PATTERNS)(s)
         elif kind < 0.9:
             op = s.one(*OPERATORS)
@@ -83,10 +84,9 @@ def _step(s: Scope) -> None:
             OPERATORS[op](s, op)
         else:
             call(s)
-    except Unfit:
-        s.focus = None
-        assert len(s.nodes) >= nodes
-        assert len(s.values) >= values
+    except Unfit:  # what was drawn before stays
+        pass
+    s.focus = None
 
 
 # ----------------------------------------------------------------- the model

@@ -172,7 +172,7 @@ def cast_like(s: Scope, op: str) -> None:
 @draws("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
 def random_like(s: Scope, op: str) -> None:
     """Random numbers of a seed."""
-    x = s.floats(op, 2 if op == "Multinomial" else None)
+    x = s.floats(op, *([2] if op == "Multinomial" else []))
     if op in ("Bernoulli", "Multinomial"):
         x = s.add("Sigmoid", x)
     s.add(op, x, seed=float(s.one(1, 2)))
@@ -359,7 +359,7 @@ def space_to_depth(s: Scope, op: str) -> None:
 
 @draws("Resize", "Upsample")
 def resize(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(2, 3, 4))
+    x = s.floats(op, 2, 3, 4)
     scales = np.array(
         [1.0] * (x.rank - 2) + [s.one(1.0, 2.0, 0.5, 1.7) for _ in (0, 1)], np.float32
     )
@@ -464,7 +464,7 @@ def of_data(s: Scope, op: str) -> None:
 
 @draws("Einsum")
 def einsum(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(2, 3))
+    x = s.floats(op, 2, 3)
     if x.rank == 2 and s.often():
         y = s.made(s.some((x.shape[1], s.size()), x.dtype))
         s.add(op, x, y, equation="ij,jk->ik")
@@ -534,7 +534,7 @@ def _operands(*values: Value | None) -> list[Value | None]:
 
 @draws("Conv", "ConvTranspose")
 def conv(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(3, 4, 4, 4, 5))
+    x = s.floats(op, 3, 4, 5)
     channels, spatial = x.shape[1], x.rank - 2
     group = s.one(1, 1, channels)
     width = s.one(1, 2, 4) * (group if op == "Conv" else 1)
@@ -565,7 +565,7 @@ def deform_conv(s: Scope, op: str) -> None:
 
 @draws("MaxPool", "AveragePool", "LpPool")
 def pool(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(3, 4, 4))
+    x = s.floats(op, 3, 4)
     spatial = x.rank - 2
     kernel = [s.one(1, 2, 2, 3) for _ in range(spatial)]
     parameters: dict[str, Any] = {"kernel_shape": kernel}
@@ -582,12 +582,12 @@ def pool(s: Scope, op: str) -> None:
 
 @draws("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "MeanVarianceNormalization")
 def over_maps(s: Scope, op: str) -> None:
-    s.add(op, s.floats(op, 4 if op.startswith("Mean") else s.one(3, 4)))
+    s.add(op, s.floats(op, *([4] if op.startswith("Mean") else [3, 4])))
 
 
 @draws("BatchNormalization")
 def batch_normalization(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(2, 3, 4, 4))
+    x = s.floats(op, 2, 3, 4)
     scale, shift, mean = (weight(s, x, x.shape[1]) for _ in range(3))
     variance = s.constant(np.abs(s.some((x.shape[1],), x.dtype)) + x.dtype.type(0.5))
     s.add(op, x, scale, shift, mean, variance, **({"epsilon": 1e-3} if s.often(0.3) else {}))
@@ -595,13 +595,13 @@ def batch_normalization(s: Scope, op: str) -> None:
 
 @draws("InstanceNormalization")
 def instance_normalization(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(3, 4))
+    x = s.floats(op, 3, 4)
     s.add(op, x, weight(s, x, x.shape[1]), weight(s, x, x.shape[1]))
 
 
 @draws("GroupNormalization")
 def group_normalization(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(3, 4))
+    x = s.floats(op, 3, 4)
     groups = 2 if x.shape[1] % 2 == 0 else 1
     width = x.shape[1] if s.opset >= 21 else groups
     s.add(op, x, weight(s, x, width), weight(s, x, width), num_groups=groups)
@@ -609,7 +609,7 @@ def group_normalization(s: Scope, op: str) -> None:
 
 @draws("LayerNormalization", "RMSNormalization")
 def layer_normalization(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(2, 3))
+    x = s.floats(op, 2, 3)
     operands = [x, weight(s, x, x.shape[-1])]
     if op[0] == "L" and s.often():
         operands.append(weight(s, x, x.shape[-1]))
@@ -628,7 +628,7 @@ def lrn(s: Scope, op: str) -> None:
 
 @draws("MatMul")
 def matmul(s: Scope, op: str) -> None:
-    x = s.floats(op, s.one(1, 2, 2, 3, 4))
+    x = s.floats(op, 1, 2, 3, 4)
     features = s.one(1, 2, 3)
     shape = s.one((x.shape[-1], features), (x.shape[-1], features), (x.shape[-1],))
     w = weight(s, x, *shape)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 import numpy as np
-from onnx import helper
+import onnx
+from onnx import helper, numpy_helper
 from random_graphs import Scope, Unfit, Value
 from random_operators import OPERATORS, weight
+
+from onnxslim import passes
 
 CHAINS: Final = (
     ("Conv", "BatchNormalization", "Relu"),
@@ -81,10 +88,56 @@ CHAINS: Final = (
 
 def chain(s: Scope) -> None:
     """Operators that each take what the one before gave."""
-    for op in s.one(*CHAINS):
+    ops = s.one(*CHAINS)
+    if s.often():
+        s.focus = s.floats(ops[0], 4)
+    else:
+        s.focus = s.take(ops[0], 0, lambda value: not value.is_constant and 0 not in value.shape)
+    for op in ops:
         OPERATORS[op](s, op)
+        if s.focus is not None:  # it did not fit
+            break
         s.focus = s.values[-1]
     s.focus = None
+
+
+@cache
+def _examples() -> tuple[onnx.ModelProto, ...]:
+    """What the pages of passes show as their rewrites, before and after."""
+    found = []
+    for path in sorted(Path(passes.__file__).parent.glob("*.py")):
+        documented = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        section = documented.partition("Rewrite:")[2].partition("Why it is correct:")[0]
+        for text in re.findall(r"```\n(.*?)```", section, re.DOTALL):
+            if "opset_import" in text:
+                headed = text.replace("<opset_import", "<ir_version: 8, opset_import")
+                found.append(onnx.parser.parse_model(headed))
+    return tuple(found)
+
+
+def example(s: Scope) -> None:
+    """The example on the page of a pass, on inputs of its shapes."""
+    model = s.one(*_examples())
+    known = {}
+    for info in model.graph.input:
+        kind = info.type.tensor_type
+        shape = [size.dim_value or 2 for size in kind.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        alike = [
+            v
+            for v in s.values
+            if v.shape == tuple(shape)
+            and v.kind == Value("", np.empty(shape, dtype)).kind
+            and not v.is_constant
+        ]
+        known[info.name] = s.one(*alike) if alike else s.made(np.asarray(s.some(shape, dtype)))
+    for tensor in model.graph.initializer:
+        known[tensor.name] = s.constant(numpy_helper.to_array(tensor))
+    for node in model.graph.node:
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        operands = [known.get(name) for name in node.input]
+        made = s.append(node.op_type, node.domain, operands, len(node.output), attributes)
+        known |= dict(zip(node.output, made, strict=True))
 
 
 def _scalar(s: Scope, x: Value, number: float) -> Value:
@@ -141,7 +194,7 @@ def silu(s: Scope) -> None:
 
 def normalization(s: Scope) -> None:
     """(x - mean)/√(var + ε)·scale + shift, over the last axis."""
-    x = s.floats("ReduceMean", s.one(2, 3))
+    x = s.floats("ReduceMean", 2, 3)
     axes = np.array([-1 if s.opset >= 11 else x.rank - 1], np.int64)
     centred = s.add("Sub", x, s.add("ReduceMean", x, axes=axes))
     square = (
@@ -192,6 +245,6 @@ def unused(s: Scope) -> None:
 
 
 PATTERNS: Final = (
-    chain, chain, chain, chain, chain, gelu, gelu_tanh, hard_swish, mish, silu, normalization,
-    attention, shuffle, repeat, repeat, unused,
+    *[chain] * 16, *[example] * 8, *[repeat] * 2, gelu, gelu_tanh, hard_swish, mish, silu,
+    normalization, attention, shuffle, unused,
 )  # fmt: skip
