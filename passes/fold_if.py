@@ -20,12 +20,15 @@ Rewrite:
     ```
     In the same way:
     - If whose branches are the same graph runs one of them;
+    - If of whose branches one returns as many axes as the nodes behind it take, and the other does
+      not, runs the one (TorchScript's `squeeze`, and cells that take samples or batches);
     - Loop that runs no iteration returns its initial values;
     - Loop that runs exactly once is its body.
 
 Why it is correct:
     A branch may use every value that the surrounding graph may use. Nothing outside refers to the
-    names inside, so they can be made unique in the graph that the nodes move to.
+    names inside, so they can be made unique in the graph that the nodes move to. Where taking a
+    branch makes a node fail that always runs, a run without failure takes the other branch.
 
 Declines when:
     1. The condition, or the trip count, is not known.
@@ -43,15 +46,15 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.ir import Constant, Graph, Node, subgraphs_of
-from onnxslim.graph.operands import const_array, const_value, is_present
+from onnxslim.graph.operands import axes_of, const_array, const_value, is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
@@ -67,25 +70,79 @@ class FoldIf(Pass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Decide every If and Loop, outer before inner."""
         rw = Rewriter(graph)
-        flow = SizeFlow(graph, rw.opset)
+        folder = _IfFolder(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("If", "Loop"):
             if node.op == "If":
-                _branch(rw, flow, node)
+                folder.branch(node)
             else:
-                _loop(rw, flow, node)
+                _loop(rw, folder.flow, node)
+        folder.follow_facts()
         return rw.result()
 
 
-def _branch(rw: Rewriter, flow: SizeFlow, node: Node) -> None:
-    yes, no = node.attrs["then_branch"], node.attrs["else_branch"]
-    condition = _known(flow, node.inputs[0])
-    if condition is not None:
-        which = "then" if condition else "else"
-        rw.inline(node, yes if condition else no, [], f"the {which} branch always runs")
-    elif _same_graph(yes, no):
-        rw.inline(node, yes, [], "both branches are the same")
-    else:
-        rw.skip(node, "its condition is not known")  # declines 1
+@dataclass
+class _IfFolder:
+    """Decides Ifs.
+
+    Attributes:
+        open: Ifs that are not decided yet.
+        facts: (graph, condition, value): what a condition must be wherever the graph runs.
+    """
+
+    rw: Rewriter
+    flow: SizeFlow
+    open: dict[Node, None] = field(default_factory=dict)
+    facts: list[tuple[gs.Graph, gs.Tensor, bool]] = field(default_factory=list)
+
+    def branch(self, node: Node) -> None:
+        """Replace an If by one of its branches, if possible."""
+        yes, no = node.attrs["then_branch"], node.attrs["else_branch"]
+        condition = _known(self.flow, node.inputs[0])
+        if condition is not None:
+            self.take(node, taken=bool(condition))
+        elif _same_graph(yes, no):
+            self.rw.inline(node, yes, [], "both branches are the same")
+        else:
+            self.open[node] = None
+            taken = _only_branch(self.rw, self.flow, node)
+            if taken is not None:
+                self.facts.append((self.rw.graph_of(node), node.inputs[0], taken))
+
+    def follow_facts(self) -> None:
+        """Replace all Ifs whose condition is computed as one that is known where they run."""
+        alive = list(filter(self.rw.is_alive, self.open))
+        decided = {
+            node: taken
+            for node in alive  # before any is replaced, which may remove conditions
+            for graph, condition, taken in self.facts
+            if self.rw.is_inside(node, graph) and _same_value(node.inputs[0], condition)
+        }
+        for node in alive:
+            if node not in decided:
+                self.rw.skip(node, "its condition is not known")  # declines 1
+            elif self.rw.is_alive(node):
+                self.take(node, taken=decided[node])
+
+    def take(self, node: Node, *, taken: bool) -> None:
+        """Replace an If by the branch that always runs."""
+        which = "then" if taken else "else"
+        body = node.attrs[f"{which}_branch"]
+        self.rw.inline(node, body, [], f"the {which} branch always runs")
+
+
+def _same_value(a: gs.Tensor, b: gs.Tensor, depth: int = 8) -> bool:
+    """Whether two tensors are computed alike from the same ones, in at most `depth` steps."""
+    if a is b:
+        return True
+    if _same_constant(a, b):
+        return True
+    if len(a.inputs) != 1 or len(b.inputs) != 1 or not depth:
+        return False
+    left, right = a.inputs[0], b.inputs[0]
+    if not _same_operator(left, right) or left.outputs.index(a) != right.outputs.index(b):
+        return False
+    pairs = zip(left.inputs, right.inputs, strict=True)
+    return all(_same_value(x, y, depth - 1) for x, y in pairs)
 
 
 def _known(flow: SizeFlow, tensor: gs.Tensor) -> int | None:
@@ -95,6 +152,77 @@ def _known(flow: SizeFlow, tensor: gs.Tensor) -> int | None:
         return int(array.reshape(-1)[0]) if array.size == 1 else None
     found = flow.ints(tensor)
     return found[0] if found is not None and len(found) == 1 else None
+
+
+# ----------------------------------------------------------------- branches that cannot be taken
+
+_RECURRENT: Final = ("LSTM", "GRU", "RNN")
+_SAME_RANK: Final = frozenset(
+    {"Identity", "Relu", "Sigmoid", "Tanh", "Softmax", "Cast", "Neg", "Abs", "Exp", "Sqrt", "Clip"}
+)
+
+
+def _only_branch(rw: Rewriter, flow: SizeFlow, node: Node) -> bool | None:
+    """The condition under which the nodes behind an If can run; None if both or none will do."""
+    fails = [_fails(rw, flow, node, node.attrs[name]) for name in ("then_branch", "else_branch")]
+    return fails[1] if fails[0] != fails[1] else None
+
+
+def _fails(rw: Rewriter, flow: SizeFlow, node: Node, branch: Graph) -> bool:
+    """Whether a node behind the If refuses what `branch` returns, for its number of axes."""
+    for output, result in zip(node.outputs, branch.outputs, strict=True):
+        shape = flow.shape(result)
+        if shape is not None and _is_refused(rw, flow, output, len(shape)):
+            return True
+    return False
+
+
+def _is_refused(rw: Rewriter, flow: SizeFlow, tensor: gs.Tensor, ndim: int) -> bool:
+    """Whether a node that runs whenever `tensor` is computed refuses `ndim` axes of it."""
+    stack = [(tensor, ndim)]
+    while stack:
+        tensor, ndim = stack.pop()
+        home = rw.graph_of(tensor.inputs[0])
+        for user in tensor.outputs:
+            if rw.graph_of(user) is not home or not user.is_onnx or not rw.is_alive(user):
+                continue
+            place = next(i for i, operand in enumerate(user.inputs) if operand is tensor)
+            wanted = _wanted_rank(flow, user, place)
+            if wanted is not None and wanted != ndim:
+                return True
+            after = _rank_behind(rw, user, place, ndim)
+            if after is not None:
+                stack.append((user.outputs[0], after))
+    return False
+
+
+def _wanted_rank(flow: SizeFlow, node: Node, place: int) -> int | None:
+    """The one number of axes that `node` takes as input `place`."""
+    if node.op in _RECURRENT and place in (0, 5, 6):  # the sequence and the initial states
+        return 3
+    if node.op == "Gemm" and place < 2:
+        return 2
+    if node.op in ("Conv", "ConvTranspose") and place == 0:
+        weight = flow.shape(node.inputs[1])
+        return None if weight is None else len(weight)
+    if node.op == "Transpose" and "perm" in node.attrs:
+        return len(node.attrs["perm"])
+    return None
+
+
+def _rank_behind(rw: Rewriter, node: Node, place: int, ndim: int) -> int | None:
+    """The number of axes of the output of `node`, whose input `place` has `ndim` axes."""
+    if place or len(node.outputs) != 1:
+        return None
+    if node.op in _SAME_RANK:
+        return ndim
+    if node.op in ("Unsqueeze", "Squeeze"):
+        axes = axes_of(node, rw.opset)
+        return ndim + (len(axes) if node.op == "Unsqueeze" else -len(axes)) if axes else None
+    return None
+
+
+# ----------------------------------------------------------------- loops
 
 
 def _loop(rw: Rewriter, flow: SizeFlow, node: Node) -> None:
@@ -136,12 +264,7 @@ def _same_graph(a: Graph, b: Graph) -> bool:
     def same(left: gs.Tensor, right: gs.Tensor) -> bool:
         if left is right or names.get(left) is right:
             return True
-        if not left.name and not right.name:
-            return True
-        x, y = const_value(left), const_value(right)
-        if x is None or y is None or x.shape != y.shape or x.dtype != y.dtype:
-            return False
-        return _bytes(left) == _bytes(right) is not None
+        return (not left.name and not right.name) or _same_constant(left, right)
 
     if len(a.nodes) != len(b.nodes) or len(a.outputs) != len(b.outputs):
         return False
@@ -152,6 +275,13 @@ def _same_graph(a: Graph, b: Graph) -> bool:
             return False
         names.update(zip(left.outputs, right.outputs, strict=True))
     return all(same(x, y) for x, y in zip(a.outputs, b.outputs, strict=True))
+
+
+def _same_constant(a: gs.Tensor, b: gs.Tensor) -> bool:
+    x, y = const_value(a), const_value(b)
+    if x is None or y is None or x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    return _bytes(a) == _bytes(b) is not None
 
 
 def _bytes(tensor: gs.Tensor) -> bytes | None:

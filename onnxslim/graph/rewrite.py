@@ -99,6 +99,16 @@ class Rewriter:
         """The graph that holds `node`."""
         return self._graph_of[node]
 
+    def is_inside(self, node: gs.Node, graph: gs.Graph) -> bool:
+        """Whether `node` lies in `graph` or in a body nested in it, so that it runs only then."""
+        current = self._graph_of[node]
+        while current is not graph:
+            parent = self._parent[current]
+            if parent is None:
+                return False
+            current = self._graph_of[parent]
+        return True
+
     def is_alive(self, node: gs.Node) -> bool:
         """Whether `node` has not been removed by this pass."""
         return node not in self._removed

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -274,3 +275,50 @@ def test_random_nests_keep_their_outputs(data: st.DataObject) -> None:
     for maybe in (True, False):
         feeds = {"x": np.array([-1.5, 2.0], np.float32), "maybe": np.array(maybe)}
         np.testing.assert_array_equal(run(source, feeds)[0], run(model, feeds)[0])
+
+
+# ----------------------------------------------------------------- branches that cannot be taken
+
+CELL = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 4] x, float[1, 8, 4] w, float[1, 8, 2] r, bool c) => (float[] y) {
+        batch = If (c) <
+            then_branch = yes () => (float[] b) {
+                zero = Constant <value = int64[1] {0}> ()
+                b = Unsqueeze (x, zero)
+            },
+            else_branch = no () => (float[] d) { d = Identity (x) }
+        >
+        BEHIND
+    }"""
+
+
+def test_a_branch_whose_result_the_nodes_behind_refuse_is_never_taken() -> None:
+    behind = "e = Relu (batch) h, y = LSTM <hidden_size = 2> (e, w, r)"
+    source = onnx.parser.parse_model(CELL.replace("BEHIND", behind))
+    rewritten, _ = apply(FoldIf(), source)
+    assert [node.op_type for node in rewritten.graph.node][-3:] == ["Unsqueeze", "Relu", "LSTM"]
+    rng = np.random.default_rng(0)
+    feeds = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in (("x", (3, 4)), ("w", (1, 8, 4)), ("r", (1, 8, 2)))
+    }
+    feeds["c"] = np.array(True)
+    for expected, found in zip(run(source, feeds), run(rewritten, feeds), strict=True):
+        assert np.array_equal(expected, found)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "y = Relu (batch)",  # takes any number of axes
+        """y = If (c) <
+            then_branch = yes2 () => (float[] f) { h, f = LSTM <hidden_size = 2> (batch, w, r) },
+            else_branch = no2 () => (float[] g) { g = Relu (batch) }
+        >""",
+    ],
+)
+def test_branches_stay_where_nothing_that_always_runs_refuses_one(behind: str) -> None:
+    source = onnx.parser.parse_model(CELL.replace("BEHIND", behind))
+    rewritten, result = apply(FoldIf(), source)
+    assert not result.changed
+    assert rewritten.graph.node[0].op_type == "If"
