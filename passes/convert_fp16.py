@@ -61,7 +61,11 @@ Declines when:
     1. ONNX has no float16 for an operator in the model's opset, the operator is outside the
        standard, has bodies, or is quantized; or an attribute sets the type of its result.
     2. A constant has values that float16 does not hold: too large, so small that more than 1e-6 of
-       its energy would be lost, or rounded to zero (in a matrix: more than 1 % of the entries).
+       its energy would be lost, or rounded to zero (in a matrix: more than 1 % of the entries), and
+       the outputs on samples, of the user or seeded, show it, or cannot tell. Where they bear it,
+       values too large become 65504: constants in doubt may cost as much as all others together,
+       or what leaves 60 dB. Not tried are small constants, divisors that would become zero, tables
+       with values that are too large, and, without samples of the user, all such constants.
     3. Samples show a tensor that does not fit. Without samples, operators whose intermediate
        results can leave the range stay float32: sums and means over many values, norms, Exp, Pow,
        Div, Softmax.
@@ -126,7 +130,10 @@ class ConvertFp16(FilteredPass):
         """
         if self.compute == "float16":
             return None
-        return "a float16 weight is within 2^-11 of the float, whatever it is multiplied by"
+        return (
+            "a float16 weight is within 2^-11 of the float, or within 2^-25 where it is tiny, "
+            "whatever it is multiplied by"
+        )
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse what cannot be done at all.

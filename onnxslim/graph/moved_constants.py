@@ -10,7 +10,7 @@ Owns: what chains of such operators make of a constant. Not here: all other oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final
@@ -297,6 +297,15 @@ def _let_read(rewriter: Rewriter, tensors: Sequence[gs.Tensor], constant: gs.Ten
             if node.op == "Identity":
                 what = "an Identity of a constant was left out"
             rewriter.substitute(node, constant, what)
+
+
+def final_readers(tensor: gs.Tensor) -> Iterator[Node]:
+    """The nodes that do more with `tensor` than to move or cast it, seen through those that do."""
+    for node in dict.fromkeys(tensor.outputs):
+        if _moves(node) and node.outputs[0].outputs:
+            yield from final_readers(node.outputs[0])
+        else:
+            yield node
 
 
 def why_no_constant(tensor: gs.Tensor) -> str | None:

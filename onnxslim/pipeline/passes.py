@@ -34,6 +34,8 @@ class Context:
         seed: seed of all randomness.
         evaluate: runs constant subgraphs; the pass that folds constants needs it.
         calibration: the samples of the user, and measurements on them; None without samples.
+        seeded: the inputs on which outputs are compared where the user gave none; nothing may be
+            fitted to them. None where there are none.
         accuracy: measures the accuracy of a model on the evaluation data, in [0, 1]; None without
             such data.
         labelled: the evaluation samples; None without such data, or where it is a metric.
@@ -53,6 +55,7 @@ class Context:
     seed: int = 0
     evaluate: Evaluator | None = None
     calibration: Calibration | None = None
+    seeded: Calibration | None = None
     accuracy: Callable[[Model], float | None] | None = None
     labelled: Calibration | None = None
     stopwatch: Stopwatch | None = None
@@ -62,6 +65,11 @@ class Context:
     why_not_same: Callable[[Model, Model], str | None] | None = None
     model: Model | None = None
     reference: Model | None = None
+
+    @property
+    def trials(self) -> Calibration | None:
+        """Samples that show what a trial does to the outputs: the user's, else the seeded ones."""
+        return self.calibration or self.seeded
 
     def tell(self, text: str) -> None:
         """Report progress in words, where somebody listens."""

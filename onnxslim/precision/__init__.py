@@ -2,6 +2,7 @@
 
 operand_types   which operands may be float16, by ONNX's schemas
 value_ranges    which values fit float16: constants, and activations on calibration samples
+doubts          constants that float16 does not hold well, decided by outputs
 placement       the nodes that compute in float16, by least memory traffic
 conversion      nodes converted to float16, with a Cast at each border
 stored_weights  weights of float32 operators stored as float16

@@ -7,7 +7,8 @@ Owns: what each attempt converts, and the order of attempts. Not here: which ope
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import onnx_graphsurgeon as gs
 
@@ -18,12 +19,21 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.pipeline.passes import Context
 from onnxslim.precision.conversion import NodeConverter
+from onnxslim.precision.doubts import Doubts
 from onnxslim.precision.operand_types import HalfOperands, half_operands, is_bridge
 from onnxslim.precision.placement import float16_nodes
-from onnxslim.precision.stored_weights import NodeFilter, store_weights
+from onnxslim.precision.stored_weights import (
+    NodeFilter,
+    is_matrix,
+    storable,
+    store_weights,
+)
 from onnxslim.precision.value_ranges import Magnitudes, intermediate_of
 from onnxslim.records import PassResult, Skip
 from onnxslim.services.calibration import Calibration
+
+_TRIALS: Final = 16  # samples on which constants in doubt are decided
+_WORTH: Final = 1e-3  # share of all bytes from which on a constant is worth an error of outputs
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,13 @@ class Float16Attempt:
         accepts: whether the user selects a node.
         ranges: of activations; None: no operator computes in float16.
         is_cautious: whether sums and steep functions stay float32 whatever samples say.
+        doubts: what is known of constants that do not fit as they are.
     """
 
     accepts: NodeFilter
     ranges: Magnitudes | None
     is_cautious: bool = False
+    doubts: Doubts = field(default_factory=Doubts)
 
     @property
     def words(self) -> str:
@@ -53,10 +65,31 @@ class Float16Attempt:
         rewriter = Rewriter(graph)
         converter = NodeConverter(rewriter, self._halves(rewriter), self.accepts)
         converter.write()
-        store_weights(rewriter, self.accepts, converter.twins)
+        store_weights(rewriter, self.accepts, converter.twins, self.doubts)
         if not rewriter.changes and not rewriter.skips:
             rewriter.skip(graph.name, "no float32 constant is so large that float16 saves bytes")
         return rewriter.result()
+
+    def settled(self, model: Model, trials: Calibration, *, has_data: bool) -> Float16Attempt:
+        """The attempt with constants in doubt decided by the outputs of `model` on `trials`."""
+        constants = list(storable(Rewriter(model.graph), self.accepts, {}))
+        least = _WORTH * sum(_bytes(tensor) for tensor in constants)
+        doubtful = [
+            tensor
+            for tensor in constants
+            if _bytes(tensor) >= least
+            and self.doubts.objection(tensor, is_matrix=is_matrix(tensor))
+            and self.doubts.can_be_tried(tensor, has_data=has_data)
+        ]
+
+        def measure(trusted: frozenset[str]) -> float:
+            copy = model.clone()
+            replace(self, doubts=replace(self.doubts, trusted=trusted)).apply(copy.graph)
+            copy.has_shapes = False
+            (distance,) = trials.distances(model, [copy])
+            return distance.relative_error
+
+        return replace(self, doubts=self.doubts.settled(doubtful, measure))
 
     def _halves(self, rewriter: Rewriter) -> Mapping[Node, HalfOperands]:
         """The nodes that compute in float16; of all others, the report says why not."""
@@ -89,7 +122,7 @@ class Float16Attempt:
         intermediate = intermediate_of(node)
         if self.is_cautious and intermediate is not None:
             return f"{node.op} {intermediate.value}"
-        return self.ranges.objection(node, half)
+        return self.ranges.objection(node, half, self.doubts.operand_objection)
 
 
 def convert(
@@ -111,12 +144,19 @@ def convert(
     """
     ranges = _observed(graph, context) if computes else None
     first = Float16Attempt(accepts, ranges)
+    if context.model is not None and context.trials is not None:
+        has_data = context.calibration is not None
+        trials = context.trials.some(_TRIALS)
+        first = first.settled(context.model, trials, has_data=has_data)
     if max_error is None or context.model is None or context.calibration is None:
         return first.apply(graph)
     attempts = [first]
     if ranges is not None:
         attempts.append(replace(first, is_cautious=True))
-        attempts.append(Float16Attempt(accepts, None))
+        attempts.append(replace(first, ranges=None))
+    if first.doubts.trusted:
+        plain = replace(first.doubts, trusted=frozenset())
+        attempts.append(replace(attempts[-1], doubts=plain))
     held = context.calibration.halves()[1]
     missed: list[Skip] = []
     for attempt in attempts:
@@ -129,6 +169,11 @@ def convert(
             return replace(result, skips=(*missed, *result.skips))
         missed.append(Skip(graph.name, f"{attempt.words}: {why}"))
     return PassResult(skips=tuple(missed))
+
+
+def _bytes(tensor: gs.Tensor) -> int:
+    stored = const_value(tensor)
+    return 0 if stored is None else int(stored.nbytes)
 
 
 def _observed(graph: gs.Graph, context: Context) -> Magnitudes:

@@ -13,11 +13,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.graph.ir import Constant, Node, StoredSparse, node_label, walk_graphs
-from onnxslim.graph.moved_constants import why_no_constant
+from onnxslim.graph.moved_constants import final_readers, why_no_constant
 from onnxslim.graph.operands import const_array, constant_node_value
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.precision.doubts import Doubts
 from onnxslim.precision.operand_types import CAST_TO, FLOAT16, FLOAT32, positions_of
-from onnxslim.precision.value_ranges import MATRICES, is_exact, objection_to, rounded_to_half
+from onnxslim.precision.value_ranges import MATRICES, is_exact, rounded_to_half
 from onnxslim.records import Fidelity
 
 _NODE_BYTES: Final = 48  # of a Cast in the file, without names
@@ -26,7 +27,7 @@ NodeFilter = Callable[[Node], bool]
 
 
 def store_weights(
-    rewriter: Rewriter, wanted: NodeFilter, twins: Mapping[gs.Tensor, gs.Tensor]
+    rewriter: Rewriter, wanted: NodeFilter, twins: Mapping[gs.Tensor, gs.Tensor], doubts: Doubts
 ) -> None:
     """Store the constants that pay as float16; the rewriter logs why others do not fit.
 
@@ -34,24 +35,32 @@ def store_weights(
         rewriter: of the model.
         wanted: whether a node is selected; a constant is stored when all its readers are.
         twins: float16 versions of constants that are in the graph already.
+        doubts: what is known of constants that do not fit as they are.
     """
-    for tensor in dict.fromkeys(_constants(rewriter)):
-        if not all(map(wanted, tensor.outputs)):
-            continue
-        if not _is_worth_it(tensor, has_twin=tensor in twins):
-            continue
-        values = const_array(tensor)
-        assert values is not None
-        is_matrix = all(node.op in MATRICES for node in tensor.outputs)
-        why = objection_to(values, is_matrix=is_matrix)
+    for tensor in list(storable(rewriter, wanted, twins)):
+        why = doubts.objection(tensor, is_matrix=is_matrix(tensor))
         if why is not None:
             rewriter.skip(tensor.name, f"stays float32: it {why}")
             continue
-        _store(rewriter, tensor, values, twins.get(tensor))
+        _store(rewriter, tensor, doubts, twins.get(tensor))
     for tensor in rewriter.main.inputs:
         why = why_no_constant(tensor)
         if why is not None and tensor.dtype is not None and np.dtype(tensor.dtype) == FLOAT32:
             rewriter.skip(tensor.name, f"it is {why}")
+
+
+def storable(
+    rewriter: Rewriter, wanted: NodeFilter, twins: Mapping[gs.Tensor, gs.Tensor]
+) -> Iterator[gs.Tensor]:
+    """The constants that selected nodes alone read, and that pay as float16, whatever they hold."""
+    for tensor in dict.fromkeys(_constants(rewriter)):
+        if all(map(wanted, tensor.outputs)) and _is_worth_it(tensor, has_twin=tensor in twins):
+            yield tensor
+
+
+def is_matrix(tensor: gs.Tensor) -> bool:
+    """Whether products with a constant are all that is made of it."""
+    return all(node.op in MATRICES for node in final_readers(tensor))
 
 
 def stays_float32(rewriter: Rewriter, tensor: gs.Tensor, wanted: NodeFilter) -> bool:
@@ -100,12 +109,12 @@ def _is_worth_it(tensor: gs.Tensor, *, has_twin: bool) -> bool:
     return saved > _NODE_BYTES + 3 * len(tensor.name)
 
 
-def _store(
-    rewriter: Rewriter, tensor: gs.Tensor, values: np.ndarray, twin: gs.Tensor | None
-) -> None:
+def _store(rewriter: Rewriter, tensor: gs.Tensor, doubts: Doubts, twin: gs.Tensor | None) -> None:
+    values = const_array(tensor)
+    assert values is not None
     exact = is_exact(values)
     fidelity = Fidelity.EXACT if exact else Fidelity.LOSSY
-    rounding = "without rounding" if exact else "rounded to 11 bits"
+    rounding = "without rounding" if exact else f"rounded to 11 bits{doubts.remark(tensor)}"
     what = f"{values.size:,} values stored as float16, {rounding}"
     attrs = {"to": CAST_TO[FLOAT32]}
     if twin is None and isinstance(tensor, Constant):

@@ -10,19 +10,21 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxslim.graph.dims import static_shape
 from onnxslim.graph.ir import Node, to_numpy_dtype
-from onnxslim.graph.operands import const_array
+from onnxslim.graph.operands import const_array, const_value
 from onnxslim.io.model import Model
 from onnxslim.precision.operand_types import FLOAT32, HalfOperands
 from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration
 
 MAX: Final = 65504.0
+_OVERFLOW: Final = 65520.0  # from here on, rounding to the nearest leaves float16
 HEADROOM: Final = 4.0  # factor kept free, as unseen samples reach further than seen ones
 _NORMAL: Final = 2.0**-14  # smaller values are subnormal and have fewer digits
 # largest share of a constant's energy; rounding loses at most 2^-22 = 2.4e-7
@@ -45,6 +47,13 @@ MATRICES: Final = frozenset(
         "RNN",
     }
 )
+
+
+class ConstantObjection(Protocol):
+    """Why a constant does not fit float16; None where it does."""
+
+    def __call__(self, tensor: gs.Tensor, *, is_matrix: bool) -> str | None:
+        """A clause to follow the name of the constant."""
 
 
 class Intermediate(enum.Enum):
@@ -129,14 +138,22 @@ class Magnitudes:
             }
         )
 
-    def objection(self, node: Node, half: HalfOperands) -> str | None:
-        """Why the values of `node` do not fit float16, or are not known to; None where they do."""
+    def objection(
+        self, node: Node, half: HalfOperands, constant_objection: ConstantObjection
+    ) -> str | None:
+        """Why the values of `node` do not fit float16, or are not known to; None where they do.
+
+        Args:
+            node: the operator.
+            half: its operands that become float16.
+            constant_objection: why a constant that a matrix product reads, or another operator,
+                does not fit, as a clause to follow its name.
+        """
         for tensor in half.tensors(node):
-            values = const_array(tensor)
-            if values is None:
+            if const_value(tensor) is None:
                 why = self._range_objection(tensor.name)
             else:
-                why = objection_to(values, is_matrix=node.op in MATRICES)
+                why = constant_objection(tensor, is_matrix=node.op in MATRICES)
                 why = why and f"its constant `{tensor.name}` {why}"
             if why is not None:
                 return why
@@ -196,29 +213,61 @@ def _open_terms(read: list[int | str | None] | None, made: list[int | str | None
     return terms
 
 
-def objection_to(values: np.ndarray, *, is_matrix: bool) -> str | None:
-    """Why a constant does not fit float16, as a clause to follow its name; None where it does.
+@dataclass(frozen=True)
+class HalfRounding:
+    """What float16 does to the values of a constant.
 
-    Args:
-        values: the constant, float32.
-        is_matrix: whether products with it are added up, so that small entries may vanish.
+    Attributes:
+        most: the largest finite |x|.
+        lost: share of the energy that the values lose; 0 where float16 holds them exactly.
+        saturated: finite values beyond 65504, which become 65504.
+        vanished: values that become zero.
+        full: values that are not zero.
     """
-    lost = energy = 0.0
-    vanished = full = 0
-    for block, rounded in _blocks(values):
-        finite = np.isfinite(block)
-        if not np.array_equal(np.isfinite(rounded), finite):
-            return f"reaches {np.abs(block[finite]).max():.3g}: float16 ends at 65504"
-        exact = block[finite].astype(np.float64)
-        lost += float(np.square(exact - rounded[finite]).sum())
-        energy += float(np.square(exact).sum())
-        vanished += int(np.count_nonzero((exact != 0) & (rounded[finite] == 0)))
-        full += int(np.count_nonzero(exact))
-    if lost > _MAX_LOST * energy:
-        return "is so small that float16 has few digits"
-    if vanished > (_MAX_VANISHED * full if is_matrix else 0):
-        return f"has {vanished:,} entries of {full:,} that float16 rounds to zero"
-    return None
+
+    most: float
+    lost: float
+    saturated: int
+    vanished: int
+    full: int
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> HalfRounding:
+        """The rounding of a float32 constant."""
+        most = lost = energy = 0.0
+        saturated = vanished = full = 0
+        for block, rounded in _blocks(values):
+            finite = np.isfinite(block)
+            exact, near = block[finite].astype(np.float64), rounded[finite]
+            sizes = np.abs(exact)
+            most = max(most, float(sizes.max(initial=0)))
+            lost += float(np.square(exact - near).sum())
+            energy += float(np.square(exact).sum())
+            saturated += int(np.count_nonzero(sizes >= _OVERFLOW))
+            vanished += int(np.count_nonzero((exact != 0) & (near == 0)))
+            full += int(np.count_nonzero(exact))
+        return cls(most, lost / energy if energy else 0.0, saturated, vanished, full)
+
+    def objection(self, *, is_matrix: bool) -> str | None:
+        """Why the constant does not fit float16, as a clause to follow its name; None: it does.
+
+        Args:
+            is_matrix: whether products with it are added up, so that small entries may vanish.
+        """
+        if self.saturated:
+            return f"reaches {self.most:.3g}: float16 ends at 65504"
+        if self.lost > _MAX_LOST:
+            return "is so small that float16 has few digits"
+        if self.vanished > (_MAX_VANISHED * self.full if is_matrix else 0):
+            return f"has {self.vanished:,} entries of {self.full:,} that float16 rounds to zero"
+        return None
+
+    @property
+    def words(self) -> str:
+        """What it does to values that do not fit, as a clause."""
+        ends = f"{self.saturated:,} beyond 65504 became 65504" if self.saturated else ""
+        zeros = f"{self.vanished:,} became 0" if self.vanished else ""
+        return " and ".join(filter(None, (ends, zeros))) or "small ones have fewer digits"
 
 
 def is_exact(values: np.ndarray) -> bool:
@@ -227,9 +276,13 @@ def is_exact(values: np.ndarray) -> bool:
 
 
 def rounded_to_half(values: np.ndarray) -> np.ndarray:
-    """`values` as float16; values that are too large become infinite."""
+    """`values` as float16; finite values that are too large become the largest of float16."""
     with np.errstate(over="ignore"):
-        return np.asarray(values, order="C").astype(np.float16)
+        rounded = np.asarray(values, order="C").astype(np.float16)
+    over = np.isinf(rounded) & np.isfinite(values)
+    if over.any():
+        rounded[over] = np.copysign(np.float16(MAX), rounded[over])
+    return rounded
 
 
 def _blocks(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -94,11 +94,15 @@ class RunSettings:
         from onnxslim.runtime.measure.stopwatch import SessionStopwatch
         from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
 
-        calibration = accuracy = labelled = stopwatch = None
+        calibration = seeded = accuracy = labelled = stopwatch = None
+        kinds = None if prover is None else prover.output_kinds
         if self.calibration is not None:
-            kinds = None if prover is None else prover.output_kinds
             calibration = CalibrationRuns(
                 self.calibration, seed=self.seed, threads=self.threads, kinds=kinds
+            )
+        elif prover is not None and prover.probes:
+            seeded = CalibrationRuns(
+                prover.probes, seed=self.seed, threads=self.threads, kinds=kinds
             )
         if prover is not None and self.evaluation is not None:
             accuracy = prover.accuracy
@@ -111,6 +115,7 @@ class RunSettings:
             seed=self.seed,
             evaluate=evaluate,
             calibration=calibration,
+            seeded=seeded,
             accuracy=accuracy,
             labelled=labelled,
             stopwatch=stopwatch,

@@ -279,6 +279,13 @@ class RuntimeProver:
         """The sample that models are timed on; None where no inputs are known."""
         return None if self._workload is None else self._workload.single
 
+    @property
+    def probes(self) -> Sequence[Feeds]:
+        """The inputs on which lossless steps are compared; () where outputs are not compared."""
+        if self._workload is None or not self._is_comparable:
+            return ()
+        return [sample.feeds for sample in self._workload.probes]
+
     # ------------------------------------------------------------------ inside
 
     @property
