@@ -8,6 +8,7 @@ Inside, from the ground up; each package imports only what stands above it in th
 
     records       what a pass promises and what it reports
     report        the figures of a run
+    limits        what a file may ask of the machine
     errors        every error that a user can meet, with its exit code
     graph         the graph that passes rewrite, and its edits
     render        figures as text, tables and JSON

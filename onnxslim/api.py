@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxslim.errors import FloorMissed, ModelError, NotApplicable, RuntimeFailure, UsageError
+from onnxslim.io.bounds import check_bounds
 from onnxslim.io.check import admit
 from onnxslim.io.model import Model, ModelSource
 from onnxslim.io.shapes import infer_shapes
@@ -138,6 +139,8 @@ def compare_models(
             model.
     """
     first, second = _loaded(a), _loaded(b)
+    for model in (first, second):
+        check_bounds(model)
     _check_same_inputs(first, second)
     stats = [measure_stats(model, file_bytes=model.origin.file_bytes) for model in (first, second)]
     prover = RunSettings(
@@ -168,6 +171,8 @@ def bench_models(
     from onnxslim.runtime.measure.bench import bench
 
     loaded = list(map(_loaded, models))
+    for model in loaded:
+        check_bounds(model)
     for other in loaded[1:]:
         _check_same_inputs(loaded[0], other)
     return bench(
@@ -213,6 +218,7 @@ def measure_sensitivity(
     check_has_targets(last)
     source = _loaded(model)
     settings = RunSettings(calibration, seed=seed, threads=threads)
+    check_bounds(source)
     list(admit(source, settings.load))
     context = settings.context()
     if first:
@@ -268,6 +274,7 @@ def survey_exits(
         measure=measure,
         progress=progress,
     )
+    check_bounds(source)
     list(admit(source, settings.load))
     prover = None
     if measure:

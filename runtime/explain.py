@@ -16,6 +16,7 @@ _PLACE = re.compile(
 _NODE = re.compile(
     r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
 )
+_MOST = 4000  # characters that are looked at
 _MEMORY = re.compile(r"bad.?alloc|failed to allocate|allocation failed|out of memory", re.I)
 
 
@@ -26,14 +27,14 @@ def failure(what: str, error: Exception) -> RuntimeFailure:
         what: what onnxruntime did not do: `cannot load the model`.
         error: of any kind, as the kinds that onnxruntime raises have no common base.
     """
-    if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
+    if isinstance(error, MemoryError) or _MEMORY.search(str(error)[:_MOST]):
         return OutOfMemory(f"onnxruntime {what}: memory does not suffice: {explain(error)}")
     return RuntimeFailure(f"onnxruntime {what}: {explain(error)}")
 
 
 def explain(error: BaseException, limit: int = 400) -> str:
     """The message of `error` as one sentence, without positions in onnxruntime's source code."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error)[:_MOST].split())  # a name may be a megabyte long
     text = _PLACE.sub("", _HEAD.sub("", text))
     text = _NODE.sub(lambda found: _node_words(found[1], found[2]), text).strip()
     if not text:

@@ -28,6 +28,7 @@ from onnxslim.graph import wire
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_numpy_dtype, to_onnx_dtype
 from onnxslim.io.model import PROTOBUF_LIMIT, Model
 from onnxslim.io.staging import scratch_folder
+from onnxslim.limits import MANY_INPUTS
 from onnxslim.runtime.explain import failure
 
 Dim = int | str | None
@@ -73,7 +74,10 @@ class Session:
         self._session: ort.InferenceSession | None = session
         self._keep: Sequence[object] = keep  # onnxruntime reads weights out of these arrays
         self._reopen: Callable[[], Session] | None = None
-        self._foreign = any(_is_foreign(item.dtype) for item in (*self.inputs, *self.outputs))
+        # onnxruntime looks up each name in a list, and has no numpy type for some
+        self._by_value = len(self.inputs) > MANY_INPUTS or any(
+            _is_foreign(item.dtype) for item in (*self.inputs, *self.outputs)
+        )
 
     def run(self, feeds: Feeds) -> Outputs:
         """The outputs that are tensors by name, in the model's order.
@@ -120,8 +124,8 @@ class Session:
         session = self._session
         if session is None:
             raise RuntimeError("This session is closed.")
-        if self._foreign:
-            return lambda: _run_foreign(session, feeds, self.outputs)
+        if self._by_value:
+            return lambda: _run_by_value(session, feeds, self.outputs)
         plain = dict(feeds)
         return lambda: session.run(None, plain)
 
@@ -353,10 +357,10 @@ def _is_foreign(dtype: np.dtype | None) -> bool:
     return dtype is not None and dtype.isbuiltin == 2
 
 
-def _run_foreign(
+def _run_by_value(
     session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[TensorInfo]
 ) -> list[Any]:
-    """Run a model with inputs or outputs of types that onnxruntime cannot convert to numpy."""
+    """Run a model on values of onnxruntime, as for types that it cannot convert to numpy."""
     values = {name: _to_value(np.ascontiguousarray(array)) for name, array in feeds.items()}
     results = session.run_with_ort_values([info.name for info in outputs], values)
     return [_from_value(value, info) for value, info in zip(results, outputs, strict=True)]

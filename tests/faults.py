@@ -128,6 +128,7 @@ def ended(
         orphans.unlink()  # the data came into place, the model did not: nothing reads them
     attempt.wrong += wrong_outputs(case, work / "out", code, True)
     left = [*(work / "tmp").iterdir(), *(work / "out").glob(".onnxslim-*")]
+    left = [item for item in left if item.name != ".ses"]  # onnxruntime's own
     if left and not killed:
         attempt.wrong.append(f"left behind: {[item.name for item in left]}")
     lines = [line for line in errors.splitlines() if line.startswith("onnxslim: error:")]

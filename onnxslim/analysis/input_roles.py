@@ -87,7 +87,8 @@ def _uses(source: gs.Tensor, flow: SizeFlow) -> Iterator[InputRole]:
     seen = {(id(source), 0, False)}
     while stack:
         at = stack.pop()
-        for node in at.tensor.outputs:
+        # a node that reads the tensor twice is listed twice
+        for node in {id(node): node for node in at.tensor.outputs}.values():
             for place, tensor in enumerate(node.inputs):
                 if tensor is not at.tensor:
                     continue

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 if TYPE_CHECKING:
     from onnxslim.render.tables import Paper
+
+_LONG: Final = re.compile(r"[^\s`]{400,}")  # a name of a file's may be a megabyte long
 
 
 def say(text: str) -> None:
@@ -22,7 +25,7 @@ def say(text: str) -> None:
 
 def complain(text: str) -> None:
     """Write an error to standard error."""
-    _write(sys.stderr, f"onnxslim: error: {_harmless(text)}")
+    _write(sys.stderr, f"onnxslim: error: {_harmless(_LONG.sub(_shortened, text))}")
 
 
 def warn(text: str) -> None:
@@ -73,6 +76,10 @@ def _write(stream: TextIO, text: str) -> None:
 def _encodable(text: str, stream: TextIO) -> str:
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _shortened(word: re.Match[str]) -> str:
+    return f"{word[0][:100]}...{word[0][-20:]}"
 
 
 def _harmless(text: str) -> str:

@@ -8,4 +8,5 @@ normal_form   the repairs of a file that onnxruntime runs and ONNX forbids
 texts     texts of a file that are not UTF-8
 check     the ONNX checker, the signature, the fingerprint of a model
 shapes    shape inference, written onto the tensors of a graph
+bounds    refuses models that ask for more than any machine has
 """

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from onnxslim.errors import UsageError
 from onnxslim.graph.local_functions import foreign_calls, function_name
+from onnxslim.io.bounds import check_bounds
 from onnxslim.io.check import admit
 from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import Floors, JudgedBy, default_floors, held_by_nothing
@@ -71,6 +72,7 @@ class PreparedRun:
     """
 
     def __init__(self, source: Model, settings: RunSettings) -> None:
+        check_bounds(source)
         self._notes = list(admit(source, settings.load))
         self.source, self.settings = source, settings
         origin = source.origin

@@ -22,6 +22,7 @@ from numpy.lib import format as npy
 
 from onnxslim.errors import UsageError
 from onnxslim.io.staging import map_file
+from onnxslim.limits import MOST_ROW_BYTES
 
 _BLOCK_BYTES: Final = 8 << 20  # a block of rows of all arrays together
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
@@ -82,6 +83,7 @@ def read_rows(path: Path, names: Sequence[str]) -> Iterator[dict[str, np.ndarray
             }
             left = min(reader.rows for reader in readers.values())
             row_bytes = sum(reader.header.row_bytes for reader in readers.values())
+            _check_size(path, row_bytes, "a sample")
             at_once = max(1, _BLOCK_BYTES // max(1, row_bytes))
             while left > 0:
                 count = min(left, at_once)
@@ -97,6 +99,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     Raises:
         UsageError: the file ends early or is damaged.
     """
+    headers = read_headers(path)
+    _check_size(path, sum(headers[name].nbytes for name in names), "all arrays together")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
@@ -121,6 +125,14 @@ def read_npy(path: Path) -> np.ndarray:
         raise UsageError(f"`{path}` is no .npy file of numbers: {error}.") from error
 
 
+def _check_size(path: Path, nbytes: int, what: str) -> None:
+    if nbytes > MOST_ROW_BYTES:
+        raise UsageError(
+            f"`{path}` claims {nbytes:,} bytes for {what}; {MOST_ROW_BYTES:,} are taken at most. "
+            "Put fewer values into it."
+        )
+
+
 class _RowReader:
     def __init__(self, stream: IO[bytes], path: Path) -> None:
         self.stream = stream
@@ -128,6 +140,8 @@ class _RowReader:
         self.rows = self.header.shape[0] if self.header.shape else 0
         self.done = 0
         # in Fortran order the values of a row are scattered: the array is read in full
+        if self.header.fortran_order:
+            _check_size(path, self.header.nbytes, f"`{stream.name}` in Fortran order")
         self.whole = self._read_whole() if self.header.fortran_order else None
 
     def read(self, count: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 TIERS = (
-    ("version", "records"),
+    ("version", "records", "limits"),
     ("report",),
     ("errors",),
     ("graph", "render"),

@@ -117,3 +117,26 @@ def test_npy_files_are_mapped_and_never_unpickled(tmp_path: Path) -> None:
     np.save(path, np.array([Trap()], object))
     with pytest.raises(UsageError, match="never unpickled"):
         read_npy(path)
+
+
+def test_arrays_that_claim_too_much_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, x=np.zeros((3, 1000), np.float32))
+    assert len(list(read_rows(path, ["x"]))) == 1
+    monkeypatch.setattr("onnxslim.runtime.samples.npz.MOST_ROW_BYTES", 3999)
+    for read in (lambda: list(read_rows(path, ["x"])), lambda: npz.read_arrays(path, ["x"])):
+        with pytest.raises(UsageError, match=r"claims [\d,]+ bytes"):
+            read()
+
+
+def test_a_header_that_lies_is_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 1 << 20)}
+        )
+        stream.write(bytes(16))
+    with pytest.raises(UsageError, match=r"no \.npy file of numbers"):
+        read_npy(path)
