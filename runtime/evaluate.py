@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from onnxslim.runtime.session import open_session
+from onnxslim.runtime.session import aligned, open_session
 
 
 def evaluate(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -23,4 +23,5 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np
     """
     # one thread: a pool of them costs more to start than a constant to compute
     with open_session(model.SerializeToString(), optimise=False, threads=1) as session:
-        return list(session.run(feeds).values())
+        placed = {name: aligned(array) for name, array in feeds.items()}
+        return list(session.run(placed).values())

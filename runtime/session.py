@@ -37,6 +37,8 @@ Outputs = dict[str, np.ndarray]
 
 CPU: Final = ("CPUExecutionProvider",)
 _SILENT: Final = 4
+_ALIGNMENT: Final = 64
+_ALIGNED_BYTES: Final = 1 << 20  # larger weights are read from the mapped file, wherever they lie
 _TYPES: Final = {
     f"tensor({name.lower()})": value
     for name, value in onnx.TensorProto.DataType.items()
@@ -301,9 +303,27 @@ def _open_staged(
     return Session(session, shapes)
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """`array` where onnxruntime would put it, at a multiple of 64 bytes; copied if it is not there.
+
+    Kernels sum by vectors, from the first element on that lies at a multiple of their width: the
+    same numbers elsewhere in memory round differently.
+    """
+    array = np.require(array, requirements=["C", "A"])
+    if array.dtype.kind == "O" or array.ctypes.data % _ALIGNMENT == 0:
+        return array
+    buffer = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    moved = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    return moved
+
+
 def _shared_value(tensor: onnx.TensorProto, payload: wire.Payload) -> ort.OrtValue:
     dtype = to_numpy_dtype(tensor.data_type)
     array = np.frombuffer(payload.read(), dtype).reshape(tuple(tensor.dims))
+    if array.nbytes <= _ALIGNED_BYTES:
+        array = aligned(array)
     if _is_foreign(dtype):
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, tensor.data_type)
     return ort.OrtValue.ortvalue_from_numpy(array)

@@ -117,8 +117,7 @@ class _ConstantCut:
         fed = Variable(constant.name, values.dtype, list(values.shape))
         redirect_inputs(list(constant.outputs), constant, fed)
         self.graph.inputs.append(fed)
-        # a weight may lie at any byte of the file
-        self.feeds[fed.name] = np.require(values, requirements=["C", "A"])
+        self.feeds[fed.name] = values
 
     def return_shape_of_output(self) -> None:
         """Return the output's shape in its place, which works for every type and costs nothing."""

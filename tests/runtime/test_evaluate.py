@@ -31,3 +31,18 @@ def test_refusal_is_a_runtime_failure() -> None:
     feeds = {"x": np.zeros(3, np.float32), "s": np.array([2], np.int64)}
     with pytest.raises(RuntimeFailure, match="Reshape"):
         evaluate(model, feeds)
+
+
+def test_sums_do_not_depend_on_where_the_numbers_lie_in_memory() -> None:
+    model = parse(
+        """<opset_import: ["" : 17]>
+        g (float[64, 37, 8] x) => (float[64, 37, 1] y) { y = ReduceMean <axes = [2]> (x) }"""
+    )
+    x = np.random.default_rng(0).standard_normal((64, 37, 8)).astype(np.float32)
+    memory = np.empty(x.nbytes + 64, np.uint8)
+    results = []
+    for offset in (0, 4, 8, 20):
+        moved = memory[offset : offset + x.nbytes].view(np.float32).reshape(x.shape)
+        moved[...] = x
+        results.append(evaluate(model, {"x": moved})[0].tobytes())
+    assert len(set(results)) == 1
