@@ -67,7 +67,7 @@ import numpy as np
 
 from onnxslim.codebook.weight import TableGranularity
 from onnxslim.errors import UsageError
-from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout
+from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
 from onnxslim.lossy.problems import Problem
 from onnxslim.lossy.scalar_codebooks import TableSpec, find_scalar_codebook
 from onnxslim.lossy.vector_codebooks import find_vector_codebook
@@ -113,7 +113,11 @@ class ClusterWeights(CodebookPass):
     feedback: bool = option(
         default=True, help="let later weights make up for rounding errors (needs data)"
     )
-    table: str = option("float32", one_of("float32", "float16"), "type of the tables' values")
+    table: str = option(
+        "float32",
+        one_of("float32", "float16"),
+        "type of the tables' values; tables of float16 weights are float16",
+    )
 
     @property
     def _per(self) -> TableGranularity:
@@ -151,7 +155,7 @@ class ClusterWeights(CodebookPass):
             int(levels),
             self._per,
             self._width(problem),
-            np.dtype(self.table),
+            min(np.dtype(self.table), table_type(problem)),
             TableInit(self.init),
             weighted=self.weighting == "hessian",
             feedback=self.feedback and problem.has_data,

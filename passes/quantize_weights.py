@@ -43,9 +43,9 @@ Rewrite:
     transposed for it), moves codes through Gather, and puts a local function of Cast and Mul
     everywhere else: a smaller file with the speed and the memory of float. `auto` does the same and
     times the whole model; if it is slower than float, the local function is used everywhere
-    (`folded`). `dequantize` writes DequantizeLinear everywhere. `matmul-nbits` writes MatMulNBits
-    itself, for MatMul. 4 bits and blocks need opset 21, to which the model is raised; MatMulNBits
-    needs no opset.
+    (`folded`), as it is for weights of float16. `dequantize` writes DequantizeLinear everywhere.
+    `matmul-nbits` writes MatMulNBits itself, for MatMul. 4 bits and blocks need opset 21, to which
+    the model is raised; MatMulNBits needs no opset.
 
 Why it is correct:
     It is not exact. w ≈ scale·(code − zero point), one scale for each output channel, or for each
@@ -56,7 +56,7 @@ Why it is correct:
     layers of more than 8,192 inputs, rounding is to nearest (H = I).
 
 Declines when:
-    1. The weight is computed at run time, quantized already, or not float32.
+    1. The weight is computed at run time, quantized already, or neither float32 nor float16.
     2. Codes and scales would take as many bytes as the weight.
     3. A layer that `only` and `skip` leave out shares the weight.
     4. The opset is too low and cannot be raised (see `raise-opset`): then 4 bits are only possible

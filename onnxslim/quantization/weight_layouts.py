@@ -178,16 +178,19 @@ class DequantizeFunction:
     Attributes:
         inputs: the names of its inputs, in order.
         bits: the bits of a code.
+        is_half: whether the weight is float16, rounded from the float32 product.
     """
 
     inputs: Sequence[str]
     bits: int = 8
+    is_half: bool = False
 
     @property
     def name(self) -> str:
         """The name of the function, which says which inputs it has."""
         offset = "Offset" if "zero_point" in self.inputs else ""
-        return f"{DEQUANTIZE}{offset}{'Blocks' if 'shape' in self.inputs else ''}"
+        blocks = "Blocks" if "shape" in self.inputs else ""
+        return f"{DEQUANTIZE}{offset}{blocks}{'ToFloat16' if self.is_half else ''}"
 
     @property
     def least_opset(self) -> int:
@@ -207,6 +210,10 @@ class DequantizeFunction:
         if "shape" in self.inputs:
             nodes[-1].output[0] = "cut"
             nodes.append(helper.make_node("Reshape", ["cut", "shape"], ["weight"]))
+        if self.is_half:
+            nodes[-1].output[0] = "wide"
+            half = onnx.TensorProto.FLOAT16
+            nodes.append(helper.make_node("Cast", ["wide"], ["weight"], to=half))
         opsets = [helper.make_opsetid("", opset)]
         return helper.make_function(DOMAIN, self.name, list(self.inputs), ["weight"], nodes, opsets)
 

@@ -34,6 +34,7 @@ from onnxslim.quantization.weight_storage import (
     StorageForm,
     StorageKind,
     StoragePlan,
+    is_half,
     replace_constant,
     storage_plan,
     why_not_stored,
@@ -225,7 +226,7 @@ class WeightOnlyRun:
     def _objection(self, layer: WeightLayer, plan: StoragePlan) -> str | None:
         """Why the weight itself should stay float; None where it need not."""
         holder = layer.holder
-        if holder.dtype != np.float32:
+        if holder.dtype != np.float32 and not is_half(layer):
             return f"its weight is of type {holder.dtype}; codes have float32 scales"
         size_bytes = _OVERHEAD_BYTES + self._size_bytes(layer, plan)
         if size_bytes >= holder.nbytes:

@@ -97,6 +97,11 @@ def storage_plan(
     return StoragePlan(kind, bits, block if has_blocks else None)
 
 
+def is_half(layer: WeightLayer) -> bool:
+    """Whether the weight is float16; its codes have float32 scales all the same."""
+    return bool(layer.holder.dtype == np.float16)
+
+
 def _takes_blocks(layer: WeightLayer, kind: StorageKind, block: int) -> bool:
     """Whether the weight can have a scale for each `block` columns."""
     if kind is StorageKind.LINEAR:
@@ -107,10 +112,10 @@ def _takes_blocks(layer: WeightLayer, kind: StorageKind, block: int) -> bool:
 
 
 def _kind(layer: WeightLayer, form: StorageForm, block: int | None) -> StorageKind:
+    if form is StorageForm.FOLDED or is_half(layer):
+        return StorageKind.FOLDED
     if form is StorageForm.DEQUANTIZE:
         return StorageKind.LINEAR
-    if form is StorageForm.FOLDED:
-        return StorageKind.FOLDED
     if form is StorageForm.MATMUL_NBITS and _are_packable(layer):
         return StorageKind.PACKED
     if _is_picked_by_rows(layer):
@@ -197,7 +202,7 @@ def why_not_stored(graph: Graph, layer: WeightLayer, plan: StoragePlan) -> str |
         return None
     shape = ["shape"] if plan.block else []
     for zero in (["zero_point"], []):  # the codes decide which of the two functions it becomes
-        made = DequantizeFunction(["codes", "scale", *zero, *shape], plan.bits)
+        made = DequantizeFunction(["codes", "scale", *zero, *shape], plan.bits, is_half(layer))
         why = why_not_replaceable(graph, made)
         if why is not None:
             return why
@@ -262,7 +267,7 @@ class _WeightStorer:
 
     def folded(self) -> None:
         stored = weight_layouts.folded(self.weight, self.layer, self.plan.bits)
-        function = DequantizeFunction(tuple(stored.inputs), self.plan.bits)
+        function = DequantizeFunction(tuple(stored.inputs), self.plan.bits, is_half(self.layer))
         arrays, lossy = stored.inputs.values(), Fidelity.LOSSY
         holder, what = self.layer.holder, self.what
         for note in replacement.replace_constant(self.rw, holder, function, arrays, what, lossy):

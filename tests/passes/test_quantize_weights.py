@@ -428,14 +428,24 @@ def test_what_would_not_be_smaller_is_declined() -> None:
     assert whys(reports) == ["codes and scales would take 296 bytes, the weight takes 256"]
 
 
-def test_weights_that_are_no_float32_or_not_finite_are_declined() -> None:
-    half = net(
-        [node("MatMul", ["x", "w"], "y")],
-        {"w": normal(96, 64).astype(np.float16)},
-        ["N", 96],
-        dtype=TensorProto.FLOAT16,
-    )
-    assert "float16" in whys(quantize(half)[1])[0]
+def typed(dtype: type[np.floating], kind: int) -> onnx.ModelProto:
+    """A MatMul in another type than float32."""
+    weight = normal(96, 64).astype(dtype)
+    return net([node("MatMul", ["x", "w"], "y")], {"w": weight}, ["N", 96], dtype=kind)
+
+
+@pytest.mark.parametrize("options", ["", "bits=4", "form=dequantize", "symmetric=false"])
+def test_weights_of_float16_become_float16_at_the_start(options: str) -> None:
+    source, x = typed(np.float16, TensorProto.FLOAT16), X[:8].astype(np.float16)
+    model, _ = quantize(source, options)
+    assert any(n.op.endswith("ToFloat16") for n in model.graph.nodes)
+    assert output_error(source, model, x) < (0.03 if "4" in options else 1e-3)
+    assert model.file_bytes() < len(source.SerializeToString())
+
+
+def test_weights_of_other_types_or_not_finite_are_declined() -> None:
+    double = typed(np.float64, TensorProto.DOUBLE)
+    assert "float64" in whys(quantize(double)[1])[0]
     weight = normal(96, 64)
     weight[0, 0] = np.inf
     model = Model.load(one("MatMul", weight, ["N", 96]))
