@@ -256,8 +256,8 @@ def settle(graph: gs.Graph) -> Settled:
             elif len(by_steps) == 1 and not is_read:
                 moved = known[tensors[0]]
                 made = _constant(rewriter, tensors[0], moved.values())
-                _let_read(rewriter, tensors, made)
                 first = np.dtype(const_value(source).dtype)  # type: ignore[union-attr]
+                _let_read(rewriter, tensors, made)  # a `Constant` that nobody reads goes
                 if first.itemsize < made.values.dtype.itemsize:
                     widened[made.name] = _Widened(first, made.values)
     return Settled(rewriter.result().changes, widened)

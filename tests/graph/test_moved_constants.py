@@ -115,6 +115,17 @@ def test_a_constant_that_is_read_in_several_forms_is_not_written_twice(
     assert_equivalent(source, model.to_proto(), Fidelity.EXACT)
 
 
+def test_a_constant_node_goes_with_the_last_node_that_moved_it() -> None:
+    source = parse(
+        """<opset_import: ["" : 17]> g (float[1, 3] x) => (float[1, 2] y) {
+            w = Constant <value = float[2, 3] {1, 2, 3, 4, 5, 6}> ()
+            t = Transpose <perm = [1, 0]> (w)
+            y = MatMul (x, t)
+        }"""
+    )
+    assert ops(settled(source)) == ["MatMul"]
+
+
 def test_a_form_that_the_graph_returns_stays() -> None:
     source = parse(
         """<opset_import: ["" : 17]>

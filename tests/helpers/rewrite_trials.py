@@ -313,7 +313,7 @@ class Subject:
     ) -> str | None:
         limits = [0.0] * len(wanted)
         if fidelity is not Fidelity.EXACT:
-            limits = [1e-6 + 1e-4 * _span(value) for value in wanted]
+            limits = [1e-6 + 1e-4 * _span(value) + 2 * _rounding(value) for value in wanted]
         objection = self._beyond(limits, wanted, found)
         if objection is None or fidelity is Fidelity.EXACT:
             return objection
@@ -419,6 +419,16 @@ def _span(value: Any) -> float:
         return 0.0
     finite = value[np.isfinite(value)].astype(np.float64)
     return float(np.ptp(finite)) if finite.size else 0.0
+
+
+def _rounding(value: Any) -> float:
+    """One unit of rounding of the largest finite value."""
+    if isinstance(value, list):
+        return max(map(_rounding, value), default=0.0)
+    if value is None or value.dtype.kind != "f" or not np.isfinite(value).any():
+        return 0.0
+    largest = np.abs(value[np.isfinite(value)].astype(np.float64)).max()
+    return float(np.finfo(value.dtype).eps * largest)
 
 
 def distance_between(a: Any, b: Any) -> float:
