@@ -37,7 +37,8 @@ from onnxslim.tools.tensor_classes import MIN_BYTES, ClassifiedUnit, units_of
 
 Tell = Callable[[str], None]
 _GRAPH: Final = "graph"
-_QUICK_BYTES: Final = 128 << 20
+# bytes of a file up to which zstd's best level is quick; it does not get far on large floats
+_QUICK_BYTES: Final = 4 << 20
 _QUICK_LEVEL: Final = 9
 
 
