@@ -23,6 +23,7 @@ from onnxslim.errors import OnnxslimError, PromiseBroken, RuntimeFailure, UsageE
 
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
+_received: list[int] = []  # signals
 
 
 class _Commands(click.Group):
@@ -69,7 +70,8 @@ def main() -> None:
     """Run the command line of this process, and exit."""
     arguments = sys.argv[1:]
     _log_to_stderr(logging.INFO if _is_verbose(arguments) else logging.WARNING)
-    signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed
+    for number in (signal.SIGINT, signal.SIGTERM):  # so that temporary files are removed
+        signal.signal(number, _stop)
     sys.exit(run(arguments))
 
 
@@ -116,6 +118,10 @@ def _system_error(error: MemoryError | OSError) -> int:
 
 
 def _internal_error(error: Exception, verbose: bool) -> int:
+    if _received:  # a C extension that was being imported made another error of the signal's
+        is_interrupt = _received[0] == signal.SIGINT
+        complain("interrupted." if is_interrupt else "terminated.")
+        return INTERRUPTED if is_interrupt else TERMINATED
     if verbose:
         traceback.print_exception(error)
     advice = "" if verbose else " Run again with --verbose for the traceback."
@@ -137,5 +143,8 @@ def _log_to_stderr(level: int) -> None:
     logger.setLevel(level)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    _received.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(TERMINATED)

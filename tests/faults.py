@@ -45,10 +45,11 @@ from fault_points import (
 )
 
 LONG: Final = Case(
-    ("compress", "{in}/e.onnx", "{out}/o.onnx", "--calib", "{in}/c.npz", "--force", "--passes",
-     "simplify,prune-weights:ratio=0.5", "--no-latency"),
+    ("compress", "{in}/e.onnx", "{out}/o.onnx", "--calib", "{in}/c.npz", "--no-floor", "--force",
+     "--passes", "simplify,prune-weights:ratio=0.5", "--no-latency"),
     ("o.onnx", "o.onnx.data"),
 )  # fmt: skip
+_COMMAND: Final = "from onnxslim import cli; print('started', flush=True); cli.main()"
 _MEGABYTES: Final = (*range(60, 400, 20), *range(400, 2000, 200))
 
 
@@ -99,8 +100,8 @@ def start(
     for name in case.outputs[:1]:
         (out / name).write_bytes(OLD)
     return subprocess.Popen(
-        [sys.executable, "-m", "onnxslim", *bench.arguments(case, out)],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-c", _COMMAND, *bench.arguments(case, out)],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=work,
@@ -166,8 +167,9 @@ def signals_come(bench: Bench, moments: int) -> Iterator[tuple[str, Tally]]:
         for moment in range(moments if is_kill else moments // 5):
             with tempfile.TemporaryDirectory(dir=bench.folder) as work:
                 process = start(bench, LONG, Path(work))
-                # before Python itself has started, a signal is Python's to answer
-                time.sleep((0.0 if is_kill else 0.3) + rng.random() * seconds)
+                if not is_kill and process.stdout is not None:
+                    process.stdout.readline()  # until here a signal is Python's to answer
+                time.sleep(0.01 + rng.random() * seconds)
                 process.send_signal(number)
                 attempt = ended(bench, LONG, Path(work), process, killed=is_kill)
                 tally.add(f"{number.name} at moment {moment}", attempt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from fault_points import (
     file_faults,
     wrong_outputs,
 )
+
+from onnxslim import cli
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +69,29 @@ def test_what_a_fault_must_not_leave_is_found(tmp_path: Path) -> None:
     (tmp_path / "o.onnx.data").unlink()
     (tmp_path / "r.json").write_text("{}")
     assert any("report" in text for text in wrong_outputs(case, tmp_path, 2, True))
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, cli.INTERRUPTED, "interrupted"),
+        (signal.SIGTERM, cli.TERMINATED, "terminated"),
+    ],
+)
+def test_a_signal_that_an_import_turns_into_another_error_is_still_a_signal(
+    number: int,
+    code: int,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        try:
+            cli._stop(number, None)
+        except BaseException as stop:
+            raise ImportError("initialization failed") from stop
+
+    monkeypatch.setattr(cli, "_received", [])
+    monkeypatch.setattr("onnxslim.cli.cli.main", load)
+    assert cli.run(["compress"]) == code
+    assert capsys.readouterr().err == f"onnxslim: error: {word}.\n"
