@@ -78,6 +78,7 @@ def single_path(graph: gs.Graph, output: gs.Tensor) -> list[gs.Tensor]:
     """The tensors through which all data for `output` pass, in order, `output` last."""
     flow = nx.DiGraph()
     source = object()
+    flow.add_node(source)  # there, even where no input is
     flow.add_edges_from((source, tensor) for tensor in graph.inputs)
     for node in ancestors([output]):
         if node.op in _SHAPE_ONLY:

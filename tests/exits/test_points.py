@@ -118,6 +118,16 @@ def test_a_named_tensor_is_a_point_or_there_is_a_reason(name: str, why: str | No
     assert found == why if why is not None else isinstance(found, ExitPoint)
 
 
+def test_an_output_of_a_model_without_inputs_has_no_path() -> None:
+    graph = loaded(
+        parse(
+            '<opset_import: ["" : 13]> g () => (float[2, 3] y) <float[2, 3] w = '
+            "{1, 2, 3, 4, 5, 6}> { y = Relu (w) }"
+        )
+    ).graph
+    assert single_path(graph, graph.outputs[0]) == []
+
+
 def test_a_point_before_which_all_the_work_is_done_is_refused() -> None:
     proto = classifier(last="Softmax")
     graph = loaded(proto).graph
