@@ -47,7 +47,8 @@ _UNDEFINED_ON_NAN: Final = {
     "Unique",
 }  # fmt: skip
 """Operators of which the standard does not say what they make of NaN, or of infinity."""
-_AMPLIFIED: Final = 8
+_AMPLIFIED: Final = 8  # so many times its own noise an output may move
+_AMPLIFIED_HALF: Final = 64  # a few perturbations of float16 do not show the worst
 _FLOOR_DB: Final = 20.0
 
 
@@ -330,7 +331,8 @@ class Subject:
         if objection is None or fidelity is Fidelity.EXACT:
             return objection
         noise = self._noise(feeds, wanted)
-        limits = [max(limit, _AMPLIFIED * own) for limit, own in zip(limits, noise, strict=True)]
+        times = _AMPLIFIED_HALF if self._rounds_between else _AMPLIFIED
+        limits = [max(limit, times * own) for limit, own in zip(limits, noise, strict=True)]
         return self._beyond(limits, wanted, found)
 
     def _beyond(self, limits: list[float], wanted: Outputs, found: Outputs) -> str | None:
@@ -477,6 +479,7 @@ def _with_rounding(model: onnx.ModelProto, seed: int) -> bytes:
         info.name: info.type.tensor_type.elem_type
         for info in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     }
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     rng, nodes = np.random.default_rng(seed), []
     result = onnx.ModelProto()
     result.CopyFrom(model)
