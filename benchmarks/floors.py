@@ -34,7 +34,7 @@ from onnxslim.report import Drift
 NAME: Final = "floors"
 HELD: Final = 64  # samples that outputs are compared on
 LABELLED: Final = 5000  # labelled images that accuracy is measured on
-SENTENCES: Final = 128
+SENTENCES: Final = 64
 ASSETS: Final = Path(onnxslim.__file__).parent / "assets"
 
 Samples = Sequence[Mapping[str, np.ndarray]]
@@ -44,15 +44,19 @@ STEPS: Final = (
     ("convert-fp16", False),
     ("quantize-weights", False),
     ("quantize-weights:bits=4", False),
+    ("cluster-weights:bits=4", False),
+    ("cluster-weights:bits=3", False),
     ("quantize-weights:bits=4", True),
     ("quantize-int8:placement=all", True),
     ("cluster-weights:bits=4", True),
     ("cluster-weights:bits=2", True),
     ("prune-channels:macs=0.7", True),
     ("prune-channels:macs=0.5", True),
+    ("prune-channels:macs=0.7", False),
     ("prune-channels:macs=0.5", False),
     ("prune-channels:macs=0.3", True),
     ("prune-weights:ratio=0.5", True),
+    ("prune-weights:ratio=0.3", False),
     ("prune-weights:ratio=0.5", False),
     ("prune-weights:ratio=0.9", False),
     ("ternarize-weights", False),
