@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import signal
 import sys
 import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
@@ -23,6 +24,7 @@ from onnxslim.errors import OnnxslimError, PromiseBroken, RuntimeFailure, UsageE
 
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
+_MEMORY: Final = re.compile(r"cannot allocate memory|failed to map segment|bad_alloc", re.I)
 _received: list[int] = []  # signals
 
 
@@ -122,6 +124,8 @@ def _internal_error(error: Exception, verbose: bool) -> int:
         is_interrupt = _received[0] == signal.SIGINT
         complain("interrupted." if is_interrupt else "terminated.")
         return INTERRUPTED if is_interrupt else TERMINATED
+    if _MEMORY.search(str(error)):  # a library that could not be loaded
+        return _system_error(MemoryError())
     if verbose:
         traceback.print_exception(error)
     advice = "" if verbose else " Run again with --verbose for the traceback."

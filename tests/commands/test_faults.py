@@ -95,3 +95,14 @@ def test_a_signal_that_an_import_turns_into_another_error_is_still_a_signal(
     monkeypatch.setattr("onnxslim.cli.cli.main", load)
     assert cli.run(["compress"]) == code
     assert capsys.readouterr().err == f"onnxslim: error: {word}.\n"
+
+
+def test_a_library_that_finds_no_memory_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise ImportError("libx.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("onnxslim.cli.cli.main", load)
+    assert cli.run(["compress"]) == 6
+    assert "not enough memory" in capsys.readouterr().err
