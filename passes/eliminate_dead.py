@@ -18,11 +18,13 @@ Rewrite:
         y = Dropout (x)
     }
     ```
+    In the same way, initial states of LSTM, GRU and RNN that are zero are left out, and the
+    arithmetic that makes them.
 
 Why it is correct:
     ONNX operators have no side effects: a value that reaches no graph output changes nothing. An
     optional output may be left out when nothing uses it, and an empty optional input at the end
-    means the same as none.
+    means the same as none. An initial state that is left out is zero.
 
 Declines when:
     1. The value is an input or output of the main graph: the signature is kept.
@@ -46,8 +48,10 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.graph.ir import Graph, Node, node_label
+from onnxslim.analysis.zeros import is_zero
+from onnxslim.graph.ir import Graph, Node, Variable, node_label
 from onnxslim.graph.local_functions import drop_unused_functions
+from onnxslim.graph.operands import is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
@@ -90,6 +94,7 @@ def _trim(rw: Rewriter, node: Node) -> None:
         schema = onnx.defs.get_schema(node.op, rw.opset, "")
     except onnx.defs.SchemaError:
         return
+    _drop_zero_states(rw, node)
     inputs = _shorter(node.inputs, schema.inputs, lambda tensor: not tensor.name)
     if inputs < len(node.inputs):
         rw.update(node, "dropped empty inputs", inputs=list(node.inputs)[:inputs])
@@ -104,6 +109,18 @@ def _trim(rw: Rewriter, node: Node) -> None:
             rw.note(node_label(node), f"dropped the unused output `{tensor.name}`")
         else:
             rw.note(node_label(node), "dropped an empty output")
+
+
+def _drop_zero_states(rw: Rewriter, node: Node) -> None:
+    """Leave out initial states of zeros, which is what their absence means."""
+    if node.op not in ("LSTM", "GRU", "RNN"):
+        return
+    states = [index for index in (5, 6) if is_present(node, index) and is_zero(node.inputs[index])]
+    if states:
+        inputs = [
+            Variable("") if index in states else tensor for index, tensor in enumerate(node.inputs)
+        ]
+        rw.update(node, "dropped initial states of zeros", inputs=inputs)
 
 
 def _shorter(

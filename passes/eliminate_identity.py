@@ -372,6 +372,37 @@ def _is_never_negative(node: Node, opset: int) -> bool:
     return low is not None and low.size == 1 and bool(low >= 0)
 
 
+def _requantized(node: Node, opset: int) -> gs.Tensor | None:
+    """The integers that a QuantizeLinear gets back from a DequantizeLinear on the same grid."""
+    before = _producer(node.inputs[0])
+    if before is None or before.op != "DequantizeLinear":
+        return None
+    source, scale = before.inputs[0], const_array(node.inputs[1])
+    if source.dtype is None or source.dtype != node.outputs[0].dtype:
+        return None
+    if scale is None or scale.dtype != np.float32 or not _is_plain_scale(scale):
+        return None
+    operands = [list(item.inputs)[1:] for item in (before, node)]
+    alike = len(operands[0]) == len(operands[1]) and all(map(_same_constant, *operands))
+    settings = [[item.attrs.get(n, d) for n, d in _GRID] for item in (before, node)]
+    return source if alike and settings[0] == settings[1] else None
+
+
+_GRID: Final = (("axis", 1), ("block_size", 0))
+
+
+def _is_plain_scale(scale: np.ndarray) -> bool:
+    """Whether products with the scale neither overflow nor lose digits."""
+    return bool(np.all((scale > 1e-30) & (scale < 1e30)))
+
+
+def _same_constant(a: gs.Tensor, b: gs.Tensor) -> bool:
+    if a is b:
+        return True
+    x, y = const_array(a), const_array(b)
+    return x is not None and y is not None and x.dtype == y.dtype and bool(np.array_equal(x, y))
+
+
 _first = _first_if(lambda node, opset: True)
 _REDUCTIONS: Final = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
 
@@ -421,4 +452,5 @@ _NO_OPS: Final[dict[str, Callable[[Node, int], gs.Tensor | None]]] = {
     "Relu": _already_positive,
     **dict.fromkeys(("Abs", "Floor", "Ceil", "Round", "Sign"), _after_itself),
     **dict.fromkeys(("Neg", "Not", "BitwiseNot"), _undone),
+    "QuantizeLinear": _requantized,
 }

@@ -23,7 +23,8 @@ Rewrite:
     - Slice of a Slice is one Slice;
     - Slice of one element and Squeeze of its axis is a Gather with a scalar index;
     - Gather of a range of neighbours is a Slice where that takes fewer bytes;
-    - Concat of all parts of a Split is what was split.
+    - Concat of all parts of a Split is what was split;
+    - SplitToSequence of which single elements are taken is a Split, or a Gather for each.
 
 Why it is correct:
     Each of them copies elements. Element i of x[a:b:s][c:d:t] is element a + s(c + t i) of x, for
@@ -53,7 +54,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.flow.shape_rules import as_slice, slice_ranges
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.ir import Node
-from onnxslim.graph.operands import axes_of, const_array, normalized
+from onnxslim.graph.operands import axes_of, const_array, is_present, normalized
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
@@ -73,7 +74,7 @@ class FuseSlices(Pass):
         """Merge pairs first, then all Slices of one tensor together."""
         rw = Rewriter(graph)
         fuser = _SliceFuser(rw, SizeFlow(graph, rw.opset))
-        for node in rw.walk("Slice", "Squeeze", "Gather", "Concat"):
+        for node in rw.walk("Slice", "Squeeze", "Gather", "Concat", "SequenceAt"):
             if node.op == "Slice" and not fuser.merge_slices(node):
                 fuser.slices_to_split(node)
             elif node.op == "Squeeze":
@@ -82,6 +83,8 @@ class FuseSlices(Pass):
                 fuser.gather_to_slice(node)
             elif node.op == "Concat":
                 fuser.drop_concat(node)
+            elif node.op == "SequenceAt":
+                fuser.take_from_sequence(node)
         return rw.result()
 
 
@@ -259,6 +262,61 @@ class _SliceFuser:
             bounds = {axis: (start, start + indices.size, 1)}
             inputs, attrs = self._slice_operands(node.inputs[0], bounds)
             self.rw.update(node, "range of Gather", op="Slice", inputs=inputs, attrs=attrs)
+
+    def take_from_sequence(self, node: Node) -> None:
+        """Replace what takes an element of a sequence by what made the element."""
+        index = const_array(node.inputs[1])
+        made = self.rw.producer(node.inputs[0], "SequenceConstruct", "SplitToSequence")
+        if made is None or index is None:
+            return
+        place = int(index.reshape(-1)[0])
+        if made.op == "SequenceConstruct":
+            if -len(made.inputs) <= place < len(made.inputs):
+                self.rw.substitute(node, made.inputs[place], "an element of a known sequence")
+        elif is_present(made, 1):
+            self._split_sequence(made)
+        elif not made.attrs.get("keepdims", 1):
+            axis = int(made.attrs.get("axis", 0))
+            self._pick(node, made.inputs[0], place, axis, "SplitToSequence")
+
+    def _split_sequence(self, made: Node) -> None:
+        """Replace a SplitToSequence, of which single elements are taken, with a Split."""
+        takers = list(made.outputs[0].outputs)
+        indices = [const_array(user.inputs[1]) for user in takers if user.op == "SequenceAt"]
+        sizes = self._part_sizes(made)
+        known = [int(item.reshape(-1)[0]) for item in indices if item is not None]
+        if sizes is None or len(known) != len(takers) or self.rw.is_output(made.outputs[0]):
+            return
+        if any(self.rw.graph_of(user) is not self.rw.graph_of(made) for user in takers):
+            return
+        if not all(-len(sizes) <= place < len(sizes) for place in known):
+            return
+        inputs, attrs = [made.inputs[0]], {"axis": int(made.attrs.get("axis", 0))}
+        if self.rw.opset >= 13:
+            inputs.append(self.rw.constant(np.array(sizes, np.int64), "split"))
+        else:
+            attrs["split"] = sizes  # type: ignore[assignment]
+        parts = self.rw.insert(
+            made,
+            "Split",
+            inputs,
+            attrs,
+            name=made.label,
+            dtype=made.inputs[0].dtype,
+            outputs=len(sizes),
+        )
+        for user, place in zip(takers, known, strict=True):
+            self.rw.substitute(user, parts[place], "SplitToSequence became a Split")
+
+    def _part_sizes(self, made: Node) -> list[int] | None:
+        """The sizes of the elements of a SplitToSequence."""
+        split, shape = const_array(made.inputs[1]), self.flow.shape(made.inputs[0])
+        if split is None or (split.ndim == 1 and split.size):
+            return None if split is None else [int(size) for size in split]
+        whole = None if shape is None else shape[int(made.attrs.get("axis", 0))]
+        if not isinstance(whole, int) or split.ndim or int(split) <= 0:
+            return None
+        return [min(int(split), whole - start) for start in range(0, whole, int(split))]
 
     def drop_concat(self, node: Node) -> None:
         """Remove a Concat of all parts of a Split."""

@@ -67,7 +67,7 @@ from onnxslim.analysis.permuting import (
     permuted_inputs,
 )
 from onnxslim.analysis.reshaping import reshape_target
-from onnxslim.graph.ir import Node
+from onnxslim.graph.ir import Node, Variable
 from onnxslim.graph.operands import axes_of, const_array, const_value, normalized
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.graph.sizes import Shape
@@ -380,7 +380,7 @@ class _TransposeFuser:
             how = region.nodes[node] or Moved(node.attrs)
             inputs = [given.get((node, i), new.get(t, t)) for i, t in enumerate(node.inputs)]
             for index, values in how.operands.items():
-                inputs += [gs.Variable("") for _ in range(index + 1 - len(inputs))]
+                inputs += [Variable("") for _ in range(index + 1 - len(inputs))]
                 inputs[index] = self.rw.constant(values, f"{node.label}_axes")
             results = self.rw.insert(
                 node,

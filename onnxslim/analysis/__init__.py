@@ -6,6 +6,7 @@ affine        BatchNormalization, Mul, Add, ... read as y = a·x + b along one a
 absorption    layers that absorb such a map into their weight and bias
 patterns      a declarative matcher for small subgraphs
 flow          symbolic shapes and small integer values, followed through a graph
+zeros         tensors that hold nothing but zeros
 permuting     operators that commute with a permutation of axes
 reshaping     constant targets of Reshape and Expand from symbolic sizes
 cut           the constant part of a graph, cut out and run

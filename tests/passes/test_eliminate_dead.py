@@ -174,3 +174,22 @@ def test_value_that_a_loop_carries_for_nothing_stays() -> None:
         }""",
         EliminateDead(),
     )
+
+
+@pytest.mark.parametrize(("fill", "is_dropped"), [("0", True), ("1", False)])
+def test_initial_states_of_zeros_are_left_out_with_what_makes_them(
+    fill: str, is_dropped: bool
+) -> None:
+    source = parse(
+        f"""<opset_import: ["" : 17]>
+        g (float[5, N, 4] x, float[1, 8, 4] w, float[1, 8, 2] r) => (float[a, b, c, d] y)
+        <int64[1] one = {{1}}, int64[1] two = {{2}}> {{
+            batch = Shape <start = 1, end = 2> (x)
+            shape = Concat <axis = 0> (one, batch, two)
+            h = ConstantOfShape <value = float[1] {{{fill}}}> (shape)
+            y = LSTM <hidden_size = 2> (x, w, r, , , h, h)
+        }}"""
+    )
+    rewritten, _ = apply(EliminateDead(), source)
+    assert len(rewritten.graph.node) == (1 if is_dropped else 4)
+    assert_equivalent(source, rewritten, Fidelity.EXACT)

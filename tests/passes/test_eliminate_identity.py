@@ -7,7 +7,7 @@ from onnx import helper, numpy_helper
 
 from onnxslim.passes.eliminate_identity import EliminateIdentity
 from onnxslim.records import Fidelity
-from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
+from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse, run
 
 # ----------------------------------------------------------------- fires
 
@@ -326,3 +326,26 @@ def test_operator_of_the_same_name_in_another_domain_is_left_alone() -> None:
         <opset_import: ["" : 17], domain: "local"> Identity (x) => (y) { y = Neg (x) }""",
         EliminateIdentity(),
     )
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero", "is_removed"),
+    [("{0.02}", "{3}", True), ("{0.03}", "{3}", False), ("{0.02}", "{4}", False)],
+)
+def test_quantizing_again_on_the_same_grid_gives_the_same_integers(
+    scale: str, zero: str, is_removed: bool
+) -> None:
+    source = parse(
+        f"""<opset_import: ["" : 17]>
+        g (uint8[256] x) => (uint8[256] y)
+        <float s = {{0.02}}, uint8 p = {{3}}, float t = {scale}, uint8 q = {zero}> {{
+            c = Cast <to = 2> (x)
+            a = DequantizeLinear (c, s, p)
+            b = QuantizeLinear (a, t, q)
+            y = Max (b, b)
+        }}"""
+    )
+    rewritten, _ = apply(EliminateIdentity(), source)
+    assert ("QuantizeLinear" not in [n.op_type for n in rewritten.graph.node]) == is_removed
+    feeds = {"x": np.arange(256, dtype=np.uint8)}
+    assert np.array_equal(run(source, feeds)[0], run(rewritten, feeds)[0])

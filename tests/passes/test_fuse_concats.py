@@ -6,7 +6,8 @@ from chains import chains, check, cut, fork, join, split
 from hypothesis import HealthCheck, given, settings
 
 from onnxslim.passes.fuse_concats import FuseConcats
-from support import assert_declines, assert_rewrites
+from onnxslim.records import Fidelity
+from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 
 HEADER = '<opset_import: ["" : 17]>'
 
@@ -106,3 +107,20 @@ def test_it_declines(body: str, why: str | None) -> None:
 @given(source=chains((join, split, cut, fork)))
 def test_random_chains_keep_their_outputs(source: onnx.ModelProto) -> None:
     check(FuseConcats(), source)
+
+
+@pytest.mark.parametrize(("start", "end", "nodes"), [(2, 2, 1), (-1, -1, 1), (-2, 3, 2), (0, 1, 2)])
+def test_a_slice_that_is_empty_whatever_the_size_is_dropped(
+    start: int, end: int, nodes: int
+) -> None:
+    source = parse(
+        f"""<opset_import: ["" : 17]>
+        g (float[N, 2] x, float[M, 2] z) => (float[K, 2] y)
+        <int64[1] s = {{{start}}}, int64[1] e = {{{end}}}> {{
+            a = Slice (x, s, e)
+            y = Concat <axis = 0> (z, a, z)
+        }}"""
+    )
+    rewritten, _ = apply(FuseConcats(), source)
+    assert len(rewritten.graph.node) == nodes
+    assert_equivalent(source, rewritten, Fidelity.EXACT)

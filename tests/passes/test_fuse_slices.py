@@ -6,7 +6,8 @@ from chains import chains, check, cut, elementwise, fork, pick, split
 from hypothesis import HealthCheck, given, settings
 
 from onnxslim.passes.fuse_slices import FuseSlices
-from support import assert_declines, assert_rewrites
+from onnxslim.records import Fidelity
+from support import apply, assert_declines, assert_equivalent, assert_rewrites, parse
 
 HEADER = '<opset_import: ["" : 17]>'
 
@@ -176,3 +177,33 @@ def test_it_declines(body: str, why: str) -> None:
 @given(source=chains((cut, cut, split, pick, elementwise, fork)))
 def test_random_chains_keep_their_outputs(source: onnx.ModelProto) -> None:
     check(FuseSlices(), source)
+
+
+@pytest.mark.parametrize(
+    ("split", "ops"),
+    [
+        ("SplitToSequence <axis = 1> (x, sizes)", ["Split"]),
+        ("SplitToSequence <axis = 1> (x, three)", ["Split"]),
+        ("SplitToSequence <axis = 1, keepdims = 0> (x)", ["Gather", "Gather"]),
+        ("SequenceConstruct (x, x)", []),
+        ("SplitToSequence <axis = 1> (x)", ["SplitToSequence", "SequenceAt", "SequenceAt"]),
+    ],
+)
+def test_elements_of_a_split_sequence_are_taken_without_the_sequence(
+    split: str, ops: list[str]
+) -> None:
+    shape = "" if "keepdims" in split else ", a"
+    source = parse(
+        f"""<opset_import: ["" : 17]>
+        g (float[2, 5] x) => (float[2{shape}] y, float[2{shape.replace("a", "b")}] z)
+        <int64[2] sizes = {{3, 2}}, int64 three = {{3}}, int64 zero = {{0}}, int64 last = {{-1}}> {{
+            s = {split}
+            u = SequenceAt (s, zero)
+            v = SequenceAt (s, last)
+            y = Neg (u)
+            z = Neg (v)
+        }}"""
+    )
+    rewritten, _ = apply(FuseSlices(), source)
+    assert [n.op_type for n in rewritten.graph.node if n.op_type != "Neg"] == ops
+    assert_equivalent(source, rewritten, Fidelity.EXACT)

@@ -295,7 +295,10 @@ def sliced_size(size: Size, start: Size, end: Size, step: int, most: int) -> Siz
         return len(range(size)[as_slice(start, end, step)])
     if step == 1 and start == 0 and covers(end, size, most):
         return size
-    if isinstance(start, int) and isinstance(end, int):  # equal Slices get equal symbols
+    if isinstance(start, int) and isinstance(end, int):
+        if step > 0 and start >= end and (start < 0) == (end < 0):
+            return 0  # both count from one side
+        # equal Slices get equal symbols
         return applied("slice", size, start, end, step)
     return None
 
