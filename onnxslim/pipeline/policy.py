@@ -107,9 +107,9 @@ def least_gain(drifts: Mapping[str, Drift]) -> float:
 
     `WORTH` times the relative error of the output that the step moves most: 1 % for an error of a
     tenth (20 dB), 3 % for a third (10 dB), 0.1 % for a hundredth (40 dB), at most 10 %. A user who
-    asks for a step expects it to matter about as much as its error does. Measured (see
-    docs/floors.md), steps that anybody wants save ten times as much, and those that nobody wants
-    (0.03 % of the bytes at 10 dB) a hundredth.
+    asks for a step expects it to matter about as much as its error does. Of the steps in the tables
+    of docs/floors.md that lose little, each saves at least ten times as much; pruning that stores
+    dense zeros (nothing saved at 9 dB) saves less.
 
     Args:
         drifts: of each output, against the model before the step. Where outputs were not compared,
