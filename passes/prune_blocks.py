@@ -57,6 +57,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.branches import residual_branches
 from onnxslim.blocks.run import BlockOptions, BlockPruning
 from onnxslim.errors import NotApplicable
+from onnxslim.graph.counts import with_bodies
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.budgeted_pass import (
     DEFAULT_BUDGET,
@@ -87,7 +88,7 @@ class PruneBlocks(BudgetedPass, FilteredPass):
     latency: float | None = remaining_share_option(
         "share of the latency that may remain, as measured"
     )
-    bytes_: float | None = remaining_share_option("share of the weights' bytes that may remain")
+    bytes_: float | None = remaining_share_option("share of the constants' bytes that may remain")
     reconstruct: bool = option(
         default=True, help="refit the layers that read the sum; needs calibration samples"
     )
@@ -106,7 +107,7 @@ class PruneBlocks(BudgetedPass, FilteredPass):
             raise NotApplicable("no residual branch with weights of its own was found")
         self.check_patterns(labels)
         if self.macs is not None:
-            known_macs(graph.nodes)
+            known_macs(with_bodies(graph.nodes))
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The branches."""

@@ -14,7 +14,8 @@ from typing import Final
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.branches import Branch
-from onnxslim.graph.counts import node_macs
+from onnxslim.graph.counts import node_macs, with_bodies
+from onnxslim.graph.ir import Constant
 from onnxslim.io.model import Model
 from onnxslim.lossy.budgets import Budget, BudgetMeter
 from onnxslim.pipeline.passes import Context
@@ -37,7 +38,7 @@ class BranchMeter:
     ) -> None:
         self.budget = budget
         self._removable = _removable(branches)
-        self._has_macs = all(node_macs(node) is not None for node in graph.nodes)
+        self._has_macs = all(node_macs(node) is not None for node in with_bodies(graph.nodes))
         self._macs = BudgetMeter.of("macs", graph)
         is_timed = budget.kind == "latency" and context.model is not None
         original = context.model.clone() if is_timed and context.model is not None else None
@@ -75,11 +76,13 @@ def _removable(branches: Sequence[Branch]) -> int:
 
 def branch_macs(branch: Branch) -> int:
     """Multiply-accumulates of a branch; nodes of unknown size count as nothing."""
-    return sum(node_macs(node) or 0 for node in branch.nodes)
+    return sum(node_macs(node) or 0 for node in with_bodies(branch.nodes))
 
 
 def _own_bytes(branch: Branch) -> int:
-    """Bytes of the weights that only this branch uses."""
-    own = set(branch.nodes)
-    held = {id(la.holder): la for la in branch.layers if own.issuperset(la.weight_tensor.outputs)}
-    return sum(layer.holder.nbytes for layer in held.values())
+    """Bytes of the constants that only this branch uses."""
+    own = set(with_bodies(branch.nodes))
+    used = dict.fromkeys(tensor for node in own for tensor in node.inputs)
+    values = [value for node in own for value in node.attrs.values()]
+    held = [t for t in used if isinstance(t, Constant) and own.issuperset(t.outputs)]
+    return sum(item.nbytes for item in (*held, *values) if isinstance(item, Constant))

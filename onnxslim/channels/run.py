@@ -130,8 +130,10 @@ class Pruning:
 
     def _report_pins(self) -> None:
         for group in self._channels.groups:
+            is_single = group.writers[0].ids.size == group.size
+            parts = "channels" if is_single else "units of channels"
             for why, count in group.pins.items():
-                self.rw.skip(group.name, f"{count} of {group.size} channels must stay: {why}")
+                self.rw.skip(group.name, f"{count} of {group.size} {parts} must stay: {why}")
 
     def _multiple(self) -> int:
         """The multiple that channels stay: the option, or the fastest on this machine."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.graph.ir import Constant, walk_graphs
+from onnxslim.graph.ir import Constant, Node, subgraphs_of, walk_graphs
 
 
 def count_nodes(graph: gs.Graph) -> int:
     """Nodes of `graph` and of all graphs nested in it."""
     return sum(len(current.nodes) for current in walk_graphs(graph))
+
+
+def with_bodies(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Nodes, and those in their bodies."""
+    for node in nodes:
+        yield node
+        for body in subgraphs_of(node):
+            for inner in walk_graphs(body):
+                yield from inner.nodes
 
 
 def constants_of(graph: gs.Graph) -> list[Constant]:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.counts import constants_of, node_macs
-from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.counts import constants_of, node_macs, with_bodies
+from onnxslim.graph.ir import Node, node_label, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.services.stopwatch import Stopwatch
 
@@ -100,8 +100,9 @@ class BudgetMeter:
 
 def _taken(kind: str, graph: gs.Graph) -> float:
     if kind == "bytes":
-        return sum(constant.nbytes for constant in constants_of(graph))
-    return sum(node_macs(node) or 0 for node in graph.nodes)
+        found = {id(c): c for current in walk_graphs(graph) for c in constants_of(current)}
+        return sum(constant.nbytes for constant in found.values())
+    return sum(node_macs(node) or 0 for node in with_bodies(graph.nodes))
 
 
 def known_macs(nodes: Iterable[Node]) -> dict[Node, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from layer_nets import dense_net
+from tiny_models import TINY
 
 from onnxslim.io.model import Model
 from onnxslim.lossy.budgets import Budget, BudgetMeter, known_macs
@@ -26,3 +27,9 @@ def test_a_meter_measures_a_graph_against_the_original(kind: str) -> None:
 def test_multiply_accumulates_of_each_node_are_known() -> None:
     graph = Model.load(dense_net(8, 8, 8)).graph
     assert sum(known_macs(graph.nodes).values()) == BudgetMeter.of("macs", graph).whole
+
+
+def test_a_budget_counts_what_bodies_hold() -> None:
+    """Three constants of three floats: one of the main graph, one of each body."""
+    graph = Model.load(TINY["branches"]()).graph
+    assert BudgetMeter.of("bytes", graph).whole == 3 * 12
