@@ -6,7 +6,7 @@ Data that every layer of onnxslim writes or reads. This module imports nothing o
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class Fidelity(enum.IntEnum):
@@ -43,10 +43,12 @@ class Change:
     Attributes:
         node: name of the first output of the node that was edited.
         what: the edit in words.
+        site: name by which the option `skip` of the pass leaves the edit out; None: `node`.
     """
 
     node: str
     what: str
+    site: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

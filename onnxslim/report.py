@@ -170,6 +170,7 @@ class StepReport:
         seconds: run time of the step without verification.
         stats, latency, comparison, accuracy: figures of the candidate; None where not measured.
         why_not_committed: why the step was dropped, with the numbers.
+        why_partly: which of its rewrites were left out and why, with the numbers; None: none was.
         floor_missed: whether it was dropped for a floor.
         loss_bound: why its loss is small whatever the inputs are; None: only real data can tell.
         resolved: the spelling that does the same without measuring time; None: `spec` does.
@@ -185,6 +186,7 @@ class StepReport:
     comparison: Comparison | None = None
     accuracy: float | None = None
     why_not_committed: str | None = None
+    why_partly: str | None = None
     floor_missed: bool = False
     resolved: str | None = None
     loss_bound: str | None = None

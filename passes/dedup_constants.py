@@ -53,14 +53,15 @@ import onnx_graphsurgeon as gs
 from onnxslim.graph.ir import Constant, StoredSparse, to_onnx_dtype
 from onnxslim.graph.operands import content
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _SAMPLED = 64
 
 
 @dataclass(frozen=True)
-class DedupConstants(Pass):
+class DedupConstants(RewritePass):
     """Let equal initializers share one."""
 
     name: ClassVar[str] = "dedup-constants"
@@ -68,10 +69,11 @@ class DedupConstants(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Group constants by cheap features first, then by content."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         constants = list(dict.fromkeys(_constants(rw)))
         if len(constants) > 1:
             names = _names(rw)
+            constants = [constant for constant in constants if rw.allows(constant.name)]
             for kind in _groups(constants, _kind):
                 for alike in _groups(kind, _sample):
                     for equal in _groups(alike, _digest):

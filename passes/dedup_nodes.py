@@ -56,7 +56,8 @@ from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.ir import Constant, Node, subgraphs_of
 from onnxslim.graph.operands import content, is_random
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _STANDARD: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
@@ -68,7 +69,7 @@ _COMMUTATIVE_INTEGERS: Final = frozenset({"Min", "Max"})
 
 
 @dataclass(frozen=True)
-class DedupNodes(Pass):
+class DedupNodes(RewritePass):
     """Compute each value once: merge nodes that do the same to the same tensors."""
 
     name: ClassVar[str] = "dedup-nodes"
@@ -76,7 +77,7 @@ class DedupNodes(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Visit producers first, bodies after what they may use."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         _visit(rw, graph, ())
         return rw.result()
 
@@ -90,7 +91,7 @@ def _visit(rw: Rewriter, graph: gs.Graph, outer: tuple[dict[Hashable, Node], ...
         bodies = list(subgraphs_of(node))
         for body in bodies:
             _visit(rw, body, scopes)
-        if bodies or not _is_known(node) or is_random(node, rw.opset):
+        if bodies or not _is_known(node) or is_random(node, rw.opset) or not rw.allows(node):
             continue
         key = _key(node)
         first = next((scope[key] for scope in scopes if key in scope), None)

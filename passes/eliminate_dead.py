@@ -53,12 +53,13 @@ from onnxslim.graph.ir import Graph, Node, Variable, node_label
 from onnxslim.graph.local_functions import drop_unused_functions
 from onnxslim.graph.operands import is_present
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 
 @dataclass(frozen=True)
-class EliminateDead(Pass):
+class EliminateDead(RewritePass):
     """Remove what nothing uses: nodes, initializers, local functions, optional operands."""
 
     name: ClassVar[str] = "eliminate-dead"
@@ -66,7 +67,7 @@ class EliminateDead(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Remove unused nodes first, since they use other tensors, then what they leave unused."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         for node in rw.walk():
             if not any(rw.uses(tensor) for tensor in node.outputs):
                 rw.remove(node, f"removed a {node.op} that nothing uses")

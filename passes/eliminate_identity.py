@@ -60,14 +60,15 @@ from onnxslim.graph.operands import (
     is_training_dropout,
 )
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _TO_THE_END: Final = 2**31 - 1  # exporters write it, or more, for "up to the end"
 
 
 @dataclass(frozen=True)
-class EliminateIdentity(Pass):
+class EliminateIdentity(RewritePass):
     """Remove operators that return one of their inputs unchanged."""
 
     name: ClassVar[str] = "eliminate-identity"
@@ -75,7 +76,7 @@ class EliminateIdentity(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Bypass every operator that changes nothing."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         for node in rw.walk(*_NO_OPS):
             if node.op == "Concat":
                 _drop_empty_inputs(rw, node)

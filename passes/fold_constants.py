@@ -61,7 +61,8 @@ from onnxslim.graph.operands import constant_node_value, is_random
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.graph.wire import initializer_bytes
 from onnxslim.pipeline.options import at_least, option
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.services.evaluator import Evaluator
 
@@ -70,7 +71,7 @@ _MAX_FAILURES: Final = 32  # after so many failing nodes, all nodes of the next 
 
 
 @dataclass(frozen=True)
-class FoldConstants(Pass):
+class FoldConstants(RewritePass):
     """Compute at compile time what depends on nothing but constants."""
 
     name: ClassVar[str] = "fold-constants"
@@ -80,7 +81,7 @@ class FoldConstants(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Turn `Constant` nodes into initializers, then fold what they feed."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         _lift_constant_nodes(rw)
         if context.evaluate is not None:
             _ConstantFolder(rw, context.evaluate, self.growth).run()
@@ -107,7 +108,7 @@ def _lift_constant_nodes(rw: Rewriter) -> None:
                 rw.skip(node, "is in a body, which has no initializers below IR version 4")
             elif old_ir and constant_bytes(constant, is_input=old_ir) > node_bytes(node):
                 rw.skip(node, "takes more bytes as an initializer below IR version 4")
-            elif rw.uses(node.outputs[0]):
+            elif rw.uses(node.outputs[0]) and rw.allows(node):
                 rw.substitute(node, constant, "made an initializer of a Constant")
 
 
@@ -379,7 +380,8 @@ class _ConstantFolder:
         for node in plan.kept:
             self._say_why_kept(node, plan)
         for node in plan.frontier:
-            self._replace(node)
+            if self.rw.allows(node):
+                self._replace(node)
 
     def _used(self, node: Node) -> list[gs.Tensor]:
         return [tensor for tensor in node.outputs if tensor.name and self.rw.uses(tensor)]

@@ -56,12 +56,13 @@ from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.ir import Constant, Graph, Node, subgraphs_of
 from onnxslim.graph.operands import axes_of, const_array, const_value, is_present
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 
 @dataclass(frozen=True)
-class FoldIf(Pass):
+class FoldIf(RewritePass):
     """Inline branches of If, and bodies of Loop that run a known number of times."""
 
     name: ClassVar[str] = "fold-if"
@@ -69,7 +70,7 @@ class FoldIf(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Decide every If and Loop, outer before inner."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         folder = _IfFolder(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("If", "Loop"):
             if node.op == "If":

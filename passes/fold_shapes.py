@@ -74,7 +74,8 @@ from onnxslim.graph.ir import Constant, Node
 from onnxslim.graph.operands import axes_of, const_array, const_value, is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.graph.sizes import Size, divide
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _MAX_ELEMENTS: Final = 16
@@ -88,7 +89,7 @@ _BROADCASTING: Final = frozenset(_BROADCASTING_NAMES.split())
 
 
 @dataclass(frozen=True)
-class FoldShapes(Pass):
+class FoldShapes(RewritePass):
     """Compute before run time what the graph computes from shapes."""
 
     name: ClassVar[str] = "fold-shapes"
@@ -96,7 +97,7 @@ class FoldShapes(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Fold values, then make shape operands static."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         folder = _ShapeFolder(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_HANDLED):
             if node.op in value_rules.RULES and folder.fold_value(node):

@@ -80,7 +80,8 @@ from onnxslim.graph.dims import known_dim
 from onnxslim.graph.ir import Node, Variable, node_label
 from onnxslim.graph.operands import axes_of, const_array, normalized
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _SINGLE: Final = frozenset({"float32"})
@@ -89,7 +90,7 @@ _ALL: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
 @dataclass(frozen=True)
-class FuseActivations(Pass):
+class FuseActivations(RewritePass):
     """Fuse spelled-out activations and normalizations into the operators that name them."""
 
     name: ClassVar[str] = "fuse-activations"
@@ -97,7 +98,7 @@ class FuseActivations(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Apply the rules below, each where its operator exists."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         present = _CREATED.union(node.op for part in rw.graphs() for node in part.nodes)
         by_head: dict[str, list[_Rule]] = {}
         for rule in _RULES:

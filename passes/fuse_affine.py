@@ -75,12 +75,13 @@ from onnxslim.graph.dims import known_dim
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import axes_of, const_array, normalized
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 
 @dataclass(frozen=True)
-class FuseAffine(Pass):
+class FuseAffine(RewritePass):
     """Fuse scales and shifts along channels into the linear layers around them."""
 
     name: ClassVar[str] = "fuse-affine"
@@ -88,7 +89,7 @@ class FuseAffine(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Let layers take every run of affine maps; merge the runs that no layer takes."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         with np.errstate(all="ignore"):  # `cast` refuses values that are not finite
             for node in rw.walk(*AFFINE_OPS):
                 for chain in _chains_to(rw, node):

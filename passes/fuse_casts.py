@@ -48,7 +48,8 @@ from onnx import TensorProto
 
 from onnxslim.graph.ir import Node, to_onnx_dtype
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _INTEGERS: Final[Mapping[int, tuple[int, bool]]] = {  # type -> (bits, signed)
@@ -73,7 +74,7 @@ _KNOWN: Final[frozenset[int]] = frozenset({TensorProto.BOOL, *_INTEGERS, *_FLOAT
 
 
 @dataclass(frozen=True)
-class FuseCasts(Pass):
+class FuseCasts(RewritePass):
     """Merge chains of Cast."""
 
     name: ClassVar[str] = "fuse-casts"
@@ -81,7 +82,7 @@ class FuseCasts(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Let every Cast read past the Cast before it."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         for node in rw.walk("Cast"):
             before = rw.producer(node.inputs[0], "Cast")
             if before is not None and before.inputs[0].dtype is not None:

@@ -48,14 +48,15 @@ from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.ir import Constant, Node
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _MAX_BYTES: Final = 1 << 24  # of constants that are copied together
 
 
 @dataclass(frozen=True)
-class FuseConcats(Pass):
+class FuseConcats(RewritePass):
     """Merge Concat with Concat, and neighbouring inputs of a Concat with each other."""
 
     name: ClassVar[str] = "fuse-concats"
@@ -63,7 +64,7 @@ class FuseConcats(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Flatten every Concat, then look at its neighbours."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         fuser = _ConcatFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("Concat"):
             if not fuser.merge_nested(node):

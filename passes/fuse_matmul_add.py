@@ -47,7 +47,8 @@ from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_value, is_present
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _BROADCASTS_SINCE: Final = 7  # Gemm's C; an attribute before
@@ -55,7 +56,7 @@ _NO_BIAS_SINCE: Final = 11
 
 
 @dataclass(frozen=True)
-class FuseMatmulAdd(Pass):
+class FuseMatmulAdd(RewritePass):
     """Fuse MatMul, Transpose and Add of matrices into Gemm."""
 
     name: ClassVar[str] = "fuse-matmul-add"
@@ -63,7 +64,7 @@ class FuseMatmulAdd(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Turn products with a sum behind or a transposition before them into Gemm."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         if rw.opset < _BROADCASTS_SINCE:
             return rw.result()
         for node in rw.walk("Add", "Sum", "Gemm", "MatMul"):

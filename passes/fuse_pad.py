@@ -57,7 +57,8 @@ from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array, const_value, is_present, normalized
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 Pads = tuple[int, ...]
@@ -65,7 +66,7 @@ Pads = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class FusePad(Pass):
+class FusePad(RewritePass):
     """Fuse Pad into the convolution or pooling behind it."""
 
     name: ClassVar[str] = "fuse-pad"
@@ -73,7 +74,7 @@ class FusePad(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Let every convolution and pool pad by itself."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         for node in rw.walk(*_NEW_PADS):
             pad = rw.producer(node.inputs[0], "Pad")
             if pad is None:

@@ -53,7 +53,8 @@ from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import axes_of, normalized
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.graph.sizes import Shape
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -64,7 +65,7 @@ _REDUCE: Final = (*_ASSOCIATIVE, *_OTHERS, *_ARG)
 
 
 @dataclass(frozen=True)
-class FuseReductions(Pass):
+class FuseReductions(RewritePass):
     """Merge reductions with reshapes that only drop or add their axes, and with each other."""
 
     name: ClassVar[str] = "fuse-reductions"
@@ -72,7 +73,7 @@ class FuseReductions(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Visit every reduction, and every reshape behind one."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         fuser = _ReductionFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_RESHAPING, *_ASSOCIATIVE):
             if node.op in _RESHAPING:

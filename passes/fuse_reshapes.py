@@ -52,14 +52,15 @@ from onnxslim.errors import NotApplicable
 from onnxslim.graph.ir import Node
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.graph.sizes import Shape, product
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
-class FuseReshapes(Pass):
+class FuseReshapes(RewritePass):
     """Merge chains of operators that only change the shape into one, or none."""
 
     name: ClassVar[str] = "fuse-reshapes"
@@ -72,7 +73,7 @@ class FuseReshapes(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Let the last node of every chain read the first input."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         fuser = _ReshapeFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk(*_RESHAPING):
             fuser.shorten_chain(node)

@@ -56,7 +56,8 @@ from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import axes_of, const_array, is_present, normalized
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _INT64_MAX: Final = int(np.iinfo(np.int64).max)
@@ -64,7 +65,7 @@ Bounds = dict[int, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
-class FuseSlices(Pass):
+class FuseSlices(RewritePass):
     """Merge operators that take parts of a tensor: Slice, Split, Gather of neighbours."""
 
     name: ClassVar[str] = "fuse-slices"
@@ -72,7 +73,7 @@ class FuseSlices(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Merge pairs first, then all Slices of one tensor together."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         fuser = _SliceFuser(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("Slice", "Squeeze", "Gather", "Concat", "SequenceAt"):
             if node.op == "Slice" and not fuser.merge_slices(node):

@@ -71,7 +71,8 @@ from onnxslim.graph.ir import Node, Variable
 from onnxslim.graph.operands import axes_of, const_array, const_value, normalized
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.graph.sizes import Shape
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -82,7 +83,7 @@ _MAX_NODES: Final = 64  # of a region, which bounds what the search from one Tra
 
 
 @dataclass(frozen=True)
-class FuseTransposes(Pass):
+class FuseTransposes(RewritePass):
     """Merge Transposes, and remove those that cancel across operators that commute with them."""
 
     name: ClassVar[str] = "fuse-transposes"
@@ -90,7 +91,7 @@ class FuseTransposes(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Search upwards from every Transpose, Reshape, Reduce and binary operator."""
-        rw = Rewriter(graph)
+        rw = self.rewriter(graph)
         if not any(node.op == "Transpose" for part in rw.graphs() for node in part.nodes):
             return rw.result()
         fuser = _TransposeFuser(rw, SizeFlow(graph, rw.opset))

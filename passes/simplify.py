@@ -26,13 +26,16 @@ Reference:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline import registry
 from onnxslim.pipeline.options import option
 from onnxslim.pipeline.passes import Pass, Preset
+from onnxslim.pipeline.patterns import literal
+from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import Fidelity
 
@@ -66,19 +69,44 @@ class Simplify(Preset):
     name: ClassVar[str] = "simplify"
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
 
-    skip: tuple[str, ...] = option((), help="passes to leave out, such as fuse-affine+fold-if")
+    skip: tuple[str, ...] = option(
+        (),
+        help="passes to leave out, such as fuse-affine+fold-if, or single rewrites of a pass, as "
+        "'fuse-affine=NODE' with the first output of the node; `*` and `?` match",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.skip:
+        for entry in self.skip:
+            name, sign, _ = entry.partition("=")
             if name not in MEMBERS:
                 raise UsageError(
                     f"Option `skip` of `simplify` names `{name}`, which is none of its passes."
                     f"{did_you_mean(name, MEMBERS)} They are {', '.join(MEMBERS)}."
+                )
+            if sign and not issubclass(registry.get(name), RewritePass):
+                raise UsageError(
+                    f"Option `skip` of `simplify` names one rewrite of `{name}`, which can only be "
+                    "left out as a whole."
                 )
         if set(self.skip) >= set(MEMBERS):
             raise UsageError("Option `skip` of `simplify` leaves no pass to run.")
 
     def members(self) -> tuple[Pass, ...]:
         """The passes that are not skipped, in the order of a round."""
-        return tuple(registry.get(name)() for name in MEMBERS if name not in self.skip)
+        return tuple(
+            registry.get(name)(**self._options(name)) for name in MEMBERS if name not in self.skip
+        )
+
+    def leaving_out(self, sites: Mapping[str, Sequence[str]]) -> Simplify:
+        """See `Pass.leaving_out`."""
+        entries: list[str] = []
+        for name, nodes in sites.items():
+            is_divisible = issubclass(registry.get(name), RewritePass)
+            entries += [f"{name}={literal(node)}" for node in nodes] if is_divisible else [name]
+        return replace(self, skip=(*self.skip, *entries))
+
+    def _options(self, member: str) -> dict[str, tuple[str, ...]]:
+        parts = (entry.partition("=") for entry in self.skip)
+        sites = tuple(node for name, sign, node in parts if sign and name == member)
+        return {"skip": sites} if sites else {}

@@ -17,7 +17,7 @@ a value that a user knows by name still exists under it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,11 @@ _VISITS_PER_NODE = 100
 class Rewriter:
     """Edits of one graph and the graphs nested in it, by one pass."""
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, allows: Callable[[str], bool] | None = None) -> None:
+        """Edit `graph`, and at no node whose first output has a name that `allows` refuses."""
         self.main = graph
+        self._allows = allows
+        self._site: str | None = None  # the node that is visited
         self.opset: int = graph.opset
         self.fidelity = Fidelity.EXACT
         self.changes: list[Change] = []
@@ -89,7 +92,22 @@ class Rewriter:
             visits += 1
             if visits > limit:
                 raise PromiseBroken(f"Rewrites around `{node_label(node)}` do not come to an end.")
+            if not self.allows(node):
+                continue
+            self._site = node_label(node)
             yield node
+        self._site = None
+
+    def allows(self, place: gs.Node | str) -> bool:
+        """Whether there may be rewrites at a node, or at a constant of this name.
+
+        `walk` asks for every node; a pass that does not walk asks before each edit.
+        """
+        label = place if isinstance(place, str) else node_label(place)
+        if self._allows is None or self._allows(label):
+            return True
+        self.skip(label, "`skip` leaves it alone")
+        return False
 
     def graphs(self) -> Iterator[gs.Graph]:
         """The main graph and all graphs nested in it."""
@@ -562,7 +580,7 @@ class Rewriter:
         return node
 
     def _log(self, label: str, what: str, fidelity: Fidelity) -> None:
-        self.changes.append(Change(label, what))
+        self.changes.append(Change(label, what, self._site))
         self.fidelity = max(self.fidelity, fidelity)
 
     def _touch(self, node: gs.Node) -> None:

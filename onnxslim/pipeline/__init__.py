@@ -5,6 +5,7 @@ patterns      names that options give, literally or as shell patterns
 options       typed options of a pass, with the constraints that check them
 spelling      a pass as text
 layer_filter  the options `only` and `skip`, and the layers that they select
+rewrite_pass  passes of many rewrites, each of which can be left out
 raising       an opset raised inside a pass, and the proof of it
 registry      passes by name, those of other distributions included
 suggest       the closest name to a misspelt one
@@ -18,5 +19,6 @@ prover        what the manager asks of onnxruntime
 untouched     what a pass for all weights left as it was, where that is much
 execution     one step run on a copy of a model
 verification  a step held to its promise, and the pass to blame when it is broken
+salvage       the rewrites to blame where a step makes the model worse
 manager       the loop: run a step, verify it, judge it, commit it
 """

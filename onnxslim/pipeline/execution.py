@@ -124,28 +124,27 @@ class Executor:
     finds_hidden_changes: bool
 
     @paused()
-    def run(self, step: Pass, source: Model, without: Pass | None = None) -> StepCandidate:
-        """Run `step`, or its members but `without`, on a copy of `source`.
+    def run(self, step: Pass, source: Model) -> StepCandidate:
+        """Run `step` on a copy of `source`.
 
         Raises:
             PassFailed: a member failed.
         """
         started = time.perf_counter()
-        candidate = self.copy(step, source, without)
+        candidate = self.copy(step, source)
         for index, (log, model) in enumerate(self.turns(step, candidate)):
             try:
                 self.turn(log, model)
             except PassFailed as failure:
                 failure.culprit = log.member
-                failure.before = self._model_before(index, step, source, without)
+                failure.before = self._model_before(index, step, source)
                 raise
         candidate.seconds = time.perf_counter() - started
         return candidate
 
-    def copy(self, step: Pass, source: Model, without: Pass | None = None) -> StepCandidate:
+    def copy(self, step: Pass, source: Model) -> StepCandidate:
         """A copy of `source` on which no member of `step` has run yet."""
-        members = (member for member in step.members() if member != without)
-        return StepCandidate(source.clone(), [MemberLog(member) for member in members])
+        return StepCandidate(source.clone(), [MemberLog(member) for member in step.members()])
 
     def turns(self, step: Pass, candidate: StepCandidate) -> Iterator[tuple[MemberLog, Model]]:
         """Members in rounds, until as many in a row as there are changed nothing.
@@ -188,9 +187,9 @@ class Executor:
         if before is not None and not result.changed and fingerprint(model.graph) != before:
             raise PassFailed("changed the graph and reported no change")
 
-    def _model_before(self, turn: int, step: Pass, source: Model, without: Pass | None) -> Model:
+    def _model_before(self, turn: int, step: Pass, source: Model) -> Model:
         """The model right before turn number `turn`, by replay: passes are deterministic."""
-        candidate = self.copy(step, source, without)
+        candidate = self.copy(step, source)
         for number, (log, model) in enumerate(self.turns(step, candidate)):
             if number == turn:
                 break

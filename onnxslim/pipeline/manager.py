@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from onnxslim.errors import RuntimeFailure
 from onnxslim.io.model import Model
 from onnxslim.pipeline.execution import Executor
 from onnxslim.pipeline.passes import Context, Pass, Preset
-from onnxslim.pipeline.policy import Policy
+from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.pipeline.prover import Prover
+from onnxslim.pipeline.salvage import Site, SiteSearch, sites_of
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.pipeline.verification import Verifier
-from onnxslim.records import Fidelity, Skip
-from onnxslim.report import LatencyPair, PartReport, Stats, StepReport
+from onnxslim.records import Fidelity
+from onnxslim.report import LatencyPair, Stats, StepReport
 
 Progress = Callable[[str], None]
+_SITES_SHOWN = 3
 
 
 class PassManager:
@@ -157,8 +160,8 @@ class _PipelineRun:
         if why is None:
             self.commit(candidate, last.stats)
             return candidate, reports
-        if not missed and len(bundle) == 1 and isinstance(bundle[0], Preset):
-            salvaged = self.salvage(current, bundle[0], why)
+        if not missed and not lossy and len(bundle) == 1:
+            salvaged = self.salvage(current, bundle[0], candidate, why)
             if salvaged is not None:
                 return salvaged
         for report in reports:
@@ -174,26 +177,52 @@ class _PipelineRun:
             self.prover.commit(model)
 
     def salvage(
-        self, current: Model, preset: Preset, why: str
+        self, current: Model, step: Pass, whole: Model, why: str
     ) -> tuple[Model, list[StepReport]] | None:
-        """Leave out the first member whose removal makes the preset pay; None without one."""
+        """The step without the rewrites that are to blame; None where the rest does not pay either.
+
+        Args:
+            current: the model that the step was run on.
+            step: as it was run.
+            whole: the model after it.
+            why: what speaks against that, with the numbers.
+        """
+        if step.leaving_out({}) is None:
+            return None
         before = self.stats or measure_stats(current)
-        logs = self.verifier.run(preset, current).logs
-        for member in [log.member for log in logs if log.changes]:
-            self.progress(f"{preset} without {member.name}")
-            candidate = self.verifier.run(preset, current, without=member)
-            if not candidate.changed:
-                continue
-            comparison = self.verifier.verify(preset, current, candidate)
-            report = candidate.report(preset, comparison)
-            report.stats = measure_stats(candidate.model)
-            report.latency = self.time(current, candidate.model)
-            if self.policy.objection(before, report.stats, report.latency, lossy=False) is None:
-                note = Skip(member.name, f"left out: with it, {why}")
-                report.parts.append(PartReport(str(member), member.fidelity, 0.0, (), (note,)))
-                self.commit(candidate.model, report.stats)
-                return candidate.model, [report]
-        return None
+        whole_bytes = measure_stats(whole).file_bytes
+        is_larger = self.policy.goal is not Goal.LATENCY and whole_bytes > before.file_bytes
+
+        def is_to_blame(sites: Sequence[Site]) -> bool:
+            smaller = _without(step, sites)
+            if smaller is None:
+                return False
+            self.progress(f"{step.name} without {len(sites)} of its rewrites")
+            without = self.verifier.run(smaller, current).model
+            if is_larger:
+                return without.file_bytes() < whole_bytes
+            try:
+                pair = self.time(whole, without)
+            except RuntimeFailure:  # the rest of the rewrites makes no sense alone
+                return False
+            return pair is not None and pair.is_faster
+
+        logs = self.verifier.run(step, current).logs
+        blamed = SiteSearch(is_to_blame).to_blame(sites_of(logs))
+        smaller = _without(step, blamed)
+        candidate = None if smaller is None else self.verifier.run(smaller, current)
+        if smaller is None or candidate is None or not candidate.changed:
+            return None
+        comparison = self.verifier.verify(smaller, current, candidate)
+        report = candidate.report(step, comparison)
+        report.stats = measure_stats(candidate.model)
+        report.latency = self.time(current, candidate.model)
+        if self.policy.objection(before, report.stats, report.latency, lossy=False) is not None:
+            return None
+        report.resolved = str(smaller)
+        report.why_partly = f"{_counted(blamed)}: with them, {why}"
+        self.commit(candidate.model, report.stats)
+        return candidate.model, [report]
 
     def time(self, before: Model, after: Model) -> LatencyPair | None:
         """Latency of two models in turn; None without a prover."""
@@ -211,6 +240,26 @@ class _PipelineRun:
         )
         executor = Executor(context, finds_hidden_changes=self.prover is not None)
         return Verifier(executor, self.prover, self.reproducers)
+
+
+def _without(step: Pass, sites: Iterable[Site]) -> Pass | None:
+    """The step without its rewrites at `sites`; None where it cannot leave them out."""
+    names: dict[str, list[str]] = {}
+    for site in sites:
+        names.setdefault(site.member, []).append(site.node)
+    return step.leaving_out(names)
+
+
+def _counted(sites: Sequence[Site]) -> str:
+    """Sites in words: `12 rewrites of fuse-affine (`a`, `b` and 10 more)`."""
+    words = []
+    for member in dict.fromkeys(site.member for site in sites):
+        nodes = [site.node for site in sites if site.member == member]
+        shown = ", ".join(f"`{node}`" for node in nodes[:_SITES_SHOWN])
+        more = f" and {len(nodes) - _SITES_SHOWN} more" if len(nodes) > _SITES_SHOWN else ""
+        plural = "s" if len(nodes) > 1 else ""
+        words.append(f"{len(nodes)} rewrite{plural} of {member} ({shown}{more})")
+    return ", ".join(words)
 
 
 def _is_lossless(step: StepReport) -> bool:

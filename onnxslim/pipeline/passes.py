@@ -6,7 +6,7 @@ and prints nothing. Not here: copying, verifying, timing and committing (see `ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,6 +156,14 @@ class Pass:
     def members(self) -> tuple[Pass, ...]:
         """The passes of a preset; a plain pass is its only member."""
         return (self,)
+
+    def leaving_out(self, sites: Mapping[str, Sequence[str]]) -> Pass | None:
+        """This pass without the rewrites at some sites; None where it cannot leave any out.
+
+        Args:
+            sites: names of sites (see `Change.site`) by the name of the member.
+        """
+        return None
 
     def set_options(self) -> Iterator[tuple[OptionSpec, Any]]:
         """The options whose values differ from their defaults."""

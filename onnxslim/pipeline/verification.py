@@ -44,14 +44,14 @@ class Verifier:
     prover: Prover | None
     reproducers: Path
 
-    def run(self, step: Pass, source: Model, without: Pass | None = None) -> StepCandidate:
-        """Run `step`, or its members but `without`, on a copy of `source`.
+    def run(self, step: Pass, source: Model) -> StepCandidate:
+        """Run `step` on a copy of `source`.
 
         Raises:
             PromiseBroken: a member failed; a reproducer was written.
         """
         try:
-            return self.executor.run(step, source, without)
+            return self.executor.run(step, source)
         except PassFailed as failure:
             raise self._broken(failure.culprit, str(failure), failure.before) from failure
 

@@ -99,6 +99,7 @@ def _step_json(step: StepReport) -> Json:
         "latency": pair_json(step.latency),
         "resolved": step.resolved or step.spec,
         "why_not_committed": step.why_not_committed,
+        "why_partly": step.why_partly,
         "floor_missed": step.floor_missed,
         "loss_bound": step.loss_bound,
         "drift_previous": drifts_json(comparison.previous) if comparison else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -329,13 +329,27 @@ def test_a_preset_that_is_slower_is_kept_without_the_member_to_blame(tmp_path: P
         """One member too slow."""
 
         name: ClassVar[str] = "family"
+        has_slow: bool = option(default=True, help="whether it has the slow member")
 
         def members(self) -> tuple[Pass, ...]:
-            return (_RenameNodes(prefix="slow"), _RenameNodes(prefix="fast"))
+            slow = (_Renamed(prefix="slow"),) if self.has_slow else ()
+            return (*slow, _RenameNodes(prefix="fast"))
+
+        def leaving_out(self, sites: Mapping[str, Sequence[str]]) -> Pass:
+            return Family(has_slow="renamed" not in sites)
 
     result, steps = _run(tmp_path, _SlowWith("slow0"), Family(), policy=Policy(goal=Goal.LATENCY))
     assert result.graph.nodes[0].name == "fast0"
-    assert any("left out: with it, the model would be slower" in s.why for s in steps[0].skips)
+    why = str(steps[0].why_partly)
+    assert why.startswith("4 rewrites of renamed (`h`, `a`, `r` and 1 more): with them, the model")
+    assert steps[0].resolved == "family:has-slow=false"
+
+
+@dataclass(frozen=True)
+class _Renamed(_RenameNodes):
+    """The same by another name."""
+
+    name: ClassVar[str] = "renamed"
 
 
 def test_a_pass_that_does_not_apply_says_why(tmp_path: Path) -> None:
