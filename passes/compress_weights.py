@@ -19,7 +19,8 @@ Declines when:
     2. No candidate holds the floor.
 
 Fidelity:
-    LOSSY, held to the user's floors; without any, to `agreement` or `sqnr`.
+    LOSSY, held to the user's floors; without any, to `agreement` or `sqnr` and to the default
+    floor.
 
 Reference:
     Shoham, Gersho (1988), efficient bit allocation for an arbitrary set of quantizers; Han, Mao,

@@ -12,7 +12,8 @@ Declines when:
     1. A member declines; its own page says when. Without calibration samples only `simplify` runs.
 
 Fidelity:
-    LOSSY, held to the user's floors; without any, to `agreement` or `sqnr`.
+    LOSSY, held to the user's floors; without any, to `agreement` or `sqnr` and to the default
+    floor.
 
 Reference:
     Han, Mao, Dally, Deep Compression, arXiv:1510.00149. We differ: no retraining, no labels, and
