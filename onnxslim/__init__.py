@@ -38,11 +38,17 @@ Inside, from the ground up; each package imports only what stands above it in th
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from onnxslim.version import VERSION
 
 __version__ = VERSION
+
+# `passes` and `runtime` are installed inside this package, and stand beside it in a checkout
+_CHECKOUT = os.path.dirname(__path__[0])
+if not os.path.isdir(os.path.join(__path__[0], "passes")):
+    __path__.append(_CHECKOUT)
 
 # where each public name is defined
 _HOME = {

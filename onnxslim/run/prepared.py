@@ -27,8 +27,9 @@ from onnxslim.records import Fidelity
 from onnxslim.report import FileReport, LatencyPair, Report, RunRecord, StepReport
 from onnxslim.run.record import run_record
 from onnxslim.run.settings import RunSettings
+from onnxslim.version import VERSION
 
-_VERSIONED = ("onnxslim-compiler", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
+_LIBRARIES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ def _needs_data(step: StepReport) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _VERSIONED}
+    others = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"onnxslim-compiler": VERSION, **others}
 
 
 def _defaults_note(source: Model) -> Iterator[str]:

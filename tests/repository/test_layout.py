@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import subprocess
@@ -52,6 +53,34 @@ def test_pipeline_text_loads_no_onnxruntime() -> None:
     loaded = loaded_by("import onnxslim\nonnxslim.parse_pipeline('eliminate-identity')")
     assert "onnxruntime" not in loaded
     assert "scipy" not in loaded
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-c", "import onnxslim.runtime.samples, onnxslim.passes as p; print(p.__file__)"],
+        ["-m", "onnxslim", "passes", "eliminate-identity"],
+    ],
+)
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_a_checkout_works_whatever_the_folder(
+    arguments: list[str], is_inside: bool, tmp_path: Path
+) -> None:
+    unsafe = {"PYTHONPATH", "PYTHONSAFEPATH"}  # the current folder comes first, as for users
+    environment = {name: value for name, value in os.environ.items() if name not in unsafe}
+    if not is_inside:
+        environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT if is_inside else tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    if arguments[0] == "-c":
+        assert Path(done.stdout.strip()) == ROOT / "passes" / "__init__.py"
 
 
 # ------------------------------------------------------------------- import direction
