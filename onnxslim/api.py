@@ -22,6 +22,7 @@ from onnxslim.pipeline.floors import ALLOWING, DEFAULT, Floors, check_measured
 from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.output_words import parse_kinds
+from onnxslim.pipeline.passes import check_calibration
 from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.pipeline.recipe import GOALS
 from onnxslim.pipeline.stats import measure_stats
@@ -96,6 +97,8 @@ def compress(
     floors = floors or Floors()
     policy = Policy(_goal(goal), force, floors)
     check_measured(floors, has_evaluation=evaluation is not None, verify=verify)
+    if calibration is None:
+        check_calibration(pipeline.passes)
     settings = RunSettings(
         calibration,
         evaluation,

@@ -35,7 +35,6 @@ from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.errors import NotApplicable
 from onnxslim.graph.clone import adopt
 from onnxslim.lossy.allocation import Allocation
 from onnxslim.lossy.allocation_search import AllocationOptions, AllocationSearch
@@ -68,15 +67,9 @@ class CompressWeights(LayerPass):
         "bytes to save: those of the packed file, or of the .onnx file, where zeros save nothing",
     )
 
-    def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse to work without data, and patterns that match no layer.
-
-        Raises:
-            NotApplicable: there are no calibration samples, or a pattern matches no layer.
-        """
-        if context.calibration is None or context.model is None:
-            raise NotApplicable("it needs calibration samples: give --calib")
-        super().requires(graph, context)
+    def needs_calibration(self) -> str | None:
+        """Candidates are judged by samples."""
+        return "to measure what each layer tolerates"
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Search, then prune and cluster as found."""

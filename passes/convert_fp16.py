@@ -89,7 +89,6 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.errors import NotApplicable
 from onnxslim.graph.ir import Node, node_label, walk_graphs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import at_least, one_of, option
@@ -135,14 +134,16 @@ class ConvertFp16(FilteredPass):
             "whatever it is multiplied by"
         )
 
+    def needs_calibration(self) -> str | None:
+        """An error is measured on samples."""
+        return None if self.max_error is None else "to measure max-error"
+
     def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse what cannot be done at all.
+        """Refuse patterns that match no operator.
 
         Raises:
-            NotApplicable: saying what to give.
+            NotApplicable: naming the closest operator.
         """
-        if self.max_error is not None and context.calibration is None:
-            raise NotApplicable("max-error needs calibration samples to be measured: give --calib")
         self.check_patterns(self.targets(graph))
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:

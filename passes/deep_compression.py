@@ -9,7 +9,7 @@ Why it is correct:
     Each member keeps its own promise; see the pages of the members.
 
 Declines when:
-    1. A member declines; its own page says when. Without calibration samples only `simplify` runs.
+    1. A member declines; its own page says when. Without calibration samples a run is refused.
 
 Fidelity:
     LOSSY, held to the user's floors; without any, to `agreement` or `sqnr` and to the default

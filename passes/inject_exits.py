@@ -81,10 +81,6 @@ from onnxslim.services.calibration import Calibration
 _TARGET = 0.995
 _AUTO = "auto"
 _AIMS = ("target", "max-drop", "latency", "threshold")
-_WITHOUT_DATA = (
-    "needs calibration samples: heads are fitted to the network's answers on them, and confidence "
-    "thresholds are confirmed on them; give --calib"
-)
 
 _WITHOUT_LABELS = (
     "max-drop needs labels: give the calibration samples an array `label`, or labelled samples as "
@@ -167,14 +163,17 @@ class InjectExits(Pass):
                 f"`{self.name}:mode=anytime` skips nothing: leave out {' and '.join(idle)}."
             )
 
+    def needs_calibration(self) -> str | None:
+        """Heads and thresholds come from samples."""
+        return "to fit heads to the network's answers, and to confirm thresholds"  # declines 1
+
     def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse models without class scores, and runs without calibration samples.
+        """Refuse models without class scores, and aims that cannot be judged.
 
         Raises:
             NotApplicable: saying why.
         """
-        if context.calibration is None:
-            raise NotApplicable(_WITHOUT_DATA)  # declines 1
+        assert context.calibration is not None
         if self.worst is not None and context.stopwatch is None:
             raise NotApplicable(
                 "worst needs models to be timed: leave out --no-latency, or leave out worst"

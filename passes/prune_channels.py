@@ -68,7 +68,6 @@ from onnxslim.channels.criteria import CRITERIA, OPTION_HELP, criterion_of
 from onnxslim.channels.groups import channel_groups
 from onnxslim.channels.run import PruneOptions, Pruning
 from onnxslim.channels.unpruned import unpruned_layers
-from onnxslim.errors import NotApplicable
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.budgeted_pass import (
     DEFAULT_BUDGET,
@@ -132,8 +131,15 @@ class PruneChannels(BudgetedPass, FilteredPass):
         "number of units that a group keeps, as 'LAYER=COUNT'; in place of a budget",
     )
 
+    def needs_calibration(self) -> str | None:
+        """Some criteria look at data."""
+        if not criterion_of(self.criterion, has_data=False).needs_data:
+            return None
+        others = ", ".join(name for name, other in CRITERIA.items() if not other.needs_data)
+        return f"for criterion {self.criterion}; {others} need none"
+
     def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse patterns that match no layer, and options whose data or clock are missing.
+        """Refuse patterns that match no layer, and a budget without a clock.
 
         Raises:
             NotApplicable: saying what to give.
@@ -143,13 +149,6 @@ class PruneChannels(BudgetedPass, FilteredPass):
             channels = channel_groups(graph)
             writers = [member.label for member in channels.trace.writers]
             self.check_patterns(writers, [s.node for s in unpruned_layers(graph, channels)])
-        has_data = context.calibration is not None
-        if criterion_of(self.criterion, has_data=has_data).needs_data and not has_data:
-            others = ", ".join(name for name, other in CRITERIA.items() if not other.needs_data)
-            raise NotApplicable(
-                f"criterion {self.criterion} needs calibration samples: give --calib, or choose "
-                f"one of {others}"
-            )
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The groups that have channels to remove."""

@@ -60,7 +60,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.codebook.sparse import sparse_or_dense
-from onnxslim.errors import NotApplicable
 from onnxslim.graph.ir import Constant, node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.error_gain import sensitivity
@@ -135,18 +134,11 @@ class PruneWeights(LayerPass):
     pattern: str = option("none", _Pattern(), "'n:m': of each m neighbours along the input n stay")
     steps: int = option(1, at_least(1), "in how many steps zeros are made, cubic schedule")
 
-    def requires(self, graph: gs.Graph, context: Context) -> None:
-        """Refuse criteria that need data where there are none, and idle patterns.
-
-        Raises:
-            NotApplicable: saying what to give.
-        """
-        super().requires(graph, context)
-        if self.criterion in _NEEDS_DATA and context.calibration is None:
-            raise NotApplicable(
-                f"criterion {self.criterion} needs calibration samples: give --calib, or choose "
-                "magnitude"
-            )
+    def needs_calibration(self) -> str | None:
+        """Most criteria look at the inputs of layers."""
+        if self.criterion not in _NEEDS_DATA:
+            return None
+        return f"for criterion {self.criterion}; magnitude needs none"
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Prune every selected layer, as often as `steps` says."""

@@ -146,16 +146,16 @@ class QuantizeInt8(FilteredPass):
         "until it holds",
     )
 
+    def needs_calibration(self) -> str | None:
+        """Ranges come from samples."""
+        return "to know the ranges of activations"
+
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse what cannot be done at all.
 
         Raises:
             NotApplicable: saying what to give.
         """
-        if context.calibration is None or context.model is None:
-            raise NotApplicable(
-                "int8 needs calibration samples, to know the ranges of activations: give --calib"
-            )
         ops = {node.op for inner in walk_graphs(graph) for node in inner.nodes}
         if ops & _QUANTIZED or any(op.startswith("QLinear") for op in ops):
             raise NotApplicable("the model is quantized already")

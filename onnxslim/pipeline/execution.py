@@ -226,8 +226,15 @@ def _settled(reference: Model | None) -> Model | None:
     return copy
 
 
+def _require_samples(rewrite: Pass, context: Context) -> None:
+    purpose = rewrite.needs_calibration()
+    if purpose is not None and context.calibration is None:
+        raise NotApplicable(f"it needs calibration samples {purpose}: give --calib")
+
+
 def _applied(rewrite: Pass, model: Model, context: Context) -> PassResult:
     try:
+        _require_samples(rewrite, context)
         rewrite.requires(model.graph, context)
     except NotApplicable as reason:
         return PassResult(skips=(Skip(model.graph.name, str(reason)),))

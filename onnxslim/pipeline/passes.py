@@ -6,7 +6,7 @@ and prints nothing. Not here: copying, verifying, timing and committing (see `ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -135,6 +135,14 @@ class Pass:
                 f"{' and '.join(given)}."
             )
 
+    def needs_calibration(self) -> str | None:
+        """What the pass needs calibration samples for, as its options stand; None: it does not.
+
+        The words follow "needs calibration samples", and name what else can be chosen, if anything.
+        A run without samples is refused before any work.
+        """
+        return None
+
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Raise `NotApplicable` when the pass cannot do anything on this graph."""
 
@@ -175,6 +183,22 @@ class Pass:
     def __str__(self) -> str:
         """The spelling in a pipeline; options at their defaults are left out."""
         return spell(self.name, {spec.name: value for spec, value in self.set_options()})
+
+
+def check_calibration(passes: Iterable[Pass]) -> None:
+    """Refuse passes that can do nothing in a run without calibration samples.
+
+    Raises:
+        UsageError: naming the first of them, and what to give.
+    """
+    for item in passes:
+        for member in item.members():
+            purpose = member.needs_calibration()
+            if purpose is not None:
+                raise UsageError(
+                    f"`{item}` needs calibration samples {purpose}. Give --calib FILE.npz, a "
+                    "folder, or module:function (in Python: calibration=...)."
+                )
 
 
 @dataclass(frozen=True)
