@@ -10,6 +10,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     report        the figures of a run
     limits        what a file may ask of the machine
     errors        every error that a user can meet, with its exit code
+    linear_algebra  scipy.linalg, once it has its working memory
     graph         the graph that passes rewrite, and its edits
     render        figures as text, tables and JSON
     packing       the packed file format .onnxz

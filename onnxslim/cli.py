@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
 import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import click
 
 import onnxslim
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.console import complain, say
-from onnxslim.errors import OnnxslimError, PromiseBroken, RuntimeFailure, UsageError
+from onnxslim.errors import (
+    OnnxslimError,
+    PromiseBroken,
+    RuntimeFailure,
+    UsageError,
+    is_out_of_memory,
+)
+from onnxslim.limits import STARTING_BYTES
 
 INTERRUPTED = 130  # as shells count: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
-_MEMORY: Final = re.compile(r"cannot allocate memory|failed to map segment|bad_alloc", re.I)
 _received: list[int] = []  # signals
 
 
@@ -81,6 +86,7 @@ def run(arguments: list[str]) -> int:
     """Run a command line; returns the exit code and never raises."""
     verbose = _is_verbose(arguments)
     try:
+        bytes(STARTING_BYTES)  # a MemoryError, or let go at once, untouched
         result = cli.main(arguments, prog_name="onnxslim", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
@@ -110,7 +116,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _system_error(error: MemoryError | OSError) -> int:
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
         complain("there is not enough memory for this model on this machine.")
         return RuntimeFailure.exit_code
     place = f"`{error.filename}`" if error.filename else "a file"
@@ -124,7 +130,7 @@ def _internal_error(error: Exception, verbose: bool) -> int:
         is_interrupt = _received[0] == signal.SIGINT
         complain("interrupted." if is_interrupt else "terminated.")
         return INTERRUPTED if is_interrupt else TERMINATED
-    if _MEMORY.search(str(error)):  # a library that could not be loaded
+    if is_out_of_memory(error):  # a library that could not be loaded
         return _system_error(MemoryError())
     if verbose:
         traceback.print_exception(error)

@@ -14,7 +14,8 @@ A message says where, what was expected, what was found, and what to do next.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import re
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from onnxslim.report import Report
@@ -63,6 +64,18 @@ class RuntimeFailure(OnnxslimError):
 
 class OutOfMemory(RuntimeFailure):
     """onnxruntime asked for more memory than there is, which says nothing about the model."""
+
+
+_MEMORY: Final = re.compile(
+    r"bad.?alloc|failed to allocate|allocation failed|out of memory|"
+    r"cannot allocate memory|failed to map segment",
+    re.I,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or a library found no memory; libraries raise many kinds of errors for it."""
+    return isinstance(error, MemoryError) or bool(_MEMORY.search(str(error)[:4000]))
 
 
 class NotApplicable(OnnxslimError):

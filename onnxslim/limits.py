@@ -35,3 +35,12 @@ Compressed arrays can claim any size: they are unpacked a few rows at a time.
 
 MANY_INPUTS: Final = 1_000
 """Inputs of a model from which onnxruntime is not asked by name, which takes it the square."""
+
+STARTING_BYTES: Final = 320 << 20
+"""Memory that the libraries take before a model is read (Python, numpy, scipy, onnx, onnxruntime).
+
+With less (`ulimit -v`), some of them end the process, or wait without end, while they are imported.
+"""
+
+BLAS_BYTES: Final = 80 << 20
+"""Memory that the two libraries for linear algebra take at their first product: 32 MB each."""

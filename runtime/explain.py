@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from onnxslim.errors import OutOfMemory, RuntimeFailure
+from onnxslim.errors import OutOfMemory, RuntimeFailure, is_out_of_memory
 
 _HEAD = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _PLACE = re.compile(
@@ -17,7 +17,6 @@ _NODE = re.compile(
     r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
 )
 _MOST = 4000  # characters that are looked at
-_MEMORY = re.compile(r"bad.?alloc|failed to allocate|allocation failed|out of memory", re.I)
 
 
 def failure(what: str, error: Exception) -> RuntimeFailure:
@@ -27,7 +26,7 @@ def failure(what: str, error: Exception) -> RuntimeFailure:
         what: what onnxruntime did not do: `cannot load the model`.
         error: of any kind, as the kinds that onnxruntime raises have no common base.
     """
-    if isinstance(error, MemoryError) or _MEMORY.search(str(error)[:_MOST]):
+    if is_out_of_memory(error):
         return OutOfMemory(f"onnxruntime {what}: memory does not suffice: {explain(error)}")
     return RuntimeFailure(f"onnxruntime {what}: {explain(error)}")
 

@@ -44,13 +44,15 @@ from fault_points import (
     wrong_outputs,
 )
 
+from onnxslim.errors import RuntimeFailure
+
 LONG: Final = Case(
     ("compress", "{in}/e.onnx", "{out}/o.onnx", "--calib", "{in}/c.npz", "--no-floor", "--force",
      "--passes", "simplify,prune-weights:ratio=0.5", "--no-latency"),
     ("o.onnx", "o.onnx.data"),
 )  # fmt: skip
 _COMMAND: Final = "from onnxslim import cli; print('started', flush=True); cli.main()"
-_MEGABYTES: Final = (*range(60, 400, 20), *range(400, 2000, 200))
+_MEGABYTES: Final = (*range(40, 320, 40), *range(320, 440, 5), *range(440, 1000, 140))
 
 
 @dataclass
@@ -115,7 +117,7 @@ def ended(
 ) -> Attempt:
     """Wait for the command and judge what is left."""
     try:
-        errors = process.communicate(timeout=120)[1]
+        errors = process.communicate(timeout=60)[1]
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
@@ -149,7 +151,10 @@ def memory_ends(bench: Bench, moments: int) -> Iterator[tuple[str, Tally]]:
             with tempfile.TemporaryDirectory(dir=bench.folder) as work:
                 limit = lambda: resource.setrlimit(which, (nbytes, nbytes))  # noqa: B023, E731
                 process = start(bench, LONG, Path(work), limit)
-                tally.add(f"{name} {megabytes} MB", ended(bench, LONG, Path(work), process))
+                attempt = ended(bench, LONG, Path(work), process)
+                if attempt.code not in (0, RuntimeFailure.exit_code):
+                    attempt.wrong.append(f"exit {attempt.code}: {attempt.errors[-300:]}")
+                tally.add(f"{name} {megabytes} MB", attempt)
         yield name, tally
 
 

@@ -20,9 +20,9 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from onnxslim.channels.groups import ChannelGroup, Channels
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.threads import threads_for
 

@@ -24,7 +24,7 @@ from typing import Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from scipy import linalg, optimize
+from scipy import optimize
 
 from onnxslim.errors import NotApplicable
 from onnxslim.exits.operators import (
@@ -41,6 +41,7 @@ from onnxslim.exits.thresholds import HeadTrial
 from onnxslim.graph.ir import Node, Variable
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
+from onnxslim.linear_algebra import linalg
 from onnxslim.services.calibration import Calibration
 from onnxslim.services.moments import LayerMoments
 from onnxslim.solvers.threads import threads_for

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from onnxslim.errors import UsageError
+from onnxslim.errors import UsageError, is_out_of_memory
 from onnxslim.io import files
 from onnxslim.io.files import Buffer
 
@@ -24,6 +24,7 @@ def map_file(path: Path) -> memoryview:
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
+        MemoryError: it does not fit into the address space of the process.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -34,6 +35,8 @@ def map_file(path: Path) -> memoryview:
     except IsADirectoryError:
         raise UsageError(f"`{path}` is a folder; give the path of an .onnx file.") from None
     except (OSError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError from error
         raise UsageError(f"`{path}` cannot be read: {_reason(error)}.") from error
 
 

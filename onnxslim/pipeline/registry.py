@@ -19,7 +19,7 @@ import importlib.metadata
 import re
 from dataclasses import dataclass
 
-from onnxslim.errors import UsageError
+from onnxslim.errors import UsageError, is_out_of_memory
 from onnxslim.pipeline.passes import Pass
 from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import Fidelity
@@ -130,6 +130,8 @@ def _load(entry: _Entry) -> type[Pass]:
     try:
         owner = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module of another distribution may fail in any way
+        if is_out_of_memory(error):
+            raise MemoryError from error
         raise UsageError(
             f"The pass `{entry.name}` of {entry.owner} cannot be loaded from `{entry.target}`: "
             f"{type(error).__name__}: {error}"

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.threads import threads_for
 
 _DEAD: Final = 1e-12  # of the largest diagonal entry

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.metric import Block, Metric
 from onnxslim.solvers.threads import threads_for
 

@@ -20,8 +20,9 @@ from typing import Final
 
 import ml_dtypes
 import numpy as np
-from scipy import linalg, optimize
+from scipy import optimize
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.metric import Metric, whitening
 from onnxslim.solvers.threads import threads_for
 

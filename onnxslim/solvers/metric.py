@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.services.moments import BlockDiagonal, Second, about_mean
 from onnxslim.solvers.damping import DampedMoments, inverse_factor
 from onnxslim.solvers.threads import threads_for

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.column_sweep import block_scopes, sweep_out
 from onnxslim.solvers.least_squares import refit
 from onnxslim.solvers.masks import InMatrix, InRow, InRun, Saliency, ZeroScope, mask_of, saliencies

@@ -18,8 +18,8 @@ from math import prod
 from typing import Final
 
 import numpy as np
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.damping import inverse_factor
 from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.vectors import Nearest, code_type, sums

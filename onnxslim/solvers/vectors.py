@@ -17,8 +17,8 @@ from math import prod
 from typing import Final
 
 import numpy as np
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.kmeans.levels import cluster
 
 _SCORES: Final = 1 << 19  # distances held at once

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from scipy.linalg import blas
+
+from onnxslim.linear_algebra import blas
 
 _FLUSH_ROWS: Final = 4096
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fault_points import (
     OLD,
     Attempt,
     Bench,
+    FailingCalls,
     count_requests,
     failing_sessions,
     file_faults,
@@ -20,6 +22,9 @@ from fault_points import (
 )
 
 from onnxslim import cli
+from onnxslim.io.files import replaced
+from onnxslim.io.staging import map_file
+from onnxslim.pipeline import registry
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +111,31 @@ def test_a_library_that_finds_no_memory_is_no_bug(
     monkeypatch.setattr("onnxslim.cli.cli.main", load)
     assert cli.run(["compress"]) == 6
     assert "not enough memory" in capsys.readouterr().err
+
+
+def test_a_process_with_too_little_memory_for_the_libraries_ends_before_they_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "STARTING_BYTES", 1 << 50)
+    assert cli.run(["inspect", "no such file"]) == 6
+    assert "not enough memory" in capsys.readouterr().err
+
+
+def test_a_pass_whose_module_finds_no_memory_is_no_broken_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*_: object) -> None:
+        raise ImportError("libx.so: failed to map segment from shared object")
+
+    entry = registry._Entry("never-loaded", "nowhere:Nothing", "onnxslim itself")
+    monkeypatch.setattr(registry.importlib, "import_module", load)
+    with pytest.raises(MemoryError):
+        registry._load(entry)
+
+
+def test_a_file_that_does_not_fit_into_the_address_space_is_a_lack_of_memory(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    with replaced(FailingCalls(1, errno.ENOMEM)), pytest.raises(MemoryError):
+        map_file(tmp_path / "m.onnx")

@@ -18,7 +18,7 @@ ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.
 TIERS = (
     ("version", "records", "limits"),
     ("report",),
-    ("errors",),
+    ("errors", "linear_algebra"),
     ("graph", "render"),
     ("packing",),
     ("io",),

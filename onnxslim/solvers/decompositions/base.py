@@ -11,8 +11,8 @@ from functools import cached_property
 from math import prod
 
 import numpy as np
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.low_rank import Components, Projection, symmetric, variational_rank
 from onnxslim.solvers.metric import Metric
 

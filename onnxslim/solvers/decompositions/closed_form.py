@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.decompositions.base import (
     Decomposition,
     Factors,

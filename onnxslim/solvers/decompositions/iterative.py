@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
-from scipy import linalg
 
+from onnxslim.linear_algebra import linalg
 from onnxslim.solvers.decompositions.base import (
     Decomposition,
     Diverges,
