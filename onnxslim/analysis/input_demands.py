@@ -1,4 +1,4 @@
-"""What a graph demands of its inputs: the sizes that weights pin, and the values it makes sense of.
+"""What a graph demands of its inputs: the sizes that operators ask for, and values it can use.
 
 Owns: both answers for one model, by name of the input. Not here: how they are found (see
 `pinned_sizes` and `input_roles`).
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.input_roles import InputRole, input_roles
-from onnxslim.analysis.pinned_sizes import pinned_symbols
+from onnxslim.analysis.pinned_sizes import SizeDemands, size_demands
 from onnxslim.graph.sizes import Shape, Size, Sum, substitute
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -23,12 +23,12 @@ class InputDemands:
 
     Attributes:
         shapes: the symbolic shape by name; inputs of unknown rank are absent.
-        pinned: sizes of symbols that the graph leaves no choice for.
+        symbols: what the graph demands of the symbols in `shapes`.
         roles: by name; inputs that may hold anything are absent.
     """
 
     shapes: Mapping[str, Shape] = field(default_factory=dict)
-    pinned: Mapping[str, int] = field(default_factory=dict)
+    symbols: SizeDemands = field(default_factory=SizeDemands)
     roles: Mapping[str, InputRole] = field(default_factory=dict)
 
     def sizes(self, name: str) -> tuple[int | None, ...] | None:
@@ -36,10 +36,21 @@ class InputDemands:
         shape = self.shapes.get(name)
         if shape is None:
             return None
-        settled = (substitute(size, self.pinned) for size in shape)
+        settled = (substitute(size, self.symbols.pinned) for size in shape)
         return tuple(size if isinstance(size, int) else None for size in settled)
 
-    def symbols(self, shapes: Mapping[str, Sequence[int]]) -> Mapping[str, int]:
+    def symbol(self, name: str, axis: int) -> str | None:
+        """The symbol of an open axis of an input; None where nothing is known of it."""
+        shape = self.shapes.get(name, ())
+        size = shape[axis] if axis < len(shape) else None
+        return str(size) if isinstance(size, Sum) else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the graph takes any sizes and values."""
+        return not self.roles and self.symbols == SizeDemands()
+
+    def sizes_by_symbol(self, shapes: Mapping[str, Sequence[int]]) -> Mapping[str, int]:
         """The symbols of the inputs' sizes where they have these `shapes`."""
         bound: dict[str, int] = {}
         for name, symbolic in self.shapes.items():
@@ -64,6 +75,6 @@ def input_demands(model: Model) -> InputDemands:
     shapes = {str(tensor.name): flow.shape(tensor) for tensor in graph.inputs}
     return InputDemands(
         {name: shape for name, shape in shapes.items() if shape is not None},
-        pinned_symbols(graph, flow),
+        size_demands(graph, flow),
         input_roles(graph, flow),
     )

@@ -34,6 +34,7 @@ _SMALL: Final = 1 << 16  # elements of a constant that is read
 class RoleKind(enum.Enum):
     """What an input means to the graph."""
 
+    CHOICE = "choice"  # one integer that the graph holds against constants, to choose what it does
     INDEX = "index"  # integers in [low, top): rows of a table, classes, places on an axis
     MASK = "mask"  # zeros and ones
     POSITIVE = "positive"  # floats above zero, such as probabilities or powers
@@ -47,11 +48,13 @@ class InputRole:
     Attributes:
         low: the least index; 0 for other kinds.
         tops: bounds that every index is below; they may depend on sizes of inputs.
+        choices: constants that a choice is held against.
     """
 
     kind: RoleKind
     low: int = 0
     tops: tuple[Size, ...] = ()
+    choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ def _role(tensor: gs.Tensor, flow: SizeFlow) -> InputRole | None:
     if indices:  # ids are also held against the id of padding, as masks are against zero
         tops = tuple(dict.fromkeys(top for use in indices for top in use.tops))
         return InputRole(RoleKind.INDEX, max(use.low for use in indices), tops)
+    choices = [choice for use in uses for choice in use.choices]
+    if choices:
+        return InputRole(RoleKind.CHOICE, choices=tuple(dict.fromkeys(choices)))
     return next(iter(uses), None)
 
 
@@ -153,9 +159,9 @@ _MASK: Final = InputRole(RoleKind.MASK)
 def _use(node: Node, place: int, at: _Follower, flow: SizeFlow, kind: str) -> InputRole | None:
     """The role that `node` gives its operand `place`; `kind` is numpy's for the input's type."""
     if kind in "iu":
-        looked_up = _look_up(node, place, at, flow)
-        if looked_up is not None:
-            return looked_up
+        found = _look_up(node, place, at, flow) or _choice(node, place, at, flow)
+        if found is not None:
+            return found
     if _is_mask(node, place, at, kind):
         return _MASK
     return _number(node, place) if kind == "f" and at == _Follower(at.tensor) else None
@@ -170,6 +176,16 @@ def _look_up(node: Node, place: int, at: _Follower, flow: SizeFlow) -> InputRole
         return None
     low, top = bounds
     return InputRole(RoleKind.INDEX, max(0, low - at.shift), (add(top, -at.shift),))
+
+
+def _choice(node: Node, place: int, at: _Follower, flow: SizeFlow) -> InputRole | None:
+    """The role of one integer that is held against one that is neither 0 nor 1."""
+    if node.op != "Equal" or at.flipped or flow.shape(at.tensor) not in ((), (1,)):
+        return None
+    value = _scalar(node, 1 - place)
+    if value is None or value != int(value) or int(value) - at.shift in (0, 1):
+        return None
+    return InputRole(RoleKind.CHOICE, choices=(int(value) - at.shift,))
 
 
 Bounds = tuple[int, Size] | None  # the least index, and the size that all are below

@@ -6,43 +6,106 @@ by the symbols of the inputs, so every demand is an equation, and one with a sin
 settles it. Broadcasting is a weaker demand, because a size of 1 fits as well: it counts only for
 symbols that no other equation settles, and so do the operators of bodies, which may never run.
 
-Owns: which sizes each operator demands to be equal. Not here: sizes that are merely likely (see
-`runtime.samples.input_sizes`).
+An equation of several symbols is a tie: it settles the last of them once the others are chosen. A
+window must fit into what it slides over, which bounds a size from below.
+
+Owns: which sizes each operator demands to be equal, or not to be less than. Not here: sizes that
+are merely likely (see `runtime.samples.input_sizes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.ir import Node, walk_graphs
-from onnxslim.graph.operands import is_present
-from onnxslim.graph.sizes import Shape, Size, Sum, multiply, product, substitute, subtract
+from onnxslim.graph.operands import ints_operand, is_present
+from onnxslim.graph.sizes import (
+    Shape,
+    Size,
+    Sum,
+    add,
+    multiply,
+    product,
+    substitute,
+    subtract,
+    symbols_in,
+)
 
 Equation = tuple[Size, Size]  # both sides are equal in every run that does not fail
 
 
-def pinned_symbols(graph: gs.Graph, flow: SizeFlow) -> Mapping[str, int]:
-    """The sizes of the symbols of `flow` that the operators of `graph` leave no choice for."""
+@dataclass(frozen=True)
+class SizeDemands:
+    """What the operators of one graph demand of the sizes of its inputs, by symbol.
+
+    Attributes:
+        pinned: the sizes that leave no choice.
+        ties: sums of several open symbols that are zero.
+        least: the size that an open symbol must have at least.
+    """
+
+    pinned: Mapping[str, int] = field(default_factory=dict)
+    ties: Sequence[Size] = ()
+    least: Mapping[str, int] = field(default_factory=dict)
+
+    def settled(self, chosen: Mapping[str, int]) -> dict[str, int]:
+        """The chosen sizes, and those that follow from them."""
+        known = dict(chosen)
+        _settle(self.ties, known)
+        return known
+
+
+def size_demands(graph: gs.Graph, flow: SizeFlow) -> SizeDemands:
+    """What the operators of `graph` demand of the symbols of `flow`."""
     firm: list[Equation] = []
     weak: list[Equation] = []
+    windows: list[Equation] = []
     for each in walk_graphs(graph):
         for node in each.nodes:
             (firm if each is graph else weak).extend(_demands(node, flow))
             weak.extend(_broadcasts(node, flow))
+            windows.extend(_windows(node, flow))
     known: dict[str, int] = {}
-    _settle(firm, known)
-    _settle(weak, known)
-    return known
+    rest = _settle((subtract(*sides) for sides in firm), known)
+    rest += _settle((subtract(*sides) for sides in weak), known)
+    inputs = {
+        str(size)
+        for tensor in graph.inputs
+        for size in flow.shape(tensor) or ()
+        if isinstance(size, Sum)
+    }
+    ties = dict.fromkeys(substitute(tie, known) for tie in rest)
+    least = _least(windows, known)
+    return SizeDemands(
+        known,
+        [tie for tie in ties if len(symbols_in(tie)) > 1 and symbols_in(tie) <= inputs],
+        {symbol: size for symbol, size in least.items() if symbol in inputs},
+    )
 
 
-def _settle(equations: Iterable[Equation], known: dict[str, int]) -> None:
-    """Add the symbols to `known` that are the only unknown of an equation, until none is left."""
-    pending = [subtract(left, right) for left, right in equations]
-    pending = [rest for rest in pending if isinstance(rest, Sum)]
+def _least(windows: Iterable[Equation], known: Mapping[str, int]) -> dict[str, int]:
+    """The least value of each symbol with which `size >= window` in all equations of one symbol."""
+    least: dict[str, int] = {}
+    for size, window in windows:
+        rest = substitute(subtract(size, window), known)
+        found = _linear(rest)
+        if found is not None and found[1] > 0:
+            symbol, times, constant = found
+            least[symbol] = max(least.get(symbol, 1), -(constant // times))
+    return least
+
+
+def _settle(zeros: Iterable[Size], known: dict[str, int]) -> list[Size]:
+    """Add the symbols to `known` that are the only unknown of a sum that is zero; return the rest.
+
+    Edits `known`.
+    """
+    pending = list(zeros)
     settled = -1
     while settled != len(known):
         settled = len(known)
@@ -51,10 +114,22 @@ def _settle(equations: Iterable[Equation], known: dict[str, int]) -> None:
             found = _only_unknown(pending[number])
             if found is not None:
                 known[found[0]] = found[1]
+    return pending
 
 
 def _only_unknown(rest: Size) -> tuple[str, int] | None:
     """The symbol and its value where `rest == 0` has a single symbol, which is positive."""
+    found = _linear(rest)
+    if found is None:
+        return None
+    symbol, times, constant = found
+    if constant % times or -constant // times < 1:
+        return None
+    return symbol, -constant // times
+
+
+def _linear(rest: Size) -> tuple[str, int, int] | None:
+    """The symbol, its factor and the constant where `rest` is `factor * symbol + constant`."""
     if not isinstance(rest, Sum):
         return None
     terms = dict(rest.terms)
@@ -62,12 +137,44 @@ def _only_unknown(rest: Size) -> tuple[str, int] | None:
     if len(terms) != 1:
         return None
     factors, times = terms.popitem()
-    if len(factors) != 1 or constant % times or -constant // times < 1:
-        return None
-    return factors[0], -constant // times
+    return (factors[0], times, constant) if len(factors) == 1 else None
 
 
 # ------------------------------------------------------------------------ demands
+
+
+def _windows(node: Node, flow: SizeFlow) -> Iterator[Equation]:
+    """Pairs of a size and what it must reach: the kernel of a Conv, what a Pad reflects."""
+    rule = _REACHING.get(node.op)
+    if rule is not None and (shape := _sizes(node, 0, flow)):
+        yield from rule(node, shape, flow)
+
+
+def _kernel(node: Node, shape: Shape, flow: SizeFlow) -> Iterator[Equation]:
+    weight = _sizes(node, 1, flow) if node.op == "Conv" else None
+    kernel = node.attrs.get("kernel_shape") or (weight or ())[2:]
+    spatial = len(shape) - 2
+    auto_pad = node.attrs.get("auto_pad", "NOTSET")
+    if len(kernel) != spatial or auto_pad not in ("NOTSET", "VALID"):
+        return
+    pads = (auto_pad == "NOTSET" and node.attrs.get("pads")) or [0] * (2 * spatial)
+    dilations = node.attrs.get("dilations") or [1] * spatial
+    for axis in range(spatial):
+        padded = add(shape[2 + axis], int(pads[axis] + pads[axis + spatial]))
+        yield padded, add(multiply(add(kernel[axis], -1), int(dilations[axis])), 1)
+
+
+def _reflected(node: Node, shape: Shape, flow: SizeFlow) -> Iterator[Equation]:
+    pads = ints_operand(node, flow.opset, "pads", 1, 11)
+    if node.attrs.get("mode") == "reflect" and pads and len(pads) == 2 * len(shape):
+        for axis, size in enumerate(shape):
+            yield size, max(pads[axis], pads[axis + len(shape)]) + 1
+
+
+_REACHING: Final[Mapping[str, Callable[[Node, Shape, SizeFlow], Iterator[Equation]]]] = {
+    **dict.fromkeys(("Conv", "MaxPool", "AveragePool", "LpPool"), _kernel),
+    "Pad": _reflected,
+}
 
 
 def _demands(node: Node, flow: SizeFlow) -> Iterator[Equation]:

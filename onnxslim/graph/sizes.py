@@ -189,6 +189,11 @@ def substitute(size: Size, known: Mapping[str, int]) -> Size:
     )
 
 
+def symbols_in(size: Size) -> frozenset[str]:
+    """The symbols that `size` depends on."""
+    return frozenset(factor for factors in _terms(size) for factor in factors)
+
+
 def _sum_of(sizes: Iterable[Size]) -> Size:
     total: Size = 0
     for size in sizes:

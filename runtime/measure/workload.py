@@ -25,7 +25,7 @@ from onnxslim.records import Fidelity
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.promise import breach
 from onnxslim.runtime.measure.run_rows import rows_within
-from onnxslim.runtime.samples.seeded import find_inputs, timing_sample
+from onnxslim.runtime.samples.seeded import find_inputs, timing_samples
 from onnxslim.runtime.samples.stream import Sample, Samples, counted, first_rows
 from onnxslim.runtime.session import Feeds, Outputs, Session
 
@@ -136,8 +136,8 @@ def from_seed(
         seed: seed of the values.
         input_shapes: shape by input name, of the user.
         demands: sizes and roles that the graph gives its inputs.
-        model: of the session, where it is to be timed: its single sample is then of the sizes that
-            people use.
+        model: of the session, where it is to be timed: the samples to time it on are then of a size
+            that people use.
 
     Raises:
         UsageError: `input_shapes` contradicts the model.
@@ -150,10 +150,9 @@ def from_seed(
         return None, why or found.failure
     probes = tuple(Sample(feeds) for feeds in found.samples)
     text = f"{found.description}, no calibration data given"
-    tour = tuple(sample.feeds for sample in probes)
-    single = probes[0].feeds
+    tour = found.samples
     if model is not None:
-        single = timing_sample(
+        tour = timing_samples(
             model,
             session.inputs,
             session.run,
@@ -162,7 +161,7 @@ def from_seed(
             input_shapes=input_shapes,
             demands=demands,
         )
-    return Workload(probes, single, text, tour=tour), ""
+    return Workload(probes, tour[0], text, tour=tour), ""
 
 
 def why_not_run(model: Model) -> str | None:

@@ -1,7 +1,8 @@
 """Sizes for the open dimensions of a model's inputs.
 
 A symbol gets the same size everywhere; the first axis is one sample; image and sequence axes go
-through a short list of sizes.
+through a short list of sizes. Sizes that follow from chosen ones, and the least that the windows of
+the graph fit into, come from `onnxslim.analysis.pinned_sizes`.
 
 Owns: which sizes are tried, and in which order. Not here: drawing values (see `seeded`).
 """
@@ -9,13 +10,16 @@ Owns: which sizes are tried, and in which order. Not here: drawing values (see `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Final
 
+from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.errors import UsageError
 from onnxslim.runtime.session import Dim, TensorInfo
 
 StaticShape = tuple[int, ...]
 StaticShapes = Mapping[str, StaticShape]
+NO_DEMANDS: Final = InputDemands()
 
 _IMAGE_SIZES: Final = (64, 224, 32, 128, 256, 320, 28, 299, 512, 640)
 _SEQUENCE_SIZES: Final = (8, 16, 32, 64, 128, 1, 4, 256, 80, 512)
@@ -69,49 +73,121 @@ def spell_shape(shape: Sequence[Dim]) -> str:
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
-def size_plans(inputs: Sequence[TensorInfo], given: StaticShapes) -> Iterator[StaticShapes]:
+class SizeChoices:
+    """Sizes that were chosen for symbols: a symbol has one, and others may follow from it."""
+
+    def __init__(
+        self,
+        inputs: Sequence[TensorInfo],
+        given: StaticShapes,
+        demands: InputDemands = NO_DEMANDS,
+        *,
+        with_states: bool = True,
+    ) -> None:
+        self._demands = demands
+        self._states = _states(inputs) if with_states else ()
+        self._known: dict[str, int] = {}
+        for info in inputs:
+            for axis, value in enumerate(given.get(info.name, ())):
+                symbol = self._symbol(info, axis)
+                if symbol is not None:
+                    self._known.setdefault(symbol, value)
+
+    def take(self, info: TensorInfo, axis: int, value: int) -> int:
+        """The size of an open axis: `value`, unless another is known or demanded."""
+        symbol = self._symbol(info, axis)
+        if symbol is None:
+            return value
+        if symbol not in self._known:
+            least = self._demands.symbols.least.get(symbol, 1)
+            self._known[symbol] = _reaching(value, least)
+            self._known = self._demands.symbols.settled(self._known)
+        return self._known[symbol]
+
+    def role(self, info: TensorInfo, axis: int) -> str:
+        """The likely role of an open axis: `batch`, `channels`, `image` or `sequence`."""
+        if axis == 1 and info.name in self._states:
+            return "batch"
+        return _axis_role(info.shape or (), axis)
+
+    def _symbol(self, info: TensorInfo, axis: int) -> str | None:
+        size = (info.shape or ())[axis] if axis < len(info.shape or ()) else None
+        if isinstance(size, int):
+            return None
+        return self._demands.symbol(info.name, axis) or (None if size is None else repr(size))
+
+
+def _states(inputs: Sequence[TensorInfo]) -> tuple[str, ...]:
+    """Inputs that are likely states of recurrent layers: (layers, batch, features).
+
+    Where the first axis of another input is open, a fixed first axis counts no samples.
+    """
+    has_batch = any(info.shape and not isinstance(info.shape[0], int) for info in inputs)
+    return tuple(
+        info.name
+        for info in inputs
+        if has_batch
+        and info.shape is not None
+        and [isinstance(size, int) for size in info.shape] == [True, False, True]
+    )
+
+
+def _reaching(size: int, least: int) -> int:
+    """`size`, doubled until it is at least `least`; 1 becomes the least itself."""
+    if size == 1:
+        return least
+    while size < least:
+        size *= 2
+    return size
+
+
+def size_plans(
+    inputs: Sequence[TensorInfo], given: StaticShapes, demands: InputDemands = NO_DEMANDS
+) -> Iterator[StaticShapes]:
     """Concrete shapes to try, the likeliest first: at least one, without repeats."""
     seen: list[StaticShapes] = []
     for channels in _CHANNELS:
         for image, sequence in zip(_IMAGE_SIZES, _SEQUENCE_SIZES, strict=True):
             sizes = {"batch": 1, "channels": channels, "image": image, "sequence": sequence}
-            for guess in _UNKNOWN_RANK:
-                plan = _concrete(inputs, given, sizes, guess)
+            for guess, with_states in product(_UNKNOWN_RANK, (True, False)):
+                choices = SizeChoices(inputs, given, demands, with_states=with_states)
+                plan = _concrete(inputs, given, sizes, guess, choices)
                 if plan not in seen:
                     seen.append(plan)
                     yield plan
 
 
 def other_sizes(
-    inputs: Sequence[TensorInfo], shapes: StaticShapes, given: StaticShapes
+    inputs: Sequence[TensorInfo],
+    shapes: StaticShapes,
+    given: StaticShapes,
+    demands: InputDemands = NO_DEMANDS,
 ) -> Iterator[StaticShapes]:
     """`shapes` with every open size enlarged; then with the batch alone enlarged."""
-    bound = symbols_of(inputs, given)
     for only_batch in (False, True):
-        symbols = dict(bound)
+        choices = SizeChoices(inputs, given, demands)
         plan = {}
         for info in inputs:
             plan[info.name] = given.get(info.name) or _grown(
-                info, shapes[info.name], symbols, only_batch=only_batch
+                info, shapes[info.name], choices, only_batch=only_batch
             )
         if plan != shapes:
             yield plan
 
 
 def _grown(
-    info: TensorInfo, shape: StaticShape, symbols: dict[str, int], *, only_batch: bool
+    info: TensorInfo, shape: StaticShape, choices: SizeChoices, *, only_batch: bool
 ) -> StaticShape:
     if info.shape is None:
         return shape
     grown = []
     for axis, (size, now) in enumerate(zip(info.shape, shape, strict=True)):
-        role = axis_role(info.shape, axis)
+        role = choices.role(info, axis)
         if isinstance(size, int) or role == "channels" or (only_batch and role != "batch"):
             grown.append(now)
             continue
         # 1 -> 2, 64 -> 96, 224 -> 336: still a multiple of what networks divide by
-        larger = now + max(1, now // 2)
-        grown.append(symbols.setdefault(size, larger) if isinstance(size, str) else larger)
+        grown.append(choices.take(info, axis, now + max(1, now // 2)))
     return tuple(grown)
 
 
@@ -120,8 +196,8 @@ def _concrete(
     given: StaticShapes,
     sizes: Mapping[str, int],
     unknown_rank: StaticShape,
+    choices: SizeChoices,
 ) -> StaticShapes:
-    symbols = symbols_of(inputs, given)
     plan: dict[str, StaticShape] = {}
     for info in inputs:
         if info.name in given:
@@ -129,22 +205,16 @@ def _concrete(
         elif info.shape is None:
             plan[info.name] = unknown_rank
         else:
-            plan[info.name] = _sized(info.shape, sizes, symbols)
+            plan[info.name] = tuple(
+                size
+                if isinstance(size, int)
+                else choices.take(info, axis, sizes[choices.role(info, axis)])
+                for axis, size in enumerate(info.shape)
+            )
     return plan
 
 
-def _sized(
-    shape: tuple[Dim, ...], sizes: Mapping[str, int], symbols: dict[str, int]
-) -> StaticShape:
-    sized = []
-    for axis, size in enumerate(shape):
-        value = size if isinstance(size, int) else sizes[axis_role(shape, axis)]
-        sized.append(symbols.setdefault(size, value) if isinstance(size, str) else value)
-    return tuple(sized)
-
-
-def axis_role(shape: tuple[Dim, ...], axis: int) -> str:
-    """The likely role of an open axis: `batch`, `channels`, `image` or `sequence`."""
+def _axis_role(shape: tuple[Dim, ...], axis: int) -> str:
     name = shape[axis]
     if isinstance(name, str):
         for part, role in _ROLE_OF_NAME.items():
@@ -158,16 +228,6 @@ def axis_role(shape: tuple[Dim, ...], axis: int) -> str:
     last = shape[-1]
     channels_last = isinstance(last, int) and last <= 4 and not isinstance(shape[1], int)
     return "channels" if axis == (len(shape) - 1 if channels_last else 1) else "image"
-
-
-def symbols_of(inputs: Sequence[TensorInfo], given: StaticShapes) -> dict[str, int]:
-    """The sizes of symbols that follow from the given shapes."""
-    symbols: dict[str, int] = {}
-    for info in inputs:
-        for size, value in zip(info.shape or (), given.get(info.name, ()), strict=False):
-            if isinstance(size, str):
-                symbols.setdefault(size, value)
-    return symbols
 
 
 def _check_symbols(declared: Mapping[str, TensorInfo], given: StaticShapes) -> None:

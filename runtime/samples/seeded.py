@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Final
@@ -25,6 +24,7 @@ from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_onnx_dtype
 from onnxslim.io.model import Model
 from onnxslim.runtime.samples.input_sizes import (
+    NO_DEMANDS,
     StaticShape,
     StaticShapes,
     check_shapes,
@@ -38,7 +38,6 @@ from onnxslim.runtime.session import Feeds, Outputs, TensorInfo
 MAX_TRIES: Final = 72
 MAX_BYTES: Final = 1 << 30  # size of one sample
 MAX_SILENT: Final = 12  # tries that the model accepts, and returns no number for
-_NO_DEMANDS: Final = InputDemands()
 _TEXTS: Final = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
 
 
@@ -62,7 +61,7 @@ class SeededInputs:
         failure: a sentence that says why there are no samples; None where there are.
         refused: the last sample that the model refused, where there are no others.
         outputs: of the model on each sample; empty where it has no inputs.
-        kind: of the first sample.
+        kinds: of the samples.
     """
 
     samples: tuple[Feeds, ...] = ()
@@ -70,7 +69,7 @@ class SeededInputs:
     failure: str | None = None
     refused: Feeds | None = None
     outputs: tuple[Outputs, ...] = ()
-    kind: InputKind = InputKind.NORMAL
+    kinds: tuple[InputKind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def find_inputs(
     *,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    demands: InputDemands = _NO_DEMANDS,
+    demands: InputDemands = NO_DEMANDS,
 ) -> SeededInputs:
     """Samples of several kinds that the model accepts, and that it returns a number for.
 
@@ -109,13 +108,13 @@ def find_inputs(
         return SeededInputs(failure=f"{why}{unsupported.kind}.")
     search = _InputSearch(_demanded(inputs, demands), run, seed, demands)
     found = search.samples(given)
-    if found.samples or (search.inputs == list(inputs) and not demands.roles):
+    if found.samples or demands.is_empty:
         return found
-    other = _InputSearch(inputs, run, seed, _NO_DEMANDS).samples(given)
+    other = _InputSearch(inputs, run, seed, NO_DEMANDS).samples(given)
     return other if other.samples else found
 
 
-def timing_sample(
+def timing_samples(
     model: Model,
     inputs: Sequence[TensorInfo],
     run: Callable[[Feeds], Outputs],
@@ -123,21 +122,34 @@ def timing_sample(
     *,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    demands: InputDemands = _NO_DEMANDS,
-) -> Feeds:
-    """A sample of the sizes that `model` is timed on; the first of `found` where it takes no other.
+    demands: InputDemands = NO_DEMANDS,
+) -> tuple[Feeds, ...]:
+    """Samples of the one size that `model` is timed on, of the kinds of those in `found`.
 
-    Arguments are those of `find_inputs`, which found the samples.
+    Where the model takes no larger size, these are the samples in `found` of the size of the first.
+    Other arguments are those of `find_inputs`, which found the samples.
     """
     given = check_shapes(inputs, input_shapes or {})
-    first = found.samples[0]
-    accepted = {name: tuple(array.shape) for name, array in first.items()}
-    for shapes in timing_shapes(_demanded(inputs, demands), accepted, given, model):
-        feeds = draw_feeds(inputs, shapes, found.kind, seed, demands)
-        with suppress(RuntimeFailure):
-            if not is_silent(run(feeds)):
-                return feeds
-    return first
+    accepted = _shapes(found.samples[0])
+    for shapes in timing_shapes(_demanded(inputs, demands), accepted, given, model, demands):
+        drawn = (
+            draw_feeds(inputs, shapes, kind, seed + place, demands)
+            for place, kind in enumerate(found.kinds)
+        )
+        if _runs(run, first := next(drawn)):
+            return (first, *(feeds for feeds in drawn if _runs(run, feeds)))
+    return tuple(feeds for feeds in found.samples if _shapes(feeds) == accepted)
+
+
+def _runs(run: Callable[[Feeds], Outputs], feeds: Feeds) -> bool:
+    try:
+        return not is_silent(run(feeds))
+    except RuntimeFailure:
+        return False
+
+
+def _shapes(feeds: Feeds) -> dict[str, StaticShape]:
+    return {name: tuple(array.shape) for name, array in feeds.items()}
 
 
 def _demanded(inputs: Sequence[TensorInfo], demands: InputDemands) -> list[TensorInfo]:
@@ -153,11 +165,11 @@ def _demanded(inputs: Sequence[TensorInfo], demands: InputDemands) -> list[Tenso
 
 
 def _tries(
-    inputs: Sequence[TensorInfo], given: StaticShapes
+    inputs: Sequence[TensorInfo], given: StaticShapes, demands: InputDemands
 ) -> list[tuple[StaticShapes, InputKind]]:
     """Pairs of sizes and kinds to try: a kind after the first waits for three more sizes."""
     kinds = _search_kinds(inputs)
-    plans = list(enumerate(size_plans(inputs, given)))
+    plans = list(enumerate(size_plans(inputs, given, demands)))
     order = [(p + 3 * k, plan, kind) for p, plan in plans for k, kind in enumerate(kinds)]
     order.sort(key=lambda item: item[0])
     return [(plan, kind) for _, plan, kind in order[:MAX_TRIES]]
@@ -179,9 +191,11 @@ class _InputSearch:
 
     def samples(self, given: StaticShapes) -> SeededInputs:
         """Try sizes and kinds until a sample is accepted, and add others like it."""
-        for shapes, kind in _tries(self.inputs, given):
+        for shapes, kind in _tries(self.inputs, given, self.demands):
             if self.draw(kind, shapes):
-                return self.more_samples(shapes, other_sizes(self.inputs, shapes, given))
+                return self.more_samples(
+                    shapes, other_sizes(self.inputs, shapes, given, self.demands)
+                )
             if len(self.silent) == MAX_SILENT:
                 break
         if not self.silent:
@@ -232,7 +246,8 @@ class _InputSearch:
         description = f"{count} seeded sample{'s' if count > 1 else ''} ({text})"
         samples = tuple(sample.feeds for sample in self.found)
         outputs = tuple(sample.outputs for sample in self.found)
-        return SeededInputs(samples, description, outputs=outputs, kind=self.found[0].kind)
+        kinds = tuple(sample.kind for sample in self.found)
+        return SeededInputs(samples, description, outputs=outputs, kinds=kinds)
 
 
 def is_silent(outputs: Outputs) -> bool:
@@ -255,12 +270,12 @@ def draw_feeds(
     shapes: StaticShapes,
     kind: InputKind,
     seed: int,
-    demands: InputDemands = _NO_DEMANDS,
+    demands: InputDemands = NO_DEMANDS,
 ) -> Feeds:
     """One sample: an array for every input."""
     rng = np.random.default_rng(seed)
     feeds = {info.name: _draw(_dtype(info), shapes[info.name], kind, rng) for info in inputs}
-    symbols = demands.symbols(shapes)
+    symbols = demands.sizes_by_symbol(shapes)
     for place, info in enumerate(inputs):
         role = demands.roles.get(info.name)
         if role is None:

@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.graph.counts import count_macs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.runtime.samples.input_sizes import (
+    NO_DEMANDS,
+    SizeChoices,
     StaticShape,
     StaticShapes,
-    axis_role,
-    symbols_of,
 )
 from onnxslim.runtime.session import TensorInfo
 
@@ -40,7 +41,11 @@ _UNKNOWN: Final = 3  # the level from which sizes are tried where the work is no
 
 
 def timing_shapes(
-    inputs: Sequence[TensorInfo], accepted: StaticShapes, given: StaticShapes, model: Model
+    inputs: Sequence[TensorInfo],
+    accepted: StaticShapes,
+    given: StaticShapes,
+    model: Model,
+    demands: InputDemands = NO_DEMANDS,
 ) -> Iterator[StaticShapes]:
     """Shapes to time `model` on, the best first; none where no size is open or all are too large.
 
@@ -49,18 +54,21 @@ def timing_shapes(
         accepted: shapes that the model is known to run on; batch and channels stay as they are.
         given: shapes that the user chose.
         model: counts the work.
+        demands: of its graph.
     """
     seen = [accepted]
     for level, sizes in enumerate(_LEVELS):
-        plan, symbols = dict(accepted), symbols_of(inputs, given)
+        plan, choices = dict(accepted), SizeChoices(inputs, given, demands)
         for info in inputs:
             if info.name not in given and info.shape is not None:
-                plan[info.name] = _sized(info, accepted[info.name], sizes, symbols)
+                plan[info.name] = _sized(info, accepted[info.name], sizes, choices)
         if plan in seen or _is_smaller(plan, accepted):
             continue
-        seen.append(plan)
         macs = macs_at(model, plan)
-        if macs <= MOST_MACS if macs is not None else level >= _UNKNOWN:
+        if macs is None and level < _UNKNOWN:
+            continue  # the same sizes may come again at a later level
+        seen.append(plan)
+        if macs is None or macs <= MOST_MACS:
             yield plan
 
 
@@ -79,15 +87,15 @@ def _sized(
     info: TensorInfo,
     accepted: StaticShape,
     sizes: tuple[int, int, int],
-    symbols: dict[str, int],
+    choices: SizeChoices,
 ) -> StaticShape:
     assert info.shape is not None
     pixels, tokens, sound = sizes
     by_role = {"image": pixels, "sequence": sound if _is_sound(info) else tokens}
     found = []
     for axis, (size, now) in enumerate(zip(info.shape, accepted, strict=True)):
-        value = now if isinstance(size, int) else by_role.get(axis_role(info.shape, axis), now)
-        found.append(symbols.setdefault(size, value) if isinstance(size, str) else value)
+        value = by_role.get(choices.role(info, axis), now)
+        found.append(now if isinstance(size, int) else choices.take(info, axis, value))
     return tuple(found)
 
 

@@ -93,3 +93,15 @@ def test_classes_and_numbers() -> None:
 )
 def test_other_inputs_have_no_role(body: str) -> None:
     assert role("float[N, 3] x", body, "float k = {2}") is None
+
+
+def test_an_integer_that_is_held_against_others_is_a_choice() -> None:
+    body = "p = Equal (x, a) q = Equal (i, b) y = Or (p, q)"
+    constants = "int64 a = {16000}, int64 b = {7}, int64 c = {3}"
+    found = role("int64 x", f"i = Add (x, c) {body}", constants)
+    assert found is not None
+    assert found.kind is RoleKind.CHOICE
+    assert sorted(found.choices) == [4, 16000]
+    many = role("int64[N, T] x", f"i = Add (x, c) {body}", constants)
+    assert many is None
+    assert role("int64 x", "y = Equal (x, a)", "int64 a = {1}") == InputRole(RoleKind.MASK)

@@ -112,3 +112,34 @@ def test_demands_of_a_model_leave_its_shapes_alone() -> None:
     )
     input_demands(model)
     assert not model.has_shapes
+
+
+@pytest.mark.parametrize(
+    ("body", "least"),
+    [
+        ("y = Conv <pads = [2, 1]> (x, w)", 9 - 3),
+        ("y = Conv <dilations = [2]> (x, w)", 17),
+        ("y = MaxPool <kernel_shape = [5]> (x)", 5),
+        ('y = Pad <mode = "reflect"> (x, p)', 8),
+        ("a = MaxPool <kernel_shape = [5]> (x) y = Conv (a, w)", 13),
+        ('y = Conv <auto_pad = "SAME_UPPER"> (x, w)', None),
+        ("y = Pad (x, p)", None),
+    ],
+)
+def test_windows_bound_sizes_from_below(body: str, least: int | None) -> None:
+    source = parse(f"""<opset_import: ["" : 17]> g (float[N, 1, T] x) => (float[N, 1, S] y)
+        <int64[6] p = {{0, 0, 3, 0, 0, 7}}, float[1, 1, 9] w = {{1, 1, 1, 1, 1, 1, 1, 1, 1}}>
+        {{ {body} }}""")
+    assert input_demands(Model.load(source)).symbols.least.get("'T'") == least
+
+
+def test_chosen_sizes_settle_those_that_are_tied_to_them() -> None:
+    source = parse("""<opset_import: ["" : 17]>
+        g (float[N, P, 4] past, float[M, T, 4] x, float[K, L, 4] mask) => (float[?, ?, 4] y) {
+            j = Concat <axis = 1> (past, x)
+            y = Concat <axis = 0> (j, mask)
+        }""")
+    found = input_demands(Model.load(source)).symbols
+    assert found.settled({"'N'": 2}) == {"'N'": 2, "'M'": 2}
+    assert found.settled({"'P'": 5, "'L'": 9})["'T'"] == 4
+    assert "'T'" not in found.settled({"'P'": 5, "'L'": 5})  # no size is zero

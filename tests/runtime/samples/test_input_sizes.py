@@ -60,3 +60,10 @@ def test_other_sizes_change_what_is_open_and_first_everything() -> None:
 def test_nothing_else_can_be_tried_where_all_is_fixed_or_given() -> None:
     assert list(other_sizes([info("x", (1, 3))], {"x": (1, 3)}, {})) == []
     assert list(other_sizes([info("x", ("N", 3))], {"x": (5, 3)}, {"x": (5, 3)})) == []
+
+
+def test_a_state_beside_an_open_batch_has_its_batch_second() -> None:
+    inputs = [info("x", (None, None)), info("state", (2, None, 128))]
+    plans = list(size_plans(inputs, {}))
+    assert [plan["state"][1] for plan in plans[:2]] == [1, 8]
+    assert next(size_plans([info("x", (1, None, 80))], {}))["x"] == (1, 8, 80)

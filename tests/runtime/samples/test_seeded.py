@@ -7,11 +7,18 @@ from hypothesis import strategies as st
 
 from onnxslim.analysis.input_demands import InputDemands, input_demands
 from onnxslim.analysis.input_roles import InputRole, RoleKind
+from onnxslim.analysis.pinned_sizes import SizeDemands
 from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.sizes import Sum
 from onnxslim.io.model import Model
 from onnxslim.runtime.samples import seeded as inputs_module
-from onnxslim.runtime.samples.seeded import InputKind, SeededInputs, draw_feeds, find_inputs
+from onnxslim.runtime.samples.seeded import (
+    InputKind,
+    SeededInputs,
+    draw_feeds,
+    find_inputs,
+    timing_samples,
+)
 from onnxslim.runtime.session import Dim, Feeds, Session, TensorInfo, open_session
 from support import parse
 
@@ -206,7 +213,9 @@ def test_demanded_sizes_are_read_off_the_graph() -> None:
 
 
 def test_wrong_demands_do_not_keep_a_model_from_being_run() -> None:
-    wrong = InputDemands({"x": (Sum.of("'N'"), 4)}, {"'N'": 13}, {"x": InputRole(RoleKind.PIXELS)})
+    wrong = InputDemands(
+        {"x": (Sum.of("'N'"), 4)}, SizeDemands({"'N'": 13}), {"x": InputRole(RoleKind.PIXELS)}
+    )
 
     def small(feeds: Feeds) -> dict[str, np.ndarray]:
         if feeds["x"].max() > 20:
@@ -215,6 +224,53 @@ def test_wrong_demands_do_not_keep_a_model_from_being_run() -> None:
 
     found = find_inputs([info("x", ("N", 4))], small, demands=wrong)
     assert found.samples[0]["x"].shape == (1, 4)
+
+
+VOICE = """<opset_import: ["" : 17]>
+g (float[?, ?] x, float[2, ?, 8] state, int64 rate) => (float[?, ?, ?] y, float[2, ?, 8] s)
+<int64 high = {16000}, int64[1] one = {1}, int64[1] two = {2}, int64[3] few = {4, 1, 100},
+ int64[3] many = {4, 1, 200}> {
+    u = Unsqueeze (x, one)
+    is_high = Equal (rate, high)
+    y = If (is_high) <
+        then_branch = t () => (a) { w = ConstantOfShape (many) a = Conv (u, w) },
+        else_branch = e () => (b) { v = ConstantOfShape (few) b = Conv <dilations = [3]> (u, v) }
+    >
+    s = Abs (state)
+}"""
+
+
+def test_both_branches_run_and_windows_fit() -> None:
+    found = demanded(VOICE)
+    assert found.failure is None
+    assert {int(feeds["rate"]) for feeds in found.samples} == {16000, 8000}
+    # the dilated kernel of one branch spans 298 samples; the state has one row for each sample
+    assert [feeds["x"].shape for feeds in found.samples][::3] == [(1, 512), (2, 768)]
+    assert {feeds["state"].shape[:2] for feeds in found.samples} == {(2, 1), (2, 2)}
+
+
+def test_sizes_follow_from_each_other() -> None:
+    found = demanded("""<opset_import: ["" : 17]>
+        g (float[?, ?, 4] past, float[?, ?, 4] x, float[?, ?, 4] mask) => (float[?, ?, 4] y) {
+            j = Concat <axis = 1> (past, x)
+            z = Concat <axis = 0> (mask, j)
+            y = Abs (z)
+        }""")
+    assert found.failure is None
+    for feeds in found.samples:
+        past, x, mask = (feeds[name].shape for name in ("past", "x", "mask"))
+        assert past[0] == x[0]
+        assert mask[1] == past[1] + x[1]
+
+
+def test_samples_to_time_on_have_one_size_and_all_kinds() -> None:
+    model = Model.load(parse(VOICE))
+    demands = input_demands(model)
+    with open_session(model) as session:
+        found = find_inputs(session.inputs, session.run, demands=demands)
+        timed = timing_samples(model, session.inputs, session.run, found, demands=demands)
+    assert {feeds["x"].shape for feeds in timed} == {(1, 16000)}
+    assert {int(feeds["rate"]) for feeds in timed} == {16000, 8000}
 
 
 def test_samples_without_a_number_are_not_kept_where_others_are_found() -> None:
