@@ -776,12 +776,19 @@ def quantized_product(s: Scope, op: str) -> None:
 # ----------------------------------------------------------------- sequences and text
 
 
-@draws("SplitToSequence")
+@draws("SplitToSequence", "SequenceAt")
 def split_to_sequence(s: Scope, op: str) -> None:
-    x = s.take(op, 0, lambda v: v.rank > 0 and 0 < v.shape[0] < 6)
-    parts = s.add(op, x, axis=0, keepdims=s.one(0, 1))
+    x = s.take("SplitToSequence", 0, lambda v: v.rank > 0 and 0 < v.shape[0] < 6)
+    parts = s.add("SplitToSequence", x, axis=0, keepdims=s.one(0, 1))
     index = s.constant(np.array(s.rng.randrange(len(parts.array)), np.int64))
     s.add("SequenceAt", parts, index)
+
+
+@draws("SequenceConstruct")
+def sequence_construct(s: Scope, op: str) -> None:
+    x = s.take("SplitToSequence", 0)
+    parts = s.add(op, x, x)
+    s.add("SequenceAt", parts, s.constant(np.array(s.one(0, 1, -1), np.int64)))
 
 
 @draws("SequenceLength")

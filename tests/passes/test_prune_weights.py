@@ -436,7 +436,7 @@ def test_options_are_spelled_so_that_they_parse_back(made: PruneWeights) -> None
 def test_computed_weights_and_integers_say_why_not() -> None:
     nodes = [node("Relu", ["w"], "v"), node("MatMul", ["x", "v"], "y")]
     _, reports = rewritten(net(nodes, {"w": normal(12, 4)}, ["N", 12]), X, spec())
-    assert whys(reports) == ["its weight is computed at run time"]
+    assert whys(reports) == ["its weight is computed from constants by Relu: run simplify first"]
 
 
 # ------------------------------------------------------------------- edges

@@ -22,6 +22,7 @@ from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.runtime.measure import verify as verify_module
+from onnxslim.runtime.measure.latency import RunTimes
 from onnxslim.runtime.measure.verify import RuntimeProver
 from onnxslim.runtime.measure.workload import FEWEST_ON_TOUR, TOUR, is_branching
 
@@ -80,10 +81,11 @@ def test_latency_is_the_mean_over_several_samples_where_a_model_branches(
 ) -> None:
     seen: list[int] = []
 
-    def spied(runs_: Sequence[Callable[[], object]], **_: object) -> np.ndarray:
+    def spied(runs_: Sequence[Callable[[], object]], **_: object) -> RunTimes:
         for run in runs_:
             run()
-        return np.array([[8.0] * 6, [4.0] * 6])
+        times = np.array([[8.0] * 6, [4.0] * 6])
+        return RunTimes(times, times)
 
     inner = verify_module._around
 
