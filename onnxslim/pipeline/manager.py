@@ -8,8 +8,9 @@ is dropped. `_PipelineRun.try_bundle` is that loop; read it first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxslim.errors import RuntimeFailure
@@ -26,6 +27,9 @@ from onnxslim.report import LatencyPair, Stats, StepReport
 
 Progress = Callable[[str], None]
 _SITES_SHOWN = 3
+# the search for rewrites to blame may take as long as the run took before it, or so many seconds
+_SALVAGE_SHARE = 1.0
+_SALVAGE_SECONDS = 20.0
 
 
 class PassManager:
@@ -93,6 +97,7 @@ class _PipelineRun:
         stats: size of the current model, where it is known.
         reference: the model after the last lossless step that changed it; lossy steps take their
             targets from it.
+        started: when the run began, in seconds of the monotonic clock.
     """
 
     context: Context
@@ -102,6 +107,7 @@ class _PipelineRun:
     reproducers: Path
     stats: Stats | None = None
     reference: Model | None = None
+    started: float = field(default_factory=time.monotonic)
 
     def run(self, model: Model, passes: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
         """Try the bundles of steps in order, each on the result of the ones before."""
@@ -208,7 +214,9 @@ class _PipelineRun:
             return pair is not None and pair.is_faster
 
         logs = self.verifier.run(step, current).logs
-        blamed = SiteSearch(is_to_blame).to_blame(sites_of(logs))
+        seconds = max(_SALVAGE_SECONDS, _SALVAGE_SHARE * (time.monotonic() - self.started))
+        search = SiteSearch(is_to_blame, seconds)
+        blamed = search.to_blame(sites_of(logs))
         smaller = _without(step, blamed)
         candidate = None if smaller is None else self.verifier.run(smaller, current)
         if smaller is None or candidate is None or not candidate.changed:
@@ -221,6 +229,10 @@ class _PipelineRun:
             return None
         report.resolved = str(smaller)
         report.why_partly = f"{_counted(blamed)}: with them, {why}"
+        if search.is_cut_short:
+            report.why_partly += (
+                f"; the search for fewer ended after {seconds:.0f} s, the time that it may take"
+            )
         self.commit(candidate.model, report.stats)
         return candidate.model, [report]
 

@@ -2,15 +2,18 @@
 
 The rewrites are halved again and again: first by pass, then by kind, then by place. A half is to
 blame when the model is better without it, as measured against the model with all of them. Where no
-half of a group is to blame alone, the group is left out. The number of measurements is bounded.
+half of a group is to blame alone, the group is left out. The number of measurements is bounded, and
+so is their time: on a busy machine each takes long. What is not asked any more is left out whole.
 
 Owns: the search. Not here: what "better" means (see `manager`).
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from onnxslim.pipeline.execution import MemberLog
@@ -50,11 +53,24 @@ class SiteSearch:
 
     Attributes:
         is_to_blame: whether the model is better without these sites.
+        seconds: how long the search may take; a question that would exceed them, going by the
+            longest so far, is not asked.
+        clock: gives the seconds.
         trials: how often it may still be asked.
+        is_cut_short: whether a question was not asked for want of time.
     """
 
     is_to_blame: Callable[[Sequence[Site]], bool]
+    seconds: float = math.inf
+    clock: Callable[[], float] = time.monotonic
     trials: int = MOST_TRIALS
+    is_cut_short: bool = False
+    _longest: float = field(default=0.0, init=False)
+    _started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The search begins."""
+        self._started = self.clock()
 
     def to_blame(self, sites: Sequence[Site]) -> list[Site]:
         """The sites among `sites`, which are to blame together, that are to blame alone."""
@@ -67,8 +83,14 @@ class SiteSearch:
     def _ask(self, sites: Sequence[Site]) -> bool:
         if self.trials <= 0:
             return False
+        asked = self.clock()
+        if asked - self._started + self._longest > self.seconds:
+            self.is_cut_short = True
+            return False
         self.trials -= 1
-        return self.is_to_blame(sites)
+        answer = self.is_to_blame(sites)
+        self._longest = max(self._longest, self.clock() - asked)
+        return answer
 
 
 def _halves(sites: Sequence[Site]) -> list[list[Site]]:

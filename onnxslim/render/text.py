@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnxslim.records import Fidelity, OutputKind
 from onnxslim.render.tables import FigureTable, Paper, printable
-from onnxslim.render.timing import latency_text, times_text
+from onnxslim.render.timing import latency_text, ratio_text, times_text
 from onnxslim.render.units import (
     bytes_text,
     change_text,
@@ -132,7 +132,7 @@ def _step_row(step: StepReport, has_accuracy: bool) -> list[str]:
         step.spec if step.committed else f"{step.spec} (left out)",
         f"{len(step.changes):,}",
         *(_stats_cells(step.stats) if step.stats else [""] * 4),
-        f"{times_text(step.latency)}, {step.latency.ratio:.2f}x" if step.latency else "",
+        f"{times_text(step.latency)}, {ratio_text(step.latency)}" if step.latency else "",
         drift_text(drifts, step.fidelity),
         seconds_text(step.seconds),
         *_accuracy_cells(step.accuracy, has_accuracy),

@@ -45,6 +45,23 @@ def test_what_is_to_blame_only_together_is_left_out_together() -> None:
     assert search.to_blame(SITES) == whole
 
 
+def test_a_search_that_takes_long_ends_and_leaves_out_more() -> None:
+    now = 0.0
+
+    def slow(sites: Sequence[Site]) -> bool:
+        nonlocal now
+        now += 5
+        return SITES[3] in sites
+
+    search = SiteSearch(slow, seconds=22, clock=lambda: now)
+    found = search.to_blame(SITES)
+    assert now == 20
+    assert search.is_cut_short
+    assert SITES[3] in found
+    assert 1 < len(found) < len(SITES)
+    assert not SiteSearch(slow, clock=lambda: now).is_cut_short
+
+
 # ------------------------------------------------------------------- in a run
 
 
