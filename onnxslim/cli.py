@@ -69,7 +69,7 @@ def cli() -> None:
     """Make trained ONNX models smaller and faster, and prove every step by running it.
 
     `onnxslim MODEL` simplifies MODEL and writes MODEL.slim.onnx beside it; it is short for
-    `onnxslim compress MODEL`. `onnxslim demo` does the same on a bundled model.
+    `onnxslim compress MODEL`. `onnxslim demo` shows what it does on a bundled model.
     """
 
 

@@ -10,7 +10,7 @@ compare      compare two models
 bench        time models in turn
 pack         write a packed file
 unpack       write the model of a packed file
-demo         run compress on a bundled model
+demo         make a bundled model smaller in several ways
 
 arguments    options that several subcommands share
 files        files that commands write
@@ -32,6 +32,6 @@ COMMANDS: Mapping[str, str] = {
     "bench": "Time models in turn; show latency with its spread.",
     "pack": "Pack a model into one small file for storage and transfer.",
     "unpack": "Unpack a packed file into the same model, to the byte.",
-    "demo": "Run compress on a bundled trained model with its data.",
+    "demo": "Make a bundled trained model smaller in several ways, and measure each.",
 }
 """Name of a subcommand -> its line in `onnxslim --help`, which imports no subcommand."""

@@ -508,22 +508,6 @@ def test_real_run_with_everything_on_proves_what_it_wrote(model: Path, tmp_path:
     assert list(found["drift"]) == ["y"]
 
 
-def test_demo_runs_the_main_job_on_the_bundled_model(tmp_path: Path) -> None:
-    done = command("demo", "--output", tmp_path / "lenet.onnx")
-    assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
-    assert f"wrote {tmp_path / 'lenet.onnx'}" in done.stdout
-    assert (tmp_path / "lenet.onnx").stat().st_size > 0
-
-
-def test_demo_without_its_files_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, capsys: Said
-) -> None:
-    monkeypatch.setattr("onnxslim.commands.demo._MODEL", "none.onnx")
-    assert run("demo") == 2
-    assert "lacks its bundled file `none.onnx`" in capsys.readouterr().err
-
-
 def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
