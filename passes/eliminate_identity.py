@@ -49,6 +49,7 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.same_grid import are_on_same_grid
 from onnxslim.graph.dims import known_dim, rank, same_shape
 from onnxslim.graph.ir import Constant, Node, to_onnx_dtype
 from onnxslim.graph.operands import (
@@ -378,30 +379,7 @@ def _requantized(node: Node, opset: int) -> gs.Tensor | None:
     before = _producer(node.inputs[0])
     if before is None or before.op != "DequantizeLinear":
         return None
-    source, scale = before.inputs[0], const_array(node.inputs[1])
-    if source.dtype is None or source.dtype != node.outputs[0].dtype:
-        return None
-    if scale is None or scale.dtype != np.float32 or not _is_plain_scale(scale):
-        return None
-    operands = [list(item.inputs)[1:] for item in (before, node)]
-    alike = len(operands[0]) == len(operands[1]) and all(map(_same_constant, *operands))
-    settings = [[item.attrs.get(n, d) for n, d in _GRID] for item in (before, node)]
-    return source if alike and settings[0] == settings[1] else None
-
-
-_GRID: Final = (("axis", 1), ("block_size", 0))
-
-
-def _is_plain_scale(scale: np.ndarray) -> bool:
-    """Whether products with the scale neither overflow nor lose digits."""
-    return bool(np.all((scale > 1e-30) & (scale < 1e30)))
-
-
-def _same_constant(a: gs.Tensor, b: gs.Tensor) -> bool:
-    if a is b:
-        return True
-    x, y = const_array(a), const_array(b)
-    return x is not None and y is not None and x.dtype == y.dtype and bool(np.array_equal(x, y))
+    return before.inputs[0] if are_on_same_grid(before, node) else None
 
 
 _first = _first_if(lambda node, opset: True)

@@ -50,6 +50,7 @@ MEMBERS = (
     "fuse-transposes",
     "fuse-slices",
     "fuse-concats",
+    "fuse-quantization",
     "fuse-pad",
     "fuse-activations",  # before fuse-affine, which absorbs the factors that identify an activation
     "fuse-affine",

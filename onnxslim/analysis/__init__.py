@@ -7,6 +7,7 @@ absorption    layers that absorb such a map into their weight and bias
 patterns      a declarative matcher for small subgraphs
 flow          symbolic shapes and small integer values, followed through a graph
 zeros         tensors that hold nothing but zeros
+same_grid     QuantizeLinear nodes that undo a DequantizeLinear
 permuting     operators that commute with a permutation of axes
 reshaping     constant targets of Reshape and Expand from symbolic sizes
 cut           the constant part of a graph, cut out and run

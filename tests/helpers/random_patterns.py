@@ -65,6 +65,7 @@ CHAINS: Final = (
     ("GlobalAveragePool", "Flatten", "Gemm"),
     ("QuantizeLinear", "Relu", "QuantizeLinear"),
     ("QuantizeLinear", "Transpose", "DequantizeLinear"),
+    ("DequantizeLinear", "MaxPool", "Reshape", "QuantizeLinear"),
     ("Relu", "Clip"),
     ("Clip", "Clip"),
     ("Relu", "MaxPool", "Relu"),
