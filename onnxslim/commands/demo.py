@@ -39,7 +39,7 @@ _FEWER_CHANNELS: Final = "simplify,prune-channels:macs=0.25:align=4"
 
 
 @dataclass(frozen=True)
-class _Step:
+class _DemoStep:
     """A pipeline that is shown, the name of its result, and what it is for."""
 
     file: str
@@ -52,24 +52,24 @@ class _Step:
 
 
 _STEPS: Final = (
-    _Step(
+    _DemoStep(
         "simple.onnx",
         "simplify",
         "The same answers from fewer operators. Needs no data; every model gains by it, large "
         "exports the most.",
     ),
-    _Step(
+    _DemoStep(
         "pruned.onnx",
         _FEWER_CHANNELS,
         "Fewer channels; the layers that read them are refitted in closed form on 500 images "
         "without labels. For speed on every machine, and for bytes. Nothing is trained.",
     ),
-    _Step(
+    _DemoStep(
         "int8.onnx",
         f"{_FEWER_CHANNELS},quantize-int8:placement=all",
         "Computes on 8-bit integers. For bytes, and for speed where layers are large.",
     ),
-    _Step(
+    _DemoStep(
         "smallest.onnxz",
         f"{_FEWER_CHANNELS},prune-weights:ratio=0.6,cluster-weights:bits=4",
         "Zeros and 16 values for each layer, packed. For download and storage; all commands read "
@@ -79,7 +79,7 @@ _STEPS: Final = (
 
 
 @dataclass(frozen=True)
-class _Row:
+class _DemoRow:
     """A model of the table, and its time against that of the model at the start."""
 
     path: Path
@@ -143,11 +143,11 @@ def _asset(name: str) -> bytes:
 # -------------------------------------------------------------------------------- run
 
 
-def _run(folder: Path, tell: Callable[[str], None]) -> list[_Row]:
+def _run(folder: Path, tell: Callable[[str], None]) -> list[_DemoRow]:
     """The model and the result of each step, which are written to `folder`."""
     from onnxslim import api
 
-    rows: list[_Row] = []
+    rows: list[_DemoRow] = []
     for number, step in enumerate(_STEPS, 1):
         tell(f"step {number} of {len(_STEPS)}: {step.passes}")
         target = folder / step.file
@@ -162,15 +162,15 @@ def _run(folder: Path, tell: Callable[[str], None]) -> list[_Row]:
             measure=False,
         )
         if not rows:
-            rows.append(_Row(folder / _MODEL, report.before, report.before.stats.file_bytes))
+            rows.append(_DemoRow(folder / _MODEL, report.before, report.before.stats.file_bytes))
         size = _packed(onnx_file, target) if step.is_packed else report.after.stats.file_bytes
-        rows.append(_Row(target, report.after, size))
+        rows.append(_DemoRow(target, report.after, size))
     tell(f"timing {len(rows)} models in turn")
     timed = api.bench_models(
         [row.path for row in rows], calibration=folder / _CALIB, seconds=_TIMED_S
     )
     return [
-        _Row(row.path, row.figures, row.bytes, pair)
+        _DemoRow(row.path, row.figures, row.bytes, pair)
         for row, (_, _, pair) in zip(rows, timed, strict=True)
     ]
 
@@ -186,7 +186,7 @@ def _packed(model: Path, target: Path) -> int:
 # ------------------------------------------------------------------------------- text
 
 
-def _text(folder: Path, rows: Sequence[_Row]) -> str:
+def _text(folder: Path, rows: Sequence[_DemoRow]) -> str:
     return "\n\n".join(
         (
             _table(rows),
@@ -197,7 +197,7 @@ def _text(folder: Path, rows: Sequence[_Row]) -> str:
     )
 
 
-def _table(rows: Sequence[_Row]) -> str:
+def _table(rows: Sequence[_DemoRow]) -> str:
     from onnxslim.render.tables import FigureTable
     from onnxslim.render.timing import times_text
     from onnxslim.render.units import bytes_text, count_text
@@ -231,7 +231,7 @@ def _purposes() -> Iterator[str]:
             )  # fmt: skip
 
 
-def _remarks(rows: Sequence[_Row]) -> Iterator[str]:
+def _remarks(rows: Sequence[_DemoRow]) -> Iterator[str]:
     """What the figures say, and what they are of."""
     from onnxslim.render.timing import ratio_text
     from onnxslim.render.units import bytes_text
