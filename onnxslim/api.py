@@ -28,6 +28,7 @@ from onnxslim.pipeline.recipe import GOALS
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
 from onnxslim.report import Comparison, Latency, LatencyPair, Report, Stats
+from onnxslim.run.failed import reporting
 from onnxslim.run.output import write_output
 from onnxslim.run.prepared import PreparedRun
 from onnxslim.run.settings import RunSettings
@@ -110,13 +111,16 @@ def compress(
         measure,
         progress,
     )
-    run = PreparedRun(_loaded(model), settings)
-    attempt = run.try_pipeline(pipeline, policy, reproducers=Path(reproducers))
-    report = run.report(attempt, command or f"onnxslim.compress(passes={str(pipeline)!r})")
-    if output is not None:
-        write_output(run, attempt, report, Path(output))
-    report.seconds = time.perf_counter() - started
-    _raise_for_floors(report)
+    command = command or f"onnxslim.compress(passes={str(pipeline)!r})"
+    source = _loaded(model)
+    with reporting(source, command) as watched:
+        watched.run = run = PreparedRun(source, settings)
+        attempt = run.try_pipeline(pipeline, policy, reproducers=Path(reproducers))
+        report = run.report(attempt, command)
+        if output is not None:
+            write_output(run, attempt, report, Path(output))
+        report.seconds = time.perf_counter() - started
+        _raise_for_floors(report)
     return attempt.model, report
 
 

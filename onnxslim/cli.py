@@ -10,7 +10,6 @@ import importlib
 import logging
 import signal
 import sys
-import traceback
 from types import FrameType
 from typing import NoReturn
 
@@ -19,18 +18,9 @@ import click
 import onnxslim
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.console import complain, say
-from onnxslim.errors import (
-    OnnxslimError,
-    PromiseBroken,
-    RuntimeFailure,
-    UsageError,
-    is_out_of_memory,
-)
+from onnxslim.commands.failures import INTERRUPTED, TERMINATED, failure_of, received
+from onnxslim.errors import UsageError
 from onnxslim.limits import STARTING_BYTES
-
-INTERRUPTED = 130  # as shells count: 128 + SIGINT
-TERMINATED = 143  # 128 + SIGTERM
-_received: list[int] = []  # signals
 
 
 class _Commands(click.Group):
@@ -96,48 +86,15 @@ def run(arguments: list[str]) -> int:
         hint = f" See `{context.command_path} --help`." if context else ""
         complain(error.format_message() + hint)
         return UsageError.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:
         complain("interrupted.")
         return INTERRUPTED
-    except OnnxslimError as error:
-        if verbose and isinstance(error, PromiseBroken):  # a bug in a pass
-            traceback.print_exception(error)
-        complain(str(error))
-        return error.exit_code
-    except SystemExit as stop:  # SIGTERM, or click on a closed pipe
-        if stop.code == TERMINATED:
-            complain("terminated.")
-        return stop.code if isinstance(stop.code, int) else 1
-    except (MemoryError, OSError) as error:
-        return _system_error(error)
-    except Exception as error:  # a bug; the user gets a sentence all the same
-        return _internal_error(error, verbose)
+    except BaseException as error:  # a bug too: the user gets a sentence all the same
+        failure = failure_of(error, verbose=verbose)
+        if failure.message:
+            complain(failure.message)
+        return failure.exit_code
     return result if isinstance(result, int) else 0
-
-
-def _system_error(error: MemoryError | OSError) -> int:
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
-        complain("there is not enough memory for this model on this machine.")
-        return RuntimeFailure.exit_code
-    place = f"`{error.filename}`" if error.filename else "a file"
-    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    complain(f"the system refused {place}: {reason}. Check its disk and the process's limits.")
-    return UsageError.exit_code
-
-
-def _internal_error(error: Exception, verbose: bool) -> int:
-    if _received:  # a C extension that was being imported made another error of the signal's
-        is_interrupt = _received[0] == signal.SIGINT
-        complain("interrupted." if is_interrupt else "terminated.")
-        return INTERRUPTED if is_interrupt else TERMINATED
-    if is_out_of_memory(error):  # a library that could not be loaded
-        return _system_error(MemoryError())
-    if verbose:
-        traceback.print_exception(error)
-    advice = "" if verbose else " Run again with --verbose for the traceback."
-    text = " ".join(str(error).split()) or "no message"
-    complain(f"internal error, which is a bug in onnxslim: {type(error).__name__}: {text}.{advice}")
-    return PromiseBroken.exit_code
 
 
 def _is_verbose(arguments: list[str]) -> bool:
@@ -154,7 +111,7 @@ def _log_to_stderr(level: int) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    _received.append(number)
+    received.append(number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(TERMINATED)

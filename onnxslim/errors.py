@@ -4,6 +4,7 @@
     ├── UsageError       2  bad pipeline text, option, missing file, output that cannot be written
     ├── ModelError       3  the model is invalid, corrupt or not supported
     ├── FloorMissed      4  a pass went below the user's floor and was rolled back
+    ├── StepIdle         4  --strict: a step was left out or changed nothing
     ├── PromiseBroken    5  a pass broke its own promise: a bug, with a reproducer
     └── RuntimeFailure   6  onnxruntime refused a model or failed on it
         └── OutOfMemory  6  it asked for more memory than there is
@@ -48,6 +49,12 @@ class FloorMissed(OnnxslimError):
 
     exit_code = 4
     report: Report | None = None
+
+
+class StepIdle(OnnxslimError):
+    """A step that was asked for was left out, or changed nothing; the output was written."""
+
+    exit_code = 4
 
 
 class PromiseBroken(OnnxslimError):

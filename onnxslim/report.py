@@ -228,6 +228,21 @@ class RunRecord:
     processor: str = ""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What ended a run, or kept it from being what was asked for.
+
+    Attributes:
+        type: class of the error, such as `ModelError`.
+        exit_code: of the command.
+        message: the error in one sentence, as it is printed.
+    """
+
+    type: str
+    exit_code: int
+    message: str
+
+
 @dataclass
 class FileReport:
     """A model file: its path, its sha256 in hex, its size and what was measured of it."""
@@ -256,6 +271,8 @@ class Report:
         latency: input and output, timed in turn at the end.
         seconds: run time of everything.
         record: what it takes to run the same again; None where nothing was run.
+        error: what ended the run; the other figures are then those that were known. None: the run
+            did what was asked for.
     """
 
     command: str
@@ -272,3 +289,10 @@ class Report:
     latency: LatencyPair | None = None
     seconds: float = 0.0
     record: RunRecord | None = None
+    error: Failure | None = None
+
+
+def report_of(error: BaseException) -> Report | None:
+    """The report of the run that `error` ended; None where no model had been opened."""
+    found = getattr(error, "report", None)
+    return found if isinstance(found, Report) else None

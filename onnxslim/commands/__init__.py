@@ -14,6 +14,9 @@ demo         make a bundled model smaller in several ways
 
 arguments    options that several subcommands share
 files        files that commands write
+streams      models on standard input and output
+several      one pipeline on several models
+failures     exit codes and sentences of errors
 console      standard output, standard error, progress
 """
 

@@ -66,6 +66,34 @@ def report_option(formats: Formats[Any], help: str) -> Callable[[_Command], _Com
     return click.option("--report", metavar=formats.metavar, help=help)
 
 
+def output_option(command: _Command) -> _Command:
+    """`--output`: argument `named_output`, beside the positional `output`."""
+    return click.option(
+        "--output", "-o", "named_output", metavar="OUTPUT", help="The same as OUTPUT above."
+    )(command)
+
+
+def one_output(positional: str | None, named: str | None) -> str | None:
+    """The output that is given in one of two ways.
+
+    Raises:
+        UsageError: it is given in both.
+    """
+    if positional is not None and named is not None:
+        raise UsageError(
+            f"The output is given twice, as `{positional}` and as --output `{named}`. Leave one "
+            "out; to run several models, give --out-dir DIR."
+        )
+    return positional if named is None else named
+
+
+def overwrite_option(command: _Command) -> _Command:
+    """`--overwrite`."""
+    return click.option(
+        "--overwrite", is_flag=True, help="Replace existing files that onnxslim did not write, too."
+    )(command)
+
+
 def explain_option(command: _Command) -> _Command:
     """`--explain`."""
     return click.option(

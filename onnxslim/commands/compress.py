@@ -1,10 +1,15 @@
-"""`onnxslim compress MODEL [OUTPUT]`, which `onnxslim MODEL [OUTPUT]` is short for."""
+"""`onnxslim compress MODEL [OUTPUT]`, which `onnxslim MODEL [OUTPUT]` is short for.
+
+Owns: the request checked, one model run, what is shown of it and which exit code it has. Not here:
+models on standard input (see `streams`), the table of several models (see `several`).
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +20,19 @@ from onnxslim.commands.arguments import (
     BoundedNumber,
     calib_option,
     explain_option,
+    one_output,
+    output_option,
+    overwrite_option,
     passes_option,
     report_option,
     run_options,
     talk_options,
 )
-from onnxslim.commands.console import complain, paper, progress, say, warn
+from onnxslim.commands.console import complain, paper, progress, say, tell_aside, warn
+from onnxslim.commands.failures import failure_of, worst
 from onnxslim.commands.files import check_output, check_report, write_report
-from onnxslim.errors import FloorMissed, UsageError
+from onnxslim.commands.streams import STREAM, source_of, target_of
+from onnxslim.errors import FloorMissed, StepIdle, UsageError
 from onnxslim.pipeline.floors import check_measured
 from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.recipe import (
@@ -35,10 +45,14 @@ from onnxslim.pipeline.recipe import (
     load_recipe,
 )
 from onnxslim.pipeline.suggest import closest
-from onnxslim.render.formats import REPORTS
+from onnxslim.render.formats import REPORTS, REPORTS_OF_SEVERAL
+from onnxslim.report import report_of
 
 if TYPE_CHECKING:
+    from onnxslim.commands.several import ModelOutcome
+    from onnxslim.pipeline.grammar import Pipeline
     from onnxslim.records import OutputKind
+    from onnxslim.render.json import Json
     from onnxslim.report import Report
 
 
@@ -49,8 +63,12 @@ def _output_kinds(
 
 
 @click.command("compress", short_help=COMMANDS["compress"])
-@click.argument("model")
-@click.argument("output", required=False)
+@click.argument("models", metavar="MODEL [OUTPUT]", nargs=-1, required=True)
+@output_option
+@click.option(
+    "--out-dir", metavar="DIR", help="Run all MODELs, and write each to DIR under its name."
+)
+@overwrite_option
 @passes_option
 @calib_option("Sample inputs without labels, for passes that use data and for comparing outputs.")
 @click.option(
@@ -109,11 +127,18 @@ def _output_kinds(
     "--no-latency", "latency", is_flag=True, flag_value=False, default=None,
     help="Do not measure latency.",
 )  # fmt: skip
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit code 4 where a step that was asked for was left out or changed nothing.",
+)
 @explain_option
 @talk_options
 def command(
-    model: str,
-    output: str | None,
+    models: tuple[str, ...],
+    named_output: str | None,
+    out_dir: str | None,
+    overwrite: bool,
     passes: str | None,
     calib: str | None,
     evaluation: str | None,
@@ -133,14 +158,16 @@ def command(
     force: bool | None,
     verify: bool | None,
     latency: bool | None,
+    strict: bool,
     explain: bool,
     quiet: bool,
     verbose: bool,
 ) -> int:
     """Run a pipeline of passes on MODEL, prove every step by running it, write OUTPUT.
 
-    By default OUTPUT is MODEL with the ending `.slim.onnx`. A pass that does not pay for itself is
-    left out, and the report gives the numbers.
+    By default OUTPUT is MODEL with the ending `.slim.onnx`; `-` is standard input and output. A
+    pass that does not pay for itself is left out, and the report gives the numbers. With --out-dir,
+    any number of models can be given; the exit code is then the worst of theirs.
     """
     from onnxslim.pipeline.grammar import parse_pipeline
 
@@ -165,65 +192,199 @@ def command(
     )
     if recipe is not None:
         settings = settings.over(load_recipe(Path(recipe)))
-    target = Path(output) if output else _default_output(model)
-    return compress(
-        Path(model),
-        target,
-        settings,
-        report_path=Path(report) if report else None,
-        explain=explain,
-        quiet=quiet,
-        verbose=verbose,
+    wanted = _Wanted(
+        settings, Path(report) if report else None, overwrite, strict, explain, quiet, verbose
     )
+    if out_dir is not None:
+        return _run_all(list(dict.fromkeys(map(Path, models))), Path(out_dir), named_output, wanted)
+    model, output = _one_model(models, named_output)
+    if report == STREAM:
+        raise UsageError("--report writes a file; standard output is for the model alone.")
+    with target_of(output or _default_output(model)) as target:
+        outcome = _run_one(source_of(model), target, wanted, is_piped=output == STREAM)
+    return 0 if outcome.failure is None else outcome.failure.exit_code
 
 
-def compress(
-    model: Path,
-    output: Path,
-    settings: Recipe,
-    *,
-    report_path: Path | None = None,
-    explain: bool = False,
-    quiet: bool = False,
-    verbose: bool = False,
-) -> int:
-    """Run a pipeline, write the output and the report, print the table; returns the exit code.
+@dataclass(frozen=True)
+class _Wanted:
+    """What is wanted of each model: the run, and what is shown of it."""
+
+    settings: Recipe
+    report: Path | None
+    overwrite: bool
+    strict: bool
+    explain: bool
+    quiet: bool
+    verbose: bool
+
+    @property
+    def pipeline(self) -> Pipeline:
+        from onnxslim.pipeline.grammar import parse_pipeline
+
+        return self.settings.passes or parse_pipeline("simplify")
+
+
+def _one_model(models: Sequence[str], named_output: str | None) -> tuple[str, str | None]:
+    """The model and its output, where no --out-dir is given.
 
     Raises:
-        OnnxslimError: nothing was written, so there is nothing to report.
+        UsageError: there are more models, or no place for the output can be derived.
     """
-    from onnxslim.render.text import report_to_text, unjudged_text
+    if len(models) > 2:
+        raise UsageError(
+            f"{len(models)} files are given: a model and its output are two. To run several "
+            "models, give --out-dir DIR."
+        )
+    model = models[0]
+    output = one_output(models[1] if len(models) > 1 else None, named_output)
+    if model == STREAM and output is None:
+        raise UsageError(
+            "A model on standard input has no name: give OUTPUT, or `-` for standard output."
+        )
+    return model, output
 
-    _check_request(model, output, settings, report_path)
-    failure: FloorMissed | None = None
+
+def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: _Wanted) -> int:
+    """Run every model, whatever becomes of the others; returns the worst exit code."""
+    from onnxslim.commands.several import ModelOutcome, summary, targets_in
+    from onnxslim.io.files import make_folders
+
+    if output is not None:
+        raise UsageError("--output names one file and --out-dir a folder; leave one of them out.")
+    if STREAM in map(str, models):
+        raise UsageError("Standard input has no name for --out-dir; give files.")
+    targets = targets_in(folder, models)
+    if wanted.report is not None:
+        check_report(
+            wanted.report, models[0], targets[0], REPORTS_OF_SEVERAL, overwrite=wanted.overwrite
+        )
+    outcomes: list[ModelOutcome] = []
+    for model, target in zip(models, targets, strict=True):
+        if not wanted.quiet:
+            say(f"{model} -> {target}")
+        make_folders(target.parent)
+        try:
+            outcome = _run_one(model, target, replace(wanted, report=None))
+        except Exception as error:
+            failure = failure_of(error, verbose=wanted.verbose)
+            complain(failure.message)
+            outcome = ModelOutcome(model, target, report_of(error), failure)
+        outcomes.append(outcome)
+        if wanted.report is not None:
+            write_report(wanted.report, [_reported(item) for item in outcomes], REPORTS_OF_SEVERAL)
+        if not wanted.quiet:
+            say("")
+    if not wanted.quiet:
+        say(summary(outcomes))
+    return worst([item.failure.exit_code for item in outcomes if item.failure])
+
+
+def _run_one(
+    model: Path | bytes, output: Path, wanted: _Wanted, *, is_piped: bool = False
+) -> ModelOutcome:
+    """Run a pipeline, write the output and the report, print the table.
+
+    Args:
+        model: a path, or the content of a file.
+        output: where to write the result.
+        wanted: the run, and what is shown of it.
+        is_piped: standard output is for the model, so tables go to standard error.
+
+    Raises:
+        OnnxslimError: nothing was written but the report.
+    """
+    from onnxslim.commands.several import ModelOutcome
+
+    _check_request(model, output, wanted)
+    outcome = ModelOutcome(model if isinstance(model, Path) else Path(STREAM), output)
     try:
-        with progress(quiet=quiet, verbose=verbose) as tell:
-            report = _compress(model, output, settings, tell)
-    except FloorMissed as error:  # the output was written all the same
-        if error.report is None:
+        with progress(quiet=wanted.quiet, verbose=wanted.verbose) as tell:
+            outcome.report = _compress(model, output, wanted, tell)
+        if wanted.strict:
+            _check_steps(wanted.pipeline, outcome.report)
+    except (FloorMissed, StepIdle) as error:  # the output was written all the same
+        outcome.report = outcome.report or report_of(error)
+        if outcome.report is None:
             raise
-        report, failure = error.report, error
-    if report_path is not None:
-        write_report(report_path, report, REPORTS)
-    if not quiet:
-        say(report_to_text(report, paper(), explain=explain))
-        say(f"wrote {output}" if report.after.path else "nothing was written")
-    if failure is not None:
-        complain(str(failure))
+        outcome.failure = outcome.report.error = failure_of(error)
+    except BaseException as error:
+        _report_failure(error, wanted)
+        raise
+    report = outcome.report
+    if is_piped:
+        report.after.path = STREAM
+    if wanted.report is not None:
+        write_report(wanted.report, report, REPORTS)
+    if not wanted.quiet:
+        _show(report, output, explain=wanted.explain, tell=tell_aside if is_piped else say)
+    if outcome.failure is not None:
+        complain(outcome.failure.message)
     if report.unjudged:
+        from onnxslim.render.text import unjudged_text
+
         warn(unjudged_text(report))
-    return 0 if failure is None else failure.exit_code
+    return outcome
 
 
-def _default_output(model: str) -> Path:
+def _show(report: Report, output: Path, *, explain: bool, tell: Callable[[str], None]) -> None:
+    from onnxslim.render.text import report_to_text
+
+    tell(report_to_text(report, paper(), explain=explain))
+    if report.after.path == STREAM:
+        return
+    tell(f"wrote {output}" if report.after.path else "nothing was written")
+
+
+def _report_failure(error: BaseException, wanted: _Wanted) -> None:
+    """Write the report of a run that `error` ended, where a model had been opened."""
+    report = report_of(error)
+    if report is None or wanted.report is None:
+        return
+    report.error = failure_of(error)
+    try:
+        write_report(wanted.report, report, REPORTS)
+    except UsageError as second:  # the first error is the one to end with
+        complain(str(second))
+
+
+def _check_steps(pipeline: Pipeline, report: Report) -> None:
+    """Refuse a run in which a step that was asked for did nothing.
+
+    Raises:
+        StepIdle: naming the steps, each with the reason.
+    """
+    from onnxslim.pipeline.manager import idle_steps
+
+    idle = idle_steps(pipeline.passes, report.steps)
+    if idle:
+        steps = "; ".join(f"{spec}: {why}" for spec, why in idle.items())
+        raise StepIdle(f"--strict: steps that were asked for did nothing: {steps}.")
+
+
+def _reported(outcome: ModelOutcome) -> Json:
+    """The report of one of several models; of a model that was not opened, its path and error."""
+    from dataclasses import asdict
+
+    from onnxslim.render.json import report_to_json
+
+    if outcome.report is not None:
+        outcome.report.error = outcome.failure
+        return report_to_json(outcome.report)
+    error = None if outcome.failure is None else asdict(outcome.failure)
+    return {"input": {"path": str(outcome.source), "sha256": None}, "error": error}
+
+
+def _default_output(model: str) -> str:
     path = Path(model)
-    return path.with_name(f"{path.stem}.slim.onnx") if path.name else path
+    return str(path.with_name(f"{path.stem}.slim.onnx") if path.name else path)
 
 
 def _compress(
-    model: Path, output: Path, settings: Recipe, tell: Callable[[str], None] | None
+    model: Path | bytes, output: Path, wanted: _Wanted, tell: Callable[[str], None] | None
 ) -> Report:
     from onnxslim import api
+
+    settings = wanted.settings
 
     _, report = api.compress(
         model,
@@ -249,13 +410,17 @@ def _compress(
 # ----------------------------------------------------------- checks before a long run
 
 
-def _check_request(model: Path, output: Path, settings: Recipe, report: Path | None) -> None:
+def _check_request(model: Path | bytes, output: Path, wanted: _Wanted) -> None:
     """Refuse a request that cannot succeed before the run, not after it."""
-    if not model.exists():
-        raise UsageError(f"There is no file `{model}`.{_meant_command(model)}")
-    check_output(output, model)
-    if report is not None:
-        check_report(report, model, output)
+    settings, source = wanted.settings, model if isinstance(model, Path) else output
+    if isinstance(model, Path):
+        if not model.exists():
+            raise UsageError(f"There is no file `{model}`.{_meant_command(model)}")
+        check_output(output, model, overwrite=wanted.overwrite)
+    elif output.exists():
+        check_output(output, Path(STREAM), overwrite=wanted.overwrite)
+    if wanted.report is not None:
+        check_report(wanted.report, source, output, REPORTS, overwrite=wanted.overwrite)
     check_measured(
         settings.floors,
         has_evaluation=settings.eval is not None,

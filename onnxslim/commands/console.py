@@ -23,6 +23,11 @@ def say(text: str) -> None:
     _write(sys.stdout, text)
 
 
+def tell_aside(text: str) -> None:
+    """Write to standard error what would be on standard output if that were not for a model."""
+    _write(sys.stderr, text)
+
+
 def complain(text: str) -> None:
     """Write an error to standard error."""
     _write(sys.stderr, f"onnxslim: error: {_harmless(_LONG.sub(_shortened, text))}")

@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from onnxslim.render.formats import Formats
 
 T = TypeVar("T")
+_HEAD_BYTES = 4096  # of a report, in which the sign of its format stands
 
 
-def check_output(output: Path, source: Path) -> None:
+def check_output(
+    output: Path, source: Path, *, overwrite: bool = False, content: str | None = None
+) -> None:
     """Refuse an output that is the input or a folder, or whose folder does not exist.
+
+    An existing file is replaced only if onnxslim wrote it, or if it holds what would be written.
+
+    Args:
+        output: the file to write.
+        source: the input.
+        overwrite: whether the user lets any file be replaced.
+        content: sha256 in hex of what is to be written, where it is known.
 
     Raises:
         UsageError: why.
@@ -26,10 +37,23 @@ def check_output(output: Path, source: Path) -> None:
             f"The output `{output}` is the input itself, and the input is never touched. "
             "Give another name."
         )
+    if overwrite or not output.exists():
+        return
+    from onnxslim.io.files import same_content, sha256_of
+    from onnxslim.io.marks import is_marked
+
+    # where no step helps, the output is a copy of the input, without a mark
+    known = sha256_of(output) == content if content else same_content(output, source)
+    if not known and not is_marked(output):
+        raise _not_ours(output)
 
 
-def check_report(report: Path, source: Path, output: Path) -> None:
+def check_report(
+    report: Path, source: Path, output: Path, formats: Formats[T], *, overwrite: bool = False
+) -> None:
     """Refuse a report that is a model or a folder, or whose folder does not exist.
+
+    An existing file is replaced only if it is a report of onnxslim.
 
     Raises:
         UsageError: why.
@@ -37,6 +61,19 @@ def check_report(report: Path, source: Path, output: Path) -> None:
     _check_place(report)
     if _same_file(report, source) or report.absolute() == output.absolute():
         raise UsageError(f"--report `{report}` is the model; give the report a name of its own.")
+    if overwrite or not report.exists():
+        return
+    with report.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head and not formats.wrote(report, head):
+        raise _not_ours(report)
+
+
+def _not_ours(path: Path) -> UsageError:
+    return UsageError(
+        f"`{path}` exists, and onnxslim did not write it. Give another name, or --overwrite to "
+        "replace it."
+    )
 
 
 def write_report(report: Path, subject: T, formats: Formats[T]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import report_option, talk_options
+from onnxslim.commands.arguments import overwrite_option, report_option, talk_options
 from onnxslim.commands.console import progress, say
 from onnxslim.commands.files import check_report, write_report
 from onnxslim.render.formats import JSON
@@ -42,8 +42,16 @@ class _Found:
     help="Look at what these passes make of MODEL, such as simplify; nothing is verified.",
 )
 @report_option(JSON, "Write all groups, with all names, as JSON.")
+@overwrite_option
 @talk_options
-def command(model: str, passes: str | None, report: str | None, quiet: bool, verbose: bool) -> None:
+def command(
+    model: str,
+    passes: str | None,
+    report: str | None,
+    overwrite: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Show the channel groups of MODEL: what pruning could remove, and why not the rest.
 
     A group holds the layers that write channels which must leave together, and the layers that
@@ -52,7 +60,7 @@ def command(model: str, passes: str | None, report: str | None, quiet: bool, ver
     """
     source = Path(model)
     if report is not None:
-        check_report(Path(report), source, source)
+        check_report(Path(report), source, source, JSON, overwrite=overwrite)
     with progress(quiet=quiet, verbose=verbose) as tell:
         if tell:
             tell("following channels")

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import report_option, talk_options
+from onnxslim.commands.arguments import (
+    one_output,
+    output_option,
+    overwrite_option,
+    report_option,
+    talk_options,
+)
 from onnxslim.commands.console import paper, progress, say
 from onnxslim.commands.files import check_output, check_report, write_report
 from onnxslim.render.formats import JSON
@@ -30,9 +36,18 @@ _CODERS = ("entropy", "huffman", "zstd")
     help="How weights are coded; default: entropy, the smallest.",
 )
 @report_option(JSON, "Write the figures of all coders as JSON.")
+@output_option
+@overwrite_option
 @talk_options
 def command(
-    model: str, output: str | None, coder: str, report: str | None, quiet: bool, verbose: bool
+    model: str,
+    output: str | None,
+    named_output: str | None,
+    coder: str,
+    report: str | None,
+    overwrite: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Pack MODEL, with its external data, into OUTPUT: MODEL with the ending `.onnxz` by default.
 
@@ -40,10 +55,11 @@ def command(
     are. The table shows the bytes of each class of tensors, by every coder.
     """
     source = Path(model)
+    output = one_output(output, named_output)
     target = Path(output) if output else source.with_suffix(".onnxz")
-    check_output(target, source)
+    check_output(target, source, overwrite=overwrite)
     if report is not None:
-        check_report(Path(report), source, target)
+        check_report(Path(report), source, target, JSON, overwrite=overwrite)
     from onnxslim.packing.streams import CodingMethod
     from onnxslim.tools.pack import pack
 
@@ -108,8 +124,11 @@ def _verdict(report: PackReport) -> str:
 
 
 def _json(report: PackReport, source: Path, target: Path) -> Json:
+    import onnxslim
+
     whole = report.whole_zstd
     return {
+        "onnxslim": onnxslim.__version__,
         "input": {"path": str(source), "sha256": report.sha256, "bytes": report.input_bytes},
         "output": {"path": str(target), "bytes": report.packed_bytes},
         "coder": report.coder.value,

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import calib_option, report_option, run_options, talk_options
+from onnxslim.commands.arguments import (
+    calib_option,
+    overwrite_option,
+    report_option,
+    run_options,
+    talk_options,
+)
 from onnxslim.commands.console import paper, progress, say
 from onnxslim.commands.files import check_report, write_report
 from onnxslim.errors import UsageError
@@ -35,7 +41,12 @@ def _picture(form: str, points: Sequence[SensitivityPoint]) -> bytes:
 
 
 _FORMATS: Formats[Sequence[SensitivityPoint]] = Formats(
-    {".csv": _csv, ".svg": partial(_picture, "svg"), ".png": partial(_picture, "png")}
+    {".csv": _csv, ".svg": partial(_picture, "svg"), ".png": partial(_picture, "png")},
+    signs={
+        ".csv": b"target,option,strength,pass,",
+        ".svg": b"onnxslim-compiler",
+        ".png": b"onnxslim-compiler",
+    },
 )
 
 
@@ -53,6 +64,7 @@ _FORMATS: Formats[Sequence[SensitivityPoint]] = Formats(
 @report_option(
     _FORMATS, "Write the figures to FILE.csv, and a picture to FILE.svg, or to FILE.png if given."
 )
+@overwrite_option
 @run_options
 @talk_options
 def command(
@@ -65,6 +77,7 @@ def command(
     seed: int | None,
     quiet: bool,
     verbose: bool,
+    overwrite: bool,
 ) -> None:
     """Try a pass on one layer, or one channel group, at a time, at several strengths.
 
@@ -73,7 +86,7 @@ def command(
     """
     if input_shapes is not None:
         raise UsageError("sensitivity runs on the samples of --calib; leave out --input-shape.")
-    files = () if report is None else _report_files(Path(report), Path(model))
+    files = () if report is None else _report_files(Path(report), Path(model), overwrite=overwrite)
     from onnxslim import api
 
     with progress(quiet=quiet, verbose=verbose) as tell:
@@ -93,7 +106,7 @@ def command(
         say(_text(points, passes))
 
 
-def _report_files(report: Path, source: Path) -> tuple[Path, Path]:
+def _report_files(report: Path, source: Path, *, overwrite: bool) -> tuple[Path, Path]:
     """The table and the picture that `--report` stands for.
 
     Raises:
@@ -103,7 +116,7 @@ def _report_files(report: Path, source: Path) -> tuple[Path, Path]:
     picture = report.with_suffix(".svg") if report.suffix == ".csv" else report
     files = (report.with_suffix(".csv"), picture)
     for file in files:
-        check_report(file, source, source)
+        check_report(file, source, source, _FORMATS, overwrite=overwrite)
     try:
         import matplotlib  # noqa: F401 - asked for before the work, not after
     except ModuleNotFoundError as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxslim.errors import UsageError
+from onnxslim.errors import ModelError, UsageError
 from onnxslim.io import files
 from onnxslim.io.model import PROTOBUF_LIMIT, Model, Origin
 from onnxslim.io.staging import map_file, stage_file, writing
 from onnxslim.packing import is_packed
-from onnxslim.packing.container import restore
+from onnxslim.packing.container import read_header, restore
 
 
 def copy_file(origin: Origin, target: Path) -> None:
@@ -42,6 +42,19 @@ def copy_file(origin: Origin, target: Path) -> None:
                 files.write_file(place, [map_file(item)])
         staged.write([map_file(origin.path)])
         staged.commit()
+
+
+def unpacked_sha256(source: Path) -> str | None:
+    """The sha256 in hex of the model in the packed file `source`; None: `unpack` refuses the file.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    file = map_file(source)
+    try:
+        return read_header(file)[0].sha256.hex() if is_packed(file) else None
+    except ModelError:
+        return None
 
 
 def unpack(source: Path, target: Path) -> None:

@@ -94,6 +94,7 @@ class Staged:
             UsageError: that would overwrite the weights of the input, or fails; then all is as it
                 was before.
         """
+        is_replaced = self.target.exists()
         moves = {item: self._place(item) for item in self._data_files()}
         for place in moves.values():
             if place.resolve() in self._inputs():
@@ -115,7 +116,7 @@ class Staged:
                 for place in reversed(new):
                     files.remove(place)
             raise
-        if moves:
+        if moves and is_replaced:
             self._remove_outdated(set(moves.values()))
 
     def _remove_outdated(self, current: set[Path]) -> None:

@@ -59,6 +59,7 @@ class PassManager:
         stats: Stats | None = None,
         progress: Progress | None = None,
         reproducers: Path = Path("onnxslim-repro"),
+        reports: list[StepReport] | None = None,
     ) -> tuple[Model, list[StepReport]]:
         """Run all steps on `model`, which is left as it is.
 
@@ -71,6 +72,7 @@ class PassManager:
             stats: size of `model`, where it was measured already.
             progress: is told in words what is going on.
             reproducers: folder for the model and the command that show a broken promise.
+            reports: gets the report of each step as soon as it is judged.
 
         Returns:
             The result, which shares weight arrays with `model`, and a report for each step.
@@ -86,7 +88,8 @@ class PassManager:
             reproducers,
             stats,
         )
-        return run.run(model, self.passes)
+        reports = [] if reports is None else reports
+        return run.run(model, self.passes, reports), reports
 
 
 @dataclass
@@ -109,9 +112,9 @@ class _PipelineRun:
     reference: Model | None = None
     started: float = field(default_factory=time.monotonic)
 
-    def run(self, model: Model, passes: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
+    def run(self, model: Model, passes: Sequence[Pass], reports: list[StepReport]) -> Model:
         """Try the bundles of steps in order, each on the result of the ones before."""
-        current, reports = model, []
+        current = model
         for bundle in _bundles(_steps(passes)):
             self.reference = self.reference or current
             kept, steps = self.try_bundle(current, bundle)
@@ -121,7 +124,7 @@ class _PipelineRun:
                 self.reference = None
             current = kept
             reports += steps
-        return current, reports
+        return current
 
     def try_bundle(self, current: Model, bundle: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
         """Run, verify and judge steps that are kept or dropped together.
@@ -286,6 +289,23 @@ def _steps(passes: Sequence[Pass]) -> Iterator[Pass]:
             yield from _steps(item.members())
         else:
             yield item
+
+
+def idle_steps(passes: Sequence[Pass], reports: Sequence[StepReport]) -> dict[str, str]:
+    """The passes of a pipeline that were left out or changed nothing, with the reason.
+
+    A preset did something when one of its steps did.
+    """
+    found: dict[str, str] = {}
+    remaining = iter(reports)
+    for item in passes:
+        own = [next(remaining) for _ in _steps([item])]
+        if any(step.committed and step.changes for step in own):
+            continue
+        whys = [step.why_not_committed for step in own if step.why_not_committed]
+        declined = [skip.why for step in own for skip in step.skips]
+        found[str(item)] = next(iter((*whys, *declined)), "there was nothing for it to change")
+    return found
 
 
 def _bundles(steps: Iterable[Pass]) -> Iterator[list[Pass]]:

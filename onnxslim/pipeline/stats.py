@@ -43,6 +43,18 @@ def measure_stats(model: Model, *, file_bytes: int | None = None) -> Stats:
     )
 
 
+def plain_stats(model: Model) -> Stats:
+    """What can be counted in any model that was read, be it invalid; MACs are not known."""
+    constants = {id(c): c for graph in walk_graphs(model.graph) for c in constants_of(graph)}
+    return Stats(
+        nodes=count_nodes(model.graph),
+        parameters=_parameters(model.graph, constants.values()),
+        initializer_bytes=sum(constant.nbytes for constant in constants.values()),
+        file_bytes=model.origin.file_bytes,
+        macs=None,
+    )
+
+
 def _parameters(graph: gs.Graph, constants: Iterable[Constant]) -> int:
     """Number of elements of all constants; a codebook counts as the weight that it decodes to."""
     parts = {

@@ -5,14 +5,15 @@ A new format of the report of a run is one function here and one line in `REPORT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from onnxslim.errors import UsageError
 from onnxslim.render.json import Json, json_text, report_to_json
 from onnxslim.report import Report
+from onnxslim.version import VERSION
 
 T = TypeVar("T")
 
@@ -24,10 +25,12 @@ class Formats(Generic[T]):
     Attributes:
         writers: suffix, such as `.json`, -> function that makes the bytes.
         default: suffix that stands for all unknown ones; None: they are refused.
+        signs: suffix -> bytes near the beginning of each file of onnxslim's that has it.
     """
 
     writers: Mapping[str, Callable[[T], bytes]]
     default: str | None = None
+    signs: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def metavar(self) -> str:
@@ -44,6 +47,11 @@ class Formats(Generic[T]):
             *most, last = self.writers
             listed = f"{', '.join(most)} or {last}" if most else last
             raise UsageError(f"--report must end in {listed}; got `{path}`.")
+
+    def wrote(self, path: Path, head: bytes) -> bool:
+        """Whether a file named `path` that begins with `head` was written in one of the formats."""
+        sign = self.signs.get(path.suffix) or self.signs.get(self.default or path.suffix)
+        return sign is not None and sign in head
 
     def to_bytes(self, subject: T, path: Path) -> bytes:
         """The content of the file `path` that holds `subject`.
@@ -64,8 +72,22 @@ def _report_json(report: Report) -> bytes:
     return _json_bytes(report_to_json(report))
 
 
-JSON: Formats[Json] = Formats({".json": _json_bytes}, default=".json")
+_JSON_SIGN = b'{\n  "onnxslim": "'
+
+JSON: Formats[Json] = Formats({".json": _json_bytes}, default=".json", signs={".json": _JSON_SIGN})
 """Plain data, always as JSON."""
 
-REPORTS: Formats[Report] = Formats({".json": _report_json}, default=".json")
+
+def _several_json(reports: Sequence[Json]) -> bytes:
+    return _json_bytes({"onnxslim": VERSION, "models": list(reports)})
+
+
+REPORTS_OF_SEVERAL: Formats[Sequence[Json]] = Formats(
+    {".json": _several_json}, default=".json", signs={".json": _JSON_SIGN}
+)
+"""The reports of several models, each as JSON."""
+
+REPORTS: Formats[Report] = Formats(
+    {".json": _report_json}, default=".json", signs={".json": _JSON_SIGN}
+)
 """The report of a run."""

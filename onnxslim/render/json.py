@@ -46,6 +46,7 @@ def report_to_json(report: Report) -> dict[str, Json]:
         "has_default_floors": report.has_default_floors,
         "not_judged_on_real_data": list(report.unjudged),
         "seconds": report.seconds,
+        "error": asdict(report.error) if report.error else None,
     }
     return {key: _finite(value) for key, value in data.items()}
 

@@ -2,6 +2,7 @@
 
 settings  RunSettings: data, seed, threads and what to measure; makes the prover and the context
 prepared  PreparedRun: a model loaded, checked and measured, on which pipelines are tried
+failed    the report of a run that an error ends
 record    RunRecord made and spelled: what it takes to run the same again
 output    the file that a pipeline's result is written to
 """

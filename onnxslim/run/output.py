@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxslim.io.copying import copy_file
+from onnxslim.io.marks import MARK
 from onnxslim.io.model import Model
 from onnxslim.report import Report
 from onnxslim.run.prepared import Attempt, PreparedRun
@@ -41,12 +42,16 @@ def write_output(run: PreparedRun, attempt: Attempt, report: Report, output: Pat
 def _marked(result: Model, report: Report) -> Model:
     """The result with the record of the run in `metadata_props`.
 
-    The record is left out where it would make the file larger than the input: never bigger.
+    The record is left out where it would make the file larger than the input: never bigger. Then a
+    few bytes say that onnxslim wrote the file, where there is room for them.
     """
-    marked = result.with_metadata(metadata(report))
-    mark_bytes = marked.shell.ByteSize() - result.shell.ByteSize()
     before, after = report.before.stats.file_bytes, report.after.stats.file_bytes
-    if after <= before < after + mark_bytes:
-        report.notes.append("The file does not name its pipeline: that would have made it larger.")
-        return result
-    return marked
+    for entries in (metadata(report), {MARK: ""}):
+        marked = result.with_metadata(entries)
+        mark_bytes = marked.shell.ByteSize() - result.shell.ByteSize()
+        if not after <= before < after + mark_bytes:
+            return marked
+        note = "The file does not name its pipeline: that would have made it larger."
+        if note not in report.notes:
+            report.notes.append(note)
+    return result

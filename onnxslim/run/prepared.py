@@ -92,6 +92,7 @@ class PreparedRun:
             self.before.accuracy = self.prover.accuracy(source)
         self._context = settings.context(self.prover)
         self._has_default_floors = False
+        self._judged: list[StepReport] = []
 
     def try_pipeline(
         self,
@@ -121,6 +122,7 @@ class PreparedRun:
             policy = replace(policy, force=True)
         if self.prover is not None:
             self.prover.commit(self.source)
+        self._judged = []
         model, steps = PassManager(pipeline.passes).run(
             self.source,
             replace(self._context, floors=policy.floors),
@@ -129,6 +131,7 @@ class PreparedRun:
             stats=self._size,
             progress=self.settings.progress,
             reproducers=reproducers,
+            reports=self._judged,
         )
         record = run_record(pipeline, steps, policy, self.settings, self._data_sha256)
         return Attempt(model, steps, record)
@@ -161,7 +164,7 @@ class PreparedRun:
         after = FileReport(None, None, before.stats, accuracy=before.accuracy)
         if last is not None and last.stats is not None:
             after = FileReport(None, None, last.stats, accuracy=last.accuracy)
-        report = Report(command, _versions(), before, after, list(attempt.steps))
+        report = Report(command, versions(), before, after, list(attempt.steps))
         report.notes += [*self.source.origin.notes, *self._notes]
         report.notes += [*_defaults_note(self.source), *_functions_note(attempt.model)]
         if self.prover is not None:
@@ -180,6 +183,15 @@ class PreparedRun:
             before.latency, after.latency = report.latency.before, report.latency.after
         return report
 
+    def report_so_far(self, command: str) -> Report:
+        """The figures of a run that an error ended: of the source, and of the steps until then."""
+        report = Report(command, versions(), self.before, FileReport(None, None, self.before.stats))
+        report.steps = list(self._judged)
+        report.notes += [*self.source.origin.notes, *self._notes]
+        if self.prover is not None:
+            report.verified_on, report.timed_on = self.prover.verified_on, self.prover.timed_on
+        return report
+
     def _latency(self, attempt: Attempt) -> LatencyPair | None:
         """Source against result; of a single step it is known already."""
         if self.prover is not None and len(attempt.timed) > 1:
@@ -193,7 +205,8 @@ def _needs_data(step: StepReport) -> bool:
     return step.committed and is_lossy and step.loss_bound is None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what computes, by name of the distribution."""
     others = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"onnxslim-compiler": VERSION, **others}
 

@@ -12,7 +12,7 @@ import glob
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.pipeline.manager import PassManager
@@ -125,16 +125,17 @@ def _run(model: Model, trial: Pass, context: Context) -> Model:
     return result
 
 
+CSV_HEADS: Final = (
+    *("target", "option", "strength", "pass", "bytes_left", "macs_left"),
+    *("divergence", "agreement", "expected_agreement", "sqnr_db"),
+)
+
+
 def csv_text(points: Sequence[SensitivityPoint]) -> str:
     """The points as CSV, one line each; a cell is empty where nothing was measured."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        (
-            *("target", "option", "strength", "pass", "bytes_left", "macs_left"),
-            *("divergence", "agreement", "expected_agreement", "sqnr_db"),
-        )
-    )
+    writer.writerow(CSV_HEADS)
     for point in points:
         moved = (None, None, None, None) if point.distance is None else astuple(point.distance)
         writer.writerow(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from onnxslim.tools.sensitivity import SensitivityPoint
 
 _MIN_DIVERGENCE = 1e-9  # smaller values are drawn here, on a logarithmic axis
+PICTURE_SIGN: Final = "onnxslim-compiler"
+"""Stands in the metadata of each picture, at its beginning."""
+
+_METADATA: Final = {
+    "svg": {"Date": None, "Creator": PICTURE_SIGN},
+    "png": {"Software": PICTURE_SIGN},
+}
 _SVG_SALT = "onnxslim"  # of the ids in an SVG, so that equal figures give equal bytes
 
 
@@ -44,5 +51,5 @@ def sensitivity_picture(points: Sequence[SensitivityPoint], form: str) -> bytes:
         axis.legend(fontsize=7)
     drawn = BytesIO()
     with mpl.rc_context({"svg.hashsalt": _SVG_SALT}):
-        figure.savefig(drawn, format=form, metadata={"Date": None} if form == "svg" else None)
+        figure.savefig(drawn, format=form, metadata=_METADATA[form])
     return drawn.getvalue()

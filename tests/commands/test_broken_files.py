@@ -54,10 +54,10 @@ def test_what_breaks_files_gives_the_same_file_again_and_another_each_time() -> 
 def test_a_bug_is_a_failure_named_without_what_differs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(arguments: list[str]) -> int:
+    def crash(*arguments: object) -> int:
         raise ValueError(f"{len(arguments)} values of `w`")
 
-    monkeypatch.setattr("onnxslim.commands.compress.compress", crash)
+    monkeypatch.setattr("onnxslim.commands.compress._check_request", crash)
     verdict = attempts.attempt(b"", folder)
     assert verdict.code == 5
     assert "internal error" in verdict.failure

@@ -204,7 +204,10 @@ def test_report_is_json(model: Path, calls: Calls, tmp_path: Path) -> None:
         (["no/such/folder/o.onnx"], "the folder `no/such/folder` does not exist"),
         (["."], "`.` is a folder; give a file name."),
         (["o.onnx", "--report", "o.onnx"], "give the report a name of its own"),
-        (["a.onnx", "b.onnx"], "unexpected extra argument"),
+        (["a.onnx", "b.onnx"], "To run several models, give --out-dir DIR."),
+        (["a.onnx", "--output", "b.onnx"], "The output is given twice"),
+        (["--output", "b.onnx", "--out-dir", "d"], "leave one of them out"),
+        (["--report", "-"], "--report writes a file"),
     ],
 )
 def test_bad_request_is_exit_code_2_and_one_sentence(
