@@ -300,11 +300,13 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
         elif kind == _I64:
             at += 8
         else:
+            number = 0
+        if number == 0:
             raise ModelError(
                 f"The file is not an ONNX model: byte {start} is no protobuf field "
-                f"(wire type {kind}). Give the path of an .onnx file."
+                f"(its tag is {tag}). Give the path of an .onnx file."
             )
-        if at > end or number == 0:
+        if at > end:
             raise ModelError(
                 f"The file is not an ONNX model or is cut off: the field at byte {start} "
                 f"ends at byte {at}, but only {end} are there. "

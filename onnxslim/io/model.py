@@ -29,6 +29,7 @@ from onnxslim.graph.ir import Graph, storage_bytes
 from onnxslim.graph.proto import graph_from_proto, graph_to_proto
 from onnxslim.io import files
 from onnxslim.io.files import Buffer
+from onnxslim.io.foreign import foreign_folder, foreign_format
 from onnxslim.io.normal_form import normalise
 from onnxslim.io.staging import Staged, map_file, stage_file, writing
 from onnxslim.io.texts import escape_texts
@@ -94,6 +95,8 @@ class Model:
         if isinstance(source, bytes):
             return cls._parse(memoryview(source), None)
         path = Path(source)
+        if path.is_dir():
+            raise UsageError(f"`{path}` {foreign_folder(path)}")
         return cls._parse(map_file(path), path)
 
     @classmethod
@@ -117,12 +120,15 @@ class Model:
             skeleton = wire.split(file).skeleton
             proto = onnx.ModelProto.FromString(skeleton)
         except ModelError as error:
+            _refuse_foreign(file, name, path)
             raise ModelError(f"{name}: {error}") from None
         except DecodeError as error:
+            _refuse_foreign(file, name, path)
             raise ModelError(
                 f"{name} is not an ONNX model: protobuf cannot decode it ({error})."
             ) from error
         if not proto.HasField("graph") or not proto.opset_import or not proto.ir_version:
+            _refuse_foreign(file, name, path)
             raise ModelError(
                 f"{name} is no ONNX model: it has no graph, no opset or no IR version. "
                 "Give the path of an .onnx file."
@@ -299,6 +305,17 @@ class _ExternalData:
                     f"It must lie beside `{self.name}`."
                 ) from None
         return self.files[path]
+
+
+def _refuse_foreign(file: memoryview, name: str, path: Path | None) -> None:
+    """Name the format of a file that is no model, where it is known.
+
+    Raises:
+        ModelError: with what the file is, and what to do.
+    """
+    found = foreign_format(file)
+    if found is not None:
+        raise ModelError(f"{name} {found.describe(path)}")
 
 
 def _natural(text: str, tensor: str) -> int:
