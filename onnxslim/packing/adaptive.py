@@ -3,8 +3,8 @@
 Adaptive models count the symbols that were coded so far (Cleary and Witten 1984; Witten, Neal and
 Cleary 1987). Here the counts are updated after each block of symbols, and blocks grow, so that
 numpy does the work. The decoder has seen the same blocks and therefore has the same counts. Each
-function serves both directions: with a writer it reads `symbols`, with a reader it fills them. All
-arithmetic is in integers, so every machine computes the same probabilities.
+function serves both directions: with a writer or a counter it reads `symbols`, with a reader it
+fills them. All arithmetic is in integers, so every machine computes the same probabilities.
 
     code_flat     one distribution for all symbols (order 0)
     code_mask     zeros and ones of a matrix, one probability for each line: how much a pruned layer
@@ -15,7 +15,8 @@ arithmetic is in integers, so every machine computes the same probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,8 +32,6 @@ _SCALE: Final = 1 << 16  # fixed-point one
 _COUNT: Final = 16  # weight of one occurrence
 _CLASSES: Final = 8  # of lines, by the mean magnitude of their symbols
 _CLASS_PRIOR: Final = 6  # weight of each symbol in a class without symbols, in sixteenths
-_ROW_ITEMS: Final = 1 << 22  # weights passed to the coder at a time
-_OWN_MODEL: Final = 24  # symbols of a line from which one model is faster than a row for each
 MAX_CELLS: Final = 1 << 23  # the most lines times alphabet, whose counts are kept in memory
 
 
@@ -55,7 +54,7 @@ def code_flat(coder: RangeCoder, symbols: np.ndarray, alphabet: int, doubt: int)
     would be the estimator of Krichevsky and Trofimov (1981).
 
     Args:
-        coder: the writer or the reader.
+        coder: the writer, the counter or the reader.
         symbols: uint8 (n,), read or filled.
         alphabet: number of symbols.
         doubt: prior count of every symbol, in sixteenths.
@@ -77,7 +76,7 @@ def code_mask(coder: RangeCoder, mask: np.ndarray, ones: int, trust: int) -> Non
     so that few models are needed.
 
     Args:
-        coder: the writer or the reader.
+        coder: the writer, the counter or the reader.
         mask: uint8 (lines, length), read or filled.
         ones: number of ones in the whole mask, which both ends know.
         trust: weight of the prior, in columns.
@@ -150,47 +149,41 @@ def code_lines(
         alphabet: number of symbols.
         blend: how the distributions are computed.
     """
-    models = _LineModels(counts.size, alphabet, blend)
+    models = _LineModels(counts.size, alphabet, blend.centre, owns=blend.trust > 0)
     stored = _LineSymbols(symbols, counts)
-    longest = int(counts.max(initial=0))
-    for block in _growing(longest, 1, max(_MAX // max(counts.size, 1), 1), _GROWTH):
-        # the lines that reach into the block, those of one class together
-        active = np.flatnonzero(counts > block.start)
-        classes = models.classes(active)
-        order, bounds = _groups(classes)
-        active, classes = active[order], classes[order]
-        part = stored.part(active, block)
+    for part in stored.blocks(models):
         values = stored.read(part)  # arbitrary while decoding: `code` overwrites them
         if blend.trust:
-            _code_each(coder, values, part.lengths, models.own_weights(active, classes))
+            coder.code_runs(values, part.lengths, models.own_weights(part, blend.trust))
         else:  # one call for all lines of a class
-            ends = np.concatenate([[0], np.cumsum(part.lengths)])[bounds].tolist()
-            for start, stop, kind in zip(ends, ends[1:], classes[bounds[:-1]], strict=False):
-                coder.code(values[start:stop], models.class_weights[kind])
+            lengths = np.add.reduceat(part.lengths, part.bounds[:-1])
+            coder.code_runs(values, lengths, models.class_weights[part.kinds])
         stored.write(part, values)
-        if block.stop < longest:  # nobody needs what the last block would teach
-            models.learn(values, part, classes[bounds[:-1]], bounds)
+        if not part.is_last:  # nobody needs what the last block would teach
+            models.learn(part, models.symbol_counts(values, part))
 
 
-def _code_each(
-    coder: RangeCoder, values: np.ndarray, lengths: np.ndarray, weights: np.ndarray
-) -> None:
-    """Code the symbols of each line with its own row of `weights`.
+def count_lines(
+    symbols: np.ndarray, counts: np.ndarray, alphabet: int, centre: int, trusts: Sequence[int]
+) -> Mapping[Blend, int]:
+    """The bytes that `code_lines` would write with each value of `trust`, nearly, by one walk.
 
-    Long lines get one call each; of short lines many share a call, with one row for each symbol.
-    Both give the same bits.
+    Args:
+        symbols: uint8, line after line.
+        counts: number of symbols of each line.
+        alphabet: number of symbols.
+        centre: see `Blend`.
+        trusts: see `Blend`.
     """
-    longest = int(lengths.max())
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    if longest >= _OWN_MODEL:
-        for start, stop, row in zip(ends[:-1].tolist(), ends[1:].tolist(), weights, strict=True):
-            coder.code(values[start:stop], row)
-        return
-    step = max(_ROW_ITEMS // (weights.shape[1] * longest), 1)
-    for first in range(0, lengths.size, step):
-        last = min(first + step, lengths.size)
-        rows = np.repeat(weights[first:last], lengths[first:last], axis=0)
-        coder.code(values[ends[first] : ends[last]], rows)
+    bits = dict.fromkeys(trusts, 0.0)
+    models = _LineModels(counts.size, alphabet, centre, owns=max(trusts) > 0)
+    stored = _LineSymbols(symbols, counts)
+    for part in stored.blocks(models):
+        found = models.symbol_counts(stored.read(part), part)
+        for trust, taken in zip(trusts, models.bits(part, found, trusts), strict=True):
+            bits[trust] += taken
+        models.learn(part, found)
+    return {Blend(centre, trust): math.ceil(taken / 8) for trust, taken in bits.items()}
 
 
 @dataclass(frozen=True)
@@ -198,14 +191,27 @@ class _LineBlock:
     """The symbols of some lines that lie in one block.
 
     Attributes:
-        active, lengths: the numbers of the lines, and how many symbols each has in the block.
+        active, lengths: the numbers of the lines, and how many symbols each has in the block; lines
+            of one class lie together.
+        classes: the class of each line.
+        bounds: lines bounds[i] to bounds[i + 1] are of one class.
+        block: the places of the symbols in each line.
         index: their places among all symbols; None where all lines have one length.
+        is_last: whether no line has symbols after the block.
     """
 
     active: np.ndarray
     lengths: np.ndarray
+    classes: np.ndarray
+    bounds: np.ndarray
     block: slice
     index: np.ndarray | None
+    is_last: bool
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """The classes of the lines, each class once."""
+        return np.asarray(self.classes[self.bounds[:-1]])
 
 
 class _LineSymbols:
@@ -218,16 +224,23 @@ class _LineSymbols:
         if self.counts.size and bool((self.counts == self.counts[0]).all()):
             self.matrix = symbols.reshape(self.counts.size, int(self.counts[0]))
 
-    def part(self, active: np.ndarray, block: slice) -> _LineBlock:
-        """The part of the lines `active` that lies in `block`."""
-        lengths = np.minimum(self.counts[active], block.stop) - block.start
-        if self.matrix is not None:
-            return _LineBlock(active, lengths, block, None)
-        # for each line, the consecutive places from `first` on
+    def blocks(self, models: _LineModels) -> Iterator[_LineBlock]:
+        """The blocks in the order of coding, by the classes that `models` then tell."""
+        longest = int(self.counts.max(initial=0))
+        for block in _growing(longest, 1, max(_MAX // max(self.counts.size, 1), 1), _GROWTH):
+            active = np.flatnonzero(self.counts > block.start)  # the lines that reach into it
+            classes = models.classes(active)
+            order, bounds = _groups(classes)
+            active, classes = active[order], classes[order]
+            lengths = np.minimum(self.counts[active], block.stop) - block.start
+            index = None if self.matrix is not None else self._places(active, lengths, block)
+            yield _LineBlock(active, lengths, classes, bounds, block, index, block.stop >= longest)
+
+    def _places(self, active: np.ndarray, lengths: np.ndarray, block: slice) -> np.ndarray:
+        """For each line, the consecutive places from the first one in the block on."""
         ends = np.cumsum(lengths)
         first = self.starts[active] + block.start
-        index = np.arange(ends[-1]) + np.repeat(first - ends + lengths, lengths)
-        return _LineBlock(active, lengths, block, index)
+        return np.asarray(np.arange(ends[-1]) + np.repeat(first - ends + lengths, lengths))
 
     def read(self, part: _LineBlock) -> np.ndarray:
         """The symbols of `part`, line after line."""
@@ -244,17 +257,24 @@ class _LineSymbols:
 
 
 class _LineModels:
-    """The counts of all classes and of all lines, from the blocks so far."""
+    """The counts of all classes and of all lines, from the blocks so far.
 
-    def __init__(self, lines: int, alphabet: int, blend: Blend) -> None:
-        self.alphabet, self.trust = alphabet, blend.trust
-        self.magnitude = np.abs(2 * np.arange(alphabet) - blend.centre).astype(np.uint16)
+    Args:
+        lines: number of lines.
+        alphabet: number of symbols.
+        centre: see `Blend`.
+        owns: whether each line has counts of its own.
+    """
+
+    def __init__(self, lines: int, alphabet: int, centre: int, *, owns: bool) -> None:
+        self.alphabet = alphabet
+        self.magnitude = np.abs(2 * np.arange(alphabet) - centre).astype(np.int64)
         self.largest = int(self.magnitude.max()) + 1
         self.average = int(self.magnitude.sum()) // alphabet + 1
         self.class_weights = np.full((_CLASSES + 1, alphabet), _CLASS_PRIOR, np.int64)
         self.sums = np.zeros(lines, np.int64)
         self.seen = np.zeros(lines, np.int64)
-        self.own = np.zeros((lines if blend.trust else 0, alphabet), np.int64)
+        self.own = np.zeros((lines if owns else 0, alphabet), np.int64)
 
     def classes(self, active: np.ndarray) -> np.ndarray:
         """The class of each line: 1 to 8 by the mean magnitude of its symbols, 0 without symbols.
@@ -267,32 +287,42 @@ class _LineModels:
         known = 1 + np.minimum(scaled, _CLASSES - 1)
         return np.where(self.seen[active] > 0, known, 0)
 
-    def own_weights(self, active: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    def own_weights(self, part: _LineBlock, trust: int) -> np.ndarray:
         """The distribution of each line: its own counts, and `trust` times that of its class."""
         totals = self.class_weights.sum(axis=1, keepdims=True)
         prior = self.class_weights * _SCALE // totals + 1
-        return np.asarray(self.own[active] * _SCALE + self.trust * prior[classes])
+        return np.asarray(self.own[part.active] * _SCALE + trust * prior[part.classes])
 
-    def learn(
-        self, values: np.ndarray, part: _LineBlock, kinds: np.ndarray, bounds: np.ndarray
-    ) -> None:
-        """Count the `values` of a block.
+    def symbol_counts(self, values: np.ndarray, part: _LineBlock) -> np.ndarray:
+        """How often each line of `part` has each symbol (lines, alphabet), in its `values`."""
+        size = part.active.size * self.alphabet
+        # counts of (line, symbol) pairs by one bincount over their joint number
+        cells = np.repeat(np.arange(0, size, self.alphabet), part.lengths) + values
+        return np.bincount(cells, minlength=size).reshape(-1, self.alphabet)
 
-        Args:
-            values: the symbols of `part`, line after line.
-            part: the block.
-            kinds: the classes of its lines, each class once.
-            bounds: lines bounds[i] to bounds[i + 1] of `part` are of class kinds[i].
+    def bits(self, part: _LineBlock, counts: np.ndarray, trusts: Sequence[int]) -> Iterator[float]:
+        """The information content of the symbols in `part`, for each value of `trust`.
+
+        - log2 P is summed up over symbols, P = weight / sum of the weights; the weights are those
+        of `own_weights`, taken only where a symbol occurs, and for 0 those of the class.
         """
-        active, lengths = part.active, part.lengths
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        for kind, start, stop in zip(kinds, bounds[:-1], bounds[1:], strict=True):
-            symbols = values[ends[start] : ends[stop]]
-            self.class_weights[kind] += _COUNT * np.bincount(symbols, minlength=self.alphabet)
-        if self.trust:
-            # counts of (line, symbol) pairs by one bincount over their joint number
-            cells = np.repeat(np.arange(active.size) * self.alphabet, lengths) + values
-            counts = np.bincount(cells, minlength=active.size * self.alphabet)
-            self.own[active] += counts.reshape(-1, self.alphabet)
-        self.sums[active] += np.add.reduceat(self.magnitude[values], ends[:-1], dtype=np.int64)
-        self.seen[active] += lengths
+        rows, symbols = np.nonzero(counts)
+        times, classes = counts[rows, symbols], part.classes[rows]
+        totals = self.class_weights.sum(axis=1)
+        prior = self.class_weights * _SCALE // totals[:, None] + 1
+        own = self.own[part.active[rows], symbols] * _SCALE if self.own.size else 0
+        seen, shared = self.seen[part.active] * _SCALE, prior.sum(axis=1)[part.classes]
+        for trust in trusts:
+            if trust:
+                weights, sums = own + trust * prior[classes, symbols], seen + trust * shared
+            else:
+                weights, sums = self.class_weights[classes, symbols], totals[part.classes]
+            yield float(part.lengths @ np.log2(sums)) - float(times @ np.log2(weights))
+
+    def learn(self, part: _LineBlock, counts: np.ndarray) -> None:
+        """Add the `counts` (lines, alphabet) of the symbols in `part`."""
+        self.class_weights[part.kinds] += _COUNT * np.add.reduceat(counts, part.bounds[:-1])
+        if self.own.size:
+            self.own[part.active] += counts
+        self.sums[part.active] += counts @ self.magnitude
+        self.seen[part.active] += part.lengths

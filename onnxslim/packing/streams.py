@@ -1,5 +1,6 @@
-"""Streams of symbols: each is coded in several ways, and the smallest result is kept.
+"""Streams of symbols: of several ways to code each, the smallest is kept.
 
+What an adaptive model would take is counted, and only the chosen one writes (see `BitCounter`).
 A coded stream has a head (coder, parameters, size of the body) and a body. All heads of a file are
 compressed together; bodies are stored as they are.
 
@@ -13,6 +14,7 @@ Owns: which coders are tried, and what a faster decoder may cost. Not here: the 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -21,8 +23,15 @@ import numpy as np
 
 from onnxslim.errors import ModelError
 from onnxslim.packing import coders
-from onnxslim.packing.adaptive import MAX_CELLS, Blend, code_flat, code_lines, code_mask
-from onnxslim.packing.coders import RangeCoder, RangeReader, RangeWriter
+from onnxslim.packing.adaptive import (
+    MAX_CELLS,
+    Blend,
+    code_flat,
+    code_lines,
+    code_mask,
+    count_lines,
+)
+from onnxslim.packing.coders import BitCounter, RangeCoder, RangeReader, RangeWriter
 from onnxslim.packing.fields import FieldReader, varint
 
 
@@ -110,6 +119,9 @@ _LANES: Final = 64
 _ESCAPE: Final = 255  # the symbol of a gap that goes on
 _ZSTD_ALWAYS: Final = 1 << 14  # bytes up to which the best level is fast enough to be tried
 _ZSTD_GAIN: Final = 1.2  # the most by which the best level is expected to beat the fast one
+_ZSTD_WORTH: Final = 0.99  # share of the size by another coder below which zstd is worth its time
+_ZSTD_PIECE: Final = 1 << 17  # bytes of a stream on which a slow level of zstd is tried
+_ZSTD_SLOW: Final = 16  # a level nearly as good as the best, in half the time
 
 
 # --------------------------------------------------------------------------- plain streams
@@ -136,22 +148,24 @@ def encode_symbols(
         return smallest((raw, _zstd(raw.body)))
     if method is CodingMethod.HUFFMAN:
         return smallest((raw, _coded(StreamCoding.HUFFMAN, coders.huffman(raw.body))))
-    found = [raw, _flat(symbols)]
+    flat = _flat(symbols)
+    best = flat
     if counts is not None and counts.size * alphabet <= MAX_CELLS and alphabet > 1:
-        found.append(_lines(symbols, alphabet, counts, max(weights, symbols.size)))
-    best = smallest(found)
+        best = _least((flat, _lines(symbols, alphabet, counts, max(weights, symbols.size))))
     # a model for each line decodes slowly: prefer the flat one where it is nearly as small
     is_dense = _is_dense(symbols.size, weights)
-    if is_dense and found[1].nbytes <= (1 + _FAST_COSTS) * best.nbytes:
-        best = found[1]
+    if is_dense and flat.nbytes <= (1 + _FAST_COSTS) * best.nbytes:
+        best = flat
     # zstd and Huffman decode faster still, and zstd finds repetitions
-    quick = [raw, _zstd(raw.body, best.nbytes)]
+    quick = [raw]
     if symbols.size > _TRIED or is_dense:
         quick.append(_coded(StreamCoding.HUFFMAN, coders.huffman(raw.body)))
+    most = best.nbytes + _allowance(symbols.size, best.nbytes, weights)
+    quick.append(_zstd(raw.body, min(most, smallest(quick).nbytes)))
     chosen = smallest(quick)
-    if chosen.nbytes > best.nbytes + _allowance(symbols.size, best.nbytes, weights):
-        chosen = best
-    return replace(chosen, without_zstd=best.nbytes)
+    if chosen.nbytes > most:
+        chosen = smallest((raw, best.coded()))
+    return replace(chosen, without_zstd=min(best.nbytes, raw.nbytes))
 
 
 def _is_dense(size: int, weights: int) -> bool:
@@ -196,7 +210,7 @@ def decode_symbols(
     return symbols
 
 
-def _flat(symbols: np.ndarray) -> CodedStream:
+def _flat(symbols: np.ndarray) -> _Model:
     lowest, highest = int(symbols.min(initial=255)), int(symbols.max(initial=0))
     lowest = min(lowest, highest)
     # symbols 0, 64, 128, ..., then 1, 65, ...: each block samples the whole stream, so that the
@@ -205,11 +219,14 @@ def _flat(symbols: np.ndarray) -> CodedStream:
     lanes -= np.uint8(lowest)
     doubts = _DOUBTS if symbols.size <= _TRIED else _DOUBTS[1:]
 
-    def coded(doubt: int) -> CodedStream:
-        body = _written(lambda coder: code_flat(coder, lanes, highest - lowest + 1, doubt))
-        return _coded(StreamCoding.FLAT, body, bytes([lowest, highest, doubt]))
+    def of(doubt: int) -> _Model:
+        return _model(
+            StreamCoding.FLAT,
+            bytes([lowest, highest, doubt]),
+            lambda coder: code_flat(coder, lanes, highest - lowest + 1, doubt),
+        )
 
-    return smallest(map(coded, doubts))
+    return _least(map(of, doubts))
 
 
 def _read_flat(source: StreamSource, symbols: np.ndarray, alphabet: int) -> np.ndarray:
@@ -227,34 +244,36 @@ def _read_flat(source: StreamSource, symbols: np.ndarray, alphabet: int) -> np.n
     return symbols
 
 
-def _lines(symbols: np.ndarray, alphabet: int, counts: np.ndarray, weights: int) -> CodedStream:
-    def coded(centre: int, trust: int) -> CodedStream:
-        blend = Blend(centre, trust)
-        body = _written(lambda coder: code_lines(coder, symbols, counts, alphabet, blend))
-        return _coded(StreamCoding.LINES, body, varint(centre) + bytes([trust]))
-
+def _lines(symbols: np.ndarray, alphabet: int, counts: np.ndarray, weights: int) -> _Model:
     # weights cluster around zero, so zero is taken to lie between the most frequent neighbours
     seen = np.bincount(symbols, minlength=alphabet)
-    centre = 2 * int(np.argmax(seen[1:] + seen[:-1])) + 1
-    best = coded(centre, 0)
+    centres = [2 * int(np.argmax(seen[1:] + seen[:-1])) + 1]
     if symbols.size <= _TRIED:
-        other = coded(alphabet - 1, 0)
-        if other.nbytes < best.nbytes:
-            best, centre = other, alphabet - 1
+        centres.append(alphabet - 1)
+    trusts = [0]
     if symbols.size <= _OWN_SHARE * weights or weights <= _OWN_ALWAYS:
-        best = smallest((best, _climb(lambda trust: coded(centre, trust), symbols.size)))
-    return best
+        trusts += _TRUSTS
+    found: dict[Blend, int] = {}
+    for centre in dict.fromkeys(centres):
+        found.update(count_lines(symbols, counts, alphabet, centre, trusts))
+    blend = min(found, key=lambda blend: found[blend])
+    return _model(
+        StreamCoding.LINES,
+        varint(blend.centre) + bytes([blend.trust]),
+        lambda coder: code_lines(coder, symbols, counts, alphabet, blend),
+        found[blend],
+    )
 
 
-def _climb(coded: Callable[[int], CodedStream], size: int) -> CodedStream:
-    """The smallest of the results of `coded` over `_TRUSTS`, by hill climbing from the middle."""
+def _climb(of: Callable[[int], _Model], size: int) -> _Model:
+    """The smallest of the results of `of` over `_TRUSTS`, by hill climbing from the middle."""
     at = len(_TRUSTS) // 2
-    best = coded(_TRUSTS[at])
+    best = of(_TRUSTS[at])
     if size > _TRIED:
         return best
     for step in (-1, 1):
         for trust in _TRUSTS[at + step :: step]:
-            found = coded(trust)
+            found = of(trust)
             if found.nbytes >= best.nbytes:
                 break
             best = found
@@ -274,11 +293,15 @@ def encode_mask(mask: np.ndarray, method: CodingMethod) -> CodedStream:
         return gaps
     ones = int(mask.sum())
 
-    def coded(trust: int) -> CodedStream:
-        body = _written(lambda coder: code_mask(coder, mask.view(np.uint8), ones, trust))
-        return _coded(StreamCoding.MASK, body, bytes([trust]))
+    def of(trust: int) -> _Model:
+        return _model(
+            StreamCoding.MASK,
+            bytes([trust]),
+            lambda coder: code_mask(coder, mask.view(np.uint8), ones, trust),
+        )
 
-    return smallest((gaps, _climb(coded, mask.size)))
+    best = _climb(of, mask.size)
+    return gaps if gaps.nbytes <= best.nbytes else smallest((gaps, best.coded()))
 
 
 def decode_mask(source: StreamSource, lines: int, length: int, ones: int) -> np.ndarray:
@@ -338,29 +361,92 @@ def _positions(source: StreamSource, end: int, count: int) -> np.ndarray:
 # --------------------------------------------------------------------------- shared
 
 
-def _written(encoding: Encoding) -> bytes:
-    writer = RangeWriter()
-    encoding(writer)
-    return writer.finish()
+@dataclass(frozen=True)
+class _Model:
+    """An adaptive model of a stream, that has counted what it takes and written nothing yet.
+
+    Attributes:
+        code, parameters: the head, without the size of the body.
+        encoding: what walks over the symbols.
+        nbytes: size in bytes of the coded stream, nearly.
+    """
+
+    code: StreamCoding
+    parameters: bytes
+    encoding: Encoding
+    nbytes: int
+
+    def coded(self) -> CodedStream:
+        """The stream, written."""
+        writer = RangeWriter()
+        self.encoding(writer)
+        return _coded(self.code, writer.finish(), self.parameters)
+
+
+def _model(
+    code: StreamCoding, parameters: bytes, encoding: Encoding, nbytes: int | None = None
+) -> _Model:
+    """The model, after counting what `encoding` takes unless that is known to be `nbytes`."""
+    if nbytes is None:
+        counter = BitCounter()
+        encoding(counter)
+        nbytes = counter.nbytes
+    return _Model(code, parameters, encoding, 1 + len(parameters) + len(varint(nbytes)) + nbytes)
+
+
+def _least(models: Iterable[_Model]) -> _Model:
+    """The model of fewest bytes; the first of equals."""
+    return min(models, key=lambda model: model.nbytes)
 
 
 def _coded(code: StreamCoding, body: bytes, parameters: bytes = b"") -> CodedStream:
     return CodedStream(bytes([code]) + parameters + varint(len(body)), body)
 
 
-def _zstd(data: bytes, rival: int | None = None) -> CodedStream:
-    """Code by zstd at its best level, unless a fast try shows that the time is not worth it.
+def _zstd(data: bytes, rival: float | None = None) -> CodedStream:
+    """Code by zstd at its best level, unless that is not expected to beat a rival.
 
     Args:
         data: the bytes to code.
-        rival: size in bytes by the best other coder.
+        rival: size in bytes by the best other coder; None: the bytes as they are.
     """
-    worth = len(data) if rival is None else _ZSTD_GAIN * rival
     if len(data) > _ZSTD_ALWAYS:
         quick = coders.zstd(data, coders.FAST)
-        if len(quick) >= 0.999 * len(data) or len(quick) > worth:
+        most = 0.999 * len(data) if rival is None else _ZSTD_WORTH * min(rival, len(data))
+        if len(quick) > _ZSTD_GAIN * most or expected_zstd(data, len(quick)) >= most:
             return _coded(StreamCoding.ZSTD, quick)
     return _coded(StreamCoding.ZSTD, coders.zstd(data))
+
+
+def expected_zstd(data: bytes | memoryview, quick: int | None = None) -> float:
+    """The size in bytes that zstd's best level is expected to reach, within a few percent.
+
+    The best level takes a hundred times as long as the fast one. What it gains is seen on a piece
+    from the middle, beside the order-0 entropy, and beside the fast level, which finds what repeats
+    at a distance.
+
+    Args:
+        data: the bytes to code.
+        quick: their size by the fast level; None: not known.
+    """
+    reached = len(coders.zstd(data, coders.FAST)) if quick is None else quick
+    piece = data[max(len(data) - _ZSTD_PIECE, 0) // 2 :][:_ZSTD_PIECE]
+    gained = len(coders.zstd(piece, _ZSTD_SLOW))
+    by_level = gained / len(coders.zstd(piece, coders.FAST))
+    by_entropy = gained / max(order0_bytes(piece), 1)
+    return min(reached * by_level, order0_bytes(data) * by_entropy)
+
+
+def order0_bytes(symbols: np.ndarray | bytes | memoryview) -> int:
+    """The order-0 entropy of symbols of a byte each, in bytes."""
+    return order0_of(np.bincount(np.frombuffer(symbols, np.uint8), minlength=256))
+
+
+def order0_of(counts: np.ndarray) -> int:
+    """The order-0 entropy of symbols that occur so often, in bytes."""
+    known = counts[counts > 0]
+    total = int(known.sum())
+    return math.ceil(float((known * np.log2(total / known)).sum()) / 8) if total else 0
 
 
 def smallest(options: Iterable[CodedStream]) -> CodedStream:

@@ -7,7 +7,6 @@ Owns: which coders are tried, and what is measured. Not here: what the bytes of 
 from __future__ import annotations
 
 import hashlib
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,9 +29,16 @@ from onnxslim.packing.container import (
     most_unpacked,
     write,
 )
-from onnxslim.packing.elements import byte_planes, distinct, encode_bytes
-from onnxslim.packing.streams import CodingMethod, encode_symbols
-from onnxslim.packing.tensors import CodedUnit, IndexedUnit, TensorClass
+from onnxslim.packing.elements import ElementCoding, byte_planes, distinct, encode_bytes
+from onnxslim.packing.streams import (
+    CodedStream,
+    CodingMethod,
+    encode_symbols,
+    expected_zstd,
+    order0_bytes,
+    order0_of,
+)
+from onnxslim.packing.tensors import CodedUnit, CodedUnitKind, IndexedUnit, TensorClass
 from onnxslim.tools.tensor_classes import MIN_BYTES, ClassifiedUnit, units_of
 
 Tell = Callable[[str], None]
@@ -165,10 +171,11 @@ def _packed(
     by_class = {name: ClassFigures(name.value) for name in TensorClass}
     packed: list[EncodedUnit] = []
     found = units_of(file, payloads, model.graph)
+    level = (coders.BEST if len(file) <= _QUICK_BYTES else _QUICK_LEVEL) if measure else None
     for number, item in enumerate(found):
         tell(f"packing {number + 1:,} of {len(found):,} groups of tensors")
         data = [file[payloads[i].start : payloads[i].stop] for i in item.unit.payloads]
-        chosen, figures = _encode(item, data, coder, measure)
+        chosen, figures = _encode(item, data, coder, level)
         by_class[TensorClass(figures.name)].add(figures)
         packed += chosen
     spans, rest = _without(file, payloads)
@@ -180,9 +187,8 @@ def _packed(
     others = report.packed_bytes - sum(item.packed for item in report.classes)
     report.classes.append(_graph_figures(rest, others, measure))
     _check_size(len(file), report.packed_bytes)
-    if measure:
+    if level is not None:
         tell("comparing with zstd")
-        level = coders.BEST if len(file) <= _QUICK_BYTES else _QUICK_LEVEL
         report.whole_zstd = len(coders.zstd(file, level)), level
     return pieces, report
 
@@ -211,32 +217,53 @@ def _check_size(unpacked: int, packed: int) -> None:
 
 
 def _encode(
-    found: ClassifiedUnit, data: Sequence[memoryview], method: CodingMethod, measure: bool
+    found: ClassifiedUnit, data: Sequence[memoryview], method: CodingMethod, level: int | None
 ) -> tuple[list[EncodedUnit], ClassFigures]:
-    """The unit coded by `method`, and its size by each coder."""
-    sizes: dict[CodingMethod, int] = {}
-    chosen: list[EncodedUnit] = []
-    name = TensorClass.OTHER
-    for each in CodingMethod:
-        # zstd may replace the entropy coder where it is smaller
-        is_rival = each is CodingMethod.ZSTD and method is CodingMethod.ENTROPY
-        if not (measure or each is method or is_rival):
-            continue
-        packed = _encode_by(found, data, each)
-        sizes[each] = sum(item.coded.entropy_bytes for item in packed)
-        if len(sizes) == 1 and each is not CodingMethod.ZSTD:  # zstd does not tell classes
-            name = found.unit.tensor_class(packed[0].coded)
-        if each is method or (is_rival and _packed_bytes(packed) < _packed_bytes(chosen)):
-            chosen = packed
+    """The unit coded by `method`, and its size by each coder.
+
+    Args:
+        found: the unit.
+        data: the bytes of its payloads.
+        method: the coder; zstd may replace the entropy coder where it is smaller.
+        level: of zstd, for its figure; None: no figures.
+    """
+    packed = {
+        each: _encode_by(found, data, each)
+        for each in CodingMethod
+        if each is method or (level is not None and each is not CodingMethod.ZSTD)
+    }
+    chosen, (first, *_) = packed[method], next(iter(packed.values()))
+    if method is CodingMethod.ENTROPY and _zstd_may_win(found, data, first.coded):
+        chosen = min(chosen, _encode_by(found, data, CodingMethod.ZSTD), key=_packed_bytes)
+    # zstd does not tell classes
+    is_told = method is not CodingMethod.ZSTD or level is not None
+    name = found.unit.tensor_class(first.coded) if is_told else TensorClass.OTHER
     nbytes = sum(map(len, data))
     dense = nbytes if found.float32_bytes is None else found.float32_bytes
     figures = ClassFigures(name.value, found.tensors, dense, nbytes, packed=_packed_bytes(chosen))
-    if measure:
-        figures.huffman = sizes[CodingMethod.HUFFMAN]
-        figures.entropy = sizes[CodingMethod.ENTROPY]
-        figures.zstd = sizes[CodingMethod.ZSTD]
+    if level is not None:
+        figures.huffman = _packed_bytes(packed[CodingMethod.HUFFMAN])
+        figures.entropy = sum(item.coded.entropy_bytes for item in packed[CodingMethod.ENTROPY])
+        figures.zstd = sum(
+            min(len(plane), len(coders.zstd(plane, level))) for plane in _planes(found, data)
+        )
         figures.bound = _bound(found, data, name)
     return chosen, figures
+
+
+def _zstd_may_win(found: ClassifiedUnit, data: Sequence[memoryview], entropy: CodedStream) -> bool:
+    """Whether zstd is expected to be smaller than the entropy coder."""
+    if found.unit.kind is CodedUnitKind.PLAIN and entropy.head[0] == ElementCoding.BYTES:
+        return False  # zstd was tried on each plane
+    expected = sum(min(len(plane), expected_zstd(plane)) for plane in _planes(found, data))
+    return expected < entropy.nbytes
+
+
+def _planes(found: ClassifiedUnit, data: Sequence[memoryview]) -> Iterator[memoryview]:
+    """The byte planes of the unit as plain elements: what zstd gets."""
+    for unit, own in _plain(found, data):
+        for plane in byte_planes(unit.array(own), unit.elements):
+            yield plane.data
 
 
 def _encode_by(
@@ -244,13 +271,19 @@ def _encode_by(
 ) -> list[EncodedUnit]:
     if method is not CodingMethod.ZSTD:
         return [EncodedUnit(found.unit, found.unit.coded(data, method), _checksum(data))]
+    return [
+        EncodedUnit(unit, encode_bytes(unit.array(own), unit.elements, method), _checksum(own))
+        for unit, own in _plain(found, data)
+    ]
+
+
+def _plain(
+    found: ClassifiedUnit, data: Sequence[memoryview]
+) -> Iterator[tuple[CodedUnit, Sequence[memoryview]]]:
+    """The unit as units of plain elements, each with the bytes of its payloads."""
     by_payload = dict(zip(found.unit.payloads, data, strict=True))
-    packed = []
     for unit in found.unit.plain([len(item) for item in data]):
-        own = [by_payload[index] for index in unit.payloads]
-        coded = encode_bytes(unit.array(own), unit.elements, method)
-        packed.append(EncodedUnit(unit, coded, _checksum(own)))
-    return packed
+        yield unit, [by_payload[index] for index in unit.payloads]
 
 
 def _checksum(data: Iterable[memoryview]) -> int:
@@ -271,27 +304,17 @@ def _bound(found: ClassifiedUnit, data: Sequence[memoryview], kind: TensorClass)
         return _bound_of_others(unit.values(data), unit.rows * unit.columns, unit)
     array = unit.array(data)
     if unit.elements.alphabet:
-        return _entropy_bytes(array)
+        return order0_bytes(array)
     if kind is TensorClass.TABLE:
-        return _from_counts(np.unique(array, return_counts=True)[1])
+        return order0_of(np.unique(array, return_counts=True)[1])
     return _bound_of_others(array[array != 0], array.size, unit)
 
 
 def _bound_of_others(others: np.ndarray, count: int, unit: CodedUnit) -> int:
-    mask_bytes = _from_counts(np.array([others.size, count - others.size]))
+    mask_bytes = order0_of(np.array([others.size, count - others.size]))
     if distinct(others, rotated=False) is not None:
-        return mask_bytes + _from_counts(np.unique(others, return_counts=True)[1])
-    return mask_bytes + sum(_entropy_bytes(plane) for plane in byte_planes(others, unit.elements))
-
-
-def _entropy_bytes(symbols: np.ndarray) -> int:
-    return _from_counts(np.bincount(symbols, minlength=256))
-
-
-def _from_counts(counts: np.ndarray) -> int:
-    known = counts[counts > 0]
-    total = int(known.sum())
-    return math.ceil(float((known * np.log2(total / known)).sum()) / 8) if total else 0
+        return mask_bytes + order0_of(np.unique(others, return_counts=True)[1])
+    return mask_bytes + sum(order0_bytes(plane) for plane in byte_planes(others, unit.elements))
 
 
 def _graph_figures(rest: bytes, packed: int, measure: bool) -> ClassFigures:
@@ -301,7 +324,7 @@ def _graph_figures(rest: bytes, packed: int, measure: bool) -> ClassFigures:
         figures.huffman = len(coders.huffman(rest))
         figures.zstd = len(coders.zstd(rest))
         figures.entropy = encode_symbols(symbols, 256, CodingMethod.ENTROPY).entropy_bytes
-        figures.bound = _entropy_bytes(symbols)
+        figures.bound = order0_bytes(symbols)
     return figures
 
 

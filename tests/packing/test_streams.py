@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.errors import ModelError
-from onnxslim.packing.adaptive import Blend, code_flat, code_lines, code_mask
-from onnxslim.packing.coders import RangeReader, RangeWriter
+from onnxslim.packing import coders
+from onnxslim.packing.adaptive import Blend, code_flat, code_lines, code_mask, count_lines
+from onnxslim.packing.coders import BitCounter, RangeReader, RangeWriter
 from onnxslim.packing.elements import (
     ElementCoding,
     Elements,
@@ -99,6 +100,49 @@ def test_a_distribution_for_each_line(
     found = np.zeros_like(symbols)
     code_lines(RangeReader(writer.finish()), found, lengths, alphabet, blend)
     np.testing.assert_array_equal(found, symbols)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 60), st.integers(1, 300))
+def test_what_is_counted_is_what_is_written(seed: int, rows: int, columns: int) -> None:
+    codes = pruned(seed, rows, columns)
+    lengths, mask = np.full(rows, columns), (codes != 3).astype(np.uint8)
+    flat = codes.reshape(-1)
+    counted = count_lines(flat, lengths, 8, 7, (0, 4, 32))
+    for blend, nbytes in counted.items():
+        writer = RangeWriter()
+        code_lines(writer, flat, lengths, 8, blend)
+        assert len(writer.finish()) == pytest.approx(nbytes, rel=1e-3, abs=8)
+    for encode in (
+        lambda coder: code_flat(coder, flat, 8, 6),
+        lambda coder: code_mask(coder, mask, int(mask.sum()), 16),
+        lambda coder: coder.code(flat, np.arange(1, 8 * flat.size + 1).reshape(-1, 8)),
+    ):
+        writer, counter = RangeWriter(), BitCounter()
+        encode(writer)
+        encode(counter)
+        assert len(writer.finish()) == pytest.approx(counter.nbytes, rel=1e-3, abs=8)
+
+
+@pytest.mark.parametrize("repeats", [False, True], ids=["independent codes", "repeated codes"])
+def test_the_best_level_of_zstd_is_tried_where_it_can_win(
+    repeats: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, tried = 1 << 18, []
+    codes = np.random.default_rng(0).binomial(31, 0.5, size).astype(np.uint8)
+    if repeats:
+        codes[size // 2 :] = codes[: size // 2]
+    zstd = coders.zstd
+
+    def recorded(data: bytes, level: int | None = None) -> bytes:
+        tried.append((len(data), level))
+        return zstd(data, level)
+
+    monkeypatch.setattr(coders, "zstd", recorded)
+    coded = encode_symbols(codes, 32, CodingMethod.ENTROPY, weights=size)
+    assert ((size, None) in tried) is repeats
+    assert (coded.head[0] == StreamCoding.ZSTD) is repeats
+    np.testing.assert_array_equal(decode_symbols(source(coded), size, 32), codes)
 
 
 def test_uneven_columns_are_coded_below_the_order_0_entropy() -> None:
