@@ -1,4 +1,4 @@
-"""Write `docs/passes/*.md` from the passes' own docstrings and options.
+"""Write `docs/passes/*.md` from docstrings and options of passes, and the JSON Schema of a report.
 
 `python docs/build.py` writes; `python docs/build.py --check` fails when a page is not up to date.
 """
@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 
 from onnxslim.pipeline import registry
 from onnxslim.pipeline.passes import Pass, Preset
+from onnxslim.render.json_form import SCHEMA_VERSION, ReportForm
 
 FOLDER = Path(__file__).parent / "passes"
+SCHEMA = Path(__file__).with_name("report.schema.json")
 
 
 def page(rewrite: type[Pass]) -> str:
@@ -72,11 +77,37 @@ def pages() -> dict[Path, str]:
     return found
 
 
+def schema() -> dict[str, Any]:
+    """The JSON Schema of what `--report run.json` writes."""
+    found = msgspec.json.schema(ReportForm)
+    definitions = _with_strings_for_infinity(found["$defs"])
+    definitions["ReportForm"]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
+    definitions["Number"] = {
+        "anyOf": [{"type": "number"}, {"enum": ["Infinity", "-Infinity", "NaN"]}]
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Report of onnxslim",
+        "$ref": found["$ref"],
+        "$defs": definitions,
+    }
+
+
+def _with_strings_for_infinity(schema: Any) -> Any:
+    if schema == {"type": "number"}:
+        return {"$ref": "#/$defs/Number"}
+    if isinstance(schema, dict):
+        return {key: _with_strings_for_infinity(value) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_with_strings_for_infinity(value) for value in schema]
+    return schema
+
+
 @click.command()
 @click.option("--check", is_flag=True, help="Only see whether the pages are up to date.")
 def main(check: bool) -> None:
-    """Write the pages of all passes."""
-    wanted = pages()
+    """Write the pages of all passes, and the schema of a report."""
+    wanted = {**pages(), SCHEMA: json.dumps(schema(), indent=2) + "\n"}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     extra = [path for path in FOLDER.glob("*.md") if path not in wanted]
     if check:

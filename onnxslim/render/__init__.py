@@ -1,9 +1,10 @@
 """Figures as text for people, and as data for programs.
 
-units    bytes, counts and times as words
-timing   two models timed in turn, as words
-tables   tables for a console, pipe or file of a given width
-text     a report as text
-json     a report as JSON
-formats  the files that --report writes, by suffix
+units      bytes, counts and times as words
+timing     two models timed in turn, as words
+tables     tables for a console, pipe or file of a given width
+text       a report as text
+json_form  the keys of a report as JSON, and what each holds
+json       a report as JSON
+formats    the files that --report writes, by suffix
 """

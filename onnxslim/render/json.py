@@ -9,8 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
+from typing import cast
 
+from onnxslim.render.json_form import (
+    SCHEMA_VERSION,
+    FidelityName,
+    FileForm,
+    PairForm,
+    PartForm,
+    ReportForm,
+    StepForm,
+)
 from onnxslim.report import (
     Drift,
     FileReport,
@@ -28,46 +38,60 @@ Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
 
 def report_to_json(report: Report) -> dict[str, Json]:
     """The report as plain data, as `--report` writes it; infinities and NaN are strings."""
-    data: dict[str, Json] = {
+    form: ReportForm = {
+        "schema_version": SCHEMA_VERSION,
         "onnxslim": VERSION,
         "command": report.command,
-        "versions": dict(report.versions),
+        "versions": report.versions,
         "input": {"path": report.before.path, "sha256": report.before.sha256},
         "output": {"path": report.after.path, "sha256": report.after.sha256},
-        "passes": [_step_json(step) for step in report.steps],
-        "before": _file_json(report.before),
-        "after": _file_json(report.after),
-        "latency": pair_json(report.latency),
+        "passes": [_step(step) for step in report.steps],
+        "before": _file(report.before),
+        "after": _file(report.after),
+        "latency": _pair(report.latency),
         "verified_on": report.verified_on,
         "timed_on": report.timed_on,
-        "record": asdict(report.record) if report.record else None,
-        "notes": list(report.notes),
-        "floors_missed": list(report.floors_missed),
+        "record": report.record,
+        "notes": report.notes,
+        "floors_missed": report.floors_missed,
         "has_default_floors": report.has_default_floors,
-        "not_judged_on_real_data": list(report.unjudged),
+        "not_judged_on_real_data": report.unjudged,
         "seconds": report.seconds,
         "error": asdict(report.error) if report.error else None,
     }
-    return {key: _finite(value) for key, value in data.items()}
+    return {key: _plain(value) for key, value in form.items()}
 
 
 def json_text(data: Json) -> str:
     """`data` as JSON text; infinities and NaN become strings."""
-    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def figures_json(figures: Stats | Latency | None) -> Json:
     """Figures under their own names, run times in milliseconds; null when nothing was measured."""
-    return None if figures is None else asdict(figures)
+    return _plain(figures)
 
 
 def pair_json(pair: LatencyPair | None) -> Json:
     """Two models timed in turn; with `ratio` above 1 the second is faster."""
+    return _plain(_pair(pair))
+
+
+def drifts_json(drifts: Mapping[str, Drift]) -> Json:
+    """Drift by output name."""
+    return _plain(drifts)
+
+
+def _file(file: FileReport) -> FileForm:
+    return {"stats": file.stats, "latency_ms": file.latency, "accuracy": file.accuracy}
+
+
+def _pair(pair: LatencyPair | None) -> PairForm | None:
     if pair is None:
         return None
     return {
-        "before_ms": figures_json(pair.before),
-        "after_ms": figures_json(pair.after),
+        "before_ms": pair.before,
+        "after_ms": pair.after,
         "ratio": pair.ratio,
         "ratio_low": pair.low,
         "ratio_high": pair.high,
@@ -76,55 +100,45 @@ def pair_json(pair: LatencyPair | None) -> Json:
     }
 
 
-def drifts_json(drifts: Mapping[str, Drift]) -> Json:
-    """Drift by output name."""
-    return {name: asdict(drift) for name, drift in drifts.items()}
-
-
-def _file_json(file: FileReport) -> Json:
-    return {
-        "stats": figures_json(file.stats),
-        "latency_ms": figures_json(file.latency),
-        "accuracy": file.accuracy,
-    }
-
-
-def _step_json(step: StepReport) -> Json:
+def _step(step: StepReport) -> StepForm:
     comparison = step.comparison
     return {
-        **_done_json(step),
+        **_part(step),
         "committed": step.committed,
-        "parts": [_done_json(part) for part in step.parts] if len(step.parts) > 1 else [],
-        "stats": figures_json(step.stats),
-        "latency_ms": figures_json(step.latency.after if step.latency else None),
-        "latency": pair_json(step.latency),
+        "parts": [_part(part) for part in step.parts] if len(step.parts) > 1 else [],
+        "stats": step.stats,
+        "latency_ms": step.latency.after if step.latency else None,
+        "latency": _pair(step.latency),
         "resolved": step.resolved or step.spec,
         "why_not_committed": step.why_not_committed,
         "why_partly": step.why_partly,
         "floor_missed": step.floor_missed,
         "loss_bound": step.loss_bound,
-        "drift_previous": drifts_json(comparison.previous) if comparison else None,
-        "drift_original": drifts_json(comparison.original) if comparison else None,
+        "drift_previous": comparison.previous if comparison else None,
+        "drift_original": comparison.original if comparison else None,
         "accuracy": step.accuracy,
     }
 
 
-def _done_json(done: StepReport | PartReport) -> dict[str, Json]:
+def _part(part: StepReport | PartReport) -> PartForm:
     return {
-        "spec": done.spec,
-        "seconds": done.seconds,
-        "fidelity": done.fidelity.name,
-        "changes": [{"node": change.node, "what": change.what} for change in done.changes],
-        "skips": [{"node": skip.node, "why": skip.why} for skip in done.skips],
-        "untouched": done.untouched,
+        "spec": part.spec,
+        "seconds": part.seconds,
+        "fidelity": cast("FidelityName", part.fidelity.name),
+        "changes": [{"node": change.node, "what": change.what} for change in part.changes],
+        "skips": [{"node": skip.node, "why": skip.why} for skip in part.skips],
+        "untouched": part.untouched,
     }
 
 
-def _finite(data: Json) -> Json:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_finite(value) for value in data]
+def _plain(data: object) -> Json:
+    """Dictionaries, lists and scalars; of a dataclass, its fields."""
+    if is_dataclass(data) and not isinstance(data, type):
+        return _plain(asdict(data))
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
     if isinstance(data, float) and not math.isfinite(data):
         return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
-    return data
+    return cast("Json", data)

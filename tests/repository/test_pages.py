@@ -17,12 +17,12 @@ MAX_COLUMNS = 140
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a page that are neither code, nor table, nor a link's target."""
+    """The numbered lines of a page that are neither code, table, link's target nor one quote."""
     fenced = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("```"):
             fenced = not fenced
-        elif not fenced and not line.lstrip().startswith(("|", "<!--", "[")):
+        elif not fenced and not re.match(r"\s*(\||<!--|\[|(`+)[^\n]*\2$)", line):
             yield number, line
 
 
