@@ -57,7 +57,7 @@ def report_to_json(report: Report) -> dict[str, Json]:
         "has_default_floors": report.has_default_floors,
         "not_judged_on_real_data": report.unjudged,
         "seconds": report.seconds,
-        "error": asdict(report.error) if report.error else None,
+        "error": report.error,
     }
     return {key: _plain(value) for key, value in form.items()}
 

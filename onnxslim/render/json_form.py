@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, TypedDict
 
-from onnxslim.report import Drift, Latency, RunRecord, Stats
+from onnxslim.report import Drift, Failure, Latency, RunRecord, Stats
 
 SCHEMA_VERSION: Final = 1
 
@@ -116,3 +116,4 @@ class ReportForm(TypedDict):
     has_default_floors: bool
     not_judged_on_real_data: list[str]
     seconds: float
+    error: Failure | None

@@ -17,6 +17,7 @@ from onnxslim.render.json import report_to_json
 from onnxslim.report import (
     Comparison,
     Drift,
+    Failure,
     FileReport,
     Latency,
     LatencyPair,
@@ -63,6 +64,7 @@ def full_report() -> Report:
     return Report(
         "onnxslim model.onnx", {"onnx": "1"}, file, file, [step], "calibration", "image 1x1",
         ["a note"], ["a floor"], True, ["a step"], pair, 1.0, record,
+        Failure("FloorMissed", 4, "left out"),
     )  # fmt: skip
 
 
