@@ -21,6 +21,7 @@ from onnxslim.commands.console import complain, say
 from onnxslim.commands.failures import INTERRUPTED, TERMINATED, failure_of, received
 from onnxslim.errors import UsageError
 from onnxslim.limits import STARTING_BYTES
+from onnxslim.pipeline.other_words import pipeline_for
 
 
 class _Commands(click.Group):
@@ -84,7 +85,7 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" See `{context.command_path} --help`." if context else ""
-        complain(error.format_message() + hint)
+        complain(_with_meant_pass(error) + hint)
         return UsageError.exit_code
     except click.Abort:
         complain("interrupted.")
@@ -95,6 +96,14 @@ def run(arguments: list[str]) -> int:
             complain(failure.message)
         return failure.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _with_meant_pass(error: click.ClickException) -> str:
+    """The sentence of `error`; of an unknown option such as `--int8`, with the pass it is here."""
+    pipeline = pipeline_for(error.option_name) if isinstance(error, click.NoSuchOption) else None
+    if pipeline is None:
+        return error.format_message()
+    return f"{error.message} That is done by passes here: `--passes {pipeline}`."
 
 
 def _is_verbose(arguments: list[str]) -> bool:

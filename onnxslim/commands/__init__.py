@@ -8,9 +8,11 @@ exits        show where a classifier can be left early
 sensitivity  try a pass on each layer alone
 compare      compare two models
 bench        time models in turn
+explain      say why something was or was not done, from a report
 pack         write a packed file
 unpack       write the model of a packed file
 demo         make a bundled model smaller in several ways
+help         show the help of a command or the page of a pass
 
 arguments    options that several subcommands share
 files        files that commands write
@@ -33,8 +35,10 @@ COMMANDS: Mapping[str, str] = {
     "sensitivity": "Measure how far a pass on one layer or channel group alone moves the outputs.",
     "compare": "Compare drift, bytes and latency of two models.",
     "bench": "Time models in turn; show latency with its spread.",
+    "explain": "Say later why something was or was not done, from a report alone.",
     "pack": "Pack a model into one small file for storage and transfer.",
     "unpack": "Unpack a packed file into the same model, to the byte.",
     "demo": "Make a bundled trained model smaller in several ways, and measure each.",
+    "help": "Show the help of a command, or the page of a pass.",
 }
 """Name of a subcommand -> its line in `onnxslim --help`, which imports no subcommand."""

@@ -34,6 +34,7 @@ from onnxslim.commands.files import check_output, check_report, write_report
 from onnxslim.commands.streams import STREAM, source_of, target_of
 from onnxslim.errors import FloorMissed, StepIdle, UsageError
 from onnxslim.pipeline.floors import check_measured
+from onnxslim.pipeline.other_words import command_for, pipeline_for
 from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.recipe import (
     GOALS,
@@ -231,6 +232,7 @@ def _one_model(models: Sequence[str], named_output: str | None) -> tuple[str, st
         UsageError: there are more models, or no place for the output can be derived.
     """
     if len(models) > 2:
+        _check_exists(Path(models[0]))
         raise UsageError(
             f"{len(models)} files are given: a model and its output are two. To run several "
             "models, give --out-dir DIR."
@@ -414,8 +416,7 @@ def _check_request(model: Path | bytes, output: Path, wanted: _Wanted) -> None:
     """Refuse a request that cannot succeed before the run, not after it."""
     settings, source = wanted.settings, model if isinstance(model, Path) else output
     if isinstance(model, Path):
-        if not model.exists():
-            raise UsageError(f"There is no file `{model}`.{_meant_command(model)}")
+        _check_exists(model)
         check_output(output, model, overwrite=wanted.overwrite)
     elif output.exists():
         check_output(output, Path(STREAM), overwrite=wanted.overwrite)
@@ -428,6 +429,19 @@ def _check_request(model: Path | bytes, output: Path, wanted: _Wanted) -> None:
     )
 
 
+def _check_exists(model: Path) -> None:
+    if not model.exists():
+        raise UsageError(f"There is no file `{model}`.{_meant_command(model)}")
+
+
 def _meant_command(model: Path) -> str:
-    name = closest(str(model), COMMANDS)
-    return f" Did you mean the command `onnxslim {name}`?" if name else ""
+    """What a name that is no file was meant for: a command or a pass, by any name."""
+    from onnxslim.pipeline import registry
+
+    word = str(model)
+    command = command_for(word)
+    pipeline = word if word in registry.names() else pipeline_for(word)
+    if command is None and pipeline is not None:
+        return f" That is done by passes here: `onnxslim MODEL --passes {pipeline}`."
+    command = command or closest(word, COMMANDS)
+    return f" Did you mean the command `onnxslim {command}`?" if command else ""

@@ -8,6 +8,7 @@ layer_filter  the options `only` and `skip`, and the layers that they select
 rewrite_pass  passes of many rewrites, each of which can be left out
 raising       an opset raised inside a pass, and the proof of it
 registry      passes by name, those of other distributions included
+other_words   what passes and commands are called elsewhere
 suggest       the closest name to a misspelt one
 grammar       the text of a pipeline, parsed
 recipe        a pipeline and the settings of a run in a TOML file

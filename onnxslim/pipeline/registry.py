@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 
 from onnxslim.errors import UsageError, is_out_of_memory
+from onnxslim.pipeline.other_words import pipeline_for
 from onnxslim.pipeline.passes import Pass
 from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import Fidelity
@@ -78,10 +79,9 @@ def get(name: str) -> type[Pass]:
     """
     entries = _entries().get(name, ())
     if not entries:
-        raise UsageError(
-            f"There is no pass `{name}`.{did_you_mean(name, _entries())} "
-            "`onnxslim passes` lists all."
-        )
+        known = pipeline_for(name)
+        hint = f" Here it is called `{known}`." if known else did_you_mean(name, _entries())
+        raise UsageError(f"There is no pass `{name}`.{hint} `onnxslim passes` lists all.")
     if len(entries) > 1:
         owners = " and ".join(f"{entry.owner} (`{entry.target}`)" for entry in entries)
         raise UsageError(

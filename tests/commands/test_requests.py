@@ -11,7 +11,9 @@ import pytest
 from tiny_models import TINY
 
 from onnxslim import cli
-from onnxslim.pipeline import registry
+from onnxslim.commands import COMMANDS
+from onnxslim.pipeline import other_words, registry
+from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.passes import Pass
 from onnxslim.records import Fidelity
 
@@ -79,3 +81,54 @@ def test_a_pass_that_needs_samples_asks_for_them_before_any_work(
 def test_a_pass_that_can_do_without_samples_runs(model: Path, pipeline: str) -> None:
     assert run(model, "--passes", pipeline, "--no-latency") in (0, 4)
     assert model.with_name("model.slim.onnx").exists()
+
+
+# ------------------------------------------------------------------- words of other tools
+
+
+@pytest.mark.parametrize("word", sorted(other_words.PIPELINES))
+def test_words_of_other_tools_are_answered_with_a_pipeline(word: str, capsys: Said) -> None:
+    pipeline = str(parse_pipeline(other_words.PIPELINES[word]))
+    assert word not in registry.names()
+    assert run(word, "model.onnx") == 2
+    assert f"`onnxslim MODEL --passes {pipeline}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", sorted(other_words.COMMANDS))
+def test_words_of_other_tools_are_answered_with_a_command(word: str, capsys: Said) -> None:
+    assert word not in COMMANDS
+    assert run(word.upper(), "model.onnx", "b.onnx") == 2
+    said = capsys.readouterr().err
+    assert f"Did you mean the command `onnxslim {other_words.COMMANDS[word]}`?" in said
+    assert other_words.COMMANDS[word] in COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--int8",), "That is done by passes here: `--passes quantize-int8`."),
+        (("--passes", "fp16"), "Here it is called `convert-fp16`."),
+        (("--passes", "simplify,Prune_Filters"), "Here it is called `prune-channels`."),
+    ],
+)
+def test_words_of_other_tools_are_known_as_options_and_passes(
+    model: Path, arguments: tuple[str, ...], part: str, capsys: Said
+) -> None:
+    assert run(model, *arguments) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_a_pass_given_as_a_command_is_answered_with_the_way_to_run_it(capsys: Said) -> None:
+    assert run("prune-channels", "model.onnx") == 2
+    assert "`onnxslim MODEL --passes prune-channels`" in capsys.readouterr().err
+
+
+def test_help_shows_commands_and_passes(capsys: Said) -> None:
+    assert run("help") == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert run("help", "bench") == 0
+    assert capsys.readouterr().out.startswith("Usage: onnxslim bench")
+    assert run("help", "fuse-pad") == 0
+    assert capsys.readouterr().out.startswith("fuse-pad\n")
+    assert run("help", "int8") == 2
+    assert "`quantize-int8`" in capsys.readouterr().err
