@@ -34,7 +34,7 @@ Declines when:
     3. There is no tensor that all paths from the inputs to the scores pass through, with work
        behind it that no other output needs.
     4. Control flow (If, Loop, Scan) already decides at run time which nodes are computed.
-    5. The model is older than opset 11.
+    5. The model is older than opset 11 and cannot be raised (see `raise-opset`).
     6. Leaving early saves no latency, as timed, or an exit costs samples that never leave more than
        `worst` allows.
 
@@ -61,7 +61,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.exits.candidates import scores_named
 from onnxslim.exits.nested_ifs import BatchMode
-from onnxslim.exits.operators import Confidence
+from onnxslim.exits.operators import MIN_OPSET, Confidence
 from onnxslim.exits.planning import ExitPlan
 from onnxslim.exits.promises import (
     AccuracyPromise,
@@ -75,6 +75,7 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.raising import run_raised
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.services.calibration import Calibration
 
@@ -189,6 +190,9 @@ class InjectExits(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Choose exits, confirm them on held-out samples, and insert them."""
+        return run_raised(graph, context, MIN_OPSET, "exits", self._injected)  # declines 5
+
+    def _injected(self, graph: gs.Graph, context: Context) -> PassResult:
         injection = ExitInjection(Rewriter(graph), context, self._request(context))
         result = injection.run()
         is_settled = self.at and (self.threshold or self.mode == "anytime") and self.worst is None

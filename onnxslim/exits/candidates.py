@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.errors import NotApplicable
 from onnxslim.exits.heads import Distillation, FittedHead, fit_heads, head_trials, poolings
 from onnxslim.exits.nested_ifs import BatchMode, Exit, ExitOptions, with_exits
-from onnxslim.exits.operators import MIN_OPSET, Confidence, Head, NodeBuilder, ScoreForm
+from onnxslim.exits.operators import Confidence, Head, NodeBuilder, ScoreForm
 from onnxslim.exits.points import (
     Dim,
     ExitPoint,
@@ -82,11 +82,6 @@ def scores_named(graph: gs.Graph, name: str | None) -> list[gs.Tensor]:
     Raises:
         NotApplicable: there is none, or the output `name` is none; saying why.
     """
-    if int(graph.opset) < MIN_OPSET:
-        raise NotApplicable(
-            f"exits need opset {MIN_OPSET} and the model has {graph.opset}: convert it first, "
-            "for example with `onnx.version_converter.convert_version(model, 17)`"
-        )
     fitting = score_outputs(graph)
     known = ", ".join(f"`{tensor.name}`" for tensor in graph.outputs)
     if name is not None:

@@ -6,7 +6,7 @@ problem.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import numpy as np
@@ -24,18 +24,15 @@ from onnxslim.codebook.weight import (
     TableGranularity,
     codebook_for_layer,
 )
-from onnxslim.errors import NotApplicable
-from onnxslim.graph.clone import adopt, clone_graph
 from onnxslim.graph.ir import Constant, StoredSparse, node_label
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.io.model import Model
 from onnxslim.lossy.codebooks import Codebook
 from onnxslim.lossy.layer_pass import LayerPass, error_words, share_of
 from onnxslim.lossy.problems import Problem, assign
 from onnxslim.packing.radix import packed_bytes
 from onnxslim.pipeline.passes import Context
-from onnxslim.pipeline.raising import raise_for
-from onnxslim.records import Fidelity, PassResult, Skip
+from onnxslim.pipeline.raising import run_raised
+from onnxslim.records import Fidelity, PassResult
 from onnxslim.render.units import bytes_text
 from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.threads import threads_for
@@ -129,19 +126,7 @@ class CodebookPass(LayerPass):
         if opset is None or opset >= MANY_TABLES:
             return self._replaced(graph, context)
         least = self._needed_opset(graph)
-        if opset >= least:
-            return self._replaced(graph, context)
-        copy = Model.of(clone_graph(graph)) if context.model is None else context.model.clone()
-        try:
-            raised = raise_for(copy, least, "codebooks", context)
-        except NotApplicable as reason:
-            return PassResult(skips=(Skip(graph.name, str(reason)),))
-        own = None if context.model is None else copy
-        result = self._replaced(copy.graph, replace(context, model=own))
-        if raised is None or not result.changed:
-            return result
-        adopt(graph, copy.graph)
-        return replace(result, changes=(raised, *result.changes))
+        return run_raised(graph, context, least, "codebooks", self._replaced)
 
     def _needed_opset(self, graph: gs.Graph) -> int:
         """The opset that codes of the selected layers take, as far as they can pay."""

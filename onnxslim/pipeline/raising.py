@@ -6,13 +6,18 @@ before the pass goes on: a fault in it cannot hide behind the error that the pas
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.clone import adopt
+from onnxslim.graph.clone import adopt, clone_graph
 from onnxslim.graph.opset import raise_opset
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline.passes import Context
-from onnxslim.records import Change
+from onnxslim.records import Change, PassResult, Skip
 
 
 def raise_proven(model: Model, target: int, context: Context) -> tuple[Change, ...]:
@@ -80,3 +85,37 @@ def raise_for(model: Model, target: int, needs: str, context: Context) -> Change
     except NotApplicable as reason:
         raise NotApplicable(f"{needs} need opset {target}; {reason}") from reason
     return Change(model.graph.name, f"opset raised from {before} to {target}: {needs} need it")
+
+
+def run_raised(
+    graph: gs.Graph,
+    context: Context,
+    target: int,
+    needs: str,
+    run: Callable[[gs.Graph, Context], PassResult],
+) -> PassResult:
+    """What `run` does to `graph`, brought to opset `target` first where it is older.
+
+    The graph stays as it is where it cannot be raised, which is said, and where `run` changes
+    nothing.
+
+    Args:
+        graph: the graph to change.
+        context: of the pass.
+        target: the opset to reach.
+        needs: what needs it, in words, in the plural.
+        run: the pass, given a graph of that opset and a context with its model.
+    """
+    before = graph.opset_of("")
+    if before is None or before >= target:
+        return run(graph, context)
+    copy = Model.of(clone_graph(graph)) if context.model is None else context.model.clone()
+    try:
+        raised = raise_for(copy, target, needs, context)
+    except NotApplicable as reason:
+        return PassResult(skips=(Skip(graph.name, str(reason)),))
+    result = run(copy.graph, replace(context, model=context.model and copy))
+    if not result.changed:
+        return result
+    adopt(graph, copy.graph)
+    return replace(result, changes=(*([raised] if raised else ()), *result.changes))

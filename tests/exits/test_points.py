@@ -179,12 +179,6 @@ def test_scores_may_have_further_axes_of_one() -> None:
     assert names(net(nodes, weights, ["N", 3, 4, 4])) == ["h"]
 
 
-def test_old_models_are_refused_with_what_to_do() -> None:
-    text = '<opset_import: ["" : 10]> g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }'
-    with pytest.raises(NotApplicable, match=r"opset 11 and the model has 10.*convert_version"):
-        scores_named(loaded(parse(text)).graph, None)
-
-
 def test_control_flow_on_the_way_is_refused() -> None:
     text = """
         <opset_import: ["" : 17]>

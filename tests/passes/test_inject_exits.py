@@ -202,6 +202,16 @@ def test_the_way_of_a_batch_is_an_option(batch: BatchMode) -> None:
     assert ("ScatterND" in operators(model)) == (batch is BatchMode.SPLIT)
 
 
+@pytest.mark.parametrize("opset", [7, 9])
+def test_an_older_model_is_raised(opset: int) -> None:
+    source = classifier(opset=opset)
+    model, reports = injected(source, X, "inject-exits:at=r1:threshold=0.6")
+    check_model(model)
+    assert whats(reports)[0] == f"opset raised from {opset} to 11: exits need it"
+    assert "If" in operators(model)
+    assert agreement(model, source) > 0.5
+
+
 # ------------------------------------------------------------------- declines
 
 
