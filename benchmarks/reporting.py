@@ -6,10 +6,13 @@ and `<!-- end -->`, and is made anew from its result; without one it stays as it
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +52,8 @@ def saved(
 ) -> list[Found]:
     """Print each row, and save all so far after it: one that fails late costs no other.
 
+    Several processes may add to one result at a time where `replacing` tells rows apart.
+
     Args:
         name: of the result; None prints only.
         rows: usually a generator that measures.
@@ -57,18 +62,34 @@ def saved(
             which they are the same, and all others stay. Without any the file begins anew.
         about: what else the file says, before the rows.
     """
-    old = read(name) if name is not None and replacing else None
-    found: list[Found] = [*old[key]] if old is not None else []
+    found: list[Found] = []
     for row in rows:
-        places = [at for at, was in enumerate(found) if all(was[k] == row[k] for k in replacing)]
-        if replacing and places:
-            found[places[0]] = row
-        else:
-            found.append(row)
         CONSOLE.print(row, soft_wrap=True)
-        if name is not None:
-            save(name, {**about, key: found})
+        with _alone():
+            # another process may have written since
+            old = read(name) if name is not None and replacing else None
+            found = list(old[key]) if old is not None else found
+            same = (all(was[k] == row[k] for k in replacing) for was in found)
+            place = next((at for at, is_same in enumerate(same) if is_same), None)
+            if replacing and place is not None:
+                found[place] = row
+            else:
+                found.append(row)
+            if name is not None:
+                save(name, {**about, key: found})
     return found
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other processes from adding to a result until this one has."""
+    RESULTS.mkdir(exist_ok=True)
+    folder = os.open(RESULTS, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)  # which gives up the lock
 
 
 def read(name: str) -> dict[str, Any] | None:

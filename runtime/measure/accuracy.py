@@ -27,6 +27,7 @@ from typing import SupportsFloat
 import numpy as np
 
 from onnxslim.errors import UsageError
+from onnxslim.io.model import Model
 from onnxslim.runtime.measure.workload import batch_size
 from onnxslim.runtime.samples import user_function
 from onnxslim.runtime.samples.sources import SampleSource, open_samples
@@ -48,11 +49,12 @@ class Evaluation:
     samples: Samples | None = None
     metric: Callable[..., object] | None = None
 
-    def score(self, session: Session, *, alone: bool = False) -> float:
+    def score(self, session: Session, *, model: Model | None = None, alone: bool = False) -> float:
         """Accuracy of the model behind `session`.
 
         Args:
             session: the model.
+            model: the same model, whose activations bound the samples of one run.
             alone: whether to run samples one by one.
 
         Raises:
@@ -63,7 +65,7 @@ class Evaluation:
         if self.metric is not None:
             return _number(user_function.call(self.metric, self.name, session.run_all), self.name)
         assert self.samples is not None
-        return top1(session, self.samples, alone=alone)
+        return top1(session, self.samples, model=model, alone=alone)
 
     def scored_output(self, session: Session) -> str | None:
         """Name of the output that labels are held against; None without labels."""
@@ -107,8 +109,10 @@ def _metric(source: EvaluationSource) -> tuple[str, Callable[..., object]] | Non
     return None
 
 
-def top1(session: Session, samples: Samples, *, alone: bool = False) -> float:
-    """Share of samples whose label has the highest score.
+def top1(
+    session: Session, samples: Samples, *, model: Model | None = None, alone: bool = False
+) -> float:
+    """Share of samples whose label has the highest score; for the arguments see `Evaluation.score`.
 
     Scores are the first float output with one row of two or more entries for each sample.
 
@@ -116,7 +120,7 @@ def top1(session: Session, samples: Samples, *, alone: bool = False) -> float:
         UsageError: there is no such output, or labels are missing.
     """
     right = total = 0
-    for sample in samples.batches(1 if alone else batch_size(session, samples)):
+    for sample in samples.batches(1 if alone else batch_size(session, samples, model)):
         if sample.labels is None:
             raise UsageError(
                 f"{samples.name} has no array `label`, so there is no accuracy to measure. Add "

@@ -229,7 +229,7 @@ class RuntimeProver:
         self._progress("measuring accuracy")
         with self._open(model) as session:
             evaluation = self._opened_evaluation(session)
-            score = evaluation.score(session, alone=is_branching(model))
+            score = evaluation.score(session, model=model, alone=is_branching(model))
             if self._original is not None and model is self._original.model:
                 self._believe_labels(evaluation, session)
             return score

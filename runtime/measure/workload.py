@@ -99,9 +99,7 @@ def from_samples(
     first = next(iter(samples))
     try:
         outputs, seconds = _timed(session, first.feeds)
-        batch = batch_size(session, samples)
-        if batch > 1 and model is not None:
-            batch = min(batch, rows_within(model, first))
+        batch = batch_size(session, samples, model)
     except RuntimeFailure as error:
         why = session.failure_as_written(first.feeds) or error
         raise UsageError(
@@ -196,8 +194,13 @@ def is_branching(model: Model) -> bool:
     return any(node.op in ("If", "Loop") for node in nodes)
 
 
-def batch_size(session: Session, samples: Samples) -> int:
+def batch_size(session: Session, samples: Samples, model: Model | None = None) -> int:
     """Number of samples for one run: more than one only where the outputs stay the same.
+
+    Args:
+        session: runs the samples.
+        samples: whose inputs bound the samples of one run.
+        model: of the session, whose activations bound them too.
 
     Raises:
         RuntimeFailure: the model does not run on a single sample.
@@ -214,7 +217,8 @@ def batch_size(session: Session, samples: Samples) -> int:
         return 1
     if not all(_is_stack(together[name], [run[name] for run in alone]) for name in together):
         return 1
-    return max(1, min(BATCH, _rows_within(BATCH_BYTES, pair[0].feeds.values(), pair[0].rows)))
+    rows = max(1, min(BATCH, _rows_within(BATCH_BYTES, pair[0].feeds.values(), pair[0].rows)))
+    return rows if model is None or rows == 1 else min(rows, rows_within(model, pair[0]))
 
 
 def _is_stack(together: np.ndarray, alone: Sequence[np.ndarray]) -> bool:

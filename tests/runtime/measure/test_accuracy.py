@@ -8,6 +8,7 @@ import pytest
 
 from onnxslim.errors import RuntimeFailure, UsageError
 from onnxslim.io.model import Model
+from onnxslim.runtime.measure import run_rows
 from onnxslim.runtime.measure.accuracy import open_evaluation
 from onnxslim.runtime.session import Feeds, Outputs, Session, open_session
 from support import parse
@@ -46,6 +47,25 @@ def test_npz_and_list_give_the_same_as_arrays(session: Session, tmp_path: Path) 
     assert score(session, tmp_path / "e.npz") == 0.6
     items = [{"x": SCORES[i], "label": labels[i]} for i in range(5)]
     assert score(session, items) == 0.6
+
+
+def test_a_run_takes_as_many_samples_as_its_activations_allow(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = Model.load(parse(IDENTITY)), list[int]()
+    run = session.run
+
+    def counted(feeds: Feeds) -> Outputs:
+        rows.append(len(feeds["x"]))
+        return run(feeds)
+
+    monkeypatch.setattr(session, "run", counted)
+    monkeypatch.setattr(run_rows, "RUN_BYTES", 100)  # a sample takes 12 + 12 + 8 bytes
+    found = open_evaluation({"x": SCORES, "label": np.array([0, 1, 2, 0, 1])}, session.inputs)
+    assert found.score(session) == 1.0
+    assert rows[-1] == 5
+    assert found.score(session, model=model) == 1.0
+    assert rows[-2:] == [3, 2]
 
 
 def test_scores_with_trailing_axes_of_one_are_class_scores() -> None:
