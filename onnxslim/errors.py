@@ -7,7 +7,8 @@
     ├── StepIdle         4  --strict: a step was left out or changed nothing
     ├── PromiseBroken    5  a pass broke its own promise: a bug, with a reproducer
     └── RuntimeFailure   6  onnxruntime refused a model or failed on it
-        └── OutOfMemory  6  it asked for more memory than there is
+        ├── OutOfMemory  6  it asked for more memory than there is
+        └── RunStopped   6  a run took longer than it may
 
 `NotApplicable` is not a failure: a pass raises it from `requires` to decline the whole model.
 A message says where, what was expected, what was found, and what to do next.
@@ -71,6 +72,10 @@ class RuntimeFailure(OnnxslimError):
 
 class OutOfMemory(RuntimeFailure):
     """onnxruntime asked for more memory than there is, which says nothing about the model."""
+
+
+class RunStopped(RuntimeFailure):
+    """A run took longer than it may, and was stopped."""
 
 
 _MEMORY: Final = re.compile(

@@ -20,11 +20,24 @@ MOST_TENSOR_OF_FILE: Final = 16
 """Times the size of the file, where that is more than `MOST_TENSOR_BYTES`: a table of a large model
 that is stored in 4 bits grows to eight times its bytes."""
 
-MOST_NODES: Final = 2_000_000
-"""Nodes of a model with its local functions written out.
+MOST_NODES: Final = 200_000
+"""Nodes of a model with its local functions written out, where it has any.
 
-Functions that call each other can stand for 2^40 nodes in a kilobyte. A model of 100,000 nodes,
-ten times as large as those in use, is read and simplified in a minute.
+Functions that call each other can stand for 2^40 nodes in a kilobyte, and the ONNX checker goes
+through every call: 2^18 of them take it more than a minute. Models in use have some thousands.
+"""
+
+MOST_RUN_SECONDS: Final = 10.0
+"""One run of a model on inputs that were made up, and one computation of a constant.
+
+A loop of 2^62 turns fits into a kilobyte. Large models in use take a second or two on such inputs;
+samples of the user may take as long as they do.
+"""
+
+MOST_LIST_ENTRIES: Final = 1 << 20
+"""Entries of a list of numbers that is an attribute of a node, but for a Constant's.
+
+The long lists of `ai.onnx.ml` stay in the file. Others name axes, sizes or positions: a handful.
 """
 
 MOST_ROW_BYTES: Final = 1 << 30

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxslim.errors import OnnxslimError, RuntimeFailure
+from onnxslim.errors import OnnxslimError, RunStopped, RuntimeFailure
 from onnxslim.graph import wire
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_numpy_dtype, to_onnx_dtype
 from onnxslim.io.model import PROTOBUF_LIMIT, Model
@@ -81,25 +83,35 @@ class Session:
             _is_foreign(item.dtype) for item in (*self.inputs, *self.outputs)
         )
 
-    def run(self, feeds: Feeds) -> Outputs:
+    def run(self, feeds: Feeds, seconds: float | None = None) -> Outputs:
         """The outputs that are tensors by name, in the model's order.
+
+        Args:
+            feeds: arrays by input name.
+            seconds: how long the run may take; None: as long as it does.
 
         Raises:
             RuntimeFailure: onnxruntime refuses the inputs or fails.
+            RunStopped: it takes longer.
         """
-        found = self.run_all(feeds)
+        found = self.run_all(feeds, seconds)
         return {info.name: found[info.name] for info in self.outputs if info.dtype is not None}
 
-    def run_all(self, feeds: Feeds) -> dict[str, Any]:
+    def run_all(self, feeds: Feeds, seconds: float | None = None) -> dict[str, Any]:
         """All outputs by name: arrays, and what onnxruntime gives for sequences and maps.
 
-        Raises:
-            RuntimeFailure: as in `run`.
+        Arguments and errors are those of `run`.
         """
-        run = self.runner(feeds)
+        options = ort.RunOptions()
+        run = self.runner(feeds, options)
         try:
-            values = run()
+            with _stopped_after(seconds, options):
+                values = run()
         except Exception as error:  # onnxruntime raises many kinds, with no common base
+            if options.terminate:
+                raise RunStopped(
+                    f"a run took longer than {seconds:g} seconds, and was stopped."
+                ) from error
             raise failure("failed on the model", error) from error
         return {info.name: value for info, value in zip(self.outputs, values, strict=True)}
 
@@ -121,15 +133,17 @@ class Session:
             return str(error)
         return None
 
-    def runner(self, feeds: Feeds) -> Callable[[], Sequence[Any]]:
+    def runner(
+        self, feeds: Feeds, options: ort.RunOptions | None = None
+    ) -> Callable[[], Sequence[Any]]:
         """One run as a function, for timing; its errors are those of onnxruntime."""
         session = self._session
         if session is None:
             raise RuntimeError("This session is closed.")
         if self._by_value:
-            return lambda: _run_by_value(session, feeds, self.outputs)
+            return lambda: _run_by_value(session, feeds, self.outputs, options)
         plain = dict(feeds)
-        return lambda: session.run(None, plain)
+        return lambda: session.run(None, plain, options)
 
     def detached(self) -> tuple[ort.InferenceSession, Sequence[object]]:
         """The onnxruntime session, and the objects that must outlive it; closes this object."""
@@ -154,6 +168,21 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _stopped_after(seconds: float | None, options: ort.RunOptions) -> Iterator[None]:
+    """Let onnxruntime end the run of `options` before its next node when the time is over."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def open_session(
@@ -378,11 +407,14 @@ def _is_foreign(dtype: np.dtype | None) -> bool:
 
 
 def _run_by_value(
-    session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[TensorInfo]
+    session: ort.InferenceSession,
+    feeds: Feeds,
+    outputs: Sequence[TensorInfo],
+    options: ort.RunOptions | None,
 ) -> list[Any]:
     """Run a model on values of onnxruntime, as for types that it cannot convert to numpy."""
     values = {name: _to_value(np.ascontiguousarray(array)) for name, array in feeds.items()}
-    results = session.run_with_ort_values([info.name for info in outputs], values)
+    results = session.run_with_ort_values([info.name for info in outputs], values, options)
     return [_from_value(value, info) for value, info in zip(results, outputs, strict=True)]
 
 

@@ -8,6 +8,7 @@ marks     whether a file was written by onnxslim
 copying   a file copied as it is; the file in a packed one
 normal_form   the repairs of a file that onnxruntime runs and ONNX forbids
 texts     texts of a file that are not UTF-8
+proto_bounds  what a file says, held against limits before a graph is made of it
 check     the ONNX checker, the signature, the fingerprint of a model
 shapes    shape inference, written onto the tensors of a graph
 bounds    refuses models that ask for more than any machine has

@@ -13,7 +13,7 @@ from onnxslim.errors import ModelError
 from onnxslim.graph.ir import node_label, walk_graphs
 from onnxslim.graph.local_functions import Key, call_key, calls_of, function_key
 from onnxslim.io.model import Model
-from onnxslim.io.shapes import infer_shapes
+from onnxslim.io.shapes import infer_cautiously, infer_shapes
 from onnxslim.limits import MOST_NODES, MOST_TENSOR_BYTES, MOST_TENSOR_OF_FILE
 
 
@@ -26,9 +26,15 @@ def check_bounds(model: Model) -> None:
     """
     _check_functions(model)
     sized = model.clone()
-    infer_shapes(sized)
+    if infer_cautiously(sized):
+        _check_sizes(sized)
+        infer_shapes(sized)
+    _check_sizes(sized)
+
+
+def _check_sizes(model: Model) -> None:
     most = max(MOST_TENSOR_BYTES, MOST_TENSOR_OF_FILE * model.origin.file_bytes)
-    for tensor, maker in _tensors(sized.graph):
+    for tensor, maker in _tensors(model.graph):
         nbytes = _known_bytes(tensor)
         if nbytes > most:
             raise ModelError(

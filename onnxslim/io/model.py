@@ -31,6 +31,7 @@ from onnxslim.io import files
 from onnxslim.io.files import Buffer
 from onnxslim.io.foreign import foreign_folder, foreign_format
 from onnxslim.io.normal_form import normalise
+from onnxslim.io.proto_bounds import check_lists
 from onnxslim.io.staging import Staged, map_file, stage_file, writing
 from onnxslim.io.texts import escape_texts
 from onnxslim.packing import is_packed
@@ -135,6 +136,7 @@ class Model:
             )
         data = _ExternalData(file, path)
         try:
+            check_lists(proto.graph.node)
             notes = [*escape_texts(proto, skeleton), *normalise(proto)]
             graph = graph_from_proto(proto, data.read)
         except ModelError as error:

@@ -16,6 +16,7 @@ from onnxslim.graph import wire
 from onnxslim.graph.ir import Variable, subgraphs_of, walk_graphs
 from onnxslim.graph.proto import set_type
 from onnxslim.io.model import Model
+from onnxslim.io.proto_bounds import HIDDEN, hide_unfollowed
 
 _LOG = logging.getLogger("onnxslim")
 
@@ -25,21 +26,43 @@ def infer_shapes(model: Model) -> None:
 
     A type or shape that cannot be inferred becomes None. A dimension is an int, a symbol or None.
     """
-    if model.has_shapes:
-        return
+    if not model.has_shapes:
+        proto = _prepared(model)
+        _write_types(_inferred(proto).graph, model.graph, main=True)
+        model.has_shapes = True
+
+
+def infer_cautiously(model: Model) -> bool:
+    """Set those dtypes and shapes that can be inferred in little memory, whatever the sizes.
+
+    Returns:
+        Whether any may have been left out.
+    """
+    proto = _prepared(model)
+    is_partial = hide_unfollowed(proto.graph)
+    proto.opset_import.add(domain=HIDDEN, version=1)
+    _write_types(_inferred(proto).graph, model.graph, main=True)
+    model.has_shapes = not is_partial
+    return is_partial
+
+
+def _prepared(model: Model) -> onnx.ModelProto:
+    """A skeleton whose shapes can be inferred afresh."""
     has_foreign = any(node.domain for graph in walk_graphs(model.graph) for node in graph.nodes)
     proto, _ = model.skeleton(interior=has_foreign)
     _densify_initializers(proto.graph)
     _drop_defaults(proto.graph, model.graph)
     _drop_declared_shapes(proto.graph, {(f.domain, f.name) for f in proto.functions})
+    return proto
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     for follow_values in (True, False):
         try:
-            proto = onnx.shape_inference.infer_shapes(proto, data_prop=follow_values)
-            break
+            return onnx.shape_inference.infer_shapes(proto, data_prop=follow_values)
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
             _LOG.info("Shapes could not be inferred: %s", error)
-    _write_types(proto.graph, model.graph, main=True)
-    model.has_shapes = True
+    return proto
 
 
 def _densify_initializers(graph: onnx.GraphProto) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnxslim.errors import RuntimeFailure, UsageError
 from onnxslim.graph.ir import node_label, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
+from onnxslim.limits import MOST_RUN_SECONDS
 from onnxslim.records import Fidelity
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.promise import breach
@@ -140,9 +142,8 @@ def from_seed(
     Raises:
         UsageError: `input_shapes` contradicts the model.
     """
-    found = find_inputs(
-        session.inputs, session.run, seed=seed, input_shapes=input_shapes, demands=demands
-    )
+    run = partial(session.run, seconds=MOST_RUN_SECONDS)
+    found = find_inputs(session.inputs, run, seed=seed, input_shapes=input_shapes, demands=demands)
     if found.failure is not None:
         why = None if found.refused is None else session.failure_as_written(found.refused)
         return None, why or found.failure
@@ -153,7 +154,7 @@ def from_seed(
         tour = timing_samples(
             model,
             session.inputs,
-            session.run,
+            run,
             found,
             seed=seed,
             input_shapes=input_shapes,

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from onnxslim.analysis.input_demands import InputDemands
-from onnxslim.errors import RuntimeFailure
+from onnxslim.errors import RunStopped, RuntimeFailure
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_onnx_dtype
 from onnxslim.io.model import Model
 from onnxslim.runtime.samples.input_sizes import (
@@ -108,7 +108,7 @@ def find_inputs(
         return SeededInputs(failure=f"{why}{unsupported.kind}.")
     search = _InputSearch(_demanded(inputs, demands), run, seed, demands)
     found = search.samples(given)
-    if found.samples or demands.is_empty:
+    if found.samples or search.is_stopped or demands.is_empty:
         return found
     other = _InputSearch(inputs, run, seed, NO_DEMANDS).samples(given)
     return other if other.samples else found
@@ -188,6 +188,7 @@ class _InputSearch:
         self.silent: list[_AcceptedSample] = []  # the model returned no number
         self.failure = "No sizes could be tried."
         self.refused: Feeds | None = None
+        self.is_stopped = False
 
     def samples(self, given: StaticShapes) -> SeededInputs:
         """Try sizes and kinds until a sample is accepted, and add others like it."""
@@ -196,7 +197,7 @@ class _InputSearch:
                 return self.more_samples(
                     shapes, other_sizes(self.inputs, shapes, given, self.demands)
                 )
-            if len(self.silent) == MAX_SILENT:
+            if len(self.silent) == MAX_SILENT or self.is_stopped:
                 break
         if not self.silent:
             return SeededInputs(failure=self.failure, refused=self.refused)
@@ -205,6 +206,8 @@ class _InputSearch:
 
     def draw(self, kind: InputKind, shapes: StaticShapes) -> bool:
         """Try one sample; keep it if the model accepts it and returns a number."""
+        if self.is_stopped:
+            return False
         size = sum(prod(shapes[info.name]) * _item_bytes(info) for info in self.inputs)
         if size > MAX_BYTES:
             self.failure = f"One sample would take {size:,} bytes."
@@ -213,6 +216,9 @@ class _InputSearch:
         feeds = draw_feeds(self.inputs, shapes, kind, seed, self.demands)
         try:
             outputs = self.run(feeds)
+        except RunStopped as error:  # others like it would take as long
+            self.failure, self.refused, self.is_stopped = f"On made-up inputs {error}", None, True
+            return False
         except RuntimeFailure as error:
             self.failure, self.refused = str(error), feeds
             return False

@@ -1,0 +1,72 @@
+"""What a file says, held against `limits` before a graph is made of it or shapes are inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import onnx
+
+from onnxslim.errors import ModelError
+from onnxslim.limits import MOST_LIST_ENTRIES
+
+
+def check_lists(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Refuse attributes that are longer than any operator reads.
+
+    Raises:
+        ModelError: one is; with its node.
+    """
+    for node in nodes:
+        for attribute in node.attribute:
+            entries = max(len(attribute.ints), len(attribute.floats), len(attribute.strings))
+            if entries > MOST_LIST_ENTRIES and node.op_type != "Constant":
+                raise ModelError(
+                    f"Attribute `{attribute.name}` of node `{node.name or node.output[0]}` "
+                    f"({node.op_type}) has {entries:,} entries; {MOST_LIST_ENTRIES:,} are taken "
+                    "at most."
+                )
+            for body in (attribute.g, *attribute.graphs):
+                check_lists(body.node)
+
+
+HIDDEN: Final = "onnxslim.hidden"
+"""The domain of operators that shape inference is not to look at."""
+_FOLLOWED = frozenset(
+    schema.name
+    for schema in onnx.defs.get_all_schemas_with_history()
+    if schema.has_data_propagation_function
+)
+"""Operators whose values shape inference computes, where those of their inputs are known."""
+_ANSWERS = frozenset({"Shape", "Size", "Constant"})
+"""Operators whose values it knows, whatever their inputs."""
+
+
+def hide_unfollowed(graph: onnx.GraphProto, known: Iterable[str] = ()) -> bool:
+    """Hide the nodes whose values shape inference would write out without knowing them.
+
+    It makes an entry for each element of a one-dimensional tensor that such a node reads: for the
+    Range of 2^40 in a file of 100 bytes, terabytes. Shapes of tensors that inference can only see
+    through such a node get lost.
+
+    Args:
+        graph: edited: such nodes get a domain that nobody knows. Bodies are edited, too.
+        known: names of outer tensors whose values inference knows.
+
+    Returns:
+        Whether there were such nodes.
+    """
+    names = {*known, *(tensor.name for tensor in graph.initializer)}
+    found = False
+    for node in graph.node:
+        if node.op_type in _ANSWERS or (
+            node.op_type in _FOLLOWED and names.issuperset(filter(None, node.input))
+        ):
+            names.update(node.output)
+        elif node.op_type in _FOLLOWED and node.domain == "":
+            node.domain = HIDDEN
+            found = True
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                found |= hide_unfollowed(body, names)
+    return found
