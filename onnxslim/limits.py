@@ -27,6 +27,9 @@ Functions that call each other can stand for 2^40 nodes in a kilobyte, and the O
 through every call: 2^18 of them take it more than a minute. Models in use have some thousands.
 """
 
+MOST_CALL_DEPTH: Final = 100
+"""Local functions that call each other, one inside the other; onnx's own tools take no more."""
+
 MOST_RUN_SECONDS: Final = 10.0
 """One run of a model on inputs that were made up, and one computation of a constant.
 

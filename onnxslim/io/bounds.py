@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.errors import ModelError
 from onnxslim.graph.ir import node_label, walk_graphs
-from onnxslim.graph.local_functions import Key, call_key, calls_of, function_key
+from onnxslim.graph.local_functions import Key, call_key, calls_of, function_key, function_name
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_cautiously, infer_shapes
-from onnxslim.limits import MOST_NODES, MOST_TENSOR_BYTES, MOST_TENSOR_OF_FILE
+from onnxslim.limits import MOST_CALL_DEPTH, MOST_NODES, MOST_TENSOR_BYTES, MOST_TENSOR_OF_FILE
 
 
 def check_bounds(model: Model) -> None:
@@ -74,7 +74,14 @@ def _check_functions(model: Model) -> None:
             f"Local functions call each other in a circle, through `{name}`."
         ) from None
     total: dict[Key, int] = {}
+    depth: dict[Key, int] = {}
     for key in order:
+        depth[key] = 1 + max((depth[callee] for callee in known[key]), default=0)
+        if depth[key] > MOST_CALL_DEPTH:
+            raise ModelError(
+                f"Local functions call each other more than {MOST_CALL_DEPTH} deep, through "
+                f"`{function_name(key)}`. Write them out."
+            )
         total[key] = sum(total.get(callee, 1) for callee in calls[key])
     nodes = (node for graph in walk_graphs(model.graph) for node in graph.nodes)
     count = sum(total.get(call_key(node), 1) for node in nodes)

@@ -11,18 +11,24 @@ file of the user is known (see `staging`).
 from __future__ import annotations
 
 import hashlib
+import importlib
 import mmap
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 Buffer = bytes | memoryview
 _BUFFER_BYTES: Final = 1 << 20
+_BESIDE: Final = ".onnxslim"
+_YOUNG_SECONDS: Final = 10.0
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 
 class SystemCalls:
@@ -172,16 +178,58 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     if beside is None:
         folder = _unused(Path(tempfile.gettempdir()), "onnxslim")
     else:
-        folder = _unused(beside.parent, ".onnxslim")
+        folder = _unused(beside.parent, _BESIDE)
+        _remove_orphans(beside.parent)
     try:  # the name is known before the folder is there: no interruption leaves it behind
         calls.make_folder(folder, 0o700)
-        yield folder
+        with _held(folder):
+            yield folder
     finally:
         try:
             _remove_tree(folder)
         except BaseException:  # interrupted
             _remove_tree(folder)
             raise
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a folder, as a file descriptor; it goes when the process ends, however it ends.
+
+    None where somebody else has it, or where there are no locks.
+    """
+    if fcntl is None:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    descriptor = _lock(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove_orphans(parent: Path) -> None:
+    """Remove the folders of processes that were killed: nobody holds their locks."""
+    for folder in parent.glob(f"{_BESIDE}-*"):
+        with suppress(OSError):
+            if folder.is_symlink() or time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+                continue  # its process may be about to lock it
+            descriptor = _lock(folder)
+            if descriptor is not None:
+                _remove_tree(folder)
+                os.close(descriptor)
 
 
 def _unused(parent: Path, prefix: str) -> Path:

@@ -83,3 +83,15 @@ def test_functions_that_stand_for_too_many_nodes_are_refused() -> None:
     with pytest.raises(ModelError, match="549,755,813,888 nodes"):
         check_bounds(model(helper.make_node("f39", ["x"], ["y"], domain="f"), functions=functions))
     check_bounds(model(helper.make_node("f9", ["x"], ["y"], domain="f"), functions=functions))
+
+
+@pytest.mark.parametrize("depth", [99, 101])
+def test_functions_are_taken_as_deep_as_onnx_takes_them(depth: int) -> None:
+    inner = [function(f"f{i}", f"f{i + 1}") for i in range(depth - 1)]
+    chain = [*inner, function(f"f{depth - 1}")]
+    nested = model(helper.make_node("f0", ["x"], ["y"], domain="f"), functions=chain)
+    if depth > 100:
+        with pytest.raises(ModelError, match="more than 100 deep, through `f.f"):
+            check_bounds(nested)
+    else:
+        check_bounds(nested)
