@@ -91,7 +91,7 @@ def test_functions_are_taken_as_deep_as_onnx_takes_them(depth: int) -> None:
     chain = [*inner, function(f"f{depth - 1}")]
     nested = model(helper.make_node("f0", ["x"], ["y"], domain="f"), functions=chain)
     if depth > 100:
-        with pytest.raises(ModelError, match="more than 100 deep, through `f.f"):
+        with pytest.raises(ModelError, match="more than 100 deep"):
             check_bounds(nested)
     else:
         check_bounds(nested)
