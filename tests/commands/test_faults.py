@@ -22,6 +22,7 @@ from fault_points import (
 )
 
 from onnxslim import cli
+from onnxslim.commands import failures
 from onnxslim.io.files import replaced
 from onnxslim.io.staging import map_file
 from onnxslim.pipeline import registry
@@ -96,7 +97,7 @@ def test_a_signal_that_an_import_turns_into_another_error_is_still_a_signal(
         except BaseException as stop:
             raise ImportError("initialization failed") from stop
 
-    monkeypatch.setattr(cli, "_received", [])
+    monkeypatch.setattr(failures, "received", [])
     monkeypatch.setattr("onnxslim.cli.cli.main", load)
     assert cli.run(["compress"]) == code
     assert capsys.readouterr().err == f"onnxslim: error: {word}.\n"

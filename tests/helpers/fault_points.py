@@ -262,7 +262,8 @@ class Bench:
     def arguments(self, case: Case, out: Path) -> list[str]:
         """The words of the command line."""
         return [
-            w.replace("{in}", str(self.inputs)).replace("{out}", str(out)) for w in case.arguments
+            w.replace("{in}", str(self.inputs)).replace("{out}", str(out))
+            for w in (*case.arguments, "--overwrite")  # the older files there are none of ours
         ]
 
     def _call(
