@@ -293,7 +293,8 @@ class _ExternalData:
                 f"Tensor `{tensor}` refers to `{location}`: external data must be a relative "
                 "path inside the model's folder. The file is not trusted."
             )
-        if not path.resolve().is_relative_to(self.folder):
+        # unlike resolve, realpath takes links in a circle
+        if not Path(os.path.realpath(path)).is_relative_to(self.folder):
             raise ModelError(
                 f"Tensor `{tensor}` refers to `{location}`, a link that leaves the model's "
                 "folder. The file is not trusted."

@@ -97,7 +97,9 @@ def test_a_signal_that_an_import_turns_into_another_error_is_still_a_signal(
         except BaseException as stop:
             raise ImportError("initialization failed") from stop
 
-    monkeypatch.setattr(failures, "received", [])
+    seen: list[int] = []
+    for module in (cli, failures):
+        monkeypatch.setattr(module, "received", seen)
     monkeypatch.setattr("onnxslim.cli.cli.main", load)
     assert cli.run(["compress"]) == code
     assert capsys.readouterr().err == f"onnxslim: error: {word}.\n"
