@@ -23,10 +23,14 @@ extensions = [
     "sphinx_copybutton",
 ]
 root_doc = "index"
+smartquotes = False  # `--calib` has two hyphens
 html_theme = "furo"
 html_title = f"onnxslim {version}"
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_extra_path = ["report.schema.json"]
 
 myst_enable_extensions = ["deflist"]
@@ -58,6 +62,17 @@ def _as_path(link: re.Match[str]) -> str:
     return text if path in text else f"{text} (`{path}`)"
 
 
+def _literal_blocks(
+    app: Sphinx, what: str, name: str, item: object, options: object, lines: list[str]
+) -> None:
+    """Indented blocks of a docstring, behind a blank line, are code or tables as they stand."""
+    for at, (before, blank, block) in enumerate(zip(lines, lines[1:], lines[2:], strict=False)):
+        indent = len(before) - len(before.lstrip())
+        if before.strip() and not blank.strip() and block.startswith(" " * (indent + 4)):
+            lines[at] = before + ":" if before.endswith(":") else before + " ::"
+
+
 def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
     app.connect("source-read", _link_inside)
+    app.connect("autodoc-process-docstring", _literal_blocks, priority=100)  # before napoleon
