@@ -362,6 +362,24 @@ def _cubic_gate(rw: Rewriter, x: gs.Tensor, cubic: tuple[float, ...]) -> _Expr |
     return _Expr("Mul", (x, _Expr("Sigmoid", (_Expr("Mul", (x, factor)),))))
 
 
+def spelled_gelus(rw: Rewriter) -> frozenset[Node]:
+    """The nodes that spell a Gelu by erf, in an opset without it.
+
+    onnxruntime computes them in one kernel, as long as nothing goes elsewhere.
+    """
+    if rw.opset >= _GELU:
+        return frozenset()
+    heads = _SPELLED_GELU.heads()
+    candidates = [node for part in rw.graphs() for node in part.nodes if node.op in heads]
+    return frozenset(
+        part
+        for node in candidates
+        for match in _SPELLED_GELU.find(rw, node.outputs[0], Match())
+        if _gelu(rw, match) is not None
+        for part in match.nodes
+    )
+
+
 def _gelu(rw: Rewriter, match: Match) -> _Expr | None:
     (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
     total = _gain(match)
@@ -505,6 +523,7 @@ _CLIPPED: Final = Affine("outer", Clamp("clip", Affine("inner", _X)))
 _HARD_SIGMOID: Final = Op("HardSigmoid", _X, bind="hard")
 _TANH: Final = Affine("outer", Op("Tanh", Affine("inner", _X)))
 _ERF: Final = Affine("outer", Op("Erf", Affine("inner", _X)))
+_SPELLED_GELU: Final = Scaled("all", Op("Mul", _ERF, Scaled("gated", _X)))
 _CUBIC_TANH: Final = Affine("outer", Op("Tanh", Poly("cubic", "x")))
 _ONE_PLUS_EXP: Final = Affine("outer", Op("Exp", Affine("inner", _X)))
 _BELOW_ZERO: Final = Op("Mul", Op("Relu", Affine("minus", _X)), Vector("a"))
@@ -533,7 +552,7 @@ _RULES: Final = (
     _Rule("LeakyRelu", Op("Max", _X, Affine("slope", _X)), _leaky_relu),
     _Rule("PRelu", Op("Sub", Op("Relu", _X), _BELOW_ZERO), _prelu(-1.0), 9),
     _Rule("PRelu", Op("Add", Op("Relu", _X), _BELOW_ZERO), _prelu(1.0), 9),
-    _Rule("Gelu", Scaled("all", Op("Mul", _ERF, Scaled("gated", _X))), _gelu, _GELU),
+    _Rule("Gelu", _SPELLED_GELU, _gelu, _GELU),
     _Rule("Gelu", Scaled("all", Op("Mul", Scaled("gated", _X), _CUBIC_TANH)), _gelu_by_tanh),
     _Rule("Gelu", Op("Mul", _X, Op("Sigmoid", Poly("cubic", "x"))), _gelu_by_sigmoid),
     _Rule("a Sigmoid gate", Scaled("all", Op("Mul", _TANH, _GATED)), _tanh_gate),

@@ -635,3 +635,29 @@ def test_any_run_of_maps_keeps_its_result(kinds: list[str], ndim: int, seed: int
     dims = (2, 3, 4, 5)[:ndim]
     left = fused(model_of(nodes, dims, dims, constants))
     assert len(left) <= min(len(kinds), 1 if "BatchNormalization" in kinds else 2)
+
+
+# ------------------------------------------------------------------------------ a spelled Gelu
+
+
+def gelu(opset: int, half: str = "0.5") -> str:
+    """A Gelu spelled by erf before a layer that could take its last factor."""
+    return f"""<opset_import: ["" : {opset}]>
+        g (float[2, 4] x) => (float[2, 2] y)
+            <float[4, 2] w = {{1, 2, 3, 4, 5, 6, 7, 8}}, float r = {{1.4142135}}, float one = {{1}},
+             float half = {{{half}}}> {{
+            d = Div (x, r)
+            e = Erf (d)
+            a = Add (e, one)
+            t = Mul (x, a)
+            s = Mul (t, half)
+            y = MatMul (s, w)
+        }}"""
+
+
+def test_the_factors_of_a_gelu_stay_where_onnxruntime_fuses_it() -> None:
+    assert_declines(gelu(17), FuseAffine(), "is part of a Gelu")
+
+
+def test_factors_that_make_no_gelu_go_into_the_layer() -> None:
+    assert ops_after(gelu(17, "0.7")) == ["Div", "Erf", "Add", "Mul", "MatMul"]
