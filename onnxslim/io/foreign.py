@@ -154,7 +154,7 @@ def foreign_format(file: Data) -> ForeignFormat | None:
     for at, magic, found in _MAGIC:
         if head[at : at + len(magic)] == magic:
             return found
-    return next((found for look in _LOOKS if (found := look(file, head)) is not None), None)
+    return next((match for look in _LOOKS if (match := look(file, head)) is not None), None)
 
 
 def foreign_folder(folder: Path) -> str:
