@@ -74,8 +74,8 @@ class PassResult:
         fidelity: the promise of these changes, where it is stronger than that of the class (an
             affine rewrite that only multiplied by one is exact); None: the promise of the class.
         outputs: names of the graph outputs that the pass added because its options asked for them.
-        resolved: where the pass decided by measuring time, its spelling in a pipeline with what it
-            decided, which gives the same bytes without measuring; None: it measured none.
+        resolved: where the pass decided by measuring time or by a search, the spelling of what it
+            decided in a pipeline, which gives the same bytes without either; None: it did neither.
         untouched: what a pass for all weights left as it was, in words, where it is notable. Set
             by the manager.
     """

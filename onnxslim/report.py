@@ -173,7 +173,7 @@ class StepReport:
         why_partly: which of its rewrites were left out and why, with the numbers; None: none was.
         floor_missed: whether it was dropped for a floor.
         loss_bound: why its loss is small whatever the inputs are; None: only real data can tell.
-        resolved: the spelling that does the same without measuring time; None: `spec` does.
+        resolved: the spelling that does the same without timing or search; None: `spec` does.
     """
 
     spec: str
@@ -213,8 +213,8 @@ class RunRecord:
 
     Attributes:
         pipeline: the pipeline as given.
-        resolved: the pipeline with what timing decided spelled out; it gives the same bytes on the
-            same input and data, whatever the clock says.
+        resolved: the pipeline with what timing and search decided spelled out; it gives the same
+            bytes on the same input and data, whatever the clock says.
         settings: what else bears on the result, by the name of the option on the command line.
         data_sha256: sha256 in hex of the calibration and evaluation data, by the name of the
             option; of a function, that of its source file.

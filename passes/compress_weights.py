@@ -89,7 +89,9 @@ class CompressWeights(LayerPass):
             if search.holds(model):
                 adopt(graph, model.graph)
                 plan = Change(graph.name, f"chose {','.join(map(str, steps))}")
-                return PassResult((plan, *changes), tuple(skips), Fidelity.LOSSY)
+                done = zip(steps, results, strict=True)
+                resolved = ",".join(str(step) for step, result in done if result.changes)
+                return PassResult((plan, *changes), tuple(skips), Fidelity.LOSSY, resolved=resolved)
         return PassResult(skips=(Skip(graph.name, search.why_nothing()),))
 
     def explicit(self, found: Allocation) -> tuple[PruneWeights, ClusterWeights]:

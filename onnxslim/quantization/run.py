@@ -1,6 +1,9 @@
 """One run of `quantize-int8`.
 
-    prepare -> observe -> place -> round -> choose ranges -> hold the floors -> insert
+    prepare -> observe -> place -> (round -> choose ranges -> hold the floors) -> insert
+
+Where operators go back to float to hold the floors, weights and ranges are fitted again to those
+that stay, so that a run with these alone gives the same.
 
 Owns: the order of these steps, and what the report says of them. Not here: each step (see the
 modules that it imports), and the options as a user spells them (see the pass).
@@ -163,9 +166,7 @@ class Int8Run:
         placed = self._placed(candidates)
         if not placed:
             return PassResult(skips=tuple(self.skips))
-        self._round(placed)
-        self._choose_ranges(placed)
-        chosen = self._within_limits(placed)
+        chosen = self._fitted(placed)
         if not chosen:
             self._say_skip("with any integer kernel, max-error or a floor is missed")
             return PassResult(skips=tuple(self.skips))
@@ -289,6 +290,21 @@ class Int8Run:
 
     # ----------------------------------------------------------------- round
 
+    def _fitted(self, placed: frozenset[str]) -> frozenset[str]:
+        """Fit weights and ranges of what may stay on integers so that all limits hold."""
+        observed, chosen, words = self.grids, placed, None
+        while chosen:
+            self.grids = dict(observed)
+            self._round(chosen)
+            words = self._choose_ranges(chosen)
+            left = self._within_limits(chosen)
+            if left == chosen:
+                break
+            chosen = left
+        if words is not None:
+            self._say(words)
+        return chosen
+
     def _round(self, chosen: frozenset[str]) -> None:
         """Solve the weights of the chosen layers for good."""
         layers = [
@@ -312,10 +328,10 @@ class Int8Run:
 
     # ----------------------------------------------------------------- choose ranges
 
-    def _choose_ranges(self, chosen: frozenset[str]) -> None:
-        """Keep those of the observed ranges that leave the outputs nearest."""
+    def _choose_ranges(self, chosen: frozenset[str]) -> str | None:
+        """Keep those of the observed ranges that leave the outputs nearest; says which, if any."""
         if self.options.method is not None:
-            return
+            return None
         used = {
             grid_source(self.clusters, chosen, tensor).name: None
             for cluster in self.clusters.all
@@ -323,7 +339,7 @@ class Int8Run:
             for tensor in cluster.tensors
         }
         if not used:
-            return
+            return None
         held = self.calibration.halves()[1].some(TOGETHER)
 
         def together(choices: Sequence[RangeByTensor]) -> Iterable[Distance]:
@@ -334,7 +350,7 @@ class Int8Run:
         candidates = RangeCandidates(found, self.model, held, self._tell)
         chosen_ranges, words = nearest_ranges(candidates, together)
         self.grids.update((name, item.grid) for name, item in chosen_ranges.items())
-        self._say(words)
+        return words
 
     # ----------------------------------------------------------------- hold the floors
 

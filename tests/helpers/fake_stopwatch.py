@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
+import pytest
 
 from onnxslim.analysis.layer_models import count_macs
 from onnxslim.graph.dims import static_shape
@@ -13,6 +14,8 @@ from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.report import Latency, LatencyPair
+from onnxslim.runtime.measure.verify import RuntimeProver
+from onnxslim.services.stopwatch import Stopwatch
 
 PER_MS = 1e6
 
@@ -67,3 +70,25 @@ def _latency(macs: int | None) -> Latency:
     assert macs is not None
     ms = macs / PER_MS
     return Latency(ms, ms, ms, 1)
+
+
+def fake_times(
+    monkeypatch: pytest.MonkeyPatch,
+    is_slow: Callable[[Model], bool],
+    stopwatch: Stopwatch | None = None,
+) -> None:
+    """Let whole runs take the models for slower that `is_slow` names, and others for faster.
+
+    Passes ask `stopwatch`, if it is given.
+    """
+
+    def time(self: RuntimeProver, before: Model, after: Model) -> LatencyPair:
+        a, b = Latency(1.0, 1.0, 1.0, 9), Latency(2.0, 2.0, 2.0, 9)
+        first, second, ratio = (a, b, 0.5) if is_slow(after) else (b, a, 2.0)
+        return LatencyPair(first, second, ratio, ratio - 0.01, ratio + 0.01)
+
+    monkeypatch.setattr(RuntimeProver, "time", time)
+    if stopwatch is not None:
+        monkeypatch.setattr(
+            "onnxslim.runtime.measure.stopwatch.SessionStopwatch", lambda *_, **__: stopwatch
+        )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from fake_stopwatch import fake_times
 from layer_nets import net, node, normal
 
 import onnxslim
 from onnxslim import cli
 from onnxslim.io.model import Model
 from onnxslim.pipeline.grammar import parse_pipeline
-from onnxslim.report import Latency, LatencyPair
-from onnxslim.runtime.measure.verify import RuntimeProver
 from onnxslim.runtime.samples.digest import data_sha256
 
 X = np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32)
@@ -31,17 +29,6 @@ def mlp() -> onnx.ModelProto:
     ]
     weights = {"w0": normal(24, 200), "w1": normal(200, 24, seed=1)}
     return net(nodes, weights, ["N", 24])
-
-
-def clock(monkeypatch: pytest.MonkeyPatch, is_slow: Callable[[Model], bool]) -> None:
-    """Let timing find the models slow that `is_slow` names."""
-
-    def time(self: RuntimeProver, before: Model, after: Model) -> LatencyPair:
-        a, b = Latency(1.0, 1.0, 1.0, 9), Latency(2.0, 2.0, 2.0, 9)
-        ratio = 0.5 if is_slow(after) else 1.0
-        return LatencyPair(a, b if ratio < 1 else a, ratio, ratio - 0.01, ratio + 0.01)
-
-    monkeypatch.setattr(RuntimeProver, "time", time)
 
 
 def has_codes(model: Model) -> bool:
@@ -62,7 +49,7 @@ def test_what_timing_kept_and_left_out_is_repeated_to_the_byte(
     source, calib, first = tmp_path / "m.onnx", tmp_path / "x.npz", tmp_path / "a.onnx"
     onnx.save(mlp(), source)
     np.savez(calib, x=X)
-    clock(monkeypatch, has_codes)
+    fake_times(monkeypatch, has_codes)
     given = "simplify,quantize-weights,cluster-weights"
     made = ("--calib", calib, "--seed", 3)
     assert run(source, first, "--passes", given, *made, "--report", tmp_path / "r.json") == 0
@@ -74,7 +61,7 @@ def test_what_timing_kept_and_left_out_is_repeated_to_the_byte(
     assert metadata(first)["onnxslim.resolved"] == record["resolved"]
     assert "seed=3" in metadata(first)["onnxslim.settings"]
 
-    clock(monkeypatch, lambda model: not has_codes(model))  # now all that was kept is slower
+    fake_times(monkeypatch, lambda model: not has_codes(model))  # now all that was kept is slower
     second, third = tmp_path / "b.onnx", tmp_path / "c.onnx"
     assert run(source, second, "--passes", record["resolved"], *made) == 0
     assert second.read_bytes() == first.read_bytes()
@@ -87,7 +74,7 @@ def test_a_resolved_pipeline_without_steps_copies_the_input(
 ) -> None:
     source, out = tmp_path / "m.onnx", tmp_path / "a.onnx"
     onnx.save(mlp(), source)
-    clock(monkeypatch, lambda model: True)
+    fake_times(monkeypatch, lambda model: True)
     _, report = onnxslim.compress(source, out, passes="quantize-weights")
     assert report.record is not None
     assert report.record.resolved == "resolved:from=quantize-weights"
@@ -129,4 +116,4 @@ def test_the_same_data_have_the_same_digest_and_others_have_another(tmp_path: Pa
     assert data_sha256({"x": X}) != data_sha256({"x": X + 1})
     assert data_sha256([{"x": row} for row in X]) != data_sha256([{"x": row} for row in X[::-1]])
     assert data_sha256({"x": np.array(["a", "b"], object)}) is not None
-    assert data_sha256(clock) == data_sha256(Path(__file__))
+    assert data_sha256(mlp) == data_sha256(Path(__file__))
