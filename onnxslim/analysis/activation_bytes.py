@@ -34,6 +34,15 @@ def live_bytes(graph: gs.Graph, shapes: Mapping[str, Sequence[int]]) -> int:
     return most
 
 
+def all_bytes(graph: gs.Graph, shapes: Mapping[str, Sequence[int]]) -> int:
+    """The bytes of all activations together: what a run holds that returns each of them.
+
+    Bodies are not entered; a tensor that is not in `shapes` counts as nothing.
+    """
+    return sum(_nbytes(tensor, shapes) for node in graph.nodes for tensor in node.outputs)
+
+
 def _nbytes(tensor: gs.Tensor, shapes: Mapping[str, Sequence[int]]) -> int:
     size = prod(shapes.get(tensor.name, (0,)))
-    return size * (1 if tensor.dtype is None else np.dtype(tensor.dtype).itemsize)
+    # where inference has not told the type, that of most activations
+    return size * np.dtype(np.float32 if tensor.dtype is None else tensor.dtype).itemsize

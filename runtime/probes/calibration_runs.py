@@ -231,7 +231,7 @@ class CalibrationRuns:
                 self._samples = open_samples(self._source, session.inputs)
             if self._samples.batchable:
                 first = next(iter(self._samples))
-                self._rows = min(_BATCH_ROWS, rows_within(model, first))
+                self._rows = min(_BATCH_ROWS, rows_within(model, first, exposed=True))
         return self._samples
 
     def _runs(self, most: int | None = None) -> Iterator[Sample]:

@@ -198,10 +198,13 @@ def test_large_samples_go_through_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
     whole = CalibrationRuns({"x": X})
     expected = moments(whole, model)["y"].seconds[0]
     assert [sample.rows for sample in whole._runs()] == [len(X)]
-    monkeypatch.setattr(run_rows, "RUN_BYTES", 2 * (12 + 4) * 4)  # inputs and outputs of two
-    parts = CalibrationRuns({"x": X})
-    np.testing.assert_allclose(moments(parts, model)["y"].seconds[0], expected)
-    assert [sample.rows for sample in parts._runs()][:2] == [2, 2]
+    # inputs and outputs of two; all that two return
+    for bound, nbytes in (("RUN_BYTES", 2 * (12 + 4) * 4), ("EXPOSED_BYTES", 2 * 4 * 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(run_rows, bound, nbytes)
+            parts = CalibrationRuns({"x": X})
+            np.testing.assert_allclose(moments(parts, model)["y"].seconds[0], expected)
+            assert [sample.rows for sample in parts._runs()][:2] == [2, 2]
 
 
 def test_a_model_of_a_fixed_batch_is_fed_what_it_takes() -> None:
