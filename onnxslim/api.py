@@ -20,6 +20,7 @@ from onnxslim.io.model import Model, ModelSource
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline.floors import ALLOWING, DEFAULT, Floors, check_measured
 from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
+from onnxslim.pipeline.layer_filter import FilteredPass, check_named
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.passes import check_calibration
@@ -32,6 +33,7 @@ from onnxslim.run.failed import reporting
 from onnxslim.run.output import write_output
 from onnxslim.run.prepared import PreparedRun
 from onnxslim.run.settings import RunSettings
+from onnxslim.services.progress import Progress
 
 if TYPE_CHECKING:
     from onnxslim.exits.candidates import ExitRow
@@ -57,7 +59,7 @@ def compress(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     output_kinds: Mapping[str, str] | None = None,
     command: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | Callable[[Progress], None] | None = None,
     reproducers: str | os.PathLike[str] = "onnxslim-repro",
 ) -> tuple[Model, Report]:
     """Run a pipeline on a model, prove what it did, and write the result.
@@ -79,7 +81,8 @@ def compress(
         output_kinds: `classes`, `embedding` or `values` by output name, where the graph was read
             wrong.
         command: what to record as the command in the report.
-        progress: is told in words what is going on.
+        progress: is called when a step of the work begins, advances or ends; `str` of what it is
+            given says in words what is being done.
         reproducers: folder for a model that shows a broken promise.
 
     Returns:
@@ -109,11 +112,13 @@ def compress(
         parse_kinds(f"{name}={kind}" for name, kind in (output_kinds or {}).items()),
         verify,
         measure,
-        progress,
+        Progress.of(progress),
     )
     command = command or f"onnxslim.compress(passes={str(pipeline)!r})"
     source = _loaded(model)
     with reporting(source, command) as watched:
+        if pipeline.passes and isinstance(pipeline.passes[0], FilteredPass):
+            check_named(pipeline.passes[0], source.graph)  # before the model is run and timed
         watched.run = run = PreparedRun(source, settings)
         attempt = run.try_pipeline(pipeline, policy, reproducers=Path(reproducers))
         report = run.report(attempt, command)
@@ -133,6 +138,7 @@ def compare_models(
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     measure: bool = True,
+    progress: Progress | Callable[[Progress], None] | None = None,
 ) -> tuple[Comparison, LatencyPair | None, Stats, Stats, str]:
     """Drift, latency and size of two models side by side.
 
@@ -151,7 +157,12 @@ def compare_models(
     _check_same_inputs(first, second)
     stats = [measure_stats(model, file_bytes=model.origin.file_bytes) for model in (first, second)]
     prover = RunSettings(
-        calibration, seed=seed, threads=threads, input_shapes=input_shapes, measure=measure
+        calibration,
+        seed=seed,
+        threads=threads,
+        input_shapes=input_shapes,
+        measure=measure,
+        progress=Progress.of(progress),
     ).prover()
     if not prover.begin(first):
         raise RuntimeFailure(f"The models cannot be compared: {prover.verified_on}")
@@ -167,6 +178,7 @@ def bench_models(
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     seconds: float | None = None,
+    progress: Progress | Callable[[Progress], None] | None = None,
 ) -> list[tuple[str, Latency, LatencyPair | None]]:
     """Latency of models, timed in turn; each after the first also as a pair with the first.
 
@@ -182,14 +194,15 @@ def bench_models(
         check_bounds(model)
     for other in loaded[1:]:
         _check_same_inputs(loaded[0], other)
-    return bench(
-        loaded,
-        calibration=calibration,
-        seed=seed,
-        threads=threads,
-        input_shapes=input_shapes,
-        seconds=seconds,
-    )
+    with Progress.of(progress).step(f"timing {len(loaded)} models in turn"):
+        return bench(
+            loaded,
+            calibration=calibration,
+            seed=seed,
+            threads=threads,
+            input_shapes=input_shapes,
+            seconds=seconds,
+        )
 
 
 def measure_sensitivity(
@@ -199,7 +212,7 @@ def measure_sensitivity(
     passes: str | Pipeline = "simplify,prune-channels",
     seed: int = 0,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | Callable[[Progress], None] | None = None,
 ) -> Iterator[SensitivityPoint]:
     """How far the outputs move when the last of `passes` treats one layer or channel group alone.
 
@@ -209,7 +222,8 @@ def measure_sensitivity(
         passes: those before the last are run first, on the whole model.
         seed: seed of all randomness.
         threads: threads of onnxruntime; None for its own choice.
-        progress: is told in words what is going on.
+        progress: is called when a step of the work begins, advances or ends; `str` of what it is
+            given says in words what is being done.
 
     Yields:
         A point for each target and strength, as soon as it is measured.
@@ -224,7 +238,7 @@ def measure_sensitivity(
     *first, last = _parsed(passes).passes
     check_has_targets(last)
     source = _loaded(model)
-    settings = RunSettings(calibration, seed=seed, threads=threads)
+    settings = RunSettings(calibration, seed=seed, threads=threads, progress=Progress.of(progress))
     check_bounds(source)
     list(admit(source, settings.load))
     context = settings.context()
@@ -232,7 +246,7 @@ def measure_sensitivity(
         source, _ = PassManager(first).run(source, context, policy=Policy(force=True))
     source = source.clone()
     infer_shapes(source)
-    yield from sweep(source, last, context, progress=progress)
+    yield from sweep(source, last, context)
 
 
 def survey_exits(
@@ -245,7 +259,7 @@ def survey_exits(
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     measure: bool = True,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | Callable[[Progress], None] | None = None,
 ) -> tuple[list[ExitRow], list[str]]:
     """Where a classifier can be left early; with samples, how good a head is at each place.
 
@@ -258,7 +272,8 @@ def survey_exits(
         threads: threads of onnxruntime; None for its own choice.
         input_shapes: shape by input name, for inputs that are made up.
         measure: time the model up to each place.
-        progress: is told in words what is going on.
+        progress: is called when a step of the work begins, advances or ends; `str` of what it is
+            given says in words what is being done.
 
     Returns:
         The places in order, and notes.
@@ -279,7 +294,7 @@ def survey_exits(
         input_shapes=input_shapes,
         verify=False,
         measure=measure,
-        progress=progress,
+        progress=Progress.of(progress),
     )
     check_bounds(source)
     list(admit(source, settings.load))

@@ -78,6 +78,7 @@ class PassResult:
             decided in a pipeline, which gives the same bytes without either; None: it did neither.
         untouched: what a pass for all weights left as it was, in words, where it is notable. Set
             by the manager.
+        notes: what the user should know, a sentence each.
     """
 
     changes: tuple[Change, ...] = ()
@@ -86,6 +87,7 @@ class PassResult:
     outputs: tuple[str, ...] = ()
     resolved: str | None = None
     untouched: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:

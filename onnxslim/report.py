@@ -5,7 +5,7 @@ Every figure was measured; a figure that was not measured is None. Nothing is co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -149,6 +149,7 @@ class PartReport:
 
     Attributes:
         untouched: what a pass for all weights left as it was, in words, where it is notable.
+        notes: what the user should know, a sentence each.
     """
 
     spec: str
@@ -157,6 +158,7 @@ class PartReport:
     changes: tuple[Change, ...]
     skips: tuple[Skip, ...]
     untouched: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -200,6 +202,11 @@ class StepReport:
     def skips(self) -> tuple[Skip, ...]:
         """The skips of all parts."""
         return tuple(skip for part in self.parts for skip in part.skips)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes of all parts."""
+        return tuple(note for part in self.parts for note in part.notes)
 
     @property
     def untouched(self) -> str | None:
@@ -273,6 +280,7 @@ class Report:
         record: what it takes to run the same again; None where nothing was run.
         error: what ended the run; the other figures are then those that were known. None: the run
             did what was asked for.
+        names: the other names of layers that steps name: of the node, of its weights.
     """
 
     command: str
@@ -290,6 +298,7 @@ class Report:
     seconds: float = 0.0
     record: RunRecord | None = None
     error: Failure | None = None
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def report_of(error: BaseException) -> Report | None:

@@ -150,7 +150,7 @@ class ClusterWeights(CodebookPass):
 
     def _form(self, problem: Problem) -> TableSpec:
         values = 2**self.bits if self.values is None else self.values
-        levels = _VALUES_OF.find(self.values_of, problem.name, values)
+        levels = _VALUES_OF.find(self.values_of, problem.layer_names, values)
         return TableSpec(
             int(levels),
             self._per,

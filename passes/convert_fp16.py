@@ -144,7 +144,7 @@ class ConvertFp16(FilteredPass):
         Raises:
             NotApplicable: naming the closest operator.
         """
-        self.check_patterns(self.targets(graph))
+        self.check_patterns(context, self.targets(graph))
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The operators that compute with floats, in bodies too."""
@@ -157,9 +157,10 @@ class ConvertFp16(FilteredPass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Convert what the options select, then less, until `max-error` holds."""
+        selection = self.selection(context)
 
         def accepts(node: Node) -> bool:
-            return self.selection.accepts(node_label(node))
+            return selection.accepts(node_label(node))
 
         computes = self.compute == "float16"
         return convert(graph, context, accepts, computes=computes, max_error=self.max_error)

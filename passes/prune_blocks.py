@@ -105,7 +105,7 @@ class PruneBlocks(BudgetedPass, FilteredPass):
         labels = [branch.label for branch in residual_branches(graph)]
         if not labels:
             raise NotApplicable("no residual branch with weights of its own was found")
-        self.check_patterns(labels)
+        self.check_patterns(context, labels)
         if self.macs is not None:
             known_macs(with_bodies(graph.nodes))
 
@@ -115,7 +115,9 @@ class PruneBlocks(BudgetedPass, FilteredPass):
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Remove one branch after the other until the budget is met."""
-        options = BlockOptions(self.budget or DEFAULT_BUDGET, self.reconstruct, self.selection)
+        options = BlockOptions(
+            self.budget or DEFAULT_BUDGET, self.reconstruct, self.selection(context)
+        )
         pruning = BlockPruning(Rewriter(graph), context, options)
         result = pruning.run()
         if pruning.untimed is None:

@@ -59,6 +59,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -80,6 +81,7 @@ from onnxslim.pipeline.options import Assigned, OptionValue, at_least, one_of, o
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.patterns import matches
 from onnxslim.records import Fidelity, PassResult
+from onnxslim.services.layer_names import LayerNames
 
 _PLAN = Assigned(at_least(1), whole=True)
 
@@ -148,7 +150,8 @@ class PruneChannels(BudgetedPass, FilteredPass):
         if self.only or self.skip or self.plan:
             channels = channel_groups(graph)
             writers = [member.label for member in channels.trace.writers]
-            self.check_patterns(writers, [s.node for s in unpruned_layers(graph, channels)])
+            unpruned = [skip.node for skip in unpruned_layers(graph, channels)]
+            self.check_patterns(context, writers, unpruned)
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The groups that have channels to remove."""
@@ -183,13 +186,14 @@ class PruneChannels(BudgetedPass, FilteredPass):
             align=self.align,
             steps=self.steps,
             min_channels=self.min_,
-            layers=self.selection,
-            plan=self._kept if self.plan else None,
+            layers=self.selection(context),
+            plan=partial(self._kept, context.names) if self.plan else None,
         )
 
-    def _kept(self, name: str) -> float | None:
-        """The number that `plan` gives for a layer; its name goes before patterns."""
+    def _kept(self, names: LayerNames, label: str) -> float | None:
+        """The number that `plan` gives for a layer; its names go before patterns."""
         entries = [_PLAN.split(entry) for entry in self.plan]
-        named = (count for pattern, count in entries if pattern == name)
-        matched = (count for pattern, count in entries if matches(name, pattern))
+        own = names.of_layer(label)
+        named = (count for name in own for pattern, count in entries if pattern == name)
+        matched = (count for pattern, count in entries if any(matches(n, pattern) for n in own))
         return next(named, next(matched, None))

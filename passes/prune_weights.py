@@ -167,12 +167,17 @@ class PruneWeights(LayerPass):
 
     def _shares(self, problems: Problems, context: Context) -> Mapping[str, float]:
         """The share that each weight loses, by the name of its first layer."""
-        names = [shared.layers[0].name for shared in problems.weights]
+        names = {
+            shared.layers[0].name: tuple(context.names.all([la.name for la in shared.layers]))
+            for shared in problems.weights
+        }
         if self.scope == "layer" or self.pattern != "none":
-            return {name: _RATIO_OF.find(self.ratio_of, name, self.ratio) for name in names}
+            return {
+                name: _RATIO_OF.find(self.ratio_of, own, self.ratio) for name, own in names.items()
+            }
         free, shares = [], {}
         for problem in problems.scheduled(self.schedule.at_once()):
-            share = _RATIO_OF.find(self.ratio_of, problem.name, -1.0)
+            share = _RATIO_OF.find(self.ratio_of, problem.layer_names, -1.0)
             if share >= 0:
                 shares[problem.name] = share
             else:

@@ -73,6 +73,7 @@ Reference:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
@@ -173,7 +174,9 @@ class QuantizeInt8(FilteredPass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Prepare, observe, place, round, insert."""
         try:
-            run = Int8Run(self._int8_options, graph, context, self.check_patterns)
+            run = Int8Run(
+                self._int8_options(context), graph, context, partial(self.check_patterns, context)
+            )
             result = run.result()
         except NotApplicable as reason:
             return PassResult(skips=(Skip(graph.name, str(reason)),))
@@ -182,8 +185,7 @@ class QuantizeInt8(FilteredPass):
             return result
         return replace(result, resolved=str(self._without_measuring(decision)))
 
-    @property
-    def _int8_options(self) -> Int8Options:
+    def _int8_options(self, context: Context) -> Int8Options:
         return Int8Options(
             method=None if self.calibration == "auto" else RangeMethod(self.calibration),
             activations=None if self.activations == "auto" else CodeType(self.activations),
@@ -196,8 +198,7 @@ class QuantizeInt8(FilteredPass):
             bias_correct=self.bias_correct,
             smooth=self.smooth,
             placement=Placement(self.placement),
-            only=self.only,
-            skip=self.skip,
+            layers=self.selection(context),
             max_error=self.max_error,
         )
 

@@ -162,7 +162,7 @@ class QuantizeWeights(LayerPass):
             rounding=None if self.rounding == "auto" else Rounding(self.rounding),
             form=StorageForm(self.form),
             accuracy_level=self.accuracy_level,
-            layers=self.selection,
+            layers=self.selection(context),
             schedule=self.schedule,
         )
         run = WeightOnlyRun(options, graph, context)

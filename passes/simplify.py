@@ -73,7 +73,7 @@ class Simplify(Preset):
     skip: tuple[str, ...] = option(
         (),
         help="passes to leave out, such as fuse-affine+fold-if, or single rewrites of a pass, as "
-        "'fuse-affine=NODE' with the first output of the node; `*` and `?` match",
+        "'fuse-affine=NODE', by the name of the node, its weight or its output; `*` and `?` match",
     )
 
     def __post_init__(self) -> None:

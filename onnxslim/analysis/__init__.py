@@ -2,6 +2,7 @@
 
 linear_operators  Operators with weights: which input is what, how the weight lies
 layers        the weight layers of a graph, seen alike: y = W·x with one matrix per group
+layer_names   the names by which people know a node: its output's, its own, those of its weights
 affine        BatchNormalization, Mul, Add, ... read as y = a·x + b along one axis
 absorption    layers that absorb such a map into their weight and bias
 patterns      a declarative matcher for small subgraphs

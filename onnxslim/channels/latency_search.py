@@ -6,7 +6,6 @@ layers (see `budgets`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +18,7 @@ from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.budgets import Budget, BudgetMeter
+from onnxslim.services.progress import Progress
 from onnxslim.services.stopwatch import Stopwatch
 
 Mask = npt.NDArray[np.bool_]
@@ -31,14 +31,14 @@ _AIM: Final = 0.98  # of a budget of latency: the aim, as times vary
 class LatencySearch:
     """Finds levels at which the whole model, timed against the original, is fast enough.
 
-    The graph of `model` is uncut; `spread` is that of `choice_for_budget`; `tell` receives a
-    sentence for each model that is timed.
+    The graph of `model` is uncut; `spread` is that of `choice_for_budget`; each
+    model that is timed is a step of `progress`.
     """
 
     def __init__(
-        self, stopwatch: Stopwatch, model: Model, *, spread: bool, tell: Callable[[str], None]
+        self, stopwatch: Stopwatch, model: Model, *, spread: bool, progress: Progress
     ) -> None:
-        self.model, self.spread, self.tell = model, spread, tell
+        self.model, self.spread, self.progress = model, spread, progress
         self._meter = BudgetMeter.of("latency", model.graph, model, stopwatch)
         self._shares: dict[tuple[int, ...], float] = {}
 
@@ -78,9 +78,11 @@ class LatencySearch:
             return known
         share = 1.0
         if choice.gone.any():
-            smaller = without(self.model, choice.gone)
-            share = self._meter.taken(smaller.graph, smaller)
-        self.tell(f"latency {share:.3f} of the original, {left:.3f} is asked for")
+            with self.progress.step(
+                f"timing a smaller model, number {len(self._shares) + 1} of at most {_TRIALS}"
+            ):
+                smaller = without(self.model, choice.gone)
+                share = self._meter.taken(smaller.graph, smaller)
         self._shares[choice.levels] = share
         return share
 

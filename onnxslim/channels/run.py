@@ -9,7 +9,7 @@ Owns: the order of these steps, and the report. Not here: the options (see `pass
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +90,8 @@ class Pruning:
         self._report_pins()
         try:
             limits = RemovalLimits(self._multiple(), self.options.min_channels)
-            for step in range(1, self.options.steps + 1):
+            steps = range(1, self.options.steps + 1)
+            for step in self.context.progress.over("removing", steps, "steps"):
                 self._step(step / self.options.steps, limits)
         except NotApplicable as reason:  # raised before anything is changed
             self.rw.skip(self.rw.main.name, str(reason))
@@ -117,8 +118,7 @@ class Pruning:
     def _is_wanted(self, group: ChannelGroup) -> bool:
         """Whether units of a group may leave; if `skip` alone forbids it, the report says so."""
         names = [member.label for member in group.writers]
-        only = LayerFilter(only=self.options.layers.only)
-        skip = LayerFilter(skip=self.options.layers.skip)
+        only, skip = replace(self.options.layers, skip=()), replace(self.options.layers, only=())
         # one layer is enough to want a group, and one to keep it
         if not any(map(only.accepts, names)):
             return False
@@ -167,7 +167,6 @@ class Pruning:
         self._gone = self._choose(orders, weights, progress).gone
         if not self.options.reconstruct or not self._gone.any():
             return
-        self.context.tell("refit")
         self._zero_removed()
         problems = self._readers.problems(self.rw, self.context, Schedule())
         self._errors.update(refit_readers(self._readers, problems, self._gone))
@@ -206,7 +205,7 @@ class Pruning:
             work = Work.of(self._channels, alone)
             chooser = LevelChooser(orders, weights, work, self._channels.units.count)
             search = LatencySearch(
-                stopwatch, model, spread=self.options.spread, tell=self.context.tell
+                stopwatch, model, spread=self.options.spread, progress=self.context.progress
             )
             self.kept = units_kept(search.choice(chooser, self.options.budget), orders)
         return self.kept.get

@@ -68,9 +68,9 @@ class GroupScorer:
         by_group = [found[index] for index in range(len(self.groups))]
         weights = [1.0] * len(by_group)
         if self.spread and self.context.calibration is not None:
-            self.context.tell("what each group does to the output")
             trials = [trial for _, trial in by_group]
-            weights = sensitivities(self.context, self.readers, problems, trials)
+            with self.context.progress.step("measuring what each group does to the outputs"):
+                weights = sensitivities(self.context, self.readers, problems, trials)
         return [order for order, _ in by_group], weights
 
     def _evidence(self, problems: dict[str, Problem]) -> Iterator[tuple[int, Evidence | None]]:
@@ -79,7 +79,6 @@ class GroupScorer:
         if self.context.calibration is None or not asked:
             yield from ((index, None) for index in range(len(self.groups)))
             return
-        self.context.tell("moments of the layers that read channels")
         schedule = Schedule(sequential=False, aim=Target.CURRENT)
         measured = self.readers.problems(self.rewriter, self.context, schedule)
         with_inverses = self.criterion.needs is Needs.INVERSES or self.refitted

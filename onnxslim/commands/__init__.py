@@ -19,7 +19,8 @@ files        files that commands write
 streams      models on standard input and output
 several      one pipeline on several models
 failures     exit codes and sentences of errors
-console      standard output, standard error, progress
+console      standard output and standard error
+progress     bars on a terminal, lines elsewhere
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from onnxslim.commands.arguments import (
     json_option,
     run_options,
 )
-from onnxslim.commands.console import paper, progress, say
+from onnxslim.commands.console import paper, say
+from onnxslim.commands.progress import progress
 from onnxslim.pipeline.options import interval
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ def command(
     from onnxslim import api
     from onnxslim.render.json import json_text
 
-    with progress(quiet=as_json, verbose=False) as tell:
-        if tell:
-            tell("timing")
+    with progress() as shown:
         rows = api.bench_models(
             models,
             calibration=calib,
@@ -58,6 +57,7 @@ def command(
             threads=threads,
             input_shapes=input_shapes,
             seconds=seconds,
+            progress=shown,
         )
     say(json_text(_json(rows)).rstrip() if as_json else _text(rows))
 
@@ -67,7 +67,9 @@ def _text(rows: Sequence[Row]) -> str:
     from onnxslim.render.units import ms_text
 
     grid = FigureTable(
-        ("model", "median", "p10", "p90", "runs", "against the first"), frozenset({5})
+        ("model", "median", "p10", "p90", "runs", "against the first"),
+        frozenset({5}),
+        droppable=("runs", "p10", "p90"),
     )
     for name, latency, pair in rows:
         figures = (ms_text(latency.median), ms_text(latency.p10), ms_text(latency.p90))

@@ -9,7 +9,8 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import calib_option, json_option, run_options
-from onnxslim.commands.console import paper, progress, say
+from onnxslim.commands.console import paper, say
+from onnxslim.commands.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,10 +39,9 @@ def command(
     """
     from onnxslim import api
     from onnxslim.render.json import drifts_json, figures_json, json_text, pair_json
+    from onnxslim.render.tables import wrapped
 
-    with progress(quiet=as_json, verbose=False) as tell:
-        if tell:
-            tell("running both models")
+    with progress() as shown:
         comparison, latency, stats_a, stats_b, compared_on = api.compare_models(
             a,
             b,
@@ -49,6 +49,7 @@ def command(
             seed=seed or 0,
             threads=threads,
             input_shapes=input_shapes,
+            progress=shown,
         )
     if as_json:
         data = {
@@ -61,7 +62,8 @@ def command(
         say(json_text(data).rstrip())
         return
     blocks = (_sizes(a, b, stats_a, stats_b, latency), _drifts(comparison))
-    say("\n\n".join((*blocks, f"Outputs of B against A on {compared_on}.")))
+    where = wrapped(f"Outputs of B against A on {compared_on}.", paper())
+    say("\n\n".join((*blocks, where)))
 
 
 def _sizes(a: str, b: str, first: Stats, second: Stats, latency: LatencyPair | None) -> str:
@@ -98,7 +100,8 @@ def _drifts(comparison: Comparison) -> str:
             "worst row",
             "agrees",
             "bits",
-        )
+        ),
+        droppable=("rel. L2", "worst row", "holds", "bits", "max abs", "agrees"),
     )
     for name, drift in comparison.original.items():
         grid.add(name, *_drift_cells(drift))

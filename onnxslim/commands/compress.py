@@ -28,9 +28,10 @@ from onnxslim.commands.arguments import (
     run_options,
     talk_options,
 )
-from onnxslim.commands.console import complain, paper, progress, say, tell_aside, warn
+from onnxslim.commands.console import complain, paper, say, tell_aside, warn
 from onnxslim.commands.failures import failure_of, worst
 from onnxslim.commands.files import check_output, check_report, write_report
+from onnxslim.commands.progress import progress
 from onnxslim.commands.streams import STREAM, source_of, target_of
 from onnxslim.errors import FloorMissed, StepIdle, UsageError
 from onnxslim.pipeline.floors import check_measured
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from onnxslim.records import OutputKind
     from onnxslim.render.json import Json
     from onnxslim.report import Report
+    from onnxslim.services.progress import Progress
 
 
 def _output_kinds(
@@ -300,8 +302,8 @@ def _run_one(
     _check_request(model, output, wanted)
     outcome = ModelOutcome(model if isinstance(model, Path) else Path(STREAM), output)
     try:
-        with progress(quiet=wanted.quiet, verbose=wanted.verbose) as tell:
-            outcome.report = _compress(model, output, wanted, tell)
+        with progress(quiet=wanted.quiet, verbose=wanted.verbose) as shown:
+            outcome.report = _compress(model, output, wanted, shown)
         if wanted.strict:
             _check_steps(wanted.pipeline, outcome.report)
     except (FloorMissed, StepIdle) as error:  # the output was written all the same
@@ -381,9 +383,7 @@ def _default_output(model: str) -> str:
     return str(path.with_name(f"{path.stem}.slim.onnx") if path.name else path)
 
 
-def _compress(
-    model: Path | bytes, output: Path, wanted: _Wanted, tell: Callable[[str], None] | None
-) -> Report:
+def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progress) -> Report:
     from onnxslim import api
 
     settings = wanted.settings
@@ -404,7 +404,7 @@ def _compress(
         input_shapes=settings.input_shapes,
         output_kinds=settings.output_kinds,
         command=shlex.join(["onnxslim", *sys.argv[1:]]),
-        progress=tell,
+        progress=shown,
     )
     return report
 

@@ -1,17 +1,17 @@
-"""Write to standard output and standard error, and show progress."""
+"""Write to standard output and standard error."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
 from typing import TYPE_CHECKING, Final, TextIO
 
 if TYPE_CHECKING:
     from onnxslim.render.tables import Paper
 
+PIPE_WIDTH: Final = 100  # columns of what is no terminal
 _LONG: Final = re.compile(r"[^\s`]{400,}")  # a name of a file's may be a megabyte long
 
 
@@ -30,43 +30,44 @@ def tell_aside(text: str) -> None:
 
 def complain(text: str) -> None:
     """Write an error to standard error."""
-    _write(sys.stderr, f"onnxslim: error: {_harmless(_LONG.sub(_shortened, text))}")
+    _write(sys.stderr, _fitting(f"onnxslim: error: {_harmless(_LONG.sub(_shortened, text))}"))
 
 
 def warn(text: str) -> None:
     """Write to standard error what must not be overlooked."""
-    _write(sys.stderr, f"onnxslim: {_harmless(text)}")
+    _write(sys.stderr, _fitting(f"onnxslim: {_harmless(text)}"))
+
+
+def log(text: str) -> None:
+    """Write what is being done, with the time of day, to standard error."""
+    _write(sys.stderr, f"onnxslim: {time.strftime('%H:%M:%S')} {_harmless(text)}")
 
 
 def paper() -> Paper:
-    """The medium behind standard output: a terminal with a width, or a file or pipe without."""
+    """The medium behind standard output: a terminal with its width, or a file or a pipe."""
     from shutil import get_terminal_size
 
     from onnxslim.render.tables import Paper
 
     if not sys.stdout.isatty():
-        return Paper()
-    color = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    return Paper(get_terminal_size().columns, color)
+        return Paper(PIPE_WIDTH)
+    return Paper(get_terminal_size().columns, has_colors())
 
 
-@contextmanager
-def progress(*, quiet: bool, verbose: bool) -> Iterator[Callable[[str], None] | None]:
-    """A function that shows progress: a live line on a terminal, or lines with `verbose`.
+def has_colors() -> bool:
+    """Whether the environment allows colours: see https://no-color.org."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
 
-    None where progress is not shown.
-    """
-    if verbose:
-        yield lambda text: _write(sys.stderr, f"onnxslim: {_harmless(text)}")
-        return
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.text import Text
 
-    with Console(stderr=True).status(Text("starting")) as status:
-        yield lambda text: status.update(Text(_harmless(text)))
+def _fitting(text: str) -> str:
+    """`text` in lines as wide as the terminal behind standard error; elsewhere as it is."""
+    if not sys.stderr.isatty():
+        return text
+    from shutil import get_terminal_size
+
+    from onnxslim.render.tables import Paper, wrapped
+
+    return wrapped(text, Paper(get_terminal_size().columns))
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -17,15 +17,15 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import talk_options
-from onnxslim.commands.console import paper, progress, say
+from onnxslim.commands.console import paper, say
 from onnxslim.commands.files import check_output, write_atomically
+from onnxslim.commands.progress import progress
 from onnxslim.errors import UsageError
 from onnxslim.io import files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from onnxslim.report import FileReport, LatencyPair
+    from onnxslim.services.progress import Progress
 
 _MODEL: Final = "lenet5.onnx"
 _CALIB: Final = "mnist_calib.npz"
@@ -100,8 +100,8 @@ def command(to: str | None, quiet: bool, verbose: bool) -> None:
     with.
     """
     folder = _folder(to)
-    with progress(quiet=quiet, verbose=verbose) as tell:
-        rows = _run(folder, tell or (lambda text: None))
+    with progress(quiet=quiet, verbose=verbose) as shown:
+        rows = _run(folder, shown)
     if not quiet:
         say(_text(folder, rows))
 
@@ -143,13 +143,12 @@ def _asset(name: str) -> bytes:
 # -------------------------------------------------------------------------------- run
 
 
-def _run(folder: Path, tell: Callable[[str], None]) -> list[_DemoRow]:
+def _run(folder: Path, shown: Progress) -> list[_DemoRow]:
     """The model and the result of each step, which are written to `folder`."""
     from onnxslim import api
 
     rows: list[_DemoRow] = []
-    for number, step in enumerate(_STEPS, 1):
-        tell(f"step {number} of {len(_STEPS)}: {step.passes}")
+    for step in shown.over("making", _STEPS, "models", is_even=False):
         target = folder / step.file
         onnx_file = target.with_suffix(".onnx")
         _, report = api.compress(
@@ -160,14 +159,14 @@ def _run(folder: Path, tell: Callable[[str], None]) -> list[_DemoRow]:
             evaluation=folder / _EVAL,
             goal="bytes",
             measure=False,
+            progress=shown,
         )
         if not rows:
             rows.append(_DemoRow(folder / _MODEL, report.before, report.before.stats.file_bytes))
         size = _packed(onnx_file, target) if step.is_packed else report.after.stats.file_bytes
         rows.append(_DemoRow(target, report.after, size))
-    tell(f"timing {len(rows)} models in turn")
     timed = api.bench_models(
-        [row.path for row in rows], calibration=folder / _CALIB, seconds=_TIMED_S
+        [row.path for row in rows], calibration=folder / _CALIB, seconds=_TIMED_S, progress=shown
     )
     return [
         _DemoRow(row.path, row.figures, row.bytes, pair)
@@ -202,7 +201,10 @@ def _table(rows: Sequence[_DemoRow]) -> str:
     from onnxslim.render.timing import times_text
     from onnxslim.render.units import bytes_text, count_text
 
-    grid = FigureTable(("file", "bytes", "smaller", "accuracy", "MACs", "latency", "faster"))
+    grid = FigureTable(
+        ("file", "bytes", "smaller", "accuracy", "MACs", "latency", "faster"),
+        droppable=("MACs", "smaller"),
+    )
     for row in rows:
         pair, accuracy = row.latency, row.figures.accuracy
         grid.add(

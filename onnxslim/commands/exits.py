@@ -10,7 +10,8 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import calib_option, json_option, run_options, talk_options
-from onnxslim.commands.console import paper, progress, say
+from onnxslim.commands.console import paper, say
+from onnxslim.commands.progress import progress
 
 if TYPE_CHECKING:
     from onnxslim.exits.candidates import ExitRow
@@ -51,7 +52,7 @@ def command(
     """
     from onnxslim import api
 
-    with progress(quiet=quiet, verbose=verbose) as tell:
+    with progress(quiet=quiet, verbose=verbose) as shown:
         rows, notes = api.survey_exits(
             Path(model),
             calibration=calib,
@@ -61,7 +62,7 @@ def command(
             threads=threads,
             input_shapes=input_shapes,
             measure=not no_latency,
-            progress=tell,
+            progress=shown,
         )
     if as_json:
         from onnxslim.render.json import json_text
@@ -72,11 +73,11 @@ def command(
 
 
 def _text(rows: Sequence[ExitRow], notes: Sequence[str]) -> str:
-    from onnxslim.render.tables import FigureTable, printable
+    from onnxslim.render.tables import FigureTable, printable, wrapped
 
     text = "There is no place at which this model can be left early."
     heads = ("tensor", "shape", "before", "work", "head", "agreement", "may leave")
-    grid = FigureTable(heads, frozenset({1, 4}))
+    grid = FigureTable(heads, frozenset({1, 4}), droppable=("shape", "work", "head"))
     for row in rows:
         grid.add(
             row.tensor,
@@ -89,7 +90,7 @@ def _text(rows: Sequence[ExitRow], notes: Sequence[str]) -> str:
         )
     if rows:
         text = grid.without_empty_columns().render(paper())
-    return "\n".join([text, *(f"note: {printable(note)}" for note in notes)])
+    return "\n".join([text, *(wrapped(f"note: {printable(note)}", paper()) for note in notes)])
 
 
 def _percent(share: float | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.console import say
+from onnxslim.commands.console import paper, say
 from onnxslim.errors import UsageError
 
 
@@ -20,7 +20,7 @@ def command(report: str, layer: str | None) -> None:
     REPORT.json is what `--report` wrote; the models are not needed. LAYER is the name of a node, a
     weight or an output; `*` and `?` match. Then only what was said of it is shown.
     """
-    from onnxslim.render.tables import printable
+    from onnxslim.render.tables import printable, wrapped
     from onnxslim.tools.explanation import explain_layer, explain_run, read_reports
 
     reports = read_reports(Path(report))
@@ -32,4 +32,5 @@ def command(report: str, layer: str | None) -> None:
             refused = error
     if refused is not None and not texts:
         raise refused
-    say("\n\n".join("\n".join(map(printable, text.split("\n"))) for text in texts))
+    lines = "\n\n".join(texts).split("\n")
+    say("\n".join(wrapped(printable(line), paper()) for line in lines))

@@ -11,15 +11,19 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import overwrite_option, report_option, talk_options
-from onnxslim.commands.console import progress, say
+from onnxslim.commands.console import paper, say
 from onnxslim.commands.files import check_report, write_report
+from onnxslim.commands.progress import progress
 from onnxslim.render.formats import JSON
 
 if TYPE_CHECKING:
     from onnxslim.channels.groups import ChannelGroup, Channels
+    from onnxslim.channels.tracing import Member
     from onnxslim.graph.ir import Node
     from onnxslim.records import Skip
     from onnxslim.render.json import Json
+    from onnxslim.services.layer_names import LayerNames
+    from onnxslim.services.progress import Progress
 
 _NAMES_SHOWN = 6
 
@@ -31,6 +35,7 @@ class _Found:
     channels: Channels
     unpruned: Sequence[Skip]
     sha256: str  # of the file
+    names: LayerNames  # of the nodes
     computed_constants: int  # the number of nodes that compute one
 
 
@@ -56,22 +61,25 @@ def command(
 
     A group holds the layers that write channels which must leave together, and the layers that
     read them. A unit is the least that can leave: a channel of each, or a whole head or group of
-    normalization. With --verbose no list of names is shortened. No file is changed.
+    normalization. With --verbose no list of names is shortened, and layers are shown with the
+    names of their nodes and weights. No file is changed.
     """
     source = Path(model)
     if report is not None:
         check_report(Path(report), source, source, JSON, overwrite=overwrite)
-    with progress(quiet=quiet, verbose=verbose) as tell:
-        if tell:
-            tell("following channels")
-        found = _look(source, passes)
+    with (
+        progress(quiet=quiet, verbose=verbose) as shown,
+        shown.step("following channels"),
+    ):
+        found = _look(source, passes, shown)
     if report is not None:
         write_report(Path(report), _json(found, source), JSON)
     if not quiet:
         say(_text(found, None if verbose else _NAMES_SHOWN))
 
 
-def _look(source: Path, passes: str | None) -> _Found:
+def _look(source: Path, passes: str | None, shown: Progress) -> _Found:
+    from onnxslim.analysis.layer_names import layer_names
     from onnxslim.channels.groups import channel_groups
     from onnxslim.channels.unpruned import unpruned_layers
     from onnxslim.io.model import Model
@@ -82,11 +90,17 @@ def _look(source: Path, passes: str | None) -> _Found:
     if passes is not None:
         from onnxslim import api
 
-        model, _ = api.compress(model, passes=passes, verify=False, measure=False)
+        model, _ = api.compress(model, passes=passes, verify=False, measure=False, progress=shown)
     infer_shapes(model)
     channels = channel_groups(model.graph)
     computed = sum(map(_computes_a_constant, model.graph.nodes))
-    return _Found(channels, unpruned_layers(model.graph, channels), sha256, computed)
+    return _Found(
+        channels,
+        unpruned_layers(model.graph, channels),
+        sha256,
+        layer_names(model.graph),
+        computed,
+    )
 
 
 def _computes_a_constant(node: Node) -> bool:
@@ -105,11 +119,11 @@ def _computes_a_constant(node: Node) -> bool:
 
 
 def _text(found: _Found, most: int | None) -> str:
-    from onnxslim.render.tables import printable
+    from onnxslim.render.tables import printable, wrapped
 
     lines: list[str] = []
     for number, group in enumerate(found.channels.groups, 1):
-        lines += [*_group_lines(found.channels, group, number, most), ""]
+        lines += [*_group_lines(found, group, number, most), ""]
     if found.unpruned:
         lines += [f"left alone: {len(found.unpruned):,}"]
         lines += [f"  `{skip.node}`: {skip.why}" for skip in found.unpruned] + [""]
@@ -119,20 +133,25 @@ def _text(found: _Found, most: int | None) -> str:
             f"note: constants that nodes compute are not followed (nodes: "
             f"{found.computed_constants:,}); `--passes simplify` shows what there is without them"
         )
-    return "\n".join(map(printable, lines))
+    return "\n".join(wrapped(printable(line), paper()) for line in lines)
 
 
 def _group_lines(
-    channels: Channels, group: ChannelGroup, number: int, most: int | None
+    found: _Found, group: ChannelGroup, number: int, most: int | None
 ) -> Iterator[str]:
-    free = len(channels.free(group))
+    free = len(found.channels.free(group))
+
+    def named(label: str) -> str:
+        others = () if most is not None else found.names.of_layer(label)[1:]
+        return f"{label} ({', '.join(others)})" if others else label
+
     yield f"group {number}: {group.size:,} units, {free:,} may leave"
-    writers = [f"{member.label} ({len(member.ids):,})" for member in group.writers]
+    writers = [f"{named(member.label)} ({len(member.ids):,})" for member in group.writers]
     yield f"  written by  {_names(writers, most)}"
     if group.channelwise:
         yield f"  passed by   {_names([f'{label} ({op})' for label, op in _passing(group)], most)}"
     if group.readers:
-        yield f"  read by     {_names([member.label for member in group.readers], most)}"
+        yield f"  read by     {_names([named(member.label) for member in group.readers], most)}"
     for why, count in _by_count(group.pins):
         yield f"  {count:>9,} stay: {why}"
 
@@ -187,19 +206,27 @@ def _json(found: _Found, source: Path) -> Json:
     return {
         "onnxslim": onnxslim.__version__,
         "input": {"path": str(source), "sha256": found.sha256},
-        "groups": [_group_json(channels, group) for group in channels.groups],
+        "groups": [_group_json(channels, group, found.names) for group in channels.groups],
         "left_alone": [{"node": skip.node, "why": skip.why} for skip in found.unpruned],
         "totals": dict(_totals(channels)),
     }
 
 
-def _group_json(channels: Channels, group: ChannelGroup) -> dict[str, Json]:
+def _group_json(channels: Channels, group: ChannelGroup, names: LayerNames) -> dict[str, Json]:
     return {
         "name": group.name,
         "units": group.size,
         "free_units": len(channels.free(group)),
-        "written_by": [{"node": m.label, "channels": len(m.ids)} for m in group.writers],
+        "written_by": [_member_json(m, names) for m in group.writers],
         "passed_by": [{"node": label, "op": op} for label, op in _passing(group)],
-        "read_by": [{"node": m.label, "channels": len(m.ids)} for m in group.readers],
+        "read_by": [_member_json(m, names) for m in group.readers],
         "pins": [{"why": why, "units": count} for why, count in _by_count(group.pins)],
+    }
+
+
+def _member_json(member: Member, names: LayerNames) -> Json:
+    return {
+        "node": member.label,
+        "names": list(names.of_layer(member.label)[1:]),
+        "channels": len(member.ids),
     }

@@ -92,7 +92,7 @@ def _operators(found: Iterable[Inspection]) -> dict[str, None]:
 
 
 def _details(item: Inspection) -> list[str]:
-    from onnxslim.render.tables import printable
+    from onnxslim.render.tables import printable, wrapped
     from onnxslim.render.units import bytes_text
 
     packed = item.packed_bytes
@@ -103,7 +103,7 @@ def _details(item: Inspection) -> list[str]:
     lines += [f"function  {name}, {count:,} nodes" for name, count in item.functions.items()]
     lines += [f"external data  {name}" for name in item.external]
     lines += [f"metadata  {key} = {value}" for key, value in item.metadata.items()]
-    return [printable(line) for line in lines]
+    return [wrapped(printable(line), paper()) for line in lines]
 
 
 def port_text(port: Port) -> str:

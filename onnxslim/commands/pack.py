@@ -15,8 +15,9 @@ from onnxslim.commands.arguments import (
     report_option,
     talk_options,
 )
-from onnxslim.commands.console import paper, progress, say
+from onnxslim.commands.console import paper, say
 from onnxslim.commands.files import check_output, check_report, write_report
+from onnxslim.commands.progress import progress
 from onnxslim.render.formats import JSON
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def command(
     from onnxslim.packing.streams import CodingMethod
     from onnxslim.tools.pack import pack
 
-    with progress(quiet=quiet, verbose=verbose) as tell:
+    with progress(quiet=quiet, verbose=verbose) as shown:
         done = pack(
             source,
             target,
             coder=CodingMethod(coder),
             measure=not quiet or report is not None,
-            tell=tell,
+            progress=shown,
         )
     if report is not None:
         write_report(Path(report), _json(done, source, target), JSON)
@@ -82,18 +83,19 @@ def command(
 
 
 def _text(report: PackReport) -> str:
-    from onnxslim.render.tables import FigureTable
+    from onnxslim.render.tables import FigureTable, wrapped
 
     grid = FigureTable(
         (
             "class", "tensors", "float32", "in .onnx", "Huffman", "entropy coder", "zstd",
             "order-0 entropy", "packed",
-        )
+        ),
+        droppable=("order-0 entropy", "zstd", "Huffman", "entropy coder", "float32", "tensors"),
     )  # fmt: skip
     for item in report.classes:
         grid.add(*_cells(item))
     grid.add(*_cells(report.total), style="bold")
-    return f"{grid.render(paper())}\n\n{_verdict(report)}"
+    return f"{grid.render(paper())}\n\n{wrapped(_verdict(report), paper())}"
 
 
 def _cells(item: ClassFigures) -> list[str]:

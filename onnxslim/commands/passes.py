@@ -53,15 +53,16 @@ def page(name: str) -> str:
         UsageError: no pass has this name.
     """
     from onnxslim.pipeline import registry
+    from onnxslim.render.tables import reflowed, wrapped
 
     owner = registry.get(name)
-    blocks = [f"{name}\n{'=' * len(name)}", _page_text(owner)]
+    blocks = [f"{name}\n{'=' * len(name)}", reflowed(_page_text(owner), paper())]
     if owner.members is not Pass.members:
         try:
             members = ", ".join(str(member) for member in owner().members())
         except UsageError as error:
             members = str(error)
-        blocks.append(f"Members, in this order:\n    {members}")
+        blocks.append(wrapped(f"Members, in this order:\n    {members}", paper()))
     blocks.append(f"Promise:\n    {PROMISES[owner.fidelity]}.")
     blocks.append(_options(owner))
     return "\n\n".join(blocks)

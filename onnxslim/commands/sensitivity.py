@@ -17,8 +17,9 @@ from onnxslim.commands.arguments import (
     run_options,
     talk_options,
 )
-from onnxslim.commands.console import paper, progress, say
+from onnxslim.commands.console import paper, say
 from onnxslim.commands.files import check_report, write_report
+from onnxslim.commands.progress import progress
 from onnxslim.errors import UsageError
 from onnxslim.render.formats import Formats
 
@@ -89,7 +90,7 @@ def command(
     files = () if report is None else _report_files(Path(report), Path(model), overwrite=overwrite)
     from onnxslim import api
 
-    with progress(quiet=quiet, verbose=verbose) as tell:
+    with progress(quiet=quiet, verbose=verbose) as shown:
         points = list(
             api.measure_sensitivity(
                 model,
@@ -97,7 +98,7 @@ def command(
                 passes=passes,
                 seed=seed or 0,
                 threads=threads,
-                progress=tell,
+                progress=shown,
             )
         )
     for file in files:
@@ -136,7 +137,7 @@ def _text(points: Sequence[SensitivityPoint], passes: str) -> str:
     first = points[0]
     strength = "" if first.option is None else first.option
     heads = ("target", strength, "bytes", "MACs", "divergence", "agreement", "SQNR")
-    grid = FigureTable(heads, frozenset(range(1, len(heads))))
+    grid = FigureTable(heads, droppable=("MACs", "divergence", "bytes", "agreement"))
     for point in points:
         moved = ["unchanged", "", ""]
         if point.distance is not None:

@@ -8,8 +8,9 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import one_output, output_option, overwrite_option, talk_options
-from onnxslim.commands.console import progress, say
+from onnxslim.commands.console import say
 from onnxslim.commands.files import check_output
+from onnxslim.commands.progress import progress
 
 
 @click.command("unpack", short_help=COMMANDS["unpack"])
@@ -41,9 +42,10 @@ def command(
     if content is not None:
         check_output(target, source, overwrite=overwrite, content=content)
 
-    with progress(quiet=quiet, verbose=verbose) as tell:
-        if tell:
-            tell("unpacking")
+    with (
+        progress(quiet=quiet, verbose=verbose) as shown,
+        shown.step("unpacking"),
+    ):
         unpack(source, target)
     if not quiet:
         say(f"wrote {target}")

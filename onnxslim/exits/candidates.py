@@ -195,15 +195,16 @@ class ExitAnalysis:
             return ()
         best: Mapping[str, FittedHead] = {}
         if self.context.calibration is not None:
-            self.context.tell("exits: fitting heads")
             chosen = [pooling for point in self.points for pooling in poolings(point)]
             fit_to = self.halves[0] if self.labelled is None else self.context.calibration
-            fitted = fit_heads(self.distillation, chosen, fit_to, hidden=self.hidden)
+            with self.context.progress.step(f"fitting {len(chosen):,} heads"):
+                fitted = fit_heads(self.distillation, chosen, fit_to, hidden=self.hidden)
             best = self._best(fitted)
             if self.labelled is not None:
                 best = self._tried_on_labels(best)
         return tuple(
-            self._candidate(point, best.get(point.tensor), staying=staying) for point in self.points
+            self._candidate(point, best.get(point.tensor), staying=staying)
+            for point in self.context.progress.over("timing", self.points, "exits")
         )
 
     def _best(self, fitted: Sequence[FittedHead]) -> dict[str, FittedHead]:
@@ -232,7 +233,6 @@ class ExitAnalysis:
         stopwatch = self.context.stopwatch
         if stopwatch is None:
             return ExitCandidate(point, 0.5 if point.share is None else point.share, fitted)
-        self.context.tell(f"exits: timing {point.tensor}")
         head = None if fitted is None else fitted.head
         cost = 1 / stopwatch.pair(self.model, _prefix(self.model, point, head)).ratio
         if head is None or not staying:

@@ -115,8 +115,8 @@ class AllocationSearch:
             if key not in tried and len(tried) == _TRIALS:
                 break
             if key not in tried:
-                self._say(f"trial {len(tried) + 1} of at most {_TRIALS}")
-                tried[key] = self._try(limit, allocation)
+                with self.context.progress.step(f"trial {len(tried) + 1} of at most {_TRIALS}"):
+                    tried[key] = self._try(limit, allocation)
             trial = replace(tried[key], limit=limit)
             self.trials.append(trial)
             if _SLACK <= trial.use <= 1:
@@ -135,8 +135,8 @@ class AllocationSearch:
 
     def holds(self, model: Model) -> bool:
         """Whether a candidate made on all samples still holds the floors."""
-        self._say("judging what was made on all samples")
-        distance, drop = self._judged(model)
+        with self.context.progress.step("judging what was made on all samples"):
+            distance, drop = self._judged(model)
         use = self._use(distance, drop)
         if use > 1:
             self.missed.append(distance)
@@ -156,9 +156,6 @@ class AllocationSearch:
             f"{nearest.agreement} and an SQNR of {nearest.sqnr_db:.1f} dB"
         )
 
-    def _say(self, text: str) -> None:
-        self.context.tell(f"{self.options.name}: {text}")
-
     def _menus(self) -> dict[str, tuple[Offer, ...]]:
         """The offers of each layer."""
         model = self.model.clone()
@@ -166,11 +163,10 @@ class AllocationSearch:
         schedule = Schedule(sequential=False, aim=Target.CURRENT)
         problems = Problems(Rewriter(model.graph), context, self.options.layers, schedule)
         menus: dict[str, tuple[Offer, ...]] = {}
-        for number, problem in enumerate(problems, 1):
+        for problem in problems:
             if not problem.has_data:  # no data say what an error costs, so the weight stays
                 menus[problem.name] = (Offer(1.0, None, problem.layer.holder.nbytes, 0.0),)
                 continue
-            self._say(f"what layer {number} of {len(problems.weights)} is worth")
             menus[problem.name] = offers_of(problem, context, packed=self.options.packed)
         return menus
 

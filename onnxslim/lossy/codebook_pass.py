@@ -125,15 +125,16 @@ class CodebookPass(LayerPass):
         opset = graph.opset_of("")
         if opset is None or opset >= MANY_TABLES:
             return self._replaced(graph, context)
-        least = self._needed_opset(graph)
+        least = self._needed_opset(graph, context)
         return run_raised(graph, context, least, "codebooks", self._replaced)
 
-    def _needed_opset(self, graph: gs.Graph) -> int:
+    def _needed_opset(self, graph: gs.Graph, context: Context) -> int:
         """The opset that codes of the selected layers take, as far as they can pay."""
+        selection = self.selection(context)
         problems = [
             Problem((layer,), (Metric(None, layer.columns),) * layer.groups)
             for layer in weight_layers(graph)[0]
-            if self.selection.accepts(layer.name) and layer.holder.dtype in WEIGHT_TYPES
+            if selection.accepts(layer.name) and layer.holder.dtype in WEIGHT_TYPES
         ]
         return max(
             (

@@ -44,11 +44,12 @@ class LayerPass(FilteredPass):
         """Refuse patterns that match no layer; they are almost always typos.
 
         Raises:
-            NotApplicable: naming the option, the pattern, and the closest name.
+            UsageError: naming the option, the pattern, and the closest names.
         """
         layers, declined = weight_layers(graph)
         # a layer stored as codes is no weight layer any more, but a pattern may still name it
-        self.check_patterns([layer.name for layer in layers], [skip.node for skip in declined])
+        labels = [layer.name for layer in layers]
+        self.check_patterns(context, labels, [skip.node for skip in declined])
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The weight layers."""
@@ -61,7 +62,7 @@ class LayerPass(FilteredPass):
 
     def problems(self, rewriter: Rewriter, context: Context) -> Problems:
         """The weights that the options select."""
-        return Problems(rewriter, context, self.selection, self.schedule, self.max_inputs)
+        return Problems(rewriter, context, self.selection(context), self.schedule, self.max_inputs)
 
 
 def error_words(problem: Problem, error: float) -> str:

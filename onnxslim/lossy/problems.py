@@ -83,6 +83,7 @@ class Problem:
             the least-squares solution, not zero where shrinkage or damping changed T. (): all are
             zero.
         notes: simplifications, in words for the report.
+        layer_names: all names of the layers, by which options may mean them.
     """
 
     layers: tuple[WeightLayer, ...]
@@ -93,6 +94,7 @@ class Problem:
     irreducible_error: float = 0.0
     residual_gradients: tuple[np.ndarray, ...] = ()
     notes: tuple[str, ...] = ()
+    layer_names: tuple[str, ...] = ()
 
     @property
     def layer(self) -> WeightLayer:
@@ -179,6 +181,16 @@ class Problems:
 
     def __iter__(self) -> Iterator[Problem]:
         """The problems; each is made when it is asked for."""
+        made = self.context.progress.over(
+            "working on", self._made(), "layers", total=len(self.weights)
+        )
+        for problem in made:
+            labels = [layer.name for layer in problem.layers]
+            problem.layer_names = tuple(self.context.names.all(labels))
+            yield problem
+            del problem  # moments are large: nothing may hold on to them
+
+    def _made(self) -> Iterator[Problem]:
         if self.context.calibration is None or self.context.model is None:
             yield from map(_without_data, self.weights)
             return

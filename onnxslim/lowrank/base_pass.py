@@ -99,6 +99,7 @@ class SplitPass(LayerPass, BudgetedPass):
 
         Raises:
             NotApplicable: saying what to give.
+            UsageError: naming the pattern that matches nothing.
         """
         self.check_stopwatch(context)
         super().requires(graph, context)
@@ -134,7 +135,7 @@ class SplitPass(LayerPass, BudgetedPass):
             name=self.name,
             ops=self.ops,
             methods=self.methods,
-            layers=self.selection,
+            layers=self.selection(context),
             schedule=self.schedule,
             rank=self.rank,
             energy=self.energy,

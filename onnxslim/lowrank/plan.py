@@ -28,6 +28,12 @@ class PlanEntry:
             return False
         return ("x" in match["ranks"]) == (match["method"] == "tucker2")
 
+    def layer(self, entry: str) -> str:
+        """The name of the layer in an entry."""
+        match = _ENTRY.fullmatch(entry)
+        assert match is not None  # `accepts` took it
+        return match["layer"]
+
     def describe(self) -> str:
         """The form in words."""
         return "of the form LAYER=METHOD/RANK, for tucker2 LAYER=tucker2/OUTPUTSxINPUTS"

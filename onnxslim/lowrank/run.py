@@ -8,7 +8,7 @@ later layers are fitted to the inputs that the split model produces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -163,7 +163,6 @@ class Splitting:
         if isinstance(methods, str):
             return methods
         if chosen is None:
-            self.context.tell(f"{self.options.name}: {problem.name}")
             return self._best(problem, methods)
         if problem.name in chosen:
             return chosen[problem.name]
@@ -178,26 +177,20 @@ class Splitting:
 
     def _planned(self, problems: Problems) -> Mapping[str, Paying]:
         """The choices that `plan` spells."""
-        chosen = {
-            name: Paying(1.0, candidate, "as planned")
-            for name, candidate in self.options.plan.items()
-        }
-        names = {shared.layers[0].name for shared in problems.weights}
-        for name in chosen:
-            if name not in names:
-                self._decline(None, f"there is no layer `{name}` for `plan`")
+        chosen = {}
+        for shared in problems.weights:
+            own = self.context.names.all(layer.name for layer in shared.layers)
+            planned = (self.options.plan[name] for name in own if name in self.options.plan)
+            candidate = next(planned, None)
+            if candidate is not None:
+                chosen[shared.layers[0].name] = Paying(1.0, candidate, "as planned")
         return chosen
 
     def _spread(self, budget: Budget) -> Mapping[str, Paying]:
         """The choices that keep all layers together within the budget."""
         split_budget = SplitBudget(budget, self.trials, self.gate, self.context)
-
-        def told() -> Iterator[Problem]:
-            for problem in self._problems(self.options.schedule.at_once()):
-                self.context.tell(f"{self.options.name}: what {problem.name} could be")
-                yield problem
-
-        return split_budget.spread(told(), self._decline)
+        problems = self._problems(self.options.schedule.at_once())
+        return split_budget.spread(iter(problems), self._decline)
 
     def _best(self, problem: Problem, methods: tuple[str, ...]) -> Paying | str:
         """The split that gains most among those that keep enough of the output."""

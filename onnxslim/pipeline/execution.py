@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
+from onnxslim.analysis.layer_names import layer_names
 from onnxslim.errors import NotApplicable, OnnxslimError, PromiseBroken
 from onnxslim.graph.clone import adopt
 from onnxslim.graph.collector import paused
@@ -17,7 +19,7 @@ from onnxslim.graph.moved_constants import has_moved_constants, settle
 from onnxslim.io.check import fingerprint
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.pipeline.layer_filter import FilteredPass, LayerFilter
+from onnxslim.pipeline.layer_filter import FilteredPass, ambiguities, layer_patterns
 from onnxslim.pipeline.passes import Context, Pass, Preset
 from onnxslim.pipeline.untouched import WeightSnapshot
 from onnxslim.records import Change, Fidelity, PassResult, Skip
@@ -48,12 +50,14 @@ class MemberLog:
     outputs: list[str] = field(default_factory=list)
     resolved: str | None = None
     untouched: str | None = None
+    notes: dict[str, None] = field(default_factory=dict)
 
     def add(self, result: PassResult, seconds: float) -> None:
         """Add the result of one call."""
         self.seconds += seconds
         self.changes += result.changes
         self.outputs += result.outputs
+        self.notes |= dict.fromkeys(result.notes)
         self.resolved = result.resolved or self.resolved
         self.untouched = result.untouched or self.untouched
         if result.changes:
@@ -66,7 +70,13 @@ class MemberLog:
         """The log as part of a report."""
         changes, skips = tuple(self.changes), tuple(self.skips.values())
         return PartReport(
-            str(self.member), self.fidelity, self.seconds, changes, skips, self.untouched
+            str(self.member),
+            self.fidelity,
+            self.seconds,
+            changes,
+            skips,
+            self.untouched,
+            tuple(self.notes),
         )
 
 
@@ -134,13 +144,18 @@ class Executor:
         candidate = self.copy(step, source)
         for index, (log, model) in enumerate(self.turns(step, candidate)):
             try:
-                self.turn(log, model)
+                with self.progress_of(log.member, step):
+                    self.turn(log, model)
             except PassFailed as failure:
                 failure.culprit = log.member
                 failure.before = self._model_before(index, step, source)
                 raise
         candidate.seconds = time.perf_counter() - started
         return candidate
+
+    def progress_of(self, member: Pass, step: Pass) -> AbstractContextManager[object]:
+        """The turn of a preset's member as a step of the progress; a pass alone is one already."""
+        return nullcontext() if member is step else self.context.progress.step(member.name)
 
     def copy(self, step: Pass, source: Model) -> StepCandidate:
         """A copy of `source` on which no member of `step` has run yet."""
@@ -203,6 +218,14 @@ def run_pass(rewrite: Pass, model: Model, context: Context) -> PassResult:
     Lossy passes get a model whose weights are constants where operators read them, however the
     file moves them there. Where such a pass changes nothing, the model stays as it was.
     """
+    if not isinstance(rewrite, FilteredPass) or not any(layer_patterns(rewrite)):
+        return _run_settled(rewrite, model, context)
+    names, labels = layer_names(model.graph), rewrite.targets(model.graph)
+    result = _run_settled(rewrite, model, replace(context, names=names))
+    return replace(result, notes=(*result.notes, *ambiguities(rewrite, names, labels)))
+
+
+def _run_settled(rewrite: Pass, model: Model, context: Context) -> PassResult:
     is_wanted = rewrite.fidelity is Fidelity.LOSSY and rewrite.settles
     if not is_wanted or not has_moved_constants(model.graph):
         return _applied(rewrite, model, context)
@@ -244,6 +267,6 @@ def _applied(rewrite: Pass, model: Model, context: Context) -> PassResult:
     result = rewrite.run(model.graph, context)
     if not result.changed:
         return result
-    is_filtered = isinstance(rewrite, FilteredPass) and rewrite.selection != LayerFilter()
+    is_filtered = isinstance(rewrite, FilteredPass) and bool(rewrite.only or rewrite.skip)
     untouched = before.untouched(model.graph, result.skips, is_filtered=is_filtered)
     return replace(result, untouched=untouched)

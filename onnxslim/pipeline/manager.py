@@ -9,13 +9,14 @@ is dropped. `_PipelineRun.try_bundle` is that loop; read it first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxslim.errors import RuntimeFailure
 from onnxslim.io.model import Model
 from onnxslim.pipeline.execution import Executor
+from onnxslim.pipeline.layer_filter import check_named
 from onnxslim.pipeline.passes import Context, Pass, Preset
 from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.pipeline.prover import Prover
@@ -24,8 +25,8 @@ from onnxslim.pipeline.stats import measure_stats
 from onnxslim.pipeline.verification import Verifier
 from onnxslim.records import Fidelity
 from onnxslim.report import LatencyPair, Stats, StepReport
+from onnxslim.services.progress import Progress
 
-Progress = Callable[[str], None]
 _SITES_SHOWN = 3
 # the search for rewrites to blame may take as long as the run took before it, or so many seconds
 _SALVAGE_SHARE = 1.0
@@ -33,10 +34,17 @@ _SALVAGE_SECONDS = 20.0
 
 
 class PassManager:
-    """A pipeline, ready to run on models."""
+    """A pipeline, ready to run on models.
 
-    def __init__(self, passes: Sequence[Pass]) -> None:
+    Args:
+        passes: the steps.
+        is_resolved: whether the pipeline repeats an earlier run: it may name rewrites that do not
+            come up any more, as others are left out.
+    """
+
+    def __init__(self, passes: Sequence[Pass], *, is_resolved: bool = False) -> None:
         self.passes = tuple(passes)
+        self.is_resolved = is_resolved
 
     @classmethod
     def parse(cls, text: str) -> PassManager:
@@ -47,7 +55,8 @@ class PassManager:
         """
         from onnxslim.pipeline.grammar import parse_pipeline
 
-        return cls(parse_pipeline(text).passes)
+        pipeline = parse_pipeline(text)
+        return cls(pipeline.passes, is_resolved=pipeline.is_resolved)
 
     def run(
         self,
@@ -70,7 +79,7 @@ class PassManager:
             policy: what a step must bring to be kept; by default neither bytes nor latency may
                 get worse.
             stats: size of `model`, where it was measured already.
-            progress: is told in words what is going on.
+            progress: what is being done.
             reproducers: folder for the model and the command that show a broken promise.
             reports: gets the report of each step as soon as it is judged.
 
@@ -79,13 +88,15 @@ class PassManager:
 
         Raises:
             PromiseBroken: a pass failed or broke its promise; a reproducer was written.
+            UsageError: an option names a layer that is not there.
         """
         run = _PipelineRun(
             context or Context(),
             prover,
             policy or Policy(),
-            progress or (lambda text: None),
+            progress or Progress(),
             reproducers,
+            self.is_resolved,
             stats,
         )
         reports = [] if reports is None else reports
@@ -108,6 +119,7 @@ class _PipelineRun:
     policy: Policy
     progress: Progress
     reproducers: Path
+    is_resolved: bool = False
     stats: Stats | None = None
     reference: Model | None = None
     started: float = field(default_factory=time.monotonic)
@@ -115,7 +127,9 @@ class _PipelineRun:
     def run(self, model: Model, passes: Sequence[Pass], reports: list[StepReport]) -> Model:
         """Try the bundles of steps in order, each on the result of the ones before."""
         current = model
-        for bundle in _bundles(_steps(passes)):
+        bundles = list(_bundles(_steps(passes)))
+        told = self.progress.over("step", bundles, "", is_even=False)
+        for bundle in told if len(bundles) > 1 else bundles:
             self.reference = self.reference or current
             kept, steps = self.try_bundle(current, bundle)
             if kept is not current and any(_is_lossless(step) for step in steps):
@@ -140,8 +154,10 @@ class _PipelineRun:
         # held to the weakest promise so far
         promised = Fidelity.EXACT
         for step in bundle:
-            self.progress(f"{step}")
-            comparison, candidate = None, self.verifier.run(step, latest)
+            with self.progress.step(step.name):
+                comparison, candidate = None, self.verifier.run(step, latest)
+            if not self.is_resolved:
+                check_named(step, latest.graph, candidate.model.graph)
             if candidate.changed:
                 comparison = self.verifier.verify(step, latest, candidate, promised)
                 latest = candidate.model
@@ -206,15 +222,15 @@ class _PipelineRun:
             smaller = _without(step, sites)
             if smaller is None:
                 return False
-            self.progress(f"{step.name} without {len(sites)} of its rewrites")
-            without = self.verifier.run(smaller, current).model
-            if is_larger:
-                return without.file_bytes() < whole_bytes
-            try:
-                pair = self.time(whole, without)
-            except RuntimeFailure:  # the rest of the rewrites makes no sense alone
-                return False
-            return pair is not None and pair.is_faster
+            with self.progress.step(f"{step.name} without {len(sites)} of its rewrites"):
+                without = self.verifier.run(smaller, current).model
+                if is_larger:
+                    return without.file_bytes() < whole_bytes
+                try:
+                    pair = self.time(whole, without)
+                except RuntimeFailure:  # the rest of the rewrites makes no sense alone
+                    return False
+                return pair is not None and pair.is_faster
 
         logs = self.verifier.run(step, current).logs
         seconds = max(_SALVAGE_SECONDS, _SALVAGE_SHARE * (time.monotonic() - self.started))

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -32,6 +32,14 @@ class Constraint(Protocol):
 
     def invalid(self) -> Iterator[Any]:
         """Values of the right type that `accepts` refuses."""
+
+
+@typing.runtime_checkable
+class LayerValue(Protocol):
+    """A constraint on entries that give something to layers, which they name first."""
+
+    def layer(self, entry: str) -> str:
+        """The layer's name, or a pattern on names, of a valid entry."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +142,14 @@ class Assigned:
             raise ValueError(value)
         return pattern, int(number) if self.whole else float(number)
 
-    def find(self, entries: tuple[str, ...], name: str, default: float) -> float:
-        """The number of the first entry whose pattern `name` matches."""
+    def layer(self, entry: str) -> str:
+        """The pattern of an entry."""
+        return self.split(entry)[0]
+
+    def find(self, entries: tuple[str, ...], names: Sequence[str], default: float) -> float:
+        """The number of the first entry whose pattern matches one of a layer's names."""
         for pattern, number in map(self.split, entries):
-            if matches(name, pattern):
+            if any(matches(name, pattern) for name in names):
                 return number
         return default
 

@@ -16,6 +16,8 @@ from onnxslim.pipeline.options import OptionSpec, OptionValue, options_of
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.spelling import spell
 from onnxslim.records import Fidelity, PassResult
+from onnxslim.services.layer_names import LayerNames
+from onnxslim.services.progress import Progress
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -43,13 +45,14 @@ class Context:
         floors: limits on what lossy steps may cost, for passes that choose how far to go.
         goal: which of bytes and latency may not get worse, for passes that trade one for the other.
             Set by the manager.
-        progress: is told in words what is going on.
+        progress: what is being done: `context.progress.over("rounding", layers, "layers")`.
         why_not_same: holds a second model against a first one that it is to replace losslessly:
             None when it runs and its outputs differ by no more than rounding, else what it does, in
             words to follow "it"; None where nothing is verified. Set by the manager.
         model: the model whose graph is rewritten. Set by the manager.
         reference: the model before the first lossy step, which lossy steps approximate. Set by the
             manager.
+        names: by which options may name layers; filled in by the manager for a pass that names any.
     """
 
     seed: int = 0
@@ -61,20 +64,16 @@ class Context:
     stopwatch: Stopwatch | None = None
     floors: Floors = field(default_factory=Floors)
     goal: Goal = Goal.BOTH
-    progress: Callable[[str], None] | None = None
+    progress: Progress = field(default_factory=Progress)
     why_not_same: Callable[[Model, Model], str | None] | None = None
     model: Model | None = None
     reference: Model | None = None
+    names: LayerNames = field(default_factory=LayerNames)
 
     @property
     def trials(self) -> Calibration | None:
         """Samples that show what a trial does to the outputs: the user's, else the seeded ones."""
         return self.calibration or self.seeded
-
-    def tell(self, text: str) -> None:
-        """Report progress in words, where somebody listens."""
-        if self.progress is not None:
-            self.progress(text)
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class Pass:
             read them; not so where it stores them behind such operators (see `execution`).
         changes_weights: whether the pass is for all weights of a model, so that the report says
             what it left as it was (see `untouched`).
+        names_layers: whether the options `only` and `skip` are names of layers or nodes.
         prepares: whether the pass pays only through later passes (as pruned weights do once
             they are packed); the manager then judges it together with them.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
@@ -103,6 +103,7 @@ class Pass:
     idempotent: ClassVar[bool] = True
     settles: ClassVar[bool] = True
     changes_weights: ClassVar[bool] = False
+    names_layers: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
 

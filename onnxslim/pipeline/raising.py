@@ -50,8 +50,8 @@ def raise_proven(model: Model, target: int, context: Context) -> tuple[Change, .
         ) from reason
     raised.has_shapes = False
     if context.why_not_same is not None:
-        context.tell(f"comparing outputs at opset {target}")
-        why = context.why_not_same(context.model or model, raised)
+        with context.progress.step(f"comparing outputs at opset {target}"):
+            why = context.why_not_same(context.model or model, raised)
         if why is not None:
             raise NotApplicable(
                 f"its opset is {before} and cannot be raised to {target}: raised, it {why}"

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.layer_names import layer_names
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.layer_filter import LayerFilter, skip_option
 from onnxslim.pipeline.passes import Pass
@@ -23,13 +25,15 @@ from onnxslim.pipeline.patterns import literal
 class RewritePass(Pass):
     """A pass whose rewrites can be left out one by one."""
 
-    skip: tuple[str, ...] = skip_option("nodes (of their first outputs)")
+    names_layers: ClassVar[bool] = True
+
+    skip: tuple[str, ...] = skip_option("nodes")
 
     def rewriter(self, graph: gs.Graph) -> Rewriter:
         """A rewriter that leaves the sites in `skip` alone."""
         if not self.skip:
             return Rewriter(graph)
-        return Rewriter(graph, LayerFilter(skip=self.skip).accepts)
+        return Rewriter(graph, LayerFilter(skip=self.skip, names=layer_names(graph)).accepts)
 
     def leaving_out(self, sites: Mapping[str, Sequence[str]]) -> Pass:
         """See `Pass.leaving_out`."""

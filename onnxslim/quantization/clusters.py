@@ -7,14 +7,13 @@ Recurrent layers read and return floats anyway, so they are clusters wherever th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.output_parts import PASS_THROUGH_OPS
 from onnxslim.graph.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
-from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.quantization.rules import IntegerRule, KernelKind, absorbed_interval, rule_of
 from onnxslim.records import Skip
 
@@ -209,11 +208,3 @@ def _captured(graph: gs.Graph) -> Iterator[gs.Tensor]:
                 yield from inner.outputs
                 for reader in inner.nodes:
                     yield from reader.inputs
-
-
-def selected(
-    clusters: Sequence[Cluster], only: Sequence[str], skip: Sequence[str]
-) -> frozenset[str]:
-    """The names of the clusters that the options `only` and `skip` select."""
-    wanted = LayerFilter(tuple(only), tuple(skip))
-    return frozenset(cluster.name for cluster in clusters if wanted.accepts(cluster.name))

@@ -20,6 +20,7 @@ from onnxslim.pipeline.floors import Floors, missed, missed_drop
 from onnxslim.quantization.qdq import QdqPlanner, quantized_copy
 from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration, Distance
+from onnxslim.services.progress import Progress
 
 _PATIENCE_S: Final = 300.0  # for measuring accuracy with one integer kernel after the other
 
@@ -74,7 +75,7 @@ class FloatFallback:
     settled: Callable[[frozenset[str]], frozenset[str]]
     calibration: Calibration
     limits: DivergenceLimits
-    tell: Callable[[str], None]
+    progress: Progress
 
     def restore(
         self, chosen: frozenset[str], units: Sequence[frozenset[str]]
@@ -91,8 +92,8 @@ class FloatFallback:
         """
         if self._missed(chosen) is None:
             return chosen, []
-        self.tell(f"effect of each of {len(units)} integer kernels on the outputs")
-        alone = (quantized_copy(self.model, self.plan(unit)) for unit in units)
+        told = self.progress.over("trying alone", units, "integer kernels")
+        alone = (quantized_copy(self.model, self.plan(unit)) for unit in told)
         distances = self._held.distances(self.reference, alone)
         errors = [distance.relative_error for distance in distances]
         drops = self._drops_alone(units)
@@ -131,14 +132,14 @@ class FloatFallback:
         chosen = self.settled(chosen)
         if not chosen:
             return None
-        self.tell(f"outputs with {len(chosen)} integer kernels")
         model = quantized_copy(self.model, self.plan(chosen))
-        for samples in (self._held, self.calibration):
-            (distance,) = samples.distances(self.reference, [model])
-            why = self.limits.missed(distance)
-            if why is not None:
-                return why
-        return missed_drop(self.limits.floors, self._drop(model))
+        with self.progress.step(f"comparing outputs with {len(chosen)} integer kernels"):
+            for samples in (self._held, self.calibration):
+                (distance,) = samples.distances(self.reference, [model])
+                why = self.limits.missed(distance)
+                if why is not None:
+                    return why
+            return missed_drop(self.limits.floors, self._drop(model))
 
     @cached_property
     def _accuracy(self) -> float | None:
@@ -155,8 +156,8 @@ class FloatFallback:
         self._drop(self.reference)
         if len(units) * (time.perf_counter() - begun) > _PATIENCE_S:
             return nothing
-        self.tell(f"effect of each of {len(units)} integer kernels on accuracy")
-        return [self._drop(quantized_copy(self.model, self.plan(unit))) for unit in units]
+        told = self.progress.over("accuracy with each", units, "integer kernels")
+        return [self._drop(quantized_copy(self.model, self.plan(unit))) for unit in told]
 
     def _drop(self, model: Model) -> float:
         """Points of accuracy that `model` loses; 0 where there is no floor on them."""

@@ -6,7 +6,7 @@ Owns: the problem that each layer poses (target, moments, bias). Not here: how o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from glob import escape
 
@@ -70,7 +70,6 @@ def solved_codes(
     rounding: Rounding,
     *,
     keep_means: bool,
-    tell: Callable[[str], None],
 ) -> dict[str, LayerCodes]:
     """Codes of the named layers, and biases that go with them.
 
@@ -82,7 +81,6 @@ def solved_codes(
         rounding: how weights are rounded.
         keep_means: whether biases correct the mean of the outputs: b + E[y] − Ŵ·E[x] (Nagel et al.
             2019, arXiv:1906.04721, section 4.2, with observed means).
-        tell: reports progress, in words.
     """
     patterns = tuple(escape(name) for name in names)
     if not patterns:
@@ -103,7 +101,6 @@ def solved_codes(
     )
     found: dict[str, LayerCodes] = {}
     for problem in problems:
-        tell(f"rounding {problem.name}")
         if not keep_means:
             problem.bias_targets = ()
         elif not problem.has_data:

@@ -21,6 +21,7 @@ from onnxslim.quantization.cluster_times import ClusterTimes
 from onnxslim.quantization.clusters import Clusters, drop_isolated_movement
 from onnxslim.quantization.qdq import QdqPlanner, quantize, quantized_copy
 from onnxslim.report import LatencyPair
+from onnxslim.services.progress import Progress
 from onnxslim.services.stopwatch import Stopwatch
 
 _ROUNDS: Final = 3  # of profiling a placement and cutting again
@@ -70,7 +71,7 @@ class PlacementSearch:
     candidates: frozenset[str]
     plan: QdqPlanner
     stopwatch: Stopwatch
-    tell: Callable[[str], None]
+    progress: Progress
     tried: list[TimedPlacement] = field(default_factory=list)
     costs: PlacementCosts = field(default_factory=lambda: PlacementCosts({}))
 
@@ -97,9 +98,10 @@ class PlacementSearch:
         self, placements: Mapping[frozenset[str], str], clock: _Clock
     ) -> list[TimedPlacement]:
         """Time all placements in turn with float, so that they compare with one another."""
-        self.tell(f"timing {', '.join(placements.values())}")
-        models = [quantized_copy(self.model, self.plan(chosen)) for chosen in placements]
-        pairs = clock(self.reference, models)
+        many = f"{len(placements)} placement{'s' if len(placements) > 1 else ''}"
+        with self.progress.step(f"timing {many} of integer kernels against float"):
+            models = [quantized_copy(self.model, self.plan(chosen)) for chosen in placements]
+            pairs = clock(self.reference, models)
         found = [
             TimedPlacement(words, chosen, pair)
             for (chosen, words), pair in zip(placements.items(), pairs, strict=True)
@@ -134,11 +136,10 @@ class PlacementSearch:
     def _cuts(self) -> list[frozenset[str]]:
         """Minimum cuts, each from the profiles of those before it."""
         times = ClusterTimes(self.clusters, self.candidates, self.stopwatch.shapes(self.model))
-        self.tell("profile of the float model")
-        times.record(self.stopwatch.profile(self.model), frozenset())
+        with self.progress.step("timing each operator of the float model"):
+            times.record(self.stopwatch.profile(self.model), frozenset())
         chosen, found = self.candidates, list[frozenset[str]]()
-        for _ in range(_ROUNDS):
-            self.tell(f"profile with {len(chosen)} integer kernels")
+        for _ in self.progress.over("timing each operator of", range(_ROUNDS), "integer models"):
             model = self.model.clone()
             inserted = quantize(model, self.plan(chosen))
             times.record(self.stopwatch.profile(model), chosen, inserted)

@@ -27,6 +27,7 @@ import numpy as np
 from onnxslim.io.model import Model
 from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
 from onnxslim.services.calibration import Calibration, Distance
+from onnxslim.services.progress import Progress
 
 _SCREENED: Final = 2  # samples on which one tensor after the other tries its ranges
 _ALONE: Final = 8  # samples that confirm a choice which matters
@@ -48,13 +49,13 @@ class RangeCandidates:
             in the order of the graph.
         model: the float model, its shapes inferred.
         calibration: the samples held back.
-        tell: reports progress, in words.
+        progress: what is being done.
     """
 
     found: Mapping[str, Sequence[CalibrationRange]]
     model: Model
     calibration: Calibration
-    tell: Callable[[str], None] = lambda _: None
+    progress: Progress = field(default_factory=Progress)
     _subsets: dict[int, Calibration] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -99,8 +100,9 @@ class RangeCandidates:
         self, ranges: Mapping[str, Sequence[CalibrationRange]], samples: int = _SCREENED
     ) -> Iterable[tuple[str, Sequence[float]]]:
         replacements = {name: [item.grid.rounded for item in own] for name, own in ranges.items()}
-        for name, distances in self._some(samples).effects(self.model, replacements):
-            self.tell(f"effect of the range of {name} on the outputs")
+        effects = self._some(samples).effects(self.model, replacements)
+        told = self.progress.over("choosing ranges of", effects, "tensors", total=len(ranges))
+        for name, distances in told:
             yield name, [distance.divergence for distance in distances]
 
     def _some(self, count: int) -> Calibration:

@@ -25,12 +25,13 @@ from onnxslim.graph.clone import adopt
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.raising import raise_for
 from onnxslim.quantization.activation_grids import observe_grids
 from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
-from onnxslim.quantization.clusters import clusters_of, drop_isolated_movement, selected
+from onnxslim.quantization.clusters import clusters_of, drop_isolated_movement
 from onnxslim.quantization.equalize import equalize
 from onnxslim.quantization.float_fallback import DivergenceLimits, FloatFallback
 from onnxslim.quantization.grid import Grid, GridForm
@@ -93,8 +94,7 @@ class Int8Options:
     bias_correct: bool
     smooth: bool
     placement: Placement
-    only: tuple[str, ...]
-    skip: tuple[str, ...]
+    layers: LayerFilter
     max_error: float | None
 
 
@@ -130,7 +130,7 @@ class Int8Run:
             options: what the user asks for.
             graph: to be changed.
             context: with calibration samples, and the model of `graph`.
-            check: raises NotApplicable where a pattern of the options matches none of the names
+            check: raises UsageError where a pattern of the options matches none of the names
                 that it gets: of clusters, and of operators that stay float.
 
         Raises:
@@ -160,7 +160,7 @@ class Int8Run:
         """Quantize, and say what was done, which may be nothing.
 
         Raises:
-            NotApplicable: `only` or `skip` names something that is not there.
+            UsageError: `only` or `skip` names something that is not there.
         """
         candidates = self._candidates()
         placed = self._placed(candidates)
@@ -227,11 +227,11 @@ class Int8Run:
         self.skips += self.clusters.skips
         names = [cluster.name for cluster in self.clusters.all]
         self.check(names, [skip.node for skip in self.clusters.skips])
-        wanted = selected(self.clusters.all, self.options.only, self.options.skip)
-        self._tell("ranges of activations")
-        grids = observe_grids(
-            self.model, self.clusters, self.calibration, self.options.method, self.form
-        )
+        wanted = frozenset(name for name in names if self.options.layers.accepts(name))
+        with self.context.progress.step("observing ranges of activations"):
+            grids = observe_grids(
+                self.model, self.clusters, self.calibration, self.options.method, self.form
+            )
         self.found, self.grids = grids.found, dict(grids.by_tensor)
         found = []
         for cluster in self.clusters.all:
@@ -267,7 +267,13 @@ class Int8Run:
     def _searched(self, candidates: frozenset[str], stopwatch: Stopwatch) -> TimedPlacement | None:
         """The placement that is fastest here; for bytes, the fastest with all weights in it."""
         search = PlacementSearch(
-            self.model, self.original, self.clusters, candidates, self._plan, stopwatch, self._tell
+            self.model,
+            self.original,
+            self.clusters,
+            candidates,
+            self._plan,
+            stopwatch,
+            self.context.progress,
         )
         if self.context.goal is Goal.BYTES:
             smallest = search.smallest()
@@ -322,7 +328,6 @@ class Int8Run:
             self.weights,
             self.options.rounding,
             keep_means=self.options.bias_correct,
-            tell=self._tell,
         )
         self.codes = {**self.codes, **solved}
 
@@ -347,7 +352,7 @@ class Int8Run:
             return held.distances(self.reference, (quantized_copy(self.model, p) for p in plans))
 
         found = {name: self.found[name] for name in used}
-        candidates = RangeCandidates(found, self.model, held, self._tell)
+        candidates = RangeCandidates(found, self.model, held, self.context.progress)
         chosen_ranges, words = nearest_ranges(candidates, together)
         self.grids.update((name, item.grid) for name, item in chosen_ranges.items())
         return words
@@ -368,7 +373,7 @@ class Int8Run:
             partial(drop_isolated_movement, self.clusters),
             self.calibration,
             limits,
-            self._tell,
+            self.context.progress,
         )
         units = [
             frozenset({cluster.name})
@@ -413,9 +418,6 @@ class Int8Run:
 
     def _say_skip(self, why: str) -> None:
         self.skips.append(Skip(self.graph.name, why))
-
-    def _tell(self, text: str) -> None:
-        self.context.tell(f"quantize-int8: {text}")
 
 
 def _preferred_activations() -> CodeType:

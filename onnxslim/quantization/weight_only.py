@@ -141,7 +141,6 @@ class WeightOnlyRun:
             return
         if not any(plan.kind in _INTEGER_KERNELS for plan in self._plans()):
             return
-        self.context.tell("timing kernels that compute with integers")
         trial = before.clone()
         plain = replace(self.options, form=StorageForm.NATIVE, rounding=Rounding.NEAREST)
         run = WeightOnlyRun(plain, trial.graph, replace(self.context, model=trial))
@@ -149,7 +148,8 @@ class WeightOnlyRun:
             return
         trial.has_shapes = False
         self.is_timed = True
-        pair = stopwatch.pair(before, trial)
+        with self.context.progress.step("timing kernels that compute with integers"):
+            pair = stopwatch.pair(before, trial)
         if pair.is_slower:
             self.form = StorageForm.FOLDED
         text = f"with kernels that compute with integers {latency_text(pair)}: form={self.form}"
@@ -189,7 +189,6 @@ class WeightOnlyRun:
             context = replace(context, calibration=None)
         options = self.options
         for problem in Problems(rw, context, options.layers, options.schedule, MAX_INPUTS):
-            context.tell(f"rounding {problem.name}")
             rounding = self.rounding if problem.has_data else Rounding.NEAREST
             found += self._layer_weight(rw, problem, rounding)
         for skip in rw.result().skips:

@@ -53,6 +53,7 @@ def report_to_json(report: Report) -> dict[str, Json]:
         "timed_on": report.timed_on,
         "record": report.record,
         "notes": report.notes,
+        "names": report.names,
         "floors_missed": report.floors_missed,
         "has_default_floors": report.has_default_floors,
         "not_judged_on_real_data": report.unjudged,
@@ -128,6 +129,7 @@ def _part(part: StepReport | PartReport) -> PartForm:
         "changes": [{"node": change.node, "what": change.what} for change in part.changes],
         "skips": [{"node": skip.node, "why": skip.why} for skip in part.skips],
         "untouched": part.untouched,
+        "notes": part.notes,
     }
 
 

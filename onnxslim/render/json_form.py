@@ -7,7 +7,7 @@ changes its meaning raises it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TypedDict
 
 from onnxslim.report import Drift, Failure, Latency, RunRecord, Stats
@@ -56,6 +56,7 @@ class PartForm(TypedDict):
     changes: list[ChangeForm]
     skips: list[SkipForm]
     untouched: str | None
+    notes: Sequence[str]
 
 
 class StepForm(PartForm):
@@ -96,7 +97,10 @@ class FileForm(TypedDict):
 
 
 class ReportForm(TypedDict):
-    """The report of a run of onnxslim. Null means "not measured"."""
+    """The report of a run of onnxslim. Null means "not measured".
+
+    `names` holds the other names of the layers that steps name: of the node, of its weights.
+    """
 
     schema_version: int
     onnxslim: str
@@ -112,6 +116,7 @@ class ReportForm(TypedDict):
     timed_on: str | None
     record: RunRecord | None
     notes: list[str]
+    names: Mapping[str, Sequence[str]]
     floors_missed: list[str]
     has_default_floors: bool
     not_judged_on_real_data: list[str]

@@ -7,7 +7,9 @@ a hostile file must not control the terminal.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich import box
@@ -15,8 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_NARROWEST_FIRST_COLUMN = 18
+_NARROWEST_TEXT = 18  # columns of a cell that may take several lines
 _UNLIMITED = 100_000
+_LABEL = re.compile(r" *\S+( \S+)* {2,}")  # `  written by  `
+_ITEM = re.compile(r" *(\d+\.|[-*]) +")  # of a list
+_CODE = re.compile(r"\S {2,}\S|->|[{}]| = \w+\(")  # lines that are no prose
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Paper:
     """The medium that text is written to.
 
     Attributes:
-        width: number of columns; None for a file or a pipe, where lines have any length.
+        width: number of columns; None: lines have any length.
         color: whether the medium shows colours.
     """
 
@@ -41,12 +46,16 @@ class FigureTable:
         text_columns: indices of further columns that hold text.
         rows: cells of each row.
         styles: style of each row, in the words of rich; empty: plain.
+        droppable: headers of the columns that narrow paper may lack, the least important first.
+        wrapping: headers of columns of figures whose cells may take several lines.
     """
 
     headers: Sequence[str]
     text_columns: frozenset[int] = frozenset()
     rows: list[tuple[str, ...]] = field(default_factory=list)
     styles: list[str] = field(default_factory=list)
+    droppable: Sequence[str] = ()
+    wrapping: frozenset[str] = frozenset()
 
     def add(self, *cells: str, style: str = "") -> None:
         """Append a row; missing cells are empty."""
@@ -56,21 +65,42 @@ class FigureTable:
 
     def without_empty_columns(self) -> FigureTable:
         """The same table without the columns in which all cells are empty."""
-        kept = [i for i, _ in enumerate(self.headers) if any(row[i] for row in self.rows)]
+        return self._with([i for i, _ in enumerate(self.headers) if any(r[i] for r in self.rows)])
+
+    def render(self, paper: Paper) -> str:
+        """The table as text.
+
+        Narrow paper lacks columns that may be dropped, and the text says which. Where the others
+        are still too wide, each row becomes a block of lines.
+        """
+        if paper.width is None or self._fits(paper.width):
+            return self._rendered(paper)
+        narrow, dropped = self, list[str]()
+        for header in self.droppable:
+            if header in narrow.headers and not narrow._fits(paper.width):
+                dropped.append(header)
+                narrow = narrow._with([i for i, h in enumerate(narrow.headers) if h != header])
+        if not narrow._fits(paper.width):
+            return self._blocks()
+        note = f"(too narrow for: {', '.join(dropped)})"
+        return f"{narrow._rendered(paper)}\n{note}"
+
+    def _fits(self, width: int) -> bool:
+        return self._least_width(1) <= width
+
+    def _with(self, kept: Sequence[int]) -> FigureTable:
+        """The same table with the columns `kept` alone."""
         return FigureTable(
             [self.headers[i] for i in kept],
             frozenset(kept.index(i) for i in self.text_columns if i in kept),
             [tuple(row[i] for i in kept) for row in self.rows],
             self.styles,
+            self.droppable,
+            self.wrapping,
         )
 
-    def render(self, paper: Paper) -> str:
-        """The table as text; on narrow paper each row becomes a block of lines."""
-        gap = 2
-        if paper.width is not None:
-            gap = 2 if self._least_width(2) <= paper.width else 1
-            if self._least_width(gap) > paper.width:
-                return self._blocks()
+    def _rendered(self, paper: Paper) -> str:
+        gap = 2 if paper.width is None or self._least_width(2) <= paper.width else 1
         stream = io.StringIO()
         console = Console(
             file=stream,
@@ -94,7 +124,8 @@ class FigureTable:
                 Text(header),
                 justify="left" if is_text else "right",
                 overflow="fold",
-                no_wrap=not is_text,
+                no_wrap=not self._is_wrapping(index),
+                min_width=self._least(index) if header in self.wrapping else None,
             )
         for row, style in zip(self.rows, self.styles, strict=True):
             table.add_row(*(Text(cell) for cell in row), style=style or None)
@@ -103,12 +134,16 @@ class FigureTable:
     def _is_text(self, index: int) -> bool:
         return index == 0 or index in self.text_columns
 
+    def _is_wrapping(self, index: int) -> bool:
+        return self._is_text(index) or self.headers[index] in self.wrapping
+
     def _least_width(self, gap: int) -> int:
-        widths = 0
-        for index, header in enumerate(self.headers):
-            widest = max([len(header), *(len(row[index]) for row in self.rows)])
-            widths += min(widest, _NARROWEST_FIRST_COLUMN) if self._is_text(index) else widest
-        return widths + gap * (len(self.headers) - 1)
+        return sum(map(self._least, range(len(self.headers)))) + gap * (len(self.headers) - 1)
+
+    def _least(self, index: int) -> int:
+        """The least width of a column."""
+        widest = max([len(self.headers[index]), *(len(row[index]) for row in self.rows)])
+        return min(widest, _NARROWEST_TEXT) if self._is_wrapping(index) else widest
 
     def _blocks(self) -> str:
         label = max(len(header) for header in self.headers)
@@ -125,6 +160,84 @@ class FigureTable:
 
 # one space between columns and a rule under the headers, which every encoding can write
 _RULED = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+def wrapped(text: str, paper: Paper) -> str:
+    """Lines that fit, broken between words; words are left whole.
+
+    What follows hangs below the value where a line begins with a label (`read by     a, b`).
+    """
+    if paper.width is None:
+        return text
+    return "\n".join(_wrapped_line(line, paper.width) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    lead = len(line) - len(line.lstrip())
+    label = _LABEL.match(line)
+    hang = label.end() if label and label.end() <= width // 3 else lead + 2
+    return textwrap.fill(
+        line.lstrip(),
+        width,
+        initial_indent=" " * lead,
+        subsequent_indent=" " * hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def reflowed(text: str, paper: Paper) -> str:
+    """Paragraphs of a docstring whose lines are too long, filled anew; all else as it is."""
+    if paper.width is None:
+        return text
+    return "\n".join(_reflowed(text.rstrip("\n").split("\n"), paper.width))
+
+
+def _reflowed(lines: Sequence[str], width: int) -> Iterator[str]:
+    paragraph: list[str] = []
+    for line in lines:
+        is_continued = bool(paragraph) and _continues(paragraph, line)
+        if paragraph and not is_continued:
+            yield from _filled(paragraph, width)
+            paragraph = []
+        if line.strip():
+            paragraph.append(line)
+        else:
+            yield line
+    if paragraph:
+        yield from _filled(paragraph, width)
+
+
+def _continues(paragraph: Sequence[str], line: str) -> bool:
+    """Whether `line` belongs to the paragraph: no blank, no new item, no other indentation."""
+    if not line.strip() or _ITEM.match(line):
+        return False
+    item = _ITEM.match(paragraph[0])
+    indent = item.end() if item else _indent(paragraph[0])
+    return _indent(line) == indent
+
+
+def _filled(paragraph: Sequence[str], width: int) -> Iterator[str]:
+    is_prose = not any(_CODE.search(line) for line in paragraph)
+    if not is_prose or max(map(len, paragraph)) <= width:
+        yield from paragraph
+        return
+    item = _ITEM.match(paragraph[0])
+    first = _indent(paragraph[0])
+    yield textwrap.fill(
+        " ".join(line.strip() for line in paragraph),
+        width,
+        initial_indent=" " * first,
+        subsequent_indent=" " * (item.end() if item else first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnxslim.records import Fidelity, OutputKind
-from onnxslim.render.tables import FigureTable, Paper, printable
+from onnxslim.render.tables import FigureTable, Paper, printable, wrapped
 from onnxslim.render.timing import latency_text, ratio_text, times_text
 from onnxslim.render.units import (
     bytes_text,
@@ -29,6 +29,8 @@ from onnxslim.report import (
 )
 
 _NAMES_SHOWN = 3
+_DROPPABLE = ("params", "nodes", "MACs", "changes", "time", "drift")  # on narrow paper
+_OTHER_NAMES_SHOWN = 2
 _LONGEST_COMMAND = 400  # characters; a longer pipeline is read by programs
 _FAR_DB = 10  # a remark is made below this SQNR, at which a third of the signal is noise
 
@@ -43,9 +45,10 @@ def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = Fa
     """
     blocks = [_steps(report).without_empty_columns().render(paper)]
     if explain:
-        blocks.append("\n".join(_explanations(report)))
+        blocks.append("\n".join(wrapped(line, paper) for line in _explanations(report)))
     idle = [] if explain else _did_nothing(report)
-    notes = (f"note: {printable(note)}" for note in report.notes)
+    own = [note for step in report.steps for note in step.notes]
+    notes = (f"note: {printable(note)}" for note in (*own, *report.notes))
     remarks = [
         *_left_out(report),
         *idle,
@@ -54,9 +57,10 @@ def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = Fa
         *notes,
         *_timing(report),
     ]
-    if remarks:
-        blocks.append("\n".join(remarks))
-    blocks.append(verdict(report))
+    commands = list(_same_again(report))  # in one line each, to be copied
+    if remarks or commands:
+        blocks.append("\n".join([*(wrapped(remark, paper) for remark in remarks), *commands]))
+    blocks.append(wrapped(verdict(report), paper))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -100,7 +104,7 @@ def _steps(report: Report) -> FigureTable:
     headers = ["step", "changes", "nodes", "params", "file", "MACs", "latency", "drift", "time"]
     if has_accuracy:
         headers.append("accuracy")
-    grid = FigureTable(headers)
+    grid = FigureTable(headers, droppable=_DROPPABLE, wrapping=frozenset({"latency", "drift"}))
     grid.add(*_file_row("before", report.before, has_accuracy))
     for step in report.steps:
         style = "" if step.committed else "yellow"
@@ -231,7 +235,7 @@ def _farthest(drifts: Mapping[str, Drift]) -> tuple[str, float]:
 
 
 def _timing(report: Report) -> Iterator[str]:
-    """What the times are of, how sure they are, and how to do without them."""
+    """What the times are of, and how sure they are."""
     pairs = [pair for pair in (*(s.latency for s in report.steps), report.latency) if pair]
     if pairs and report.timed_on is not None:
         yield f"timed on {printable(report.timed_on)}"
@@ -241,6 +245,10 @@ def _timing(report: Report) -> Iterator[str]:
             f"busy machine: models waited for up to {100 * waiting:.0f} % of the time, so their "
             "processor time was compared; on an idle machine the intervals are narrower"
         )
+
+
+def _same_again(report: Report) -> Iterator[str]:
+    """How to do the same without measuring time."""
     record = report.record
     is_decided = any(not s.committed and s.latency for s in report.steps) or any(
         s.committed and s.changes and s.resolved not in (None, s.spec) for s in report.steps
@@ -329,10 +337,17 @@ def _explanations(report: Report) -> Iterator[str]:
             if part.spec in idle:
                 continue
             yield printable(part.spec)
-            yield from _grouped("changed", [(c.what, c.node) for c in part.changes])
-            yield from _grouped("skipped", [(s.why, s.node) for s in part.skips])
+            changed = [(c.what, _named(report, c.node)) for c in part.changes]
+            yield from _grouped("changed", changed)
+            yield from _grouped("skipped", [(s.why, _named(report, s.node)) for s in part.skips])
         if idle:
             yield f"nothing to do for {printable(', '.join(idle))}"
+
+
+def _named(report: Report, label: str) -> str:
+    """A layer as a report names it, with its other names: `y` (/fc/Gemm, fc.weight)."""
+    others = report.names.get(label, ())[:_OTHER_NAMES_SHOWN]
+    return f"`{printable(label)}`" + (f" ({printable(', '.join(others))})" if others else "")
 
 
 def _grouped(verb: str, items: list[tuple[str, str]]) -> Iterator[str]:
@@ -341,7 +356,7 @@ def _grouped(verb: str, items: list[tuple[str, str]]) -> Iterator[str]:
     for text, node in items:
         nodes.setdefault(text, []).append(node)
     for text, where in nodes.items():
-        shown = ", ".join(f"`{printable(node)}`" for node in where[:_NAMES_SHOWN])
+        shown = ", ".join(where[:_NAMES_SHOWN])
         more = len(where) - _NAMES_SHOWN
         rest = f" and {more:,} more" if more > 0 else ""
         yield f"    {verb} {shown}{rest}: {printable(text)}"

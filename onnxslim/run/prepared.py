@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from onnxslim.analysis.layer_names import layer_names
 from onnxslim.errors import UsageError
 from onnxslim.graph.local_functions import foreign_calls, function_name
 from onnxslim.io.bounds import check_bounds
@@ -123,7 +124,7 @@ class PreparedRun:
         if self.prover is not None:
             self.prover.commit(self.source)
         self._judged = []
-        model, steps = PassManager(pipeline.passes).run(
+        model, steps = PassManager(pipeline.passes, is_resolved=pipeline.is_resolved).run(
             self.source,
             replace(self._context, floors=policy.floors),
             prover=self.prover,
@@ -175,6 +176,7 @@ class PreparedRun:
             f"{step.spec}: {step.why_not_committed}" for step in attempt.steps if step.floor_missed
         ]
         report.record = attempt.record
+        report.names = _names(report, self.source, attempt.model)
         report.has_default_floors = self._has_default_floors
         if self.prover is None or not self.prover.judged_by.is_real:
             report.unjudged = [step.spec for step in attempt.steps if _needs_data(step)]
@@ -203,6 +205,20 @@ def _needs_data(step: StepReport) -> bool:
     """Whether a step was kept whose loss only real data can tell."""
     is_lossy = step.fidelity is Fidelity.LOSSY and bool(step.changes)
     return step.committed and is_lossy and step.loss_bound is None
+
+
+def _names(report: Report, *models: Model) -> dict[str, tuple[str, ...]]:
+    """The other names of the layers that a report names, as the first of `models` has them."""
+    steps = report.steps
+    labels = [change.node for step in steps for change in step.changes]
+    labels += [skip.node for step in steps for skip in step.skips]
+    found: dict[str, tuple[str, ...]] = {}
+    tables = [layer_names(model.graph) for model in models]
+    for label in dict.fromkeys(labels):
+        others = next((table.others[label] for table in tables if table.others.get(label)), ())
+        if others:
+            found[label] = others
+    return found
 
 
 def versions() -> dict[str, str]:

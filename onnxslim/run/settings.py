@@ -7,12 +7,13 @@ service is asked for, so that `import onnxslim` stays cheap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onnxslim.analysis.output_kinds import OutputKinds
 from onnxslim.pipeline.passes import Context
+from onnxslim.services.progress import Progress
 
 if TYPE_CHECKING:
     from onnxslim.io.model import Model
@@ -35,7 +36,7 @@ class RunSettings:
         output_kinds: what outputs are, by name, in place of what the graph says.
         verify: whether outputs are compared after every step.
         measure: whether models are timed.
-        progress: is told in words what is going on.
+        progress: what is being done, for whoever shows it.
     """
 
     calibration: SampleSource | None = None
@@ -46,7 +47,7 @@ class RunSettings:
     output_kinds: OutputKinds = field(default_factory=dict)
     verify: bool = True
     measure: bool = True
-    progress: Callable[[str], None] | None = None
+    progress: Progress = field(default_factory=Progress)
 
     def load(self, model: Model) -> None:
         """Open a model in onnxruntime, and close it.
@@ -98,17 +99,27 @@ class RunSettings:
         kinds = None if prover is None else prover.output_kinds
         if self.calibration is not None:
             calibration = CalibrationRuns(
-                self.calibration, seed=self.seed, threads=self.threads, kinds=kinds
+                self.calibration,
+                seed=self.seed,
+                threads=self.threads,
+                kinds=kinds,
+                progress=self.progress,
             )
         elif prover is not None and prover.probes:
             seeded = CalibrationRuns(
-                prover.probes, seed=self.seed, threads=self.threads, kinds=kinds
+                prover.probes,
+                seed=self.seed,
+                threads=self.threads,
+                kinds=kinds,
+                progress=self.progress,
             )
         if prover is not None and self.evaluation is not None:
             accuracy = prover.accuracy
             source = labelled_source(self.evaluation)
             if source is not None:
-                labelled = CalibrationRuns(source, seed=self.seed, threads=self.threads)
+                labelled = CalibrationRuns(
+                    source, seed=self.seed, threads=self.threads, progress=self.progress
+                )
         if prover is not None and self.measure and prover.sample is not None:
             stopwatch = SessionStopwatch(prover.sample, threads=self.threads, seed=self.seed)
         return Context(

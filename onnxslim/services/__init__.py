@@ -8,4 +8,6 @@
     activity       statistics of single input channels
     observations   ranges and histograms of tensors
     stopwatch      run times on the user's machine
+    layer_names    the names by which options may mean a layer
+    progress       what is being done, for whoever shows it
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +39,9 @@ from onnxslim.packing.streams import (
     order0_of,
 )
 from onnxslim.packing.tensors import CodedUnit, CodedUnitKind, IndexedUnit, TensorClass
+from onnxslim.services.progress import Progress
 from onnxslim.tools.tensor_classes import MIN_BYTES, ClassifiedUnit, units_of
 
-Tell = Callable[[str], None]
 _GRAPH: Final = "graph"
 # bytes of a file up to which zstd's best level is quick; it does not get far on large floats
 _QUICK_BYTES: Final = 4 << 20
@@ -121,7 +121,7 @@ def pack(
     *,
     coder: CodingMethod = CodingMethod.ENTROPY,
     measure: bool = True,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> PackReport:
     """Pack the model file `source` into `target`, all or nothing.
 
@@ -130,7 +130,7 @@ def pack(
         target: the packed file.
         coder: how streams of symbols are coded.
         measure: code everything by the other coders too, for the figures.
-        tell: called with a sentence about each step.
+        progress: what is being done, for whoever shows it.
 
     Raises:
         UsageError: a path is wrong, or the target cannot be written.
@@ -143,7 +143,7 @@ def pack(
         stage_file(target, source, model.origin.external) as staged,
         _as_one_file(model, source) as file,
     ):
-        pieces, report = _packed(file, model, coder, measure, tell or (lambda _: None))
+        pieces, report = _packed(file, model, coder, measure, progress or Progress())
         report.input_bytes = model.origin.file_bytes
         staged.write(pieces)
         staged.commit()
@@ -163,7 +163,7 @@ def _as_one_file(model: Model, source: Path) -> Iterator[memoryview]:
 
 
 def _packed(
-    file: memoryview, model: Model, coder: CodingMethod, measure: bool, tell: Tell
+    file: memoryview, model: Model, coder: CodingMethod, measure: bool, progress: Progress
 ) -> tuple[list[bytes], PackReport]:
     payloads = list(locate(file, MIN_BYTES))
     digest = hashlib.sha256(file)
@@ -172,8 +172,7 @@ def _packed(
     packed: list[EncodedUnit] = []
     found = units_of(file, payloads, model.graph)
     level = (coders.BEST if len(file) <= _QUICK_BYTES else _QUICK_LEVEL) if measure else None
-    for number, item in enumerate(found):
-        tell(f"packing {number + 1:,} of {len(found):,} groups of tensors")
+    for item in progress.over("packing", found, "groups of tensors"):
         data = [file[payloads[i].start : payloads[i].stop] for i in item.unit.payloads]
         chosen, figures = _encode(item, data, coder, level)
         by_class[TensorClass(figures.name)].add(figures)
@@ -188,8 +187,8 @@ def _packed(
     report.classes.append(_graph_figures(rest, others, measure))
     _check_size(len(file), report.packed_bytes)
     if level is not None:
-        tell("comparing with zstd")
-        report.whole_zstd = len(coders.zstd(file, level)), level
+        with progress.step("comparing with zstd"):
+            report.whole_zstd = len(coders.zstd(file, level)), level
     return pieces, report
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +71,6 @@ def sweep(
     context: Context,
     *,
     strengths: Sequence[OptionValue] = (),
-    progress: Callable[[str], None] | None = None,
 ) -> Iterator[SensitivityPoint]:
     """Run `rewrite` on each target alone, at each strength.
 
@@ -81,32 +80,27 @@ def sweep(
             have accepted it.
         context: services with calibration samples; a part of them is fitted on, the others measure.
         strengths: values to try; (): those that the pass declares.
-        progress: is told in words what is going on.
     """
     assert context.calibration is not None
     fitted, held_back = context.calibration.halves()
     own = replace(context, calibration=fitted, stopwatch=None, model=model)
     before = measure_stats(model)
     option, values = _strengths(rewrite, strengths)
-    for target in rewrite.targets(model.graph):
-        for value in values:
-            options: dict[str, OptionValue] = {"only": (glob.escape(target),)}
-            if option is not None:
-                options[option] = value
-            trial = replace(rewrite, **options)
-            if progress is not None:
-                progress(f"{trial}")
-            result, distance = _run(model, trial, own), None
-            if result is not model:
-                (distance,) = held_back.distances(model, [result])
-            after = measure_stats(result)
-            yield SensitivityPoint(
-                *(target, option, value, str(trial), distance),
-                bytes_left=after.file_bytes / before.file_bytes,
-                macs_left=after.macs / before.macs
-                if before.macs and after.macs is not None
-                else None,
-            )
+    pairs = [(target, value) for target in rewrite.targets(model.graph) for value in values]
+    for target, value in context.progress.over("trying", pairs, f"settings of {rewrite.name}"):
+        options: dict[str, OptionValue] = {"only": (glob.escape(target),)}
+        if option is not None:
+            options[option] = value
+        trial = replace(rewrite, **options)
+        result, distance = _run(model, trial, own), None
+        if result is not model:
+            (distance,) = held_back.distances(model, [result])
+        after = measure_stats(result)
+        yield SensitivityPoint(
+            *(target, option, value, str(trial), distance),
+            bytes_left=after.file_bytes / before.file_bytes,
+            macs_left=after.macs / before.macs if before.macs and after.macs is not None else None,
+        )
 
 
 def _strengths(

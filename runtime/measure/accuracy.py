@@ -33,6 +33,7 @@ from onnxslim.runtime.samples import user_function
 from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Samples
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo
+from onnxslim.services.progress import Progress
 
 UserMetric = Callable[[Callable[[Feeds], Outputs]], SupportsFloat]
 """A metric of the user: gets a function that runs the model, returns a number (higher is
@@ -76,7 +77,9 @@ class Evaluation:
         return None
 
 
-def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> Evaluation:
+def open_evaluation(
+    source: EvaluationSource, inputs: Sequence[TensorInfo], progress: Progress | None = None
+) -> Evaluation:
     """Open what `--eval` or `evaluation=` names.
 
     Raises:
@@ -86,7 +89,7 @@ def open_evaluation(source: EvaluationSource, inputs: Sequence[TensorInfo]) -> E
     if named is not None:
         return Evaluation(named[0], metric=named[1])
     samples = open_samples(source, inputs)  # type: ignore[arg-type]
-    return Evaluation(samples.name, samples)
+    return Evaluation(samples.name, samples if progress is None else samples.told(progress))
 
 
 def labelled_source(source: EvaluationSource) -> SampleSource | None:

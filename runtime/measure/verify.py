@@ -55,6 +55,7 @@ from onnxslim.runtime.samples.seeded import is_silent
 from onnxslim.runtime.samples.sources import SampleSource, open_samples
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
+from onnxslim.services.progress import Progress
 
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)")
 _MEASUREMENTS = 4  # a step is slower only when so many measurements all say so
@@ -96,7 +97,7 @@ class RuntimeProver:
         output_kinds: what outputs are, by name, in place of what the graph and labels say.
         latency: whether `time` measures.
         verify: whether outputs are compared.
-        progress: receives a word about each activity.
+        progress: what is being done, for whoever shows it.
 
     Raises:
         RuntimeFailure: by every method that runs a model, where onnxruntime refuses it or fails.
@@ -114,7 +115,7 @@ class RuntimeProver:
         output_kinds: OutputKinds = MappingProxyType({}),
         latency: bool = True,
         verify: bool = True,
-        progress: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.verified_on = "not verified: switched off"
         self.notes: list[str] = []
@@ -122,7 +123,7 @@ class RuntimeProver:
         self._seed, self._threads, self._input_shapes = seed, threads, input_shapes
         self.output_kinds = self._named_kinds = output_kinds
         self._latency, self._verify = latency, verify
-        self._progress: Callable[[str], None] = progress or (lambda text: None)
+        self._progress = progress or Progress()
         self._evaluation: Evaluation | None = None
         self._workload: Workload | None = None
         self._signature: tuple[Sequence[TensorInfo], Sequence[TensorInfo]] = ((), ())
@@ -149,7 +150,10 @@ class RuntimeProver:
         self.output_kinds = with_named(output_kinds(original), self._named_kinds)
         if not self._verify and not self._latency:
             return False
-        self._progress("looking for inputs")
+        with self._progress.step("running the input model"):
+            return self._begin(original)
+
+    def _begin(self, original: Model) -> bool:
         opened = self._open_original(original)
         if opened is None:
             return False
@@ -209,9 +213,12 @@ class RuntimeProver:
         """
         if not self._latency or self._workload is None:
             return None
-        self._progress("timing")
         branches = is_branching(before) or is_branching(after)
         feeds = self._workload.tour if branches else (self._workload.single,)
+        with self._progress.step("timing before and after in turn"):
+            return self._pair(before, after, feeds)
+
+    def _pair(self, before: Model, after: Model, feeds: Sequence[Feeds]) -> LatencyPair:
         measured = [self._times(before, after, feeds)]
         pair = confirm(measured)
         while pair.is_slower and len(measured) < _MEASUREMENTS:
@@ -226,8 +233,10 @@ class RuntimeProver:
         """See `Prover`."""
         if self._evaluation_source is None:
             return None
-        self._progress("measuring accuracy")
-        with self._open(model) as session:
+        with (
+            self._progress.step("measuring accuracy"),
+            self._open(model) as session,
+        ):
             evaluation = self._opened_evaluation(session)
             score = evaluation.score(session, model=model, alone=is_branching(model))
             if self._original is not None and model is self._original.model:
@@ -334,7 +343,9 @@ class RuntimeProver:
     def _opened_evaluation(self, session: Session) -> Evaluation:
         if self._evaluation is None:
             assert self._evaluation_source is not None
-            self._evaluation = open_evaluation(self._evaluation_source, session.inputs)
+            self._evaluation = open_evaluation(
+                self._evaluation_source, session.inputs, self._progress
+            )
         return self._evaluation
 
     def _choose_workload(self, original: Model, session: Session) -> str | None:
@@ -343,7 +354,7 @@ class RuntimeProver:
         if why_not is not None:
             return why_not
         if self._calibration is not None:
-            samples = open_samples(self._calibration, session.inputs)
+            samples = open_samples(self._calibration, session.inputs).told(self._progress)
             self._workload = from_samples(session, samples, "calibration", original)
             return None
         if self._evaluation is not None and self._evaluation.samples is not None:
@@ -450,7 +461,14 @@ class RuntimeProver:
     ) -> Comparison:
         assert self._original is not None
         assert self._previous is not None
-        self._progress("comparing outputs")
+        with self._progress.step("comparing outputs"):
+            return self._measured(candidate, session, mode, fidelity)
+
+    def _measured(
+        self, candidate: Model, session: Session, mode: _RunMode, fidelity: Fidelity
+    ) -> Comparison:
+        assert self._original is not None
+        assert self._previous is not None
         references = [self._reference(self._previous, mode)]
         if self._original is not self._previous:
             references.append(self._reference(self._original, mode))

@@ -36,6 +36,7 @@ from onnxslim.services.calibration import (
 )
 from onnxslim.services.moments import LayerMoments
 from onnxslim.services.observations import Observation
+from onnxslim.services.progress import Progress
 
 Keep = Callable[[int, int | None], bool]
 
@@ -95,6 +96,7 @@ class CalibrationRuns:
         threads: see `open_session`.
         limits: on moments; None: by the size of the model.
         kinds: of the outputs, by name; None: what the graph of a reference says.
+        progress: what is being done, for whoever shows it.
 
     Raises:
         UsageError: by every method, where the samples do not fit the model.
@@ -109,9 +111,10 @@ class CalibrationRuns:
         threads: int | None = None,
         limits: MomentLimits | None = None,
         kinds: OutputKinds | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._source, self._seed, self._threads, self._limits = source, seed, threads, limits
-        self._kinds = kinds
+        self._kinds, self._progress = kinds, progress or Progress()
         self._samples: Samples | None = None
         self._rows = 1  # samples of a run
         self._activations: ActivationCaches | None = None
@@ -228,7 +231,7 @@ class CalibrationRuns:
         """The samples, opened for the inputs of `model` when they are first needed."""
         if self._samples is None:
             with open_session(model, threads=self._threads) as session:
-                self._samples = open_samples(self._source, session.inputs)
+                self._samples = open_samples(self._source, session.inputs).told(self._progress)
             if self._samples.batchable:
                 first = next(iter(self._samples))
                 self._rows = min(_BATCH_ROWS, rows_within(model, first, exposed=True))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxslim.runtime.session import Feeds
+from onnxslim.services.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         return self._read()
+
+    def told(self, progress: Progress) -> Samples:
+        """The same samples; each way through them is a step of `progress`."""
+
+        def read() -> Iterator[Sample]:
+            with progress.step("running on", self.count, "samples") as step:
+                for sample in self:
+                    yield sample
+                    step.advance(sample.rows)
+
+        return Samples(self.name, read, self.count, batchable=self.batchable)
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Sample]:
         """Runs of up to `size` samples (1 if not batchable), from the first `limit` samples."""

@@ -23,6 +23,7 @@ from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.records import Change, Fidelity, PassResult
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.measure.verify import RuntimeProver
+from onnxslim.services.progress import Progress
 from support import CONTEXT, parse
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
@@ -439,13 +440,13 @@ def _references(tmp_path: Path, *passes: Pass) -> list[Model | None]:
     """The reference that each spy was given; the first model is the one before all."""
     _Spy.seen.clear()
     model = Model.load(parse(TEXT))
-    said: list[str] = []
+    shown = Progress()
     PassManager(passes).run(
-        model, CONTEXT, policy=Policy(force=True), progress=said.append, reproducers=tmp_path
+        model, CONTEXT, policy=Policy(force=True), progress=shown, reproducers=tmp_path
     )
     for context, own in _Spy.seen:
         assert own
-        assert context.progress is not None
+        assert context.progress is shown
         assert context.evaluate is CONTEXT.evaluate
     return [model, *(context.reference for context, _ in _Spy.seen)]
 

@@ -169,5 +169,5 @@ def test_whole_numbers_are_asked_for_where_only_they_make_sense() -> None:
 def test_the_first_pattern_that_matches_decides() -> None:
     entries = ("conv1=0.1", "conv*=0.2", "*[0-9]=0.3")
     names = ("conv1", "conv2", "fc3", "Conv1", "fc")
-    assert [SHARE.find(entries, name, -1.0) for name in names] == [0.1, 0.2, 0.3, 0.3, -1.0]
-    assert SHARE.find((), "conv1", 0.7) == 0.7
+    assert [SHARE.find(entries, (name,), -1.0) for name in names] == [0.1, 0.2, 0.3, 0.3, -1.0]
+    assert SHARE.find((), ("conv1",), 0.7) == 0.7

@@ -9,7 +9,7 @@ from layer_nets import net, node, normal, output_error, samples
 from qdq_nets import kernels, loaded, on_integers
 from recurrent_nets import recurrent_net
 
-from onnxslim.quantization.clusters import selected
+from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
 from onnxslim.quantization.rules import _RULES, KernelKind, absorbed_interval
 from support import parse
@@ -301,6 +301,7 @@ def test_patterns_and_names_with_brackets_find_clusters() -> None:
         MAP,
     )
     _, clusters = loaded(source)
-    assert selected(clusters.all, ["a[0]", "y*"], []) == {"a[0]", "y"}
+    wanted = LayerFilter(only=("a[0]", "y*"))
+    assert {c.name for c in clusters.all if wanted.accepts(c.name)} == {"a[0]", "y"}
     kinds = {cluster.name: cluster.rule.kind for cluster in clusters.all}
     assert set(kinds.values()) == {KernelKind.PLAIN}

@@ -9,7 +9,7 @@ import pytest
 import onnxslim
 from onnxslim.records import Change, Fidelity, OutputKind, Skip
 from onnxslim.render.json import json_text, report_to_json
-from onnxslim.render.tables import FigureTable, Paper, printable
+from onnxslim.render.tables import FigureTable, Paper, printable, reflowed, wrapped
 from onnxslim.render.text import report_to_text, verdict
 from onnxslim.render.units import (
     bytes_text,
@@ -248,14 +248,57 @@ def test_control_characters_of_names_never_reach_the_terminal() -> None:
 def test_no_width_loses_a_figure_or_a_name(width: int | None) -> None:
     step = replace(lossless_step(), spec="cluster-weights:exclude=block/conv1.weight:bits=3")
     text = report_to_text(report(step), Paper(width))
-    for word in ("before", "1.72 MB", "431 k", "0.210 ms", "3e-07", "0.50 s", "fuse-affine"):
+    dropped = text.partition("(too narrow for: ")[2].partition(")")[0].split(", ")
+    for word in ("before", "1.72 MB", "0.210 ms", "fuse-affine"):
         assert word in text
-    column = text.index("changes") - 1 if "changes" in text else 0
+    for header, word in (("params", "431 k"), ("drift", "3e-07"), ("time", "0.50 s")):
+        assert (word in text.split("\n\n")[0]) != (header in dropped)
+    header = "changes" if "changes" not in dropped else "   file"
+    column = text.index(header) - 1 if header in text else 0
     folded = "".join(line[:column].rstrip() for line in text.split("\n"))
     assert step.spec in text or step.spec in folded
     if width in (80, 100):
         table = text.split("\n\n")[0].split("\n")
         assert max(map(len, table)) <= width
+
+
+def test_narrow_paper_lacks_columns_that_may_be_dropped_and_says_which() -> None:
+    grid = FigureTable(
+        ("name", "first", "second", "latency"),
+        droppable=("second", "first"),
+        wrapping=frozenset({"latency"}),
+    )
+    grid.add("a", "1" * 20, "2" * 20, "7.41 -> 4.82 ms, 1.54x (1.50 to 1.58)")
+    assert "too narrow" not in grid.render(Paper(100))
+    assert "7.41 -> 4.82 ms, 1.54x" in grid.render(Paper(100))
+    some, fewer = grid.render(Paper(60)), grid.render(Paper(30))
+    assert some.endswith("(too narrow for: second)")
+    assert "1" * 20 in some
+    assert fewer.endswith("(too narrow for: second, first)")
+    for text in (some, fewer):
+        lines = text.split("\n")
+        assert max(map(len, lines)) <= 60
+        assert lines[0].startswith("name")  # still a table
+        assert "2222" not in text
+
+
+def test_paragraphs_are_broken_between_words_and_code_is_not() -> None:
+    text = """Decline when:
+    1. The value is not zero, or for MaxPool not known to be at most every element.
+
+    before (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y) { a = Pad (x, p) }"""
+    assert reflowed(text, Paper(40)).split("\n") == [
+        "Decline when:",
+        "    1. The value is not zero, or for",
+        "       MaxPool not known to be at most",
+        "       every element.",
+        "",
+        "    before (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y) { a = Pad (x, p) }",
+    ]
+    assert wrapped("  read by     abc def ghi", Paper(20)).split("\n") == [
+        "  read by     abc",
+        "    def ghi",
+    ]
 
 
 def test_text_for_a_pipe_has_no_colours_and_long_lines_stay_whole() -> None:
