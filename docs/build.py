@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from onnxslim.pipeline import registry
+from onnxslim.pipeline.examples import examples_of
 from onnxslim.pipeline.passes import Pass, Preset
 from onnxslim.render.json_form import SCHEMA_VERSION, ReportForm
 
@@ -27,7 +28,10 @@ def page(rewrite: type[Pass]) -> str:
     """The page of one pass: docstring sections as headings, options as a table."""
     module = inspect.getmodule(rewrite)
     summary, *rest = inspect.cleandoc(module.__doc__ or "").split("\n\n")
-    lines = [f"# {rewrite.name}", "", " ".join(summary.split()), ""]
+    lines = [f"# {rewrite.name}", "", " ".join(summary.split()), "", "```"]
+    for example in examples_of(rewrite):
+        lines += [f"# {example.purpose}", example.command]
+    lines += ["```", ""]
     lines += _sections("\n\n".join(rest))
     lines += ["## Options", ""]
     options = rewrite.options()

@@ -83,6 +83,10 @@ class BinarizeWeights(CodebookPass):
     """Replace weights by signs times a scale for each output, or by sums of a few of these."""
 
     name: ClassVar[str] = "binarize-weights"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,binarize-weights:bases=3": "sums of three binary weights for each weight",
+        "binarize-weights:only='fc*'": "layers whose name begins with fc",
+    }
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bases": (3, 2, 1)}
 
     bases: int = option(1, _BASES, "tensors of signs, each with a scale, that make up a weight")

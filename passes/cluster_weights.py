@@ -89,6 +89,11 @@ class ClusterWeights(CodebookPass):
     """Replace weights by codes into small tables: k-means, product and residual quantization."""
 
     name: ClassVar[str] = "cluster-weights"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,cluster-weights": "16 values for each layer, 4 bits a weight",
+        "cluster-weights:bits=8:per=channel": "256 values for each output channel",
+        "cluster-weights:vector=4:bits=8": "pairs of weights share codes: 2 bits a weight",
+    }
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (4, 3, 2)}
 
     bits: int = option(4, _BITS, "of a code; a table has 2^bits values, zero among them")

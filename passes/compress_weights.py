@@ -29,6 +29,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from glob import escape
 from typing import ClassVar, Final
@@ -53,6 +54,10 @@ class CompressWeights(LayerPass):
     """Share zeros and values out between layers by what they do to the output, then compress."""
 
     name: ClassVar[str] = "compress-weights"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,compress-weights": "zeros and values by what each layer tolerates",
+        "compress-weights:agreement=0.99": "1 % of the answers may change",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
 
     agreement: float = option(

@@ -84,6 +84,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -103,6 +104,10 @@ class ConvertFp16(FilteredPass):
     """Store weights as float16, and compute in float16 on request."""
 
     name: ClassVar[str] = "convert-fp16"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,convert-fp16": "weights as float16, half the bytes at the same speed",
+        "convert-fp16:compute=float16:max-error=0.01": "computes in float16, if so accurate",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     changes_weights: ClassVar[bool] = True
     settles: ClassVar[bool] = False  # it writes Casts of constants itself

@@ -22,6 +22,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,10 @@ class DeepCompression(Preset):
     """Make the model as small as possible at the accuracy it has: simplify, prune, cluster."""
 
     name: ClassVar[str] = "deep-compression"
+    examples: ClassVar[Mapping[str, str]] = {
+        "deep-compression": "as small as the default floor allows; pack the result",
+        "deep-compression:agreement=0.99": "1 % of the answers may change",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     rounds: ClassVar[int] = 1
 

@@ -63,6 +63,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,6 +81,10 @@ class FactorizeConv(SplitPass):
     """Split Conv and ConvTranspose into cheaper ones, where that is measured to be faster."""
 
     name: ClassVar[str] = "factorize-conv"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,factorize-conv:macs=0.5": "half the multiply-accumulates",
+        "factorize-conv:energy=0.95:method=channel": "95 % of the energy, by one method",
+    }
     ops: ClassVar[frozenset[str]] = frozenset({"Conv", "ConvTranspose"})
 
     method: str = option(

@@ -52,6 +52,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,6 +65,10 @@ class FactorizeDense(SplitPass):
     """Split Gemm and MatMul weights in two of lower rank, where that is measured to be faster."""
 
     name: ClassVar[str] = "factorize-dense"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,factorize-dense:ratio=0.5": "half of the weights of the layers",
+        "factorize-dense:energy=0.95": "ranks that keep 95 % of the energy",
+    }
     ops: ClassVar[frozenset[str]] = frozenset({"Gemm", "MatMul"})
 
     def methods(self, layer: WeightLayer) -> tuple[str, ...] | str:

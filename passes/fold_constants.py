@@ -75,6 +75,10 @@ class FoldConstants(RewritePass):
     """Compute at compile time what depends on nothing but constants."""
 
     name: ClassVar[str] = "fold-constants"
+    examples: ClassVar[Mapping[str, str]] = {
+        "fold-constants": "what is computed from constants, where it takes no more bytes",
+        "fold-constants:growth=4096": "also where it takes up to 4,096 bytes more",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
 
     growth: int = option(0, at_least(0), "bytes by which all folds together may enlarge the file")

@@ -53,6 +53,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -94,6 +95,11 @@ class InjectExits(Pass):
     """Let easy samples leave a classifier early, through exit heads fitted without training."""
 
     name: ClassVar[str] = "inject-exits"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,inject-exits": "two exits at most, with the best promise that holds",
+        "inject-exits:target=0.95:count=1": "one exit, and 95 % of the answers stay",
+        "inject-exits:latency=0.7:head=mlp": "70 % of the mean latency",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
 
     at: tuple[str, ...] = option((), help="tensors to put exits at; auto: chosen by timing")

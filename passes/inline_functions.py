@@ -44,6 +44,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -61,6 +62,10 @@ class InlineFunctions(Pass):
     """Replace calls of model-local functions by the nodes of the functions."""
 
     name: ClassVar[str] = "inline-functions"
+    examples: ClassVar[Mapping[str, str]] = {
+        "inline-functions,simplify": "functions opened, then their operators simplified",
+        "inline-functions:keep=Gelu": "all functions but one",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     prepares: ClassVar[bool] = True
 

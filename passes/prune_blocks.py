@@ -77,6 +77,10 @@ class PruneBlocks(BudgetedPass, FilteredPass):
     """Remove whole residual branches, those whose absence moves the output least."""
 
     name: ClassVar[str] = "prune-blocks"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,prune-blocks:ratio=0.2": "a fifth of the residual branches",
+        "prune-blocks:macs=0.8": "as many as leave 80 % of the multiply-accumulates",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.99,)}

@@ -91,6 +91,11 @@ class PruneChannels(BudgetedPass, FilteredPass):
     """Remove whole channels and refit the layers that read them."""
 
     name: ClassVar[str] = "prune-channels"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,prune-channels:macs=0.5": "half the multiply-accumulates",
+        "prune-channels:latency=0.5:steps=2": "half the measured latency, in two steps",
+        "prune-channels:ratio=0.3:skip='conv1*'": "30 % of the channels, those of conv1 excepted",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.25, 0.5, 0.75)}

@@ -112,6 +112,11 @@ class PruneWeights(LayerPass):
     """Set single weights to zero: magnitude, OBD, OBS, Wanda; per layer, over all, or n:m."""
 
     name: ClassVar[str] = "prune-weights"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,prune-weights:ratio=0.8": "80 % zeros; pays once it is packed",
+        "prune-weights:pattern='2:4'": "two of four neighbours are zero",
+        "prune-weights:criterion=magnitude:scope=global": "half of all weights, the smallest ones",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     prepares: ClassVar[bool] = True

@@ -59,6 +59,7 @@ Reference:
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, log2
 from typing import ClassVar, Final
@@ -122,6 +123,10 @@ class QuantizeFixedPoint(CodebookPass):
     """Round weights to fixed-point numbers: to nearest, stochastically, or with error feedback."""
 
     name: ClassVar[str] = "quantize-fixed-point"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,quantize-fixed-point:il=2:fl=6": "8 bits: 2 before the point, 6 after it",
+        "quantize-fixed-point:fl=6:rounding=nearest": "integer bits as each layer needs them",
+    }
 
     il: int | None = option(
         None,

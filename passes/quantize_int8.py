@@ -72,6 +72,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Final
@@ -102,6 +103,11 @@ class QuantizeInt8(FilteredPass):
     """Compute on 8-bit integers wherever that is measured to be faster than float."""
 
     name: ClassVar[str] = "quantize-int8"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,quantize-int8": "integers where they run faster here",
+        "quantize-int8:placement=all": "integers wherever possible, for the bytes",
+        "quantize-int8:max-error=0.05": "fewer operators, until the error is so small",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     changes_weights: ClassVar[bool] = True
 

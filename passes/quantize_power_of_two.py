@@ -88,6 +88,10 @@ class QuantizePowerOfTwo(CodebookPass):
     """Replace weights by powers of two, their negatives, and zero; INQ without retraining."""
 
     name: ClassVar[str] = "quantize-power-of-two"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,quantize-power-of-two": "powers of two and zero, 5 bits a weight",
+        "quantize-power-of-two:bits=4": "seven magnitudes fewer",
+    }
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (5, 4, 3)}
 
     bits: int = option(5, _BITS, "one for zero, the others for 2^(bits−1) values ±2^k")

@@ -100,6 +100,10 @@ class QuantizeWeights(LayerPass):
     """Store weights as integers of 8 or 4 bits; the computation stays float."""
 
     name: ClassVar[str] = "quantize-weights"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,quantize-weights": "8-bit weights, the computation stays float",
+        "quantize-weights:bits=4:block=32": "4-bit weights, a scale for each 32",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (8, 4)}
     max_inputs: ClassVar[int | None] = MAX_INPUTS

@@ -54,6 +54,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,6 +75,10 @@ class RaiseOpset(Pass):
     """Raise the opset of a model: the same operators in their newer forms."""
 
     name: ClassVar[str] = "raise-opset"
+    examples: ClassVar[Mapping[str, str]] = {
+        "raise-opset": "to the latest opset that onnxslim knows",
+        "raise-opset:to=17": "to opset 17",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
 
     to: int = option(LATEST, Interval(OLDEST, LATEST), "the opset to reach")

@@ -68,6 +68,10 @@ class Simplify(Preset):
     """Make the graph smaller by every rewrite that keeps what it computes."""
 
     name: ClassVar[str] = "simplify"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify": "everything, in rounds until nothing changes; the default",
+        "simplify:skip=fuse-affine+fold-if": "everything but two of its passes",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
 
     skip: tuple[str, ...] = option(

@@ -42,7 +42,7 @@ Reference:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Final, TypeVar
@@ -72,6 +72,10 @@ class StripMetadata(Pass):
     """Remove doc strings and metadata of nodes, values and functions, which nothing reads."""
 
     name: ClassVar[str] = "strip-metadata"
+    examples: ClassVar[Mapping[str, str]] = {
+        "strip-metadata": "names and texts that nothing reads",
+        "strip-metadata:keep=license": "all but one entry",
+    }
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
 
     keep: tuple[str, ...] = option((), help="keys of metadata that stay, such as namespace")

@@ -53,6 +53,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -74,6 +75,10 @@ class TernarizeWeights(CodebookPass):
     """Replace weights by −α, 0 or α, for each output or for the whole weight."""
 
     name: ClassVar[str] = "ternarize-weights"
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,ternarize-weights": "-1, 0 and 1 times a scale for each channel",
+        "ternarize-weights:per=tensor:only='fc*'": "one scale a layer, for some layers",
+    }
 
     per: str = option("channel", one_of(*_PER), "what has a scale: each output, or the weight")
     symmetric: bool = option(default=True, help="one scale for both signs; false: one for each")

@@ -56,7 +56,8 @@ def page(name: str) -> str:
     from onnxslim.render.tables import reflowed, wrapped
 
     owner = registry.get(name)
-    blocks = [f"{name}\n{'=' * len(name)}", reflowed(_page_text(owner), paper())]
+    title = f"{name}\n{'=' * len(name)}"
+    blocks = [title, _examples(owner), reflowed(_page_text(owner), paper())]
     if owner.members is not Pass.members:
         try:
             members = ", ".join(str(member) for member in owner().members())
@@ -66,6 +67,13 @@ def page(name: str) -> str:
     blocks.append(f"Promise:\n    {PROMISES[owner.fidelity]}.")
     blocks.append(_options(owner))
     return "\n\n".join(blocks)
+
+
+def _examples(owner: type[Pass]) -> str:
+    from onnxslim.pipeline.examples import examples_of
+
+    lines = [line for item in examples_of(owner) for line in (f"# {item.purpose}", item.command)]
+    return "Examples:\n" + "\n".join(f"    {line}" for line in lines)
 
 
 def _page_text(owner: type[Pass]) -> str:

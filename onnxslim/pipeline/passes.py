@@ -94,6 +94,7 @@ class Pass:
         names_layers: whether the options `only` and `skip` are names of layers or nodes.
         prepares: whether the pass pays only through later passes (as pruned weights do once
             they are packed); the manager then judges it together with them.
+        examples: pipelines with the pass -> what each does; {}: plain ones are made up.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
             which sensitivity is measured; {} without such an option.
     """
@@ -105,6 +106,7 @@ class Pass:
     changes_weights: ClassVar[bool] = False
     names_layers: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
+    examples: ClassVar[Mapping[str, str]] = {}
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
 
     def __post_init__(self) -> None:
