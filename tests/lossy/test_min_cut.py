@@ -15,6 +15,7 @@ from onnxslim.quantization.cluster_times import ClusterTimes
 from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement
 from onnxslim.quantization.qdq import quantize
 from onnxslim.report import Latency, LatencyPair
+from onnxslim.services.progress import Progress
 from onnxslim.services.stopwatch import Kernel
 
 MS = st.floats(0, 10).map(lambda value: round(value, 3))
@@ -116,7 +117,7 @@ def search(stopwatch: ScriptedStopwatch) -> PlacementSearch:
     def planned(chosen: frozenset[str]) -> object:
         return plan.__class__(chosen, plan.grids, plan.layers)
 
-    return PlacementSearch(model, model, clusters, names, planned, stopwatch, lambda _: None)  # type: ignore[arg-type]
+    return PlacementSearch(model, model, clusters, names, planned, stopwatch, Progress())  # type: ignore[arg-type]
 
 
 def test_kernels_that_are_slower_on_integers_stay_in_float() -> None:
