@@ -1,11 +1,73 @@
 """onnxslim makes trained ONNX models smaller and faster, and proves every step by running it.
 
-    import onnxslim
-    model, report = onnxslim.compress("model.onnx", "small.onnx", passes="simplify")
+Simplify a model and write it. What does not pay is left out, and the report says why:
+
+    >>> import onnxslim
+    >>> model, report = onnxslim.compress("lenet5.onnx", "small.onnx", measure=False)
+    >>> print(report)
+    lenet5.onnx -> small.onnx: 1,727,013 -> 1,726,474 bytes, 21 -> 8 nodes
+    kept: simplify
+
+Give data, and lossy passes can be judged. `calibration` has samples without labels, `evaluation`
+has labels, or is a metric. A step that falls below a floor is left out:
+
+    >>> model, report = onnxslim.compress(
+    ...     "lenet5.onnx",
+    ...     passes=["simplify", "quantize-weights:bits=8"],
+    ...     calibration="mnist_calib.npz",
+    ...     evaluation="mnist_eval.npz",
+    ...     floors={"max-drop": 0.5},
+    ...     goal="bytes",
+    ...     measure=False,
+    ... )
+    >>> report.after.stats.file_bytes < 500_000
+    True
+    >>> report.before.accuracy - report.after.accuracy < 0.005
+    True
+
+Data are a file, a folder of pictures, arrays, a list, a dataset, a data loader, or a function that
+returns samples. `data` says how they are read; `report.data` says how they were understood:
+
+    >>> import numpy
+    >>> def stream():
+    ...     for seed in range(20):
+    ...         pixels = numpy.random.default_rng(seed).integers(0, 256, (1, 28, 28), numpy.uint8)
+    ...         yield {"pixels": pixels}
+    >>> _, report = onnxslim.compress(
+    ...     "lenet5.onnx", calibration=stream, data={"scale": 1 / 255}, measure=False
+    ... )
+    >>> print(*report.data)
+    calibration: samples of `stream`; `...` float32 [1, 1, 28, 28], 0 to 1...
+
+Look before you cut: what there is, what a file holds, which channels may leave, what each layer
+stands for. `sensitivity` and `exits` ask the samples.
+
+    >>> [item.name for item in onnxslim.passes() if item.name.startswith("prune")]
+    ['prune-blocks', 'prune-channels', 'prune-weights']
+    >>> onnxslim.inspect("lenet5.onnx").operators["Conv"]
+    2
+    >>> onnxslim.groups("lenet5.onnx", passes="simplify").totals["groups"]
+    4
+
+The smallest file, for storage and transfer, and the same model back, to the byte:
+
+    >>> packed = onnxslim.pack("small.onnx", "small.onnxz", measure=False)
+    >>> onnxslim.unpack("small.onnxz", "again.onnx").stat().st_size
+    1726474
+
+Every error is an `OnnxslimError` with one sentence that says what to do. `FloorMissed` says that a
+step was left out, and carries the best `model` and the `report`:
+
+    >>> try:
+    ...     onnxslim.compress("lenet5.onnx", passes="simplfy")
+    ... except onnxslim.UsageError as error:
+    ...     print("did you mean `simplify`" in str(error).lower())
+    True
 
 Every public name is imported when it is first used, so `import onnxslim` costs next to nothing.
 Inside, from the ground up; each package imports only what stands above it in this list:
 
+    callable_package  packages that are functions as well
     records       what a pass promises and what it reports
     report        the figures of a run
     limits        what a file may ask of the machine
@@ -29,7 +91,8 @@ Inside, from the ground up; each package imports only what stands above it in th
     exits         classifiers that are left early
     run           one model, prepared once, and the pipelines that run on it
     tools         what the other commands do
-    api           compress, compare_models, bench_models
+    api           public functions that run or write: compress, pack, ...
+    surveys       public functions that only look: inspect, groups, ...
     commands      the subcommands of `onnxslim`
     cli           the command `onnxslim`
 
@@ -56,6 +119,7 @@ _HOME = {
     "Change": "records",
     "Comparison": "report",
     "Context": "pipeline.passes",
+    "DataSettings": "pipeline.data_settings",
     "Drift": "report",
     "Fidelity": "records",
     "FileReport": "report",
@@ -85,16 +149,25 @@ _HOME = {
     "bench_models": "api",
     "compare_models": "api",
     "compress": "api",
+    "exits": "surveys",
+    "groups": "surveys",
+    "inspect": "surveys",
     "interval": "pipeline.options",
     "one_of": "pipeline.options",
     "option": "pipeline.options",
+    "pack": "api",
     "parse_pipeline": "pipeline.grammar",
+    "passes": "surveys",
     "report_to_json": "render.json",
     "report_to_text": "render.text",
+    "sensitivity": "surveys",
+    "unpack": "api",
 }
 
+_FUNCTIONS = ("exits", "passes")  # packages that are functions as well
+
 if TYPE_CHECKING:
-    from onnxslim.api import bench_models, compare_models, compress
+    from onnxslim.api import bench_models, compare_models, compress, pack, unpack
     from onnxslim.errors import (
         FloorMissed,
         ModelError,
@@ -106,6 +179,7 @@ if TYPE_CHECKING:
     )
     from onnxslim.graph.rewrite import Rewriter
     from onnxslim.io.model import Model
+    from onnxslim.pipeline.data_settings import DataSettings
     from onnxslim.pipeline.floors import Floors
     from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
     from onnxslim.pipeline.manager import PassManager
@@ -125,11 +199,13 @@ if TYPE_CHECKING:
         Stats,
         StepReport,
     )
+    from onnxslim.surveys import exits, groups, inspect, passes, sensitivity
 
 __all__ = [
     "Change",
     "Comparison",
     "Context",
+    "DataSettings",
     "Drift",
     "Fidelity",
     "FileReport",
@@ -159,16 +235,25 @@ __all__ = [
     "bench_models",
     "compare_models",
     "compress",
+    "exits",
+    "groups",
+    "inspect",
     "interval",
     "one_of",
     "option",
+    "pack",
     "parse_pipeline",
+    "passes",
     "report_to_json",
     "report_to_text",
+    "sensitivity",
+    "unpack",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name in _FUNCTIONS:
+        return importlib.import_module(f"onnxslim.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module `onnxslim` has no attribute `{name}`")

@@ -1,76 +1,94 @@
-"""The public functions: `compress`, `compare_models`, `bench_models` and what other commands call.
+"""Public functions that run models or write files: compress, compare_models, bench_models, pack.
 
-Owns: arguments checked, settings made, errors of a request. Not here: how one model runs through
-pipelines (see `run`). `onnxslim.runtime` is imported when a function needs it, so `import onnxslim`
-stays cheap.
+Owns: arguments checked, settings made, errors of a request. Not here: functions that only look (see
+`surveys`); how one model runs through pipelines (see `run`). `onnxslim.runtime` is
+imported when a function needs it, so `import onnxslim` stays cheap.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from onnxslim.errors import FloorMissed, ModelError, NotApplicable, RuntimeFailure, UsageError
+from onnxslim.errors import FloorMissed, RuntimeFailure, UsageError
 from onnxslim.io.bounds import check_bounds
-from onnxslim.io.check import admit
 from onnxslim.io.model import Model, ModelSource
-from onnxslim.io.shapes import infer_shapes
+from onnxslim.io.staging import check_target
 from onnxslim.pipeline.floors import ALLOWING, DEFAULT, Floors, check_measured
-from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
 from onnxslim.pipeline.layer_filter import FilteredPass, check_named
-from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.passes import check_calibration
-from onnxslim.pipeline.policy import Goal, Policy
-from onnxslim.pipeline.recipe import GOALS
+from onnxslim.pipeline.policy import GoalWord, Policy
 from onnxslim.pipeline.stats import measure_stats
-from onnxslim.records import Fidelity
+from onnxslim.records import Fidelity, OutputKind
 from onnxslim.report import Comparison, Latency, LatencyPair, Report, Stats
+from onnxslim.run.declared import declared_settings
 from onnxslim.run.failed import reporting
 from onnxslim.run.output import write_output
 from onnxslim.run.prepared import PreparedRun
+from onnxslim.run.requests import (
+    FloorWord,
+    KindWord,
+    PassesArgument,
+    check_numbers,
+    data_settings,
+    floors_to_hold,
+    goal_of,
+    loaded,
+    parsed,
+    refuse_both,
+)
 from onnxslim.run.settings import RunSettings
 from onnxslim.services.progress import Progress
 
 if TYPE_CHECKING:
-    from onnxslim.exits.candidates import ExitRow
+    from onnxslim.pipeline.data_settings import DataSettings, DataWords
     from onnxslim.runtime.measure.accuracy import EvaluationSource
-    from onnxslim.runtime.samples.sources import SampleSource
-    from onnxslim.tools.sensitivity import SensitivityPoint
+    from onnxslim.runtime.samples.given import SampleSource
+    from onnxslim.tools.pack import PackReport
 
 
 def compress(
     model: ModelSource | Model,
     output: str | os.PathLike[str] | None = None,
     *,
-    passes: str | Pipeline = "simplify",
+    passes: PassesArgument = "simplify",
     calibration: SampleSource | None = None,
     evaluation: EvaluationSource | None = None,
-    floors: Floors | None = DEFAULT,
-    goal: str = "both",
+    data: DataSettings | DataWords | None = None,
+    floors: Floors | Mapping[FloorWord, float] | None = DEFAULT,
+    goal: GoalWord = "both",
     force: bool = False,
     verify: bool = True,
     measure: bool = True,
     threads: int | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    output_kinds: Mapping[str, str] | None = None,
+    output_kinds: Mapping[str, KindWord | OutputKind] | None = None,
     command: str | None = None,
     progress: Progress | Callable[[Progress], None] | None = None,
     reproducers: str | os.PathLike[str] = "onnxslim-repro",
+    calib: SampleSource | None = None,
+    eval: EvaluationSource | None = None,
 ) -> tuple[Model, Report]:
     """Run a pipeline on a model, prove what it did, and write the result.
 
     Args:
         model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
         output: where to write the result; None writes nothing. Nothing is written on an error.
-        passes: a pipeline, as text or parsed.
-        calibration: unlabelled samples, for passes that use data and for verification.
-        evaluation: labelled samples or a metric, for accuracy.
-        floors: limits on what lossy steps may cost, in place of the default ones; None: no limits.
+        passes: a pipeline as text or parsed, a pass, or a list of passes.
+        calibration: unlabelled samples, for passes that use data and for verification: a path or
+            `module:function`; arrays by input name; an iterable, dataset or data loader of
+            samples or batches, as arrays, tensors, mappings or tuples of them; or a function
+            that returns one of these. None of them is held in memory.
+        evaluation: the same with labels, for top-1 accuracy; or a metric: a function that gets
+            the model as a function of arrays by name, and returns a share in [0, 1].
+        data: how both are read: `{"image_size": 224, "preset": "imagenet"}`; see `DataSettings`.
+        floors: limits on what lossy steps may cost, in place of the default ones, as `Floors` or
+            by name: `{"max-drop": 0.5, "min-sqnr": 30}`; None: no limits.
         goal: `both`, `latency` or `bytes`: which of the two may not get worse.
         force: keep steps that do not pay.
         verify: compare outputs after every step.
@@ -84,6 +102,8 @@ def compress(
         progress: is called when a step of the work begins, advances or ends; `str` of what it is
             given says in words what is being done.
         reproducers: folder for a model that shows a broken promise.
+        calib: the same as `calibration`, as the command calls it.
+        eval: the same as `evaluation`.
 
     Returns:
         The resulting model and the report.
@@ -92,17 +112,24 @@ def compress(
         UsageError: the request is wrong, or the output cannot be written.
         ModelError: the model is invalid, corrupt or not supported.
         FloorMissed: a step was dropped for a floor; the output, without that step, was written.
-            The report is in its `report`.
+            The best model that holds the floor is in its `model`, the report in its `report`.
         PromiseBroken: a pass broke its promise; nothing was written.
         RuntimeFailure: onnxruntime failed.
     """
     started = time.perf_counter()
-    pipeline = _parsed(passes)
-    floors = floors or Floors()
-    policy = Policy(_goal(goal), force, floors)
-    check_measured(floors, has_evaluation=evaluation is not None, verify=verify)
+    pipeline = parsed(passes)
+    refuse_both(calibration, calib, "`calibration` and `calib`")
+    check_numbers(seed=seed, threads=threads)
+    limits = floors_to_hold(floors)
+    policy = Policy(goal_of(goal), force, limits)
+    refuse_both(evaluation, eval, "`evaluation` and `eval`")
+    evaluation = evaluation if eval is None else eval
+    check_measured(limits, has_evaluation=evaluation is not None, verify=verify)
+    calibration = calibration if calib is None else calib
     if calibration is None:
         check_calibration(pipeline.passes)
+    words = data_settings(data)
+    source = loaded(model)
     settings = RunSettings(
         calibration,
         evaluation,
@@ -113,9 +140,10 @@ def compress(
         verify,
         measure,
         Progress.of(progress),
+        words,
+        declared_settings(source),
     )
     command = command or f"onnxslim.compress(passes={str(pipeline)!r})"
-    source = _loaded(model)
     with reporting(source, command) as watched:
         if pipeline.passes and isinstance(pipeline.passes[0], FilteredPass):
             check_named(pipeline.passes[0], source.graph)  # before the model is run and timed
@@ -125,7 +153,7 @@ def compress(
         if output is not None:
             write_output(run, attempt, report, Path(output))
         report.seconds = time.perf_counter() - started
-        _raise_for_floors(report)
+        _raise_for_floors(report, attempt.model)
     return attempt.model, report
 
 
@@ -134,13 +162,15 @@ def compare_models(
     b: ModelSource | Model,
     *,
     calibration: SampleSource | None = None,
+    data: DataSettings | DataWords | None = None,
     seed: int = 0,
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     measure: bool = True,
     progress: Progress | Callable[[Progress], None] | None = None,
+    calib: SampleSource | None = None,
 ) -> tuple[Comparison, LatencyPair | None, Stats, Stats, str]:
-    """Drift, latency and size of two models side by side.
+    """Drift, latency and size of two models side by side; arguments as for `compress`.
 
     Returns:
         Drift of `b` against `a`, their latency timed in turn, the size of `a`, the size of `b`, and
@@ -151,18 +181,23 @@ def compare_models(
         RuntimeFailure: no inputs could be made up on which `a` runs, or onnxruntime refuses a
             model.
     """
-    first, second = _loaded(a), _loaded(b)
+    refuse_both(calibration, calib, "`calibration` and `calib`")
+    check_numbers(seed=seed, threads=threads)
+    words = data_settings(data)
+    first, second = loaded(a), loaded(b)
     for model in (first, second):
         check_bounds(model)
     _check_same_inputs(first, second)
     stats = [measure_stats(model, file_bytes=model.origin.file_bytes) for model in (first, second)]
     prover = RunSettings(
-        calibration,
+        calibration if calib is None else calib,
         seed=seed,
         threads=threads,
         input_shapes=input_shapes,
         measure=measure,
         progress=Progress.of(progress),
+        data=words,
+        declared=declared_settings(first),
     ).prover()
     if not prover.begin(first):
         raise RuntimeFailure(f"The models cannot be compared: {prover.verified_on}")
@@ -174,14 +209,17 @@ def bench_models(
     models: Sequence[ModelSource | Model],
     *,
     calibration: SampleSource | None = None,
+    data: DataSettings | DataWords | None = None,
     seed: int = 0,
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     seconds: float | None = None,
     progress: Progress | Callable[[Progress], None] | None = None,
+    calib: SampleSource | None = None,
 ) -> list[tuple[str, Latency, LatencyPair | None]]:
     """Latency of models, timed in turn; each after the first also as a pair with the first.
 
+    Arguments are as for `compress`.
     `seconds` are for each pair of models, by default two; more make the bounds narrower.
 
     Raises:
@@ -189,15 +227,23 @@ def bench_models(
     """
     from onnxslim.runtime.measure.bench import bench
 
-    loaded = list(map(_loaded, models))
-    for model in loaded:
+    refuse_both(calibration, calib, "`calibration` and `calib`")
+    check_numbers(seed=seed, threads=threads)
+    words = data_settings(data)
+    opened = list(map(loaded, models))
+    for model in opened:
         check_bounds(model)
-    for other in loaded[1:]:
-        _check_same_inputs(loaded[0], other)
-    with Progress.of(progress).step(f"timing {len(loaded)} models in turn"):
+    for other in opened[1:]:
+        _check_same_inputs(opened[0], other)
+    settings = RunSettings(
+        calibration if calib is None else calib,
+        data=words,
+        declared=declared_settings(opened[0]),
+    )
+    with Progress.of(progress).step(f"timing {len(opened)} models in turn"):
         return bench(
-            loaded,
-            calibration=calibration,
+            opened,
+            calibration=settings.given_calibration,
             seed=seed,
             threads=threads,
             input_shapes=input_shapes,
@@ -205,127 +251,63 @@ def bench_models(
         )
 
 
-def measure_sensitivity(
-    model: ModelSource | Model,
+def pack(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
     *,
-    calibration: SampleSource,
-    passes: str | Pipeline = "simplify,prune-channels",
-    seed: int = 0,
-    threads: int | None = None,
-    progress: Progress | Callable[[Progress], None] | None = None,
-) -> Iterator[SensitivityPoint]:
-    """How far the outputs move when the last of `passes` treats one layer or channel group alone.
-
-    Args:
-        model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
-        calibration: unlabelled samples; four fifths are fitted on, the rest measures.
-        passes: those before the last are run first, on the whole model.
-        seed: seed of all randomness.
-        threads: threads of onnxruntime; None for its own choice.
-        progress: is called when a step of the work begins, advances or ends; `str` of what it is
-            given says in words what is being done.
-
-    Yields:
-        A point for each target and strength, as soon as it is measured.
-
-    Raises:
-        UsageError: the last pass works on whole models only, or the samples do not fit.
-        ModelError: the model is invalid, corrupt or not supported.
-        RuntimeFailure: onnxruntime failed.
-    """
-    from onnxslim.tools.sensitivity import check_has_targets, sweep
-
-    *first, last = _parsed(passes).passes
-    check_has_targets(last)
-    source = _loaded(model)
-    settings = RunSettings(calibration, seed=seed, threads=threads, progress=Progress.of(progress))
-    check_bounds(source)
-    list(admit(source, settings.load))
-    context = settings.context()
-    if first:
-        source, _ = PassManager(first).run(source, context, policy=Policy(force=True))
-    source = source.clone()
-    infer_shapes(source)
-    yield from sweep(source, last, context)
-
-
-def survey_exits(
-    model: ModelSource | Model,
-    *,
-    calibration: SampleSource | None = None,
-    output: str | None = None,
-    head: str = "linear",
-    seed: int = 0,
-    threads: int | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    coder: Literal["entropy", "huffman", "zstd"] = "entropy",
     measure: bool = True,
     progress: Progress | Callable[[Progress], None] | None = None,
-) -> tuple[list[ExitRow], list[str]]:
-    """Where a classifier can be left early; with samples, how good a head is at each place.
+) -> PackReport:
+    """Write the smallest file of a model, which `unpack` gives back to the byte.
 
     Args:
-        model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
-        calibration: samples that heads are fitted to and judged by.
-        output: name of the output that holds the class scores; None: it is found.
-        head: `linear` or `mlp`.
-        seed: seed of all randomness.
-        threads: threads of onnxruntime; None for its own choice.
-        input_shapes: shape by input name, for inputs that are made up.
-        measure: time the model up to each place.
+        model: an .onnx file; external data are packed with it.
+        output: the packed file; None: that of the model with the ending `.onnxz`.
+        coder: how weights are coded.
+        measure: code everything by the other coders too, for the figures.
         progress: is called when a step of the work begins, advances or ends; `str` of what it is
             given says in words what is being done.
 
-    Returns:
-        The places in order, and notes.
+    Raises:
+        UsageError: a path is wrong, or the output cannot be written.
+        ModelError: it is no valid model.
+    """
+    from onnxslim.packing.streams import CodingMethod
+    from onnxslim.tools import pack as tool
+
+    words = [method.value for method in CodingMethod]
+    if coder not in words:
+        raise UsageError(f"`coder` must be one of {', '.join(words)}; got {coder!r}.")
+    source = Path(model)
+    target = Path(output) if output is not None else source.with_suffix(".onnxz")
+    check_target(target, source)
+    return tool.pack(
+        source, target, coder=CodingMethod(coder), measure=measure, progress=Progress.of(progress)
+    )
+
+
+def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+    """Write the model in a packed file, and return where it lies.
+
+    Args:
+        packed: the packed file.
+        output: the .onnx file; None: that of the packed file with the ending `.onnx`.
 
     Raises:
-        UsageError: the samples do not fit.
-        ModelError: the model is invalid, corrupt, or no classifier that could be left.
-        RuntimeFailure: onnxruntime failed.
+        UsageError: a path is wrong, the file is not packed, or the output cannot be written.
+        ModelError: the file is damaged, or claims more than it may.
     """
-    from onnxslim.exits.candidates import ExitAnalysis, exit_rows
+    from onnxslim.io import copying
 
-    source = _loaded(model).clone()
-    infer_shapes(source)
-    settings = RunSettings(
-        calibration,
-        seed=seed,
-        threads=threads,
-        input_shapes=input_shapes,
-        verify=False,
-        measure=measure,
-        progress=Progress.of(progress),
-    )
-    check_bounds(source)
-    list(admit(source, settings.load))
-    prover = None
-    if measure:
-        prover = settings.prover()
-        prover.begin(source)
-    survey = ExitAnalysis(source, settings.context(prover), output, hidden=head == "mlp")
-    try:
-        return exit_rows(survey)
-    except NotApplicable as reason:
-        raise ModelError(f"The model cannot be left early: {reason}") from reason
+    source = Path(packed)
+    target = Path(output) if output is not None else source.with_suffix(".onnx")
+    check_target(target, source)
+    copying.unpack(source, target)
+    return target
 
 
-def _loaded(model: ModelSource | Model) -> Model:
-    return model if isinstance(model, Model) else Model.load(model)
-
-
-def _parsed(passes: str | Pipeline) -> Pipeline:
-    return parse_pipeline(passes) if isinstance(passes, str) else passes
-
-
-def _goal(goal: str) -> Goal:
-    try:
-        return Goal(goal)
-    except ValueError:
-        words = ", ".join(GOALS)
-        raise UsageError(f"The goal must be one of {words}; got {goal!r}.") from None
-
-
-def _raise_for_floors(report: Report) -> None:
+def _raise_for_floors(report: Report, model: Model) -> None:
     if not report.floors_missed:
         return
     dropped = "; ".join(report.floors_missed)
@@ -334,7 +316,7 @@ def _raise_for_floors(report: Report) -> None:
     else:
         why, advice = "your floor", ""
     error = FloorMissed(f"Left out, to hold {why}: {dropped}. All other steps were kept.{advice}")
-    error.report = report
+    error.report, error.model = report, model
     raise error
 
 

@@ -16,11 +16,27 @@ A message says where, what was expected, what was found, and what to do next.
 
 from __future__ import annotations
 
+import os
 import re
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
+    import onnx
+
     from onnxslim.report import Report
+
+
+class BestModel(Protocol):
+    """A model that can be saved: `onnxslim.Model`, which this module stands below."""
+
+    def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
+        """Write it to a file."""
+
+    def to_bytes(self) -> bytes:
+        """The bytes of that file."""
+
+    def to_proto(self) -> onnx.ModelProto:
+        """It as a message of the onnx package."""
 
 
 class OnnxslimError(Exception):
@@ -46,10 +62,12 @@ class FloorMissed(OnnxslimError):
 
     Attributes:
         report: report of the run; its output was written without that pass.
+        model: the best model that holds the floor, which is what was written.
     """
 
     exit_code = 4
     report: Report | None = None
+    model: BestModel | None = None
 
 
 class StepIdle(OnnxslimError):

@@ -60,3 +60,10 @@ With less (`ulimit -v`), some of them end the process, or wait without end, whil
 
 BLAS_BYTES: Final = 80 << 20
 """Memory that the two libraries for linear algebra take at their first product: 32 MB each."""
+
+MOST_KEPT_BYTES: Final = 32 << 30
+"""Of samples that a function, an iterable or a folder of pictures gives, in a temporary file.
+
+They are read once and kept, so that each reading gives the same; a generator without an end would
+fill the disk. The 50,000 pictures that ImageNet is judged on have 7.5 GB at 224 by 224.
+"""

@@ -269,6 +269,7 @@ class Report:
         command: the command line or the call.
         versions: version by name of a package: onnx, onnxruntime, ...
         before, after: the input file and the output file.
+        data: what was understood of the calibration and evaluation data, a line for each.
         verified_on: the inputs on which outputs were compared, or why they were not compared.
         timed_on: the inputs on which models were timed, with their sizes; None: none were.
         notes: facts that the user should know, as sentences.
@@ -288,6 +289,7 @@ class Report:
     before: FileReport
     after: FileReport
     steps: list[StepReport] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
     verified_on: str = "not verified"
     timed_on: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -299,6 +301,25 @@ class Report:
     record: RunRecord | None = None
     error: Failure | None = None
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The result in a few lines; `report_to_text` gives the whole table."""
+        before, after = self.before, self.after
+        figures = [
+            f"{before.stats.file_bytes:,} -> {after.stats.file_bytes:,} bytes",
+            f"{before.stats.nodes:,} -> {after.stats.nodes:,} nodes",
+        ]
+        if self.latency is not None:
+            pair = self.latency
+            figures.append(f"{pair.before.ms:.3g} -> {pair.after.ms:.3g} ms, {pair.ratio:.2f}x")
+        if before.accuracy is not None and after.accuracy is not None:
+            figures.append(f"accuracy {100 * before.accuracy:.2f} -> {100 * after.accuracy:.2f} %")
+        target = after.path or "nothing written"
+        lines = [f"{before.path or 'the model'} -> {target}: {', '.join(figures)}"]
+        for step in self.steps:
+            why = f": {step.why_not_committed}" if step.why_not_committed else ""
+            lines.append(f"{'kept' if step.committed else 'left out'}: {step.spec}{why}")
+        return "\n".join(lines)
 
 
 def report_of(error: BaseException) -> Report | None:

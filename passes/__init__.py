@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onnxslim.callable_package import make_callable
+
 PASSES: Mapping[str, str] = {
     "binarize-weights": "binarize_weights:BinarizeWeights",
     "cluster-weights": "cluster_weights:ClusterWeights",
@@ -44,3 +46,5 @@ PASSES: Mapping[str, str] = {
     "strip-metadata": "strip_metadata:StripMetadata",
     "ternarize-weights": "ternarize_weights:TernarizeWeights",
 }
+
+make_callable(__name__)

@@ -5,9 +5,10 @@ Owns: spelling, type and help of an option. Not here: files that cannot be writt
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -50,8 +51,40 @@ def calib_option(
 ) -> Callable[[_Command], _Command]:
     """`--calib`."""
     return click.option(
-        "--calib", metavar="FILE.npz|DIR|module:function", required=required, help=help
+        "--calib",
+        "--calibration",
+        "calib",
+        metavar="FILE|DIR|module:function",
+        required=required,
+        help=help,
     )
+
+
+def data_options(command: _Command) -> _Command:
+    """The options that say how data are read: argument `data`.
+
+    Raises:
+        UsageError: by the command, where a value is none for its option.
+    """
+    from onnxslim.pipeline.data_settings import SETTINGS, DataSettings, option_name
+
+    @functools.wraps(command)
+    def with_data(**values: Any) -> Any:
+        words = {name: values.pop(name) for name in SETTINGS}
+        return command(data=DataSettings.of(words), **values)
+
+    wrapped: Any = with_data
+    for name, setting in reversed(list(SETTINGS.items())):
+        if name == "colors":  # two words of their own, as people know them
+            for word in ("bgr", "rgb"):
+                wrapped = click.option(
+                    f"--{word}", name, flag_value=word, default=None, help=f"Channels are {word}."
+                )(wrapped)
+            continue
+        wrapped = click.option(
+            f"--{option_name(name)}", name, metavar=setting.metavar, help=setting.help
+        )(wrapped)
+    return cast("_Command", wrapped)
 
 
 def passes_option(command: _Command) -> _Command:

@@ -10,6 +10,7 @@ from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
     BoundedNumber,
     calib_option,
+    data_options,
     json_option,
     run_options,
 )
@@ -20,6 +21,7 @@ from onnxslim.pipeline.options import interval
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from onnxslim.pipeline.data_settings import DataSettings
     from onnxslim.render.json import Json
     from onnxslim.report import Latency, LatencyPair
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @click.command("bench", short_help=COMMANDS["bench"])
 @click.argument("models", metavar="A [B...]", nargs=-1, required=True)
 @calib_option()
+@data_options
 @run_options
 @click.option(
     "--seconds",
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 def command(
     models: tuple[str, ...],
     calib: str | None,
+    data: DataSettings,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
@@ -53,6 +57,7 @@ def command(
         rows = api.bench_models(
             models,
             calibration=calib,
+            data=data,
             seed=seed or 0,
             threads=threads,
             input_shapes=input_shapes,

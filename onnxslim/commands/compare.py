@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import calib_option, json_option, run_options
+from onnxslim.commands.arguments import calib_option, data_options, json_option, run_options
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from onnxslim.pipeline.data_settings import DataSettings
     from onnxslim.report import Comparison, Drift, LatencyPair, Stats
 
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 @click.argument("a")
 @click.argument("b")
 @calib_option()
+@data_options
 @run_options
 @json_option
 def command(
     a: str,
     b: str,
     calib: str | None,
+    data: DataSettings,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
@@ -46,20 +49,21 @@ def command(
             a,
             b,
             calibration=calib,
+            data=data,
             seed=seed or 0,
             threads=threads,
             input_shapes=input_shapes,
             progress=shown,
         )
     if as_json:
-        data = {
+        figures = {
             "a": {"path": a, "stats": figures_json(stats_a)},
             "b": {"path": b, "stats": figures_json(stats_b)},
             "drift": drifts_json(comparison.original),
             "latency": pair_json(latency),
             "compared_on": compared_on,
         }
-        say(json_text(data).rstrip())
+        say(json_text(figures).rstrip())
         return
     blocks = (_sizes(a, b, stats_a, stats_b, latency), _drifts(comparison))
     where = wrapped(f"Outputs of B against A on {compared_on}.", paper())

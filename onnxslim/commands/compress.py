@@ -19,6 +19,7 @@ from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
     BoundedNumber,
     calib_option,
+    data_options,
     explain_option,
     one_output,
     output_option,
@@ -52,7 +53,9 @@ from onnxslim.report import report_of
 
 if TYPE_CHECKING:
     from onnxslim.commands.several import ModelOutcome
+    from onnxslim.pipeline.data_settings import DataSettings
     from onnxslim.pipeline.grammar import Pipeline
+    from onnxslim.pipeline.policy import GoalWord
     from onnxslim.records import OutputKind
     from onnxslim.render.json import Json
     from onnxslim.report import Report
@@ -76,10 +79,12 @@ def _output_kinds(
 @calib_option("Sample inputs without labels, for passes that use data and for comparing outputs.")
 @click.option(
     "--eval",
+    "--evaluation",
     "evaluation",
-    metavar="FILE.npz|module:function",
+    metavar="FILE|DIR|module:function",
     help="Sample inputs with labels, or a metric: measures accuracy before and after.",
 )
+@data_options
 @click.option(
     "--max-drop", type=BoundedNumber(MAX_DROP), help="Points of accuracy that may be lost."
 )
@@ -145,6 +150,7 @@ def command(
     passes: str | None,
     calib: str | None,
     evaluation: str | None,
+    data: DataSettings,
     max_drop: float | None,
     min_agreement: float | None,
     min_sqnr: float | None,
@@ -152,7 +158,7 @@ def command(
     min_row_cosine: float | None,
     floor: bool | None,
     output_kinds: Mapping[str, OutputKind] | None,
-    goal: str | None,
+    goal: GoalWord | None,
     report: str | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
@@ -178,6 +184,7 @@ def command(
         passes=None if passes is None else parse_pipeline(passes),
         calib=calib,
         eval=evaluation,
+        data=data,
         goal=goal,
         force=force,
         verify=verify,
@@ -394,6 +401,7 @@ def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progres
         passes=settings.passes or "simplify",
         calibration=settings.calib,
         evaluation=settings.eval,
+        data=settings.data,
         floors=settings.floors,
         goal=settings.goal or "both",
         force=bool(settings.force),

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import calib_option, json_option, run_options, talk_options
+from onnxslim.commands.arguments import (
+    calib_option,
+    data_options,
+    json_option,
+    run_options,
+    talk_options,
+)
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.progress import progress
 
 if TYPE_CHECKING:
     from onnxslim.exits.candidates import ExitRow
+    from onnxslim.pipeline.data_settings import DataSettings
     from onnxslim.render.json import Json
 
 _HEADS = ("linear", "mlp")
@@ -28,14 +35,16 @@ _HEADS = ("linear", "mlp")
     "--head", type=click.Choice(_HEADS), default="linear", help="As in inject-exits; linear."
 )
 @click.option("--no-latency", is_flag=True, help="Count multiply-accumulates instead of timing.")
+@data_options
 @run_options
 @json_option
 @talk_options
 def command(
     model: str,
     calib: str | None,
+    data: DataSettings,
     output: str | None,
-    head: str,
+    head: Literal["linear", "mlp"],
     no_latency: bool,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
@@ -50,12 +59,13 @@ def command(
     often the head agrees with the network on samples held back, and how many samples could leave
     there while 99.5 % of all answers stay the network's. No file is changed.
     """
-    from onnxslim import api
+    from onnxslim import surveys
 
     with progress(quiet=quiet, verbose=verbose) as shown:
-        rows, notes = api.survey_exits(
+        rows, notes = surveys.exits(
             Path(model),
             calibration=calib,
+            data=data,
             output=output,
             head=head,
             seed=seed or 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,24 +18,11 @@ from onnxslim.render.formats import JSON
 if TYPE_CHECKING:
     from onnxslim.channels.groups import ChannelGroup, Channels
     from onnxslim.channels.tracing import Member
-    from onnxslim.graph.ir import Node
-    from onnxslim.records import Skip
     from onnxslim.render.json import Json
     from onnxslim.services.layer_names import LayerNames
-    from onnxslim.services.progress import Progress
+    from onnxslim.tools.grouping import GroupSurvey
 
 _NAMES_SHOWN = 6
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The groups of a model, and all else that is shown."""
-
-    channels: Channels
-    unpruned: Sequence[Skip]
-    sha256: str  # of the file
-    names: LayerNames  # of the nodes
-    computed_constants: int  # the number of nodes that compute one
 
 
 @click.command("groups", short_help=COMMANDS["groups"])
@@ -67,58 +53,23 @@ def command(
     source = Path(model)
     if report is not None:
         check_report(Path(report), source, source, JSON, overwrite=overwrite)
+    from onnxslim import surveys
+
     with (
         progress(quiet=quiet, verbose=verbose) as shown,
         shown.step("following channels"),
     ):
-        found = _look(source, passes, shown)
+        found = surveys.groups(source, passes=passes, progress=shown)
     if report is not None:
         write_report(Path(report), _json(found, source), JSON)
     if not quiet:
         say(_text(found, None if verbose else _NAMES_SHOWN))
 
 
-def _look(source: Path, passes: str | None, shown: Progress) -> _Found:
-    from onnxslim.analysis.layer_names import layer_names
-    from onnxslim.channels.groups import channel_groups
-    from onnxslim.channels.unpruned import unpruned_layers
-    from onnxslim.io.model import Model
-    from onnxslim.io.shapes import infer_shapes
-
-    model = Model.load(source)
-    sha256 = model.origin.sha256
-    if passes is not None:
-        from onnxslim import api
-
-        model, _ = api.compress(model, passes=passes, verify=False, measure=False, progress=shown)
-    infer_shapes(model)
-    channels = channel_groups(model.graph)
-    computed = sum(map(_computes_a_constant, model.graph.nodes))
-    return _Found(
-        channels,
-        unpruned_layers(model.graph, channels),
-        sha256,
-        layer_names(model.graph),
-        computed,
-    )
-
-
-def _computes_a_constant(node: Node) -> bool:
-    """Whether folding would replace a node by a constant."""
-    from onnxslim.graph.functions import is_codebook
-    from onnxslim.graph.operands import const_value
-
-    if node.op == "DequantizeLinear" or is_codebook(node.outputs[0]):
-        return False  # weights that are stored as codes on purpose
-    return bool(node.inputs) and all(
-        const_value(tensor) is not None for tensor in node.inputs if tensor.name
-    )
-
-
 # --------------------------------------------------------------------------- text
 
 
-def _text(found: _Found, most: int | None) -> str:
+def _text(found: GroupSurvey, most: int | None) -> str:
     from onnxslim.render.tables import printable, wrapped
 
     lines: list[str] = []
@@ -137,7 +88,7 @@ def _text(found: _Found, most: int | None) -> str:
 
 
 def _group_lines(
-    found: _Found, group: ChannelGroup, number: int, most: int | None
+    found: GroupSurvey, group: ChannelGroup, number: int, most: int | None
 ) -> Iterator[str]:
     free = len(found.channels.free(group))
 
@@ -174,8 +125,8 @@ def _by_count(pins: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(pins.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _totals_text(found: _Found) -> str:
-    totals = _totals(found.channels)
+def _totals_text(found: GroupSurvey) -> str:
+    totals = found.totals
     return (
         f"{totals['groups']:,} groups: {totals['free_units']:,} of {totals['units']:,} units may "
         f"leave, with {totals['free_channels']:,} of {totals['channels']:,} channels of "
@@ -183,23 +134,10 @@ def _totals_text(found: _Found) -> str:
     )
 
 
-def _totals(channels: Channels) -> dict[str, int]:
-    writers = channels.trace.writers
-    free = ~channels.units.pinned
-    return {
-        "groups": len(channels.groups),
-        "units": sum(group.size for group in channels.groups),
-        "free_units": sum(len(channels.free(group)) for group in channels.groups),
-        "layers": len(writers),
-        "channels": sum(len(member.ids) for member in writers),
-        "free_channels": sum(int(free[channels.units.of[m.ids]].sum()) for m in writers),
-    }
-
-
 # --------------------------------------------------------------------------- JSON
 
 
-def _json(found: _Found, source: Path) -> Json:
+def _json(found: GroupSurvey, source: Path) -> Json:
     import onnxslim
 
     channels = found.channels
@@ -208,7 +146,7 @@ def _json(found: _Found, source: Path) -> Json:
         "input": {"path": str(source), "sha256": found.sha256},
         "groups": [_group_json(channels, group, found.names) for group in channels.groups],
         "left_alone": [{"node": skip.node, "why": skip.why} for skip in found.unpruned],
-        "totals": dict(_totals(channels)),
+        "totals": dict(found.totals),
     }
 
 

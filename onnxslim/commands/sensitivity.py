@@ -12,6 +12,7 @@ import click
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
     calib_option,
+    data_options,
     overwrite_option,
     report_option,
     run_options,
@@ -24,6 +25,7 @@ from onnxslim.errors import UsageError
 from onnxslim.render.formats import Formats
 
 if TYPE_CHECKING:
+    from onnxslim.pipeline.data_settings import DataSettings
     from onnxslim.tools.sensitivity import SensitivityPoint
 
 _PASSES = "simplify,prune-channels"
@@ -66,11 +68,13 @@ _FORMATS: Formats[Sequence[SensitivityPoint]] = Formats(
     _FORMATS, "Write the figures to FILE.csv, and a picture to FILE.svg, or to FILE.png if given."
 )
 @overwrite_option
+@data_options
 @run_options
 @talk_options
 def command(
     model: str,
     calib: str,
+    data: DataSettings,
     passes: str,
     report: str | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
@@ -88,13 +92,14 @@ def command(
     if input_shapes is not None:
         raise UsageError("sensitivity runs on the samples of --calib; leave out --input-shape.")
     files = () if report is None else _report_files(Path(report), Path(model), overwrite=overwrite)
-    from onnxslim import api
+    from onnxslim import surveys
 
     with progress(quiet=quiet, verbose=verbose) as shown:
         points = list(
-            api.measure_sensitivity(
+            surveys.sensitivity(
                 model,
                 calibration=calib,
+                data=data,
                 passes=passes,
                 seed=seed or 0,
                 threads=threads,

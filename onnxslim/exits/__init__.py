@@ -10,3 +10,7 @@ candidates  candidate exits: their latency and their heads, measured
 planning    which exits to insert, with which thresholds
 run         one run of inject-exits: all of the above in order
 """
+
+from onnxslim.callable_package import make_callable
+
+make_callable(__name__)

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from onnxslim.errors import ModelError, UsageError
@@ -35,6 +37,7 @@ from onnxslim.io.proto_bounds import check_lists
 from onnxslim.io.staging import Staged, map_file, stage_file, writing
 from onnxslim.io.texts import escape_texts
 from onnxslim.packing import is_packed
+from onnxslim.render.tables import printable
 
 PROTOBUF_LIMIT = 2**31 - 1
 _ALIGNMENT: Final = 64  # bytes
@@ -63,7 +66,7 @@ class Origin:
     notes: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """An ONNX model: its graph, and the fields of its ModelProto outside the graph (`shell`).
 
@@ -77,6 +80,18 @@ class Model:
     origin: Origin
     has_shapes: bool = False
     _keep: list[object] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        """Where it comes from, and its signature."""
+        name = str(self.origin.path) if self.origin.path else "made in memory"
+        inputs, outputs = (
+            printable(", ".join(f"{t.name}: {_signature(t)}" for t in tensors))
+            for tensors in (self.graph.inputs, self.graph.outputs)
+        )
+        return (
+            f"<onnxslim.Model {name}, {len(self.graph.nodes):,} nodes, "
+            f"opset {self.graph.opset_of('')}\n  ({inputs})\n  -> ({outputs})>"
+        )
 
     # ----------------------------------------------------------------- reading
 
@@ -249,6 +264,13 @@ class Model:
             _write_external(staged, skeleton, payloads)
         else:
             staged.write(chunks)
+
+
+def _signature(tensor: gs.Tensor) -> str:
+    """Type and shape of an input or output, as they are declared."""
+    dtype = "no tensor" if tensor.dtype is None else np.dtype(tensor.dtype).name
+    sizes = None if tensor.shape is None else ", ".join(f"{size}" for size in tensor.shape)
+    return dtype if sizes is None else f"{dtype}[{sizes}]"
 
 
 class _ExternalData:

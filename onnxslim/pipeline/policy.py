@@ -9,7 +9,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from onnxslim.pipeline.floors import Floors, missed, missed_drop
 from onnxslim.records import OutputKind
@@ -17,6 +17,9 @@ from onnxslim.render.timing import latency_text
 from onnxslim.report import Drift, LatencyPair, Stats, StepReport
 
 WORTH: Final = 0.1  # least gain as a share of the relative error
+
+GoalWord = Literal["both", "latency", "bytes"]
+"""The values of `Goal`, as users write them."""
 
 
 class Goal(enum.Enum):

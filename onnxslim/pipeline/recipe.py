@@ -18,6 +18,12 @@
     min-cosine = 0.99                   # mean over the rows of an embedding
     min-row-cosine = 0.9                # of every row
 
+    [data]                              # how calib and eval are read, as the options of the command
+    image-size = 224
+    preset = "imagenet"
+    map = { image = "pixels", label = "class" }
+    tokenizer = "tokenizer.json"
+
     [output-kinds]
     logits = "classes"                  # classes, embedding or values: not as the graph says
 
@@ -41,15 +47,16 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from onnxslim.errors import UsageError
+from onnxslim.pipeline.data_settings import DataSettings
 from onnxslim.pipeline.floors import DEFAULT, Floors
 from onnxslim.pipeline.grammar import Pipeline, build_pass, parse_pipeline
 from onnxslim.pipeline.options import Interval, at_least, interval
 from onnxslim.pipeline.output_words import parse_kinds
-from onnxslim.pipeline.policy import Goal
+from onnxslim.pipeline.policy import Goal, GoalWord
 from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import OutputKind
 
@@ -61,7 +68,8 @@ THREADS = at_least(1)
 SEED = interval(0, 2**32 - 1)
 GOALS = tuple(goal.value for goal in Goal)
 
-_TABLES = ("calib", "eval", "floors", "input-shapes", "output-kinds")
+_SOURCES = {"calib": "calib", "calibration": "calib", "eval": "eval", "evaluation": "eval"}
+_TABLES = (*_SOURCES, "data", "floors", "input-shapes", "output-kinds")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _FLOORS = {
     "max-drop": MAX_DROP,
@@ -78,6 +86,7 @@ class Recipe:
 
     Attributes:
         calib, eval: a path, or `module:function`.
+        data: how both are read.
         max_drop: points of accuracy that may be lost.
         min_agreement: share in [0, 1] of top-1 answers that must stay the same.
         min_sqnr: least SQNR in dB.
@@ -90,7 +99,8 @@ class Recipe:
     passes: Pipeline | None = None
     calib: str | None = None
     eval: str | None = None
-    goal: str | None = None
+    data: DataSettings = field(default_factory=DataSettings)
+    goal: GoalWord | None = None
     force: bool | None = None
     verify: bool | None = None
     latency: bool | None = None
@@ -126,17 +136,18 @@ class Recipe:
     def over(self, other: Recipe) -> Recipe:
         """These settings, completed by those of `other` where a setting is None.
 
-        Input shapes and kinds of outputs are merged by name.
+        Settings of data, input shapes and kinds of outputs are merged by name.
         """
         own = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) is not None
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if getattr(self, item.name) is not None
         }
         if self.input_shapes is not None and other.input_shapes is not None:
             own["input_shapes"] = {**other.input_shapes, **self.input_shapes}
         if self.output_kinds is not None and other.output_kinds is not None:
             own["output_kinds"] = {**other.output_kinds, **self.output_kinds}
+        own["data"] = self.data.over(other.data)
         return replace(other, **own)
 
 
@@ -170,13 +181,14 @@ def parse_recipe(text: str, folder: Path = Path()) -> Recipe:
     settings: dict[str, object] = {
         key: read(key, table[key]) for key, read in _READERS.items() if key in table
     }
-    for key in ("calib", "eval"):
+    for key, name in _SOURCES.items():
+        if key in table and name in settings:
+            raise UsageError(f"`{name}` and `{key}` mean the same; leave one of them out.")
         if key in table:
-            settings[key] = _source(key, table[key], folder)
-    floors = _table("floors", table.get("floors", {}))
-    _refuse_unknown(floors, _FLOORS, "`floors`")
-    for key, value in floors.items():
-        settings[key.replace("-", "_")] = float(_number(key, value, _FLOORS[key]))
+            settings[name] = _source(key, table[key], folder)
+    if "data" in table:
+        settings["data"] = _data(_table("data", table["data"]), folder)
+    settings.update(read_floors(_table("floors", table.get("floors", {}))))
     if "input-shapes" in table:
         shapes = _table("input-shapes", table["input-shapes"])
         settings["input_shapes"] = {name: _shape(name, value) for name, value in shapes.items()}
@@ -184,6 +196,19 @@ def parse_recipe(text: str, folder: Path = Path()) -> Recipe:
         kinds = _table("output-kinds", table["output-kinds"])
         settings["output_kinds"] = parse_kinds(f"{name}={kind}" for name, kind in kinds.items())
     return replace(Recipe(), **settings)  # type: ignore[arg-type]
+
+
+def read_floors(table: Mapping[str, object]) -> dict[str, float]:
+    """Floors by name of the field of a `Recipe`, from names as recipes and the command spell them.
+
+    Raises:
+        UsageError: a name is unknown, or a value is out of range.
+    """
+    _refuse_unknown(table, _FLOORS, "`floors`")
+    return {
+        key.replace("-", "_"): float(_number(key, value, _FLOORS[key]))
+        for key, value in table.items()
+    }
 
 
 def _refuse_unknown(table: Mapping[str, object], known: Iterable[str], owner: str) -> None:
@@ -243,6 +268,13 @@ def _source(key: str, value: object, folder: Path) -> str:
     if not isinstance(value, str) or not value:
         raise UsageError(f"`{key}` must be a path or module:function; got {value!r}.")
     return value if _FUNCTION.fullmatch(value) else str(folder / value)
+
+
+def _data(table: Mapping[str, object], folder: Path) -> DataSettings:
+    settings = DataSettings.of(table)
+    if settings.tokenizer is None:
+        return settings
+    return replace(settings, tokenizer=str(folder / settings.tokenizer))
 
 
 def _table(key: str, value: object) -> Mapping[str, object]:

@@ -49,6 +49,7 @@ def report_to_json(report: Report) -> dict[str, Json]:
         "before": _file(report.before),
         "after": _file(report.after),
         "latency": _pair(report.latency),
+        "data": report.data,
         "verified_on": report.verified_on,
         "timed_on": report.timed_on,
         "record": report.record,

@@ -112,6 +112,7 @@ class ReportForm(TypedDict):
     before: FileForm
     after: FileForm
     latency: PairForm | None
+    data: list[str]
     verified_on: str
     timed_on: str | None
     record: RunRecord | None

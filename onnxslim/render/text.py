@@ -50,6 +50,7 @@ def report_to_text(report: Report, paper: Paper = Paper(), *, explain: bool = Fa
     own = [note for step in report.steps for note in step.notes]
     notes = (f"note: {printable(note)}" for note in (*own, *report.notes))
     remarks = [
+        *(printable(line) for line in report.data),
         *_left_out(report),
         *idle,
         *_untouched(report),

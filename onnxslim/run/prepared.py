@@ -172,6 +172,7 @@ class PreparedRun:
             report.verified_on = self.prover.verified_on
             report.timed_on = self.prover.timed_on
             report.notes += self.prover.notes
+            report.data = list(self.prover.data)
         report.floors_missed = [
             f"{step.spec}: {step.why_not_committed}" for step in attempt.steps if step.floor_missed
         ]

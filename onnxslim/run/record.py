@@ -86,6 +86,7 @@ def _bearing(policy: Policy, settings: RunSettings) -> dict[str, str]:
         "goal": policy.goal.value,
         "threads": settings.threads,
         "output-kind": ",".join(kinds) or None,
+        **settings.data.spelled(),
     }
     if not floors.is_default:  # the same data bring the same default floors
         wanted |= {

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from onnxslim.analysis.output_kinds import OutputKinds
+from onnxslim.pipeline.data_settings import DataSettings
 from onnxslim.pipeline.passes import Context
 from onnxslim.services.progress import Progress
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from onnxslim.io.model import Model
     from onnxslim.runtime.measure.accuracy import EvaluationSource
     from onnxslim.runtime.measure.verify import RuntimeProver
-    from onnxslim.runtime.samples.sources import SampleSource
+    from onnxslim.runtime.samples.given import GivenData, SampleSource
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class RunSettings:
         calibration: unlabelled samples, for passes that use data and for verification; None: no
             pass gets data, and outputs are compared on seeded inputs.
         evaluation: labelled samples or a metric; None: accuracy is not measured.
+        data: how both are read, as the user said.
+        declared: how pictures are read where `data` does not say.
         seed: seed of all randomness.
         threads: threads of onnxruntime; None: onnxruntime's own choice.
         input_shapes: shape by input name, for seeded inputs.
@@ -48,6 +52,43 @@ class RunSettings:
     verify: bool = True
     measure: bool = True
     progress: Progress = field(default_factory=Progress)
+    data: DataSettings = field(default_factory=DataSettings)
+    declared: DataSettings = field(default_factory=DataSettings)
+
+    @cached_property
+    def given_calibration(self) -> GivenData | None:
+        """The calibration data, read once for all who ask.
+
+        Raises:
+            UsageError: there is no such source, or a setting is for another kind of data.
+        """
+        return self._given[0]
+
+    @cached_property
+    def given_evaluation(self) -> GivenData | None:
+        """The evaluation data, or the metric.
+
+        Raises:
+            UsageError: as above.
+        """
+        return self._given[1]
+
+    @cached_property
+    def _given(self) -> tuple[GivenData | None, GivenData | None]:
+        from onnxslim.runtime.measure.accuracy import labelled_source
+        from onnxslim.runtime.samples.given import GivenData
+
+        calibration = evaluation = None
+        kinds = {}
+        if self.calibration is not None:
+            calibration = GivenData(self.calibration, self.data, self.declared)
+            kinds[calibration.name] = calibration.kind
+        if self.evaluation is not None:
+            evaluation = GivenData(self.evaluation, self.data, self.declared)  # type: ignore[arg-type]
+            if labelled_source(evaluation) is not None:
+                kinds[evaluation.name] = evaluation.kind
+        self.data.check_used(kinds)
+        return calibration, evaluation
 
     def load(self, model: Model) -> None:
         """Open a model in onnxruntime, and close it.
@@ -63,7 +104,11 @@ class RunSettings:
         """The sha256 of the data that were given, by option of the command."""
         from onnxslim.runtime.samples.digest import data_sha256
 
-        given = {"calib": self.calibration, "eval": self.evaluation}
+        given: dict[str, object] = {
+            "calib": self.given_calibration,
+            "eval": self.given_evaluation,
+            "tokenizer": self.data.tokenizer,
+        }
         found = {name: data_sha256(data) for name, data in given.items() if data is not None}
         return {name: digest for name, digest in found.items() if digest is not None}
 
@@ -72,8 +117,8 @@ class RunSettings:
         from onnxslim.runtime.measure.verify import RuntimeProver
 
         return RuntimeProver(
-            calibration=self.calibration,
-            evaluation=self.evaluation,
+            calibration=self.given_calibration,
+            evaluation=self.given_evaluation,
             seed=self.seed,
             threads=self.threads,
             input_shapes=self.input_shapes,
@@ -97,9 +142,9 @@ class RunSettings:
 
         calibration = seeded = accuracy = labelled = stopwatch = None
         kinds = None if prover is None else prover.output_kinds
-        if self.calibration is not None:
+        if self.given_calibration is not None:
             calibration = CalibrationRuns(
-                self.calibration,
+                self.given_calibration,
                 seed=self.seed,
                 threads=self.threads,
                 kinds=kinds,
@@ -113,9 +158,9 @@ class RunSettings:
                 kinds=kinds,
                 progress=self.progress,
             )
-        if prover is not None and self.evaluation is not None:
+        if prover is not None and self.given_evaluation is not None:
             accuracy = prover.accuracy
-            source = labelled_source(self.evaluation)
+            source = labelled_source(self.given_evaluation)
             if source is not None:
                 labelled = CalibrationRuns(
                     source, seed=self.seed, threads=self.threads, progress=self.progress

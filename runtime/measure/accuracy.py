@@ -6,8 +6,8 @@ Owns: the definition of accuracy. Not here: how far it may fall (see `pipeline.p
 
 Two kinds of evaluation:
 
-- labelled samples (a source as in `samples.sources`, with an array `label` or `labels`): top-1;
-- a function of one argument, `module:function` or a callable:
+- labelled samples (a source as in `samples.sources`, with labels): top-1;
+- a function of one argument, `module:function` or a callable, which returns a share in [0, 1]:
 
       def accuracy(run):
           outputs = run({"input": images})   # arrays by name in, arrays by name out
@@ -30,7 +30,8 @@ from onnxslim.errors import UsageError
 from onnxslim.io.model import Model
 from onnxslim.runtime.measure.workload import batch_size
 from onnxslim.runtime.samples import user_function
-from onnxslim.runtime.samples.sources import SampleSource, open_samples
+from onnxslim.runtime.samples.given import AnySource, GivenData, SampleSource
+from onnxslim.runtime.samples.sources import open_samples
 from onnxslim.runtime.samples.stream import Samples
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo
 from onnxslim.services.progress import Progress
@@ -40,6 +41,7 @@ UserMetric = Callable[[Callable[[Feeds], Outputs]], SupportsFloat]
 better)."""
 
 EvaluationSource = SampleSource | UserMetric
+AnyEvaluation = EvaluationSource | GivenData
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Evaluation:
 
 
 def open_evaluation(
-    source: EvaluationSource, inputs: Sequence[TensorInfo], progress: Progress | None = None
+    source: AnyEvaluation, inputs: Sequence[TensorInfo], progress: Progress | None = None
 ) -> Evaluation:
     """Open what `--eval` or `evaluation=` names.
 
@@ -92,7 +94,7 @@ def open_evaluation(
     return Evaluation(samples.name, samples if progress is None else samples.told(progress))
 
 
-def labelled_source(source: EvaluationSource) -> SampleSource | None:
+def labelled_source(source: AnyEvaluation) -> AnySource | None:
     """The source of labelled samples that `source` is; None where it is a metric.
 
     Raises:
@@ -101,9 +103,11 @@ def labelled_source(source: EvaluationSource) -> SampleSource | None:
     return source if _metric(source) is None else None  # type: ignore[return-value]
 
 
-def _metric(source: EvaluationSource) -> tuple[str, Callable[..., object]] | None:
+def _metric(source: AnyEvaluation) -> tuple[str, Callable[..., object]] | None:
     """The name and the function of a metric; None where the source is one of samples."""
-    if callable(source) and not isinstance(source, type):
+    if isinstance(source, GivenData):
+        return _metric(source.source)
+    if callable(source) and not isinstance(source, type) and _arguments(source):
         return getattr(source, "__name__", "the metric"), source
     if isinstance(source, str) and _names_function(source):
         function = user_function.load_function(source)
@@ -126,8 +130,8 @@ def top1(
     for sample in samples.batches(1 if alone else batch_size(session, samples, model)):
         if sample.labels is None:
             raise UsageError(
-                f"{samples.name} has no array `label`, so there is no accuracy to measure. Add "
-                "one class number for each sample."
+                f"{samples.name} has no labels, so there is no accuracy to measure. Add one class "
+                "number for each sample: an array `label`, or folders of classes."
             )
         labels = _class_numbers(sample.labels, sample.rows, samples.name)
         _, scores = _class_scores(session.run(sample.feeds), sample.rows)
@@ -177,8 +181,8 @@ def _arguments(function: Callable[..., object]) -> int:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return 0
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.default is p.empty and p.kind in positional for p in parameters)
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    return sum(p.default is p.empty and p.kind not in named for p in parameters)
 
 
 def _number(value: object, name: str) -> float:
@@ -186,6 +190,10 @@ def _number(value: object, name: str) -> float:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = float("nan")
-    if not np.isfinite(number):
-        raise UsageError(f"`{name}` returned {value!r}; it must return a number, higher is better.")
+    if not 0 <= number <= 1:  # NaN is not
+        percent = " Divide percents by 100." if 1 < number <= 100 else ""
+        raise UsageError(
+            f"`{name}` returned {value!r}; a metric must return a share in [0, 1], higher is "
+            f"better.{percent}"
+        )
     return number

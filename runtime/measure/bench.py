@@ -14,14 +14,15 @@ from onnxslim.io.model import Model
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.measure.latency import BUDGET_S, Run, compare_times, summarise, time_sessions
 from onnxslim.runtime.measure.workload import from_seed
-from onnxslim.runtime.samples.sources import SampleSource, open_samples
+from onnxslim.runtime.samples.given import AnySource
+from onnxslim.runtime.samples.sources import open_samples
 from onnxslim.runtime.session import Feeds, Session, open_session
 
 
 def bench(
     models: Sequence[Model],
     *,
-    calibration: SampleSource | None = None,
+    calibration: AnySource | None = None,
     seed: int = 0,
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -62,7 +63,7 @@ def bench(
 def one_sample(
     model: Model,
     session: Session,
-    calibration: SampleSource | None,
+    calibration: AnySource | None,
     seed: int,
     input_shapes: Mapping[str, Sequence[int]] | None,
 ) -> Feeds:

@@ -30,7 +30,7 @@ from onnxslim.pipeline.floors import JudgedBy
 from onnxslim.pipeline.output_words import with_named
 from onnxslim.records import Fidelity, OutputKind
 from onnxslim.report import Comparison, LatencyPair
-from onnxslim.runtime.measure.accuracy import Evaluation, EvaluationSource, open_evaluation
+from onnxslim.runtime.measure.accuracy import AnyEvaluation, Evaluation, open_evaluation
 from onnxslim.runtime.measure.comparing import first_breach, measure_drift
 from onnxslim.runtime.measure.drift import DriftMeter
 from onnxslim.runtime.measure.latency import RunTimes, confirm, time_many
@@ -51,8 +51,10 @@ from onnxslim.runtime.measure.workload import (
     sizes_text,
     why_not_run,
 )
+from onnxslim.runtime.samples.describe import describe_samples
+from onnxslim.runtime.samples.given import AnySource
 from onnxslim.runtime.samples.seeded import is_silent
-from onnxslim.runtime.samples.sources import SampleSource, open_samples
+from onnxslim.runtime.samples.sources import open_samples
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
 from onnxslim.services.progress import Progress
@@ -107,8 +109,8 @@ class RuntimeProver:
     def __init__(
         self,
         *,
-        calibration: SampleSource | None = None,
-        evaluation: EvaluationSource | None = None,
+        calibration: AnySource | None = None,
+        evaluation: AnyEvaluation | None = None,
         seed: int = 0,
         threads: int | None = None,
         input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -119,6 +121,7 @@ class RuntimeProver:
     ) -> None:
         self.verified_on = "not verified: switched off"
         self.notes: list[str] = []
+        self.data: list[str] = []  # what was understood of the user's data, a line for each
         self._calibration, self._evaluation_source = calibration, evaluation
         self._seed, self._threads, self._input_shapes = seed, threads, input_shapes
         self.output_kinds = self._named_kinds = output_kinds
@@ -346,6 +349,8 @@ class RuntimeProver:
             self._evaluation = open_evaluation(
                 self._evaluation_source, session.inputs, self._progress
             )
+            if self._evaluation.samples is not None:
+                self.data.append(describe_samples(self._evaluation.samples, "evaluation"))
         return self._evaluation
 
     def _choose_workload(self, original: Model, session: Session) -> str | None:
@@ -355,6 +360,7 @@ class RuntimeProver:
             return why_not
         if self._calibration is not None:
             samples = open_samples(self._calibration, session.inputs).told(self._progress)
+            self.data.append(describe_samples(samples, "calibration"))
             self._workload = from_samples(session, samples, "calibration", original)
             return None
         if self._evaluation is not None and self._evaluation.samples is not None:

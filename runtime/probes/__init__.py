@@ -9,7 +9,6 @@ moments            second moments of the inputs of layers
 channel_activity   statistics of single channels
 observers          ranges and histograms
 activation_cache   activations kept where a run ended
-spool              arrays kept in a temporary file
 replay             variants of a model, run from the first node that differs
 value_numbering    tensors of two models that certainly hold the same value
 """

@@ -26,8 +26,8 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.io.model import Model
 from onnxslim.runtime.probes.exposed import ExposedTensors
-from onnxslim.runtime.probes.spool import Spool
 from onnxslim.runtime.probes.value_numbering import Signature, ValueNumber, ValueNumbering
+from onnxslim.runtime.samples.spool import Spool
 from onnxslim.runtime.session import Feeds, Outputs, Session
 
 _BUDGET_BYTES: Final = 1 << 30

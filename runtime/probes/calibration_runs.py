@@ -23,7 +23,8 @@ from onnxslim.runtime.probes.moments import stream_moments
 from onnxslim.runtime.probes.observers import stream_observations
 from onnxslim.runtime.probes.replay import Replay
 from onnxslim.runtime.probes.value_numbering import Signature, ValueNumbering
-from onnxslim.runtime.samples.sources import SampleSource, open_samples
+from onnxslim.runtime.samples.given import AnySource
+from onnxslim.runtime.samples.sources import open_samples
 from onnxslim.runtime.samples.stream import Sample, Samples
 from onnxslim.runtime.session import Feeds, Outputs, open_session
 from onnxslim.services.activity import ChannelActivity
@@ -105,7 +106,7 @@ class CalibrationRuns:
 
     def __init__(
         self,
-        source: SampleSource,
+        source: AnySource,
         *,
         seed: int = 0,
         threads: int | None = None,

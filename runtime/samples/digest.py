@@ -16,6 +16,8 @@ from typing import Final, cast
 import numpy as np
 
 from onnxslim.runtime.samples import user_function
+from onnxslim.runtime.samples.given import GivenData
+from onnxslim.runtime.samples.user_values import ArrayLike, Dataset, as_array
 
 _CHUNK: Final = 1 << 20  # bytes
 
@@ -26,6 +28,11 @@ def data_sha256(source: object) -> str | None:
     Args:
         source: as `calibration` and `evaluation` take it.
     """
+    if isinstance(source, GivenData):
+        is_read = isinstance(source.source, Iterable | Dataset) and not isinstance(
+            source.source, str | Mapping | ArrayLike
+        )
+        return data_sha256(source.parts() if is_read else source.source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if path.is_dir():
@@ -67,8 +74,8 @@ def _add(digest: hashlib._Hash, item: object) -> None:
         for key, value in sorted(item.items(), key=lambda pair: str(pair[0])):
             digest.update(f"{key}\0".encode())
             _add(digest, value)
-    elif hasattr(item, "__array__") or isinstance(item, str) or not isinstance(item, Iterable):
-        array = np.asarray(item)
+    elif isinstance(item, ArrayLike | str) or not isinstance(item, Iterable):
+        array = as_array(item)
         digest.update(f"{array.dtype}{array.shape}\0".encode())
         plain = np.array(array.tolist(), str) if array.dtype.hasobject else array
         digest.update(np.ascontiguousarray(plain).tobytes())

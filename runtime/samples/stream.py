@@ -35,6 +35,7 @@ class Samples:
         name: of the source, for messages.
         count: number of samples; None where only reading them all would tell.
         batchable: whether the model's declared shapes allow several samples in one run.
+        remark: how the source was understood, where that is not plain.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Samples:
         count: int | None,
         *,
         batchable: bool,
+        remark: str = "",
     ) -> None:
-        self.name, self.count, self.batchable = name, count, batchable
+        self.name, self.count, self.batchable, self.remark = name, count, batchable, remark
         self._read = read
 
     def __iter__(self) -> Iterator[Sample]:
@@ -60,7 +62,7 @@ class Samples:
                     yield sample
                     step.advance(sample.rows)
 
-        return Samples(self.name, read, self.count, batchable=self.batchable)
+        return Samples(self.name, read, self.count, batchable=self.batchable, remark=self.remark)
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Sample]:
         """Runs of up to `size` samples (1 if not batchable), from the first `limit` samples."""
@@ -89,6 +91,19 @@ def first_rows(samples: Iterable[Sample], limit: int | None) -> Iterator[Sample]
             return
         rows += sample.rows
         yield sample
+
+
+def in_groups(samples: Iterable[Sample], size: int) -> Iterator[Sample]:
+    """Single samples joined to runs of `size`, a remainder dropped; larger ones as they are."""
+    group: list[Sample] = []
+    for sample in samples:
+        if sample.rows >= size:
+            yield sample
+            continue
+        group.append(sample)
+        if len(group) == size:
+            yield _join(group)
+            group = []
 
 
 def _joins(first: Sample, sample: Sample, room: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from exit_nets import classifier, images
 from layer_nets import net, node, normal
 
-from onnxslim import api, cli
+from onnxslim import cli, surveys
 from onnxslim.errors import ModelError
 
 Said = pytest.CaptureFixture[str]
@@ -53,7 +53,7 @@ def test_json_holds_the_same_figures(files: tuple[Path, Path], capsys: Said) -> 
     model, calib = files
     assert run("exits", model, "--calib", calib, "--no-latency", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    rows, notes = api.survey_exits(model, calibration=str(calib), measure=False)
+    rows, notes = surveys.exits(model, calibration=str(calib), measure=False)
     assert found["notes"] == notes
     assert [item["tensor"] for item in found["exits"]] == [row.tensor for row in rows]
     assert [item["agreement"] for item in found["exits"]] == [row.agreement for row in rows]

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from layer_nets import dense_net, samples
 
-from onnxslim import api, cli
+from onnxslim import cli, surveys
 from onnxslim.errors import UsageError
 from onnxslim.tools.sensitivity import SensitivityPoint
 
@@ -30,7 +30,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def points_of(model: Path, calib: Path, passes: str) -> list[SensitivityPoint]:
-    return list(api.measure_sensitivity(model, calibration=calib, passes=passes))
+    return list(surveys.sensitivity(model, calibration=calib, passes=passes))
 
 
 def test_every_group_is_tried_at_every_strength(files: tuple[Path, Path]) -> None:

@@ -8,7 +8,6 @@ import pytest
 from exit_nets import classifier, loaded
 from layer_nets import net, node, normal
 
-from onnxslim.api import survey_exits
 from onnxslim.errors import ModelError, NotApplicable
 from onnxslim.exits.candidates import scores_named
 from onnxslim.exits.points import (
@@ -21,6 +20,7 @@ from onnxslim.exits.points import (
     single_path,
 )
 from onnxslim.graph.ir import node_label
+from onnxslim.surveys import exits
 from support import parse
 
 
@@ -161,7 +161,7 @@ def test_an_output_of_other_rows_than_samples_is_no_class_scores(kept: str) -> N
     )
     x = np.ones((40, 4), np.float32)
     with pytest.raises(ModelError, match="one row for each sample"):
-        survey_exits(source, calibration={"x": x}, measure=False)
+        exits(source, calibration={"x": x}, measure=False)
 
 
 def test_an_output_that_is_not_there_is_refused_with_those_that_are() -> None:

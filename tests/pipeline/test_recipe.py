@@ -7,6 +7,7 @@ import pytest
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline import recipe
+from onnxslim.pipeline.data_settings import DataSettings
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.recipe import GOALS, Recipe, load_recipe, parse_recipe
@@ -42,6 +43,12 @@ def test_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -> None
         min_cosine=0.99,
         min_row_cosine=0.9,
         floor=True,
+        data=DataSettings(
+            map={"image": "pixels", "label": "class"},
+            preset="imagenet",
+            image_size=(224, 224),
+            tokenizer=str(tmp_path / "tokenizer.json"),
+        ),
         output_kinds={"logits": OutputKind.CLASSES},
         input_shapes={"data": (1, 3, 224, 224)},
     )
@@ -60,6 +67,24 @@ def test_function_is_no_path() -> None:
 
 def test_empty_recipe_says_nothing() -> None:
     assert parse_recipe("") == Recipe()
+
+
+def test_both_names_of_a_source_mean_the_same() -> None:
+    assert parse_recipe('calibration = "a.npz"\nevaluation = "b.npz"') == parse_recipe(
+        'calib = "a.npz"\neval = "b.npz"'
+    )
+    with pytest.raises(UsageError, match="`calib` and `calibration` mean the same"):
+        parse_recipe('calib = "a.npz"\ncalibration = "b.npz"')
+
+
+def test_settings_of_data_are_completed_by_the_recipe() -> None:
+    given = Recipe(data=DataSettings(preset="none", map={"x": "a"}))
+    below = parse_recipe('[data]\npreset = "imagenet"\nmap = "x=b,y=c"\nscale = "1/255"')
+    assert given.over(below).data == DataSettings(
+        preset="none", map={"x": "a", "y": "c"}, scale=1 / 255
+    )
+    with pytest.raises(UsageError, match=r"`image_siz` is no setting.* mean `image-size`"):
+        parse_recipe("[data]\nimage_siz = 3")
 
 
 def test_command_line_wins_over_the_recipe() -> None:

@@ -110,7 +110,7 @@ def files_of(folder: str) -> list[Path]:
     ("folder", "forbidden", "except_"),
     [
         ("onnxslim", "onnxslim.passes", {"api.py"}),
-        ("onnxslim", "onnxslim.runtime", {"api.py", "settings.py"}),
+        ("onnxslim", "onnxslim.runtime", {"api.py", "surveys.py", "settings.py"}),
         ("onnxslim", "onnxruntime", set[str]()),
         ("passes", "onnxslim.runtime", set[str]()),
         ("passes", "onnxslim.api", set[str]()),

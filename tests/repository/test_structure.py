@@ -16,7 +16,7 @@ import pytest
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 TIERS = (
-    ("version", "records", "limits"),
+    ("version", "callable_package", "records", "limits"),
     ("report",),
     ("errors", "linear_algebra"),
     ("graph", "render"),
@@ -31,7 +31,7 @@ TIERS = (
     ("lowrank", "channels", "blocks", "quantization", "precision", "exits"),
     ("run",),
     ("tools",),
-    ("api",),
+    ("api", "surveys"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -78,7 +78,7 @@ def test_scores_with_trailing_axes_of_one_are_class_scores() -> None:
 
 
 def test_missing_labels_and_missing_scores_are_told(session: Session) -> None:
-    with pytest.raises(UsageError, match="no array `label`"):
+    with pytest.raises(UsageError, match="has no labels"):
         score(session, {"x": SCORES})
     with pytest.raises(UsageError, match="one integer for each sample"):
         score(session, {"x": SCORES, "label": np.linspace(0, 1, 5)})
@@ -103,18 +103,31 @@ def test_metric_from_a_module_and_samples_from_a_module(
     (tmp_path / "metric_for_test.py").write_text(
         "import numpy as np\n"
         "def metric(run, scale=1):\n"
-        "    return run({'x': np.ones((1, 3), np.float32)})['y'].sum()\n"
+        "    return run({'x': np.ones((1, 3), np.float32)})['y'].sum() / 4\n"
         "def samples():\n"
         "    return {'x': np.eye(3, dtype=np.float32), 'label': np.array([0, 1, 0])}\n"
     )
-    assert score(session, "metric_for_test:metric") == 3.0
+    assert score(session, "metric_for_test:metric") == 0.75
     assert score(session, "metric_for_test:samples") == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("value", ["high", None, float("nan")])
-def test_metric_must_return_a_number(session: Session, value: object) -> None:
-    with pytest.raises(UsageError, match="must return a number"):
+@pytest.mark.parametrize("value", ["high", None, float("nan"), 1.0001, -0.25, float("inf"), 94.2])
+def test_metric_must_return_a_share(session: Session, value: object) -> None:
+    with pytest.raises(UsageError, match=r"returned .* must return a share in \[0, 1\]") as told:
         score(session, lambda run: value)
+    assert repr(value) in str(told.value)
+    assert ("Divide percents by 100" in str(told.value)) == (value in (1.0001, 94.2))
+
+
+def test_metric_may_be_at_the_ends_of_its_range(session: Session) -> None:
+    assert [score(session, lambda run, v=v: v) for v in (0, 1, np.float32(1))] == [0, 1, 1]
+
+
+def test_function_without_arguments_gives_samples(session: Session) -> None:
+    def stream() -> Iterator[dict[str, object]]:
+        yield from ({"x": row, "target": row.argmax()} for row in SCORES)
+
+    assert score(session, stream) == 1
 
 
 def test_failures_in_a_metric_name_whose_they_are(session: Session) -> None:

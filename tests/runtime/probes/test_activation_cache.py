@@ -15,7 +15,7 @@ from onnxslim.records import Skip
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.exposed import ExposedTensors, Segment
 from onnxslim.runtime.probes.moments import stream_moments
-from onnxslim.runtime.probes.spool import Spool
+from onnxslim.runtime.samples.spool import Spool
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Session
 from onnxslim.services.moments import LayerMoments

@@ -188,7 +188,7 @@ def test_samples_of_different_sizes_are_not_joined() -> None:
         ({"y": VALUES}, "Sample 1 of samples in memory has no array for input `x`"),
         ({"x": VALUES[:, :1]}, r"Input `x` of sample 1 .*\[5, 1\]; the model needs \[N, 2\]"),
         ({"x": VALUES.astype(int)}, "/ 255"),
-        ("text", "is str; it must be a mapping"),
+        ("text", "has the type string; the model needs float32"),
     ],
 )
 def test_items_that_do_not_fit_are_refused(item: object, message: str) -> None:
@@ -201,9 +201,9 @@ def test_unnamed_arrays_need_a_model_with_one_input() -> None:
         list(open_samples([VALUES], [X, info("z", ("N",))]))
 
 
-def test_iterators_are_refused_because_they_end() -> None:
-    with pytest.raises(UsageError, match="Give a list"):
-        open_samples(iter([{"x": VALUES}]), [X])
+def test_iterator_is_read_once_and_kept() -> None:
+    samples = open_samples(iter([{"x": VALUES[:1]}, {"x": VALUES[1:]}]), [X])
+    assert values(samples, 8) == values(samples, 8) == [VALUES.reshape(-1).tolist()]
 
 
 def test_empty_list_holds_no_samples() -> None:

@@ -9,7 +9,7 @@ import pytest
 from layer_nets import samples
 
 from onnxslim.graph.ir import to_numpy_dtype
-from onnxslim.runtime.probes.spool import Spool
+from onnxslim.runtime.samples.spool import Spool
 
 BFLOAT16 = to_numpy_dtype(16)
 
