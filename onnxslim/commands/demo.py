@@ -186,11 +186,13 @@ def _packed(model: Path, target: Path) -> int:
 
 
 def _text(folder: Path, rows: Sequence[_DemoRow]) -> str:
+    from onnxslim.render.tables import wrapped
+
     return "\n\n".join(
         (
             _table(rows),
             "\n".join(_purposes()),
-            "\n".join(_remarks(rows)),
+            "\n".join(wrapped(line, paper()) for line in _remarks(rows)),
             "\n".join(_commands(folder)),
         )
     )
