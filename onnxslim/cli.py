@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -22,6 +23,8 @@ from onnxslim.commands.failures import INTERRUPTED, TERMINATED, failure_of, rece
 from onnxslim.errors import UsageError
 from onnxslim.limits import STARTING_BYTES
 from onnxslim.pipeline.other_words import pipeline_for
+
+COMPLETION_VARIABLE = "_ONNXSLIM_COMPLETE"  # by which the script of a shell asks
 
 
 class _Commands(click.Group):
@@ -66,6 +69,11 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line of this process, and exit."""
+    asked = os.environ.get(COMPLETION_VARIABLE)
+    if asked:
+        from onnxslim.commands.completion import answer
+
+        sys.exit(answer(cli, asked))
     arguments = sys.argv[1:]
     _log_to_stderr(logging.INFO if _is_verbose(arguments) else logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):  # so that temporary files are removed

@@ -16,6 +16,8 @@ from onnxslim.errors import UsageError
 from onnxslim.pipeline.options import Interval
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from onnxslim.render.formats import Formats
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -87,10 +89,30 @@ def data_options(command: _Command) -> _Command:
     return cast("_Command", wrapped)
 
 
+class PipelineText(click.ParamType[str]):
+    """The text of a pipeline, which shells complete."""
+
+    name = "pipeline"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names of passes, of their options, and words that options take."""
+        from click.shell_completion import CompletionItem
+
+        from onnxslim.pipeline.completing import continuations
+
+        return [CompletionItem(text) for text in continuations(incomplete)]
+
+
 def passes_option(command: _Command) -> _Command:
     """`--passes`."""
     return click.option(
-        "--passes", "-p", metavar="PIPELINE", help="Passes in order; default: simplify."
+        "--passes",
+        "-p",
+        type=PipelineText(),
+        metavar="PIPELINE",
+        help="Passes in order; default: simplify.",
     )(command)
 
 

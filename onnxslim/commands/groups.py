@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import overwrite_option, report_option, talk_options
+from onnxslim.commands.arguments import PipelineText, overwrite_option, report_option, talk_options
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.files import check_report, write_report
 from onnxslim.commands.progress import progress
@@ -29,6 +29,7 @@ _NAMES_SHOWN = 6
 @click.argument("model")
 @click.option(
     "--passes",
+    type=PipelineText(),
     metavar="PIPELINE",
     help="Look at what these passes make of MODEL, such as simplify; nothing is verified.",
 )

@@ -8,6 +8,7 @@ import sys
 import click
 
 from onnxslim.commands import COMMANDS
+from onnxslim.commands.arguments import PipelineText
 from onnxslim.commands.console import paper, say
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.options import OptionSpec
@@ -22,7 +23,7 @@ PROMISES = {
 
 
 @click.command("passes", short_help=COMMANDS["passes"])
-@click.argument("name", required=False)
+@click.argument("name", type=PipelineText(), required=False)
 def command(name: str | None) -> None:
     """List all passes, or show the page of the pass NAME with its options."""
     say(_list() if name is None else page(name))

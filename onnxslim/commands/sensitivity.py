@@ -11,6 +11,7 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
+    PipelineText,
     calib_option,
     data_options,
     overwrite_option,
@@ -60,6 +61,7 @@ _FORMATS: Formats[Sequence[SensitivityPoint]] = Formats(
 )
 @click.option(
     "--passes",
+    type=PipelineText(),
     metavar="PIPELINE",
     default=_PASSES,
     help=f"The last pass is tried; those before it run first. Default: {_PASSES}.",

@@ -13,6 +13,7 @@ suggest       the closest name to a misspelt one
 grammar       the text of a pipeline, parsed
 examples      command lines that show a pass
 data_settings  how data become the inputs of a model
+completing    the text of a pipeline, completed while it is typed
 recipe        a pipeline and the settings of a run in a TOML file
 output_words  what a user says of outputs
 floors        limits on what lossy passes may cost, and which of them is missed
