@@ -72,7 +72,7 @@ def _report_json(report: Report) -> bytes:
     return _json_bytes(report_to_json(report))
 
 
-_JSON_SIGN = b'{\n  "onnxslim": "'
+_JSON_SIGN = b'\n  "onnxslim": "'  # a key of the whole, on a line of its own
 
 JSON: Formats[Json] = Formats({".json": _json_bytes}, default=".json", signs={".json": _JSON_SIGN})
 """Plain data, always as JSON."""
