@@ -62,10 +62,24 @@ def full_report() -> Report:
     file = FileReport("model.onnx", "ab", stats, pair.before, 0.9)
     record = RunRecord("simplify", "simplify", {"seed": "0"}, {"calib": "ab"}, "a processor")
     return Report(
-        "onnxslim model.onnx", {"onnx": "1"}, file, file, [step], "calibration", "image 1x1",
-        ["a note"], ["a floor"], True, ["a step"], pair, 1.0, record,
-        Failure("FloorMissed", 4, "left out"),
-    )  # fmt: skip
+        "onnxslim model.onnx",
+        {"onnx": "1"},
+        file,
+        file,
+        [step],
+        verified_on="calibration",
+        timed_on="image 1x1",
+        data=["500 samples"],
+        notes=["a note"],
+        names={"y": ("conv1", "w")},
+        floors_missed=["a floor"],
+        has_default_floors=True,
+        unjudged=["a step"],
+        latency=pair,
+        seconds=1.0,
+        record=record,
+        error=Failure("FloorMissed", 4, "left out"),
+    )
 
 
 def test_a_report_with_every_figure_is_valid(validator: jsonschema.Draft202012Validator) -> None:
