@@ -29,7 +29,10 @@ from onnxslim.report import (
 )
 
 _NAMES_SHOWN = 3
-_DROPPABLE = ("params", "nodes", "MACs", "changes", "time", "drift")  # on narrow paper
+_COLUMNS = (
+    "step", "changes", "nodes", "params", "file", "MACs", "latency", "faster", "drift", "time",
+)  # fmt: skip
+_DROPPABLE = ("params", "changes", "nodes", "time", "MACs", "drift")  # on narrow paper
 _OTHER_NAMES_SHOWN = 2
 _LONGEST_COMMAND = 400  # characters; a longer pipeline is read by programs
 _FAR_DB = 10  # a remark is made below this SQNR, at which a third of the signal is noise
@@ -102,10 +105,8 @@ def drift_text(drifts: Mapping[str, Drift], fidelity: Fidelity) -> str:
 
 def _steps(report: Report) -> FigureTable:
     has_accuracy = report.before.accuracy is not None
-    headers = ["step", "changes", "nodes", "params", "file", "MACs", "latency", "drift", "time"]
-    if has_accuracy:
-        headers.append("accuracy")
-    grid = FigureTable(headers, droppable=_DROPPABLE, wrapping=frozenset({"latency", "drift"}))
+    headers = [*_COLUMNS, *(["accuracy"] if has_accuracy else [])]
+    grid = FigureTable(headers, droppable=_DROPPABLE, wrapping=frozenset({"drift"}))
     grid.add(*_file_row("before", report.before, has_accuracy))
     for step in report.steps:
         style = "" if step.committed else "yellow"
@@ -114,7 +115,8 @@ def _steps(report: Report) -> FigureTable:
             for cells in _part_rows(step.parts):
                 grid.add(*cells, style="dim")
     after = _file_row("after", report.after, has_accuracy)
-    grid.add(*after[:8], seconds_text(report.seconds), *after[9:], style="bold")
+    at = _COLUMNS.index("time")
+    grid.add(*after[:at], seconds_text(report.seconds), *after[at + 1 :], style="bold")
     return grid
 
 
@@ -125,7 +127,7 @@ def _file_row(title: str, file: FileReport, has_accuracy: bool) -> list[str]:
         "",
         *_stats_cells(file.stats),
         latency,
-        "",
+        *_blank("latency", "time"),
         "",
         *_accuracy_cells(file.accuracy, has_accuracy),
     ]
@@ -137,7 +139,8 @@ def _step_row(step: StepReport, has_accuracy: bool) -> list[str]:
         step.spec if step.committed else f"{step.spec} (left out)",
         f"{len(step.changes):,}",
         *(_stats_cells(step.stats) if step.stats else [""] * 4),
-        f"{times_text(step.latency)}, {ratio_text(step.latency)}" if step.latency else "",
+        times_text(step.latency) if step.latency else "",
+        ratio_text(step.latency) if step.latency else "",
         drift_text(drifts, step.fidelity),
         seconds_text(step.seconds),
         *_accuracy_cells(step.accuracy, has_accuracy),
@@ -150,11 +153,26 @@ def _part_rows(parts: Iterable[PartReport]) -> Iterator[list[str]]:
     for part in parts:
         if part.changes:
             changes = f"{len(part.changes):,}"
-            yield [f"  {part.spec}", changes, *[""] * 6, seconds_text(part.seconds)]
+            yield [
+                f"  {part.spec}",
+                changes,
+                *_blank("changes", "time"),
+                seconds_text(part.seconds),
+            ]
     if idle:
         seconds = sum(part.seconds for part in idle)
         plural = "es" if len(idle) > 1 else ""
-        yield [f"  {len(idle)} other pass{plural}", "0", *[""] * 6, seconds_text(seconds)]
+        yield [
+            f"  {len(idle)} other pass{plural}",
+            "0",
+            *_blank("changes", "time"),
+            seconds_text(seconds),
+        ]
+
+
+def _blank(first: str, last: str) -> list[str]:
+    """Empty cells for the columns between two others."""
+    return [""] * (_COLUMNS.index(last) - _COLUMNS.index(first) - 1)
 
 
 def _stats_cells(stats: Stats) -> list[str]:
@@ -255,10 +273,17 @@ def _same_again(report: Report) -> Iterator[str]:
         s.committed and s.changes and s.resolved not in (None, s.spec) for s in report.steps
     )
     if record is not None and is_decided:
-        command = shlex.join(["--passes", record.resolved])
+        command = f"--passes {_quoted(record.resolved)}"
         if len(command) > _LONGEST_COMMAND:
             command = "--passes as `onnxslim.resolved` in the metadata of the file spells it"
         yield f"the same without timing: {printable(command)}"
+
+
+def _quoted(pipeline: str) -> str:
+    """A pipeline quoted for a shell; in double quotes where it holds single ones."""
+    if "'" in pipeline and not set(pipeline) & set('"$`\\!'):
+        return f'"{pipeline}"'
+    return shlex.quote(pipeline)
 
 
 def unjudged_text(report: Report) -> str:

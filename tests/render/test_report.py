@@ -100,7 +100,7 @@ def test_table_has_a_row_for_each_step_and_for_members_that_did_something() -> N
     text = report_to_text(report(lossless_step()))
     lines = text.split("\n")
     assert lines[0].split() == [
-        "step", "changes", "nodes", "params", "file", "MACs", "latency", "drift", "time",
+        "step", "changes", "nodes", "params", "file", "MACs", "latency", "faster", "drift", "time",
     ]  # fmt: skip
     assert lines[2].split() == [
         "before",
