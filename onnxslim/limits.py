@@ -37,6 +37,13 @@ A loop of 2^62 turns fits into a kilobyte. Large models in use take a second or 
 samples of the user may take as long as they do.
 """
 
+MOST_RUN_BYTES: Final = 2 << 30
+"""By which the process may grow in such a run; it is stopped before its next node.
+
+Sizes may depend on those of the inputs, or on their values: 45 nodes that double a tensor fit into
+a kilobyte.
+"""
+
 MOST_LIST_ENTRIES: Final = 1 << 20
 """Entries of a list of numbers that is an attribute of a node, but for a Constant's.
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +30,7 @@ from onnxslim.io.model import PROTOBUF_LIMIT, Model
 from onnxslim.io.staging import scratch_folder
 from onnxslim.limits import MANY_INPUTS
 from onnxslim.runtime.explain import failure
+from onnxslim.runtime.watch import Watch
 
 Dim = int | str | None
 Feeds = Mapping[str, np.ndarray]
@@ -88,11 +87,12 @@ class Session:
 
         Args:
             feeds: arrays by input name.
-            seconds: how long the run may take; None: as long as it does.
+            seconds: how long the run may take; it may then take `MOST_RUN_BYTES`, too. None: as
+                long, and as much, as it does.
 
         Raises:
             RuntimeFailure: onnxruntime refuses the inputs or fails.
-            RunStopped: it takes longer.
+            RunStopped: it takes longer, or more.
         """
         found = self.run_all(feeds, seconds)
         return {info.name: found[info.name] for info in self.outputs if info.dtype is not None}
@@ -104,14 +104,13 @@ class Session:
         """
         options = ort.RunOptions()
         run = self.runner(feeds, options)
+        watch = Watch(options, seconds)
         try:
-            with _stopped_after(seconds, options):
+            with watch:
                 values = run()
         except Exception as error:  # onnxruntime raises many kinds, with no common base
-            if options.terminate:
-                raise RunStopped(
-                    f"a run took longer than {seconds:g} seconds, and was stopped."
-                ) from error
+            if watch.reason:
+                raise RunStopped(f"a run {watch.reason}, and was stopped.") from error
             raise failure("failed on the model", error) from error
         return {info.name: value for info, value in zip(self.outputs, values, strict=True)}
 
@@ -168,21 +167,6 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@contextmanager
-def _stopped_after(seconds: float | None, options: ort.RunOptions) -> Iterator[None]:
-    """Let onnxruntime end the run of `options` before its next node when the time is over."""
-    if seconds is None:
-        yield
-        return
-    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def open_session(
@@ -414,7 +398,16 @@ def _run_by_value(
 ) -> list[Any]:
     """Run a model on values of onnxruntime, as for types that it cannot convert to numpy."""
     values = {name: _to_value(np.ascontiguousarray(array)) for name, array in feeds.items()}
-    results = session.run_with_ort_values([info.name for info in outputs], values, options)
+    if len(values) <= MANY_INPUTS:
+        results = session.run_with_ort_values([info.name for info in outputs], values, options)
+    else:
+        binding = session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for info in outputs:
+            binding.bind_output(info.name)
+        session.run_with_iobinding(binding, options)
+        results = binding.get_outputs()
     return [_from_value(value, info) for value, info in zip(results, outputs, strict=True)]
 
 

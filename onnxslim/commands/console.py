@@ -8,6 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, TextIO
 
+from onnxslim.render.printable import printable_lines
+
 if TYPE_CHECKING:
     from onnxslim.render.tables import Paper
 
@@ -30,17 +32,17 @@ def tell_aside(text: str) -> None:
 
 def complain(text: str) -> None:
     """Write an error to standard error."""
-    _write(sys.stderr, _fitting(f"onnxslim: error: {_harmless(_LONG.sub(_shortened, text))}"))
+    _write(sys.stderr, _fitting(f"onnxslim: error: {printable_lines(_LONG.sub(_shortened, text))}"))
 
 
 def warn(text: str) -> None:
     """Write to standard error what must not be overlooked."""
-    _write(sys.stderr, _fitting(f"onnxslim: {_harmless(text)}"))
+    _write(sys.stderr, _fitting(f"onnxslim: {printable_lines(text)}"))
 
 
 def log(text: str) -> None:
     """Write what is being done, with the time of day, to standard error."""
-    _write(sys.stderr, f"onnxslim: {time.strftime('%H:%M:%S')} {_harmless(text)}")
+    _write(sys.stderr, f"onnxslim: {time.strftime('%H:%M:%S')} {printable_lines(text)}")
 
 
 def paper() -> Paper:
@@ -72,7 +74,8 @@ def _fitting(text: str) -> str:
 
 def _write(stream: TextIO, text: str) -> None:
     try:
-        stream.write(_encodable(text, stream) + "\n")
+        shown = printable_lines(text, color=stream.isatty() and has_colors())
+        stream.write(_encodable(shown, stream) + "\n")
         stream.flush()
     except BrokenPipeError:
         # nobody reads any more; what Python flushes at exit must go nowhere either
@@ -86,11 +89,3 @@ def _encodable(text: str, stream: TextIO) -> str:
 
 def _shortened(word: re.Match[str]) -> str:
     return f"{word[0][:100]}...{word[0][-20:]}"
-
-
-def _harmless(text: str) -> str:
-    """`text` with control characters escaped, because names come from files; line breaks stay."""
-    return "\n".join(
-        "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
-        for line in text.split("\n")
-    )

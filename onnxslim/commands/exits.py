@@ -83,7 +83,8 @@ def command(
 
 
 def _text(rows: Sequence[ExitRow], notes: Sequence[str]) -> str:
-    from onnxslim.render.tables import FigureTable, printable, wrapped
+    from onnxslim.render.printable import printable
+    from onnxslim.render.tables import FigureTable, wrapped
 
     text = "There is no place at which this model can be left early."
     heads = ("tensor", "shape", "before", "work", "head", "agreement", "may leave")

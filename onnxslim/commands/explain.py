@@ -20,7 +20,8 @@ def command(report: str, layer: str | None) -> None:
     REPORT.json is what `--report` wrote; the models are not needed. LAYER is the name of a node, a
     weight or an output; `*` and `?` match. Then only what was said of it is shown.
     """
-    from onnxslim.render.tables import printable, wrapped
+    from onnxslim.render.printable import printable
+    from onnxslim.render.tables import wrapped
     from onnxslim.tools.explanation import explain_layer, explain_run, read_reports
 
     reports = read_reports(Path(report))

@@ -71,7 +71,8 @@ def command(
 
 
 def _text(found: GroupSurvey, most: int | None) -> str:
-    from onnxslim.render.tables import printable, wrapped
+    from onnxslim.render.printable import printable
+    from onnxslim.render.tables import wrapped
 
     lines: list[str] = []
     for number, group in enumerate(found.channels.groups, 1):

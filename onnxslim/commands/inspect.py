@@ -92,7 +92,8 @@ def _operators(found: Iterable[Inspection]) -> dict[str, None]:
 
 
 def _details(item: Inspection) -> list[str]:
-    from onnxslim.render.tables import printable, wrapped
+    from onnxslim.render.printable import printable
+    from onnxslim.render.tables import wrapped
     from onnxslim.render.units import bytes_text
 
     packed = item.packed_bytes

@@ -138,7 +138,7 @@ def _drawn(shown: Progress, width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from onnxslim.render.tables import printable
+    from onnxslim.render.printable import printable
 
     rows = Table.grid(padding=(0, 2, 0, 0), expand=True)
     rows.add_column(no_wrap=True, overflow="ellipsis", ratio=1)

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import onnx
 
 from onnxslim.errors import ModelError
@@ -41,6 +42,9 @@ MAX_DEPTH: Final = 100  # protobuf's own limit on nested messages
 Buffer = bytes | memoryview
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
+_RUN: Final = 64  # fields with the same tag, from which they are looked at together
+_WINDOW: Final = 1 << 20  # bytes looked at together
+_VARINT_BYTES: Final = 10
 _TENSOR = "TensorProto"
 # message -> {field number: message}: the paths on which `split` looks for tensors (onnx.proto).
 # Functions, sparse tensors and lists of tensors stay in the skeleton, so they are not entered.
@@ -315,6 +319,42 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
         yield number, kind, start, content, at
 
 
+def _contents(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """As `_fields`, without the fields that are numbers.
+
+    A list that is not packed, as onnx writes `AttributeProto.ints`, may have millions of them: they
+    are passed over together.
+    """
+    fields = _fields(data, at, end)
+    same, before = 0, 0
+    while (field := next(fields, None)) is not None:
+        number, kind, start, _, stop = field
+        if kind == _LEN:
+            yield field
+            continue
+        same, before = (same + 1 if number == before else 0), number
+        if same == _RUN and kind == _VARINT and data[start] < 0x80:
+            same = 0
+            fields = _fields(data, _after_varints(data, data[start], stop, end), end)
+
+
+def _after_varints(data: memoryview, tag: int, at: int, end: int) -> int:
+    """Where the fields end that begin at `at`, have this tag of one byte, and are whole varints."""
+    while at < end:
+        window = np.frombuffer(data[at : min(end, at + _WINDOW)], np.uint8)
+        # a byte below 128 is a tag or the last one of a varint, in turn
+        ends = np.flatnonzero(window < 0x80)
+        tags, ends = ends[: ends.size // 2 * 2 : 2], ends[1::2]
+        starts = np.concatenate(([0], ends[:-1] + 1))
+        good = (tags == starts) & (window[tags] == tag) & (ends - tags <= _VARINT_BYTES)
+        count = int(good.size if good.all() else good.argmin())
+        if count:
+            at += int(ends[count - 1]) + 1
+        if count < max(good.size, 1):
+            break
+    return at
+
+
 def _cut(
     data: memoryview,
     start: int,
@@ -334,7 +374,7 @@ def _cut(
     inner: list[Buffer]
     total, kept = 0, start  # bytes in `chunks`; everything before `kept` is in them
     may_have_lists = message == "NodeProto" and _domain(data, start, end) == _LIST_DOMAIN
-    for number, kind, field, content, stop in _fields(data, start, end):
+    for number, kind, field, content, stop in _contents(data, start, end):
         if stop - content < threshold or kind != _LEN or number not in children:
             continue
         before = counter[0]
@@ -359,7 +399,7 @@ def _cut(
 def _domain(data: memoryview, start: int, end: int) -> bytes:
     """The domain of a NodeProto."""
     found = b""
-    for number, kind, _, content, stop in _fields(data, start, end):
+    for number, kind, _, content, stop in _contents(data, start, end):
         if number == _NODE_DOMAIN and kind == _LEN:
             found = bytes(data[content:stop])
     return found
@@ -423,7 +463,7 @@ def _locate(
         return
     children = _ALL_CHILDREN[message]
     counts = dict.fromkeys(children, 0)
-    for number, kind, _, content, stop in _fields(data, start, end):
+    for number, kind, _, content, stop in _contents(data, start, end):
         if number not in children or kind != _LEN:
             continue
         place = (number, counts[number])

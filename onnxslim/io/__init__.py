@@ -10,6 +10,7 @@ normal_form   the repairs of a file that onnxruntime runs and ONNX forbids
 texts     texts of a file that are not UTF-8
 proto_bounds  what a file says, held against limits before a graph is made of it
 check     the ONNX checker, the signature, the fingerprint of a model
+tensor_bounds  sizes of the tensors of a model, held against limits
 shapes    shape inference, written onto the tensors of a graph
 bounds    refuses models that ask for more than any machine has
 """

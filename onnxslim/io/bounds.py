@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
-import numpy as np
-import onnx_graphsurgeon as gs
-
 from onnxslim.errors import ModelError
-from onnxslim.graph.ir import node_label, walk_graphs
+from onnxslim.graph.ir import walk_graphs
 from onnxslim.graph.local_functions import Key, call_key, calls_of, function_key, function_name
 from onnxslim.io.model import Model
-from onnxslim.io.shapes import infer_cautiously, infer_shapes
-from onnxslim.limits import MOST_CALL_DEPTH, MOST_NODES, MOST_TENSOR_BYTES, MOST_TENSOR_OF_FILE
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.io.tensor_bounds import check_sizes
+from onnxslim.limits import MOST_CALL_DEPTH, MOST_NODES
 
 
 def check_bounds(model: Model) -> None:
@@ -26,38 +22,8 @@ def check_bounds(model: Model) -> None:
     """
     _check_functions(model)
     sized = model.clone()
-    if infer_cautiously(sized):
-        _check_sizes(sized)
-        infer_shapes(sized)
-    _check_sizes(sized)
-
-
-def _check_sizes(model: Model) -> None:
-    most = max(MOST_TENSOR_BYTES, MOST_TENSOR_OF_FILE * model.origin.file_bytes)
-    for tensor, maker in _tensors(model.graph):
-        nbytes = _known_bytes(tensor)
-        if nbytes > most:
-            raise ModelError(
-                f"Tensor `{tensor.name}` ({maker}) takes {nbytes:,} bytes; {most:,} are taken at "
-                "most. Declare smaller sizes."
-            )
-
-
-def _tensors(graph: gs.Graph) -> Iterator[tuple[gs.Tensor, str]]:
-    """The tensors that are made while the model runs, and what makes them."""
-    yield from ((tensor, "an input") for tensor in graph.inputs)
-    for current in walk_graphs(graph):
-        for node in current.nodes:
-            if node.op != "Constant":  # lies in the file
-                yield from ((tensor, f"{node.op} `{node_label(node)}`") for tensor in node.outputs)
-
-
-def _known_bytes(tensor: gs.Tensor) -> int:
-    """Bytes of a tensor whose sizes are all known, else of those that are."""
-    if tensor.dtype is None or tensor.shape is None:
-        return 0
-    known = [size for size in tensor.shape if isinstance(size, int)]
-    return int(math.prod(known) * np.dtype(tensor.dtype).itemsize)
+    infer_shapes(sized, careful=True)
+    check_sizes(sized)
 
 
 def _check_functions(model: Model) -> None:

@@ -37,7 +37,7 @@ from onnxslim.io.proto_bounds import check_lists
 from onnxslim.io.staging import Staged, map_file, stage_file, writing
 from onnxslim.io.texts import escape_texts
 from onnxslim.packing import is_packed
-from onnxslim.render.tables import printable
+from onnxslim.render.printable import printable
 
 PROTOBUF_LIMIT = 2**31 - 1
 _ALIGNMENT: Final = 64  # bytes

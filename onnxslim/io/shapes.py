@@ -8,31 +8,56 @@ types of outputs of operators outside the standard.
 from __future__ import annotations
 
 import logging
+import math
+from typing import Final
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.graph import wire
-from onnxslim.graph.ir import Variable, subgraphs_of, walk_graphs
+from onnxslim.graph.ir import Constant, Variable, subgraphs_of, walk_graphs
 from onnxslim.graph.proto import set_type
 from onnxslim.io.model import Model
 from onnxslim.io.proto_bounds import HIDDEN, hide_unfollowed
+from onnxslim.io.tensor_bounds import check_sizes
 
+_GROWING: Final = frozenset(
+    {"Range", "ConstantOfShape", "Expand", "Tile", "OneHot", "Pad", "Resize"}
+)
+"""Operators whose outputs are as long as one of their inputs says."""
+_LONG: Final = 4096  # entries
 _LOG = logging.getLogger("onnxslim")
 
 
-def infer_shapes(model: Model) -> None:
+def infer_shapes(model: Model, *, careful: bool = False) -> None:
     """Set `dtype` and `shape` of every variable of `model` from its inputs, if not done already.
 
     A type or shape that cannot be inferred becomes None. A dimension is an int, a symbol or None.
+
+    Inference writes out the values of some tensors that it does not know. Where values of the model
+    say how large tensors get, sizes are therefore looked at first.
+
+    Args:
+        model: edited.
+        careful: whether sizes are looked at first in any case: nobody has done so yet.
+
+    Raises:
+        ModelError: a tensor is too large.
     """
-    if not model.has_shapes:
-        proto = _prepared(model)
-        _write_types(_inferred(proto).graph, model.graph, main=True)
-        model.has_shapes = True
+    if model.has_shapes:
+        return
+    if careful or _has_growth(model):
+        is_partial = _infer_cautiously(model)
+        check_sizes(model)
+        if not is_partial:
+            return
+    proto = _prepared(model)
+    _write_types(_inferred(proto).graph, model.graph, main=True)
+    model.has_shapes = True
 
 
-def infer_cautiously(model: Model) -> bool:
+def _infer_cautiously(model: Model) -> bool:
     """Set those dtypes and shapes that can be inferred in little memory, whatever the sizes.
 
     Returns:
@@ -44,6 +69,22 @@ def infer_cautiously(model: Model) -> bool:
     _write_types(_inferred(proto).graph, model.graph, main=True)
     model.has_shapes = not is_partial
     return is_partial
+
+
+def _has_growth(model: Model) -> bool:
+    """Whether constants say that a list gets long, as folding may have found out."""
+    return any(
+        node.op in _GROWING and any(map(_is_long, node.inputs))
+        for graph in walk_graphs(model.graph)
+        for node in graph.nodes
+    )
+
+
+def _is_long(tensor: gs.Tensor) -> bool:
+    """Whether `tensor` is a number, or the sizes of a list, and large."""
+    if not isinstance(tensor, Constant) or math.prod(tensor.shape) not in (1, 2):
+        return False
+    return bool(np.max(np.asarray(tensor.values, np.float64)) > _LONG)
 
 
 def _prepared(model: Model) -> onnx.ModelProto:

@@ -27,8 +27,7 @@ def map_file(path: Path) -> memoryview:
         MemoryError: it does not fit into the address space of the process.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UsageError(f"`{path}` is a device or a pipe; give the path of a file.")
+        refuse_device(path)
         return files.map_bytes(path)
     except FileNotFoundError:
         raise UsageError(f"There is no file `{path}`.") from None
@@ -38,6 +37,16 @@ def map_file(path: Path) -> memoryview:
         if is_out_of_memory(error):
             raise MemoryError from error
         raise UsageError(f"`{path}` cannot be read: {_reason(error)}.") from error
+
+
+def refuse_device(path: Path) -> None:
+    """Refuse what may never end, or never begin.
+
+    Raises:
+        UsageError: the path is a device or a pipe.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"`{path}` is a device or a pipe; give the path of a file.")
 
 
 @dataclass

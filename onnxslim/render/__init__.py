@@ -1,5 +1,6 @@
 """Figures as text for people, and as data for programs.
 
+printable  what of a text may reach a terminal
 units      bytes, counts and times as words
 timing     two models timed in turn, as words
 tables     tables for a console, pipe or file of a given width

@@ -21,6 +21,7 @@ from onnxslim.render.json_form import (
     ReportForm,
     StepForm,
 )
+from onnxslim.render.printable import printable_json
 from onnxslim.report import (
     Drift,
     FileReport,
@@ -66,7 +67,8 @@ def report_to_json(report: Report) -> dict[str, Json]:
 
 def json_text(data: Json) -> str:
     """`data` as JSON text; infinities and NaN become strings."""
-    return json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+    return printable_json(text) + "\n"
 
 
 def figures_json(figures: Stats | Latency | None) -> Json:

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxslim.render.printable import printable
+
 _NARROWEST_TEXT = 18  # columns of a cell that may take several lines
 _UNLIMITED = 100_000
 _LABEL = re.compile(r" *\S+( \S+)* {2,}")  # `  written by  `
@@ -238,10 +240,3 @@ def _filled(paragraph: Sequence[str], width: int) -> Iterator[str]:
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
-
-
-def printable(text: str) -> str:
-    """`text` with control characters escaped."""
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnxslim.records import Fidelity, OutputKind
-from onnxslim.render.tables import FigureTable, Paper, printable, wrapped
+from onnxslim.render.printable import printable
+from onnxslim.render.tables import FigureTable, Paper, wrapped
 from onnxslim.render.timing import latency_text, ratio_text, times_text
 from onnxslim.render.units import (
     bytes_text,

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from onnxslim.errors import UsageError
-from onnxslim.io.staging import map_file
+from onnxslim.io.staging import map_file, refuse_device
 from onnxslim.limits import MOST_ROW_BYTES
 
 _BLOCK_BYTES: Final = 8 << 20  # a block of rows of all arrays together
@@ -54,6 +54,7 @@ def read_headers(path: Path) -> dict[str, ArrayHeader]:
         UsageError: the file is missing or no .npz, or an array holds Python objects.
     """
     try:
+        refuse_device(path)
         with zipfile.ZipFile(path) as archive:
             headers = {}
             for name in archive.namelist():
@@ -115,6 +116,7 @@ def read_npy(path: Path) -> np.ndarray:
         UsageError: it is no .npy file, or holds Python objects.
     """
     try:
+        refuse_device(path)
         with path.open("rb") as stream:
             header = _read_header(stream, path, path.name)
             start = stream.tell()

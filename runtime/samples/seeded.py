@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 from typing import Final
 
@@ -166,13 +167,17 @@ def _demanded(inputs: Sequence[TensorInfo], demands: InputDemands) -> list[Tenso
 
 def _tries(
     inputs: Sequence[TensorInfo], given: StaticShapes, demands: InputDemands
-) -> list[tuple[StaticShapes, InputKind]]:
+) -> Iterator[tuple[StaticShapes, InputKind]]:
     """Pairs of sizes and kinds to try: a kind after the first waits for three more sizes."""
     kinds = _search_kinds(inputs)
-    plans = list(enumerate(size_plans(inputs, given, demands)))
-    order = [(p + 3 * k, plan, kind) for p, plan in plans for k, kind in enumerate(kinds)]
-    order.sort(key=lambda item: item[0])
-    return [(plan, kind) for _, plan, kind in order[:MAX_TRIES]]
+    source = size_plans(inputs, given, demands)
+    plans: list[StaticShapes] = []
+    for turn in range(MAX_TRIES):  # a plan is made in its turn: the first nearly always fits
+        plans += islice(source, 1)
+        for late in reversed(range(len(kinds))):
+            at = turn - 3 * late
+            if 0 <= at < len(plans):
+                yield plans[at], kinds[late]
 
 
 class _InputSearch:
@@ -192,7 +197,7 @@ class _InputSearch:
 
     def samples(self, given: StaticShapes) -> SeededInputs:
         """Try sizes and kinds until a sample is accepted, and add others like it."""
-        for shapes, kind in _tries(self.inputs, given, self.demands):
+        for shapes, kind in islice(_tries(self.inputs, given, self.demands), MAX_TRIES):
             if self.draw(kind, shapes):
                 return self.more_samples(
                     shapes, other_sizes(self.inputs, shapes, given, self.demands)

@@ -135,3 +135,31 @@ def test_the_size_of_an_initializer_is_what_protobuf_says(
         graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     size = wire.initializer_bytes(name, shape, array.nbytes, is_input=is_input)
     assert size == graph.ByteSize()
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=60, max_size=300),
+    st.booleans(),
+    st.integers(8, 400),
+)
+def test_lists_of_numbers_are_passed_over_without_a_look_at_each(
+    values: list[int], has_floats: bool, window: int
+) -> None:
+    attribute = helper.make_attribute("a", values)
+    if has_floats:
+        attribute.floats.extend([1.0] * 70)
+    attribute.t.CopyFrom(numpy_helper.from_array(np.zeros(3, "f4"), "t"))
+    data = memoryview(attribute.SerializeToString())
+    all_fields = list(wire._fields(data, 0, len(data)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "_WINDOW", window)
+        found = list(wire._contents(data, 0, len(data)))
+    assert found == [field for field in all_fields if field[1] == 2]
+
+
+def test_a_list_that_breaks_off_is_refused() -> None:
+    data = helper.make_attribute("a", list(range(1000))).SerializeToString()
+    cut = data[: data.index(b"\x40\xf4\x03") + 2]  # within the entry 500
+    with pytest.raises(ModelError, match="cut off"):
+        list(wire._contents(memoryview(cut), 0, len(cut)))

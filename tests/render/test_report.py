@@ -9,7 +9,8 @@ import pytest
 import onnxslim
 from onnxslim.records import Change, Fidelity, OutputKind, Skip
 from onnxslim.render.json import json_text, report_to_json
-from onnxslim.render.tables import FigureTable, Paper, printable, reflowed, wrapped
+from onnxslim.render.printable import printable
+from onnxslim.render.tables import FigureTable, Paper, reflowed, wrapped
 from onnxslim.render.text import report_to_text, verdict
 from onnxslim.render.units import (
     bytes_text,
