@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qdq_nets import ScriptedStopwatch, kernels
 from recurrent_nets import SHAPE, STEPS, recurrent_net
 
-from onnxslim.errors import NotApplicable, UsageError
+from onnxslim.errors import UsageError
 from onnxslim.graph.ir import Constant, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.passes.quantize_weights import QuantizeWeights
@@ -468,7 +468,7 @@ def test_only_and_skip_choose_and_names_that_match_nothing_are_refused() -> None
     assert quantize(source, "only=e")[1][0].changes[0].node == "e"
     assert ops(quantize(source, "skip=e")[0])["Gather"] == 1
     assert QuantizeWeights().targets(Model.load(source).graph) == ("e", "y")
-    with pytest.raises(NotApplicable, match="`only` names `nothing`"):
+    with pytest.raises(UsageError, match="`only` of `quantize-weights` names `nothing`"):
         QuantizeWeights(only=("nothing",)).requires(Model.load(source).graph, Context())
 
 
