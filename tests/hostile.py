@@ -5,7 +5,7 @@
 
 Each case runs in a process of its own with a limit on time and memory. It must end by itself with a
 documented exit code, one sentence without control characters where it is refused, nothing
-half-written, and no input touched. Prints seconds and peak memory of each.
+half-written, and no input touched. Prints seconds, seconds of processor and peak memory of each.
 `tests/commands/test_hostile.py` tries a few in CI.
 """
 
@@ -27,7 +27,7 @@ from typing import Final
 
 sys.path.append(str(Path(__file__).parent / "helpers"))  # pytest does so by itself
 
-from hostile_files import CASES
+from hostile_files import CASES, SECONDS_OF
 from isolated import MEMORY_BYTES, SECONDS
 
 _COMMAND: Final = "from onnxslim import cli; cli.main()"
@@ -41,14 +41,16 @@ class Outcome:
 
     code: int
     seconds: float
+    processor_seconds: float
     peak_bytes: int
     output: str
     errors: str
     wrong: tuple[str, ...] = ()
 
 
-def try_case(name: str, seconds: float = SECONDS) -> Outcome:
+def try_case(name: str) -> Outcome:
     """Write the files of a case and give them to the command."""
+    seconds = SECONDS_OF.get(name, SECONDS)
     with tempfile.TemporaryDirectory(prefix="hostile-") as work:
         folder = Path(work) / "files"
         folder.mkdir()
@@ -83,6 +85,7 @@ def _run(words: list[str], folder: Path, work: Path, seconds: float) -> Outcome:
     return Outcome(
         process.returncode,
         time.monotonic() - started,
+        usage.ru_utime + usage.ru_stime,
         1024 * usage.ru_maxrss,
         (work / "out").read_bytes().decode(errors="replace"),
         (work / "err").read_bytes().decode(errors="replace"),
@@ -122,7 +125,8 @@ def main(arguments: list[str]) -> int:
         outcome = try_case(name)
         wrong += bool(outcome.wrong)
         print(
-            f"{outcome.seconds:6.1f} s {outcome.peak_bytes >> 20:6} MB"
+            f"{outcome.seconds:6.1f} s {outcome.processor_seconds:6.1f} s of processor"
+            f" {outcome.peak_bytes >> 20:6} MB"
             f"  exit {outcome.code}  {name}",
             *(f"    WRONG: {text}" for text in outcome.wrong),
             *([f"    {outcome.errors.strip()[:200]!r}"] if outcome.errors else []),

@@ -42,7 +42,7 @@ _ANSWERS = frozenset({"Shape", "Size", "Constant"})
 """Operators whose values it knows, whatever their inputs."""
 
 
-def hide_unfollowed(graph: onnx.GraphProto, known: Iterable[str] = ()) -> bool:
+def hide_unfollowed(graph: onnx.GraphProto, outer: tuple[set[str], ...] = ()) -> bool:
     """Hide the nodes whose values shape inference would write out without knowing them.
 
     It makes an entry for each element of a one-dimensional tensor that such a node reads: for the
@@ -51,22 +51,28 @@ def hide_unfollowed(graph: onnx.GraphProto, known: Iterable[str] = ()) -> bool:
 
     Args:
         graph: edited: such nodes get a domain that nobody knows. Bodies are edited, too.
-        known: names of outer tensors whose values inference knows.
+        outer: for each graph around this one the names of tensors whose values inference knows.
 
     Returns:
         Whether there were such nodes.
     """
-    names = {*known, *(tensor.name for tensor in graph.initializer)}
+    names = {tensor.name for tensor in graph.initializer}
+    scopes = (names, *outer)  # not one set: it would be copied for every body
     found = False
     for node in graph.node:
         if node.op_type in _ANSWERS or (
-            node.op_type in _FOLLOWED and names.issuperset(filter(None, node.input))
+            node.op_type in _FOLLOWED and all(_is_known(name, scopes) for name in node.input)
         ):
             names.update(node.output)
         elif node.op_type in _FOLLOWED and node.domain == "":
             node.domain = HIDDEN
             found = True
         for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                found |= hide_unfollowed(body, names)
+            bodies = [attribute.g] if attribute.HasField("g") else []
+            for body in (*bodies, *attribute.graphs):
+                found |= hide_unfollowed(body, scopes)
     return found
+
+
+def _is_known(name: str, scopes: tuple[set[str], ...]) -> bool:
+    return not name or any(name in names for names in scopes)

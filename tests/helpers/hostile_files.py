@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+from large_graphs import LARGE_GRAPHS, large_graph
 from layer_nets import dense_net
 from onnx import TensorProto, helper, numpy_helper
 
@@ -287,6 +288,22 @@ def _many_ends(folder: Path) -> list[str]:
     inputs = [_value(f"x{i}", shape=[1]) for i in range(count)]
     outputs = [_value(f"y{i}", shape=[1]) for i in range(count)]
     return _save(folder, nodes, inputs=inputs, outputs=outputs)
+
+
+def _many_nodes(kind: str, count: int) -> Case:
+    def make(folder: Path) -> list[str]:
+        onnx.save(large_graph(kind, count), folder / "m.onnx")
+        return ["compress", "m.onnx", "out.onnx", "--passes", "simplify"]
+
+    return make
+
+
+SECONDS_OF: dict[str, float] = {}
+"""How long cases may take that are not hostile but large."""
+for _kind in LARGE_GRAPHS:
+    for _count in (10_000, 100_000):
+        CASES[f"{_count:,} nodes {_kind}"] = _many_nodes(_kind, _count)
+    SECONDS_OF[f"100,000 nodes {_kind}"] = 600
 
 
 # -------------------------------------------------------- where data lie
