@@ -100,7 +100,7 @@ def answer(group: click.Command, instruction: str) -> int:
         return 1
     found = SHELLS[shell](group, {}, "onnxslim", VARIABLE).complete()
     if found:
-        say(found)
+        click.echo(found)  # tabs part words from their help: `say` would escape them
     return 0
 
 
