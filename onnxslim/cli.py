@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> int:
     except click.Abort:
         complain("interrupted.")
         return INTERRUPTED
-    except BaseException as error:  # a bug too: the user gets a sentence all the same
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # bugs too: a sentence all the same
         failure = failure_of(error, verbose=verbose)
         if failure.message:
             complain(failure.message)
