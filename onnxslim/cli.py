@@ -78,7 +78,10 @@ def main() -> None:
     _log_to_stderr(logging.INFO if _is_verbose(arguments) else logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):  # so that temporary files are removed
         signal.signal(number, _stop)
-    sys.exit(run(arguments))
+    code = run(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is done: what comes now is too late
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
