@@ -160,7 +160,7 @@ def from_seed(
             input_shapes=input_shapes,
             demands=demands,
         )
-    return Workload(probes, tour[0], text, tour=tour), ""
+    return Workload(probes, tour[0], text, tour=tour, outputs=found.outputs), ""
 
 
 def why_not_run(model: Model) -> str | None:

@@ -20,6 +20,7 @@ from onnxslim.runtime.measure import latency
 from onnxslim.runtime.measure import verify as verify_module
 from onnxslim.runtime.measure.latency import RunTimes
 from onnxslim.runtime.measure.verify import RuntimeProver
+from onnxslim.runtime.session import Feeds
 from onnxslim.services.progress import Progress
 from support import parse
 
@@ -521,6 +522,21 @@ def test_one_session_is_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
     assert most == [1]
     assert alive == [0]
+
+
+def test_the_input_model_runs_once_on_each_seeded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[object] = []
+    run = session.Session.run_all
+
+    def counting(self: session.Session, feeds: Feeds, seconds: float | None = None) -> object:
+        fed.append(feeds)
+        return run(self, feeds, seconds)
+
+    monkeypatch.setattr(session.Session, "run_all", counting)
+    prover = begun(net())
+    samples = list(prover.probes)
+    assert [sum(feeds is sample for feeds in fed) for sample in samples] == [2, 1, 1, 1]
+    assert len(fed) == 5  # the first one again, to see whether two runs agree
 
 
 def test_progress_is_told_in_words() -> None:
