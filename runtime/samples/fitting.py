@@ -61,10 +61,10 @@ def choose_arrays(
     if label is None:
         free = (key for key in LABELS if key in found and not has_input(inputs, key))
         label = next((key for key in free if key not in said.values()), None)
+    others = [key for key in found if key != label]
     chosen: dict[str, str] = {}
     for info in inputs:
         name = said.get(info.name, info.name)
-        others = [key for key in found if key != label]
         if name not in found and len(inputs) == len(others) == 1 and others[0] not in LABELS:
             name = others[0]
         if name not in found:
