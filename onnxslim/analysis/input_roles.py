@@ -12,7 +12,7 @@ Owns: which uses tell which role. Not here: drawing values (see `runtime.samples
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,7 +21,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
-from onnxslim.graph.ir import Node
+from onnxslim.graph.ir import Node, walk_graphs
 from onnxslim.graph.operands import const_array, const_value, is_present
 from onnxslim.graph.sizes import Size, add
 
@@ -68,12 +68,26 @@ class _Follower:
 
 def input_roles(graph: gs.Graph, flow: SizeFlow) -> Mapping[str, InputRole]:
     """The roles of the inputs that have one, by name."""
-    found = ((str(tensor.name), _role(tensor, flow)) for tensor in graph.inputs)
+    places = _places(graph)
+    found = ((str(tensor.name), _role(tensor, flow, places)) for tensor in graph.inputs)
     return {name: role for name, role in found if role is not None}
 
 
-def _role(tensor: gs.Tensor, flow: SizeFlow) -> InputRole | None:
-    uses = list(_uses(tensor, flow))
+Places = Mapping[tuple[int, int], Sequence[int]]
+"""Where a node reads a tensor, by the ids of both."""
+
+
+def _places(graph: gs.Graph) -> Places:
+    found: dict[tuple[int, int], list[int]] = {}
+    for each in walk_graphs(graph):
+        for node in each.nodes:
+            for place, tensor in enumerate(node.inputs):
+                found.setdefault((id(node), id(tensor)), []).append(place)
+    return found
+
+
+def _role(tensor: gs.Tensor, flow: SizeFlow, places: Places) -> InputRole | None:
+    uses = list(_uses(tensor, flow, places))
     indices = [use for use in uses if use.kind is RoleKind.INDEX]
     if indices:  # ids are also held against the id of padding, as masks are against zero
         tops = tuple(dict.fromkeys(top for use in indices for top in use.tops))
@@ -84,7 +98,7 @@ def _role(tensor: gs.Tensor, flow: SizeFlow) -> InputRole | None:
     return next(iter(uses), None)
 
 
-def _uses(source: gs.Tensor, flow: SizeFlow) -> Iterator[InputRole]:
+def _uses(source: gs.Tensor, flow: SizeFlow, places: Places) -> Iterator[InputRole]:
     """The roles that the operators behind `source` tell."""
     if source.dtype is None:
         return
@@ -95,9 +109,7 @@ def _uses(source: gs.Tensor, flow: SizeFlow) -> Iterator[InputRole]:
         at = stack.pop()
         # a node that reads the tensor twice is listed twice
         for node in {id(node): node for node in at.tensor.outputs}.values():
-            for place, tensor in enumerate(node.inputs):
-                if tensor is not at.tensor:
-                    continue
+            for place in places[id(node), id(at.tensor)]:
                 use = _use(node, place, at, flow, kind)
                 if use is not None:
                     yield use
