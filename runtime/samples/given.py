@@ -21,8 +21,6 @@ from onnxslim.runtime.samples.user_values import (
     ArrayLike,
     Dataset,
     Parts,
-    as_array,
-    at_position,
     item_parts,
     items_of,
 )
@@ -194,13 +192,6 @@ AnySource = SampleSource | GivenData
 def given_data(source: AnySource) -> GivenData:
     """The source with its settings; without any where it has none yet."""
     return source if isinstance(source, GivenData) else GivenData(source)
-
-
-def plain_rows(source: Mapping[str, object] | ArrayLike) -> Parts:
-    """Arrays whose first axis counts samples, by name, or the only one without."""
-    if isinstance(source, Mapping):
-        return {str(key): as_array(value) for key, value in source.items()}
-    return {at_position(0): as_array(source)}
 
 
 def _name(source: object) -> str:

@@ -25,7 +25,7 @@ from onnxslim.runtime.samples.fitting import (
     choose_arrays,
     only_input,
 )
-from onnxslim.runtime.samples.given import AnySource, GivenData, given_data, plain_rows
+from onnxslim.runtime.samples.given import AnySource, GivenData, given_data
 from onnxslim.runtime.samples.items import RunItem, item_place, samples_of_items
 from onnxslim.runtime.samples.npz import ArrayHeader, read_arrays, read_headers, read_npy, read_rows
 from onnxslim.runtime.samples.pictures import open_pictures
@@ -33,7 +33,7 @@ from onnxslim.runtime.samples.rows import RowLayout
 from onnxslim.runtime.samples.sounds import open_sounds
 from onnxslim.runtime.samples.stream import Samples
 from onnxslim.runtime.samples.texts import open_texts
-from onnxslim.runtime.samples.user_values import ArrayLike, Parts, at_position
+from onnxslim.runtime.samples.user_values import ArrayLike, Parts, at_position, item_parts
 from onnxslim.runtime.session import TensorInfo
 
 
@@ -53,7 +53,7 @@ def _open_arrays(given: GivenData, inputs: Sequence[TensorInfo]) -> Samples:
         return _open_path(given.path, given, inputs)
     found = given.called
     if isinstance(found, Mapping | ArrayLike):
-        return _open_rows(given.name, plain_rows(found), inputs, given.settings)
+        return _open_rows(given.name, item_parts(found), inputs, given.settings)
     return _open_items(given.name, given.parts(), inputs, given.settings)
 
 
