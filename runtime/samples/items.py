@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from onnxslim.errors import UsageError
-from onnxslim.runtime.samples.fitting import group_size, is_batchable
+from onnxslim.runtime.samples.fitting import cast_array, check_dtype, group_size, is_batchable
 from onnxslim.runtime.samples.input_sizes import fits, spell_shape
 from onnxslim.runtime.samples.stream import Sample, Samples, in_groups
 from onnxslim.runtime.session import TensorInfo
@@ -59,8 +59,20 @@ def samples_of_items(
     return Samples(name, joined, usable, batchable=is_batchable(inputs), remark=remark)
 
 
-def item_place(name: str, where: str) -> str:
-    """An input of an item, for messages."""
+def item_input(
+    array: np.ndarray, info: TensorInfo, where: str, scale: float | None = None
+) -> np.ndarray:
+    """An array of the item that `where` names, checked and converted to the type of its input.
+
+    Raises:
+        UsageError: as `check_dtype` and `cast_array`.
+    """
+    place = _place(info.name, where)
+    check_dtype(array.dtype, info, place, is_scaled=scale is not None)
+    return cast_array(array, info, place, scale)
+
+
+def _place(name: str, where: str) -> str:
     return f"Input `{name}` of {where}"
 
 
@@ -88,7 +100,7 @@ def _fitted(
     if not fitting or len(counts) != 1 or counts.pop() % group:
         name = next(n for n, shape in shapes.items() if not fits(feeds[n].shape, shape))
         raise UsageError(
-            f"{item_place(name, where)} has the shape {list(feeds[name].shape)}; the model needs "
+            f"{_place(name, where)} has the shape {list(feeds[name].shape)}; the model needs "
             f"{spell_shape(shapes[name])}."
         )
     for start in range(0, len(next(iter(feeds.values()))), group):

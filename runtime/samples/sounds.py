@@ -24,10 +24,10 @@ from onnxslim.errors import UsageError
 from onnxslim.limits import MOST_ROW_BYTES
 from onnxslim.pipeline.data_settings import DataSettings
 from onnxslim.runtime.samples.extras import import_extra
-from onnxslim.runtime.samples.fitting import cast_array, check_dtype, only_input
+from onnxslim.runtime.samples.fitting import only_input
 from onnxslim.runtime.samples.given import GivenData
 from onnxslim.runtime.samples.input_sizes import spell_shape
-from onnxslim.runtime.samples.items import RunItem, item_place, samples_of_items
+from onnxslim.runtime.samples.items import RunItem, item_input, samples_of_items
 from onnxslim.runtime.samples.labelled_files import labelled_files
 from onnxslim.runtime.samples.stream import Samples
 from onnxslim.runtime.samples.user_values import Parts
@@ -72,10 +72,9 @@ def open_sounds(given: GivenData, inputs: Sequence[TensorInfo]) -> Samples:
 
     def read() -> Iterator[RunItem]:
         for number, item in enumerate(kept, 1):
-            place = item_place(info.name, f"window {number} of {given.name}")
             sound = item["sound"][np.newaxis] if form.has_channel_axis else item["sound"]
-            check_dtype(sound.dtype, info, place)
-            yield {info.name: cast_array(sound, info, place)}, item.get("label")
+            where = f"window {number} of {given.name}"
+            yield {info.name: item_input(sound, info, where)}, item.get("label")
 
     length = "whole" if form.window is None else f"in windows of {form.window / form.rate:g} s"
     files = f"{found.count} file{'s' * (found.count != 1)} at {form.rate} Hz, {length}"

@@ -18,15 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from onnxslim.pipeline.data_settings import DataKind, DataSettings
-from onnxslim.runtime.samples.fitting import (
-    cast_array,
-    check_dtype,
-    check_scale,
-    choose_arrays,
-    only_input,
-)
+from onnxslim.runtime.samples.fitting import check_scale, choose_arrays, only_input
 from onnxslim.runtime.samples.given import AnySource, GivenData, given_data
-from onnxslim.runtime.samples.items import RunItem, item_place, samples_of_items
+from onnxslim.runtime.samples.items import RunItem, item_input, samples_of_items
 from onnxslim.runtime.samples.npz import ArrayHeader, read_arrays, read_headers, read_npy, read_rows
 from onnxslim.runtime.samples.pictures import open_pictures
 from onnxslim.runtime.samples.rows import RowLayout
@@ -117,11 +111,7 @@ def _run_item(
 ) -> RunItem:
     chosen = choose_arrays(f"{where[0].upper()}{where[1:]}", item, inputs, settings)
     arrays = {info.name: item[chosen.inputs[info.name]] for info in inputs}
-    feeds = {}
-    for info in inputs:
-        place, array = item_place(info.name, where), arrays[info.name]
-        check_dtype(array.dtype, info, place, is_scaled=settings.scale is not None)
-        feeds[info.name] = cast_array(array, info, place, settings.scale)
+    feeds = {i.name: item_input(arrays[i.name], i, where, settings.scale) for i in inputs}
     types = {name: array.dtype for name, array in arrays.items()}
     check_scale(settings, types, inputs, where)
     return feeds, None if chosen.label is None else item[chosen.label]

@@ -23,9 +23,9 @@ import numpy as np
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.data_settings import DataSettings
 from onnxslim.runtime.samples.extras import import_extra
-from onnxslim.runtime.samples.fitting import cast_array, check_dtype, choose_arrays, only_input
+from onnxslim.runtime.samples.fitting import choose_arrays, only_input
 from onnxslim.runtime.samples.given import GivenData
-from onnxslim.runtime.samples.items import RunItem, item_place, samples_of_items
+from onnxslim.runtime.samples.items import RunItem, item_input, samples_of_items
 from onnxslim.runtime.samples.stream import Samples
 from onnxslim.runtime.session import TensorInfo
 
@@ -69,11 +69,7 @@ def open_texts(given: GivenData, inputs: Sequence[TensorInfo]) -> Samples:
         for number, (text, label) in enumerate(lines, 1):
             where = f"line {number} of {given.name}"
             features = _features(tokenizer.encode(text))
-            feeds = {}
-            for info in inputs:
-                array, place = features[form.arrays[info.name]], item_place(info.name, where)
-                check_dtype(array.dtype, info, place)
-                feeds[info.name] = cast_array(array, info, place)
+            feeds = {i.name: item_input(features[form.arrays[i.name]], i, where) for i in inputs}
             yield feeds, label
 
     tokens = "each of its own length" if form.length is None else f"{form.length} tokens each"
