@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from onnxslim.pipeline.data_settings import LABEL
+from onnxslim.runtime.samples.user_values import Parts
+
 
 @dataclass(frozen=True)
 class LabelledFiles:
@@ -27,6 +32,10 @@ class LabelledFiles:
     def count(self) -> int:
         """The number of files."""
         return len(self.files)
+
+    def label(self, number: int) -> Parts:
+        """The class of file `number` as a part of an item; nothing where files have no classes."""
+        return {} if self.labels is None else {LABEL: np.array(self.labels[number])}
 
 
 def labelled_files(folder: Path, files: Sequence[Path]) -> LabelledFiles:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from onnxslim.errors import UsageError
-from onnxslim.pipeline.data_settings import Colors, DataSettings, Layout
+from onnxslim.pipeline.data_settings import LABEL, Colors, DataSettings, Layout
 from onnxslim.runtime.samples.extras import import_extra
 from onnxslim.runtime.samples.fitting import only_input
 from onnxslim.runtime.samples.given import GivenData
@@ -105,14 +105,13 @@ def open_pictures(given: GivenData, inputs: Sequence[TensorInfo]) -> Samples:
 
     def decode() -> Iterator[Parts]:
         for number, path in enumerate(found.files):
-            label = {} if found.labels is None else {"label": np.array(found.labels[number])}
-            yield {"pixels": _pixels(pillow, path, form), **label}
+            yield {"pixels": _pixels(pillow, path, form), **found.label(number)}
 
     kept = given.kept(form, decode)
 
     def read() -> Iterator[RunItem]:
         for item in kept:
-            yield {info.name: form.scaled(item["pixels"])}, item.get("label")
+            yield {info.name: form.scaled(item["pixels"])}, item.get(LABEL)
 
     remark = ", ".join(part for part in (form.words, found.remark) if part)
     return samples_of_items(

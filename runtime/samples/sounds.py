@@ -22,7 +22,7 @@ from scipy.signal import resample_poly
 
 from onnxslim.errors import UsageError
 from onnxslim.limits import MOST_ROW_BYTES
-from onnxslim.pipeline.data_settings import DataSettings
+from onnxslim.pipeline.data_settings import LABEL, DataSettings
 from onnxslim.runtime.samples.extras import import_extra
 from onnxslim.runtime.samples.fitting import only_input
 from onnxslim.runtime.samples.given import GivenData
@@ -64,9 +64,8 @@ def open_sounds(given: GivenData, inputs: Sequence[TensorInfo]) -> Samples:
 
     def decode() -> Iterator[Parts]:
         for number, path in enumerate(found.files):
-            label = {} if found.labels is None else {"label": np.array(found.labels[number])}
             for window in _windows(_sound(library, path, form), form):
-                yield {"sound": window, **label}
+                yield {"sound": window, **found.label(number)}
 
     kept = given.kept(form, decode)
 
@@ -74,7 +73,7 @@ def open_sounds(given: GivenData, inputs: Sequence[TensorInfo]) -> Samples:
         for number, item in enumerate(kept, 1):
             sound = item["sound"][np.newaxis] if form.has_channel_axis else item["sound"]
             where = f"window {number} of {given.name}"
-            yield {info.name: item_input(sound, info, where)}, item.get("label")
+            yield {info.name: item_input(sound, info, where)}, item.get(LABEL)
 
     length = "whole" if form.window is None else f"in windows of {form.window / form.rate:g} s"
     files = f"{found.count} file{'s' * (found.count != 1)} at {form.rate} Hz, {length}"
