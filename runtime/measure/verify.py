@@ -186,7 +186,8 @@ class RuntimeProver:
                 return Comparison({}, {}, broken)
             if fidelity is Fidelity.EXACT and mode.optimise:
                 fidelity = Fidelity.CLOSE
-            return self._measure(candidate, session, mode, fidelity)
+            with self._progress.step("comparing outputs"):
+                return self._measured(candidate, session, mode, fidelity)
 
     def why_not_same(self, before: Model, after: Model) -> str | None:
         """What keeps `after` from taking the place of `before`: it fails, or outputs differ.
@@ -461,14 +462,6 @@ class RuntimeProver:
             if change is not None:
                 return change
         return None
-
-    def _measure(
-        self, candidate: Model, session: Session, mode: _RunMode, fidelity: Fidelity
-    ) -> Comparison:
-        assert self._original is not None
-        assert self._previous is not None
-        with self._progress.step("comparing outputs"):
-            return self._measured(candidate, session, mode, fidelity)
 
     def _measured(
         self, candidate: Model, session: Session, mode: _RunMode, fidelity: Fidelity
