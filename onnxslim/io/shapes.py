@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -55,6 +56,22 @@ def infer_shapes(model: Model, *, careful: bool = False) -> None:
     proto = _prepared(model)
     _write_types(_inferred(proto).graph, model.graph, main=True)
     model.has_shapes = True
+
+
+def with_input_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
+    """A copy of `model` whose inputs have these `shapes`, by name; all others are inferred anew.
+
+    Raises:
+        ModelError: a tensor is too large.
+    """
+    copy = model.clone()
+    for tensor in copy.graph.inputs:
+        if tensor.name in shapes:
+            tensor.shape = list(shapes[tensor.name])
+            tensor.info = None  # drop the declared shape with its symbols
+    copy.has_shapes = False
+    infer_shapes(copy)
+    return copy
 
 
 def _infer_cautiously(model: Model) -> bool:

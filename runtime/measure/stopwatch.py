@@ -21,7 +21,7 @@ from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.dims import static_shape
 from onnxslim.graph.ir import Constant, Node, Variable
 from onnxslim.io.model import Model
-from onnxslim.io.shapes import infer_shapes
+from onnxslim.io.shapes import with_input_shapes
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.measure.latency import BUDGET_S as WHOLE_S
 from onnxslim.runtime.measure.latency import (
@@ -78,13 +78,7 @@ class SessionStopwatch:
 
     def shapes(self, model: Model) -> Mapping[str, StaticShape]:
         """See `Stopwatch`."""
-        copy = model.clone()
-        for tensor in copy.graph.inputs:
-            if tensor.name in self._feeds:
-                tensor.shape = list(self._feeds[tensor.name].shape)
-                tensor.info = None  # drop the declared shape with its symbols
-        copy.has_shapes = False
-        infer_shapes(copy)
+        copy = with_input_shapes(model, {name: a.shape for name, a in self._feeds.items()})
         known: dict[str, StaticShape] = {}
         open_: list[Variable] = []
         for tensor in _tensors(copy.graph):

@@ -16,7 +16,7 @@ from typing import Final
 from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.graph.counts import count_macs
 from onnxslim.io.model import Model
-from onnxslim.io.shapes import infer_shapes
+from onnxslim.io.shapes import with_input_shapes
 from onnxslim.runtime.samples.input_sizes import (
     NO_DEMANDS,
     SizeChoices,
@@ -74,13 +74,7 @@ def timing_shapes(
 
 def macs_at(model: Model, shapes: StaticShapes) -> int | None:
     """Multiply-accumulates of a run on inputs of these shapes; None where a size stays unknown."""
-    copy = model.clone()
-    for tensor in copy.graph.inputs:
-        if tensor.name in shapes:
-            tensor.shape, tensor.info = list(shapes[tensor.name]), None
-    copy.has_shapes = False
-    infer_shapes(copy)
-    return count_macs(copy.graph)
+    return count_macs(with_input_shapes(model, shapes).graph)
 
 
 def _sized(
