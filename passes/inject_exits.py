@@ -188,7 +188,7 @@ class InjectExits(Pass):
         scores_named(graph, self.output)  # declines 2, 4, 5
         promise = self._promise(context)
         if promise is not None and context.model is not None:
-            judged = self._labelled(context) or context.calibration
+            judged = self._labelled(promise, context) or context.calibration
             held = judged.parts(2)[1].extent(context.model).samples
             why = unconfirmable(promise, held)
             if why is not None:
@@ -213,7 +213,7 @@ class InjectExits(Pass):
             at=self.at,
             count=self.count,
             promise=promise,
-            labelled=self._labelled(context) if isinstance(promise, AccuracyPromise) else None,
+            labelled=self._labelled(promise, context),
             latency=self.latency,
             threshold=self.threshold,
             worst=self.worst,
@@ -255,13 +255,15 @@ class InjectExits(Pass):
             context.labelled, context
         )
 
-    def _labelled(self, context: Context) -> Calibration | None:
-        """Samples with labels besides the calibration samples; None where those have labels.
+    def _labelled(self, promise: Promise | None, context: Context) -> Calibration | None:
+        """Other samples with labels, for a promise that needs some; else None.
 
-        The evaluation samples are the second choice: they then are no longer data that nothing was
-        chosen by.
+        The evaluation samples are the second choice, after calibration samples with labels: they
+        then are no longer data that nothing was chosen by.
         """
-        return None if _are_labelled(context.calibration, context) else context.labelled
+        if not isinstance(promise, AccuracyPromise) or _are_labelled(context.calibration, context):
+            return None
+        return context.labelled
 
     def _explicit(self, plan: ExitPlan) -> InjectExits:
         """The pass with the tensors and thresholds that were chosen by measuring time."""

@@ -238,6 +238,18 @@ def test_what_cannot_be_confirmed_is_said_before_any_work(monkeypatch: pytest.Mo
     assert "max-drop needs labels" in declined(classifier(), X, "inject-exits:max-drop=1")
 
 
+def test_few_labelled_samples_do_not_stand_in_for_those_that_confirm_a_target() -> None:
+    source = classifier()
+    x, labels = images(40, seed=5)
+    context = Context(
+        evaluate=evaluate, calibration=runs(X), labelled=runs({"x": x, "label": labels})
+    )
+    model, _ = PassManager.parse(EASY).run(
+        Model.load(source), context, policy=FORCE, reproducers=REPRODUCERS
+    )
+    assert "If" in operators(model)
+
+
 def test_without_a_target_the_promise_is_what_the_samples_can_confirm() -> None:
     source = classifier()
     model, reports = injected(source, X[:400], "inject-exits")
