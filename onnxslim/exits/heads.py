@@ -132,14 +132,15 @@ def fit_heads(
     """
     fit, held = calibration.halves()
     heads = [_empty_head(distillation, pooling) for pooling in chosen]
-    seen, unseen = (_moments(distillation, heads, part) for part in (fit, held))
     if hidden:
-        units = [_random_units(moments, distillation.seed) for moments in seen]
+        plain = _moments(distillation, heads, fit)
+        units = [_random_units(moments, distillation.seed) for moments in plain]
+        del plain  # moments are large
         heads = [_empty_head(distillation, *pair) for pair in zip(chosen, units, strict=True)]
-        seen, unseen = (_moments(distillation, heads, part) for part in (fit, held))
+    seen, unseen = (_moments(distillation, heads, part) for part in (fit, held))
     counts = [moments.count for moments in seen]
     solved = [ridge(*pair) for pair in zip(seen, unseen, strict=True)]
-    del seen, unseen  # moments are large
+    del seen, unseen  # these too
     fitted = [
         replace(head, weight=weight, bias=bias)
         for head, (weight, bias, _) in zip(heads, solved, strict=True)
@@ -322,14 +323,24 @@ def _moments(
     distillation: Distillation, heads: Sequence[Head], calibration: Calibration
 ) -> list[LayerMoments]:
     """Moments of the inputs of each head, with cross moments of its targets."""
+    by_label = _sums_by_label(distillation, heads, calibration)
     model, names = _with_heads(distillation, heads)
-    reference = _softened(distillation, names)
+    reference = _softened(distillation, names) if by_label is None else None
     found: dict[str, LayerMoments] = {}
     for item in calibration.moments(model, names, reference):
         if not isinstance(item, LayerMoments):
             raise NotApplicable(f"no head can be fitted at `{item.node}`: {item.why}")
         found[item.layer] = item
-    return _for_labels(distillation, heads, calibration, [found[name] for name in names])
+    moments = [found[name] for name in names]
+    if by_label is None:
+        return moments
+    counts, sums = by_label
+    rows = counts.sum()
+    goal = (counts / rows)[None]  # targets are one-hot, so E[y²] is E[y]
+    return [
+        replace(item, cross=(total / rows)[None], goal=goal, energy=goal)
+        for item, total in zip(moments, sums, strict=True)
+    ]
 
 
 def _with_heads(distillation: Distillation, heads: Sequence[Head]) -> tuple[Model, list[str]]:
@@ -372,30 +383,25 @@ def _softened(distillation: Distillation, names: Sequence[str]) -> Model:
     return model
 
 
-def _for_labels(
-    distillation: Distillation,
-    heads: Sequence[Head],
-    calibration: Calibration,
-    found: list[LayerMoments],
-) -> list[LayerMoments]:
-    """The moments with one-hot labels as targets, where the samples have labels."""
+def _sums_by_label(
+    distillation: Distillation, heads: Sequence[Head], calibration: Calibration
+) -> tuple[np.ndarray, list[np.ndarray]] | None:
+    """How many samples each class has, and the sums of their features; None without labels.
+
+    Shapes are (classes,) and, for each head, (classes, features).
+    """
     model, names = _with_features(distillation, heads)
     classes = _classes(distillation)
     sums = [np.zeros(head.weight.shape) for head in heads]
     counts = np.zeros(classes)
     for answer in calibration.outputs(model):
         if answer.labels is None:
-            return found
+            return None
         own = np.eye(classes)[class_numbers(answer.labels, classes)]  # (N, classes)
         counts += own.sum(axis=0)
         for total, name in zip(sums, names, strict=True):
             total += own.T @ answer.values[name]
-    rows = counts.sum()
-    goal = (counts / rows)[None]
-    return [
-        replace(item, cross=(total / rows)[None], goal=goal, energy=goal)
-        for item, total in zip(found, sums, strict=True)
-    ]
+    return counts, sums
 
 
 def _with_features(distillation: Distillation, heads: Sequence[Head]) -> tuple[Model, list[str]]:
