@@ -165,8 +165,8 @@ class ExitAnalysis:
                 chosen.append(point)
             else:
                 self.why_not[name] = point
-        depth = {t.name: len(ancestors([t])) for n in graph.nodes for t in n.outputs}
-        return tuple(sorted(chosen, key=lambda point: depth[point.tensor]))
+        tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+        return tuple(sorted(chosen, key=lambda point: len(ancestors([tensors[point.tensor]]))))
 
     @cached_property
     def distillation(self) -> Distillation:
