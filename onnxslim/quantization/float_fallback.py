@@ -142,26 +142,25 @@ class FloatFallback:
             return missed_drop(self.limits.floors, self._drop(model))
 
     @cached_property
-    def _accuracy(self) -> float | None:
-        """The accuracy of the reference."""
+    def _accuracy(self) -> tuple[float | None, float]:
+        """The accuracy of the reference, and the seconds that measuring it took."""
+        begun = time.perf_counter()
         accuracy = self.limits.accuracy
-        return accuracy(self.reference) if self.limits.has_drop and accuracy is not None else None
+        found = accuracy(self.reference) if self.limits.has_drop and accuracy is not None else None
+        return found, time.perf_counter() - begun
 
     def _drops_alone(self, units: Sequence[frozenset[str]]) -> list[float]:
         """Points of accuracy that each unit alone costs; all 0 where measuring takes too long."""
-        nothing = [0.0] * len(units)
-        if self._accuracy is None:
-            return nothing
-        begun = time.perf_counter()
-        self._drop(self.reference)
-        if len(units) * (time.perf_counter() - begun) > _PATIENCE_S:
-            return nothing
+        accuracy, seconds = self._accuracy
+        if accuracy is None or len(units) * seconds > _PATIENCE_S:
+            return [0.0] * len(units)
         told = self.progress.over("accuracy with each", units, "integer kernels")
         return [self._drop(quantized_copy(self.model, self.plan(unit))) for unit in told]
 
     def _drop(self, model: Model) -> float:
         """Points of accuracy that `model` loses; 0 where there is no floor on them."""
-        if self._accuracy is None or self.limits.accuracy is None:
+        before, _ = self._accuracy
+        if before is None or self.limits.accuracy is None:
             return 0.0
         now = self.limits.accuracy(model)
-        return 0.0 if now is None else 100 * (self._accuracy - now)
+        return 0.0 if now is None else 100 * (before - now)

@@ -15,7 +15,7 @@ import enum
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
@@ -359,28 +359,29 @@ class Int8Run:
 
     # ----------------------------------------------------------------- hold the floors
 
-    def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
-        """What may stay on integers so that `max-error` and the floors hold."""
-        limits = DivergenceLimits(
-            self.options.max_error, self.context.floors, self.context.accuracy
-        )
-        if not limits.are_set:
-            return chosen
-        fallback = FloatFallback(
+    @cached_property
+    def _fallback(self) -> FloatFallback:
+        """One for all rounds of fitting, as it knows the accuracy of the reference."""
+        return FloatFallback(
             self.model,
             self.reference,
             self._plan,
             partial(drop_isolated_movement, self.clusters),
             self.calibration,
-            limits,
+            DivergenceLimits(self.options.max_error, self.context.floors, self.context.accuracy),
             self.context.progress,
         )
+
+    def _within_limits(self, chosen: frozenset[str]) -> frozenset[str]:
+        """What may stay on integers so that `max-error` and the floors hold."""
+        if not self._fallback.limits.are_set:
+            return chosen
         units = [
             frozenset({cluster.name})
             for cluster in self.clusters.all
             if cluster.name in chosen and cluster.rule.kind is not KernelKind.MOVEMENT
         ]
-        left, back = fallback.restore(chosen, units)
+        left, back = self._fallback.restore(chosen, units)
         self.skips += back
         is_measured = self.options.placement is Placement.MEASURED
         if back and left and is_measured and self.context.goal is not Goal.BYTES:
