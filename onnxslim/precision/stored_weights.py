@@ -18,7 +18,7 @@ from onnxslim.graph.operands import const_array, constant_node_value
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.precision.doubts import Doubts
 from onnxslim.precision.operand_types import CAST_TO, FLOAT16, FLOAT32, positions_of
-from onnxslim.precision.value_ranges import MATRICES, is_exact, rounded_to_half
+from onnxslim.precision.value_ranges import MATRICES, rounded_to_half
 from onnxslim.records import Fidelity
 
 _NODE_BYTES: Final = 48  # of a Cast in the file, without names
@@ -112,7 +112,7 @@ def _is_worth_it(tensor: gs.Tensor, *, has_twin: bool) -> bool:
 def _store(rewriter: Rewriter, tensor: gs.Tensor, doubts: Doubts, twin: gs.Tensor | None) -> None:
     values = const_array(tensor)
     assert values is not None
-    exact = is_exact(values)
+    exact = doubts.rounding(tensor).is_exact
     fidelity = Fidelity.EXACT if exact else Fidelity.LOSSY
     rounding = "without rounding" if exact else f"rounded to 11 bits{doubts.remark(tensor)}"
     what = f"{values.size:,} values stored as float16, {rounding}"

@@ -248,6 +248,11 @@ class HalfRounding:
             full += int(np.count_nonzero(exact))
         return cls(most, lost / energy if energy else 0.0, saturated, vanished, full)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether float16 holds all values as they are."""
+        return self.lost == 0
+
     def objection(self, *, is_matrix: bool) -> str | None:
         """Why the constant does not fit float16, as a clause to follow its name; None: it does.
 
@@ -268,11 +273,6 @@ class HalfRounding:
         ends = f"{self.saturated:,} beyond 65504 became 65504" if self.saturated else ""
         zeros = f"{self.vanished:,} became 0" if self.vanished else ""
         return " and ".join(filter(None, (ends, zeros))) or "small ones have fewer digits"
-
-
-def is_exact(values: np.ndarray) -> bool:
-    """Whether float16 holds all values as they are."""
-    return all(np.array_equal(block, rounded, equal_nan=True) for block, rounded in _blocks(values))
 
 
 def rounded_to_half(values: np.ndarray) -> np.ndarray:
