@@ -172,7 +172,7 @@ class _PipelineRun:
     ) -> tuple[Model, list[StepReport]]:
         """Measure `candidate`, and commit it when it holds the floors and pays for itself."""
         last = reports[-1]
-        before = self.stats or measure_stats(current)
+        before = self.stats = self.stats or measure_stats(current)
         last.stats = measure_stats(candidate)
         last.latency = self.time(current, candidate)
         last.accuracy = self.prover.accuracy(candidate) if self.prover else None
@@ -186,7 +186,7 @@ class _PipelineRun:
             self.commit(candidate, last.stats)
             return candidate, reports
         if not missed and not lossy and len(bundle) == 1:
-            salvaged = self.salvage(current, bundle[0], candidate, why)
+            salvaged = self.salvage(current, bundle[0], candidate, last, why)
             if salvaged is not None:
                 return salvaged
         for report in reports:
@@ -202,7 +202,7 @@ class _PipelineRun:
             self.prover.commit(model)
 
     def salvage(
-        self, current: Model, step: Pass, whole: Model, why: str
+        self, current: Model, step: Pass, whole: Model, tried: StepReport, why: str
     ) -> tuple[Model, list[StepReport]] | None:
         """The step without the rewrites that are to blame; None where the rest does not pay either.
 
@@ -210,13 +210,15 @@ class _PipelineRun:
             current: the model that the step was run on.
             step: as it was run.
             whole: the model after it.
+            tried: what it did, and the size of that model.
             why: what speaks against that, with the numbers.
         """
         if step.leaving_out({}) is None:
             return None
-        before = self.stats or measure_stats(current)
-        whole_bytes = measure_stats(whole).file_bytes
-        is_larger = self.policy.goal is not Goal.LATENCY and whole_bytes > before.file_bytes
+        before, after = self.stats, tried.stats
+        assert before is not None
+        assert after is not None
+        is_larger = self.policy.goal is not Goal.LATENCY and after.file_bytes > before.file_bytes
 
         def is_to_blame(sites: Sequence[Site]) -> bool:
             smaller = _without(step, sites)
@@ -225,17 +227,18 @@ class _PipelineRun:
             with self.progress.step(f"{step.name} without {len(sites)} of its rewrites"):
                 without = self.verifier.run(smaller, current).model
                 if is_larger:
-                    return without.file_bytes() < whole_bytes
+                    return without.file_bytes() < after.file_bytes
                 try:
                     pair = self.time(whole, without)
                 except RuntimeFailure:  # the rest of the rewrites makes no sense alone
                     return False
                 return pair is not None and pair.is_faster
 
-        logs = self.verifier.run(step, current).logs
+        done = zip(step.members(), tried.parts, strict=True)
+        sites = sites_of((member.name, part.changes) for member, part in done)
         seconds = max(_SALVAGE_SECONDS, _SALVAGE_SHARE * (time.monotonic() - self.started))
         search = SiteSearch(is_to_blame, seconds)
-        blamed = search.to_blame(sites_of(logs))
+        blamed = search.to_blame(sites)
         smaller = _without(step, blamed)
         candidate = None if smaller is None else self.verifier.run(smaller, current)
         if smaller is None or candidate is None or not candidate.changed:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from onnxslim.pipeline.execution import MemberLog
+from onnxslim.records import Change
 
 MOST_TRIALS: Final = 16
 
@@ -36,13 +36,13 @@ class Site:
     kind: str
 
 
-def sites_of(logs: Iterable[MemberLog]) -> list[Site]:
-    """The sites of all changes, by pass, each once."""
+def sites_of(done: Iterable[tuple[str, Sequence[Change]]]) -> list[Site]:
+    """The sites of all changes, by the name of the pass that made them, each once."""
     found: dict[tuple[str, str], Site] = {}
-    for log in logs:
-        for change in log.changes:
+    for member, changes in done:
+        for change in changes:
             node = change.site or change.node
-            site = Site(log.member.name, node, change.what)
+            site = Site(member, node, change.what)
             found.setdefault((site.member, site.node), site)
     return list(found.values())
 
