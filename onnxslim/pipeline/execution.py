@@ -121,19 +121,19 @@ class StepCandidate:
         return report
 
 
-@dataclass(frozen=True)
+@dataclass
 class Executor:
     """Runs steps on copies of models.
 
     Attributes:
         context: what passes may use; the model is filled in.
         finds_hidden_changes: whether graphs are compared after a call that reports no change.
-        last: the model of such a call and its fingerprint, which holds until the next call.
     """
 
     context: Context
     finds_hidden_changes: bool
-    last: list[tuple[Model, Fingerprint]] = field(default_factory=list, compare=False, repr=False)
+    # the model of a call that reported no change, and its fingerprint until the next call
+    _last: tuple[Model, Fingerprint] | None = field(default=None, init=False, repr=False)
 
     @paused()
     def run(self, step: Pass, source: Model) -> StepCandidate:
@@ -191,7 +191,7 @@ class Executor:
             PassFailed: it raised, or changed the graph without saying so.
         """
         before = self._fingerprint(model) if self.finds_hidden_changes else None
-        self.last.clear()
+        self._last = None
         started = time.perf_counter()
         try:
             result = run_pass(log.member, model, replace(self.context, model=model))
@@ -205,11 +205,12 @@ class Executor:
         if before is not None and not result.changed:
             if fingerprint(model.graph) != before:
                 raise PassFailed("changed the graph and reported no change")
-            self.last.append((model, before))
+            self._last = (model, before)
 
     def _fingerprint(self, model: Model) -> Fingerprint:
-        known = (mark for other, mark in self.last if other is model)
-        return next(known, None) or fingerprint(model.graph)
+        if self._last is not None and self._last[0] is model:
+            return self._last[1]
+        return fingerprint(model.graph)
 
     def _model_before(self, turn: int, step: Pass, source: Model) -> Model:
         """The model right before turn number `turn`, by replay: passes are deterministic."""
