@@ -147,7 +147,7 @@ class ConvertFp16(FilteredPass):
         """Refuse patterns that match no operator.
 
         Raises:
-            NotApplicable: naming the closest operator.
+            UsageError: naming the option, the pattern, and the closest names.
         """
         self.check_patterns(context, self.targets(graph))
 

@@ -6,7 +6,7 @@
         skip: tuple[str, ...] = skip_option("operators")
 
         def requires(self, graph, context):
-            self.check_patterns(context.names, targets)      # a pattern without a match is an error
+            self.check_patterns(context, labels)             # a pattern without a match is an error
 
         ... self.selection(context).accepts(label) ...
 
