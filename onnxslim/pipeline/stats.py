@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
@@ -33,24 +34,21 @@ def measure_stats(model: Model, *, file_bytes: int | None = None) -> Stats:
         inline_functions(model.graph)
         model.has_shapes = False
     infer_shapes(model)
-    constants = {id(c): c for graph in walk_graphs(model.graph) for c in constants_of(graph)}
-    return Stats(
-        nodes=count_nodes(model.graph),
-        parameters=_parameters(model.graph, constants.values()),
-        initializer_bytes=sum(constant.nbytes for constant in constants.values()),
-        file_bytes=size,
-        macs=count_macs(model.graph),
-    )
+    return replace(_counted(model.graph, size), macs=count_macs(model.graph))
 
 
 def plain_stats(model: Model) -> Stats:
     """What can be counted in any model that was read, be it invalid; MACs are not known."""
-    constants = {id(c): c for graph in walk_graphs(model.graph) for c in constants_of(graph)}
+    return _counted(model.graph, model.origin.file_bytes)
+
+
+def _counted(graph: gs.Graph, file_bytes: int) -> Stats:
+    constants = {id(c): c for inner in walk_graphs(graph) for c in constants_of(inner)}
     return Stats(
-        nodes=count_nodes(model.graph),
-        parameters=_parameters(model.graph, constants.values()),
+        nodes=count_nodes(graph),
+        parameters=_parameters(graph, constants.values()),
         initializer_bytes=sum(constant.nbytes for constant in constants.values()),
-        file_bytes=model.origin.file_bytes,
+        file_bytes=file_bytes,
         macs=None,
     )
 
