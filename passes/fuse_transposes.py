@@ -111,14 +111,14 @@ class _Region:
 
     Attributes:
         perm: the permutation that all Transposes above the region share.
-        nodes: in the order in which they were found.
+        nodes: in the order in which they were found, with how they are written above.
         leaves: (node, input index) of each Transpose that is read -> the tensor above it.
         above: the Transposes that are read.
         constants: (node, input index) of each constant that is read.
     """
 
     perm: Perm
-    nodes: dict[Node, Moved | None] = field(default_factory=dict)
+    nodes: dict[Node, Moved] = field(default_factory=dict)
     leaves: dict[tuple[Node, int], gs.Tensor] = field(default_factory=dict)
     above: set[Node] = field(default_factory=set)
     constants: list[tuple[Node, int]] = field(default_factory=list)
@@ -231,8 +231,11 @@ class _TransposeFuser:
                 continue
             if len(region.nodes) == _MAX_NODES:
                 return None
-            region.nodes[node] = moved(node, perm, self.rw.opset)
-            if region.nodes[node] is None or not self._visit(node, region, stack):
+            how = moved(node, perm, self.rw.opset)
+            if how is None:
+                return None  # declines 3
+            region.nodes[node] = how
+            if not self._visit(node, region, stack):
                 return None  # declines 3
         sources = [tensor.inputs[0] for tensor in region.leaves.values() if tensor.inputs]
         return None if any(node in region.nodes for node in sources) else region
@@ -334,7 +337,7 @@ class _TransposeFuser:
     def _move(self, region: _Region) -> None:
         """Rewrite the nodes of the region on the inputs of the Transposes above it."""
         made, below = self._made(region), self._below(region)
-        rounds = any(item is not None and item.rounds for item in region.nodes.values())
+        rounds = any(how.rounds for how in region.nodes.values())
         new = self._rebuilt(region)
         for tensor, user in below:
             perm = self._perm_below(region, user)
@@ -378,7 +381,7 @@ class _TransposeFuser:
             given[node, index] = self._permuted(node, node.inputs[index], back)
         new: dict[gs.Tensor, gs.Tensor] = {}
         for node in self._in_order(region):
-            how = region.nodes[node] or Moved(node.attrs)
+            how = region.nodes[node]
             inputs = [given.get((node, i), new.get(t, t)) for i, t in enumerate(node.inputs)]
             for index, values in how.operands.items():
                 inputs += [Variable("") for _ in range(index + 1 - len(inputs))]

@@ -97,10 +97,6 @@ def _arg_reduce(node: Node, perm: Perm, opset: int) -> Moved | None:
     return _axis(0)(node, perm, opset) if node.attrs.get("keepdims", 1) else None
 
 
-def _concat(node: Node, perm: Perm, opset: int) -> Moved | None:
-    return _axis(1)(node, perm, opset)  # the default before opset 4
-
-
 def _cumulative_sum(node: Node, perm: Perm, opset: int) -> Moved | None:
     axis = const_array(node.inputs[1])
     if axis is None or axis.size != 1:
@@ -181,7 +177,7 @@ COMMUTING: Final[Mapping[str, tuple[int | None, Rule]]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax"), (1, _softmax)),
     **dict.fromkeys(_REDUCE_NAMES.split(), (1, _reduce)),
     **dict.fromkeys(("ArgMax", "ArgMin"), (1, _arg_reduce)),
-    "Concat": (None, _concat),
+    "Concat": (None, _axis(1)),  # the default before opset 4
     "CumSum": (1, _cumulative_sum),
     "Gather": (1, _gather),
     "LayerNormalization": (1, _layer_normalization),
