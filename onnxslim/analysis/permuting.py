@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from onnxslim.analysis.flow.shape_rules import REDUCTIONS
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import axes_of, const_array, const_value, ints_operand, normalized
@@ -166,16 +167,12 @@ _BINARY_NAMES: Final = (
     "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow PRelu "
     "Sub Sum Where Xor"
 )
-_REDUCE_NAMES: Final = (
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
-    "ReduceSum ReduceSumSquare"
-)
 # operator -> inputs that are permuted (None: all) and how its other operands move
 COMMUTING: Final[Mapping[str, tuple[int | None, Rule]]] = {
     **dict.fromkeys(_UNARY_NAMES.split(), (1, _unchanged)),
     **dict.fromkeys(_BINARY_NAMES.split(), (None, _broadcast)),
     **dict.fromkeys(("Softmax", "LogSoftmax"), (1, _softmax)),
-    **dict.fromkeys(_REDUCE_NAMES.split(), (1, _reduce)),
+    **dict.fromkeys(REDUCTIONS, (1, _reduce)),
     **dict.fromkeys(("ArgMax", "ArgMin"), (1, _arg_reduce)),
     "Concat": (None, _axis(1)),  # the default before opset 4
     "CumSum": (1, _cumulative_sum),

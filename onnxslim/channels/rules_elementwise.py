@@ -12,6 +12,7 @@ from typing import Final
 
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.flow.shape_rules import REDUCTIONS
 from onnxslim.channels.labels import ChannelLabels, LabelArray, labelled_axes, with_rank
 from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable, on_data
 from onnxslim.graph.ir import Node, node_label
@@ -31,10 +32,6 @@ _BROADCAST: Final = (
     "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
 )  # fmt: skip
 _BROADCAST_SINCE: Final = 7  # the opset in which operands are aligned at their last axes
-_REDUCE: Final = (
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
-)  # fmt: skip
 _POOL: Final = (
     "AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool",
 )  # fmt: skip
@@ -189,7 +186,7 @@ def _slice_scales(node: Node, tracer: ChannelTracer, array: LabelArray, axis: in
 RULES: Final[Mapping[str, ChannelRule]] = {
     **dict.fromkeys(_UNARY, unary),
     **dict.fromkeys(_BROADCAST, broadcast),
-    **dict.fromkeys(_REDUCE, reduce),
+    **dict.fromkeys(REDUCTIONS, reduce),
     **dict.fromkeys(_POOL, pool),
     **dict.fromkeys(("ArgMax", "ArgMin"), arg_reduce),
     **dict.fromkeys(("Hardmax", "LogSoftmax", "Softmax"), softmax),

@@ -485,7 +485,7 @@ _ELEMENTWISE = (  # noqa: SIM905
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less "
     "LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where Xor"
 ).split()
-_REDUCE = (  # noqa: SIM905
+REDUCTIONS = (  # noqa: SIM905
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
     "ReduceSum ReduceSumSquare"
 ).split()
@@ -499,7 +499,7 @@ _MULTI_OUTPUT_RULES: dict[str, Callable[[Node, Sizes], Iterator[MaybeShape]]] = 
 RULES: dict[str, Callable[[Node, Sizes], MaybeShape]] = {
     **dict.fromkeys(_SAME, _same),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_REDUCE, _reduce),
+    **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(("ArgMax", "ArgMin"), _arg_reduce),
     **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
