@@ -61,7 +61,6 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.clone import adopt, clone_graph
 from onnxslim.graph.opset import LATEST, OLDEST
 from onnxslim.io.model import Model
 from onnxslim.pipeline.options import Interval, option
@@ -84,16 +83,14 @@ class RaiseOpset(Pass):
     to: int = option(LATEST, Interval(OLDEST, LATEST), "the opset to reach")
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Raise a copy, prove it, and take it over."""
+        """Raise the opset, with proof."""
         before = graph.opset_of("")
-        copy = Model.of(clone_graph(graph)) if context.model is None else context.model.clone()
         try:
-            changes = raise_proven(copy, self.to, context)
+            changes = raise_proven(context.model or Model.of(graph), self.to, context)
         except NotApplicable as reason:
             return PassResult(skips=(Skip(graph.name, str(reason)),))
-        if copy.graph.opset_of("") == before:
+        if graph.opset_of("") == before:
             why = f"its opset is {before} already"
             return PassResult(skips=(Skip(graph.name, why),))
-        adopt(graph, copy.graph)
         what = f"opset raised from {before} to {self.to}"
         return PassResult((Change(graph.name, what), *changes))
