@@ -31,7 +31,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from glob import escape
 from typing import ClassVar, Final
 
 import onnx_graphsurgeon as gs
@@ -44,6 +43,7 @@ from onnxslim.passes.cluster_weights import ClusterWeights
 from onnxslim.passes.prune_weights import PruneWeights
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.patterns import literal
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 
 _FINALS: Final = 3  # candidates that are made on all samples
@@ -103,13 +103,13 @@ class CompressWeights(LayerPass):
         """The two passes that make an allocation."""
         shares, values, kept = [], [], []
         for name, offer in found.items():
-            literal = escape(name)
+            pattern = literal(name)
             if offer.values is None:
-                kept.append(literal)
+                kept.append(pattern)
                 continue
-            values.append(f"{literal}={offer.values}")
+            values.append(f"{pattern}={offer.values}")
             if offer.keep < 1:
-                shares.append(f"{literal}={min(1 - offer.keep, 0.9999):.4f}")
+                shares.append(f"{pattern}={min(1 - offer.keep, 0.9999):.4f}")
         plain = (self.only, (*self.skip, *kept), self.aim, self.sequential)
         return (
             PruneWeights(*plain, ratio=0.0, ratio_of=tuple(shares)),
