@@ -56,7 +56,7 @@ class LatencySearch:
         asked = left
         for _ in range(_TRIALS):
             choice = choice_within(chooser, asked, spread=self.spread)
-            point = _Point(asked, self._share(choice, left))
+            point = _Point(asked, self._share(choice))
             if point.measured <= left:
                 best, fast = choice, point
                 if point.measured > _NEAR * left:
@@ -71,7 +71,7 @@ class LatencySearch:
             raise out_of_reach(budget, slow.measured)
         return best
 
-    def _share(self, choice: LevelChoice, left: float) -> float:
+    def _share(self, choice: LevelChoice) -> float:
         """The latency after a choice, as a share of the original latency."""
         known = self._shares.get(choice.levels)
         if known is not None:

@@ -31,7 +31,7 @@ def concat(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
     across = [f for t in tensors for f in tracer.labels(t) if axis not in labelled_axes(f)]
     joined = tracer.joined(across, why)
     for index, tensor in enumerate(tensors):
-        _meet_others(node, tracer, index, tensor, joined, axis)
+        _meet_others(node, tracer, index, tensor, joined)
     parts = [next((f for f in tracer.labels(t) if axis in labelled_axes(f)), None) for t in tensors]
     if any(part is not None for part in parts):
         joined += (_concatenated(node, tracer, parts, axis),)
@@ -39,12 +39,7 @@ def concat(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 
 
 def _meet_others(
-    node: Node,
-    tracer: ChannelTracer,
-    index: int,
-    tensor: gs.Tensor,
-    labels: ChannelLabels,
-    axis: int,
+    node: Node, tracer: ChannelTracer, index: int, tensor: gs.Tensor, labels: ChannelLabels
 ) -> None:
     """Cut one operand along the axes that are not joined, or pin the labels of the others there."""
     own = {ax for array in tracer.labels(tensor) for ax in labelled_axes(array)}
