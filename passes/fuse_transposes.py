@@ -217,7 +217,7 @@ class _TransposeFuser:
         if len(gone) <= len(made) or sum(map(_volume, gone)) < sum(map(_volume, made)):
             self.rw.skip(seed, "moving Transposes across it would not save a node")  # declines 1
             return
-        self._move(region)
+        self._move(region, made)
 
     def _region(self, seed: Node, ndim: int) -> _Region | None:
         """The nodes from `seed` up to Transposes by one permutation, and constants."""
@@ -334,9 +334,9 @@ class _TransposeFuser:
         returned = [t for node in region.nodes for t in node.outputs if self.rw.is_output(t)]
         return list(dict.fromkeys((*read, *returned)))
 
-    def _move(self, region: _Region) -> None:
+    def _move(self, region: _Region, made: list[gs.Tensor]) -> None:
         """Rewrite the nodes of the region on the inputs of the Transposes above it."""
-        made, below = self._made(region), self._below(region)
+        below = self._below(region)
         rounds = any(how.rounds for how in region.nodes.values())
         new = self._rebuilt(region)
         for tensor, user in below:
