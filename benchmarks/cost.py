@@ -26,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.models.sentence_encoder import model_file
 from benchmarks.models.zoo import cache_folder, models, path
 from benchmarks.reporting import Found, saved
+from onnxslim.run.record import processor_name
 
 _MAIN: Final = "import sys; from onnxslim.cli import main; sys.exit(main())"
 _WIDTHS: Final = (16, 32, 64, 128)  # of the U-Net's levels
@@ -49,7 +50,7 @@ def _rows(names: Sequence[str], package: str | None, label: str) -> Iterator[Fou
     for name in names:
         source, *arguments = JOBS[name]()
         found = _measured([source, *arguments], package)
-        yield {"job": name, "label": label, "processor": _processor(), **found}
+        yield {"job": name, "label": label, "processor": processor_name(), **found}
 
 
 def _measured(arguments: Command, package: str | None) -> Mapping[str, Any]:
@@ -69,12 +70,6 @@ def _measured(arguments: Command, package: str | None) -> Mapping[str, Any]:
         "exit": process.returncode,
         "load": round(load, 2),
     }
-
-
-def _processor() -> str:
-    """The processor, as Linux names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 # ---------------------------------------------------------------------------- jobs
