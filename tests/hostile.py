@@ -27,12 +27,12 @@ from typing import Final
 
 sys.path.append(str(Path(__file__).parent / "helpers"))  # pytest does so by itself
 
+from attempts import GOOD_CODES
 from hostile_files import CASES, SECONDS_OF
 from isolated import MEMORY_BYTES, SECONDS
 
 _COMMAND: Final = "from onnxslim import cli; cli.main()"
 _MOST_WORDS: Final = 3000
-_ENDS: Final = (0, 2, 3, 4, 6)
 
 
 @dataclass
@@ -95,7 +95,7 @@ def _run(words: list[str], folder: Path, work: Path, seconds: float) -> Outcome:
 def _wrong(outcome: Outcome, folder: Path, before: set[Path], seconds: float) -> Iterator[str]:
     if outcome.seconds >= seconds:
         yield f"it hangs: {outcome.seconds:.0f} s"
-    elif outcome.code not in _ENDS:
+    elif outcome.code not in GOOD_CODES:
         yield f"exit {outcome.code}: {outcome.errors[-600:]!r}"
     if outcome.peak_bytes > MEMORY_BYTES:
         yield f"{outcome.peak_bytes >> 20} MB"

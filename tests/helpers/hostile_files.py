@@ -120,7 +120,7 @@ for _op in _GROWING:
     CASES[f"{_op} to computed terabytes"] = _growing(_op, through=True)
 
 
-@_case("a million Concats that double")
+@_case("45 Concats that double")
 def _doubling(folder: Path) -> list[str]:
     nodes = [helper.make_node("Concat", [f"t{i}"] * 2, [f"t{i + 1}"], axis=0) for i in range(45)]
     nodes.insert(0, helper.make_node("Relu", ["x"], ["t0"]))
