@@ -18,6 +18,8 @@ from onnx import helper, numpy_helper
 from random_graphs import names_read, quiet_options
 from rewrite_trials import Failure, Refused, Trial
 
+from onnxslim.passes.simplify import MEMBERS
+
 _SECONDS: Final = 20.0
 Model = onnx.ModelProto
 
@@ -63,8 +65,6 @@ def _pipelines(trial: Trial) -> Iterator[Trial]:
             kept = [step for at, step in enumerate(steps) if at != index]
             yield replace(trial, pipeline=",".join(kept))
     if steps == ["simplify"]:
-        from onnxslim.passes.simplify import MEMBERS
-
         for member in MEMBERS:
             yield replace(trial, pipeline=member)
         for first in MEMBERS:
@@ -200,15 +200,14 @@ def _without_names(model: Model) -> None:
 def _fix_sizes(model: Model, index: int, values: dict[str, Any]) -> None:
     info = model.graph.input[index]
     if info.name in values:
-        info.CopyFrom(_declared(info.name, values[info.name], fixed=True))
+        info.CopyFrom(_declared(info.name, values[info.name]))
 
 
-def _declared(name: str, value: Any, *, fixed: bool = True) -> onnx.ValueInfoProto:
+def _declared(name: str, value: Any) -> onnx.ValueInfoProto:
     if isinstance(value, list):
         return onnx.ValueInfoProto(name=name)
     kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-    shape = list(value.shape) if fixed else [None] * value.ndim
-    return helper.make_tensor_value_info(name, kind, shape)
+    return helper.make_tensor_value_info(name, kind, list(value.shape))
 
 
 def _bodies(model: Model) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -275,7 +274,7 @@ def _values(trial: Trial) -> dict[str, Any]:
         names = [item.name for item in session.get_outputs()]
         found |= dict(zip(names, session.run(None, feed), strict=True))
     except Exception:  # then only inputs and constants are known
-        return found
+        pass
     return found
 
 
