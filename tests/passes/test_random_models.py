@@ -87,11 +87,11 @@ def test_random_models_go_through_all_passes() -> None:
 
 
 @pytest.mark.slow
-def test_node_tests_go_through_all_passes() -> None:
-    cases = [case for name, case in node_tests("clip").items() if name.startswith("test_clip")]
-    results = [try_case(case) for case in cases[:1]]
-    assert any(not result.refused for result in results)
-    assert [failure.detail for result in results for _, failure in result.found] == []
+def test_a_node_test_goes_through_all_passes() -> None:
+    case = next(case for name, case in node_tests("clip").items() if name.startswith("test_clip"))
+    result = try_case(case)
+    assert not result.refused
+    assert [failure.detail for _, failure in result.found] == []
 
 
 MODEL = """<opset_import: ["" : 17]>
@@ -172,7 +172,7 @@ def test_a_model_that_onnxruntime_refuses_is_no_subject() -> None:
 def test_distance_counts_nan_as_equal_to_nan_and_shapes_as_apart(
     a: list[float], b: list[float], distance: float
 ) -> None:
-    assert distance_between(np.array(a), np.array(b)) in (distance, np.finfo(float).max)
+    assert distance_between(np.array(a), np.array(b)) == distance
 
 
 def test_distance_sees_the_sign_of_zero() -> None:
