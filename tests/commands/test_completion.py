@@ -6,11 +6,11 @@ import shutil
 import subprocess
 
 import pytest
+from command import Said
 
 from onnxslim import cli
 from onnxslim.commands.completion import VARIABLE, answer
 
-Said = pytest.CaptureFixture[str]
 CASES = (
     ("onnxslim comp", {"compress", "compare", "completion"}),
     ("onnxslim model.onnx --out", {"--output", "--out-dir", "--output-kind"}),

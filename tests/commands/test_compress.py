@@ -14,9 +14,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from command import Said, run
 
 import onnxslim
-from onnxslim import api, cli
+from onnxslim import api
 from onnxslim.commands.files import write_atomically
 from onnxslim.errors import (
     FloorMissed,
@@ -94,12 +95,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(api, "compress", fake.compress)
     return fake
 
-
-def run(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
-
-
-Said = pytest.CaptureFixture[str]
 
 # ------------------------------------------------------------------- what is asked of the API
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command import Said
 from PIL import Image
 
 from onnxslim import cli
@@ -21,7 +22,6 @@ g (float[N, 3, 8, 8] img) => (float[N, 3] y)
     s = Identity (m)
     y = Flatten (s)
 }"""
-Said = pytest.CaptureFixture[str]
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from command import Said
 
 from onnxslim import cli
 from onnxslim.commands import demo
 from onnxslim.io.copying import unpack
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
-Said = pytest.CaptureFixture[str]
 
 
 def accuracy(model: Path, data: Path) -> float:

@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command import Said, run
 from exit_nets import classifier, images
 from layer_nets import net, node, normal
 
-from onnxslim import cli, surveys
+from onnxslim import surveys
 from onnxslim.errors import ModelError
-
-Said = pytest.CaptureFixture[str]
-
-
-def run(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
 
 
 @pytest.fixture

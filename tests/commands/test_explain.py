@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from command import Said
 
 from onnxslim import cli
 from support import parse
@@ -19,7 +20,6 @@ g (float[N, 4] x) => (float[N, 3] y)
     b = MatMul (a, w)
     y = Identity (b)
 }"""
-Said = pytest.CaptureFixture[str]
 
 
 @pytest.fixture

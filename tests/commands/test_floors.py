@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from command import Said
 from layer_nets import net, node, normal, samples
 
 import onnxslim
 from onnxslim import cli
-
-Said = pytest.CaptureFixture[str]
 
 X = samples(64, 12)
 PRUNE = "prune-weights:ratio=0.9"

@@ -6,10 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 from channel_nets import net
-
-from onnxslim import cli
-
-Said = pytest.CaptureFixture[str]
+from command import Said, run
 
 NET = """
 g (float[N,3,6,6] x, bool c) => (float[N,5,6,6] y, float[N,8,6,6] z)
@@ -29,10 +26,6 @@ g (float[N,3,6,6] x, bool c) => (float[N,5,6,6] y, float[N,8,6,6] z)
   >
 }
 """
-
-
-def run(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
 
 
 @pytest.fixture

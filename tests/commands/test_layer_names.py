@@ -7,11 +7,9 @@ from pathlib import Path
 
 import onnx
 import pytest
+from command import Said, run
 from layer_nets import dense_net, net, node, normal
 
-from onnxslim import cli
-
-Said = pytest.CaptureFixture[str]
 QUICK = ("--no-latency", "--no-floor")
 
 
@@ -22,10 +20,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     onnx.save(source, path)
     return path
-
-
-def run(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
 
 
 def changed(model: Path, passes: str) -> set[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import onnx
 import pytest
+from command import Said, run
 
-from onnxslim import api, cli
+from onnxslim import api
 from onnxslim.errors import OnnxslimError, PromiseBroken, RuntimeFailure
 from onnxslim.io.marks import is_marked
 from onnxslim.io.model import Model
@@ -28,7 +29,6 @@ g (float[N, 4] x) => (float[N, 3] y)
     y = Relu (b)
 }"""
 QUICK = ("--no-latency", "--no-verify")
-Said = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -37,10 +37,6 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "model.onnx"
     onnx.save(parse(TEXT), path)
     return path
-
-
-def run(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
 
 
 # ------------------------------------------------------------------- files of others

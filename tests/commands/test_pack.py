@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command import Said
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import cli
 from onnxslim.packing import is_packed
-
-Said = pytest.CaptureFixture[str]
 
 
 @pytest.fixture

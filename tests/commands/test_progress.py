@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from command import Said
 from layer_nets import dense_net
 from rich.console import Console
 from terminal import HIDE_CURSOR, SHOW_CURSOR, in_terminal
@@ -17,7 +18,6 @@ from onnxslim.commands import progress as shown_progress
 from onnxslim.commands.progress import line, progress
 from onnxslim.services.progress import Progress, Step
 
-Said = pytest.CaptureFixture[str]
 QUICK = ("--no-latency", "--no-floor", "--passes", "prune-weights")
 
 

@@ -8,16 +8,14 @@ from typing import ClassVar
 
 import onnx
 import pytest
+from command import Said, run
 from tiny_models import TINY
 
-from onnxslim import cli
 from onnxslim.commands import COMMANDS
 from onnxslim.pipeline import other_words, registry
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.passes import Pass
 from onnxslim.records import Fidelity
-
-Said = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -25,10 +23,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     onnx.save(TINY["gemm net"](), path)
     return path
-
-
-def run(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
 
 
 # ------------------------------------------------------------------- calibration samples

@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command import Said, run
 from layer_nets import dense_net, samples
 
-from onnxslim import cli, surveys
+from onnxslim import surveys
 from onnxslim.errors import UsageError
 from onnxslim.tools.sensitivity import SensitivityPoint
-
-Said = pytest.CaptureFixture[str]
-
-
-def run(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
 
 
 @pytest.fixture

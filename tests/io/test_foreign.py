@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command import Said
 from tiny_models import TINY
 
 from onnxslim import cli
 from onnxslim.errors import ModelError
 from onnxslim.io.foreign import foreign_format
 from onnxslim.io.model import Model
-
-Said = pytest.CaptureFixture[str]
 
 
 def zipped(*names: str) -> bytes:
