@@ -79,7 +79,7 @@ class CompressWeights(LayerPass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Search, then prune and cluster as found."""
         options = AllocationOptions(
-            self.name, self.selection(context), self.count == "packed", self.agreement, self.sqnr
+            self.selection(context), self.count == "packed", self.agreement, self.sqnr
         )
         search = AllocationSearch(options, context, self.explicit)
         for allocation in search.run()[:_FINALS]:

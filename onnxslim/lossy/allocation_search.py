@@ -41,14 +41,12 @@ class AllocationOptions:
     """What an allocation is searched for.
 
     Attributes:
-        name: of the pass, for its progress.
         layers: those that may change.
         packed: whether bytes are those of a packed file, else of the .onnx file.
         agreement: share of equal top-1 answers to keep where no floor applies.
         sqnr_db: SQNR to keep where no floor applies and outputs are no class scores.
     """
 
-    name: str
     layers: LayerFilter
     packed: bool
     agreement: float

@@ -132,7 +132,6 @@ class SplitPass(LayerPass, BudgetedPass):
     def _options(self, context: Context) -> SplitOptions:
         is_auto = self.goal == "auto"
         return SplitOptions(
-            name=self.name,
             ops=self.ops,
             methods=self.methods,
             layers=self.selection(context),

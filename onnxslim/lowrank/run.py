@@ -51,7 +51,6 @@ class SplitOptions:
     """The options of a pass that splits layers, with what `auto` means filled in.
 
     Attributes:
-        name: of the pass, for its progress.
         ops: the types of operators that may be split.
         methods: the methods that a layer may be split by, or why it may not be split.
         layers: those that may be split, by name.
@@ -66,7 +65,6 @@ class SplitOptions:
         plan: exactly these splits, by the name of the layer; {}: another option says.
     """
 
-    name: str
     ops: frozenset[str]
     methods: Callable[[WeightLayer], tuple[str, ...] | str]
     layers: LayerFilter
