@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from onnxslim.errors import UsageError
 from onnxslim.limits import MOST_ROW_BYTES
@@ -126,6 +125,8 @@ def _sound(library: Any, path: Path, form: SoundForm) -> np.ndarray:
     mono = values.mean(axis=1)
     if rate == form.rate:
         return np.asarray(mono)
+    from scipy.signal import resample_poly  # takes a second to load or two: not at start-up
+
     common = gcd(rate, form.rate)
     return np.asarray(resample_poly(mono, form.rate // common, rate // common), np.float32)
 

@@ -55,6 +55,10 @@ def test_pipeline_text_loads_no_onnxruntime() -> None:
     assert "scipy" not in loaded
 
 
+def test_what_verifies_models_loads_no_scipy() -> None:
+    assert "scipy" not in loaded_by("import onnxslim.runtime.measure.verify")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
