@@ -11,7 +11,7 @@ import csv
 import glob
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from onnxslim.errors import NotApplicable, UsageError
@@ -119,9 +119,10 @@ def _run(model: Model, trial: Pass, context: Context) -> Model:
     return result
 
 
+_DISTANCE: Final = ("divergence", "agreement", "expected_agreement", "sqnr_db")
 CSV_HEADS: Final = (
     *("target", "option", "strength", "pass", "bytes_left", "macs_left"),
-    *("divergence", "agreement", "expected_agreement", "sqnr_db"),
+    *_DISTANCE,
 )
 
 
@@ -131,7 +132,8 @@ def csv_text(points: Sequence[SensitivityPoint]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_HEADS)
     for point in points:
-        moved = (None, None, None, None) if point.distance is None else astuple(point.distance)
+        found = point.distance
+        moved = (None if found is None else getattr(found, name) for name in _DISTANCE)
         writer.writerow(
             (
                 *(point.target, point.option, point.strength, point.spec),

@@ -13,7 +13,7 @@ from layer_nets import dense_net, samples
 
 from onnxslim import surveys
 from onnxslim.errors import UsageError
-from onnxslim.tools.sensitivity import SensitivityPoint
+from onnxslim.tools.sensitivity import CSV_HEADS, SensitivityPoint
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ def test_the_report_is_a_table_and_a_picture(files: tuple[Path, Path], tmp_path:
     assert run("sensitivity", files[0], "--calib", files[1], "--report", report, "--quiet") == 0
     rows = list(csv.DictReader(io.StringIO(report.read_text())))
     assert len(rows) == 6
+    assert all(tuple(row) == CSV_HEADS for row in rows)
     assert all(float(row["divergence"]) >= 0 for row in rows)
     assert report.with_suffix(".svg").read_text().lstrip().startswith("<?xml")
 
