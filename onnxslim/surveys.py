@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from onnxslim.errors import ModelError, NotApplicable
 from onnxslim.io.bounds import check_bounds
-from onnxslim.io.check import admit
 from onnxslim.io.model import Model, ModelSource
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline import registry
@@ -78,10 +77,11 @@ def groups(
     source = loaded(model)
     sha256 = source.origin.sha256
     source = source.clone()
-    if pipeline is not None:
-        settings = RunSettings(verify=False, measure=False, progress=Progress.of(progress))
+    if pipeline is None:
         check_bounds(source)
-        list(admit(source, settings.load))
+    else:
+        settings = RunSettings(verify=False, measure=False, progress=Progress.of(progress))
+        settings.admit(source)
         manager = PassManager(pipeline.passes)
         source, _ = manager.run(source, settings.context(), policy=Policy(force=True))
     return survey_groups(source, sha256)
@@ -135,8 +135,7 @@ def sensitivity(
         data=words,
         declared=declared_settings(source),
     )
-    check_bounds(source)
-    list(admit(source, settings.load))
+    settings.admit(source)
     context = settings.context()
     if first:
         source, _ = PassManager(first).run(source, context, policy=Policy(force=True))
@@ -188,8 +187,7 @@ def exits(
     refuse_both(calibration, calib, "`calibration` and `calib`")
     check_numbers(seed=seed, threads=threads)
     words = data_settings(data)
-    source = loaded(model).clone()
-    infer_shapes(source)
+    source = loaded(model)
     settings = RunSettings(
         calibration if calib is None else calib,
         seed=seed,
@@ -201,8 +199,9 @@ def exits(
         data=words,
         declared=declared_settings(source),
     )
-    check_bounds(source)
-    list(admit(source, settings.load))
+    settings.admit(source)
+    source = source.clone()
+    infer_shapes(source)
     prover = None
     if measure:
         prover = settings.prover()

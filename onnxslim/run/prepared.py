@@ -16,8 +16,6 @@ from pathlib import Path
 from onnxslim.analysis.layer_names import layer_names
 from onnxslim.errors import UsageError
 from onnxslim.graph.local_functions import foreign_calls, function_name
-from onnxslim.io.bounds import check_bounds
-from onnxslim.io.check import admit
 from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import Floors, JudgedBy, default_floors, held_by_nothing
 from onnxslim.pipeline.grammar import Pipeline
@@ -74,8 +72,7 @@ class PreparedRun:
     """
 
     def __init__(self, source: Model, settings: RunSettings) -> None:
-        check_bounds(source)
-        self._notes = list(admit(source, settings.load))
+        self._notes = settings.admit(source)
         self.source, self.settings = source, settings
         origin = source.origin
         self.before = FileReport(

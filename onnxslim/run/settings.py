@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from onnxslim.analysis.output_kinds import OutputKinds
+from onnxslim.io.bounds import check_bounds
+from onnxslim.io.check import admit
 from onnxslim.pipeline.data_settings import DataSettings
 from onnxslim.pipeline.passes import Context
 from onnxslim.services.progress import Progress
@@ -90,12 +92,21 @@ class RunSettings:
         self.data.check_used(kinds)
         return calibration, evaluation
 
-    def load(self, model: Model) -> None:
-        """Open a model in onnxruntime, and close it.
+    def admit(self, model: Model) -> list[str]:
+        """Take a model that fits the machine, and that the ONNX checker or onnxruntime accepts.
+
+        Comes before anything else is asked of the model, its shapes too.
+
+        Returns:
+            Notes for the report.
 
         Raises:
-            RuntimeFailure: onnxruntime refuses it.
+            ModelError: the model is refused.
         """
+        check_bounds(model)
+        return list(admit(model, self._load))
+
+    def _load(self, model: Model) -> None:
         from onnxslim.runtime.session import open_session
 
         open_session(model, threads=self.threads).close()

@@ -22,7 +22,14 @@ from onnxslim.runtime.session import open_session
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["Range to computed terabytes", "functions that double 40 times", "a pickle in an .npz"]
+    "name",
+    [
+        "Range to computed terabytes",
+        "functions that double 40 times",
+        "functions that double 40 times, for groups",
+        "functions that double 40 times, for exits",
+        "a pickle in an .npz",
+    ],
 )
 def test_a_hostile_file_is_refused_in_bounded_time_and_memory(name: str) -> None:
     outcome = try_case(name)

@@ -226,8 +226,15 @@ def _levels(depth: int, width: int) -> list[onnx.FunctionProto]:
     return [*inner, _function(f"f{depth}")]
 
 
+def _looked_at(command: str, make: Case) -> Case:
+    return lambda folder: [command, make(folder)[1]]
+
+
+_levels_of_40 = _calls(lambda: _levels(40, 2))
 CASES["functions that double 18 times"] = _calls(lambda: _levels(18, 2))
-CASES["functions that double 40 times"] = _calls(lambda: _levels(40, 2))
+CASES["functions that double 40 times"] = _levels_of_40
+for _command in ("groups", "exits"):
+    CASES[f"functions that double 40 times, for {_command}"] = _looked_at(_command, _levels_of_40)
 CASES["functions 3,000 deep"] = _calls(lambda: _levels(3_000, 1))
 CASES["a function that calls itself"] = _calls(lambda: [_function("f0", "f0")])
 CASES["functions in a circle"] = _calls(lambda: [_function("f0", "f1"), _function("f1", "f0")])
