@@ -241,13 +241,13 @@ class _ExitInsertion:
         places = before.add("NonZero", [unsure], "exit_places", dtype=_INT)  # (1, K)
         rows = before.add("Reshape", [places, before.ints(-1)], "exit_rows", dtype=_INT)
         # each tensor that crosses into the body and has a row for each sample is cut to those rows
-        inside = set(_all_nodes(rest.nodes))
+        inside = set(with_bodies(rest.nodes))
         for tensor in _captured(rest.nodes, inside, point):
             chosen = before.add(
                 "Gather", [tensor, rows], f"{tensor.name}_unsure", dtype=tensor.dtype, axis=0
             )
             chosen.shape = [None, *tensor.shape[1:]] if tensor.shape else None
-            redirect_inputs(_all_nodes(rest.nodes), tensor, chosen)
+            redirect_inputs(with_bodies(rest.nodes), tensor, chosen)
         # the scores of the head for all samples, overwritten at those rows by the network's own
         leaving = self._leaving(logits, number)
         after = self._builder()
@@ -310,7 +310,7 @@ def _captured(nodes: Sequence[Node], inside: set[Node], point: gs.Tensor) -> lis
     """
     behind = _followers(point)
     found: dict[int, gs.Tensor] = {}
-    for node in _all_nodes(nodes):
+    for node in with_bodies(nodes):
         for tensor in node.inputs:
             is_outside = not tensor.inputs or tensor.inputs[0] not in inside
             if is_outside and (tensor is point or tensor in behind):
@@ -330,15 +330,6 @@ def _followers(point: gs.Tensor) -> set[gs.Tensor]:
             found.update(fresh)
             stack += fresh
     return found
-
-
-def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
-    """`nodes`, and the nodes in their bodies."""
-    for node in nodes:
-        yield node
-        for body in subgraphs_of(node):
-            for graph in walk_graphs(body):
-                yield from graph.nodes
 
 
 def _drop_unused(graph: gs.Graph) -> None:

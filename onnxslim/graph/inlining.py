@@ -5,7 +5,7 @@ Not here: which functions a user wants to keep (see the pass `inline-functions`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import onnx
@@ -20,6 +20,7 @@ from onnxslim.graph.local_functions import (
     call_key,
     calls_of,
     drop_unused_functions,
+    expanded_sizes,
     foreign_calls,
     function_key,
     function_name,
@@ -58,7 +59,7 @@ class _Inliner:
         self.rw = rw
         self.is_kept = is_kept
         self.functions = {function_key(f): f for f in rw.main.local_functions}
-        self.sizes = _expanded_sizes(self.functions)
+        self.sizes = expanded_sizes({k: list(calls_of(f.node)) for k, f in self.functions.items()})
         self.calls = {key: len(nodes) for key, nodes in foreign_calls(rw.main).items()}
         self.templates: dict[Key, FunctionTemplate | str] = {}
         self.constants: dict[Key, list[Constant]] = {}
@@ -158,25 +159,3 @@ def _all_alike(function: onnx.FunctionProto, version: int, other: int) -> bool:
             if both[0] != both[1]:
                 return False
     return True
-
-
-def _expanded_sizes(functions: Mapping[Key, onnx.FunctionProto]) -> dict[Key, int]:
-    """Nodes of each function with all calls in it replaced; functions in circles are left out."""
-    sizes: dict[Key, int] = {}
-    open_: set[Key] = set()
-    for root in functions:
-        stack = [root]
-        while stack:  # a chain of functions may be deep
-            key = stack[-1]
-            inner = [call for call in calls_of(functions[key].node) if call in functions]
-            waiting = [call for call in inner if call not in sizes and call not in open_]
-            if key not in open_ and waiting:
-                open_.add(key)
-                stack += dict.fromkeys(waiting)
-                continue
-            stack.pop()
-            open_.discard(key)
-            if key not in sizes and all(call in sizes for call in inner):
-                plain = sum(1 for _ in calls_of(functions[key].node)) - len(inner)
-                sizes[key] = plain + sum(sizes[call] for call in inner)
-    return sizes

@@ -7,8 +7,10 @@ is a node whose domain, operator and overload are those of a function. onnxslim'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final
 
 import numpy as np
@@ -48,6 +50,27 @@ def calls_of(protos: Iterable[onnx.NodeProto]) -> Iterator[Key]:
             yield from calls_of(attribute.g.node)
             for body in attribute.graphs:
                 yield from calls_of(body.node)
+
+
+def expanded_sizes(calls: Mapping[Key, Sequence[Key]]) -> dict[Key, int]:
+    """Nodes of each function with all calls in it replaced.
+
+    Functions that call each other in a circle, and those that call them, are left out.
+
+    Args:
+        calls: for each function, what its nodes call, as of `calls_of`.
+    """
+    sorter = TopologicalSorter(
+        {key: [callee for callee in called if callee in calls] for key, called in calls.items()}
+    )
+    with suppress(CycleError):  # what needs no function of a circle can be had all the same
+        sorter.prepare()
+    sizes: dict[Key, int] = {}
+    while ready := sorter.get_ready():
+        for key in ready:
+            sizes[key] = sum(sizes.get(callee, 1) for callee in calls[key])
+        sorter.done(*ready)
+    return sizes
 
 
 def foreign_calls(graph: gs.Graph) -> Mapping[Key, list[Node]]:

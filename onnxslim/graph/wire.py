@@ -277,8 +277,12 @@ def _encode_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield (field number, wire type, field start, content start, field end) of one message."""
+def fields_of(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield (field number, wire type, field start, content start, field end) of one message.
+
+    Raises:
+        ModelError: the bytes end early or are not a protobuf message.
+    """
     while at < end:
         start = at
         # nearly all tags and lengths take one byte: spare them the call of `_varint`
@@ -320,12 +324,12 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
 
 
 def _contents(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """As `_fields`, without the fields that are numbers.
+    """As `fields_of`, without the fields that are numbers.
 
     A list that is not packed, as onnx writes `AttributeProto.ints`, may have millions of them: they
     are passed over together.
     """
-    fields = _fields(data, at, end)
+    fields = fields_of(data, at, end)
     same, before = 0, 0
     while (field := next(fields, None)) is not None:
         number, kind, start, _, stop = field
@@ -335,7 +339,7 @@ def _contents(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, i
         same, before = (same + 1 if number == before else 0), number
         if same == _RUN and kind == _VARINT and data[start] < 0x80:
             same = 0
-            fields = _fields(data, _after_varints(data, data[start], stop, end), end)
+            fields = fields_of(data, _after_varints(data, data[start], stop, end), end)
 
 
 def _after_varints(data: memoryview, tag: int, at: int, end: int) -> int:
@@ -413,7 +417,7 @@ def _list(data: memoryview, start: int, end: int) -> tuple[str, int] | None:
     """
     if end - start < LIST_THRESHOLD:
         return None
-    fields = _fields(data, start, end)
+    fields = fields_of(data, start, end)
     number, kind, _, content, stop = next(fields)
     if number != _ATTRIBUTE_NAME or kind != _LEN:
         return None
@@ -430,7 +434,7 @@ def _cut_tensor(
     data: memoryview, start: int, end: int, threshold: int, counter: list[int]
 ) -> tuple[list[Buffer], int]:
     data_type, payload = 0, None
-    for number, kind, field, content, stop in _fields(data, start, end):
+    for number, kind, field, content, stop in fields_of(data, start, end):
         if number == _DATA_TYPE and kind == _VARINT:
             data_type, _ = _varint(data, content, stop)
         elif number in _DATA_FIELDS and kind == _LEN and stop - content >= threshold:
@@ -479,7 +483,7 @@ def _locate_tensor(
 ) -> Iterator[Located]:
     data_type, name, found = 0, "", []
     dims: list[int] = []
-    for number, kind, _, content, stop in _fields(data, start, end):
+    for number, kind, _, content, stop in fields_of(data, start, end):
         if number == _DATA_TYPE and kind == _VARINT:
             data_type, _ = _varint(data, content, stop)
         elif number == _NAME and kind == _LEN:
@@ -519,7 +523,7 @@ def _splice(
     children = _CHILDREN[message]
     parts: list[Buffer | Payload] = []
     total, kept, mark = 0, start, 0
-    for number, _, field, content, stop in _fields(data, start, end):
+    for number, _, field, content, stop in fields_of(data, start, end):
         if mark == len(marks):
             break
         if marks[mark] >= stop:

@@ -6,7 +6,14 @@ from graphlib import CycleError, TopologicalSorter
 
 from onnxslim.errors import ModelError
 from onnxslim.graph.ir import walk_graphs
-from onnxslim.graph.local_functions import Key, call_key, calls_of, function_key, function_name
+from onnxslim.graph.local_functions import (
+    Key,
+    call_key,
+    calls_of,
+    expanded_sizes,
+    function_key,
+    function_name,
+)
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.io.tensor_bounds import check_sizes
@@ -39,7 +46,6 @@ def _check_functions(model: Model) -> None:
         raise ModelError(
             f"Local functions call each other in a circle, through `{name}`."
         ) from None
-    total: dict[Key, int] = {}
     depth: dict[Key, int] = {}
     for key in order:
         depth[key] = 1 + max((depth[callee] for callee in known[key]), default=0)
@@ -48,7 +54,7 @@ def _check_functions(model: Model) -> None:
                 f"Local functions call each other more than {MOST_CALL_DEPTH} deep, through "
                 f"`{function_name(key)}`. Write them out."
             )
-        total[key] = sum(total.get(callee, 1) for callee in calls[key])
+    total = expanded_sizes(calls)
     nodes = (node for graph in walk_graphs(model.graph) for node in graph.nodes)
     count = sum(total.get(call_key(node), 1) for node in nodes)
     if count > MOST_NODES:

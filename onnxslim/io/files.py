@@ -2,7 +2,8 @@
 
 `calls` is what the operating system is asked for, one method a request. Tests put another object
 in its place, which fails at the request of their choice (`tests/faults.py`). No other module opens
-a file for writing, maps one or makes a temporary one; `tests/repository/test_layout.py` holds that.
+a file for writing, maps one or makes a temporary one: `tests/repository/test_file_seam.py` holds
+that.
 
 Functions raise `OSError` as the system gives it. What it means for the user is said where the
 file of the user is known (see `staging`).

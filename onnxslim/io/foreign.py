@@ -11,9 +11,14 @@ import re
 import shlex
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Final
+
+from onnxslim.errors import ModelError
+from onnxslim.graph import wire
 
 Data = bytes | memoryview
 _HEAD_BYTES: Final = 4096
@@ -260,36 +265,9 @@ def _protobuf(file: Data, head: bytes) -> ForeignFormat | None:
 def _first_fields(file: Data, most: int = 64) -> list[tuple[int, int]]:
     """Numbers and wire types of the first fields of a message, as far as it is one."""
     found: list[tuple[int, int]] = []
-    at, end = 0, len(file)
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while at < end and shift < 64:
-            byte = file[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-        at = end + 1
-        return 0
-
-    while at < end and len(found) < most:
-        tag = varint()
-        kind = tag & 7
-        if kind == _VARINT:
-            varint()
-        elif kind in _FIXED:
-            at += _FIXED[kind]
-        elif kind == _LEN:
-            length = varint()
-            at += length
-        else:
-            break
-        if at > end or not tag >> 3:
-            break
-        found.append((tag >> 3, kind))
+    with suppress(ModelError):
+        for number, kind, *_ in islice(wire.fields_of(memoryview(file), 0, len(file)), most):
+            found.append((number, kind))
     return found
 
 
@@ -297,8 +275,7 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-_VARINT, _LEN = 0, 2
-_FIXED: Final = {1: 8, 5: 4}
+_VARINT: Final = 0  # a wire type
 _COREML_FIELDS: Final = frozenset(
     {200, 201, 202, 300, 301, 302, 303, 304, 400, 401, 402, 403, 404, 500, 501, 502, 600, 900}
     | {303, 403, 550, 551, 552, 553, 554, 555, 556, 560, 601, 602, 603, 604, 606, 607, 609, 610}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Final
 
 import onnx
@@ -21,8 +22,9 @@ def check_lists(nodes: Iterable[onnx.NodeProto]) -> None:
         for attribute in node.attribute:
             entries = max(len(attribute.ints), len(attribute.floats), len(attribute.strings))
             if entries > MOST_LIST_ENTRIES and node.op_type != "Constant":
+                label = node.name or next(iter(node.output), "")
                 raise ModelError(
-                    f"Attribute `{attribute.name}` of node `{node.name or node.output[0]}` "
+                    f"Attribute `{attribute.name}` of node `{label}` "
                     f"({node.op_type}) has {entries:,} entries; {MOST_LIST_ENTRIES:,} are taken "
                     "at most."
                 )
@@ -32,14 +34,18 @@ def check_lists(nodes: Iterable[onnx.NodeProto]) -> None:
 
 HIDDEN: Final = "onnxslim.hidden"
 """The domain of operators that shape inference is not to look at."""
-_FOLLOWED = frozenset(
-    schema.name
-    for schema in onnx.defs.get_all_schemas_with_history()
-    if schema.has_data_propagation_function
-)
-"""Operators whose values shape inference computes, where those of their inputs are known."""
 _ANSWERS = frozenset({"Shape", "Size", "Constant"})
 """Operators whose values it knows, whatever their inputs."""
+
+
+@cache
+def _followed() -> frozenset[str]:
+    """Operators whose values shape inference computes, where those of their inputs are known."""
+    return frozenset(
+        schema.name
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.has_data_propagation_function
+    )
 
 
 def hide_unfollowed(graph: onnx.GraphProto, outer: tuple[set[str], ...] = ()) -> bool:
@@ -58,13 +64,13 @@ def hide_unfollowed(graph: onnx.GraphProto, outer: tuple[set[str], ...] = ()) ->
     """
     names = {tensor.name for tensor in graph.initializer}
     scopes = (names, *outer)  # not one set: it would be copied for every body
-    found = False
+    followed, found = _followed(), False
     for node in graph.node:
         if node.op_type in _ANSWERS or (
-            node.op_type in _FOLLOWED and all(_is_known(name, scopes) for name in node.input)
+            node.op_type in followed and all(_is_known(name, scopes) for name in node.input)
         ):
             names.update(node.output)
-        elif node.op_type in _FOLLOWED and node.domain == "":
+        elif node.op_type in followed and node.domain == "":
             node.domain = HIDDEN
             found = True
         for attribute in node.attribute:

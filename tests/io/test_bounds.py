@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from onnxslim.errors import ModelError
 from onnxslim.io.bounds import check_bounds
 from onnxslim.io.model import Model
-from onnxslim.limits import MOST_TENSOR_BYTES
+from onnxslim.limits import MOST_LIST_ENTRIES, MOST_TENSOR_BYTES
 
 IMPORTS = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
 
@@ -95,3 +95,9 @@ def test_functions_are_taken_as_deep_as_onnx_takes_them(depth: int) -> None:
             check_bounds(nested)
     else:
         check_bounds(nested)
+
+
+def test_a_list_that_is_too_long_is_refused_where_its_node_has_neither_name_nor_output() -> None:
+    node = helper.make_node("Relu", ["x"], [], axes=range(MOST_LIST_ENTRIES + 1))
+    with pytest.raises(ModelError, match=r"Attribute `axes` of node `` \(Relu\) has 1,048,577"):
+        model(node)
