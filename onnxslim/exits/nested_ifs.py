@@ -18,7 +18,7 @@ Owns: how nodes move into branches, and how a batch is split. Not here: what an 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.exits.operators import Confidence, Head, NodeBuilder, ScoreForm, level
 from onnxslim.exits.points import classes_of, deep_nodes
+from onnxslim.graph.counts import with_bodies
 from onnxslim.graph.ir import (
     Constant,
     Graph,
@@ -34,8 +35,6 @@ from onnxslim.graph.ir import (
     Variable,
     ancestors,
     redirect_inputs,
-    subgraphs_of,
-    walk_graphs,
 )
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
