@@ -151,7 +151,7 @@ def test_lists_of_numbers_are_passed_over_without_a_look_at_each(
         attribute.floats.extend([1.0] * 70)
     attribute.t.CopyFrom(numpy_helper.from_array(np.zeros(3, "f4"), "t"))
     data = memoryview(attribute.SerializeToString())
-    all_fields = list(wire._fields(data, 0, len(data)))
+    all_fields = list(wire.fields_of(data, 0, len(data)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "_WINDOW", window)
         found = list(wire._contents(data, 0, len(data)))

@@ -58,7 +58,7 @@ def test_the_model_is_checked_and_measured_once(
     source: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = PreparedRun(source, RunSettings(measure=False))
-    monkeypatch.setattr("onnxslim.run.prepared.admit", None)
+    monkeypatch.setattr(RunSettings, "admit", None)
     monkeypatch.setattr("onnxslim.run.prepared.measure_stats", None)
     monkeypatch.setattr(RunSettings, "prover", None)
     monkeypatch.setattr(RunSettings, "context", None)
