@@ -9,7 +9,7 @@ is judged by `check.admit`.
 | `ai.onnx` as domain of a node or an import | the empty domain |
 | operators of a domain that is not imported | an import: the newest form of each operator used |
 | a main graph without a name | the name `graph` |
-| an input without a name | no such input |
+| an input or an initializer without a name | no such input or initializer |
 | nodes before those that they need | producers first |
 | a type that ONNX does not know, for a tensor inside | no declaration of that tensor |
 | an input without a shape that an initializer gives a value | the shape of the initializer |
@@ -26,6 +26,8 @@ from onnxslim.errors import ModelError
 from onnxslim.graph.ir import ELEMENT_TYPES, WITH_BODIES
 
 _SPELLED_OUT = "ai.onnx"
+_OWN_OUTPUTS = {"If": 0, "Loop": 1, "Scan": 0}
+"""How many outputs of a body the operator keeps to itself."""
 
 
 def normalise(model: onnx.ModelProto) -> list[str]:
@@ -38,24 +40,29 @@ def normalise(model: onnx.ModelProto) -> list[str]:
         A note for the report on each kind of repair.
 
     Raises:
-        ModelError: what cannot be repaired: no outputs, an input or output of a type that ONNX does
-            not know, nodes that need each other in a circle.
+        ModelError: what cannot be repaired: no outputs, two functions of one name, a body without
+            the outputs of its node, an input or output of a type that ONNX does not know, nodes
+            that need each other in a circle.
     """
     if not model.graph.output:
         raise ModelError("The graph has no outputs, so it computes nothing.")
+    _check_functions(model.functions)
     graphs = list(_graphs(model.graph.node, model.graph))
     notes = [
         *_import_domains(model, [node for graph in graphs for node in graph.node]),
         *_name(model.graph),
         *_drop_nameless(model.graph),
+        *_drop_nameless_initializers(graphs),
         *_drop_unknown_types(graphs),
         *_shape_inputs(model.graph),
         *_sort(graphs),
     ]
+    _check_bodies(node for graph in graphs for node in graph.node)
     for function in model.functions:
         bodies = list(_graphs(function.node))
         nodes = [*function.node, *(node for body in bodies for node in body.node)]
-        notes += _import_domains(function, nodes)
+        notes += [*_import_domains(function, nodes), *_drop_nameless_initializers(bodies)]
+        _check_bodies(nodes)
     return notes
 
 
@@ -77,6 +84,33 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+# ----------------------------------------------------------------- what cannot be repaired
+
+
+def _check_functions(functions: Iterable[onnx.FunctionProto]) -> None:
+    seen: set[tuple[str, str, str]] = set()
+    for function in functions:
+        key = (function.domain, function.name, function.overload)
+        if key in seen:
+            raise ModelError(f"Two local functions are called `{function.domain}.{function.name}`.")
+        seen.add(key)
+
+
+def _check_bodies(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Require that each body returns what its node gives on."""
+    for node in nodes:
+        if node.op_type not in _OWN_OUTPUTS or node.domain:
+            continue
+        needed = len(node.output) + _OWN_OUTPUTS[node.op_type]
+        for attribute in node.attribute:
+            if attribute.HasField("g") and len(attribute.g.output) < needed:
+                label = node.name or next(iter(node.output), "")
+                raise ModelError(
+                    f"`{attribute.name}` of node `{label}` ({node.op_type}) has "
+                    f"{len(attribute.g.output)} outputs; the node needs {needed}."
+                )
 
 
 # ----------------------------------------------------------------- domains
@@ -127,6 +161,20 @@ def _drop_nameless(graph: onnx.GraphProto) -> Iterator[str]:
         del graph.input[at]
     if nameless:
         yield f"{len(nameless)} inputs have no name, so nobody can feed them: they were ignored."
+
+
+def _drop_nameless_initializers(graphs: Iterable[onnx.GraphProto]) -> Iterator[str]:
+    count = 0
+    for graph in graphs:
+        dense = [at for at, tensor in enumerate(graph.initializer) if not tensor.name]
+        sparse = [at for at, item in enumerate(graph.sparse_initializer) if not item.values.name]
+        for at in reversed(dense):
+            del graph.initializer[at]
+        for at in reversed(sparse):
+            del graph.sparse_initializer[at]
+        count += len(dense) + len(sparse)
+    if count:
+        yield f"{count} initializers have no name, so no node can read them: they were ignored."
 
 
 def _drop_unknown_types(graphs: Iterable[onnx.GraphProto]) -> Iterator[str]:

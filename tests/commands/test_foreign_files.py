@@ -159,6 +159,34 @@ def test_an_input_without_a_name_is_ignored(run: Run) -> None:
     assert [tensor.name for tensor in onnx.load(run.target).graph.input] == ["x"]
 
 
+def test_an_initializer_without_a_name_is_ignored(run: Run) -> None:
+    source = model(more=[numpy_helper.from_array(WEIGHT, "")])
+    assert_takes(run, source, "1 initializers have no name")
+    assert [tensor.name for tensor in onnx.load(run.target).graph.initializer] == ["w"]
+
+
+def test_two_functions_of_one_name_are_refused(run: Run) -> None:
+    source = model(imports=[helper.make_opsetid("", 17), helper.make_opsetid("own", 1)])
+    body = [helper.make_node("Neg", ["x"], ["y"])]
+    imports = [helper.make_opsetid("", 17)]
+    twice = [helper.make_function("own", "Twin", ["x"], ["y"], body, imports) for _ in range(2)]
+    source.functions.extend(twice)
+    assert run(source) == 3
+    assert "Two local functions are called `own.Twin`" in run.errors
+
+
+@pytest.mark.parametrize("op", ["If", "Loop"])
+def test_a_body_without_the_outputs_of_its_node_is_refused(run: Run, op: str) -> None:
+    body = helper.make_graph([], "body", [], [])
+    if op == "If":
+        node = helper.make_node("If", ["c"], ["y"], "late", then_branch=body, else_branch=body)
+    else:
+        node = helper.make_node("Loop", ["", "c", "x"], ["y"], "late", body=body)
+    true = numpy_helper.from_array(np.array(True), "c")
+    assert run(model([node], more=[true])) == 3
+    assert f"of node `late` ({op}) has 0 outputs; the node needs {1 + (op == 'Loop')}" in run.errors
+
+
 def test_a_reference_to_an_attribute_means_nothing_outside_a_function(run: Run) -> None:
     nodes = [*model().graph.node[:2], helper.make_node("Concat", ["h", "x"], ["y"], axis=1)]
     nodes[2].attribute[0].ref_attr_name = "alpha"
