@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from onnxslim.errors import FloorMissed, RuntimeFailure, UsageError
 from onnxslim.io.bounds import check_bounds
+from onnxslim.io.marks import check_output
 from onnxslim.io.model import Model, ModelSource
-from onnxslim.io.staging import check_target
 from onnxslim.pipeline.floors import ALLOWING, DEFAULT, Floors, check_measured
 from onnxslim.pipeline.layer_filter import FilteredPass, check_named
 from onnxslim.pipeline.output_words import parse_kinds
@@ -35,6 +35,7 @@ from onnxslim.run.requests import (
     PassesArgument,
     check_numbers,
     data_settings,
+    file_of,
     floors_to_hold,
     goal_of,
     loaded,
@@ -68,6 +69,7 @@ def compress(
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     output_kinds: Mapping[str, KindWord | OutputKind] | None = None,
+    overwrite: bool = False,
     command: str | None = None,
     progress: Progress | Callable[[Progress], None] | None = None,
     reproducers: str | os.PathLike[str] = "onnxslim-repro",
@@ -98,6 +100,7 @@ def compress(
         input_shapes: shape by input name, for inputs that are made up.
         output_kinds: `classes`, `embedding` or `values` by output name, where the graph was read
             wrong.
+        overwrite: replace an existing `output` that onnxslim did not write, too.
         command: what to record as the command in the report.
         progress: is called when a step of the work begins, advances or ends; `str` of what it is
             given says in words what is being done.
@@ -129,6 +132,8 @@ def compress(
     if calibration is None:
         check_calibration(pipeline.passes)
     words = data_settings(data)
+    if output is not None:
+        check_output(Path(output), file_of(model), overwrite=overwrite)
     source = loaded(model)
     settings = RunSettings(
         calibration,
@@ -257,6 +262,7 @@ def pack(
     *,
     coder: Literal["entropy", "huffman", "zstd"] = "entropy",
     measure: bool = True,
+    overwrite: bool = False,
     progress: Progress | Callable[[Progress], None] | None = None,
 ) -> PackReport:
     """Write the smallest file of a model, which `unpack` gives back to the byte.
@@ -266,6 +272,7 @@ def pack(
         output: the packed file; None: that of the model with the ending `.onnxz`.
         coder: how weights are coded.
         measure: code everything by the other coders too, for the figures.
+        overwrite: replace an existing `output` that onnxslim did not write, too.
         progress: is called when a step of the work begins, advances or ends; `str` of what it is
             given says in words what is being done.
 
@@ -281,18 +288,24 @@ def pack(
         raise UsageError(f"`coder` must be one of {', '.join(words)}; got {coder!r}.")
     source = Path(model)
     target = Path(output) if output is not None else source.with_suffix(".onnxz")
-    check_target(target, source)
+    check_output(target, source, overwrite=overwrite)
     return tool.pack(
         source, target, coder=CodingMethod(coder), measure=measure, progress=Progress.of(progress)
     )
 
 
-def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+def unpack(
+    packed: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Write the model in a packed file, and return where it lies.
 
     Args:
         packed: the packed file.
         output: the .onnx file; None: that of the packed file with the ending `.onnx`.
+        overwrite: replace an existing `output` that is neither this model nor written by onnxslim.
 
     Raises:
         UsageError: a path is wrong, the file is not packed, or the output cannot be written.
@@ -302,7 +315,11 @@ def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None
 
     source = Path(packed)
     target = Path(output) if output is not None else source.with_suffix(".onnx")
-    check_target(target, source)
+    check_output(target, source, overwrite=True)
+    # what was unpacked before carries no mark, but it is the same file
+    content = copying.unpacked_sha256(source) if target.exists() else None
+    if content is not None:  # else `unpack` says what the file is instead
+        check_output(target, source, overwrite=overwrite, content=content)
     copying.unpack(source, target)
     return target
 

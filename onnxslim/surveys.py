@@ -5,9 +5,7 @@ Owns: arguments checked, settings made. Not here: the work (see `tools` and `exi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from onnxslim.errors import ModelError, NotApplicable
@@ -39,14 +37,17 @@ if TYPE_CHECKING:
     from onnxslim.tools.sensitivity import SensitivityPoint
 
 
-def inspect(model: str | os.PathLike[str]) -> Inspection:
-    """Signature, operators, weights and sizes of a model file.
+def inspect(model: ModelSource | Model) -> Inspection:
+    """Signature, operators, weights and sizes of a model.
+
+    Args:
+        model: a path, the bytes of a file, a ModelProto, or a loaded `Model`.
 
     Raises:
         UsageError: there is no such file.
         ModelError: it is no model.
     """
-    return inspect_model(Path(model))
+    return inspect_model(loaded(model))
 
 
 def passes() -> tuple[Description, ...]:

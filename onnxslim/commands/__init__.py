@@ -17,7 +17,7 @@ help         show the help of a command or the page of a pass
 
 arguments    options that several subcommands share
 files        files that commands write
-streams      models on standard input and output
+streams      files on standard input and output
 several      one pipeline on several models
 failures     exit codes and sentences of errors
 console      standard output and standard error

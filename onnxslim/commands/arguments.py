@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from onnxslim.commands.streams import refuse_stream
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.options import Interval
 
@@ -58,6 +59,7 @@ def calib_option(
         "calib",
         metavar="FILE|DIR|module:function",
         required=required,
+        callback=refuse_stream,
         help=help,
     )
 
@@ -118,7 +120,7 @@ def passes_option(command: _Command) -> _Command:
 
 def report_option(formats: Formats[Any], help: str) -> Callable[[_Command], _Command]:
     """`--report`, for a file in one of `formats`."""
-    return click.option("--report", metavar=formats.metavar, help=help)
+    return click.option("--report", metavar=formats.metavar, callback=refuse_stream, help=help)
 
 
 def output_option(command: _Command) -> _Command:

@@ -16,6 +16,7 @@ from onnxslim.commands.arguments import (
 )
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.progress import progress
+from onnxslim.commands.streams import source_of
 from onnxslim.pipeline.options import interval
 
 if TYPE_CHECKING:
@@ -49,13 +50,16 @@ def command(
     seconds: float | None,
     as_json: bool,
 ) -> None:
-    """Time models in turn (A B A B ...), so that other load on the machine hits all alike."""
+    """Time models in turn (A B A B ...), so that other load on the machine hits all alike.
+
+    One of them may be `-`, which is standard input.
+    """
     from onnxslim import api
     from onnxslim.render.json import json_text
 
     with progress() as shown:
         rows = api.bench_models(
-            models,
+            [source_of(model) for model in models],
             calibration=calib,
             data=data,
             seed=seed or 0,
@@ -64,7 +68,8 @@ def command(
             seconds=seconds,
             progress=shown,
         )
-    say(json_text(_json(rows)).rstrip() if as_json else _text(rows))
+    named = [(name, row[1], row[2]) for name, row in zip(models, rows, strict=True)]
+    say(json_text(_json(named)).rstrip() if as_json else _text(named))
 
 
 def _text(rows: Sequence[Row]) -> str:

@@ -11,6 +11,7 @@ from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import calib_option, data_options, json_option, run_options
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.progress import progress
+from onnxslim.commands.streams import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,8 @@ def command(
 ) -> None:
     """Show how far the outputs of model B are from those of A, and their bytes and latency.
 
-    Without --calib the models run on seeded inputs, and the output says so.
+    Without --calib the models run on seeded inputs, and the output says so. One of A and B may be
+    `-`, which is standard input.
     """
     from onnxslim import api
     from onnxslim.render.json import drifts_json, figures_json, json_text, pair_json
@@ -46,8 +48,8 @@ def command(
 
     with progress() as shown:
         comparison, latency, stats_a, stats_b, compared_on = api.compare_models(
-            a,
-            b,
+            source_of(a),
+            source_of(b),
             calibration=calib,
             data=data,
             seed=seed or 0,

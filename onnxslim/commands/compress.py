@@ -29,11 +29,11 @@ from onnxslim.commands.arguments import (
     run_options,
     talk_options,
 )
-from onnxslim.commands.console import complain, paper, say, tell_aside, warn
+from onnxslim.commands.console import complain, paper, say, warn
 from onnxslim.commands.failures import failure_of, worst
-from onnxslim.commands.files import check_output, check_report, write_report
+from onnxslim.commands.files import check_report, write_report
 from onnxslim.commands.progress import progress
-from onnxslim.commands.streams import STREAM, source_of, target_of
+from onnxslim.commands.streams import STREAM, output_of, refuse_stream, source_of, target_of, teller
 from onnxslim.errors import FloorMissed, StepIdle, UsageError
 from onnxslim.pipeline.floors import check_measured
 from onnxslim.pipeline.other_words import command_for, pipeline_for
@@ -72,7 +72,10 @@ def _output_kinds(
 @click.argument("models", metavar="MODEL [OUTPUT]", nargs=-1, required=True)
 @output_option
 @click.option(
-    "--out-dir", metavar="DIR", help="Run all MODELs, and write each to DIR under its name."
+    "--out-dir",
+    metavar="DIR",
+    callback=refuse_stream,
+    help="Run all MODELs, and write each to DIR under its name.",
 )
 @overwrite_option
 @passes_option
@@ -82,6 +85,7 @@ def _output_kinds(
     "--evaluation",
     "evaluation",
     metavar="FILE|DIR|module:function",
+    callback=refuse_stream,
     help="Sample inputs with labels, or a metric: measures accuracy before and after.",
 )
 @data_options
@@ -124,7 +128,10 @@ def _output_kinds(
 @report_option(REPORTS, "Write every figure that was measured to a file.")
 @run_options
 @click.option(
-    "--recipe", metavar="FILE.toml", help="Take settings that are not given here from a file."
+    "--recipe",
+    metavar="FILE.toml",
+    callback=refuse_stream,
+    help="Take settings that are not given here from a file.",
 )
 @click.option("--force", is_flag=True, default=None, help="Keep passes that do not pay as well.")
 @click.option(
@@ -138,6 +145,7 @@ def _output_kinds(
 @click.option(
     "--strict",
     is_flag=True,
+    default=None,
     help="Exit code 4 where a step that was asked for was left out or changed nothing.",
 )
 @explain_option
@@ -167,7 +175,7 @@ def command(
     force: bool | None,
     verify: bool | None,
     latency: bool | None,
-    strict: bool,
+    strict: bool | None,
     explain: bool,
     quiet: bool,
     verbose: bool,
@@ -189,6 +197,7 @@ def command(
         force=force,
         verify=verify,
         latency=latency,
+        strict=strict,
         threads=threads,
         seed=seed,
         max_drop=max_drop,
@@ -202,16 +211,12 @@ def command(
     )
     if recipe is not None:
         settings = settings.over(load_recipe(Path(recipe)))
-    wanted = _Wanted(
-        settings, Path(report) if report else None, overwrite, strict, explain, quiet, verbose
-    )
+    wanted = _Wanted(settings, Path(report) if report else None, overwrite, explain, quiet, verbose)
     if out_dir is not None:
         return _run_all(list(dict.fromkeys(map(Path, models))), Path(out_dir), named_output, wanted)
     model, output = _one_model(models, named_output)
-    if report == STREAM:
-        raise UsageError("--report writes a file; standard output is for the model alone.")
-    with target_of(output or _default_output(model)) as target:
-        outcome = _run_one(source_of(model), target, wanted, is_piped=output == STREAM)
+    with target_of(output) as target:
+        outcome = _run_one(source_of(model), target, wanted, tell=teller(output))
     return 0 if outcome.failure is None else outcome.failure.exit_code
 
 
@@ -222,7 +227,6 @@ class _Wanted:
     settings: Recipe
     report: Path | None
     overwrite: bool
-    strict: bool
     explain: bool
     quiet: bool
     verbose: bool
@@ -234,7 +238,7 @@ class _Wanted:
         return self.settings.passes or parse_pipeline("simplify")
 
 
-def _one_model(models: Sequence[str], named_output: str | None) -> tuple[str, str | None]:
+def _one_model(models: Sequence[str], named_output: str | None) -> tuple[str, str]:
     """The model and its output, where no --out-dir is given.
 
     Raises:
@@ -246,13 +250,8 @@ def _one_model(models: Sequence[str], named_output: str | None) -> tuple[str, st
             f"{len(models)} files are given: a model and its output are two. To run several "
             "models, give --out-dir DIR."
         )
-    model = models[0]
     output = one_output(models[1] if len(models) > 1 else None, named_output)
-    if model == STREAM and output is None:
-        raise UsageError(
-            "A model on standard input has no name: give OUTPUT, or `-` for standard output."
-        )
-    return model, output
+    return models[0], output_of(models[0], output, ".slim.onnx")
 
 
 def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: _Wanted) -> int:
@@ -291,7 +290,7 @@ def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: _
 
 
 def _run_one(
-    model: Path | bytes, output: Path, wanted: _Wanted, *, is_piped: bool = False
+    model: Path | bytes, output: Path, wanted: _Wanted, *, tell: Callable[[str], None] = say
 ) -> ModelOutcome:
     """Run a pipeline, write the output and the report, print the table.
 
@@ -299,7 +298,7 @@ def _run_one(
         model: a path, or the content of a file.
         output: where to write the result.
         wanted: the run, and what is shown of it.
-        is_piped: standard output is for the model, so tables go to standard error.
+        tell: shows what is not the model.
 
     Raises:
         OnnxslimError: nothing was written but the report.
@@ -311,7 +310,7 @@ def _run_one(
     try:
         with progress(quiet=wanted.quiet, verbose=wanted.verbose) as shown:
             outcome.report = _compress(model, output, wanted, shown)
-        if wanted.strict:
+        if wanted.settings.strict:
             _check_steps(wanted.pipeline, outcome.report)
     except (FloorMissed, StepIdle) as error:  # the output was written all the same
         outcome.report = outcome.report or report_of(error)
@@ -322,12 +321,12 @@ def _run_one(
         _report_failure(error, wanted)
         raise
     report = outcome.report
-    if is_piped:
+    if tell is not say and report.after.path is not None:
         report.after.path = STREAM
     if wanted.report is not None:
         write_report(wanted.report, report, REPORTS)
     if not wanted.quiet:
-        _show(report, output, explain=wanted.explain, tell=tell_aside if is_piped else say)
+        _show(report, output, explain=wanted.explain, tell=tell)
     if outcome.failure is not None:
         complain(outcome.failure.message)
     if report.unjudged:
@@ -385,11 +384,6 @@ def _reported(outcome: ModelOutcome) -> Json:
     return {"input": {"path": str(outcome.source), "sha256": None}, "error": error}
 
 
-def _default_output(model: str) -> str:
-    path = Path(model)
-    return str(path.with_name(f"{path.stem}.slim.onnx") if path.name else path)
-
-
 def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progress) -> Report:
     from onnxslim import api
 
@@ -411,6 +405,7 @@ def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progres
         seed=settings.seed or 0,
         input_shapes=settings.input_shapes,
         output_kinds=settings.output_kinds,
+        overwrite=wanted.overwrite,
         command=shlex.join(["onnxslim", *sys.argv[1:]]),
         progress=shown,
     )
@@ -422,14 +417,11 @@ def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progres
 
 def _check_request(model: Path | bytes, output: Path, wanted: _Wanted) -> None:
     """Refuse a request that cannot succeed before the run, not after it."""
-    settings, source = wanted.settings, model if isinstance(model, Path) else output
-    if isinstance(model, Path):
-        _check_exists(model)
-        check_output(output, model, overwrite=wanted.overwrite)
-    elif output.exists():
-        check_output(output, Path(STREAM), overwrite=wanted.overwrite)
+    settings, source = wanted.settings, model if isinstance(model, Path) else None
+    if source is not None:
+        _check_exists(source)
     if wanted.report is not None:
-        check_report(wanted.report, source, output, REPORTS, overwrite=wanted.overwrite)
+        check_report(wanted.report, source or output, output, REPORTS, overwrite=wanted.overwrite)
     check_measured(
         settings.floors,
         has_evaluation=settings.eval is not None,

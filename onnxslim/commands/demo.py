@@ -18,7 +18,7 @@ import click
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import talk_options
 from onnxslim.commands.console import paper, say
-from onnxslim.commands.files import check_output, write_atomically
+from onnxslim.commands.files import write_atomically
 from onnxslim.commands.progress import progress
 from onnxslim.errors import UsageError
 from onnxslim.io import files
@@ -126,6 +126,8 @@ def _folder(to: str | None) -> Path:
             raise UsageError(
                 f"`{place}` is another file than the one of the demo. Give an empty folder (--to)."
             )
+    from onnxslim.io.marks import check_output
+
     for step in _STEPS:
         check_output(folder / step.file, folder / _MODEL)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -18,6 +17,7 @@ from onnxslim.commands.arguments import (
 )
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.progress import progress
+from onnxslim.commands.streams import source_of
 
 if TYPE_CHECKING:
     from onnxslim.exits.candidates import ExitRow
@@ -57,13 +57,14 @@ def command(
 
     With samples, a head is fitted at each tensor, as inject-exits does. The table then shows how
     often the head agrees with the network on samples held back, and how many samples could leave
-    there while 99.5 % of all answers stay the network's. No file is changed.
+    there while 99.5 % of all answers stay the network's. No file is changed. A MODEL of `-` is
+    standard input.
     """
     from onnxslim import surveys
 
     with progress(quiet=quiet, verbose=verbose) as shown:
         rows, notes = surveys.exits(
-            Path(model),
+            source_of(model),
             calibration=calib,
             data=data,
             output=output,

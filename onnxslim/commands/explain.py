@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.console import paper, say
+from onnxslim.commands.streams import file_of
 from onnxslim.errors import UsageError
 
 
@@ -17,14 +16,16 @@ from onnxslim.errors import UsageError
 def command(report: str, layer: str | None) -> None:
     """Say what each step of a run did, and what it did not do and why.
 
-    REPORT.json is what `--report` wrote; the models are not needed. LAYER is the name of a node, a
-    weight or an output; `*` and `?` match. Then only what was said of it is shown.
+    REPORT.json is what `--report` wrote, `-` is standard input; the models are not needed. LAYER is
+    the name of a node, a weight or an output; `*` and `?` match. Then only what was said of it is
+    shown.
     """
     from onnxslim.render.printable import printable
     from onnxslim.render.tables import wrapped
     from onnxslim.tools.explanation import explain_layer, explain_run, read_reports
 
-    reports = read_reports(Path(report))
+    with file_of(report) as path:
+        reports = read_reports(path)
     texts, refused = [], None
     for item in reports:
         try:

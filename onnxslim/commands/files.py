@@ -15,39 +15,6 @@ T = TypeVar("T")
 _HEAD_BYTES = 4096  # of a report, in which the sign of its format stands
 
 
-def check_output(
-    output: Path, source: Path, *, overwrite: bool = False, content: str | None = None
-) -> None:
-    """Refuse an output that is the input or a folder, or whose folder does not exist.
-
-    An existing file is replaced only if onnxslim wrote it, or if it holds what would be written.
-
-    Args:
-        output: the file to write.
-        source: the input.
-        overwrite: whether the user lets any file be replaced.
-        content: sha256 in hex of what is to be written, where it is known.
-
-    Raises:
-        UsageError: why.
-    """
-    _check_place(output)
-    if _same_file(output, source):
-        raise UsageError(
-            f"The output `{output}` is the input itself, and the input is never touched. "
-            "Give another name."
-        )
-    if overwrite or not output.exists():
-        return
-    from onnxslim.io.files import same_content, sha256_of
-    from onnxslim.io.marks import is_marked
-
-    # where no step helps, the output is a copy of the input, without a mark
-    known = sha256_of(output) == content if content else same_content(output, source)
-    if not known and not is_marked(output):
-        raise _not_ours(output)
-
-
 def check_report(
     report: Path, source: Path, output: Path, formats: Formats[T], *, overwrite: bool = False
 ) -> None:
@@ -63,17 +30,12 @@ def check_report(
         raise UsageError(f"--report `{report}` is the model; give the report a name of its own.")
     if overwrite or not report.exists():
         return
+    from onnxslim.io.marks import not_ours
+
     with report.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head and not formats.wrote(report, head):
-        raise _not_ours(report)
-
-
-def _not_ours(path: Path) -> UsageError:
-    return UsageError(
-        f"`{path}` exists, and onnxslim did not write it. Give another name, or --overwrite to "
-        "replace it."
-    )
+        raise not_ours(report)
 
 
 def write_report(report: Path, subject: T, formats: Formats[T]) -> None:

@@ -13,6 +13,7 @@ from onnxslim.commands.arguments import PipelineText, overwrite_option, report_o
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.files import check_report, write_report
 from onnxslim.commands.progress import progress
+from onnxslim.commands.streams import source_of
 from onnxslim.render.formats import JSON
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def command(
     A group holds the layers that write channels which must leave together, and the layers that
     read them. A unit is the least that can leave: a channel of each, or a whole head or group of
     normalization. With --verbose no list of names is shortened, and layers are shown with the
-    names of their nodes and weights. No file is changed.
+    names of their nodes and weights. No file is changed. A MODEL of `-` is standard input.
     """
     source = Path(model)
     if report is not None:
@@ -60,7 +61,7 @@ def command(
         progress(quiet=quiet, verbose=verbose) as shown,
         shown.step("following channels"),
     ):
-        found = surveys.groups(source, passes=passes, progress=shown)
+        found = surveys.groups(source_of(model), passes=passes, progress=shown)
     if report is not None:
         write_report(Path(report), _json(found, source), JSON)
     if not quiet:

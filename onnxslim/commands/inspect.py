@@ -11,6 +11,7 @@ import click
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import json_option
 from onnxslim.commands.console import paper, say
+from onnxslim.commands.streams import STREAM, source_of
 
 if TYPE_CHECKING:
     from onnxslim.render.json import Json
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @json_option
 def command(models: tuple[str, ...], as_json: bool) -> None:
-    """Show inputs, outputs, operators, weights, MACs and bytes of models, side by side."""
-    from onnxslim.render.json import json_text
-    from onnxslim.tools.inspection import inspect_model
+    """Show inputs, outputs, operators, weights, MACs and bytes of models, side by side.
 
-    found = [inspect_model(Path(model)) for model in models]
+    A MODEL of `-` is standard input.
+    """
+    from onnxslim import surveys
+    from onnxslim.render.json import json_text
+
+    found = [surveys.inspect(source_of(model)) for model in models]
     say(json_text([_json(item) for item in found]).rstrip() if as_json else _text(found))
 
 
@@ -35,15 +39,19 @@ def command(models: tuple[str, ...], as_json: bool) -> None:
 def _text(found: Sequence[Inspection]) -> str:
     blocks = [_table(found)]
     for item in found:
-        title = [f"{item.path}:"] if len(found) > 1 else []
+        title = [f"{_path(item)}:"] if len(found) > 1 else []
         blocks.append("\n".join([*title, *_details(item)]))
     return "\n\n".join(blocks)
+
+
+def _path(item: Inspection) -> str:
+    return STREAM if item.path is None else str(item.path)
 
 
 def _table(found: Sequence[Inspection]) -> str:
     from onnxslim.render.tables import FigureTable
 
-    grid = FigureTable(("", *(item.path.name for item in found)))
+    grid = FigureTable(("", *(Path(_path(item)).name for item in found)))
     for title, figure in _figures():
         grid.add(title, *map(figure, found))
     dtypes = {weights.dtype: None for item in found for weights in item.weights}
@@ -123,7 +131,7 @@ def _json(item: Inspection) -> Json:
     from onnxslim.render.json import figures_json
 
     return {
-        "path": str(item.path),
+        "path": _path(item),
         "sha256": item.sha256,
         "packed_bytes": item.packed_bytes,
         "inputs": [_port_json(port) for port in item.inputs],

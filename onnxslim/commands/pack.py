@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,9 +15,10 @@ from onnxslim.commands.arguments import (
     report_option,
     talk_options,
 )
-from onnxslim.commands.console import paper, say
-from onnxslim.commands.files import check_output, check_report, write_report
+from onnxslim.commands.console import paper
+from onnxslim.commands.files import check_report, write_report
 from onnxslim.commands.progress import progress
+from onnxslim.commands.streams import STREAM, file_of, output_of, target_of, teller
 from onnxslim.render.formats import JSON
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def command(
     model: str,
     output: str | None,
     named_output: str | None,
-    coder: str,
+    coder: Literal["entropy", "huffman", "zstd"],
     report: str | None,
     overwrite: bool,
     quiet: bool,
@@ -53,30 +54,31 @@ def command(
     """Pack MODEL, with its external data, into OUTPUT: MODEL with the ending `.onnxz` by default.
 
     `onnxslim unpack` gives the same model back, and all other commands read packed files as they
-    are. The table shows the bytes of each class of tensors, by every coder.
+    are. The table shows the bytes of each class of tensors, by every coder. `-` is standard input
+    and output.
     """
-    source = Path(model)
-    output = one_output(output, named_output)
-    target = Path(output) if output else source.with_suffix(".onnxz")
-    check_output(target, source, overwrite=overwrite)
+    output = output_of(model, one_output(output, named_output), ".onnxz")
     if report is not None:
-        check_report(Path(report), source, target, JSON, overwrite=overwrite)
-    from onnxslim.packing.streams import CodingMethod
-    from onnxslim.tools.pack import pack
+        check_report(Path(report), Path(model), Path(output), JSON, overwrite=overwrite)
+    from onnxslim import api
 
-    with progress(quiet=quiet, verbose=verbose) as shown:
-        done = pack(
-            source,
-            target,
-            coder=CodingMethod(coder),
-            measure=not quiet or report is not None,
-            progress=shown,
-        )
-    if report is not None:
-        write_report(Path(report), _json(done, source, target), JSON)
-    if not quiet:
-        say(_text(done))
-        say(f"wrote {target}")
+    with file_of(model) as source, target_of(output) as target:
+        with progress(quiet=quiet, verbose=verbose) as shown:
+            done = api.pack(
+                source,
+                target,
+                coder=coder,
+                measure=not quiet or report is not None,
+                overwrite=overwrite,
+                progress=shown,
+            )
+        if report is not None:
+            write_report(Path(report), _json(done, model, output), JSON)
+        if not quiet:
+            tell = teller(output)
+            tell(_text(done))
+            if output != STREAM:
+                tell(f"wrote {target}")
 
 
 # --------------------------------------------------------------------------- text
@@ -125,14 +127,14 @@ def _verdict(report: PackReport) -> str:
 # --------------------------------------------------------------------------- JSON
 
 
-def _json(report: PackReport, source: Path, target: Path) -> Json:
+def _json(report: PackReport, source: str, target: str) -> Json:
     import onnxslim
 
     whole = report.whole_zstd
     return {
         "onnxslim": onnxslim.__version__,
-        "input": {"path": str(source), "sha256": report.sha256, "bytes": report.input_bytes},
-        "output": {"path": str(target), "bytes": report.packed_bytes},
+        "input": {"path": source, "sha256": report.sha256, "bytes": report.input_bytes},
+        "output": {"path": target, "bytes": report.packed_bytes},
         "coder": report.coder.value,
         "classes": [_class_json(item) for item in report.classes],
         "total": _class_json(report.total),

@@ -22,6 +22,7 @@ from onnxslim.commands.arguments import (
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.files import check_report, write_report
 from onnxslim.commands.progress import progress
+from onnxslim.commands.streams import source_of
 from onnxslim.errors import UsageError
 from onnxslim.render.formats import Formats
 
@@ -89,7 +90,8 @@ def command(
     """Try a pass on one layer, or one channel group, at a time, at several strengths.
 
     Nothing is written but the report. A target that moves the outputs little can be compressed
-    much: prune-channels and compress-weights spread their budgets by such figures.
+    much: prune-channels and compress-weights spread their budgets by such figures. A MODEL of `-`
+    is standard input.
     """
     if input_shapes is not None:
         raise UsageError("sensitivity runs on the samples of --calib; leave out --input-shape.")
@@ -99,7 +101,7 @@ def command(
     with progress(quiet=quiet, verbose=verbose) as shown:
         points = list(
             surveys.sensitivity(
-                model,
+                source_of(model),
                 calibration=calib,
                 data=data,
                 passes=passes,

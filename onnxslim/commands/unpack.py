@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import one_output, output_option, overwrite_option, talk_options
 from onnxslim.commands.console import say
-from onnxslim.commands.files import check_output
 from onnxslim.commands.progress import progress
+from onnxslim.commands.streams import STREAM, file_of, output_of, target_of
 
 
 @click.command("unpack", short_help=COMMANDS["unpack"])
@@ -30,22 +28,17 @@ def command(
     """Write the model in the packed FILE to OUTPUT: FILE with the ending `.onnx` by default.
 
     OUTPUT is the file that was packed, to the byte. A model with external data gets them again.
+    `-` is standard input and output.
     """
-    source = Path(file)
-    output = one_output(output, named_output)
-    target = Path(output) if output else source.with_suffix(".onnx")
-    from onnxslim.io.copying import unpack, unpacked_sha256
-
-    # what was unpacked before carries no mark, but it is the same file
-    check_output(target, source, overwrite=True)
-    content = unpacked_sha256(source) if target.exists() else None
-    if content is not None:
-        check_output(target, source, overwrite=overwrite, content=content)
+    output = output_of(file, one_output(output, named_output), ".onnx")
+    from onnxslim import api
 
     with (
         progress(quiet=quiet, verbose=verbose) as shown,
         shown.step("unpacking"),
+        file_of(file) as source,
+        target_of(output) as target,
     ):
-        unpack(source, target)
-    if not quiet:
-        say(f"wrote {target}")
+        api.unpack(source, target, overwrite=overwrite)
+    if not quiet and output != STREAM:
+        say(f"wrote {output}")

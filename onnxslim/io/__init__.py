@@ -4,7 +4,7 @@ model     Model: load, save, and stage a file that is checked before it is put i
 files     the seam: all requests to write, map, move or remove a file
 staging   files written all or nothing, memory-mapped reading
 foreign   what a file is that is no ONNX model
-marks     whether a file was written by onnxslim
+marks     whether an existing file may be replaced
 copying   a file copied as it is; the file in a packed one
 normal_form   the repairs of a file that onnxruntime runs and ONNX forbids
 texts     texts of a file that are not UTF-8

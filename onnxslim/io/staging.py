@@ -215,7 +215,7 @@ def check_target(target: Path, source: Path | None, external: tuple[Path, ...] =
         raise UsageError(f"The output `{target}` is a folder; give a file name.")
     if target.exists() and not target.is_file():
         raise UsageError(f"The output `{target}` is a device or a pipe; give a file name.")
-    if source is not None and target.exists() and target.samefile(source):
+    if source is not None and source.exists() and target.exists() and target.samefile(source):
         raise UsageError(
             f"The output `{target}` is the input itself, and the input is never touched. "
             "Give another name."

@@ -7,6 +7,7 @@
     force = false                       # keep steps that do not pay
     verify = true                       # compare outputs after every step
     latency = true                      # measure latency
+    strict = false                      # exit code 4 where a step does nothing
     floor = true                        # hold the default floors where `floors` sets none
     threads = 2
     seed = 0
@@ -104,6 +105,7 @@ class Recipe:
     force: bool | None = None
     verify: bool | None = None
     latency: bool | None = None
+    strict: bool | None = None
     threads: int | None = None
     seed: int | None = None
     max_drop: float | None = None
@@ -304,6 +306,7 @@ _READERS: Mapping[str, Callable[[str, object], object]] = {
     "force": _flag,
     "verify": _flag,
     "latency": _flag,
+    "strict": _flag,
     "floor": _flag,
     "threads": _whole(THREADS),
     "seed": _whole(SEED),

@@ -5,7 +5,9 @@ Owns: the sentences for arguments that are wrong. Everything is checked before a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal
 
 from onnxslim.errors import UsageError
@@ -36,6 +38,13 @@ def loaded(model: ModelSource | Model) -> Model:
         ModelError: it is no model.
     """
     return model if isinstance(model, Model) else Model.load(model)
+
+
+def file_of(model: ModelSource | Model) -> Path | None:
+    """The file of the model; None: it was made in memory."""
+    if isinstance(model, Model):
+        return model.origin.path
+    return Path(model) if isinstance(model, str | os.PathLike) else None
 
 
 def parsed(passes: PassesArgument) -> Pipeline:

@@ -44,6 +44,7 @@ class Inspection:
     """The contents of a model file.
 
     Attributes:
+        path: None for a model given in memory.
         opsets: opset version by domain; the standard domain is `ai.onnx`.
         operators: number of nodes by operator, bodies of If, Loop and Scan included; operators of
             other domains are `domain.Name`.
@@ -53,7 +54,7 @@ class Inspection:
         packed_bytes: size of the packed file; None for an .onnx file.
     """
 
-    path: Path
+    path: Path | None
     sha256: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -70,19 +71,13 @@ class Inspection:
     packed_bytes: int | None = None
 
 
-def inspect_model(path: Path) -> Inspection:
-    """Inspect the model file at `path`.
-
-    Raises:
-        UsageError: there is no such file.
-        ModelError: it is no model.
-    """
-    model = Model.load(path)
+def inspect_model(model: Model) -> Inspection:
+    """Inspect a model as it was read."""
     stats = replace(measure_stats(model), file_bytes=model.origin.file_bytes)
     constants = _all_constants(model.graph)
     shell = model.shell
     return Inspection(
-        path=path,
+        path=model.origin.path,
         sha256=model.origin.sha256,
         inputs=tuple(map(_port, model.graph.inputs)),
         outputs=tuple(map(_port, model.graph.outputs)),

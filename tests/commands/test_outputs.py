@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from command import Said, run
 
 from onnxslim import api
-from onnxslim.errors import OnnxslimError, PromiseBroken, RuntimeFailure
+from onnxslim.errors import OnnxslimError, PromiseBroken, RuntimeFailure, UsageError
 from onnxslim.io.marks import is_marked
 from onnxslim.io.model import Model
 from onnxslim.run.prepared import PreparedRun
@@ -111,6 +112,31 @@ def test_data_of_another_model_stay_where_no_model_is_replaced(model: Path, tmp_
     onnx.load("o.onnx")
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda given, out, **how: api.compress("model.onnx", out, measure=False, **how),
+        lambda given, out, **how: api.compress(parse(TEXT), out, measure=False, **how),
+        lambda given, out, **how: api.pack("model.onnx", out, **how),
+        lambda given, out, **how: api.unpack(given, out, **how),
+    ],
+)
+def test_python_replaces_no_file_of_others_unasked(
+    model: Path, tmp_path: Path, write: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.pack(model, "p.onnxz")
+    other = tmp_path / "other.onnx"
+    content = foreign(other)
+    with monkeypatch.context() as patch:
+        patch.setattr("onnxslim.api.loaded", lambda source: pytest.fail("work was done"))
+        with pytest.raises(UsageError, match="overwrite=True"):
+            write("p.onnxz", other)
+    assert other.read_bytes() == content
+    write("p.onnxz", other, overwrite=True)
+    assert other.read_bytes() != content
+    write("p.onnxz", other)  # its own file
+
+
 # ------------------------------------------------------------------- standard input and output
 
 
@@ -134,10 +160,18 @@ class Piped(io.StringIO):
         self.buffer = io.BytesIO(content)  # type: ignore[misc]
 
 
+@pytest.fixture
+def piped(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    def put(path: Path) -> None:
+        monkeypatch.setattr(sys, "stdin", Piped(path.read_bytes()))
+
+    return put
+
+
 def test_streams_are_refused_where_they_make_no_sense(
-    model: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+    model: Path, capsys: Said, piped: Callable[[Path], None]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", Piped(model.read_bytes()))
+    piped(model)
     assert run("-") == 2
     assert "has no name: give OUTPUT" in capsys.readouterr().err
     assert run("-", "o.onnx", *QUICK) == 0
@@ -146,6 +180,65 @@ def test_streams_are_refused_where_they_make_no_sense(
     assert "it is empty, or was read already" in capsys.readouterr().err
     assert run("-", model, "--out-dir", "d") == 2
     assert "Standard input has no name" in capsys.readouterr().err
+    for command in ("pack", "unpack"):
+        assert run(command, "-") == 2
+        assert "has no name: give OUTPUT" in capsys.readouterr().err
+    for option in ("--calib", "--eval", "--recipe", "--report", "--out-dir"):
+        assert run(model, option, "-") == 2
+        assert f"{option} takes the name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        (("inspect", "-"), "MatMul nodes"),
+        (("inspect", "-", "model.onnx", "--json"), '"path": "-"'),
+        (("groups", "-"), "group 1: 3 units"),
+        (("compare", "-", "model.onnx"), "A: -"),
+        (("bench", "model.onnx", "-", "--seconds", "0.01", "--json"), '"model": "-"'),
+        (
+            ("sensitivity", "-", "--calib", "x.npz", "--passes", "quantize-weights"),
+            "divergence",
+        ),
+    ],
+)
+def test_commands_that_look_take_standard_input(
+    model: Path,
+    command: tuple[str, ...],
+    part: str,
+    piped: Callable[[Path], None],
+    capsys: Said,
+) -> None:
+    np.savez("x.npz", x=np.zeros((10, 4), np.float32))
+    piped(model)
+    assert run(*command) == 0
+    assert part in capsys.readouterr().out
+
+
+def test_a_report_is_explained_from_standard_input(
+    model: Path, piped: Callable[[Path], None], capsys: Said
+) -> None:
+    assert run(model, "--report", "r.json", *QUICK) == 0
+    assert run("explain", "r.json") == 0
+    named = capsys.readouterr().out
+    piped(Path("r.json"))
+    assert run("explain", "-") == 0
+    assert named.endswith(capsys.readouterr().out)
+
+
+def test_packed_files_go_through_standard_input_and_output(
+    model: Path, piped: Callable[[Path], None], capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    content = model.read_bytes()
+    piped(model)
+    assert run("pack", "-", "-", "--report", "r.json") == 0
+    out, err = capsysbinary.readouterr()
+    assert b"smaller" in err
+    assert json.loads(Path("r.json").read_text())["output"]["path"] == "-"
+    Path("p.onnxz").write_bytes(out)
+    piped(Path("p.onnxz"))
+    assert run("unpack", "-", "-") == 0
+    assert capsysbinary.readouterr().out == content
 
 
 # ------------------------------------------------------------------- several models

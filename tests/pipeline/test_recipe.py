@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from onnxslim.commands.compress import command as compress
 from onnxslim.errors import UsageError
 from onnxslim.pipeline import recipe
-from onnxslim.pipeline.data_settings import DataSettings
+from onnxslim.pipeline.data_settings import SETTINGS, DataSettings
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.recipe import GOALS, Recipe, load_recipe, parse_recipe
@@ -35,6 +37,7 @@ def test_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -> None
         force=False,
         verify=True,
         latency=True,
+        strict=False,
         threads=2,
         seed=0,
         max_drop=0.5,
@@ -146,3 +149,17 @@ def test_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
 
 def test_goals_are_those_of_the_policy() -> None:
     assert tuple(goal.value for goal in Goal) == GOALS
+
+
+# of one run: where it writes, what it shows; the pipeline and its proof need none of them
+OF_ONE_RUN = {"models", "named_output", "out_dir", "overwrite", "report", "recipe", "explain"}
+
+
+def test_every_option_that_a_pipeline_needs_is_a_documented_key() -> None:
+    options = {str(option.name) for option in compress.params} - OF_ONE_RUN - {"quiet", "verbose"}
+    other_words = {"evaluation": "eval"}
+    keys = {item.name for item in fields(Recipe)} - {"data"}
+    assert {other_words.get(name, name) for name in options - set(SETTINGS)} == keys
+    table = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    for name in keys:
+        assert f"`{name.replace('_', '-')}" in table.replace("floors.", "")
