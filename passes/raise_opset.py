@@ -61,7 +61,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.opset import LATEST, OLDEST
+from onnxslim.graph.opset import COMPLETE, LATEST, OLDEST
 from onnxslim.io.model import Model
 from onnxslim.pipeline.options import Interval, option
 from onnxslim.pipeline.passes import Context, Pass
@@ -75,12 +75,12 @@ class RaiseOpset(Pass):
 
     name: ClassVar[str] = "raise-opset"
     examples: ClassVar[Mapping[str, str]] = {
-        "raise-opset": "to the latest opset that onnxslim knows",
+        "raise-opset": "to the latest opset of which onnxruntime runs every operator",
         "raise-opset:to=17": "to opset 17",
     }
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
 
-    to: int = option(LATEST, Interval(OLDEST, LATEST), "the opset to reach")
+    to: int = option(COMPLETE, Interval(OLDEST, LATEST), "the opset to reach")
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Raise the opset, with proof."""

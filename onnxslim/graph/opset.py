@@ -27,7 +27,8 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.records import Change
 
 OLDEST: Final = 7  # the first without broadcasting attributes; onnxruntime runs none before
-LATEST: Final = 21  # the last that `opset_adapters` knows
+LATEST: Final = 23  # the last that `opset_adapters` knows
+COMPLETE: Final = 21  # the last whose operators onnxruntime runs all: it has no RoiAlign of 22
 _DOMAINS: Final = ("", "ai.onnx")
 _EVERYTHING: Final = 1 << 62  # bytes: no tensor is that large, all stay in the message
 

@@ -1,4 +1,4 @@
-"""What changed in the standard's operators from opset 8 to 21, as edits of one node.
+"""What changed in the standard's operators from opset 8 to 23, as edits of one node.
 
 An adapter is listed under the operator and the first opset of its new form. Operators and opsets
 without an adapter took more types, new attributes whose default is the old meaning, or words only;

@@ -41,6 +41,7 @@ def test_operators_get_their_newer_forms() -> None:
 def test_a_model_without_changed_operators_is_raised_as_well() -> None:
     text = '<opset_import: ["" : {}]> g (float[2] x) => (float[2] y) {{ y = Relu (x) }}'
     assert_rewrites(text.format(7), RaiseOpset(), text.format(21))
+    assert_rewrites(text.format(7), RaiseOpset(to=23), text.format(23))
 
 
 def test_the_manager_verifies_the_step() -> None:
