@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from support import parse
 N, M = Sum.of("n"), Sum.of("m")
 
 
-def flow_of(text: str) -> tuple[SizeFlow, dict[str, object]]:
+def flow_of(text: str) -> tuple[SizeFlow, dict[str, gs.Tensor]]:
     model = Model.load(parse(text))
     infer_shapes(model)
     tensors = {t.name: t for node in model.graph.nodes for t in (*node.inputs, *node.outputs)}
@@ -139,6 +140,18 @@ def test_numbers_that_would_wrap_around_are_not_known() -> None:
     value = flow.value(tensors["y"])
     assert value is not None
     assert value.items == (None,)
+
+
+def test_of_a_node_that_contradicts_its_inputs_nothing_is_known() -> None:
+    flow, tensors = flow_of(
+        """<opset_import: ["" : 17]>
+        g (float[2, 3] x) => (float[A, B] y) {
+            y = Transpose <perm = [0, 1]> (x)
+        }"""
+    )
+    tensors["y"].inputs[0].attrs["perm"] = [0, 2]
+    tensors["y"].shape = None
+    assert flow.shape(tensors["y"]) is None
 
 
 def test_a_long_chain_needs_no_recursion() -> None:

@@ -117,6 +117,12 @@ class SizeFlow:
     def _evaluate(self, node: Node) -> None:
         if node.op == "Constant":
             return  # its value is read on demand
+        try:
+            self._apply_rules(node)
+        except (IndexError, ValueError):
+            return  # the node contradicts its inputs, and onnxruntime could not judge the model
+
+    def _apply_rules(self, node: Node) -> None:
         for tensor, shape in zip(node.outputs, shape_rules.shapes_of(node, self), strict=False):
             self._shapes[tensor] = self._merged(tensor, shape)
         first = node.outputs[0]
