@@ -40,9 +40,9 @@ def normalise(model: onnx.ModelProto) -> list[str]:
         A note for the report on each kind of repair.
 
     Raises:
-        ModelError: what cannot be repaired: no outputs, two functions of one name, a body without
-            the outputs of its node, an input or output of a type that ONNX does not know, nodes
-            that need each other in a circle.
+        ModelError: what cannot be repaired: no outputs, two functions of one name, a node that has
+            more outputs than its body or its attributes say, an input or output of a type that
+            ONNX does not know, nodes that need each other in a circle.
     """
     if not model.graph.output:
         raise ModelError("The graph has no outputs, so it computes nothing.")
@@ -57,12 +57,12 @@ def normalise(model: onnx.ModelProto) -> list[str]:
         *_shape_inputs(model.graph),
         *_sort(graphs),
     ]
-    _check_bodies(node for graph in graphs for node in graph.node)
+    _check_outputs(node for graph in graphs for node in graph.node)
     for function in model.functions:
         bodies = list(_graphs(function.node))
         nodes = [*function.node, *(node for body in bodies for node in body.node)]
         notes += [*_import_domains(function, nodes), *_drop_nameless_initializers(bodies)]
-        _check_bodies(nodes)
+        _check_outputs(nodes)
     return notes
 
 
@@ -98,18 +98,28 @@ def _check_functions(functions: Iterable[onnx.FunctionProto]) -> None:
         seen.add(key)
 
 
-def _check_bodies(nodes: Iterable[onnx.NodeProto]) -> None:
-    """Require that each body returns what its node gives on."""
+def _check_outputs(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Require of each node as many outputs as its bodies and attributes say.
+
+    Shape inference of onnx ends the process where a Split has more outputs than it says.
+    """
     for node in nodes:
-        if node.op_type not in _OWN_OUTPUTS or node.domain:
+        if node.domain:
             continue
-        needed = len(node.output) + _OWN_OUTPUTS[node.op_type]
+        label = node.name or next(iter(node.output), "")
         for attribute in node.attribute:
-            if attribute.HasField("g") and len(attribute.g.output) < needed:
-                label = node.name or next(iter(node.output), "")
+            if attribute.HasField("g") and node.op_type in _OWN_OUTPUTS:
+                needed = len(node.output) + _OWN_OUTPUTS[node.op_type]
+                if len(attribute.g.output) < needed:
+                    raise ModelError(
+                        f"`{attribute.name}` of node `{label}` ({node.op_type}) has "
+                        f"{len(attribute.g.output)} outputs; the node needs {needed}."
+                    )
+            is_count = (node.op_type, attribute.name) == ("Split", "num_outputs")
+            if is_count and attribute.i != len(node.output):
                 raise ModelError(
-                    f"`{attribute.name}` of node `{label}` ({node.op_type}) has "
-                    f"{len(attribute.g.output)} outputs; the node needs {needed}."
+                    f"Node `{label}` (Split) has {len(node.output)} outputs, but num_outputs "
+                    f"is {attribute.i}."
                 )
 
 

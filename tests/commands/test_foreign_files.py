@@ -187,6 +187,12 @@ def test_a_body_without_the_outputs_of_its_node_is_refused(run: Run, op: str) ->
     assert f"of node `late` ({op}) has 0 outputs; the node needs {1 + (op == 'Loop')}" in run.errors
 
 
+def test_a_split_into_another_number_of_parts_is_refused(run: Run) -> None:
+    node = helper.make_node("Split", ["x"], ["a", "y", ""], "cut", axis=1, num_outputs=2)
+    assert run(model([node], imports=[helper.make_opsetid("", 18)])) == 3
+    assert "Node `cut` (Split) has 3 outputs, but num_outputs is 2" in run.errors
+
+
 def test_a_reference_to_an_attribute_means_nothing_outside_a_function(run: Run) -> None:
     nodes = [*model().graph.node[:2], helper.make_node("Concat", ["h", "x"], ["y"], axis=1)]
     nodes[2].attribute[0].ref_attr_name = "alpha"
