@@ -5,7 +5,7 @@ Simplify a model and write it. What does not pay is left out, and the report say
     >>> import onnxslim
     >>> model, report = onnxslim.compress("lenet5.onnx", "small.onnx", measure=False)
     >>> print(report)
-    lenet5.onnx -> small.onnx: 1,727,013 -> 1,726,474 bytes, 21 -> 8 nodes
+    lenet5.onnx -> small.onnx: 1,727,013 -> 1,726,488 bytes, 21 -> 8 nodes
     kept: simplify
 
 Give data, and lossy passes can be judged. `calibration` has samples without labels, `evaluation`
@@ -53,7 +53,7 @@ The smallest file, for storage and transfer, and the same model back, to the byt
 
     >>> packed = onnxslim.pack("small.onnx", "small.onnxz", measure=False)
     >>> onnxslim.unpack("small.onnxz", "again.onnx").stat().st_size
-    1726474
+    1726488
 
 Every error is an `OnnxslimError` with one sentence that says what to do. `FloorMissed` says that a
 step was left out, and carries the best `model` and the `report`:

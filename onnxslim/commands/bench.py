@@ -16,7 +16,7 @@ from onnxslim.commands.arguments import (
 )
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.progress import progress
-from onnxslim.commands.streams import source_of
+from onnxslim.commands.streams import STREAM, source_of
 from onnxslim.pipeline.options import interval
 
 if TYPE_CHECKING:
@@ -68,8 +68,11 @@ def command(
             seconds=seconds,
             progress=shown,
         )
-    named = [(name, row[1], row[2]) for name, row in zip(models, rows, strict=True)]
-    say(json_text(_json(named)).rstrip() if as_json else _text(named))
+    rows = [
+        (STREAM if model == STREAM else row[0], row[1], row[2])
+        for model, row in zip(models, rows, strict=True)
+    ]
+    say(json_text(_json(rows)).rstrip() if as_json else _text(rows))
 
 
 def _text(rows: Sequence[Row]) -> str:

@@ -420,6 +420,9 @@ def _check_request(model: Path | bytes, output: Path, wanted: _Wanted) -> None:
     settings, source = wanted.settings, model if isinstance(model, Path) else None
     if source is not None:
         _check_exists(source)
+    from onnxslim.io.marks import check_output
+
+    check_output(output, source, overwrite=wanted.overwrite)
     if wanted.report is not None:
         check_report(wanted.report, source or output, output, REPORTS, overwrite=wanted.overwrite)
     check_measured(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from onnxslim.errors import UsageError
-from onnxslim.io.staging import stage_file
+from onnxslim.io.staging import check_target, stage_file
 
 if TYPE_CHECKING:
     from onnxslim.render.formats import Formats
@@ -25,7 +25,7 @@ def check_report(
     Raises:
         UsageError: why.
     """
-    _check_place(report)
+    check_target(report, None)
     if _same_file(report, source) or report.absolute() == output.absolute():
         raise UsageError(f"--report `{report}` is the model; give the report a name of its own.")
     if overwrite or not report.exists():
@@ -56,16 +56,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     with stage_file(path) as staged:
         staged.write([content])
         staged.commit()
-
-
-def _check_place(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"`{path}` cannot be written: the folder `{path.parent}` does not exist. "
-            "Create it first."
-        )
-    if path.is_dir():
-        raise UsageError(f"`{path}` is a folder; give a file name.")
 
 
 def _same_file(path: Path, other: Path) -> bool:

@@ -209,12 +209,13 @@ def check_target(target: Path, source: Path | None, external: tuple[Path, ...] =
     """
     if not target.parent.is_dir():
         raise UsageError(
-            f"The folder `{target.parent}` of the output does not exist. Create it first."
+            f"`{target}` cannot be written: the folder `{target.parent}` does not exist. "
+            "Create it first."
         )
     if target.is_dir():
-        raise UsageError(f"The output `{target}` is a folder; give a file name.")
+        raise UsageError(f"`{target}` is a folder; give a file name.")
     if target.exists() and not target.is_file():
-        raise UsageError(f"The output `{target}` is a device or a pipe; give a file name.")
+        raise UsageError(f"`{target}` is a device or a pipe; give a file name.")
     if source is not None and source.exists() and target.exists() and target.samefile(source):
         raise UsageError(
             f"The output `{target}` is the input itself, and the input is never touched. "

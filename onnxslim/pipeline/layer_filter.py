@@ -131,9 +131,20 @@ def check_named(step: Pass, *graphs: gs.Graph) -> None:
         for option_name, pattern in patterns:
             if not any(matches(name, pattern) for name in known):
                 raise UsageError(
-                    _no_match(item, option_name, pattern)
-                    + _suggestion(pattern, known, list(tables[0].others))
+                    _no_match(item, option_name, pattern) + _meant(item, pattern, graphs, tables)
                 )
+
+
+def _meant(
+    item: Pass, pattern: str, graphs: Sequence[gs.Graph], tables: Sequence[LayerNames]
+) -> str:
+    """The names that a pattern may have been meant for: of what the pass works on, if known."""
+    targets = [item.targets(graph) for graph in graphs]
+    if not any(targets):
+        targets = [tuple(table.others) for table in tables]
+    names = [name for table, own in zip(tables, targets, strict=True) for name in table.all(own)]
+    labels = dict.fromkeys(label for own in targets for label in own)
+    return _suggestion(pattern, names, list(labels))
 
 
 def _no_match(item: Pass, option_name: str, pattern: str) -> str:

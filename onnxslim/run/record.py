@@ -78,7 +78,7 @@ def _resolved_step(step: StepReport) -> str:
 
 
 def _bearing(policy: Policy, settings: RunSettings) -> dict[str, str]:
-    """The options of the command, besides pipeline and data, that bear on the result."""
+    """What bears on the result besides pipeline and data: options of the command, and floors."""
     floors = policy.floors
     kinds = (f"{name}={kind}" for name, kind in settings.output_kinds.items())
     wanted: dict[str, object] = {
@@ -88,14 +88,16 @@ def _bearing(policy: Policy, settings: RunSettings) -> dict[str, str]:
         "output-kind": ",".join(kinds) or None,
         **settings.data.spelled(),
     }
-    if not floors.is_default:  # the same data bring the same default floors
+    if floors.is_default:  # the same data bring the same default floors
+        wanted["floor"] = "default"
+    else:
         wanted |= {
             "max-drop": floors.max_drop,
             "min-agreement": floors.min_agreement,
             "min-sqnr": floors.min_sqnr_db,
             "min-cosine": floors.min_cosine,
             "min-row-cosine": floors.min_row_cosine,
-            "no-floor": None if floors.limits_anything else "true",
+            "floor": None if floors.limits_anything else "none",
         }
     return {name: f"{value}" for name, value in wanted.items() if value is not None}
 

@@ -7,9 +7,11 @@ service is asked for, so that `import onnxslim` stays cheap.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxslim.analysis.output_kinds import OutputKinds
@@ -86,7 +88,10 @@ class RunSettings:
             calibration = GivenData(self.calibration, self.data, self.declared)
             kinds[calibration.name] = calibration.kind
         if self.evaluation is not None:
-            evaluation = GivenData(self.evaluation, self.data, self.declared)  # type: ignore[arg-type]
+            evaluation = calibration
+            if not _is_same(self.calibration, self.evaluation):
+                evaluation = GivenData(self.evaluation, self.data, self.declared)  # type: ignore[arg-type]
+            assert evaluation is not None
             if labelled_source(evaluation) is not None:
                 kinds[evaluation.name] = evaluation.kind
         self.data.check_used(kinds)
@@ -188,3 +193,10 @@ class RunSettings:
             stopwatch=stopwatch,
             progress=self.progress,
         )
+
+
+def _is_same(calibration: object, evaluation: object) -> bool:
+    """Whether the same data are given for both."""
+    if isinstance(calibration, str | os.PathLike) and isinstance(evaluation, str | os.PathLike):
+        return Path(calibration) == Path(evaluation)
+    return calibration is evaluation

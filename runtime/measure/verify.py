@@ -309,6 +309,11 @@ class RuntimeProver:
             evaluation is not None and evaluation.samples is not None
         )
 
+    @property
+    def _is_one_source(self) -> bool:
+        """Whether the same samples, with labels, are for calibration and for evaluation."""
+        return self._calibration is not None and self._calibration is self._evaluation_source
+
     def _times(self, first: Model, second: Model, tour: Sequence[Feeds]) -> RunTimes:
         """Times of a sample."""
         with self._open(first) as a, self._open(second) as b:
@@ -351,7 +356,8 @@ class RuntimeProver:
                 self._evaluation_source, session.inputs, self._progress
             )
             if self._evaluation.samples is not None:
-                self.data.append(describe_samples(self._evaluation.samples, "evaluation"))
+                role = "calibration and evaluation" if self._is_one_source else "evaluation"
+                self.data.append(describe_samples(self._evaluation.samples, role))
         return self._evaluation
 
     def _choose_workload(self, original: Model, session: Session) -> str | None:
@@ -361,7 +367,8 @@ class RuntimeProver:
             return why_not
         if self._calibration is not None:
             samples = open_samples(self._calibration, session.inputs).told(self._progress)
-            self.data.append(describe_samples(samples, "calibration"))
+            if not (self._is_one_source and self.data):
+                self.data.append(describe_samples(samples, "calibration"))
             self._workload = from_samples(session, samples, "calibration", original)
             return None
         if self._evaluation is not None and self._evaluation.samples is not None:

@@ -53,10 +53,11 @@ def test_folder_of_pictures_with_labels_gives_accuracy(folder: Path, capsys: Sai
     said = " ".join(capsys.readouterr().out.split())
     assert "accuracy 100.00 -> 100.00 %" in said
     assert (
-        "calibration: 6 samples of photos; `img` float32 [1, 3, 8, 8], 0.07843 to 0.7843; labels "
-        "0 to 2; resized, 8 by 8 in the centre cut out, RGB, pixel / 255, folders are classes: "
-        "1red = 0, 2green = 1, 3blue = 2"
+        "calibration and evaluation: 6 samples of photos; `img` float32 [1, 3, 8, 8], 0.07843 to "
+        "0.7843; labels 0 to 2; resized, 8 by 8 in the centre cut out, RGB, pixel / 255, folders "
+        "are classes: 1red = 0, 2green = 1, 3blue = 2"
     ) in said
+    assert said.count("6 samples of photos;") == 1
 
 
 def test_order_of_colours_can_be_turned(folder: Path) -> None:

@@ -53,6 +53,8 @@ def test_values_for_a_layer_take_any_of_its_names(model: Path) -> None:
         ("fuse-pad:skip=zzz", "Option `skip` of `fuse-pad` names `zzz`"),
         ("simplify:skip='fuse-pad=zzz'", "Option `skip` of `fuse-pad` names `zzz`"),
         ("prune-weights:only=r0", "names `r0`, which the pass does not work on"),
+        ("prune-weights:only=r00", "Its layers are `h0`, `h1`, `y`"),  # no Relu
+        ("prune-channels:only=r00", "Its layers are `h0`, `h1`"),
         ("prune-channels:plan='w00=3'", "Option `plan` of `prune-channels` names `w00`"),
     ],
 )

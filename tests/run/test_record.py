@@ -59,7 +59,7 @@ def test_what_timing_kept_and_left_out_is_repeated_to_the_byte(
     assert "quantize-weights" not in record["resolved"].partition("',")[2]
     assert record["data_sha256"] == {"calib": data_sha256(calib)}
     assert metadata(first)["onnxslim.resolved"] == record["resolved"]
-    assert "seed=3" in metadata(first)["onnxslim.settings"]
+    assert metadata(first)["onnxslim.settings"] == "seed=3 goal=both floor=default"
 
     fake_times(monkeypatch, lambda model: not has_codes(model))  # now all that was kept is slower
     second, third = tmp_path / "b.onnx", tmp_path / "c.onnx"
