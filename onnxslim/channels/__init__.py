@@ -7,6 +7,8 @@ cutting              which labels leave, and how edits are applied
 edits_operands       edits of constant operands and of attributes that count channels
 edits_movement       edits of operators that pick or reorder channels
 edits_sizes          edits of lists of sizes
+pointwise            the operators that treat every position alike
+repeats              tensors that hold the same values all along an axis
 tracing              the sweep over a graph: labels are moved, merged, or pinned with a reason
 rules_products       how labels go through products of two activations
 rules_layers         how labels go through layers with weights

@@ -59,6 +59,7 @@ class Cutter:
         self._cuts: dict[tuple[Node, int], dict[int, Mask]] = {}
         self._new: dict[tuple[int, tuple[tuple[int, bytes], ...]], gs.Tensor] = {}
         self._own: dict[tuple[int, tuple[int, ...], bytes], gs.Tensor] = {}
+        self._firsts: dict[tuple[gs.Tensor, int], gs.Tensor] = {}
 
     def run(self, edits: Sequence[Edit], removal: Removal) -> None:
         """Apply edits, so that the graph does without the channels that `removal` names."""
@@ -83,6 +84,24 @@ class Cutter:
         inputs = list(node.inputs)
         inputs[operand] = self._own[key]
         self.rewriter.update(node, "its operand follows the channels", inputs=inputs)
+
+    def take_first(self, node: Node, operand: int, axis: int) -> None:
+        """Give a node the first position of an operand along `axis`, of length 1."""
+        tensor = node.inputs[operand]
+        if (tensor, axis) not in self._firsts:
+            name = f"{tensor.name}_first"
+            place = self.rewriter.constant(np.zeros(1, np.int64), f"{name}_place")
+            shape = None if tensor.shape is None else list(tensor.shape)
+            if shape is not None:
+                shape[axis] = 1
+            (first,) = self.rewriter.insert(
+                node, "Gather", [tensor, place], {"axis": axis},
+                name=name, dtype=tensor.dtype, shape=shape,
+            )  # fmt: skip
+            self._firsts[tensor, axis] = first
+        inputs = list(node.inputs)
+        inputs[operand] = self._firsts[tensor, axis]
+        self.rewriter.update(node, "its operand is the same for all channels", inputs=inputs)
 
     def _cut(self, node: Node, operand: int, masks: dict[int, Mask]) -> None:
         tensor = node.inputs[operand]

@@ -29,6 +29,27 @@ class SliceOperand:
 
 
 @dataclass(frozen=True)
+class FirstPosition:
+    """An operand that holds the same values all along `axis` is broadcast from its first position.
+
+    Attributes:
+        array: the labels that it meets.
+        at: the axis of `array` that it meets with `axis`.
+    """
+
+    node: Node
+    operand: int
+    axis: int
+    array: LabelArray
+    at: int
+
+    def apply(self, cutter: Cutter, removal: Removal) -> None:
+        """See `Edit`."""
+        if not removal.kept_along(self.array, self.at).all():
+            cutter.take_first(self.node, self.operand, self.axis)
+
+
+@dataclass(frozen=True)
 class CountAttribute:
     """An attribute that counts channels or groups: `group` of a depthwise Conv, `num_groups`.
 

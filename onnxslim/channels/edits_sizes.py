@@ -1,9 +1,14 @@
-"""Edits of lists of sizes (of Reshape, Expand, Resize): constants, or a Concat of pieces."""
+"""Edits of lists of sizes (of Reshape, Expand, Resize).
+
+A list is a constant, a Concat of pieces, or computed in any other way: then the sizes that change
+are replaced, or multiplied by the share that stays, after it has been computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,6 +18,25 @@ from onnxslim.channels.labels import LabelArray
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array, const_value
+from onnxslim.graph.sizes import Shape, Size
+
+
+@dataclass(frozen=True)
+class MeasuredSize:
+    """The length of an axis of channels, as an element of a list of sizes that a Shape reads.
+
+    Attributes:
+        array: that labels the axis.
+        axis: of the tensor whose Shape is read.
+        why: the reason to pin the channels if the use of the element cannot be followed.
+    """
+
+    array: LabelArray
+    axis: int
+    why: str
+
+
+_UNTOLD = (-1, 0)  # elements of the list of a Reshape that stand for a size which is not told
 
 
 @dataclass(frozen=True)
@@ -21,32 +45,84 @@ class ShapeOperand:
 
     Attributes:
         labels: of the output.
+        shape: of the output.
         offset: the axis of the output that the first size is for.
-        right: places of sizes that are read by a Shape, and so follow by themselves.
+        items: the elements of the list, as far as they are known.
+        right: places of sizes that are read by a Shape of the same channels: they follow.
+        read: places of sizes that are read by a Shape of other channels: they must not follow.
     """
 
     node: Node
     operand: int
     labels: tuple[LabelArray, ...]
+    shape: Shape
     offset: int = 0
+    items: tuple[Size | None, ...] = ()
     right: frozenset[int] = frozenset()
+    read: Mapping[int, MeasuredSize] = field(default_factory=lambda: MappingProxyType({}))
 
     def apply(self, cutter: Cutter, removal: Removal) -> None:
         """See `Edit`."""
-        sizes: dict[int, int] = {}
-        for array in self.labels:
-            for axis, length in enumerate(array.shape):
-                left = int(removal.kept_along(array, axis).sum()) if length > 1 else length
-                if left != length and axis >= self.offset and axis - self.offset not in self.right:
-                    sizes[axis - self.offset] = left
-        if not sizes:
-            return
+        sizes, shares = self._changed(removal)
         tensor = self.node.inputs[self.operand]
         values = const_array(tensor)
         if values is not None:
-            cutter.set_operand(self.node, self.operand, _with_sizes(values, sizes))
-            return
-        self._patch_pieces(cutter, tensor.inputs[0], sizes)
+            if sizes:
+                cutter.set_operand(self.node, self.operand, _with_sizes(values, sizes))
+        elif not shares and sizes.keys() <= _constant_places(tensor):
+            if sizes:
+                self._patch_pieces(cutter, tensor.inputs[0], sizes)
+        else:
+            self._compute(cutter, tensor, sizes, shares)
+
+    def _changed(self, removal: Removal) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
+        """By place: sizes that change, and channels that are left of a period with their number."""
+        sizes: dict[int, int] = {}
+        shares: dict[int, tuple[int, int]] = {}
+        for place, read in self.read.items():
+            if not removal.kept_along(read.array, read.axis).all():
+                sizes[place] = int(str(self.shape[place + self.offset]))
+        for array in self.labels:
+            for axis, length in enumerate(array.shape):
+                place = axis - self.offset
+                left = int(removal.kept_along(array, axis).sum()) if length > 1 else length
+                if left == length or place < 0 or place in self.right:
+                    continue
+                if isinstance(self.shape[axis], int):
+                    sizes[place] = left
+                elif self.items[place] not in _UNTOLD:
+                    shares[place] = left, length
+        return sizes, shares
+
+    def _compute(
+        self,
+        cutter: Cutter,
+        tensor: gs.Tensor,
+        sizes: dict[int, int],
+        shares: dict[int, tuple[int, int]],
+    ) -> None:
+        """Compute the list that follows the channels from the one with all channels."""
+        columns = np.array([(1, 1, 0)] * (len(self.shape) - self.offset), np.int64)
+        for place, (left, length) in shares.items():
+            columns[place] = left, length, 0
+        for place, size in sizes.items():
+            columns[place] = 0, 1, size
+        # left · list / length + size
+        for op, values in zip(("Mul", "Div", "Add"), columns.T, strict=True):
+            if (values != (op != "Add")).any():
+                name = f"{self.node.outputs[0].name}_sizes"
+                constant = cutter.rewriter.constant(values.copy(), name)
+                (tensor,) = cutter.rewriter.insert(
+                    self.node,
+                    op,
+                    [tensor, constant],
+                    name=name,
+                    dtype=np.int64,
+                    shape=[len(values)],
+                )
+        inputs = list(self.node.inputs)
+        inputs[self.operand] = tensor
+        cutter.rewriter.update(self.node, "its shape follows the channels", inputs=inputs)
 
     def _patch_pieces(self, cutter: Cutter, concat: Node, sizes: dict[int, int]) -> None:
         """Change the constant pieces of a list that a Concat makes."""
@@ -95,19 +171,16 @@ def _length(tensor: gs.Tensor) -> int:
     return known_dim(tensor, 0) or 0 if rank(tensor) == 1 else 0
 
 
-def can_patch(node: Node, operand: int, places: Sequence[int]) -> bool:
-    """Whether these elements of a list of sizes can be replaced: they are constant."""
-    tensor = node.inputs[operand]
-    if const_value(tensor) is not None:
-        return True
+def _constant_places(tensor: gs.Tensor) -> set[int]:
+    """The places of a list that a Concat joins of pieces, where the piece is constant."""
+    known: set[int] = set()
     producer = tensor.inputs[0] if len(tensor.inputs) == 1 else None
     if producer is None or producer.op != "Concat" or not producer.is_onnx:
-        return False
-    known: set[int] = set()
+        return known
     for start, piece in _pieces(producer):
         stored = const_value(piece)
         if stored is None and not _length(piece):
             break  # the places of all later pieces are unknown
         if stored is not None:
             known.update(range(start, start + stored.size))
-    return set(places) <= known
+    return known

@@ -30,7 +30,7 @@ from onnxslim.channels import (
     rules_parts,
 )
 from onnxslim.channels.cutting import Cutter, Mask, Removal
-from onnxslim.channels.labels import labelled_axes
+from onnxslim.channels.labels import ChannelLabels, labelled_axes
 from onnxslim.channels.tracing import (
     ChannelRule,
     ChannelTrace,
@@ -168,11 +168,19 @@ def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
     removal = Removal(gone[channels.units.of])
     Cutter(rewriter).run(channels.trace.edits, removal)
     for tensor, labels in channels.trace.labels.items():
-        shape = tensor.shape
-        if shape is None:
-            continue
-        sizes = list(shape)
-        for array in labels:
-            for axis in labelled_axes(array):
-                sizes[axis] = int(removal.kept_along(array, axis).sum())
-        tensor.shape = sizes
+        _shrink_shape(tensor, labels, removal)
+
+
+def _shrink_shape(tensor: gs.Tensor, labels: ChannelLabels, removal: Removal) -> None:
+    """State the shape that is left of a tensor; the file's own statement holds no longer."""
+    sizes = None if tensor.shape is None else list(tensor.shape)
+    for array in labels:
+        for axis in labelled_axes(array):
+            kept = removal.kept_along(array, axis)
+            if kept.all():
+                continue
+            tensor.info = None
+            if sizes is not None:
+                # a size that is no number is a multiple of the period, which its name may tell
+                sizes[axis] = int(kept.sum()) if isinstance(sizes[axis], int) else None
+    tensor.shape = sizes

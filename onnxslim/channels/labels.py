@@ -6,18 +6,22 @@ not depend on that axis: with `array` of shape (1, C, 1, 1), channel c has the l
 `array[0, c, 0, 0]`. An array *labels* the axes along which it is longer than 1. A tensor has any
 number of label arrays; no two of them label the same axis.
 
+Where a Reshape joins an axis of channels with an axis of unknown size in front of it (batch and
+heads), labels repeat along the joined axis: the array is as long as this *period* there.
+
 Owns: how labels move. Not here: what operators do with them (see `rules_*`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.graph.sizes import Shape, product
+from onnxslim.graph.sizes import Shape, Size, applied, divide, product
 
 LabelArray = npt.NDArray[np.int64]
 ChannelLabels = tuple[LabelArray, ...]
@@ -36,6 +40,25 @@ def along_axis(ids: npt.NDArray[np.int64], axis: int, rank: int) -> LabelArray:
     shape = [1] * rank
     shape[axis] = len(ids)
     return ids.reshape(shape)
+
+
+def spread_along(array: LabelArray, axis: int) -> LabelArray:
+    """The labels of each position along `axis`, (positions, labels)."""
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+
+
+def in_step(a: LabelArray, b: LabelArray) -> tuple[LabelArray, LabelArray]:
+    """Both arrays, over and over along axes where their periods differ, with axes of one length."""
+    lengths = [
+        math.lcm(*pair) if min(pair) > 1 else 1 for pair in zip(a.shape, b.shape, strict=True)
+    ]
+
+    def tiled(array: LabelArray) -> LabelArray:
+        return np.tile(
+            array, [max(1, size // own) for size, own in zip(lengths, array.shape, strict=True)]
+        )
+
+    return tiled(a), tiled(b)
 
 
 def ids_along(labels: ChannelLabels, axis: int) -> npt.NDArray[np.int64] | None:
@@ -68,15 +91,12 @@ def transposed(labels: ChannelLabels, perm: Sequence[int]) -> ChannelLabels:
 def reshaped(labels: ChannelLabels, shape: Shape, target: Shape) -> ChannelLabels | None:
     """The labels after a Reshape; None if it is not known which axes become which.
 
-    Labelled axes, and axes that are joined with them or split from them, must have known sizes; all
-    others may be symbols.
+    Sizes may be symbols: of the axes that a labelled one is joined with, only those further in must
+    have known sizes. Where it is joined with a symbol in front, its labels become a period.
     """
-    blocks = matching_blocks(shape, target)
-    if blocks is None:
-        return None
     found = []
     for array in labels:
-        part = _reshaped(array, shape, target, blocks)
+        part = _reshaped(*_unfolded(array, shape), target)
         if part is None:
             return None
         simple = simplified(part)
@@ -89,14 +109,40 @@ _Blocks = Sequence[tuple[slice, slice]]
 
 
 def matching_blocks(shape: Shape, target: Shape) -> _Blocks | None:
-    """Runs of axes of `shape` and of `target` that hold the same elements, as short as possible."""
+    """Runs of axes of `shape` and of `target` that hold the same elements, as short as possible.
+
+    Runs are matched by their sizes from the front, and from the back where symbols in front are not
+    known to be equal. What is left in the middle is a run too: a Reshape keeps all elements.
+    """
+    front = _leading_blocks(shape, target)
+    i, j = sum(before for before, _ in front), sum(after for _, after in front)
+    back = _leading_blocks(shape[i:][::-1], target[j:][::-1])[::-1]
+    middle = (
+        len(shape) - i - sum(before for before, _ in back),
+        len(target) - j - sum(after for _, after in back),
+    )
+    if any(middle):
+        left, right = product(shape[i : i + middle[0]]), product(target[j : j + middle[1]])
+        if isinstance(left, int) and isinstance(right, int):
+            return None  # two numbers that differ
+        front.append(middle)
     blocks: list[tuple[slice, slice]] = []
+    i = j = 0
+    for before, after in (*front, *back):
+        blocks.append((slice(i, i + before), slice(j, j + after)))
+        i, j = i + before, j + after
+    return blocks
+
+
+def _leading_blocks(shape: Shape, target: Shape) -> list[tuple[int, int]]:
+    """The numbers of axes of each run, as far as they can be told from the front."""
+    blocks: list[tuple[int, int]] = []
     i = j = 0
     while i < len(shape) or j < len(target):
         found = _next_block(shape[i:], target[j:])
         if found is None:
-            return None
-        blocks.append((slice(i, i + found[0]), slice(j, j + found[1])))
+            break
+        blocks.append(found)
         i, j = i + found[0], j + found[1]
     return blocks
 
@@ -111,22 +157,80 @@ def _next_block(shape: Shape, target: Shape) -> tuple[int, int] | None:
     return None
 
 
-def _reshaped(array: LabelArray, shape: Shape, target: Shape, blocks: _Blocks) -> LabelArray | None:
+def _unfolded(array: LabelArray, shape: Shape) -> tuple[LabelArray, Shape]:
+    """The array with an axis of its own for each period, and the sizes of these axes."""
+    sizes: list[Size] = []
+    lengths: list[int] = []
+    for length, size in zip(array.shape, shape, strict=True):
+        if length > 1 and length != size:
+            rounds = divide(size, length)
+            sizes.append(applied("rounds", size, length) if rounds is None else rounds)
+            lengths.append(1)
+            size = length
+        sizes.append(size)
+        lengths.append(length)
+    return array.reshape(lengths), tuple(sizes)
+
+
+def _reshaped(array: LabelArray, shape: Shape, target: Shape) -> LabelArray | None:
+    blocks = matching_blocks(shape, target)
+    if blocks is None:
+        return None
     full: list[int] = []
     wanted: list[int] = []
     for before, after in blocks:
-        sizes, results = shape[before], target[after]
+        lengths, sizes, results = array.shape[before], shape[before], target[after]
         # a block without labels stays of size 1, whatever its sizes
-        if all(size == 1 for size in array.shape[before]):
+        if all(length == 1 for length in lengths):
             full += [1] * len(sizes)
             wanted += [1] * len(results)
             continue
-        for size in (*sizes, *results):
-            if not isinstance(size, int):
-                return None
-        full += [int(str(size)) for size in sizes]
-        wanted += [int(str(size)) for size in results]
-    return np.broadcast_to(array, full).reshape(wanted)
+        if (known := _all_ints(sizes)) is not None and (told := _all_ints(results)) is not None:
+            full += known
+            wanted += told
+            continue
+        # labels depend on the place among the elements of the axes from the first labelled one on
+        first = next(axis for axis, length in enumerate(lengths) if length > 1)
+        inner = _all_ints(sizes[first:])
+        moved = None if inner is None else _period(math.prod(inner), results)
+        if inner is None or moved is None:
+            return None
+        full += [1] * first + inner
+        wanted += moved
+    found = np.broadcast_to(array, full).reshape(wanted)
+    times = [
+        size // length if isinstance(size, int) and 1 < length < size else 1
+        for length, size in zip(wanted, target, strict=True)
+    ]
+    return np.tile(found, times) if any(count > 1 for count in times) else found
+
+
+def _all_ints(sizes: Shape) -> list[int] | None:
+    known = [size for size in sizes if isinstance(size, int)]
+    return known if len(known) == len(sizes) else None
+
+
+def _period(count: int, sizes: Shape) -> list[int] | None:
+    """How `count` elements, over and over in row-major order, lie in axes of these sizes.
+
+    Returns:
+        The period along each axis, 1 where the place does not matter; None if there is none.
+    """
+    found: list[int] = []
+    for axis in reversed(range(len(sizes))):
+        size = sizes[axis]
+        if count == 1:
+            found.append(1)
+        elif isinstance(size, int) and count % size == 0:
+            found.append(size)
+            count //= size
+        elif divide(size, count) is not None or (axis == 0 and not isinstance(size, int)):
+            # the first axis holds the rest of the elements, which are that many, several times
+            found.append(count)
+            count = 1
+        else:
+            return None
+    return found[::-1] if count == 1 else None
 
 
 def by_shared_axes(arrays: Iterable[LabelArray]) -> Iterator[list[LabelArray]]:

@@ -10,27 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import onnx_graphsurgeon as gs
-
 from onnxslim.analysis.flow.shape_rules import REDUCTIONS
 from onnxslim.channels.labels import ChannelLabels, LabelArray, labelled_axes, with_rank
+from onnxslim.channels.pointwise import BROADCAST, UNARY
 from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Untraceable, on_data
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import axes_of, const_array, const_value, is_present, normalized
 from onnxslim.graph.sizes import Shape
 
-_UNARY: Final = (
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike",
-    "Ceil", "Celu", "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu",
-    "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg",
-    "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
-    "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
-)  # fmt: skip
-_BROADCAST: Final = (
-    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div", "Equal",
-    "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul",
-    "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
-)  # fmt: skip
 _BROADCAST_SINCE: Final = 7  # the opset in which operands are aligned at their last axes
 _POOL: Final = (
     "AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool",
@@ -58,22 +45,23 @@ def broadcast(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
         if const_value(tensor) is not None:
             tracer.slice_broadcast(node, index, joined, rank)
         else:
-            _meet(node, tracer, tensor, joined, rank)
+            _meet(node, tracer, index, joined, rank)
     return (joined,)
 
 
-def _meet(
-    node: Node, tracer: ChannelTracer, tensor: gs.Tensor, labels: ChannelLabels, rank: int
-) -> None:
-    """Pin labels that meet an axis of `tensor` that has none and is not broadcast."""
+def _meet(node: Node, tracer: ChannelTracer, index: int, labels: ChannelLabels, rank: int) -> None:
+    """Let labels meet an operand without them: positions along its own axes must all stay.
+
+    Along axes where it holds the same values everywhere, its first position is enough.
+    """
+    tensor = node.inputs[index]
     shape = tracer.shape(tensor)
     whole: Shape = (*(1,) * (rank - len(shape)), *shape)
     own = {axis for f in tracer.labels(tensor) for axis in labelled_axes(with_rank(f, rank))}
+    why = f"`{node_label(node)}` ({node.op}) joins them with `{tensor.name}`"
     for array in labels:
-        for axis in labelled_axes(array) - own:
-            if whole[axis] != 1:
-                why = f"`{node_label(node)}` ({node.op}) joins them with `{tensor.name}`"
-                tracer.pin(array, why)
+        met = frozenset(axis for axis in labelled_axes(array) - own if whole[axis] != 1)
+        tracer.keep_whole(array, tracer.without_repeats(node, index, array, met, rank), why)
 
 
 def _mixed(
@@ -184,8 +172,8 @@ def _slice_scales(node: Node, tracer: ChannelTracer, array: LabelArray, axis: in
 
 
 RULES: Final[Mapping[str, ChannelRule]] = {
-    **dict.fromkeys(_UNARY, unary),
-    **dict.fromkeys(_BROADCAST, broadcast),
+    **dict.fromkeys(UNARY, unary),
+    **dict.fromkeys(BROADCAST, broadcast),
     **dict.fromkeys(REDUCTIONS, reduce),
     **dict.fromkeys(_POOL, pool),
     **dict.fromkeys(("ArgMax", "ArgMin"), arg_reduce),

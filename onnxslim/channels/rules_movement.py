@@ -48,18 +48,36 @@ def reshape(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequenc
     if _shuffle(node, tracer, labels):
         return ()
     shape, target = tracer.shape(node.inputs[0]), tracer.shape(node.outputs[0])
-    result = reshaped_labels(labels, shape, target)
-    if result is None:
+    moved = reshaped_labels(labels, shape, target)
+    if moved is None:
         sizes = ", ".join(map(str, shape))
         raise Untraceable(f"it is not known where the axes of ({sizes}) go")
-    if any(len(members) > 1 for members in by_shared_axes(result)):
-        raise Untraceable("it joins two axes of channels")
+    result = _outermost(node, tracer, moved)
     if node.op == "Reshape" and tracer.opset < _RESHAPE_INPUT_SINCE:
         raise Untraceable(f"it takes its sizes as before opset {_RESHAPE_INPUT_SINCE}")
     if node.op == "Reshape":
         patch_sizes(node, tracer, 1, result)
-        _patch_unlabelled(node, tracer, labels, result)
+        _patch_unlabelled(node, tracer, labels, moved)
     return (result,)
+
+
+def _outermost(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> ChannelLabels:
+    """The labels where axes of channels are joined: those of the outer one; the others are pinned.
+
+    Heads of one axis and columns of another one, which all heads share, become one axis of both.
+    """
+    found = []
+    for members in by_shared_axes(labels):
+        first, *others = sorted(members, key=lambda array: (_run(array), array.size))
+        for array in others:
+            tracer.pin(array, f"`{node_label(node)}` ({node.op}) joins two axes of channels")
+        found.append(first)
+    return tuple(found)
+
+
+def _run(array: np.ndarray) -> int:
+    """How many changes of labels there are along its axes: few where labels come in runs."""
+    return sum(int((np.diff(array, axis=axis) != 0).sum()) for axis in labelled_axes(array))
 
 
 def _shuffle(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> bool:
@@ -151,6 +169,7 @@ def pad(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[Ch
         widths = [(0, 0)] * rank
         for place, axis in enumerate(places):
             if axis in labelled_axes(array):
+                tracer.check_length(node.inputs[0], array, axis)
                 widths[axis] = (pads[place], pads[place + len(places)])
         if any(min(width) < 0 for width in widths):
             raise Untraceable("it cuts channels off")

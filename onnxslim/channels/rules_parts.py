@@ -44,11 +44,13 @@ def _meet_others(
     """Cut one operand along the axes that are not joined, or pin the labels of the others there."""
     own = {ax for array in tracer.labels(tensor) for ax in labelled_axes(array)}
     for array in labels:
-        for at in labelled_axes(array) - own:
-            if const_value(tensor) is not None:
-                tracer.slice_operand(node, index, at, array, at)
-            else:
-                tracer.pin(array, f"`{node_label(node)}` (Concat) joins them with `{tensor.name}`")
+        met = labelled_axes(array) - own
+        if const_value(tensor) is None:
+            why = f"`{node_label(node)}` (Concat) joins them with `{tensor.name}`"
+            tracer.keep_whole(array, met, why)
+            continue
+        for at in met:
+            tracer.slice_operand(node, index, at, array, at)
 
 
 def _concatenated(
@@ -63,9 +65,9 @@ def _concatenated(
         if not isinstance(size, int):
             raise Untraceable(f"it is not known how long `{tensor.name}` is")
         wanted = [size if ax == axis else common[ax] for ax in range(rank)]
-        whole = np.full(wanted, NONE) if part is None else np.broadcast_to(part, wanted)
-        if part is None or part.shape[axis] == size:
-            pieces.append(whole)
+        if part is not None:
+            tracer.check_length(tensor, part, axis)
+        pieces.append(np.full(wanted, NONE) if part is None else np.broadcast_to(part, wanted))
     return np.concatenate(pieces, axis)
 
 
@@ -85,6 +87,7 @@ def split(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence[
             for result in results:
                 result.append(array)
             continue
+        tracer.check_length(node.inputs[0], array, axis)
         parts = np.split(array, np.cumsum(known)[:-1], axis)
         tracer.trace.edits.append(SplitSizes(node, axis, tuple(parts), tuple(known), tracer.opset))
         for part, result in zip(parts, results, strict=True):
@@ -111,6 +114,9 @@ def slice_(node: Node, tracer: ChannelTracer, labels: ChannelLabels) -> Sequence
     }
     if not sizes:
         return (labels,)
+    for array in labels:
+        for axis in labelled_axes(array) & set(ranges):
+            tracer.check_length(node.inputs[0], array, axis)
     bounds = _all_ints(ranges)
     taken = {axis: _positions(bounds[axis], size) for axis, size in sizes.items()}
     result: list[LabelArray] = []
@@ -189,6 +195,7 @@ def gather(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
 def _gathered(
     node: Node, tracer: ChannelTracer, array: LabelArray, axis: int, stored: np.ndarray
 ) -> list[LabelArray]:
+    tracer.check_length(node.inputs[0], array, axis)
     indices = np.where(stored < 0, stored + array.shape[axis], stored).astype(np.int64)
     taken = np.take(array, indices, axis)
     if indices.size == 1 and not labelled_axes(taken):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx_graphsurgeon as gs
-
 from onnxslim.channels.labels import ChannelLabels, LabelArray, labelled_axes, with_rank
 from onnxslim.channels.tracing import ChannelTracer, Untraceable
 from onnxslim.graph.ir import Node, node_label
@@ -30,17 +28,12 @@ def product_of_activations(node: Node, tracer: ChannelTracer) -> Sequence[Channe
     summed = [
         [array for array in side if rank - 1 in labelled_axes(array)] for side in (left, right)
     ]
-    stacks: ChannelLabels = ()
-    if summed[0] and summed[1]:
-        stacks = _summed(node, tracer, summed, rank, why)
-    else:
-        for array in (*summed[0], *summed[1]):
-            tracer.pin(array, why)
+    stacks = _summed(node, tracer, summed, rank, why)
     # labels along other axes are those of rows of A, of columns of B, and of the stack
     rows = [array for array in left if rank - 1 not in labelled_axes(array)]
     columns = [array.swapaxes(-1, -2) for array in right if rank - 1 not in labelled_axes(array)]
     kept = [array for array in stacks if array.size > 1]
-    _pin_unmatched_stacks(tracer, (a, b), rank, [*rows, *columns, *kept])
+    _keep_unmatched_stacks(node, tracer, rank, [*rows, *columns, *kept])
     return (tracer.joined([*kept, *rows, *columns], why),)
 
 
@@ -52,29 +45,29 @@ def _summed(
     for side in summed:
         # the other operand does not have these rows: their labels merge
         parts += tracer.collapsed(tuple(side), frozenset({rank - 2}), why)
-    if len(parts) < 2:
-        return ()
-    whole = tracer.merge(parts[0], parts[1], why)
-    if labelled_axes(whole) == {rank - 1}:
-        tracer.trace.weightless_readers.append((node, whole.reshape(-1)))
-        return ()
-    return tracer.collapsed((whole,), frozenset({rank - 1}), why)
+    if len(parts) == 2 and labelled_axes(parts[0]) == labelled_axes(parts[1]):
+        whole = tracer.merge(parts[0], parts[1], why)
+        if labelled_axes(whole) == {rank - 1}:
+            tracer.trace.weightless_readers.append((node, whole.reshape(-1)))
+            return ()
+        parts = [whole]
+    # all columns of a matrix are summed over, or those of an operand that keeps them
+    return tracer.collapsed(tuple(parts), frozenset({rank - 1}), why)
 
 
-def _pin_unmatched_stacks(
-    tracer: ChannelTracer,
-    tensors: tuple[gs.Tensor, gs.Tensor],
-    rank: int,
-    labels: Sequence[LabelArray],
+def _keep_unmatched_stacks(
+    node: Node, tracer: ChannelTracer, rank: int, labels: Sequence[LabelArray]
 ) -> None:
-    """Pin labels along axes of the stack where an operand has as many matrices without labels."""
-    for tensor in tensors:
+    """Keep the matrices of a stack together where an operand has as many without labels."""
+    for index, tensor in enumerate(node.inputs):
         shape = tracer.shape(tensor)
         shape = (*(1,) * (rank - len(shape)), *shape)
         own = {
             ax for array in tracer.labels(tensor) for ax in labelled_axes(with_rank(array, rank))
         }
+        why = f"`{tensor.name}` has as many matrices, which must stay"
         for array in labels:
-            for axis in labelled_axes(array):
-                if axis < rank - 2 and shape[axis] != 1 and axis not in own:
-                    tracer.pin(array, f"`{tensor.name}` has as many matrices, which must stay")
+            met = frozenset(
+                axis for axis in labelled_axes(array) - own if axis < rank - 2 and shape[axis] != 1
+            )
+            tracer.keep_whole(array, tracer.without_repeats(node, index, array, met, rank), why)

@@ -14,11 +14,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.shape_rules import slice_ranges
-from onnxslim.channels.edits_sizes import ShapeOperand, can_patch
-from onnxslim.channels.labels import ChannelLabels, labelled_axes
-from onnxslim.channels.tracing import ChannelTracer, MeasuredSize, Untraceable, on_data
+from onnxslim.channels.edits_sizes import MeasuredSize, ShapeOperand
+from onnxslim.channels.labels import ChannelLabels, labelled_axes, spread_along
+from onnxslim.channels.tracing import ChannelTracer, Untraceable, on_data
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_array
+from onnxslim.graph.sizes import Size, is_natural
 
 _SIZES_OPERAND: Final = {"Expand": 1, "Reshape": 1, "Resize": 3}
 _SAME_ELEMENTS: Final = ("Cast", "Identity", "Squeeze", "Unsqueeze")
@@ -33,26 +34,47 @@ def patch_sizes(
 
     The first size is for the axis `offset` of the output.
     """
-    places = {axis - offset: f for f in labels for axis in labelled_axes(f) if axis >= offset}
+    shape = tracer.shape(node.outputs[0])
     measured = tracer.measured.get((node, operand), {})
     right = {
-        place
-        for place, array in places.items()
-        if place in measured and _measures(measured[place], array, place + offset)
+        axis - offset
+        for array in labels
+        for axis in labelled_axes(array)
+        if axis - offset in measured and _measures(measured[axis - offset], array, axis)
     }
-    rest = [place for place in places if place not in right]
-    if rest and not can_patch(node, operand, rest):
-        raise Untraceable("its target sizes are computed at run time")
-    for place in right:
+    read = {
+        place: size
+        for place, size in measured.items()
+        if place not in right and isinstance(shape[place + offset], int)
+    }
+    items = _told(node, tracer, operand, len(shape) - offset)
+    for array in labels:
+        for axis in labelled_axes(array):
+            place = axis - offset
+            if place < 0 or place in right or isinstance(shape[axis], int):
+                continue
+            # a period: the size is told as a multiple of it, or not at all
+            if node.op != "Reshape" or items[place] is None or not _is_told(items[place]):
+                raise Untraceable("its target sizes are computed at run time")
+    for place in (*right, *read):
         del measured[place]
-    if rest:
-        tracer.trace.edits.append(ShapeOperand(node, operand, labels, offset, frozenset(right)))
+    edit = ShapeOperand(node, operand, labels, shape, offset, items, frozenset(right), read)
+    tracer.trace.edits.append(edit)
+
+
+def _told(node: Node, tracer: ChannelTracer, operand: int, length: int) -> tuple[Size | None, ...]:
+    """The elements of a list of sizes, as far as they are known."""
+    value = tracer.flow.value(node.inputs[operand])
+    return (None,) * length if value is None else value.items
+
+
+def _is_told(size: Size | None) -> bool:
+    return isinstance(size, int) or (size is not None and is_natural(size))
 
 
 def _measures(measure: MeasuredSize, array: np.ndarray, axis: int) -> bool:
     """Whether the size that is read and an axis are of the same channels."""
-    alone = labelled_axes(measure.array) == {measure.axis} and labelled_axes(array) == {axis}
-    return alone and np.array_equal(measure.array.reshape(-1), array.reshape(-1))
+    return np.array_equal(spread_along(measure.array, measure.axis), spread_along(array, axis))
 
 
 @on_data

@@ -21,14 +21,17 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.layers import WeightLayer, linear_layers
 from onnxslim.channels.cutting import Edit
-from onnxslim.channels.edits_operands import SliceOperand
+from onnxslim.channels.edits_operands import FirstPosition, SliceOperand
+from onnxslim.channels.edits_sizes import MeasuredSize, ShapeOperand
 from onnxslim.channels.labels import (
     NONE,
     ChannelLabels,
     LabelArray,
     by_shared_axes,
+    in_step,
     labelled_axes,
 )
+from onnxslim.channels.repeats import is_repeated
 from onnxslim.graph.ir import Node, node_label, subgraphs_of, walk_graphs
 from onnxslim.graph.operands import const_value
 from onnxslim.graph.sizes import Shape
@@ -78,21 +81,6 @@ class GroupedConv:
     label: str
     inputs: Ids | None
     outputs: Ids
-
-
-@dataclass(frozen=True)
-class MeasuredSize:
-    """The length of an axis of channels, as an element of a list of sizes that a Shape reads.
-
-    Attributes:
-        array: that labels the axis.
-        axis: of the tensor whose Shape is read.
-        why: the reason to pin the channels if the use of the element cannot be followed.
-    """
-
-    array: LabelArray
-    axis: int
-    why: str
 
 
 @dataclass
@@ -169,6 +157,15 @@ class ChannelTracer:
         """Number of axes; errors as `shape`."""
         return len(self.shape(tensor))
 
+    def check_length(self, tensor: gs.Tensor, array: LabelArray, axis: int) -> None:
+        """Check that the labels of an array are those of all positions along an axis.
+
+        Raises:
+            Untraceable: they are a period, or the length is not known.
+        """
+        if self.shape(tensor)[axis] != array.shape[axis]:
+            raise Untraceable(f"it is not known how long `{tensor.name}` is")
+
     # ------------------------------------------------------------------ labels
 
     def fresh(self, count: int) -> Ids:
@@ -195,7 +192,7 @@ class ChannelTracer:
         Returns:
             One of the two labels at each place.
         """
-        a, b = np.broadcast_arrays(a, b)
+        a, b = np.broadcast_arrays(*in_step(a, b))
         both = (a != NONE) & (b != NONE)
         self.pin(a[~both], why)
         self.pin(b[~both], why)
@@ -223,24 +220,54 @@ class ChannelTracer:
         found = []
         for array in labels:
             mixed = labelled_axes(array) & axes
-            if not mixed:
-                found.append(array)
-            elif mixed == labelled_axes(array):
-                self.pin(array, why)
-            else:
-                first = array
-                for axis in mixed:
-                    first = first.take([0], axis)
-                self.merge(np.broadcast_to(first, array.shape), array, why)
-                found.append(first)
+            if mixed:
+                self.keep_whole(array, mixed, why)
+            if mixed != labelled_axes(array):
+                found.append(_first_along(array, mixed))
         return tuple(found)
+
+    def keep_whole(self, array: LabelArray, axes: frozenset[int], why: str) -> None:
+        """No position along labelled `axes` leaves alone, for the reason `why`.
+
+        Where labels differ along other axes too, all positions along `axes` leave together;
+        otherwise they are pinned.
+        """
+        if axes == labelled_axes(array):
+            self.pin(array, why)
+        elif axes:
+            self.merge(_first_along(array, axes), array, why)
+
+    def without_repeats(
+        self, node: Node, operand: int, array: LabelArray, axes: frozenset[int], rank: int
+    ) -> frozenset[int]:
+        """The axes along which an operand that is broadcast to `rank` axes holds different values.
+
+        Along the others, its first position takes the place of all once channels of `array` leave.
+        """
+        tensor = node.inputs[operand]
+        offset = rank - self.rank(tensor)
+        kept = []
+        for axis in axes:
+            if is_repeated(tensor, axis - offset, self.flow):
+                self.trace.edits.append(FirstPosition(node, operand, axis - offset, array, axis))
+            else:
+                kept.append(axis)
+        return frozenset(kept)
 
     # ------------------------------------------------------------------ edits
 
     def slice_operand(
         self, node: Node, operand: int, axis: int, array: LabelArray, at: int
     ) -> None:
-        """Cut `axis` of a constant operand as channels leave along axis `at` of `array`."""
+        """Cut `axis` of a constant operand as channels leave along axis `at` of `array`.
+
+        Raises:
+            Untraceable: the operand is not as long as there are labels.
+        """
+        stored = const_value(node.inputs[operand])
+        if stored is not None and stored.shape[axis] != array.shape[at]:
+            length = f"({stored.shape[axis]} long, for {array.shape[at]} channels)"
+            raise Untraceable(f"`{node.inputs[operand].name}` {length} repeats")
         self.trace.edits.append(SliceOperand(node, operand, axis, array, at))
 
     def slice_broadcast(self, node: Node, operand: int, labels: ChannelLabels, rank: int) -> None:
@@ -252,6 +279,13 @@ class ChannelTracer:
             for axis in labelled_axes(array):
                 if axis >= offset and stored.shape[axis - offset] > 1:
                     self.slice_operand(node, operand, axis - offset, array, axis)
+
+
+def _first_along(array: LabelArray, axes: frozenset[int]) -> LabelArray:
+    """The labels at the first position along `axes`."""
+    for axis in axes:
+        array = array.take([0], axis)
+    return array
 
 
 ChannelRule = Callable[[Node, ChannelTracer], Sequence[ChannelLabels]]
@@ -289,11 +323,28 @@ def trace_channels(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> Channel
                 trace.labels[tensor] = tuple(labels)
     for tensor in graph.outputs:
         tracer.pin_all([tensor], f"`{tensor.name}` is an output of the model")
-    # sizes that no rule has settled would be wrong without these channels
-    for places in tracer.measured.values():
-        for size in places.values():
-            tracer.pin(size.array, size.why)
+    for (used_by, operand), places in tracer.measured.items():
+        _settle_sizes(used_by, operand, places, tracer)
     return trace
+
+
+def _settle_sizes(
+    node: Node, operand: int, places: Mapping[int, MeasuredSize], tracer: ChannelTracer
+) -> None:
+    """Let a list of sizes for axes without channels keep the sizes that it has with all channels.
+
+    Channels that give a size which is not known must stay.
+    """
+    shape, length = tracer.flow.shape(node.outputs[0]), tracer.flow.shape(node.inputs[operand])
+    if shape is not None and length is not None and isinstance(length[0], int):
+        offset = len(shape) - length[0]
+        known = {p: size for p, size in places.items() if isinstance(shape[p + offset], int)}
+        if known:
+            edit = ShapeOperand(node, operand, (), shape, offset, read=known)
+            tracer.trace.edits.append(edit)
+            places = {place: size for place, size in places.items() if place not in known}
+    for size in places.values():
+        tracer.pin(size.array, size.why)
 
 
 def _outputs(

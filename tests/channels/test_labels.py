@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,10 +20,11 @@ from onnxslim.channels.labels import (
     transposed,
     with_rank,
 )
-from onnxslim.graph.sizes import Sum
+from onnxslim.graph.sizes import Sum, multiply
 
 IDS = np.arange(6)
 N = Sum.of("N")
+N6 = multiply(N, 6)
 
 
 def test_a_facet_labels_the_axes_along_which_it_is_long() -> None:
@@ -79,6 +82,50 @@ def test_a_reshape_moves_labels(
 def test_a_reshape_that_joins_channels_with_an_unknown_size_is_not_followed() -> None:
     assert reshaped((along_axis(IDS, 1, 3),), (N, 6, N), (N, Sum.of("L"))) is None
     assert reshaped((along_axis(IDS, 1, 3),), (2, 6, N), (2, Sum(((("N",), 6),)))) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "expected"),
+    [
+        ((N, 6, N), (N6, N), (6, 1)),
+        ((N, 6, N), (Sum.of("M"), N), (6, 1)),
+        ((Sum.of("A"), 6, N), (Sum.of("B"), Sum.of("C"), 6, N), (1, 1, 6, 1)),
+        ((Sum.of("A"), 6, 4), (N, Sum.of("C"), 24), (1, 1, 24)),
+        ((N, 6, 2), (N6, 2), (6, 1)),
+        ((N, 6, 2), (Sum.of("M"), 3), (4, 3)),
+    ],
+)
+def test_a_reshape_of_symbolic_sizes_moves_labels(
+    shape: tuple[int | Sum, ...], target: tuple[int | Sum, ...], expected: tuple[int, ...]
+) -> None:
+    found = reshaped((along_axis(IDS, 1, 3),), shape, target)
+    assert found is not None
+    assert found[0].shape == expected
+
+
+@given(
+    st.lists(st.integers(2, 4), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_labels_of_a_period_are_those_of_all_elements(
+    inner: list[int], rounds: int, data: st.DataObject
+) -> None:
+    """A symbol in front of known sizes, joined with some of them, and split off again."""
+    values = np.broadcast_to(np.arange(math.prod(inner)).reshape(inner), (rounds, *inner))
+    shape = (N, *inner)
+    at = data.draw(st.integers(0, len(inner)))
+    joined = math.prod(inner[:at])
+    target = (multiply(N, joined), *inner[at:])
+    found = reshaped((values[:1],), shape, target)
+    assert found is not None
+    sizes = (rounds * joined, *inner[at:])
+    times = [size // own for size, own in zip(sizes, found[0].shape, strict=True)]
+    tiled = np.tile(found[0], times)
+    assert np.array_equal(tiled, values.reshape(sizes))
+    back = reshaped(found, target, shape)
+    assert back is not None
+    assert np.array_equal(back[0], values[:1])
 
 
 def test_blocks_of_a_reshape_are_as_short_as_possible() -> None:

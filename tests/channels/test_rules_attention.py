@@ -130,7 +130,7 @@ def test_heads_of_a_fused_projection_that_is_gathered_leave_as_a_whole(
     assert channels.groups[0].size == 4
 
 
-def test_heads_that_share_one_key_and_value_stay() -> None:
+def test_heads_leave_one_key_and_value_that_they_share() -> None:
     model = net("""
     g (float[N,5,6] x) => (float[N,5,4] y)
     <float[6,8] wq, float[6,2] wk, float[6,2] wv, float[8,4] wo,
@@ -151,4 +151,4 @@ def test_heads_that_share_one_key_and_value_stay() -> None:
       h2 = Reshape (h1, whole)
       y = MatMul (h2, wo)
     }""")
-    assert set(free_channels(model).values()) == {0}
+    check(model, {"q": 8, "k": 0, "v": 0, "y": 0})

@@ -120,10 +120,14 @@ def test_the_shape_of_a_tensor_itself_may_be_what_another_is_stretched_to() -> N
     check(model, {"a": 8, "y": 0})
 
 
+def test_a_size_that_is_read_for_other_channels_keeps_its_value() -> None:
+    model = conv_net("d = Shape (a)\ns = ReduceMean <axes = [1]> (x)\nb = Expand (s, d)", LAST)
+    check(model, {"a": 8, "y": 0})
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        "o = Slice (x, zero, one, one)\nb = Expand (o, d)",  # other channels get the size
         "k = Gather (d, order)\nr = ConstantOfShape (k)\nt = Transpose <perm = [0,3,1,2]> (r)"
         "\nb = Sub (a, t)",
         "z = ConstantOfShape (d)\nb = Add (a, z)",

@@ -323,6 +323,14 @@ def _gather(node: Node, flow: Sizes) -> MaybeShape:
     return [*shape[:axis], *indices, *shape[axis + 1 :]]
 
 
+def _gather_nd(node: Node, flow: Sizes) -> MaybeShape:
+    shape, indices = flow.shape(node.inputs[0]), flow.shape(node.inputs[1])
+    if shape is None or not indices or not isinstance(indices[-1], int):
+        return None
+    picked = int(node.attrs.get("batch_dims", 0)) + indices[-1]
+    return [*indices[:-1], *shape[picked:]]
+
+
 def _reduce(node: Node, flow: Sizes) -> MaybeShape:
     shape = flow.shape(node.inputs[0])
     axes = axes_of(node, flow.opset)
@@ -456,9 +464,10 @@ def _constant_of_shape(node: Node, flow: Sizes) -> MaybeShape:
 def _range(node: Node, flow: Sizes) -> MaybeShape:
     bounds = [flow.value(tensor) for tensor in node.inputs]
     items = [value.items[0] for value in bounds if value is not None and len(value.items) == 1]
-    if len(items) != 3 or items[0] != 0 or items[2] != 1 or items[1] is None:
+    if len(items) != 3 or items[0] is None or items[1] is None or items[2] != 1:
         return [None]
-    return [items[1] if is_natural(items[1]) else None]
+    length = subtract(items[1], items[0])
+    return [length if is_natural(length) else None]
 
 
 def _tile(node: Node, flow: Sizes) -> MaybeShape:
@@ -509,6 +518,7 @@ RULES: dict[str, Callable[[Node, Sizes], MaybeShape]] = {
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Pad": _pad,

@@ -1,0 +1,314 @@
+"""Heads in the forms that exporters write, with sizes that are known only at run time."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from channel_nets import (
+    assert_cut_is_mask,
+    check,
+    follow,
+    free_channels,
+    net,
+    pins,
+    some_gone,
+    writes,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def attention(
+    body: str,
+    *,
+    heads: int = 4,
+    shared: int = 1,
+    width: int = 2,
+    inputs: str = "float[N,L,6] x",
+    outputs: str = "float[N,L,4] y",
+    weights: str = "",
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """Attention of `heads` heads, of which `shared` share a key and a value of `width` columns.
+
+    `body` makes `h`, (N, L, heads·width), of the queries `q`, the keys `k` and the values `v`.
+    """
+    all_heads, kv_heads = heads * width, heads // shared * width
+    return net(
+        f"""
+    g ({inputs}) => ({outputs})
+    <float[6,{all_heads}] wq, float[6,{kv_heads}] wk, float[6,{kv_heads}] wv,
+     float[{kv_heads}] bv, float[{all_heads},4] wo,
+     int64[4] split = {{0, 0, {heads}, {width}}}, int64[3] whole = {{0, 0, {all_heads}}},
+     int64[4] split_kv = {{0, 0, {heads // shared}, {width}}}, float s = {{0.35}},
+     int64[1] n_heads = {{{heads}}}, int64[1] n_kv = {{{heads // shared}}},
+     int64[1] n_shared = {{{shared}}}, int64[1] n_width = {{{width}}}, int64[1] rest = {{-1}},
+     int64[1] i0 = {{0}}, int64[1] i1 = {{1}}, int64[1] i2 = {{2}}
+     {"," if weights else ""} {weights}>
+    {{
+      q = MatMul (x, wq)
+      k = MatMul (x, wk)
+      v0 = MatMul (x, wv)
+      v = Add (v0, bv)
+      {body}
+      y = MatMul (h, wo)
+    }}""",
+        opset=opset,
+    )
+
+
+SPLIT = """
+      q1 = Reshape (q, split)
+      k1 = Reshape (k, split_kv)
+      v1 = Reshape (v, split_kv)
+      q2 = Transpose <perm = [0,2,1,3]> (q1)
+      k2 = Transpose <perm = [0,2,1,3]> (k1)
+      v2 = Transpose <perm = [0,2,1,3]> (v1)
+"""
+PRODUCTS = """
+      l = MatMul (q3, k4)
+      p = Softmax (l)
+      o = MatMul (p, v3)
+"""
+JOIN = """
+      h1 = Transpose <perm = [0,2,1,3]> (o)
+      h = Reshape (h1, whole)
+"""
+COLUMNS = "k4 = Transpose <perm = [0,1,3,2]> (k3)"
+
+
+def sizes_of(*parts: str) -> str:
+    """A list of sizes as a Concat of parts: sizes of `x`, constants, and what else has a name."""
+    return "Concat <axis = 0> (" + ", ".join(parts) + ")"
+
+
+# the keys as dynamo transposes them, (N, H, L, w) to (N·H, L, w) and back
+FOLDED_KEYS = f"""
+      k_sizes = Shape (k2)
+      k_length = Slice (k_sizes, i2, three)
+      k_stack = Slice (k_sizes, i0, i2)
+      to_three = {sizes_of("rest", "k_length", "n_width")}
+      k_three = Reshape (k2, to_three)
+      k_turned = Transpose <perm = [0,2,1]> (k_three)
+      to_four = {sizes_of("k_stack", "n_width", "k_length")}
+      k4 = Reshape (k_turned, to_four)
+"""
+THREE = "int64[1] three = {3}"
+
+
+def test_heads_that_are_folded_into_the_batch_leave_as_a_whole() -> None:
+    body = SPLIT + FOLDED_KEYS + "q3 = Mul (q2, s)\nv3 = Identity (v2)" + PRODUCTS + JOIN
+    model = attention(body, weights=THREE)
+    channels = check(model, {"q": 8, "k": 8, "v0": 8, "y": 0})
+    assert writes(model) == {("q", "k", "v0"), ("y",)}
+    assert channels.groups[0].size == 4
+
+
+BATCH = """
+      x_sizes = Shape (x)
+      n = Gather (x_sizes, i0)
+      length = Gather (x_sizes, i1)
+"""
+# torch.bmm over (N·H, L, w), with the product N·H computed at run time
+STACKED = f"""
+      {BATCH}
+      stack = Mul (n, n_heads)
+      to_stack = {sizes_of("stack", "length", "n_width")}
+      q3 = Reshape (q2, to_stack)
+      k3 = Reshape (k2, to_stack)
+      v3 = Reshape (v2, to_stack)
+      k4 = Transpose <perm = [0,2,1]> (k3)
+      {PRODUCTS}
+      from_stack = {sizes_of("n", "n_heads", "length", "n_width")}
+      o4 = Reshape (o, from_stack)
+      h1 = Transpose <perm = [0,2,1,3]> (o4)
+      h = Reshape (h1, whole)
+"""
+
+
+def test_the_product_of_batch_and_heads_follows_the_heads() -> None:
+    model = attention(SPLIT + STACKED)
+    check(model, {"q": 8, "k": 8, "v0": 8, "y": 0})
+
+
+# torch.nn.MultiheadAttention: (L, N, E) to (L, N·H, w), and to (N·H, L, w)
+TIME_FIRST = f"""
+      {BATCH}
+      stack = Mul (length, n_heads)
+      to_stack = {sizes_of("n", "stack", "n_width")}
+      q1 = Reshape (q, to_stack)
+      k1 = Reshape (k, to_stack)
+      v1 = Reshape (v, to_stack)
+      q3 = Transpose <perm = [1,0,2]> (q1)
+      k4 = Transpose <perm = [1,2,0]> (k1)
+      v3 = Transpose <perm = [1,0,2]> (v1)
+      {PRODUCTS}
+      h1 = Transpose <perm = [1,0,2]> (o)
+      rows = Mul (n, length)
+      to_rows = {sizes_of("rows", "all_heads")}
+      h2 = Reshape (h1, to_rows)
+      to_whole = {sizes_of("n", "length", "all_heads")}
+      h = Reshape (h2, to_whole)
+"""
+
+
+def test_heads_inside_of_the_batch_leave_as_a_whole() -> None:
+    model = attention(TIME_FIRST, weights="int64[1] all_heads = {8}")
+    check(model, {"q": 8, "k": 8, "v0": 8, "y": 0})
+
+
+REPEATED = f"""
+      {BATCH}
+      k_one = Unsqueeze (k2, i2)
+      v_one = Unsqueeze (v2, i2)
+      repeats = {sizes_of("n", "n_kv", "n_shared", "length", "n_width")}
+      k_all = Expand (k_one, repeats)
+      v_all = Expand (v_one, repeats)
+      to_heads = {sizes_of("n", "n_heads", "length", "n_width")}
+      k3 = Reshape (k_all, to_heads)
+      v3 = Reshape (v_all, to_heads)
+      {COLUMNS}
+      q3 = Mul (q2, s)
+"""
+TILED = f"""
+      {BATCH}
+      k_one = Unsqueeze (k2, i2)
+      v_one = Unsqueeze (v2, i2)
+      k_all = Tile (k_one, times)
+      v_all = Tile (v_one, times)
+      to_heads = {sizes_of("n", "n_heads", "length", "n_width")}
+      k3 = Reshape (k_all, to_heads)
+      v3 = Reshape (v_all, to_heads)
+      {COLUMNS}
+      q3 = Mul (q2, s)
+"""
+
+
+@pytest.mark.parametrize("repeats", [REPEATED, TILED])
+def test_queries_leave_with_the_key_and_value_that_they_share(repeats: str) -> None:
+    body = SPLIT + repeats + PRODUCTS + JOIN
+    model = attention(body, shared=2, weights="int64[5] times = {1, 1, 2, 1, 1}")
+    channels = check(model, {"q": 8, "k": 4, "v0": 4, "y": 0})
+    assert channels.groups[0].size == 2
+
+
+# x·cos + (−x₂, x₁)·sin, with tables that are computed from positions
+ROTATED = """
+      f_cos = Cos (angles)
+      f_sin = Sin (angles)
+      q_c = Mul (q2, f_cos)
+      q_a, q_b = Split <axis = 3> (q2, halves)
+      q_n = Neg (q_b)
+      q_r = Concat <axis = -1> (q_n, q_a)
+      q_s = Mul (q_r, f_sin)
+      q3 = Add (q_c, q_s)
+      k_c = Mul (k2, f_cos)
+      k_a = Slice (k2, i0, i1, three)
+      k_b = Slice (k2, i1, i2, three)
+      k_n = Neg (k_b)
+      k_r = Concat <axis = -1> (k_n, k_a)
+      k_s = Mul (k_r, f_sin)
+      k3 = Add (k_c, k_s)
+"""
+
+
+def test_rotated_heads_leave_as_a_whole() -> None:
+    body = SPLIT + ROTATED + COLUMNS + "\nv3 = Identity (v2)" + PRODUCTS + JOIN
+    model = attention(
+        body,
+        inputs="float[N,L,6] x, float[1,1,L,2] angles",
+        weights=f"{THREE}, int64[2] halves = {{1, 1}}",
+    )
+    channels = check(model, {"q": 8, "k": 8, "v0": 8, "y": 0})
+    assert channels.groups[0].size == 4
+
+
+def test_a_rotation_by_constant_tables_lets_whole_heads_leave() -> None:
+    body = (SPLIT + ROTATED).replace("angles", "table") + COLUMNS
+    model = attention(
+        body + "\nv3 = Identity (v2)" + PRODUCTS + JOIN,
+        weights=f"{THREE}, int64[2] halves = {{1, 1}}, float[1,1,1,2] table",
+    )
+    check(model, {"q": 8, "k": 8, "v0": 8, "y": 0})
+
+
+EXPANDED_MASK = f"""
+      {BATCH}
+      to_mask = {sizes_of("n", "n_heads", "length", "length")}
+      all_masks = Expand (mask, to_mask)
+      zeros = ConstantOfShape (to_mask)
+      bias0 = Sub (zeros, all_masks)
+      bias = Mul (bias0, s)
+      q3 = Mul (q2, s)
+      k4 = Transpose <perm = [0,1,3,2]> (k2)
+      l = MatMul (q3, k4)
+      l2 = Add (l, bias)
+      p = Softmax (l2)
+      o = MatMul (p, v2)
+"""
+
+
+def test_a_mask_that_was_expanded_to_all_heads_does_not_keep_them() -> None:
+    model = attention(SPLIT + EXPANDED_MASK + JOIN, inputs="float[N,L,6] x, float[N,1,L,L] mask")
+    check(model, {"q": 8, "k": 8, "v0": 8, "y": 0})
+
+
+def test_a_mask_of_each_head_keeps_them() -> None:
+    model = attention(SPLIT + EXPANDED_MASK + JOIN, inputs="float[N,L,6] x, float[N,4,L,L] mask")
+    assert set(free_channels(model).values()) == {0}
+    assert any("`bias`" in why for why in pins(model))
+
+
+def test_columns_leave_in_all_heads_where_the_heads_must_stay() -> None:
+    """The scores have as many heads, but a column of the values can leave in all of them."""
+    model = attention(
+        SPLIT + "l = Softmax (scores)\no = MatMul (l, v2)" + JOIN,
+        inputs="float[N,L,6] x, float[N,4,L,L] scores",
+        width=3,
+    )
+    assert free_channels(model)["v0"] == 12
+    channels = check(model)
+    assert [group.size for group in channels.groups if group.name == "v0"] == [3]
+
+
+def test_heads_whose_places_depend_on_a_length_stay() -> None:
+    """(N, H, L, w) as (N, H·L, w): a head is a run of unknown length."""
+    body = f"""
+      {SPLIT}
+      {BATCH}
+      runs = Mul (length, n_heads)
+      to_runs = {sizes_of("n", "runs", "n_width")}
+      r = Reshape (v2, to_runs)
+      t = Tanh (r)
+      to_four = {sizes_of("n", "n_heads", "length", "n_width")}
+      o = Reshape (t, to_four)
+    """
+    model = attention(body + JOIN)
+    assert free_channels(model)["v0"] == 0
+    assert any("it is not known where the axes" in why for why in pins(model))
+
+
+_FORMS = {
+    "folded keys": (1, SPLIT + FOLDED_KEYS + "q3 = Mul (q2, s)\nv3 = Tanh (v2)" + PRODUCTS + JOIN),
+    "stacked": (1, SPLIT + STACKED),
+    "repeated": (None, SPLIT + REPEATED + PRODUCTS + JOIN),
+}
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from(sorted(_FORMS)),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(0, 99),
+)
+def test_any_heads_are_cut_as_if_they_were_zero(
+    form: str, groups: int, shared: int, width: int, seed: int
+) -> None:
+    fixed, body = _FORMS[form]
+    shared = fixed or shared
+    model = attention(body, heads=groups * shared, shared=shared, width=width, weights=THREE)
+    _, channels = follow(model)
+    assert_cut_is_mask(model, some_gone(channels, np.random.default_rng(seed)))
