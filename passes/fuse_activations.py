@@ -31,14 +31,21 @@ Why it is correct:
         log(1 + eˣ) = softplus(x),  x·tanh(softplus(x)) = mish(x)
         relu(x) − a·relu(−x) = prelu(x, a)
         e^(x − max) / Σ e^(x − max) = softmax(x)
-        (x − mean) / √(var + ε)·γ + β = layernorm(x)
+        (x − mean) / √(var + ε)·γ + β = layernorm(x),  x / √(mean(x²) + ε)·γ = rmsnorm(x)
         √Σx² = ‖x‖₂
+
+    Where the opset has no operator for a Gelu, layernorm or rmsnorm, it is written in the nodes
+    that onnxruntime recognises and computes in one kernel (`analysis/compound_operators.py`): with
+    1/√2 as a factor, a square by Mul, or a reciprocal, it does not. So exports by torch's dynamo,
+    in which it finds no Gelu, get as many kernels of it as those by TorchScript.
 
 Declines when:
     1. A tensor inside the matched nodes is used elsewhere.
     2. The operator does not exist in the model's opset, or onnxruntime has no kernel for it and
-       the model's element type, so that it would run more operators than before.
-    3. The result would have no fewer nodes.
+       the model's element type, so that it would run more operators than before. For this reason
+       x·σ(αx) does not become Swish (opset 24), which takes onnxruntime 1.32 1.4 to 2 times as long
+       as the QuickGelu that it makes of the two or three nodes.
+    3. The result would have neither fewer nodes, nor fewer kernels in onnxruntime.
 
 Fidelity:
     CLOSE. Softmax, softplus and σ avoid overflows that the spelled-out forms have.
@@ -46,20 +53,27 @@ Fidelity:
 Reference:
     Hendrycks and Gimpel 2016, arXiv:1606.08415 (GELU); Howard et al. 2019, arXiv:1905.02244,
     section 5.2 (hard swish); Misra 2019, arXiv:1908.08681 (Mish); He et al. 2015,
-    arXiv:1502.01852 (PReLU); Ba et al. 2016, arXiv:1607.06450 (layer normalization).
+    arXiv:1502.01852 (PReLU); Ba et al. 2016, arXiv:1607.06450 (layer normalization); Zhang and
+    Sennrich 2019, arXiv:1910.07467 (RMS normalization).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf, isfinite, pi, prod, sqrt
+from math import inf, isfinite, prod, sqrt
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import cast, is_float, min_rank, rank_of
+from onnxslim.analysis.compound_operators import (
+    TANH_CUBE,
+    TANH_SCALE,
+    compound_at,
+    reduced_axis,
+)
 from onnxslim.analysis.patterns import (
     Affine,
     Clamp,
@@ -112,11 +126,17 @@ class FuseActivations(RewritePass):
 
 @dataclass(frozen=True)
 class _Expr:
-    """A node to insert; an input is a tensor, another `_Expr`, a number, or absent (None)."""
+    """A node to insert; an input is a tensor, another `_Expr`, a number, or absent (None).
+
+    Attributes:
+        is_fused: whether it is written in the nodes that onnxruntime computes in one kernel (see
+            `analysis/compound_operators.py`).
+    """
 
     op: str
     inputs: tuple[gs.Tensor | _Expr | float | np.ndarray | None, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
+    is_fused: bool = False
 
     def count(self) -> int:
         return 1 + sum(item.count() for item in self.inputs if isinstance(item, _Expr))
@@ -141,6 +161,8 @@ def _apply(rw: Rewriter, node: Node, rule: _Rule) -> bool:
         if not match.nodes or match.nodes[0] is not node or not _suits(rw, rule, match):
             continue
         expr = rule.build(rw, match)
+        if expr is not None and expr.is_fused and compound_at(rw, node) is not None:
+            return True  # it is written so already
         if expr is None or not _is_gain(expr, match):
             continue
         if is_closed(rw, match):
@@ -169,7 +191,9 @@ def _dtype_of(match: Match) -> np.dtype[Any] | None:
 
 
 def _is_gain(expr: _Expr, match: Match) -> bool:
-    """Whether nodes get fewer, or a Relu or Identity replaces another spelling of it."""
+    """Whether kernels or nodes get fewer, or a Relu or Identity has another spelling so far."""
+    if expr.is_fused:
+        return True
     before, after = len(match.nodes), expr.count()
     is_plain = expr.op in ("Relu", "Identity") and expr.op != match.nodes[0].op
     return after < before or (after == before == 1 and is_plain)
@@ -180,7 +204,8 @@ def _replace(rw: Rewriter, node: Node, expr: _Expr, match: Match, name: str) -> 
     assert dtype is not None
     words = ", ".join(item.op for item in reversed(match.nodes))
     label = node_label(node)
-    inputs = [_emit(rw, node, item, dtype, label) for item in expr.inputs]
+    made: dict[int, gs.Tensor] = {}
+    inputs = [_emit(rw, node, item, dtype, label, made) for item in expr.inputs]
     what = f"{words} became {name}"
     rw.update(
         node, what, op=expr.op, inputs=inputs, attrs=dict(expr.attrs), fidelity=Fidelity.CLOSE
@@ -193,13 +218,19 @@ def _emit(
     item: gs.Tensor | _Expr | float | np.ndarray | None,
     dtype: np.dtype[Any],
     label: str,
+    made: dict[int, gs.Tensor],
 ) -> gs.Tensor:
+    """The tensor for `item`; `made` has those of the `_Expr`s that stand in several places."""
     if item is None:
         return Variable("")
     if isinstance(item, _Expr):
-        inputs = [_emit(rw, before, inner, dtype, label) for inner in item.inputs]
-        name = f"{label}_{item.op.lower()}"
-        return rw.insert(before, item.op, inputs, item.attrs, name=name, dtype=dtype)[0]
+        if id(item) not in made:
+            inputs = [_emit(rw, before, inner, dtype, label, made) for inner in item.inputs]
+            name = f"{label}_{item.op.lower()}"
+            made[id(item)] = rw.insert(before, item.op, inputs, item.attrs, name=name, dtype=dtype)[
+                0
+            ]
+        return made[id(item)]
     if isinstance(item, float):
         return rw.constant(np.asarray(item, dtype), f"{label}_constant")
     if isinstance(item, np.ndarray):
@@ -333,7 +364,6 @@ def _tanh_gate(rw: Rewriter, match: Match) -> _Expr | None:
 
 
 _GELU: Final = 20
-_GELU_TANH: Final = (0.0, sqrt(2 / pi), 0.0, sqrt(2 / pi) * 0.044715)
 
 
 def _gelu_by_tanh(rw: Rewriter, match: Match) -> _Expr | None:
@@ -352,32 +382,23 @@ def _gelu_by_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
 
 
 def _cubic_gate(rw: Rewriter, x: gs.Tensor, cubic: tuple[float, ...]) -> _Expr | None:
-    """Gelu from the opset that has it; before, x·σ(x·(2k + 2kc·x²))."""
+    """Gelu by tanh, or x·σ(x·(2k + 2kc·x²)) for other numbers k and c."""
     if len(cubic) != 4 or cubic[0] or cubic[2]:
         return None
-    is_gelu = all(abs(c - w) <= 1e-5 for c, w in zip(cubic, _GELU_TANH, strict=True))
-    if rw.opset >= _GELU and is_gelu:
-        return _Expr("Gelu", (x,), {"approximate": "tanh"})
+    wanted = (0.0, TANH_SCALE, 0.0, TANH_SCALE * TANH_CUBE)
+    if all(abs(c - w) <= 1e-5 for c, w in zip(cubic, wanted, strict=True)):
+        return _tanh_gelu(rw, x)
     factor = _mapped(2 * cubic[3], 2 * cubic[1], _Expr("Mul", (x, x)))
     return _Expr("Mul", (x, _Expr("Sigmoid", (_Expr("Mul", (x, factor)),))))
 
 
-def spelled_gelus(rw: Rewriter) -> frozenset[Node]:
-    """The nodes that spell a Gelu by erf, in an opset without it.
-
-    onnxruntime computes them in one kernel, as long as nothing goes elsewhere.
-    """
+def _tanh_gelu(rw: Rewriter, x: gs.Tensor) -> _Expr:
     if rw.opset >= _GELU:
-        return frozenset()
-    heads = _SPELLED_GELU.heads()
-    candidates = [node for part in rw.graphs() for node in part.nodes if node.op in heads]
-    return frozenset(
-        part
-        for node in candidates
-        for match in _SPELLED_GELU.find(rw, node.outputs[0], Match())
-        if _gelu(rw, match) is not None
-        for part in match.nodes
-    )
+        return _Expr("Gelu", (x,), {"approximate": "tanh"})
+    cube = _Expr("Mul", (_Expr("Pow", (x, 3.0)), TANH_CUBE))
+    bent = _Expr("Tanh", (_Expr("Mul", (_Expr("Add", (x, cube)), TANH_SCALE)),))
+    gate = _Expr("Add", (bent, 1.0))
+    return _Expr("Mul", (_Expr("Mul", (x, 0.5)), gate), is_fused=True)
 
 
 def _gelu(rw: Rewriter, match: Match) -> _Expr | None:
@@ -387,7 +408,11 @@ def _gelu(rw: Rewriter, match: Match) -> _Expr | None:
         return None
     if not (nearly(total * a, 0.5) and nearly(total * b, 0.5)):
         return None
-    return _Expr("Gelu", (match.tensors["x"],))
+    x = match.tensors["x"]
+    if rw.opset >= _GELU:
+        return _Expr("Gelu", (x,))
+    gate = _Expr("Add", (_Expr("Erf", (_Expr("Div", (x, sqrt(2))),)), 1.0))
+    return _Expr("Mul", (_Expr("Mul", (x, gate)), 0.5), is_fused=True)
 
 
 def _sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
@@ -410,8 +435,8 @@ def _mish(rw: Rewriter, match: Match) -> _Expr | None:
 
 def _softmax(rw: Rewriter, match: Match) -> _Expr | None:
     x = match.tensors["x"]
-    axis = _kept_axis(rw, match.ops["sum"], x)
-    if axis is None or ("max" in match.ops and _kept_axis(rw, match.ops["max"], x) != axis):
+    axis = reduced_axis(rw, match.ops["sum"], x)
+    if axis is None or ("max" in match.ops and reduced_axis(rw, match.ops["max"], x) != axis):
         return None
     if axis != -1 and rw.opset < 13:  # there, all axes from that one on are normalized together
         return None
@@ -424,38 +449,99 @@ def _softmax(rw: Rewriter, match: Match) -> _Expr | None:
 # ------------------------------------------------------------------------------ reductions
 
 
-def _kept_axis(rw: Rewriter, node: Node, tensor: gs.Tensor) -> int | None:
-    """The one axis, from the end, that a reduction with keepdims runs over."""
-    axes = axes_of(node, rw.opset)
-    if axes is None or len(axes) != 1 or not node.attrs.get("keepdims", 1):
-        return None
-    if axes[0] < 0:
-        return axes[0]
-    ndim = rank_of(tensor)
-    return None if ndim is None else axes[0] - ndim
+_LAYER_NORM: Final = 17
+_RMS_NORM: Final = 23
 
 
 def _layer_norm(rw: Rewriter, match: Match) -> _Expr | None:
-    x = match.tensors["x"]
-    axes = {_kept_axis(rw, match.ops[name], x) for name in ("mean", "var")}
-    size = known_dim(x, -1)
-    dtype = _dtype_of(match)
-    if axes != {-1} or size is None or dtype is None:
+    """LayerNormalization from the opset that has it; before, in the nodes of which one is made."""
+    found = _normalized_over(rw, match)
+    if found is None:
         return None
-    attrs = {"axis": -1, "epsilon": float(np.float32(match.numbers["eps"][0]))}
-    return _Expr("LayerNormalization", (x, np.ones(size, dtype)), attrs)
+    x, scale, bias = found
+    epsilon = match.numbers["eps"][0]
+    if rw.opset >= _LAYER_NORM:
+        inputs = (x, scale) if bias is None else (x, scale, bias)
+        return _Expr("LayerNormalization", inputs, _norm_attrs(epsilon))
+    if bias is None:
+        return None
+    centred = _Expr("Sub", (x, _mean_of(rw, x, match.ops["mean"])))
+    spread = _spread(rw, centred, epsilon, match.ops["square"])
+    scaled = _Expr("Mul", (_Expr("Div", (centred, spread)), scale))
+    return _Expr("Add", (scaled, bias), is_fused=True)
+
+
+def _rms_norm(rw: Rewriter, match: Match) -> _Expr | None:
+    """RMSNormalization from the opset that has it; before, in the nodes of which one is made."""
+    found = _normalized_over(rw, match)
+    if found is None:
+        return None
+    x, scale, _ = found
+    epsilon = match.numbers["eps"][0]
+    if rw.opset >= _RMS_NORM:
+        users = match.nodes[0].outputs[0].outputs
+        if any(user.op == "Cast" for user in users):  # γ behind a Cast: onnxruntime fuses all of it
+            return None
+        return _Expr("RMSNormalization", (x, scale), _norm_attrs(epsilon))
+    if "scale" not in match.tensors:
+        return None
+    spread = _spread(rw, x, epsilon, match.ops["square"])
+    return _Expr("Mul", (_Expr("Div", (x, spread)), scale), is_fused=True)
+
+
+def _norm_attrs(epsilon: float) -> dict[str, Any]:
+    return {"axis": -1, "epsilon": float(np.float32(epsilon))}
+
+
+def _normalized_over(
+    rw: Rewriter, match: Match
+) -> tuple[gs.Tensor, np.ndarray, np.ndarray | None] | None:
+    """x, scale and bias of a normalization over the last axis; ones for a scale left out."""
+    x, dtype = match.tensors["x"], _dtype_of(match)
+    means = [node for name, node in match.ops.items() if name in ("mean", "square")]
+    size = known_dim(x, -1)
+    if size is None or dtype is None or any(reduced_axis(rw, node, x) != -1 for node in means):
+        return None
+    vectors = {"scale": np.ones(size, dtype)}
+    for name in ("scale", "bias"):
+        if name in match.tensors:
+            values = _along_last(match.tensors[name], x, size)
+            if values is None or values.dtype != dtype:
+                return None
+            vectors[name] = values
+    return x, vectors["scale"], vectors.get("bias")
+
+
+def _along_last(vector: gs.Tensor, x: gs.Tensor, size: int) -> np.ndarray | None:
+    """A constant that varies at most along the last axis, `size` long, of x."""
+    values = const_array(vector)
+    if values is None or values.ndim > max(1, min_rank(x)):
+        return None
+    if values.size != 1 and not values.shape[-1] == values.size == size:
+        return None
+    return np.array(np.broadcast_to(values.reshape(-1), (size,)))
+
+
+def _mean_of(rw: Rewriter, x: gs.Tensor | _Expr, mean: Node) -> _Expr:
+    axes = axes_of(mean, rw.opset)
+    assert axes is not None
+    return _reduce(rw, "ReduceMean", x, axes, mean)
+
+
+def _spread(rw: Rewriter, x: gs.Tensor | _Expr, epsilon: float, mean: Node) -> _Expr:
+    """√(mean(x²) + ε), with the axes of `mean`."""
+    square = _mean_of(rw, _Expr("Pow", (x, 2.0)), mean)
+    return _Expr("Sqrt", (_Expr("Add", (square, epsilon)),))
 
 
 def _scaled_norm(rw: Rewriter, match: Match) -> _Expr | None:
-    """A Mul behind a LayerNormalization that has no bias goes into its scale."""
+    """A Mul behind a normalization that has no bias goes into its scale."""
     pair = _norm_vectors(match)
     if pair is None:
         return None
     values = cast(pair[0].astype(np.float64) * pair[1].astype(np.float64), pair[0].dtype)
-    attrs = dict(match.ops["norm"].attrs)
-    return (
-        None if values is None else _Expr("LayerNormalization", (match.tensors["x"], values), attrs)
-    )
+    norm = match.ops["norm"]
+    return None if values is None else _Expr(norm.op, (match.tensors["x"], values), norm.attrs)
 
 
 def _shifted_norm(rw: Rewriter, match: Match) -> _Expr | None:
@@ -464,19 +550,17 @@ def _shifted_norm(rw: Rewriter, match: Match) -> _Expr | None:
     if pair is None:
         return None
     inputs = (match.tensors["x"], match.tensors["scale"], pair[1])
-    return _Expr("LayerNormalization", inputs, dict(match.ops["norm"].attrs))
+    return _Expr("LayerNormalization", inputs, match.ops["norm"].attrs)
 
 
 def _norm_vectors(match: Match) -> tuple[np.ndarray, np.ndarray] | None:
-    """The scale of a LayerNormalization without bias, and the vector behind it, as long."""
-    scale, new = (const_array(match.tensors[name]) for name in ("scale", "new"))
+    """The scale of a normalization without bias, and the vector behind it, as long."""
+    scale = const_array(match.tensors["scale"])
     given = sum(1 for tensor in match.ops["norm"].inputs if tensor.name)
-    if given != 2 or scale is None or new is None or scale.ndim != 1:
+    if given != 2 or scale is None or scale.ndim != 1:
         return None
-    lies_last = new.size == 1 or new.shape[-1] == new.size == scale.size
-    if not lies_last or new.ndim > max(1, min_rank(match.tensors["x"])):
-        return None
-    return scale, np.array(np.broadcast_to(new.reshape(-1), scale.shape))
+    new = _along_last(match.tensors["new"], match.tensors["x"], scale.size)
+    return None if new is None else (scale, new)
 
 
 def _reduction(op: str) -> Callable[[Rewriter, Match], _Expr | None]:
@@ -492,7 +576,10 @@ def _reduction(op: str) -> Callable[[Rewriter, Match], _Expr | None]:
     return build
 
 
-def _reduce(rw: Rewriter, op: str, x: gs.Tensor, axes: tuple[int, ...], node: Node) -> _Expr:
+def _reduce(
+    rw: Rewriter, op: str, x: gs.Tensor | _Expr, axes: tuple[int, ...], node: Node
+) -> _Expr:
+    """The reduction `op` over `axes`, with the keepdims of `node`."""
     keepdims = {"keepdims": int(node.attrs.get("keepdims", 1))}
     if rw.opset < 18:
         return _Expr(op, (x,), {"axes": list(axes), **keepdims})
@@ -530,18 +617,31 @@ _BELOW_ZERO: Final = Op("Mul", Op("Relu", Affine("minus", _X)), Vector("a"))
 _MAX: Final = Op("ReduceMax", _X, bind="max")
 _EXP: Final = Op("Exp", Either(Op("Sub", _X, _MAX), _X), bind="exp")
 _SQUARE: Final = Either(Op("Mul", _X, _X), Op("Pow", _X, _TWO))
-_CENTERED: Final = Op("Sub", _X, Op("ReduceMean", _X, bind="mean"), bind="centered")
-_DEVIATION: Final = Result("centered")
-_DEVIATION_SQUARED: Final = Either(Op("Mul", _DEVIATION, _DEVIATION), Op("Pow", _DEVIATION, _TWO))
-_VARIANCE: Final = Op("ReduceMean", _DEVIATION_SQUARED, bind="var")
-_SPREAD: Final = Op("Sqrt", Op("Add", _VARIANCE, Number("eps")))
+_CENTRED: Final = Op("Sub", _X, Op("ReduceMean", _X, bind="mean"), bind="centred")
+_AGAIN: Final = Either(Result("centred"), Op("Sub", _X, Result("mean")))
+
+
+def _normalized(x: Pattern, deviation: Pattern) -> tuple[Pattern, Pattern]:
+    """x/√(mean(deviation²) + ε), and that times γ, however divided."""
+    square = Either(Op("Mul", deviation, deviation), Op("Pow", deviation, _TWO))
+    root = Op("Sqrt", Op("Add", Op("ReduceMean", square, bind="square"), Number("eps")))
+    inverse = Either(Op("Reciprocal", root), Op("Div", Number("one", 1.0), root))
+    plain = Either(Op("Div", x, root), Op("Mul", x, inverse))
+    scale = Vector("scale")
+    return plain, Either(Op("Mul", plain, scale), Op("Mul", x, Op("Mul", inverse, scale)))
+
+
+_LAYER_NORMS: Final = _normalized(_CENTRED, _AGAIN)
+_RMS_NORMS: Final = _normalized(_X, _X)
+_SHIFTED: Final = Op("Add", _LAYER_NORMS[1], Vector("bias"))
 _NORM: Final = Op("LayerNormalization", _X, Vector("scale"), bind="norm")
-_LAYER_NORM: Final = 17
+_ANY_NORM: Final = Either(_NORM, Op("RMSNormalization", _X, Vector("scale"), bind="norm"))
 _MISH: Final = 18
 
 # operators that rules below create and other rules match
 _CREATED: Final = frozenset(
-    {"HardSigmoid", "LayerNormalization", "Mul", "ReduceSumSquare", "Relu", "Sigmoid", "Softplus"}
+    {"HardSigmoid", "LayerNormalization", "Mul", "RMSNormalization", "ReduceSumSquare", "Relu"}
+    | {"Sigmoid", "Softplus"}
 )
 _RULES: Final = (
     _Rule("a hard gate", Scaled("all", Op("Mul", _CLIPPED, _GATED)), _hard_gate),
@@ -552,7 +652,7 @@ _RULES: Final = (
     _Rule("LeakyRelu", Op("Max", _X, Affine("slope", _X)), _leaky_relu),
     _Rule("PRelu", Op("Sub", Op("Relu", _X), _BELOW_ZERO), _prelu(-1.0), 9),
     _Rule("PRelu", Op("Add", Op("Relu", _X), _BELOW_ZERO), _prelu(1.0), 9),
-    _Rule("Gelu", _SPELLED_GELU, _gelu, _GELU),
+    _Rule("Gelu", _SPELLED_GELU, _gelu),
     _Rule("Gelu", Scaled("all", Op("Mul", Scaled("gated", _X), _CUBIC_TANH)), _gelu_by_tanh),
     _Rule("Gelu", Op("Mul", _X, Op("Sigmoid", Poly("cubic", "x"))), _gelu_by_sigmoid),
     _Rule("a Sigmoid gate", Scaled("all", Op("Mul", _TANH, _GATED)), _tanh_gate),
@@ -563,15 +663,12 @@ _RULES: Final = (
     _Rule("Softplus", Op("Log", Affine("outer", Op("Exp", _X))), _softplus),
     _Rule("Mish", Op("Mul", _X, Op("Tanh", Op("Softplus", _X))), _mish, _MISH),
     _Rule("Softmax", Op("Div", _EXP, Op("ReduceSum", Result("exp"), bind="sum")), _softmax),
-    _Rule("LayerNormalization", Op("Div", _CENTERED, _SPREAD), _layer_norm, _LAYER_NORM, _REAL),
-    _Rule(
-        "LayerNormalization",
-        Op("Mul", _CENTERED, Op("Reciprocal", _SPREAD)),
-        _layer_norm,
-        _LAYER_NORM,
-        _REAL,
-    ),
-    _Rule("its scale", Op("Mul", _NORM, Vector("new")), _scaled_norm, _LAYER_NORM, _ALL),
+    _Rule("LayerNormalization", _LAYER_NORMS[0], _layer_norm, _LAYER_NORM, _REAL),
+    _Rule("LayerNormalization", _LAYER_NORMS[1], _layer_norm, _LAYER_NORM, _REAL),
+    _Rule("LayerNormalization", _SHIFTED, _layer_norm),
+    _Rule("RMSNormalization", _RMS_NORMS[0], _rms_norm, _RMS_NORM, _REAL),
+    _Rule("RMSNormalization", _RMS_NORMS[1], _rms_norm),
+    _Rule("its scale", Op("Mul", _ANY_NORM, Vector("new")), _scaled_norm, _LAYER_NORM, _ALL),
     _Rule("its bias", Op("Add", _NORM, Vector("new")), _shifted_norm, _LAYER_NORM, _ALL),
     _Rule("ReduceL2", Op("Sqrt", Op("ReduceSum", _SQUARE, bind="sum")), _reduction("ReduceL2")),
     _Rule("ReduceL2", Op("Sqrt", Op("ReduceSumSquare", _X, bind="sum")), _reduction("ReduceL2")),

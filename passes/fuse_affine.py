@@ -41,8 +41,9 @@ Declines when:
     3. The bias of the layer is computed at run time.
     4. A zero-padded Conv (or a ConvTranspose larger than 1×1) would have to take a shift before it.
     5. A weight or bias would overflow, or all its elements would lose digits to underflow.
-    6. The map is part of a Gelu that is spelled by erf: without its factors onnxruntime would
-       compute it in five kernels instead of one.
+    6. The map is part of an operator that onnxruntime recognises by its nodes and computes in one
+       kernel: a spelled Gelu, LayerNormalization or RMSNormalization
+       (`analysis/compound_operators.py`). Without γ or the factor ½ it would run node by node.
 
 Fidelity:
     CLOSE. Products are taken in float64 and rounded once to the type of the weight. Removing a
@@ -73,11 +74,11 @@ from onnxslim.analysis.affine import (
     rank_of,
     read_affine,
 )
+from onnxslim.analysis.compound_operators import kept_nodes
 from onnxslim.graph.dims import known_dim
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import axes_of, const_array, normalized
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.passes.fuse_activations import spelled_gelus
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
@@ -93,14 +94,11 @@ class FuseAffine(RewritePass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Let layers take every run of affine maps; merge the runs that no layer takes."""
         rw = self.rewriter(graph)
-        kept = spelled_gelus(rw)
+        rw.keep(kept_nodes(rw))  # declines 6
         with np.errstate(all="ignore"):  # `cast` refuses values that are not finite
             for node in rw.walk(*AFFINE_OPS):
                 for chain in _chains_to(rw, node):
-                    if kept.isdisjoint(chain.nodes):
-                        any(step(rw, chain) for step in _STEPS)
-                    else:  # declines 6
-                        rw.skip(chain.last, "is part of a Gelu, which onnxruntime fuses itself")
+                    any(step(rw, chain) for step in _STEPS)
         return rw.result()
 
 
@@ -173,7 +171,7 @@ def _chains_to(rw: Rewriter, node: Node) -> Iterator[_Chain]:
         if chain is None:
             return
         yield chain
-        current = rw.private_producer(chain.source, *AFFINE_OPS)
+        current = _free_producer(rw, chain.source)
 
 
 def _run_to(rw: Rewriter, node: Node) -> _Chain | None:
@@ -195,7 +193,7 @@ def _joined(
     rw: Rewriter, tensor: gs.Tensor, later: AffineMap
 ) -> tuple[Node, gs.Tensor, AffineMap] | None:
     """The private affine producer of `tensor`, its source, and its map followed by `later`."""
-    maker = rw.private_producer(tensor, *AFFINE_OPS)
+    maker = _free_producer(rw, tensor)
     read = None if maker is None else read_affine(maker, rw.opset)
     if maker is None or read is None:
         return None
@@ -204,10 +202,18 @@ def _joined(
     return None if both is None else (maker, source, both)
 
 
+def _free_producer(rw: Rewriter, tensor: gs.Tensor) -> Node | None:
+    """The private affine producer of `tensor`, if it may be changed."""
+    maker = rw.private_producer(tensor, *AFFINE_OPS)
+    return None if maker is None or rw.is_kept(maker) else maker
+
+
 def _continues(rw: Rewriter, node: Node) -> bool:
     """Whether the only user of `node` is a map that continues its run."""
     result = node.outputs[0]
     if len(result.outputs) != 1 or result.outputs[0].op not in AFFINE_OPS:
+        return False
+    if rw.is_kept(result.outputs[0]):
         return False
     read = read_affine(result.outputs[0], rw.opset)
     if read is None or read[0] is not result or not is_float(read[1].dtype):
@@ -352,7 +358,7 @@ EditPlan = list[_Edit] | str | None
 
 def _plan(rw: Rewriter, tensor: gs.Tensor, mapping: AffineMap) -> EditPlan:
     node = rw.producer(tensor)
-    if node is None:
+    if node is None or rw.is_kept(node):
         return None
     layer = linear_layer(node)
     if layer is None and node.op not in _THROUGH:
@@ -545,6 +551,8 @@ def _shift_behind(rw: Rewriter, layer: LinearLayer, mapping: AffineMap) -> _Edit
     read = None if add is None or add.op not in ("Add", "Sub") else read_affine(add, rw.opset)
     if add is None or read is None or read[1].scales or rw.private_producer(result) is None:
         return "a MatMul has no bias, and no Add follows it"
+    if rw.is_kept(add):
+        return "the Add behind the MatMul is part of a larger operator"
     data = layer.node.inputs[layer.data]
     before = mapping.along(layer.in_axis, layer.ins, rank_of(data))
     behind = read[1].along(layer.out_axis, layer.outs, layer.ndim)

@@ -23,7 +23,7 @@ Rewrite:
     - Transpose of a Transpose becomes one Transpose, or none;
     - an operator on two equal Transposes becomes the Transpose of that operator;
     - Transposes cancel across Softmax, reductions, Concat, Split, Slice, Pad, ArgMax,
-      LayerNormalization and quantization as well, whose axes move with them;
+      LayerNormalization, RMSNormalization and quantization as well, whose axes move with them;
     - a Transpose that moves only axes of size 1 becomes part of a Reshape beside it;
     - a Reduce, ArgMax or ArgMin behind a Transpose reduces other axes of the Transpose's input,
       where the remaining axes are in order.
@@ -38,6 +38,8 @@ Declines when:
     1. No Transpose would be saved: values in between have other users, or nothing cancels.
     2. A constant in between is used elsewhere, and would be stored twice.
     3. The rank, or the operands in between, are not known.
+    4. An operator that onnxruntime recognises by its nodes, such as a spelled LayerNormalization,
+       would be torn or work along another axis than the last: it would run node by node.
 
 Fidelity:
     CLOSE where a floating-point sum is taken in another order (Reduce, Softmax), else EXACT.
@@ -49,12 +51,14 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.compound_operators import Compound, compounds
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.permuting import (
     COMMUTING,
@@ -94,7 +98,8 @@ class FuseTransposes(RewritePass):
         rw = self.rewriter(graph)
         if not any(node.op == "Transpose" for part in rw.graphs() for node in part.nodes):
             return rw.result()
-        fuser = _TransposeFuser(rw, SizeFlow(graph, rw.opset))
+        found = {node: item for item in compounds(rw) for node in item.match.nodes}
+        fuser = _TransposeFuser(rw, SizeFlow(graph, rw.opset), found)
         for node in rw.walk("Transpose", *_RESHAPING, *COMMUTING):
             if node.op == "Transpose":
                 fuser.merge_upwards(node)
@@ -125,9 +130,10 @@ class _Region:
 
 
 class _TransposeFuser:
-    def __init__(self, rw: Rewriter, flow: SizeFlow) -> None:
+    def __init__(self, rw: Rewriter, flow: SizeFlow, compounds: Mapping[Node, Compound]) -> None:
         self.rw = rw
         self.flow = flow
+        self.compounds = compounds
 
     def perm(self, node: Node) -> Perm | None:
         """The permutation of a Transpose, None when its default is of unknown rank."""
@@ -211,6 +217,9 @@ class _TransposeFuser:
         region = self._region(seed, ndim)
         if region is None:
             return
+        if self._breaks_compound(region):
+            self.rw.skip(seed, "a Transpose among its nodes would cost onnxruntime a fused kernel")
+            return  # declines 4
         gone, made = self._gone(region), self._made(region)
         if any(self.rw.is_output(t) and len(t.inputs[0].outputs) > 1 for t in made):
             return  # an output of a Split keeps its name
@@ -218,6 +227,16 @@ class _TransposeFuser:
             self.rw.skip(seed, "moving Transposes across it would not save a node")  # declines 1
             return
         self._move(region, made)
+
+    def _breaks_compound(self, region: _Region) -> bool:
+        """Whether an operator of several nodes would be torn, or work along another axis."""
+        touched = (self.compounds[node] for node in region.nodes if node in self.compounds)
+        keeps_last = region.perm[-1] == len(region.perm) - 1
+        return any(
+            not region.nodes.keys() >= set(item.match.nodes)
+            or (not keeps_last and not item.is_elementwise)
+            for item in touched
+        )
 
     def _region(self, seed: Node, ndim: int) -> _Region | None:
         """The nodes from `seed` up to Transposes by one permutation, and constants."""

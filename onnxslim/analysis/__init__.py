@@ -6,6 +6,7 @@ layer_names   the names by which people know a node: its output's, its own, thos
 affine        BatchNormalization, Mul, Add, ... read as y = a·x + b along one axis
 absorption    layers that absorb such a map into their weight and bias
 patterns      a declarative matcher for small subgraphs
+compound_operators  operators spelled out as onnxruntime fuses them
 flow          symbolic shapes and small integer values, followed through a graph
 zeros         tensors that hold nothing but zeros
 same_grid     QuantizeLinear nodes that undo a DequantizeLinear

@@ -177,7 +177,7 @@ COMMUTING: Final[Mapping[str, tuple[int | None, Rule]]] = {
     "Concat": (None, _axis(1)),  # the default before opset 4
     "CumSum": (1, _cumulative_sum),
     "Gather": (1, _gather),
-    "LayerNormalization": (1, _layer_normalization),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), (1, _layer_normalization)),
     "Pad": (1, _pad),
     "Slice": (1, _slice),
     "Split": (1, _axis(0)),

@@ -17,7 +17,7 @@ a value that a user knows by name still exists under it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Rewriter:
         """Edit `graph`, and at no node whose first output has a name that `allows` refuses."""
         self.main = graph
         self._allows = allows
+        self._kept: dict[Node, str] = {}
         self._site: str | None = None  # the node that is visited
         self.opset: int = graph.opset
         self.fidelity = Fidelity.EXACT
@@ -104,10 +105,24 @@ class Rewriter:
         `walk` asks for every node; a pass that does not walk asks before each edit.
         """
         label = place if isinstance(place, str) else node_label(place)
+        if not isinstance(place, str) and self.is_kept(place):
+            self.skip(label, self._kept[place])
+            return False
         if self._allows is None or self._allows(label):
             return True
         self.skip(label, "`skip` leaves it alone")
         return False
+
+    def keep(self, nodes: Mapping[Node, str]) -> None:
+        """Let `walk` leave nodes as they are, each for a reason.
+
+        A rewrite of several nodes asks `is_kept` for those that it does not come to by `walk`.
+        """
+        self._kept.update(nodes)
+
+    def is_kept(self, node: gs.Node) -> bool:
+        """Whether `node` is to stay as it is (see `keep`)."""
+        return node in self._kept
 
     def graphs(self) -> Iterator[gs.Graph]:
         """The main graph and all graphs nested in it."""

@@ -227,6 +227,7 @@ _RULES: Final[Mapping[str, IntegerRule]] = {
 }
 _FLOAT: Final[Mapping[str, str]] = {
     "LayerNormalization": "it is left in float",
+    "RMSNormalization": "it is left in float",
     "ConvTranspose": "onnxruntime has no integer kernel for ConvTranspose on CPUs",
     "QuantizeLinear": "it is quantized already",
     "DequantizeLinear": "it is quantized already",

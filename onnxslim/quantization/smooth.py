@@ -8,7 +8,7 @@ channel j
 
 is the same product, with the difficulty shared between tensor and weight (Xiao et al. 2022,
 arXiv:2211.10438, eqs. 3 and 4). max|W_j| is over all layers that read the tensor. The operator
-before takes the division: scale and bias of a LayerNormalization, a Mul and an Add with constants,
+before takes the division: scale and bias of a normalization, a Mul and an Add with constants,
 or the rows of another weight layer.
 
 Owns: which operators can take the division, and the scales. Not here: scaling a layer (see
@@ -158,7 +158,7 @@ def _taken(rewriter: Rewriter, tensor: gs.Tensor, factor: Array) -> list[Edit] |
             return layer
         if layer is not None:
             return _into_layer(rewriter, layer, factor, writes)
-        if node.op == "LayerNormalization":
+        if node.op in ("LayerNormalization", "RMSNormalization"):
             return _into_normalization(rewriter, node, factor, writes)
         if node.op not in _SHIFTS and node.op not in _SCALES:
             return f"the {node.op} `{node_label(node)}` that makes it has no parameters"
@@ -193,7 +193,7 @@ def _into_normalization(
     rewriter: Rewriter, node: Node, factor: Array, writes: Sequence[Edit]
 ) -> list[Edit] | str:
     if not same_axis(int(node.attrs.get("axis", -1)), -1, rank(node.inputs[0])):
-        return f"the LayerNormalization `{node_label(node)}` is about more than its last axis"
+        return f"the {node.op} `{node_label(node)}` is about more than its last axis"
     taken = list(writes)
     for index in (1, 2):
         if is_present(node, index):

@@ -1,0 +1,73 @@
+"""No kernel that onnxruntime fuses is lost by `simplify`: sessions are asked before and after."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import pytest
+from qdq_nets import kernels
+from transformer_blocks import SPELLED, Block, Part, biased_product, composed
+
+from onnxslim.analysis.compound_operators import compounds
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.passes.simplify import Simplify
+from onnxslim.pipeline.manager import PassManager
+from onnxslim.records import Fidelity
+from support import CONTEXT, assert_equivalent
+
+OPSETS = (13, 17, 20, 23)
+KINDS = {
+    "Gelu": "Gelu",
+    "BiasGelu": "Gelu",
+    "FastGelu": "Gelu",
+    "QuickGelu": "QuickGelu",
+    "LayerNormalization": "LayerNormalization",
+    "SkipLayerNormalization": "LayerNormalization",
+    "RMSNormalization": "RMSNormalization",
+    "SimplifiedLayerNormalization": "RMSNormalization",
+    "SkipSimplifiedLayerNormalization": "RMSNormalization",
+}
+
+
+def simplified(source: onnx.ModelProto) -> Model:
+    return PassManager((Simplify(),)).run(Model.load(source), CONTEXT)[0]
+
+
+def fused(model: Model) -> Counter[str]:
+    """How many kernels of each kind a session makes; both kinds of Gelu have one name there."""
+    return Counter(KINDS[kernel] for kernel in kernels(model) if kernel in KINDS)
+
+
+def spelled(part: Part, opset: int, seed: int) -> onnx.ModelProto:
+    """One operator between two layers."""
+    b = Block(opset, seed)
+    return b.model(biased_product(b, part(b, biased_product(b, "x"))))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("part", SPELLED)
+def test_every_spelling_runs_as_one_kernel_afterwards(part: Part, opset: int) -> None:
+    for seed in range(3):
+        source = spelled(part, opset, seed)
+        result = simplified(source)
+        assert fused(result) == {SPELLED[part]: 1}
+        assert_equivalent(source, result.to_proto(), Fidelity.CLOSE)
+
+
+@pytest.mark.parametrize("part", SPELLED)
+def test_the_spellings_that_are_said_to_be_fused_are(part: Part) -> None:
+    for seed in range(6):
+        model = Model.load(spelled(part, 13, seed))
+        found = Counter(item.name for item in compounds(Rewriter(model.graph)))
+        assert found == fused(model)
+
+
+def test_no_composition_loses_a_kernel() -> None:
+    for seed in range(30):
+        source = composed(OPSETS[seed % 4], seed)
+        before, after = Model.load(source), simplified(source)
+        assert fused(after) >= fused(before), seed
+        assert len(kernels(after)) <= len(kernels(before)), seed
+        assert_equivalent(source, after.to_proto(), Fidelity.CLOSE)
