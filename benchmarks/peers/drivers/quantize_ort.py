@@ -1,8 +1,9 @@
-"""Quantize with onnxruntime: `quantize_ort.py INPUT OUTPUT SAMPLES.npz u8|s8 [METHOD [reduced]]`.
+"""Quantize with onnxruntime: `quantize_ort.py INPUT OUTPUT SAMPLES.npz u8|s8 [WORDS...]`.
 
-quantize_static after its own pre-processing, per channel, QDQ, min-max ranges unless METHOD is
-entropy. `reduced` gives weights 7 bits, as its documentation advises for x86 without VNNI. Opsets
-below 13 are raised first: the models it writes for them do not load.
+quantize_static after its own pre-processing, per channel, QDQ, min-max ranges. WORDS: `entropy` for
+those ranges; `reduced` gives weights 7 bits, as its documentation advises for x86 without VNNI;
+`products` leaves all but MatMul and Gemm in float. Opsets below 13 are raised first: the models it
+writes for them do not load.
 """
 
 import sys
@@ -43,6 +44,7 @@ def main() -> None:
             str(prepared),
             target,
             Reader(samples),
+            op_types_to_quantize=["MatMul", "Gemm"] if "products" in rest else None,
             per_channel=True,
             reduce_range="reduced" in rest,
             activation_type=QuantType.QUInt8 if kind == "u8" else QuantType.QInt8,
