@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -32,7 +33,7 @@ def table_of(name: str) -> str | None:
         return markdown(_kernels(rows))
     if name == "cost":
         return markdown(_cost(rows))
-    task = next((task for task in TASKS if name == task.replace(" ", "_").replace("%", "")), None)
+    task = next((task for task in TASKS if name == re.sub(r"\W+", "_", task)), None)
     return None if task is None else markdown(_results(rows, task))
 
 
