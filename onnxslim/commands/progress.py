@@ -90,9 +90,9 @@ def _lines(shown: Progress) -> Iterator[Progress]:
 
 
 def line(shown: Progress) -> str:
-    """All steps, how long they have taken, and what is left of the innermost that knows it."""
+    """All steps, how long they have taken, and what is left of the outermost that knows it."""
     steps = shown.steps
-    left = next((left for step in reversed(steps) if (left := step.left_s()) is not None), None)
+    left = next((left for step in steps if (left := step.left_s()) is not None), None)
     so_far = f"{_clock(steps[0].elapsed_s())} so far" if steps else ""
     about = [] if left is None else [f"about {_clock(left)} left"]
     return f"{shown} ({', '.join([so_far, *about])})"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from fractions import Fraction
-from typing import Final, Literal, TypedDict, get_args
+from typing import Final, Literal, NoReturn, TypedDict, get_args
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.options import Interval, at_least
@@ -41,6 +41,7 @@ class DataWords(TypedDict, total=False):
     """The settings as a mapping, each in any of its spellings; see `DataSettings`."""
 
     map: str | Mapping[str, str]
+    fill: str | Mapping[str, float]
     scale: str | float
     preset: Preset
     mean: str | float | Sequence[float]
@@ -56,10 +57,11 @@ class DataWords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How data become inputs; None, or an empty `map`: not set.
+    """How data become inputs; None, or an empty mapping: not set.
 
     Attributes:
         map: name of an array by name of the input that it is for; `label` stands for the labels.
+        fill: value of an input that the data do not give, by its name.
         scale: integers that are given for an input of floats are multiplied by it.
         preset: how pixels from 0 to 255 are scaled: `imagenet` (to [0, 1], then less the mean and
             over the standard deviation of ImageNet), `zero-one`, `minus-one-one`, or `none`.
@@ -75,6 +77,7 @@ class DataSettings:
     """
 
     map: Mapping[str, str] = field(default_factory=dict)
+    fill: Mapping[str, float] = field(default_factory=dict)
     scale: float | None = None
     preset: Preset | None = None
     mean: tuple[float, ...] | None = None
@@ -114,8 +117,9 @@ class DataSettings:
         return {name: value for name, value in values.items() if value is not None and value != {}}
 
     def over(self, other: DataSettings) -> DataSettings:
-        """These settings, completed by those of `other`; names of arrays are merged."""
-        return replace(other, **{**self.given, "map": {**other.map, **self.map}})  # type: ignore[arg-type]
+        """These settings, completed by those of `other`; names of inputs are merged."""
+        merged = {"map": {**other.map, **self.map}, "fill": {**other.fill, **self.fill}}
+        return replace(other, **{**self.given, **merged})  # type: ignore[arg-type]
 
     def spelled(self) -> dict[str, str]:
         """The settings that are set, as text by name of the option of the command."""
@@ -224,22 +228,38 @@ def _read_size(name: str, value: object) -> tuple[int, int]:
 
 
 def _read_map(name: str, value: object) -> dict[str, str]:
+    return _pairs(value) or _refuse(
+        f"`{name}` must be INPUT=ARRAY for each input, separated by commas, and label=ARRAY for "
+        f"labels; got {value!r}."
+    )
+
+
+def _read_fill(name: str, value: object) -> dict[str, float]:
+    pairs = _pairs(value) or _refuse(
+        f"`{name}` must be INPUT=NUMBER for each input that data do not give, separated by commas; "
+        f"got {value!r}."
+    )
+    return {key: _number(f"{name}` of `{key}", item, _ANY_NUMBER) for key, item in pairs.items()}
+
+
+def _pairs(value: object) -> dict[str, str]:
+    """Texts by name, of a mapping or of `NAME=TEXT,...`; {} where `value` is neither."""
     if isinstance(value, Mapping):
         pairs = [(str(key), str(item)) for key, item in value.items()]
     else:
         parts = [text.partition("=") for text in _texts(value)]
         pairs = [(left, right) for left, _, right in parts]
-    if not all(left and right for left, right in pairs) or len(dict(pairs)) < len(pairs):
-        raise UsageError(
-            f"`{name}` must be INPUT=ARRAY for each input, separated by commas, and label=ARRAY "
-            f"for labels; got {value!r}."
-        )
-    return dict(pairs)
+    is_right = all(left and right for left, right in pairs) and len(dict(pairs)) == len(pairs)
+    return dict(pairs) if is_right else {}
+
+
+def _refuse(why: str) -> NoReturn:
+    raise UsageError(why)
 
 
 def _spelled(value: object) -> str:
     if isinstance(value, Mapping):
-        return ",".join(f"{key}={item}" for key, item in value.items())
+        return ",".join(f"{key}={_spelled(item)}" for key, item in value.items())
     if isinstance(value, tuple):
         return ",".join(f"{part:.9g}" for part in value)
     return f"{value:.9g}" if isinstance(value, float) else f"{value}"
@@ -258,6 +278,12 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         "INPUT=ARRAY,label=ARRAY",
         "Which array is for which input, and which holds the labels.",
         _read_map,
+    ),
+    "fill": Setting(
+        frozenset(DataKind),
+        "INPUT=0,INPUT=16000",
+        "Values of inputs that the data do not give, such as a state or a rate.",
+        _read_fill,
     ),
     "scale": Setting(
         _for(DataKind.ARRAYS, DataKind.PICTURES),

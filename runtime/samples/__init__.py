@@ -12,6 +12,7 @@ labelled_files  labels by the folders that files lie in
 extras          libraries that only some users need
 user_function   functions named as `module:function`
 fitting         check and convert arrays for the inputs of a model
+filling         inputs that the user says one value of
 rows            samples as rows of arrays
 items           samples as items, each the input of one run
 stream          samples as a stream of runs

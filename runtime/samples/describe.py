@@ -61,7 +61,8 @@ def _range(arrays: Sequence[np.ndarray]) -> str:
     if not filled:
         return "empty"
     low, high = min(float(a.min()) for a in filled), max(float(a.max()) for a in filled)
-    return f"{low:.4g} to {high:.4g}" if low != high else f"all {low:.4g}"
+    digits = ".0f" if all(array.dtype.kind in "biu" for array in filled) else ".4g"
+    return f"{low:{digits}} to {high:{digits}}" if low != high else f"all {low:{digits}}"
 
 
 def _labels(labels: Sequence[np.ndarray]) -> str:
@@ -69,5 +70,5 @@ def _labels(labels: Sequence[np.ndarray]) -> str:
     if flat.shape[1] > 1:
         return f"labels of {flat.shape[1]} values each"
     if flat.dtype.kind in "iuf":
-        return f"labels {flat.min():g} to {flat.max():g}"
+        return f"labels {flat.min():.9g} to {flat.max():.9g}"
     return f"labels of type {flat.dtype.name}"

@@ -71,7 +71,8 @@ def choose_arrays(
             have = ", ".join(f"`{key}`" for key in found) or "none"
             raise UsageError(
                 f"{where} has no array for input `{info.name}` of the model; it has {have}. Name "
-                f"each array as the input, or say which is which: --map {info.name}=ARRAY."
+                f"each array as the input, or say which is which, --map {info.name}=ARRAY, or what "
+                f"the input holds: --fill {info.name}=VALUE."
             )
         chosen[info.name] = name
     return ArrayNames(chosen, label)
@@ -240,5 +241,5 @@ def only_input(inputs: Sequence[TensorInfo], where: str) -> TensorInfo:
     names = ", ".join(f"`{info.name}`" for info in inputs) or "none"
     raise UsageError(
         f"{where} gives an array without a name, but the model has {len(inputs)} inputs "
-        f"({names}). Give arrays by input name."
+        f"({names}). Say what the others hold, --fill INPUT=VALUE, or give arrays by input name."
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxslim.pipeline.data_settings import DataKind, DataSettings
+from onnxslim.runtime.samples.filling import filled, unfilled
 from onnxslim.runtime.samples.fitting import check_scale, choose_arrays, only_input
 from onnxslim.runtime.samples.given import AnySource, GivenData, given_data
 from onnxslim.runtime.samples.items import RunItem, item_input, samples_of_items
@@ -39,7 +40,9 @@ def open_samples(source: AnySource, inputs: Sequence[TensorInfo]) -> Samples:
             appear only while they are read raise it then.
     """
     given = given_data(source)
-    return _OPENERS[given.kind](given, inputs)
+    fill = given.settings.fill
+    samples = _OPENERS[given.kind](given, unfilled(inputs, fill))
+    return filled(samples, inputs, fill) if fill else samples
 
 
 def _open_arrays(given: GivenData, inputs: Sequence[TensorInfo]) -> Samples:

@@ -79,6 +79,9 @@ def test_the_time_left_follows_from_the_pace(monkeypatch: pytest.MonkeyPatch) ->
         own.started, now = 112.0, 122.0
         own.advance(10)
         assert line(state) == "timing 11 of 40 placements (0:10 so far, about 0:30 left)"
+        with state.step("running", 4, "samples") as inner:
+            inner.done, inner.advanced = 2, inner.started + 1  # a second is left of it
+            assert line(state).endswith("(0:10 so far, about 0:30 left)")
 
 
 # ------------------------------------------------------------------- without a terminal
