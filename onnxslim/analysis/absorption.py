@@ -261,6 +261,8 @@ def _new_bias(
         array = const_array(old)
         if array is None:
             return "the bias of the layer is computed at run time"
+        if layer.is_conv and array.shape != (layer.outs,):
+            return "the bias of the layer is not one number for each output channel"
         values, dtype = array.astype(np.float64), np.dtype(array.dtype)
     values = values * layer.bias_scale
     new = layer.as_bias(scale) * values + layer.as_bias(shift)

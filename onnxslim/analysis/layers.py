@@ -194,6 +194,8 @@ def bias_of(layer: WeightLayer) -> np.ndarray | str:
         return "its bias is computed at run time"
     values = np.asarray(array, np.float64)
     if isinstance(layer.unfolding, ConvPatches):
+        if values.shape != (prod(shape),):
+            return "its bias is not one number for each output channel"
         return values.reshape(shape)
     if isinstance(layer.unfolding, RecurrentSteps):
         # (directions, 2 * gates * hidden_size): the biases of W, then those of R

@@ -150,6 +150,7 @@ class _PipelineRun:
             PromiseBroken: a step broke its promise.
         """
         latest, reports = current, []
+        deciding: StepReport | None = None
         # outputs are compared with those of the last committed model, so each step of a bundle is
         # held to the weakest promise so far
         promised = Fidelity.EXACT
@@ -163,15 +164,30 @@ class _PipelineRun:
                 latest = candidate.model
             promised = max(promised, candidate.fidelity)
             reports.append(candidate.report(step, comparison))
-        if latest is current:
+            if candidate.changed:
+                deciding = reports[-1]
+        if deciding is None:
             return current, reports
-        return self.judge(current, latest, bundle, reports)
+        return self.judge(current, latest, bundle, reports, deciding)
 
     def judge(
-        self, current: Model, candidate: Model, bundle: Sequence[Pass], reports: list[StepReport]
+        self,
+        current: Model,
+        candidate: Model,
+        bundle: Sequence[Pass],
+        reports: list[StepReport],
+        last: StepReport,
     ) -> tuple[Model, list[StepReport]]:
-        """Measure `candidate`, and commit it when it holds the floors and pays for itself."""
-        last = reports[-1]
+        """Measure `candidate`, and commit it when it holds the floors and pays for itself.
+
+        Args:
+            current: the model before the bundle.
+            candidate: the model after it.
+            bundle: the steps.
+            reports: one for each step.
+            last: that of the last step which changed anything: `candidate` is its result, and it
+                gets the figures.
+        """
         before = self.stats = self.stats or measure_stats(current)
         last.stats = measure_stats(candidate)
         last.latency = self.time(current, candidate)

@@ -296,6 +296,7 @@ _CONV = """<opset_import: ["" : 17]>
             "is used by several nodes",
         ),
         (", float[1] b", "", 2, "c = Conv (x, w, b) y = Mul (c, s)", "computed at run time"),
+        ("", "", 2, "c = Conv (x, w, w) y = Mul (c, s)", "is not one number for each output"),
         (
             "",
             "",

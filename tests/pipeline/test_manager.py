@@ -298,6 +298,20 @@ def test_a_pass_that_prepares_is_judged_with_what_follows(
     assert result.graph.doc_string == ""
 
 
+def test_a_pass_that_prepares_is_held_to_the_floor_where_what_follows_does_nothing(
+    tmp_path: Path, prover: RuntimeProver
+) -> None:
+    result, steps = _run(
+        tmp_path,
+        prover,
+        _edit(_scale_weight, prepares=True, fidelity=Fidelity.LOSSY),
+        _edit(lambda graph: None, says=False, fidelity=Fidelity.LOSSY),
+        policy=Policy(force=True, floors=Floors(min_sqnr_db=90.0)),
+    )
+    assert [step.floor_missed for step in steps] == [True, True]
+    assert result.to_bytes() == Model.load(parse(TEXT)).to_bytes()
+
+
 def test_an_exact_step_behind_a_lossy_one_is_held_to_the_weaker_promise(
     tmp_path: Path, prover: RuntimeProver
 ) -> None:
