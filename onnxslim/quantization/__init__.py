@@ -6,7 +6,9 @@ range_choice        which of several ranges moves the outputs least
 weight_scales       scales of weights: granularity, and clipping
 weight_rounding     codes of weights: to nearest, with error feedback, by coordinate descent
 weight_layouts      arrays of codes and scales, as the operators that decode them read them
-weight_storage      which of these layouts suits a weight's readers, and writing it into the graph
+weight_readers      products and Gather nodes that read one matrix, and how they are untied
+weight_storage      which of these layouts suits a weight's readers
+weight_nodes        writing it into the graph
 
 activation_grids    the grids of all activations of a model
 kernel_forms        operators without an integer kernel, expressed by operators that have one

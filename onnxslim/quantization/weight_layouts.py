@@ -2,7 +2,8 @@
 
 linear    DequantizeLinear: the weight's own layout; `block_size` columns along `axis` share a scale
 folded    a model-local function of Cast and Mul, which onnxruntime computes once, when a session
-          starts; with blockwise scales the codes are reshaped along their columns
+          starts; with blockwise scales the codes are reshaped along their columns, or, where blocks
+          do not divide the columns, the scale of each column is picked
 packed    com.microsoft.MatMulNBits: (N, blocks, bytes of a block), unsigned, two codes of 4 bits
           in a byte, the lower four bits first
 
@@ -31,6 +32,7 @@ INT4: Final = to_numpy_dtype(onnx.TensorProto.INT4)
 INT4_OPSET: Final = 21  # the first with codes of 4 bits, and with `block_size`
 INT4_IR: Final = 10
 MIN_BLOCK: Final = 16  # of MatMulNBits, whose blocks are powers of two
+_MIN_PART: Final = 8  # columns of a patch that share a scale: fewer cost more than they give
 Array = np.ndarray
 
 
@@ -73,7 +75,7 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
     """The weight of `layer` as a `DequantizeFunction` reads it.
 
     Raises:
-        ValueError: the columns are no multiple of the block; see `can_fold`.
+        ValueError: the weight cannot be cut into blocks; see `folding_block`.
     """
     if weight.block is None:
         codes, grid = weight.stored(layer)
@@ -82,8 +84,10 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
         if flat.ndim:
             flat, zeros = flat.reshape(along), zeros.reshape(along)
         return StoredCodes(_named(codes, flat, zeros, bits))
-    if not can_fold(layer, weight.block):
+    if folding_block(layer, weight.block) != weight.block:
         raise ValueError(f"The weight of `{layer.name}` is cut into no blocks of {weight.block}.")
+    if layer.columns % weight.block:
+        return _folded_in_parts(weight, layer, bits, weight.block)
     codes = layer.laid_out(weight.codes)
     shape = np.array(codes.shape, np.int64)
     scale, zero = weight.scale, weight.zero_point
@@ -99,11 +103,43 @@ def folded(weight: QuantizedWeight, layer: WeightLayer, bits: int) -> StoredCode
     return StoredCodes({**_named(codes, scale, zero, bits), "shape": shape})
 
 
-def can_fold(layer: WeightLayer, block: int) -> bool:
-    """Whether `folded` can cut the columns of `layer` into blocks."""
+def _folded_in_parts(
+    weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int
+) -> StoredCodes:
+    """A matrix whose last block is not full: `places` says which scale each column has."""
+    codes, scale, zero = layer.laid_out(weight.codes), weight.scale[0], weight.zero_point[0]
+    if layer.inputs_first:  # (N, blocks) -> (blocks, N)
+        scale, zero = scale.T, zero.T
+    inputs = _named(codes, scale, zero, bits)
+    return StoredCodes({**inputs, "places": block_of_columns(layer.columns, block)})
+
+
+def block_of_columns(columns: int, block: int) -> Array:
+    """Which block each of the columns lies in."""
+    return np.arange(columns, dtype=np.int64) // block
+
+
+def folding_block(layer: WeightLayer, block: int) -> int | None:
+    """How many columns `folded` can give a scale, `block` at most; None: only all of them."""
     is_transposed = isinstance(layer.unfolding, ConvPatches) and layer.inputs_first
     is_cube = isinstance(layer.unfolding, TableRows) and len(layer.holder.stored.shape) > 2
-    return not is_transposed and not is_cube and layer.columns % block == 0
+    if is_transposed or is_cube or block >= layer.columns:
+        return None
+    if not isinstance(layer.unfolding, ConvPatches) and len(layer.holder.stored.shape) > 1:
+        return block
+    # patches and vectors are cut into equal blocks
+    return next((n for n in range(block, _MIN_PART - 1, -1) if layer.columns % n == 0), None)
+
+
+def kernel_block(columns: int, block: int) -> int:
+    """The block, a power of two and `block` at most, that MatMulNBits should have.
+
+    The largest that divides the columns; of none that does, the one that takes the fewest bytes
+    once the last block is filled up.
+    """
+    sizes = [block >> shift for shift in range(block.bit_length()) if block >> shift >= MIN_BLOCK]
+    whole = [size for size in sizes if columns % size == 0]
+    return whole[0] if whole else min(sizes, key=lambda size: -(-columns // size) * (size + 8))
 
 
 def packed(weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int) -> StoredCodes:
@@ -179,17 +215,21 @@ class DequantizeFunction:
         inputs: the names of its inputs, in order.
         bits: the bits of a code.
         is_half: whether the weight is float16, rounded from the float32 product.
+        axis: the axis of blocks in scales and zero points, with `places`.
     """
 
     inputs: Sequence[str]
     bits: int = 8
     is_half: bool = False
+    axis: int = 0
 
     @property
     def name(self) -> str:
         """The name of the function, which says which inputs it has."""
         offset = "Offset" if "zero_point" in self.inputs else ""
         blocks = "Blocks" if "shape" in self.inputs else ""
+        if "places" in self.inputs:
+            blocks = f"Places{self.axis}"
         return f"{DEQUANTIZE}{offset}{blocks}{'ToFloat16' if self.is_half else ''}"
 
     @property
@@ -202,11 +242,20 @@ class DequantizeFunction:
         to_float = onnx.TensorProto.FLOAT
         nodes = [helper.make_node("Cast", ["codes"], ["steps"], to=to_float)]
         steps = "steps"
+
+        def by_column(name: str) -> str:
+            """The value that each column has, of one value for each block."""
+            if "places" not in self.inputs:
+                return name
+            inputs, made = [name, "places"], f"{name}_of_column"
+            nodes.append(helper.make_node("Gather", inputs, [made], axis=self.axis))
+            return made
+
         if "zero_point" in self.inputs:
             nodes.append(helper.make_node("Cast", ["zero_point"], ["zero"], to=to_float))
-            nodes.append(helper.make_node("Sub", [steps, "zero"], ["moved"]))
+            nodes.append(helper.make_node("Sub", [steps, by_column("zero")], ["moved"]))
             steps = "moved"
-        nodes.append(helper.make_node("Mul", [steps, "scale"], ["weight"]))
+        nodes.append(helper.make_node("Mul", [steps, by_column("scale")], ["weight"]))
         if "shape" in self.inputs:
             nodes[-1].output[0] = "cut"
             nodes.append(helper.make_node("Reshape", ["cut", "shape"], ["weight"]))

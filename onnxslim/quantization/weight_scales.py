@@ -59,11 +59,13 @@ class WeightForm:
         granularity: which weights share a scale.
         full_range: whether a symmetric grid uses its least code too, for the largest weight; where
             that weight is positive, the scale is negative. 4 bits have 16 levels then, not 15.
+        clips: whether grids may reach less far than the largest weight.
     """
 
     grid: GridForm = S8_SYMMETRIC
     granularity: Granularity = PerChannel()
     full_range: bool = False
+    clips: bool = True
 
     @property
     def is_per_tensor(self) -> bool:
@@ -169,6 +171,8 @@ def row_grids(problem: Problem, form: WeightForm) -> RowGrids:
     def at(ratio: Array | float) -> RowGrids:
         return RowGrids.over(least * ratio, most * ratio, form, columns)
 
+    if not form.clips:
+        return at(1.0)
     # Σ H_jj (w − ŵ)² at each ratio; every scale takes its best ratio
     errors = np.stack(
         [whole(_diagonal_errors(problem, values, at(ratio)), np.add) for ratio in _RATIOS]

@@ -180,8 +180,9 @@ def test_matmul_nbits_computes_in_float_where_it_is_told_to() -> None:
 
 
 def test_the_opset_is_raised_where_codes_need_it_and_the_report_says_so() -> None:
-    model, reports = quantize(mlp(opset=11))
+    model, reports = quantize(mlp(opset=11), "block=0")
     assert model.graph.opset == 13
+    assert quantize(mlp(opset=11))[0].graph.opset == 21  # blocks
     model, reports = quantize(mlp(opset=11), "bits=4")
     assert model.graph.opset == 21
     assert model.graph.ir_version == 10
@@ -314,18 +315,174 @@ def test_a_table_that_two_nodes_read_has_one_initializer_of_codes() -> None:
     assert output_error(source, model, indices(4, 7)) < 1e-3
 
 
-def test_tied_embeddings_share_the_codes_of_the_layer() -> None:
-    nodes = [
+def test_a_table_whose_columns_no_block_divides_has_a_scale_for_each_block() -> None:
+    nodes = [node("Gather", ["t", "x"], "y")]
+    for columns in (61, 75):
+        source = reader(nodes, {"t": normal(50, columns)})
+        model, _ = quantize(source, "bits=4:block=16")
+        whole, _ = quantize(source, "bits=4:block=0")
+        x = indices(4, 7)
+        assert output_error(source, model, x) < 0.7 * output_error(source, whole, x)
+
+
+# ------------------------------------------------------------------- tied tables
+
+TIED: Mapping[str, Sequence[onnx.NodeProto]] = {
+    "Gemm": [node("Gather", ["t", "x"], "e"), node("Gemm", ["e", "t"], "y", transB=1)],
+    "Transpose and MatMul": [
         node("Gather", ["t", "x"], "e"),
-        node("Gemm", ["e", "t"], "y", transB=1),
+        node("Transpose", ["t"], "v", perm=[1, 0]),
+        node("MatMul", ["e", "v"], "y"),
+    ],
+}
+
+
+def tied(name: str, *, columns: int = 64) -> onnx.ModelProto:
+    return reader(TIED[name], {"t": normal(50, columns)}, ["N"])
+
+
+@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("x", [None, indices(40)], ids=["nearest", "feedback"])
+@pytest.mark.parametrize(("form", "sets"), [("native", 2), ("matmul-nbits", 1), ("folded", 1)])
+def test_tied_tables_are_fast_as_two_weights_or_as_one_set_of_codes(
+    name: str, bits: int, x: np.ndarray | None, form: str, sets: int
+) -> None:
+    source, given = tied(name), None if x is None else [{"x": x}]
+    model, reports = quantize(source, f"bits={bits}:form={form}", given)
+    assert len(codes_of(model)) == sets
+    assert whys(reports) == []
+    found = kernels(model)
+    assert "DequantizeLinear" not in found
+    assert ("MatMulNBits" in found) == (form != "folded")
+    assert output_error(source, model, indices(9)) < (0.05 if bits == 4 else 1e-3)
+
+
+def test_rows_are_picked_from_the_codes_of_the_kernel_by_indices_of_any_rank() -> None:
+    for shape in (["N"], ["N", "L"], []):
+        nodes = [*TIED["Transpose and MatMul"][:2], node("MatMul", ["w", "v"], "z")]
+        nodes += [node("Add", ["e", "s"], "y")]
+        source = reader(nodes, {"t": normal(50, 64), "w": normal(1, 64), "s": normal(1)}, shape)
+        source.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
+        for bits in (8, 4):
+            model, _ = quantize(source, f"form=matmul-nbits:bits={bits}:symmetric=false")
+            assert len(codes_of(model)) == 1
+            given = indices(*(3 for _ in shape))
+            assert output_error(source, model, given) < (0.05 if bits == 4 else 1e-3)
+
+
+def read_otherwise() -> onnx.ModelProto:
+    nodes = [
+        *TIED["Gemm"][:1],
+        node("Gemm", ["e", "t"], "a", transB=1),
+        node("ReduceMean", ["t"], "s", axes=[1], keepdims=0),
+        node("Add", ["a", "s"], "y"),
     ]
-    source = reader(nodes, {"t": normal(50, 64)}, ["N"])
-    for options in ("", "bits=4", "form=matmul-nbits:bits=4"):
-        model, reports = quantize(source, options)
+    return reader(nodes, {"t": normal(50, 64)}, ["N"])
+
+
+def scaled_head() -> onnx.ModelProto:
+    nodes = [*TIED["Gemm"][:1], node("Gemm", ["e", "t"], "y", transB=1, alpha=2.0)]
+    return reader(nodes, {"t": normal(50, 64)}, ["N"])
+
+
+def two_heads() -> onnx.ModelProto:
+    nodes = [
+        *TIED["Gemm"][:1],
+        node("Neg", ["e"], "f"),
+        *(node("Gemm", [x, "t"], y, transB=1) for x, y in (("e", "a"), ("f", "b"))),
+        node("Sub", ["a", "b"], "y"),
+    ]
+    return reader(nodes, {"t": normal(50, 64)}, ["N"])
+
+
+def clipped_head() -> onnx.ModelProto:
+    nodes = [*TIED["Gemm"][:1], node("Gemm", ["e", "t"], "a", transB=1)]
+    nodes += [node("Relu", ["a"], "b"), node("Neg", ["b"], "y")]
+    return reader(nodes, {"t": normal(50, 64)}, ["N"])
+
+
+def head_in_a_body() -> onnx.ModelProto:
+    bodies = [
+        helper.make_graph(
+            [node("Gemm", ["e", "t"], "z", transB=1), *more],
+            f"body {index}",
+            [],
+            [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+        )
+        for index, (more, out) in enumerate((([], "z"), ([node("Neg", ["z"], "n")], "n")))
+    ]
+    nodes = [
+        *TIED["Gemm"][:1],
+        node("ReduceSum", ["e"], "s", keepdims=0),
+        node("Less", ["s", "zero"], "c"),
+        node("If", ["c"], "y", then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+    return reader(nodes, {"t": normal(50, 64), "zero": np.array(0, np.float32)}, ["N"])
+
+
+@pytest.mark.parametrize(
+    ("source", "is_packed"),
+    [
+        (read_otherwise(), False),
+        (scaled_head(), False),
+        (two_heads(), True),
+        (clipped_head(), True),
+        (head_in_a_body(), True),
+    ],
+    ids=["read otherwise", "scaled", "two heads", "Relu", "in bodies"],
+)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_tables_that_would_have_no_kernel_stay_tied(
+    source: onnx.ModelProto, bits: int, *, is_packed: bool
+) -> None:
+    for form in ("native", "matmul-nbits"):
+        model, reports = quantize(source, f"bits={bits}:form={form}")
         assert len(codes_of(model)) == 1
-        assert whys(reports) == []
-        assert "DequantizeLinear" not in kernels(model)
-        assert output_error(source, model, indices(9)) < 0.05
+        assert ops(model)["Dequantize"] + ops(model)["DequantizeBlocks"] == (
+            form == "native" or not is_packed
+        )
+        assert not any("no longer the table" in what for what in whats(reports))
+        assert output_error(source, model, indices(9)) < (0.05 if bits == 4 else 1e-3)
+
+
+def test_a_head_that_is_not_selected_keeps_its_table() -> None:
+    source = tied("Transpose and MatMul")
+    model, reports = quantize(source, "skip=y")
+    assert whats(reports) == []
+    assert ops(model) == ops(Model.load(source))
+    assert "it shares its weight with `y`, which is not selected" in whys(reports)
+
+
+def test_a_table_too_small_to_pay_stays_whole() -> None:
+    source = reader(TIED["Gemm"], {"t": normal(8, 8)}, ["N"])
+    model, reports = quantize(source, "bits=4")
+    assert whats(reports) == []
+    assert model.file_bytes() <= len(source.SerializeToString())
+
+
+@pytest.mark.parametrize(("op", "attrs"), [("MatMul", {}), ("Gemm", {}), ("Gemm", {"transB": 1})])
+@pytest.mark.parametrize("bias", [(80,), (1, 80), (1,), None])
+def test_matmul_nbits_takes_gemm_and_adds_its_bias(
+    op: str, attrs: Mapping[str, int], bias: tuple[int, ...] | None
+) -> None:
+    weight = normal(96, 80).T.copy() if attrs else normal(96, 80)
+    weights = {"w": weight}
+    if bias is not None and op == "Gemm":
+        weights["b"] = normal(*bias, seed=3)
+    source = net([node(op, ["x", *weights], "y", **attrs)], weights, ["N", 96])
+    model, _ = quantize(source, "form=matmul-nbits:bits=4")
+    assert ops(model)["MatMulNBits"] == 1
+    assert ops(model)["Gemm"] == 0
+    assert ops(model)["Add"] == ("b" in weights)
+    assert output_error(source, model, X) < 0.05
+
+
+def test_a_gemm_that_scales_or_turns_its_data_is_no_matmul_nbits() -> None:
+    for attrs, shape in (({"alpha": 2.0}, ["N", 96]), ({"transA": 1}, [96, "N"])):
+        model, _ = quantize(one("Gemm", normal(96, 80), shape, **attrs), "form=matmul-nbits")
+        assert ops(model)["MatMulNBits"] == 0
+        assert ops(model)["Gemm"] == 1
 
 
 @pytest.mark.parametrize(
@@ -544,6 +701,45 @@ def test_what_is_slower_as_kernels_is_folded_and_the_report_repeats_it(
     again, _ = quantize(source, f"form={form}", X)
     assert [x.tobytes() for x in arrays(model)] == [x.tobytes() for x in arrays(again)]
     assert ops(model) == ops(again)
+
+
+def test_a_tied_table_is_one_set_of_codes_where_that_is_as_fast() -> None:
+    source = tied("Transpose and MatMul")
+    context = Context(
+        evaluate=evaluate,
+        calibration=runs([{"x": indices(40)}]),
+        stopwatch=(stopwatch := ScriptedStopwatch(faster=2.0)),
+    )
+    made, (report,) = PassManager.parse("quantize-weights:bits=4").run(
+        Model.load(source), context, policy=FORCE, reproducers=REPRODUCERS
+    )
+    assert stopwatch.paired == 2
+    assert report.resolved == "quantize-weights:bits=4:form=matmul-nbits:accuracy-level=4"
+    again, _ = quantize(source, report.resolved.partition(":")[2], [{"x": indices(40)}])
+    assert made.to_bytes() == again.to_bytes()
+
+
+@pytest.mark.parametrize(("options", "trials"), [("bits=4", 2), ("bits=8", 1)])
+def test_computing_in_float_is_tried_where_integers_are_not_faster(
+    options: str, trials: int
+) -> None:
+    stopwatch = ScriptedStopwatch(faster=1.0)
+    context = Context(evaluate=evaluate, calibration=runs(X), stopwatch=stopwatch)
+    _, (report,) = PassManager.parse(f"quantize-weights:{options}").run(
+        Model.load(mlp()), context, policy=FORCE, reproducers=REPRODUCERS
+    )
+    assert stopwatch.paired == trials
+    assert str(report.resolved).endswith("form=native")
+
+
+def test_the_level_of_matmul_nbits_is_timed_unless_it_is_given() -> None:
+    for options, trials in (("", 1), (":accuracy-level=4", 0)):
+        stopwatch = ScriptedStopwatch(faster=2.0)
+        context = Context(evaluate=evaluate, calibration=runs(X), stopwatch=stopwatch)
+        PassManager.parse(f"quantize-weights:bits=4:form=matmul-nbits{options}").run(
+            Model.load(mlp()), context, policy=FORCE, reproducers=REPRODUCERS
+        )
+        assert stopwatch.paired == trials
 
 
 def arrays(model: Model) -> list[np.ndarray]:

@@ -125,28 +125,43 @@ def test_zero_points_that_are_all_zero_are_left_out() -> None:
 @ALL
 @BITS
 @SYMMETRIC
-@pytest.mark.parametrize("block", [None, 32])
+@pytest.mark.parametrize("block", [None, 32, 24])
 def test_the_function_gives_the_weight_in_its_own_layout(
     name: str, bits: int, symmetric: bool, block: int | None
 ) -> None:
     layer = quantized(name, None)[1]
-    if block is not None and not weight_layouts.can_fold(layer, block):
-        assert name == "ConvTranspose"
-        return
+    if block is not None:
+        block = weight_layouts.folding_block(layer, block)
+        assert (block is None) == (name == "ConvTranspose")
     weight, layer = quantized(name, block, bits, symmetric=symmetric)
     stored = weight_layouts.folded(weight, layer, bits)
-    function = DequantizeFunction(tuple(stored.inputs), bits)
+    axis = 0 if layer.inputs_first else 1
+    function = DequantizeFunction(tuple(stored.inputs), bits, axis=axis)
     made = onnx.helper.make_node(function.name, list(stored.inputs), ["w"], domain="onnxslim")
     found = run(made, stored, function.function(21))
     np.testing.assert_allclose(found, expected(weight, layer), rtol=1e-6)
     assert found.shape == layer.holder.values.shape
 
 
-def test_columns_that_are_no_multiple_of_the_block_are_not_cut() -> None:
-    weight, layer = quantized("MatMul", 24)
-    assert not weight_layouts.can_fold(layer, 24)
-    with pytest.raises(ValueError, match="blocks of 24"):
+def test_patches_are_cut_into_equal_blocks_and_rows_of_a_matrix_need_not_be() -> None:
+    conv, matrix = (quantized(name, None)[1] for name in ("Conv", "MatMul"))
+    assert (conv.columns, matrix.columns) == (64, 64)
+    blocks = [weight_layouts.folding_block(conv, block) for block in (64, 50, 24, 8, 7)]
+    assert blocks == [None, 32, 16, 8, None]
+    assert [weight_layouts.folding_block(matrix, block) for block in (64, 24)] == [None, 24]
+    weight, layer = quantized("ConvTranspose", 16)
+    with pytest.raises(ValueError, match="blocks of 16"):
         weight_layouts.folded(weight, layer, 8)
+
+
+@pytest.mark.parametrize(
+    ("columns", "block", "found"),
+    [(384, 128, 128), (96, 128, 32), (48, 32, 16), (300, 32, 32), (75, 128, 32), (17, 16, 16)],
+)
+def test_blocks_of_the_kernel_divide_the_columns_or_take_few_bytes(
+    columns: int, block: int, found: int
+) -> None:
+    assert weight_layouts.kernel_block(columns, block) == found
 
 
 def test_a_function_has_one_name_for_each_set_of_inputs() -> None:
@@ -157,9 +172,11 @@ def test_a_function_has_one_name_for_each_set_of_inputs() -> None:
             ("codes", "scale", "zero_point"),
             ("codes", "scale", "shape"),
             ("codes", "scale", "zero_point", "shape"),
+            ("codes", "scale", "places"),
         )
     }
-    assert len(names) == 4
+    names.add(DequantizeFunction(("codes", "scale", "places"), axis=1).name)
+    assert len(names) == 6
     assert DequantizeFunction(("codes", "scale"), 8).least_opset == 7
     assert DequantizeFunction(("codes", "scale"), 4).least_opset == 21
 
