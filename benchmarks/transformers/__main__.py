@@ -27,7 +27,7 @@ import click
 from benchmarks.models.transformers import Transformer, path, transformers
 from benchmarks.reporting import CONSOLE, DOCS, ROOT, Found, read, refresh, saved
 from benchmarks.transformers.tables import NAME, table_of
-from benchmarks.transformers.trials import TASKS, TRIALS, Trial, run, written_by
+from benchmarks.transformers.trials import BUSY, TASKS, TRIALS, Trial, run, written_by
 from onnxslim.run.record import processor_name
 
 AS_IT_CAME: Final = "as it came"  # the task of the row that holds a model's own figures
@@ -45,7 +45,7 @@ def main() -> None:
 @click.option("--tools", default="", help="Beginnings of tools' names; ours are `ours`.")
 @click.option("--seconds", default=2.0, show_default=True, help="Of timing, for each pair.")
 @click.option("--threads", default="1,2", show_default=True, help="Numbers of threads to time.")
-@click.option("--limit", default=600.0, show_default=True, help="Seconds that a process may take.")
+@click.option("--limit", default=600, show_default=True, help="Processor seconds for each tool.")
 @click.option("--memory", default=6000, show_default=True, help="Megabytes it may take.")
 @click.option("--again", is_flag=True, help="Measure rows that are there, too.")
 def measure(
@@ -54,7 +54,7 @@ def measure(
     tools: str,
     seconds: float,
     threads: str,
-    limit: float,
+    limit: int,
     memory: int,
     *,
     again: bool,
@@ -86,7 +86,7 @@ def _rows(
     models: Sequence[Transformer],
     trials: Sequence[Trial],
     timing: Sequence[str],
-    limit: float,
+    limit: int,
     memory: int,
     *,
     again: bool,
@@ -102,9 +102,7 @@ def _rows(
             yield _row(model, trial, timing, limit, memory)
 
 
-def _row(
-    model: Transformer, trial: Trial, timing: Sequence[str], limit: float, memory: int
-) -> Found:
+def _row(model: Transformer, trial: Trial, timing: Sequence[str], limit: int, memory: int) -> Found:
     about = {**_about(model, trial.task, trial.tool), "portable": trial.portable}
     found = run(trial, model, limit, memory)
     if found["error"] is None:
@@ -123,7 +121,7 @@ def _about(model: Transformer, task: str, tool: str) -> dict[str, Any]:
     }
 
 
-def _judged(model: Transformer, file: Path, timing: Sequence[str], limit: float) -> dict[str, Any]:
+def _judged(model: Transformer, file: Path, timing: Sequence[str], limit: int) -> dict[str, Any]:
     """What `judge` finds; `error` says why it found nothing."""
     command = [sys.executable, "-m", "benchmarks.transformers.judge", model.name, str(file)]
     try:
@@ -132,12 +130,12 @@ def _judged(model: Transformer, file: Path, timing: Sequence[str], limit: float)
             capture_output=True,
             text=True,
             check=False,
-            timeout=limit,
+            timeout=BUSY * limit,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": _path()},
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"its file was not judged in {limit:g} s"}
+        return {"error": f"its file was not judged in {BUSY * limit} s"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return {"error": f"its file fails: {last[:200]}"}

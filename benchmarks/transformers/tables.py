@@ -8,10 +8,11 @@ from typing import Final
 
 from benchmarks.models.transformers import TRANSFORMERS
 from benchmarks.reporting import Found, Row, markdown, megabytes, read
-from benchmarks.transformers.trials import TASKS
+from benchmarks.transformers.trials import TASKS, TRIALS
 
 NAME: Final = "transformers"
 OURS: Final = "ours"
+EQUAL_DB: Final = 200.0  # what the judge says of outputs without any noise
 _NORMS: Final = ("LayerNormalization", "RMSNormalization")
 _KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
     "activations": lambda op: "Gelu" in op or op == "Swish",
@@ -38,9 +39,13 @@ def table_of(name: str) -> str | None:
 
 
 def _in_order(rows: Sequence[Found]) -> list[Found]:
-    """By model as the list has them, else as they came."""
+    """By model, task and tool, as the lists have them."""
     names = [model.name for model in TRANSFORMERS]
-    return sorted(rows, key=lambda row: names.index(row["model"]))
+    places = {(trial.task, trial.tool): place for place, trial in enumerate(TRIALS)}
+    return sorted(
+        rows,
+        key=lambda row: (names.index(row["model"]), places.get((row["task"], row["tool"]), -1)),
+    )
 
 
 def _of(rows: Sequence[Found], task: str) -> Iterator[tuple[Found, list[Found]]]:
@@ -131,6 +136,8 @@ def _agreement(row: Found) -> str:
     """What counts for the kind of output; that a step was left out comes first."""
     if row.get("kept") is False:
         return f"left out: {row['why']}"
+    if row["task"] == "simplify":
+        return "equal bits" if row["sqnr_db"] == EQUAL_DB else f"{row['sqnr_db']:.0f} dB"
     if "divergence" in row:
         return f"{row['divergence']:.2g} nats, top-1 {100 * row['top_1']:.1f} %"
     return f"cosine {row['cosine_mean']:.4f}, least {row['cosine_least']:.4f}"

@@ -1,25 +1,29 @@
 """Run another driver, and print what it cost as one line of JSON.
 
-`measured.py MEGABYTES DRIVER ARGUMENTS...`: MEGABYTES of memory at most. Prints `cpu_seconds` (all
-threads, imports too), `peak_rss_bytes`, and `error`: why the driver ended early, if so. What the
-driver prints goes to stderr. Needs the standard library only.
+`measured.py SECONDS MEGABYTES DRIVER ARGUMENTS...`: processor seconds and megabytes of memory at
+most. Prints `cpu_seconds` (all threads, imports too), `peak_rss_bytes`, and `error`: why the driver
+ended early, if so. What the driver prints goes to stderr. Needs the standard library only.
 """
 
 import json
 import os
 import resource
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 from measure import peak_rss_bytes
 
+GRACE_SECONDS = 30  # a library's own code hears no signal until it returns
+
 
 def main() -> None:
     """Run the driver to its end."""
-    megabytes, script, *arguments = sys.argv[1:]
+    seconds, megabytes, script, *arguments = sys.argv[1:]
     limit = int(megabytes) << 20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    stop_after(int(seconds))
     stdout = os.dup(1)
     os.dup2(2, 1)
     sys.argv = [script, *arguments]
@@ -40,7 +44,18 @@ def main() -> None:
     os._exit(0)  # what a library still does at its end is no part of the job
 
 
+def stop_after(seconds: int) -> None:
+    """Raise TimeoutError once that much processor time is used; end where that is not heard."""
+
+    def stop(*_: object) -> None:
+        message = f"no result in {seconds} processor seconds"
+        raise TimeoutError(message)
+
+    signal.signal(signal.SIGXCPU, stop)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + GRACE_SECONDS))
+
+
 if __name__ == "__main__":
-    if not Path(sys.argv[2]).exists():
-        sys.exit(f"There is no driver {sys.argv[2]}")
+    if not Path(sys.argv[3]).exists():
+        sys.exit(f"There is no driver {sys.argv[3]}")
     main()
