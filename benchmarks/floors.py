@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime as ort
 
 import onnxslim
+from benchmarks.models import language_model
 from benchmarks.models.sentence_encoder import model_file, sentences, tokenized
 from benchmarks.models.tasks import CALIBRATION, CALIBRATION_SEED, HELD_OUT_SEED, TASKS, outputs_of
 from benchmarks.models.zoo import models, path
@@ -71,6 +72,7 @@ class Subject:
     Attributes:
         score: of a file, in percent; of the model that came 100, or its accuracy.
         measure: what the score is.
+        unit: of the score.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Subject:
     held: Samples
     score: Callable[[Path], float]
     measure: str
+    unit: str = " %"
 
 
 @click.group()
@@ -148,6 +151,7 @@ def _row(subject: Subject, spec: str, *, has_data: bool) -> Iterator[Found]:
         "before": before,
         "after": score,
         "measure": subject.measure,
+        "unit": subject.unit,
         **found,
     }
 
@@ -158,6 +162,8 @@ def _figures(drift: Drift) -> dict[str, Any]:
         "agreement": drift.agreement,
         "mean_cosine": drift.mean_cosine,
         "least_cosine": drift.least_cosine,
+        "mean_kl": drift.mean_kl,
+        "largest_kl": drift.largest_kl,
     }
     known = {key: round(value, 4) for key, value in figures.items() if value is not None}
     return {"kind": drift.kind.value, **known}
@@ -172,7 +178,7 @@ def _subjects(
     makers: dict[str, Callable[[], Subject]] = {"lenet5": _lenet5}
     if resnet is not None and labelled is not None:
         makers["resnet14"] = functools.partial(_classifier, "resnet14", resnet, labelled, None)
-    makers["minilm"] = _encoder
+    makers |= {"minilm": _encoder, "decoder": _decoder}
     makers |= {task.model: functools.partial(_task, index) for index, task in enumerate(TASKS)}
     for name, make in makers.items():
         if not names or name in names:
@@ -233,6 +239,18 @@ def _encoder() -> Subject:
     return Subject("minilm", model_file(), known, held, score, "same nearest sentence")
 
 
+def _decoder() -> Subject:
+    file, known = language_model.model_file(), language_model.samples(2 * HELD, CALIBRATION_SEED)
+    held = known[HELD:]
+
+    def score(model: Path) -> float:
+        session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        logits = [np.asarray(session.run(None, dict(sample))[0]) for sample in held]
+        return language_model.perplexity(logits, held)
+
+    return Subject("decoder", file, known[:HELD], held, score, "perplexity", "")
+
+
 def _task(index: int) -> Subject:
     task = TASKS[index]
     (model,) = models([task.model])
@@ -268,7 +286,7 @@ def _cells(row: Found) -> Row:
     return {
         "pipeline": f"`{row['pipeline']}`{', samples' if row['samples'] else ''}",
         "bytes": f"-{100 * row['saved']:.0f} %",
-        row["measure"]: f"{row['before']:.2f} -> {row['after']:.2f} %",
+        row["measure"]: f"{row['before']:.2f} -> {row['after']:.2f}{row.get('unit', ' %')}",
         "on samples held back": _worst(row["held"].values()),
         "on seeded inputs": _worst(row["seeded"].values()),
     }
@@ -281,6 +299,8 @@ def _worst(outputs: Any) -> str:
         parts.append(f"{100 * worst['agreement']:.1f} %")
     if "mean_cosine" in worst:
         parts.append(f"cos {worst['mean_cosine']:.3f}, least {worst['least_cosine']:.3f}")
+    if "mean_kl" in worst:
+        parts.append(f"KL {worst['mean_kl']:.3f}, worst {worst['largest_kl']:.2f}")
     return ", ".join(parts)
 
 

@@ -98,7 +98,7 @@ def compress(
         threads: threads of onnxruntime; None for its own choice.
         seed: seed of all randomness.
         input_shapes: shape by input name, for inputs that are made up.
-        output_kinds: `classes`, `embedding` or `values` by output name, where the graph was read
+        output_kinds: `classes`, `embedding`, ... by output name, where the graph was read
             wrong.
         overwrite: replace an existing `output` that onnxslim did not write, too.
         command: what to record as the command in the report.

@@ -26,14 +26,28 @@ class OutputKind(enum.StrEnum):
     """What the values of an output are, and with that, which figure says how far they moved.
 
     CLASSES: scores over the last axis, of which the largest decides: top-1 agreement. EMBEDDING:
-    rows along the last axis whose direction matters: cosine of rows. VALUES: all other numbers:
-    signal to noise in dB. DISCRETE: integers, truth values, text: share of equal values.
+    rows along the last axis whose direction matters: cosine of rows. HIDDEN_STATES: such a row at
+    each position of a sequence. TOKEN_LOGITS: scores over a vocabulary: Kullback-Leibler divergence
+    of rows, and top-1 agreement. VALUES: all other numbers: signal to noise in dB. DISCRETE:
+    integers, truth values, text: share of equal values.
     """
 
     CLASSES = "classes"
     EMBEDDING = "embedding"
+    HIDDEN_STATES = "hidden-states"
+    TOKEN_LOGITS = "token-logits"
     VALUES = "values"
     DISCRETE = "discrete"
+
+    @property
+    def is_scores(self) -> bool:
+        """Whether the largest entry of a row is an answer."""
+        return self in (OutputKind.CLASSES, OutputKind.TOKEN_LOGITS)
+
+    @property
+    def is_directions(self) -> bool:
+        """Whether it is the direction of a row that matters."""
+        return self in (OutputKind.EMBEDDING, OutputKind.HIDDEN_STATES)
 
 
 @dataclass(frozen=True)

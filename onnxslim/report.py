@@ -104,15 +104,20 @@ class Drift:
         rel_l2: ‖new - ref‖ / ‖ref‖.
         sqnr_db: 10 log10(‖ref‖² / ‖new - ref‖²); infinite for equal outputs.
         cosine: cosine similarity of output and reference, both flattened.
-        agreement: of classes, share of rows whose largest entry is at the same index; of discrete
-            values, share of equal values; None for other kinds.
+        agreement: of classes and token logits, share of rows whose largest entry is at the same
+            index; of discrete values, share of equal values; None for other kinds.
         reference_range: max(ref) - min(ref).
         equal_bits: whether all bits are equal (NaN equals NaN).
         unmatched: values without a counterpart, where sizes of the output depend on data; of the
             other figures only the agreement of discrete values counts them.
         kind: what the values are.
         mean_cosine, least_cosine: mean and least cosine similarity of rows along the last axis;
-            None where the kind is not `EMBEDDING`.
+            None where the kind is neither `EMBEDDING` nor `HIDDEN_STATES`.
+        mean_kl, largest_kl: mean and largest Kullback-Leibler divergence of rows along the last
+            axis, in nats; None where the kind is not `TOKEN_LOGITS`.
+
+    Where a mask among the inputs leaves positions out, all but `max_abs`, `reference_range`,
+    `equal_bits` and `unmatched` are those of the positions that count.
     """
 
     max_abs: float
@@ -126,6 +131,8 @@ class Drift:
     kind: OutputKind = OutputKind.VALUES
     mean_cosine: float | None = None
     least_cosine: float | None = None
+    mean_kl: float | None = None
+    largest_kl: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ input_roles   masks, indices, lengths: what the graph does with each input
 input_demands  both of these, for a model
 branches      residual branches, and the nodes that only one of them needs
 data_sizes    outputs whose sizes depend on data, such as detections
-output_kinds  what outputs hold: class scores, embeddings, other values
+token_inputs  inputs that index tables of tokens, the mask of their padding, caches of attention
+output_kinds  what outputs hold: scores of classes or tokens, embeddings, other values
 output_parts  parts of an output that a last Concat joins, such as boxes and scores
 activation_bytes  how much memory activations take
 layer_models  small models of one layer, for a stopwatch

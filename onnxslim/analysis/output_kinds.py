@@ -1,10 +1,11 @@
-"""What the outputs of a model are: class scores, embeddings, or other values.
+"""What the outputs of a model are: scores of classes or tokens, embeddings, or other values.
 
 Read off the graph that ends in an output. Softmax along the last axis says classes, and so does an
-ArgMax or Softmax beside; a normalization, Tanh or mean over positions says embedding; a last dense
-layer is a head of one or the other, which its widths, its bias, the outputs beside it and, last of
-all, names decide. Where nothing does, an output holds values: its error is measured in dB, which
-suits everything.
+ArgMax or Softmax beside; a normalization, Tanh or mean over positions says embedding, or hidden
+states where there is a row for each position; a last dense layer is a head of one or the other,
+which its widths, its bias, the outputs beside it and, last of all, names decide. Scores over as
+many entries as the table of tokens has rows are those of tokens. Where nothing decides, an output
+holds values: its error is measured in dB, which suits everything.
 
 Owns: which kind an output is. Not here: the figures of a kind (see `runtime.measure.drift`), and
 how far they may move (see `pipeline.floors`).
@@ -27,6 +28,7 @@ from onnxslim.analysis.output_parts import (
     kept_axes,
     turned_axes,
 )
+from onnxslim.analysis.token_inputs import cache_outputs, vocabularies
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node, ancestors, subgraphs_of
 from onnxslim.graph.operands import axes_of, const_value, is_present, normalized
@@ -53,6 +55,16 @@ _POOLING: Final = frozenset({"GlobalAveragePool", "GlobalMaxPool", "AveragePool"
 _REDUCING: Final = frozenset(
     {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "ReduceSumSquare", "ReduceL1"}
 )
+# products with weights: where their bias is
+_PRODUCTS: Final = {
+    "Gemm": 2,
+    "Conv": 2,
+    "MatMul": None,
+    "FusedMatMul": None,
+    "MatMulNBits": 5,
+    "DynamicQuantizeMatMul": 4,
+    "MatMulIntegerToFloat": 6,
+}
 _SOFTMAX: Final = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
 _CHOOSING: Final = frozenset({*_SOFTMAX, "ArgMax", "TopK"})
 _CLASSIFIERS: Final = frozenset({"TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier"})
@@ -97,18 +109,27 @@ def output_kinds(model: Model) -> OutputKinds:
     Outputs that are no float tensors are discrete.
     """
     infer_shapes(model)
-    search = _Search(model.graph)
+    vocabulary = max(vocabularies(model.graph).values(), default=0)
+    caches = cache_outputs(model.graph)
+    search = _Search(model.graph, vocabulary)
     outputs = [tensor for tensor in model.graph.outputs if tensor.name]
     findings = {str(tensor.name): search.finding(tensor) for tensor in outputs}
     has_scores = any(found.kind is OutputKind.CLASSES for found in findings.values())
     return {
-        str(tensor.name): _kind(tensor, findings[str(tensor.name)], has_scores=has_scores)
+        name: OutputKind.VALUES
+        if name in caches
+        else _kind(tensor, findings[name], vocabulary, has_scores=has_scores)
         for tensor in outputs
+        for name in (str(tensor.name),)
     }
 
 
-def _kind(tensor: gs.Tensor, found: _Finding, *, has_scores: bool) -> OutputKind:
-    """The kind of an output; `has_scores`: the graph proves that another holds classes."""
+def _kind(tensor: gs.Tensor, found: _Finding, vocabulary: int, *, has_scores: bool) -> OutputKind:
+    """The kind of an output that is no cache.
+
+    `vocabulary` is the number of rows of the table of tokens, 0 without any. With `has_scores`, the
+    graph proves that an output holds classes.
+    """
     if tensor.dtype is None or not is_float(tensor.dtype):
         return OutputKind.DISCRETE if tensor.dtype is not None else OutputKind.VALUES
     ndim = rank(tensor)
@@ -116,6 +137,21 @@ def _kind(tensor: gs.Tensor, found: _Finding, *, has_scores: bool) -> OutputKind
         return OutputKind.VALUES
     if found.kind is OutputKind.EMBEDDING and ndim == 1:
         return OutputKind.VALUES
+    is_scores = found.is_head or found.kind is OutputKind.CLASSES
+    entries = found.classes if found.is_head else known_dim(tensor, -1)
+    if is_scores and vocabulary and entries == vocabulary and ndim != 1:
+        return OutputKind.TOKEN_LOGITS
+    return _of_rows(_head_kind(tensor, found, has_scores=has_scores), tensor)
+
+
+def _of_rows(kind: OutputKind, tensor: gs.Tensor) -> OutputKind:
+    """Embeddings of which there is one for each position are hidden states."""
+    is_sequence = rank(tensor) == 3 and known_dim(tensor, 1) != 1
+    return OutputKind.HIDDEN_STATES if kind is OutputKind.EMBEDDING and is_sequence else kind
+
+
+def _head_kind(tensor: gs.Tensor, found: _Finding, *, has_scores: bool) -> OutputKind:
+    """The kind of an output that may come from a last dense layer."""
     if not found.is_head:
         return found.kind
     named = _named(str(tensor.name))
@@ -124,7 +160,7 @@ def _kind(tensor: gs.Tensor, found: _Finding, *, has_scores: bool) -> OutputKind
     if has_scores:  # a head beside class scores: corners of boxes, landmarks
         return OutputKind.VALUES
     widens = found.classes is not None and found.classes > (found.features or found.classes)
-    if ndim == 3 and found.has_bias and found.classes == found.features:
+    if rank(tensor) == 3 and found.has_bias and found.classes == found.features:
         return OutputKind.EMBEDDING
     return OutputKind.CLASSES if found.has_bias or widens else OutputKind.EMBEDDING
 
@@ -138,7 +174,8 @@ def _named(name: str) -> OutputKind | None:
 class _Search:
     """Follows outputs back to what decides on their kind."""
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
         self._opset = int(graph.opset)
         self._inputs = {id(tensor) for tensor in graph.inputs}
 
@@ -161,7 +198,7 @@ class _Search:
             return _CLASSES if tensor is not node.outputs[0] else _VALUES
         if op == "BatchNormalization":
             return _EMBEDDING if rank(tensor) in (2, 3) else _VALUES
-        if op in ("Gemm", "MatMul", "Conv"):
+        if op in _PRODUCTS:
             return self._head(node, axis)
         if op in ("Sigmoid", "Tanh"):
             return self._squashed(node, axis, depth)
@@ -179,7 +216,8 @@ class _Search:
         place = 1 - ndim if node.op == "Conv" and ndim is not None else -1
         if place != axis or not self._is_fixed(node.inputs[1]):
             return _VALUES
-        has_bias = node.op != "MatMul" and is_present(node, 2)
+        bias = _PRODUCTS[node.op]
+        has_bias = bias is not None and is_present(node, bias)
         classes = known_dim(node.outputs[0], axis)
         features = known_dim(node.inputs[0], place)
         return _Finding(is_head=True, classes=classes, features=features, has_bias=has_bias)
@@ -190,6 +228,8 @@ class _Search:
         ndim = rank(node.outputs[0])
         if not inner.is_head or ndim is None:
             return _VALUES
+        if self._vocabulary and inner.classes == self._vocabulary:
+            return inner  # logits that a Tanh bounds
         if node.op == "Sigmoid":
             return inner if ndim <= 2 and inner.has_bias else _VALUES
         wide = inner.classes is not None and inner.classes >= _FEATURES

@@ -104,26 +104,29 @@ def _drifts(comparison: Comparison) -> str:
             "SQNR",
             "cosine",
             "worst row",
+            "KL",
+            "worst KL",
             "agrees",
             "bits",
         ),
-        droppable=("rel. L2", "worst row", "holds", "bits", "max abs", "agrees"),
+        droppable=("rel. L2", "worst KL", "worst row", "holds", "bits", "max abs", "agrees"),
     )
     for name, drift in comparison.original.items():
         grid.add(name, *_drift_cells(drift))
-    return grid.render(paper())
+    return grid.without_empty_columns().render(paper())
 
 
 def _drift_cells(drift: Drift) -> list[str]:
     agreement = drift.agreement
-    is_embedding = drift.mean_cosine is not None
     return [
         drift.kind.value,
         f"{drift.max_abs:.3g}",
         f"{drift.rel_l2:.3g}",
         f"{drift.sqnr_db:.1f} dB",
-        f"{drift.mean_cosine if is_embedding else drift.cosine:.6f}",
-        f"{drift.least_cosine:.6f}" if is_embedding else "-",
-        "-" if agreement is None else f"{100 * agreement:.2f} %",
+        f"{drift.cosine if drift.mean_cosine is None else drift.mean_cosine:.6f}",
+        "" if drift.least_cosine is None else f"{drift.least_cosine:.6f}",
+        "" if drift.mean_kl is None else f"{drift.mean_kl:.3g}",
+        "" if drift.largest_kl is None else f"{drift.largest_kl:.3g}",
+        "" if agreement is None else f"{100 * agreement:.2f} %",
         "equal" if drift.equal_bits else "differ",
     ]

@@ -37,10 +37,11 @@ from onnxslim.commands.streams import STREAM, output_of, refuse_stream, source_o
 from onnxslim.errors import FloorMissed, StepIdle, UsageError
 from onnxslim.pipeline.floors import check_measured
 from onnxslim.pipeline.other_words import command_for, pipeline_for
-from onnxslim.pipeline.output_words import parse_kinds
+from onnxslim.pipeline.output_words import NAMED_KINDS, parse_kinds
 from onnxslim.pipeline.recipe import (
     GOALS,
     MAX_DROP,
+    MAX_KL,
     MIN_AGREEMENT,
     MIN_COSINE,
     MIN_SQNR,
@@ -101,12 +102,22 @@ def _output_kinds(
 @click.option(
     "--min-cosine",
     type=BoundedNumber(MIN_COSINE),
-    help="Least mean cosine of the rows of an embedding with those of MODEL.",
+    help="Least mean cosine of the rows of embeddings and hidden states with those of MODEL.",
 )
 @click.option(
     "--min-row-cosine",
     type=BoundedNumber(MIN_COSINE),
-    help="Least cosine of every row of an embedding.",
+    help="Least cosine of every such row.",
+)
+@click.option(
+    "--max-kl",
+    type=BoundedNumber(MAX_KL),
+    help="Largest mean Kullback-Leibler divergence, in nats, of token logits from those of MODEL.",
+)
+@click.option(
+    "--max-row-kl",
+    type=BoundedNumber(MAX_KL),
+    help="Largest such divergence at every position.",
 )
 @click.option(
     "--no-floor", "floor", is_flag=True, flag_value=False, default=None,
@@ -115,7 +126,7 @@ def _output_kinds(
 @click.option(
     "--output-kind",
     "output_kinds",
-    metavar="NAME=classes|embedding|values",
+    metavar=f"NAME={'|'.join(NAMED_KINDS)}",
     multiple=True,
     callback=_output_kinds,
     help="What an output holds, where the graph was read wrong; repeatable.",
@@ -164,6 +175,8 @@ def command(
     min_sqnr: float | None,
     min_cosine: float | None,
     min_row_cosine: float | None,
+    max_kl: float | None,
+    max_row_kl: float | None,
     floor: bool | None,
     output_kinds: Mapping[str, OutputKind] | None,
     goal: GoalWord | None,
@@ -205,6 +218,8 @@ def command(
         min_sqnr=min_sqnr,
         min_cosine=min_cosine,
         min_row_cosine=min_row_cosine,
+        max_kl=max_kl,
+        max_row_kl=max_row_kl,
         floor=floor,
         output_kinds=output_kinds,
         input_shapes=input_shapes,

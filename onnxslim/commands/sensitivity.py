@@ -145,18 +145,24 @@ def _text(points: Sequence[SensitivityPoint], passes: str) -> str:
         return f"`{passes}` finds no layer or group that it could change."
     first = points[0]
     strength = "" if first.option is None else first.option
-    heads = ("target", strength, "bytes", "MACs", "divergence", "agreement", "SQNR")
-    grid = FigureTable(heads, droppable=("MACs", "divergence", "bytes", "agreement"))
+    heads = (
+        *("target", strength, "bytes", "MACs", "divergence"),
+        *("agreement", "cosine", "worst row", "KL", "SQNR"),
+    )
+    grid = FigureTable(heads, droppable=("MACs", "divergence", "bytes", "worst row", "agreement"))
     for point in points:
-        moved = ["unchanged", "", ""]
+        moved = ["unchanged", *[""] * 5]
         if point.distance is not None:
-            agreement = point.distance.agreement
+            far = point.distance
             moved = [
-                small_text(point.distance.divergence),
-                "" if agreement is None else f"{100 * agreement:.2f} %",
-                f"{point.distance.sqnr_db:.1f} dB",
+                small_text(far.divergence),
+                "" if far.agreement is None else f"{100 * far.agreement:.2f} %",
+                "" if far.mean_cosine is None else f"{far.mean_cosine:.4f}",
+                "" if far.least_cosine is None else f"{far.least_cosine:.4f}",
+                "" if far.mean_kl is None else f"{far.mean_kl:.3g}",
+                f"{far.sqnr_db:.1f} dB",
             ]
         macs = "" if point.macs_left is None else f"{100 * point.macs_left:.1f} %"
         value = "" if point.strength is None else f"{point.strength}"
         grid.add(point.target, value, f"{100 * point.bytes_left:.1f} %", macs, *moved)
-    return grid.render(paper())
+    return grid.without_empty_columns().render(paper())

@@ -149,10 +149,14 @@ class AllocationSearch:
         if self.missed:
             what, count = "candidate made on all samples", len(self.missed)
             nearest = max(self.missed, key=lambda distance: distance.sqnr_db)
-        return (
-            f"no {what} held the floor: the best of {count} had an agreement of "
-            f"{nearest.agreement} and an SQNR of {nearest.sqnr_db:.1f} dB"
-        )
+        figures = [f"an SQNR of {nearest.sqnr_db:.1f} dB"]
+        if nearest.mean_cosine is not None:
+            figures.insert(0, f"a mean cosine of {nearest.mean_cosine:.4f}")
+        if nearest.mean_kl is not None:
+            figures.insert(0, f"a divergence of {nearest.mean_kl:.4f} nats")
+        if nearest.agreement is not None:
+            figures.insert(0, f"an agreement of {nearest.agreement:.4f}")
+        return f"no {what} held the floor: the best of {count} had {' and '.join(figures)}"
 
     def _menus(self) -> dict[str, tuple[Offer, ...]]:
         """The offers of each layer."""

@@ -35,11 +35,19 @@ class Figures(Protocol):
 
     @property
     def mean_cosine(self) -> float | None:
-        """Mean cosine of rows; None where the output is no embedding."""
+        """Mean cosine of rows; None where their direction is not what counts."""
 
     @property
     def least_cosine(self) -> float | None:
-        """Least cosine of rows; None where the output is no embedding."""
+        """Least cosine of rows; None where their direction is not what counts."""
+
+    @property
+    def mean_kl(self) -> float | None:
+        """Mean Kullback-Leibler divergence of rows in nats; None where they are no token logits."""
+
+    @property
+    def largest_kl(self) -> float | None:
+        """Largest Kullback-Leibler divergence of a row in nats; None as above."""
 
 
 class EstimatedFigures(Figures, Protocol):
@@ -50,6 +58,7 @@ class EstimatedFigures(Figures, Protocol):
         """The agreement that is expected of more samples."""
 
 
+_ANSWERS: Final = frozenset(k for k in OutputKind if k.is_scores or k is OutputKind.DISCRETE)
 _ALL_KINDS: Final = frozenset(OutputKind) - {OutputKind.DISCRETE}
 
 
@@ -60,11 +69,16 @@ class Floors:
     Attributes:
         max_drop: points of accuracy (0.5 is half a percentage point) that may be lost.
         min_agreement: share in [0, 1] of answers that must stay those of the input model: top-1
-            answers of classes, equal values of integers.
+            answers of classes and token logits, equal values of integers.
         min_sqnr_db: signal to quantization noise ratio in dB of every output of `sqnr_kinds`.
-        min_cosine: mean over the rows of an embedding of their cosine with the original's.
+        min_cosine: mean over the rows of an embedding, or of hidden states, of their cosine with
+            the original's.
         min_row_cosine: that cosine of every single row.
+        max_kl: mean over the rows of token logits of the Kullback-Leibler divergence from the
+            original's probabilities, in nats.
+        max_row_kl: that divergence of every single row.
         sqnr_kinds: the kinds of outputs that `min_sqnr_db` is for.
+        answer_kinds: the kinds of outputs that `min_agreement` is for.
         is_default: whether nobody asked for these floors.
     """
 
@@ -73,14 +87,17 @@ class Floors:
     min_sqnr_db: float | None = None
     min_cosine: float | None = None
     min_row_cosine: float | None = None
+    max_kl: float | None = None
+    max_row_kl: float | None = None
     sqnr_kinds: frozenset[OutputKind] = _ALL_KINDS
+    answer_kinds: frozenset[OutputKind] = _ANSWERS
     is_default: bool = False
 
     @property
     def limits_outputs(self) -> bool:
         """Whether any floor is held by comparing outputs."""
-        cosines = self.min_cosine, self.min_row_cosine
-        return any(x is not None for x in (self.min_agreement, self.min_sqnr_db, *cosines))
+        rows = self.min_cosine, self.min_row_cosine, self.max_kl, self.max_row_kl
+        return any(x is not None for x in (self.min_agreement, self.min_sqnr_db, *rows))
 
     @property
     def limits_anything(self) -> bool:
@@ -97,7 +114,10 @@ DEFAULT: Final = Floors(
     min_sqnr_db=10.0,
     min_cosine=0.95,
     min_row_cosine=0.8,
+    max_kl=0.1,
+    max_row_kl=2.0,
     sqnr_kinds=frozenset({OutputKind.VALUES}),
+    answer_kinds=_ANSWERS - {OutputKind.TOKEN_LOGITS},  # of which several are often as good
     is_default=True,
 )
 """The floors where the user set none and outputs are judged on the user's samples."""
@@ -109,7 +129,7 @@ SEEDED_AGREEMENT: Final = 0.5  # there are few such inputs
 
 ALLOWING: Final = (
     "To allow it all the same, give --no-floor, or a floor of your own in place of the default "
-    "one, such as --min-agreement 0.8, --min-sqnr 6, --min-cosine 0.9 or, with --eval, "
+    "one, such as --min-agreement 0.8, --min-sqnr 6, --min-cosine 0.9, --max-kl 1 or, with --eval, "
     "--max-drop 5."
 )
 """What a user can do about a default floor that a step missed."""
@@ -171,8 +191,9 @@ def check_measured(floors: Floors, *, has_evaluation: bool, verify: bool) -> Non
         )
     if floors.limits_outputs and not verify:
         raise UsageError(
-            "A floor on outputs (--min-agreement, --min-sqnr, --min-cosine, --min-row-cosine) "
-            "needs compared outputs, and --no-verify turns comparing off; leave one of them out."
+            "A floor on outputs (--min-agreement, --min-sqnr, --min-cosine, --min-row-cosine, "
+            "--max-kl, --max-row-kl) needs compared outputs, and --no-verify turns comparing off; "
+            "leave one of them out."
         )
 
 
@@ -184,11 +205,13 @@ def held_by_nothing(floors: Floors, kinds: Mapping[str, OutputKind]) -> str | No
         kinds: what each output is.
     """
     found = set(kinds.values())
-    answers = {OutputKind.CLASSES, OutputKind.DISCRETE}
+    directions = {kind for kind in OutputKind if kind.is_directions}
     for limit, option, needed in (
-        (floors.min_agreement, "--min-agreement", answers),
-        (floors.min_cosine, "--min-cosine", {OutputKind.EMBEDDING}),
-        (floors.min_row_cosine, "--min-row-cosine", {OutputKind.EMBEDDING}),
+        (floors.min_agreement, "--min-agreement", floors.answer_kinds),
+        (floors.min_cosine, "--min-cosine", directions),
+        (floors.min_row_cosine, "--min-row-cosine", directions),
+        (floors.max_kl, "--max-kl", {OutputKind.TOKEN_LOGITS}),
+        (floors.max_row_kl, "--max-row-kl", {OutputKind.TOKEN_LOGITS}),
         (floors.min_sqnr_db, "--min-sqnr", floors.sqnr_kinds),
     ):
         if limit is None or found & needed or not found:
@@ -226,11 +249,14 @@ def missed(floors: Floors, outputs: Mapping[str, Figures]) -> str | None:
 
 
 def _missed(floors: Floors, name: str, found: Figures) -> str | None:
-    least, share = floors.min_agreement, found.agreement
+    least, share = _least_agreement(floors, found.kind), found.agreement
     if least is not None and share is not None and share < least:
-        what = "values" if found.kind is OutputKind.DISCRETE else "top-1 answers"
+        what, whole = {
+            OutputKind.DISCRETE: ("values", "samples"),
+            OutputKind.TOKEN_LOGITS: ("top-1 tokens", "positions"),
+        }.get(found.kind, ("top-1 answers", "samples"))
         return (
-            f"{what} of output {name} would agree for {share:.4f} of the samples; "
+            f"{what} of output {name} would agree for {share:.4f} of the {whole}; "
             f"{floors.source('--min-agreement')} is {least:g}"
         )
     for least, cosine, what, option in (
@@ -242,6 +268,15 @@ def _missed(floors: Floors, name: str, found: Figures) -> str | None:
                 f"output {name} would have {what} of {cosine:.4f}; {floors.source(option)} is "
                 f"{least:g}"
             )
+    for most, nats, what, option in (
+        (floors.max_kl, found.mean_kl, "a mean divergence", "--max-kl"),
+        (floors.max_row_kl, found.largest_kl, "a position with a divergence", "--max-row-kl"),
+    ):
+        if most is not None and nats is not None and nats > most:
+            return (
+                f"output {name} would have {what} of {nats:.4f} nats (Kullback-Leibler); "
+                f"{floors.source(option)} is {most:g}"
+            )
     least, sqnr = _least_db(floors, found.kind), found.sqnr_db
     if least is not None and sqnr < least:
         return (
@@ -249,6 +284,10 @@ def _missed(floors: Floors, name: str, found: Figures) -> str | None:
             f"{least:g}"
         )
     return None
+
+
+def _least_agreement(floors: Floors, kind: OutputKind) -> float | None:
+    return floors.min_agreement if kind in floors.answer_kinds else None
 
 
 def _least_db(floors: Floors, kind: OutputKind) -> float | None:
@@ -263,7 +302,7 @@ def share_used(
     Args:
         floors: what must hold.
         outputs: figures of each output. Of noise, power is what the share is of; of cosines, the
-            distance from 1.
+            distance from 1; divergences as they are.
         drop: points of accuracy that the candidate loses.
 
     Returns:
@@ -272,13 +311,16 @@ def share_used(
     shares = []
     for found in outputs:
         for least, value in (
-            (floors.min_agreement, found.agreement),
-            (floors.min_agreement, found.expected_agreement),
+            (_least_agreement(floors, found.kind), found.agreement),
+            (_least_agreement(floors, found.kind), found.expected_agreement),
             (floors.min_cosine, found.mean_cosine),
             (floors.min_row_cosine, found.least_cosine),
         ):
             if least is not None and value is not None:
                 shares.append(_share(1 - value, 1 - least))
+        for most, nats in ((floors.max_kl, found.mean_kl), (floors.max_row_kl, found.largest_kl)):
+            if most is not None and nats is not None:
+                shares.append(_share(nats, most))
         least = _least_db(floors, found.kind)
         if least is not None:
             shares.append(float(10 ** ((least - found.sqnr_db) / 10)))

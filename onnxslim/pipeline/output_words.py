@@ -12,7 +12,7 @@ from onnxslim.errors import UsageError
 from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.records import OutputKind
 
-NAMED_KINDS = (OutputKind.CLASSES, OutputKind.EMBEDDING, OutputKind.VALUES)
+NAMED_KINDS = tuple(kind for kind in OutputKind if kind is not OutputKind.DISCRETE)
 
 
 def parse_kinds(texts: Iterable[str]) -> dict[str, OutputKind]:

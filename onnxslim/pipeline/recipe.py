@@ -16,8 +16,10 @@
     max-drop = 0.5                      # points of accuracy
     min-agreement = 0.99                # share of top-1 answers
     min-sqnr = 30                       # dB
-    min-cosine = 0.99                   # mean over the rows of an embedding
+    min-cosine = 0.99                   # mean over the rows of an embedding or of hidden states
     min-row-cosine = 0.9                # of every row
+    max-kl = 0.1                        # nats, mean over the rows of token logits
+    max-row-kl = 3                      # of every row
 
     [data]                              # how calib and eval are read, as the options of the command
     image-size = 224
@@ -26,7 +28,7 @@
     tokenizer = "tokenizer.json"
 
     [output-kinds]
-    logits = "classes"                  # classes, embedding or values: not as the graph says
+    logits = "classes"                  # what it holds: not as the graph says
 
     [input-shapes]
     data = [1, 3, 224, 224]
@@ -65,6 +67,7 @@ MAX_DROP = interval(0, 100)
 MIN_AGREEMENT = interval(0, 1)
 MIN_SQNR = at_least(0)
 MIN_COSINE = interval(-1, 1)
+MAX_KL = at_least(0)
 THREADS = at_least(1)
 SEED = interval(0, 2**32 - 1)
 GOALS = tuple(goal.value for goal in Goal)
@@ -78,6 +81,8 @@ _FLOORS = {
     "min-sqnr": MIN_SQNR,
     "min-cosine": MIN_COSINE,
     "min-row-cosine": MIN_COSINE,
+    "max-kl": MAX_KL,
+    "max-row-kl": MAX_KL,
 }
 
 
@@ -91,7 +96,10 @@ class Recipe:
         max_drop: points of accuracy that may be lost.
         min_agreement: share in [0, 1] of top-1 answers that must stay the same.
         min_sqnr: least SQNR in dB.
-        min_cosine, min_row_cosine: least cosine of the rows of an embedding, mean and single.
+        min_cosine, min_row_cosine: least cosine of the rows of an embedding or of hidden states,
+            mean and single.
+        max_kl, max_row_kl: largest Kullback-Leibler divergence of the rows of token logits in nats,
+            mean and single.
         floor: False for no default floors.
         output_kinds: what an output holds, by name.
         input_shapes: shape by input name.
@@ -113,6 +121,8 @@ class Recipe:
     min_sqnr: float | None = None
     min_cosine: float | None = None
     min_row_cosine: float | None = None
+    max_kl: float | None = None
+    max_row_kl: float | None = None
     floor: bool | None = None
     output_kinds: Mapping[str, OutputKind] | None = None
     input_shapes: Mapping[str, tuple[int, ...]] | None = None
@@ -130,6 +140,8 @@ class Recipe:
             self.min_sqnr,
             self.min_cosine,
             self.min_row_cosine,
+            self.max_kl,
+            self.max_row_kl,
         )
         if own.limits_anything and self.floor is False:
             raise UsageError("--no-floor and a floor exclude each other; leave one of them out.")

@@ -95,11 +95,12 @@ def drift_text(drifts: Mapping[str, Drift], fidelity: Fidelity) -> str:
     if fidelity is not Fidelity.LOSSY:
         return small_text(_worst(drift.max_abs for drift in drifts.values()))
     _, least = _farthest(drifts)
-    agreement, cosine = _least_agreement(drifts), _least_cosine(drifts)
+    agreement, cosine, nats = _least_agreement(drifts), _least_cosine(drifts), _most_kl(drifts)
     parts = [
         f"{least:.1f} dB",
         "" if agreement is None else f"{100 * agreement:.2f} %",
         "" if cosine is None else f"cos {cosine:.4f}",
+        "" if nats is None else f"KL {nats:.3g}",
     ]
     return ", ".join(part for part in parts if part)
 
@@ -226,6 +227,7 @@ def _lossy_text(drifts: Mapping[str, Drift]) -> str:
     text = f"SQNR {least:.1f} dB" + (f" of `{printable(name)}`" if len(drifts) > 1 else "")
     for kind, what in (
         (OutputKind.CLASSES, "top-1 answers agree for"),
+        (OutputKind.TOKEN_LOGITS, "top-1 tokens agree for"),
         (OutputKind.DISCRETE, "integers are equal for"),
     ):
         share = _least_agreement({key: d for key, d in drifts.items() if d.kind is kind})
@@ -235,6 +237,10 @@ def _lossy_text(drifts: Mapping[str, Drift]) -> str:
     if cosine is not None:
         rows = [drift.least_cosine for drift in drifts.values() if drift.least_cosine is not None]
         text += f", cosine of rows {cosine:.4f}, of the worst row {min(rows):.4f}"
+    nats = _most_kl(drifts)
+    if nats is not None:
+        most = [drift.largest_kl for drift in drifts.values() if drift.largest_kl is not None]
+        text += f", KL divergence {nats:.3g} nats, at the worst position {max(most):.3g}"
     return text
 
 
@@ -246,6 +252,11 @@ def _least_agreement(drifts: Mapping[str, Drift]) -> float | None:
 def _least_cosine(drifts: Mapping[str, Drift]) -> float | None:
     cosines = (drift.mean_cosine for drift in drifts.values())
     return min((cosine for cosine in cosines if cosine is not None), default=None)
+
+
+def _most_kl(drifts: Mapping[str, Drift]) -> float | None:
+    nats = (drift.mean_kl for drift in drifts.values())
+    return max((value for value in nats if value is not None), default=None)
 
 
 def _farthest(drifts: Mapping[str, Drift]) -> tuple[str, float]:

@@ -23,10 +23,10 @@ from onnxslim.pipeline.recipe import GOALS, SEED, THREADS, read_floors
 PassesArgument = str | Pipeline | Pass | Iterable[Pass | str]
 """A pipeline as text or parsed, a pass, or several; text among several is a pipeline, too."""
 
-KindWord = Literal["classes", "embedding", "values"]
+KindWord = Literal["classes", "embedding", "hidden-states", "token-logits", "values"]
 FloorWord = Literal[
-    "max-drop", "min-agreement", "min-sqnr", "min-cosine", "min-row-cosine",
-    "max_drop", "min_agreement", "min_sqnr", "min_cosine", "min_row_cosine",
+    "max-drop", "min-agreement", "min-sqnr", "min-cosine", "min-row-cosine", "max-kl", "max-row-kl",
+    "max_drop", "min_agreement", "min_sqnr", "min_cosine", "min_row_cosine", "max_kl", "max_row_kl",
 ]  # fmt: skip
 
 
@@ -104,6 +104,8 @@ def floors_to_hold(floors: Floors | Mapping[FloorWord, float] | None) -> Floors:
         read.get("min_sqnr"),
         read.get("min_cosine"),
         read.get("min_row_cosine"),
+        read.get("max_kl"),
+        read.get("max_row_kl"),
     )
 
 

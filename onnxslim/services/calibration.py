@@ -31,9 +31,11 @@ class OutputDistance:
 
     Attributes:
         kind: what the values are.
-        agreement: share of equal top-1 answers of classes, of equal values where they are discrete.
+        agreement: share of equal top-1 answers of classes and token logits, of equal values where
+            they are discrete.
         expected_agreement: see `Distance`.
-        mean_cosine, least_cosine: of the rows of an embedding.
+        mean_cosine, least_cosine: of the rows of an embedding or of hidden states.
+        mean_kl, largest_kl: Kullback-Leibler divergence of the rows of token logits, in nats.
     """
 
     kind: OutputKind
@@ -42,6 +44,8 @@ class OutputDistance:
     expected_agreement: float | None = None
     mean_cosine: float | None = None
     least_cosine: float | None = None
+    mean_kl: float | None = None
+    largest_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,12 @@ class Distance:
     """How far the outputs of one model are from those of another.
 
     Attributes:
-        divergence: mean over the outputs; for class scores the Kullback-Leibler divergence of the
-            two distributions, in nats per row, for other outputs E‖y − ŷ‖² / E‖y‖². Both add up, to
-            first order, over small independent changes of the model.
+        divergence: mean over the outputs; for scores of classes or tokens the Kullback-Leibler
+            divergence of the two distributions, in nats per row, for other outputs
+            E‖y − ŷ‖² / E‖y‖². Both add up, to first order, over small independent changes of the
+            model.
         agreement: share of equal top-1 answers, of the output with the smallest share; None where
-            no output holds class scores.
+            no output has answers.
         expected_agreement: the agreement expected from margins and their changes: E[Φ(margin / σ)],
             σ² the mean squared change of the margin between the best and the second class. With
             few samples it is more precise than the counted share.
@@ -66,6 +71,30 @@ class Distance:
     expected_agreement: float | None
     sqnr_db: float
     outputs: Mapping[str, OutputDistance] = field(default_factory=dict)
+
+    @property
+    def mean_cosine(self) -> float | None:
+        """Mean cosine of the rows of the output where it is least; None where none has such."""
+        return min(self._known("mean_cosine"), default=None)
+
+    @property
+    def least_cosine(self) -> float | None:
+        """Least cosine of a row of any output; None as above."""
+        return min(self._known("least_cosine"), default=None)
+
+    @property
+    def mean_kl(self) -> float | None:
+        """Mean divergence of the rows of the token logits where it is largest; None without any."""
+        return max(self._known("mean_kl"), default=None)
+
+    @property
+    def largest_kl(self) -> float | None:
+        """Largest divergence of a row of any token logits; None without any."""
+        return max(self._known("largest_kl"), default=None)
+
+    def _known(self, figure: str) -> list[float]:
+        found = (getattr(item, figure) for item in self.outputs.values())
+        return [value for value in found if value is not None]
 
     @property
     def relative_error(self) -> float:

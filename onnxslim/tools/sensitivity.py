@@ -119,7 +119,10 @@ def _run(model: Model, trial: Pass, context: Context) -> Model:
     return result
 
 
-_DISTANCE: Final = ("divergence", "agreement", "expected_agreement", "sqnr_db")
+_DISTANCE: Final = (
+    *("divergence", "agreement", "expected_agreement", "sqnr_db"),
+    *("mean_cosine", "least_cosine", "mean_kl", "largest_kl"),
+)
 CSV_HEADS: Final = (
     *("target", "option", "strength", "pass", "bytes_left", "macs_left"),
     *_DISTANCE,

@@ -5,6 +5,8 @@ verify              RuntimeProver verifies the steps of a pipeline
 promise             measured drift against the promise of a fidelity
 drift               how far an output moved
 row_cosines         how far the rows of an embedding turned
+row_divergences     how far rows of scores are from those of the reference, and whether they agree
+padding             which positions of a batch only fill it up, and do not count
 comparing           one session against kept outputs
 output_evidence     how much the outputs of the original prove
 row_matching        the comparable part of two outputs of different sizes

@@ -16,7 +16,9 @@ import numpy as np
 
 from onnxslim.records import OutputKind
 from onnxslim.report import Drift
+from onnxslim.runtime.measure.padding import split_rows
 from onnxslim.runtime.measure.row_cosines import RowCosines
+from onnxslim.runtime.measure.row_divergences import RowDivergences
 
 _CHUNK: Final = 1 << 18  # elements converted to float64 at a time
 _BITS: Final = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -40,22 +42,33 @@ class DriftMeter:
     def __init__(self, kind: OutputKind = OutputKind.VALUES) -> None:
         self._kind = kind
         self._cosines = RowCosines()
+        self._divergences = RowDivergences()
         self.count = self.lost = self.turned = self.unequal = 0
         self.largest = 0.0
         self.unmatched = 0
         self._low, self._high = math.inf, -math.inf
         self._max_abs = 0.0
         self._ref2 = self._new2 = self._dot = self._diff2 = 0.0
-        self._rows = self._agreeing = 0
 
-    def update(self, ref: np.ndarray, new: np.ndarray) -> None:
-        """Add a batch; both arrays have one shape and dtype."""
+    def update(self, ref: np.ndarray, new: np.ndarray, counts: np.ndarray | None = None) -> None:
+        """Add a batch; both arrays have one shape and dtype.
+
+        `counts` are the positions that count (see `padding`); what a lossless step may do to values
+        is held against all.
+        """
         self._kind = measured_kind(self._kind, ref)
+        self.count += ref.size
+        (ref, unread), (new, unread_new) = split_rows(ref, counts), split_rows(new, counts)
         self._count_rows(ref, new)
+        self._add_all(ref, new, is_judged=True)
+        if unread is not None and unread_new is not None:
+            self._add_all(unread, unread_new, is_judged=False)
+
+    def _add_all(self, ref: np.ndarray, new: np.ndarray, *, is_judged: bool) -> None:
         flat_ref, flat_new = ref.reshape(-1), new.reshape(-1)
-        self.count += flat_ref.size
         for start in range(0, flat_ref.size, _CHUNK):
-            self._add(flat_ref[start : start + _CHUNK], flat_new[start : start + _CHUNK])
+            rows = slice(start, start + _CHUNK)
+            self._add(flat_ref[rows], flat_new[rows], is_judged=is_judged)
 
     def result(self) -> Drift:
         """The figures so far."""
@@ -72,13 +85,21 @@ class DriftMeter:
             kind=self._kind,
             mean_cosine=0.0 if broken and self._cosines.mean is not None else self._cosines.mean,
             least_cosine=0.0 if broken and self._cosines.least is not None else self._cosines.least,
+            **self._nats(math.inf if broken else None),
         )
+
+    def _nats(self, lost: float | None) -> dict[str, float | None]:
+        """Divergences of token logits; `lost` stands for them where values were lost."""
+        mean, largest = self._divergences.mean, self._divergences.largest
+        if self._kind is not OutputKind.TOKEN_LOGITS or mean is None:
+            return {}
+        return {"mean_kl": lost or mean, "largest_kl": lost or largest}
 
     def _agreement(self) -> float | None:
         if self._kind is OutputKind.DISCRETE:
             total = self.count + self.unmatched
             return 1 - self.unequal / total if total else None
-        return self._agreeing / self._rows if self._rows else None
+        return self._divergences.agreement
 
     def _cosine(self) -> float:
         if self._diff2 == 0.0:
@@ -86,7 +107,7 @@ class DriftMeter:
         length = math.sqrt(self._ref2) * math.sqrt(self._new2)
         return max(-1.0, min(1.0, self._dot / length)) if length else 0.0
 
-    def _add(self, ref: np.ndarray, new: np.ndarray) -> None:
+    def _add(self, ref: np.ndarray, new: np.ndarray, *, is_judged: bool) -> None:
         unequal = _unequal_bits(ref, new)
         self.unequal += unequal
         r, n = _as_numbers(ref, new)
@@ -103,11 +124,12 @@ class DriftMeter:
             low, high = float(known.min()), float(known.max())
             self._low, self._high = min(self._low, low), max(self._high, high)
             self.largest = max(self.largest, abs(low), abs(high))
-        self._sum(r, n, differs=unequal > 0)
+        if unequal and r.size:
+            self._max_abs = max(self._max_abs, float(np.abs(n - r).max()))
+        if is_judged and r.size:
+            self._sum(r, n, differs=unequal > 0)
 
     def _sum(self, r: np.ndarray, n: np.ndarray, *, differs: bool) -> None:
-        if not r.size:
-            return
         ref2 = float(np.dot(r, r))
         self._ref2 += ref2
         if not differs:
@@ -118,25 +140,21 @@ class DriftMeter:
         self._new2 += float(np.dot(n, n))
         self._dot += float(np.dot(r, n))
         self._diff2 += float(np.dot(gap, gap))
-        self._max_abs = max(self._max_abs, float(np.abs(gap).max()))
 
     def _count_rows(self, ref: np.ndarray, new: np.ndarray) -> None:
-        """Directions of embeddings, and top-1 of classes."""
-        if self._kind is OutputKind.EMBEDDING:
+        """Directions of rows, and divergences and answers of rows of scores."""
+        if self._kind.is_directions:
             self._cosines.update(ref, new)
-        if self._kind is not OutputKind.CLASSES or not ref.size:
-            return
-        rows_ref, rows_new = ref.reshape(-1, ref.shape[-1]), new.reshape(-1, ref.shape[-1])
-        same = rows_ref.argmax(axis=1) == rows_new.argmax(axis=1)
-        self._rows += same.size
-        self._agreeing += int(np.count_nonzero(same))
+        elif self._kind.is_scores:
+            self._divergences.update(ref, new)
 
 
 def measured_kind(kind: OutputKind, output: np.ndarray) -> OutputKind:
     """The kind that an array of an output allows, where `kind` is what the graph or a user says."""
     if not is_floating(output.dtype):
         return OutputKind.DISCRETE
-    if kind is OutputKind.DISCRETE or not output.ndim or output.shape[-1] < 2:
+    is_complex = output.dtype.kind == "c"
+    if kind is OutputKind.DISCRETE or is_complex or not output.ndim or output.shape[-1] < 2:
         return OutputKind.VALUES
     return kind
 

@@ -23,6 +23,7 @@ from onnxslim.analysis.data_sizes import outputs_sized_by_data
 from onnxslim.analysis.input_demands import input_demands
 from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.analysis.output_parts import Parts, output_parts
+from onnxslim.analysis.token_inputs import PaddingMask, padding_mask
 from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.io.check import OLDEST_OPSET, foreign_operators
 from onnxslim.io.model import Model
@@ -134,6 +135,7 @@ class RuntimeProver:
         self._is_comparable = False
         self._is_exact = True  # whether two runs of one model give the same bits
         self._parts: Parts | None = None  # of the original's outputs
+        self._padding: PaddingMask | None = None
         self._sized_by_data: frozenset[str] | None = None  # outputs of the original
         self._resized: set[str] = set()  # those that a note tells of
         self._noise: RoundingNoise | None = None
@@ -151,6 +153,7 @@ class RuntimeProver:
         """
         self._original = self._previous = _Baseline(original)
         self.output_kinds = with_named(output_kinds(original), self._named_kinds)
+        self._padding = padding_mask(original.graph)
         if not self._verify and not self._latency:
             return False
         with self._progress.step("running the input model"):
@@ -484,7 +487,8 @@ class RuntimeProver:
         elastic = self._elastic(fidelity, len(references))
         kinds = self.output_kinds
         meters, broken = measure_drift(
-            session, self._runs(mode), references, kept, parts, elastic, resized, kinds
+            *(session, self._runs(mode), references, kept, parts, elastic, resized, kinds),
+            padding=self._padding,
         )
         self._note_resized(resized)
         reshaped = broken is not None
@@ -496,7 +500,9 @@ class RuntimeProver:
                 kept.clear()
                 elastic = [frozenset(kind.name for kind in session.outputs)] * len(references)
                 meters, broken = measure_drift(
-                    session, self._runs(mode), references, kept, parts, elastic, kinds=kinds
+                    *(session, self._runs(mode), references, kept, parts, elastic),
+                    kinds=kinds,
+                    padding=self._padding,
                 )
                 reshaped = broken is not None
         if reshaped:

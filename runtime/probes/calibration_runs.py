@@ -12,9 +12,11 @@ from typing import Final
 
 from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.analysis.output_parts import Parts, output_parts
+from onnxslim.analysis.token_inputs import PaddingMask, padding_mask
 from onnxslim.io.model import Model
 from onnxslim.records import OutputKind, Skip
 from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
+from onnxslim.runtime.measure.padding import positions_that_count
 from onnxslim.runtime.measure.run_rows import rows_within
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.channel_activity import stream_activity
@@ -58,12 +60,14 @@ class _ReferenceOutputs:
     outputs: Sequence[Outputs]  # of each run
     parts: Parts  # of outputs that are concatenated from several
     kinds: OutputKinds
+    padding: PaddingMask | None
 
 
 class _DistanceMeter:
     """Accumulates the distance of outputs from those of the reference, over samples."""
 
     def __init__(self, known: _ReferenceOutputs) -> None:
+        self._padding = known.padding
         self._outputs = {
             name: OutputDivergence(
                 name, known.parts.get(name, ()), known.kinds.get(name, OutputKind.VALUES)
@@ -71,10 +75,11 @@ class _DistanceMeter:
             for name in known.outputs[0]
         }
 
-    def update(self, expected: Outputs, found: Outputs) -> None:
+    def update(self, feeds: Feeds, expected: Outputs, found: Outputs) -> None:
         """Add one run."""
+        counts = positions_that_count(self._padding, feeds)
         for name, output in self._outputs.items():
-            output.update(expected[name], found[name])
+            output.update(expected[name], found[name], counts)
 
     @property
     def distance(self) -> Distance:
@@ -197,14 +202,14 @@ class CalibrationRuns:
                 for sample, expected in zip(self._runs(), known.outputs, strict=False):
                     runs = rest.runs(sample.feeds, sample.rows, own)
                     for meter, found in zip(meters, runs, strict=True):
-                        meter.update(expected, found)
+                        meter.update(sample.feeds, expected, found)
             yield name, [meter.distance for meter in meters]
 
     def _distance(self, known: _ReferenceOutputs, run: Callable[[Feeds, int], Outputs]) -> Distance:
         """The distance of the outputs of `run` from the reference, over all samples."""
         meter = _DistanceMeter(known)
         for sample, expected in zip(self._runs(), known.outputs, strict=False):
-            meter.update(expected, run(sample.feeds, sample.rows))
+            meter.update(sample.feeds, expected, run(sample.feeds, sample.rows))
         return meter.distance
 
     def outputs(self, model: Model, *, together: int | None = None) -> Iterator[SampleOutputs]:
@@ -254,7 +259,8 @@ class CalibrationRuns:
                     if taken > _KEPT_BYTES:
                         break
             kinds = self._kinds or output_kinds(reference)
-            self._known = _ReferenceOutputs(signature, outputs, output_parts(reference), kinds)
+            parts, padding = output_parts(reference), padding_mask(reference.graph)
+            self._known = _ReferenceOutputs(signature, outputs, parts, kinds, padding)
         return self._known
 
 

@@ -15,6 +15,7 @@ from onnxslim.records import OutputKind
 from support import parse
 
 CLASSES, EMBEDDING = OutputKind.CLASSES, OutputKind.EMBEDDING
+HIDDEN, TOKENS = OutputKind.HIDDEN_STATES, OutputKind.TOKEN_LOGITS
 VALUES, DISCRETE = OutputKind.VALUES, OutputKind.DISCRETE
 
 
@@ -83,13 +84,13 @@ def test_of_rows(outputs: str, weights: str, body: str, kind: OutputKind) -> Non
     [
         ("float[N, T, 20] y", WIDE, "y = MatMul (x, w)", CLASSES),  # token scores, T open
         ("float[N, T, 5] y", W, "m = MatMul (x, w) y = Add (m, b)", CLASSES),  # labels of tokens
-        ("float[N, T, 8] y", SQUARE, "m = MatMul (x, w) y = Add (m, b)", EMBEDDING),
-        ("float[N, T, 8] y", SQUARE, "y = LayerNormalization (x, b, b)", EMBEDDING),
+        ("float[N, T, 8] y", SQUARE, "m = MatMul (x, w) y = Add (m, b)", HIDDEN),
+        ("float[N, T, 8] y", SQUARE, "y = LayerNormalization (x, b, b)", HIDDEN),
         (
             "float[N, T, 8] y",
             SQUARE,
             "n = LayerNormalization (x, b, b) m = MatMul (n, w) y = Add (x, m)",
-            EMBEDDING,  # the residual stream
+            HIDDEN,  # the residual stream
         ),
         (
             "float[N, 8] y",
@@ -163,6 +164,75 @@ def test_softmax_of_old_opsets_is_along_the_second_axis() -> None:
     assert kinds_of("float[N, 8] x", "float[N, 5] y", W, body, opset=11) == [CLASSES]
     body = "y = Softmax (x)"
     assert kinds_of("float[N, 3, 8] x", "float[N, 3, 8] y", W, body, opset=11) == [VALUES]
+
+
+TABLE = "float[12, 8] table"
+READ = "h = Gather (table, ids)"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "weights", "body", "kind"),
+    [
+        (  # the table is the head, turned
+            "float[N, T, 12] y",
+            "",
+            "w = Transpose <perm = [1, 0]> (table) y = MatMul (h, w)",
+            TOKENS,
+        ),
+        (
+            "float[N, T, 12] y",
+            "float[8, 12] w, float[12] b",
+            "r = Relu (h) m = MatMul (r, w) l = Add (m, b) y = LogSoftmax <axis = -1> (l)",
+            TOKENS,
+        ),
+        (  # bounded logits
+            "float[N, T, 12] y",
+            "float[8, 12] w, float c = {1}",
+            "m = MatMul (h, w) d = Div (m, c) t = Tanh (d) y = Mul (t, c)",
+            TOKENS,
+        ),
+        (  # of the last position alone
+            "float[N, 12] y",
+            "float[8, 12] w, int64 last = {1}",
+            "l = Gather <axis = 1> (h, last) y = MatMul (l, w)",
+            TOKENS,
+        ),
+        (  # other labels than tokens
+            "float[N, T, 5] y",
+            W,
+            "m = MatMul (h, w) y = Add (m, b)",
+            CLASSES,
+        ),
+        (  # as many values, which no head made
+            "float[N, T, 12] y",
+            "float[8, 12] w",
+            "m = MatMul (h, w) y = Relu (m)",
+            VALUES,
+        ),
+    ],
+)
+def test_scores_over_the_rows_of_the_table_of_tokens_are_those_of_tokens(
+    outputs: str, weights: str, body: str, kind: OutputKind
+) -> None:
+    weights = ", ".join(filter(None, (TABLE, weights)))
+    assert kinds_of("int64[N, T] ids", outputs, weights, f"{READ} {body}") == [kind]
+
+
+def test_a_table_of_two_types_of_tokens_makes_no_vocabulary_of_two_classes() -> None:
+    body = "h = Gather (table, ids) k = Gather (types, type) s = Add (h, k) y = MatMul (s, w)"
+    weights = f"{TABLE}, float[2, 8] types, float[8, 2] w"
+    inputs, outputs = "int64[N, T] ids, int64[N, T] type", "float[N, T, 2] logits"
+    body = body.replace(" y =", " logits =")
+    assert kinds_of(inputs, outputs, weights, body) == [CLASSES]
+
+
+def test_caches_hold_values_and_a_row_for_each_sample_is_an_embedding() -> None:
+    body = """h = Gather (table, ids) k = MatMul (h, w) present = Concat <axis = 1> (past, k)
+    y = LayerNormalization (h, b, b) z = ReduceMean <axes = [1], keepdims = 1> (y)"""
+    inputs = "int64[N, T] ids, float[N, P, 8] past"
+    outputs = "float[N, T, 8] y, float[N, 1, 8] z, float[N, S, 8] present"
+    found = kinds_of(inputs, outputs, f"{TABLE}, {SQUARE}", body)
+    assert found == [HIDDEN, EMBEDDING, VALUES]
 
 
 def test_branches_that_agree_say_what_the_result_is() -> None:

@@ -428,7 +428,7 @@ def test_compare_shows_drift_sizes_and_latency(
     monkeypatch.setattr(api, "compare_models", lambda a, b, **given: answer)
     assert run("compare", model, model) == 0
     out = capsys.readouterr().out
-    row = ["y", "classes", "0.25", "0.1", "20.0", "dB", "0.990000", "-", "50.00", "%", "differ"]
+    row = ["y", "classes", "0.25", "0.1", "20.0", "dB", "0.990000", "50.00", "%", "differ"]
     assert row in [line.split() for line in out.split("\n")]
     assert "latency 2.00 -> 1.00 ms, 2.00x (1.90 to 2.10)" in out
     assert "calibration: 5 samples" in out

@@ -12,9 +12,11 @@ import onnxruntime as ort
 import pytest
 from command import Said
 from layer_nets import net, node, normal, samples
+from text_nets import texts, transformer
 
 import onnxslim
 from onnxslim import cli
+from onnxslim.records import OutputKind
 
 X = samples(64, 12)
 PRUNE = "prune-weights:ratio=0.9"
@@ -113,6 +115,47 @@ def test_embeddings_are_held_by_the_cosine_of_their_rows(folder: Path, capsys: S
     assert "a row with a cosine of" in capsys.readouterr().err
 
 
+def test_token_logits_are_held_by_their_divergence(folder: Path, capsys: Said) -> None:
+    np.savez(folder / "t.npz", **texts(40)[0])
+    data = ("--passes", "prune-weights:ratio=0.7", "--calib", str(folder / "t.npz"))
+    model = transformer("tokens")
+    assert run(folder, model, *data, "--max-kl", "0.001") == 4
+    said = capsys.readouterr()
+    assert "output `y` would have a mean divergence of" in said.err
+    assert "nats (Kullback-Leibler); --max-kl is 0.001" in said.err
+    assert "top-1 tokens agree for" in said.out
+    assert "KL divergence" in said.out
+    figures = drift(folder)
+    assert figures["kind"] == "token-logits"
+    assert 0.001 < float(str(figures["mean_kl"])) < float(str(figures["largest_kl"]))
+    assert run(folder, model, *data, "--max-kl", "0.001", "--output-kind", "y=values") == 2
+    assert "--output-kind NAME=token-logits" in capsys.readouterr().err
+
+
+def test_padding_counts_in_no_figure(folder: Path) -> None:
+    """The same texts, one by one without padding, and as one padded batch."""
+    given, _ = texts(30)
+    lengths = given["mask"].sum(axis=1)
+    alone = [
+        {name: given[name][number : number + 1, :length] for name in given}
+        for number, length in enumerate(lengths)
+    ]
+    for pads in (False, True):
+        options = ("--passes", "quantize-weights:bits=4", "--force", "--no-floor")
+        assert run(folder, transformer("hidden", pads=pads), *options) == 0
+        found = []
+        for calibration in (alone, [given]):
+            feeds = [{**one, "mask": one["mask"] == 0} if pads else one for one in calibration]
+            comparison, *_ = onnxslim.compare_models(
+                folder / "m.onnx", folder / "o.onnx", calibration=feeds, measure=False
+            )
+            found.append(comparison.original["y"])
+        assert found[0].kind is OutputKind.HIDDEN_STATES
+        for figure in ("mean_cosine", "least_cosine", "sqnr_db"):
+            one, padded = (getattr(each, figure) for each in found)
+            assert one == pytest.approx(padded, rel=1e-3)
+
+
 def test_what_the_user_says_of_an_output_counts(folder: Path, capsys: Said) -> None:
     data = ("--passes", PRUNE, "--calib", str(folder / "x.npz"), "--output-kind", "y=values")
     assert run(folder, encoder(), *data) == 4
@@ -162,9 +205,10 @@ def test_steps_that_cost_little_pass_the_default_floor_and_need_no_data(
     ("options", "part"),
     [
         (("--min-cosine", "0.9"), "--min-cosine is a floor for outputs that hold embedding"),
+        (("--max-kl", "0.1"), "--max-kl is a floor for outputs that hold token-logits"),
         (("--no-floor", "--min-sqnr", "20"), "exclude each other"),
         (("--output-kind", "z=classes"), "names `z`, which is no output"),
-        (("--output-kind", "y=logits"), "one of classes, embedding, values"),
+        (("--output-kind", "y=logits"), "one of classes, embedding, hidden-states, "),
     ],
 )
 def test_floors_that_say_nothing_are_refused(

@@ -22,15 +22,28 @@ from onnxslim.pipeline.floors import (
 from onnxslim.records import OutputKind
 from onnxslim.services.calibration import OutputDistance
 
-ALL = Floors(max_drop=0.5, min_agreement=0.9, min_sqnr_db=20, min_cosine=0.99, min_row_cosine=0.95)
+ALL = Floors(
+    max_drop=0.5,
+    min_agreement=0.9,
+    min_sqnr_db=20,
+    min_cosine=0.99,
+    min_row_cosine=0.95,
+    max_kl=0.1,
+    max_row_kl=2,
+)
 CLASSES = OutputDistance(OutputKind.CLASSES, 20.0, agreement=0.9, expected_agreement=0.9)
 ROWS = OutputDistance(OutputKind.EMBEDDING, 20.0, mean_cosine=0.99, least_cosine=0.95)
+STATES = replace(ROWS, kind=OutputKind.HIDDEN_STATES)
+TOKENS = OutputDistance(
+    OutputKind.TOKEN_LOGITS, 20.0, 0.9, expected_agreement=0.9, mean_kl=0.1, largest_kl=2.0
+)
 VALUES = OutputDistance(OutputKind.VALUES, 20.0)
 IDS = OutputDistance(OutputKind.DISCRETE, -10.0, agreement=0.9)
 
 
 def test_a_candidate_at_the_floors_holds_them() -> None:
-    assert missed(ALL, {"c": CLASSES, "e": ROWS, "v": VALUES, "i": IDS}) is None
+    outputs = {"c": CLASSES, "e": ROWS, "h": STATES, "t": TOKENS, "v": VALUES, "i": IDS}
+    assert missed(ALL, outputs) is None
     assert missed_drop(ALL, 0.5) is None
 
 
@@ -47,6 +60,16 @@ def test_a_candidate_at_the_floors_holds_them() -> None:
         (replace(IDS, agreement=0.89), "values of output `y` would agree for 0.8900"),
         (replace(ROWS, mean_cosine=0.98), "a mean cosine of 0.9800; --min-cosine is 0.99"),
         (replace(ROWS, least_cosine=0.9), "a row with a cosine of 0.9000; --min-row-cosine is"),
+        (replace(STATES, mean_cosine=0.98), "a mean cosine of 0.9800; --min-cosine is 0.99"),
+        (
+            replace(TOKENS, agreement=0.89),
+            "top-1 tokens of output `y` would agree for 0.8900 of the positions; --min-agreement",
+        ),
+        (
+            replace(TOKENS, mean_kl=0.2),
+            "`y` would have a mean divergence of 0.2000 nats (Kullback-Leibler); --max-kl is 0.1",
+        ),
+        (replace(TOKENS, largest_kl=3.0), "a position with a divergence of 3.0000 nats"),
     ],
 )
 def test_the_sentence_names_the_floor_and_both_numbers(found: OutputDistance, said: str) -> None:
@@ -71,6 +94,9 @@ def test_the_share_used_is_that_of_the_tightest_floor() -> None:
     assert share_used(Floors(min_sqnr_db=20), [replace(VALUES, sqnr_db=10)]) == pytest.approx(10)
     turned = replace(ROWS, sqnr_db=90, mean_cosine=0.998, least_cosine=0.96)
     assert share_used(ALL, [turned]) == pytest.approx(0.8)  # 0.04 of 0.05
+    near = replace(TOKENS, sqnr_db=90, agreement=1.0, expected_agreement=1.0, largest_kl=0.2)
+    assert share_used(ALL, [replace(near, mean_kl=0.07)]) == pytest.approx(0.7)
+    assert share_used(ALL, [replace(near, mean_kl=0.01)]) == pytest.approx(0.1)
 
 
 def test_no_floor_on_what_was_measured_has_no_share() -> None:
@@ -95,6 +121,11 @@ def test_by_default_each_kind_is_held_to_its_own_figure() -> None:
     assert "agree" in str(missed(floors, {"y": replace(far, agreement=0.5)}))
     assert missed(floors, {"y": replace(ROWS, sqnr_db=-3.0)}) is None
     assert "dB; the default floor is" in str(missed(floors, {"y": replace(VALUES, sqnr_db=3.0)}))
+    near = replace(TOKENS, sqnr_db=-3.0, agreement=0.6, mean_kl=0.05)  # many tokens are as good
+    assert missed(floors, {"y": near}) is None
+    assert share_used(floors, [replace(near, expected_agreement=0.1)]) == pytest.approx(1)
+    assert "nats" in str(missed(floors, {"y": replace(near, mean_kl=0.5)}))
+    assert "cosine" in str(missed(floors, {"y": replace(STATES, mean_cosine=0.5)}))
 
 
 def test_on_made_up_inputs_scores_are_held_to_db() -> None:
@@ -121,6 +152,8 @@ def test_labels_take_the_place_of_agreement_and_a_metric_that_of_everything() ->
         (Floors(min_agreement=0.9), OutputKind.VALUES, "--min-agreement"),
         (Floors(min_cosine=0.9), OutputKind.CLASSES, "--min-cosine"),
         (Floors(min_row_cosine=0.9), OutputKind.VALUES, "--min-row-cosine"),
+        (Floors(max_kl=1), OutputKind.CLASSES, "--max-kl"),
+        (Floors(max_row_kl=1), OutputKind.EMBEDDING, "--max-row-kl"),
         (Floors(min_sqnr_db=9), OutputKind.DISCRETE, "--min-sqnr"),
     ],
 )

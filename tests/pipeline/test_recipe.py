@@ -45,6 +45,8 @@ def test_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -> None
         min_sqnr=30.0,
         min_cosine=0.99,
         min_row_cosine=0.9,
+        max_kl=0.1,
+        max_row_kl=3.0,
         floor=True,
         data=DataSettings(
             map={"image": "pixels", "label": "class"},
