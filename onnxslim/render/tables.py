@@ -10,7 +10,7 @@ import io
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich import box
 from rich.console import Console
@@ -23,6 +23,9 @@ _NARROWEST_TEXT = 18  # columns of a cell that may take several lines
 _UNLIMITED = 100_000
 _LABEL = re.compile(r" *\S+( \S+)* {2,}")  # `  written by  `
 _ITEM = re.compile(r" *(\d+\.|[-*]) +")  # of a list
+_PIECE = re.compile(r"\s*[^\s:,+/]*[\s:,+/]?")  # of a name or a pass, with the sign behind it
+_CONTINUED = "  "
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|dB|[num]?s|min|[kMG]?B)\b|%)")  # no line ends before a unit
 _CODE = re.compile(r"\S {2,}\S|->|[{}]| = \w+\(")  # lines that are no prose
 
 
@@ -85,7 +88,16 @@ class FigureTable:
         if not narrow._fits(paper.width):
             return self._blocks()
         note = f"(too narrow for: {', '.join(dropped)})"
-        return f"{narrow._rendered(paper)}\n{note}"
+        return f"{narrow._without_emptied_rows(self)._rendered(paper)}\n{note}"
+
+    def _without_emptied_rows(self, whole: FigureTable) -> FigureTable:
+        """The same table without rows of which only the first cell is left of those in `whole`."""
+        kept = [
+            (row, style)
+            for row, before, style in zip(self.rows, whole.rows, self.styles, strict=True)
+            if any(row[1:]) or not any(before[1:])
+        ]
+        return replace(self, rows=[row for row, _ in kept], styles=[style for _, style in kept])
 
     def _fits(self, width: int) -> bool:
         return self._least_width(1) <= width
@@ -115,8 +127,16 @@ class FigureTable:
             markup=False,
             emoji=False,
         )
-        console.print(self._table(gap))
+        console.print(self._folded(paper, gap)._table(gap))
         return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").split("\n"))
+
+    def _folded(self, paper: Paper, gap: int) -> FigureTable:
+        """The same table with long first cells broken behind signs, where others need the room."""
+        if paper.width is None:
+            return self
+        width = paper.width - (self._least_width(gap) - self._least(0))
+        rows = [(_broken_cell(row[0], width), *row[1:]) for row in self.rows]
+        return replace(self, rows=rows)
 
     def _table(self, gap: int) -> Table:
         table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
@@ -160,6 +180,18 @@ class FigureTable:
         return "\n".join(lines)
 
 
+def _broken_cell(cell: str, width: int) -> str:
+    """`cell` in lines of up to `width`, broken at spaces and behind signs of names and passes."""
+    if len(cell) <= width:
+        return cell
+    lines = [""]
+    for piece in _PIECE.findall(cell):
+        if len(lines[-1]) + len(piece.rstrip()) > width and lines[-1].strip():
+            lines.append(_CONTINUED)
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
 # one space between columns and a rule under the headers, which every encoding can write
 _RULED = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
@@ -180,14 +212,15 @@ def _wrapped_line(line: str, width: int) -> str:
     lead = len(line) - len(line.lstrip())
     label = _LABEL.match(line)
     hang = label.end() if label and label.end() <= width // 3 else lead + 2
-    return textwrap.fill(
-        line.lstrip(),
+    filled = textwrap.fill(
+        _UNIT.sub("\xa0", line.lstrip()),
         width,
         initial_indent=" " * lead,
         subsequent_indent=" " * hang,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return filled.replace("\xa0", " ")
 
 
 def reflowed(text: str, paper: Paper) -> str:
