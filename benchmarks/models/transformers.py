@@ -144,8 +144,26 @@ def path(model: Transformer) -> Path:
 def samples(model: Transformer, count: int, seed: int = 0) -> list[Arrays]:
     """Samples of one row and one shape: texts of 32 tokens, padded where sentences are shorter.
 
-    A decoder with a cache gets that of the 8 tokens before, as the model itself computes it.
+    A decoder with a cache gets that of the 8 tokens before, as the model itself computes it. They
+    are drawn once, and kept in `samples_file`.
     """
+    with np.load(samples_file(model, count, seed)) as arrays:
+        whole = {name: arrays[name] for name in arrays.files}
+    return [{name: array[row : row + 1] for name, array in whole.items()} for row in range(count)]
+
+
+def samples_file(model: Transformer, count: int, seed: int = 0) -> Path:
+    """Samples as tools read them: by the name of the input, one after the other."""
+    file = cache_folder() / "transformers" / "samples" / f"{model.name}_{count}_{seed}.npz"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = _drawn(model, count, seed)
+        stacked = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        np.savez(file, **stacked)  # type: ignore[arg-type]
+    return file
+
+
+def _drawn(model: Transformer, count: int, seed: int) -> list[Arrays]:
     if model.kind == "text":
         return [_sentence(model, row) for row in tokenized(sentences(count, seed))]
     if model.kind != "cached":
@@ -236,8 +254,12 @@ def _signature(file: Path) -> list[tuple[str, tuple[int, ...]]]:
 
 @cache
 def _stream() -> np.ndarray:
-    """Many sentences, one after the other."""
-    return np.concatenate([row["input_ids"][0] for row in tokenized(sentences(1000))])
+    """Many sentences, one after the other; kept, because they are found by reading modules."""
+    file = cache_folder() / "transformers" / "samples" / "words.npy"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.concatenate([row["input_ids"][0] for row in tokenized(sentences(1000))]))
+    return np.asarray(np.load(file))
 
 
 def _quiet() -> ort.SessionOptions:
@@ -259,4 +281,12 @@ if __name__ == "__main__":
     sys.exit(main())
 
 
-__all__ = ["TRANSFORMERS", "Transformer", "path", "samples", "shaped", "transformers"]
+__all__ = [
+    "TRANSFORMERS",
+    "Transformer",
+    "path",
+    "samples",
+    "samples_file",
+    "shaped",
+    "transformers",
+]

@@ -30,7 +30,6 @@ from benchmarks.models.transformers import (
     transformers,
 )
 from benchmarks.models.zoo import cache_folder
-from onnxslim.api import bench_models
 
 HELD: Final = 16  # samples to judge by; other ones than those to calibrate with
 FEW_HELD: Final = 6  # pictures and sounds, which have many rows each
@@ -181,6 +180,8 @@ def faster(
     model: Transformer, file: Path, threads: Sequence[int], seconds: float
 ) -> Mapping[str, Sequence[float]]:
     """How many times as fast, with 95 % intervals, by size and number of threads."""
+    from onnxslim.api import bench_models
+
     found: dict[str, Sequence[float]] = {}
     for batch, length, past in sizes(model):
         feeds = shaped(model, batch, length, past)

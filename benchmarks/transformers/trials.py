@@ -6,15 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from benchmarks.fp16 import PEER as FLOAT16
-from benchmarks.models.transformers import Transformer, path, samples
+from benchmarks.models.transformers import Transformer, path, samples_file
 from benchmarks.models.zoo import cache_folder
 from benchmarks.peers.environments import (
     DRIVERS,
@@ -150,7 +148,10 @@ def run(trial: Trial, model: Transformer, limit_seconds: int, limit_megabytes: i
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.iterdir():
         old.unlink()
-    options = [_samples_of(model) if word == SAMPLES else word for word in trial.options(model)]
+    options = [
+        str(samples_file(model, CALIBRATION)) if word == SAMPLES else word
+        for word in trial.options(model)
+    ]
     report = target.with_suffix(".json")
     if trial.is_ours:
         options += ["--report", str(report), "--quiet"]
@@ -212,19 +213,6 @@ def _short(text: str) -> str:
     for folder in (cache_folder(), ROOT, Path(sys.prefix)):
         text = text.replace(str(folder), folder.name)
     return " ".join(text.split())[:WORDS]
-
-
-def _samples_of(model: Transformer) -> str:
-    """The file of a model's calibration samples, by the name of the input."""
-    file = cache_folder() / "transformers" / "samples" / f"{model.name}.npz"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        rows = samples(model, CALIBRATION)
-        arrays: Mapping[str, np.ndarray] = {
-            name: np.concatenate([row[name] for row in rows]) for name in rows[0]
-        }
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    return str(file)
 
 
 __all__ = ["BUSY", "TASKS", "TRIALS", "Trial", "run", "written_by"]
