@@ -11,6 +11,7 @@ pointwise            the operators that treat every position alike
 repeats              tensors that hold the same values all along an axis
 tracing              the sweep over a graph: labels are moved, merged, or pinned with a reason
 rules_products       how labels go through products of two activations
+rules_attention      how labels go through Attention and RotaryEmbedding as operators
 rules_layers         how labels go through layers with weights
 rules_normalization  how labels go through normalizations
 rules_elementwise    how labels go through elementwise operators, reductions and pooling

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxslim.channels import (
+    rules_attention,
     rules_elementwise,
     rules_layers,
     rules_movement,
@@ -43,6 +44,7 @@ from onnxslim.graph.rewrite import Rewriter
 
 RULES: Final[Mapping[str, ChannelRule]] = {
     **rules_layers.RULES,
+    **rules_attention.RULES,
     **rules_normalization.RULES,
     **rules_elementwise.RULES,
     **rules_movement.RULES,

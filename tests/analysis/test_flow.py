@@ -161,3 +161,28 @@ def test_a_long_chain_needs_no_recursion() -> None:
         g (float[N, "?"] v0) => (float[A, B] y) {{ {steps} y = Neg (v3000) }}""".replace('"?"', "Q")
     )
     assert flow.shape(tensors["y"]) == (Sum.of("'N'"), Sum.of("'Q'"))
+
+
+def test_sizes_of_ranges_slices_and_picked_rows_are_known_as_far_as_they_can_be() -> None:
+    flow, tensors = flow_of(
+        """<ir_version: 8, opset_import: ["" : 18]>
+    g (float[n,4,m] x, float[9,5] table, int64[n,m,1] rows, int64[k] past) => (int64[R] r)
+    <int64[1] zero = {0}, int64[1] two = {2}, int64 first = {0}, int64 one = {1}> {
+      past_size = Shape (past)
+      start = Squeeze (past_size, zero)
+      sizes = Shape (rows)
+      length = Gather (sizes, one)
+      end = Add (start, length)
+      r = Range (start, end, one)
+      picked = GatherND (table, rows)
+      bound = ReduceSum <keepdims = 1> (past, zero)
+      part = Slice (x, zero, bound, two)
+    }"""
+    )
+    assert flow.shape(tensors["r"]) == (flow.shape(tensors["rows"]) or ())[1:2]
+    assert flow.shape(tensors["picked"]) == (*(flow.shape(tensors["rows"]) or ())[:2], 5)
+    part, whole = flow.shape(tensors["part"]), flow.shape(tensors["x"])
+    assert part is not None
+    assert whole is not None
+    assert part[:2] == whole[:2]
+    assert part[2] != whole[2]

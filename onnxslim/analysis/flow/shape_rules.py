@@ -8,7 +8,7 @@ operator demands equal sizes, either one will do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -38,7 +38,7 @@ def shapes_of(node: Node, flow: Sizes) -> Iterator[MaybeShape]:
     """The shape of each output as far as it is known, in order."""
     if not node.is_onnx:
         found: MaybeShape = None
-    elif node.op in ("Split", "Dropout", "TopK"):
+    elif node.op in _MULTI_OUTPUT_RULES:
         yield from _MULTI_OUTPUT_RULES[node.op](node, flow)
         return
     else:
@@ -233,16 +233,52 @@ def _top_k(node: Node, flow: Sizes) -> Iterator[MaybeShape]:
         yield result
 
 
+def _attention(node: Node, flow: Sizes) -> Iterator[MaybeShape]:
+    """Y is (batch, heads, queries, width) or (batch, queries, heads·width); the rest has 4 axes."""
+    q, k, v = (flow.shape(tensor) for tensor in node.inputs[:3])
+    if q is None or k is None or v is None or {len(q), len(k), len(v)} not in ({3}, {4}):
+        yield from (None for _ in node.outputs)
+        return
+    heads, shared = (int(node.attrs.get(name, 0)) for name in ("q_num_heads", "kv_num_heads"))
+    widths: tuple[Size | None, Size | None]
+    if len(q) == 4:
+        yield (*q[:3], v[3])
+        batch, queries, scores, counts = q[0], q[2], q[1], (k[1], v[1])
+        widths = k[3], v[3]
+    else:
+        columns = None if not shared else divide(v[2], shared)
+        yield (q[0], q[1], None if columns is None else multiply(columns, heads))
+        batch, queries, scores, counts = q[0], q[1], heads, (shared, shared)
+        widths = (None if not shared else divide(k[2], shared)), columns
+    length: Size | None = k[-2]
+    if is_present(node, 4):
+        past = flow.shape(node.inputs[4])
+        length = None if past is None or len(past) != 4 else add(past[2], k[-2])
+    yield (batch, counts[0], length, widths[0])
+    yield (batch, counts[1], length, widths[1])
+    yield (batch, scores, queries, length)
+
+
 def _slice(node: Node, flow: Sizes) -> MaybeShape:
     shape = flow.shape(node.inputs[0])
+    if shape is None:
+        return None
     ranges = slice_ranges(node, flow)
-    if shape is None or ranges is None:
-        return None if shape is None else [None] * len(shape)
     result: list[Size | None] = list(shape)
+    if ranges is None:
+        sliced = _sliced_axes(node, flow, len(shape))
+        return [None if axis in sliced else size for axis, size in enumerate(shape)]
     for axis, (start, end, step) in ranges.items():
         most = max_elements(node.inputs[0].dtype, shape, axis)
         result[axis] = sliced_size(shape[axis], start, end, step, most)
     return result
+
+
+def _sliced_axes(node: Node, flow: Sizes, rank: int) -> Container[int]:
+    """The axes along which a Slice may take only a part; all where they are not known."""
+    axes = _items(node, 3, flow) if flow.opset >= 10 else node.attrs.get("axes")
+    known = [axis % rank for axis in axes or () if isinstance(axis, int)]
+    return known if axes and len(known) == len(axes) else range(rank)
 
 
 def max_elements(dtype: npt.DTypeLike | None, shape: Shape, axis: int) -> int:
@@ -487,8 +523,8 @@ _SAME = (  # noqa: SIM905
     "Cosh CumSum DequantizeLinear Elu Erf Exp Floor Gelu GroupNormalization HardSigmoid HardSwish "
     "Hardmax Identity InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Log "
     "LogSoftmax LpNormalization MeanVarianceNormalization Mish Neg Not PRelu QuantizeLinear "
-    "RMSNormalization Reciprocal Relu Round ScatterElements ScatterND Selu Shrink Sigmoid Sign "
-    "Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh ThresholdedRelu Trilu"
+    "RMSNormalization Reciprocal Relu RotaryEmbedding Round ScatterElements ScatterND Selu Shrink "
+    "Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu"
 ).split()
 _ELEMENTWISE = (  # noqa: SIM905
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less "
@@ -500,6 +536,7 @@ REDUCTIONS = (  # noqa: SIM905
 ).split()
 
 _MULTI_OUTPUT_RULES: dict[str, Callable[[Node, Sizes], Iterator[MaybeShape]]] = {
+    "Attention": _attention,
     "Split": _split,
     "Dropout": _dropout,
     "TopK": _top_k,
