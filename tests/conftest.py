@@ -17,7 +17,10 @@ from hypothesis import HealthCheck, settings
 
 # the same examples in every run, and none refused because the machine is busy
 settings.register_profile(
-    "repeatable", derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
 

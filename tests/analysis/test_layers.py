@@ -46,6 +46,7 @@ def assert_round_trip(layer: WeightLayer) -> None:
     np.testing.assert_array_equal(back, layer.holder.values)
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 3),
     st.lists(st.integers(1, 3), min_size=1, max_size=3), st.booleans(), st.integers(0, 99),

@@ -141,6 +141,7 @@ def test_runs_of_inputs_that_stand_before_outputs_need_no_permutation() -> None:
     assert codebook_for_layer(layer, [(codes, table)], TableGranularity.RUN, 4).perm == ()
 
 
+@pytest.mark.slow
 @given(
     stages=st.integers(1, 3),
     table=st.sampled_from([F32, F16]),

@@ -48,6 +48,7 @@ arrays = st.lists(
 ).map(lambda specs: [np.arange(n, dtype=dtype) for dtype, n in specs])
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(arrays, st.booleans(), st.sampled_from([1, 16, 1024]))
 def test_split_then_join_gives_an_equal_model(

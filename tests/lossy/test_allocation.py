@@ -55,6 +55,7 @@ def test_no_allocation_is_better_at_its_price(seed: int, price: float) -> None:
     assert total_error(found) + price * total_cost(found) == pytest.approx(best)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 500), st.floats(0.001, 3))
 def test_the_smallest_allocation_of_a_price_stays_within_the_limit(seed: int, limit: float) -> None:
     listed = menus(seed)

@@ -39,6 +39,7 @@ def operators_in_passes() -> Iterator[str]:
 # ----------------------------------------------------------------- what is drawn
 
 
+@pytest.mark.slow
 def test_the_table_has_every_operator_that_a_pass_names() -> None:
     assert set(operators_in_passes()) <= set(OPERATORS)
 

@@ -26,6 +26,7 @@ def test_the_order_of_values_does_not_matter(parts: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(there.counts, other.counts)
 
 
+@pytest.mark.slow
 @given(st.lists(ARRAYS, min_size=1, max_size=4))
 def test_joined_histograms_are_that_of_all_values(parts: list[np.ndarray]) -> None:
     together = joined([observation(part) for part in parts], "all")

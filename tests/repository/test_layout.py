@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from sources import syntax_nodes
 
 import onnxslim
 import onnxslim.passes
@@ -97,7 +98,7 @@ def imports_of(path: Path) -> tuple[str, ...]:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in syntax_nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -142,6 +143,7 @@ def is_found(name: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["benchmarks", "examples"])
 def test_what_is_run_by_hand_imports_names_that_exist(folder: str) -> None:
     """Benchmarks take hours and are no tests: a name that moved would show long after."""

@@ -10,9 +10,11 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import networkx as nx
 import pytest
+from sources import syntax_nodes
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 TIERS = (
@@ -59,7 +61,7 @@ PACKAGES = sorted(name for name, path in FILES.items() if path.name == "__init__
 
 def imported(module: str) -> Iterator[str]:
     """The modules of ours that a module names in an import, wherever it stands."""
-    for node in ast.walk(ast.parse(FILES[module].read_text("utf-8"))):
+    for node in syntax_nodes(FILES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in FILES)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -155,7 +157,7 @@ def test_every_class_name_has_one_meaning() -> None:
     """Two classes of one name, private ones too, make a reader look up which one is meant."""
     owners: dict[str, list[str]] = {}
     for name, path in FILES.items():
-        for node in ast.parse(path.read_text("utf-8")).body:
+        for node in cast("ast.Module", syntax_nodes(path)[0]).body:
             if isinstance(node, ast.ClassDef):
                 owners.setdefault(node.name, []).append(name)
     assert {name: found for name, found in owners.items() if len(found) > 1} == {}

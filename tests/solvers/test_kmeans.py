@@ -239,6 +239,7 @@ def test_doubles_beyond_the_range_of_floats_are_binned_as_well() -> None:
 # ---------------------------------------------------------------------------- Lloyd
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(SEEDS, st.sampled_from(LLOYD), st.integers(1, 9), st.booleans())
 def test_other_starts_end_where_no_level_moves(

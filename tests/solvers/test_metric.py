@@ -131,6 +131,7 @@ def test_entries_and_the_inverse_of_blocks_are_those_of_the_whole(seed: int, cut
     np.testing.assert_allclose(found, np.linalg.inv(damped)[np.ix_(columns, columns)], rtol=1e-6)
 
 
+@pytest.mark.slow
 @given(SEEDS)
 def test_moments_are_taken_about_the_mean_that_is_given(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -490,6 +491,7 @@ def test_a_price_moves_weights_to_the_cheap_value() -> None:
 TABLE = Table.of(np.linspace(-2, 2, 8))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(SEEDS)
 def test_feedback_and_descent_beat_rounding_to_nearest(seed: int) -> None:
