@@ -23,6 +23,7 @@ PASSES: Mapping[str, str] = {
     "fold-shapes": "fold_shapes:FoldShapes",
     "fuse-activations": "fuse_activations:FuseActivations",
     "fuse-affine": "fuse_affine:FuseAffine",
+    "fuse-attention": "fuse_attention:FuseAttention",
     "fuse-casts": "fuse_casts:FuseCasts",
     "fuse-concats": "fuse_concats:FuseConcats",
     "fuse-matmul-add": "fuse_matmul_add:FuseMatmulAdd",

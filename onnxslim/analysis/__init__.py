@@ -12,6 +12,8 @@ zeros         tensors that hold nothing but zeros
 same_grid     QuantizeLinear nodes that undo a DequantizeLinear
 permuting     operators that commute with a permutation of axes
 reshaping     constant targets of Reshape and Expand from symbolic sizes
+axis_factors  axes as products of factors, followed through data movement
+attention     attention as exporters spell it
 cut           the constant part of a graph, cut out and run
 pinned_sizes  open sizes of inputs that weights pin
 input_roles   masks, indices, lengths: what the graph does with each input
