@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.fp16 import PEER as FLOAT16
+from benchmarks.int8.weight_only import PEER as NBITS
 from benchmarks.models.transformers import EXPORTER, Transformer, path, samples_file
 from benchmarks.models.zoo import cache_folder
 from benchmarks.peers.environments import (
@@ -82,7 +83,6 @@ def _optimizer(model: Transformer) -> Sequence[str]:
 
 _CALIB: Final = ("--calib", SAMPLES)
 _PRUNE: Final = "simplify,prune-channels:ratio={}"
-_NBITS: Final = "quantize_nbits_ort.py"
 
 TRIALS: Final = (
     _ours("simplify", "ours", "simplify", *_UNTIMED),
@@ -105,9 +105,7 @@ TRIALS: Final = (
     ),
     _peer("int8", "NNCF", "nncf", "quantize_nncf.py", SAMPLES),
     _ours("weights of 8 bits", "ours", "simplify,quantize-weights", "--no-floor"),
-    _peer(
-        "weights of 8 bits", "onnxruntime", "onnxruntime", _NBITS, "8", "32", "4", portable=False
-    ),
+    Trial("weights of 8 bits", "onnxruntime", NBITS, _fixed("8", "32", "4"), portable=False),
     _ours("weights of 4 bits", "ours", "simplify,quantize-weights:bits=4", "--no-floor"),
     _ours(
         "weights of 4 bits",
@@ -116,9 +114,7 @@ TRIALS: Final = (
         "--no-floor",
         *_CALIB,
     ),
-    _peer(
-        "weights of 4 bits", "onnxruntime", "onnxruntime", _NBITS, "4", "32", "4", portable=False
-    ),
+    Trial("weights of 4 bits", "onnxruntime", NBITS, _fixed("4", "32", "4"), portable=False),
     _ours("float16", "ours", "simplify,convert-fp16", "--no-floor"),
     Trial("float16", "onnxconverter-common", FLOAT16, _fixed(SAMPLES)),
     _ours("25 % of channels away", "ours", _PRUNE.format(0.25), *_ANY_LOSS, *_CALIB),
