@@ -7,7 +7,8 @@ Models are those of `benchmarks.models.transformers`; a name stands for all that
 tool runs in a process of its own (peers in environments of their own), with a limit of seconds and
 memory; so does what judges its file. Rows are saved to `benchmarks/results/transformers.json` as
 they come, and a run goes on where the last one ended: rows that are there are not measured again
-but with `--again`. `--seconds 0` leaves latency out. All but the ratios of latency is told from
+but with `--again`. `--seconds 0` leaves latency out; `--only-timing` adds it later, with the files
+that are still there. All but the ratios of latency is told from
 outside this project: agreement by numpy over onnxruntime, fused kernels by the graph that the
 session saves. `tables` writes those of `docs/transformers.md` anew.
 """
@@ -48,6 +49,7 @@ def main() -> None:
 @click.option("--limit", default=600, show_default=True, help="Processor seconds for each tool.")
 @click.option("--memory", default=6000, show_default=True, help="Megabytes it may take.")
 @click.option("--again", is_flag=True, help="Measure rows that are there, too.")
+@click.option("--only-timing", is_flag=True, help="Of files that the last run left behind.")
 def measure(
     names: str,
     tasks: str,
@@ -58,6 +60,7 @@ def measure(
     memory: int,
     *,
     again: bool,
+    only_timing: bool,
 ) -> None:
     """One row for each model, task and tool."""
     trials = [t for t in TRIALS if _begins(t.task, tasks) and _begins(t.tool, tools)]
@@ -68,7 +71,10 @@ def measure(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     timing = [json.dumps([int(count) for count in threads.split(",")]), str(seconds)]
-    rows = _rows(models, trials, timing, limit, memory, again=again)
+    if only_timing:
+        rows = _timed(models, trials, timing, limit)
+    else:
+        rows = _rows(models, trials, timing, limit, memory, again=again)
     saved(NAME, rows, replacing=KEYS)
 
 
@@ -100,6 +106,19 @@ def _rows(
                 continue
             CONSOLE.print(f"{model.name}: {trial.task}, {trial.tool}")
             yield _row(model, trial, timing, limit, memory)
+
+
+def _timed(
+    models: Sequence[Transformer], trials: Sequence[Trial], timing: Sequence[str], limit: int
+) -> Iterator[Found]:
+    """Rows whose files are there, judged anew with their latency."""
+    known = {tuple(row[key] for key in KEYS): row for row in (read(NAME) or {}).get("rows", ())}
+    for model in models:
+        for trial in trials:
+            row, file = known.get((model.name, trial.task, trial.tool)), written_by(trial, model)
+            if row is not None and row["error"] is None and file.exists():
+                judged = _judged(model, file, timing, limit)
+                yield {**row, **judged, "load": round(os.getloadavg()[0], 1)}
 
 
 def _row(model: Transformer, trial: Trial, timing: Sequence[str], limit: int, memory: int) -> Found:
