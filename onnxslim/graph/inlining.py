@@ -47,7 +47,9 @@ def inline_functions(
     pending = [node for nodes in foreign_calls(graph).values() for node in nodes]
     inliner = _Inliner(rw, is_kept)
     while pending:
-        pending += inliner.inline(pending.pop())
+        node = pending.pop()
+        if rw.is_alive(node):  # another call that is gone may have been its only reader
+            pending += inliner.inline(node)
     result = rw.result()
     if result.changes:
         drop_unused_functions(graph)

@@ -41,6 +41,23 @@ def test_functions_in_functions_are_inlined_under_names_of_their_own() -> None:
     )
 
 
+def test_a_call_that_nothing_reads_any_more_goes_with_its_reader() -> None:
+    assert_rewrites(
+        """<opset_import: ["" : 17, "d" : 1]>
+        g (float[N, 2] x) => (float[1] y) {
+            a = d.Negative (x)
+            y = d.One (a)
+        }
+        <domain: "d", opset_import: ["" : 17]>
+        Negative (x) => (y) { y = Neg (x) }
+        <domain: "d", opset_import: ["" : 17]>
+        One (x) => (y) { y = Constant <value_floats = [1.0]> () }""",
+        InlineFunctions(),
+        """<opset_import: ["" : 17, "d" : 1]>
+        g (float[N, 2] x) => (float[1] y) { y = Constant <value_floats = [1.0]> () }""",
+    )
+
+
 def test_attributes_come_from_the_call_else_from_the_function_else_from_the_operator() -> None:
     assert_rewrites(
         """<ir_version: 9, opset_import: ["" : 17, "d" : 1]>
