@@ -28,6 +28,7 @@ PASSES: Mapping[str, str] = {
     "fuse-concats": "fuse_concats:FuseConcats",
     "fuse-matmul-add": "fuse_matmul_add:FuseMatmulAdd",
     "fuse-pad": "fuse_pad:FusePad",
+    "fuse-products": "fuse_products:FuseProducts",
     "fuse-quantization": "fuse_quantization:FuseQuantization",
     "fuse-reductions": "fuse_reductions:FuseReductions",
     "fuse-reshapes": "fuse_reshapes:FuseReshapes",
