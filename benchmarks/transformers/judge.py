@@ -56,9 +56,10 @@ def main() -> None:
     (model,) = (item for item in transformers([name]) if item.name == name)
     target = Path(file)
     found: dict[str, Any] = {"nodes": node_count(target), "bytes": size_bytes(target)}
-    found |= session_graph(target)
+    session, graph = opened(target)
+    found |= graph
     if target != path(model):
-        found |= agreement(model, target)
+        found |= agreement(model, session)
         if float(seconds):
             found["faster"] = faster(model, target, json.loads(threads), float(seconds))
     sys.stdout.write(json.dumps(found) + "\n")
@@ -79,19 +80,19 @@ def size_bytes(file: Path) -> int:
     return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
 
 
-def session_graph(file: Path) -> dict[str, Any]:
-    """Nodes that onnxruntime runs, and how many of each fused kernel are among them."""
+def opened(file: Path) -> tuple[ort.InferenceSession, dict[str, Any]]:
+    """A session, how many nodes it runs, and how many of each fused kernel are among them."""
     with tempfile.TemporaryDirectory() as folder:
         options = _options(1)
         options.optimized_model_filepath = f"{folder}/optimized.onnx"
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "optimized.data"
         )
-        ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         model = onnx.load(options.optimized_model_filepath, load_external_data=False)
     nodes = list(_nodes(model.graph.node))
     fused = Counter(node.op_type for node in nodes if _is_fused(node))
-    return {"session_nodes": len(nodes), "fused": dict(sorted(fused.items()))}
+    return session, {"session_nodes": len(nodes), "fused": dict(sorted(fused.items()))}
 
 
 def _is_fused(node: onnx.NodeProto) -> bool:
@@ -109,10 +110,10 @@ def _nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 # ---------------------------------------------------------------------------- outputs
 
 
-def agreement(model: Transformer, file: Path) -> dict[str, float]:
+def agreement(model: Transformer, session: ort.InferenceSession) -> dict[str, float]:
     """How near the first output is to the model's own, on samples that calibrate nothing."""
     rows = samples(model, HELD if model.words else FEW_HELD, SEED)
-    before, after = _reference(model, rows), _outputs(file, rows)
+    before, after = _reference(model, rows), _outputs(session, rows)
     if any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
         message = f"the output has shape {after[0].shape} instead of {before[0].shape}"
         raise ValueError(message)
@@ -134,12 +135,12 @@ def _reference(model: Transformer, rows: Sequence[Arrays]) -> list[np.ndarray]:
     kept = cache_folder() / "transformers" / "samples" / f"{model.name}.outputs.npy"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        np.save(kept, np.stack(_outputs(path(model), rows)))
+        own = ort.InferenceSession(path(model), _options(1), providers=["CPUExecutionProvider"])
+        np.save(kept, np.stack(_outputs(own, rows)))
     return [np.asarray(output, np.float64) for output in np.load(kept)]
 
 
-def _outputs(file: Path, rows: Sequence[Arrays]) -> list[np.ndarray]:
-    session = ort.InferenceSession(file, _options(1), providers=["CPUExecutionProvider"])
+def _outputs(session: ort.InferenceSession, rows: Sequence[Arrays]) -> list[np.ndarray]:
     first = session.get_outputs()[0].name
     return [np.asarray(session.run([first], row)[0]) for row in rows]
 
