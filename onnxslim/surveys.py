@@ -6,6 +6,7 @@ Owns: arguments checked, settings made. Not here: the work (see `tools` and `exi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from onnxslim.errors import ModelError, NotApplicable
@@ -183,6 +184,7 @@ def exits(
         ModelError: the model is invalid, corrupt, or no classifier that could be left.
         RuntimeFailure: onnxruntime failed.
     """
+    from onnxslim.analysis.output_kinds import output_kinds
     from onnxslim.exits.candidates import ExitAnalysis, exit_rows
 
     refuse_both(calibration, calib, "`calibration` and `calib`")
@@ -207,7 +209,10 @@ def exits(
     if measure:
         prover = settings.prover()
         prover.begin(source)
-    survey = ExitAnalysis(source, settings.context(prover), output, hidden=head == "mlp")
+    context = settings.context(prover)
+    if prover is None:
+        context = replace(context, output_kinds=output_kinds(source))
+    survey = ExitAnalysis(source, context, output, hidden=head == "mlp")
     try:
         return exit_rows(survey)
     except NotApplicable as reason:

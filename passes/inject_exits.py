@@ -24,15 +24,19 @@ Why it is correct:
     by at most so many points: a sample about which the network is wrong may leave with any answer.
     A sample that does not leave gets the network's own answer, to the bit
     when it is alone in its batch and onnxruntime's optimisations are off.
-    A head is a linear layer on pooled features; with `head=mlp` also on random units computed from
-    them. Ridge regression on moments of the calibration samples gives its weights.
+    A head is a linear layer on pooled features: averages over the cells of a grid of a feature map;
+    the first row of a sequence, or the mean of its rows without those of padding. With `head=mlp`
+    it is also on random units computed from them. Ridge regression on moments of the calibration
+    samples gives its weights.
 
 Declines when:
     1. There are no calibration samples, or too few to confirm what `target` or `max-drop` asks for,
        which is found out before any work; or `max-drop` is given without labels.
     2. No output is class scores: a float tensor with one row of two or more entries a sample.
+       Embeddings, hidden states and token logits are none: there is no answer to be sure of, or
+       later tokens need what every layer makes. `output` names scores that look like an embedding.
     3. There is no tensor that all paths from the inputs to the scores pass through, with work
-       behind it that no other output needs.
+       behind it that no other output needs. A mask of padding makes no path.
     4. Control flow (If, Loop, Scan) already decides at run time which nodes are computed.
     5. The model is older than opset 11 and cannot be raised (see `raise-opset`).
     6. Leaving early saves no latency, as timed, or an exit costs samples that never leave more than
@@ -44,11 +48,12 @@ Fidelity:
 
 Reference:
     Teerapittayanon, McDanel, Kung (2016), BranchyNet, arXiv:1709.01686; Huang et al. (2018),
-    MSDNet, arXiv:1703.09844 (anytime prediction); Kaya, Hong, Dumitras (2019), arXiv:1810.07052;
-    Hinton, Vinyals, Dean (2015), arXiv:1503.02531 (soft targets); Guo et al. (2017),
-    arXiv:1706.04599 (temperature); Angelopoulos et al. (2021), arXiv:2110.01052 (fixed sequence
-    testing); Tango (1998), Statistics in Medicine 17 (bound of a drop in accuracy). We differ:
-    nothing is trained, and the network itself is not changed.
+    MSDNet, arXiv:1703.09844 (anytime prediction); Xin et al. (2020), DeeBERT, arXiv:2004.12993, and
+    Zhou et al. (2020), PABEE, arXiv:2006.04152 (encoders of texts); Kaya, Hong, Dumitras (2019),
+    arXiv:1810.07052; Hinton, Vinyals, Dean (2015), arXiv:1503.02531 (soft targets); Guo et al.
+    (2017), arXiv:1706.04599 (temperature); Angelopoulos et al. (2021), arXiv:2110.01052 (fixed
+    sequence testing); Tango (1998), Statistics in Medicine 17 (bound of a drop in accuracy). We
+    differ: nothing is trained, and the network itself is not changed.
 """
 
 from __future__ import annotations
@@ -185,7 +190,7 @@ class InjectExits(Pass):
             raise NotApplicable(
                 "worst needs models to be timed: leave out --no-latency, or leave out worst"
             )
-        scores_named(graph, self.output)  # declines 2, 4, 5
+        scores_named(graph, self.output, context.output_kinds)  # declines 2, 4, 5
         promise = self._promise(context)
         if promise is not None and context.model is not None:
             judged = self._labelled(promise, context) or context.calibration

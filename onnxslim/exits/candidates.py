@@ -15,12 +15,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
-from onnxslim.exits.heads import Distillation, FittedHead, fit_heads, head_trials, poolings
+from onnxslim.exits.heads import (
+    Distillation,
+    FittedHead,
+    fit_heads,
+    head_trials,
+    poolings,
+    with_mask_where_it_fits,
+)
 from onnxslim.exits.nested_ifs import BatchMode, Exit, ExitOptions, with_exits
 from onnxslim.exits.operators import Confidence, Head, NodeBuilder, ScoreForm
 from onnxslim.exits.points import (
@@ -44,6 +53,7 @@ from onnxslim.graph.ir import ancestors
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.pipeline.passes import Context
+from onnxslim.records import OutputKind
 from onnxslim.services.calibration import Calibration
 
 MAX_POINTS = 8  # points that are measured, at most
@@ -76,13 +86,49 @@ class ExitCandidate:
         return self.fitted
 
 
-def scores_named(graph: gs.Graph, name: str | None) -> list[gs.Tensor]:
+NO_ANSWER: Final[Mapping[OutputKind, str]] = {
+    OutputKind.EMBEDDING: (
+        "holds an embedding: all of its numbers are the result, and there is no answer that a head "
+        "could be sure of"
+    ),
+    OutputKind.HIDDEN_STATES: (
+        "holds hidden states, of which the last layers change every number: there is no answer "
+        "that a head could be sure of"
+    ),
+    OutputKind.TOKEN_LOGITS: (
+        "holds token logits: what follows reads what every layer made of each token, so no layer "
+        "may be skipped"
+    ),
+}
+"""Why a model whose outputs are all of such kinds cannot be left early, to follow a name."""
+
+
+def scores_named(
+    graph: gs.Graph, name: str | None, kinds: Mapping[str, OutputKind] = MappingProxyType({})
+) -> list[gs.Tensor]:
     """The outputs that may be the class scores, most likely first.
+
+    Args:
+        graph: its shapes inferred.
+        name: of the output that a user names; None: find it.
+        kinds: what outputs hold, by name; the output that a user names is believed.
 
     Raises:
         NotApplicable: there is none, or the output `name` is none; saying why.
     """
     fitting = score_outputs(graph)
+    if name is None:
+        why = {
+            t.name: NO_ANSWER[kinds[t.name]]
+            for t in graph.outputs
+            if kinds.get(t.name) in NO_ANSWER
+        }
+        fitting = [tensor for tensor in fitting if tensor.name not in why]
+        if not fitting and why:
+            output, words = next(iter(why.items()))
+            raise NotApplicable(
+                f"`{output}` {words}; if it holds class scores, name it: output={output}"
+            )
     known = ", ".join(f"`{tensor.name}`" for tensor in graph.outputs)
     if name is not None:
         fitting = [tensor for tensor in fitting if tensor.name == name]
@@ -131,7 +177,7 @@ class ExitAnalysis:
         Raises:
             NotApplicable: no output is class scores.
         """
-        fitting = scores_named(self.model.graph, self.output)
+        fitting = scores_named(self.model.graph, self.output, self.context.output_kinds)
         calibration = self.context.calibration
         if calibration is None:
             return fitting[0], ScoreForm.LOGITS
@@ -197,6 +243,7 @@ class ExitAnalysis:
         if self.context.calibration is not None:
             chosen = [pooling for point in self.points for pooling in poolings(point)]
             fit_to = self.halves[0] if self.labelled is None else self.context.calibration
+            chosen = with_mask_where_it_fits(self.distillation, chosen, fit_to)
             with self.context.progress.step(f"fitting {len(chosen):,} heads"):
                 fitted = fit_heads(self.distillation, chosen, fit_to, hidden=self.hidden)
             best = self._best(fitted)
@@ -365,7 +412,7 @@ def _prefix(model: Model, point: ExitPoint, head: Head | None) -> Model:
     rw = Rewriter(graph)
     end: gs.Tensor = next(t for n in graph.nodes for t in n.outputs if t.name == point.tensor)
     if head is not None:
-        builder = NodeBuilder(rw.opset, rw.fresh_name)
+        builder = NodeBuilder(rw)
         end = builder.logits(end, head, "exit_logits")
         graph.nodes.extend(builder.nodes)
     graph.outputs = [end]

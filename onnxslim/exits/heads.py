@@ -26,7 +26,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from scipy import optimize
 
-from onnxslim.errors import NotApplicable
+from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.exits.operators import (
     Confidence,
     Head,
@@ -109,6 +109,9 @@ class Distillation:
 
 def poolings(point: ExitPoint) -> list[Pooling]:
     """The poolings to try for a point, those of fewest features first."""
+    if point.is_sequence:
+        average = Pooling(point, is_masked=point.mask is not None)
+        return [Pooling(point, is_first=True), average]
     if not point.is_map:
         return [Pooling(point)]
     sizes = point.shape[2:]
@@ -118,6 +121,20 @@ def poolings(point: ExitPoint) -> list[Pooling]:
     found = [Pooling(point, item) for item in cells]
     fitting = [item for item in found if item.features <= MAX_FEATURES]
     return fitting or found[:1]
+
+
+def with_mask_where_it_fits(
+    distillation: Distillation, chosen: Sequence[Pooling], calibration: Calibration
+) -> list[Pooling]:
+    """The poolings; without the mask where it has not a column for each position of the points."""
+    masked = [pooling for pooling in chosen if pooling.is_masked]
+    try:
+        model, _ = _with_heads(distillation, [_empty_head(distillation, item) for item in masked])
+        if masked:
+            next(iter(calibration.some(1).outputs(model)), None)
+    except RuntimeFailure:
+        return [replace(pooling, is_masked=False) for pooling in chosen]
+    return list(chosen)
 
 
 def fit_heads(
@@ -361,7 +378,7 @@ def _copied(distillation: Distillation) -> tuple[Model, Mapping[str, gs.Tensor],
     model.has_shapes = False
     rw = Rewriter(model.graph)
     tensors = {tensor.name: tensor for node in model.graph.nodes for tensor in node.outputs}
-    return model, tensors, NodeBuilder(rw.opset, rw.fresh_name)
+    return model, tensors, NodeBuilder(rw)
 
 
 def _softened(distillation: Distillation, names: Sequence[str]) -> Model:

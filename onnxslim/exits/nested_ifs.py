@@ -116,7 +116,7 @@ def append_exits(
     graph, made = rw.main, []
     scores = _output_named(graph, output)
     for number, exit_ in enumerate(exits, 1):
-        builder = NodeBuilder(rw.opset, rw.fresh_name)
+        builder = NodeBuilder(rw)
         logits = builder.logits(
             _tensor_named(graph, exit_.tensor), exit_.head, f"exit{number}_logits"
         )
@@ -193,7 +193,7 @@ class _ExitInsertion:
         leave = outer.above(least, goal, "exit_leave")
         leaving = self._leaving(logits, number)
         if self.options.batch is BatchMode.SPLIT and not self.is_single:
-            rest = self._split(rest, point, logits, confidence, goal, number)
+            rest = self._split(rest, point, exit_, logits, confidence, goal, number)
         attrs = {
             "then_branch": self._graph(leaving, f"exit{number}"),
             "else_branch": self._graph(rest, f"behind_exit{number}"),
@@ -228,6 +228,7 @@ class _ExitInsertion:
         self,
         rest: _BranchBody,
         point: gs.Tensor,
+        exit_: Exit,
         logits: gs.Tensor,
         confidence: gs.Tensor,
         goal: float,
@@ -241,7 +242,7 @@ class _ExitInsertion:
         rows = before.add("Reshape", [places, before.ints(-1)], "exit_rows", dtype=_INT)
         # each tensor that crosses into the body and has a row for each sample is cut to those rows
         inside = set(with_bodies(rest.nodes))
-        for tensor in _captured(rest.nodes, inside, point):
+        for tensor in _captured(rest.nodes, inside, self._per_sample(point, exit_)):
             chosen = before.add(
                 "Gather", [tensor, rows], f"{tensor.name}_unsure", dtype=tensor.dtype, axis=0
             )
@@ -262,6 +263,15 @@ class _ExitInsertion:
             for base, found in zip(leaving.results, rest.results, strict=True)
         ]
         return _BranchBody([*before.nodes, *rest.nodes, *leaving.nodes, *after.nodes], results)
+
+    def _per_sample(self, point: gs.Tensor, exit_: Exit) -> set[gs.Tensor]:
+        """The point, the mask of padding, and what is computed from them: a row for each sample.
+
+        `splits_well` tries whether the network agrees.
+        """
+        mask = exit_.head.pooling.point.mask
+        given = [t for t in self.graph.inputs if mask is not None and t.name == mask.name]
+        return {tensor for start in (point, *given) for tensor in (start, *_followers(start))}
 
     # ----------------------------------------------------------------- around
 
@@ -299,20 +309,16 @@ class _ExitInsertion:
         return body
 
     def _builder(self) -> NodeBuilder:
-        return NodeBuilder(self.rw.opset, self.rw.fresh_name)
+        return NodeBuilder(self.rw)
 
 
-def _captured(nodes: Sequence[Node], inside: set[Node], point: gs.Tensor) -> list[gs.Tensor]:
-    """The tensors that `nodes` read from outside that are `point` or computed from it.
-
-    They have a row for each sample; `splits_well` tries whether the network agrees.
-    """
-    behind = _followers(point)
+def _captured(nodes: Sequence[Node], inside: set[Node], wanted: set[gs.Tensor]) -> list[gs.Tensor]:
+    """The tensors among `wanted` that `nodes` read from outside."""
     found: dict[int, gs.Tensor] = {}
     for node in with_bodies(nodes):
         for tensor in node.inputs:
             is_outside = not tensor.inputs or tensor.inputs[0] not in inside
-            if is_outside and (tensor is point or tensor in behind):
+            if is_outside and tensor in wanted:
                 found[id(tensor)] = tensor
     return list(found.values())
 

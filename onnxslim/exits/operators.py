@@ -10,7 +10,7 @@ form that the opset of the model requires.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, prod
 from typing import Any, Final
@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.exits.points import Dim, ExitPoint
 from onnxslim.graph.ir import Constant, Node, Variable, to_onnx_dtype
+from onnxslim.graph.rewrite import Rewriter
 
 MIN_OPSET: Final = 11
 _FLOAT: Final[np.dtype[Any]] = np.dtype(np.float32)
@@ -51,14 +52,19 @@ class Confidence(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a tensor becomes features: averages over the cells of a grid.
+    """How a tensor becomes features: averages over the cells of a grid, or over positions.
 
     Attributes:
         cells: number of cells along each spatial axis; () where the tensor is no feature map.
+        is_first: whether the features of a sequence are those of its first position, the place of
+            the token for classification.
+        is_masked: whether the average over a sequence leaves padding out.
     """
 
     point: ExitPoint
     cells: tuple[int, ...] = ()
+    is_first: bool = False
+    is_masked: bool = False
 
     @property
     def features(self) -> int:
@@ -81,7 +87,11 @@ class Pooling:
     def __str__(self) -> str:
         """E.g. `4x4 cells of 32 channels`."""
         if not self.cells:
-            return f"{self.point.channels} features"
+            of_what = ""
+            if self.point.is_sequence:
+                averaged = ", averaged" + (" over the mask" if self.is_masked else "")
+                of_what = " of the first position" if self.is_first else averaged
+            return f"{self.point.channels} features{of_what}"
         if prod(self.cells) == 1:
             return f"{self.point.channels} channels, averaged"
         return f"{'x'.join(map(str, self.cells))} cells of {self.point.channels} channels"
@@ -107,13 +117,11 @@ class Head:
 
 
 class NodeBuilder:
-    """Builds nodes for an opset, in an order in which they can run.
+    """Builds nodes for the opset of a graph, in an order in which they can run."""
 
-    `fresh` returns a free name, given the one that is wanted.
-    """
-
-    def __init__(self, opset: int, fresh: Callable[[str], str]) -> None:
-        self.opset, self.fresh = opset, fresh
+    def __init__(self, rewriter: Rewriter) -> None:
+        self.opset, self.fresh = rewriter.opset, rewriter.fresh_name
+        self._given = {tensor.name: tensor for tensor in rewriter.main.inputs}
         self.nodes: list[Node] = []
 
     # ----------------------------------------------------------------- plain operators
@@ -169,7 +177,30 @@ class NodeBuilder:
         tensor = self.cast(tensor, _FLOAT, "exit_point")
         if len(pooling.point.shape) == 2:
             return tensor
+        if pooling.is_first:
+            first = self.constant(np.array(0, np.int64), "exit_first")
+            return self.add("Gather", [tensor, first], "exit_features", axis=1)
+        if pooling.is_masked:
+            return self._averaged(tensor, pooling)
         return self.reduced("ReduceMean", tensor, 1, "exit_features")  # (N, T, F) -> (N, F)
+
+    def _averaged(self, tensor: gs.Tensor, pooling: Pooling) -> Variable:
+        """The mean (N, F) over positions of `tensor` (N, T, F), without those of padding."""
+        mask = pooling.point.mask
+        assert mask is not None
+        counts = self.cast(self._given[mask.name], _BOOL, "exit_mask")
+        if mask.left_out:
+            counts = self.add("Not", [counts], "exit_counts", dtype=_BOOL)
+        weights = self.cast(counts, _FLOAT, "exit_weights")
+        tall = self.add("Reshape", [weights, self.ints(0, -1, 1)], "exit_tall")  # (N, T, 1)
+        total = self.reduced(
+            "ReduceSum", self.add("Mul", [tensor, tall], "exit_counted"), 1, "exit_total"
+        )
+        number = self.reduced("ReduceSum", tall, 1, "exit_number")  # (N, 1)
+        one = self.constant(np.array(1, np.float32), "exit_one")
+        return self.add(
+            "Div", [total, self.add("Max", [number, one], "exit_divisor")], "exit_features"
+        )
 
     def _pooled(self, tensor: gs.Tensor, pooling: Pooling) -> Variable:
         dtype = np.dtype(tensor.dtype)

@@ -2,7 +2,8 @@
 
 These tensors are the dominators of the output in the data flow graph. An operator that reads only
 the shape of a tensor makes no path: a late Reshape that reads the batch size of the input hides no
-point.
+point. Neither does a mask of padding, which every layer of an encoder reads: it says which
+positions hold data, and is none itself.
 
 Owns: which points are candidates, and which outputs count as class scores. Not here: what an exit
 at a point costs (see `candidates`).
@@ -19,6 +20,7 @@ import networkx as nx
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
+from onnxslim.analysis.token_inputs import PaddingMask, padding_mask
 from onnxslim.graph.counts import node_macs
 from onnxslim.graph.ir import Constant, Node, ancestors, needs, node_label
 
@@ -37,12 +39,19 @@ class ExitPoint:
         tensor: name of the tensor, the same in copies of the graph.
         is_map: whether it is a feature map (N, C, spatial axes...); else it is (N, F) or (N, T, F).
         share: share of the multiply-accumulates before it; None where they are not known.
+        mask: the mask of padding that the layers behind it read; None: there is none.
     """
 
     tensor: str
     shape: tuple[Dim, ...]
     is_map: bool
     share: float | None
+    mask: PaddingMask | None = None
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether it has features at each position: (N, T, F)."""
+        return len(self.shape) == 3 and not self.is_map
 
     @property
     def channels(self) -> int:
@@ -76,10 +85,13 @@ def control_flow(output: gs.Tensor) -> Node | None:
 
 def single_path(graph: gs.Graph, output: gs.Tensor) -> list[gs.Tensor]:
     """The tensors through which all data for `output` pass, in order, `output` last."""
+    mask = padding_mask(graph)
     flow = nx.DiGraph()
     source = object()
     flow.add_node(source)  # there, even where no input is
-    flow.add_edges_from((source, tensor) for tensor in graph.inputs)
+    flow.add_edges_from(
+        (source, tensor) for tensor in graph.inputs if mask is None or tensor.name != mask.name
+    )
     for node in ancestors([output]):
         if node.op in _SHAPE_ONLY:
             continue
@@ -128,23 +140,23 @@ def candidate_points(graph: gs.Graph, output: gs.Tensor) -> list[ExitPoint]:
     the product before it, and only a feature map can be pooled over a grid.
     """
     path = single_path(graph, output)
-    whole = _macs(ancestors([output]))
+    whole, mask = _macs(ancestors([output])), padding_mask(graph)
     found = []
     for run in _runs_between_work(path):
         fitting = [tensor for tensor in run if objection(tensor) is None]
         if fitting and _works(deep_nodes(graph, output, fitting[-1])):
             most = max(len(tensor.shape) for tensor in fitting)
             best = [tensor for tensor in fitting if len(tensor.shape) == most][-1]
-            found.append(point_at(best, whole))
+            found.append(point_at(best, whole, mask))
     return found
 
 
-def point_at(tensor: gs.Tensor, whole_macs: int | None) -> ExitPoint:
+def point_at(tensor: gs.Tensor, whole_macs: int | None, mask: PaddingMask | None) -> ExitPoint:
     """The point at `tensor`; there must be no `objection` to it."""
     before = _macs(ancestors([tensor]))
     known = whole_macs and before is not None
     share = before / whole_macs if known else None  # type: ignore[operator]
-    return ExitPoint(tensor.name, tuple(tensor.shape), _is_map(tensor), share)
+    return ExitPoint(tensor.name, tuple(tensor.shape), _is_map(tensor), share, mask)
 
 
 def point_named(graph: gs.Graph, output: gs.Tensor, name: str) -> ExitPoint | str:
@@ -163,7 +175,9 @@ def point_named(graph: gs.Graph, output: gs.Tensor, name: str) -> ExitPoint | st
         forced = forcing_outputs(graph, output, tensor)
         named = ", ".join(f"`{item}`" for item in forced)
         why = f"the nodes behind it are needed for {named}" if forced else "no work is behind it"
-    return point_at(tensor, _macs(ancestors([output]))) if why is None else why
+    if why is not None:
+        return why
+    return point_at(tensor, _macs(ancestors([output])), padding_mask(graph))
 
 
 def objection(tensor: gs.Tensor) -> str | None:
@@ -190,6 +204,8 @@ def _is_map(tensor: gs.Tensor) -> bool:
     while layer:  # the nearest piece of work
         seen.update(layer)
         for node in layer:
+            if node.op == "Transpose":  # channels come last from here on
+                return False
             if _is_work(node):
                 return node.op in ("Conv", "ConvTranspose")
         layer = [n for node in layer for t in needs(node) for n in t.inputs if n not in seen]

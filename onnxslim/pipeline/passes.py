@@ -15,7 +15,7 @@ from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import OptionSpec, OptionValue, options_of
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.spelling import spell
-from onnxslim.records import Fidelity, PassResult
+from onnxslim.records import Fidelity, OutputKind, PassResult
 from onnxslim.services.layer_names import LayerNames
 from onnxslim.services.progress import Progress
 
@@ -52,6 +52,7 @@ class Context:
         model: the model whose graph is rewritten. Set by the manager.
         reference: the model before the first lossy step, which lossy steps approximate. Set by the
             manager.
+        output_kinds: what the outputs of the model hold, by name; {} where nothing is known of it.
         names: by which options may name layers; filled in by the manager for a pass that names any.
     """
 
@@ -68,6 +69,7 @@ class Context:
     why_not_same: Callable[[Model, Model], str | None] | None = None
     model: Model | None = None
     reference: Model | None = None
+    output_kinds: Mapping[str, OutputKind] = field(default_factory=dict)
     names: LayerNames = field(default_factory=LayerNames)
 
     @property

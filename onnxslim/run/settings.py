@@ -192,6 +192,7 @@ class RunSettings:
             labelled=labelled,
             stopwatch=stopwatch,
             progress=self.progress,
+            output_kinds=kinds or {},
         )
 
 
