@@ -32,7 +32,7 @@ from typing import ClassVar
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline import registry
-from onnxslim.pipeline.options import option
+from onnxslim.pipeline.options import OptionValue, option
 from onnxslim.pipeline.passes import Pass, Preset
 from onnxslim.pipeline.patterns import literal
 from onnxslim.pipeline.rewrite_pass import RewritePass
@@ -53,6 +53,7 @@ MEMBERS = (
     "fuse-quantization",
     "fuse-pad",
     "fuse-activations",  # before fuse-affine, which absorbs the factors that identify an activation
+    "fuse-attention",
     "fuse-affine",
     "fuse-matmul-add",
     "fuse-reductions",
@@ -61,6 +62,9 @@ MEMBERS = (
     "eliminate-dead",
     "strip-metadata",
 )
+
+_AS_MEMBERS: Mapping[str, Mapping[str, OptionValue]] = {"fuse-attention": {"raises_opset": False}}
+"""What a member does otherwise than where it is asked for by name."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class Simplify(Preset):
             entries += [f"{name}={literal(node)}" for node in nodes] if is_divisible else [name]
         return replace(self, skip=(*self.skip, *entries))
 
-    def _options(self, member: str) -> dict[str, tuple[str, ...]]:
+    def _options(self, member: str) -> dict[str, OptionValue]:
         parts = (entry.partition("=") for entry in self.skip)
         sites = tuple(node for name, sign, node in parts if sign and name == member)
-        return {"skip": sites} if sites else {}
+        options: dict[str, OptionValue] = {"skip": sites} if sites else {}
+        return {**options, **_AS_MEMBERS.get(member, {})}

@@ -8,9 +8,12 @@ import pytest
 from attention_nets import CACHE, FORMS, JOINED, Form
 from cases import case
 
+from onnxslim.io.model import Model
 from onnxslim.passes.fuse_attention import FuseAttention
+from onnxslim.passes.simplify import Simplify
+from onnxslim.pipeline.manager import PassManager
 from onnxslim.records import Fidelity
-from support import apply, assert_declines, assert_equivalent, canonical, parse, run
+from support import CONTEXT, apply, assert_declines, assert_equivalent, canonical, parse, run
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
@@ -252,6 +255,16 @@ def test_a_lower_opset_is_raised_and_said() -> None:
     kept, report = apply(FuseAttention(raises_opset=False), source)
     assert (report.changes, report.skips) == ((), ())
     assert canonical(kept) == canonical(source)
+
+
+def test_simplify_fuses_attention_at_its_opset_alone() -> None:
+    for opset, expected in ((23, 1), (18, 0)):
+        source = replace(Form(), opset=opset).model()
+        result, _ = PassManager((Simplify(),)).run(Model.load(source), CONTEXT)
+        found = operators(result.to_proto())
+        with case(opset):
+            assert found.count("Attention") == expected
+            assert result.to_proto().opset_import[0].version == opset
 
 
 # ------------------------------------------------------------------------------ declines
