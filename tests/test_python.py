@@ -67,7 +67,7 @@ def test_passes_can_be_given_in_all_forms() -> None:
         ({"data": 3}, "`data` must be settings by name"),
         ({"calibration": {"x": samples(8, 6)}, "calib": {"x": samples(8, 6)}}, "mean the same"),
         ({"calibration": 3}, "3 of type int|int"),
-        ({"output_kinds": {"y": "class"}}, "one of classes, embedding, values"),
+        ({"output_kinds": {"y": "class"}}, "one of classes, embedding, hidden-states, "),
     ],
 )
 def test_wrong_arguments_are_sentences(arguments: Mapping[str, Any], message: str) -> None:

@@ -53,7 +53,11 @@ class _Zsh(_OrFiles, ZshComplete):
 
 
 class _Fish(_OrFiles, FishComplete):
-    pass
+    """Completion in fish; the comma behind the type of an answer is not the last one in it."""
+
+    source_template = FishComplete.source_template.replace(
+        'string split "," $completion', 'string split --max 1 "," $completion'
+    )
 
 
 class _Bash(_OrFiles, BashComplete):

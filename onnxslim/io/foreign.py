@@ -40,7 +40,9 @@ class ForeignFormat:
     def describe(self, path: Path | None) -> str:
         """The kind and the remedy, to follow the name of the file."""
         file = path or Path("FILE")
-        places = {"file": _quoted(file), "onnx": _quoted(file.with_suffix(".onnx"))}
+        # a file that is called .onnx all the same is not to be written over
+        ending = ".exported.onnx" if file.suffix == ".onnx" else ".onnx"
+        places = {"file": _quoted(file), "onnx": _quoted(file.with_suffix(ending))}
         text = self.remedy
         for name, place in places.items():
             text = text.replace(f"{{{name}}}", place)

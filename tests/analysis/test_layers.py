@@ -62,6 +62,7 @@ def test_convs_of_any_rank_and_grouping_come_back_bit_for_bit(
     assert_round_trip(layer)
 
 
+@pytest.mark.slow
 @given(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_gemms_come_back_bit_for_bit_whatever_is_transposed(
     first: bool, trans_a: bool, trans_b: bool, seed: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 
 import pytest
 from command import Said
@@ -21,7 +22,7 @@ CASES = (
         "onnxslim m.onnx -p prune-channels:ratio=0.5:reconstruct=t",
         {"prune-channels:ratio=0.5:reconstruct=true"},
     ),
-    ("onnxslim passes fuse-p", {"fuse-pad"}),
+    ("onnxslim passes fuse-cas", {"fuse-casts"}),
     ("onnxslim completion z", {"zsh"}),
 )
 LINES = pytest.mark.parametrize(("line", "expected"), CASES)
@@ -82,3 +83,22 @@ def test_each_shell_has_a_script_that_it_can_read(shell: str, capsys: Said) -> N
     assert f"{VARIABLE}={shell}_complete" in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes_behind_a_comma(capsys: Said) -> None:
+    assert cli.run(["completion", "fish"]) == 0
+    script = capsys.readouterr().out.replace(" onnxslim)", f" {sys.executable} -m onnxslim)")
+    ask = 'complete -C "onnxslim m.onnx --passes simplify,fuse-pa"'
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"{script}\n{ask}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\t")[0].strip() == "simplify,fuse-pad"
+
+
+def test_the_script_of_fish_parts_an_answer_at_its_first_comma(capsys: Said) -> None:
+    assert cli.run(["completion", "fish"]) == 0
+    assert 'string split --max 1 ","' in capsys.readouterr().out

@@ -73,6 +73,7 @@ def test_the_deep_way_is_the_network_to_the_bit(
     np.testing.assert_array_equal(answers(model, X, alone=True), answers(proto, X, alone=True))
 
 
+@pytest.mark.slow
 @EVERY_BATCH
 @EVERY_COUNT
 @pytest.mark.parametrize("kind", Confidence)

@@ -81,6 +81,7 @@ def chains(draw: st.DrawFn) -> onnx.ModelProto:
     return net(nodes, weights, [1], opset=opset)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(chains())
 def test_a_moved_constant_is_the_constant_that_the_operators_make(source: onnx.ModelProto) -> None:

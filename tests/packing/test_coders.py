@@ -57,6 +57,7 @@ def fixed_point(weights: list[int]) -> list[int]:
     return [*edges, 1 << 24]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(BYTES, st.integers(0, 300))
 def test_zstd_and_huffman_give_back_what_they_got(data: bytes, repeat: int) -> None:
@@ -109,6 +110,7 @@ def streams(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(streams())
 def test_the_range_coder_is_what_the_format_says(

@@ -26,6 +26,7 @@ def codes_of(levels: int, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, levels, count).astype(kind)
 
 
+@pytest.mark.slow
 @given(levels=st.integers(1, 300), count=st.integers(0, 200), seed=st.integers(0, 9))
 @settings(max_examples=200, deadline=None)
 def test_codes_come_back_equal(levels: int, count: int, seed: int) -> None:

@@ -15,6 +15,7 @@ from onnxslim.runtime.measure.output_divergence import DivergenceMeter
 from onnxslim.runtime.measure.row_divergences import RowDivergences
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(2, 40))
 def test_it_is_the_relative_entropy_of_the_probabilities(seed: int, rows: int, width: int) -> None:
     rng = np.random.default_rng(seed)
