@@ -34,7 +34,8 @@ Why it is correct:
     model, the new weight is E[y xᵀ]·E[x xᵀ]⁻¹, and the bias corrects the mean.
 
 Declines when:
-    1. A channel reaches an output of the model, an operator that is not followed, or one that mixes
+    1. A channel reaches an output of the model (or meets the cache of keys or values that is an
+       input, without `change-signature`), an operator that is not followed, or one that mixes
        it with others (Softmax, LayerNormalization); the group keeps the channel, and the report
        says why.
     2. `only` matches no layer that writes the group, or `skip` matches one.
@@ -132,6 +133,10 @@ class PruneChannels(BudgetedPass, FilteredPass):
     min_: int = option(1, at_least(1), "least number of channels that a layer keeps")
     only: tuple[str, ...] = only_option("layers to shrink")
     skip: tuple[str, ...] = skip_option()
+    change_signature: bool = option(
+        default=False,
+        help="inputs and outputs that hold keys and values of earlier positions may lose heads",
+    )
     plan: tuple[str, ...] = option(
         (),
         _PLAN,
@@ -153,14 +158,14 @@ class PruneChannels(BudgetedPass, FilteredPass):
         """
         self.check_stopwatch(context)
         if self.only or self.skip or self.plan:
-            channels = channel_groups(graph)
+            channels = channel_groups(graph, changes_signature=self.change_signature)
             writers = [member.label for member in channels.trace.writers]
             unpruned = [skip.node for skip in unpruned_layers(graph, channels)]
             self.check_patterns(context, writers, unpruned)
 
     def targets(self, graph: gs.Graph) -> tuple[str, ...]:
         """The groups that have channels to remove."""
-        channels = channel_groups(graph)
+        channels = channel_groups(graph, changes_signature=self.change_signature)
         return tuple(group.name for group in channels.groups if len(channels.free(group)))
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
@@ -193,6 +198,7 @@ class PruneChannels(BudgetedPass, FilteredPass):
             min_channels=self.min_,
             layers=self.selection(context),
             plan=partial(self._kept, context.names) if self.plan else None,
+            changes_signature=self.change_signature,
         )
 
     def _kept(self, names: LayerNames, label: str) -> float | None:

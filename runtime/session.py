@@ -36,6 +36,8 @@ Dim = int | str | None
 Feeds = Mapping[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
 
+_Kept = Mapping[int, np.ndarray]  # by axis, whether each position is still there
+
 CPU: Final = ("CPUExecutionProvider",)
 _SILENT: Final = 4
 _ALIGNMENT: Final = 64
@@ -75,6 +77,7 @@ class Session:
         self.inputs = tuple(_info(item, shapes) for item in session.get_inputs())
         self.outputs = tuple(_info(item, shapes) for item in session.get_outputs())
         self._session: ort.InferenceSession | None = session
+        self._kept: Mapping[str, _Kept] = {}
         self._keep: Sequence[object] = keep  # onnxruntime reads weights out of these arrays
         self._reopen: Callable[[], Session] | None = None
         # onnxruntime looks up each name in a list, and has no numpy type for some
@@ -114,6 +117,15 @@ class Session:
             raise failure("failed on the model", error) from error
         return {info.name: value for info, value in zip(self.outputs, values, strict=True)}
 
+    def narrow_as(self, model: Model) -> None:
+        """Take inputs of the lengths that they had before passes shortened them in `model`."""
+        tensors = (*model.graph.inputs, *model.graph.outputs)
+        self._kept = {t.name: t.kept for t in tensors if getattr(t, "kept", None)}
+
+    def narrowed(self, arrays: Feeds) -> Outputs:
+        """Arrays of inputs or outputs, by name, without the positions that the model has lost."""
+        return {name: _narrowed(array, self._kept.get(name)) for name, array in arrays.items()}
+
     def reopen_with(self, plain: Callable[[], Session]) -> None:
         """Remember how to open the same model without onnxruntime's optimisations."""
         self._reopen = plain
@@ -139,6 +151,8 @@ class Session:
         session = self._session
         if session is None:
             raise RuntimeError("This session is closed.")
+        if self._kept:
+            feeds = self.narrowed(feeds)
         if self._by_value:
             return lambda: _run_by_value(session, feeds, self.outputs, options)
         plain = dict(feeds)
@@ -169,6 +183,13 @@ class Session:
         self.close()
 
 
+def _narrowed(array: np.ndarray, kept: _Kept | None) -> np.ndarray:
+    for axis, mask in (kept or {}).items():
+        if array.shape[axis] == len(mask):  # not yet of the new length
+            array = np.compress(mask, array, axis)
+    return array
+
+
 def open_session(
     source: Model | Path | bytes,
     *,
@@ -196,6 +217,7 @@ def open_session(
     try:
         if isinstance(source, Model):
             opened = _open_model(source, options, providers)
+            opened.narrow_as(source)
         else:
             content = os.fspath(source) if isinstance(source, Path) else source
             opened = Session(ort.InferenceSession(content, options, providers=list(providers)))

@@ -9,6 +9,7 @@ edits_movement       edits of operators that pick or reorder channels
 edits_sizes          edits of lists of sizes
 pointwise            the operators that treat every position alike
 repeats              tensors that hold the same values all along an axis
+caches               inputs that hold the keys or values of earlier positions
 tracing              the sweep over a graph: labels are moved, merged, or pinned with a reason
 rules_products       how labels go through products of two activations
 rules_attention      how labels go through Attention and RotaryEmbedding as operators

@@ -20,6 +20,7 @@ from typing import Final
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.channels import (
@@ -88,6 +89,11 @@ class Channels:
     trace: ChannelTrace
     units: ChannelUnits
     groups: tuple[ChannelGroup, ...]
+    changes_signature: bool = False
+
+    def of(self, graph: gs.Graph) -> Channels:
+        """The channels of another graph, found in the same way: the same for a copy."""
+        return channel_groups(graph, changes_signature=self.changes_signature)
 
     def free(self, group: ChannelGroup) -> npt.NDArray[np.int64]:
         """The units of a group that may leave."""
@@ -111,9 +117,12 @@ class Channels:
         return tuple(found.values())
 
 
-def channel_groups(graph: gs.Graph) -> Channels:
-    """The channel groups of a graph with inferred shapes and nodes in topological order."""
-    trace = trace_channels(graph, RULES)
+def channel_groups(graph: gs.Graph, *, changes_signature: bool = False) -> Channels:
+    """The channel groups of a graph with inferred shapes and nodes in topological order.
+
+    With `changes_signature`, inputs and outputs that are caches of keys and values may lose heads.
+    """
+    trace = trace_channels(graph, RULES, changes_signature=changes_signature)
     units = units_of(trace)
     relation = nx.Graph()
     owner: dict[int, int] = {}
@@ -128,7 +137,7 @@ def channel_groups(graph: gs.Graph) -> Channels:
         _group([trace.writers[index] for index in sorted(component)], trace, units)
         for component in nx.connected_components(relation)
     ]
-    return Channels(trace, units, tuple(groups))
+    return Channels(trace, units, tuple(groups), changes_signature)
 
 
 def _group(writers: list[Member], trace: ChannelTrace, units: ChannelUnits) -> ChannelGroup:
@@ -169,8 +178,31 @@ def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
         return
     removal = Removal(gone[channels.units.of])
     Cutter(rewriter).run(channels.trace.edits, removal)
+    signature = {*rewriter.main.inputs, *rewriter.main.outputs}
     for tensor, labels in channels.trace.labels.items():
-        _shrink_shape(tensor, labels, removal)
+        if tensor in signature:
+            _shrink_declaration(tensor, labels, removal)
+        else:
+            _shrink_shape(tensor, labels, removal)
+
+
+def _shrink_declaration(tensor: gs.Tensor, labels: ChannelLabels, removal: Removal) -> None:
+    """Declare a shorter input or output, and remember which positions of the original it has."""
+    info = onnx.ValueInfoProto()
+    if tensor.info is not None:
+        info.CopyFrom(tensor.info)
+    dims, left = info.type.tensor_type.shape.dim, dict(tensor.kept or {})
+    for array in labels:
+        for axis in labelled_axes(array):
+            kept = removal.kept_along(array, axis)
+            if kept.all():
+                continue
+            dims[axis].dim_value = int(kept.sum())
+            whole = left.get(axis, np.ones(len(kept), bool)).copy()
+            whole[whole] = kept
+            left[axis] = whole
+            tensor.shape[axis] = int(kept.sum())
+            tensor.info, tensor.kept = info, left
 
 
 def _shrink_shape(tensor: gs.Tensor, labels: ChannelLabels, removal: Removal) -> None:

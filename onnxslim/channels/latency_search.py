@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.channels.budgets import choice_within, out_of_reach
-from onnxslim.channels.groups import channel_groups, shrink
+from onnxslim.channels.groups import Channels, shrink
 from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
@@ -36,9 +36,15 @@ class LatencySearch:
     """
 
     def __init__(
-        self, stopwatch: Stopwatch, model: Model, *, spread: bool, progress: Progress
+        self,
+        stopwatch: Stopwatch,
+        model: Model,
+        channels: Channels,
+        *,
+        spread: bool,
+        progress: Progress,
     ) -> None:
-        self.model, self.spread, self.progress = model, spread, progress
+        self.model, self.channels, self.spread, self.progress = model, channels, spread, progress
         self._meter = BudgetMeter.of("latency", model.graph, model, stopwatch)
         self._shares: dict[tuple[int, ...], float] = {}
 
@@ -81,7 +87,7 @@ class LatencySearch:
             with self.progress.step(
                 f"timing a smaller model, number {len(self._shares) + 1} of at most {_TRIALS}"
             ):
-                smaller = without(self.model, choice.gone)
+                smaller = without(self.model, self.channels, choice.gone)
                 share = self._meter.taken(smaller.graph, smaller)
         self._shares[choice.levels] = share
         return share
@@ -106,10 +112,10 @@ def _next(slow: _Point, fast: _Point | None, aim: float) -> float:
     return min(max(guess, 0.25 * slow.asked), 0.9 * slow.asked)
 
 
-def without(model: Model, gone: Mask) -> Model:
-    """A copy of the model without some units."""
+def without(model: Model, channels: Channels, gone: Mask) -> Model:
+    """A copy of the model without some units of its channels."""
     copy = model.clone()
     rewriter = Rewriter(copy.graph)
-    shrink(rewriter, channel_groups(copy.graph), gone)
+    shrink(rewriter, channels.of(copy.graph), gone)
     rewriter.result()
     return copy

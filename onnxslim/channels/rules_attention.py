@@ -146,7 +146,7 @@ def _with_past(
         return array
     cache = node.inputs[operand]
     past, _ = _by_head(node, tracer, cache, None)
-    why = f"`{node_label(node)}` ({node.op}) joins them with `{cache.name}`"
+    why = tracer.joins(node, cache)
     if past is not None and array is not None:
         return tracer.merge(past, array, why)
     for alone in (past, array):
@@ -163,7 +163,7 @@ def _with_mask(
         return rows
     mask = node.inputs[_MASK]
     axis = tracer.rank(mask) - 3
-    why = f"`{node_label(node)}` ({node.op}) joins them with `{mask.name}`"
+    why = tracer.joins(node, mask)
     own = ids_along(tracer.labels(mask), axis) if axis >= 0 else None
     for array in tracer.labels(mask):
         if labelled_axes(array) != {axis}:

@@ -58,7 +58,7 @@ def _meet(node: Node, tracer: ChannelTracer, index: int, labels: ChannelLabels, 
     shape = tracer.shape(tensor)
     whole: Shape = (*(1,) * (rank - len(shape)), *shape)
     own = {axis for f in tracer.labels(tensor) for axis in labelled_axes(with_rank(f, rank))}
-    why = f"`{node_label(node)}` ({node.op}) joins them with `{tensor.name}`"
+    why = tracer.joins(node, tensor)
     for array in labels:
         met = frozenset(axis for axis in labelled_axes(array) - own if whole[axis] != 1)
         tracer.keep_whole(array, tracer.without_repeats(node, index, array, met, rank), why)

@@ -46,8 +46,7 @@ def _meet_others(
     for array in labels:
         met = labelled_axes(array) - own
         if const_value(tensor) is None:
-            why = f"`{node_label(node)}` (Concat) joins them with `{tensor.name}`"
-            tracer.keep_whole(array, met, why)
+            tracer.keep_whole(array, met, tracer.joins(node, tensor))
             continue
         for at in met:
             tracer.slice_operand(node, index, at, array, at)

@@ -54,6 +54,7 @@ class PruneOptions:
         align: the multiple that channels of a layer stay; None: measure which one is fastest.
         plan: the number of units that a group keeps, by the name of a layer that writes it, or None
             if it keeps all; takes the place of a budget.
+        changes_signature: whether inputs and outputs that are caches may lose heads.
     """
 
     budget: Budget
@@ -65,6 +66,7 @@ class PruneOptions:
     min_channels: int
     layers: LayerFilter
     plan: PlanLookup | None
+    changes_signature: bool = False
 
 
 class Pruning:
@@ -79,7 +81,7 @@ class Pruning:
         self.rw, self.context, self.options = rewriter, context, options
         self.align: int | None = None
         self.kept: Mapping[str, int] | None = None
-        self._channels = channel_groups(rewriter.main)
+        self._channels = channel_groups(rewriter.main, changes_signature=options.changes_signature)
         self._groups = [group for group in self._channels.groups if self._is_wanted(group)]
         self._readers = ReaderColumns.of(self._channels, self._groups)
         self._gone = np.zeros(self._channels.units.count, bool)
@@ -106,12 +108,28 @@ class Pruning:
             self.rw.skip(self.rw.main.name, _WITHOUT_DATA)
         changes = tuple(self._changes())
         # traced again, as refits may have added biases, which are cut too; units are the same
-        shrink(self.rw, channel_groups(self.rw.main), self._gone)
+        shrink(self.rw, self._channels.of(self.rw.main), self._gone)
         return self._result(changes)
 
     def _result(self, changes: Sequence[Change]) -> PassResult:
         result = self.rw.result()
-        return PassResult(tuple(changes), result.skips, Fidelity.LOSSY if changes else None)
+        fidelity = Fidelity.LOSSY if changes else None
+        return PassResult(tuple(changes), result.skips, fidelity, notes=self._notes())
+
+    def _notes(self) -> tuple[str, ...]:
+        """What whoever feeds the model must know."""
+        main = self.rw.main
+        words = [
+            f"`{tensor.name}` ({int(mask.sum())} of {len(mask)} heads)"
+            for tensor in (*main.inputs, *main.outputs)
+            for mask in [*(getattr(tensor, "kept", None) or {}).values()][:1]
+        ]
+        if not words:
+            return ()
+        return (
+            "The signature has changed, as `change-signature=true` allows: what runs the model "
+            f"must give and take smaller caches: {', '.join(words)}.",
+        )
 
     # ------------------------------------------------------------------ which groups
 
@@ -205,7 +223,11 @@ class Pruning:
             work = Work.of(self._channels, alone)
             chooser = LevelChooser(orders, weights, work, self._channels.units.count)
             search = LatencySearch(
-                stopwatch, model, spread=self.options.spread, progress=self.context.progress
+                stopwatch,
+                model,
+                self._channels,
+                spread=self.options.spread,
+                progress=self.context.progress,
             )
             self.kept = units_kept(search.choice(chooser, self.options.budget), orders)
         return self.kept.get

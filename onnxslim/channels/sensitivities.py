@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.analysis.layers import weight_layers
-from onnxslim.channels.groups import ChannelGroup, channel_groups
+from onnxslim.channels.groups import ChannelGroup
 from onnxslim.channels.readers import ReaderColumns
 from onnxslim.channels.reconstruct import zero_removed
 from onnxslim.graph.rewrite import Rewriter
@@ -62,7 +62,7 @@ def _without(
     if trial.group.weightless_readers:
         gone = np.zeros(readers.channels.units.count, bool)
         gone[trial.units] = True
-        zero_removed(rewriter, channel_groups(copy.graph), gone)
+        zero_removed(rewriter, readers.channels.of(copy.graph), gone)
         rewriter.result()
         return copy
     layers = {layer.name: layer for layer in weight_layers(copy.graph)[0]}

@@ -10,6 +10,7 @@ Owns: the sweep, and what it remembers. Not here: what single operators do (see 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,6 +21,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.layers import WeightLayer, linear_layers
+from onnxslim.channels.caches import CACHE_RANK, cache_axes
 from onnxslim.channels.cutting import Edit
 from onnxslim.channels.edits_operands import FirstPosition, SliceOperand
 from onnxslim.channels.edits_sizes import MeasuredSize, ShapeOperand
@@ -121,12 +123,17 @@ class ChannelTracer:
         layers: of the main graph, by node.
         declined: reasons why nodes are no weight layers, by label.
         arrived: labels of the output of a node that an earlier node has settled already.
+        caches: inputs of the graph that look like the keys or values of earlier positions, with
+            the axes of heads and columns.
+        changes_signature: whether caches lose heads as well.
         measured: elements of a list of sizes that are `MeasuredSize`s, by place, for each node and
             operand that gets the list; a rule takes out the elements that follow by themselves.
     """
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, *, changes_signature: bool = False) -> None:
         self.graph = graph
+        self.caches = {tensor: axes for tensor in graph.inputs if (axes := cache_axes(tensor))}
+        self.changes_signature = changes_signature
         self.opset = int(graph.opset or _OPSET_UNKNOWN)
         self.flow = SizeFlow(graph, self.opset)
         self.trace = ChannelTrace()
@@ -165,6 +172,13 @@ class ChannelTracer:
         """
         if self.shape(tensor)[axis] != array.shape[axis]:
             raise Untraceable(f"it is not known how long `{tensor.name}` is")
+
+    def joins(self, node: Node, tensor: gs.Tensor) -> str:
+        """The reason why channels stay that a node joins with a tensor without labels."""
+        why = f"`{node_label(node)}` ({node.op}) joins them with `{tensor.name}`"
+        if tensor in self.caches and not self.changes_signature:
+            why += ", an input of the model that loses heads only with `change-signature=true`"
+        return why
 
     # ------------------------------------------------------------------ labels
 
@@ -309,23 +323,45 @@ def on_data(rule: _DataRule) -> ChannelRule:
     return on_node
 
 
-def trace_channels(graph: gs.Graph, rules: Mapping[str, ChannelRule]) -> ChannelTrace:
+def trace_channels(
+    graph: gs.Graph, rules: Mapping[str, ChannelRule], *, changes_signature: bool = False
+) -> ChannelTrace:
     """The trace of a main graph with nodes in topological order, by the rule of each operator.
 
+    With `changes_signature`, heads of caches get labels too, which inputs and outputs may lose.
     An operator without a rule pins the labels that reach it; bodies of If, Loop and Scan pin the
     channels that they use.
     """
-    tracer = ChannelTracer(graph)
+    tracer = ChannelTracer(graph, changes_signature=changes_signature)
     trace = tracer.trace
+    if changes_signature:
+        for tensor, axes in tracer.caches.items():
+            trace.labels[tensor] = (_labels_of_cache(tensor, axes, tracer),)
     for node in graph.nodes:
         for tensor, labels in zip(node.outputs, _outputs(node, tracer, rules), strict=False):
             if labels and tensor.name:
                 trace.labels[tensor] = tuple(labels)
     for tensor in graph.outputs:
-        tracer.pin_all([tensor], f"`{tensor.name}` is an output of the model")
+        for array in trace.labels.get(tensor, ()):
+            _settle_output(tensor, array, tracer)
     for (used_by, operand), places in tracer.measured.items():
         _settle_sizes(used_by, operand, places, tracer)
     return trace
+
+
+def _labels_of_cache(tensor: gs.Tensor, axes: tuple[int, int], tracer: ChannelTracer) -> LabelArray:
+    lengths = [int(size) if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
+    return tracer.fresh(math.prod(lengths)).reshape(lengths)
+
+
+def _settle_output(tensor: gs.Tensor, array: LabelArray, tracer: ChannelTracer) -> None:
+    """Pin what reaches an output, unless these are heads of a cache that may lose some."""
+    why = f"`{tensor.name}` is an output of the model"
+    if array.ndim == CACHE_RANK and len(labelled_axes(array)) == 2:
+        if tracer.changes_signature:
+            return
+        why += " that loses heads only with `change-signature=true`"
+    tracer.pin(array, why)
 
 
 def _settle_sizes(

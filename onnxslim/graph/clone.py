@@ -90,6 +90,7 @@ class _Cloner:
         variable = Variable(tensor.name, tensor.dtype, shape, tensor.type)
         variable.info = getattr(tensor, "info", None)
         variable.default = getattr(tensor, "default", None)
+        variable.kept = getattr(tensor, "kept", None)
         return variable
 
     def node(self, node: gs.Node) -> Node:

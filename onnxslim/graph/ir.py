@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
@@ -220,10 +221,13 @@ class Variable(_ByIdentity, gs.Variable):
         default: for an input of the main graph that an initializer of the same name gives a
             default (IR version 4 and up), that initializer. It may be overridden by the
             caller, so it is no constant.
+        kept: for an input or output of the main graph that a pass made shorter because its options
+            asked for it, by axis, whether each position of the original is still there.
     """
 
     info: onnx.ValueInfoProto | None
     default: Stored | None
+    kept: Mapping[int, npt.NDArray[np.bool_]] | None
 
     def __init__(
         self,
@@ -241,6 +245,7 @@ class Variable(_ByIdentity, gs.Variable):
             type=type,
             info=None,
             default=None,
+            kept=None,
         )
 
 

@@ -96,6 +96,8 @@ def foreign_operators(model: Model) -> list[str]:
 def signature(model: Model, *, without: Container[str] = ()) -> tuple[bytes, ...]:
     """Inputs and outputs as declared: name, dtype and shape, in order, serialized.
 
+    Where a pass was asked to shorten one (`Variable.kept`), its length is that of the original.
+
     Args:
         model: the model.
         without: names of outputs to leave out.
@@ -105,10 +107,22 @@ def signature(model: Model, *, without: Container[str] = ()) -> tuple[bytes, ...
     for tensors in (model.graph.inputs, outputs):
         for tensor in tensors:
             info = getattr(tensor, "info", None)
-            kind = b"" if info is None else info.type.SerializeToString(deterministic=True)
+            kind = b"" if info is None else _original_type(tensor, info)
             declared.append(tensor.name.encode() + b"\0" + kind)
         declared.append(b"|")
     return tuple(declared)
+
+
+def _original_type(tensor: gs.Tensor, info: onnx.ValueInfoProto) -> bytes:
+    kept = getattr(tensor, "kept", None)
+    if kept:
+        original = onnx.ValueInfoProto()
+        original.CopyFrom(info)
+        for axis, mask in kept.items():
+            original.type.tensor_type.shape.dim[axis].dim_value = len(mask)
+        info = original
+    content: bytes = info.type.SerializeToString(deterministic=True)
+    return content
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def measure_drift(
         counts = positions_that_count(padding, sample.feeds)
         if kept is not None:
             kept.append(outputs)
-        for found, reference, free in zip(meters, expected, elastic, strict=True):
+        for found, whole, free in zip(meters, expected, elastic, strict=True):
+            reference = session.narrowed(whole)
             broken = shape_breach(reference, outputs, free)
             if broken is not None:
                 return meters, broken

@@ -262,6 +262,7 @@ class RuntimeProver:
             baseline = previous if shared and previous is not None else _Baseline(model)
             reference = self._reference(baseline, mode)
         with open_session(path, threads=self._threads) as session:
+            session.narrow_as(model)
             broken = self._changed_signature(session)
             if broken is None and reference:
                 # the model itself was compared on all samples: one shows that the file is it

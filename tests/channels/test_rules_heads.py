@@ -296,7 +296,7 @@ _FORMS = {
 }
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(sorted(_FORMS)),
     st.integers(1, 3),
