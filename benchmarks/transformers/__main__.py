@@ -99,7 +99,7 @@ def _rows(
 ) -> Iterator[Found]:
     known = {tuple(row[key] for key in KEYS) for row in (read(NAME) or {}).get("rows", ())}
     for model in models:
-        if again or (model.name, AS_IT_CAME, "") not in known:
+        if (model.name, AS_IT_CAME, "") not in known:
             yield {**_about(model, AS_IT_CAME, ""), **_judged(model, path(model), timing, limit)}
         for trial in trials:
             if not again and (model.name, trial.task, trial.tool) in known:
