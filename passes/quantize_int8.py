@@ -1,4 +1,4 @@
-"""Compute on 8-bit integers (QDQ form) wherever that is measured to be faster than float.
+"""Compute on 8-bit integers wherever that is measured to be faster than float.
 
 Rewrite:
     An operator that has an integer kernel in onnxruntime gets a QuantizeLinear and a
@@ -28,6 +28,28 @@ Rewrite:
     too: it reads and makes floats, and finds the range of each step's input at run time; its
     weights become int8.
 
+    Transformers lose too much by ranges from samples: outliers differ from input to input. Where a
+    trial on a few samples shows that, MatMul and Gemm with constant weights find the range of
+    their input at run time (`activation-ranges=dynamic`), in the form that onnxruntime runs as one
+    kernel with the bias inside, DynamicQuantizeMatMul, or MatMulIntegerToFloat behind one
+    DynamicQuantizeLinear for all products that read a tensor:
+
+        y = MatMul (x, w)
+
+    becomes
+
+        q, s, z = DynamicQuantizeLinear (x)
+        p = MatMulInteger (q, w_codes, z)
+        f = Cast <to: int = 1> (p)
+        r = Mul (s, w_scale)
+        y = Mul (f, r)
+
+    All around them stays float, but for Convs where these pay too, and tables of embeddings, whose
+    rows become int8 with a scale each. Channels of the input that are far larger than others are
+    divided, and the weights multiplied (SmoothQuant): in the LayerNormalization before, or by a Mul
+    where others read the tensor too. How far (`alpha-of`) is searched for each group of products
+    that read one tensor, by the error of what they make.
+
     Which operators: `placement=measured` profiles the model in float and on integers, and finds the
     set of kernels with the least total time, crossings between float and integers included, as a
     minimum cut. That set, the sets found by profiling and cutting again, all operators, and layers
@@ -42,10 +64,11 @@ Why it is correct:
     tensor gets, of the ranges that five methods find, the one that moves the outputs least when the
     tensor alone is on its grid. Where the integer model is clearly nearer with each tensor's range
     of least error, or with one method for all tensors, those are taken; all on samples held back.
-    Softmax has the grid that its kernel needs, from 0 to 1. Weights are rounded with error
-    feedback: the other weights make up for what rounding one of them does to the output,
-    E‖(W − Ŵ)x‖² (layers of more than 8,192 inputs: to nearest). Biases keep the mean output. Where
-    products of u8 and s8 saturate on this machine, weights take 7 bits.
+    Softmax has the grid that its kernel needs, from 0 to 1. A range found at run time is that of
+    the very values, so none of them is cut off. Weights are rounded with error feedback: the other
+    weights make up for what rounding one of them does to the output, E‖(W − Ŵ)x‖² (layers of more
+    than 8,192 inputs: to nearest). Biases keep the mean output. Where products of u8 and s8
+    saturate on this machine, weights take 7 bits.
 
 Declines when:
     1. There are no calibration samples, so that ranges cannot be known.
@@ -56,7 +79,8 @@ Declines when:
        LayerNormalization, GRU, and a Softmax whose result is an answer.
     5. The grid of a tensor loses more than 2 % of its energy, or an operand of a Concat is too
        small for the steps of the result (scores beside the corners of boxes).
-    6. `only` and `skip` leave it out; or it went back to float, worst first, until `max-error` and
+    6. Products find their ranges at run time, and the operator stands between floats then.
+    7. `only` and `skip` leave it out; or it went back to float, worst first, until `max-error` and
        the floors held on samples held back, and `--max-drop` on the figure that `--eval` measures
        (the user's own figure for boxes or texts).
 
@@ -67,35 +91,49 @@ Reference:
     Jacob et al., arXiv:1712.05877 (grids, biases); Nagel et al., arXiv:1906.04721 (equalization,
     bias correction); Nagel et al., arXiv:2004.10568 (adaround); Frantar et al., arXiv:2210.17323
     (feedback); Xiao et al., arXiv:2211.10438 (smooth); Migacz, GTC 2017 (entropy). We differ:
-    placement is an exact minimum cut over measured times, and confirmed on the whole model.
+    placement is an exact minimum cut over measured times, and confirmed on the whole model; alpha
+    is searched for each group, and channels that were quiet on the samples count as half the median
+    channel, as others may not find them quiet.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.ir import walk_graphs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
-from onnxslim.pipeline.options import at_least, one_of, option
+from onnxslim.pipeline.options import (
+    Assigned,
+    Interval,
+    at_least,
+    one_of,
+    option,
+)
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.patterns import literal
 from onnxslim.pipeline.policy import Goal
 from onnxslim.quantization.calibration_ranges import RangeMethod
 from onnxslim.quantization.clusters import clusters_of
+from onnxslim.quantization.int8_options import CodeType, Decision, Int8Options, Placement
 from onnxslim.quantization.recurrent import KERNEL
-from onnxslim.quantization.run import CodeType, Decision, Int8Options, Int8Run, Placement
+from onnxslim.quantization.rules import ActivationRanges
+from onnxslim.quantization.run import Int8Run
 from onnxslim.quantization.weight_rounding import Rounding
 from onnxslim.records import Fidelity, PassResult, Skip
 
 _QUANTIZED: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", KERNEL}
 )
+
+
+_ALPHA_OF: Final = Assigned(Interval(0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -117,6 +155,12 @@ class QuantizeInt8(FilteredPass):
         "how ranges of activations are chosen; auto: by the outputs, which should stay nearest on "
         "samples held back",
     )
+    activation_ranges: str = option(
+        "auto",
+        one_of("auto", *ActivationRanges),
+        "where ranges of the inputs of MatMul and Gemm come from: samples, or the values of each "
+        "run; auto: run time where that leaves the outputs clearly nearer",
+    )
     activations: str = option(
         "auto",
         one_of("auto", *CodeType),
@@ -136,8 +180,16 @@ class QuantizeInt8(FilteredPass):
         default=False, help="even out ranges of channels between layers, before all else"
     )
     bias_correct: bool = option(default=True, help="biases keep the mean output of their layers")
-    smooth: bool = option(
-        default=False, help="move ranges of activations into the weights of MatMul and Gemm"
+    smooth: bool | None = option(
+        None,
+        help="move ranges of activations into the weights of MatMul and Gemm; default, or auto: "
+        "where ranges are found at run time, and it leaves less error",
+    )
+    alpha_of: tuple[str, ...] = option(
+        (),
+        _ALPHA_OF,
+        "alpha of smoothing, of products with ranges of run time, as 'PATTERN=ALPHA'; 0, and for "
+        "products that no pattern matches: not smoothed; without entries it is searched",
     )
     placement: str = option(
         "measured",
@@ -203,10 +255,18 @@ class QuantizeInt8(FilteredPass):
             equalize=self.equalize,
             bias_correct=self.bias_correct,
             smooth=self.smooth,
+            alpha_of=partial(self._alpha, context) if self.alpha_of else None,
             placement=Placement(self.placement),
             layers=self.selection(context),
             max_error=self.max_error,
+            ranges=None
+            if self.activation_ranges == "auto"
+            else ActivationRanges(self.activation_ranges),
         )
+
+    def _alpha(self, context: Context, name: str) -> float:
+        """The alpha that `alpha-of` gives the product `name`."""
+        return _ALPHA_OF.find(self.alpha_of, context.names.of_layer(name), 0.0)
 
     def _without_measuring(self, decision: Decision) -> QuantizeInt8:
         """The options that repeat a decision, in the shorter of two spellings."""
@@ -215,8 +275,26 @@ class QuantizeInt8(FilteredPass):
             placement=str(Placement.ALL),
             activations=str(decision.activations),
             reduce_range=decision.reduce_range,
+            **self._ranges_as_decided(decision),
             max_error=None,
             skip=(*self.skip, *map(literal, decision.left)),
         )
         within = replace(without, only=tuple(map(literal, decision.chosen)), skip=())
         return min(without, within, key=lambda item: len(str(item)))
+
+    def _ranges_as_decided(self, decision: Decision) -> dict[str, Any]:
+        """Options of ranges and smoothing; none where nothing was there to decide."""
+        if decision.ranges is None:
+            return {}
+        found: dict[str, Any] = {"activation_ranges": str(decision.ranges)}
+        if decision.ranges is not ActivationRanges.DYNAMIC or self.smooth is False:
+            return found
+        if not any(decision.alphas.values()):
+            return {**found, "smooth": False}
+        (common, _), *_ = Counter(decision.alphas.values()).most_common(1)
+        others = [
+            f"{literal(name)}={alpha:g}"
+            for name, alpha in decision.alphas.items()
+            if alpha != common
+        ]
+        return {**found, "alpha_of": (*others, f"*={common:g}")}

@@ -15,6 +15,7 @@ kernel_forms        operators without an integer kernel, expressed by operators 
 biases              32-bit biases, and larger weight scales where a bias would overflow
 layer_codes         the codes of all layers of a model
 saturation          whether weights take 7 bits here, because 16-bit sums saturate without VNNI
+dynamic_products    MatMul and Gemm on integers, with ranges found at run time
 recurrent           LSTM steps on integers, with ranges found at run time
 
 rules               which operators have integer kernels, and when
@@ -22,12 +23,15 @@ clusters            a graph cut into what may become one integer kernel
 qdq                 QuantizeLinear and DequantizeLinear around the chosen clusters
 cluster_times       what every placement takes, from profiles
 placement_search    the placement that is measured to be faster than float
+range_trial         whether ranges are found at run time, by a trial on a few samples
 float_fallback      clusters that go back to float until the outputs are near enough
 
 channel_scaling     scales of channels, moved between layers
 equalize            cross-layer equalization: channels of neighbouring layers get equal ranges
 smooth              SmoothQuant: ranges of activations moved into weights
+product_smoothing   the same in front of products with ranges of run time; the search for alpha
 
+int8_options        what a user asks of quantize-int8, and what a run settles
 run                 one run of quantize-int8
 weight_only         one run of quantize-weights
 """

@@ -22,7 +22,7 @@ from onnxslim.quantization.calibration_ranges import (
     all_ranges,
     fixed_range,
 )
-from onnxslim.quantization.clusters import Cluster, Clusters
+from onnxslim.quantization.clusters import Cluster
 from onnxslim.quantization.grid import Grid, GridForm
 from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration
@@ -106,7 +106,7 @@ def constant_grid(values: np.ndarray, form: GridForm) -> Grid:
 
 def observe_grids(
     model: Model,
-    clusters: Clusters,
+    clusters: Sequence[Cluster],
     calibration: Calibration,
     method: RangeMethod | None,
     form: GridForm,
@@ -116,7 +116,7 @@ def observe_grids(
     Ranges are chosen by `method`; where it is None by all methods, from all samples (extremes are
     rare), ordered by their error on the half that is held back.
     """
-    names = list(dict.fromkeys(str(t.name) for item in clusters.all for t in item.tensors))
+    names = list(dict.fromkeys(str(t.name) for item in clusters for t in item.tensors))
     forms, fixed = _forms(clusters, form), _fixed(clusters, form)
     unseen: dict[str, str] = {}
     found: dict[str, Sequence[CalibrationRange]] = {}
@@ -135,21 +135,21 @@ def observe_grids(
     return ActivationGrids(found, unseen, form)
 
 
-def _forms(clusters: Clusters, form: GridForm) -> Mapping[str, GridForm]:
+def _forms(clusters: Sequence[Cluster], form: GridForm) -> Mapping[str, GridForm]:
     """Asymmetric forms for the tensors whose grids end at zero: for a Relu, a Clip or a kernel."""
     return {
         tensor.name: replace(form, symmetric=False)
-        for cluster in clusters.all
+        for cluster in clusters
         if cluster.activation is not None or cluster.rule.fixed is not None
         for tensor in cluster.makes
     }
 
 
-def _fixed(clusters: Clusters, form: GridForm) -> Mapping[str, Ends]:
+def _fixed(clusters: Sequence[Cluster], form: GridForm) -> Mapping[str, Ends]:
     """The ranges that kernels need for their outputs, by tensor."""
     return {
         tensor.name: cluster.rule.fixed(form)
-        for cluster in clusters.all
+        for cluster in clusters
         if cluster.rule.fixed is not None
         for tensor in cluster.makes
     }

@@ -2,7 +2,8 @@
 
 A cluster is a node that has an integer kernel, with a Relu or Clip behind it that the saturation of
 the output's grid replaces. Only the main graph is cut, because bodies read and return floats.
-Recurrent layers read and return floats anyway, so they are clusters wherever they are.
+Recurrent layers read and return floats anyway, so they are clusters wherever they are. Products
+whose ranges are found at run time read and make floats too: no tensor crosses to integers for them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.output_parts import PASS_THROUGH_OPS
 from onnxslim.graph.ir import Constant, Node, node_label, subgraphs_of, walk_graphs
-from onnxslim.quantization.rules import IntegerRule, KernelKind, absorbed_interval, rule_of
+from onnxslim.quantization.rules import (
+    ActivationRanges,
+    IntegerRule,
+    KernelKind,
+    absorbed_interval,
+    rule_of,
+)
 from onnxslim.records import Skip
 
 
@@ -56,7 +63,7 @@ class Cluster:
     @property
     def makes(self) -> tuple[gs.Tensor, ...]:
         """The tensors that come out quantized."""
-        if self.rule.kind is KernelKind.RECURRENT:
+        if self.rule.kind.is_between_floats:
             return ()
         return tuple(tensor for tensor in self.nodes[-1].outputs if tensor.name)
 
@@ -68,9 +75,8 @@ class Cluster:
     @property
     def is_layer(self) -> bool:
         """Whether it multiplies matrices."""
-        return (
-            self.rule.kind in (KernelKind.LAYER, KernelKind.RECURRENT) or self.node.op == "MatMul"
-        )
+        kinds = (KernelKind.LAYER, KernelKind.RECURRENT, KernelKind.DYNAMIC)
+        return self.rule.kind in kinds or self.node.op == "MatMul"
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Clusters:
     _of: dict[Node, Cluster] = field(default_factory=dict, repr=False)
 
     def of(self, node: Node) -> Cluster | None:
-        """The cluster of `node`; None for recurrent layers, which read and make floats."""
+        """The cluster of `node`; None for kernels that read and make floats."""
         return self._of.get(node)
 
     def maker(self, tensor: gs.Tensor) -> Cluster | None:
@@ -97,7 +103,7 @@ class Clusters:
         return self._of.get(tensor.inputs[0]) if tensor.inputs else None
 
 
-def clusters_of(graph: gs.Graph) -> Clusters:
+def clusters_of(graph: gs.Graph, ranges: ActivationRanges = ActivationRanges.STATIC) -> Clusters:
     """All clusters of `graph`, whose shapes and types were inferred."""
     outside = frozenset((*graph.outputs, *_captured(graph)))
     found: list[Cluster] = []
@@ -106,7 +112,7 @@ def clusters_of(graph: gs.Graph) -> Clusters:
     for node in graph.nodes:
         if node in of or not _is_float_work(node):
             continue
-        rule = rule_of(node)
+        rule = rule_of(node, ranges)
         if not isinstance(rule, str) and rule.no_answer and _is_answer(node, outside):
             rule = rule.no_answer
         if isinstance(rule, str):
@@ -116,7 +122,7 @@ def clusters_of(graph: gs.Graph) -> Clusters:
         interval = None if activation is None else absorbed_interval(activation)
         cluster = Cluster(node_label(node), node, rule, activation, interval)
         found.append(cluster)
-        if rule.kind is not KernelKind.RECURRENT:
+        if not rule.kind.is_between_floats:
             of.update(dict.fromkeys(cluster.nodes, cluster))
     found += _in_bodies(graph, {cluster.name for cluster in found})
     return Clusters(tuple(found), tuple(skips), outside, of)
@@ -148,6 +154,25 @@ def drop_isolated_movement(clusters: Clusters, chosen: frozenset[str]) -> frozen
     return frozenset(cluster.name for cluster in kept)
 
 
+def worth_observing(clusters: Clusters, ranges: ActivationRanges) -> frozenset[str]:
+    """The clusters that may be worth being on integers.
+
+    With ranges from samples, all. Where products find their ranges at run time, these are the
+    kernels that read and make floats, layers that need ranges from samples (Conv), and what reads
+    nothing but the results of these layers. The residual stream of a transformer is none of it: an
+    Add on integers between floats gains nothing, and loses most.
+    """
+    if ranges is ActivationRanges.STATIC:
+        return frozenset(cluster.name for cluster in clusters.all)
+    kept: set[str] = set()
+    for cluster in clusters.all:
+        makers = [clusters.maker(tensor) for tensor in cluster.reads]
+        follows = bool(makers) and all(maker and maker.name in kept for maker in makers)
+        if cluster.rule.kind.is_between_floats or cluster.rule.kind is KernelKind.LAYER or follows:
+            kept.add(cluster.name)
+    return frozenset(kept)
+
+
 def _neighbours(clusters: Clusters, cluster: Cluster) -> Iterator[Cluster]:
     for tensor in cluster.reads:
         maker = clusters.maker(tensor)
@@ -163,7 +188,7 @@ def _neighbours(clusters: Clusters, cluster: Cluster) -> Iterator[Cluster]:
 def _activation(node: Node, rule: IntegerRule, outside: frozenset[gs.Tensor]) -> Node | None:
     """A Relu or Clip that alone reads what `node` makes."""
     output = node.outputs[0]
-    if rule.kind in (KernelKind.MOVEMENT, KernelKind.RECURRENT) or rule.fixed is not None:
+    if rule.kind.is_between_floats or rule.kind is KernelKind.MOVEMENT or rule.fixed is not None:
         return None
     if output in outside:
         return None

@@ -17,7 +17,6 @@ from typing import Final
 
 from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import Floors, missed, missed_drop
-from onnxslim.quantization.qdq import QdqPlanner, quantized_copy
 from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration, Distance
 from onnxslim.services.progress import Progress
@@ -62,16 +61,15 @@ class FloatFallback:
     """Puts clusters back to float until limits hold.
 
     Attributes:
-        model: the float model.
+        quantized: gives the model with some clusters on integers.
         reference: the model before lossy steps, whose outputs and accuracy are to be kept.
         settled: gives the clusters of a choice that are worth being on integers without the others.
         calibration: clusters are ordered by the samples held back. Limits must hold on all samples
             as well, as the floors of the run are judged on them.
     """
 
-    model: Model
+    quantized: Callable[[frozenset[str]], Model]
     reference: Model
-    plan: QdqPlanner
     settled: Callable[[frozenset[str]], frozenset[str]]
     calibration: Calibration
     limits: DivergenceLimits
@@ -93,7 +91,7 @@ class FloatFallback:
         if self._missed(chosen) is None:
             return chosen, []
         told = self.progress.over("trying alone", units, "integer kernels")
-        alone = (quantized_copy(self.model, self.plan(unit)) for unit in told)
+        alone = (self.quantized(unit) for unit in told)
         distances = self._held.distances(self.reference, alone)
         errors = [distance.relative_error for distance in distances]
         drops = self._drops_alone(units)
@@ -132,7 +130,7 @@ class FloatFallback:
         chosen = self.settled(chosen)
         if not chosen:
             return None
-        model = quantized_copy(self.model, self.plan(chosen))
+        model = self.quantized(chosen)
         with self.progress.step(f"comparing outputs with {len(chosen)} integer kernels"):
             for samples in (self._held, self.calibration):
                 (distance,) = samples.distances(self.reference, [model])
@@ -155,7 +153,7 @@ class FloatFallback:
         if accuracy is None or len(units) * seconds > _PATIENCE_S:
             return [0.0] * len(units)
         told = self.progress.over("accuracy with each", units, "integer kernels")
-        return [self._drop(quantized_copy(self.model, self.plan(unit))) for unit in told]
+        return [self._drop(self.quantized(unit)) for unit in told]
 
     def _drop(self, model: Model) -> float:
         """Points of accuracy that `model` loses; 0 where there is no floor on them."""

@@ -112,6 +112,23 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class LayerCodes:
+    """The quantized weight of a layer, and its bias.
+
+    Attributes:
+        codes: the codes, in the layout of the weight tensor.
+        grid: the grid of the weight.
+        bias: the float bias, (rows,); None: the layer has no bias.
+        words: the error of the rounding, for the report.
+    """
+
+    codes: Codes
+    grid: Grid
+    bias: np.ndarray | None
+    words: str = ""
+
+
+@dataclass(frozen=True)
 class GridForm:
     """The properties that all grids of one kind share; `over` gives the grid of a range.
 

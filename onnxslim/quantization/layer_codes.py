@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxslim.analysis.layers import WeightLayer, bias_of, linear_layers
 from onnxslim.analysis.linear_operators import ConvPatches
-from onnxslim.graph.operands import is_present
+from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.lossy.problems import (
@@ -28,8 +28,8 @@ from onnxslim.lossy.problems import (
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.quantization.clusters import Clusters
+from onnxslim.quantization.grid import S8_SYMMETRIC, LayerCodes
 from onnxslim.quantization.kernel_forms import channel_map
-from onnxslim.quantization.qdq import LayerCodes
 from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.weight_rounding import QuantizedWeight, Rounding, quantized_weight
 from onnxslim.quantization.weight_scales import WeightForm, channel_axis
@@ -40,6 +40,7 @@ def nearest_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[st
     """Codes of all layers that can have some, rounded to nearest: good enough for timing.
 
     The factors of channel maps have a scale each, so their codes are exact to float rounding.
+    Tables of embeddings have a scale for each row: this is final.
     """
     found: dict[str, LayerCodes] = {}
     for cluster in clusters.all:
@@ -48,8 +49,15 @@ def nearest_codes(model: Model, clusters: Clusters, form: WeightForm) -> dict[st
             assert not isinstance(kept, str)
             grid = form.grid.over(kept.factor, kept.factor, 0)
             found[cluster.name] = LayerCodes(grid.quantized(kept.weight), grid, kept.bias)
+        elif cluster.rule.kind is KernelKind.TABLE:
+            table = const_array(cluster.node.inputs[0])
+            assert table is not None
+            grid = S8_SYMMETRIC.over(table.min(1), table.max(1), 0)
+            found[cluster.name] = LayerCodes(grid.quantized(table), grid, None)
+    dynamic = {item.name for item in clusters.all if item.rule.kind is KernelKind.DYNAMIC}
     for layer in linear_layers(model.graph)[0]:
-        if layer.bodies or isinstance(bias_of(layer), str):
+        has_other_bias = isinstance(bias_of(layer), str) and layer.name not in dynamic
+        if layer.bodies or has_other_bias:
             continue
         weight = layer.holder.values
         axis = None if form.is_per_tensor else channel_axis(layer)
@@ -150,5 +158,4 @@ def _bias(layer: WeightLayer) -> np.ndarray | None:
     if layer.bias is None or not is_present(layer.node, layer.bias):
         return None
     bias = bias_of(layer)
-    assert not isinstance(bias, str)
-    return bias.reshape(-1)
+    return None if isinstance(bias, str) else bias.reshape(-1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Final
 
@@ -20,11 +21,13 @@ from onnxslim.lossy.min_cut import PlacementCosts, cheapest_choice
 from onnxslim.quantization.cluster_times import ClusterTimes
 from onnxslim.quantization.clusters import Clusters, drop_isolated_movement
 from onnxslim.quantization.qdq import QdqPlanner, quantize, quantized_copy
+from onnxslim.quantization.rules import KernelKind
 from onnxslim.report import LatencyPair
 from onnxslim.services.progress import Progress
 from onnxslim.services.stopwatch import Stopwatch
 
 _ROUNDS: Final = 3  # of profiling a placement and cutting again
+_ABOUT: Final = 0.9  # share of the speed of another placement that counts as about as fast
 _CONFIRMED: Final = 3  # placements that are timed once more, at most
 
 _Clock = Callable[[Model, Sequence[Model]], tuple[LatencyPair, ...]]
@@ -43,6 +46,10 @@ class TimedPlacement:
     words: str
     chosen: frozenset[str]
     pair: LatencyPair
+
+    def is_about_as_fast_as(self, other: TimedPlacement | None) -> bool:
+        """Whether it loses little of the speed of another, if there is one."""
+        return other is None or self.pair.ratio >= _ABOUT * other.pair.ratio
 
     def __str__(self) -> str:
         """The placement and its figures, for the report."""
@@ -91,7 +98,7 @@ class PlacementSearch:
         """The fastest of the placements with all weights on integers, even if slower than float."""
         placements = {self.candidates: "all that can be"}
         if layers := self._layers():
-            placements.setdefault(layers, "layers only")
+            placements.setdefault(layers | self._tables, "layers only")
         return max(self._timed(placements, self.stopwatch.brief_pairs), key=_ratio)
 
     def _timed(
@@ -123,11 +130,18 @@ class PlacementSearch:
         """The placements worth timing, each once, with words for it."""
         found: dict[frozenset[str], str] = {}
         for number, chosen in enumerate(self._cuts(), 1):
-            found.setdefault(chosen, f"the least cut number {number}")
+            found.setdefault(chosen | self._tables, f"the least cut number {number}")
         found.setdefault(self.candidates, "all that can be")
-        found.setdefault(self._layers(), "layers only")
-        found.pop(frozenset(), None)
+        found.setdefault(self._layers() | self._tables, "layers only")
+        found.pop(self._tables, None)
         return found
+
+    @cached_property
+    def _tables(self) -> frozenset[str]:
+        """Tables go with every placement: they save bytes, and take next to no time."""
+        return self.candidates.intersection(
+            cluster.name for cluster in self.clusters.all if cluster.rule.kind is KernelKind.TABLE
+        )
 
     def _layers(self) -> frozenset[str]:
         layers = (cluster.name for cluster in self.clusters.all if cluster.is_layer)

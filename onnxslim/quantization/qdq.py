@@ -8,8 +8,9 @@ Owns: the form in which onnxruntime recognizes integer kernels, which is
 An activation goes through one QuantizeLinear. Float nodes that read a float tensor keep reading it.
 The output of an integer kernel is read by all nodes through its DequantizeLinear, under the
 tensor's own name, so graph outputs and bodies of If and Loop see no difference. Between integer
-kernels onnxruntime drops the pair. Onnxruntime also makes integer kernels of operators that should
-stay in float; a Clip without bounds, which changes no value, keeps them in float.
+kernels onnxruntime drops the pair. Kernels that read and make floats have forms of their own.
+Onnxruntime also makes integer kernels of operators that should stay in float; a Clip without
+bounds, which changes no value, keeps them in float.
 """
 
 from __future__ import annotations
@@ -28,29 +29,18 @@ from onnxslim.io.model import Model
 from onnxslim.quantization.activation_grids import constant_grid
 from onnxslim.quantization.biases import with_bias
 from onnxslim.quantization.clusters import Cluster, Clusters, clusters_of
-from onnxslim.quantization.grid import U8, Codes, Grid, GridForm
+from onnxslim.quantization.dynamic_products import (
+    DynamicInput,
+    dynamic_input,
+    to_dynamic_product,
+)
+from onnxslim.quantization.grid import U8, Codes, Grid, GridForm, LayerCodes
 from onnxslim.quantization.kernel_forms import channel_map
 from onnxslim.quantization.recurrent import to_dynamic_lstm
-from onnxslim.quantization.rules import KernelKind
+from onnxslim.quantization.rules import ActivationRanges, KernelKind
+from onnxslim.quantization.weight_nodes import RowPicking
 from onnxslim.quantization.weight_scales import DEFAULT_FORM, WeightForm
 from onnxslim.records import Fidelity
-
-
-@dataclass(frozen=True)
-class LayerCodes:
-    """The quantized weight of a layer, and its bias.
-
-    Attributes:
-        codes: the codes, in the layout of the weight tensor.
-        grid: the grid of the weight.
-        bias: the float bias, (rows,); None: the layer has no bias.
-        words: the error of the rounding, for the report.
-    """
-
-    codes: Codes
-    grid: Grid
-    bias: np.ndarray | None
-    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,7 @@ class QdqPlan:
         layers: the weights of layers, by the name of the cluster.
         constants: the form of the grids of constant operands.
         recurrent: the form of the weights of recurrent layers.
+        ranges: where the ranges of inputs of MatMul and Gemm come from.
     """
 
     chosen: frozenset[str]
@@ -70,6 +61,7 @@ class QdqPlan:
     layers: Mapping[str, LayerCodes]
     constants: GridForm = U8
     recurrent: WeightForm = DEFAULT_FORM
+    ranges: ActivationRanges = ActivationRanges.STATIC
 
 
 QdqPlanner = Callable[[frozenset[str]], QdqPlan]
@@ -99,7 +91,7 @@ def quantized_copy(model: Model, plan: QdqPlan) -> Model:
 def quantize(model: Model, plan: QdqPlan) -> InsertedNodes:
     """Write `plan` into `model`."""
     rewriter = Rewriter(model.graph)
-    inserted = insert_qdq(rewriter, clusters_of(model.graph), plan)
+    inserted = insert_qdq(rewriter, clusters_of(model.graph, plan.ranges), plan)
     rewriter.result()
     model.has_shapes = False
     return inserted
@@ -139,6 +131,7 @@ class _QdqWriter:
     _constants: dict[object, Constant] = field(default_factory=dict)
     _readable: dict[gs.Tensor, gs.Tensor] = field(default_factory=dict)
     _sources: dict[gs.Tensor, Grid] = field(default_factory=dict)
+    _dynamic: dict[gs.Tensor, DynamicInput] = field(default_factory=dict)
 
     def look_up(self, chosen: Iterable[Cluster]) -> None:
         """Find the grid of every tensor while the graph still shows what moves where."""
@@ -152,8 +145,8 @@ class _QdqWriter:
     def quantize_inputs(self, cluster: Cluster) -> None:
         """Put QuantizeLinear and DequantizeLinear before the inputs of a cluster."""
         node = cluster.node
-        if cluster.rule.kind is KernelKind.RECURRENT:
-            to_dynamic_lstm(self.rewriter, node, self.plan.recurrent)
+        if cluster.rule.kind.is_between_floats:
+            self._quantize_between_floats(cluster)
             return
         if cluster.rule.kind is KernelKind.CHANNEL_MAP:
             self._to_conv(cluster)
@@ -168,6 +161,34 @@ class _QdqWriter:
         if cluster.rule.kind in (KernelKind.LAYER, KernelKind.CHANNEL_MAP):
             assert inputs[0] is not None
             self._quantize_layer(cluster, inputs[0])
+
+    def _quantize_between_floats(self, cluster: Cluster) -> None:
+        """Write a kernel that reads and makes floats."""
+        rewriter, node = self.rewriter, cluster.node
+        if cluster.rule.kind is KernelKind.RECURRENT:
+            to_dynamic_lstm(rewriter, node, self.plan.recurrent)
+            return
+        layer, words = self.plan.layers[cluster.name], self._words(cluster)
+        if cluster.rule.kind is KernelKind.TABLE:
+            made = self._pick_rows(node, layer, words)
+        else:
+            data: gs.Tensor = node.inputs[linear_operator(node).data]
+            if data not in self._dynamic:
+                self._dynamic[data] = dynamic_input(rewriter, node, data)
+                self.inserted.clusters[self._dynamic[data].codes.name] = cluster.name
+            made = to_dynamic_product(rewriter, node, self._dynamic[data], layer, words)
+        self.inserted.clusters.update((tensor.name, cluster.name) for tensor in made)
+
+    def _pick_rows(self, node: Node, layer: LayerCodes, words: str) -> list[Variable]:
+        """Let a Gather pick rows of codes and of scales, and make floats of them."""
+        (table, indices), picking = node.inputs, RowPicking(self.rewriter, node)
+        codes = self._constant(f"{table.name}_codes", layer.codes)
+        scale = self._constant(f"{table.name}_scale", layer.grid.scale.reshape(-1, 1))
+        rows, own = picking.rows(codes, indices), picking.rows(scale, indices)
+        floats = picking.cast(rows, np.float32)
+        lossy = Fidelity.LOSSY
+        self.rewriter.update(node, words, op="Mul", inputs=[floats, own], attrs={}, fidelity=lossy)
+        return [rows, floats, own]
 
     def _to_conv(self, cluster: Cluster) -> None:
         node, found = cluster.node, channel_map(cluster.node)
@@ -280,7 +301,7 @@ class _QdqWriter:
     def quantize_outputs(self, cluster: Cluster) -> None:
         """Put QuantizeLinear and DequantizeLinear behind the outputs of a cluster."""
         node = cluster.nodes[-1]
-        if cluster.rule.kind is KernelKind.RECURRENT:
+        if cluster.rule.kind.is_between_floats:
             return
         if cluster.activation is not None:
             self.inserted.clusters[node_label(cluster.node)] = cluster.name

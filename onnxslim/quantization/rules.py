@@ -20,6 +20,7 @@ from onnxslim.analysis.linear_operators import linear_operator
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array, is_present
+from onnxslim.quantization.dynamic_products import objection_to_dynamic
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.kernel_forms import channel_map
 from onnxslim.quantization.recurrent import KERNEL, objection_to_lstm
@@ -35,6 +36,9 @@ class KernelKind(enum.Enum):
     CHANNEL_MAP: it becomes a depthwise Conv, which is a layer (see `kernel_forms`).
     MOVEMENT: it only moves or selects values, so the output is on the input's grid.
     RECURRENT: its inputs and outputs stay float; its weights become int8 (see `recurrent`).
+    DYNAMIC: its input and output stay float, the range of its input is found at run time; its
+        weight becomes int8 (see `dynamic_products`).
+    TABLE: its rows become int8, and floats again where they are picked.
     """
 
     LAYER = "layer"
@@ -42,6 +46,24 @@ class KernelKind(enum.Enum):
     CHANNEL_MAP = "channel map"
     MOVEMENT = "movement"
     RECURRENT = "recurrent"
+    DYNAMIC = "dynamic"
+    TABLE = "table"
+
+    @property
+    def is_between_floats(self) -> bool:
+        """Whether it reads and makes floats, so that no tensor has to cross to integers for it."""
+        return self in (KernelKind.RECURRENT, KernelKind.DYNAMIC, KernelKind.TABLE)
+
+
+class ActivationRanges(enum.StrEnum):
+    """Where the range of an activation comes from.
+
+    STATIC: from calibration samples. DYNAMIC: of the inputs of MatMul and Gemm, from the values
+    themselves, in every run.
+    """
+
+    STATIC = "static"
+    DYNAMIC = "dynamic"
 
 
 @dataclass(frozen=True)
@@ -65,10 +87,14 @@ class IntegerRule:
     no_answer: str = ""
 
 
-def rule_of(node: Node) -> IntegerRule | str:
+def rule_of(node: Node, ranges: ActivationRanges = ActivationRanges.STATIC) -> IntegerRule | str:
     """The rule for `node`, or why it is computed in float."""
     if not node.is_onnx:
         return f"operators of the domain {node.domain} have no integer kernel"
+    if ranges is ActivationRanges.DYNAMIC:
+        dynamic = _DYNAMIC_RULES.get(node.op)
+        if dynamic is not None and dynamic.objection(node) is None:
+            return dynamic
     rule = _RULES.get(node.op)
     if rule is None:
         return _FLOAT.get(node.op, f"onnxruntime has no integer kernel for {node.op}")
@@ -133,6 +159,16 @@ def _layer(node: Node) -> str | None:
         if node.op == "Gemm" and bias.size != operator.matrix_shape(weight.shape)[0]:
             return "its bias is not one number for each output"
     return None if np.isfinite(weight).all() else "its weight is not finite"
+
+
+def _rows(node: Node) -> str | None:
+    """Why the rows that a Gather picks cannot be those of a table of integers."""
+    table = const_array(node.inputs[0])
+    if table is None or table.ndim != 2 or table.dtype != np.float32:
+        return "what it reads is no constant matrix of float32"
+    if int(node.attrs.get("axis", 0)) not in (0, -2) or len(node.inputs[0].outputs) > 1:
+        return "others read the table, or what it picks are no rows"
+    return None if np.isfinite(table).all() else "its table is not finite"
 
 
 def _some_variable(node: Node) -> str | None:
@@ -224,6 +260,12 @@ _RULES: Final[Mapping[str, IntegerRule]] = {
         ),
         _MOVES,
     ),
+}
+_PRODUCT: Final = IntegerRule(KernelKind.DYNAMIC, "MatMulInteger", (), objection_to_dynamic)
+_DYNAMIC_RULES: Final[Mapping[str, IntegerRule]] = {
+    "MatMul": _PRODUCT,
+    "Gemm": _PRODUCT,
+    "Gather": IntegerRule(KernelKind.TABLE, "Gather of integers", (), _rows),
 }
 _FLOAT: Final[Mapping[str, str]] = {
     "LayerNormalization": "it is left in float",

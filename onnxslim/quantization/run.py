@@ -11,33 +11,36 @@ modules that it imports), and the options as a user spells them (see the pass).
 
 from __future__ import annotations
 
-import enum
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cached_property
 from typing import Final
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.graph.clone import adopt
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.raising import raise_for
 from onnxslim.quantization.activation_grids import observe_grids
-from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
-from onnxslim.quantization.clusters import clusters_of, drop_isolated_movement
+from onnxslim.quantization.calibration_ranges import CalibrationRange
+from onnxslim.quantization.clusters import (
+    clusters_of,
+    drop_isolated_movement,
+    worth_observing,
+)
 from onnxslim.quantization.equalize import equalize
 from onnxslim.quantization.float_fallback import DivergenceLimits, FloatFallback
-from onnxslim.quantization.grid import Grid, GridForm
+from onnxslim.quantization.grid import Grid, GridForm, LayerCodes
+from onnxslim.quantization.int8_options import CodeType, Decision, Int8Options, Placement
 from onnxslim.quantization.kernel_forms import sums_to_adds
 from onnxslim.quantization.layer_codes import nearest_codes, solved_codes
 from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement
+from onnxslim.quantization.product_smoothing import SAMPLES, ProductSmoothing
 from onnxslim.quantization.qdq import QdqPlan, grid_source, insert_qdq, quantized_copy
 from onnxslim.quantization.range_choice import (
     TOGETHER,
@@ -45,10 +48,10 @@ from onnxslim.quantization.range_choice import (
     RangeCandidates,
     nearest_ranges,
 )
-from onnxslim.quantization.rules import KernelKind
+from onnxslim.quantization.range_trial import RangeTrial
+from onnxslim.quantization.rules import ActivationRanges, KernelKind
 from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.smooth import smooth
-from onnxslim.quantization.weight_rounding import Rounding
 from onnxslim.quantization.weight_scales import PerChannel, PerTensor, WeightForm
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.services.calibration import Distance
@@ -56,62 +59,8 @@ from onnxslim.services.stopwatch import Stopwatch
 
 PatternCheck = Callable[[Sequence[str], Sequence[str]], None]
 
+_FLOAT_BESIDE: Final = "it stays float between products that find their ranges at run time"
 _SCALES_OPSET: Final = 13  # the first in which scales go along an axis
-
-
-class CodeType(enum.StrEnum):
-    """The type of 8-bit codes."""
-
-    U8 = "u8"
-    S8 = "s8"
-
-    @property
-    def dtype(self) -> np.dtype[np.integer]:
-        """The same as a numpy type."""
-        return np.dtype(np.uint8) if self is CodeType.U8 else np.dtype(np.int8)
-
-
-class Placement(enum.StrEnum):
-    """Which operators become integers: the fastest set here, all that can, or layers alone."""
-
-    MEASURED = "measured"
-    ALL = "all"
-    LAYERS = "conv-matmul"
-
-
-@dataclass(frozen=True)
-class Int8Options:
-    """The options of `quantize-int8`, as its page explains them; None stands for `auto`."""
-
-    method: RangeMethod | None
-    activations: CodeType | None
-    weights: CodeType
-    per_channel: bool
-    symmetric: bool
-    reduce_range: bool | None
-    rounding: Rounding
-    equalize: bool
-    bias_correct: bool
-    smooth: bool
-    placement: Placement
-    layers: LayerFilter
-    max_error: float | None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a run settled, in words that options can repeat without measuring.
-
-    Attributes:
-        chosen: names of the clusters on integers, in the order of the graph.
-        left: names of the clusters that could be on integers and stay float.
-        activations, reduce_range: what these options came to.
-    """
-
-    chosen: tuple[str, ...]
-    left: tuple[str, ...]
-    activations: CodeType
-    reduce_range: bool
 
 
 class Int8Run:
@@ -151,8 +100,10 @@ class Int8Run:
         self.is_reduced = self._reduced(self.activations)
         grid = GridForm(options.weights.dtype, symmetric=True, reduced=self.is_reduced)
         self.weights = WeightForm(grid, PerChannel() if options.per_channel else PerTensor())
-        self.recurrent = replace(self.weights, grid=self._recurrent_grid(grid))
-        self.codes = nearest_codes(self.model, self.clusters, self.weights)
+        self.recurrent = replace(self.weights, grid=self._dynamic_grid(grid))
+        self.ranges, self.is_nearer_alone = ActivationRanges.STATIC, False
+        self.codes: Mapping[str, LayerCodes] = {}
+        self.smoothing: ProductSmoothing | None = None
         self.found: Mapping[str, Sequence[CalibrationRange]] = {}
         self.grids: dict[str, Grid] = {}
 
@@ -162,6 +113,7 @@ class Int8Run:
         Raises:
             UsageError: `only` or `skip` names something that is not there.
         """
+        self._choose_ranges_source()
         candidates = self._candidates()
         placed = self._placed(candidates)
         if not placed:
@@ -175,7 +127,8 @@ class Int8Run:
         insert_qdq(rewriter, self.clusters, self._plan(chosen))
         done = rewriter.result()
         adopt(self.graph, self.model.graph)
-        changes = (*done.changes, *self.changes)
+        smoothed = () if self.smoothing is None else self.smoothing.changes
+        changes = (*smoothed, *done.changes, *self.changes)
         return PassResult(changes, (*self.skips, *done.skips), Fidelity.LOSSY)
 
     # ----------------------------------------------------------------- prepare
@@ -189,23 +142,30 @@ class Int8Run:
         infer_shapes(model)
         rewriter = Rewriter(model.graph)
         sums_to_adds(rewriter)
-        context = replace(self.context, model=model, reference=model)
         if self.options.equalize:
             equalize(rewriter)
-        if self.options.smooth:
-            smooth(rewriter, context)
+        self._finish(model, rewriter)
+        return model
+
+    def _finish(self, model: Model, rewriter: Rewriter) -> None:
+        """Close an edit of `model` before anything is on integers."""
         done = rewriter.result()
         self.changes += done.changes
         model.has_shapes = model.has_shapes and not done.changed
         infer_shapes(model)
-        return model
 
-    def _recurrent_grid(self, grid: GridForm) -> GridForm:
-        """The form of grids of the weights of recurrent layers, which always read u8."""
+    def _dynamic_grid(self, grid: GridForm) -> GridForm:
+        """The form of grids of weights that meet ranges of run time, which are always u8."""
         kinds = {cluster.rule.kind for cluster in self.clusters.all}
-        if self.activations is CodeType.U8 or KernelKind.RECURRENT not in kinds:
+        is_met = KernelKind.RECURRENT in kinds or self._has_products()
+        if self.activations is CodeType.U8 or not is_met:
             return grid
         return replace(grid, reduced=self._reduced(CodeType.U8))
+
+    def _has_products(self) -> bool:
+        """Whether there are products that could find ranges at run time."""
+        found = clusters_of(self.model.graph, ActivationRanges.DYNAMIC).all
+        return any(cluster.rule.kind is KernelKind.DYNAMIC for cluster in found)
 
     def _reduced(self, activations: CodeType) -> bool:
         """Whether weights that meet such activations take 7 bits."""
@@ -220,6 +180,58 @@ class Int8Run:
             )
         return reduced
 
+    # ----------------------------------------------------------------- static or dynamic
+
+    def _choose_ranges_source(self) -> None:
+        """Settle whether products find their ranges at run time, and smooth their inputs."""
+        self.ranges = self.options.ranges or self._nearer_ranges()
+        self.clusters = clusters_of(self.model.graph, self.ranges)
+        if self.ranges is ActivationRanges.DYNAMIC:
+            self.weights, self.is_reduced = self.recurrent, self.recurrent.grid.reduced
+        elif self.options.smooth:
+            rewriter = Rewriter(self.model.graph)
+            smooth(rewriter, replace(self.context, model=self.model, reference=self.model))
+            self._finish(self.model, rewriter)
+        self.codes = nearest_codes(self.model, self.clusters, self.weights)
+
+    def _nearer_ranges(self) -> ActivationRanges:
+        """Ranges of run time where those from samples leave the outputs clearly further."""
+        trial = RangeTrial(
+            self.model,
+            self.reference,
+            self.options.layers,
+            self.form,
+            self.weights,
+            self.recurrent,
+            self.calibration,
+        )
+        with self.context.progress.step("comparing ranges from samples with those of run time"):
+            found = trial.nearer_dynamic()
+        if found is None:
+            return ActivationRanges.STATIC
+        self._say(found.words)
+        self.is_nearer_alone = found.is_nearer_alone
+        return ActivationRanges.DYNAMIC
+
+    def _smooth_products(self, names: frozenset[str]) -> None:
+        """Smooth the inputs of those of the clusters `names` that find ranges at run time."""
+        options = self.options
+        if self.ranges is not ActivationRanges.DYNAMIC or options.smooth is False:
+            return
+        if self.smoothing is None:
+            self.smoothing = ProductSmoothing(
+                self.model,
+                self.weights.grid,
+                self.calibration.some(SAMPLES),
+                self.context.progress,
+                options.alpha_of,
+            )
+        if self.smoothing.names == names:
+            return
+        self.model = self.smoothing.smoothed(names)
+        self.clusters = clusters_of(self.model.graph, self.ranges)
+        self.codes = nearest_codes(self.model, self.clusters, self.weights)
+
     # ----------------------------------------------------------------- observe
 
     def _candidates(self) -> frozenset[str]:
@@ -228,14 +240,19 @@ class Int8Run:
         names = [cluster.name for cluster in self.clusters.all]
         self.check(names, [skip.node for skip in self.clusters.skips])
         wanted = frozenset(name for name in names if self.options.layers.accepts(name))
+        beside = worth_observing(self.clusters, self.ranges)
         with self.context.progress.step("observing ranges of activations"):
             grids = observe_grids(
-                self.model, self.clusters, self.calibration, self.options.method, self.form
+                self.model,
+                [cluster for cluster in self.clusters.all if cluster.name in beside],
+                self.calibration,
+                self.options.method,
+                self.form,
             )
         self.found, self.grids = grids.found, dict(grids.by_tensor)
         found = []
         for cluster in self.clusters.all:
-            why = grids.objection(cluster)
+            why = grids.objection(cluster) if cluster.name in beside else _FLOAT_BESIDE
             if cluster.name not in wanted:
                 why = "`only` and `skip` leave it out"
             elif cluster.rule.kind is KernelKind.LAYER and cluster.name not in self.codes:
@@ -253,6 +270,7 @@ class Int8Run:
         if not candidates:
             self._say_skip("no operator can become an integer kernel")
             return candidates
+        self._smooth_products(candidates)
         if self.options.placement is Placement.ALL:
             return candidates
         if self.options.placement is Placement.LAYERS:
@@ -262,7 +280,16 @@ class Int8Run:
             self._say("every operator that can be, as the goal is bytes: nothing was timed")
             return candidates
         found = self._searched(candidates, self.context.stopwatch)
+        if self.is_nearer_alone and self.context.goal is not Goal.BYTES:
+            alone = candidates & self._between_floats()
+            nearer = self._searched(alone, self.context.stopwatch) if alone else None
+            if nearer is not None and nearer.is_about_as_fast_as(found):
+                found = nearer
         return frozenset() if found is None else found.chosen
+
+    def _between_floats(self) -> frozenset[str]:
+        """The clusters that read and make floats."""
+        return frozenset(c.name for c in self.clusters.all if c.rule.kind.is_between_floats)
 
     def _searched(self, candidates: frozenset[str], stopwatch: Stopwatch) -> TimedPlacement | None:
         """The placement that is fastest here; for bytes, the fastest with all weights in it."""
@@ -288,7 +315,11 @@ class Int8Run:
         return found
 
     def _plan(self, chosen: frozenset[str]) -> QdqPlan:
-        return QdqPlan(chosen, self.grids, self.codes, self.form, self.recurrent)
+        return QdqPlan(chosen, self.grids, self.codes, self.form, self.recurrent, self.ranges)
+
+    def _quantized(self, chosen: frozenset[str]) -> Model:
+        """A copy of the model, as it is smoothed now, with the clusters `chosen` on integers."""
+        return quantized_copy(self.model, self._plan(chosen))
 
     def _plan_with(self, chosen: frozenset[str], ranges: RangeByTensor) -> QdqPlan:
         grids = {**self.grids, **{name: item.grid for name, item in ranges.items()}}
@@ -301,6 +332,7 @@ class Int8Run:
         observed, chosen, words = self.grids, placed, None
         while chosen:
             self.grids = dict(observed)
+            self._smooth_products(chosen)
             self._round(chosen)
             words = self._choose_ranges(chosen)
             left = self._within_limits(chosen)
@@ -313,13 +345,14 @@ class Int8Run:
 
     def _round(self, chosen: frozenset[str]) -> None:
         """Solve the weights of the chosen layers for good."""
+        kinds = (KernelKind.LAYER, KernelKind.DYNAMIC)
         layers = [
             cluster.name
             for cluster in self.clusters.all
-            if cluster.name in chosen and cluster.rule.kind is KernelKind.LAYER
+            if cluster.name in chosen and cluster.rule.kind in kinds
         ]
         # where channels were scaled, layers of the original return something else
-        is_scaled = self.options.equalize or self.options.smooth
+        is_scaled = self.options.equalize or self.options.smooth or self.smoothing is not None
         reference = None if is_scaled else self.context.reference
         solved = solved_codes(
             self.model,
@@ -363,10 +396,9 @@ class Int8Run:
     def _fallback(self) -> FloatFallback:
         """One for all rounds of fitting, as it knows the accuracy of the reference."""
         return FloatFallback(
-            self.model,
+            self._quantized,
             self.reference,
-            self._plan,
-            partial(drop_isolated_movement, self.clusters),
+            lambda chosen: drop_isolated_movement(self.clusters, chosen),
             self.calibration,
             DivergenceLimits(self.options.max_error, self.context.floors, self.context.accuracy),
             self.context.progress,
@@ -391,7 +423,7 @@ class Int8Run:
     def _still_faster(self, chosen: frozenset[str]) -> frozenset[str]:
         """`chosen` if the model is faster than float with it, else nothing."""
         assert self.context.stopwatch is not None
-        candidate = quantized_copy(self.model, self._plan(chosen))
+        candidate = self._quantized(chosen)
         pair = self.context.stopwatch.pair(self.original, candidate)
         tried = TimedPlacement("what holds the floors", chosen, pair)
         if pair.is_faster:
@@ -412,6 +444,8 @@ class Int8Run:
             tuple(name for name in order if name in candidates - chosen),
             self.activations,
             self.is_reduced,
+            self.ranges if self._has_products() else None,
+            {} if self.smoothing is None else dict(self.smoothing.alphas),
         )
 
     def _say(self, what: str) -> None:

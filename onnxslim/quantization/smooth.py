@@ -9,7 +9,8 @@ channel j
 is the same product, with the difficulty shared between tensor and weight (Xiao et al. 2022,
 arXiv:2211.10438, eqs. 3 and 4). max|W_j| is over all layers that read the tensor. The operator
 before takes the division: scale and bias of a normalization, a Mul and an Add with constants,
-or the rows of another weight layer.
+or the rows of another weight layer. In front of products that find their ranges at run time, a Mul
+takes it where others read the tensor too, such as the residual stream (see `product_smoothing`).
 
 Owns: which operators can take the division, and the scales. Not here: scaling a layer (see
 `channel_scaling`).
@@ -112,6 +113,12 @@ def _why_no_site(
 def _smooth(rewriter: Rewriter, site: _SmoothedInput, most: Array, alpha: float) -> str | None:
     """Scale the channels of a tensor, of which `most` holds the largest |x|; or why it stays."""
     weights = np.max([layer.in_peaks() for layer in site.readers], axis=0)
+    scale = smoothing_scale(most, weights, alpha)
+    return scale if isinstance(scale, str) else _divide(rewriter, site, scale)
+
+
+def smoothing_scale(most: Array, weights: Array, alpha: float) -> Array | str:
+    """S for each channel, by the largest |x| and the largest |w| of each; or why there is none."""
     used = (most > 0) & (weights > 0)
     if not used.any():
         return "all its channels are zero"
@@ -119,9 +126,53 @@ def _smooth(rewriter: Rewriter, site: _SmoothedInput, most: Array, alpha: float)
     scale[used] = np.maximum(most[used] ** alpha / weights[used] ** (1 - alpha), _MIN_SCALE)
     # a factor common to all channels changes no grid, so the geometric mean becomes 1
     scale[used] /= np.exp(np.log(scale[used]).mean())
-    if np.abs(np.log(scale)).max() < _SETTLED:
-        return "its channels are alike already"
-    taken = _taken(rewriter, site.tensor, 1 / scale)
+    return scale if np.abs(np.log(scale)).max() >= _SETTLED else "its channels are alike already"
+
+
+def divided_upstream(rewriter: Rewriter, tensor: gs.Tensor, layers: int, scale: Array) -> bool:
+    """Whether what makes `tensor` can divide it in constants that are vectors already.
+
+    A number that became a vector would take the pattern that it is part of, such as the half of
+    Gelu, from onnxruntime's fusions, which costs more than a Mul.
+
+    Args:
+        rewriter: of the graph.
+        tensor: what is read.
+        layers: the number of layers that are to read it divided.
+        scale: (channels,).
+    """
+    if not tensor.inputs or rewriter.uses(tensor) != layers:
+        return False
+    return not isinstance(_taken(rewriter, tensor, 1 / scale, grows=False), str)
+
+
+def divide_input(
+    rewriter: Rewriter, tensor: gs.Tensor, layers: Sequence[LinearLayer], scale: Array
+) -> str | None:
+    """Divide what `layers` read by `scale`, and multiply their weights by it.
+
+    What makes the tensor divides, where these layers alone read it and it can; else a Mul in front
+    of them. Edits the graph.
+
+    Args:
+        rewriter: of the graph.
+        tensor: the input, its channels along the last axis.
+        layers: Gemms and MatMuls that read it.
+        scale: (channels,).
+
+    Returns:
+        Why nothing was done; None where it was.
+    """
+    site = _SmoothedInput(tensor, tuple(map(ScaledLayer, layers)))
+    return _divide(
+        rewriter, site, scale, by_mul=not divided_upstream(rewriter, tensor, len(layers), scale)
+    )
+
+
+def _divide(
+    rewriter: Rewriter, site: _SmoothedInput, scale: Array, *, by_mul: bool = False
+) -> str | None:
+    taken = [] if by_mul else _taken(rewriter, site.tensor, 1 / scale)
     if isinstance(taken, str):
         return taken
     for layer in site.readers:
@@ -132,9 +183,28 @@ def _smooth(rewriter: Rewriter, site: _SmoothedInput, most: Array, alpha: float)
         taken.append(_writing(rewriter, layer, arrays))
     for write in taken:
         write()
+    if by_mul:
+        _insert_mul(rewriter, site, 1 / scale)
     words = ", ".join(f"`{node_label(layer.layer.node)}`" for layer in site.readers)
-    rewriter.note(site.tensor.name, f"smoothed for {words}", Fidelity.CLOSE)
+    how = " by a Mul" if by_mul else ""
+    rewriter.note(site.tensor.name, f"smoothed{how} for {words}", Fidelity.CLOSE)
     return None
+
+
+def _insert_mul(rewriter: Rewriter, site: _SmoothedInput, factor: Array) -> None:
+    """Let the readers of a tensor read it times `factor`."""
+    tensor, first = site.tensor, site.readers[0].layer.node
+    stored = rewriter.constant(factor.astype(np.float32), f"{tensor.name}_factor")
+    (made,) = rewriter.insert(
+        first,
+        "Mul",
+        [tensor, stored],
+        name=f"{tensor.name}_smoothed",
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+    )
+    for reader in site.readers:
+        rewriter.set_input(reader.layer.node, reader.layer.data, made)
 
 
 def _writing(
@@ -146,8 +216,13 @@ def _writing(
 # ---------------------------------------------------------------------------- factors upstream
 
 
-def _taken(rewriter: Rewriter, tensor: gs.Tensor, factor: Array) -> list[Edit] | str:
-    """The edits that multiply `tensor` by `factor` along its last axis, or why there are none."""
+def _taken(
+    rewriter: Rewriter, tensor: gs.Tensor, factor: Array, *, grows: bool = True
+) -> list[Edit] | str:
+    """The edits that multiply `tensor` by `factor` along its last axis, or why there are none.
+
+    With `grows` a number may become a vector.
+    """
     writes: list[Edit] = []
     while True:
         node = rewriter.producer(tensor)
@@ -162,7 +237,7 @@ def _taken(rewriter: Rewriter, tensor: gs.Tensor, factor: Array) -> list[Edit] |
             return _into_normalization(rewriter, node, factor, writes)
         if node.op not in _SHIFTS and node.op not in _SCALES:
             return f"the {node.op} `{node_label(node)}` that makes it has no parameters"
-        step = _into_constant(rewriter, node, factor)
+        step = _into_constant(rewriter, node, factor, grows=grows)
         if isinstance(step, str):
             return step
         writes.append(step)
@@ -204,12 +279,15 @@ def _into_normalization(
     return taken
 
 
-def _into_constant(rewriter: Rewriter, node: Node, factor: Array) -> Edit | str:
+def _into_constant(rewriter: Rewriter, node: Node, factor: Array, *, grows: bool) -> Edit | str:
     """Multiply the constant operand of `node`; the other operand of a sum is left to its maker."""
     constants = [i for i, item in enumerate(node.inputs) if const_array(item) is not None]
     if len(node.inputs) != 2 or len(constants) != 1:
         return f"the {node.op} `{node_label(node)}` that makes it has no constant operand"
     (index,) = constants
+    array = const_array(node.inputs[index])
+    if not grows and array is not None and array.size == 1:
+        return f"a number of `{node_label(node)}` would become a vector"
     if node.op == "Div":
         if index == 0:
             return f"`{node_label(node)}` divides a constant"

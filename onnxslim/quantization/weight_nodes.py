@@ -171,7 +171,7 @@ class _WeightStorer:
 
     def _pick(self, user: Node, table: Constant, scales: Constant) -> None:
         """Let `user` pick rows of codes and of scales, and make floats of them."""
-        indices, picking = user.inputs[1], _Picking(self.rw, user)
+        indices, picking = user.inputs[1], RowPicking(self.rw, user)
         source: gs.Tensor = table
         if self.plan.bits == 4:  # Gather moves no codes of 4 bits; this is folded at the start
             source = picking.cast(table, np.int8)
@@ -188,7 +188,7 @@ class _WeightStorer:
 
     def _pick_packed(self, user: Node, table: Constant, scales: Constant) -> None:
         """Let `user` pick rows of the codes that MatMulNBits reads, and make floats of them."""
-        indices, picking, bits = user.inputs[1], _Picking(self.rw, user), self.plan.bits
+        indices, picking, bits = user.inputs[1], RowPicking(self.rw, user), self.plan.bits
         block = self.plan.block
         assert block is not None
         codes = picking.rows(table, indices)  # (..., blocks, bytes of a block)
@@ -211,7 +211,7 @@ class _WeightStorer:
 
 
 @dataclass
-class _Picking:
+class RowPicking:
     """Nodes in front of a Gather that make the rows which it picked."""
 
     rw: Rewriter
@@ -220,20 +220,25 @@ class _Picking:
     def add(
         self, op: str, inputs: list[gs.Tensor], dtype: object = None, **attrs: object
     ) -> Variable:
+        """A new node; its outputs have the type of its first input, or `dtype`."""
         name, dtype = f"{self.user.outputs[0].name}_part", dtype or inputs[0].dtype
         return self.rw.insert(self.user, op, inputs, attrs, name=name, dtype=dtype)[0]
 
     def constant(self, values: np.ndarray) -> Constant:
+        """A new constant."""
         return self.rw.constant(values, f"{self.user.outputs[0].name}_part")
 
     def rows(self, table: gs.Tensor, indices: gs.Tensor) -> Variable:
+        """The rows of a table, each at the place of its index."""
         return self.add("Gather", [table, indices], axis=0)
 
     def columns(self, tensor: gs.Tensor, places: np.ndarray) -> Variable:
+        """Entries along the last axis."""
         index = self.constant(np.asarray(places, np.int64))
         return self.add("Gather", [tensor, index], axis=-1)
 
     def cast(self, tensor: gs.Tensor, dtype: type[np.generic]) -> Variable:
+        """The same values in another type."""
         to = int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
         return self.add("Cast", [tensor], np.dtype(dtype), to=to)
 

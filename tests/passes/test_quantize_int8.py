@@ -10,6 +10,7 @@ import pytest
 from layer_nets import (
     FORCE,
     REPRODUCERS,
+    Given,
     boxes_beside_scores,
     dense_net,
     net,
@@ -75,7 +76,7 @@ def quantize(
     source: onnx.ModelProto | Model,
     text: str = "quantize-int8:placement=all",
     *,
-    x: np.ndarray | None = X,
+    x: Given | None = X,
     stopwatch: object = None,
     floors: Floors | None = None,
     goal: Goal = Goal.BOTH,
@@ -597,3 +598,94 @@ def test_targets_are_the_operators_that_only_can_name() -> None:
     model = Model.load(residual())
     infer_shapes(model)
     assert QuantizeInt8().targets(model.graph)[:2] == ("a", "c")
+
+
+# ------------------------------------------------------------------- ranges of run time
+
+
+def blocks() -> onnx.ModelProto:
+    """Two residual blocks, and a LayerNormalization that gives every input the same weight."""
+    weights = {"zero": np.zeros(16, np.float32), "one": np.ones(16, np.float32)}
+    nodes, last = [], "x"
+    for seed, block in enumerate("ab"):
+        weights[f"{block}_v"] = normal(16, 24, seed=seed, scale=0.2)
+        weights[f"{block}_w"] = normal(24, 16, seed=9 + seed, scale=0.2)
+        nodes += [
+            node("MatMul", [last, f"{block}_v"], f"{block}_p"),
+            node("Relu", [f"{block}_p"], f"{block}_r"),
+            node("MatMul", [f"{block}_r", f"{block}_w"], f"{block}_q"),
+            node("Add", [f"{block}_q", last], f"{block}_y"),
+        ]
+        last = f"{block}_y"
+    nodes.append(node("LayerNormalization", [last, "one", "zero"], "y", axis=-1))
+    return net(nodes, weights, ["N", "T", 16])
+
+
+def tokens() -> list[dict[str, np.ndarray]]:
+    """Inputs of different lengths and sizes, of which one channel is larger than the others."""
+    found = []
+    for number, size in enumerate(np.geomspace(0.1, 10, 20)):
+        x = size * normal(1, 4 + number % 3, 16, seed=number)
+        x[..., 3] *= 8
+        found.append({"x": x.astype(np.float32)})
+    return found
+
+
+TOKENS = tokens()
+DYNAMIC = "quantize-int8:placement=all:activation-ranges=dynamic"
+
+
+def distance_of(model: Model) -> float:
+    """‖ŷ − y‖ / ‖y‖ of the blocks on integers."""
+    source = Model.load(blocks())
+    (found,) = runs(TOKENS).distances(source, [model])
+    return found.relative_error
+
+
+def test_products_find_their_ranges_at_run_time_where_ranges_from_samples_lose_more() -> None:
+    model, report = quantize(blocks(), x=TOKENS)
+    assert ops(model)["MatMulInteger"] == 4
+    assert not {"QuantizeLinear", "MatMul"} & set(ops(model))
+    assert said(report, "found at run time")
+    text = "quantize-int8:placement=all:activation-ranges=static"
+    static, _ = quantize(blocks(), text, x=TOKENS)
+    assert distance_of(model) < distance_of(static) / 2
+
+
+def test_a_convolutional_net_keeps_ranges_from_samples() -> None:
+    model, _ = quantize(residual())
+    assert "DynamicQuantizeLinear" not in ops(model)
+
+
+def test_ranges_and_alpha_that_were_found_are_spelled_and_repeat_the_bytes() -> None:
+    source = blocks()
+    stopwatch = ScriptedStopwatch({("MatMul", False): 3.0})
+    model, report = quantize(source, "quantize-int8", x=TOKENS, stopwatch=stopwatch)
+    again = report.resolved
+    assert again is not None
+    assert "activation-ranges=dynamic" in again
+    assert "alpha-of=" in again
+    repeated, _ = quantize(source, again, x=TOKENS)
+    assert repeated.to_bytes() == model.to_bytes()
+
+
+def test_a_product_that_is_slower_on_integers_stays_float() -> None:
+    times = {("MatMul", False): 1.0, ("MatMulInteger", False): 3.0}
+    _, report = quantize(
+        blocks(), "quantize-int8", x=TOKENS, stopwatch=ScriptedStopwatch(times, 0.5)
+    )
+    assert not report.changes
+    assert "nothing that was tried is faster" in " ".join(why_of(report).values())
+
+
+def test_smoothing_can_be_left_out() -> None:
+    model, report = quantize(blocks(), f"{DYNAMIC}:smooth=false", x=TOKENS)
+    assert ops(model)["MatMulInteger"] == 4
+    assert not any("smoothed" in change.what for change in report.changes)
+
+
+def test_products_go_back_to_float_until_the_error_holds_and_are_smoothed_without_them() -> None:
+    model, report = quantize(blocks(), f"{DYNAMIC}:max-error=0.006", x=TOKENS)
+    assert 0 < ops(model)["MatMulInteger"] < 4
+    assert any("back to float" in why for why in why_of(report).values())
+    assert distance_of(model) <= 0.006

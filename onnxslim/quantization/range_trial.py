@@ -1,0 +1,119 @@
+"""Whether products should find the ranges of their inputs at run time: a trial on a few samples.
+
+The activations of transformers have outliers that differ from input to input, and residual sums
+that 8 bits say too little of: with ranges from samples their outputs are lost, with those of run
+time they hold. Convolutional networks lose nothing by ranges from samples, which are faster. Both
+models are run on a few samples before anything is timed or fitted, which costs little, and spares
+the search among placements that could not be used.
+
+Owns: the comparison. Not here: what either model looks like (see `clusters` and `qdq`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+from onnxslim.io.model import Model
+from onnxslim.pipeline.layer_filter import LayerFilter
+from onnxslim.quantization.activation_grids import observe_grids
+from onnxslim.quantization.clusters import Clusters, clusters_of, worth_observing
+from onnxslim.quantization.grid import GridForm
+from onnxslim.quantization.layer_codes import nearest_codes
+from onnxslim.quantization.qdq import QdqPlan, quantized_copy
+from onnxslim.quantization.rules import ActivationRanges, KernelKind
+from onnxslim.quantization.weight_scales import WeightForm
+from onnxslim.services.calibration import Calibration, Distance
+
+_SAMPLES: Final = 8
+_CLEARLY: Final = 0.25  # ranges of run time must leave at most this share of the divergence
+_NEARER: Final = 0.5  # products alone must leave at most this share of it
+
+
+@dataclass(frozen=True)
+class NearerDynamic:
+    """That ranges of run time leave the outputs clearly nearer.
+
+    Attributes:
+        words: the same with figures, for the report.
+        is_nearer_alone: whether the outputs are clearly nearer still where nothing else is on
+            integers.
+    """
+
+    words: str
+    is_nearer_alone: bool
+
+
+@dataclass(frozen=True)
+class RangeTrial:
+    """A model, and what it would be on integers.
+
+    Attributes:
+        model: the float model, its shapes inferred.
+        reference: the model whose outputs are to be kept.
+        layers: which operators may be on integers.
+        form: the form of the grids of activations.
+        static, dynamic: the forms of weights that meet ranges from samples, and of run time.
+        calibration: the samples.
+    """
+
+    model: Model
+    reference: Model
+    layers: LayerFilter
+    form: GridForm
+    static: WeightForm
+    dynamic: WeightForm
+    calibration: Calibration
+
+    def nearer_dynamic(self) -> NearerDynamic | None:
+        """What ranges of run time gain; None where it is not clear that they do."""
+        clusters = clusters_of(self.model.graph, ActivationRanges.DYNAMIC)
+        accepted = [item for item in clusters.all if self.layers.accepts(item.name)]
+        if not any(item.rule.kind is KernelKind.DYNAMIC for item in accepted):
+            return None
+        samples = self.calibration.some(_SAMPLES)
+        plans = [
+            self._plan(clusters_of(self.model.graph), self.static, samples),
+            self._plan(clusters, self.dynamic, samples, ActivationRanges.DYNAMIC),
+        ]
+        between = (item.name for item in accepted if item.rule.kind.is_between_floats)
+        plans.append(replace(plans[1], chosen=plans[1].chosen.intersection(between)))
+        models = (quantized_copy(self.model, plan) for plan in plans)
+        static, dynamic, alone = samples.distances(self.reference, models)
+        is_nearer_alone = _share(alone, dynamic) <= _NEARER and plans[1].chosen != plans[2].chosen
+        best = alone if is_nearer_alone else dynamic
+        if _share(best, static) > _CLEARLY:
+            return None
+        words = (
+            "ranges of the inputs of MatMul and Gemm are found at run time: on a few samples SQNR "
+            f"{best.sqnr_db:.1f} dB, and {static.sqnr_db:.1f} with ranges from samples"
+        )
+        return NearerDynamic(words, is_nearer_alone)
+
+    def _plan(
+        self,
+        clusters: Clusters,
+        weights: WeightForm,
+        samples: Calibration,
+        ranges: ActivationRanges = ActivationRanges.STATIC,
+    ) -> QdqPlan:
+        """Everything on integers that may be, with weights rounded to nearest."""
+        names = worth_observing(clusters, ranges)
+        own = [c for c in clusters.all if c.name in names and self.layers.accepts(c.name)]
+        grids = observe_grids(self.model, own, samples, None, self.form)
+        codes = nearest_codes(self.model, clusters, weights)
+        chosen = frozenset(
+            cluster.name
+            for cluster in own
+            if grids.objection(cluster) is None
+            and (cluster.rule.kind is not KernelKind.LAYER or cluster.name in codes)
+        )
+        return QdqPlan(chosen, grids.by_tensor, codes, self.form, weights, ranges)
+
+
+def _share(found: Distance, other: Distance) -> float:
+    """The divergence of `found` as a share of the other's; 0 where the other lost its outputs."""
+    if not math.isfinite(other.divergence):
+        return 0.0 if math.isfinite(found.divergence) else 1.0
+    return found.divergence / other.divergence if other.divergence > 0 else 1.0
