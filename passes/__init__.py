@@ -11,6 +11,7 @@ PASSES: Mapping[str, str] = {
     "cluster-weights": "cluster_weights:ClusterWeights",
     "compress-weights": "compress_weights:CompressWeights",
     "convert-fp16": "convert_fp16:ConvertFp16",
+    "convert-residual-sums": "convert_residual_sums:ConvertResidualSums",
     "dedup-constants": "dedup_constants:DedupConstants",
     "dedup-nodes": "dedup_nodes:DedupNodes",
     "deep-compression": "deep_compression:DeepCompression",

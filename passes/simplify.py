@@ -57,6 +57,7 @@ MEMBERS = (
     "fuse-affine",
     "fuse-matmul-add",
     "fuse-reductions",
+    "convert-residual-sums",  # behind all that look for an Add
     "dedup-constants",
     "dedup-nodes",
     "eliminate-dead",
