@@ -513,6 +513,8 @@ def _consuming_layers(rw: Rewriter, chain: _Chain) -> list[LinearLayer]:
         return []
     if rw.is_output(chain.result) or not is_float(chain.mapping.dtype):
         return []
+    if min_rank(chain.source) < chain.mapping.ndim:  # the map may add an axis in front
+        return []
     home = rw.graph_of(chain.last)
     layers = []
     for user in users:

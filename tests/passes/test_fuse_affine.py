@@ -357,6 +357,15 @@ def test_constant_that_adds_dimensions_is_no_neutral_element() -> None:
     assert_declines(text, FuseAffine())
 
 
+def test_a_factor_that_adds_dimensions_stays_in_front_of_a_layer() -> None:
+    text = """<opset_import: ["" : 17]>
+        g (float[N] x) => (float[1, 2] y) <float[1, 1] two = {2}, float[1, 2] w = {1, 2}> {
+            m = Mul (two, x)
+            y = MatMul (m, w)
+        }"""
+    assert_declines(text, FuseAffine())
+
+
 def test_ones_that_broadcast_are_no_neutral_element() -> None:
     text = """<opset_import: ["" : 17]>
         g (float[1, 3] x) => (float[2, 3] y) <float[2, 1] one = {1, 1}> { y = Mul (x, one) }"""
