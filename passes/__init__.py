@@ -33,6 +33,7 @@ PASSES: Mapping[str, str] = {
     "fuse-quantization": "fuse_quantization:FuseQuantization",
     "fuse-reductions": "fuse_reductions:FuseReductions",
     "fuse-reshapes": "fuse_reshapes:FuseReshapes",
+    "fuse-rotary": "fuse_rotary:FuseRotary",
     "fuse-slices": "fuse_slices:FuseSlices",
     "fuse-transposes": "fuse_transposes:FuseTransposes",
     "inject-exits": "inject_exits:InjectExits",

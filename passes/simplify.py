@@ -53,6 +53,7 @@ MEMBERS = (
     "fuse-quantization",
     "fuse-pad",
     "fuse-activations",  # before fuse-affine, which absorbs the factors that identify an activation
+    "fuse-rotary",
     "fuse-attention",
     "fuse-affine",
     "fuse-matmul-add",
@@ -64,7 +65,10 @@ MEMBERS = (
     "strip-metadata",
 )
 
-_AS_MEMBERS: Mapping[str, Mapping[str, OptionValue]] = {"fuse-attention": {"raises_opset": False}}
+_AS_MEMBERS: Mapping[str, Mapping[str, OptionValue]] = {
+    "fuse-attention": {"raises_opset": False},
+    "fuse-rotary": {"raises_opset": False},
+}
 """What a member does otherwise than where it is asked for by name."""
 
 

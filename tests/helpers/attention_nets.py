@@ -1,12 +1,13 @@
-"""Attention in the forms in which exporters write it, as ONNX text."""
+"""Attention in the forms in which exporters write it, as ONNX text; comparing two models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
-from support import parse
+from support import parse, run
 
 CUT = "int64[4] cut = {0, 0, 2, 4}, int64[3] joined = {0, 0, 8}"
 HEADS = """
@@ -166,3 +167,27 @@ CACHE = Form(
         h = MatMul (p, present_v)""",
     outputs="float[B, 2, T, 4] present_k, float[B, 2, T, 4] present_v",
 )
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    """The operators of the main graph, in order."""
+    return [node.op_type for node in model.graph.node]
+
+
+def assert_same(
+    before: onnx.ModelProto, after: onnx.ModelProto, sizes: dict[str, int], seed: int = 0
+) -> None:
+    """Outputs agree up to rounding, NaN included, on random inputs of these sizes."""
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for info in before.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        shape = [sizes[d.dim_param] if d.dim_param else d.dim_value for d in dims]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        if dtype.kind == "f":
+            feeds[info.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            feeds[info.name] = rng.integers(0, 2, shape).astype(dtype)
+    for old, new in zip(run(before, feeds), run(after, feeds), strict=True):
+        assert new.dtype == old.dtype
+        np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from attention_nets import CACHE, FORMS, JOINED, Form
+from attention_nets import CACHE, FORMS, JOINED, Form, assert_same, operators
 from cases import case
 
 from onnxslim.io.model import Model
@@ -14,10 +14,6 @@ from onnxslim.passes.simplify import Simplify
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.records import Fidelity
 from support import CONTEXT, apply, assert_declines, assert_equivalent, canonical, parse, run
-
-
-def operators(model: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
 
 
 def the_attention(model: onnx.ModelProto) -> onnx.NodeProto:
@@ -29,25 +25,6 @@ def the_attention(model: onnx.ModelProto) -> onnx.NodeProto:
 def attribute(node: onnx.NodeProto, name: str) -> object:
     values = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
     return values.get(name)
-
-
-def assert_same(
-    before: onnx.ModelProto, after: onnx.ModelProto, sizes: dict[str, int], seed: int = 0
-) -> None:
-    """Outputs agree up to rounding, NaN included, on random inputs of these sizes."""
-    rng = np.random.default_rng(seed)
-    feeds = {}
-    for info in before.graph.input:
-        dims = info.type.tensor_type.shape.dim
-        shape = [sizes[d.dim_param] if d.dim_param else d.dim_value for d in dims]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-        if dtype.kind == "f":
-            feeds[info.name] = rng.standard_normal(shape).astype(dtype)
-        else:
-            feeds[info.name] = rng.integers(0, 2, shape).astype(dtype)
-    for old, new in zip(run(before, feeds), run(after, feeds), strict=True):
-        assert new.dtype == old.dtype
-        np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------ fires
