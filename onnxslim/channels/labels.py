@@ -47,16 +47,20 @@ def spread_along(array: LabelArray, axis: int) -> LabelArray:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
-def in_step(a: LabelArray, b: LabelArray) -> tuple[LabelArray, LabelArray]:
-    """Both arrays, over and over along axes where their periods differ, with axes of one length."""
-    lengths = [
-        math.lcm(*pair) if min(pair) > 1 else 1 for pair in zip(a.shape, b.shape, strict=True)
-    ]
+def in_step(a: LabelArray, b: LabelArray) -> tuple[LabelArray, LabelArray] | None:
+    """Both arrays, the one with a shorter period over and over; None where none is a multiple."""
+    rank = max(a.ndim, b.ndim)
+    a, b = with_rank(a, rank), with_rank(b, rank)
+    pairs = [sorted(pair) for pair in zip(a.shape, b.shape, strict=True)]
+    if any(long % short for short, long in pairs):
+        return None
 
     def tiled(array: LabelArray) -> LabelArray:
-        return np.tile(
-            array, [max(1, size // own) for size, own in zip(lengths, array.shape, strict=True)]
-        )
+        times = [
+            long // own if short > 1 else 1
+            for (short, long), own in zip(pairs, array.shape, strict=True)
+        ]
+        return np.tile(array, times)
 
     return tiled(a), tiled(b)
 

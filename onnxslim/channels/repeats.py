@@ -15,81 +15,97 @@ from onnxslim.channels.pointwise import BROADCAST, UNARY
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import axes_of, const_array, normalized
 
-
-def is_repeated(tensor: gs.Tensor, axis: int, flow: SizeFlow) -> bool:
-    """Whether a tensor certainly holds the same values all along `axis`, counted from the front."""
-    shape = flow.shape(tensor)
-    if axis < 0 or (shape is not None and shape[axis] == 1):
-        return True
-    node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
-    rule = _RULES.get(node.op) if node is not None and node.is_onnx else None
-    if node is None or rule is None or shape is None:
-        return False
-    return rule(node, axis, flow)
+_DEEPEST: Final = 40  # nodes between a tensor and the Expand that made it
 
 
-def _of_operand(node: Node, index: int, axis: int, rank: int, flow: SizeFlow) -> bool:
-    """The same question about an operand that is broadcast to `rank` axes."""
-    shape = flow.shape(node.inputs[index])
-    return shape is not None and is_repeated(node.inputs[index], axis - rank + len(shape), flow)
+class Repeats:
+    """Answers for the tensors of one graph, each found once."""
+
+    def __init__(self, flow: SizeFlow) -> None:
+        self.flow = flow
+        self._known: dict[tuple[gs.Tensor, int], bool] = {}
+        self._depth = 0
+
+    def along(self, tensor: gs.Tensor, axis: int) -> bool:
+        """Whether a tensor certainly holds the same values all along `axis`.
+
+        The axis counts from the front; a negative one is an axis that broadcasting adds.
+        """
+        if axis < 0:
+            return True
+        key = (tensor, axis)
+        if key not in self._known and self._depth < _DEEPEST:
+            self._depth += 1
+            self._known[key] = self._found(tensor, axis)
+            self._depth -= 1
+        return self._known.get(key, False)
+
+    def _found(self, tensor: gs.Tensor, axis: int) -> bool:
+        shape = self.flow.shape(tensor)
+        if shape is None:
+            return False
+        if shape[axis] == 1:
+            return True
+        node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+        rule = _RULES.get(node.op) if node is not None and node.is_onnx else None
+        return node is not None and rule is not None and rule(node, axis, len(shape), self)
+
+    def of_operand(self, node: Node, index: int, axis: int, rank: int) -> bool:
+        """The same question about an operand that is broadcast to `rank` axes."""
+        shape = self.flow.shape(node.inputs[index])
+        return shape is not None and self.along(node.inputs[index], axis - rank + len(shape))
 
 
-def _elementwise(node: Node, axis: int, flow: SizeFlow) -> bool:
-    rank = len(flow.shape(node.outputs[0]) or ())
-    return all(
-        _of_operand(node, index, axis, rank, flow)
-        for index, tensor in enumerate(node.inputs)
-        if tensor.name
-    )
+_Rule = Callable[[Node, int, int, Repeats], bool]
+"""Whether the output of a node, with so many axes, is the same along an axis."""
 
 
-def _expand(node: Node, axis: int, flow: SizeFlow) -> bool:
-    return _of_operand(node, 0, axis, len(flow.shape(node.outputs[0]) or ()), flow)
+def _elementwise(node: Node, axis: int, rank: int, repeats: Repeats) -> bool:
+    operands = [index for index, tensor in enumerate(node.inputs) if tensor.name]
+    return all(repeats.of_operand(node, index, axis, rank) for index in operands)
 
 
-def _same(node: Node, axis: int, flow: SizeFlow) -> bool:
-    return is_repeated(node.inputs[0], axis, flow)
+def _same(node: Node, axis: int, rank: int, repeats: Repeats) -> bool:
+    return repeats.along(node.inputs[0], axis)
 
 
-def _tile(node: Node, axis: int, flow: SizeFlow) -> bool:
-    shape = flow.shape(node.inputs[0])
-    return shape is not None and axis < len(shape) and is_repeated(node.inputs[0], axis, flow)
+def _expand(node: Node, axis: int, rank: int, repeats: Repeats) -> bool:
+    return repeats.of_operand(node, 0, axis, rank)
 
 
-def _transpose(node: Node, axis: int, flow: SizeFlow) -> bool:
-    rank = len(flow.shape(node.outputs[0]) or ())
+def _everywhere(node: Node, axis: int, rank: int, repeats: Repeats) -> bool:
+    return True
+
+
+def _transpose(node: Node, axis: int, rank: int, repeats: Repeats) -> bool:
     perm = node.attrs.get("perm") or list(reversed(range(rank)))
-    return is_repeated(node.inputs[0], int(perm[axis]), flow)
+    return repeats.along(node.inputs[0], int(perm[axis]))
 
 
-def _unsqueeze(node: Node, axis: int, flow: SizeFlow) -> bool:
-    added = _normalized_axes(node, len(flow.shape(node.outputs[0]) or ()), flow)
-    if added is None or axis in added:
-        return added is not None
-    return is_repeated(node.inputs[0], axis - sum(place < axis for place in added), flow)
-
-
-def _normalized_axes(node: Node, rank: int, flow: SizeFlow) -> tuple[int, ...] | None:
-    axes = axes_of(node, flow.opset)
-    return None if axes is None else normalized(axes, rank)
-
-
-def _gather(node: Node, axis: int, flow: SizeFlow) -> bool:
-    """Other axes than that along which positions are picked; a scalar index takes that away."""
-    picked, index = int(node.attrs.get("axis", 0)), const_array(node.inputs[1])
-    rank = len(flow.shape(node.inputs[0]) or ())
-    if not rank or index is None or index.ndim:
+def _unsqueeze(node: Node, axis: int, rank: int, repeats: Repeats) -> bool:
+    axes = axes_of(node, repeats.flow.opset)
+    added = None if axes is None else normalized(axes, rank)
+    if added is None:
         return False
-    return is_repeated(node.inputs[0], axis + (axis >= picked % rank), flow)
+    return repeats.along(node.inputs[0], axis - sum(place < axis for place in added))
 
 
-_RULES: Final[Mapping[str, Callable[[Node, int, SizeFlow], bool]]] = {
+def _gather(node: Node, axis: int, rank: int, repeats: Repeats) -> bool:
+    """Another axis than the one that a scalar index takes away."""
+    index = const_array(node.inputs[1])
+    if index is None or index.ndim:
+        return False
+    picked = int(node.attrs.get("axis", 0)) % (rank + 1)
+    return repeats.along(node.inputs[0], axis + (axis >= picked))
+
+
+_RULES: Final[Mapping[str, _Rule]] = {
     **dict.fromkeys(UNARY, _same),
     **dict.fromkeys(BROADCAST, _elementwise),
-    "ConstantOfShape": lambda _node, _axis, _flow: True,
+    "ConstantOfShape": _everywhere,
     "Expand": _expand,
     "Gather": _gather,
-    "Tile": _tile,
+    "Tile": _same,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

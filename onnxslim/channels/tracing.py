@@ -33,7 +33,7 @@ from onnxslim.channels.labels import (
     in_step,
     labelled_axes,
 )
-from onnxslim.channels.repeats import is_repeated
+from onnxslim.channels.repeats import Repeats
 from onnxslim.graph.ir import Node, node_label, subgraphs_of, walk_graphs
 from onnxslim.graph.operands import const_value
 from onnxslim.graph.sizes import Shape
@@ -136,6 +136,7 @@ class ChannelTracer:
         self.changes_signature = changes_signature
         self.opset = int(graph.opset or _OPSET_UNKNOWN)
         self.flow = SizeFlow(graph, self.opset)
+        self._repeats = Repeats(self.flow)
         self.trace = ChannelTrace()
         layers, skips = linear_layers(graph)
         self.layers = {layer.node: layer for layer in layers if not layer.bodies}
@@ -205,8 +206,14 @@ class ChannelTracer:
 
         Returns:
             One of the two labels at each place.
+
+        Raises:
+            Untraceable: they repeat in periods of which neither is a multiple of the other.
         """
-        a, b = np.broadcast_arrays(*in_step(a, b))
+        both_in_step = in_step(a, b)
+        if both_in_step is None:
+            raise Untraceable(f"it joins {a.shape} channels with {b.shape}")
+        a, b = np.broadcast_arrays(*both_in_step)
         both = (a != NONE) & (b != NONE)
         self.pin(a[~both], why)
         self.pin(b[~both], why)
@@ -262,7 +269,7 @@ class ChannelTracer:
         offset = rank - self.rank(tensor)
         kept = []
         for axis in axes:
-            if is_repeated(tensor, axis - offset, self.flow):
+            if self._repeats.along(tensor, axis - offset):
                 self.trace.edits.append(FirstPosition(node, operand, axis - offset, array, axis))
             else:
                 kept.append(axis)
@@ -372,7 +379,7 @@ def _settle_sizes(
     Channels that give a size which is not known must stay.
     """
     shape, length = tracer.flow.shape(node.outputs[0]), tracer.flow.shape(node.inputs[operand])
-    if shape is not None and length is not None and isinstance(length[0], int):
+    if shape is not None and length and isinstance(length[0], int):
         offset = len(shape) - length[0]
         known = {p: size for p, size in places.items() if isinstance(shape[p + offset], int)}
         if known:

@@ -254,6 +254,16 @@ def test_a_mask_that_was_expanded_to_all_heads_does_not_keep_them() -> None:
     check(model, {"q": 8, "k": 8, "v0": 8, "y": 0})
 
 
+def test_repeats_are_looked_for_once_however_operands_are_shared() -> None:
+    doubled = "\n".join(f"d{n + 1} = Add (d{n}, d{n})" for n in range(30))
+    body = EXPANDED_MASK.replace("bias = Mul (bias0, s)", f"d0 = Mul (bias0, s)\n{doubled}")
+    model = attention(
+        SPLIT + body.replace("(l, bias)", "(l, d30)") + JOIN,
+        inputs="float[N,L,6] x, float[N,1,L,L] mask",
+    )
+    assert free_channels(model) == {"q": 8, "k": 8, "v0": 8, "y": 0}
+
+
 def test_a_mask_of_each_head_keeps_them() -> None:
     model = attention(SPLIT + EXPANDED_MASK + JOIN, inputs="float[N,L,6] x, float[N,4,L,L] mask")
     assert set(free_channels(model).values()) == {0}
