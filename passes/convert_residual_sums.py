@@ -29,7 +29,7 @@ Why it is correct:
 
         MiniLM, 12 of them        1.05   1.06   1.08
         DistilBERT, 12            1.06   1.04   1.05
-        BERT-base, 24             1.03   1.05   1.05
+        BERT-base, 24             1.03   1.05   1.04
 
     Whether a session knows the shapes differs by exporter: in those by TorchScript it makes none.
     `quantize-int8` turns Sum into Add, which has an integer kernel; for those that it leaves in

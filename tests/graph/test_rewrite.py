@@ -303,3 +303,13 @@ def test_a_constant_that_a_graph_returns_keeps_its_shape() -> None:
     assert not b.values.any()
     with pytest.raises(PromiseBroken, match="promised to callers"):
         rw.set_values(b, np.zeros(1, np.float32))
+
+
+def test_kept_nodes_are_not_visited_and_say_why() -> None:
+    _, graph = _load(CHAIN)
+    rw = Rewriter(graph)
+    first, *others = graph.nodes
+    rw.keep({first: "is part of something larger"})
+    assert list(rw.walk()) == others
+    assert rw.is_kept(first)
+    assert [skip.why for skip in rw.result().skips] == ["is part of something larger"]

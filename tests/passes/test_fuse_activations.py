@@ -148,6 +148,40 @@ def test_every_spelling_of_layer_normalization(square: str, quotient: str, affin
     assert "LayerNormalization" not in ops_after(model(body, 13))
 
 
+_RMS = "w = ReduceMean <axes = [-1]> (q) e = Add (w, eps) r = Sqrt (e)"
+
+
+@pytest.mark.parametrize("square", ["Mul (x, x)", "Pow (x, two)"])
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        "v = Div (x, r) y = Mul (v, g)",
+        "i = Reciprocal (r) v = Mul (i, x) y = Mul (g, v)",
+        "i = Div (one, r) v = Mul (x, i) y = Mul (v, g)",
+        "i = Reciprocal (r) v = Mul (g, i) y = Mul (v, x)",
+    ],
+)
+def test_every_spelling_of_rms_normalization_is_the_one_that_is_fused(
+    square: str, scaled: str
+) -> None:
+    left = ops_after(model(f"q = {square} {_RMS} {scaled}", 17))
+    fused = ["Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul"]
+    assert left in (fused, [*fused, "Mul"])  # 1/r as a factor is fused as well
+
+
+def test_rms_normalization_where_it_exists() -> None:
+    body = "q = Mul (x, x) w = ReduceMean (q, last) e = Add (w, eps) r = Sqrt (e) v = Div (x, r)"
+    assert ops_after(model(f"{body} y = Mul (v, g)", 23)) == ["RMSNormalization"]
+    assert ops_after(model(f"{body} y = Neg (v)", 23)) == ["RMSNormalization", "Neg"]
+
+
+def test_the_mean_may_be_subtracted_twice() -> None:
+    body = """m = ReduceMean <axes = [-1]> (x) s = Sub (x, m) t = Sub (x, m) q = Pow (s, two)
+        w = ReduceMean <axes = [-1]> (q) e = Add (w, eps) r = Sqrt (e) v = Div (t, r)
+        a = Mul (v, g) y = Add (a, g)"""
+    assert ops_after(model(body)) == ["LayerNormalization"]
+
+
 @pytest.mark.parametrize("square", ["Mul (x, x)", "Pow (x, two)"])
 def test_root_of_a_sum_of_squares_is_a_norm(square: str) -> None:
     body = f"q = {square} s = ReduceSum (q, last) r = Sqrt (s) y = Div (x, r)"
@@ -207,6 +241,20 @@ def test_constant_that_adds_dimensions_stays() -> None:
     text = """<opset_import: ["" : 17]>
         g (float[2] x) => (float[1, 2] y) <float[1, 1] zero = {0}> { y = Max (x, zero) }"""
     assert_declines(text, FuseActivations())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"q = Mul (x, x) {_RMS} v = Div (x, r) a = Mul (v, g) y = Add (a, r)",  # the root is used
+        f"q = Mul (x, x) {_RMS} v = Div (g, r) y = Mul (v, g)",  # not of x
+        "q = Mul (x, x) w = ReduceMean <axes = [0]> (q) e = Add (w, eps) r = Sqrt (e)"
+        " v = Div (x, r) y = Mul (v, g)",
+        "d = Mul (x, sixth) e = Erf (d) a = Add (e, one) m = Mul (x, a) y = Mul (m, half)",
+    ],
+)
+def test_what_is_nearly_an_operator_keeps_its_spelling(body: str) -> None:
+    assert_declines(model(body, 17), FuseActivations())
 
 
 def test_layer_normalization_of_unknown_size_stays() -> None:

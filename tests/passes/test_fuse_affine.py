@@ -647,21 +647,41 @@ def test_any_run_of_maps_keeps_its_result(kinds: list[str], ndim: int, seed: int
     assert len(left) <= min(len(kinds), 1 if "BatchNormalization" in kinds else 2)
 
 
-# ------------------------------------------------------------------------------ a spelled Gelu
+# ------------------------------------------------------------------------------ spelled operators
 
 
-def gelu(opset: int, half: str = "0.5") -> str:
+def gelu(opset: int, half: str = "0.5", behind: str = "") -> str:
     """A Gelu spelled by erf before a layer that could take its last factor."""
     return f"""<opset_import: ["" : {opset}]>
         g (float[2, 4] x) => (float[2, 2] y)
             <float[4, 2] w = {{1, 2, 3, 4, 5, 6, 7, 8}}, float r = {{1.4142135}}, float one = {{1}},
-             float half = {{{half}}}> {{
+             float half = {{{half}}}, float three = {{3}}> {{
             d = Div (x, r)
             e = Erf (d)
             a = Add (e, one)
             t = Mul (x, a)
-            s = Mul (t, half)
-            y = MatMul (s, w)
+            s = Mul (t, half) {behind}
+            y = MatMul ({"k" if behind else "s"}, w)
+        }}"""
+
+
+def normalization(scale: str = "float[4] c", used: str = "s") -> str:
+    """A LayerNormalization spelled out before a layer that could take its scale and bias."""
+    return f"""<opset_import: ["" : 13]>
+        g (float[2, 4] x) => (float[2, 2] y)
+            <float[4, 2] w = {{1, 2, 3, 4, 5, 6, 7, 8}}, {scale} = {{1, 2, 3, 4}},
+             float two = {{2}}, float eps = {{0.01}}, float[2] b = {{1, 2}}> {{
+            m = ReduceMean <axes = [-1]> (x)
+            s = Sub (x, m)
+            q = Pow (s, two)
+            v = ReduceMean <axes = [-1]> (q)
+            e = Add (v, eps)
+            r = Sqrt (e)
+            d = Div ({used}, r)
+            k = Mul (d, c)
+            n = Add (k, c)
+            p = MatMul (n, w)
+            y = Add (p, b)
         }}"""
 
 
@@ -669,5 +689,20 @@ def test_the_factors_of_a_gelu_stay_where_onnxruntime_fuses_it() -> None:
     assert_declines(gelu(17), FuseAffine(), "is part of a Gelu")
 
 
+def test_a_factor_behind_a_gelu_goes_into_the_layer() -> None:
+    left = ops_after(gelu(17, behind="k = Mul (s, three)"))
+    assert left == ["Div", "Erf", "Add", "Mul", "Mul", "MatMul"]
+
+
 def test_factors_that_make_no_gelu_go_into_the_layer() -> None:
     assert ops_after(gelu(17, "0.7")) == ["Div", "Erf", "Add", "Mul", "MatMul"]
+    assert ops_after(gelu(17, "0.7", "k = Mul (s, three)"))[-2:] == ["Mul", "MatMul"]
+
+
+def test_scale_and_bias_stay_where_onnxruntime_fuses_a_normalization() -> None:
+    assert_declines(normalization(), FuseAffine(), "is part of a LayerNormalization")
+
+
+@pytest.mark.parametrize("changed", [{"scale": "float[1, 4] c"}, {"used": "x"}])
+def test_scale_and_bias_go_into_the_layer_where_it_fuses_none(changed: dict[str, str]) -> None:
+    assert ops_after(normalization(**changed))[-3:] == ["Div", "MatMul", "Add"]

@@ -158,3 +158,30 @@ def test_lower_rank_operands_move_where_the_leading_axes_stay() -> None:
     rewritten, _ = apply(FuseTransposes(), source)
     assert transposes(rewritten) == 0
     assert_equivalent(source, rewritten, Fidelity.EXACT)
+
+
+SPELLED = {
+    "Gelu": "d = Div (a, root) e = Erf (d) o = Add (e, one) m = Mul (a, o) n = Mul (m, half)",
+    "RMSNormalization": "q = Pow (a, two) m = ReduceMean <axes = [-1]> (q) e = Add (m, half)"
+    " r = Sqrt (e) d = Div (a, r) n = Mul (d, g)",
+}
+
+
+@pytest.mark.parametrize("body", SPELLED.values(), ids=SPELLED)
+@pytest.mark.parametrize("perm", [(0, 2, 1), (1, 0, 2)])
+def test_spelled_operators_move_whole_and_stay_on_the_last_axis(
+    body: str, perm: tuple[int, ...]
+) -> None:
+    back = list(perm)  # each of them undoes itself
+    source = parse(f"""<opset_import: ["" : 17]>
+    g (float[4, 4, 4] x) => (float[4, 4, 4] y)
+        <float root = {{1.4142135}}, float one = {{1}}, float two = {{2}}, float half = {{0.5}},
+         float[4] g = {{1, 2, 3, 4}}> {{
+        a = Transpose <perm = {back}> (x) {body}
+        y = Transpose <perm = {back}> (n)
+    }}""")
+    rewritten, result = apply(FuseTransposes(), source)
+    assert_equivalent(source, rewritten, Fidelity.CLOSE)
+    stays = "ReduceMean" in body and perm[-1] != 2
+    assert transposes(rewritten) == (2 if stays else 0)
+    assert any("a fused kernel" in skip.why for skip in result.skips) is stays

@@ -13,6 +13,7 @@ from onnxslim.analysis.compound_operators import compounds
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.passes.simplify import Simplify
+from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.records import Fidelity
 from support import CONTEXT, assert_equivalent
@@ -54,6 +55,15 @@ def test_every_spelling_runs_as_one_kernel_afterwards(part: Part, opset: int) ->
         result = simplified(source)
         assert fused(result) == {SPELLED[part]: 1}
         assert_equivalent(source, result.to_proto(), Fidelity.CLOSE)
+
+
+@pytest.mark.parametrize("part", SPELLED)
+def test_a_raised_opset_names_them(part: Part) -> None:
+    pipeline = parse_pipeline("raise-opset:to=23,simplify")
+    result, _ = PassManager(pipeline.passes).run(Model.load(spelled(part, 13, 0)), CONTEXT)
+    assert fused(result) == {SPELLED[part]: 1}
+    named = [node.op for node in result.graph.nodes if node.op in KINDS]
+    assert named == ([] if SPELLED[part] == "QuickGelu" else [SPELLED[part]])
 
 
 @pytest.mark.parametrize("part", SPELLED)
