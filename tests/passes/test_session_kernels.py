@@ -41,6 +41,12 @@ def fused(model: Model) -> Counter[str]:
     return Counter(KINDS[kernel] for kernel in kernels(model) if kernel in KINDS)
 
 
+def kernel_count(model: Model) -> int:
+    """How many kernels a session makes; a SkipLayerNormalization counts as the two it replaces."""
+    found = kernels(model)
+    return len(found) + sum(kernel.startswith("Skip") for kernel in found)
+
+
 def spelled(part: Part, opset: int, seed: int) -> onnx.ModelProto:
     """One operator between two layers."""
     b = Block(opset, seed)
@@ -79,5 +85,5 @@ def test_no_composition_loses_a_kernel() -> None:
         source = composed(OPSETS[seed % 4], seed)
         before, after = Model.load(source), simplified(source)
         assert fused(after) >= fused(before), seed
-        assert len(kernels(after)) <= len(kernels(before)), seed
+        assert kernel_count(after) <= kernel_count(before), seed
         assert_equivalent(source, after.to_proto(), Fidelity.CLOSE)
