@@ -108,7 +108,7 @@ class FuseAttention(RewritePass):
     name: ClassVar[str] = "fuse-attention"
     examples: ClassVar[Mapping[str, str]] = {
         "fuse-attention": "every attention; the opset becomes 23 where it is lower",
-        "simplify, fuse-rotary, fuse-attention": "with rotary embeddings, behind all other rewrites",
+        "simplify, fuse-rotary, fuse-attention": "with rotary embeddings, behind other rewrites",
     }
     fidelity: ClassVar[Fidelity] = Fidelity.CLOSE
 
