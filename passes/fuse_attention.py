@@ -31,7 +31,8 @@ Rewrite:
     The chain that makes heads is read by what it does to axes, not by its operators, so that all
     exporters' spellings are one. Where Q, K, V or the result lie nowhere as (batch, length,
     heads·width), the operator is given (batch, heads, length, width). Heads of K and V that are
-    repeated for groups of heads of Q are no longer written out. A Concat of past and present rows
+    repeated for groups of heads of Q are no longer written out. What is added while batch and
+    windows are two axes, as in Swin, is repeated for the batch. A Concat of past and present rows
     goes into the operator, and what it made stays an output. Asked for by name, the pass raises the
     opset to 23, and says so; as part of `simplify` it does not.
 
@@ -279,11 +280,8 @@ class _AttentionWriter:
         total: gs.Tensor | None = None
         for part in parts:
             if part.addend is not None:
-                total = (
-                    part.addend
-                    if total is None
-                    else self._computed("Add", [total, part.addend], dtype)
-                )
+                addend = self._over_windows(part.addend, part.windows)
+                total = addend if total is None else self._computed("Add", [total, addend], dtype)
                 continue
             value = part.value
             if len(parts) == 1 and value > -np.inf:
@@ -297,6 +295,30 @@ class _AttentionWriter:
             total = self._computed("Where", [part.condition, *pair], dtype)
         assert total is not None
         return total
+
+    def _over_windows(self, addend: gs.Tensor, windows: tuple[Size, Size] | None) -> gs.Tensor:
+        """What is added to scores of (batch, windows, ...), for scores of (batch·windows, ...)."""
+        if windows is None:
+            return addend
+        shape = self.flow.shape(addend)
+        full = (1,) * (5 - len(shape or ())) + (shape or ())
+        if shape is None or not isinstance(windows[1], int) or full[0] not in (1, windows[0]):
+            raise NotAttention(f"the mask `{addend.name}` is not known to be one for each window")
+        last = [size for size in full[2:] if isinstance(size, int)]
+        if len(last) < 3:
+            raise NotAttention(f"the mask `{addend.name}` has sizes that are not known")
+        if full[:2] != windows:
+            name = f"{addend.name}_windows"
+            count = self.rw.constant(np.array([windows[1]], np.int64), name)
+            rows = self._shape_entry(self._split(self.found.query), 0)
+            batch = self._computed("Div", [rows, count], np.dtype(np.int64))
+            ones = self.rw.constant(np.array([windows[1], 1, 1, 1], np.int64), name)
+            target = self.rw.insert(
+                self.found.product, "Concat", [batch, ones], {"axis": 0}, name=name, dtype=np.int64
+            )
+            addend = self._computed("Expand", [addend, *target], addend.dtype)
+        joined = self.rw.constant(np.array([-1, *last], np.int64), f"{addend.name}_joined")
+        return self._computed("Reshape", [addend, joined], addend.dtype)
 
     def _raise_lowest(self, node: Node, index: int | None) -> None:
         """Put the number above the least one in the place of the latter, in one constant."""

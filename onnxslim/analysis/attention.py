@@ -79,12 +79,15 @@ class MaskPart:
         condition: of a Where.
         keeps: whether scores are kept where the condition holds.
         value: of the scores that a Where does not keep.
+        windows: batch and number of windows, where it was added to scores of
+            (batch, windows, heads, length, length); None for scores of four axes.
     """
 
     addend: gs.Tensor | None = None
     condition: gs.Tensor | None = None
     keeps: bool = True
     value: float = 0.0
+    windows: tuple[Size, Size] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,38 @@ class SpelledAttention:
 
 @dataclass
 class _Scores:
-    """What lies between the first product and the Softmax, read from the Softmax up."""
+    """What lies between the first product and the Softmax, read from the Softmax up.
 
+    Attributes:
+        flow: the shapes.
+        scale: of the scores.
+        mask: the parts so far, first one first.
+        is_cast: whether they are cast to float32.
+        cut: the shape in which the first axis is cut in batch and windows, where it is.
+    """
+
+    flow: SizeFlow
     scale: float = 1.0
     mask: list[MaskPart] = field(default_factory=list)
     is_cast: bool = False
+    cut: Shape | None = None
+
+    @property
+    def windows(self) -> tuple[Size, Size] | None:
+        """Batch and windows, where the first axis is cut."""
+        return None if self.cut is None else (self.cut[0], self.cut[1])
+
+    def pass_reshape(self, node: Node) -> bool:
+        """Whether a Reshape only cuts the first axis in two, or joins it again."""
+        joined, cut = (self.flow.shape(tensor) for tensor in (node.outputs[0], node.inputs[0]))
+        if self.cut is not None:
+            joined, cut = cut, joined
+        if joined is None or cut is None or len(joined) != 4 or len(cut) != 5:
+            return False
+        if cut[2:] != joined[1:] or (self.cut is not None and self.cut[1:] != cut[1:]):
+            return False  # what is left of the elements is the size of the first axis
+        self.cut = cut if self.cut is None else None
+        return True
 
 
 def read_attention(rw: Rewriter, flow: SizeFlow, softmax: Node) -> SpelledAttention:
@@ -133,7 +163,7 @@ def read_attention(rw: Rewriter, flow: SizeFlow, softmax: Node) -> SpelledAttent
         NotAttention: saying why it is none, or none that can be written as one operator.
     """
     product, guards, is_cast_back = _second_product(rw, softmax)
-    scores = _Scores()
+    scores = _Scores(flow)
     first = _first_product(rw, softmax, scores)
     if not _is_last_axis(softmax):
         raise NotAttention("the Softmax is not over the last axis")
@@ -237,6 +267,8 @@ def _first_product(rw: Rewriter, softmax: Node, scores: _Scores) -> Node:
             if any(const_value(operand) is not None for operand in node.inputs):
                 break
             _check_private(rw, tensor)
+            if scores.cut is not None:
+                break
             return node
         above = _step(rw, node, tensor, scores)
         _check_private(rw, tensor)
@@ -259,9 +291,12 @@ def _step(rw: Rewriter, node: Node, tensor: gs.Tensor, scores: _Scores) -> gs.Te
         raise NotAttention("its scores are scaled after the mask")
     if node.op == "Add":
         place = _scores_place(rw, node, (0, 1))
-        scores.mask.insert(0, MaskPart(addend=node.inputs[1 - place]))
+        addend = node.inputs[1 - place]
+        scores.mask.insert(0, MaskPart(addend=addend, windows=scores.windows))
         return node.inputs[place]
-    if node.op == "Where":
+    if node.op == "Reshape" and scores.pass_reshape(node):
+        return node.inputs[0]
+    if node.op == "Where" and scores.cut is None:
         place = _scores_place(rw, node, (1, 2))
         other = const_array(node.inputs[3 - place])
         if other is None or other.size != 1:

@@ -53,6 +53,7 @@ class Form:
         outputs: besides y.
         rows: the symbol or number of rows of q.
         columns: of k and v.
+        batch: of all.
     """
 
     inputs: str = ""
@@ -63,6 +64,7 @@ class Form:
     outputs: str = ""
     rows: str = "S"
     columns: str = "S"
+    batch: str = "B"
     opset: int = 23
 
     def text(self) -> str:
@@ -70,9 +72,10 @@ class Form:
         inputs = f", {self.inputs}" if self.inputs else ""
         outputs = f", {self.outputs}" if self.outputs else ""
         product = "" if " h = " in self.scores else "h = MatMul (p, v2)"
+        many, rows, columns = self.batch, self.rows, self.columns
         return f"""<opset_import: ["" : {self.opset}]>
-            g (float[B, {self.rows}, 8] q, float[B, {self.columns}, 8] k,
-               float[B, {self.columns}, 8] v{inputs}) => (float[B, {self.rows}, 8] y{outputs})
+            g (float[{many}, {rows}, 8] q, float[{many}, {columns}, 8] k,
+               float[{many}, {columns}, 8] v{inputs}) => (float[{many}, {rows}, 8] y{outputs})
             <{CUT}, {self.constants}> {{
                 {self.heads} {self.scores} {product} {self.joined}
             }}"""
@@ -152,6 +155,18 @@ FORMS: dict[str, Form] = {
             p = Softmax <axis = -1> (u)""",
     ),
     "cross attention": Form(columns="T"),
+    "windows of Swin": Form(
+        inputs="float[1, 2, 5, 5] bias, float[3, 5, 5] m",
+        constants="float half = {0.5}, int64[5] apart = {-1, 3, 2, 5, 5}, int64[2] axes = {0, 2}, "
+        "int64[4] together = {-1, 2, 5, 5}, int64[4] wide = {-1, 5, 2, 4}",
+        heads=HEADS.replace(", cut)", ", wide)"),
+        scores="""s = MatMul (q2, k2) t = Mul (s, half) u = Add (t, bias) u1 = Reshape (u, apart)
+            m1 = Unsqueeze (m, axes) u2 = Add (u1, m1) u3 = Reshape (u2, together)
+            p = Softmax <axis = -1> (u3)""",
+        batch="W",
+        rows="5",
+        columns="5",
+    ),
 }
 """By name: forms that become one Attention of (batch, length, heads·width)."""
 

@@ -42,7 +42,8 @@ def test_every_form_becomes_attention_on_joined_heads(form: str) -> None:
     assert_equivalent(source, result, Fidelity.CLOSE)
     for seed, (batch, rows, columns) in enumerate([(1, 1, 1), (2, 5, 3), (3, 2, 7)]):
         with case(form, batch, rows, columns):
-            assert_same(source, result, {"B": batch, "S": rows, "T": columns}, seed)
+            sizes = {"B": batch, "S": rows, "T": columns, "W": 3 * batch}
+            assert_same(source, result, sizes, seed)
 
 
 def test_a_scale_is_one_factor_wherever_it_stands() -> None:
