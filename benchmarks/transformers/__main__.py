@@ -28,7 +28,7 @@ import click
 from benchmarks.models.transformers import Transformer, path, transformers
 from benchmarks.reporting import CONSOLE, DOCS, ROOT, Found, read, refresh, saved
 from benchmarks.transformers.tables import NAME, table_of
-from benchmarks.transformers.trials import BUSY, TASKS, TRIALS, Trial, run, written_by
+from benchmarks.transformers.trials import BUSY, TASKS, TRIALS, Trial, run, short, written_by
 from onnxslim.run.record import processor_name
 
 AS_IT_CAME: Final = "as it came"  # the task of the row that holds a model's own figures
@@ -157,7 +157,7 @@ def _judged(model: Transformer, file: Path, timing: Sequence[str], limit: int) -
         return {"error": f"its file was not judged in {BUSY * limit} s"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return {"error": f"its file fails: {last[:200]}"}
+        return {"error": short(f"its file fails: {last}")}
     return {"error": None, **json.loads(done.stdout.splitlines()[-1])}
 
 

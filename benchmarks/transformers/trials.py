@@ -154,12 +154,12 @@ def run(trial: Trial, model: Transformer, limit_seconds: int, limit_megabytes: i
         line += [str(DRIVERS / trial.driver.driver), str(source), str(target), *options]
         done = _completed(line, trial, BUSY * limit_seconds)
     except PeerError as error:
-        return {"error": _short(str(error))}
+        return {"error": short(str(error))}
     except subprocess.TimeoutExpired:
         return {"error": f"no result in {BUSY * limit_seconds} s"}
     found = _parsed(done)
     if found["error"] is None and not target.exists():
-        found["error"] = f"wrote nothing: {_short(done.stderr)[-WORDS:]}"
+        found["error"] = f"wrote nothing: {short(done.stderr)[-WORDS:]}"
     return {**found, **(_last_step(report) if trial.is_ours and report.exists() else {})}
 
 
@@ -184,11 +184,11 @@ def _parsed(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
     lines = done.stdout.strip().splitlines()
     if not lines:
-        return {"error": _short(f"exit code {done.returncode}: {last}")}
+        return {"error": short(f"exit code {done.returncode}: {last}")}
     found: dict[str, object] = json.loads(lines[-1])
     if found["error"] is not None:
         detail = f": {last}" if str(found["error"]).startswith("exit code") else ""
-        found["error"] = _short(f"{found['error']}{detail}")
+        found["error"] = short(f"{found['error']}{detail}")
     return found
 
 
@@ -198,14 +198,14 @@ def _last_step(report: Path) -> dict[str, object]:
     if not steps:
         return {}
     step = steps[-1]
-    return {"kept": step["committed"], "why": _short(step["why_not_committed"] or "") or None}
+    return {"kept": step["committed"], "why": short(step["why_not_committed"] or "") or None}
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """One line, without this machine's folders."""
     for folder in (cache_folder(), ROOT, Path(sys.prefix)):
         text = text.replace(str(folder), folder.name)
     return " ".join(text.split())[:WORDS]
 
 
-__all__ = ["BUSY", "TASKS", "TRIALS", "Trial", "run", "written_by"]
+__all__ = ["BUSY", "TASKS", "TRIALS", "Trial", "run", "short", "written_by"]
