@@ -310,7 +310,8 @@ class _AttentionWriter:
         if full[:2] != windows:
             name = f"{addend.name}_windows"
             count = self.rw.constant(np.array([windows[1]], np.int64), name)
-            rows = self._shape_entry(self._split(self.found.query), 0)
+            query = self.found.query
+            rows = self._shape_entry(self._split(query) if query.wide is None else query.wide, 0)
             batch = self._computed("Div", [rows, count], np.dtype(np.int64))
             ones = self.rw.constant(np.array([windows[1], 1, 1, 1], np.int64), name)
             target = self.rw.insert(
