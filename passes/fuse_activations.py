@@ -72,6 +72,8 @@ from onnxslim.analysis.compound_operators import (
     TANH_CUBE,
     TANH_SCALE,
     compound_at,
+    compounds,
+    kept_nodes,
     reduced_axis,
 )
 from onnxslim.analysis.patterns import (
@@ -113,6 +115,7 @@ class FuseActivations(RewritePass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Apply the rules below, each where its operator exists."""
         rw = self.rewriter(graph)
+        rw.keep(kept_nodes(item for item in compounds(rw) if item.is_mixed))
         present = _CREATED.union(node.op for part in rw.graphs() for node in part.nodes)
         by_head: dict[str, list[_Rule]] = {}
         for rule in _RULES:
@@ -479,9 +482,6 @@ def _rms_norm(rw: Rewriter, match: Match) -> _Expr | None:
     x, scale, _ = found
     epsilon = match.numbers["eps"][0]
     if rw.opset >= _RMS_NORM:
-        users = match.nodes[0].outputs[0].outputs
-        if any(user.op == "Cast" for user in users):  # γ behind a Cast: onnxruntime fuses all of it
-            return None
         return _Expr("RMSNormalization", (x, scale), _norm_attrs(epsilon))
     if "scale" not in match.tensors:
         return None

@@ -74,7 +74,7 @@ from onnxslim.analysis.affine import (
     rank_of,
     read_affine,
 )
-from onnxslim.analysis.compound_operators import kept_nodes
+from onnxslim.analysis.compound_operators import compounds, kept_nodes
 from onnxslim.graph.dims import known_dim
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import axes_of, const_array, normalized
@@ -94,7 +94,7 @@ class FuseAffine(RewritePass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Let layers take every run of affine maps; merge the runs that no layer takes."""
         rw = self.rewriter(graph)
-        rw.keep(kept_nodes(rw))  # declines 6
+        rw.keep(kept_nodes(compounds(rw)))  # declines 6
         with np.errstate(all="ignore"):  # `cast` refuses values that are not finite
             for node in rw.walk(*AFFINE_OPS):
                 for chain in _chains_to(rw, node):

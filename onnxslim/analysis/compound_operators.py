@@ -20,7 +20,7 @@ an edit inside of it would take that away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import pi, sqrt
 from typing import Final, NamedTuple
 
@@ -62,6 +62,11 @@ class Compound(NamedTuple):
         """Whether it works on each element by itself."""
         return all(node.op != "ReduceMean" for node in self.match.nodes)
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it computes in float32 and scales in float16, for which ONNX has no operator."""
+        return any(node.op == "Cast" for node in self.match.nodes)
+
 
 def compound_at(rw: Rewriter, node: Node) -> Compound | None:
     """The operator whose spelling ends in `node`, if a session computes that in one kernel."""
@@ -90,11 +95,11 @@ def compounds(rw: Rewriter) -> list[Compound]:
     return [item for item in found if item.match.nodes[0] not in inner]
 
 
-def kept_nodes(rw: Rewriter) -> Mapping[Node, str]:
-    """The nodes that no rewrite may change, each with the reason (see `Rewriter.keep`)."""
+def kept_nodes(items: Iterable[Compound]) -> Mapping[Node, str]:
+    """The nodes of operators that are to stay whole, each with the reason (see `Rewriter.keep`)."""
     return {
         node: f"is part of a {found.name}, which onnxruntime computes in one kernel"
-        for found in compounds(rw)
+        for found in items
         for node in found.match.nodes
     }
 

@@ -148,6 +148,21 @@ def rms_norm(b: Block, x: str) -> str:
     return b.either("Mul", scaled, b.weight(WIDTH))
 
 
+def mixed_norm(b: Block, x: str, *, is_centred: bool) -> str:
+    """A normalization of float16 values in float32, scaled in float16 again."""
+    half = b.add("Cast", x, to=onnx.TensorProto.FLOAT16)
+    wide = b.add("Cast", b.add("Mul", half, half), to=onnx.TensorProto.FLOAT)
+    if is_centred:
+        wide = b.add("Sub", wide, b.mean(wide))
+    spread = b.add("Sqrt", b.add("Add", b.mean(b.add("Pow", wide, 2.0)), 1e-3))
+    half = b.add("Cast", b.add("Div", wide, spread), to=onnx.TensorProto.FLOAT16)
+    half = b.add("Mul", half, b.weight(WIDTH).astype(np.float16))
+    if is_centred:
+        half = b.add("Add", half, b.weight(WIDTH).astype(np.float16))
+    half = b.add("MatMul", half, b.weight(WIDTH, WIDTH).astype(np.float16))
+    return b.add("Cast", half, to=onnx.TensorProto.FLOAT)
+
+
 # ------------------------------------------------------------------------------ neighbours
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import onnx
 import pytest
 from qdq_nets import kernels
-from transformer_blocks import SPELLED, Block, Part, biased_product, composed
+from transformer_blocks import SPELLED, Block, Part, biased_product, composed, mixed_norm
 
 from onnxslim.analysis.compound_operators import compounds
 from onnxslim.graph.rewrite import Rewriter
@@ -61,6 +61,15 @@ def test_every_spelling_runs_as_one_kernel_afterwards(part: Part, opset: int) ->
         result = simplified(source)
         assert fused(result) == {SPELLED[part]: 1}
         assert_equivalent(source, result.to_proto(), Fidelity.CLOSE)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("is_centred", [True, False])
+def test_normalizations_of_float16_in_float32_stay_whole(is_centred: bool, opset: int) -> None:
+    b = Block(opset)
+    source = b.model(mixed_norm(b, "x", is_centred=is_centred))
+    kind = "LayerNormalization" if is_centred else "RMSNormalization"
+    assert fused(Model.load(source)) == fused(simplified(source)) == {kind: 1}
 
 
 @pytest.mark.parametrize("part", SPELLED)
