@@ -188,21 +188,24 @@ def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
 
 def _shrink_declaration(tensor: gs.Tensor, labels: ChannelLabels, removal: Removal) -> None:
     """Declare a shorter input or output, and remember which positions of the original it has."""
-    info = onnx.ValueInfoProto()
-    if tensor.info is not None:
-        info.CopyFrom(tensor.info)
-    dims, left = info.type.tensor_type.shape.dim, dict(tensor.kept or {})
     for array in labels:
         for axis in labelled_axes(array):
             kept = removal.kept_along(array, axis)
             if kept.all():
                 continue
-            dims[axis].dim_value = int(kept.sum())
-            whole = left.get(axis, np.ones(len(kept), bool)).copy()
+            left = int(kept.sum())
+            if tensor.info is not None:
+                info = onnx.ValueInfoProto()
+                info.CopyFrom(tensor.info)
+                for dim in info.type.tensor_type.shape.dim[axis : axis + 1]:
+                    dim.dim_value = left
+                tensor.info = info
+            if tensor.shape is not None:
+                tensor.shape[axis] = left
+            known = dict(tensor.kept or {})
+            whole = known.get(axis, np.ones(len(kept), bool)).copy()
             whole[whole] = kept
-            left[axis] = whole
-            tensor.shape[axis] = int(kept.sum())
-            tensor.info, tensor.kept = info, left
+            tensor.kept = {**known, axis: whole}
 
 
 def _shrink_shape(tensor: gs.Tensor, labels: ChannelLabels, removal: Removal) -> None:

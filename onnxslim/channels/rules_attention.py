@@ -80,14 +80,14 @@ def attention(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
             if array is not None:
                 tracer.pin(array, f"`{node_label(node)}` ({node.op}) needs them for all heads")
         values = None if rows is None else np.broadcast_to(rows, (1, heads, 1, width))
-        keys = v = None
+        keys = k = v = None
     else:
         values, rows = _merged(node, tracer, rows, keys, values, heads // shared)
     rows = _with_mask(node, tracer, rows, heads)
     rank = tracer.rank(node.inputs[0])
     if rank == 3:
         _count_heads(node, tracer, rows, keys, heads)
-    results = (None if values is None else _back(values, rank), keys, v, rows)
+    results = (None if values is None else _back(values, rank), k, v, rows)
     return tuple(() if array is None or array.size == 1 else (array,) for array in results)
 
 

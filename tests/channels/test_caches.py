@@ -109,6 +109,36 @@ def test_caches_of_known_lengths_are_recognized(past: str) -> None:
     assert len(channels.free(channels.groups[0])) == 2
 
 
+def test_a_cache_of_the_operator_attention_loses_heads() -> None:
+    source = net(
+        """
+    g (float[N,L,6] x, float[N,2,P,3] pk, float[N,2,P,3] pv)
+      => (float[N,L,4] y, float[N,2,T,3] k_all, float[N,2,T,3] v_all)
+    <float[6,12] wq, float[6,6] wk, float[6,6] wv, float[12,4] wo> {
+      q = MatMul (x, wq)
+      k = MatMul (x, wk)
+      v = MatMul (x, wv)
+      h, k_all, v_all = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v, , pk, pv)
+      y = MatMul (h, wo)
+    }""",
+        opset=23,
+        ir_version=10,
+    )
+    assert free_channels(source) == {"q": 0, "k": 0, "v": 0, "y": 0}
+    model = Model.load(source)
+    infer_shapes(model)
+    channels = channel_groups(model.graph, changes_signature=True)
+    gone = np.zeros(channels.units.count, bool)
+    gone[channels.free(channels.groups[0])[0]] = True
+    rewriter = Rewriter(model.graph)
+    shrink(rewriter, channels, gone)
+    rewriter.result()
+    expected = run(source, feeds())
+    found = run(model.to_proto(), feeds(slice(1, 2)))
+    for whole, part in zip(expected[1:], found[1:], strict=True):
+        np.testing.assert_allclose(part, whole[:, 1:], atol=1e-6)
+
+
 def test_no_other_input_or_output_loses_channels() -> None:
     """A picture and a hidden state keep their channels although the signature may change."""
     model = Model.load(
