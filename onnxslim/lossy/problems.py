@@ -32,6 +32,7 @@ from onnxslim.records import Fidelity, Skip
 from onnxslim.services.moments import BlockDiagonal, LayerMoments, Second
 from onnxslim.solvers.least_squares import irreducible_error, shifted_target
 from onnxslim.solvers.metric import Metric, objective
+from onnxslim.solvers.threads import threads_for
 
 MAX_INPUTS: Final = 8192  # of a weight; its second moments then take 1.6 GB to work with
 
@@ -261,7 +262,10 @@ class Problems:
                 names = [layer.name for layer in shared.layers if not _is_table(layer)]
                 if all(name in found for name in names):
                     del waiting[first]
-                    yield self._problem(shared, [found.pop(name) for name in names])
+                    with threads_for(shared.layers[0].columns):
+                        problem = self._problem(shared, [found.pop(name) for name in names])
+                    yield problem
+                    del problem
 
     def _moments(
         self, model: object, weights: Sequence[SharedWeight]

@@ -45,7 +45,7 @@ from onnxslim.quantization.weight_readers import (
 )
 
 _BLOCKS: Final = {4: 32, 8: 0}  # default, by bits, of weights that become floats
-KERNEL_BLOCKS: Final = {4: 32, 8: 128}  # and of those that MatMulNBits reads
+KERNEL_BLOCKS: Final = {4: 32, 8: 64}  # and of those that MatMulNBits reads
 _BIT_SHIFT_OPSET: Final = 11
 
 

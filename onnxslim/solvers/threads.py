@@ -1,7 +1,8 @@
 """How many threads linear algebra may use.
 
-Small factorisations in a loop gain nothing from threads, and where another program keeps a core
-busy their threads wait for each other: measured, fifty times slower on two cores.
+Small factorisations and products in a loop gain nothing from threads, and where other programs keep
+the cores busy their threads wait for each other: measured, fifty times slower on two cores. A limit
+by size, and not by how busy the machine is, gives the same bits on every run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 
 from threadpoolctl import ThreadpoolController
 
-_SMALL: Final = 1024
+_SMALL: Final = 2048
 
 
 def threads_for(size: int) -> AbstractContextManager[object]:

@@ -24,9 +24,11 @@ from onnxslim.records import Skip
 from onnxslim.runtime.probes.products import CrossSum, FourthSum, SecondSum
 from onnxslim.runtime.probes.unfold import UnfoldedRows
 from onnxslim.services.moments import BlockDiagonal, LayerMoments, Second
+from onnxslim.solvers.threads import threads_for
 
 _EXACT_FEATURES: Final = 1024  # up to here products are computed in float64
 _CHUNK_ITEMS: Final = 1 << 22  # elements of a chunk of rows
+_ENOUGH_ROWS: Final = 1024  # rows whose product takes longer than adding it to the sum
 _CHEAP_PRODUCTS: Final = 1 << 24  # multiplications for one sample and layer that cost little
 _ROWS_EACH: Final = 200  # rows in all, for each feature
 _MIN_ROWS: Final = 20000  # rows in all
@@ -108,6 +110,7 @@ class InputSums:
     count: int = 0
     seen: int = 0
     thinned: bool = False
+    _waiting: list[list[np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         first = self.layers[0]
@@ -128,21 +131,37 @@ class InputSums:
         return min(cap, -(-max(_ROWS_EACH * columns, _MIN_ROWS) // self.limits.samples))
 
     def add(self, rows: UnfoldedRows, outputs: Sequence[UnfoldedRows], index: np.ndarray) -> None:
-        """Accumulate the rows at `index`, a chunk at a time."""
-        size = max(1, _CHUNK_ITEMS // (rows.features * rows.groups))
-        dtype = self.seconds[0].dtype
+        """Accumulate the rows at `index`, a chunk at a time; few rows wait for others."""
+        width = rows.features + sum(source.features for source in outputs)
+        size = max(1, _CHUNK_ITEMS // (width * rows.groups))
         for start in range(0, len(index), size):
             part = index[start : start + size]
-            x = rows.take(part).astype(dtype, copy=False)  # (g, rows, features)
-            # `results` reports values that are not finite
-            with np.errstate(over="ignore", invalid="ignore"):
-                self._add_inputs(x)
-                for output, source in zip(self.outputs, outputs, strict=True):
-                    y = source.take(part)
-                    output.cross.add(y.astype(dtype, copy=False), x)
-                    output.total += y.sum(axis=1, dtype=np.float64)
-                    output.squares += np.square(y, dtype=np.float64).sum(axis=1)
+            # (g, rows, features), and (g, rows, outputs) of each layer
+            taken = [rows.take(part), *(source.take(part) for source in outputs)]
+            self._waiting.append(taken)
+            if sum(found[0].shape[1] for found in self._waiting) >= min(size, _ENOUGH_ROWS):
+                self._flush()
         self.count += len(index)
+
+    def _flush(self) -> None:
+        """Add what waits. A product of few rows costs as much as its sum is large."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        x, *wished = (
+            parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            for parts in zip(*waiting, strict=True)
+        )
+        del waiting
+        dtype = self.seconds[0].dtype
+        x = x.astype(dtype, copy=False)
+        # `results` reports values that are not finite
+        with threads_for(x.shape[2]), np.errstate(over="ignore", invalid="ignore"):
+            self._add_inputs(x)
+            for output, y in zip(self.outputs, wished, strict=True):
+                output.cross.add(y.astype(dtype, copy=False), x)
+                output.total += y.sum(axis=1, dtype=np.float64)
+                output.squares += np.square(y, dtype=np.float64).sum(axis=1)
 
     def _add_inputs(self, x: np.ndarray) -> None:
         self.total += x.sum(axis=1, dtype=np.float64)
@@ -152,6 +171,7 @@ class InputSums:
 
     def results(self) -> Iterator[LayerMoments | Skip]:
         """The moments of every layer."""
+        self._flush()
         outputs: Sequence[OutputSums | None] = self.outputs or [None] * len(self.layers)
         finite, seconds, scatters = self._finished()
         made: list[LayerMoments | Skip] = []
