@@ -13,6 +13,8 @@ from typing import Final
 
 from threadpoolctl import ThreadpoolController
 
+from onnxslim.linear_algebra import blas
+
 _SMALL: Final = 2048
 
 
@@ -23,4 +25,5 @@ def threads_for(size: int) -> AbstractContextManager[object]:
 
 @lru_cache(maxsize=1)
 def _controller() -> ThreadpoolController:
+    assert blas  # scipy's library is loaded: one that comes later would not be limited
     return ThreadpoolController()

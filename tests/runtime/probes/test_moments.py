@@ -470,3 +470,29 @@ def test_inputs_that_are_not_finite_are_a_skip() -> None:
 def test_an_unknown_layer_is_refused() -> None:
     with pytest.raises(UsageError, match="no weight layer `nope`"):
         list(stream_moments(net(), feed(normal(1, 3, 8, 8), 1), ["nope"]))
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_short_samples_are_summed_as_long_ones_are(*, with_reference: bool) -> None:
+    model = Model.load(one_node("MatMul", {"x": ("N", 24), "w": normal(24, 8)}))
+    rows = normal(2600, 24)
+
+    def batches(size: int) -> list[Sample]:
+        parts = (rows[start : start + size] for start in range(0, len(rows), size))
+        return [Sample({"x": part}, len(part)) for part in parts]
+
+    reference = model if with_reference else None
+    short, long = (
+        moments
+        for size in (7, 2600)
+        for moments in stream_moments(model, lambda size=size: batches(size), reference=reference)
+    )
+    assert isinstance(short, LayerMoments)
+    assert isinstance(long, LayerMoments)
+    assert short.count == long.count == 2600
+    wanted = np.asarray(rows, np.float64).T @ rows / 2600
+    for found in (short, long):
+        np.testing.assert_allclose(np.asarray(found.seconds[0]), wanted, rtol=1e-6, atol=1e-6)
+    if with_reference:
+        np.testing.assert_allclose(short.cross, long.cross, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(short.energy, long.energy, rtol=1e-6)
