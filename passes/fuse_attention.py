@@ -260,6 +260,8 @@ class _AttentionWriter:
         """What Attention is given as mask, of as many rows and columns as the scores."""
         if not self.found.mask:
             return None
+        for part in self.found.mask:
+            self._check(part)
         mask = self._sum(self.found.mask)
         if const_value(mask) is not None:
             mask = self._computed("Identity", [mask], mask.dtype)
@@ -274,6 +276,34 @@ class _AttentionWriter:
             mask = self._with_nan(mask)
         return self._with_rows(mask)
 
+    def _check(self, part: MaskPart) -> None:
+        """Refuse a part that cannot be added to the scores, before anything is edited.
+
+        Raises:
+            NotAttention: saying which mask, and why.
+        """
+        dtype = np.dtype(self.found.scores.dtype)
+        tensor = part.condition if part.addend is None else part.addend
+        assert tensor is not None
+        least = max(_LOWEST, float(np.finfo(dtype).min) / 2)
+        if part.value > least and part.addend is None and len(self.found.mask) > 1:
+            raise NotAttention(f"scores of {part.value:g} are masked again by an Add")
+        shape, whole = self.flow.shape(tensor), self.flow.shape(self.found.scores)
+        if whole is not None and part.windows is not None:
+            whole = (*part.windows, *whole[1:])
+        if shape is None or whole is None or len(shape) > len(whole):
+            raise NotAttention(f"the mask `{tensor.name}` has an unknown shape, or too many axes")
+        full = (1,) * (len(whole) - len(shape)) + shape
+        for size, wanted in zip(full, whole, strict=True):
+            if size != 1 and size != wanted and isinstance(size, int) and isinstance(wanted, int):
+                raise NotAttention(f"the mask `{tensor.name}` makes the scores larger")
+        if part.windows is None:
+            return
+        if not isinstance(part.windows[1], int) or full[0] not in (1, part.windows[0]):
+            raise NotAttention(f"the mask `{tensor.name}` is not known to be one for each window")
+        if any(not isinstance(size, int) for size in full[2:]):
+            raise NotAttention(f"the mask `{tensor.name}` has sizes that are not known")
+
     def _sum(self, parts: Sequence[MaskPart]) -> gs.Tensor:
         """What all parts together add to the scores."""
         dtype = np.dtype(self.found.scores.dtype)
@@ -286,8 +316,6 @@ class _AttentionWriter:
             value = part.value
             if len(parts) == 1 and value > -np.inf:
                 value = float(np.finfo(dtype).min)
-            if value > max(_LOWEST, float(np.finfo(dtype).min) / 2):
-                raise NotAttention(f"scores of {part.value:g} are masked again by an Add")
             assert part.condition is not None
             kept = self._number(0.0) if total is None else total
             pair = [kept, self._number(value)]
@@ -300,13 +328,8 @@ class _AttentionWriter:
         """What is added to scores of (batch, windows, ...), for scores of (batch·windows, ...)."""
         if windows is None:
             return addend
-        shape = self.flow.shape(addend)
-        full = (1,) * (5 - len(shape or ())) + (shape or ())
-        if shape is None or not isinstance(windows[1], int) or full[0] not in (1, windows[0]):
-            raise NotAttention(f"the mask `{addend.name}` is not known to be one for each window")
-        last = [size for size in full[2:] if isinstance(size, int)]
-        if len(last) < 3:
-            raise NotAttention(f"the mask `{addend.name}` has sizes that are not known")
+        shape = self.flow.shape(addend) or ()
+        full = (1,) * (5 - len(shape)) + shape
         if full[:2] != windows:
             name = f"{addend.name}_windows"
             count = self.rw.constant(np.array([windows[1]], np.int64), name)
@@ -318,7 +341,7 @@ class _AttentionWriter:
                 self.found.product, "Concat", [batch, ones], {"axis": 0}, name=name, dtype=np.int64
             )
             addend = self._computed("Expand", [addend, *target], addend.dtype)
-        joined = self.rw.constant(np.array([-1, *last], np.int64), f"{addend.name}_joined")
+        joined = self.rw.constant(np.array([-1, *full[2:]], np.int64), f"{addend.name}_joined")
         return self._computed("Reshape", [addend, joined], addend.dtype)
 
     def _raise_lowest(self, node: Node, index: int | None) -> None:
@@ -358,13 +381,9 @@ class _AttentionWriter:
 
         onnxruntime takes no mask that is to be repeated along these axes.
         """
-        shape, whole = self.flow.shape(mask), self.flow.shape(self.found.scores)
-        if shape is None or whole is None or len(shape) > len(whole):
-            raise NotAttention(f"the mask `{mask.name}` has an unknown shape, or too many axes")
+        shape, whole = self.flow.shape(mask) or (), self.flow.shape(self.found.scores)
+        assert whole is not None
         full = (1,) * (len(whole) - len(shape)) + shape
-        for size, wanted in zip(full, whole, strict=True):
-            if size != 1 and size != wanted and isinstance(size, int) and isinstance(wanted, int):
-                raise NotAttention(f"the mask `{mask.name}` makes the scores larger")
         if len(shape) > 1 and full[2:] == whole[2:]:
             return mask
         one = self.rw.constant(np.ones(1, np.int64), f"{mask.name}_one")

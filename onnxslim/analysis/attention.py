@@ -294,7 +294,7 @@ def _step(rw: Rewriter, node: Node, tensor: gs.Tensor, scores: _Scores) -> gs.Te
         addend = node.inputs[1 - place]
         scores.mask.insert(0, MaskPart(addend=addend, windows=scores.windows))
         return node.inputs[place]
-    if node.op == "Reshape" and scores.pass_reshape(node):
+    if node.op == "Identity" or (node.op == "Reshape" and scores.pass_reshape(node)):
         return node.inputs[0]
     if node.op == "Where" and scores.cut is None:
         place = _scores_place(rw, node, (1, 2))

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from attention_nets import CACHE, FORMS, JOINED, Form, assert_same, operators
+from attention_nets import CACHE, FORMS, JOINED, LOWEST, Form, assert_same, operators
 from cases import case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxslim.io.model import Model
 from onnxslim.passes.fuse_attention import FuseAttention
@@ -245,6 +247,63 @@ def test_simplify_fuses_attention_at_its_opset_alone() -> None:
             assert result.to_proto().opset_import[0].version == opset
 
 
+def drawn(
+    heads: int, width: int, scale: float, mask: str, value: str, *, before: bool
+) -> onnx.ModelProto:
+    """Self-attention with a scale before or behind the product, and one mask."""
+    channels = heads * width
+    masks = {
+        "none": "u = Identity (t)",
+        "Add": "u = Add (t, m)",
+        "Where": "u = Where (keep, t, low)",
+        "Where of dropped": "u = Where (keep, low, t)",
+        "Where, then Add": "u0 = Where (keep, t, low) u = Add (u0, m)",
+        "Add, then Where": "u0 = Add (t, m) u = Where (keep, u0, low)",
+    }
+    scaled = (
+        "qs = Mul (q2, c) t = MatMul (qs, k2)" if before else "s = MatMul (q2, k2) t = Mul (s, c)"
+    )
+    form = Form(
+        inputs="float[B, 1, 1, S] m, bool[1, 1, S, S] keep",
+        constants=f"float c = {{{scale}}}, float low = {{{value}}}",
+        scores=f"{scaled} {masks[mask]} p = Softmax <axis = -1> (u)",
+    )
+    text = form.text().replace("0, 0, 2, 4", f"0, 0, {heads}, {width}")
+    return parse(
+        text.replace("0, 0, 8", f"0, 0, {channels}").replace("S, 8]", f"S, {channels}]"), 11
+    )
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.sampled_from((0.25, 0.3, 1.0, 2.5)),
+    st.sampled_from(
+        ("none", "Add", "Where", "Where of dropped", "Where, then Add", "Add, then Where")
+    ),
+    st.sampled_from(("-inf", LOWEST)),
+    st.booleans(),
+    st.tuples(st.integers(1, 3), st.integers(1, 6)),
+    st.integers(0, 99),
+)
+def test_attention_returns_what_the_nodes_did(
+    heads: int,
+    width: int,
+    scale: float,
+    mask: str,
+    value: str,
+    before: bool,
+    sizes: tuple[int, int],
+    seed: int,
+) -> None:
+    """Rows in which all is masked are among the drawn ones."""
+    source = drawn(heads, width, scale, mask, value, before=before)
+    result, _ = apply(FuseAttention(), source)
+    the_attention(result)
+    assert_same(source, result, {"B": sizes[0], "S": sizes[1]}, seed)
+
+
 # ------------------------------------------------------------------------------ declines
 
 _SCORES = "s = MatMul (q2, k2) t = Mul (s, half) "
@@ -303,6 +362,17 @@ _OTHERS: dict[str, tuple[Form, str]] = {
             inputs="bool[S, S] keep, float[S, S] m",
             constants="float half = {0.5}, float low = {-1000000000.0}",
             scores=_SCORES + "u = Where (keep, t, low) u1 = Add (u, m) p = Softmax (u1)",
+        ),
+        "masked again",
+    ),
+    "a lowest number, another mask, and -1e9": (
+        Form(
+            inputs="bool[S, S] keep, bool[S, S] other, float[S, S] m",
+            constants="float half = {0.5}, float low = {-1000000000.0}, "
+            f"float least = {{{LOWEST}}}",
+            scores=_SCORES
+            + """u = Where (other, t, least) u1 = Add (u, m) u2 = Where (keep, u1, low)
+                p = Softmax (u2)""",
         ),
         "masked again",
     ),
