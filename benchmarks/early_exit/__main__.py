@@ -6,10 +6,10 @@
     python -m benchmarks.early_exit overhead
     python -m benchmarks.early_exit tables
 
-C and E are files that the scripts in `examples/` write. Each command but the last writes
-`benchmarks/results/early_exit_NAME.json`; `tables` writes those of `docs/early_exit.md` anew. All
-but `promise` want a quiet machine: models run in turn, sample by sample, but other work does not
-always slow both alike.
+C and E are files that the scripts in `examples/` and `benchmarks.models.text_classifier` write.
+Each command but the last writes `benchmarks/results/early_exit_NAME.json`; `tables` writes those of
+`docs/early_exit.md` anew. All but `promise` want a quiet machine: models run in turn, sample by
+sample, but other work does not always slow both alike.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def _with_exits(file: Path, spec: str, calibration: object, *, seed: int = 0) ->
 @evaluation
 @click.option("--head", "heads", multiple=True, default=("linear", "mlp"))
 @click.option("--target", "targets", type=float, multiple=True, default=TARGETS)
+@click.option("--count", "counts", type=int, multiple=True, default=COUNTS)
 @click.option("--samples", type=int, default=10_000, help="Of the test set.")
 def curve(
     files: Sequence[Path],
@@ -87,6 +88,7 @@ def curve(
     evaluation: Path,
     heads: Sequence[str],
     targets: Sequence[float],
+    counts: Sequence[int],
     samples: int,
 ) -> None:
     """Agreement and accuracy against mean latency, a sample at a time, with 1 to 3 exits."""
@@ -94,12 +96,12 @@ def curve(
         f"inject-exits:count={count}:target={target:g}:head={head}:report-exit=true"
         for head in heads
         for target in targets
-        for count in COUNTS
+        for count in counts
     ]
     rows = (
         _curve_row(file, spec, calibration, evaluation, samples) for file in files for spec in specs
     )
-    saved("early_exit_curve", rows)
+    saved("early_exit_curve", rows, replacing=("model", "spec"))
 
 
 def _curve_row(file: Path, spec: str, calibration: Path, evaluation: Path, samples: int) -> Row:

@@ -176,10 +176,15 @@ def tokenized(sentences: Sequence[str]) -> list[dict[str, np.ndarray]]:
 
 def batch_of(samples: Sequence[Arrays]) -> dict[str, np.ndarray]:
     """Samples as one batch, filled up with masked zeros."""
-    length = max(sample["input_ids"].shape[1] for sample in samples)
+    return padded(samples, max(sample["input_ids"].shape[1] for sample in samples))
+
+
+def padded(samples: Sequence[Arrays], length: int) -> dict[str, np.ndarray]:
+    """Samples as one batch of `length` tokens, filled up with masked zeros, or cut."""
 
     def wide(array: np.ndarray) -> np.ndarray:
-        return np.pad(array, ((0, 0), (0, length - array.shape[1])))
+        own = array[:, :length]
+        return np.pad(own, ((0, 0), (0, length - own.shape[1])))
 
     return {name: np.concatenate([wide(s[name]) for s in samples]) for name in samples[0]}
 
@@ -204,7 +209,11 @@ def _of(module: str) -> Iterator[str]:
     spec = importlib.util.find_spec(module) if not module.startswith(("_", "idlelib")) else None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    yield from first_sentences(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+
+
+def first_sentences(tree: ast.AST) -> Iterator[str]:
+    """The plain first sentences of the docstrings in a syntax tree."""
     for item in ast.walk(tree):
         if isinstance(item, (ast.ClassDef, ast.FunctionDef, ast.Module)):
             first = re.split(r"(?<=\.)\s|\n\s*\n", ast.get_docstring(item) or "")[0]
@@ -214,4 +223,12 @@ def _of(module: str) -> Iterator[str]:
                 yield text
 
 
-__all__ = ["TABLES", "batch_of", "model_file", "sentences", "tokenized"]
+__all__ = [
+    "TABLES",
+    "batch_of",
+    "first_sentences",
+    "model_file",
+    "padded",
+    "sentences",
+    "tokenized",
+]

@@ -20,7 +20,7 @@ VALUES, DISCRETE = OutputKind.VALUES, OutputKind.DISCRETE
 
 
 def kinds_of(inputs: str, outputs: str, weights: str, body: str, opset: int = 17) -> list[str]:
-    text = f"""<opset_import: ["" : {opset}]>
+    text = f"""<opset_import: ["" : {opset}, "com.microsoft" : 1]>
     g ({inputs}) => ({outputs}) <{filled(weights)}> {{ {body} }}"""
     return list(output_kinds(Model.load(parse(text))).values())
 
@@ -189,6 +189,12 @@ READ = "h = Gather (table, ids)"
             "float[N, T, 12] y",
             "float[8, 12] w, float c = {1}",
             "m = MatMul (h, w) d = Div (m, c) t = Tanh (d) y = Mul (t, c)",
+            TOKENS,
+        ),
+        (  # a head in 4 bits
+            "float[N, T, 12] y",
+            "float[24, 8] q, float[24] s, float[12] b",
+            "y = com.microsoft.MatMulNBits <K = 8, N = 12, bits = 4, block_size = 16> (h, q, s)",
             TOKENS,
         ),
         (  # of the last position alone
