@@ -185,7 +185,7 @@ def exits(
         RuntimeFailure: onnxruntime failed.
     """
     from onnxslim.analysis.output_kinds import output_kinds
-    from onnxslim.exits.candidates import ExitAnalysis, exit_rows
+    from onnxslim.exits.candidates import ExitAnalysis, exit_rows, scores_named
 
     refuse_both(calibration, calib, "`calibration` and `calib`")
     check_numbers(seed=seed, threads=threads)
@@ -205,15 +205,15 @@ def exits(
     settings.admit(source)
     source = source.clone()
     infer_shapes(source)
-    prover = None
-    if measure:
-        prover = settings.prover()
-        prover.begin(source)
-    context = settings.context(prover)
-    if prover is None:
-        context = replace(context, output_kinds=output_kinds(source))
-    survey = ExitAnalysis(source, context, output, hidden=head == "mlp")
+    kinds = output_kinds(source)
     try:
+        scores_named(source.graph, output, kinds)  # before anything runs
+        prover = None
+        if measure:
+            prover = settings.prover()
+            prover.begin(source)
+        context = replace(settings.context(prover), output_kinds=kinds)
+        survey = ExitAnalysis(source, context, output, hidden=head == "mlp")
         return exit_rows(survey)
     except NotApplicable as reason:
         raise ModelError(f"The model cannot be left early: {reason}") from reason

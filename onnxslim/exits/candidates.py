@@ -126,9 +126,9 @@ def scores_named(
         fitting = [tensor for tensor in fitting if tensor.name not in why]
         if not fitting and why:
             output, words = next(iter(why.items()))
-            raise NotApplicable(
-                f"`{output}` {words}; if it holds class scores, name it: output={output}"
-            )
+            has_shape = any(tensor.name == output for tensor in score_outputs(graph))
+            advice = f"; if it holds class scores, name it: output={output}" if has_shape else ""
+            raise NotApplicable(f"`{output}` {words}{advice}")
     known = ", ".join(f"`{tensor.name}`" for tensor in graph.outputs)
     if name is not None:
         fitting = [tensor for tensor in fitting if tensor.name == name]

@@ -58,7 +58,8 @@ def test_json_holds_the_same_figures(files: tuple[Path, Path], capsys: Said) -> 
 
 def test_a_model_with_no_place_to_leave_says_so(tmp_path: Path, capsys: Said) -> None:
     model = tmp_path / "m.onnx"
-    onnx.save(net([node("MatMul", ["x", "w"], "y")], {"w": normal(6, 3)}, ["N", 6]), model)
+    weights = {"w": normal(6, 3), "b": normal(3)}
+    onnx.save(net([node("Gemm", ["x", "w", "b"], "y")], weights, ["N", 6]), model)
     assert run("exits", model) == 0
     assert "no place at which this model can be left early" in capsys.readouterr().out
 
