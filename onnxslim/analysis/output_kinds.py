@@ -202,7 +202,7 @@ class _Search:
             return self._head(node, axis)
         if op in ("Sigmoid", "Tanh"):
             return self._squashed(node, axis, depth)
-        if op in ("Add", "Sub", "Mul", "Div"):
+        if op in ("Add", "Sub", "Mul", "Div") or (op == "Sum" and len(node.inputs) == 2):
             return self._scaled(node, axis, depth)
         if op in _POOLING or op in _REDUCING:
             return self._pooled(node, axis, depth)
@@ -241,11 +241,11 @@ class _Search:
         fixed = [self._is_fixed(tensor) for tensor in (first, second)]
         if fixed[0] != fixed[1]:
             inner = self.finding(second if fixed[0] else first, axis, depth)
-            is_bias = node.op in ("Add", "Sub") and _is_vector(first if fixed[0] else second)
+            is_bias = node.op in ("Add", "Sub", "Sum") and _is_vector(first if fixed[0] else second)
             return replace(inner, has_bias=True) if inner.is_head and is_bias else inner
         if node.op in ("Div", "Mul") and not any(fixed):
             return self._divided(node, axis, depth)
-        if node.op == "Add" and _has_normalization(first, second):
+        if node.op in ("Add", "Sum") and _has_normalization(first, second):
             return _EMBEDDING  # the residual stream of a transformer
         return _VALUES
 

@@ -185,7 +185,7 @@ def _leaves_out(node: Node, place: int, own: float, other: float | None, run: _C
         return place == 7 and own == 0
     beside = [tensor for index, tensor in enumerate(node.inputs) if index != place]
     unknown = [tensor for tensor in beside if not run.is_known(tensor)]
-    if op == "Add":
+    if op in ("Add", "Sum"):
         return bool(unknown) and own < _VANISHING
     if op == "Mul":
         return own == 0 and other != 0 and any(map(_is_computed, unknown))

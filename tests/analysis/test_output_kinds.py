@@ -93,6 +93,12 @@ def test_of_rows(outputs: str, weights: str, body: str, kind: OutputKind) -> Non
             HIDDEN,  # the residual stream
         ),
         (
+            "float[N, T, 8] y",
+            SQUARE,
+            "n = LayerNormalization (x, b, b) m = MatMul (n, w) y = Sum (x, m)",
+            HIDDEN,  # as simplify writes it
+        ),
+        (
             "float[N, 8] y",
             SQUARE,
             "n = LayerNormalization (x, b, b) y = ReduceMean <axes = [1], keepdims = 0> (n)",
