@@ -37,6 +37,7 @@ Why it is correct:
 
 Declines when:
     1. The shapes are known to differ, or to have another number of axes: then nothing is fused.
+       Symbols may stand for one size: what inference here does not know, a session may find out.
     2. The sum is an output of the graph.
     3. The opset is below 8, where onnxruntime takes Sum for other shapes than Add.
 
@@ -106,4 +107,9 @@ def _may_be_alike(a: gs.Tensor, b: gs.Tensor) -> bool:
     if any(len(shape) != 3 for shape in known):
         return False
     pairs = zip(*known, strict=True) if len(known) == 2 else ()
-    return all(x == y or x is None or y is None for x, y in pairs)
+    return all(_may_be_equal(x, y) for x, y in pairs)
+
+
+def _may_be_equal(x: int | str | None, y: int | str | None) -> bool:
+    """Two sizes; symbols that inference makes up may stand for one size."""
+    return x == y or x is None or y is None or (isinstance(x, str) and isinstance(y, str))

@@ -48,6 +48,11 @@ def test_onnxruntime_no_longer_fuses_the_sum() -> None:
     assert [change.node for change in report.changes] == ["s"]
 
 
+def test_sizes_that_may_be_equal_count() -> None:
+    _, report = apply(ConvertResidualSums(), parse(residual(other="M, K, 4")))
+    assert report.changed
+
+
 def test_a_spelled_layer_normalization_counts() -> None:
     result, _ = apply(ConvertResidualSums(), spelled())
     found = Counter(kernels(Model.load(result)))
