@@ -18,6 +18,7 @@ from typing import Final
 from onnxslim.io.model import Model
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.quantization.activation_grids import observe_grids
+from onnxslim.quantization.calibration_ranges import RangeMethod
 from onnxslim.quantization.clusters import Clusters, clusters_of, worth_observing
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.layer_codes import nearest_codes
@@ -37,12 +38,16 @@ class NearerDynamic:
 
     Attributes:
         words: the same with figures, for the report.
+        is_sure: whether that holds whatever else is on integers.
         is_nearer_alone: whether the outputs are clearly nearer still where nothing else is on
             integers.
+        products: names of the products.
     """
 
     words: str
+    is_sure: bool
     is_nearer_alone: bool
+    products: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,14 @@ class RangeTrial:
         best = alone if is_nearer_alone else dynamic
         if _share(best, static) > _CLEARLY:
             return None
+        is_sure = _share(dynamic, static) <= _CLEARLY
         words = (
             "ranges of the inputs of MatMul and Gemm are found at run time: on a few samples SQNR "
             f"{best.sqnr_db:.1f} dB, and {static.sqnr_db:.1f} with ranges from samples"
         )
-        return NearerDynamic(words, is_nearer_alone)
+        kind = KernelKind.DYNAMIC
+        products = frozenset(item.name for item in accepted if item.rule.kind is kind)
+        return NearerDynamic(words, is_sure, is_nearer_alone, products)
 
     def _plan(
         self,
@@ -101,7 +109,7 @@ class RangeTrial:
         """Everything on integers that may be, with weights rounded to nearest."""
         names = worth_observing(clusters, ranges)
         own = [c for c in clusters.all if c.name in names and self.layers.accepts(c.name)]
-        grids = observe_grids(self.model, own, samples, None, self.form)
+        grids = observe_grids(self.model, own, samples, RangeMethod.MSE, self.form)
         codes = nearest_codes(self.model, clusters, weights)
         chosen = frozenset(
             cluster.name

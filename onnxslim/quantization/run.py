@@ -60,6 +60,7 @@ from onnxslim.services.stopwatch import Stopwatch
 PatternCheck = Callable[[Sequence[str], Sequence[str]], None]
 
 _FLOAT_BESIDE: Final = "it stays float between products that find their ranges at run time"
+_MOST: Final = 0.5  # share of the time that products alone must take to be worth it alone
 _SCALES_OPSET: Final = 13  # the first in which scales go along an axis
 
 
@@ -101,7 +102,8 @@ class Int8Run:
         grid = GridForm(options.weights.dtype, symmetric=True, reduced=self.is_reduced)
         self.weights = WeightForm(grid, PerChannel() if options.per_channel else PerTensor())
         self.recurrent = replace(self.weights, grid=self._dynamic_grid(grid))
-        self.ranges, self.is_nearer_alone = ActivationRanges.STATIC, False
+        self.ranges = ActivationRanges.STATIC
+        self.is_nearer_alone = self.are_products_alone = False
         self.codes: Mapping[str, LayerCodes] = {}
         self.smoothing: ProductSmoothing | None = None
         self.found: Mapping[str, Sequence[CalibrationRange]] = {}
@@ -207,11 +209,21 @@ class Int8Run:
         )
         with self.context.progress.step("comparing ranges from samples with those of run time"):
             found = trial.nearer_dynamic()
-        if found is None:
+        if found is None or not (found.is_sure or self._take_most_time(found.products)):
             return ActivationRanges.STATIC
         self._say(found.words)
-        self.is_nearer_alone = found.is_nearer_alone
+        self.is_nearer_alone = found.is_nearer_alone and found.is_sure
+        self.are_products_alone = not found.is_sure
         return ActivationRanges.DYNAMIC
+
+    def _take_most_time(self, products: frozenset[str]) -> bool:
+        """Whether the float model spends half of its time, or more, in `products`."""
+        stopwatch = self.context.stopwatch
+        if stopwatch is None or self.options.placement is not Placement.MEASURED:
+            return False
+        kernels = stopwatch.profile(self.model)
+        own = sum(kernel.ms for kernel in kernels if kernel.node in products)
+        return own >= _MOST * sum(kernel.ms for kernel in kernels)
 
     def _smooth_products(self, names: frozenset[str]) -> None:
         """Smooth the inputs of those of the clusters `names` that find ranges at run time."""
@@ -241,6 +253,8 @@ class Int8Run:
         self.check(names, [skip.node for skip in self.clusters.skips])
         wanted = frozenset(name for name in names if self.options.layers.accepts(name))
         beside = worth_observing(self.clusters, self.ranges)
+        if self.are_products_alone:
+            beside &= self._between_floats()
         with self.context.progress.step("observing ranges of activations"):
             grids = observe_grids(
                 self.model,
