@@ -233,6 +233,142 @@ def test_a_rotation_by_constant_tables_lets_whole_heads_leave() -> None:
     check(model, {"q": 8, "k": 8, "v0": 8, "y": 0})
 
 
+# x·cos + (−x₁, x₀, −x₃, x₂, ...)·sin of neighbouring columns, as slices with steps that are stacked
+NEIGHBOURS = """
+      f_cos = Cos (angles)
+      f_sin = Sin (angles)
+      {0}_c = Mul ({0}2, f_cos)
+      {0}_a = Slice ({0}2, i0, most, three, i2)
+      {0}_b = Slice ({0}2, i1, most, three, i2)
+      {0}_n = Neg ({0}_b)
+      {0}_n1 = Unsqueeze ({0}_n, last)
+      {0}_a1 = Unsqueeze ({0}_a, last)
+      {0}_r1 = Concat <axis = -1> ({0}_n1, {0}_a1)
+      {0}_r = Reshape ({0}_r1, joined)
+      {0}_s = Mul ({0}_r, f_sin)
+      {0}3 = Add ({0}_c, {0}_s)
+"""
+# the same with pairs on an axis of their own
+PAIRS = """
+      {0}_p = Reshape ({0}2, pairs)
+      {0}_a1, {0}_b1 = Split <axis = -1> ({0}_p, halves)
+      f_cos = Cos (angles)
+      {0}_x = Mul ({0}_a1, f_cos)
+      {0}_y = Mul ({0}_b1, f_cos)
+      {0}_xy = Concat <axis = -1> ({0}_x, {0}_y)
+      {0}3 = Reshape ({0}_xy, joined)
+"""
+# only the first two columns of each head are turned
+PARTIAL = """
+      f_cos = Cos (angles)
+      {0}_t, {0}_rest = Split <axis = 3> ({0}2, parts)
+      {0}_turned = Mul ({0}_t, f_cos)
+      {0}3 = Concat <axis = 3> ({0}_turned, {0}_rest)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rotation", "angles"),
+    [(NEIGHBOURS, "1,1,L,4"), (PAIRS, "1,1,L,2,1"), (PARTIAL, "1,1,L,2")],
+)
+def test_rotations_of_other_spellings_let_whole_heads_leave(rotation: str, angles: str) -> None:
+    turned = rotation.format("q") + rotation.format("k").replace("f_", "g_")
+    model = attention(
+        SPLIT + turned + COLUMNS + "\nv3 = Identity (v2)" + PRODUCTS + JOIN,
+        inputs=f"float[N,L,6] x, float[{angles}] angles",
+        weights=f"""{THREE}, int64[2] halves = {{1, 1}}, int64[1] most = {{99}},
+        int64[1] last = {{-1}}, int64[4] joined = {{0, 0, -1, 4}},
+        int64[5] pairs = {{0, 0, 0, 2, 2}}, int64[2] parts = {{2, 2}}""",
+        width=4,
+    )
+    channels = check(model, {"q": 16, "k": 16, "v0": 16, "y": 0})
+    assert channels.groups[0].size == 4
+
+
+GATHERED = f"""
+      k3 = Gather <axis = 1> (k2, which)
+      v3 = Gather <axis = 1> (v2, which)
+      {COLUMNS}
+      q3 = Mul (q2, s)
+"""
+
+
+def test_keys_that_are_picked_several_times_leave_with_their_queries() -> None:
+    model = attention(
+        SPLIT + GATHERED + PRODUCTS + JOIN, shared=2, weights="int64[4] which = {0, 0, 1, 1}"
+    )
+    channels = check(model, {"q": 8, "k": 4, "v0": 4, "y": 0})
+    assert channels.groups[0].size == 2
+
+
+def test_heads_of_a_projection_that_lies_by_heads_leave_as_a_whole() -> None:
+    """Query, key and value of a head beside each other: (N, L, H, 3, w)."""
+    model = net("""
+    g (float[N,L,6] x) => (float[N,L,4] y)
+    <float[6,24] w, float[24] b, float[8,4] wo, int64[5] split = {0, 0, 4, 3, 2},
+     int64[3] whole = {0, 0, 8}, int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}> {
+      m = MatMul (x, w)
+      a = Add (m, b)
+      r = Reshape (a, split)
+      q = Gather <axis = 3> (r, i0)
+      k = Gather <axis = 3> (r, i1)
+      v = Gather <axis = 3> (r, i2)
+      q2 = Transpose <perm = [0,2,1,3]> (q)
+      k2 = Transpose <perm = [0,2,3,1]> (k)
+      v2 = Transpose <perm = [0,2,1,3]> (v)
+      l = MatMul (q2, k2)
+      p = Softmax (l)
+      h = MatMul (p, v2)
+      h1 = Transpose <perm = [0,2,1,3]> (h)
+      h2 = Reshape (h1, whole)
+      y = MatMul (h2, wo)
+    }""")
+    channels = check(model, {"m": 24, "y": 0})
+    assert channels.groups[0].size == 4
+
+
+def test_heads_in_shifted_windows_leave_as_a_whole() -> None:
+    """A picture of 4·4 positions in windows of 2·2, with a bias of each head from a table."""
+    model = net("""
+    g (float[N,4,4,6] x) => (float[N,4,4,4] y)
+    <float[6,8] wq, float[6,8] wk, float[6,8] wv, float[8,4] wo, float[9,4] table,
+     int64[4,4] places = {4,3,1,0, 5,4,2,1, 7,6,4,3, 8,7,5,4},
+     int64[6] windows = {-1, 2, 2, 2, 2, 6}, int64[3] rows = {-1, 4, 6},
+     int64[4] split = {0, 0, 4, 2}, int64[3] whole = {0, 0, 8}, int64[6] back = {-1, 2, 2, 2, 2, 8},
+     int64[4] picture = {-1, 4, 4, 8}, int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] i9 = {9},
+     int64[1] rows_axis = {1}> {
+      w1 = Reshape (x, windows)
+      w2 = Transpose <perm = [0,1,3,2,4,5]> (w1)
+      t = Reshape (w2, rows)
+      q = MatMul (t, wq)
+      k = MatMul (t, wk)
+      v = MatMul (t, wv)
+      q1 = Reshape (q, split)
+      k1 = Reshape (k, split)
+      v1 = Reshape (v, split)
+      q2 = Transpose <perm = [0,2,1,3]> (q1)
+      k2 = Transpose <perm = [0,2,3,1]> (k1)
+      v2 = Transpose <perm = [0,2,1,3]> (v1)
+      l = MatMul (q2, k2)
+      b = Gather (table, places)
+      b1 = Transpose <perm = [2,0,1]> (b)
+      l1 = Add (l, b1)
+      p = Softmax (l1)
+      h = MatMul (p, v2)
+      h1 = Transpose <perm = [0,2,1,3]> (h)
+      h2 = Reshape (h1, whole)
+      r1 = Reshape (h2, back)
+      r2 = Transpose <perm = [0,1,3,2,4,5]> (r1)
+      r = Reshape (r2, picture)
+      below = Slice (r, i1, i9, rows_axis)
+      above = Slice (r, i0, i1, rows_axis)
+      o = Concat <axis = 1> (below, above)
+      y = MatMul (o, wo)
+    }""")
+    channels = check(model, {"q": 8, "k": 8, "v": 8, "b": 4, "y": 0})
+    assert channels.groups[0].size == 4
+
+
 EXPANDED_MASK = f"""
       {BATCH}
       to_mask = {sizes_of("n", "n_heads", "length", "length")}
