@@ -86,7 +86,7 @@ _PRUNE: Final = "simplify,prune-channels:ratio={}"
 
 TRIALS: Final = (
     _ours("simplify", "ours", "simplify", *_UNTIMED),
-    _ours("simplify", "ours, fuse-attention", "simplify,fuse-attention", *_UNTIMED),
+    _ours("simplify", "ours, fuse-attention", "simplify,fuse-rotary,fuse-attention", *_UNTIMED),
     *(
         Trial("simplify", name, _SIMPLIFIERS[name], _fixed())
         for name in ("OnnxSlim", "onnxsim", "onnxscript")
