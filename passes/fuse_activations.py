@@ -60,18 +60,17 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf, isfinite, prod, sqrt
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.affine import cast, is_float, min_rank, rank_of
+from onnxslim.analysis.affine import cast, min_rank, rank_of
 from onnxslim.analysis.compound_operators import (
     TANH_CUBE,
     TANH_SCALE,
-    compound_at,
     compounds,
     kept_nodes,
     reduced_axis,
@@ -89,18 +88,17 @@ from onnxslim.analysis.patterns import (
     Scaled,
     Var,
     Vector,
-    is_closed,
     nearly,
 )
 from onnxslim.graph.dims import known_dim
-from onnxslim.graph.ir import Node, Variable, node_label
+from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import axes_of, const_array, normalized
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.pipeline.formulas import Expr, Formula, dtype_of
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
-_SINGLE: Final = frozenset({"float32"})
 _REAL: Final = frozenset({"float32", "float64"})
 _ALL: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
 
@@ -117,140 +115,26 @@ class FuseActivations(RewritePass):
         rw = self.rewriter(graph)
         rw.keep(kept_nodes(item for item in compounds(rw) if item.is_mixed))
         present = _CREATED.union(node.op for part in rw.graphs() for node in part.nodes)
-        by_head: dict[str, list[_Rule]] = {}
+        by_head: dict[str, list[Formula]] = {}
         for rule in _RULES:
             if rw.opset >= rule.since and rule.pattern.needs() <= present:
                 for head in rule.pattern.heads():
                     by_head.setdefault(head, []).append(rule)
         for node in rw.walk(*by_head):
-            any(_apply(rw, node, rule) for rule in by_head[node.op])
+            any(rule.apply(rw, node) for rule in by_head[node.op])
         return rw.result()
-
-
-@dataclass(frozen=True)
-class _Expr:
-    """A node to insert; an input is a tensor, another `_Expr`, a number, or absent (None).
-
-    Attributes:
-        is_fused: whether it is written in the nodes that onnxruntime computes in one kernel (see
-            `analysis/compound_operators.py`).
-    """
-
-    op: str
-    inputs: tuple[gs.Tensor | _Expr | float | np.ndarray | None, ...]
-    attrs: dict[str, Any] = field(default_factory=dict)
-    is_fused: bool = False
-
-    def count(self) -> int:
-        return 1 + sum(item.count() for item in self.inputs if isinstance(item, _Expr))
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """A pattern and its replacement; `build` returns None where numbers or shapes do not fit."""
-
-    name: str
-    pattern: Pattern
-    build: Callable[[Rewriter, Match], _Expr | None]
-    since: int = 1
-    types: frozenset[str] = _SINGLE
-
-
-def _apply(rw: Rewriter, node: Node, rule: _Rule) -> bool:
-    if not rw.is_alive(node) or not any(tensor.name for tensor in node.outputs[:1]):
-        return False
-    is_open = False
-    for match in rule.pattern.find(rw, node.outputs[0], Match()):
-        if not match.nodes or match.nodes[0] is not node or not _suits(rw, rule, match):
-            continue
-        expr = rule.build(rw, match)
-        if expr is not None and expr.is_fused and compound_at(rw, node) is not None:
-            return True  # it is written so already
-        if expr is None or not _is_gain(expr, match):
-            continue
-        if is_closed(rw, match):
-            _replace(rw, node, expr, match, rule.name)
-            return True
-        is_open = True
-    if is_open:
-        rw.skip(node, f"{rule.name}: an interior tensor is used elsewhere")  # declines 1
-    return False
-
-
-def _suits(rw: Rewriter, rule: _Rule, match: Match) -> bool:
-    """Whether types are right and no constant adds dimensions."""
-    dtype = _dtype_of(match)
-    if dtype is None or dtype.name not in rule.types:
-        return False
-    return match.ndim <= max((min_rank(t) for t in match.tensors.values()), default=0)
-
-
-def _dtype_of(match: Match) -> np.dtype[Any] | None:
-    if match.dtype is not None:
-        return match.dtype
-    tensors = [tensor for node in match.nodes for tensor in (*node.inputs, *node.outputs)]
-    found = [np.dtype(tensor.dtype) for tensor in tensors if is_float(tensor.dtype)]
-    return found[0] if found else None
-
-
-def _is_gain(expr: _Expr, match: Match) -> bool:
-    """Whether kernels or nodes get fewer, or a Relu or Identity has another spelling so far."""
-    if expr.is_fused:
-        return True
-    before, after = len(match.nodes), expr.count()
-    is_plain = expr.op in ("Relu", "Identity") and expr.op != match.nodes[0].op
-    return after < before or (after == before == 1 and is_plain)
-
-
-def _replace(rw: Rewriter, node: Node, expr: _Expr, match: Match, name: str) -> None:
-    dtype = _dtype_of(match)
-    assert dtype is not None
-    words = ", ".join(item.op for item in reversed(match.nodes))
-    label = node_label(node)
-    made: dict[int, gs.Tensor] = {}
-    inputs = [_emit(rw, node, item, dtype, label, made) for item in expr.inputs]
-    what = f"{words} became {name}"
-    rw.update(
-        node, what, op=expr.op, inputs=inputs, attrs=dict(expr.attrs), fidelity=Fidelity.CLOSE
-    )
-
-
-def _emit(
-    rw: Rewriter,
-    before: Node,
-    item: gs.Tensor | _Expr | float | np.ndarray | None,
-    dtype: np.dtype[Any],
-    label: str,
-    made: dict[int, gs.Tensor],
-) -> gs.Tensor:
-    """The tensor for `item`; `made` has those of the `_Expr`s that stand in several places."""
-    if item is None:
-        return Variable("")
-    if isinstance(item, _Expr):
-        if id(item) not in made:
-            inputs = [_emit(rw, before, inner, dtype, label, made) for inner in item.inputs]
-            name = f"{label}_{item.op.lower()}"
-            made[id(item)] = rw.insert(before, item.op, inputs, item.attrs, name=name, dtype=dtype)[
-                0
-            ]
-        return made[id(item)]
-    if isinstance(item, float):
-        return rw.constant(np.asarray(item, dtype), f"{label}_constant")
-    if isinstance(item, np.ndarray):
-        return rw.constant(item, f"{label}_constant")
-    return item
 
 
 # ------------------------------------------------------------------------------ ranges
 
 
-def _mapped(scale: float, shift: float, tensor: gs.Tensor | _Expr) -> gs.Tensor | _Expr:
+def _mapped(scale: float, shift: float, tensor: gs.Tensor | Expr) -> gs.Tensor | Expr:
     """scale·tensor + shift, in as few nodes as it takes."""
     result = tensor
     if not nearly(scale, 1.0):
-        result = _Expr("Mul", (result, float(scale)))
+        result = Expr("Mul", (result, float(scale)))
     if abs(shift) > 1e-9:
-        result = _Expr("Add", (result, float(shift)))
+        result = Expr("Add", (result, float(shift)))
     return result
 
 
@@ -266,9 +150,9 @@ def _hard_sigmoid_attrs(match: Match, gain: float) -> dict[str, float] | None:
     return {"alpha": float(np.float32(a * c)), "beta": float(np.float32(a * d + b))}
 
 
-def _hard_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
+def _hard_sigmoid(rw: Rewriter, match: Match) -> Expr | None:
     attrs = _hard_sigmoid_attrs(match, 1.0)
-    return None if attrs is None else _Expr("HardSigmoid", (match.tensors["x"],), attrs)
+    return None if attrs is None else Expr("HardSigmoid", (match.tensors["x"],), attrs)
 
 
 def _gain(match: Match) -> float:
@@ -276,22 +160,22 @@ def _gain(match: Match) -> float:
     return match.numbers["all"][0] * match.numbers["gated"][0]
 
 
-def _hard_gate(rw: Rewriter, match: Match) -> _Expr | None:
+def _hard_gate(rw: Rewriter, match: Match) -> Expr | None:
     attrs = _hard_sigmoid_attrs(match, _gain(match))
     if attrs is None:
         return None
     x, z = match.tensors["x"], match.tensors["z"]
     if x is z and rw.opset >= _HARD_SWISH and _is_hard_swish(attrs):
-        return _Expr("HardSwish", (x,))
-    return _Expr("Mul", (z, _Expr("HardSigmoid", (x,), attrs)))
+        return Expr("HardSwish", (x,))
+    return Expr("Mul", (z, Expr("HardSigmoid", (x,), attrs)))
 
 
-def _wider_hard_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
+def _wider_hard_sigmoid(rw: Rewriter, match: Match) -> Expr | None:
     scale, shift = match.numbers["inner"]
     attrs = match.ops["hard"].attrs
     alpha, beta = attrs.get("alpha", 0.2), attrs.get("beta", 0.5)
     new = {"alpha": float(alpha * scale), "beta": float(alpha * shift + beta)}
-    return _Expr("HardSigmoid", (match.tensors["x"],), new)
+    return Expr("HardSigmoid", (match.tensors["x"],), new)
 
 
 _HARD_SWISH: Final = 14
@@ -301,37 +185,37 @@ def _is_hard_swish(attrs: dict[str, Any]) -> bool:
     return nearly(attrs.get("alpha", 0.2), 1 / 6) and nearly(attrs.get("beta", 0.5), 0.5)
 
 
-def _hard_swish(rw: Rewriter, match: Match) -> _Expr | None:
+def _hard_swish(rw: Rewriter, match: Match) -> Expr | None:
     if not _is_hard_swish(match.ops["hard"].attrs):
         return None
-    return _Expr("HardSwish", (match.tensors["x"],))
+    return Expr("HardSwish", (match.tensors["x"],))
 
 
-def _one_clip(rw: Rewriter, match: Match) -> _Expr | None:
+def _one_clip(rw: Rewriter, match: Match) -> Expr | None:
     low, high = match.numbers["range"]
     x = match.tensors["x"]
     if low == 0 and high == inf:
-        return _Expr("Relu", (x,))
+        return Expr("Relu", (x,))
     if rw.opset < 11:
         bounds = {"min": low, "max": high}
-        return _Expr("Clip", (x,), {k: v for k, v in bounds.items() if isfinite(v)})
+        return Expr("Clip", (x,), {k: v for k, v in bounds.items() if isfinite(v)})
     if not isfinite(low) and not isfinite(high):
-        return _Expr("Identity", (x,))
+        return Expr("Identity", (x,))
     ends = [float(bound) if isfinite(bound) else None for bound in (low, high)]
-    return _Expr("Clip", (x, *ends) if isfinite(high) else (x, ends[0]))
+    return Expr("Clip", (x, *ends) if isfinite(high) else (x, ends[0]))
 
 
-def _leaky_relu(rw: Rewriter, match: Match) -> _Expr | None:
+def _leaky_relu(rw: Rewriter, match: Match) -> Expr | None:
     scale, shift = match.numbers["slope"]
     if shift or not 0 < scale < 1:
         return None
-    return _Expr("LeakyRelu", (match.tensors["x"],), {"alpha": float(np.float32(scale))})
+    return Expr("LeakyRelu", (match.tensors["x"],), {"alpha": float(np.float32(scale))})
 
 
-def _prelu(sign: float) -> Callable[[Rewriter, Match], _Expr | None]:
+def _prelu(sign: float) -> Callable[[Rewriter, Match], Expr | None]:
     """relu(x) + sign·a·relu(-x) has the slope -sign·a below zero."""
 
-    def build(rw: Rewriter, match: Match) -> _Expr | None:
+    def build(rw: Rewriter, match: Match) -> Expr | None:
         x, slope = match.tensors["x"], const_array(match.tensors["a"])
         ndim = rank_of(x)
         if slope is None or ndim is None or slope.ndim > ndim:
@@ -341,7 +225,7 @@ def _prelu(sign: float) -> Callable[[Rewriter, Match], _Expr | None]:
         sizes = [known_dim(x, axis - slope.ndim) for axis in range(slope.ndim)]
         if any(size not in (1, known) for size, known in zip(slope.shape, sizes, strict=True)):
             return None
-        return _Expr("PRelu", (x, slope * np.asarray(-sign, slope.dtype)))
+        return Expr("PRelu", (x, slope * np.asarray(-sign, slope.dtype)))
 
     return build
 
@@ -349,27 +233,27 @@ def _prelu(sign: float) -> Callable[[Rewriter, Match], _Expr | None]:
 # ------------------------------------------------------------------------------ exponentials
 
 
-def _sigmoid_of_tanh(rw: Rewriter, match: Match) -> _Expr | None:
+def _sigmoid_of_tanh(rw: Rewriter, match: Match) -> Expr | None:
     (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
     if not (nearly(a, 0.5) and nearly(b, 0.5)):
         return None
-    return _Expr("Sigmoid", (_mapped(2 * c, 2 * d, match.tensors["x"]),))
+    return Expr("Sigmoid", (_mapped(2 * c, 2 * d, match.tensors["x"]),))
 
 
-def _tanh_gate(rw: Rewriter, match: Match) -> _Expr | None:
+def _tanh_gate(rw: Rewriter, match: Match) -> Expr | None:
     """g·z·(a·tanh(u) + a) with g·a = ½ is z·σ(2u)."""
     (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
     total = _gain(match)
     if not (nearly(total * a, 0.5) and nearly(total * b, 0.5)):
         return None
-    sigmoid = _Expr("Sigmoid", (_mapped(2 * c, 2 * d, match.tensors["x"]),))
-    return _Expr("Mul", (match.tensors["z"], sigmoid))
+    sigmoid = Expr("Sigmoid", (_mapped(2 * c, 2 * d, match.tensors["x"]),))
+    return Expr("Mul", (match.tensors["z"], sigmoid))
 
 
 _GELU: Final = 20
 
 
-def _gelu_by_tanh(rw: Rewriter, match: Match) -> _Expr | None:
+def _gelu_by_tanh(rw: Rewriter, match: Match) -> Expr | None:
     """Replace ½·x·(1 + tanh(p(x))), p an odd cubic."""
     a, b = match.numbers["outer"]
     total = _gain(match)
@@ -378,33 +262,33 @@ def _gelu_by_tanh(rw: Rewriter, match: Match) -> _Expr | None:
     return _cubic_gate(rw, match.tensors["x"], match.numbers["cubic"])
 
 
-def _gelu_by_sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
+def _gelu_by_sigmoid(rw: Rewriter, match: Match) -> Expr | None:
     """Replace x·σ(2·p(x)), p an odd cubic: the form above after its tanh became a σ."""
     halved = tuple(c / 2 for c in match.numbers["cubic"])
     return _cubic_gate(rw, match.tensors["x"], halved)
 
 
-def _cubic_gate(rw: Rewriter, x: gs.Tensor, cubic: tuple[float, ...]) -> _Expr | None:
+def _cubic_gate(rw: Rewriter, x: gs.Tensor, cubic: tuple[float, ...]) -> Expr | None:
     """Gelu by tanh, or x·σ(x·(2k + 2kc·x²)) for other numbers k and c."""
     if len(cubic) != 4 or cubic[0] or cubic[2]:
         return None
     wanted = (0.0, TANH_SCALE, 0.0, TANH_SCALE * TANH_CUBE)
     if all(abs(c - w) <= 1e-5 for c, w in zip(cubic, wanted, strict=True)):
         return _tanh_gelu(rw, x)
-    factor = _mapped(2 * cubic[3], 2 * cubic[1], _Expr("Mul", (x, x)))
-    return _Expr("Mul", (x, _Expr("Sigmoid", (_Expr("Mul", (x, factor)),))))
+    factor = _mapped(2 * cubic[3], 2 * cubic[1], Expr("Mul", (x, x)))
+    return Expr("Mul", (x, Expr("Sigmoid", (Expr("Mul", (x, factor)),))))
 
 
-def _tanh_gelu(rw: Rewriter, x: gs.Tensor) -> _Expr:
+def _tanh_gelu(rw: Rewriter, x: gs.Tensor) -> Expr:
     if rw.opset >= _GELU:
-        return _Expr("Gelu", (x,), {"approximate": "tanh"})
-    cube = _Expr("Mul", (_Expr("Pow", (x, 3.0)), TANH_CUBE))
-    bent = _Expr("Tanh", (_Expr("Mul", (_Expr("Add", (x, cube)), TANH_SCALE)),))
-    gate = _Expr("Add", (bent, 1.0))
-    return _Expr("Mul", (_Expr("Mul", (x, 0.5)), gate), is_fused=True)
+        return Expr("Gelu", (x,), {"approximate": "tanh"})
+    cube = Expr("Mul", (Expr("Pow", (x, 3.0)), TANH_CUBE))
+    bent = Expr("Tanh", (Expr("Mul", (Expr("Add", (x, cube)), TANH_SCALE)),))
+    gate = Expr("Add", (bent, 1.0))
+    return Expr("Mul", (Expr("Mul", (x, 0.5)), gate), is_fused=True)
 
 
-def _gelu(rw: Rewriter, match: Match) -> _Expr | None:
+def _gelu(rw: Rewriter, match: Match) -> Expr | None:
     (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
     total = _gain(match)
     if d or not nearly(c, sqrt(0.5)):
@@ -413,30 +297,30 @@ def _gelu(rw: Rewriter, match: Match) -> _Expr | None:
         return None
     x = match.tensors["x"]
     if rw.opset >= _GELU:
-        return _Expr("Gelu", (x,))
-    gate = _Expr("Add", (_Expr("Erf", (_Expr("Div", (x, sqrt(2))),)), 1.0))
-    return _Expr("Mul", (_Expr("Mul", (x, gate)), 0.5), is_fused=True)
+        return Expr("Gelu", (x,))
+    gate = Expr("Add", (Expr("Erf", (Expr("Div", (x, sqrt(2))),)), 1.0))
+    return Expr("Mul", (Expr("Mul", (x, gate)), 0.5), is_fused=True)
 
 
-def _sigmoid(rw: Rewriter, match: Match) -> _Expr | None:
+def _sigmoid(rw: Rewriter, match: Match) -> Expr | None:
     """1 / (1 + e^(c·x + d)) = σ(-c·x - d), times z if there is one."""
     (a, b), (c, d) = match.numbers["outer"], match.numbers["inner"]
     if not (nearly(a, 1.0) and nearly(b, 1.0)):
         return None
-    sigmoid = _Expr("Sigmoid", (_mapped(-c, -d, match.tensors["x"]),))
-    return _Expr("Mul", (match.tensors["z"], sigmoid)) if "z" in match.tensors else sigmoid
+    sigmoid = Expr("Sigmoid", (_mapped(-c, -d, match.tensors["x"]),))
+    return Expr("Mul", (match.tensors["z"], sigmoid)) if "z" in match.tensors else sigmoid
 
 
-def _softplus(rw: Rewriter, match: Match) -> _Expr | None:
+def _softplus(rw: Rewriter, match: Match) -> Expr | None:
     a, b = match.numbers["outer"]
-    return _Expr("Softplus", (match.tensors["x"],)) if nearly(a, 1.0) and nearly(b, 1.0) else None
+    return Expr("Softplus", (match.tensors["x"],)) if nearly(a, 1.0) and nearly(b, 1.0) else None
 
 
-def _mish(rw: Rewriter, match: Match) -> _Expr | None:
-    return _Expr("Mish", (match.tensors["x"],))
+def _mish(rw: Rewriter, match: Match) -> Expr | None:
+    return Expr("Mish", (match.tensors["x"],))
 
 
-def _softmax(rw: Rewriter, match: Match) -> _Expr | None:
+def _softmax(rw: Rewriter, match: Match) -> Expr | None:
     x = match.tensors["x"]
     axis = reduced_axis(rw, match.ops["sum"], x)
     if axis is None or ("max" in match.ops and reduced_axis(rw, match.ops["max"], x) != axis):
@@ -446,7 +330,7 @@ def _softmax(rw: Rewriter, match: Match) -> _Expr | None:
     ndim = rank_of(x)
     if rw.opset < 11 and ndim is None:  # there, an axis cannot be negative
         return None
-    return _Expr("Softmax", (x,), {"axis": axis if rw.opset >= 11 or ndim is None else ndim - 1})
+    return Expr("Softmax", (x,), {"axis": axis if rw.opset >= 11 or ndim is None else ndim - 1})
 
 
 # ------------------------------------------------------------------------------ reductions
@@ -456,7 +340,7 @@ _LAYER_NORM: Final = 17
 _RMS_NORM: Final = 23
 
 
-def _layer_norm(rw: Rewriter, match: Match) -> _Expr | None:
+def _layer_norm(rw: Rewriter, match: Match) -> Expr | None:
     """LayerNormalization from the opset that has it; before, in the nodes of which one is made."""
     found = _normalized_over(rw, match)
     if found is None:
@@ -465,16 +349,16 @@ def _layer_norm(rw: Rewriter, match: Match) -> _Expr | None:
     epsilon = match.numbers["eps"][0]
     if rw.opset >= _LAYER_NORM:
         inputs = (x, scale) if bias is None else (x, scale, bias)
-        return _Expr("LayerNormalization", inputs, _norm_attrs(epsilon))
+        return Expr("LayerNormalization", inputs, _norm_attrs(epsilon))
     if bias is None:
         return None
-    centred = _Expr("Sub", (x, _mean_of(rw, x, match.ops["mean"])))
+    centred = Expr("Sub", (x, _mean_of(rw, x, match.ops["mean"])))
     spread = _spread(rw, centred, epsilon, match.ops["square"])
-    scaled = _Expr("Mul", (_Expr("Div", (centred, spread)), scale))
-    return _Expr("Add", (scaled, bias), is_fused=True)
+    scaled = Expr("Mul", (Expr("Div", (centred, spread)), scale))
+    return Expr("Add", (scaled, bias), is_fused=True)
 
 
-def _rms_norm(rw: Rewriter, match: Match) -> _Expr | None:
+def _rms_norm(rw: Rewriter, match: Match) -> Expr | None:
     """RMSNormalization from the opset that has it; before, in the nodes of which one is made."""
     found = _normalized_over(rw, match)
     if found is None:
@@ -482,11 +366,11 @@ def _rms_norm(rw: Rewriter, match: Match) -> _Expr | None:
     x, scale, _ = found
     epsilon = match.numbers["eps"][0]
     if rw.opset >= _RMS_NORM:
-        return _Expr("RMSNormalization", (x, scale), _norm_attrs(epsilon))
+        return Expr("RMSNormalization", (x, scale), _norm_attrs(epsilon))
     if "scale" not in match.tensors:
         return None
     spread = _spread(rw, x, epsilon, match.ops["square"])
-    return _Expr("Mul", (_Expr("Div", (x, spread)), scale), is_fused=True)
+    return Expr("Mul", (Expr("Div", (x, spread)), scale), is_fused=True)
 
 
 def _norm_attrs(epsilon: float) -> dict[str, Any]:
@@ -497,7 +381,7 @@ def _normalized_over(
     rw: Rewriter, match: Match
 ) -> tuple[gs.Tensor, np.ndarray, np.ndarray | None] | None:
     """x, scale and bias of a normalization over the last axis; ones for a scale left out."""
-    x, dtype = match.tensors["x"], _dtype_of(match)
+    x, dtype = match.tensors["x"], dtype_of(match)
     means = [node for name, node in match.ops.items() if name in ("mean", "square")]
     size = known_dim(x, -1)
     if size is None or dtype is None or any(reduced_axis(rw, node, x) != -1 for node in means):
@@ -522,35 +406,35 @@ def _along_last(vector: gs.Tensor, x: gs.Tensor, size: int) -> np.ndarray | None
     return np.array(np.broadcast_to(values.reshape(-1), (size,)))
 
 
-def _mean_of(rw: Rewriter, x: gs.Tensor | _Expr, mean: Node) -> _Expr:
+def _mean_of(rw: Rewriter, x: gs.Tensor | Expr, mean: Node) -> Expr:
     axes = axes_of(mean, rw.opset)
     assert axes is not None
     return _reduce(rw, "ReduceMean", x, axes, mean)
 
 
-def _spread(rw: Rewriter, x: gs.Tensor | _Expr, epsilon: float, mean: Node) -> _Expr:
+def _spread(rw: Rewriter, x: gs.Tensor | Expr, epsilon: float, mean: Node) -> Expr:
     """√(mean(x²) + ε), with the axes of `mean`."""
-    square = _mean_of(rw, _Expr("Pow", (x, 2.0)), mean)
-    return _Expr("Sqrt", (_Expr("Add", (square, epsilon)),))
+    square = _mean_of(rw, Expr("Pow", (x, 2.0)), mean)
+    return Expr("Sqrt", (Expr("Add", (square, epsilon)),))
 
 
-def _scaled_norm(rw: Rewriter, match: Match) -> _Expr | None:
+def _scaled_norm(rw: Rewriter, match: Match) -> Expr | None:
     """A Mul behind a normalization that has no bias goes into its scale."""
     pair = _norm_vectors(match)
     if pair is None:
         return None
     values = cast(pair[0].astype(np.float64) * pair[1].astype(np.float64), pair[0].dtype)
     norm = match.ops["norm"]
-    return None if values is None else _Expr(norm.op, (match.tensors["x"], values), norm.attrs)
+    return None if values is None else Expr(norm.op, (match.tensors["x"], values), norm.attrs)
 
 
-def _shifted_norm(rw: Rewriter, match: Match) -> _Expr | None:
+def _shifted_norm(rw: Rewriter, match: Match) -> Expr | None:
     """An Add behind a LayerNormalization without bias becomes its bias."""
     pair = _norm_vectors(match)
     if pair is None:
         return None
     inputs = (match.tensors["x"], match.tensors["scale"], pair[1])
-    return _Expr("LayerNormalization", inputs, match.ops["norm"].attrs)
+    return Expr("LayerNormalization", inputs, match.ops["norm"].attrs)
 
 
 def _norm_vectors(match: Match) -> tuple[np.ndarray, np.ndarray] | None:
@@ -563,10 +447,10 @@ def _norm_vectors(match: Match) -> tuple[np.ndarray, np.ndarray] | None:
     return None if new is None else (scale, new)
 
 
-def _reduction(op: str) -> Callable[[Rewriter, Match], _Expr | None]:
+def _reduction(op: str) -> Callable[[Rewriter, Match], Expr | None]:
     """The same reduction by another operator."""
 
-    def build(rw: Rewriter, match: Match) -> _Expr | None:
+    def build(rw: Rewriter, match: Match) -> Expr | None:
         node = match.ops["sum"]
         axes = axes_of(node, rw.opset)
         if not axes:  # of all axes, or not known
@@ -576,17 +460,15 @@ def _reduction(op: str) -> Callable[[Rewriter, Match], _Expr | None]:
     return build
 
 
-def _reduce(
-    rw: Rewriter, op: str, x: gs.Tensor | _Expr, axes: tuple[int, ...], node: Node
-) -> _Expr:
+def _reduce(rw: Rewriter, op: str, x: gs.Tensor | Expr, axes: tuple[int, ...], node: Node) -> Expr:
     """The reduction `op` over `axes`, with the keepdims of `node`."""
     keepdims = {"keepdims": int(node.attrs.get("keepdims", 1))}
     if rw.opset < 18:
-        return _Expr(op, (x,), {"axes": list(axes), **keepdims})
-    return _Expr(op, (x, np.array(axes, np.int64)), keepdims)
+        return Expr(op, (x,), {"axes": list(axes), **keepdims})
+    return Expr(op, (x, np.array(axes, np.int64)), keepdims)
 
 
-def _reduce_mean(rw: Rewriter, match: Match) -> _Expr | None:
+def _reduce_mean(rw: Rewriter, match: Match) -> Expr | None:
     """Σx / n over axes of n elements."""
     x, node = match.tensors["x"], match.ops["sum"]
     axes = axes_of(node, rw.opset)
@@ -644,34 +526,36 @@ _CREATED: Final = frozenset(
     | {"Sigmoid", "Softplus"}
 )
 _RULES: Final = (
-    _Rule("a hard gate", Scaled("all", Op("Mul", _CLIPPED, _GATED)), _hard_gate),
-    _Rule("HardSigmoid", _CLIPPED, _hard_sigmoid),
-    _Rule("HardSigmoid", Op("HardSigmoid", Affine("inner", _X), bind="hard"), _wider_hard_sigmoid),
-    _Rule("HardSwish", Op("Mul", _X, _HARD_SIGMOID), _hard_swish, _HARD_SWISH),
-    _Rule("one range", Clamp("range", _X), _one_clip, types=_ALL),
-    _Rule("LeakyRelu", Op("Max", _X, Affine("slope", _X)), _leaky_relu),
-    _Rule("PRelu", Op("Sub", Op("Relu", _X), _BELOW_ZERO), _prelu(-1.0), 9),
-    _Rule("PRelu", Op("Add", Op("Relu", _X), _BELOW_ZERO), _prelu(1.0), 9),
-    _Rule("Gelu", _SPELLED_GELU, _gelu),
-    _Rule("Gelu", Scaled("all", Op("Mul", Scaled("gated", _X), _CUBIC_TANH)), _gelu_by_tanh),
-    _Rule("Gelu", Op("Mul", _X, Op("Sigmoid", Poly("cubic", "x"))), _gelu_by_sigmoid),
-    _Rule("a Sigmoid gate", Scaled("all", Op("Mul", _TANH, _GATED)), _tanh_gate),
-    _Rule("Sigmoid", _TANH, _sigmoid_of_tanh),
-    _Rule("Sigmoid", Op("Div", Number("one", 1.0), _ONE_PLUS_EXP), _sigmoid),
-    _Rule("Sigmoid", Op("Reciprocal", _ONE_PLUS_EXP), _sigmoid),
-    _Rule("a Sigmoid gate", Op("Div", Var("z"), _ONE_PLUS_EXP), _sigmoid),
-    _Rule("Softplus", Op("Log", Affine("outer", Op("Exp", _X))), _softplus),
-    _Rule("Mish", Op("Mul", _X, Op("Tanh", Op("Softplus", _X))), _mish, _MISH),
-    _Rule("Softmax", Op("Div", _EXP, Op("ReduceSum", Result("exp"), bind="sum")), _softmax),
-    _Rule("LayerNormalization", _LAYER_NORMS[0], _layer_norm, _LAYER_NORM, _REAL),
-    _Rule("LayerNormalization", _LAYER_NORMS[1], _layer_norm, _LAYER_NORM, _REAL),
-    _Rule("LayerNormalization", _SHIFTED, _layer_norm),
-    _Rule("RMSNormalization", _RMS_NORMS[0], _rms_norm, _RMS_NORM, _REAL),
-    _Rule("RMSNormalization", _RMS_NORMS[1], _rms_norm),
-    _Rule("its scale", Op("Mul", _ANY_NORM, Vector("new")), _scaled_norm, _LAYER_NORM, _ALL),
-    _Rule("its bias", Op("Add", _NORM, Vector("new")), _shifted_norm, _LAYER_NORM, _ALL),
-    _Rule("ReduceL2", Op("Sqrt", Op("ReduceSum", _SQUARE, bind="sum")), _reduction("ReduceL2")),
-    _Rule("ReduceL2", Op("Sqrt", Op("ReduceSumSquare", _X, bind="sum")), _reduction("ReduceL2")),
-    _Rule("ReduceSumSquare", Op("ReduceSum", _SQUARE, bind="sum"), _reduction("ReduceSumSquare")),
-    _Rule("ReduceMean", Affine("outer", Op("ReduceSum", _X, bind="sum")), _reduce_mean),
+    Formula("a hard gate", Scaled("all", Op("Mul", _CLIPPED, _GATED)), _hard_gate),
+    Formula("HardSigmoid", _CLIPPED, _hard_sigmoid),
+    Formula(
+        "HardSigmoid", Op("HardSigmoid", Affine("inner", _X), bind="hard"), _wider_hard_sigmoid
+    ),
+    Formula("HardSwish", Op("Mul", _X, _HARD_SIGMOID), _hard_swish, _HARD_SWISH),
+    Formula("one range", Clamp("range", _X), _one_clip, types=_ALL),
+    Formula("LeakyRelu", Op("Max", _X, Affine("slope", _X)), _leaky_relu),
+    Formula("PRelu", Op("Sub", Op("Relu", _X), _BELOW_ZERO), _prelu(-1.0), 9),
+    Formula("PRelu", Op("Add", Op("Relu", _X), _BELOW_ZERO), _prelu(1.0), 9),
+    Formula("Gelu", _SPELLED_GELU, _gelu),
+    Formula("Gelu", Scaled("all", Op("Mul", Scaled("gated", _X), _CUBIC_TANH)), _gelu_by_tanh),
+    Formula("Gelu", Op("Mul", _X, Op("Sigmoid", Poly("cubic", "x"))), _gelu_by_sigmoid),
+    Formula("a Sigmoid gate", Scaled("all", Op("Mul", _TANH, _GATED)), _tanh_gate),
+    Formula("Sigmoid", _TANH, _sigmoid_of_tanh),
+    Formula("Sigmoid", Op("Div", Number("one", 1.0), _ONE_PLUS_EXP), _sigmoid),
+    Formula("Sigmoid", Op("Reciprocal", _ONE_PLUS_EXP), _sigmoid),
+    Formula("a Sigmoid gate", Op("Div", Var("z"), _ONE_PLUS_EXP), _sigmoid),
+    Formula("Softplus", Op("Log", Affine("outer", Op("Exp", _X))), _softplus),
+    Formula("Mish", Op("Mul", _X, Op("Tanh", Op("Softplus", _X))), _mish, _MISH),
+    Formula("Softmax", Op("Div", _EXP, Op("ReduceSum", Result("exp"), bind="sum")), _softmax),
+    Formula("LayerNormalization", _LAYER_NORMS[0], _layer_norm, _LAYER_NORM, _REAL),
+    Formula("LayerNormalization", _LAYER_NORMS[1], _layer_norm, _LAYER_NORM, _REAL),
+    Formula("LayerNormalization", _SHIFTED, _layer_norm),
+    Formula("RMSNormalization", _RMS_NORMS[0], _rms_norm, _RMS_NORM, _REAL),
+    Formula("RMSNormalization", _RMS_NORMS[1], _rms_norm),
+    Formula("its scale", Op("Mul", _ANY_NORM, Vector("new")), _scaled_norm, _LAYER_NORM, _ALL),
+    Formula("its bias", Op("Add", _NORM, Vector("new")), _shifted_norm, _LAYER_NORM, _ALL),
+    Formula("ReduceL2", Op("Sqrt", Op("ReduceSum", _SQUARE, bind="sum")), _reduction("ReduceL2")),
+    Formula("ReduceL2", Op("Sqrt", Op("ReduceSumSquare", _X, bind="sum")), _reduction("ReduceL2")),
+    Formula("ReduceSumSquare", Op("ReduceSum", _SQUARE, bind="sum"), _reduction("ReduceSumSquare")),
+    Formula("ReduceMean", Affine("outer", Op("ReduceSum", _X, bind="sum")), _reduce_mean),
 )

@@ -6,6 +6,7 @@ options       typed options of a pass, with the constraints that check them
 spelling      a pass as text
 layer_filter  the options `only` and `skip`, and the layers that they select
 rewrite_pass  passes of many rewrites, each of which can be left out
+formulas      formulas in all their spellings, and what replaces them
 raising       an opset raised inside a pass, and the proof of it
 registry      passes by name, those of other distributions included
 other_words   what passes and commands are called elsewhere
