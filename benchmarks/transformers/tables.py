@@ -116,6 +116,8 @@ def _results(rows: Sequence[Found], task: str) -> Iterator[Row]:
     timed = list(dict.fromkeys(size for row in of_task for size in row.get("faster") or ()))
     for own, found in _of(rows, task):
         for row in found:
+            if task == "simplify" and not row.get("faster"):
+                continue  # the other tables have what there is to say
             is_ours = row["tool"].startswith(OURS)
             line = {"model": own["model"], "tool": f"**{row['tool']}**" if is_ours else row["tool"]}
             line["MB"] = _size(row, own)
