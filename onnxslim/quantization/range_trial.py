@@ -27,7 +27,7 @@ from onnxslim.quantization.rules import ActivationRanges, KernelKind
 from onnxslim.quantization.weight_scales import WeightForm
 from onnxslim.services.calibration import Calibration, Distance
 
-_SAMPLES: Final = 8
+_SAMPLES: Final = 4
 _CLEARLY: Final = 0.25  # ranges of run time must leave at most this share of the divergence
 _NEARER: Final = 0.5  # products alone must leave at most this share of it
 
