@@ -1,17 +1,21 @@
-"""Weights alone as 8 and 4 bits on a transformer; onnxruntime's MatMulNBitsQuantizer beside.
+"""Weights alone as 8 and 4 bits on transformers; onnxruntime's MatMulNBitsQuantizer beside.
 
     python -m benchmarks.int8.weight_only measure [--calibration N] [--sentences N] [--no-timing]
+    python -m benchmarks.int8.weight_only decoding [--models NAMES]
     python -m benchmarks.int8.weight_only tables
 
-The model is `benchmarks.models.sentence_encoder`'s; onnxruntime's quantizer runs in an environment
-of its own. `measure` writes `benchmarks/results/weight_only.json`, and wants a quiet machine: all
-models are timed in turn. `tables` writes those of `docs/int8.md` anew. Needs the extra `bench`.
+The model of `measure` is `benchmarks.models.sentence_encoder`'s, those of `decoding` are decoders
+with a cache of `benchmarks.models.transformers`, with seeded weights; onnxruntime's quantizer runs
+in environments of its own. Both write to `benchmarks/results`, and `measure` wants a quiet machine:
+all models are timed in turn. `decoding` compares processor time of one thread, in turn as well.
+`tables` writes those of `docs/int8.md` anew. Needs the extra `bench`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,11 +32,14 @@ from benchmarks.models.sentence_encoder import (
     sentences,
     tokenized,
 )
+from benchmarks.models.transformers import EXPORTER, Transformer, path, shaped, transformers
 from benchmarks.models.zoo import cache_folder
 from benchmarks.peers.environments import QUANTIZERS, run_driver
 from benchmarks.reporting import DOCS, Found, Row, markdown, read, refresh, saved, times
+from benchmarks.transformers.judge import agreement
 from onnxslim import compress
 from onnxslim.api import bench_models
+from onnxslim.run.record import processor_name
 
 NAME: Final = "weight_only"
 BATCH: Final = 16
@@ -70,7 +77,23 @@ SETTINGS: Final = (
     Setting("onnxruntime, 4 bits, MatMul only", ("4", "32", "4", "symmetric"), is_ours=False),
     Setting("onnxruntime, 4 bits, zero points, MatMul only", ("4", "32", "4"), is_ours=False),
     Setting("onnxruntime, 4 bits", ("4", "32", "4", "symmetric", "gather"), is_ours=False),
+    Setting("onnxruntime, 4 bits, HQQ", ("4", "32", "4", "hqq"), is_ours=False),
+    Setting("onnxruntime, 4 bits, k-quant", ("4", "32", "4", "k_quant"), is_ours=False),
+    Setting("onnxruntime, 4 bits, GPTQ", ("4", "32", "4"), is_ours=False, has_data=True),
 )
+
+DECODING: Final = "weight_only_decoding"
+DECODERS: Final = (
+    Setting("8 bits, native", ("form=native",)),
+    Setting("8 bits, MatMulNBits", ("form=matmul-nbits",)),
+    Setting("4 bits, native", ("bits=4", "form=native")),
+    Setting("4 bits, MatMulNBits", ("bits=4", "form=matmul-nbits")),
+    Setting("4 bits, folded", ("bits=4", "form=folded")),
+    Setting("onnxruntime, 8 bits", ("8", "32", "4", "symmetric"), is_ours=False),
+    Setting("onnxruntime, 4 bits", ("4", "32", "4", "symmetric", "gather"), is_ours=False),
+)
+RUNS: Final = {(1, 128): 31, (128, 0): 9}  # of each model, by tokens and length of the cache
+OTHER_DATA: Final = np.zeros(1 << 21)  # read before each run, as an application would
 
 
 @click.group()
@@ -91,7 +114,7 @@ def measure(calibration: int, held: int, *, timing: bool, save: bool) -> None:
     failed: dict[str, str] = {}
     for setting in SETTINGS:
         file = cache_folder() / NAME / f"{setting.name.replace(' ', '_')}.onnx"
-        why = _ours(setting, file, known) if setting.is_ours else _peer(setting, file)
+        why = _ours(setting, file, known) if setting.is_ours else _peer(setting, file, known)
         if why is None:
             files[setting.name] = file
         else:
@@ -100,6 +123,16 @@ def measure(calibration: int, held: int, *, timing: bool, save: bool) -> None:
     rows = _rows(files, failed, judged, faster)
     about = {"calibration": calibration, "sentences": held, "load": os.getloadavg()[0]}
     saved(NAME if save else None, rows, **about)
+
+
+@main.command("decoding")
+@click.option("--models", "names", default="llama_dynamo,gpt2_dynamo", help="Names of decoders.")
+@click.option("--save/--no-save", default=True, help="Write the result.")
+def decoding(names: str, *, save: bool) -> None:
+    """Bytes, divergence, and processor time of one token and of a prompt, by setting."""
+    rows = _decoded(transformers(names.split(",")))
+    about = {"processor": processor_name(), "load": os.getloadavg()[0]}
+    saved(DECODING if save else None, rows, replacing=("model", "setting"), **about)
 
 
 @main.command("tables")
@@ -111,13 +144,15 @@ def tables_command() -> None:
 # ---------------------------------------------------------------------------- quantizing
 
 
-def _ours(setting: Setting, file: Path, known: Sequence[Arrays]) -> str | None:
+def _ours(
+    setting: Setting, file: Path, known: Sequence[Arrays], source: Path | None = None
+) -> str | None:
     """Quantize with our pass."""
     options = setting.options
     if not any(option.startswith("form=") for option in options):
         options = (*options, "form=native")  # what `auto` is before it is timed
     compress(
-        model_file(),
+        source or model_file(),
         file,
         passes=":".join(("quantize-weights", *options)),
         calibration=list(known) if setting.has_data else None,
@@ -128,9 +163,19 @@ def _ours(setting: Setting, file: Path, known: Sequence[Arrays]) -> str | None:
     return None
 
 
-def _peer(setting: Setting, file: Path) -> str | None:
+def _peer(
+    setting: Setting, file: Path, known: Sequence[Arrays], source: Path | None = None
+) -> str | None:
     """Quantize with onnxruntime; why it could not, if so."""
-    return run_driver(PEER, model_file(), file, *setting.options)
+    words, tool = setting.options, PEER
+    if setting.has_data:
+        archive = file.with_suffix(".npz")
+        rows = {f"{i}/{name}": x for i, row in enumerate(known) for name, x in row.items()}
+        np.savez(archive, **rows)
+        words = (*words, f"gptq={archive}")
+    if setting.has_data or "hqq" in words:
+        tool = replace(EXPORTER, driver=PEER.driver)  # torch is there
+    return run_driver(tool, source or model_file(), file, *words)
 
 
 # ---------------------------------------------------------------------------- measuring
@@ -192,13 +237,85 @@ def _faster(files: dict[str, Path], judged: Sequence[Arrays]) -> dict[str, dict[
     return found
 
 
+# ---------------------------------------------------------------------------- decoding
+
+
+def _decoded(models: Sequence[Transformer]) -> Iterator[Found]:
+    for model in models:
+        folder = cache_folder() / DECODING
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"float": path(model)}
+        for setting in DECODERS:
+            file = folder / f"{model.name}_{setting.name.replace(' ', '_')}.onnx"
+            quantize = _ours if setting.is_ours else _peer
+            if (why := quantize(setting, file, (), path(model))) is None:
+                files[setting.name] = file
+            else:
+                yield {"model": model.name, "setting": setting.name, "failed": why}
+        sessions = {name: _session(file) for name, file in files.items()}
+        ratios = {name: {} for name in files}
+        for (tokens, past), runs in RUNS.items():
+            feeds = shaped(model, 1, tokens, past)
+            for name, ratio in _ratios(sessions, feeds, runs).items():
+                ratios[name][f"{tokens} after {past}"] = ratio
+        ours = {setting.name for setting in DECODERS if setting.is_ours}
+        for name, file in files.items():
+            yield {
+                "model": model.name,
+                "setting": name,
+                "is_ours": name in ours,
+                "failed": None,
+                "bytes": file.stat().st_size,
+                "faster": ratios[name],
+                **agreement(model, sessions[name]),
+            }
+
+
+def _session(file: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def _ratios(
+    sessions: Mapping[str, ort.InferenceSession], feeds: Arrays, runs: int
+) -> dict[str, float]:
+    """Median processor time of the first session over that of each; all run in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    for number in range(runs + 1):
+        for name, session in sessions.items():
+            OTHER_DATA.sum()
+            start = time.thread_time()
+            session.run(None, dict(feeds))
+            if number:  # the first run is a warm-up
+                taken[name].append(time.thread_time() - start)
+    medians = {name: float(np.median(each)) for name, each in taken.items()}
+    first = next(iter(medians.values()))
+    return {name: first / each for name, each in medians.items()}
+
+
 # ---------------------------------------------------------------------------- tables
 
 
 def table_of(name: str) -> str | None:
     """The table of that name, where there is a result."""
-    found = read(NAME) if name == "weights" else None
-    return None if found is None else markdown(_row(row) for row in found["rows"])
+    source, row_of = {"weights": (NAME, _row), "decoding": (DECODING, _decoder_row)}.get(
+        name, (None, _row)
+    )
+    found = None if source is None else read(source)
+    return None if found is None else markdown(row_of(row) for row in found["rows"])
+
+
+def _decoder_row(row: Found) -> Row:
+    name, failed = str(row["setting"]), row["failed"]
+    line = {"model": row["model"], "weights": f"**{name}**" if row.get("is_ours") else name}
+    for tokens, past in RUNS:
+        ratio = None if failed else row["faster"][f"{tokens} after {past}"]
+        line[f"{tokens} after {past}"] = "fails" if ratio is None else f"{ratio:.2f}"
+    line["MB"] = "" if failed else f"{row['bytes'] / 1e6:.1f}"
+    line["divergence"] = "" if failed else f"{row['divergence']:.1e}"
+    line["same first word"] = "" if failed else f"{100 * row['top_1']:.1f} %"
+    return line
 
 
 def _row(row: Found) -> Row:

@@ -26,6 +26,7 @@ from onnxslim.solvers import tables
 _RATIOS: Final = np.linspace(1.0, 0.6, 9)  # clipping ratios: the grid's end over the largest weight
 _CLEAR: Final = 0.9  # with data, clipping is considered where it leaves at most this share of error
 _CHUNK: Final = 1 << 20  # weights converted to float64 at a time
+_CACHED: Final = 1 << 15  # and where each is looked at often, which a processor's cache holds
 Array = npt.NDArray[np.float64]
 _Rows = slice | npt.NDArray[np.intp]
 
@@ -140,9 +141,12 @@ class RowGrids:
     def nearest(self, values: Array, group: int, rows: _Rows) -> Array:
         """The nearest values on the grids to `values`, (rows, columns) of one group."""
         scale, zero = self._by_column(group, rows)
-        return np.asarray(
-            np.clip(np.rint(values / scale), self.low - zero, self.high - zero) * scale
-        )
+        found = np.asarray(values / scale)
+        np.rint(found, out=found)
+        low, high = (end - zero if zero.any() else end for end in (self.low, self.high))
+        np.clip(found, low, high, out=found)
+        found *= scale
+        return found
 
     def _by_column(self, group: int, rows: _Rows) -> tuple[Array, Array]:
         scale, zero = (x[group, rows].astype(np.float64) for x in (self.scale, self.zero_point))
@@ -205,10 +209,13 @@ def _starts(columns: int, block: int | None) -> npt.NDArray[np.int64]:
 def _diagonal_errors(problem: Problem, values: np.ndarray, grids: RowGrids) -> Array:
     """Σ H_jj (w − ŵ)² over each row and block, (groups, rows, blocks)."""
     result = np.empty(grids.scale.shape)
-    for group, rows, part in in_parts(values):
-        squares = np.square(part - grids.nearest(part, group, rows))
-        squares *= problem.metrics[group].diagonal
-        result[group, rows] = np.add.reduceat(squares, grids.starts, axis=1)
+    for group, rows, part in in_parts(values, _CACHED):
+        errors = grids.nearest(part, group, rows)
+        np.subtract(part, errors, out=errors)
+        np.square(errors, out=errors)
+        if not problem.metrics[group].is_identity:
+            errors *= problem.metrics[group].diagonal
+        result[group, rows] = np.add.reduceat(errors, grids.starts, axis=1)
     return result
 
 
@@ -223,9 +230,12 @@ def _errors(problem: Problem, grids: RowGrids, rows: npt.NDArray[np.bool_]) -> A
     return result[:, :, None]
 
 
-def in_parts(weight: np.ndarray) -> Iterator[tuple[int, slice, Array]]:
-    """Yield a weight in parts of some rows: group, rows, and the values as float64."""
-    height = max(1, _CHUNK // weight.shape[2])
+def in_parts(weight: np.ndarray, items: int = _CHUNK) -> Iterator[tuple[int, slice, Array]]:
+    """Yield a weight in parts of some rows: group, rows, and the values as float64.
+
+    A part has `items` values at most, or one row.
+    """
+    height = max(1, items // weight.shape[2])
     for group, matrix in enumerate(weight):
         for first in range(0, len(matrix), height):
             rows = slice(first, first + height)
