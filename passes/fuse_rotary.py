@@ -36,6 +36,7 @@ Rewrite:
         y = Transpose <perm = [0, 2, 1, 3]> (z1)
     }
     ```
+    Rotations of neighbours instead of halves are `interleaved`.
     Where the heads were not made of (batch, length, heads·width) the operator reads (batch, heads,
     length, width). `fuse-attention`, run afterwards, takes the Reshape and the Transpose.
 
@@ -44,7 +45,8 @@ Why it is correct:
     (u·c − v·s, v·c + u·s), which RotaryEmbedding computes of c and s.
 
 Declines when:
-    1. The two halves of the cosines, or of the sines, are not known to be equal.
+    1. The two halves of the cosines, or of the sines, are not known to be equal; of rotated
+       neighbours, each two neighbours.
     2. Sizes of the heads are not known, or cosines are not (batch, length, width) for all heads.
     3. Parts of the spelling are used elsewhere.
     4. Values are neither float32 nor float16: onnxruntime has no kernel for others.
@@ -84,6 +86,7 @@ OPSET: Final = 23
 _TYPES: Final = ("float32", "float16")
 _ALIKE: Final = ("Cos", "Sin", "Cast", "Identity", "Unsqueeze", "Squeeze", "Mul", "Div", "Gather")
 _LONGEST: Final = 12
+_FAR: Final = 1 << 62  # the end of a Slice to the last element
 
 
 @dataclass(frozen=True)
@@ -127,12 +130,14 @@ class _Rotation:
         data: x.
         cosines, sines: what it and its turned copy are multiplied by.
         nodes: between `data` and the result, without the latter.
+        pairs: whether neighbours are turned, and not the two halves.
     """
 
     data: gs.Tensor
     cosines: gs.Tensor
     sines: gs.Tensor
     nodes: tuple[Node, ...]
+    pairs: bool = False
 
 
 def _rotation(rw: Rewriter, node: Node) -> _Rotation | None:
@@ -144,13 +149,14 @@ def _rotation(rw: Rewriter, node: Node) -> _Rotation | None:
         if plain is None or turned is None:
             continue
         for place in (0, 1):
-            found = _turned(rw, turned.inputs[place])
+            halves = _turned(rw, turned.inputs[place])
+            found = halves or _turned_pairs(rw, turned.inputs[place])
             if found is None or found[0] not in plain.inputs:
                 continue
             data, nodes = found
             other = plain.inputs[1 if plain.inputs[0] is data else 0]
             parts = (plain, turned, *nodes)
-            return _Rotation(data, other, turned.inputs[1 - place], parts)
+            return _Rotation(data, other, turned.inputs[1 - place], parts, halves is None)
     return None
 
 
@@ -168,6 +174,35 @@ def _turned(rw: Rewriter, tensor: gs.Tensor) -> tuple[gs.Tensor, tuple[Node, ...
     right, left = negated.inputs[0], concat.inputs[1]
     halves = _halves(rw, left, right, ndim)
     return None if halves is None else (halves[0], (concat, negated, *halves[1]))
+
+
+def _turned_pairs(rw: Rewriter, tensor: gs.Tensor) -> tuple[gs.Tensor, tuple[Node, ...]] | None:
+    """As `_turned`, for x = (u₀, v₀, u₁, ...) of which `tensor` is (-v₀, u₀, -v₁, ...)."""
+    joined = rw.producer(tensor, "Reshape")
+    stack = None if joined is None else rw.producer(joined.inputs[0], "Concat")
+    ndim = rank(tensor)
+    if joined is None or stack is None or ndim is None or len(stack.inputs) != 2:
+        return None
+    axis = int(stack.attrs["axis"])
+    wider = [rw.producer(item, "Unsqueeze", "Reshape") for item in stack.inputs]
+    if axis not in (-1, ndim) or None in wider:
+        return None
+    columns = [node for node in wider if node is not None]
+    if any((node.outputs[0].shape or [0])[-1] != 1 for node in columns):
+        return None
+    negated = rw.producer(columns[0].inputs[0], "Neg")
+    even = rw.producer(columns[1].inputs[0], "Slice")
+    odd = None if negated is None else rw.producer(negated.inputs[0], "Slice")
+    if negated is None or even is None or odd is None or even.inputs[0] is not odd.inputs[0]:
+        return None
+    data = even.inputs[0]
+    steps = [_start(rw, node, ndim, step=2) for node in (even, odd)]
+    width = None if data.shape is None else data.shape[-1]
+    if steps != [0, 1] or not isinstance(width, int) or width % 2 or rank(data) != ndim:
+        return None
+    if tensor.shape is None or tensor.shape[-1] != width:
+        return None
+    return data, (joined, stack, *columns, negated, even, odd)
 
 
 def _halves(
@@ -192,12 +227,14 @@ def _halves(
     return None
 
 
-def _start(rw: Rewriter, node: Node, ndim: int) -> int | None:
-    """Where a Slice along the last axis alone, of every element, begins."""
+def _start(rw: Rewriter, node: Node, ndim: int, step: int = 1) -> int | None:
+    """Where a Slice along the last axis alone, of every `step`th element, begins."""
     starts = ints_operand(node, rw.opset, "starts", 1, 10)
     axes = normalized(axes_of(node, rw.opset), ndim)
     steps = ints_operand(node, rw.opset, "steps", 4, 10)
-    if axes != (ndim - 1,) or starts is None or len(starts) != 1 or steps not in ((), (1,)):
+    if axes != (ndim - 1,) or starts is None or len(starts) != 1:
+        return None
+    if (steps or (1,)) != (step,):
         return None
     return starts[0]
 
@@ -234,7 +271,8 @@ class _RotaryWriter:
             or self.flow.shape(found.sines) != table
         ):
             return "cosines are not known to be the same for all heads"
-        if not all(self._has_equal_halves(item, width) for item in (found.cosines, found.sines)):
+        is_equal = self._has_equal_pairs if found.pairs else self._has_equal_halves
+        if not all(is_equal(item, width) for item in (found.cosines, found.sines)):
             return "the halves of its cosines or sines are not known to be equal"
         heads = shape[heads_axis]
         wide = self._wide(found.data, heads_axis)
@@ -242,11 +280,13 @@ class _RotaryWriter:
             return "its heads are not made of (batch, length, heads·width)"
         sizes = (shape[0], shape[3 - heads_axis])
         source = found.data if wide is None else wide
+        ends = (0, _FAR, -1, 2) if found.pairs else (0, width // 2, -1)
         caches = [
-            self._cache(node, item, heads_axis, sizes, source, width, is_wide=wide is not None)
+            self._cache(node, item, heads_axis, sizes, source, wide is not None, ends)
             for item in (found.cosines, found.sines)
         ]
-        self._insert(node, source, caches, wide is not None, heads_axis, heads, width)
+        attrs = {"interleaved": 1} if found.pairs else {}
+        self._insert(node, source, caches, wide is not None, heads_axis, heads, width, attrs)
         return None
 
     def _insert(
@@ -258,18 +298,28 @@ class _RotaryWriter:
         heads_axis: int,
         heads: Size,
         width: int,
+        attrs: dict[str, Any],
     ) -> None:
         rw, label = self.rw, node_label(node)
         what = "a rotation became RotaryEmbedding"
         inputs = [source, *caches]
         if not is_wide:
             rw.update(
-                node, what, op="RotaryEmbedding", inputs=inputs, attrs={}, fidelity=Fidelity.CLOSE
+                node,
+                what,
+                op="RotaryEmbedding",
+                inputs=inputs,
+                attrs=attrs,
+                fidelity=Fidelity.CLOSE,
             )
             return
-        attrs: dict[str, Any] = {"num_heads": heads}
         (value,) = rw.insert(
-            node, "RotaryEmbedding", inputs, attrs, name=f"{label}_rotary", dtype=source.dtype
+            node,
+            "RotaryEmbedding",
+            inputs,
+            {**attrs, "num_heads": heads},
+            name=f"{label}_rotary",
+            dtype=source.dtype,
         )
         cut = self._constant(np.array([0, 0, heads, width], np.int64), f"{label}_heads")
         if heads_axis == 2:
@@ -322,6 +372,41 @@ class _RotaryWriter:
             tensor = data
         return False
 
+    def _has_equal_pairs(self, tensor: gs.Tensor, width: int) -> bool:
+        """Whether each element of the last axis at an odd place is certainly the one before it."""
+        for _ in range(_LONGEST):
+            if const_value(tensor) is not None:
+                array = const_array(tensor)
+                if array is None or array.ndim == 0 or array.shape[-1] != width:
+                    return False
+                return bool(np.array_equal(array[..., ::2], array[..., 1::2]))
+            source, nodes = moving_chain(self.rw, tensor)
+            if nodes:
+                factors = AxisFactors(self.flow)
+                if not factors.begin(source) or not factors.follow(nodes, source):
+                    return False
+                last, before = factors.layouts[tensor][-1], factors.layouts[source][-1]
+                if last and last[-1] in factors.repeating and factors.sizes[last[-1]] == 2:
+                    return True
+                if last != before:
+                    return last[-1:] == before and self._stacks_one_tensor(source)
+                tensor = source
+                continue
+            node = self.rw.producer(tensor, *_ALIKE)
+            data = None if node is None else self._alike(node)
+            if data is None:
+                return False
+            tensor = data
+        return False
+
+    def _stacks_one_tensor(self, tensor: gs.Tensor) -> bool:
+        """Whether the two elements of the last axis are certainly equal."""
+        stack = self.rw.producer(tensor, "Concat")
+        if stack is None or len(stack.inputs) != 2 or stack.inputs[0] is not stack.inputs[1]:
+            return False
+        shape = self.flow.shape(tensor)
+        return shape is not None and shape[-1] == 2 and stack.attrs["axis"] in (-1, len(shape) - 1)
+
     def _alike(self, node: Node) -> gs.Tensor | None:
         """The input of a node that treats both halves of the last axis alike."""
         if node.op in ("Mul", "Div"):
@@ -346,14 +431,13 @@ class _RotaryWriter:
         heads_axis: int,
         sizes: tuple[Size, Size],
         source: gs.Tensor,
-        width: int,
-        *,
         is_wide: bool,
+        ends: tuple[int, ...],
     ) -> gs.Tensor:
-        """The first half of cosines or sines as (batch, length, width / 2)."""
-        key = (tensor, heads_axis, *sizes, self.rw.graph_of(node))
+        """Every other of the cosines or sines as (batch, length, width / 2), by a Slice."""
+        key = (tensor, heads_axis, *sizes, *ends, self.rw.graph_of(node))
         if key not in self.made:
-            self.made[key] = self._made(node, tensor, heads_axis, sizes, source, width, is_wide)
+            self.made[key] = self._made(node, tensor, heads_axis, sizes, source, is_wide, ends)
         return self.made[key]
 
     def _made(
@@ -363,8 +447,8 @@ class _RotaryWriter:
         heads_axis: int,
         sizes: tuple[Size, Size],
         source: gs.Tensor,
-        width: int,
         is_wide: bool,
+        ends: tuple[int, ...],
     ) -> gs.Tensor:
         above = self.rw.producer(tensor, "Unsqueeze")
         if above is not None and normalized(axes_of(above, self.rw.opset), 4) == (heads_axis,):
@@ -372,11 +456,8 @@ class _RotaryWriter:
         else:
             axes = self._constant(np.array([heads_axis], np.int64), f"{tensor.name}_axis")
             table = self._inserted(node, "Squeeze", [tensor, axes], tensor)
-        ends = [
-            self._constant(np.array([value], np.int64), f"{tensor.name}_{name}")
-            for name, value in (("start", 0), ("end", width // 2), ("axis", -1))
-        ]
-        half = self._inserted(node, "Slice", [table, *ends], tensor)
+        cuts = [self._constant(np.array([value], np.int64), f"{tensor.name}_cut") for value in ends]
+        half = self._inserted(node, "Slice", [table, *cuts], tensor)
         shape = self.flow.shape(table)
         if shape is not None and tuple(shape[:2]) == sizes:
             return half

@@ -53,7 +53,20 @@ LENGTH_FIRST = {
     "outputs": "float[B, S, 2, 4] y",
     "constants": f"{CONSTANTS}, int64[1] third = {{2}}",
 }
+PAIRS = {
+    "tables": """c0 = Cos (angles) c2 = Unsqueeze (c0, at3) c3 = Expand (c2, twice)
+        c4 = Reshape (c3, flat3) c = Unsqueeze (c4, one)
+        s0 = Sin (angles) s2 = Unsqueeze (s0, at3) s3 = Concat <axis = -1> (s2, s2)
+        s4 = Reshape (s3, flat3) s = Unsqueeze (s4, one)""",
+    "halves": "left = Slice (x, zero, end, three, step) right = Slice (x, one, end, three, step)",
+    "turned": """n = Neg (right) n1 = Unsqueeze (n, at4) l1 = Unsqueeze (left, at4)
+        t1 = Concat <axis = -1> (n1, l1) t = Reshape (t1, flat4)
+        a = Mul (x, c) b = Mul (t, s) y = Add (a, b)""",
+    "constants": f"{CONSTANTS}, int64[1] at3 = {{3}}, int64[1] at4 = {{4}}, int64[1] step = {{2}}, "
+    "int64[4] twice = {1, 1, 1, 2}, int64[3] flat3 = {0, 0, 4}, int64[4] flat4 = {0, 0, 0, 4}",
+}
 FORMS = {
+    "neighbours": spelled(**PAIRS),
     "halves by Split": spelled(),
     "halves by Slice": spelled(halves=SLICES),
     "factors the other way round": spelled(
@@ -165,6 +178,11 @@ def test_a_lower_opset_is_raised_and_said() -> None:
 )
 def test_other_rotations_stay_and_the_reason_is_said(text: str, why: str) -> None:
     assert_declines(text, FuseRotary(), why)
+
+
+def test_neighbours_with_the_tables_of_halves_are_declined() -> None:
+    text = spelled(**{**PAIRS, "tables": TABLES})
+    assert_declines(text, FuseRotary(), "not known to be equal")
 
 
 def test_another_rotation_is_none() -> None:
