@@ -51,6 +51,8 @@ def page(rewrite: type[Pass]) -> str:
 def _default(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple) and value:
+        return "+".join(map(str, value))
     return "none" if value in (None, ()) else str(value)
 
 

@@ -43,7 +43,7 @@ Look before you cut: what there is, what a file holds, which channels may leave,
 stands for. `sensitivity` and `exits` ask the samples.
 
     >>> [item.name for item in onnxslim.passes() if item.name.startswith("prune")]
-    ['prune-blocks', 'prune-channels', 'prune-weights']
+    ['prune-blocks', 'prune-channels', 'prune-vocabulary', 'prune-weights']
     >>> onnxslim.inspect("lenet5.onnx").operators["Conv"]
     2
     >>> onnxslim.groups("lenet5.onnx", passes="simplify").totals["groups"]
@@ -86,6 +86,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     lowrank       layers split into several small operators
     channels      which channels leave together, in which order, and how they are cut out
     blocks        residual branches that leave as a whole
+    vocabulary    tokens that texts never use
     quantization  integers in place of floats
     precision     float16 in place of float32
     exits         classifiers that are left early

@@ -78,6 +78,7 @@ class Session:
         self.outputs = tuple(_info(item, shapes) for item in session.get_outputs())
         self._session: ort.InferenceSession | None = session
         self._kept: Mapping[str, _Kept] = {}
+        self._new_ids: Mapping[str, np.ndarray] = {}
         self._keep: Sequence[object] = keep  # onnxruntime reads weights out of these arrays
         self._reopen: Callable[[], Session] | None = None
         # onnxruntime looks up each name in a list, and has no numpy type for some
@@ -118,9 +119,11 @@ class Session:
         return {info.name: value for info, value in zip(self.outputs, values, strict=True)}
 
     def narrow_as(self, model: Model) -> None:
-        """Take inputs of the lengths that they had before passes shortened them in `model`."""
+        """Take inputs as they were before passes shortened or renumbered them in `model`."""
         tensors = (*model.graph.inputs, *model.graph.outputs)
         self._kept = {t.name: t.kept for t in tensors if getattr(t, "kept", None)}
+        given = ((t.name, getattr(t, "renumbered", None)) for t in model.graph.inputs)
+        self._new_ids = {name: found.new_ids for name, found in given if found is not None}
 
     def narrowed(self, arrays: Feeds) -> Outputs:
         """Arrays of inputs or outputs, by name, without the positions that the model has lost."""
@@ -153,6 +156,8 @@ class Session:
             raise RuntimeError("This session is closed.")
         if self._kept:
             feeds = self.narrowed(feeds)
+        if self._new_ids:
+            feeds = {name: _renumbered(a, self._new_ids.get(name)) for name, a in feeds.items()}
         if self._by_value:
             return lambda: _run_by_value(session, feeds, self.outputs, options)
         plain = dict(feeds)
@@ -188,6 +193,10 @@ def _narrowed(array: np.ndarray, kept: _Kept | None) -> np.ndarray:
         if array.shape[axis] == len(mask):  # not yet of the new length
             array = np.compress(mask, array, axis)
     return array
+
+
+def _renumbered(ids: np.ndarray, new_ids: np.ndarray | None) -> np.ndarray:
+    return ids if new_ids is None else new_ids[ids].astype(ids.dtype)
 
 
 def open_session(

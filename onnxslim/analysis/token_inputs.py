@@ -26,10 +26,12 @@ from onnxslim.graph.operands import const_array, const_value, is_present
 
 _VANISHING: Final = -100.0  # a bias below it leaves nothing of a softmax
 _SMALL: Final = 1 << 16  # elements of a constant that is read
-_MOVING: Final = frozenset(
+MOVING_OPS: Final = frozenset(
     {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Clip"}
 )
-_KEEPING: Final = _MOVING | {"Tile", "Transpose", "Gather", "GatherND", "Split", "Dropout", "Pad"}
+_KEEPING: Final = MOVING_OPS | frozenset(
+    {"Tile", "Transpose", "Gather", "GatherND", "Split", "Dropout", "Pad"}
+)
 _TABLES: Final = {  # places of the table and of the indices
     "Gather": (0, 1),
     "GatherBlockQuantized": (0, 1),
@@ -59,20 +61,38 @@ class PaddingMask:
 def vocabularies(graph: gs.Graph) -> Mapping[str, int]:
     """Rows of the largest table that each token input indexes, by the name of the input.
 
-    A table counts where it turns tokens into a sequence of rows: (N, L) to (N, L, D).
+    A table counts where it turns tokens into a sequence of rows: (N, L) to (N, L, D). Where ids go
+    through a map, it is the entries of the map that count.
     """
     found: dict[str, int] = {}
     for node in graph.nodes:
-        table, indices = _TABLES.get(node.op, (0, 0))
-        if table == indices or not is_present(node, table) or rank(node.inputs[table]) != 2:
+        if not is_token_gather(node):
             continue
-        rows = known_dim(node.inputs[table], 0)
-        source = _moved_input(node.inputs[indices], graph)
-        is_whole = node.op != "Gather" or node.attrs.get("axis", 0) == 0
-        is_sequence = rank(node.outputs[0]) == 3
-        if rows and source and is_whole and is_sequence and _is_stored(node.inputs[table]):
+        table, indices = _TABLES[node.op]
+        ids = id_map(node.inputs[indices])
+        rows = known_dim(node.inputs[table], 0) if ids is None else len(ids)
+        source = moved_input(node.inputs[indices], graph)
+        if rows and source:
             found[source] = max(rows, found.get(source, 0))
     return found
+
+
+def is_token_gather(node: Node) -> bool:
+    """Whether a node looks up a sequence of rows in a stored table (see `vocabularies`)."""
+    table, indices = _TABLES.get(node.op, (0, 0))
+    if table == indices or not is_present(node, table) or rank(node.inputs[table]) != 2:
+        return False
+    is_whole = node.op != "Gather" or node.attrs.get("axis", 0) == 0
+    return is_whole and rank(node.outputs[0]) == 3 and _is_stored(node.inputs[table])
+
+
+def id_map(indices: gs.Tensor) -> np.ndarray | None:
+    """The row of a table by token id, where `indices` are looked up in such a constant map."""
+    node = indices.inputs[0] if len(indices.inputs) == 1 else None
+    if node is None or node.op != "Gather" or not node.is_onnx or rank(node.inputs[0]) != 1:
+        return None
+    rows = const_array(node.inputs[0])
+    return rows if rows is not None and rows.dtype.kind in "iu" else None
 
 
 def padding_mask(graph: gs.Graph) -> PaddingMask | None:
@@ -104,7 +124,7 @@ def cache_outputs(graph: gs.Graph) -> frozenset[str]:
 def _cache(output: gs.Tensor, graph: gs.Graph) -> tuple[str, int] | None:
     """The input that `output` lengthens, and the axis; None where it does no such thing."""
     node = output.inputs[0] if len(output.inputs) == 1 else None
-    while node is not None and node.op in _MOVING and node.inputs[0].inputs:
+    while node is not None and node.op in MOVING_OPS and node.inputs[0].inputs:
         node = node.inputs[0].inputs[0]
     if node is None or node.op not in ("Concat", *_ATTENTION):
         return None
@@ -122,14 +142,16 @@ def _is_of_others(mask: int | str | None, tokens: int | str | None, graph: gs.Gr
     return has_rows and (mask is None or mask != tokens)
 
 
-def _moved_input(tensor: gs.Tensor, graph: gs.Graph) -> str | None:
-    """The input whose values `tensor` holds, moved; None where they are computed."""
+def moved_input(tensor: gs.Tensor, graph: gs.Graph) -> str | None:
+    """The input whose values `tensor` holds, moved or mapped; None where they are computed."""
     given = {id(each) for each in graph.inputs}
     while id(tensor) not in given:
         node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
-        if node is None or node.op not in _MOVING or not node.inputs:
+        if node is None or not node.inputs:
             return None
-        tensor = node.inputs[0]
+        if node.op not in MOVING_OPS and id_map(tensor) is None:
+            return None
+        tensor = node.inputs[0 if node.op in MOVING_OPS else 1]
     return str(tensor.name)
 
 

@@ -20,7 +20,6 @@ from typing import Final
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim.channels import (
@@ -187,25 +186,12 @@ def shrink(rewriter: Rewriter, channels: Channels, gone: Mask) -> None:
 
 
 def _shrink_declaration(tensor: gs.Tensor, labels: ChannelLabels, removal: Removal) -> None:
-    """Declare a shorter input or output, and remember which positions of the original it has."""
+    """Declare a shorter input or output."""
     for array in labels:
         for axis in labelled_axes(array):
             kept = removal.kept_along(array, axis)
-            if kept.all():
-                continue
-            left = int(kept.sum())
-            if tensor.info is not None:
-                info = onnx.ValueInfoProto()
-                info.CopyFrom(tensor.info)
-                for dim in info.type.tensor_type.shape.dim[axis : axis + 1]:
-                    dim.dim_value = left
-                tensor.info = info
-            if tensor.shape is not None:
-                tensor.shape[axis] = left
-            known = dict(tensor.kept or {})
-            whole = known.get(axis, np.ones(len(kept), bool)).copy()
-            whole[whole] = kept
-            tensor.kept = {**known, axis: whole}
+            if not kept.all():
+                tensor.shorten(axis, kept)
 
 
 def _shrink_shape(tensor: gs.Tensor, labels: ChannelLabels, removal: Removal) -> None:

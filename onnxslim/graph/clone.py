@@ -91,6 +91,7 @@ class _Cloner:
         variable.info = getattr(tensor, "info", None)
         variable.default = getattr(tensor, "default", None)
         variable.kept = getattr(tensor, "kept", None)
+        variable.renumbered = getattr(tensor, "renumbered", None)
         return variable
 
     def node(self, node: gs.Node) -> Node:

@@ -212,6 +212,19 @@ def _no_links(owner: object, other_side: str) -> SynchronizedList:
     return links
 
 
+@dataclass(frozen=True, eq=False)
+class RenumberedIds:
+    """Ids that an input takes in place of those that it took in the original.
+
+    Attributes:
+        new_ids: the new id of each original one; several may have the same.
+        tokenizer: text of a `tokenizer.json` that gives new ids; None: there is none.
+    """
+
+    new_ids: npt.NDArray[np.int64]
+    tokenizer: str | None = None
+
+
 class Variable(_ByIdentity, gs.Variable):
     """A tensor computed at run time. `dtype` and `shape` may come from shape inference.
 
@@ -221,6 +234,8 @@ class Variable(_ByIdentity, gs.Variable):
         default: for an input of the main graph that an initializer of the same name gives a
             default (IR version 4 and up), that initializer. It may be overridden by the
             caller, so it is no constant.
+        renumbered: for an input of the main graph whose ids a pass renumbered because its options
+            asked for it, what callers give now.
         kept: for an input or output of the main graph that a pass made shorter because its options
             asked for it, by axis, whether each position of the original is still there.
     """
@@ -228,6 +243,7 @@ class Variable(_ByIdentity, gs.Variable):
     info: onnx.ValueInfoProto | None
     default: Stored | None
     kept: Mapping[int, npt.NDArray[np.bool_]] | None
+    renumbered: RenumberedIds | None
 
     def __init__(
         self,
@@ -246,7 +262,33 @@ class Variable(_ByIdentity, gs.Variable):
             info=None,
             default=None,
             kept=None,
+            renumbered=None,
         )
+
+    def shorten(self, axis: int, kept: npt.NDArray[np.bool_]) -> None:
+        """Declare an input or output shorter, and remember which positions of the original stay.
+
+        `kept` has one entry for each position that the tensor has until now.
+        """
+        left = int(kept.sum())
+        if self.info is not None:
+            info = onnx.ValueInfoProto()
+            info.CopyFrom(self.info)
+            for dim in info.type.tensor_type.shape.dim[axis : axis + 1]:
+                dim.dim_value = left
+            self.info = info
+        if self.shape is not None:
+            self.shape[axis] = left
+        known = dict(self.kept or {})
+        whole = known.get(axis, np.ones(len(kept), bool)).copy()
+        whole[whole] = kept
+        self.kept = {**known, axis: whole}
+
+    def renumber(self, new_ids: npt.NDArray[np.int64], tokenizer: str | None) -> None:
+        """Remember that callers give `new_ids[i]` in place of the id i that they gave until now."""
+        if self.renumbered is not None:
+            new_ids = new_ids[self.renumbered.new_ids]
+        self.renumbered = RenumberedIds(new_ids, tokenizer)
 
 
 class Constant(_ByIdentity, gs.Constant):

@@ -44,6 +44,11 @@ PIPELINES: Final = {
     ),
     **dict.fromkeys(("depth", "layer-drop", "drop-layers", "prune-layers"), "prune-blocks"),
     **dict.fromkeys(
+        ("vocabulary", "vocab", "prune-vocab", "trim-vocabulary", "trim-vocab", "shrink-vocabulary",
+         "prune-embeddings", "prune-tokens"),
+        "prune-vocabulary",
+    ),
+    **dict.fromkeys(
         ("low-rank", "lowrank", "svd", "factorize", "factorise", "decompose", "tucker", "cp"),
         _LOW_RANK,
     ),

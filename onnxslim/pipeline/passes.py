@@ -1,7 +1,8 @@
 """The contract of a pass: `Pass`, `Preset`, and the `Context` that a pass is given.
 
 A pass rewrites the graph that it is given and reports what it did. It keeps no state, opens no file
-and prints nothing. Not here: copying, verifying, timing and committing (see `manager`).
+but those that its options name, and prints nothing. Not here: copying, verifying, timing and
+committing (see `manager`).
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Context:
         reference: the model before the first lossy step, which lossy steps approximate. Set by the
             manager.
         output_kinds: what the outputs of the model hold, by name; {} where nothing is known of it.
+        tokenizer: path of the tokenizer that makes ids of the user's texts; None where none does.
         names: by which options may name layers; filled in by the manager for a pass that names any.
     """
 
@@ -70,6 +72,7 @@ class Context:
     model: Model | None = None
     reference: Model | None = None
     output_kinds: Mapping[str, OutputKind] = field(default_factory=dict)
+    tokenizer: str | None = None
     names: LayerNames = field(default_factory=LayerNames)
 
     @property

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from onnxslim.io.copying import copy_file
 from onnxslim.io.marks import MARK
 from onnxslim.io.model import Model
+from onnxslim.io.staging import stage_file
 from onnxslim.report import Report
 from onnxslim.run.prepared import Attempt, PreparedRun
 from onnxslim.run.record import metadata
@@ -35,8 +38,26 @@ def write_output(run: PreparedRun, attempt: Attempt, report: Report, output: Pat
                 run.prover.check_file(staged.file, marked)
             report.after.stats = replace(report.after.stats, file_bytes=staged.file_bytes)
             report.after.sha256 = staged.sha256
+            for name, text in _companions(attempt.model).items():
+                place = output.with_name(f"{output.stem}.{name}")
+                with stage_file(place, origin.path, origin.external) as companion:
+                    companion.write([text.encode()])
+                    companion.commit()
             staged.commit()
     report.after.path = str(output)
+
+
+def _companions(model: Model) -> Mapping[str, str]:
+    """Text of the files that tell the new ids of a model whose ids were renumbered, by name."""
+    found = {}
+    for tensor in model.graph.inputs:
+        renumbered = getattr(tensor, "renumbered", None)
+        if renumbered is not None:
+            content = {"input": tensor.name, "new_ids": renumbered.new_ids.tolist()}
+            found["vocabulary.json"] = json.dumps(content)
+            if renumbered.tokenizer is not None:
+                found["tokenizer.json"] = renumbered.tokenizer
+    return found
 
 
 def _marked(result: Model, report: Report) -> Model:

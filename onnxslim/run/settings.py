@@ -193,6 +193,7 @@ class RunSettings:
             stopwatch=stopwatch,
             progress=self.progress,
             output_kinds=kinds or {},
+            tokenizer=self.data.tokenizer,
         )
 
 

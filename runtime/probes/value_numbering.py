@@ -74,7 +74,7 @@ class ValueNumbering:
         """The numbers of the inputs of `graph` and of the outputs of its nodes."""
         imports = tuple((entry.domain, entry.version) for entry in graph.import_domains or ())
         found = {
-            tensor: self._value(("input", tensor.name, imports), varies=True)
+            tensor: self._value(("input", tensor.name, imports, _new_ids(tensor)), varies=True)
             for tensor in graph.inputs
         }
         functions = {(f.domain, f.name): f for f in getattr(graph, "local_functions", ())}
@@ -173,3 +173,9 @@ def _frozen(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)
     return _Identity(value)
+
+
+def _new_ids(tensor: gs.Tensor) -> _Identity | None:
+    """The ids that an input takes in place of those in samples; None: it takes those."""
+    renumbered = getattr(tensor, "renumbered", None)
+    return None if renumbered is None else _Identity(renumbered)

@@ -30,7 +30,7 @@ TIERS = (
     ("solvers",),
     ("pipeline",),
     ("lossy",),
-    ("lowrank", "channels", "blocks", "quantization", "precision", "exits"),
+    ("lowrank", "channels", "blocks", "vocabulary", "quantization", "precision", "exits"),
     ("run",),
     ("tools",),
     ("api", "surveys"),
