@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -36,7 +37,8 @@ class MeasuredSize:
     why: str
 
 
-_UNTOLD = (-1, 0)  # elements of the list of a Reshape that stand for a size which is not told
+_REST: Final = -1  # elements of the list of a Reshape that stand for a size
+_COPY: Final = 0
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,11 @@ class ShapeOperand:
                 left = int(removal.kept_along(array, axis).sum()) if length > 1 else length
                 if left == length or place < 0 or place in self.right:
                     continue
+                if self.items[place] == _REST:
+                    continue
                 if isinstance(self.shape[axis], int):
                     sizes[place] = left
-                elif self.items[place] not in _UNTOLD:
+                elif self.items[place] != _COPY:
                     shares[place] = left, length
         return sizes, shares
 

@@ -195,15 +195,17 @@ def _shrink_declaration(tensor: gs.Tensor, labels: ChannelLabels, removal: Remov
 
 
 def _shrink_shape(tensor: gs.Tensor, labels: ChannelLabels, removal: Removal) -> None:
-    """State the shape that is left of a tensor; the file's own statement holds no longer."""
+    """State the shape that is left of a tensor; what cannot be told is not declared any longer."""
     sizes = None if tensor.shape is None else list(tensor.shape)
     for array in labels:
         for axis in labelled_axes(array):
             kept = removal.kept_along(array, axis)
             if kept.all():
                 continue
+            if sizes is not None and isinstance(sizes[axis], int):
+                sizes[axis] = int(kept.sum())
+                continue
             tensor.info = None
             if sizes is not None:
-                # a size that is no number is a multiple of the period, which its name may tell
-                sizes[axis] = int(kept.sum()) if isinstance(sizes[axis], int) else None
+                sizes[axis] = None  # a multiple of the period, which its name may tell
     tensor.shape = sizes

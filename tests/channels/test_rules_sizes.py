@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from channel_nets import LAST, check, conv_net, free_channels, net, pins
+from channel_nets import LAST, check, conv_net, cut, free_channels, net, pins, some_gone
 
 
 @pytest.mark.parametrize("shape", ["0, -1", "-1, 8", "3, 8", "0, 8"])
@@ -47,6 +48,24 @@ def test_a_shape_that_is_computed_around_a_known_size_follows() -> None:
       y = MatMul (t, v)
     }""")
     check(model, {"a": 8, "y": 0})
+
+
+def test_a_size_that_is_left_open_needs_no_edit_however_it_is_written() -> None:
+    model = net("""
+    g (float[N,3,6,6] x) => (float[N,4] y)
+    <float[8,3,1,1] w, float[8,4] v, int64[1] zero = {0}, int64[1] one = {1}, int64 rest = {-1}> {
+      a = Conv (x, w)
+      p = GlobalAveragePool (a)
+      d = Shape (p)
+      n = Slice (d, zero, one)
+      r = Unsqueeze (rest, zero)
+      shape = Concat <axis = 0> (n, r)
+      f = Reshape (p, shape)
+      y = Gemm (f, v)
+    }""")
+    channels = check(model, {"a": 8, "y": 0})
+    smaller = cut(model, some_gone(channels, np.random.default_rng(0)))
+    assert len(smaller.graph.node) == len(model.graph.node)
 
 
 def test_a_shape_that_is_read_pins_what_is_measured() -> None:
