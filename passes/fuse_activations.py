@@ -31,7 +31,8 @@ Why it is correct:
         log(1 + eˣ) = softplus(x),  x·tanh(softplus(x)) = mish(x)
         relu(x) − a·relu(−x) = prelu(x, a)
         e^(x − max) / Σ e^(x − max) = softmax(x)
-        (x − mean) / √(var + ε)·γ + β = layernorm(x),  x / √(mean(x²) + ε)·γ = rmsnorm(x)
+        (x − mean)·g + β = x·g + (β − mean·g) = layernorm(x) with g = γ / √(var + ε)
+        x / √(mean(x²) + ε)·γ = rmsnorm(x)
         √Σx² = ‖x‖₂
 
     Where the opset has no operator for a Gelu, layernorm or rmsnorm, it is written in the nodes
@@ -503,11 +504,16 @@ _CENTRED: Final = Op("Sub", _X, Op("ReduceMean", _X, bind="mean"), bind="centred
 _AGAIN: Final = Either(Result("centred"), Op("Sub", _X, Result("mean")))
 
 
-def _normalized(x: Pattern, deviation: Pattern) -> tuple[Pattern, Pattern]:
-    """x/√(mean(deviation²) + ε), and that times γ, however divided."""
+def _inverse(deviation: Pattern) -> tuple[Pattern, Pattern]:
+    """√(mean(deviation²) + ε), and one divided by it."""
     square = Either(Op("Mul", deviation, deviation), Op("Pow", deviation, _TWO))
     root = Op("Sqrt", Op("Add", Op("ReduceMean", square, bind="square"), Number("eps")))
-    inverse = Either(Op("Reciprocal", root), Op("Div", Number("one", 1.0), root))
+    return root, Either(Op("Reciprocal", root), Op("Div", Number("one", 1.0), root))
+
+
+def _normalized(x: Pattern, deviation: Pattern) -> tuple[Pattern, Pattern]:
+    """x/√(mean(deviation²) + ε), and that times γ, however divided."""
+    root, inverse = _inverse(deviation)
     plain = Either(Op("Div", x, root), Op("Mul", x, inverse))
     scale = Vector("scale")
     return plain, Either(Op("Mul", plain, scale), Op("Mul", x, Op("Mul", inverse, scale)))
@@ -516,6 +522,10 @@ def _normalized(x: Pattern, deviation: Pattern) -> tuple[Pattern, Pattern]:
 _LAYER_NORMS: Final = _normalized(_CENTRED, _AGAIN)
 _RMS_NORMS: Final = _normalized(_X, _X)
 _SHIFTED: Final = Op("Add", _LAYER_NORMS[1], Vector("bias"))
+# TensorFlow's: x·g + (β − mean·g) with g = γ/√(var + ε)
+_GAIN: Final = Op("Mul", _inverse(Either(_AGAIN, _CENTRED))[1], Vector("scale"), bind="gain")
+_OFFSET: Final = Op("Sub", Vector("bias"), Op("Mul", Result("mean"), Result("gain")))
+_BY_GAIN: Final = Op("Add", Op("Mul", _X, _GAIN), _OFFSET)
 _NORM: Final = Op("LayerNormalization", _X, Vector("scale"), bind="norm")
 _ANY_NORM: Final = Either(_NORM, Op("RMSNormalization", _X, Vector("scale"), bind="norm"))
 _MISH: Final = 18
@@ -550,6 +560,7 @@ _RULES: Final = (
     Formula("LayerNormalization", _LAYER_NORMS[0], _layer_norm, _LAYER_NORM, _REAL),
     Formula("LayerNormalization", _LAYER_NORMS[1], _layer_norm, _LAYER_NORM, _REAL),
     Formula("LayerNormalization", _SHIFTED, _layer_norm),
+    Formula("LayerNormalization", _BY_GAIN, _layer_norm),
     Formula("RMSNormalization", _RMS_NORMS[0], _rms_norm, _RMS_NORM, _REAL),
     Formula("RMSNormalization", _RMS_NORMS[1], _rms_norm),
     Formula("its scale", Op("Mul", _ANY_NORM, Vector("new")), _scaled_norm, _LAYER_NORM, _ALL),

@@ -202,7 +202,7 @@ class Result(_Leaf):
 
     def find(self, rw: Rewriter, tensor: gs.Tensor, match: Match) -> Iterator[Match]:
         """The match itself, if `tensor` is that output."""
-        if tensor is match.ops[self.bind].outputs[0]:
+        if self.bind in match.ops and tensor is match.ops[self.bind].outputs[0]:
             yield match
 
 

@@ -136,6 +136,17 @@ def layer_norm(b: Block, x: str) -> str:
     return b.either("Add", scaled, b.weight(WIDTH))
 
 
+def layer_norm_by_gain(b: Block, x: str) -> str:
+    """x·g + (β - mean·g) with g = γ/√(var + ε), as TensorFlow has it."""
+    mean = b.mean(x)
+    difference = b.add("Sub", x, mean)
+    variance = b.mean(b.add("Mul", difference, difference))
+    inverse = b.add("Reciprocal", b.add("Sqrt", b.either("Add", variance, 1e-3)))
+    gain = b.either("Mul", inverse, b.weight(WIDTH))
+    offset = b.add("Sub", b.weight(WIDTH), b.either("Mul", mean, gain))
+    return b.either("Add", b.either("Mul", x, gain), offset)
+
+
 def rms_norm(b: Block, x: str) -> str:
     """x/√(mean(x²) + ε)·γ, by Div or by a reciprocal."""
     spread = b.add("Sqrt", b.either("Add", b.mean(_square(b, x)), 1e-6))
@@ -228,6 +239,7 @@ SPELLED: Final[dict[Part, str]] = {
     quick_gelu: "QuickGelu",
     silu: "QuickGelu",
     layer_norm: "LayerNormalization",
+    layer_norm_by_gain: "LayerNormalization",
     rms_norm: "RMSNormalization",
 }
 """What each part spells."""
