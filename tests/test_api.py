@@ -56,7 +56,7 @@ def test_the_output_names_its_pipeline_and_its_input(tmp_path: Path) -> None:
         "onnxslim.pipeline": "simplify",
         "onnxslim.resolved": "resolved:from=simplify,simplify",
         "onnxslim.input_sha256": report.before.sha256,
-        "onnxslim.settings": "seed=0 goal=both",
+        "onnxslim.settings": "seed=0 goal=both floor=default",
     }
 
 
