@@ -219,11 +219,19 @@ def _second_product(rw: Rewriter, softmax: Node) -> tuple[Node, bool, bool]:
         if user.op == "Dropout" and is_training_dropout(user, rw.opset):
             raise NotAttention(f"the Dropout `{node_label(user)}` may drop some of its weights")
         guards = guards or where is not None
-        if user.op == "Cast" and not is_cast:
+        if user.op == "Cast" and not _keeps_type(user) and not is_cast:
             is_cast = True
-        elif where is None and user.op not in ("Identity", "Dropout"):
+        elif where is None and user.op not in ("Identity", "Dropout") and not _keeps_type(user):
             raise _no_product()
         tensor = user.outputs[0]
+
+
+def _keeps_type(node: Node) -> bool:
+    """Whether it is a Cast to the type that its input has."""
+    if node.op != "Cast":
+        return False
+    source, result = node.inputs[0].dtype, node.outputs[0].dtype
+    return source is not None and bool(source == result)
 
 
 def _no_product() -> NotAttention:
@@ -294,7 +302,11 @@ def _step(rw: Rewriter, node: Node, tensor: gs.Tensor, scores: _Scores) -> gs.Te
         addend = node.inputs[1 - place]
         scores.mask.insert(0, MaskPart(addend=addend, windows=scores.windows))
         return node.inputs[place]
-    if node.op == "Identity" or (node.op == "Reshape" and scores.pass_reshape(node)):
+    if (
+        node.op == "Identity"
+        or _keeps_type(node)
+        or (node.op == "Reshape" and scores.pass_reshape(node))
+    ):
         return node.inputs[0]
     if node.op == "Where" and scores.cut is None:
         place = _scores_place(rw, node, (1, 2))

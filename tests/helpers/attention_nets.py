@@ -103,6 +103,10 @@ FORMS: dict[str, Form] = {
         ),
         scores="s = MatMul (q2, k2) p = Softmax <axis = 3> (s)",
     ),
+    "cast to the type that it has": Form(
+        scores="""s = MatMul (q2, k2) t = Mul (s, half) c = Cast <to = 1> (t) w = Softmax (c)
+            p = Cast <to = 1> (w)""",
+    ),
     "turned by dynamo": Form(
         constants=f"float half = {{0.5}}, {TURNING}",
         heads=HEADS.replace("k1 = Reshape (k, cut)", "").replace(
