@@ -82,6 +82,16 @@ class Staged:
         with writing(self.target):
             files.write_file(self.file, chunks)
 
+    def add(self, name: str, text: str) -> None:
+        """Write a text that `commit` puts beside the target, over what has its name there.
+
+        Raises:
+            UsageError: it cannot be written, or the disk is full.
+        """
+        place = self.target.with_name(name)
+        with writing(place):
+            files.write_file(self.file.with_name(name), [text.encode()])
+
     def data_name(self, data: Path) -> str:
         """The name that `data`, a data file with the name of the target and `.data`, shall have.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from onnxslim.io.copying import copy_file
 from onnxslim.io.marks import MARK
 from onnxslim.io.model import Model
-from onnxslim.io.staging import stage_file
 from onnxslim.report import Report
 from onnxslim.run.prepared import Attempt, PreparedRun
 from onnxslim.run.record import metadata
@@ -39,10 +38,7 @@ def write_output(run: PreparedRun, attempt: Attempt, report: Report, output: Pat
             report.after.stats = replace(report.after.stats, file_bytes=staged.file_bytes)
             report.after.sha256 = staged.sha256
             for name, text in _companions(attempt.model).items():
-                place = output.with_name(f"{output.stem}.{name}")
-                with stage_file(place, origin.path, origin.external) as companion:
-                    companion.write([text.encode()])
-                    companion.commit()
+                staged.add(f"{output.stem}.{name}", text)
             staged.commit()
     report.after.path = str(output)
 

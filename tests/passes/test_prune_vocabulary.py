@@ -317,6 +317,11 @@ def test_a_file_of_tokens_is_read_by_the_tokenizer(tmp_path: Path) -> None:
     assert table_rows(made) == 3
     small = json.loads((tmp_path / "small.tokenizer.json").read_text("utf-8"))
     assert small["model"]["vocab"] == {"w3": 0, "w12": 1, "[UNK]": 2}
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("small")) == [
+        "small.onnx",
+        "small.tokenizer.json",
+        "small.vocabulary.json",
+    ]
 
 
 @pytest.mark.parametrize(
