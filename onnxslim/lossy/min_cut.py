@@ -21,8 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import networkx as nx
+
+_PARTS: Final = 1 << 40
+"""The largest cost in the unit of capacities. Floats would leave rounding on edges that are full,
+and the search for the cut would walk over them."""
 
 NEVER_CHOSEN = None
 """In place of an item's name: everything that stays where it is whatever is chosen."""
@@ -83,6 +88,9 @@ def cheapest_choice(costs: PlacementCosts) -> frozenset[str]:
     """The names of the items to choose so that the total cost is least."""
     network = nx.DiGraph()
     source, sink = ("source",), ("sink",)
+    both = (cost for item in costs.items.values() for cost in (item.unchosen, item.chosen))
+    ways = (cost for item in costs.transfers for cost in (item.entering, item.leaving))
+    largest = max((*both, *ways), default=0.0) or 1.0
     network.add_nodes_from((source, sink))
 
     def vertex(name: str | None) -> tuple[str, ...]:
@@ -98,7 +106,8 @@ def cheapest_choice(costs: PlacementCosts) -> frozenset[str]:
             network.add_edge(tail, head)
             network[tail][head].pop("capacity", None)  # networkx: no capacity is unbounded
             return
-        network.add_edge(tail, head, capacity=cost + (known["capacity"] if known else 0.0))
+        capacity = round(cost / largest * _PARTS)
+        network.add_edge(tail, head, capacity=capacity + (known["capacity"] if known else 0))
 
     for name, cost in costs.items.items():
         connect(source, vertex(name), cost.unchosen)
