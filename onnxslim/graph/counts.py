@@ -48,8 +48,12 @@ def count_macs(graph: gs.Graph) -> int | None:
 
 def node_macs(node: gs.Node) -> int | None:
     """Multiply-accumulates of one node; 0 for operators that are no matrix product."""
+    if (node.domain, node.op) == ("com.microsoft", "MatMulNBits"):
+        return _times(_volume(node.outputs[0].shape), int(node.attrs["K"]))
     if node.domain not in (None, "", "ai.onnx"):
         return 0
+    if node.op == "Attention":
+        return _attention_macs(node)
     if node.op in ("Conv", "ConvInteger", "QLinearConv"):
         weight = node.inputs[3 if node.op == "QLinearConv" else 1].shape
         return _times(_volume(node.outputs[0].shape), _volume(weight[1:] if weight else None))
@@ -59,6 +63,17 @@ def node_macs(node: gs.Node) -> int | None:
     if node.op in ("MatMul", "MatMulInteger", "Gemm"):
         return _matmul_macs(node)
     return 0
+
+
+def _attention_macs(node: gs.Node) -> int | None:
+    """Queries times keys, and weights times values; past keys and values included."""
+    keys = [tensor for index, tensor in enumerate(node.inputs) if index in (1, 4) and tensor.name]
+    lengths = [tensor.shape[-2] if tensor.shape else None for tensor in keys]
+    known = [size for size in lengths if isinstance(size, int)]
+    ends = [_volume(tensor.shape) for tensor in (node.inputs[0], node.outputs[0])]
+    if len(known) < len(lengths) or None in ends:
+        return None
+    return sum(known) * sum(size for size in ends if size is not None)
 
 
 def _matmul_macs(node: gs.Node) -> int | None:

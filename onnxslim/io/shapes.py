@@ -109,6 +109,8 @@ def _prepared(model: Model) -> onnx.ModelProto:
     has_foreign = any(node.domain for graph in walk_graphs(model.graph) for node in graph.nodes)
     proto, _ = model.skeleton(interior=has_foreign)
     _densify_initializers(proto.graph)
+    if has_foreign:
+        _spell_products(proto.graph)
     _drop_defaults(proto.graph, model.graph)
     _drop_declared_shapes(proto.graph, {(f.domain, f.name) for f in proto.functions})
     return proto
@@ -134,6 +136,24 @@ def _densify_initializers(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _densify_initializers(attribute.g)
+
+
+def _spell_products(graph: onnx.GraphProto) -> None:
+    """Write MatMulNBits of onnxruntime, which inference does not know, as MatMul."""
+    for node in graph.node:
+        if (node.domain, node.op_type) == ("com.microsoft", "MatMulNBits"):
+            sizes = {attribute.name: attribute.i for attribute in node.attribute}
+            if not {"K", "N"} <= sizes.keys() or not node.input:
+                continue
+            weight = graph.initializer.add(name=f"{node.output[0]}/onnxslim_weight")
+            weight.dims.extend((sizes["K"], sizes["N"]))
+            weight.data_type = onnx.TensorProto.FLOAT
+            wire.placeholder(weight, 0, 0)
+            operands = [node.input[0], weight.name]
+            node.CopyFrom(onnx.helper.make_node("MatMul", operands, list(node.output)))
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _spell_products(attribute.g)
 
 
 def _drop_defaults(proto: onnx.GraphProto, graph: gs.Graph) -> None:

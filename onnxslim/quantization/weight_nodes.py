@@ -164,6 +164,7 @@ class _WeightStorer:
             attrs,
             name=f"{node.outputs[0].name}_product",
             dtype=np.dtype(np.float32),
+            shape=node.outputs[0].shape,
             domain=MICROSOFT_DOMAIN,
         )
         both = [*made, node.inputs[product.bias]]

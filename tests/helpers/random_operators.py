@@ -686,6 +686,16 @@ def attention(s: Scope, op: str) -> None:
     s.add(op, x, x, x, is_causal=s.one(0, 1))
 
 
+@draws("RotaryEmbedding")
+def rotary_embedding(s: Scope, op: str) -> None:
+    x = s.floats(op, 4)
+    batch, _, length, width = x.shape
+    if width < 2 or width % 2:
+        raise Unfit
+    cos, sin = (s.made(s.some((batch, length, width // 2), x.dtype)) for _ in range(2))
+    s.add(op, x, cos, sin, interleaved=s.one(0, 1))
+
+
 @draws("GridSample")
 def grid_sample(s: Scope, op: str) -> None:
     x = s.floats(op, 4)

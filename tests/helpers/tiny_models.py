@@ -87,6 +87,29 @@ def attention() -> onnx.ModelProto:
     )
 
 
+def rotary() -> onnx.ModelProto:
+    """Rotary embeddings of two heads of four, as torch's exporters spell them."""
+    return parse(
+        """<ir_version: 11, opset_import: ["" : 23]>
+        g (float[2, 3, 8] q, float[2, 3, 2] angles) => (float[2, 2, 3, 4] y)
+        <int64[4] cut = {0, 0, 2, 4}, int64[1] one = {1}> {
+            both = Concat <axis = -1> (angles, angles)
+            c0 = Cos (both)
+            c = Unsqueeze (c0, one)
+            s0 = Sin (both)
+            s = Unsqueeze (s0, one)
+            q1 = Reshape (q, cut)
+            x = Transpose <perm = [0, 2, 1, 3]> (q1)
+            left, right = Split <axis = -1, num_outputs = 2> (x)
+            n = Neg (right)
+            t = Concat <axis = -1> (n, left)
+            a = Mul (x, c)
+            b = Mul (t, s)
+            y = Add (a, b)
+        }"""
+    )
+
+
 def branches() -> onnx.ModelProto:
     """An If on an input; its bodies capture outer tensors and repeat names of nodes and tensors."""
     return parse(
@@ -289,6 +312,7 @@ TINY: dict[str, Callable[[], onnx.ModelProto]] = {
     "conv net, opset 21": lambda: conv_net(opset=21, ir_version=10),
     "gemm net": gemm_net,
     "attention": attention,
+    "rotary": rotary,
     "branches": branches,
     "loop": loop,
     "functions": functions,

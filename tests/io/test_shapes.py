@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+from onnx import helper, numpy_helper
+
+from onnxslim.graph.counts import node_macs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from support import parse
@@ -16,3 +20,35 @@ def test_an_initializer_that_callers_may_override_says_nothing_about_shapes() ->
     relu, reshape = model.graph.nodes
     assert relu.outputs[0].shape == [6]
     assert not any(isinstance(size, int) for size in reshape.outputs[0].shape)
+
+
+def test_shapes_go_on_behind_products_of_onnxruntime() -> None:
+    node = helper.make_node(
+        "MatMulNBits", ["x", "codes", "scale"], ["p"], domain="com.microsoft", K=32, N=4, bits=8,
+        block_size=32,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node, helper.make_node("Concat", ["p", "p"], ["y"], axis=1)],
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["N", 32])],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [
+            numpy_helper.from_array(np.zeros((4, 1, 32), np.uint8), "codes"),
+            numpy_helper.from_array(np.ones((4, 1), np.float32), "scale"),
+        ],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = Model.load(helper.make_model(graph, opset_imports=imports, ir_version=8))
+    infer_shapes(model)
+    product, concat = model.graph.nodes
+    assert concat.outputs[0].shape == ["N", 8]
+    assert node_macs(product) == 32 * 4
+
+
+def test_multiplications_of_attention_are_counted() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+    g (float[1, 2, 3, 4] q, float[1, 2, 5, 4] k, float[1, 2, 5, 4] v) => (float[A, B, C, D] y) {
+        y = Attention (q, k, v) }"""
+    model = Model.load(parse(text))
+    infer_shapes(model)
+    assert node_macs(model.graph.nodes[0]) == 2 * (2 * 3 * 4 * 5)
