@@ -383,8 +383,10 @@ def _sizes(feeds: Feeds) -> str:
 
 def _signature(model: onnx.ModelProto) -> list[str]:
     """Inputs and outputs; below IR version 4 initializers are inputs by rule, and none of them."""
-    constants = {item.name for item in model.graph.initializer if model.ir_version < 4}
-    inputs = [info for info in model.graph.input if info.name not in constants]
+    constants = {item.name for item in model.graph.initializer}
+    constants |= {item.values.name for item in model.graph.sparse_initializer}
+    is_old = model.ir_version < 4
+    inputs = [info for info in model.graph.input if not (is_old and info.name in constants)]
     found = []
     for info in (*inputs, *model.graph.output):
         kind = onnx.TypeProto()
