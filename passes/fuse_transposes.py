@@ -231,7 +231,7 @@ class _TransposeFuser:
     def _breaks_compound(self, region: _Region) -> bool:
         """Whether an operator of several nodes would be torn, or work along another axis."""
         touched = (self.compounds[node] for node in region.nodes if node in self.compounds)
-        keeps_last = region.perm[-1] == len(region.perm) - 1
+        keeps_last = not region.perm or region.perm[-1] == len(region.perm) - 1
         return any(
             not region.nodes.keys() >= set(item.match.nodes)
             or (not keeps_last and not item.is_elementwise)

@@ -77,6 +77,22 @@ def test_branches_that_stride_alike_have_the_same_size() -> None:
     )
 
 
+def test_sizes_that_a_body_declares_of_its_inputs_are_not_believed() -> None:
+    assert_declines(
+        f"""{HEADER}
+        g (float[N, 4] x, int64 n, bool c) => (float[A, B] y) {{
+            y = Loop (n, c, x) <
+                body = b (int64 i, bool d, float[5, 4] state) => (bool e, float[?, ?] s) {{
+                    e = Identity (d)
+                    sizes = Shape (state)
+                    s = Reshape (state, sizes)
+                }}
+            >
+        }}""".replace("[?, ?]", "[Q, R]"),
+        FoldShapes(),
+    )
+
+
 def test_expand_in_front_of_a_broadcasting_operator_goes() -> None:
     assert_rewrites(
         f"""{HEADER}

@@ -27,6 +27,20 @@ def test_two_transposes_become_one() -> None:
     )
 
 
+def test_transposes_of_a_number_go() -> None:
+    assert_rewrites(
+        """<opset_import: ["" : 17]>
+        g (float x) => (float y) {
+            a = Transpose (x)
+            b = Relu (a)
+            y = Transpose (b)
+        }""",
+        FuseTransposes(),
+        """<opset_import: ["" : 17]>
+        g (float x) => (float y) { y = Relu (x) }""",
+    )
+
+
 def test_inverse_transposes_cancel_across_operators_and_constants_turn() -> None:
     result = assert_rewrites(
         f"""{HEADER}

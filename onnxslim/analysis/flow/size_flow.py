@@ -65,7 +65,8 @@ class SizeFlow:
 
     def _find_shape(self, tensor: gs.Tensor) -> Shape | None:
         given = tensor.shape
-        if given is not None and all(isinstance(size, int) for size in given):
+        is_known = isinstance(tensor, gs.Constant) or self._is_inferred(tensor)
+        if is_known and given is not None and all(isinstance(size, int) for size in given):
             return tuple(int(size) for size in given)
         node = _producer(tensor)
         if node is not None:
@@ -76,9 +77,8 @@ class SizeFlow:
 
     def _inferred(self, tensor: gs.Tensor) -> Shape | None:
         """The shape inferred for `tensor`, with a symbol of its own for each unknown size."""
-        inferred = bool(tensor.inputs) or id(tensor) in self._inputs
-        if tensor.shape is None or not inferred:
-            return None  # declarations of a body's inputs are not believed
+        if tensor.shape is None or not self._is_inferred(tensor):
+            return None
         return tuple(
             size
             if isinstance(size, int)
@@ -87,6 +87,10 @@ class SizeFlow:
             else self.symbol(tensor, axis)
             for axis, size in enumerate(tensor.shape)
         )
+
+    def _is_inferred(self, tensor: gs.Tensor) -> bool:
+        """Whether its shape follows from others: what a body declares of inputs is not believed."""
+        return bool(tensor.inputs) or id(tensor) in self._inputs
 
     def _find_value(self, tensor: gs.Tensor) -> Value | None:
         if const_value(tensor) is not None:
