@@ -44,6 +44,13 @@ Sizes may depend on those of the inputs, or on their values: 45 nodes that doubl
 a kilobyte.
 """
 
+MOST_DRAWN_ENTRIES: Final = 1 << 25
+"""Entries of all inputs together where their sizes are guessed: 128 MB of float32.
+
+A batch of eight pictures of 1,024 x 1,024 has 25 million. A guess that takes every open axis for a
+side of a picture would draw gigabytes, only for the model to refuse them.
+"""
+
 MOST_LIST_ENTRIES: Final = 1 << 20
 """Entries of a list of numbers that is an attribute of a node, but for a Constant's.
 

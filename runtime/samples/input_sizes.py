@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import Final
 
 from onnxslim.analysis.input_demands import InputDemands
 from onnxslim.errors import UsageError
+from onnxslim.limits import MOST_DRAWN_ENTRIES
 from onnxslim.runtime.session import Dim, TensorInfo
 
 StaticShape = tuple[int, ...]
@@ -144,7 +146,10 @@ def _reaching(size: int, least: int) -> int:
 def size_plans(
     inputs: Sequence[TensorInfo], given: StaticShapes, demands: InputDemands = NO_DEMANDS
 ) -> Iterator[StaticShapes]:
-    """Concrete shapes to try, the likeliest first: at least one, without repeats."""
+    """Concrete shapes to try, the likeliest first: at least one, without repeats.
+
+    Others than the likeliest have `MOST_DRAWN_ENTRIES` entries at most.
+    """
     seen: list[StaticShapes] = []
     settled = {info.name: _settled(info, given) for info in inputs}
     if None not in settled.values():  # with 100,000 inputs each plan takes its time
@@ -156,7 +161,8 @@ def size_plans(
             for guess, with_states in product(_UNKNOWN_RANK, (True, False)):
                 choices = SizeChoices(inputs, given, demands, with_states=with_states)
                 plan = _concrete(inputs, given, sizes, guess, choices)
-                if plan not in seen:
+                is_small = sum(map(prod, plan.values())) <= MOST_DRAWN_ENTRIES
+                if plan not in seen and (is_small or not seen):
                     seen.append(plan)
                     yield plan
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import pytest
 
 from onnxslim.errors import UsageError
+from onnxslim.limits import MOST_DRAWN_ENTRIES
 from onnxslim.runtime.samples.input_sizes import check_shapes, other_sizes, size_plans
 from onnxslim.runtime.session import Dim, TensorInfo
 
@@ -67,3 +70,12 @@ def test_a_state_beside_an_open_batch_has_its_batch_second() -> None:
     plans = list(size_plans(inputs, {}))
     assert [plan["state"][1] for plan in plans[:2]] == [1, 8]
     assert next(size_plans([info("x", (1, None, 80))], {}))["x"] == (1, 8, 80)
+
+
+def test_a_guess_that_takes_every_axis_for_a_side_of_a_picture_is_passed_over() -> None:
+    plans = list(size_plans([info("x", ("N", "a", "b", "c")), info("y", ("a", "N", "c", 2))], {}))
+    entries = [sum(prod(shape) for shape in plan.values()) for plan in plans]
+    assert len(plans) > 5
+    assert max(entries) <= MOST_DRAWN_ENTRIES
+    large = [info("x", (4096, 4096, "N", "c"))]
+    assert len(list(size_plans(large, {}))) == 1
