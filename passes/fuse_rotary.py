@@ -107,7 +107,8 @@ class FuseRotary(RewritePass):
         opset = graph.opset_of("")
         if not self.raises_opset and (opset is None or opset < OPSET):
             return PassResult()
-        if not any(_rotation(Rewriter(graph), node) for node in Rewriter(graph).walk("Add")):
+        seen = Rewriter(graph)
+        if not any(_rotation(seen, node) for node in seen.walk("Add")):
             return PassResult()
         return run_raised(graph, context, OPSET, "RotaryEmbedding nodes", self._fused)
 
@@ -436,20 +437,8 @@ class _RotaryWriter:
     ) -> gs.Tensor:
         """Every other of the cosines or sines as (batch, length, width / 2), by a Slice."""
         key = (tensor, heads_axis, *sizes, *ends, self.rw.graph_of(node))
-        if key not in self.made:
-            self.made[key] = self._made(node, tensor, heads_axis, sizes, source, is_wide, ends)
-        return self.made[key]
-
-    def _made(
-        self,
-        node: Node,
-        tensor: gs.Tensor,
-        heads_axis: int,
-        sizes: tuple[Size, Size],
-        source: gs.Tensor,
-        is_wide: bool,
-        ends: tuple[int, ...],
-    ) -> gs.Tensor:
+        if key in self.made:
+            return self.made[key]
         above = self.rw.producer(tensor, "Unsqueeze")
         if above is not None and normalized(axes_of(above, self.rw.opset), 4) == (heads_axis,):
             table: gs.Tensor = above.inputs[0]
@@ -459,15 +448,16 @@ class _RotaryWriter:
         cuts = [self._constant(np.array([value], np.int64), f"{tensor.name}_cut") for value in ends]
         half = self._inserted(node, "Slice", [table, *cuts], tensor)
         shape = self.flow.shape(table)
-        if shape is not None and tuple(shape[:2]) == sizes:
-            return half
-        one = self._constant(np.ones(1, np.int64), f"{tensor.name}_one")
-        lengths = [
-            self._inserted(node, "Shape", [source], None, {"start": axis, "end": axis + 1})
-            for axis in ((0, 1) if is_wide else (0, 2))
-        ]
-        target = self._inserted(node, "Concat", [*lengths, one], None, {"axis": 0})
-        return self._inserted(node, "Expand", [half, target], tensor)
+        if shape is None or tuple(shape[:2]) != sizes:
+            one = self._constant(np.ones(1, np.int64), f"{tensor.name}_one")
+            lengths = [
+                self._inserted(node, "Shape", [source], None, {"start": axis, "end": axis + 1})
+                for axis in ((0, 1) if is_wide else (0, 2))
+            ]
+            target = self._inserted(node, "Concat", [*lengths, one], None, {"axis": 0})
+            half = self._inserted(node, "Expand", [half, target], tensor)
+        self.made[key] = half
+        return half
 
     def _inserted(
         self,
