@@ -3,7 +3,8 @@
 Read off the graph that ends in an output. Softmax along the last axis says classes, and so does an
 ArgMax or Softmax beside; a normalization, Tanh or mean over positions says embedding, or hidden
 states where there is a row for each position; a last dense layer is a head of one or the other,
-which its widths, its bias, the outputs beside it and, last of all, names decide. Scores over as
+which its widths, its bias, the outputs beside it and, last of all, names decide: those of outputs,
+of layers and of weights. Scores over as
 many entries as the table of tokens has rows are those of tokens. Where nothing decides, an output
 holds values: its error is measured in dB, which suits everything.
 
@@ -89,6 +90,7 @@ class _Finding:
     Attributes:
         classes, features: number of outputs and inputs of the last dense layer; None: no such.
         has_bias: whether a constant is added behind that layer.
+        names: of that layer and of its weight.
     """
 
     kind: OutputKind = OutputKind.VALUES
@@ -96,6 +98,7 @@ class _Finding:
     classes: int | None = None
     features: int | None = None
     has_bias: bool = False
+    names: tuple[str, ...] = ()
 
 
 _VALUES: Final = _Finding()
@@ -153,7 +156,7 @@ def _of_rows(kind: OutputKind, tensor: gs.Tensor) -> OutputKind:
 def _head_kind(tensor: gs.Tensor, found: _Finding, *, has_scores: bool) -> OutputKind:
     """The kind of an output that may come from a last dense layer."""
     if not found.is_head:
-        return found.kind
+        return _unread(tensor, found)
     named = _named(str(tensor.name))
     if named is not None:
         return named
@@ -162,7 +165,20 @@ def _head_kind(tensor: gs.Tensor, found: _Finding, *, has_scores: bool) -> Outpu
     widens = found.classes is not None and found.classes > (found.features or found.classes)
     if rank(tensor) == 3 and found.has_bias and found.classes == found.features:
         return OutputKind.EMBEDDING
-    return OutputKind.CLASSES if found.has_bias or widens else OutputKind.EMBEDDING
+    if found.has_bias or widens:
+        return OutputKind.CLASSES
+    said = {_named(name) for name in found.names} - {None}
+    return OutputKind.CLASSES if said == {OutputKind.CLASSES} else OutputKind.EMBEDDING
+
+
+def _unread(tensor: gs.Tensor, found: _Finding) -> OutputKind:
+    """The kind of an output that comes from no dense layer.
+
+    Logits are scores wherever they are, such as those of the first and the last word of an answer:
+    a column of a dense layer, with an entry for each position.
+    """
+    is_logits = found.kind is OutputKind.VALUES and "logit" in str(tensor.name).lower()
+    return OutputKind.CLASSES if is_logits and rank(tensor) == 2 else found.kind
 
 
 def _named(name: str) -> OutputKind | None:
@@ -220,7 +236,8 @@ class _Search:
         has_bias = bias is not None and is_present(node, bias)
         classes = known_dim(node.outputs[0], axis)
         features = known_dim(node.inputs[0], place)
-        return _Finding(is_head=True, classes=classes, features=features, has_bias=has_bias)
+        names = str(node.name), str(node.inputs[1].name)
+        return _Finding(OutputKind.VALUES, True, classes, features, has_bias, names)
 
     def _squashed(self, node: Node, axis: int, depth: int) -> _Finding:
         """Scores of many labels, or the features that a Tanh bounds."""

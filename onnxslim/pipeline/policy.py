@@ -6,6 +6,7 @@ Floors: see `floors`.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -122,6 +123,13 @@ def least_gain(drifts: Mapping[str, Drift]) -> float:
 
 
 def _relative_error(drift: Drift) -> float:
+    """How far an output moved, on a scale from 0 to 1.
+
+    Of token logits, a bound on how much probability went to other tokens: the total variation is at
+    most √(KL / 2) (Pinsker's inequality). A constant added to a row of logits moves nothing.
+    """
     if drift.kind is OutputKind.DISCRETE:
         return 1 - (drift.agreement or 0.0)
+    if drift.mean_kl is not None:
+        return float(min(1.0, math.sqrt(drift.mean_kl / 2)))
     return float(min(1.0, drift.rel_l2))

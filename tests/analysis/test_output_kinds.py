@@ -70,6 +70,9 @@ WIDE = "float[8, 20] w, float[20] b"
         ("float[N, 5] boxes", W, "boxes = Gemm (x, w, b)", VALUES),  # a name decides on a head
         ("float[N, 5] sentence_embedding", W, "sentence_embedding = Gemm (x, w, b)", EMBEDDING),
         ("float[N, 5] boxes", W, "m = Gemm (x, w, b) boxes = Softmax (m)", CLASSES),  # not on this
+        ("float[N, 5] y", W, '["/classifier/MatMul"] y = MatMul (x, w)', CLASSES),  # nor a layer's
+        ("float[N, 5] y", "float[8, 5] score", "y = MatMul (x, score)", CLASSES),
+        ("float[N, 5] y", "float[8, 5] feature", "y = MatMul (x, feature)", EMBEDDING),
         ("float[N, 8] logits", SQUARE, "logits = LayerNormalization (x, b, b)", EMBEDDING),
         ("int64[N, 1] y", W, "m = Gemm (x, w, b) y = ArgMax <axis = 1> (m)", DISCRETE),
         ("bool[N, 8] y", SQUARE, "y = Greater (x, b)", DISCRETE),
@@ -236,6 +239,16 @@ def test_a_table_of_two_types_of_tokens_makes_no_vocabulary_of_two_classes() -> 
     inputs, outputs = "int64[N, T] ids, int64[N, T] type", "float[N, T, 2] logits"
     body = body.replace(" y =", " logits =")
     assert kinds_of(inputs, outputs, weights, body) == [CLASSES]
+
+
+def test_a_column_of_a_dense_layer_holds_scores_of_positions_where_its_name_says_logits() -> None:
+    body = """m = MatMul (x, w) h = Add (m, b) s, e = Split <axis = 2, num_outputs = 2> (h)
+    NAME = Squeeze (s, last) end = Squeeze (e, last)"""
+    weights = "float[8, 2] w, float[2] b, int64[1] last = {2}"
+    for name, kind in (("start_logits", CLASSES), ("start", VALUES)):
+        outputs = f"float[N, T] {name}, float[N, T] end"
+        found = kinds_of("float[N, T, 8] x", outputs, weights, body.replace("NAME", name), 18)
+        assert found == [kind, VALUES]
 
 
 def test_caches_hold_values_and_a_row_for_each_sample_is_an_embedding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,13 @@ def test_the_least_gain_grows_with_the_error_of_the_worst_output() -> None:
     assert least_gain({}) == 0
     ids = Drift(900.0, 5.0, -14.0, 0.1, 0.98, 1000.0, False, kind=OutputKind.DISCRETE)
     assert least_gain({"ids": ids}) == pytest.approx(0.002)
+
+
+def test_the_error_of_token_logits_is_the_probability_that_went_elsewhere() -> None:
+    shifted = replace(moved(0.5)["y"], kind=OutputKind.TOKEN_LOGITS, mean_kl=0.0, largest_kl=0.0)
+    assert least_gain({"y": shifted}) == 0
+    assert least_gain({"y": replace(shifted, mean_kl=0.02)}) == pytest.approx(0.01)
+    assert least_gain({"y": replace(shifted, mean_kl=math.inf)}) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
