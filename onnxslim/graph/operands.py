@@ -7,7 +7,7 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -37,6 +37,17 @@ _AXES_INPUT: Final[Mapping[str, tuple[int, int]]] = {
     },
     "Slice": (10, 3),
     "Pad": (18, 3),
+}
+_WINDOWS: Final = ("BlackmanWindow", "HammingWindow", "HannWindow")
+_DEEPEST: Final = 16  # operators between constants and an operand
+# operator -> inputs that ONNX wants as scalars. Where they are computed, onnxruntime takes any
+# tensor of one element; of constants it sees the shape, and refuses the model.
+_SCALARS: Final[Mapping[str, tuple[int, ...]]] = {
+    "DFT": (2,),
+    "Dropout": (1, 2),
+    "MelWeightMatrix": (0, 1, 2, 3, 4),
+    "Range": (0, 1, 2),
+    **dict.fromkeys(_WINDOWS, (0,)),
 }
 RANDOM_OPS: Final = frozenset(
     {
@@ -106,6 +117,31 @@ def is_filled_with(tensor: gs.Tensor, value: float | bool) -> bool:
 def is_present(node: Node, index: int) -> bool:
     """Whether the optional input at `index` is given."""
     return index < len(node.inputs) and bool(node.inputs[index].name)
+
+
+def vectors_for_scalars(node: Node) -> Iterator[int]:
+    """The inputs of `node` that ONNX wants as scalars, and that are, or become, constant vectors.
+
+    Those that are computed from constants alone become constants in onnxruntime.
+    """
+    for index in _SCALARS.get(node.op, ()) if node.is_onnx else ():
+        operand = node.inputs[index] if is_present(node, index) else None
+        if operand is not None and operand.shape and _is_determined(operand, _DEEPEST):
+            yield index
+
+
+def _is_determined(tensor: gs.Tensor, depth: int) -> bool:
+    """Whether constants alone give the value of `tensor`, in a branch of an If at least."""
+    if isinstance(tensor, Constant) or not tensor.inputs or not depth:
+        return isinstance(tensor, Constant)
+    (node,) = tensor.inputs
+    branches = subgraphs_of(node)
+    if not all(_is_determined(operand, depth - 1) for operand in node.inputs if operand.name):
+        return False
+    if not branches or node.op != "If":
+        return not branches
+    place = next(index for index, output in enumerate(node.outputs) if output is tensor)
+    return any(_is_determined(branch.outputs[place], depth - 1) for branch in branches)
 
 
 def ints_operand(

@@ -35,6 +35,7 @@ from onnxslim.graph.ir import (
     subgraphs_of,
     walk_graphs,
 )
+from onnxslim.graph.operands import const_array, vectors_for_scalars
 from onnxslim.graph.order import sort_topologically
 from onnxslim.graph.proto import confirms
 from onnxslim.records import Change, Fidelity, PassResult, Skip
@@ -560,6 +561,8 @@ class Rewriter:
 
     def result(self) -> PassResult:
         """Put node lists in order and return what was done; call it once, at the end."""
+        if self.changes:
+            self._make_scalars()
         self._release(self._released)
         if self._removed or self._inserted:
             for graph in list(walk_graphs(self.main)):
@@ -571,6 +574,22 @@ class Rewriter:
         return PassResult(tuple(self.changes), tuple(self.skips.values()), fidelity)
 
     # ----------------------------------------------------------------- inside
+
+    def _make_scalars(self) -> None:
+        """Write scalars where edits put vectors of one element, which ran only while computed."""
+        for node in [node for node in self._graph_of if node not in self._removed]:
+            for index in vectors_for_scalars(node):
+                vector = node.inputs[index]
+                name, array = f"{vector.name}_scalar", const_array(vector)
+                if array is None:
+                    (scalar,) = self.insert(
+                        *(node, "Squeeze", [vector]), name=name, dtype=vector.dtype, shape=[]
+                    )
+                elif array.size == 1:
+                    scalar = self.constant(array.reshape(()), name)
+                else:
+                    continue
+                self.set_input(node, index, scalar)
 
     def _register(self, graph: gs.Graph) -> None:
         for node in graph.nodes:

@@ -118,8 +118,8 @@ def unfold_output(array: np.ndarray, unfolding: Unfolding) -> UnfoldedRows:
 
 
 def _vector_rows(array: np.ndarray, unfolding: Vectors, axis: int) -> np.ndarray:
-    if array.ndim == 1:
-        array, axis = array[None], -1
+    if array.ndim < 2:  # of a scalar, where onnxruntime's Gelu drops the axis of a constant [1]
+        array, axis = array.reshape(1, -1), -1
     if axis == -2:
         array = array.swapaxes(-1, -2)
     # (..., rows, features)

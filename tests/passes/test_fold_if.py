@@ -322,3 +322,33 @@ def test_branches_stay_where_nothing_that_always_runs_refuses_one(behind: str) -
     rewritten, result = apply(FoldIf(), source)
     assert not result.changed
     assert rewritten.graph.node[0].op_type == "If"
+
+
+@pytest.mark.parametrize(
+    ("vector", "expected"),
+    [
+        ("v = Constant <value = int64[1] {3}> ()", []),
+        ("c = Constant <value = int64[1] {3}> () v = Identity (c)", ["Identity", "Squeeze"]),
+        ("s = Shape (x) z = Constant <value = int64[1] {0}> () v = Gather (s, z)", ["Gather"]),
+    ],
+    ids=["constant", "made of constants", "computed"],
+)
+def test_vector_in_a_branch_is_a_scalar_where_the_operator_behind_it_wants_one(
+    vector: str, expected: list[str]
+) -> None:
+    """Onnxruntime takes a vector for a limit of Range where it is computed, and no constant one."""
+    text = f"""<opset_import: ["" : 17]>
+    g (float[N, 3] x) => (int64[n] y, int64[m] z)
+    <bool yes = {{1}}, int64 zero = {{0}}, int64 one = {{1}}> {{
+        l = If (yes) <
+            then_branch = t () => (int64[k] v) {{ {vector} }},
+            else_branch = e () => (int64[k] v) {{ v = Shape (x) }}
+        >
+        y = Range (zero, l, one)
+        z = Add (l, l)
+    }}"""
+    source = onnx.parser.parse_model(text.replace("<opset", "<ir_version: 8, opset", 1))
+    result, _ = apply(FoldIf(), source)
+    assert_equivalent(source, result, FoldIf.fidelity)
+    ops = [node.op_type for node in result.graph.node]
+    assert set(ops) == {"Range", "Add", *expected} | {"Constant", "Shape"}.intersection(ops)

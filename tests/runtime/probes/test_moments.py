@@ -467,6 +467,19 @@ def test_inputs_that_are_not_finite_are_a_skip() -> None:
     assert "not finite" in results[0].why
 
 
+def test_an_input_that_onnxruntime_gives_without_its_axis_is_one_row() -> None:
+    """Onnxruntime's Gelu of a scalar is a scalar, whatever the constants add to it."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float x) => (float y)
+        <float[1] root = {1.4142135}, float one = {1}, float half = {0.5}, float[1] w = {2}> {
+        d = Div (x, root) e = Erf (d) a = Add (e, one) m = Mul (x, a) g = Mul (m, half)
+        y = MatMul (g, w)
+    }"""
+    samples = [Sample({"x": np.array(value, np.float32)}, 1) for value in (1, 2)]
+    (found,) = stream_moments(Model.load(parse(text)), lambda: samples)
+    assert isinstance(found, LayerMoments)
+    np.testing.assert_allclose(found.seconds, [[[(0.8413447**2 + 1.9544997**2) / 2]]], 1e-5)
+
+
 def test_an_unknown_layer_is_refused() -> None:
     with pytest.raises(UsageError, match="no weight layer `nope`"):
         list(stream_moments(net(), feed(normal(1, 3, 8, 8), 1), ["nope"]))
