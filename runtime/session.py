@@ -205,6 +205,7 @@ def open_session(
     optimise: bool = True,
     threads: int | None = None,
     spin: bool = True,
+    keeps_memory: bool = True,
     providers: Sequence[str] = CPU,
 ) -> Session:
     """Load a model into onnxruntime.
@@ -215,12 +216,14 @@ def open_session(
         threads: threads within an operator; None for onnxruntime's choice.
         spin: whether idle threads wait by spinning: fastest, but they take cores from other work
             between runs.
+        keeps_memory: whether memory is kept from run to run, rather than asked of the system.
         providers: execution providers, by preference.
 
     Raises:
         RuntimeFailure: onnxruntime refuses the model.
     """
     options = session_options(optimise, threads)
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = keeps_memory
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

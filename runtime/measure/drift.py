@@ -184,7 +184,8 @@ def _as_numbers(ref: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if ref.dtype.kind == "c":
         width = np.float32 if ref.dtype.itemsize == 8 else np.float64
         ref, new = ref.view(width), new.view(width)
-    return ref.astype(np.float64), new.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN, in memory that nothing wrote
+        return ref.astype(np.float64), new.astype(np.float64)
 
 
 def _ratio(diff2: float, ref2: float) -> float:

@@ -10,7 +10,8 @@ instead. Whole numbers among them stay, because exponents, counts and thresholds
 
 onnxruntime computes many operators on float16 in float32, and rounds to float16 only in front of
 the others. Which results are rounded depends on what stands beside them, so an edit that computes
-the same can move bits near it (`rounds_between_operators`).
+the same can move bits near it (`rounds_between_operators`). What that does to the outputs is seen
+where every result is rounded (`rounded_everywhere`).
 
 Owns: which perturbations count as rounding. Not here: tolerances (see `promise`).
 """
@@ -25,7 +26,9 @@ import ml_dtypes
 import numpy as np
 
 from onnxslim.graph.ir import Constant, to_onnx_dtype, walk_graphs
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
 from onnxslim.runtime.measure.comparing import measure_drift
 from onnxslim.runtime.measure.drift import DriftMeter, is_floating
 from onnxslim.runtime.samples.stream import Sample
@@ -107,6 +110,31 @@ def rounds_between_operators(model: Model) -> bool:
         return True
     nodes = (node for graph in walk_graphs(model.graph) for node in graph.nodes)
     return any(node.op == "Cast" and node.attrs.get("to") in _HALF_CODES for node in nodes)
+
+
+def rounded_everywhere(model: Model) -> Model:
+    """A copy in which each float16 or bfloat16 result with axes is rounded before it is read.
+
+    Two Concats in front of each reader see to it, without optimisations: onnxruntime has a kernel
+    of that for these types, and takes casts to float32 past one such node, but not past two.
+    """
+    copy = model.clone()
+    infer_shapes(copy)
+    rw = Rewriter(copy.graph)
+    for node in [node for graph in rw.graphs() for node in graph.nodes]:
+        for index, tensor in enumerate(node.inputs):
+            if tensor.inputs and tensor.shape and tensor.dtype in _HALVES:
+                rounded = tensor
+                for _ in range(2):
+                    (rounded,) = rw.insert(
+                        *(node, "Concat", [rounded], {"axis": 0}),
+                        name=f"{tensor.name}_rounded",
+                        dtype=tensor.dtype,
+                        shape=tensor.shape,
+                    )
+                rw.set_input(node, index, rounded)
+    rw.result()
+    return copy
 
 
 def _constants(model: Model) -> Iterator[Constant]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -42,8 +43,10 @@ from onnxslim.runtime.measure.rounding_noise import (
     has_integers,
     nudged,
     nudged_weights,
+    rounded_everywhere,
     rounds_between_operators,
 )
+from onnxslim.runtime.measure.steadiness import differing_outputs, unsteady_outputs
 from onnxslim.runtime.measure.workload import (
     Workload,
     from_samples,
@@ -138,6 +141,8 @@ class RuntimeProver:
         self._padding: PaddingMask | None = None
         self._sized_by_data: frozenset[str] | None = None  # outputs of the original
         self._resized: set[str] = set()  # those that a note tells of
+        self._unsteady: dict[str, str] = {}  # outputs that are not compared, and how they differ
+        self._repeated: set[_RunMode] = set()  # modes in which the original was run again
         self._noise: RoundingNoise | None = None
         self._original: _Baseline | None = None
         self._previous: _Baseline | None = None
@@ -324,8 +329,10 @@ class RuntimeProver:
             runs = [_around(session, tour) for session in (a, b)]
             return time_many(runs, seed=self._seed).per(len(tour))
 
-    def _open(self, model: Model, *, optimise: bool = True) -> Session:
-        return open_session(model, optimise=optimise, threads=self._threads)
+    def _open(self, model: Model, *, optimise: bool = True, keeps_memory: bool = True) -> Session:
+        return open_session(
+            model, optimise=optimise, threads=self._threads, keeps_memory=keeps_memory
+        )
 
     def _open_original(self, original: Model) -> Session | None:
         """A session of the original; None where onnxruntime only lacks some of its operators."""
@@ -394,6 +401,9 @@ class RuntimeProver:
             for info in self._signature[1]
             if info.dtype is None
         ]
+        if self._unsteady:
+            names = ", ".join(f"`{name}`" for name in self._unsteady)
+            left_out.append(f", without {names}: {self._why_unsteady.removesuffix('.')}")
         return "".join((self._workload.description if self._workload else "", *left_out))
 
     def _run_original(self, session: Session) -> str | None:
@@ -407,16 +417,14 @@ class RuntimeProver:
         mode = _RunMode(optimise=True, wide=False)
         known = list(workload.outputs) or [session.run(workload.probes[0].feeds)]
         first = known[0]
-        again, shape = measure_drift(session, workload.probes[:1], ([first],))
-        difference = shape or first_breach(again[0], session.outputs, Fidelity.CLOSE)
-        if difference is not None:
-            return (
-                f"two runs of the input model on the same sample differ (the second {difference}), "
-                "so it draws random numbers or keeps a state."
-            )
-        self._is_exact = all(meter.unequal == 0 for meter in again[0].values())
+        second = session.run(workload.probes[0].feeds)
+        self._unsteady = differing_outputs(first, second, session)
+        inexact = differing_outputs(first, second, session, Fidelity.EXACT)
+        self._is_exact = not inexact.keys() - self._unsteady.keys()
+        if not self._steady(first):
+            return self._why_unsteady
         rest = [session.run(sample.feeds) for sample in workload.probes[len(known) :]]
-        runs = [*known, *rest]
+        runs = [self._steady(run) for run in (*known, *rest)]
         if all(map(is_silent, runs)) and any(a.size for run in runs for a in run.values()):
             where = "all samples" if self._has_samples else "all inputs that could be made up"
             advice = "" if self._has_samples else f" {ADVICE}"
@@ -424,6 +432,41 @@ class RuntimeProver:
         original.outputs[mode] = runs
         self.notes.extend(output_notes(runs, alone=workload.batch == 1))
         return None
+
+    def _steady(self, outputs: Outputs) -> Outputs:
+        """Those that the input model gives alike each time, as far as is known."""
+        return {name: array for name, array in outputs.items() if name not in self._unsteady}
+
+    @property
+    def _why_unsteady(self) -> str:
+        """Why outputs are not compared."""
+        return (
+            "two runs of the input model on the same sample differ (the second "
+            f"{next(iter(self._unsteady.values()))}), so it draws random numbers, keeps a state or "
+            "returns memory that nothing wrote."
+        )
+
+    def _agrees_with_itself(self, mode: _RunMode) -> bool:
+        """Whether the input model gives again what was compared; else those outputs are left out.
+
+        Asked when a step seems to be broken, at most once in each mode.
+        """
+        if mode in self._repeated:
+            return True
+        self._repeated.add(mode)
+        assert self._original is not None
+        model, known = self._original.model, len(self._unsteady)
+        opened = partial(self._open, model, optimise=mode.optimise)
+        reference = self._reference(self._original, mode)
+        allowed = Fidelity.CLOSE if mode.optimise else Fidelity.EXACT
+        self._unsteady |= unsteady_outputs(opened, list(self._runs(mode)), reference, allowed)
+        if len(self._unsteady) == known:
+            return True
+        self._is_comparable = bool(self._steady(reference[0]))
+        self.verified_on = (
+            self._compared_on() if self._is_comparable else f"not verified: {self._why_unsteady}"
+        )
+        return False
 
     def _mode(self, candidate: Model, fidelity: Fidelity) -> _RunMode:
         wide = self._workload is not None and self._workload.has_wide
@@ -457,7 +500,7 @@ class RuntimeProver:
             with self._open(baseline.model, optimise=mode.optimise) as session:
                 runs = self._runs(mode)
                 baseline.outputs[mode] = [session.run(sample.feeds) for sample in runs]
-        return baseline.outputs[mode]
+        return [self._steady(run) for run in baseline.outputs[mode]]
 
     def _runs(self, mode: _RunMode) -> Iterable[Sample]:
         assert self._workload is not None
@@ -495,6 +538,10 @@ class RuntimeProver:
         reshaped = broken is not None
         broken = broken or first_breach(meters[0], session.outputs, fidelity)
         found = None if reshaped else meters[0]
+        if broken is not None and not self._agrees_with_itself(mode):
+            if not self._is_comparable:
+                return Comparison({}, {})
+            return self._measured(candidate, session, mode, fidelity)
         if broken is not None and self._is_noise(broken, fidelity, mode, found, session):
             broken = None
             if reshaped:  # sizes that rounding alone changes: what remains comparable is measured
@@ -570,8 +617,8 @@ class RuntimeProver:
             return False
         note = (
             "The input model is sensitive to rounding: with onnxruntime's own optimisations off, "
-            "or inputs (weights, where inputs are integers) off by one unit in the last place, its "
-            "outputs move as much as here "
+            "float16 rounded after each operator, or inputs (weights, where inputs are integers) "
+            "off by one unit in the last place, its outputs move as much as here "
             f"(the result {broken}). Samples from practice (--calib) may show less."
         )
         if note not in self.notes:
@@ -592,8 +639,12 @@ class RuntimeProver:
                 for moved in nudged_weights(model, self._seed):
                     with suppress(RuntimeFailure), self._open(moved) as session:
                         self._noise.add(session, runs, reference)
-            with suppress(RuntimeFailure), self._open(model, optimise=False) as plain:
-                self._noise.add(plain, runs, reference)
+            plain = (
+                [model, rounded_everywhere(model)] if rounds_between_operators(model) else [model]
+            )
+            for variant in plain:
+                with suppress(RuntimeFailure), self._open(variant, optimise=False) as session:
+                    self._noise.add(session, runs, reference)
         return self._noise
 
 

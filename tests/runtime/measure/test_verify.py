@@ -3,7 +3,9 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +21,9 @@ from onnxslim.runtime import session
 from onnxslim.runtime.measure import latency
 from onnxslim.runtime.measure import verify as verify_module
 from onnxslim.runtime.measure.latency import RunTimes
+from onnxslim.runtime.measure.steadiness import unsteady_outputs
 from onnxslim.runtime.measure.verify import RuntimeProver
+from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Feeds
 from onnxslim.services.progress import Progress
 from support import parse
@@ -393,10 +397,10 @@ def test_exact_falls_back_where_the_bare_model_does_not_run(
 ) -> None:
     real = session.open_session
 
-    def no_bare(source: Model, *, optimise: bool = True, threads: int | None = None) -> object:
+    def no_bare(source: Model, *, optimise: bool = True, **options: Any) -> object:
         if not optimise:
             raise RuntimeFailure("not implemented")
-        return real(source, threads=threads)
+        return real(source, **options)
 
     model = net()
     prover = begun(model)
@@ -713,6 +717,91 @@ def test_exact_steps_on_float16_are_held_to_rounding(kind: str) -> None:
 
     assert prover.compare(shorter, Fidelity.EXACT).broken is None
     assert prover.compare(wrong, Fidelity.EXACT).broken is not None
+
+
+ROUNDED = """<opset_import: ["" : 17]>
+g (float16[N, 8] x) => (bool[N, 8] y) {
+    a = Softplus (x)
+    b = Concat <axis = 1> (a)
+    c = Concat <axis = 1> (b)
+    y = Equal (c, a)
+}"""
+
+
+def test_what_float16_rounds_between_operators_is_noise_of_the_model() -> None:
+    """Equal compares a result of Softplus with itself, which two Concats round to float16."""
+    prover = begun(Model.load(parse(ROUNDED)))
+    shorter = ROUNDED.replace("c = Concat <axis = 1> (b)", "").replace("(c,", "(b,")
+    found = prover.compare(Model.load(parse(shorter)), Fidelity.EXACT)
+    assert not found.previous["y"].equal_bits
+    assert found.broken is None
+    wrong = begun(Model.load(parse(ROUNDED.replace("Equal", "Mul").replace("bool", "float16"))))
+    text = ROUNDED.replace("Equal", "Sub").replace("bool", "float16")
+    assert wrong.compare(Model.load(parse(text)), Fidelity.EXACT).broken is not None
+
+
+# ------------------------------------------------------------- models that differ from themselves
+
+
+SOMETIMES_RANDOM = """<opset_import: ["" : 17]>
+g (float[N, 2] x) => (float[N, 2] y, float[N, 2] z) <float zero = {0}> {
+    n = RandomNormalLike (x)
+    p = Greater (x, zero)
+    y = Where (p, n, x)
+    z = Exp (x)
+}"""
+
+
+def test_an_output_that_differs_from_itself_is_left_out_and_no_step_is_blamed() -> None:
+    """On the first sample, which all inputs are asked twice on, nothing is random."""
+    data = np.array([[-1, -2], [1, 2], [3, 4]], np.float32)
+    prover = begun(
+        Model.load(parse(SOMETIMES_RANDOM)), calibration=[{"x": row[None]} for row in data]
+    )
+    found = prover.compare(Model.load(parse(SOMETIMES_RANDOM)), Fidelity.CLOSE)
+    assert found.broken is None
+    assert set(found.previous) == {"z"}
+    assert (
+        "without `y`: two runs of the input model on the same sample differ" in prover.verified_on
+    )
+    wrong = Model.load(parse(SOMETIMES_RANDOM.replace("Exp (x)", "Sinh (x)")))
+    assert "`z`" in str(prover.compare(wrong, Fidelity.CLOSE).broken)
+
+
+def test_a_step_is_not_compared_where_no_output_is_the_same_again() -> None:
+    text = SOMETIMES_RANDOM.replace(", float[N, 2] z)", ")").replace("z = Exp (x)", "")
+    prover = begun(
+        Model.load(parse(text)), calibration=[{"x": np.float32([[k] * 2])} for k in (-1, 1)]
+    )
+    found = prover.compare(Model.load(parse(text)), Fidelity.CLOSE)
+    assert (found.broken, found.previous) == (None, {})
+    assert prover.verified_on.startswith("not verified: two runs of the input model")
+
+
+def test_a_random_output_does_not_keep_the_others_from_being_compared() -> None:
+    text = RANDOM.replace("(float[N, 8] y)", "(float[N, 8] y, float[N, 8] z)").replace(
+        "y = Add (x, n)", "y = Add (x, n) z = Exp (x)"
+    )
+    prover = begun(Model.load(parse(text)))
+    assert "without `y`: two runs" in prover.verified_on
+    wrong = Model.load(parse(text.replace("Exp (x)", "Sinh (x)")))
+    assert "`z`" in str(prover.compare(wrong, Fidelity.CLOSE).broken)
+
+
+def test_memory_that_nothing_wrote_is_found_out() -> None:
+    """A Concat whose first operand is empty leaves the rest of its output as the memory was."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[P, A] x) => (float[N, M] y, float[P, A] z)
+    <int64[1] from = {5000}, int64[1] to = {9000}, int64[1] axis = {0}> {
+        e = Slice (x, from, to, axis) z = Neg (x) y = Concat <axis = 1> (e, z)
+    }"""
+    model = Model.load(onnx.parser.parse_model(text))
+    rng = np.random.default_rng(0)
+    runs = [Sample({"x": rng.standard_normal((4, 100)).astype(np.float32)}) for _ in range(4)]
+    with session.open_session(model) as opened:
+        reference = [opened.run(run.feeds) for run in runs]
+    opening = partial(session.open_session, model)
+    assert list(unsteady_outputs(opening, runs, reference, Fidelity.CLOSE)) == ["y"]
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
