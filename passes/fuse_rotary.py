@@ -69,7 +69,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.axis_factors import AxisFactors, moving_chain
+from onnxslim.analysis.axis_factors import AxisFactors, followed_chain, moving_chain
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Constant, Node, node_label
@@ -334,19 +334,16 @@ class _RotaryWriter:
 
     def _wide(self, data: gs.Tensor, heads_axis: int) -> gs.Tensor | None:
         """The values of `data` as (batch, length, heads·width), where they lie so."""
-        source, nodes = moving_chain(self.rw, data)
-        factors = AxisFactors(self.flow)
-        while not factors.begin(source) or not factors.follow(nodes, source):
-            if not nodes:
-                return None
-            source, nodes, factors = nodes[0].outputs[0], nodes[1:], AxisFactors(self.flow)
-        layout = factors.layouts[data]
+        chain = followed_chain(self.rw, self.flow, data)
+        if chain is None:
+            return None
+        layout = chain.layout(-1)
         length, heads = layout[3 - heads_axis], layout[heads_axis]
-        if not isinstance(factors.size(heads), int):
+        if not isinstance(chain.factors.size(heads), int):
             return None
         wanted = (layout[0], length, heads + layout[3])
-        chain = [source, *(node.outputs[0] for node in nodes)]
-        return next((tensor for tensor in chain if factors.layouts[tensor] == wanted), None)
+        layouts = chain.factors.layouts
+        return next((tensor for tensor in chain.tensors if layouts[tensor] == wanted), None)
 
     # ----------------------------------------------------------------- cosines and sines
 

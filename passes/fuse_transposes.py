@@ -25,6 +25,8 @@ Rewrite:
     - Transposes cancel across Softmax, reductions, Concat, Split, Slice, Pad, ArgMax,
       LayerNormalization, RMSNormalization and quantization as well, whose axes move with them;
     - a Transpose that moves only axes of size 1 becomes part of a Reshape beside it;
+    - a chain of Reshapes and Transposes that in all is one of each, or less, is written so: such
+      as the transposition of the last two axes of four, after the first two were joined;
     - a Reduce, ArgMax or ArgMin behind a Transpose reduces other axes of the Transpose's input,
       where the remaining axes are in order.
 
@@ -58,6 +60,7 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.axis_factors import Layout, followed_chain, moving_chain
 from onnxslim.analysis.compound_operators import Compound, compounds
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.analysis.permuting import (
@@ -83,6 +86,7 @@ _RESHAPING: Final = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _ORDER_FREE: Final = frozenset(("ReduceMax", "ReduceMin", "ArgMax", "ArgMin"))
 _REDUCE: Final = ("ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean", "ReduceProd", "ReduceL1")
 _DROPPING: Final = (*_REDUCE, "ReduceL2", "ArgMax", "ArgMin")
+_OF_ONES: Final = "a Transpose of size-1 axes became part of a Reshape"
 _MAX_NODES: Final = 64  # of a region, which bounds what the search from one Transpose costs
 
 
@@ -101,6 +105,8 @@ class FuseTransposes(RewritePass):
         found = {node: item for item in compounds(rw) for node in item.match.nodes}
         fuser = _TransposeFuser(rw, SizeFlow(graph, rw.opset), found)
         for node in rw.walk("Transpose", *_RESHAPING, *COMMUTING):
+            if node.op in ("Transpose", *_RESHAPING) and fuser.shorten_chain(node):
+                continue
             if node.op == "Transpose":
                 fuser.merge_upwards(node)
             elif node.op in _RESHAPING:
@@ -143,6 +149,68 @@ class _TransposeFuser:
         shape = self.flow.shape(node.inputs[0])
         return None if shape is None else tuple(range(len(shape)))[::-1]
 
+    # ------------------------------------------------------------- chains with Reshapes
+
+    def shorten_chain(self, node: Node) -> bool:
+        """Replace a chain of Reshapes and Transposes by a Reshape, a Transpose, or both."""
+        _, nodes = moving_chain(self.rw, node.outputs[0])
+        ops = [item.op for item in nodes]
+        if len(nodes) < 3 or "Transpose" not in ops[:-1] or not {*ops}.intersection(_RESHAPING):
+            return False
+        chain = followed_chain(self.rw, self.flow, node.outputs[0])
+        if chain is None:
+            return False
+        spared = 0  # nodes that go away when `node` does not read them
+        for place in range(len(chain.nodes) - 2, -1, -1):
+            tensor = chain.nodes[place].outputs[0]
+            if self.rw.private_producer(tensor) is None:
+                break  # declines 1
+            spared += 1
+        home = self.rw.graph_of(node)
+        for place in range(len(chain.nodes) - 2):
+            source = chain.tensors[place]
+            is_here = all(self.rw.graph_of(item) is home for item in chain.nodes[place:])
+            last = len(chain.nodes) - 1
+            if is_here and self._as_pair(
+                node, source, chain.layout(place), chain.layout(-1), min(spared, last - place)
+            ):
+                return True
+        return False
+
+    def _as_pair(
+        self, node: Node, source: gs.Tensor, before: Layout, after: Layout, spared: int
+    ) -> bool:
+        """Let a Reshape and `node` be all there is between tensors of two layouts.
+
+        Either of them may be left out.
+        """
+        perm = _permutation(before, after)
+        if perm is not None and spared:
+            self._transpose(node, source, perm)
+            return True
+        order = _runs(before, after)
+        if order is None or not spared:
+            return False
+        if is_identity(order):
+            return self._as_reshape(node, source, "a chain of Reshapes and Transposes became one")
+        shape = self.flow.shape(node.outputs[0])
+        if spared < 2 or shape is None or self.rw.opset < 5:
+            return False
+        target = reshape_target(self.flow.shape(source), [shape[axis] for axis in order])
+        if target is None:
+            return False
+        constant = self.rw.constant(np.array(target, np.int64), "target")
+        (regrouped,) = self.rw.insert(
+            node, "Reshape", [source, constant], name=f"{source.name}_axes", dtype=source.dtype
+        )
+        self._transpose(node, regrouped, inverse(order))
+        return True
+
+    def _transpose(self, node: Node, source: gs.Tensor, perm: Perm) -> None:
+        what = "a chain of Reshapes and Transposes became one Transpose"
+        attrs = {"perm": list(perm)}
+        self.rw.update(node, what, op="Transpose", inputs=[source], attrs=attrs)
+
     # ------------------------------------------------------------- from a Transpose
 
     def merge_upwards(self, node: Node) -> None:
@@ -176,7 +244,7 @@ class _TransposeFuser:
         shape = self.flow.shape(node.inputs[0])
         if before is None or shape is None or not _moves_only_ones(shape, perm):
             return False
-        return self._as_reshape(node, before.inputs[0])
+        return self._as_reshape(node, before.inputs[0], _OF_ONES)
 
     def absorb_into_reshape(self, node: Node) -> None:
         """Replace ``Reshape(Transpose(x))`` that moves only size-1 axes with a Reshape."""
@@ -185,15 +253,14 @@ class _TransposeFuser:
         shape = None if above is None else self.flow.shape(above.inputs[0])
         if above is None or perm is None or shape is None or not _moves_only_ones(shape, perm):
             return
-        self._as_reshape(node, above.inputs[0])
+        self._as_reshape(node, above.inputs[0], _OF_ONES)
 
-    def _as_reshape(self, node: Node, source: gs.Tensor) -> bool:
+    def _as_reshape(self, node: Node, source: gs.Tensor, what: str) -> bool:
         after = self.flow.shape(node.outputs[0])
         target = None if after is None else reshape_target(self.flow.shape(source), after)
         if target is None or self.rw.opset < 5:
             return False
         inputs = [source, self.rw.constant(np.array(target, np.int64), "target")]
-        what = "a Transpose of size-1 axes became part of a Reshape"
         self.rw.update(node, what, op="Reshape", inputs=inputs, attrs={})
         return True
 
@@ -514,3 +581,37 @@ def _moves_only_ones(shape: Shape, perm: Perm) -> bool:
     """Whether the axes that are not 1 stay in order; `shape` is that of the Transpose's input."""
     places = [axis for axis in perm if shape[axis] != 1]
     return places == sorted(places)
+
+
+def _permutation(before: Layout, after: Layout) -> Perm | None:
+    """The permutation that takes the axes of one layout to those of the other."""
+    if len(before) != len(after):
+        return None
+    left = list(range(len(before)))
+    perm: list[int] = []
+    for axis in after:
+        place = next((place for place in left if before[place] == axis), None)
+        if place is None:
+            return None
+        left.remove(place)
+        perm.append(place)
+    return tuple(perm)
+
+
+def _runs(before: Layout, after: Layout) -> tuple[int, ...] | None:
+    """The axes of `after` in the order in which `before` has what they hold.
+
+    None where an axis holds what is not together, and in this order, in `before`.
+    """
+    flat = [factor for axis in before for factor in axis]
+    if sorted(flat) != sorted(factor for axis in after for factor in axis):
+        return None
+    place = {factor: index for index, factor in enumerate(flat)}
+    keys: list[tuple[int, int]] = []
+    for index, axis in enumerate(after):
+        found = [place[factor] for factor in axis]
+        if found and found != list(range(found[0], found[0] + len(found))):
+            return None
+        # an axis of size 1 goes with the one before it
+        keys.append((found[0] if found else keys[-1][0] if keys else -1, index))
+    return tuple(index for _, index in sorted(keys))

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.axis_factors import Axis, AxisFactors, Layout, moving_chain, scaling
+from onnxslim.analysis.axis_factors import Axis, AxisFactors, Layout, followed_chain, scaling
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node, node_label
@@ -365,19 +365,15 @@ def _read_operand(
     rw: Rewriter, flow: SizeFlow, tensor: gs.Tensor, order: Sequence[int], *, scaled: bool
 ) -> Operand:
     """Q, K or V; `order` says which axes of `tensor` are batch, heads, length and width."""
-    source, nodes = moving_chain(rw, tensor, scaled=scaled)
-    factors = AxisFactors(flow)
-    while not factors.begin(source) or not factors.follow(nodes, source):
-        if not nodes:
-            raise NotAttention(f"nothing is known of the shape of `{tensor.name}`")
-        source, nodes, factors = nodes[0].outputs[0], nodes[1:], AxisFactors(flow)
-    layout = factors.layouts[tensor]
+    found = followed_chain(rw, flow, tensor, scaled=scaled)
+    if found is None:
+        raise NotAttention(f"nothing is known of the shape of `{tensor.name}`")
+    factors, chain, layout = found.factors, found.tensors, found.layout(-1)
     batch, heads, length, width = (layout[axis] for axis in order)
     own = tuple(factor for factor in heads if factor not in factors.repeating)
     if heads[: len(own)] != own:  # the repeats are no groups of neighbours
         own = heads
-    chain = [source, *(node.outputs[0] for node in nodes)]
-    scales = _scales_below(rw, nodes)
+    scales = _scales_below(rw, found.nodes)
     split = _place(factors.layouts, chain, (batch, own, length, width))
     wide = _place(factors.layouts, chain, (batch, length, own + width))
     if wide is None:

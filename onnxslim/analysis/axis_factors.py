@@ -11,6 +11,7 @@ operators lies between:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import onnx_graphsurgeon as gs
@@ -166,6 +167,45 @@ class AxisFactors:
             if factor in self.repeating:
                 self.repeating.update(parts(factor))
         self._cuts = {}
+
+
+@dataclass(frozen=True)
+class MovingChain:
+    """A tensor as a moved copy of others.
+
+    Attributes:
+        tensors: the tensors of the chain, the last one being the copy.
+        nodes: between them.
+        factors: of their axes.
+    """
+
+    tensors: tuple[gs.Tensor, ...]
+    nodes: tuple[Node, ...]
+    factors: AxisFactors
+
+    def layout(self, place: int) -> Layout:
+        """The factors of the axes of a tensor of the chain."""
+        return self.factors.layouts[self.tensors[place]]
+
+
+def followed_chain(
+    rw: Rewriter, flow: SizeFlow, tensor: gs.Tensor, *, scaled: bool = False
+) -> MovingChain | None:
+    """The longest chain that ends in `tensor` and can be followed; None where not even its rank is.
+
+    Args:
+        rw: of the graph.
+        flow: the shapes.
+        tensor: where the chain ends.
+        scaled: whether products with a number belong to the chain.
+    """
+    source, nodes = moving_chain(rw, tensor, scaled=scaled)
+    factors = AxisFactors(flow)
+    while not factors.begin(source) or not factors.follow(nodes, source):
+        if not nodes:
+            return None
+        source, nodes, factors = nodes[0].outputs[0], nodes[1:], AxisFactors(flow)
+    return MovingChain((source, *(node.outputs[0] for node in nodes)), tuple(nodes), factors)
 
 
 def moving_chain(

@@ -83,6 +83,90 @@ def test_operator_on_two_transposes_is_transposed_once() -> None:
     )
 
 
+def test_transposition_on_joined_axes_is_one_transpose() -> None:
+    """As exporters write the transposed keys of attention: batch and heads joined for it."""
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, L, 2, 4] x) => (float[N, 2, 4, L] y)
+        <int64[1] two = {{2}}, int64[1] four = {{4}}, int64[1] minus = {{-1}}> {{
+            a = Transpose <perm = [0, 2, 1, 3]> (x)
+            n = Shape <start = 0, end = 1> (x)
+            l = Shape <start = 1, end = 2> (x)
+            joined = Concat <axis = 0> (minus, l, four)
+            b = Reshape (a, joined)
+            c = Transpose <perm = [0, 2, 1]> (b)
+            cut = Concat <axis = 0> (n, two, four, l)
+            y = Reshape (c, cut)
+        }}""",
+        FuseTransposes(),
+        f"""{HEADER}
+        g (float[N, L, 2, 4] x) => (float[N, 2, 4, L] y) {{
+            y = Transpose <perm = [0, 2, 3, 1]> (x)
+        }}""",
+    )
+
+
+def test_chain_that_regroups_and_turns_is_a_reshape_and_a_transpose() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 2, 3, 5, 4] x) => (float[N, 6, 4, 5] y)
+        <int64[3] s = {{-1, 5, 4}}, int64[4] t = {{-1, 6, 4, 5}}> {{
+            a = Reshape (x, s)
+            b = Transpose <perm = [0, 2, 1]> (a)
+            h = Reshape (b, t)
+            y = Relu (h)
+        }}""",
+        FuseTransposes(),
+        f"""{HEADER}
+        g (float[N, 2, 3, 5, 4] x) => (float[N, 6, 4, 5] y) <int64[4] t = {{0, 6, 5, 4}}> {{
+            d = Reshape (x, t)
+            h = Transpose <perm = [0, 1, 3, 2]> (d)
+            y = Relu (h)
+        }}""",
+    )
+
+
+def test_chain_that_turns_back_is_a_reshape() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 2, 3] x) => (float[N, 6] y) <int64[2] s = {{6, -1}}> {{
+            a = Transpose <perm = [1, 2, 0]> (x)
+            b = Reshape (a, s)
+            y = Transpose <perm = [1, 0]> (b)
+        }}""",
+        FuseTransposes(),
+        f"""{HEADER}
+        g (float[N, 2, 3] x) => (float[N, 6] y) <int64[2] t = {{0, 6}}> {{
+            y = Reshape (x, t)
+        }}""",
+    )
+
+
+def test_windows_and_shared_copies_stay() -> None:
+    """Windows of a picture are no regrouping of axes; a copy that others read is there anyway."""
+    assert_declines(
+        f"""{HEADER}
+        g (float[N, 16, 3] x) => (float[M, 4, 3] y)
+        <int64[6] s = {{-1, 2, 2, 2, 2, 3}}, int64[3] t = {{-1, 4, 3}}> {{
+            a = Reshape (x, s)
+            b = Transpose <perm = [0, 1, 3, 2, 4, 5]> (a)
+            y = Reshape (b, t)
+        }}""",
+        FuseTransposes(),
+    )
+    assert_declines(
+        f"""{HEADER}
+        g (float[N, 2, 5, 4] x) => (float[N, 2, 4, 5] y, float[M, 4, 5] z)
+        <int64[3] s = {{-1, 5, 4}}, int64[4] t = {{-1, 2, 4, 5}}> {{
+            a = Reshape (x, s)
+            b = Transpose <perm = [0, 2, 1]> (a)
+            z = Relu (b)
+            y = Reshape (b, t)
+        }}""",
+        FuseTransposes(),
+    )
+
+
 def test_transpose_that_moves_ones_is_part_of_a_reshape() -> None:
     assert_rewrites(
         f"""{HEADER}
