@@ -8,6 +8,7 @@ packed    a session from a packed file
 samples   the samples that models are run on
 probes    statistics of the inside of a model on samples
 measure   measurements of whole models: outputs, run time, accuracy
+training  graphs as functions that torch differentiates
 """
 
 from __future__ import annotations

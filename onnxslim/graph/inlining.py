@@ -18,10 +18,10 @@ from onnxslim.graph.local_functions import (
     FunctionTemplate,
     Key,
     call_key,
+    calls,
     calls_of,
     drop_unused_functions,
     expanded_sizes,
-    foreign_calls,
     function_key,
     function_name,
 )
@@ -33,7 +33,10 @@ _RUNTIME_DOMAINS: Final = ("com.microsoft", "com.ms.")
 
 
 def inline_functions(
-    graph: gs.Graph, is_kept: Callable[[str], bool] = lambda name: False
+    graph: gs.Graph,
+    is_kept: Callable[[str], bool] = lambda name: False,
+    *,
+    with_own: bool = False,
 ) -> PassResult:
     """Replace calls of functions of other tools by their bodies, and drop the functions.
 
@@ -42,10 +45,11 @@ def inline_functions(
     Args:
         graph: the main graph.
         is_kept: whether the function with a name such as `my.domain.Block` stays.
+        with_own: whether calls of onnxslim's own functions are replaced as well.
     """
     rw = Rewriter(graph)
-    pending = [node for nodes in foreign_calls(graph).values() for node in nodes]
-    inliner = _Inliner(rw, is_kept)
+    inliner = _Inliner(rw, is_kept, with_own)
+    pending = [node for nodes in calls(graph, with_own).values() for node in nodes]
     while pending:
         node = pending.pop()
         if rw.is_alive(node):  # another call that is gone may have been its only reader
@@ -57,12 +61,13 @@ def inline_functions(
 
 
 class _Inliner:
-    def __init__(self, rw: Rewriter, is_kept: Callable[[str], bool]) -> None:
+    def __init__(self, rw: Rewriter, is_kept: Callable[[str], bool], with_own: bool) -> None:
         self.rw = rw
         self.is_kept = is_kept
+        self.with_own = with_own
         self.functions = {function_key(f): f for f in rw.main.local_functions}
         self.sizes = expanded_sizes({k: list(calls_of(f.node)) for k, f in self.functions.items()})
-        self.calls = {key: len(nodes) for key, nodes in foreign_calls(rw.main).items()}
+        self.calls = {key: len(nodes) for key, nodes in calls(rw.main, with_own).items()}
         self.templates: dict[Key, FunctionTemplate | str] = {}
         self.constants: dict[Key, list[Constant]] = {}
 
@@ -90,8 +95,8 @@ class _Inliner:
         return [item for each in inner for item in _with_bodies(each) if self.is_call(item)]
 
     def is_call(self, node: Node) -> bool:
-        """Whether `node` calls a function of another tool."""
-        return node.domain != DOMAIN and call_key(node) in self.functions
+        """Whether `node` calls a function that is replaced."""
+        return (self.with_own or node.domain != DOMAIN) and call_key(node) in self.functions
 
     def template(self, key: Key) -> FunctionTemplate | str:
         """The function prepared for inlining, or why it stays."""

@@ -73,9 +73,16 @@ def expanded_sizes(calls: Mapping[Key, Sequence[Key]]) -> dict[Key, int]:
     return sizes
 
 
-def foreign_calls(graph: gs.Graph) -> Mapping[Key, list[Node]]:
-    """The nodes that call a function of another tool, by function; bodies included."""
-    functions = {function_key(item) for item in graph.local_functions if item.domain != DOMAIN}
+def calls(graph: gs.Graph, with_own: bool) -> Mapping[Key, list[Node]]:
+    """The nodes that call a function, by function; bodies included.
+
+    Args:
+        graph: the main graph.
+        with_own: whether onnxslim's own functions count.
+    """
+    functions = {
+        function_key(item) for item in graph.local_functions if with_own or item.domain != DOMAIN
+    }
     found: dict[Key, list[Node]] = {}
     if functions:
         for current in walk_graphs(graph):
@@ -83,6 +90,11 @@ def foreign_calls(graph: gs.Graph) -> Mapping[Key, list[Node]]:
                 if node.domain and (key := call_key(node)) in functions:
                     found.setdefault(key, []).append(node)
     return found
+
+
+def foreign_calls(graph: gs.Graph) -> Mapping[Key, list[Node]]:
+    """The nodes that call a function of another tool, by function; bodies included."""
+    return calls(graph, with_own=False)
 
 
 def drop_unused_functions(graph: gs.Graph) -> list[onnx.FunctionProto]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from onnxslim.errors import UsageError
 
-Extra = Literal["images", "text", "audio"]
+Extra = Literal["images", "text", "audio", "train"]
 
 
 def import_extra(module: str, extra: Extra, what: str) -> Any:

@@ -1,0 +1,29 @@
+"""Training: graphs as functions that torch differentiates; needs the extra `train`.
+
+operators    the operators of ONNX as functions of torch
+plan         the order in which nodes run
+compiler     from nodes to functions
+preparing    a graph made ready
+torch_graph  an ONNX graph as a function of torch tensors
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxslim.runtime.samples.extras import import_extra
+
+if TYPE_CHECKING:
+    from onnxslim.runtime.training.torch_graph import TorchGraph
+
+__all__ = ["TorchGraph"]
+
+
+def __getattr__(name: str) -> object:
+    # torch is imported when a graph is to be trained, not before
+    if name == "TorchGraph":
+        import_extra("torch", "train", "Passes that train")
+        from onnxslim.runtime.training.torch_graph import TorchGraph
+
+        return TorchGraph
+    raise AttributeError(f"module `{__name__}` has no attribute `{name}`.")

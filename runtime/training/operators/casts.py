@@ -1,0 +1,86 @@
+"""Operators that change the type of elements, and constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from onnxslim.graph.ir import StoredSparse
+from onnxslim.runtime.training.operators.element_types import (
+    FLOATS,
+    NARROW_FLOATS,
+    stored_tensor,
+    torch_dtype,
+)
+from onnxslim.runtime.training.operators.straight_through import rounded_to
+from onnxslim.runtime.training.operators.table import Computation, NodeForm, operator
+
+
+@operator("Cast", 6, 9, 13, 19, 21, 23, 24, 25)
+def _cast(form: NodeForm) -> Computation:
+    return cast_to(form, form.integer("to"))
+
+
+@operator("CastLike", 15, 19, 21, 23, 24, 25)
+def _cast_like(form: NodeForm) -> Computation:
+    target = form.element_type(1)
+    if not target:
+        raise form.unsupported("the type that it casts to is not known")
+    cast = cast_to(form, target)
+    return lambda x, like: cast(x)
+
+
+def cast_to(form: NodeForm, target: int) -> Computation:
+    """The function that casts the first input of a node to an ONNX element type."""
+    held = torch_dtype(target, form.dtype)
+    if held is None:
+        raise form.unsupported(f"it casts to {TensorProto.DataType.Name(target)}")
+    if target in NARROW_FLOATS:
+        narrow = NARROW_FLOATS[target]
+        return lambda x: rounded_to(x.to(held), narrow)
+    if target in FLOATS:
+        return lambda x: x.to(held)
+    if target == TensorProto.BOOL:
+        return lambda x: x != 0
+    holds_codes = form.element_type(0) not in (0, *FLOATS)
+
+    def to_integer(x: Tensor) -> Tensor:
+        # codes that are held as floats, so that gradients reach them, stay so
+        return x if holds_codes and x.is_floating_point() else x.to(held)
+
+    return to_integer
+
+
+@operator("Constant", 1, 9, 11, 12, 13, 19, 21, 23, 24, 25)
+def _constant(form: NodeForm) -> Computation:
+    array = constant_array(form.node.attrs)
+    stored = None if array is None else stored_tensor(array)
+    if stored is None:
+        raise form.unsupported("its value is no tensor of numbers")
+    value = held_tensor(stored, form.dtype).to(form.device)
+    return lambda: value
+
+
+def held_tensor(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """A stored tensor in the type that it is computed with."""
+    if not stored.is_floating_point() or stored.dtype == torch.float64:
+        return stored
+    return stored.to(dtype)
+
+
+def constant_array(attrs: dict[str, Any]) -> np.ndarray | None:
+    """The value of a node `Constant`; None where it is no tensor of numbers."""
+    for name, value in attrs.items():
+        if name == "value":
+            return np.asarray(value.values)
+        if name in ("value_float", "value_floats"):
+            return np.array(value, np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.array(value, np.int64)
+        if name == "sparse_value":
+            return np.asarray(StoredSparse(value.sparse_tensor).load())
+    return None

@@ -1,0 +1,50 @@
+"""Roundings whose gradient is that of the identity: straight-through estimators.
+
+Bengio, Leonard, Courville 2013, arXiv:1308.3432. Inside the range of a grid the gradient passes,
+outside it is zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RoundStraightThrough(torch.autograd.Function):
+    """Round half to even; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The rounded values."""
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """The gradient as it came."""
+        return gradient
+
+
+class NarrowStraightThrough(torch.autograd.Function):
+    """Round to a narrower type of floats, held in the type of the input; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rounded values."""
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient as it came."""
+        return gradient, None
+
+
+def rounded(x: Tensor) -> Tensor:
+    """`x` rounded half to even; the gradient passes."""
+    return RoundStraightThrough.apply(x)
+
+
+def rounded_to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` rounded to a type of floats, held in its own type; the gradient passes."""
+    return NarrowStraightThrough.apply(x, dtype)
