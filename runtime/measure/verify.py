@@ -200,16 +200,29 @@ class RuntimeProver:
     def why_not_same(self, before: Model, after: Model) -> str | None:
         """What keeps `after` from taking the place of `before`: it fails, or outputs differ.
 
-        Outputs are held to rounding, with onnxruntime's optimisations as users run them.
+        Outputs are held to rounding, with onnxruntime's optimisations as users run them. It must
+        load without them as well, where `before` does: a later step may take away what they need.
         """
         baselines = self._previous, self._candidate
         self._previous = _Baseline(before)
         try:
-            return self.compare(after, Fidelity.CLOSE).broken
+            broken = self.compare(after, Fidelity.CLOSE).broken
+            return broken or self._refuses_bare(before, after)
         except RuntimeFailure as error:
             return f"does not run: {error}"
         finally:
             self._previous, self._candidate = baselines
+
+    def _refuses_bare(self, before: Model, after: Model) -> str | None:
+        """Why `after` does not load without optimisations, in a sentence, where `before` does."""
+        try:
+            if self._is_loadable and (self._verify or self._latency):
+                self._open(after, optimise=False).close()
+        except RuntimeFailure as error:
+            with suppress(RuntimeFailure):
+                self._open(before, optimise=False).close()
+                return f"only runs with the optimisations of onnxruntime: {error}"
+        return None
 
     def commit(self, model: Model) -> None:
         """See `Prover`."""

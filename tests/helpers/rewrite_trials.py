@@ -288,8 +288,9 @@ class Subject:
         return f"the signature changed from {was} to {now}"
 
     def _load_objection(self, result: bytes) -> str | None:
-        """Whether onnxruntime runs the result as applications do."""
+        """Whether onnxruntime runs the result as applications do, and operator by operator."""
         try:
+            _session(result)
             session = _session(result, optimised=True)
         except Exception as error:
             return f"onnxruntime refuses the result: {error}"

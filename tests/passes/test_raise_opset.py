@@ -87,6 +87,18 @@ def test_a_raised_model_that_returns_something_else_is_declined() -> None:
     assert model.graph.opset == 11
 
 
+def test_a_form_that_only_optimisations_make_run_is_declined() -> None:
+    """A Relu of int64 is a function that onnxruntime inlines from opset 18 on, but not at 21."""
+    text = """<opset_import: ["" : 18]>
+        g (int64[8] x) => (int64[8] y) { r = Relu (x) y = Clip (r) }"""
+    later = parse(text.replace("18", "21"))
+    ort.InferenceSession(later.SerializeToString(), providers=["CPUExecutionProvider"])
+    run = PreparedRun(Model.load(parse(text)), RunSettings(measure=False))
+    raised, _ = run.try_pipeline(parse_pipeline("raise-opset,simplify")).steps
+    assert raised.changes == ()
+    assert "only runs with the optimisations of onnxruntime" in raised.skips[0].why
+
+
 def test_a_form_that_onnxruntime_does_not_load_is_declined() -> None:
     """An optimisation of onnxruntime makes an invalid node of this at opset 21."""
     source = parse(
