@@ -80,6 +80,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     services      what passes may ask of samples and of a clock, as protocols
     analysis      what can be known about a graph without running it
     codebook      weights as codes and tables
+    constraints   what stored weights obey, read from the graph
     solvers       numerical solvers, without graph and without ONNX
     pipeline      passes, pipelines, and the manager that runs and proves them
     lossy         what lossy weight passes share: one layer after another

@@ -140,6 +140,20 @@ def _stage(form: StageVariant, planes: Sequence[np.ndarray], table: np.ndarray, 
     return Stage(codes.reshape(blocks, -1), table)
 
 
+def tables_and_planes(node: Node) -> tuple[list[gs.Tensor], list[gs.Tensor]]:
+    """The inputs of a Lookup node that hold tables, one for each stage, and those with codes."""
+    variant = LookupVariant.parse(node.op)
+    names = () if variant is None else variant.inputs
+    pairs = list(zip(names, node.inputs, strict=False))
+    tables = [tensor for name, tensor in pairs if name.startswith("table")]
+    return tables, [tensor for name, tensor in pairs if name.startswith("codes")]
+
+
+def with_codes(weight: CodebookWeight, codes: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The planes of `codes`, of the shape of those of the only stage of `weight`."""
+    return tuple(pack(codes, weight.stages[0].levels))
+
+
 def element_count(node: Node) -> int:
     """Number of elements of the weight that a Lookup node computes; 0 if its shape is unknown."""
     variant = LookupVariant.parse(node.op)

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from onnxslim.graph.ir import StoredSparse, to_onnx_dtype
 from onnxslim.graph.proto import raw_bytes
@@ -46,3 +46,17 @@ def _sparse(array: np.ndarray, indices: np.ndarray) -> onnx.SparseTensorProto:
     sparse.indices.dims.append(indices.size)
     sparse.indices.int64_data.extend(indices.tolist())
     return sparse
+
+
+def with_values(stored: StoredSparse, dense: np.ndarray) -> StoredSparse:
+    """A sparse initializer with the indices of `stored` and the values of `dense` there."""
+    made = onnx.SparseTensorProto()
+    made.CopyFrom(stored.tensor)
+    indices = numpy_helper.to_array(made.indices)
+    if indices.ndim == 2:  # [NNZ, rank]
+        indices = np.ravel_multi_index(tuple(indices.T), stored.shape)
+    values = numpy_helper.from_array(
+        np.ascontiguousarray(dense.reshape(-1)[indices]), made.values.name
+    )
+    made.values.CopyFrom(values)
+    return StoredSparse(made)

@@ -27,6 +27,7 @@ TIERS = (
     ("services",),
     ("analysis",),
     ("codebook",),
+    ("constraints",),
     ("solvers",),
     ("pipeline",),
     ("lossy",),
