@@ -1,4 +1,4 @@
-"""Inline branches of If, and bodies of Loop that run a known number of times.
+"""Inline branches of If, bodies of Loop that run a known number of times, Where in Where.
 
 Rewrite:
     ```
@@ -23,7 +23,10 @@ Rewrite:
     - If of whose branches one returns as many axes as the nodes behind it take, and the other does
       not, runs the one (TorchScript's `squeeze`, and cells that take samples or batches);
     - Loop that runs no iteration returns its initial values;
-    - Loop that runs exactly once is its body.
+    - Loop that runs exactly once is its body;
+    - Where inside a branch of a Where of the same condition, or of its negation, is the one branch
+      that is taken there;
+    - Where of a Not takes its branches the other way round.
 
 Why it is correct:
     A branch may use every value that the surrounding graph may use. Nothing outside refers to the
@@ -35,12 +38,13 @@ Declines when:
     2. A Loop collects one slice per iteration in an output: without iterations that output would be
        empty, and with one it gets an axis.
     3. A model output would become a model input or a constant.
+    4. The branch of the inner Where that is never taken gives the result its shape.
 
 Fidelity:
     EXACT.
 
 Reference:
-    The ONNX operator specification: If, Loop.
+    The ONNX operator specification: If, Loop, Where.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.flow.shape_rules import broadcast
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.ir import Constant, Graph, Node, subgraphs_of
 from onnxslim.graph.operands import axes_of, const_array, const_value, is_present
@@ -63,7 +68,7 @@ from onnxslim.records import Fidelity, PassResult
 
 @dataclass(frozen=True)
 class FoldIf(RewritePass):
-    """Inline branches of If, and bodies of Loop that run a known number of times."""
+    """Inline branches of If, bodies of Loop that run a known number of times, Where in Where."""
 
     name: ClassVar[str] = "fold-if"
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
@@ -72,11 +77,13 @@ class FoldIf(RewritePass):
         """Decide every If and Loop, outer before inner."""
         rw = self.rewriter(graph)
         folder = _IfFolder(rw, SizeFlow(graph, rw.opset))
-        for node in rw.walk("If", "Loop"):
+        for node in rw.walk("If", "Loop", "Where"):
             if node.op == "If":
                 folder.branch(node)
-            else:
+            elif node.op == "Loop":
                 _loop(rw, folder.flow, node)
+            else:
+                _where(rw, folder.flow, node)
         folder.follow_facts()
         return rw.result()
 
@@ -221,6 +228,38 @@ def _rank_behind(rw: Rewriter, node: Node, place: int, ndim: int) -> int | None:
         axes = axes_of(node, rw.opset)
         return ndim + (len(axes) if node.op == "Unsqueeze" else -len(axes)) if axes else None
     return None
+
+
+# ----------------------------------------------------------------- Where
+
+
+def _where(rw: Rewriter, flow: SizeFlow, node: Node) -> None:
+    """Take what a Where in a branch chooses there; take the branches of a Not the other way."""
+    condition, is_negated = _without_not(rw, node.inputs[0])
+    for place in (1, 2):
+        inner = rw.producer(node.inputs[place], "Where")
+        if inner is None:
+            continue
+        other, is_other_negated = _without_not(rw, inner.inputs[0])
+        if other is not condition:
+            continue
+        taken = inner.inputs[place if is_negated == is_other_negated else 3 - place]
+        inputs = [*node.inputs[:place], taken, *node.inputs[place + 1 :]]
+        shape = broadcast([flow.shape(tensor) for tensor in inputs])
+        if shape is None or None in shape or tuple(shape) != flow.shape(node.outputs[0]):
+            rw.skip(node, "its shape may be that of a branch that is not taken")  # declines 4
+            continue
+        rw.update(node, "a Where in a branch of its own condition", inputs=inputs)
+        return
+    if is_negated and rw.private_producer(node.inputs[0], "Not") is not None:
+        _, yes, no = node.inputs
+        rw.update(node, "a Not in front of a Where", inputs=[condition, no, yes])
+
+
+def _without_not(rw: Rewriter, tensor: gs.Tensor) -> tuple[gs.Tensor, bool]:
+    """The tensor that `tensor` is or negates, and whether it negates it."""
+    negation = rw.producer(tensor, "Not")
+    return (tensor, False) if negation is None else (negation.inputs[0], True)
 
 
 # ----------------------------------------------------------------- loops

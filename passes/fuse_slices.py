@@ -32,7 +32,7 @@ Why it is correct:
 
 Declines when:
     1. A start or end is not known, or counts from the end of an axis whose size is not known.
-    2. The inner Slice has other users.
+    2. The inner Slice has users that cannot take it in, or that are one Split of it.
     3. The Slices overlap or leave something out.
 
 Fidelity:
@@ -110,13 +110,37 @@ class _SliceFuser:
         inner = self.rw.producer(node.inputs[0], "Slice")
         if inner is None:
             return False
-        first, second = self.bounds(inner), self.bounds(node)
-        if first is None or second is None:
+        if self.bounds(inner) is None or self.bounds(node) is None:
             self.rw.skip(node, "its bounds are not known")  # declines 1
             return False
-        if self.rw.private_producer(node.inputs[0], "Slice") is None:
+        both = self._both(inner, node)
+        if both is None:
+            self.rw.skip(node, "a bound counts from an end that is not known")  # declines 1
+            return False
+        users = dict.fromkeys(node.inputs[0].outputs)
+        is_needed = self.rw.is_output(node.inputs[0])
+        if is_needed or not all(self._takes_in(user, inner) for user in users):
             self.rw.skip(node, "the Slice it reads has other users")  # declines 2
             return False
+        self.slices_to_split(node)
+        if not self.rw.is_alive(node):
+            return True
+        inputs, attrs = self._slice_operands(inner.inputs[0], both)
+        self.rw.update(node, "two Slices became one", inputs=inputs, attrs=attrs)
+        return True
+
+    def _takes_in(self, user: Node, inner: Node) -> bool:
+        """Whether a user of `inner` can do what both do."""
+        is_here = self.rw.graph_of(user) is self.rw.graph_of(inner)
+        if user.op != "Slice" or not user.is_onnx or not is_here:
+            return False
+        return user.inputs[0] is inner.outputs[0] and self._both(inner, user) is not None
+
+    def _both(self, inner: Node, node: Node) -> Bounds | None:
+        """The bounds of a Slice of a Slice."""
+        first, second = self.bounds(inner), self.bounds(node)
+        if first is None or second is None:
+            return None
         shape = self.flow.shape(inner.inputs[0])
         both: Bounds = dict(first)
         for axis, bound in second.items():
@@ -126,12 +150,9 @@ class _SliceFuser:
             size = None if shape is None else shape[axis]
             merged = _composed(first[axis], bound, size if isinstance(size, int) else None)
             if merged is None or (merged[2] != 1 and self.rw.opset < 10):
-                self.rw.skip(node, "a bound counts from an end that is not known")  # declines 1
-                return False
+                return None
             both[axis] = merged
-        inputs, attrs = self._slice_operands(inner.inputs[0], both)
-        self.rw.update(node, "two Slices became one", inputs=inputs, attrs=attrs)
-        return True
+        return both
 
     def slices_to_split(self, node: Node) -> None:
         """Replace Slices that together cover one axis with one Split."""

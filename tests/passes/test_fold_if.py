@@ -352,3 +352,61 @@ def test_vector_in_a_branch_is_a_scalar_where_the_operator_behind_it_wants_one(
     assert_equivalent(source, result, FoldIf.fidelity)
     ops = [node.op_type for node in result.graph.node]
     assert set(ops) == {"Range", "Add", *expected} | {"Constant", "Shape"}.intersection(ops)
+
+
+def test_where_in_a_branch_of_its_condition_is_the_branch_that_is_taken() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y, float[N, 4] w)
+        <float zero = {{0}}, float low = {{-100}}> {{
+            c = Less (x, z)
+            n = Not (c)
+            a = Where (n, low, x)
+            y = Where (c, zero, a)
+            b = Where (c, x, low)
+            w = Where (c, b, z)
+        }}""",
+        FoldIf(),
+        f"""{HEADER}
+        g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y, float[N, 4] w)
+        <float zero = {{0}}, float low = {{-100}}> {{
+            c = Less (x, z)
+            y = Where (c, zero, low)
+            w = Where (c, x, z)
+        }}""",
+    )
+
+
+def test_where_of_a_not_takes_its_branches_the_other_way() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (bool[N, 4] c, float[N, 4] x, float[4] z) => (float[N, 4] y) {{
+            n = Not (c)
+            y = Where (n, x, z)
+        }}""",
+        FoldIf(),
+        f"""{HEADER}
+        g (bool[N, 4] c, float[N, 4] x, float[4] z) => (float[N, 4] y) {{ y = Where (c, z, x) }}""",
+    )
+
+
+def test_where_stays_where_the_shape_or_the_condition_is_another() -> None:
+    assert_declines(
+        f"""{HEADER}
+        g (bool[4] c, float[N, 4] x, float[4] z) => (float[N, 4] y) <float zero = {{0}}> {{
+            a = Where (c, z, x)
+            y = Where (c, a, zero)
+        }}""",
+        FoldIf(),
+        "its shape may be that of a branch",
+    )
+    assert_declines(
+        f"""{HEADER}
+        g (bool[N, 4] c, bool[N, 4] d, float[N, 4] x) => (float[N, 4] y, bool[N, 4] m)
+        <float zero = {{0}}> {{
+            a = Where (d, zero, x)
+            m = Not (c)
+            y = Where (m, a, zero)
+        }}""",
+        FoldIf(),
+    )

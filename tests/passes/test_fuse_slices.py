@@ -131,6 +131,50 @@ def test_gather_of_everything_in_order_goes() -> None:
     )
 
 
+def test_slices_of_a_shared_slice_read_its_input() -> None:
+    """As patches of a picture are merged: every other row, then every other column of it."""
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 4, 6] x) => (float[N, 2, 3] y, float[N, 2, 3] z)
+        <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}},
+         int64[1] big = {{9223372036854775807}}> {{
+            a = Slice (x, one, big, one, two)
+            y = Slice (a, zero, big, two, two)
+            z = Slice (a, one, big, two, two)
+        }}""",
+        FuseSlices(),
+        f"""{HEADER}
+        g (float[N, 4, 6] x) => (float[N, 2, 3] y, float[N, 2, 3] z)
+        <int64[2] s = {{1, 0}}, int64[2] e = {{9223372036854775807, 9223372036854775807}},
+         int64[2] a = {{1, 2}}, int64[2] t = {{2, 2}}, int64[2] s1 = {{1, 1}},
+         int64[2] e1 = {{9223372036854775807, 9223372036854775807}}, int64[2] a1 = {{1, 2}},
+         int64[2] t1 = {{2, 2}}> {{
+            y = Slice (x, s, e, a, t)
+            z = Slice (x, s1, e1, a1, t1)
+        }}""",
+    )
+
+
+def test_slices_that_share_all_of_a_slice_become_a_split_of_it() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 4, 6] x) => (float[N, 2, 3] y, float[N, 2, 3] z)
+        <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] three = {{3}},
+         int64[1] six = {{6}}> {{
+            a = Slice (x, zero, two, one)
+            y = Slice (a, zero, three, two)
+            z = Slice (a, three, six, two)
+        }}""",
+        FuseSlices(),
+        f"""{HEADER}
+        g (float[N, 4, 6] x) => (float[N, 2, 3] y, float[N, 2, 3] z)
+        <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}> {{
+            a = Slice (x, zero, two, one)
+            y, z = Split <axis = 2> (a)
+        }}""",
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [
