@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Protocol
 
 from onnxslim.errors import UsageError
@@ -257,6 +258,11 @@ def option(default: Any, constraint: Constraint = ANYTHING, help: str = "") -> A
 
 def options_of(owner: type) -> tuple[OptionSpec, ...]:
     """The options of a pass class, in the order of their declaration."""
+    return _declared(owner)
+
+
+@cache  # the annotations of a class take milliseconds to evaluate, and each pass that is made asks
+def _declared(owner: type) -> tuple[OptionSpec, ...]:
     hints = typing.get_type_hints(owner)
     return tuple(
         _spec(field, hints[field.name])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from onnxslim.analysis.layer_names import layer_names
@@ -219,10 +219,14 @@ def _names(report: Report, *models: Model) -> dict[str, tuple[str, ...]]:
     return found
 
 
+@cache
+def _version(library: str) -> str:
+    return importlib.metadata.version(library)
+
+
 def versions() -> dict[str, str]:
     """Versions of what computes, by name of the distribution."""
-    others = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"onnxslim-compiler": VERSION, **others}
+    return {"onnxslim-compiler": VERSION, **{name: _version(name) for name in _LIBRARIES}}
 
 
 def _defaults_note(source: Model) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.analysis.output_parts import Parts, output_parts
@@ -20,8 +20,6 @@ from onnxslim.runtime.measure.padding import positions_that_count
 from onnxslim.runtime.measure.run_rows import rows_within
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.channel_activity import stream_activity
-from onnxslim.runtime.probes.moment_sums import MomentLimits
-from onnxslim.runtime.probes.moments import stream_moments
 from onnxslim.runtime.probes.observers import stream_observations
 from onnxslim.runtime.probes.replay import Replay
 from onnxslim.runtime.probes.value_numbering import Signature, ValueNumbering
@@ -40,6 +38,9 @@ from onnxslim.services.calibration import (
 from onnxslim.services.moments import LayerMoments
 from onnxslim.services.observations import Observation
 from onnxslim.services.progress import Progress
+
+if TYPE_CHECKING:
+    from onnxslim.runtime.probes.moment_sums import MomentLimits
 
 Keep = Callable[[int, int | None], bool]
 
@@ -144,6 +145,10 @@ class CalibrationRuns:
         self, model: Model, layers: Sequence[str] | None = None, reference: Model | None = None
     ) -> Iterator[LayerMoments | Skip]:
         """See `Calibration`."""
+        # what computes them takes a third of the time that the command takes to start
+        from onnxslim.runtime.probes.moment_sums import MomentLimits
+        from onnxslim.runtime.probes.moments import stream_moments
+
         samples = self._open(model)
         if self._activations is None:
             self._activations = ActivationCaches(samples.count)

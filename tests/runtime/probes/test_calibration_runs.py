@@ -16,6 +16,7 @@ from onnxslim.records import OutputKind, Skip
 from onnxslim.runtime.measure import run_rows
 from onnxslim.runtime.measure.output_divergence import DivergenceMeter
 from onnxslim.runtime.probes import calibration_runs
+from onnxslim.runtime.probes import moments as streamed
 from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
 from onnxslim.runtime.probes.moment_sums import MomentLimits
 from onnxslim.services.moments import LayerMoments
@@ -63,13 +64,13 @@ def test_sums_may_take_as_much_as_the_model_but_no_less_than_a_minimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[MomentLimits] = []
-    inner = calibration_runs.stream_moments
+    inner = streamed.stream_moments
 
     def spied(*args: object, limits: MomentLimits, **options: object) -> object:
         seen.append(limits)
         return inner(*args, limits=limits, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(calibration_runs, "stream_moments", spied)
+    monkeypatch.setattr(streamed, "stream_moments", spied)
     model = Model.load(dense_net(12, 16, 4))
     moments(CalibrationRuns({"x": X}), model)
     assert seen[-1] == MomentLimits(budget_bytes=256 << 20, samples=len(X))
