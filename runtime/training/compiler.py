@@ -12,6 +12,7 @@ import torch
 from onnxslim.errors import ModelError
 from onnxslim.graph.ir import Constant, Graph, Node, Variable, node_label, to_onnx_dtype
 from onnxslim.runtime.training.operators import (
+    attention,
     casts,
     control_flow,
     convolution,
@@ -20,7 +21,14 @@ from onnxslim.runtime.training.operators import (
     movement,
     normalization,
     pooling,
+    quantization,
+    recurrent,
     reductions,
+    resizing,
+    sampling,
+    selection,
+    sequences,
+    signal,
 )
 from onnxslim.runtime.training.operators.table import (
     Body,
@@ -32,6 +40,7 @@ from onnxslim.runtime.training.operators.table import (
 from onnxslim.runtime.training.plan import Plan, PlannedNode, needed_nodes, outer_reads
 
 OPERATORS: Final = (  # modules that enter operators into the table
+    attention,
     casts,
     control_flow,
     convolution,
@@ -40,7 +49,14 @@ OPERATORS: Final = (  # modules that enter operators into the table
     movement,
     normalization,
     pooling,
+    quantization,
+    recurrent,
     reductions,
+    resizing,
+    sampling,
+    selection,
+    sequences,
+    signal,
 )
 _HOST_ELEMENTS: Final = 4096  # larger lists of integers are codes or indices rather than sizes
 

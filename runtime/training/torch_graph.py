@@ -132,7 +132,10 @@ class TorchGraph:
             raise UsageError(
                 f"The input `{name}` is missing: the model has {_listed(self.inputs)}."
             )
-        return held_tensor(inputs[name], self.dtype).to(self.device)
+        value = inputs[name]
+        if isinstance(value, Tensor):
+            return held_tensor(value, self.dtype).to(self.device)
+        return value  # a sequence, or nothing
 
     def _held(self, name: str, value: Tensor) -> Tensor:
         stored = self.weights.get(name)

@@ -20,7 +20,7 @@ from onnxslim.runtime.training.operators.straight_through import rounded_to
 from onnxslim.runtime.training.operators.table import Computation, NodeForm, operator
 
 
-@operator("Cast", 6, 9, 13, 19, 21, 23, 24, 25)
+@operator("Cast", 6, 9, 13, 19, 21, 23, 24, 25, 28)
 def _cast(form: NodeForm) -> Computation:
     return cast_to(form, form.integer("to"))
 

@@ -1,7 +1,8 @@
-"""If, Loop and Scan. Only the branch that is taken runs."""
+"""If, Loop and Scan. Only the branch that is taken runs, and gets gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,13 @@ from onnxslim.runtime.training.operators.table import Body, Computation, NodeFor
 def _body(form: NodeForm, name: str) -> Body:
     assert form.bodies is not None
     return form.bodies[name]
+
+
+def _split(body: Body, values: Sequence[Any]) -> tuple[list[Any], Sequence[Any]]:
+    """The inputs of the node itself, and the outer tensors that its bodies read."""
+    if not body.captured:
+        return list(values), ()
+    return list(values[: body.captured[0]]), values[body.captured[0] :]
 
 
 @operator("If", 1, 11, 13, 16, 19, 21, 23, 24, 25)
@@ -29,24 +37,69 @@ def _if(form: NodeForm) -> Computation:
 def _loop(form: NodeForm) -> Computation:
     body = _body(form, "body")
     carried = body.inputs - 2
-    scanned = len(form.node.attrs["body"].outputs) - 1 - carried
-    first = body.captured[0] if body.captured else None
+    scanned = form.node.attrs["body"].outputs[1 + carried :]
 
     def run(*values: Any) -> tuple[Any, ...]:
-        own, captured = (values, ()) if first is None else (values[:first], values[first:])
-        own = (*own, *[None] * (2 + carried - len(own)))
+        own, captured = _split(body, values)
+        own += [None] * (2 + carried - len(own))
         most = None if own[0] is None else int(own[0])
-        goes_on = True if own[1] is None else bool(own[1])
-        state, rows = list(own[2:]), [[] for _ in range(scanned)]  # type: list[Any], list[list[Any]]
+        goes_on = own[1] is None or bool(own[1])
+        state = own[2:]
+        rows: list[list[Any]] = [[] for _ in scanned]
         number = 0
         while goes_on and (most is None or number < most):
             start = [torch.tensor(number), torch.tensor(True)]
             found = body.run([*start, *state, *captured])
-            goes_on = bool(found[0])
-            state = found[1 : 1 + carried]
+            goes_on, state = bool(found[0]), found[1 : 1 + carried]
             for row, value in zip(rows, found[1 + carried :], strict=True):
                 row.append(value)
             number += 1
-        return (*state, *(torch.stack(row) if row else torch.zeros(0) for row in rows))
+        stacked = (
+            torch.stack(row) if row else _no_rows(tensor.shape, form)
+            for row, tensor in zip(rows, scanned, strict=True)
+        )
+        return (*state, *stacked)
+
+    return run
+
+
+def _no_rows(shape: Sequence[int | str | None] | None, form: NodeForm) -> Tensor:
+    """What a loop that never ran has collected, as far as its sizes are known."""
+    sizes = [size if isinstance(size, int) else 0 for size in shape or ()]
+    return torch.zeros(0, *sizes, dtype=form.dtype, device=form.device)
+
+
+@operator("Scan", 9, 11, 16, 19, 21, 23, 24, 25)
+def _scan(form: NodeForm) -> Computation:
+    body, count = _body(form, "body"), form.integer("num_scan_inputs")
+    carried = body.inputs - count
+    scanned = len(form.node.attrs["body"].outputs) - carried
+    axes = form.integers("scan_input_axes") or [0] * count
+    backwards = form.integers("scan_input_directions") or [0] * count
+    out_axes = form.integers("scan_output_axes") or [0] * scanned
+    out_backwards = form.integers("scan_output_directions") or [0] * scanned
+
+    def run(*values: Any) -> tuple[Any, ...]:
+        own, captured = _split(body, values)
+        state, sources = own[:carried], own[carried:]
+        slices = [
+            parts[::-1] if flips else parts
+            for parts, flips in zip(
+                (x.unbind(axis) for x, axis in zip(sources, axes, strict=True)),
+                backwards,
+                strict=True,
+            )
+        ]
+        rows: list[list[Any]] = [[] for _ in range(scanned)]
+        for parts in zip(*slices, strict=True):
+            found = body.run([*state, *parts, *captured])
+            state = found[:carried]
+            for row, value in zip(rows, found[carried:], strict=True):
+                row.append(value)
+        ordered = (
+            row[::-1] if flips else row for row, flips in zip(rows, out_backwards, strict=True)
+        )
+        stacked = (torch.stack(row, axis) for row, axis in zip(ordered, out_axes, strict=True))
+        return (*state, *stacked)
 
     return run

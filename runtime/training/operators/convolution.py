@@ -53,7 +53,8 @@ def pad_axes(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0) -> Te
 
 
 @operator("Conv", 1, 11, 22)
-def _conv(form: NodeForm) -> Computation:
+def convolution(form: NodeForm) -> Computation:
+    """The convolution of a node with the attributes of Conv."""
     mode, pads = form.text("auto_pad", "NOTSET"), form.integers("pads")
     group, given = form.integer("group", 1), (form.integers("strides"), form.integers("dilations"))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxslim.graph.ir import MICROSOFT_DOMAIN
+from onnxslim.runtime.training.operators.element_types import integer_bounds
 from onnxslim.runtime.training.operators.table import Computation, NodeForm, operator, plain
 
 for _name, _function, _versions in (
@@ -28,7 +29,6 @@ for _name, _function, _versions in (
     ("BitwiseAnd", torch.bitwise_and, (18,)),
     ("BitwiseOr", torch.bitwise_or, (18,)),
     ("BitwiseXor", torch.bitwise_xor, (18,)),
-    ("BitwiseNot", torch.bitwise_not, (18,)),
     ("Abs", torch.abs, (6, 13)),
     ("Neg", torch.neg, (6, 13)),
     ("Sign", torch.sign, (9, 13)),
@@ -84,12 +84,20 @@ def _pow(base: Tensor, exponent: Tensor) -> Tensor:
     return torch.pow(base, exponent).to(base.dtype)
 
 
-@operator("Mod", 10, 13)
+@operator("Mod", 10, 13, 28)
 def _mod(form: NodeForm) -> Computation:
     return torch.fmod if form.integer("fmod") else torch.remainder
 
 
-@operator("BitShift", 11)
+@operator("BitwiseNot", 18)
+def _bitwise_not(form: NodeForm) -> Computation:
+    bounds = integer_bounds(form.element_type(0)) if form.element_type(0) else None
+    if bounds is None or bounds[0]:
+        return torch.bitwise_not
+    return lambda x: bounds[1] - x  # torch holds most unsigned types in wider ones
+
+
+@operator("BitShift", 11, 28)
 def _bit_shift(form: NodeForm) -> Computation:
     if form.text("direction") == "LEFT":
         return torch.bitwise_left_shift
@@ -150,7 +158,7 @@ def _elu(form: NodeForm) -> Computation:
     return lambda x: functional.elu(x, alpha)
 
 
-@operator("Celu", 12)
+@operator("Celu", 12, 28)
 def _celu(form: NodeForm) -> Computation:
     alpha = form.number("alpha", 1.0)
     return lambda x: functional.celu(x, alpha)

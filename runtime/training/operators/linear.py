@@ -12,7 +12,8 @@ plain("MatMul", 1, 9, 13)(torch.matmul)
 
 
 @operator("Gemm", 7, 9, 11, 13)
-def _gemm(form: NodeForm) -> Computation:
+def product_of_matrices(form: NodeForm) -> Computation:
+    """The product, and the sum, of a node with the attributes of Gemm."""
     alpha, beta = form.number("alpha", 1.0), form.number("beta", 1.0)
     flip_a, flip_b = form.integer("transA"), form.integer("transB")
     is_linear = flip_b and alpha == beta == 1
@@ -28,7 +29,7 @@ def _gemm(form: NodeForm) -> Computation:
     return run
 
 
-@operator("Einsum", 12)
+@operator("Einsum", 12, 28)
 def _einsum(form: NodeForm) -> Computation:
     equation = form.text("equation").replace(" ", "")
     return lambda *tensors: torch.einsum(equation, *tensors)

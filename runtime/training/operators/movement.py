@@ -302,7 +302,7 @@ def _trilu(form: NodeForm) -> Computation:
     return lambda x, k=None: of(x, 0 if k is None else ints(k)[0])
 
 
-@operator("OneHot", 9, 11, sizes=(1,))
+@operator("OneHot", 9, 11, 28, sizes=(1,))
 def _one_hot(form: NodeForm) -> Computation:
     axis = form.integer("axis", -1)
 
@@ -331,7 +331,7 @@ def _eye_like(form: NodeForm) -> Computation:
     return run
 
 
-@operator("Compress", 9, 11)
+@operator("Compress", 9, 11, 28)
 def _compress(form: NodeForm) -> Computation:
     axis = form.node.attrs.get("axis")
 
@@ -356,13 +356,13 @@ def _top_k(form: NodeForm) -> Computation:
     def run(x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
         count = fixed if k is None else ints(k)[0]
         # equal values come in the order of their indices, which torch.topk does not promise
-        values, places = torch.sort(x, axis, descending=largest, stable=True)
+        values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
         return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
     return run
 
 
-@operator("DepthToSpace", 1, 11, 13)
+@operator("DepthToSpace", 1, 11, 13, 28)
 def _depth_to_space(form: NodeForm) -> Computation:
     b, columns_first = form.integer("blocksize"), form.text("mode", "DCR") == "DCR"
 
@@ -377,19 +377,20 @@ def _depth_to_space(form: NodeForm) -> Computation:
     return run
 
 
-@operator("SpaceToDepth", 1, 13)
+@operator("SpaceToDepth", 1, 13, 28)
 def _space_to_depth(form: NodeForm) -> Computation:
     b = form.integer("blocksize")
+    order = (0, 3, 5, 1, 2, 4) if form.text("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
 
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        x = x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
+        x = x.reshape(n, c, h // b, b, w // b, b).permute(order)
         return x.reshape(n, c * b * b, h // b, w // b)
 
     return run
 
 
-@operator("ReverseSequence", 10)
+@operator("ReverseSequence", 10, 28)
 def _reverse_sequence(form: NodeForm) -> Computation:
     batch, time = form.integer("batch_axis", 1), form.integer("time_axis")
 

@@ -115,9 +115,22 @@ def _mean_variance_normalization(form: NodeForm) -> Computation:
     return run
 
 
-@operator("Dropout", 7, 10, 12, 13, 22)
+@operator("Dropout", 7, 10)
+def _dropout_without_training(form: NodeForm) -> Computation:
+    """The mask told which values are zero."""
+    return lambda x: (x, torch.zeros_like(x, dtype=torch.bool)) if form.gives(1) else x
+
+
+@operator("Dropout", 12, 13, 22, is_random=True)
 def _dropout(form: NodeForm) -> Computation:
-    if not form.gives(1):
-        return lambda x, *_: x
-    keeps = form.version >= 12
-    return lambda x, *_: (x, torch.full_like(x, keeps, dtype=torch.bool))
+    def run(
+        x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        kept = torch.ones_like(x, dtype=torch.bool)
+        share = 0.5 if ratio is None else float(ratio)
+        if training is None or not bool(training) or not share:
+            return x, kept
+        kept = torch.rand_like(x) >= share
+        return x * kept / (1 - share), kept
+
+    return run

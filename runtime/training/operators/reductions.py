@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Final
@@ -31,9 +32,23 @@ def _mean(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     return torch.div(torch.sum(x, axes, keep), count, rounding_mode="trunc").to(x.dtype)
 
 
-def _extreme(of_floats: Computation, of_bools: Computation) -> _Reduce:
+def _least(x: Tensor) -> float:
+    return -math.inf if x.is_floating_point() else int(torch.iinfo(x.dtype).min)
+
+
+def _most(x: Tensor) -> float:
+    return math.inf if x.is_floating_point() else int(torch.iinfo(x.dtype).max)
+
+
+def _extreme(
+    of_numbers: Computation, of_bools: Computation, worst: Callable[[Tensor], float]
+) -> _Reduce:
     def reduced(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
-        return (of_bools if x.dtype == torch.bool else of_floats)(x, axes, keep)
+        if x.dtype == torch.bool:
+            return of_bools(x, axes, keep)
+        if not x.numel():  # the extreme of nothing
+            return torch.sum(x, axes, keep, dtype=x.dtype) + worst(x)
+        return of_numbers(x, axes, keep)
 
     return reduced
 
@@ -41,8 +56,8 @@ def _extreme(of_floats: Computation, of_bools: Computation) -> _Reduce:
 _REDUCTIONS: Final[dict[str, tuple[_Reduce, tuple[int, ...]]]] = {
     "ReduceSum": (lambda x, a, k: torch.sum(x, a, k, dtype=x.dtype), (1, 11, 13)),
     "ReduceMean": (_mean, (1, 11, 13, 18)),
-    "ReduceMax": (_extreme(torch.amax, torch.any), (1, 11, 12, 13, 18, 20)),
-    "ReduceMin": (_extreme(torch.amin, torch.all), (1, 11, 12, 13, 18, 20)),
+    "ReduceMax": (_extreme(torch.amax, torch.any, _least), (1, 11, 12, 13, 18, 20)),
+    "ReduceMin": (_extreme(torch.amin, torch.all, _most), (1, 11, 12, 13, 18, 20)),
     "ReduceProd": (_product, (1, 11, 13, 18)),
     "ReduceL1": (lambda x, a, k: torch.sum(torch.abs(x), a, k, dtype=x.dtype), (1, 11, 13, 18)),
     "ReduceL2": (lambda x, a, k: _square_root(torch.sum(x * x, a, k)), (1, 11, 13, 18)),
