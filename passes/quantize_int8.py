@@ -67,7 +67,9 @@ Why it is correct:
     Softmax has the grid that its kernel needs, from 0 to 1. A range found at run time is that of
     the very values, so none of them is cut off. Weights are rounded with error feedback: the other
     weights make up for what rounding one of them does to the output, E‖(W − Ŵ)x‖² (layers of more
-    than 8,192 inputs: to nearest). Biases keep the mean output. Where products of u8 and s8
+    than 8,192 inputs: to nearest). Those of products with ranges of run time are rounded to
+    nearest: sentences give fewer rows than the widest products have inputs, and feedback would fit
+    these rows at the cost of others. Biases keep the mean output. Where products of u8 and s8
     saturate on this machine, weights take 7 bits.
 
 Declines when:
@@ -174,7 +176,10 @@ class QuantizeInt8(FilteredPass):
         help="weights take 7 bits; default, or auto: where products of codes saturate here",
     )
     rounding: str = option(
-        "feedback", one_of(*Rounding), "how weights are rounded: see `Why it is correct`"
+        "auto",
+        one_of("auto", *Rounding),
+        "how weights are rounded: see `Why it is correct`; auto: feedback, and nearest where "
+        "ranges are found at run time",
     )
     equalize: bool = option(
         default=False, help="even out ranges of channels between layers, before all else"
@@ -251,7 +256,7 @@ class QuantizeInt8(FilteredPass):
             per_channel=self.per_channel,
             symmetric=self.symmetric,
             reduce_range=self.reduce_range,
-            rounding=Rounding(self.rounding),
+            rounding=None if self.rounding == "auto" else Rounding(self.rounding),
             equalize=self.equalize,
             bias_correct=self.bias_correct,
             smooth=self.smooth,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
@@ -21,6 +21,7 @@ from onnxslim.records import Skip
 from onnxslim.services.calibration import Calibration, Distance
 from onnxslim.services.progress import Progress
 
+_ORDERED_BY: Final = 16  # samples, at most, on which clusters are tried alone
 _PATIENCE_S: Final = 300.0  # for measuring accuracy with one integer kernel after the other
 
 
@@ -74,6 +75,7 @@ class FloatFallback:
     calibration: Calibration
     limits: DivergenceLimits
     progress: Progress
+    _errors: dict[frozenset[str], float] = field(default_factory=dict, init=False, repr=False)
 
     def restore(
         self, chosen: frozenset[str], units: Sequence[frozenset[str]]
@@ -90,10 +92,7 @@ class FloatFallback:
         """
         if self._missed(chosen) is None:
             return chosen, []
-        told = self.progress.over("trying alone", units, "integer kernels")
-        alone = (self.quantized(unit) for unit in told)
-        distances = self._held.distances(self.reference, alone)
-        errors = [distance.relative_error for distance in distances]
+        errors = self._errors_alone(units)
         drops = self._drops_alone(units)
         order = sorted(range(len(units)), key=lambda index: (-drops[index], -errors[index]))
         count = self._fewest(chosen, [units[index] for index in order])
@@ -106,6 +105,15 @@ class FloatFallback:
                 why += f", and costs {drops[index]:.2g} points of accuracy"
             back.append(Skip(min(units[index]), why))
         return left, back
+
+    def _errors_alone(self, units: Sequence[frozenset[str]]) -> list[float]:
+        """The relative error that each unit alone makes; each is measured once."""
+        new = [unit for unit in units if unit not in self._errors]
+        told = self.progress.over("trying alone", new, "integer kernels")
+        alone = (self.quantized(unit) for unit in told)
+        distances = self._held.some(_ORDERED_BY).distances(self.reference, alone)
+        self._errors.update(zip(new, (item.relative_error for item in distances), strict=True))
+        return [self._errors[unit] for unit in units]
 
     @cached_property
     def _held(self) -> Calibration:

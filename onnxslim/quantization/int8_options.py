@@ -48,7 +48,7 @@ class Int8Options:
     per_channel: bool
     symmetric: bool
     reduce_range: bool | None
-    rounding: Rounding
+    rounding: Rounding | None
     equalize: bool
     bias_correct: bool
     smooth: bool | None

@@ -97,7 +97,8 @@ def solved_codes(
     layers = [layer for layer in linear_layers(copy.graph)[0] if layer.name in set(names)]
     is_plain = rounding is Rounding.NEAREST  # needs no second moments
     plain = [layer for layer in layers if is_plain or layer.columns > MAX_INPUTS]
-    means = _mean_inputs(copy, plain, context) if keep_means and plain else {}
+    biased = [layer for layer in plain if _bias(layer) is not None]
+    means = _mean_inputs(copy, biased, context) if keep_means and biased else {}
     if is_plain:
         context = replace(context, calibration=None)
     problems = Problems(

@@ -12,6 +12,8 @@ back:
   each method for all tensors. The ranges of least effect are kept unless others are clearly nearer.
   This catches effects that do not add up; small differences on few samples are chance.
 
+All trials of single tensors together have a budget of runs (see `effort`).
+
 Owns: which tensors try which ranges, and when to stop. Not here: where ranges come from (see
 `calibration_ranges`).
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -35,6 +38,8 @@ TOGETHER: Final = 64  # samples on which whole models are judged
 _LOST: Final = 1.0  # divergence at which outputs are lost; larger ones count as this
 _UNTRIED: Final = 0.1  # share of the sum of all effects whose tensors keep their first range
 _CLEARLY: Final = 0.8  # others must get below this share of the divergence by least effect
+_SHARES: Final = (0.4, 0.3, 0.3)  # of the budget: first ranges, others, and confirming
+_MEAN_PART: Final = 0.5  # of the nodes that lie behind a tensor, on average
 _ALIKE: Final = 0.02  # ranges whose ends differ by less than this share are the same
 
 RangeByTensor = Mapping[str, CalibrationRange]
@@ -50,12 +55,15 @@ class RangeCandidates:
         model: the float model, its shapes inferred.
         calibration: the samples held back.
         progress: what is being done.
+        runs: of the whole model on one sample, as many as all choices together may take. Where
+            they are too few for all tensors, those that their first range serves worst come first.
     """
 
     found: Mapping[str, Sequence[CalibrationRange]]
     model: Model
     calibration: Calibration
     progress: Progress = field(default_factory=Progress)
+    runs: float = inf
     _subsets: dict[int, Calibration] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -75,26 +83,63 @@ class RangeCandidates:
         distinct = {name: _distinct(ranges) for name, ranges in self.found.items()}
         choices = {name: ranges for name, ranges in distinct.items() if len(ranges) > 1}
         # the effect of every tensor's first range, then of other ranges where effects are large
-        effects = dict(self._effects({name: ranges[:1] for name, ranges in choices.items()}))
+        first, more, confirming = (share * self.runs for share in _SHARES)
+        firsts = self._affordable({name: own[:1] for name, own in choices.items()}, first)
+        effects = dict(self._effects(firsts))
         chosen, gains = dict(self.least_error), dict[str, float]()
         untried = {name: choices[name][1:] for name in effects}
         while names := _weightiest({name: effects[name][0] for name in untried}, effects):
             tried = {name: untried.pop(name) for name in choices if name in names}
+            weights = {name: effects[name][0] for name in tried}
+            tried = self._affordable(tried, more, by=weights)
+            more -= sum(map(self._cost, tried.values()))
             for name, found in self._effects(tried):
-                best, first = int(np.argmin(found)), effects[name][0]
-                if found[best] < first:
+                best, known = int(np.argmin(found)), effects[name][0]
+                if found[best] < known:
                     chosen[name], effects[name] = tried[name][best], [found[best]]
-                    gains[name] = min(first, _LOST) - min(found[best], _LOST)
-        self._confirm(chosen, gains)
+                    gains[name] = min(known, _LOST) - min(found[best], _LOST)
+        self._confirm(chosen, gains, confirming)
         return chosen
 
-    def _confirm(self, chosen: dict[str, CalibrationRange], gains: Mapping[str, float]) -> None:
-        """Go back to the first range where more samples do not show the gain of another."""
+    def _confirm(
+        self, chosen: dict[str, CalibrationRange], gains: Mapping[str, float], runs: float
+    ) -> None:
+        """Go back to the first range where more samples do not show the gain of another.
+
+        So do tensors for which no runs are left.
+        """
         names = _weightiest(gains, {name: [gain] for name, gain in gains.items()})
         rivals = {name: [self.found[name][0], chosen[name]] for name in self.found if name in names}
-        for name, (first, other) in self._effects(rivals, _ALONE):
+        confirmed = self._affordable(rivals, runs, by=gains, samples=_ALONE)
+        chosen.update((name, first) for name, (first, _) in rivals.items() if name not in confirmed)
+        for name, (first, other) in self._effects(confirmed, _ALONE):
             if first <= other:
                 chosen[name] = self.found[name][0]
+
+    def _affordable(
+        self,
+        ranges: Mapping[str, Sequence[CalibrationRange]],
+        runs: float,
+        *,
+        by: Mapping[str, float] | None = None,
+        samples: int = _SCREENED,
+    ) -> dict[str, Sequence[CalibrationRange]]:
+        """Those of the tensors that fit into `runs`, in the same order.
+
+        Which come first: those with the largest figures `by`, else those whose first range makes
+        the largest relative error of the tensor itself.
+        """
+        weights = by or {name: own[0].relative_error for name, own in self.found.items()}
+        fitting = set[str]()
+        for name in sorted(ranges, key=lambda name: -weights[name]):
+            runs -= self._cost(ranges[name], samples)
+            if runs < 0:
+                break
+            fitting.add(name)
+        return {name: own for name, own in ranges.items() if name in fitting}
+
+    def _cost(self, ranges: Sequence[CalibrationRange], samples: int = _SCREENED) -> float:
+        return _MEAN_PART * samples * len(ranges)
 
     def _effects(
         self, ranges: Mapping[str, Sequence[CalibrationRange]], samples: int = _SCREENED

@@ -33,6 +33,7 @@ from onnxslim.quantization.clusters import (
     drop_isolated_movement,
     worth_observing,
 )
+from onnxslim.quantization.effort import affordable_runs
 from onnxslim.quantization.equalize import equalize
 from onnxslim.quantization.float_fallback import DivergenceLimits, FloatFallback
 from onnxslim.quantization.grid import Grid, GridForm, LayerCodes
@@ -52,6 +53,7 @@ from onnxslim.quantization.range_trial import RangeTrial
 from onnxslim.quantization.rules import ActivationRanges, KernelKind
 from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.smooth import smooth
+from onnxslim.quantization.weight_rounding import Rounding
 from onnxslim.quantization.weight_scales import PerChannel, PerTensor, WeightForm
 from onnxslim.records import Change, Fidelity, PassResult, Skip
 from onnxslim.services.calibration import Distance
@@ -62,6 +64,9 @@ PatternCheck = Callable[[Sequence[str], Sequence[str]], None]
 _FLOAT_BESIDE: Final = "it stays float between products that find their ranges at run time"
 _MOST: Final = 0.5  # share of the time that products alone must take to be worth it alone
 _SCALES_OPSET: Final = 13  # the first in which scales go along an axis
+# Products of transformers read few rows, and the largest of them in few channels: feedback fits the
+# samples, and loses rows of other inputs.
+_ROUNDINGS: Final = {KernelKind.LAYER: Rounding.FEEDBACK, KernelKind.DYNAMIC: Rounding.NEAREST}
 
 
 class Int8Run:
@@ -359,24 +364,25 @@ class Int8Run:
 
     def _round(self, chosen: frozenset[str]) -> None:
         """Solve the weights of the chosen layers for good."""
-        kinds = (KernelKind.LAYER, KernelKind.DYNAMIC)
-        layers = [
-            cluster.name
-            for cluster in self.clusters.all
-            if cluster.name in chosen and cluster.rule.kind in kinds
-        ]
         # where channels were scaled, layers of the original return something else
         is_scaled = self.options.equalize or self.options.smooth or self.smoothing is not None
         reference = None if is_scaled else self.context.reference
-        solved = solved_codes(
-            self.model,
-            layers,
-            replace(self.context, reference=reference or self.model),
-            self.weights,
-            self.options.rounding,
-            keep_means=self.options.bias_correct,
-        )
-        self.codes = {**self.codes, **solved}
+        context = replace(self.context, reference=reference or self.model)
+        for kind, preferred in _ROUNDINGS.items():
+            layers = [
+                cluster.name
+                for cluster in self.clusters.all
+                if cluster.name in chosen and cluster.rule.kind is kind
+            ]
+            solved = solved_codes(
+                self.model,
+                layers,
+                context,
+                self.weights,
+                self.options.rounding or preferred,
+                keep_means=self.options.bias_correct,
+            )
+            self.codes = {**self.codes, **solved}
 
     # ----------------------------------------------------------------- choose ranges
 
@@ -399,7 +405,9 @@ class Int8Run:
             return held.distances(self.reference, (quantized_copy(self.model, p) for p in plans))
 
         found = {name: self.found[name] for name in used}
-        candidates = RangeCandidates(found, self.model, held, self.context.progress)
+        shapes = self.calibration.extent(self.model).shapes
+        runs = affordable_runs(self.model, shapes)
+        candidates = RangeCandidates(found, self.model, held, self.context.progress, runs)
         chosen_ranges, words = nearest_ranges(candidates, together)
         self.grids.update((name, item.grid) for name, item in chosen_ranges.items())
         return words

@@ -124,10 +124,12 @@ class Extent:
     Attributes:
         samples: their number.
         is_labelled: whether each of them has a label.
+        shapes: of the inputs of the first one, by name.
     """
 
     samples: int
     is_labelled: bool
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Calibration(Protocol):

@@ -26,6 +26,7 @@ from onnxslim.runtime.probes.value_numbering import Signature, ValueNumbering
 from onnxslim.runtime.samples.given import AnySource
 from onnxslim.runtime.samples.sources import open_samples
 from onnxslim.runtime.samples.stream import Sample, Samples
+from onnxslim.runtime.samples.subsets import Keep, chosen, dealt, evenly, is_held, is_tried
 from onnxslim.runtime.session import Feeds, Outputs, open_session
 from onnxslim.services.activity import ChannelActivity
 from onnxslim.services.calibration import (
@@ -42,13 +43,7 @@ from onnxslim.services.progress import Progress
 if TYPE_CHECKING:
     from onnxslim.runtime.probes.moment_sums import MomentLimits
 
-Keep = Callable[[int, int | None], bool]
-
 _BATCH_ROWS: Final = 256  # samples of a run
-_GOLDEN: Final = 0.6180339887498949
-_FOLDS: Final = 5
-_HELD: Final = 1  # the second of each `_FOLDS` samples is held back: two samples are enough
-_MAX_TRIED: Final = 10000  # samples to fit trials on, about
 _KEPT_BYTES: Final = 256 << 20  # reference outputs that are kept
 _MIN_SUMS: Final = 256 << 20  # the least budget in bytes for moments in one sweep
 
@@ -134,11 +129,12 @@ class CalibrationRuns:
     def extent(self, model: Model) -> Extent:
         """See `Calibration`."""
         if self._extent is None:
-            rows, is_labelled = 0, True
+            rows, is_labelled, shapes = 0, True, dict[str, tuple[int, ...]]()
             for sample in self._open(model):
                 rows += sample.rows
                 is_labelled = is_labelled and sample.labels is not None
-            self._extent = Extent(rows, is_labelled and rows > 0)
+                shapes = shapes or {name: array.shape for name, array in sample.feeds.items()}
+            self._extent = Extent(rows, is_labelled and rows > 0, shapes)
         return self._extent
 
     def moments(
@@ -226,16 +222,16 @@ class CalibrationRuns:
 
     def parts(self, count: int) -> tuple[Calibration, ...]:
         """See `Calibration`."""
-        return tuple(_SampleSubset(self, _dealt(number, count)) for number in range(count))
+        return tuple(_SampleSubset(self, dealt(number, count)) for number in range(count))
 
     def some(self, count: int) -> Calibration:
         """See `Calibration`."""
-        return _SampleSubset(self, _evenly(count))
+        return _SampleSubset(self, evenly(count))
 
     def halves(self) -> tuple[Calibration, Calibration]:
         """See `Calibration`."""
         if self._parts is None:
-            self._parts = (_SampleSubset(self, _is_tried), _SampleSubset(self, _is_held))
+            self._parts = (_SampleSubset(self, is_tried), _SampleSubset(self, is_held))
         return self._parts
 
     def _open(self, model: Model) -> Samples:
@@ -284,51 +280,6 @@ class _SampleSubset(CalibrationRuns):
 
     def _open(self, model: Model) -> Samples:
         if self._samples is None:
-            self._samples = _chosen(self._whole._open(model), self._keep)
+            self._samples = chosen(self._whole._open(model), self._keep)
             self._rows = self._whole._rows
         return self._samples
-
-
-def _dealt(number: int, count: int) -> Keep:
-    """About one sample in `count`, by multiples of the golden ratio modulo 1.
-
-    They are equidistributed (Weyl 1916), so parts are nearly equal. Taking every `count`-th sample
-    would drop classes from a part where samples of the classes alternate.
-    """
-    return lambda index, _: int(count * (index * _GOLDEN % 1.0)) == number
-
-
-def _evenly(most: int) -> Keep:
-    """At most `most` samples, evenly spaced; the first ones where the count is unknown."""
-
-    def keep(index: int, count: int | None) -> bool:
-        return index < most if count is None else index % -(-count // most) == 0
-
-    return keep
-
-
-def _is_tried(number: int, count: int | None) -> bool:
-    every = 1 if count is None else -(-count // _MAX_TRIED)
-    return number % _FOLDS != _HELD and number // _FOLDS % every == 0
-
-
-def _is_held(number: int, count: int | None) -> bool:
-    return number % _FOLDS == _HELD
-
-
-def _chosen(samples: Samples, keep: Keep) -> Samples:
-    """The samples that `keep` accepts by number and count; all of them where it accepts none."""
-
-    def read() -> Iterator[Sample]:
-        empty = True
-        for number, sample in enumerate(samples):
-            if keep(number, samples.count):
-                empty = False
-                yield sample
-        if empty:
-            yield from samples
-
-    count = samples.count
-    if count is not None:
-        count = sum(keep(number, count) for number in range(count)) or count
-    return Samples(samples.name, read, count, batchable=samples.batchable)

@@ -16,6 +16,7 @@ filling         inputs that the user says one value of
 rows            samples as rows of arrays
 items           samples as items, each the input of one run
 stream          samples as a stream of runs
+subsets         parts of the samples, chosen by number
 describe        what was understood of samples, in one line
 digest          the sha256 of samples, for the record of a run
 spool           arrays kept in a temporary file

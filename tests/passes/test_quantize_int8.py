@@ -678,6 +678,19 @@ def test_a_product_that_is_slower_on_integers_stays_float() -> None:
     assert "nothing that was tried is faster" in " ".join(why_of(report).values())
 
 
+@pytest.mark.parametrize(("ranges", "rounding"), [("dynamic", "nearest"), ("static", "feedback")])
+def test_weights_of_products_with_ranges_of_run_time_are_rounded_to_nearest(
+    ranges: str, rounding: str
+) -> None:
+    text = f"quantize-int8:placement=all:activation-ranges={ranges}"
+    found = {
+        other: quantize(blocks(), f"{text}:rounding={other}", x=TOKENS)[0].to_bytes()
+        for other in ("auto", "nearest", "feedback")
+    }
+    assert found["nearest"] != found["feedback"]
+    assert found["auto"] == found[rounding]
+
+
 def test_smoothing_can_be_left_out() -> None:
     model, report = quantize(blocks(), f"{DYNAMIC}:smooth=false", x=TOKENS)
     assert ops(model)["MatMulInteger"] == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -101,6 +102,52 @@ def test_a_tensor_that_ruins_everything_does_not_hide_the_others(
 
     monkeypatch.setattr(RangeCandidates, "_effects", ruined)
     assert tensors.least_effect()["h"].most < tensors.least_error["h"].most
+
+
+def watched_effects(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Which tensors are tried, and how many runs of the model each trial takes at most."""
+    asked: list[tuple[str, float]] = []
+    inner = RangeCandidates._effects
+
+    def watched(
+        self: RangeCandidates, ranges: Mapping[str, Sequence[CalibrationRange]], *samples: int
+    ) -> object:
+        asked.extend((name, 0.5 * len(own) * (samples or (2,))[0]) for name, own in ranges.items())
+        return inner(self, ranges, *samples)
+
+    monkeypatch.setattr(RangeCandidates, "_effects", watched)
+    return asked
+
+
+@pytest.mark.parametrize("runs", [0.0, 3.0, 10.0, 40.0])
+def test_no_more_runs_are_spent_than_there_are(
+    runs: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxslim.quantization.range_choice._distinct", list)
+    tensors = replace(tensors_of(gated(0.0), "x", "h", "y"), runs=runs)
+    asked = watched_effects(monkeypatch)
+    chosen = tensors.least_effect()
+    assert sum(cost for _, cost in asked) <= runs
+    assert chosen.keys() == tensors.found.keys()
+
+
+def test_the_tensor_that_its_range_serves_worst_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onnxslim.quantization.range_choice._distinct", list)
+    tensors = tensors_of(gated(0.0), "x", "h", "y")
+    worst = max(tensors.found, key=lambda name: tensors.found[name][0].relative_error)
+    asked = watched_effects(monkeypatch)
+    replace(tensors, runs=2.5).least_effect()  # the first part of it suffices for one tensor
+    assert [name for name, _ in asked] == [worst]
+
+
+def test_a_gain_that_nothing_is_left_to_confirm_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tensors = tensors_of(gated(0.0), "h")
+    monkeypatch.setattr("onnxslim.quantization.range_choice._SHARES", (0.5, 0.5, 0.0))
+    assert replace(tensors, runs=100.0).least_effect() == tensors.least_error
 
 
 def test_what_one_method_found_is_given_for_all_tensors() -> None:
