@@ -24,8 +24,9 @@ Rewrite:
     In the same way:
     - an integer tensor whose elements are all known becomes a constant;
     - of two integer tensors that are equal element by element, the second is removed;
-    - the target of an Expand gets a 1 for each dimension that stays, and an Expand in front of an
-      operator that broadcasts is removed;
+    - the target of an Expand gets a 1 for each dimension that stays, and an Expand in front of
+      operators that broadcast is removed, so that those between work on fewer elements;
+    - a ConstantOfShape in front of operators that broadcast becomes one element;
     - Slice to the end of an axis and Resize by a power of two get constant operands;
     - a Reshape, Slice, Expand or Tile that provably changes nothing is removed;
     - arithmetic on a ConstantOfShape is done on its value;
@@ -62,13 +63,13 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow import value_rules
 from onnxslim.analysis.flow.shape_rules import (
-    broadcast,
     covers,
     max_elements,
     shape_range,
     slice_ranges,
 )
 from onnxslim.analysis.flow.size_flow import SizeFlow
+from onnxslim.analysis.narrowing import narrowed
 from onnxslim.analysis.reshaping import expand_target, reshape_target
 from onnxslim.graph.ir import Constant, Node
 from onnxslim.graph.operands import axes_of, const_array, const_value, is_present
@@ -81,11 +82,6 @@ from onnxslim.records import Fidelity, PassResult
 _MAX_ELEMENTS: Final = 16
 _TO_THE_END: Final = np.iinfo(np.int64).max
 _SIZE_TYPES: Final = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(bool))
-_BROADCASTING_NAMES: Final = (
-    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum "
-    "Where Xor"
-)
-_BROADCASTING: Final = frozenset(_BROADCASTING_NAMES.split())
 
 
 @dataclass(frozen=True)
@@ -190,22 +186,26 @@ class _ShapeFolder:
             self._set_operand(node, 1, static, "target")
 
     def _broadcast_by_users(self, node: Node, data: gs.Tensor) -> bool:
-        expanded = node.outputs[0]
-        users = list(dict.fromkeys(expanded.outputs))
-        if self.rw.is_output(expanded) or not users:
+        """Let the users of `node`, which repeats `data`, repeat it, or work on less."""
+        shape, wide = self.flow.shape(data), node.outputs[0]
+        if shape is None or not wide.outputs:
             return False
-        if not all(self._broadcasts(user, expanded, data) for user in users):
+        narrower = narrowed(self.rw, self.flow, wide, shape)
+        if narrower is None:
             return False
-        return self.rw.substitute(node, data, "its users broadcast as this Expand did")
+        what = f"operators behind it broadcast as this {node.op} did"
+        if not self.rw.substitute(node, data, what):
+            return False
+        for tensor in narrower:
+            if tensor is not wide:
+                tensor.shape = tensor.info = None
+                self.flow.forget(tensor)
+        return True
 
-    def _broadcasts(self, user: Node, expanded: gs.Tensor, data: gs.Tensor) -> bool:
-        """Whether `user` gives the same when it gets `data` in place of `expanded`."""
-        if user.op not in _BROADCASTING or not user.is_onnx or self.rw.opset < 7:
-            return False
-        shapes = [self.flow.shape(data if t is expanded else t) for t in user.inputs]
-        after = self.flow.shape(user.outputs[0])
-        found = broadcast(shapes)
-        return found is not None and None not in found and tuple(found) == after
+    def drop_fill(self, node: Node) -> None:
+        """Replace a tensor of equal elements by one of them where its users broadcast."""
+        fill = _fill_value(node)
+        self._broadcast_by_users(node, self.rw.constant(fill.reshape(()), "fill"))
 
     def fix_slice(self, node: Node) -> None:
         """Drop a Slice that takes everything; make ends constant that lie behind all elements."""
@@ -380,6 +380,7 @@ _ARITHMETIC: Final[dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = 
 _RULES: Final[dict[str, Callable[[_ShapeFolder, Node], object]]] = {
     "Reshape": _ShapeFolder.fix_reshape,
     "Expand": _ShapeFolder.fix_expand,
+    "ConstantOfShape": _ShapeFolder.drop_fill,
     "Slice": _ShapeFolder.fix_slice,
     "Tile": _ShapeFolder.drop_tile,
     "Resize": _ShapeFolder.fix_resize,

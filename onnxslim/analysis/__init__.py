@@ -11,6 +11,7 @@ flow          symbolic shapes and small integer values, followed through a graph
 zeros         tensors that hold nothing but zeros
 same_grid     QuantizeLinear nodes that undo a DequantizeLinear
 permuting     operators that commute with a permutation of axes
+narrowing     what gets smaller where a tensor is no longer repeated
 reshaping     constant targets of Reshape and Expand from symbolic sizes
 axis_factors  axes as products of factors, followed through data movement
 attention     attention as exporters spell it

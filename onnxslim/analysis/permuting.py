@@ -167,6 +167,7 @@ _BINARY_NAMES: Final = (
     "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow PRelu "
     "Sub Sum Where Xor"
 )
+ELEMENTWISE: Final = frozenset((*_UNARY_NAMES.split(), *_BINARY_NAMES.split()))
 # operator -> inputs that are permuted (None: all) and how its other operands move
 COMMUTING: Final[Mapping[str, tuple[int | None, Rule]]] = {
     **dict.fromkeys(_UNARY_NAMES.split(), (1, _unchanged)),

@@ -219,6 +219,26 @@ def applied(name: str, *arguments: Size) -> Sum:
     return Sum.of(text)
 
 
+def smaller(a: Size, b: Size) -> Size:
+    """The smaller of two sizes that are not negative.
+
+    >>> smaller(512, Sum.of("length"))
+    Sum('min(512, length)')
+    """
+    gap = subtract(a, b)
+    if is_natural(gap):
+        return b
+    if is_natural(negate(gap)):
+        return a
+    return applied("min", *sorted((a, b), key=lambda size: (isinstance(size, Sum), str(size))))
+
+
+def is_capped(size: Size, other: Size) -> bool:
+    """Whether `size` is the smaller of `other` and a positive integer, as a Slice of a table is."""
+    limit = str(size).removeprefix("min(").partition(",")[0]
+    return limit.isdigit() and int(limit) > 0 and size == applied("min", int(limit), other)
+
+
 def is_name(text: object) -> bool:
     """Whether a dimension's text names it; exporters also write `?`, `-1` or `None`."""
     return (

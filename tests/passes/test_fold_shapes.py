@@ -109,6 +109,132 @@ def test_expand_in_front_of_a_broadcasting_operator_goes() -> None:
     )
 
 
+def test_operators_behind_an_expand_work_on_what_it_repeats() -> None:
+    """A mask of keys, expanded for queries before it is computed; lengths cut by a table."""
+    assert_rewrites(
+        f"""{HEADER}
+        g (int64[N, L] m, float[N, L, 4] x, float[N, 2, L, L] s) => (float[N, 2, L, L] y)
+        <float one = {{1}}, float low = {{-100}}, int64[2] ones = {{1, 2}},
+         int64[1] single = {{1}}> {{
+            n = Shape <start = 0, end = 1> (x)
+            l = Shape <start = 1, end = 2> (x)
+            u = Unsqueeze (m, ones)
+            t = Concat <axis = 0> (n, single, l, l)
+            e = Expand (u, t)
+            c = Cast <to = 1> (e)
+            d = Sub (one, c)
+            b = Cast <to = 9> (d)
+            w = Where (b, low, d)
+            y = Add (s, w)
+        }}""",
+        FoldShapes(),
+        f"""{HEADER}
+        g (int64[N, L] m, float[N, L, 4] x, float[N, 2, L, L] s) => (float[N, 2, L, L] y)
+        <float one = {{1}}, float low = {{-100}}, int64[2] ones = {{1, 2}}> {{
+            u = Unsqueeze (m, ones)
+            c = Cast <to = 1> (u)
+            d = Sub (one, c)
+            b = Cast <to = 9> (d)
+            w = Where (b, low, d)
+            y = Add (s, w)
+        }}""",
+    )
+
+
+def test_product_repeats_along_the_batch_by_itself() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, 1, L] x) => (float[N, 3, L] y)
+        <float[1, 3, 1] w = {{1, 2, 3}}, int64[2] ones = {{1, 1}}> {{
+            n = Shape <start = 0, end = 1> (x)
+            t = Concat <axis = 0> (n, ones)
+            e = Expand (w, t)
+            y = MatMul (e, x)
+        }}""",
+        FoldShapes(),
+        f"""{HEADER}
+        g (float[N, 1, L] x) => (float[N, 3, L] y) <float[1, 3, 1] w = {{1, 2, 3}}> {{
+            y = MatMul (w, x)
+        }}""",
+    )
+
+
+def test_tensor_of_equal_elements_is_one_of_them() -> None:
+    assert_rewrites(
+        f"""{HEADER}
+        g (int64[N, L] x, bool[L, L] m) => (int64[N, L] y, bool[L, L] z)
+        <float[1] one = {{1}}, int64[2] column = {{-1, 1}}> {{
+            t = Shape (x)
+            f = ConstantOfShape <value = int64[1] {{31}}> (t)
+            y = Min (x, f)
+            l = Shape <start = 1, end = 2> (x)
+            e = Expand (one, l)
+            c = Cast <to = 9> (e)
+            r = Reshape (c, column)
+            z = And (m, r)
+        }}""",
+        FoldShapes(),
+        f"""{HEADER}
+        g (int64[N, L] x, bool[L, L] m) => (int64[N, L] y, bool[L, L] z)
+        <int64 f = {{31}}, float[1] one = {{1}}, int64[2] column = {{-1, 1}}> {{
+            y = Min (x, f)
+            c = Cast <to = 9> (one)
+            r = Reshape (c, column)
+            z = And (m, r)
+        }}""",
+    )
+
+
+def test_rows_of_a_table_up_to_the_length_are_as_many() -> None:
+    """Positions of a text: a sum of both has the length of the text, or fails."""
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, L, 2] x) => (float[N, L, 2] y, int64[3] z)
+        <float[8, 2] table = {{1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8}},
+         int64[1] zero = {{0}}> {{
+            l = Shape <start = 1, end = 2> (x)
+            t = Slice (table, zero, l)
+            s = Add (x, t)
+            y = Relu (s)
+            a = Shape (s)
+            b = Shape (x)
+            z = Sub (a, b)
+        }}""",
+        FoldShapes(),
+        f"""{HEADER}
+        g (float[N, L, 2] x) => (float[N, L, 2] y, int64[3] z)
+        <float[8, 2] table = {{1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8}},
+         int64[1] zero = {{0}}> {{
+            l = Shape <start = 1, end = 2> (x)
+            t = Slice (table, zero, l)
+            s = Add (x, t)
+            y = Relu (s)
+            z = Constant <value = int64[3] {{0, 0, 0}}> ()
+        }}""",
+    )
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "c = Abs (e) y = Add (x, c) o = Relu (c)",  # an output would get smaller
+        "c = Softmax <axis = 1> (e) y = Add (x, c) o = Relu (y)",  # reads neighbours
+        "y = MatMul (x, e) o = Relu (y)",  # sums over what is repeated
+        "y = Abs (e) o = Relu (x)",  # nothing else has the size
+    ],
+)
+def test_expand_stays_where_its_size_matters(behind: str) -> None:
+    assert_declines(
+        f"""{HEADER}
+        g (float[4, 4] x, float[4, 1] z) => (float[4, 4] y, float[4, 4] o)
+        <int64[2] t = {{4, 4}}> {{
+            e = Expand (z, t)
+            {behind}
+        }}""",
+        FoldShapes(),
+    )
+
+
 def test_expand_keeps_a_dimension_by_one() -> None:
     assert_rewrites(
         f"""{HEADER}

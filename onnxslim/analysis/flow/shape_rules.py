@@ -24,9 +24,11 @@ from onnxslim.graph.sizes import (
     add,
     applied,
     divide,
+    is_capped,
     is_natural,
     multiply,
     product,
+    smaller,
     subtract,
 )
 
@@ -66,7 +68,9 @@ def _broadcast_size(sizes: Sequence[Size]) -> Size | None:
     plain = [size for size in others if isinstance(size, int)]
     if plain:  # beside an integer above 1, a symbol must be that integer or 1
         return plain[0]
-    return others.pop() if len(others) == 1 else None
+    # a Slice of a table of positions up to the length is as long, or the sum fails
+    whole = [a for a in others if all(a == b or is_capped(b, a) for b in others)]
+    return whole[0] if len(whole) == 1 else None
 
 
 def _same(node: Node, flow: Sizes) -> MaybeShape:
@@ -336,7 +340,7 @@ def sliced_size(size: Size, start: Size, end: Size, step: int, most: int) -> Siz
             return 0  # both count from one side
         # equal Slices get equal symbols
         return applied("slice", size, start, end, step)
-    return None
+    return smaller(size, end) if step == 1 and start == 0 and is_natural(end) else None
 
 
 def as_slice(start: int, end: int, step: int) -> slice:

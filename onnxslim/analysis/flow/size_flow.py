@@ -56,6 +56,12 @@ class SizeFlow:
         value = self.value(tensor)
         return None if value is None else value.ints
 
+    def forget(self, tensor: gs.Tensor) -> None:
+        """Look at a tensor anew, whose shape an edit has changed."""
+        self._shapes.pop(tensor, None)
+        self._values.pop(tensor, None)
+        self._done.difference_update(tensor.inputs)
+
     def symbol(self, tensor: gs.Tensor, axis: int) -> Sum:
         """The symbol for one dimension of `tensor` of which nothing else is known."""
         number = self._numbers.setdefault(tensor, len(self._numbers))

@@ -29,6 +29,7 @@ from onnxslim.graph.sizes import (
     multiply,
     negate,
     product,
+    smaller,
     subtract,
 )
 
@@ -277,11 +278,8 @@ def _largest(a: Size, b: Size) -> Size | None:
 
 def _smallest(a: Size, b: Size) -> Size | None:
     gap = subtract(a, b)
-    if is_natural(gap):
-        return b
-    if is_natural(negate(gap)):
-        return a
-    return applied("min", *sorted((a, b), key=str)) if is_natural(a) and is_natural(b) else None
+    is_known = is_natural(gap) or is_natural(negate(gap)) or (is_natural(a) and is_natural(b))
+    return smaller(a, b) if is_known else None
 
 
 def _equal(a: Size, b: Size) -> Size | None:
