@@ -43,7 +43,8 @@ Look before you cut: what there is, what a file holds, which channels may leave,
 stands for. `sensitivity` and `exits` ask the samples.
 
     >>> [item.name for item in onnxslim.passes() if item.name.startswith("prune")]
-    ['prune-blocks', 'prune-channels', 'prune-vocabulary', 'prune-weights']
+    ['prune-blocks', 'prune-channels', 'prune-residual-stream', 'prune-vocabulary',
+    'prune-weights']
     >>> onnxslim.inspect("lenet5.onnx").operators["Conv"]
     2
     >>> onnxslim.groups("lenet5.onnx", passes="simplify").totals["groups"]
@@ -91,6 +92,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     quantization  integers in place of floats
     precision     float16 in place of float32
     exits         classifiers that are left early
+    residual      residual streams of transformers in fewer columns
     run           one model, prepared once, and the pipelines that run on it
     tools         what the other commands do
     api           public functions that run or write: compress, pack, ...

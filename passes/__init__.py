@@ -40,6 +40,7 @@ PASSES: Mapping[str, str] = {
     "inline-functions": "inline_functions:InlineFunctions",
     "prune-blocks": "prune_blocks:PruneBlocks",
     "prune-channels": "prune_channels:PruneChannels",
+    "prune-residual-stream": "prune_residual_stream:PruneResidualStream",
     "prune-vocabulary": "prune_vocabulary:PruneVocabulary",
     "prune-weights": "prune_weights:PruneWeights",
     "quantize-fixed-point": "quantize_fixed_point:QuantizeFixedPoint",

@@ -116,12 +116,17 @@ class Channels:
         return tuple(found.values())
 
 
-def channel_groups(graph: gs.Graph, *, changes_signature: bool = False) -> Channels:
+def channel_groups(
+    graph: gs.Graph,
+    *,
+    changes_signature: bool = False,
+    rules: Mapping[str, ChannelRule] = RULES,
+) -> Channels:
     """The channel groups of a graph with inferred shapes and nodes in topological order.
 
     With `changes_signature`, inputs and outputs that are caches of keys and values may lose heads.
     """
-    trace = trace_channels(graph, RULES, changes_signature=changes_signature)
+    trace = trace_channels(graph, rules, changes_signature=changes_signature)
     units = units_of(trace)
     relation = nx.Graph()
     owner: dict[int, int] = {}

@@ -42,6 +42,11 @@ PIPELINES: Final = {
          "wanda", "sparsegpt", "2:4"),
         "prune-weights",
     ),
+    **dict.fromkeys(
+        ("slicegpt", "slice-gpt", "residual", "residual-stream", "hidden-size", "embedding-size",
+         "rotate", "quarot"),
+        "prune-residual-stream",
+    ),
     **dict.fromkeys(("depth", "layer-drop", "drop-layers", "prune-layers"), "prune-blocks"),
     **dict.fromkeys(
         ("vocabulary", "vocab", "prune-vocab", "trim-vocabulary", "trim-vocab", "shrink-vocabulary",

@@ -1,0 +1,79 @@
+"""Products with the identity where channels leave the basis of a stream.
+
+    an output of the model      the product becomes the way back to the width that is promised
+    a tied head                 it reads a table in the basis of the sums, behind a γ that is not
+    a sum with another space    what a normalization returns is added to the stream itself
+
+A rotation then turns each of them into a matrix like any other that reads the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.graph.dims import known_dim
+from onnxslim.graph.ir import Node, Variable, node_label
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.records import Fidelity
+from onnxslim.residual.streams import StreamGraph
+
+
+class Exits:
+    """The products, in a graph that gets them."""
+
+    def __init__(self, rw: Rewriter, graph: StreamGraph) -> None:
+        self.rw = rw
+        self._made: dict[gs.Tensor, Variable] = {}
+        self._identities: dict[Node, gs.Tensor] = {}
+        for node, operand in (*graph.joined_spaces(), *graph.tied_readers()):
+            self._before(node, operand)
+        for tensor in graph.outputs():
+            self._behind(tensor)
+        rw.result()
+
+    def remove_unused(self) -> None:
+        """Remove those that are still products with the identity."""
+        for node, identity in self._identities.items():
+            if node.inputs[1] is identity:
+                self.rw.substitute(node, node.inputs[0], "removed a product with the identity")
+
+    @property
+    def nodes(self) -> Iterator[Node]:
+        """Those that are left."""
+        yield from (node for node in self._identities if self.rw.is_alive(node))
+
+    def _before(self, node: Node, operand: int) -> None:
+        tensor = node.inputs[operand]
+        if tensor not in self._made:
+            identity = self._identity(tensor)
+            (result,) = self.rw.insert(
+                node, "MatMul", [tensor, identity], name=f"{tensor.name}_rotated",
+                dtype=tensor.dtype, shape=tensor.shape,
+            )  # fmt: skip
+            self._made[tensor] = result
+            self._identities[result.inputs[0]] = identity
+        self.rw.set_input(node, operand, self._made[tensor])
+        self.rw.note(node_label(node), "it reads the stream through a product", Fidelity.CLOSE)
+
+    def _behind(self, tensor: gs.Tensor) -> None:
+        """Let the node that computes an output compute another tensor, and the product it."""
+        (node,) = tensor.inputs
+        if len(node.outputs) > 1:
+            return  # a Split: its channels stay
+        (inner,) = self.rw.copied(node, "narrow")
+        for user in dict.fromkeys(tensor.outputs):
+            for operand, item in enumerate(user.inputs):
+                if item is tensor:
+                    self.rw.set_input(user, operand, inner)
+        identity = self._identity(tensor)
+        inputs: Sequence[gs.Tensor] = [inner, identity]
+        self.rw.update(node, "made wide again", op="MatMul", inputs=inputs, attrs={})
+        self._identities[node] = identity
+
+    def _identity(self, tensor: gs.Tensor) -> gs.Tensor:
+        size = known_dim(tensor, -1)
+        assert size is not None
+        return self.rw.constant(np.eye(size, dtype=tensor.dtype), f"{tensor.name}_basis")

@@ -1,0 +1,164 @@
+"""Write a stream in another basis: every constant that carries its channels is multiplied once.
+
+Arrays keep their sizes here; columns that the basis leaves out are zero, and are cut out like
+channels afterwards.
+
+Owns: which matrix a constant meets on which axis. Not here: the matrices (see `basis`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.channels.edits_operands import SliceOperand
+from onnxslim.channels.groups import ChannelGroup, shrink
+from onnxslim.graph.ir import Node
+from onnxslim.graph.operands import const_array
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.residual.basis import Basis
+from onnxslim.residual.normalizations import Normalization
+from onnxslim.residual.streams import Stream, StreamGraph
+
+Place = tuple[Node, int]
+_ROWS = 4096  # of a constant that are multiplied at once
+
+
+@dataclass(frozen=True)
+class RotatedStream:
+    """A stream and the basis that it gets.
+
+    Attributes:
+        moments: of what each of its normalizations returns without γ and β, (d, d).
+    """
+
+    stream: Stream
+    basis: Basis
+    moments: Mapping[str, np.ndarray]
+
+    def decoder(self, tensor: gs.Tensor) -> np.ndarray:
+        """What a reader of `tensor` is multiplied by, (copies·d, copies·k)."""
+        space = self.stream.spaces[tensor]
+        if space is None:
+            return np.kron(np.eye(self.stream.copies[tensor]), self.basis.decoder)
+        scale, bias = (_operand(place) for place in (space.scale, space.bias))
+        assert scale is not None
+        return self.basis.normalized_decoder(scale, bias, self.moments[space.label])
+
+
+def rotate(rw: Rewriter, graph: StreamGraph, rotated: list[RotatedStream]) -> None:
+    """Write streams in their bases, and cut out the columns that these leave out."""
+    found: dict[Place, dict[int, tuple[object, np.ndarray]]] = {}
+    values: dict[Place, np.ndarray] = {}
+    gone = np.zeros(graph.channels.units.count, bool)
+    for item in rotated:
+        for place, axis, key, matrix in _of_stream(graph, item):
+            found.setdefault(place, {})[axis] = (key, matrix)
+        for group, basis in ((item.stream.group, item.basis), *_tied(graph, item)):
+            gone[group.units[basis.kept :]] = True
+        for norm in item.stream.norms:
+            for where in filter(None, (norm.scale, norm.bias)):
+                values[where] = np.ones_like(const_array(where[0].inputs[where[1]]))
+    made: dict[object, gs.Tensor] = {}
+    for (node, operand), by_axis in found.items():
+        tensor = node.inputs[operand]
+        key = (id(tensor), tuple((axis, by_axis[axis][0]) for axis in sorted(by_axis)))
+        if key not in made:
+            array = const_array(tensor)
+            assert array is not None
+            for axis, (_, matrix) in by_axis.items():
+                array = _times(array, axis, matrix)
+            made[key] = rw.constant(array, str(tensor.name))
+        rw.set_input(node, operand, made[key])
+    for (node, operand), ones in values.items():
+        rw.set_input(node, operand, rw.constant(ones, str(node.inputs[operand].name)))
+    shrink(rw, graph.channels, gone)
+
+
+def _of_stream(
+    graph: StreamGraph, item: RotatedStream
+) -> Iterator[tuple[Place, int, object, np.ndarray]]:
+    """Each constant with channels of a stream: where, along which axis, and times which matrix."""
+    stream, basis = item.stream, item.basis
+    norms = {norm.scale for norm in stream.norms} | {norm.bias for norm in stream.norms}
+    readers = {
+        (member.node, member.operand, member.axis): member for member in stream.group.readers
+    }
+    for edit, copies in _edits(graph, stream.group):
+        place = (edit.node, edit.operand)
+        if place in norms:
+            continue
+        member = readers.get((*place, edit.axis))
+        if member is None:
+            key: object = (stream.label, "written")
+            yield place, edit.axis, key, _padded(basis.encoder, basis, copies)
+            continue
+        assert member.layer is not None
+        data = member.layer.data_tensor
+        space = stream.spaces[data]
+        key = (stream.label, "read", None if space is None else space.label, copies)
+        yield place, edit.axis, key, _padded(item.decoder(data), basis, copies)
+    for group, _ in _tied(graph, item):
+        readers = {(m.node, m.operand, m.axis): m for m in group.readers}
+        for edit, copies in _edits(graph, group):
+            is_read = (edit.node, edit.operand, edit.axis) in readers
+            # the weight is the table, which the stream has as it is written
+            matrix = basis.encoder if is_read else basis.decoder
+            key = (stream.label, "written" if is_read else "scored")
+            yield (edit.node, edit.operand), edit.axis, key, _padded(matrix, basis, copies)
+
+
+def _tied(graph: StreamGraph, item: RotatedStream) -> Iterator[tuple[ChannelGroup, Basis]]:
+    """The channels that a layer reads with a table of the stream as its weight."""
+    tables = {
+        id(member.node.inputs[member.operand])
+        for member in item.stream.group.writers
+        if member.node.op == "Gather"
+    }
+    for group in graph.channels.groups:
+        if group is not item.stream.group and any(
+            id(member.node.inputs[member.operand]) in tables for member in group.readers
+        ):
+            yield group, item.basis
+
+
+def _edits(graph: StreamGraph, group: ChannelGroup) -> Iterator[tuple[SliceOperand, int]]:
+    """The constants that carry channels of a group, and how often these follow each other."""
+    mask = np.zeros(graph.channels.units.count + 1, bool)
+    mask[group.units] = True
+    for edit in graph.channels.trace.edits:
+        if isinstance(edit, SliceOperand):
+            own = graph.channels.units.of_ids(edit.array)
+            if mask[own].any():
+                yield edit, own.size // group.size
+
+
+def _padded(matrix: np.ndarray, basis: Basis, copies: int) -> np.ndarray:
+    """A matrix (…, k) or (…, copies·k) with zeros for the columns that are left out."""
+    if matrix.shape[0] != copies * basis.width:
+        matrix = np.kron(np.eye(copies), matrix)
+    blocks = matrix.reshape(len(matrix), copies, basis.kept)
+    padding = ((0, 0), (0, 0), (0, basis.width - basis.kept))
+    return np.pad(blocks, padding).reshape(len(matrix), -1)
+
+
+def _times(array: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarray:
+    """The array with its vectors along `axis` multiplied by `matrix`, in its own type."""
+    moved = np.moveaxis(array, axis, -1)
+    rows = moved.reshape(-1, moved.shape[-1])
+    result = np.empty((len(rows), matrix.shape[1]), array.dtype)
+    for start in range(0, len(rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        result[part] = np.asarray(rows[part], np.float64) @ matrix
+    return np.ascontiguousarray(np.moveaxis(result.reshape(moved.shape), -1, axis))
+
+
+def _operand(place: Place | None) -> np.ndarray | None:
+    values = None if place is None else const_array(place[0].inputs[place[1]])
+    return None if values is None else np.asarray(values, np.float64)
+
+
+__all__ = ["Normalization", "RotatedStream", "rotate"]

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from layer_nets import runs
+from onnx import numpy_helper
+from residual_nets import ENDS, NORMS, STARTS, WIDTH, ResidualNet, inputs_for, residual_net
+
+from onnxslim.errors import UsageError
+from onnxslim.io.model import Model
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.passes.prune_residual_stream import PruneResidualStream
+from onnxslim.pipeline.execution import run_pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import Fidelity, PassResult
+from onnxslim.runtime.evaluate import evaluate
+from support import run
+
+
+def pruned(
+    source: onnx.ModelProto, *, count: int = 40, **options: object
+) -> tuple[onnx.ModelProto, PassResult]:
+    """The model after the pass, fitted to `count` samples."""
+    model, reference = Model.load(source), Model.load(source)
+    for item in (model, reference):
+        infer_shapes(item)
+    context = Context(
+        evaluate=evaluate,
+        calibration=runs(inputs_for(source, count)),
+        model=model,
+        reference=reference,
+    )
+    made = PruneResidualStream(**{"align": 1, **options})  # type: ignore[arg-type]
+    result = run_pass(made, model, context)
+    after = model.to_proto() if result.changed else source
+    onnx.checker.check_model(after, full_check=True)
+    return after, result
+
+
+def difference(a: onnx.ModelProto, b: onnx.ModelProto, seed: int = 5) -> float:
+    """Largest difference of outputs, as a share of their range."""
+    x = inputs_for(a, 8, seed)
+    (before,), (after,) = run(a, {"x": x}), run(b, {"x": x})
+    assert before.shape == after.shape
+    return float(np.abs(before - after).max() / np.ptp(before))
+
+
+def sizes(model: onnx.ModelProto) -> list[tuple[int, ...]]:
+    return [tuple(item.dims) for item in model.graph.initializer]
+
+
+def ops(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+# ------------------------------------------------------------------- fires
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_rotation_changes_no_output(norm: str, start: str, end: str) -> None:
+    if end == "tied" and start != "words":
+        pytest.skip("pictures have no table")
+    source = residual_net(norm, start, end)
+    after, result = pruned(source, ratio=0)
+    assert difference(source, after) < 1e-5
+    assert result.fidelity is Fidelity.CLOSE
+    kept = {numpy_helper.to_array(item).tobytes() for item in source.graph.initializer}
+    values = [numpy_helper.to_array(item) for item in after.graph.initializer]
+    moved = [v for v in values if v.size >= WIDTH**2 and v.tobytes() not in kept]
+    assert len(moved) > 4
+    added = {"hidden": 1, "sums": 1, "tied": 1}.get(end, 0)
+    assert len(after.graph.node) == len(source.graph.node) + added
+
+
+@pytest.mark.parametrize("reconstruct", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_columns_in_which_a_stream_does_not_vary_cost_nothing(
+    norm: str, *, reconstruct: bool
+) -> None:
+    source = residual_net(norm, rank=5)
+    mean = int("Layer" in norm)  # a column keeps the mean apart
+    after, result = pruned(source, ratio=1 - (5 + mean) / WIDTH, reconstruct=reconstruct)
+    assert difference(source, after) < 1e-4
+    assert result.fidelity is Fidelity.LOSSY
+    assert not any(WIDTH in shape for shape in sizes(after))
+    assert ops(after) == ops(source)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_refit_of_the_readers_lowers_the_error(norm: str) -> None:
+    source = residual_net(norm, end="hidden")
+    errors = [
+        difference(source, pruned(source, ratio=0.4, count=200, reconstruct=fits)[0])
+        for fits in (True, False)
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_a_tied_table_stays_one_table() -> None:
+    source = residual_net(end="tied")
+    after, _ = pruned(source, ratio=0.5)
+    (table,) = {n.input[0] for n in after.graph.node if n.op_type == "Transpose"} & {
+        n.input[0] for n in after.graph.node if n.op_type == "Gather"
+    }
+    assert (20, WIDTH // 2) in sizes(after)
+    assert (20, WIDTH) not in sizes(after)
+    assert table
+
+
+def test_what_is_left_is_a_multiple() -> None:
+    after, result = pruned(residual_net(), ratio=0.3, align=4)
+    assert "8 of 12" in result.changes[0].what
+    assert (20, 8) in sizes(after)
+
+
+def test_a_stream_behind_a_normalization_gets_a_product() -> None:
+    """As in CLIP and Swin, where the embeddings are normalized before they are summed up."""
+    net = ResidualNet()
+    source = net.model(net.end(net.branches(net.normalized(net.words())), "classes"))
+    after, _ = pruned(source, ratio=0)
+    assert difference(source, after) < 1e-5
+    assert ops(after).count("MatMul") == ops(source).count("MatMul") + 1
+
+
+# ------------------------------------------------------------------- declines
+
+Edit = Callable[[ResidualNet, str], str]
+
+DECLINED: dict[str, tuple[Edit, str]] = {
+    "not linear": (lambda net, x: net.add("Relu", x), "(Relu) is not linear in it"),
+    "largest": (
+        lambda net, x: net.add("ReduceMax", x, axes=[1], keepdims=1),
+        "(ReduceMax) is not linear in it",
+    ),
+    "one by one": (
+        lambda net, x: net.add("Mul", x, 1 + net.weight(1, WIDTH)[0]),
+        "(Mul) treats its channels one by one",
+    ),
+    "a number": (lambda net, x: net.add("Add", x, np.float32(3)), "the same number for all"),
+    "its square": (lambda net, x: net.add("Mul", x, x), "(Mul) is not linear in it"),
+    "reversed": (
+        lambda net, x: net.add("Gather", x, np.arange(WIDTH)[::-1].copy(), axis=2),
+        "holds a part of its channels",
+    ),
+    "joined with an input": (
+        lambda net, x: net.add("Add", x, _given(net)),
+        "joins them with `z`",
+    ),
+}
+
+
+def _given(net: ResidualNet) -> str:
+    net.inputs.append(onnx.helper.make_tensor_value_info("z", 1, [1, 1, WIDTH]))
+    return "z"
+
+
+@pytest.mark.parametrize(("edit", "why"), DECLINED.values(), ids=DECLINED)
+def test_a_stream_that_does_not_commute_with_a_rotation_stays(edit: Edit, why: str) -> None:
+    net = ResidualNet()
+    source = net.model(net.end(net.branches(edit(net, net.words())), "classes"))
+    model = Model.load(source)
+    infer_shapes(model)
+    context = Context(evaluate=evaluate, calibration=runs(inputs_for(source, 4)), model=model)
+    before = model.to_proto().SerializeToString()
+    result = run_pass(PruneResidualStream(), model, context)
+    assert not result.changed
+    assert any(why in skip.why for skip in result.skips), result.skips
+    assert model.to_proto().SerializeToString() == before
+
+
+def test_attention_among_normalized_values_keeps_them_all() -> None:
+    net = ResidualNet()
+    x = net.normalized(net.words())
+    scores = net.add("MatMul", x, net.add("Transpose", x, perm=[0, 2, 1]))
+    _, result = pruned(net.model(net.add("MatMul", scores, net.weight(6, 2)), 3))
+    assert not result.changed
+    assert any("reads it without weights" in skip.why for skip in result.skips), result.skips
+
+
+def test_sums_that_are_normalized_themselves_stay() -> None:
+    """As in BERT."""
+    net = ResidualNet()
+    x = net.words()
+    for _ in range(3):
+        branch = net.add("Relu", net.add("MatMul", x, net.weight(WIDTH, WIDTH)))
+        x = net.normalized(net.add("Add", x, net.add("MatMul", branch, net.weight(WIDTH, WIDTH))))
+    after, result = pruned(net.model(x, 3))
+    assert not result.changed
+    why = "what 2 of 3 normalizations return is part of the stream itself"
+    assert any(why in skip.why for skip in result.skips), result.skips
+    assert len(ops(after)) == len(net.nodes)
+
+
+def test_it_asks_for_samples() -> None:
+    assert PruneResidualStream().needs_calibration() is not None
+    with pytest.raises(UsageError, match="ratio"):
+        PruneResidualStream(ratio=1.0)
