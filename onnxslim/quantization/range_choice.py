@@ -57,6 +57,8 @@ class RangeCandidates:
         progress: what is being done.
         runs: of the whole model on one sample, as many as all choices together may take. Where
             they are too few for all tensors, those that their first range serves worst come first.
+        known: effects that were measured before, by the id of a range and the number of samples;
+            whoever shares them keeps model, samples and ranges alive.
     """
 
     found: Mapping[str, Sequence[CalibrationRange]]
@@ -64,6 +66,7 @@ class RangeCandidates:
     calibration: Calibration
     progress: Progress = field(default_factory=Progress)
     runs: float = inf
+    known: dict[tuple[int, int], float] = field(default_factory=dict)
     _subsets: dict[int, Calibration] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -144,11 +147,19 @@ class RangeCandidates:
     def _effects(
         self, ranges: Mapping[str, Sequence[CalibrationRange]], samples: int = _SCREENED
     ) -> Iterable[tuple[str, Sequence[float]]]:
-        replacements = {name: [item.grid.rounded for item in own] for name, own in ranges.items()}
-        effects = self._some(samples).effects(self.model, replacements)
-        told = self.progress.over("choosing ranges of", effects, "tensors", total=len(ranges))
+        new = {
+            name: tuple(item for item in own if (id(item), samples) not in self.known)
+            for name, own in ranges.items()
+        }
+        replacements = {n: [item.grid.rounded for item in own] for n, own in new.items() if own}
+        measured = self._some(samples).effects(self.model, replacements)
+        told = self.progress.over("choosing ranges of", measured, "tensors", total=len(new))
         for name, distances in told:
-            yield name, [distance.divergence for distance in distances]
+            pairs = zip(new[name], distances, strict=True)
+            self.known.update(((id(item), samples), far.divergence) for item, far in pairs)
+        for name, own in ranges.items():
+            if all((id(item), samples) in self.known for item in own):
+                yield name, [self.known[id(item), samples] for item in own]
 
     def _some(self, count: int) -> Calibration:
         if count not in self._subsets:

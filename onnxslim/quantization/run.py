@@ -112,6 +112,7 @@ class Int8Run:
         self.codes: Mapping[str, LayerCodes] = {}
         self.smoothing: ProductSmoothing | None = None
         self.found: Mapping[str, Sequence[CalibrationRange]] = {}
+        self.effects: dict[tuple[int, int], float] = {}
         self.grids: dict[str, Grid] = {}
 
     def result(self) -> PassResult:
@@ -246,6 +247,7 @@ class Int8Run:
         if self.smoothing.names == names:
             return
         self.model = self.smoothing.smoothed(names)
+        self.effects.clear()  # they were those of another model
         self.clusters = clusters_of(self.model.graph, self.ranges)
         self.codes = nearest_codes(self.model, self.clusters, self.weights)
 
@@ -407,7 +409,9 @@ class Int8Run:
         found = {name: self.found[name] for name in used}
         shapes = self.calibration.extent(self.model).shapes
         runs = affordable_runs(self.model, shapes)
-        candidates = RangeCandidates(found, self.model, held, self.context.progress, runs)
+        candidates = RangeCandidates(
+            found, self.model, held, self.context.progress, runs, self.effects
+        )
         chosen_ranges, words = nearest_ranges(candidates, together)
         self.grids.update((name, item.grid) for name, item in chosen_ranges.items())
         return words

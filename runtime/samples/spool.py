@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxslim.io import files
 
-_IN_MEMORY: Final = 8 << 20  # bytes held before a file is created
+_IN_MEMORY: Final = 2 << 20  # bytes held before a file is created
 
 
 class Spool:

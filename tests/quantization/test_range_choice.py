@@ -142,6 +142,26 @@ def test_the_tensor_that_its_range_serves_worst_comes_first(
     assert [name for name, _ in asked] == [worst]
 
 
+def test_what_was_measured_once_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxslim.quantization.range_choice._distinct", list)
+    tensors = tensors_of(gated(0.0), "x", "h", "y")
+    first = tensors.least_effect()
+    inner, asked = type(tensors.calibration).effects, list[str]()
+
+    def watched(
+        self: object, model: object, replacements: Mapping[str, Sequence[object]]
+    ) -> Iterable[object]:
+        asked.extend(replacements)
+        return inner(self, model, replacements)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(tensors.calibration), "effects", watched)
+    again = replace(tensors, known=dict(tensors.known))
+    assert again.least_effect() == first
+    assert not asked
+    assert replace(tensors, known={}).least_effect() == first
+    assert asked
+
+
 def test_a_gain_that_nothing_is_left_to_confirm_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
