@@ -1,38 +1,54 @@
-"""A graph made ready to be computed by torch: local functions inlined, names unique.
+"""A graph made ready to be computed by torch: functions inlined, names unique, operators known.
 
 Not here: what operators compute.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import count
+
 import onnx_graphsurgeon as gs
 
+from onnxslim.errors import NotApplicable
 from onnxslim.graph.clone import clone_graph
 from onnxslim.graph.inlining import inline_functions
 from onnxslim.graph.ir import Constant, Graph, walk_graphs
+from onnxslim.graph.opset import COMPLETE, raise_opset
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
+from onnxslim.runtime.training.operators.table import entry_of, version_of
 
 
 def prepared(graph: gs.Graph) -> Graph:
-    """A copy of `graph` without calls of local functions, types of tensors inferred."""
+    """A copy of `graph` without calls of local functions, types of tensors inferred.
+
+    Where an operator is so old that it is not known, the opset is raised.
+    """
     copy = clone_graph(graph)
     inline_functions(copy, with_own=True)
     _make_names_unique(copy)
     infer_shapes(Model.of(copy))
+    if not all(_is_known(node, copy) for part in walk_graphs(copy) for node in part.nodes):
+        with suppress(NotApplicable):  # then what is missing is named as it stands
+            raise_opset(copy, COMPLETE)
+            infer_shapes(Model.of(copy))
     return copy
+
+
+def _is_known(node: gs.Node, graph: Graph) -> bool:
+    return entry_of(node, version_of(node, graph.opset_of(node.domain or ""))) is not None
 
 
 def _make_names_unique(graph: Graph) -> None:
     """Rename constants whose name a tensor of another graph has: the first keeps it."""
     owners: dict[str, gs.Tensor] = {}
     for current in walk_graphs(graph):
-        for node in current.nodes:
-            for tensor in (*node.inputs, *node.outputs):
-                owner = owners.setdefault(tensor.name, tensor)
-                if owner is not tensor and isinstance(tensor, Constant):
-                    number = 2
-                    while f"{tensor.name}_{number}" in owners:
-                        number += 1
-                    tensor.name = f"{tensor.name}_{number}"
-                    owners[tensor.name] = tensor
+        tensors = [t for node in current.nodes for t in (*node.inputs, *node.outputs)]
+        for tensor in (*tensors, *current.outputs):
+            if owners.setdefault(tensor.name, tensor) is not tensor and isinstance(
+                tensor, Constant
+            ):
+                numbered = (f"{tensor.name}_{number}" for number in count(2))
+                tensor.name = next(name for name in numbered if name not in owners)
+                owners[tensor.name] = tensor

@@ -12,7 +12,7 @@ to such a type rounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -77,12 +77,9 @@ class TorchGraph:
         self._compiler.check(self._graph.outputs)
         self.inputs = tuple(tensor.name for tensor in self._graph.inputs)
         self.outputs = tuple(tensor.name for tensor in self._graph.outputs)
-        self._tensors = _by_name(self._graph)
-        self.weights = {
-            name: stored
-            for name, tensor in self._tensors.items()
-            if (stored := _stored(tensor)) is not None
-        }
+        self._tensors = {tensor.name: tensor for tensor in _all_tensors(self._graph)}
+        self._stored = _all_stored(self._graph)
+        self.weights = {tensor.name: stored for tensor, stored in self._stored.items()}
         self._defaults = frozenset(
             tensor.name for tensor in self._graph.inputs if tensor.name in self.weights
         )
@@ -189,7 +186,7 @@ class TorchGraph:
             return tuple(Plan(self._compiler.planned(nodes), stored, frontier).run(values))
 
     def _stored_value(self, tensor: gs.Tensor) -> Tensor:
-        stored = self.weights.get(tensor.name)
+        stored = self._stored.get(tensor)
         if stored is None:
             raise UsageError(
                 f"The tensor `{tensor.name}` is made of texts, and cannot be trained with."
@@ -204,15 +201,22 @@ class TorchGraph:
         return tensor
 
 
-def _by_name(graph: Graph) -> dict[str, gs.Tensor]:
-    """All tensors that a call can name."""
-    found: dict[str, gs.Tensor] = {}
+def _all_tensors(graph: Graph) -> Iterator[gs.Tensor]:
+    """The tensors of the graph and of its bodies, some of them several times."""
     for current in walk_graphs(graph):
-        made = (tensor for node in current.nodes for tensor in node.outputs)
-        read = (tensor for node in current.nodes for tensor in node.inputs)
-        for tensor in (*current.inputs, *current.outputs, *made, *read):
-            if tensor.name:
-                found.setdefault(tensor.name, tensor)
+        yield from current.inputs
+        yield from current.outputs
+        for node in current.nodes:
+            yield from node.inputs
+            yield from node.outputs
+
+
+def _all_stored(graph: Graph) -> dict[gs.Tensor, Tensor]:
+    """The values of all constants that are tensors of numbers."""
+    found: dict[gs.Tensor, Tensor] = {}
+    for tensor in _all_tensors(graph):
+        if tensor not in found and (stored := _stored(tensor)) is not None:
+            found[tensor] = stored
     return found
 
 

@@ -19,6 +19,8 @@ quantization      operators of quantised models
 resizing          Resize and Upsample
 sampling          images read at computed positions
 signal            Fourier transforms
+microsoft         other operators of onnxruntime's own
+random            operators that draw
 selection         operators that choose, without gradient
 control_flow      If, Loop and Scan
 """

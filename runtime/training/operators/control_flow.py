@@ -1,4 +1,4 @@
-"""If, Loop and Scan. Only the branch that is taken runs, and gets gradients."""
+"""If, Loop, Scan and SequenceMap. Only the branch that is taken runs, and gets gradients."""
 
 from __future__ import annotations
 
@@ -101,5 +101,21 @@ def _scan(form: NodeForm) -> Computation:
         )
         stacked = (torch.stack(row, axis) for row, axis in zip(ordered, out_axes, strict=True))
         return (*state, *stacked)
+
+    return run
+
+
+@operator("SequenceMap", 17)
+def _sequence_map(form: NodeForm) -> Computation:
+    body, outputs = _body(form, "body"), len(form.node.outputs)
+
+    def run(*values: Any) -> tuple[Any, ...]:
+        own, captured = _split(body, values)
+        rows: list[list[Any]] = [[] for _ in range(outputs)]
+        for number in range(len(own[0])):
+            given = [value[number] if isinstance(value, list) else value for value in own]
+            for row, value in zip(rows, body.run([*given, *captured]), strict=True):
+                row.append(value)
+        return tuple(rows)
 
     return run

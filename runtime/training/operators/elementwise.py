@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxslim.graph.ir import MICROSOFT_DOMAIN
-from onnxslim.runtime.training.operators.element_types import integer_bounds
+from onnxslim.runtime.training.operators.element_types import FLOATS, integer_bounds
 from onnxslim.runtime.training.operators.table import Computation, NodeForm, operator, plain
 
 for _name, _function, _versions in (
@@ -72,11 +72,17 @@ def _softplus(x: Tensor) -> Tensor:
     return functional.softplus(x, threshold=math.inf)
 
 
-@plain("Div", 7, 13, 14)
-def _div(a: Tensor, b: Tensor) -> Tensor:
-    if a.is_floating_point() or b.is_floating_point():
+@operator("Div", 7, 13, 14)
+def _div(form: NodeForm) -> Computation:
+    # integers may be held as floats
+    divides_integers = form.element_type(0) not in (0, *FLOATS)
+
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        if divides_integers or not (a.is_floating_point() or b.is_floating_point()):
+            return torch.div(a, b, rounding_mode="trunc")
         return a / b
-    return torch.div(a, b, rounding_mode="trunc")
+
+    return run
 
 
 @plain("Pow", 7, 12, 13, 15)
@@ -189,7 +195,8 @@ def _shrink(form: NodeForm) -> Computation:
 
     def shrink(x: Tensor) -> Tensor:
         zero = torch.zeros_like(x)
-        return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, zero))
+        y = torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, zero))
+        return y.to(x.dtype)
 
     return shrink
 

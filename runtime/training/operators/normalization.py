@@ -56,7 +56,7 @@ def _group_normalization(form: NodeForm) -> Computation:
     return lambda x, scale, b: functional.group_norm(x, groups, scale, b, epsilon)
 
 
-@operator("LayerNormalization", 17)
+@operator("LayerNormalization", 0, 17)
 def _layer_normalization(form: NodeForm) -> Computation:
     axis, epsilon = form.integer("axis", -1), form.number("epsilon", 1e-5)
     wants_statistics = form.gives(1) or form.gives(2)

@@ -42,20 +42,40 @@ class WindowForm:
         pairs = zip(pads, self.kernel, strict=True)
         return all(begin == end and 0 <= begin <= size // 2 for (begin, end), size in pairs)
 
-    def reach(self, sizes: Sequence[int], pads: Sequence[tuple[int, int]]) -> list[int]:
-        """How far windows reach behind the padded input, along each axis."""
+    def counts(self, sizes: Sequence[int], pads: Sequence[tuple[int, int]]) -> list[int]:
+        """Windows along each axis."""
         found = []
         for axis in range(self.rank):
-            padded = sizes[axis] + sum(pads[axis])
-            span = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+            free = sizes[axis] + sum(pads[axis]) - self.span(axis)
             stride = self.strides[axis]
-            windows = (padded - span) // stride + 1
+            windows = free // stride + 1
             if self.rounds_up and self.mode == "NOTSET":
-                windows = -(-(padded - span) // stride) + 1
+                windows = -(-free // stride) + 1
                 # a window that would begin in the padding behind is left out
                 windows -= (windows - 1) * stride >= sizes[axis] + pads[axis][0]
-            found.append(max((windows - 1) * stride + span - padded, 0))
+            found.append(max(windows, 0))
         return found
+
+    def span(self, axis: int) -> int:
+        """How many elements a window reaches over along an axis."""
+        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
+
+    def reach(
+        self, sizes: Sequence[int], pads: Sequence[tuple[int, int]], counts: Sequence[int]
+    ) -> list[int]:
+        """How far windows reach behind the padded input, along each axis."""
+        return [
+            max(
+                (count - 1) * self.strides[axis] + self.span(axis) - sizes[axis] - sum(pads[axis]),
+                0,
+            )
+            for axis, count in enumerate(counts)
+        ]
+
+
+def _none(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """What a pool without a window gives."""
+    return x.new_zeros(*x.shape[:2], *counts)
 
 
 @operator("MaxPool", 1, 8, 10, 11, 12, 22)
@@ -68,7 +88,10 @@ def _max_pool(form: NodeForm) -> Computation:
     def run(x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         sizes = x.shape[2:]
         pads = window.pads_for(sizes)
-        reach = window.reach(sizes, pads)
+        counts = window.counts(sizes, pads)
+        if not all(counts):
+            return _none(x, counts)
+        reach = window.reach(sizes, pads, counts)
         if not wants_places and not any(reach) and window.takes(pads):
             return pool(x, kernel, strides, [begin for begin, _ in pads], dilations)
         ends = [(begin, end + more) for (begin, end), more in zip(pads, reach, strict=True)]
@@ -123,7 +146,10 @@ def _average_pool(form: NodeForm) -> Computation:
     def run(x: Tensor) -> Tensor:
         sizes = x.shape[2:]
         pads = window.pads_for(sizes)
-        reach = window.reach(sizes, pads)
+        counts = window.counts(sizes, pads)
+        if not all(counts):
+            return _none(x, counts)
+        reach = window.reach(sizes, pads, counts)
         if window.takes(pads) and not any(reach) and not is_dilated:
             return pool(x, kernel, strides, [b for b, _ in pads], False, counts_pads)
         behind = [(0, more) for more in reach]
@@ -141,7 +167,10 @@ def _lp_pool(form: NodeForm) -> Computation:
 
     def run(x: Tensor) -> Tensor:
         pads = window.pads_for(x.shape[2:])
-        reach = window.reach(x.shape[2:], pads)
+        counts = window.counts(x.shape[2:], pads)
+        if not all(counts):
+            return _none(x, counts)
+        reach = window.reach(x.shape[2:], pads, counts)
         ends = [(begin, end + more) for (begin, end), more in zip(pads, reach, strict=True)]
         powers = pad_axes(torch.abs(x) ** order, ends)
         ones = torch.ones(x.shape[1], 1, *window.kernel, dtype=x.dtype, device=x.device)

@@ -105,7 +105,6 @@ def _conv_integer(form: NodeForm) -> Computation:
 @operator("QLinearConv", 10)
 def _qlinear_conv(form: NodeForm) -> Computation:
     conv, kind = convolution(form), _code_type(form, 7)
-    by_output = GridLayout(0)
 
     def run(
         x: Tensor,
@@ -118,10 +117,11 @@ def _qlinear_conv(form: NodeForm) -> Computation:
         y_zero: Tensor,
         b: Tensor | None = None,
     ) -> Tensor:
-        floats = dequantized(x, x_scale, x_zero, _ONE_GRID)
-        weight = dequantized(w, w_scale, w_zero, by_output)
-        bias = None if b is None else b.to(floats.dtype) * (x_scale * w_scale).reshape(-1)
-        return quantized(conv(floats, weight, bias), y_scale, y_zero, kind, _ONE_GRID)
+        floats = _centred(x, x_zero, form.dtype)
+        weight = _centred(w, w_zero, form.dtype, 0)
+        total = conv(floats, weight, None if b is None else b.to(floats.dtype))
+        step = y_scale / (x_scale * w_scale)
+        return quantized(total, step, y_zero, kind, _ONE_GRID)
 
     return run
 
@@ -140,9 +140,11 @@ def _qlinear_mat_mul(form: NodeForm) -> Computation:
         y_scale: Tensor,
         y_zero: Tensor,
     ) -> Tensor:
-        left = dequantized(a, a_scale, a_zero, GridLayout(-2))
-        right = dequantized(b, b_scale, b_zero, GridLayout(-1))
-        return quantized(left @ right, y_scale, y_zero, kind, GridLayout(-2))
+        left, right = _centred(a, a_zero, form.dtype, -2), _centred(b, b_zero, form.dtype, -1)
+        by_row, by_column = GridLayout(-2), GridLayout(-1)
+        total = left @ right
+        step = y_scale / (by_row.spread(a_scale, total) * by_column.spread(b_scale, total))
+        return quantized(total, step, y_zero, kind, by_column)
 
     return run
 

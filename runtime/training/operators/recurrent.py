@@ -173,6 +173,11 @@ def _halves(b: Tensor | None, direction: int) -> tuple[Tensor | None, Tensor | N
 
 @operator("LSTM", 7, 14, 22)
 def _lstm(form: NodeForm) -> Computation:
+    return long_short_term_memory(form, lambda x: x)
+
+
+def long_short_term_memory(form: NodeForm, through: Callable[[Tensor], Tensor]) -> Computation:
+    """The LSTM of a node; inputs and states go through a function before they are multiplied."""
     net = _network(form, ("Sigmoid", "Tanh", "Tanh"), states=2)
     couples = bool(form.integer("input_forget"))
 
@@ -189,7 +194,7 @@ def _lstm(form: NodeForm) -> Computation:
         def project(direction: int, source: Tensor) -> Tensor:
             of_input, of_state = _halves(b, direction)
             both = None if of_input is None else of_input + of_state
-            return functional.linear(source, w[direction], both)
+            return functional.linear(through(source), w[direction], both)
 
         def cell(direction: int) -> _Cell:
             f, g, k = net.activations[direction]
@@ -198,7 +203,7 @@ def _lstm(form: NodeForm) -> Computation:
 
             def step(gates: Tensor, states: Sequence[Tensor]) -> Sequence[Tensor]:
                 hidden, memory = states
-                i, o, forget, new = torch.addmm(gates, hidden, recurrence).chunk(4, -1)
+                i, o, forget, new = torch.addmm(gates, through(hidden), recurrence).chunk(4, -1)
                 if p is not None:
                     i, forget = i + p[0] * memory, forget + p[2] * memory
                 i = f(net.bounded(i))

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from onnxslim.runtime.training.operators.element_types import FLOATS
 from onnxslim.runtime.training.operators.table import Computation, NodeForm, ints, operator
 
 _Reduce = Callable[[Tensor, Sequence[int], bool], Tensor]
@@ -17,6 +18,10 @@ _Reduce = Callable[[Tensor, Sequence[int], bool], Tensor]
 
 def _log_sum(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     return torch.log(torch.sum(x, axes, keep))
+
+
+def _log_sum_exp(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+    return torch.logsumexp(x if x.is_floating_point() else x.double(), axes, keep)
 
 
 def _product(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
@@ -62,8 +67,8 @@ _REDUCTIONS: Final[dict[str, tuple[_Reduce, tuple[int, ...]]]] = {
     "ReduceL1": (lambda x, a, k: torch.sum(torch.abs(x), a, k, dtype=x.dtype), (1, 11, 13, 18)),
     "ReduceL2": (lambda x, a, k: _square_root(torch.sum(x * x, a, k)), (1, 11, 13, 18)),
     "ReduceSumSquare": (lambda x, a, k: torch.sum(x * x, a, k, dtype=x.dtype), (1, 11, 13, 18)),
-    "ReduceLogSum": (_log_sum, (1, 11, 13, 18)),
-    "ReduceLogSumExp": (lambda x, a, k: torch.logsumexp(x, a, k), (1, 11, 13, 18)),
+    "ReduceLogSum": (_log_sum, (1, 11, 13, 18, 28)),
+    "ReduceLogSumExp": (_log_sum_exp, (1, 11, 13, 18, 28)),
 }
 
 
@@ -77,6 +82,7 @@ def _reduction(reduce: _Reduce) -> Callable[[NodeForm], Computation]:
     def build(form: NodeForm) -> Computation:
         keep = bool(form.integer("keepdims", 1))
         attribute, skips = form.integers("axes"), bool(form.integer("noop_with_empty_axes"))
+        holds_integers = form.element_type(0) not in (0, *FLOATS)
 
         def run(x: Tensor, given: Tensor | None = None) -> Tensor:
             axes = attribute if given is None else ints(given)
@@ -85,7 +91,8 @@ def _reduction(reduce: _Reduce) -> Callable[[NodeForm], Computation]:
                     return x
                 axes = list(range(x.dim()))
             axes = [axis % x.dim() for axis in axes]
-            return reduce(x, axes, keep) if axes else reduce(x[None], [0], False)
+            y = reduce(x, axes, keep) if axes else reduce(x[None], [0], False)
+            return torch.trunc(y).to(x.dtype) if holds_integers and y.is_floating_point() else y
 
         return run
 

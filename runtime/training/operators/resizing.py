@@ -114,6 +114,8 @@ def _resized_axis(x: Tensor, number: int, axis: _Axis, how: Interpolation) -> Te
     index, weights, _ = _taps(axis, how)
     shape = [1] * x.dim()
     shape[number] = axis.wanted
+    if not axis.wanted:
+        return x.narrow(number, 0, 0)
     total = None
     for tap in range(index.shape[1]):
         if not weights[:, tap].any():
