@@ -32,7 +32,9 @@ Rewrite:
     exporters' spellings are one. Where Q, K, V or the result lie nowhere as (batch, length,
     heads·width), the operator is given (batch, heads, length, width). Heads of K and V that are
     repeated for groups of heads of Q are no longer written out. What is added while batch and
-    windows are two axes, as in Swin, is repeated for the batch. A Concat of past and present rows
+    windows are two axes, as in Swin, is repeated for the batch. Heads that are folded into the batch
+    are unfolded, whatever the mask was added to; c·tanh(x / c) of the scores is the operator's soft
+    cap. A Concat of past and present rows
     goes into the operator, and what it made stays an output. Asked for by name, the pass raises the
     opset to 23, and says so; as part of `simplify` it does not.
 
@@ -150,12 +152,14 @@ class _AttentionWriter:
         is_wide = (
             found.result is not None
             and (
-                joins_heads(self.flow, found.result, found.product)
+                joins_heads(self.flow, found.result, found.shape)
                 or has_cut_free_target(found.result)
             )
             and all(operand.wide is not None for operand in operands)
             and all(isinstance(count, int) for count in heads)
         )
+        if rank(found.scores) == 3 and not is_wide:
+            raise NotAttention("its batch and heads, joined on one axis, are not known apart")
         scale = found.scale
         for operand in operands:
             scale *= operand.wide_scale if is_wide else operand.split_scale
@@ -164,6 +168,8 @@ class _AttentionWriter:
             raise NotAttention(f"its scores are scaled by {scale:g}, which is not positive")
         mask = self._mask()
         attrs: dict[str, Any] = {"scale": scale}
+        if found.softcap:
+            attrs["softcap"] = found.softcap
         if found.casts:
             attrs["softmax_precision"] = int(onnx.TensorProto.FLOAT)
         if is_wide:
@@ -197,7 +203,7 @@ class _AttentionWriter:
         """Let what read the result, and the present rows, read the outputs of Attention."""
         found, rw, value = self.found, self.rw, made[0]
         presents = [operand.present for operand in (found.key, found.value)]
-        if result is None or joins_heads(self.flow, result, found.product):
+        if result is None or joins_heads(self.flow, result, found.shape):
             rw.replace(last, [value], what)
         else:
             rw.update(result, what, inputs=[value, result.inputs[1]], fidelity=Fidelity.CLOSE)
@@ -272,7 +278,8 @@ class _AttentionWriter:
             lowest = self._number(values.least)
             is_lowest = self._computed("Equal", [mask, lowest], np.dtype(bool))
             mask = self._computed("Where", [is_lowest, self._number(values.next), mask], mask.dtype)
-        if (values.is_open or values.has_infinity) and not self.found.guards:
+        is_guarded = self.found.guards or self.found.mask[-1].floor is not None
+        if (values.is_open or values.has_infinity) and not is_guarded:
             mask = self._with_nan(mask)
         return self._with_rows(mask)
 
@@ -283,15 +290,16 @@ class _AttentionWriter:
             NotAttention: saying which mask, and why.
         """
         dtype = np.dtype(self.found.scores.dtype)
-        tensor = part.condition if part.addend is None else part.addend
-        assert tensor is not None
+        tensor = part.read
+        if tensor is None:
+            return
         least = max(_LOWEST, float(np.finfo(dtype).min) / 2)
-        if part.value > least and part.addend is None and len(self.found.mask) > 1:
+        if part.value > least and part.addend is None and self._count() > 1:
             raise NotAttention(f"scores of {part.value:g} are masked again by an Add")
-        shape, whole = self.flow.shape(tensor), self.flow.shape(self.found.scores)
-        if whole is not None and part.windows is not None:
+        shape, whole = self.flow.shape(tensor), self.found.shape
+        if part.windows is not None:
             whole = (*part.windows, *whole[1:])
-        if shape is None or whole is None or len(shape) > len(whole):
+        if shape is None or len(shape) > len(whole):
             raise NotAttention(f"the mask `{tensor.name}` has an unknown shape, or too many axes")
         full = (1,) * (len(whole) - len(shape)) + shape
         for size, wanted in zip(full, whole, strict=True):
@@ -304,17 +312,25 @@ class _AttentionWriter:
         if any(not isinstance(size, int) for size in full[2:]):
             raise NotAttention(f"the mask `{tensor.name}` has sizes that are not known")
 
+    def _count(self) -> int:
+        """The number of parts that mask."""
+        return sum(part.read is not None for part in self.found.mask)
+
     def _sum(self, parts: Sequence[MaskPart]) -> gs.Tensor:
         """What all parts together add to the scores."""
         dtype = np.dtype(self.found.scores.dtype)
         total: gs.Tensor | None = None
         for part in parts:
+            if part.floor is not None:
+                assert total is not None
+                total = self._computed("Max", [total, self._number(part.floor)], dtype)
+                continue
             if part.addend is not None:
                 addend = self._over_windows(part.addend, part.windows)
                 total = addend if total is None else self._computed("Add", [total, addend], dtype)
                 continue
             value = part.value
-            if len(parts) == 1 and value > -np.inf:
+            if self._count() == 1 and value > -np.inf:
                 value = float(np.finfo(dtype).min)
             assert part.condition is not None
             kept = self._number(0.0) if total is None else total
@@ -381,8 +397,7 @@ class _AttentionWriter:
 
         onnxruntime takes no mask that is to be repeated along these axes.
         """
-        shape, whole = self.flow.shape(mask) or (), self.flow.shape(self.found.scores)
-        assert whole is not None
+        shape, whole = self.flow.shape(mask) or (), self.found.shape
         full = (1,) * (len(whole) - len(shape)) + shape
         if len(shape) > 1 and full[2:] == whole[2:]:
             return mask

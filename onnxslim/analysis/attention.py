@@ -1,13 +1,15 @@
 """Scaled dot-product attention as exporters spell it: products, a scale, masks, a Softmax.
 
-    softmax(scale · Q · Kᵀ + mask) · V
+    softmax(cap(scale · Q · Kᵀ) + mask) · V,    cap(x) = c · tanh(x / c) or x
 
-with Q of (batch, heads, length, width), K and V of as many heads or of fewer that are repeated, and
-with or without rows of a cache before them. Reads; edits nothing.
+with Q of (batch, heads, length, width), or (batch·heads, length, width), K and V of as many heads
+or of fewer that are repeated, and with or without rows of a cache before them. Reads; edits
+nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -16,7 +18,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.axis_factors import Axis, AxisFactors, Layout, followed_chain, scaling
+from onnxslim.analysis.axis_factors import (
+    Axis,
+    AxisFactors,
+    Layout,
+    MovingChain,
+    followed_chain,
+    scaling,
+)
 from onnxslim.analysis.flow.size_flow import SizeFlow
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node, node_label
@@ -81,6 +90,7 @@ class MaskPart:
         value: of the scores that a Where does not keep.
         windows: batch and number of windows, where it was added to scores of
             (batch, windows, heads, length, length); None for scores of four axes.
+        floor: the number below which a Max lets no score; None where it is no Max.
     """
 
     addend: gs.Tensor | None = None
@@ -88,6 +98,12 @@ class MaskPart:
     keeps: bool = True
     value: float = 0.0
     windows: tuple[Size, Size] | None = None
+    floor: float | None = None
+
+    @property
+    def read(self) -> gs.Tensor | None:
+        """The tensor that says what is masked; None for a Max."""
+        return self.condition if self.addend is None else self.addend
 
 
 @dataclass(frozen=True)
@@ -98,8 +114,10 @@ class SpelledAttention:
         query, key, value: the operands.
         transposed_key: the second operand of the first product, (batch, heads, width, length).
         scale: of the scores, without what is multiplied into Q and K.
+        softcap: what bounds the scores before the mask; 0 where nothing does.
         mask: the parts, in the order in which they are applied.
-        scores: (batch, heads, length, total length).
+        scores: the first product.
+        shape: batch, heads, length, total length.
         guards: whether zeros replace NaN behind the Softmax.
         casts: whether the Softmax is computed in float32 and the rest is not.
         product: the node of the second product.
@@ -112,8 +130,10 @@ class SpelledAttention:
     value: Operand
     transposed_key: gs.Tensor
     scale: float
+    softcap: float
     mask: tuple[MaskPart, ...]
     scores: gs.Tensor
+    shape: Shape
     guards: bool
     casts: bool
     product: Node
@@ -126,29 +146,38 @@ class _Scores:
 
     Attributes:
         flow: the shapes.
+        ndim: axes of the scores, three or four.
         scale: of the scores.
+        softcap: what bounds them, 0 where nothing does.
         mask: the parts so far, first one first.
         is_cast: whether they are cast to float32.
-        cut: the shape in which the first axis is cut in batch and windows, where it is.
+        cut: the shape in which the first axis is cut in two, where it is: in batch and windows of
+            four axes, in batch and heads of three.
     """
 
     flow: SizeFlow
+    ndim: int
     scale: float = 1.0
+    softcap: float = 0.0
     mask: list[MaskPart] = field(default_factory=list)
     is_cast: bool = False
     cut: Shape | None = None
 
     @property
     def windows(self) -> tuple[Size, Size] | None:
-        """Batch and windows, where the first axis is cut."""
-        return None if self.cut is None else (self.cut[0], self.cut[1])
+        """Batch and windows, where the first axis is cut in these."""
+        return None if self.cut is None or self.ndim == 3 else (self.cut[0], self.cut[1])
+
+    def parts(self) -> tuple[MaskPart, ...]:
+        """The mask; a Max before all others does nothing, as no score is that low."""
+        return tuple(itertools.dropwhile(lambda part: part.floor is not None, self.mask))
 
     def pass_reshape(self, node: Node) -> bool:
         """Whether a Reshape only cuts the first axis in two, or joins it again."""
         joined, cut = (self.flow.shape(tensor) for tensor in (node.outputs[0], node.inputs[0]))
         if self.cut is not None:
             joined, cut = cut, joined
-        if joined is None or cut is None or len(joined) != 4 or len(cut) != 5:
+        if joined is None or cut is None or len(joined) != self.ndim or len(cut) != self.ndim + 1:
             return False
         if cut[2:] != joined[1:] or (self.cut is not None and self.cut[1:] != cut[1:]):
             return False  # what is left of the elements is the size of the first axis
@@ -163,7 +192,7 @@ def read_attention(rw: Rewriter, flow: SizeFlow, softmax: Node) -> SpelledAttent
         NotAttention: saying why it is none, or none that can be written as one operator.
     """
     product, guards, is_cast_back = _second_product(rw, softmax)
-    scores = _Scores(flow)
+    scores = _Scores(flow, rank(softmax.inputs[0]) or 4)
     first = _first_product(rw, softmax, scores)
     if not _is_last_axis(softmax):
         raise NotAttention("the Softmax is not over the last axis")
@@ -177,30 +206,42 @@ def read_attention(rw: Rewriter, flow: SizeFlow, softmax: Node) -> SpelledAttent
         raise NotAttention("its values are neither float32 nor float16")
     query_tensor, key_tensor = first.inputs
     value_tensor = product.inputs[1]
-    if any(rank(tensor) != 4 for tensor in (query_tensor, key_tensor, value_tensor)):
+    ranks = {rank(tensor) for tensor in (query_tensor, key_tensor, value_tensor)}
+    if ranks not in ({3}, {4}) or ranks != {scores.ndim}:
         raise NotAttention("its operands are not known to be (batch, heads, length, width)")
-    query = _read_operand(rw, flow, query_tensor, (0, 1, 2, 3), scaled=True)
-    key = _read_operand(rw, flow, key_tensor, (0, 1, 3, 2), scaled=True)
-    value = _read_operand(rw, flow, value_tensor, (0, 1, 2, 3), scaled=False)
+    query = _read_operand(rw, flow, query_tensor, scaled=True)
+    key = _read_operand(rw, flow, key_tensor, is_transposed=True, scaled=True)
+    value = _read_operand(rw, flow, value_tensor, scaled=False)
     key, value = _paired(rw, flow, key, value, scores.mask)
-    query = _with_heads(query, flow.shape(first.outputs[0]))
+    shape = _shape(flow, first, query)
+    query = _with_heads(query, shape)
     _check_sizes(query, key, value)
     if scores.is_cast and scores.mask:
         raise NotAttention("its mask is applied in another type than that of the values")
-    result = _result(rw, flow, product)
+    result = _result(rw, flow, product, query.sizes[1])
     return SpelledAttention(
         query,
         key,
         value,
         key_tensor,
         scores.scale,
-        tuple(scores.mask),
+        scores.softcap,
+        scores.parts(),
         first.outputs[0],
+        shape,
         guards,
         scores.is_cast,
         product,
         result,
     )
+
+
+def _shape(flow: SizeFlow, first: Node, query: Operand) -> Shape:
+    """Batch, heads, length and total length of the scores."""
+    shape = flow.shape(first.outputs[0])
+    if shape is None:
+        raise NotAttention("nothing is known of the shape of its scores")
+    return shape if len(shape) == 4 else (*query.sizes[:3], shape[2])
 
 
 # ------------------------------------------------------------------------------ below the Softmax
@@ -295,35 +336,59 @@ def _step(rw: Rewriter, node: Node, tensor: gs.Tensor, scores: _Scores) -> gs.Te
     if scaled is not None:
         scores.scale *= scaled[2]
         return scaled[1]
-    if node.op in ("Add", "Where") and scores.scale != 1:
-        raise NotAttention("its scores are scaled after the mask")
-    if node.op == "Add":
-        place = _scores_place(rw, node, (0, 1))
-        addend = node.inputs[1 - place]
-        scores.mask.insert(0, MaskPart(addend=addend, windows=scores.windows))
-        return node.inputs[place]
+    if node.op in ("Add", "Where", "Max"):
+        return _mask_step(rw, node, scores)
+    if node.op == "Tanh" and not scores.softcap and scores.scale > 0:
+        scores.softcap = scores.scale  # and c·tanh(x / c) has x as scores
+        return node.inputs[0]
     if (
         node.op == "Identity"
         or _keeps_type(node)
         or (node.op == "Reshape" and scores.pass_reshape(node))
     ):
         return node.inputs[0]
-    if node.op == "Where" and scores.cut is None:
-        place = _scores_place(rw, node, (1, 2))
-        other = const_array(node.inputs[3 - place])
-        if other is None or other.size != 1:
-            raise NotAttention(f"`{node_label(node)}` masks with a value that is not constant")
-        value = float(other.reshape(-1)[0])
-        if not value <= _LOW:
-            raise NotAttention(f"`{node_label(node)}` masks with {value:g}, which leaves a weight")
-        part = MaskPart(condition=node.inputs[0], keeps=place == 1, value=value)
-        scores.mask.insert(0, part)
-        return node.inputs[place]
     if node.op == "Cast" and not scores.is_cast and node.attrs["to"] == onnx.TensorProto.FLOAT:
         scores.is_cast = True
         return node.inputs[0]
     is_close = _leads_to_product(rw, tensor, _LONGEST)
     raise NotAttention(f"its scores go through `{node_label(node)}` ({node.op})", is_close=is_close)
+
+
+def _mask_step(rw: Rewriter, node: Node, scores: _Scores) -> gs.Tensor:
+    """The scores above an operator that masks, or bounds what is masked."""
+    if scores.softcap or scores.scale != 1:
+        raise NotAttention("its scores are scaled or bounded after the mask")
+    if node.op == "Where" and scores.windows is not None:
+        raise NotAttention(f"`{node_label(node)}` masks windows by a condition")
+    places = (1, 2) if node.op == "Where" else (0, 1)
+    place = _scores_place(rw, node, places)
+    if node.op == "Max" and len(node.inputs) != 2:
+        raise NotAttention(f"`{node_label(node)}` bounds its scores")
+    other = node.inputs[sum(places) - place]
+    if node.op == "Add":
+        part = MaskPart(addend=other, windows=scores.windows)
+    else:
+        number = const_array(other)
+        if number is None or number.size != 1:
+            raise NotAttention(f"`{node_label(node)}` masks with a value that is not constant")
+        value = float(number.reshape(-1)[0])
+        if not value <= (_LOWEST if node.op == "Max" else _LOW):
+            raise NotAttention(f"`{node_label(node)}` masks with {value:g}, which leaves a weight")
+        if node.op == "Max":
+            part = MaskPart(floor=value)
+        else:
+            part = MaskPart(condition=node.inputs[0], keeps=place == 1, value=value)
+    is_folded = scores.ndim == 3 and scores.cut is None
+    if is_folded and part.read is not None and not _is_for_all(scores.flow, part.read):
+        raise NotAttention(f"`{node_label(node)}` masks batch and heads as one axis")
+    scores.mask.insert(0, part)
+    return node.inputs[place]
+
+
+def _is_for_all(flow: SizeFlow, mask: gs.Tensor) -> bool:
+    """Whether a mask of scores of three axes is the same along the first of them."""
+    shape = flow.shape(mask)
+    return shape is not None and (len(shape) < 3 or (len(shape) == 3 and shape[0] == 1))
 
 
 def _scores_place(rw: Rewriter, node: Node, places: Sequence[int]) -> int:
@@ -362,14 +427,22 @@ def _is_last_axis(softmax: Node) -> bool:
 
 
 def _read_operand(
-    rw: Rewriter, flow: SizeFlow, tensor: gs.Tensor, order: Sequence[int], *, scaled: bool
+    rw: Rewriter,
+    flow: SizeFlow,
+    tensor: gs.Tensor,
+    *,
+    scaled: bool,
+    is_transposed: bool = False,
 ) -> Operand:
-    """Q, K or V; `order` says which axes of `tensor` are batch, heads, length and width."""
+    """Q, K or V; `is_transposed` says whether the width of `tensor` comes before the length."""
     found = followed_chain(rw, flow, tensor, scaled=scaled)
     if found is None:
         raise NotAttention(f"nothing is known of the shape of `{tensor.name}`")
     factors, chain, layout = found.factors, found.tensors, found.layout(-1)
-    batch, heads, length, width = (layout[axis] for axis in order)
+    *lead, length, width = layout
+    if is_transposed:
+        length, width = width, length
+    batch, heads = lead if len(lead) == 2 else _batch_and_heads(flow, found, lead[0])
     own = tuple(factor for factor in heads if factor not in factors.repeating)
     if heads[: len(own)] != own:  # the repeats are no groups of neighbours
         own = heads
@@ -386,6 +459,16 @@ def _read_operand(
         1.0 if split is None else scales[split],
         1.0 if wide is None else scales[wide],
     )
+
+
+def _batch_and_heads(flow: SizeFlow, chain: MovingChain, joined: Axis) -> tuple[Axis, Axis]:
+    """The parts of the first axis of three, as they lie apart in a tensor of four."""
+    for tensor in chain.tensors:
+        layout = chain.factors.layouts[tensor]
+        for heads in layout[1:] if len(layout) == 4 else ():
+            if layout[0] + heads == joined and isinstance(chain.factors.size(heads), int):
+                return layout[0], heads
+    raise NotAttention("its batch and heads are not known apart")
 
 
 def _place(
@@ -414,7 +497,7 @@ def _paired(
     if cached[0] is None or cached[1] is None:
         return key, value
     joined = {item.present.outputs[0] for item in cached if item and item.present}
-    read = [item for part in mask for item in (part.addend, part.condition) if item is not None]
+    read = [part.read for part in mask if part.read is not None]
     if _is_above(joined, read):  # Attention would make what it reads
         return key, value
     return cached[0], cached[1]
@@ -442,17 +525,17 @@ def _cached(rw: Rewriter, flow: SizeFlow, operand: Operand) -> Operand | None:
     past, rows = concat.inputs
     if const_value(past) is not None or const_value(rows) is not None:
         return None
-    new = _read_operand(rw, flow, rows, (0, 1, 2, 3), scaled=False)
+    new = _read_operand(rw, flow, rows, scaled=False)
     if new.sizes[1] != operand.sizes[1]:
         return None
     scale = operand.split_scale
     return replace(new, split=rows, split_scale=scale, wide_scale=scale, past=past, present=concat)
 
 
-def _with_heads(query: Operand, scores: Shape | None) -> Operand:
+def _with_heads(query: Operand, scores: Shape) -> Operand:
     """Q with the number of heads that its product with K has, where its own is not known."""
     batch, heads, length, width = query.sizes
-    if isinstance(heads, int) or scores is None or not isinstance(scores[1], int):
+    if isinstance(heads, int) or not isinstance(scores[1], int):
         return query
     return replace(query, sizes=(batch, scores[1], length, width))
 
@@ -473,11 +556,11 @@ def _check_sizes(query: Operand, key: Operand, value: Operand) -> None:
 # ------------------------------------------------------------------------------ the result
 
 
-def _result(rw: Rewriter, flow: SizeFlow, product: Node) -> Node | None:
-    """The Reshape behind the second product that joins the heads again."""
+def _result(rw: Rewriter, flow: SizeFlow, product: Node, count: Size) -> Node | None:
+    """The Reshape behind the second product that joins the `count` heads again."""
     factors = AxisFactors(flow)
     tensor = product.outputs[0]
-    if rank(tensor) != 4 or not factors.begin(tensor):
+    if not factors.begin(tensor):
         return None
     for _ in range(_LONGEST):
         if rw.uses(tensor) != 1 or not tensor.outputs:
@@ -490,19 +573,28 @@ def _result(rw: Rewriter, flow: SizeFlow, product: Node) -> Node | None:
         if rw.graph_of(node) is not rw.graph_of(product) or not factors.follow([node], tensor):
             return None
         tensor = node.outputs[0]
-        batch, heads, length, width = factors.layouts[product.outputs[0]]
+        *lead, length, width = factors.layouts[product.outputs[0]]
+        batch, heads = lead if len(lead) == 2 else _cut_heads(factors, lead[0], count)
         flat = tuple(factor for axis in factors.layouts[tensor] for factor in axis)
         if node.op == "Reshape" and flat == batch + length + heads + width:
             return node
     return None
 
 
-def joins_heads(flow: SizeFlow, result: Node, product: Node) -> bool:
-    """Whether the result of `_result` is (batch, length, heads·width), and no other cut of it."""
-    shape, whole = flow.shape(result.outputs[0]), flow.shape(product.outputs[0])
-    if shape is None or whole is None or len(shape) != 3:
-        return False
-    return shape[0] == whole[0] and shape[1] == whole[2]
+def _cut_heads(factors: AxisFactors, joined: Axis, count: Size) -> tuple[Axis, Axis]:
+    """Batch and heads, joined on one axis; the cut is where the heads are `count`."""
+    cuts = (place for place in range(len(joined) + 1) if factors.size(joined[place:]) == count)
+    place = next(cuts, 0)
+    return joined[:place], joined[place:]
+
+
+def joins_heads(flow: SizeFlow, result: Node, whole: Shape) -> bool:
+    """Whether the result of `_result` is (batch, length, heads·width), and no other cut of it.
+
+    `whole` begins with batch, heads and length.
+    """
+    shape = flow.shape(result.outputs[0])
+    return shape is not None and len(shape) == 3 and shape[:2] == (whole[0], whole[2])
 
 
 def has_cut_free_target(result: Node) -> bool:

@@ -39,6 +39,35 @@ TURNING = (
     "int64[1] minus1 = {-1}, int64[1] minus2 = {-2}, int64[1] first = {0}, int64[1] four = {4}"
 )
 
+# exporters of 2020 to 2024 fold heads into the batch, and the mask is added before that
+FOLDED = """
+    qs = Shape (q)
+    ks = Shape (k)
+    b = Slice (qs, first, second)
+    rows = Slice (qs, second, third)
+    columns = Slice (ks, second, third)
+    bh = Mul (b, two)
+    folded = Concat <axis = 0> (bh, minus, four)
+    apart = Concat <axis = 0> (b, two, rows, columns)
+    together = Concat <axis = 0> (bh, rows, columns)
+    out = Concat <axis = 0> (b, two, rows, four)
+    q1 = Reshape (q, cut)
+    q3 = Transpose <perm = [0, 2, 1, 3]> (q1)
+    q2 = Reshape (q3, folded)
+    k1 = Reshape (k, cut)
+    k3 = Transpose <perm = [0, 2, 1, 3]> (k1)
+    k4 = Reshape (k3, folded)
+    k2 = Transpose <perm = [0, 2, 1]> (k4)
+    v1 = Reshape (v, cut)
+    v3 = Transpose <perm = [0, 2, 1, 3]> (v1)
+    v2 = Reshape (v3, folded)
+"""
+UNFOLDED = f"h2 = Reshape (h, out) {JOINED.replace('(h)', '(h2)')}"
+FOLDING = (
+    "int64[1] minus = {-1}, int64[1] first = {0}, int64[1] second = {1}, int64[1] third = {2}, "
+    "int64[1] two = {2}, int64[1] four = {4}"
+)
+
 
 @dataclass(frozen=True)
 class Form:
@@ -159,6 +188,23 @@ FORMS: dict[str, Form] = {
             p = Softmax <axis = -1> (u)""",
     ),
     "cross attention": Form(columns="T"),
+    "heads in the batch": Form(
+        constants=f"float half = {{0.5}}, {FOLDING}", heads=FOLDED, joined=UNFOLDED, columns="T"
+    ),
+    "heads in the batch, apart for the mask": Form(
+        inputs="float[B, 1, S, S] m",
+        constants=f"float half = {{0.5}}, float low = {{{LOWEST}}}, {FOLDING}",
+        heads=FOLDED,
+        scores="""s = MatMul (q2, k2) t = Mul (s, half) t4 = Reshape (t, apart) u4 = Add (t4, m)
+            w4 = Max (u4, low) w = Reshape (w4, together) p = Softmax <axis = -1> (w)""",
+        joined=UNFOLDED,
+    ),
+    "a soft cap": Form(
+        inputs="float[B, 1, S, S] m",
+        constants="float half = {0.5}, float cap = {1.5}",
+        scores="""s = MatMul (q2, k2) t = Mul (s, half) c = Div (t, cap) d = Tanh (c)
+            e = Mul (cap, d) u = Add (e, m) p = Softmax <axis = -1> (u)""",
+    ),
     "windows of Swin": Form(
         inputs="float[1, 2, 5, 5] bias, float[3, 5, 5] m",
         constants="float half = {0.5}, int64[5] apart = {-1, 3, 2, 5, 5}, int64[2] axes = {0, 2}, "

@@ -5,7 +5,18 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from attention_nets import CACHE, FORMS, JOINED, LOWEST, Form, assert_same, operators
+from attention_nets import (
+    CACHE,
+    FOLDED,
+    FOLDING,
+    FORMS,
+    JOINED,
+    LOWEST,
+    UNFOLDED,
+    Form,
+    assert_same,
+    operators,
+)
 from cases import case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -340,7 +351,7 @@ _OTHERS: dict[str, tuple[Form, str]] = {
             inputs="float[S, S] m",
             scores="s = MatMul (q2, k2) t = Add (s, m) u = Mul (t, half) p = Softmax (u)",
         ),
-        "scaled after the mask",
+        "scaled or bounded after the mask",
     ),
     "a mask that leaves a weight": (
         Form(
@@ -376,9 +387,29 @@ _OTHERS: dict[str, tuple[Form, str]] = {
         ),
         "masked again",
     ),
-    "a soft cap": (
-        Form(scores=_SCORES + "u = Tanh (t) p = Softmax (u)"),
-        "its scores go through `u` (Tanh)",
+    "bounded scores": (
+        Form(scores=_SCORES + "u = Clip (t, zero) p = Softmax (u)"),
+        "its scores go through `u` (Clip)",
+    ),
+    "a floor that leaves a weight": (
+        Form(scores=_SCORES + "u = Max (t, zero) p = Softmax (u)"),
+        "leaves a weight",
+    ),
+    "a soft cap behind the mask": (
+        Form(
+            inputs="float[S, S] m", scores=_SCORES + "u = Add (t, m) c = Tanh (u) p = Softmax (c)"
+        ),
+        "scaled or bounded after the mask",
+    ),
+    "a mask of heads and batch on one axis": (
+        Form(
+            inputs="float[M, S, S] m",
+            constants=f"float half = {{0.5}}, {FOLDING}",
+            heads=FOLDED,
+            scores=_SCORES + "u = Add (t, m) p = Softmax (u)",
+            joined=UNFOLDED,
+        ),
+        "masks batch and heads as one axis",
     ),
 }
 
@@ -417,6 +448,20 @@ def test_a_classifier_is_no_attention() -> None:
 
 
 # ------------------------------------------------------------------------------ edges
+
+
+def test_heads_that_never_lie_apart_from_the_batch_stay() -> None:
+    assert_declines(
+        """<opset_import: ["" : 23]>
+        g (float[M, S, 4] q, float[M, S, 4] k, float[M, S, 4] v) => (float[M, S, 4] y) {
+            kt = Transpose <perm = [0, 2, 1]> (k)
+            s = MatMul (q, kt)
+            p = Softmax (s)
+            y = MatMul (p, v)
+        }""",
+        FuseAttention(),
+        "its batch and heads are not known apart",
+    )
 
 
 def test_operands_that_others_read_as_well_stay() -> None:
