@@ -32,11 +32,11 @@ Rewrite:
     exporters' spellings are one. Where Q, K, V or the result lie nowhere as (batch, length,
     heads·width), the operator is given (batch, heads, length, width). Heads of K and V that are
     repeated for groups of heads of Q are no longer written out. What is added while batch and
-    windows are two axes, as in Swin, is repeated for the batch. Heads that are folded into the batch
-    are unfolded, whatever the mask was added to; c·tanh(x / c) of the scores is the operator's soft
-    cap. A Concat of past and present rows
-    goes into the operator, and what it made stays an output. Asked for by name, the pass raises the
-    opset to 23, and says so; as part of `simplify` it does not.
+    windows are two axes, as in Swin, is repeated for the batch. Heads that are folded into the
+    batch are unfolded, whatever the mask was added to; c·tanh(x / c) of the scores is the
+    operator's soft cap. A Concat of past and present rows goes into the operator, and what it made
+    stays an output. Asked for by name, the pass raises the opset to 23, and says so; as part of
+    `simplify` it does not.
 
 Why it is correct:
     Attention computes softmax(scale·Q·Kᵀ + mask)·V, which is what the nodes spell. Factors of Q, of
