@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from onnxslim.runtime.training.operators.table import (
     entry_of,
     version_of,
 )
-from onnxslim.runtime.training.plan import Plan, PlannedNode, needed_nodes, outer_reads
+from onnxslim.runtime.training.plan import Plan, PlannedNode, needed_nodes, outer_reads, reads
 
 OPERATORS: Final = (  # modules that enter operators into the table
     attention,
@@ -89,11 +89,11 @@ class Compiler:
             self._training = Compiler(self.graph, self.device, self.dtype, is_training=True)
         return self._training
 
-    def check(self, wanted: Sequence[gs.Tensor]) -> None:
-        """Build all nodes that `wanted` needs.
+    def check(self, wanted: Sequence[gs.Tensor], stored: Container[gs.Tensor]) -> None:
+        """Build all nodes that `wanted` needs; `stored` are the constants that torch can hold.
 
         Raises:
-            ModelError: operators are missing: all of them, with a node of each.
+            ModelError: operators are missing: all of them, with a node of each; or a constant is.
         """
         nodes = needed_nodes(wanted, set(self.graph.inputs))
         missing: dict[str, str] = {}
@@ -106,6 +106,12 @@ class Compiler:
                 f"The model cannot be trained: no function of torch is known for {found}."
             )
         for node in nodes:
+            for tensor in reads(node):
+                if isinstance(tensor, Constant) and tensor not in stored:
+                    raise ModelError(
+                        f"The model cannot be trained: `{tensor.name}` holds values of type "
+                        f"{tensor.dtype}, which torch does not have."
+                    )
             self._planned(node)
 
     def planned(self, nodes: Iterable[Node]) -> Iterator[PlannedNode]:

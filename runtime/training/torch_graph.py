@@ -74,11 +74,11 @@ class TorchGraph:
         self.device, self.dtype = device, dtype
         self._graph = prepared(graph)
         self._compiler = Compiler(self._graph, device, dtype)
-        self._compiler.check(self._graph.outputs)
+        self._stored = _all_stored(self._graph)
+        self._compiler.check(self._graph.outputs, self._stored)
         self.inputs = tuple(tensor.name for tensor in self._graph.inputs)
         self.outputs = tuple(tensor.name for tensor in self._graph.outputs)
         self._tensors = {tensor.name: tensor for tensor in _all_tensors(self._graph)}
-        self._stored = _all_stored(self._graph)
         self.weights = {tensor.name: stored for tensor, stored in self._stored.items()}
         self._defaults = frozenset(
             tensor.name for tensor in self._graph.inputs if tensor.name in self.weights
@@ -186,12 +186,7 @@ class TorchGraph:
             return tuple(Plan(self._compiler.planned(nodes), stored, frontier).run(values))
 
     def _stored_value(self, tensor: gs.Tensor) -> Tensor:
-        stored = self._stored.get(tensor)
-        if stored is None:
-            raise UsageError(
-                f"The tensor `{tensor.name}` is made of texts, and cannot be trained with."
-            )
-        held = held_tensor(stored, self.dtype)
+        held = held_tensor(self._stored[tensor], self.dtype)
         return held if self._compiler.is_on_host(tensor) else held.to(self.device)
 
     def _tensor(self, name: str) -> gs.Tensor:

@@ -87,7 +87,13 @@ def _div(form: NodeForm) -> Computation:
 
 @plain("Pow", 7, 12, 13, 15)
 def _pow(base: Tensor, exponent: Tensor) -> Tensor:
-    return torch.pow(base, exponent).to(base.dtype)
+    if not exponent.requires_grad:
+        return torch.pow(base, exponent).to(base.dtype)
+    fixed = exponent.detach()
+    power = torch.pow(base, fixed)
+    # d/de bᵉ = bᵉ log b, where b has a logarithm; elsewhere the exponent gets no gradient
+    logarithm = torch.log(torch.where(base > 0, base, 1).detach())
+    return power + power.detach() * logarithm * (exponent - fixed)
 
 
 @operator("Mod", 10, 13, 28)

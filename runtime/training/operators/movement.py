@@ -426,7 +426,10 @@ def _pad(form: NodeForm) -> Computation:
                 whole[axis % rank] = sizes[place]
                 whole[axis % rank + rank] = sizes[half + place]
             sizes = whole
-        return padded(x, sizes, mode, 0 if value is None else value.item())
+        if value is None or not value.requires_grad:
+            return padded(x, sizes, mode, 0 if value is None else value.item())
+        inside = padded(torch.ones_like(x, dtype=torch.bool), sizes, mode, False)
+        return torch.where(inside, padded(x, sizes, mode), value)
 
     return run
 

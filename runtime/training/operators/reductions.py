@@ -86,10 +86,9 @@ def _reduction(reduce: _Reduce) -> Callable[[NodeForm], Computation]:
 
         def run(x: Tensor, given: Tensor | None = None) -> Tensor:
             axes = attribute if given is None else ints(given)
-            if not axes:
-                if skips:
-                    return x
+            if not axes and not skips:
                 axes = list(range(x.dim()))
+            axes = axes or []
             axes = [axis % x.dim() for axis in axes]
             y = reduce(x, axes, keep) if axes else reduce(x[None], [0], False)
             return torch.trunc(y).to(x.dtype) if holds_integers and y.is_floating_point() else y

@@ -56,6 +56,7 @@ def _roi_align(form: NodeForm) -> Computation:
         return cells.mean((2, 4))
 
     def run(x: Tensor, boxes: Tensor, batch: Tensor) -> Tensor:
+        boxes = boxes.detach()  # samples jump as they move
         if not len(boxes):
             return x.new_zeros(0, x.shape[1], height, width)
         found = [one(x[int(b)], box) for box, b in zip(boxes, batch.tolist(), strict=True)]
