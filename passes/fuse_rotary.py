@@ -36,9 +36,11 @@ Rewrite:
         y = Transpose <perm = [0, 2, 1, 3]> (z1)
     }
     ```
-    Rotations of neighbours instead of halves are `interleaved`.
-    Where the heads were not made of (batch, length, heads·width) the operator reads (batch, heads,
-    length, width). `fuse-attention`, run afterwards, takes the Reshape and the Transpose.
+    Rotations of neighbours instead of halves are `interleaved`. Where a Concat puts the columns of
+    each head that are not rotated behind those that are, the operator gets both, with the number of
+    those that it is to rotate. Where the heads were not made of (batch, length, heads·width) the
+    operator reads (batch, heads, length, width). `fuse-attention`, run afterwards, takes the
+    Reshape and the Transpose.
 
 Why it is correct:
     With halves x = (u, v) and cosines (c, c), sines (s, s), x·(c, c) + (−v, u)·(s, s) is
@@ -63,7 +65,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -117,7 +119,12 @@ class FuseRotary(RewritePass):
         writer = _RotaryWriter(rw, SizeFlow(graph, rw.opset))
         for node in rw.walk("Add"):
             found = _rotation(rw, node)
-            why = None if found is None else writer.write(node, found)
+            if found is None:
+                continue
+            partial = _partial(rw, node, found)
+            if partial is not None and writer.write(*partial) is None:
+                continue
+            why = writer.write(node, found)
             if why is not None:
                 rw.skip(node, f"no RotaryEmbedding: {why}")
         return rw.result()
@@ -132,6 +139,7 @@ class _Rotation:
         cosines, sines: what it and its turned copy are multiplied by.
         nodes: between `data` and the result, without the latter.
         pairs: whether neighbours are turned, and not the two halves.
+        columns: how many columns of x are rotated, the first ones; None: all.
     """
 
     data: gs.Tensor
@@ -139,6 +147,7 @@ class _Rotation:
     sines: gs.Tensor
     nodes: tuple[Node, ...]
     pairs: bool = False
+    columns: int | None = None
 
 
 def _rotation(rw: Rewriter, node: Node) -> _Rotation | None:
@@ -159,6 +168,23 @@ def _rotation(rw: Rewriter, node: Node) -> _Rotation | None:
             parts = (plain, turned, *nodes)
             return _Rotation(data, other, turned.inputs[1 - place], parts, halves is None)
     return None
+
+
+def _partial(rw: Rewriter, node: Node, found: _Rotation) -> tuple[Node, _Rotation] | None:
+    """The rotation as one of the first columns of x, and the Concat that joins the others to it."""
+    rotated, ndim = node.outputs[0], rank(found.data)
+    joins = rotated.outputs[0] if rw.uses(rotated) == 1 and rotated.outputs else None
+    if joins is None or joins.op != "Concat" or not joins.is_onnx or ndim is None:
+        return None
+    if len(joins.inputs) != 2 or joins.inputs[0] is not rotated:
+        return None
+    if int(joins.attrs["axis"]) % ndim != ndim - 1:
+        return None
+    parts = _parts(rw, found.data, joins.inputs[1], ndim)
+    if parts is None:
+        return None
+    source, nodes, columns = parts
+    return joins, replace(found, data=source, nodes=(*found.nodes, node, *nodes), columns=columns)
 
 
 def _turned(rw: Rewriter, tensor: gs.Tensor) -> tuple[gs.Tensor, tuple[Node, ...]] | None:
@@ -210,21 +236,32 @@ def _halves(
     rw: Rewriter, left: gs.Tensor, right: gs.Tensor, ndim: int
 ) -> tuple[gs.Tensor, tuple[Node, ...]] | None:
     """The tensor that `left` and `right` are the halves of, along the last axis."""
+    parts = _parts(rw, left, right, ndim)
+    if parts is None or right.shape is None or right.shape[-1] != parts[2]:
+        return None
+    return parts[:2]
+
+
+def _parts(
+    rw: Rewriter, left: gs.Tensor, right: gs.Tensor, ndim: int
+) -> tuple[gs.Tensor, tuple[Node, ...], int] | None:
+    """The tensor that `left` and `right` are, along the last axis, and the size of `left`."""
     if not left.inputs or not right.inputs:
         return None
     first, second = left.inputs[0], right.inputs[0]
-    size = None if left.shape is None else left.shape[-1]
-    if not isinstance(size, int) or right.shape is None or right.shape[-1] != size:
+    sizes = [None if tensor.shape is None else tensor.shape[-1] for tensor in (left, right)]
+    size, rest = sizes
+    if not isinstance(size, int) or not isinstance(rest, int):
         return None
     if first is second and first.op == "Split" and list(first.outputs) == [left, right]:
         axis = int(first.attrs.get("axis", 0)) % ndim
-        return (first.inputs[0], (first,)) if axis == ndim - 1 else None
+        return (first.inputs[0], (first,), size) if axis == ndim - 1 else None
     if first.op == second.op == "Slice" and first.inputs[0] is second.inputs[0]:
         source = first.inputs[0]
         whole = None if source.shape is None else source.shape[-1]
         starts = [_start(rw, node, ndim) for node in (first, second)]
-        if whole == 2 * size and starts[0] == 0 and starts[1] in (size, -size):
-            return source, (first, second)
+        if whole == size + rest and starts[0] == 0 and starts[1] in (size, -rest):
+            return source, (first, second), size
     return None
 
 
@@ -273,7 +310,10 @@ class _RotaryWriter:
         ):
             return "cosines are not known to be the same for all heads"
         is_equal = self._has_equal_pairs if found.pairs else self._has_equal_halves
-        if not all(is_equal(item, width) for item in (found.cosines, found.sines)):
+        turned = width if found.columns is None else found.columns
+        if table[3] != turned or not all(
+            is_equal(item, turned) for item in (found.cosines, found.sines)
+        ):
             return "the halves of its cosines or sines are not known to be equal"
         heads = shape[heads_axis]
         wide = self._wide(found.data, heads_axis)
@@ -281,12 +321,14 @@ class _RotaryWriter:
             return "its heads are not made of (batch, length, heads·width)"
         sizes = (shape[0], shape[3 - heads_axis])
         source = found.data if wide is None else wide
-        ends = (0, _FAR, -1, 2) if found.pairs else (0, width // 2, -1)
+        ends = (0, _FAR, -1, 2) if found.pairs else (0, turned // 2, -1)
         caches = [
             self._cache(node, item, heads_axis, sizes, source, wide is not None, ends)
             for item in (found.cosines, found.sines)
         ]
         attrs = {"interleaved": 1} if found.pairs else {}
+        if found.columns is not None:
+            attrs["rotary_embedding_dim"] = found.columns
         self._insert(node, source, caches, wide is not None, heads_axis, heads, width, attrs)
         return None
 

@@ -65,7 +65,31 @@ PAIRS = {
     "constants": f"{CONSTANTS}, int64[1] at3 = {{3}}, int64[1] at4 = {{4}}, int64[1] step = {{2}}, "
     "int64[4] twice = {1, 1, 1, 2}, int64[3] flat3 = {0, 0, 4}, int64[4] flat4 = {0, 0, 0, 4}",
 }
+
+
+def partial(parts: str, text: str, behind: str = "y = Concat <axis = -1> (z, rest)") -> str:
+    """The same of heads of 6, of which the first 4 columns, `p`, are rotated."""
+    whole, _, body = text.partition("x = ")
+    head, _, body = body.partition(")")
+    body = re.sub(r"\bx\b", "p", body).replace("y = Add", "z = Add")
+    body = body.replace("} }", "}").rstrip()[:-1]
+    text = f"{whole}x = {head}) {parts} {body} {behind} }}"
+    sizes = {"S, 8] q": "S, 12] q", "cut = {0, 0, 2, 4}": "cut = {0, 0, 2, 6}"}
+    for old, new in {**sizes, "S, 4] y": "S, 6] y", "2, 4] y": "2, 6] y"}.items():
+        text = text.replace(old, new)
+    return text.replace("float two", "int64[2] sizes = {4, 2}, int64[1] four = {4}, float two")
+
+
+BY_SPLIT = "p, rest = Split <axis = -1> (x, sizes)"
+BY_SLICES = "p = Slice (x, zero, four, three) rest = Slice (x, four, end, three)"
+PARTIAL = {
+    "first columns by Split": partial(BY_SPLIT, spelled()),
+    "first columns by Slice": partial(BY_SLICES, spelled(halves=SLICES)),
+    "first columns, neighbours": partial(BY_SPLIT, spelled(**PAIRS)),
+    "first columns, length before heads": partial(BY_SPLIT, spelled(**LENGTH_FIRST)),
+}
 FORMS = {
+    **PARTIAL,
     "neighbours": spelled(**PAIRS),
     "halves by Split": spelled(),
     "halves by Slice": spelled(halves=SLICES),
@@ -98,6 +122,32 @@ def test_every_form_becomes_one_operator_on_joined_heads(form: str) -> None:
     for batch, rows in ((1, 1), (2, 5), (3, 2)):
         with case(form, batch, rows):
             assert_same(source, result, {"B": batch, "S": rows})
+
+
+@pytest.mark.parametrize("form", PARTIAL)
+def test_columns_that_are_not_rotated_go_through_the_operator(form: str) -> None:
+    result, _ = apply(FuseRotary(), parse(PARTIAL[form], ir_version=11))
+    (node,) = (item for item in result.graph.node if item.op_type == "RotaryEmbedding")
+    values = {item.name: item.i for item in node.attribute}
+    assert values["rotary_embedding_dim"] == 4
+    assert "Split" not in operators(result)
+    assert "Concat" not in [item.op_type for item in result.graph.node if "y" in item.output]
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "y = Concat <axis = -1> (rest, z)",  # the last columns are rotated
+        "n2 = Neg (rest) y = Concat <axis = -1> (z, n2)",  # the others are changed as well
+    ],
+)
+def test_other_columns_beside_a_rotation_stay_where_they_are(behind: str) -> None:
+    source = parse(partial(BY_SPLIT, spelled(), behind), ir_version=11)
+    result, _ = apply(FuseRotary(), source)
+    (node,) = (item for item in result.graph.node if item.op_type == "RotaryEmbedding")
+    assert "rotary_embedding_dim" not in [item.name for item in node.attribute]
+    assert operators(result)[-1] == "Concat"
+    assert_same(source, result, {"B": 2, "S": 3})
 
 
 def test_heads_that_are_given_as_such_are_read_so() -> None:
