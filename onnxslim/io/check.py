@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import onnx
@@ -11,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.graph import wire
-from onnxslim.graph.ir import node_label, walk_graphs
+from onnxslim.graph.ir import Variable, node_label, walk_graphs
 from onnxslim.io.model import Model
 
 OLDEST_OPSET = 7  # the oldest that onnxruntime runs
@@ -129,36 +128,42 @@ def _original_type(tensor: gs.Tensor, info: onnx.ValueInfoProto) -> bytes:
 class Fingerprint:
     """The state of a graph; equal to a later one of the same graph if nothing was edited."""
 
-    digest: str
+    words: list[object]
     # weights count by identity, and an identity is only unique while its object lives
-    weights: tuple[object, ...] = field(compare=False, repr=False)
+    weights: list[object] = field(compare=False, repr=False)
 
 
 def fingerprint(graph: gs.Graph) -> Fingerprint:
-    """A digest of structure, attributes and weights (by identity) that any edit changes."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Structure, attributes and weights (by identity): any edit changes them.
+
+    The names are those of the graph, so that equal states are compared by identity, for the most.
+    """
+    words: list[object] = []
     weights: list[object] = []
-
-    def word(value: object) -> str:
-        if isinstance(value, gs.Constant):
-            weights.append(value._values)
-            return f"{value.name}:{id(value._values)}"
-        if isinstance(value, gs.Graph):
-            return value.name or "graph"
-        return str(value.name) if isinstance(value, gs.Tensor) else repr(value)
-
     for current in walk_graphs(graph):
         for node in current.nodes:
-            parts = [node.op, node.domain or "", node.name or ""]
-            parts += [word(tensor) for tensor in (*node.inputs, *node.outputs)]
-            parts += [f"{name}={word(value)}" for name, value in node.attrs.items()]
-            digest.update("\0".join(parts).encode())
-        edges = (*current.inputs, *current.outputs, *getattr(current, "unused", ()))
-        digest.update("\0".join(word(tensor) for tensor in edges).encode())
-    for function in getattr(graph, "local_functions", ()):
-        weights.append(function)
-        digest.update(f"{id(function)}".encode())
-    return Fingerprint(digest.hexdigest(), tuple(weights))
+            words += (node.op, node.domain, node.name, len(node.inputs), len(node.outputs))
+            words += _words((*node.inputs, *node.outputs), weights)
+            words += node.attrs
+            words += _words(node.attrs.values(), weights)
+        for tensors in (current.inputs, current.outputs, getattr(current, "unused", ())):
+            words.append(len(tensors))
+            words += _words(tensors, weights)
+    weights += getattr(graph, "local_functions", ())
+    words += map(id, getattr(graph, "local_functions", ()))
+    return Fingerprint(words, weights)
+
+
+def _words(values: Iterable[object], weights: list[object]) -> list[object]:
+    """A word for each tensor or value of an attribute; nearly all are plain tensors."""
+    return [v.name if type(v) is Variable else _word(v, weights) for v in values]
+
+
+def _word(value: object, weights: list[object]) -> object:
+    if isinstance(value, gs.Constant):
+        weights.append(value._values)
+        return value.name, id(value._values)
+    return value.name if isinstance(value, gs.Graph | gs.Tensor) else repr(value)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -25,6 +25,7 @@ from onnxslim.runtime.session import Outputs, Session
 
 _SIZES: Final = tuple(2**power for power in range(6, 16))  # of arrays, in bytes
 _COUNT: Final = 8
+_SMALL: Final = 1 << 16  # outputs that are compared as bytes first
 
 
 def differing_outputs(
@@ -36,6 +37,8 @@ def differing_outputs(
         if info.dtype is None or info.name not in reference:
             continue
         name, old, new = info.name, reference[info.name], found[info.name]
+        if old.nbytes <= _SMALL and _is_same(old, new):
+            continue
         how = shape_breach({name: old}, {name: new})
         if how is None:
             meter = DriftMeter()
@@ -44,6 +47,12 @@ def differing_outputs(
         if how is not None:
             differing[name] = how
     return differing
+
+
+def _is_same(old: np.ndarray, new: np.ndarray) -> bool:
+    """Whether type, shape and bytes are equal, faster than it is measured."""
+    is_alike = old.dtype == new.dtype and old.shape == new.shape
+    return is_alike and old.tobytes() == new.tobytes()
 
 
 def unsteady_outputs(
