@@ -23,7 +23,7 @@ _NARROWEST_TEXT = 18  # columns of a cell that may take several lines
 _UNLIMITED = 100_000
 _LABEL = re.compile(r" *\S+( \S+)* {2,}")  # `  written by  `
 _ITEM = re.compile(r" *(\d+\.|[-*]) +")  # of a list
-_PIECE = re.compile(r"\s*[^\s:,+/]*[\s:,+/]?")  # of a name or a pass, with the sign behind it
+_PIECE = re.compile(r"\s*[^\s:,+/._-]*[\s:,+/._-]?")  # of a name or a pass, with the sign behind it
 _CONTINUED = "  "
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|dB|[num]?s|min|[kMG]?B)\b|%)")  # no line ends before a unit
 _CODE = re.compile(r"\S {2,}\S|->|[{}]| = \w+\(")  # lines that are no prose
@@ -184,11 +184,13 @@ def _broken_cell(cell: str, width: int) -> str:
     """`cell` in lines of up to `width`, broken at spaces and behind signs of names and passes."""
     if len(cell) <= width:
         return cell
-    lines = [""]
+    lines, hang = [""], " " * (len(cell) - len(cell.lstrip())) + _CONTINUED
     for piece in _PIECE.findall(cell):
         if len(lines[-1]) + len(piece.rstrip()) > width and lines[-1].strip():
-            lines.append(_CONTINUED)
+            lines.append(hang)
         lines[-1] += piece
+        while len(lines[-1].rstrip()) > width > len(hang):  # no sign to break behind
+            lines[-1:] = [lines[-1][:width], hang + lines[-1][width:]]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -297,6 +297,19 @@ def test_long_names_are_broken_behind_their_signs() -> None:
     ]
 
 
+def test_names_of_passes_are_broken_between_their_words() -> None:
+    """Where a wide column leaves little room; a name without signs is broken all the same."""
+    grid = FigureTable(("step", "drift"))
+    grid.add("  convert-residual-sums", "0.00000012 of the range")
+    grid.add("anameofmorethantwentyletters", "none")
+    assert grid.render(Paper(44)).split("\n")[2:] == [
+        "  convert-residual-  0.00000012 of the range",
+        "    sums",
+        "anameofmorethantwen                     none",
+        "  tyletters",
+    ]
+
+
 def test_no_line_ends_between_a_number_and_its_unit() -> None:
     assert wrapped("from 98.90 % to 12.5 ms", Paper(10)) == "from\n  98.90 %\n  to\n  12.5 ms"
 
