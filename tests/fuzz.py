@@ -47,6 +47,7 @@ from random_models import drawn_model
 from rewrite_trials import Trial
 
 SECONDS_OF_A_MODEL: Final = 120  # all pipelines on it, and the reduction of what fails
+_TOLD: Final = 100  # inputs after which progress is told
 
 
 @dataclass
@@ -54,11 +55,13 @@ class Tally:
     """What came of the inputs so far.
 
     Attributes:
+        inputs: how many there were.
         counts: how often each outcome came.
         kinds: the name of the first input that showed each kind of failure.
     """
 
     keep: Path
+    inputs: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     kinds: dict[str, str] = field(default_factory=dict)
 
@@ -149,6 +152,9 @@ def search(
                 outcome = death
             with lock:
                 note(tally, name, item, outcome, peak)
+                tally.inputs += 1
+                if tally.inputs % _TOLD == 0:
+                    print(f"{tally.inputs} so far, the last is {name}", file=sys.stderr, flush=True)
         worker.stop()
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -162,7 +168,7 @@ def inputs_of(options: argparse.Namespace) -> tuple[Task, Iterator[tuple[str, An
         return judge_model, ((seed, seed) for seed in seeds)
     if options.what == "node-tests":
         names = sorted(name for name in node_tests() if options.only in name)
-        return judge_node_test, ((name, name) for name in names)
+        return judge_node_test, ((name, name) for name in names[options.start :])
     base = valid_models()
     makers = [broken_bytes, broken_structure]
     if options.what == "packed":
@@ -190,7 +196,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--minutes", type=float, help="stop after so long (1 without --count)")
     parser.add_argument("--count", type=int, help="stop after so many inputs")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness")
-    parser.add_argument("--start", type=int, default=0, help="number of the first model")
+    parser.add_argument(
+        "--start", type=int, default=0, help="number of the first model or node test"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--only", default="", help="node tests with this in their names")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="findings")

@@ -230,15 +230,34 @@ class Subject:
         )
         return self._signature_objection(result.to_bytes())
 
+    @cached_property
+    def _samples(self) -> list[dict[str, Any]] | None:
+        """Inputs with the names of the first ones; None for a model without inputs."""
+        names = set(self.runs[0][0])
+        return [dict(feed) for feed, _ in self.runs if set(feed) == names] if names else None
+
+    @cached_property
+    def _calibrated(self) -> PreparedRun:
+        settings = RunSettings(calibration=self._samples, measure=False, threads=1)
+        return PreparedRun(Model.load(self.model), settings)
+
+    def _declines(self, pipeline: str, folder: Path) -> bool:
+        """Whether no step of a pipeline changes anything, found out on what is prepared once."""
+        policy = Policy(floors=Floors(min_sqnr_db=_FLOOR_DB))
+        parsed = parse_pipeline(pipeline)
+        attempt = self._calibrated.try_pipeline(parsed, policy, reproducers=folder)
+        return not any(step.changes for step in attempt.steps)
+
     def _lossy(self, pipeline: str, folder: Path) -> str | None:
         target = folder / "out.onnx"
-        same_names = [feed for feed, _ in self.runs if set(feed) == set(self.runs[0][0])]
         try:
+            if self._declines(pipeline, folder):
+                return None
             compress(
                 self.model,
                 target,
                 passes=pipeline,
-                calibration=[dict(feed) for feed in same_names],
+                calibration=self._samples,
                 measure=False,
                 threads=1,
                 floors=Floors(min_sqnr_db=_FLOOR_DB),
