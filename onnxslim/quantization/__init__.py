@@ -3,7 +3,7 @@
 grid                scale and zero point of a tensor; values to codes and back
 calibration_ranges  the range of an activation that a grid covers, and what that costs
 range_choice        which of several ranges moves the outputs least
-effort              how much of a model may be run for that
+effort              how much of a model may be run for that, and for smoothing
 weight_scales       scales of weights: granularity, and clipping
 weight_rounding     codes of weights: to nearest, with error feedback, by coordinate descent
 weight_layouts      arrays of codes and scales, as the operators that decode them read them

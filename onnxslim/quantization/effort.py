@@ -1,10 +1,11 @@
-"""How much of a model is run to choose ranges: a budget of multiply-accumulates.
+"""How much of a model is run: budgets of multiply-accumulates.
 
 Choosing ranges by their effect on the outputs runs the model from each tensor on, for each range:
 for a small net that is a minute, for a large one it would be hours. So all of it together may do
-`BUDGET` multiply-accumulates, which takes one core of 2026 about two minutes; what no longer fits
-keeps the range with the least error of its own. Work is counted, not timed: the same command gives
-the same file, however busy the machine is.
+`CHOOSING` multiply-accumulates, which takes one core of 2026 about two minutes; what no longer fits
+keeps the range with the least error of its own. Looking at the inputs of products, to smooth them,
+may do `SEEING`: models with that much work have many rows in each sample. Work is counted, not
+timed: the same command gives the same file, however busy the machine is.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from onnxslim.graph.ir import walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import with_input_shapes
 
-BUDGET: Final = 2e12
+CHOOSING: Final = 2e12
+SEEING: Final = 3e11
 _LEAST: Final = 1e7  # multiply-accumulates that any run counts as: small operators cost as well
 
 
-def affordable_runs(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """How many runs of `model` on one sample with inputs of these `shapes` the budget allows."""
+def affordable_runs(model: Model, shapes: Mapping[str, tuple[int, ...]], budget: float) -> float:
+    """How many runs of `model` on one sample with inputs of these `shapes` a budget allows."""
     graph = with_input_shapes(model, shapes).graph
     macs = sum(node_macs(node) or 0 for inner in walk_graphs(graph) for node in inner.nodes)
-    return BUDGET / max(macs, _LEAST)
+    return budget / max(macs, _LEAST)

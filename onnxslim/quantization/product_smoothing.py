@@ -37,7 +37,8 @@ from onnxslim.services.calibration import Calibration
 from onnxslim.services.progress import Progress
 
 ALPHAS: Final = (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
-SAMPLES: Final = 128  # that are seen
+SAMPLES: Final = 128  # that are seen at most
+FEWEST_SAMPLES: Final = 16
 _ROWS: Final = 1024  # over all samples, on which errors are computed, about
 _QUIET: Final = (
     0.5  # share of the median over channels of the largest |x|; smaller ones count as it

@@ -33,7 +33,7 @@ from onnxslim.quantization.clusters import (
     drop_isolated_movement,
     worth_observing,
 )
-from onnxslim.quantization.effort import affordable_runs
+from onnxslim.quantization.effort import CHOOSING, SEEING, affordable_runs
 from onnxslim.quantization.equalize import equalize
 from onnxslim.quantization.float_fallback import DivergenceLimits, FloatFallback
 from onnxslim.quantization.grid import Grid, GridForm, LayerCodes
@@ -41,7 +41,7 @@ from onnxslim.quantization.int8_options import CodeType, Decision, Int8Options, 
 from onnxslim.quantization.kernel_forms import sums_to_adds
 from onnxslim.quantization.layer_codes import nearest_codes, solved_codes
 from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement
-from onnxslim.quantization.product_smoothing import SAMPLES, ProductSmoothing
+from onnxslim.quantization.product_smoothing import FEWEST_SAMPLES, SAMPLES, ProductSmoothing
 from onnxslim.quantization.qdq import QdqPlan, grid_source, insert_qdq, quantized_copy
 from onnxslim.quantization.range_choice import (
     TOGETHER,
@@ -240,7 +240,7 @@ class Int8Run:
             self.smoothing = ProductSmoothing(
                 self.model,
                 self.weights.grid,
-                self.calibration.some(SAMPLES),
+                self.calibration.some(self._smoothing_samples()),
                 self.context.progress,
                 options.alpha_of,
             )
@@ -250,6 +250,13 @@ class Int8Run:
         self.effects.clear()  # they were those of another model
         self.clusters = clusters_of(self.model.graph, self.ranges)
         self.codes = nearest_codes(self.model, self.clusters, self.weights)
+
+    def _smoothing_samples(self) -> int:
+        """How many samples smoothing sees."""
+        return max(FEWEST_SAMPLES, min(SAMPLES, int(self._affordable_runs(SEEING))))
+
+    def _affordable_runs(self, budget: float) -> float:
+        return affordable_runs(self.model, self.calibration.extent(self.model).shapes, budget)
 
     # ----------------------------------------------------------------- observe
 
@@ -407,8 +414,7 @@ class Int8Run:
             return held.distances(self.reference, (quantized_copy(self.model, p) for p in plans))
 
         found = {name: self.found[name] for name in used}
-        shapes = self.calibration.extent(self.model).shapes
-        runs = affordable_runs(self.model, shapes)
+        runs = self._affordable_runs(CHOOSING)
         candidates = RangeCandidates(
             found, self.model, held, self.context.progress, runs, self.effects
         )
