@@ -9,7 +9,7 @@ A rotation then turns each of them into a matrix like any other that reads the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -39,11 +39,6 @@ class Exits:
         for node, identity in self._identities.items():
             if node.inputs[1] is identity:
                 self.rw.substitute(node, node.inputs[0], "removed a product with the identity")
-
-    @property
-    def nodes(self) -> Iterator[Node]:
-        """Those that are left."""
-        yield from (node for node in self._identities if self.rw.is_alive(node))
 
     def _before(self, node: Node, operand: int) -> None:
         tensor = node.inputs[operand]

@@ -20,7 +20,6 @@ from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.residual.basis import Basis
-from onnxslim.residual.normalizations import Normalization
 from onnxslim.residual.streams import Stream, StreamGraph
 
 Place = tuple[Node, int]
@@ -33,11 +32,13 @@ class RotatedStream:
 
     Attributes:
         moments: of what each of its normalizations returns without γ and β, (d, d).
+        share: of these moments, over all normalizations, that the basis keeps.
     """
 
     stream: Stream
     basis: Basis
     moments: Mapping[str, np.ndarray]
+    share: float
 
     def decoder(self, tensor: gs.Tensor) -> np.ndarray:
         """What a reader of `tensor` is multiplied by, (copies·d, copies·k)."""
@@ -159,6 +160,3 @@ def _times(array: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarray:
 def _operand(place: Place | None) -> np.ndarray | None:
     values = None if place is None else const_array(place[0].inputs[place[1]])
     return None if values is None else np.asarray(values, np.float64)
-
-
-__all__ = ["Normalization", "RotatedStream", "rotate"]

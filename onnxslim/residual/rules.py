@@ -52,6 +52,7 @@ class StreamRules:
             **{op: self._expanded(RULES[op]) for op in _EXPANDING if op in RULES},
             "ReduceMean": self._mean(RULES["ReduceMean"]),
             "Gather": self._table(RULES["Gather"]),
+            "GatherND": _rows,
         }
 
     def _normalization(self, other: ChannelRule | None) -> ChannelRule:
@@ -139,6 +140,20 @@ class StreamRules:
             return _viewed(node, tracer, layer)
 
         return rule
+
+
+def _rows(node: Node, tracer: ChannelTracer) -> Sequence[ChannelLabels]:
+    """GatherND that looks up whole rows of a constant table."""
+    table, indices = node.inputs
+    stored, places = const_value(table), tracer.shape(indices)
+    is_table = stored is not None and len(stored.shape) == 2 and stored.dtype.kind == "f"
+    if stored is None or not is_table or places[-1] != 1 or node.attrs.get("batch_dims", 0):
+        tracer.pin_all(node.inputs, f"`{node.label}` ({node.op}) picks some of them")
+        return ()
+    ids = tracer.fresh(int(stored.shape[1]))
+    tracer.slice_operand(node, 0, 1, ids, 0)
+    tracer.trace.writers.append(Member(node, None, 0, 1, ids))
+    return ((along_axis(ids, len(places) - 1, len(places)),),)
 
 
 def _viewed(node: Node, tracer: ChannelTracer, layer: WeightLayer) -> Sequence[ChannelLabels]:

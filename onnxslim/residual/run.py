@@ -6,12 +6,14 @@ Owns: the order of these steps, and the report. Not here: the options (see
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from onnxslim.graph.clone import clone_graph
+from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.problems import Problems, assign
 from onnxslim.pipeline.passes import Context
@@ -22,6 +24,7 @@ from onnxslim.residual.normalizations import Normalization
 from onnxslim.residual.rotation import RotatedStream, rotate
 from onnxslim.residual.streams import Stream, StreamGraph
 
+_SMALLEST: Final = np.float32(1e-6)  # root mean square of a row that is not zero
 Moments = Mapping[str, np.ndarray]
 
 
@@ -30,9 +33,9 @@ class StreamOptions:
     """The options of `prune-residual-stream`.
 
     Attributes:
-        ratio: share of the columns to remove.
+        ratio: share of the columns to remove; 0: streams are rotated only.
         align: what is left is a multiple of it.
-        reconstruct: whether readers are refitted.
+        reconstruct: whether the layers that read a stream are refitted.
     """
 
     ratio: float
@@ -40,11 +43,11 @@ class StreamOptions:
     reconstruct: bool
 
     def kept(self, width: int) -> int:
-        """Columns that are left of `width`."""
+        """Columns that are left of `width`; 2 at least, as LayerNormalization needs."""
         if not self.ratio:
             return width
         count = round(width * (1 - self.ratio) / self.align) * self.align
-        return min(width, max(count, min(self.align, width), 2))
+        return min(width, max(count, self.align, 2))
 
 
 class StreamPruning:
@@ -55,71 +58,107 @@ class StreamPruning:
 
     def run(self) -> PassResult:
         """Rotate, cut and refit."""
-        if not self._are_there():
+        if not self._can_rotate():
             return PassResult(skips=self.rw.result().skips)
         exits = Exits(self.rw, StreamGraph(self.rw))
         graph = StreamGraph(self.rw)
-        streams = [item for item in graph.streams() if isinstance(item, Stream)]
-        rotated = self._rotated(streams)
-        changes = [
-            Change(item.stream.label, f"{item.basis.kept} of {item.basis.width} columns")
+        rotated = list(
+            self._rotated([found for found in graph.streams() if self._is_wanted(found)])
+        )
+        changes = [_change(item) for item in rotated]
+        readers = {
+            member.layer.name
             for item in rotated
-        ]
-        names = {m.layer.name for s in streams for m in s.group.readers if m.layer is not None}
+            for member in item.stream.group.readers
+            if member.layer is not None
+        }
         rotate(self.rw, graph, rotated)
         exits.remove_unused()
         self.rw.result()
-        if self.options.ratio and self.options.reconstruct:
-            self._refit(names)
-        fidelity = Fidelity.LOSSY if self.options.ratio else Fidelity.CLOSE
-        return PassResult(tuple(changes), self.rw.result().skips, fidelity)
+        if not self.options.ratio:
+            return PassResult(tuple(changes), self.rw.result().skips, Fidelity.CLOSE)
+        if self.options.reconstruct:
+            changes += self._refitted(readers)
+        return PassResult(tuple(changes), self.rw.result().skips, Fidelity.LOSSY)
 
-    def _are_there(self) -> bool:
-        """Whether a stream can be rotated, found on a copy; says of the others why not."""
+    # ------------------------------------------------------------------ which streams
+
+    def _can_rotate(self) -> bool:
+        """Whether there is a stream to rotate, found on a copy; says of the others why not."""
+        if self.context.calibration is None or self.context.model is None:
+            self.rw.skip(self.rw.main.name, "no samples show in which directions it varies")
+            return False
         trial = Rewriter(clone_graph(self.rw.main))
         Exits(trial, StreamGraph(trial))
         found = list(StreamGraph(trial).streams())
+        names = {node_label(node) for node in self.rw.main.nodes}
         for item in found:
             if not isinstance(item, Stream):
-                norm, why = item
-                self.rw.skip(norm.label, why)
-        return any(isinstance(item, Stream) for item in found)
+                norms, why = item
+                known = (norm.label for norm in norms if norm.label in names)
+                self.rw.skip(next(known, self.rw.main.name), why)
+            elif not self._is_wanted(item):
+                why = f"no multiple of {self.options.align} columns is near enough to the share"
+                self.rw.skip(item.label, why)
+        return any(map(self._is_wanted, found))
 
-    def _rotated(self, streams: Sequence[Stream]) -> list[RotatedStream]:
+    def _is_wanted(self, item: object) -> bool:
+        if not isinstance(item, Stream):
+            return False
+        return not self.options.ratio or self.options.kept(item.width) < item.width
+
+    # ------------------------------------------------------------------ their bases
+
+    def _rotated(self, found: Sequence[object]) -> Iterator[RotatedStream]:
+        streams = [item for item in found if isinstance(item, Stream)]
         moments = self._moments(streams)
-        found = []
         for stream in streams:
             total = np.sum([moments[norm.label] for norm in stream.norms], axis=0)
-            basis = Basis.of(total, self.options.kept(stream.width), is_centred=stream.is_centred)
-            found.append(RotatedStream(stream, basis, moments))
-        return found
+            kept = self.options.kept(stream.width)
+            basis = Basis.of(total, kept, is_centred=stream.is_centred)
+            yield RotatedStream(stream, basis, moments, basis.share(total))
 
     def _moments(self, streams: Sequence[Stream]) -> Moments:
         """Second moments, (d, d), of what each normalization returns without γ and β."""
-        if self.context.calibration is None or self.context.model is None:
-            return {n.label: np.eye(s.width) for s in streams for n in s.norms}
+        assert self.context.calibration is not None
+        assert self.context.model is not None
         model = self.context.model.clone()
-        tensors = {t.name: t for node in model.graph.nodes for t in node.outputs}
-        sources = {str(norm.source.name) for stream in streams for norm in stream.norms}
+        tensors = {tensor.name: tensor for node in model.graph.nodes for tensor in node.outputs}
+        sources = dict.fromkeys(str(n.source.name) for stream in streams for n in stream.norms)
         model.graph.outputs = [tensors[name] for name in sources]
         sums = {n.label: np.zeros((s.width, s.width)) for s in streams for n in s.norms}
-        for sample in self.context.calibration.outputs(model):
+        samples = self.context.calibration.outputs(model)
+        for sample in self.context.progress.over("looking at streams", samples, "runs"):
             for stream in streams:
                 for norm in stream.norms:
                     rows = _normalized(sample.values[str(norm.source.name)], norm, stream.width)
                     sums[norm.label] += rows.T @ rows
         return sums
 
-    def _refit(self, names: set[str]) -> None:
+    # ------------------------------------------------------------------ what reads them
+
+    def _refitted(self, readers: set[str]) -> Iterator[Change]:
+        """Fit layers, one after the other, to what they returned in the original model."""
         problems = Problems(self.rw, self.context)
         problems = problems.restricted(
             lambda shared: all(
-                la.name in names and problems.original(la) is not None for la in shared.layers
+                layer.name in readers and problems.original(layer) is not None
+                for layer in shared.layers
             )
         )
         for problem in problems:
             if problem.has_data:
                 assign(self.rw, problem, problem.target)
+                error = problem.relative_error(problem.target)
+                yield Change(problem.name, f"refitted, relative output error {error:.2g}")
+
+
+def _change(item: RotatedStream) -> Change:
+    kept, width = item.basis.kept, item.basis.width
+    what = f"the stream that it writes was rotated, and has {kept} of {width} columns"
+    if kept < width:
+        what += f", with {item.share:.1%} of what its normalizations see"
+    return Change(item.stream.label, what)
 
 
 def _normalized(values: np.ndarray, norm: Normalization, width: int) -> np.ndarray:
@@ -128,5 +167,5 @@ def _normalized(values: np.ndarray, norm: Normalization, width: int) -> np.ndarr
     if norm.is_centred:
         rows = rows - rows.mean(axis=1, keepdims=True)
     scale = np.sqrt(np.square(rows).mean(axis=1, keepdims=True))
-    rows = rows / np.maximum(scale, np.float32(1e-6))
+    rows = rows / np.maximum(scale, _SMALLEST)
     return np.asarray(rows.reshape(-1, width))

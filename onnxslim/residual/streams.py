@@ -94,8 +94,8 @@ class StreamGraph:
         for array in self.channels.trace.labels.get(tensor, ()):
             yield self.channels.units.of_ids(array)
 
-    def streams(self) -> Iterator[Stream | tuple[Normalization, str]]:
-        """The streams; for the others a normalization that reads them, and why they are none."""
+    def streams(self) -> Iterator[Stream | tuple[list[Normalization], str]]:
+        """The streams; for others the normalizations that read them, and why they are none."""
         for group in self.channels.groups:
             mask = self._mask(group)
             norms = [norm for norm in self.norms if self._carries(norm.source, mask)]
@@ -103,7 +103,7 @@ class StreamGraph:
                 try:
                     yield self._stream(group, mask, norms)
                 except NoStream as why:
-                    yield norms[0], str(why)
+                    yield norms, str(why)
 
     def joined_spaces(self) -> Iterator[tuple[Node, int]]:
         """Operands in the space of a normalization that are to be in the space of the sums.

@@ -56,8 +56,9 @@ class ResidualNet:
         info = helper.make_tensor_value_info("x", TensorProto.INT64, ["N", LENGTH])
         self.inputs.append(info)
         self.weights["table"] = self.written(WORDS, WIDTH)
-        places = self.add("Unsqueeze", np.arange(LENGTH), np.array([0]))
-        rows = self.add("Gather", self.written(LENGTH, WIDTH), places)
+        lengths = self.add("Range", np.array(0), np.array(LENGTH), np.array(1))
+        places = self.add("Unsqueeze", lengths, np.array([0, 2]))  # as dynamo indexes by two axes
+        rows = self.add("GatherND", self.written(LENGTH, WIDTH), places)
         return self.add("Add", self.add("Gather", "table", "x"), rows)
 
     def pictures(self) -> str:

@@ -114,7 +114,7 @@ def test_a_tied_table_stays_one_table() -> None:
 
 def test_what_is_left_is_a_multiple() -> None:
     after, result = pruned(residual_net(), ratio=0.3, align=4)
-    assert "8 of 12" in result.changes[0].what
+    assert "has 8 of 12 columns" in result.changes[0].what
     assert (20, 8) in sizes(after)
 
 
@@ -194,6 +194,12 @@ def test_sums_that_are_normalized_themselves_stay() -> None:
     why = "what 2 of 3 normalizations return is part of the stream itself"
     assert any(why in skip.why for skip in result.skips), result.skips
     assert len(ops(after)) == len(net.nodes)
+
+
+def test_a_stream_that_is_narrower_than_the_multiple_stays() -> None:
+    _, result = pruned(residual_net(), align=16)
+    assert not result.changed
+    assert any("no multiple of 16 columns" in skip.why for skip in result.skips), result.skips
 
 
 def test_it_asks_for_samples() -> None:
