@@ -80,7 +80,10 @@ def _narrowed_shape(user: Node, sizes: _Narrower) -> Shape | None:
         or (user.op in _RESHAPING and _is_one_element(user, sizes))
     ):
         return None
-    found = next(shapes_of(user, sizes))
+    try:
+        found = next(shapes_of(user, sizes))
+    except (IndexError, ValueError):
+        return None  # a smaller tensor lacks an axis that the operator names
     known = tuple(size for size in found or () if size is not None)
     if found is None or len(known) != len(found):
         return None

@@ -235,6 +235,18 @@ def test_expand_stays_where_its_size_matters(behind: str) -> None:
     )
 
 
+def test_expand_stays_where_an_operator_behind_it_names_the_axes_that_it_adds() -> None:
+    assert_declines(
+        """<opset_import: ["" : 17]>
+        g (float[2, 3, 4] x, float[1] s) => (float[2, 3, 4] y) <int64[3] ones = {1, 1, 1}> {
+            e = Expand (s, ones)
+            t = Transpose <perm = [0, 2, 1]> (e)
+            y = Add (x, t)
+        }""",
+        FoldShapes(),
+    )
+
+
 def test_expand_keeps_a_dimension_by_one() -> None:
     assert_rewrites(
         f"""{HEADER}
