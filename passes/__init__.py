@@ -19,6 +19,7 @@ PASSES: Mapping[str, str] = {
     "eliminate-identity": "eliminate_identity:EliminateIdentity",
     "factorize-conv": "factorize_conv:FactorizeConv",
     "factorize-dense": "factorize_dense:FactorizeDense",
+    "finetune": "finetune:Finetune",
     "fold-constants": "fold_constants:FoldConstants",
     "fold-if": "fold_if:FoldIf",
     "fold-shapes": "fold_shapes:FoldShapes",

@@ -81,10 +81,10 @@ class CodedReader:
             if on_levels(first.table):
                 codes = known[len(tables) :]
                 alone = all(len(tensor.outputs) == 1 for tensor in planes)
-                zeros, holders = _zeros_of(weight), tuple(holder for _, holder in codes)
                 if not alone:
                     return _SHARED
-                return LevelCodes(name, readers, output, weight, known[0][0], holders, zeros)
+                zeros = _zeros_of(weight)
+                return LevelCodes(name, readers, output, weight, known[0][0], tuple(codes), zeros)
         elif any(on_levels(stage.table) for stage in weight.stages):
             return "the values of its tables stay, and its codes cannot move"
         return TableWeight(name, readers, output, weight, tuple(n for n, _ in known[: len(tables)]))
@@ -233,7 +233,9 @@ class CodedReader:
         for output in node.outputs:
             places += self.places.of(output)
         labels = label_of(places)
-        return labels or "no operator that learns reads it"
+        if not labels:
+            return "no operator that learns reads it"
+        return (*labels, str(node.outputs[0].name))
 
 
 # ---------------------------------------------------------------------------- layouts

@@ -35,7 +35,7 @@ class StoredWeight:
 
     Attributes:
         name: of the stored tensor; of its codes, where it has some.
-        readers: labels of the nodes that compute with it.
+        readers: labels of the nodes that compute with it, and of those that compute it from codes.
     """
 
     name: str
@@ -96,8 +96,8 @@ class ScaleWeight(LeafWeight):
     """Steps of a grid: positive numbers.
 
     Attributes:
-        twins: other constants that hold the same steps, as those of a DequantizeLinear behind a
-            QuantizeLinear.
+        twins: names and constants of others that hold the same steps, as those of a
+            DequantizeLinear behind a QuantizeLinear.
     """
 
     twins: tuple[tuple[str, Constant], ...] = ()
@@ -137,13 +137,13 @@ class LevelCodes(CodedWeight):
     Attributes:
         weight: of one stage, and one table of single numbers.
         table: name of the constant that holds them.
-        planes: the constants that hold the codes.
+        planes: names and constants that hold the codes.
         zeros_stay: whether codes of zero stay so.
     """
 
     weight: CodebookWeight
     table: str
-    planes: tuple[Constant, ...]
+    planes: tuple[tuple[str, Constant], ...]
     zeros_stay: bool
 
 

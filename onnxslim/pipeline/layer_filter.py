@@ -160,7 +160,7 @@ def layer_patterns(item: Pass) -> Iterator[tuple[str, str]]:
         return
     for spec in item.options():
         value = getattr(item, spec.field)
-        if spec.field in ("only", "skip"):
+        if spec.field in ("only", "skip", "freeze"):
             yield from ((spec.name, pattern) for pattern in value)
         elif isinstance(spec.constraint, LayerValue):
             yield from ((spec.name, spec.constraint.layer(entry)) for entry in value)

@@ -132,6 +132,8 @@ class _PipelineRun:
         for bundle in told if len(bundles) > 1 else bundles:
             self.reference = self.reference or current
             kept, steps = self.try_bundle(current, bundle)
+            if kept is current and bundle[-1].mends and len(bundle) > 1:
+                kept, steps = self.without_mending(current, bundle, steps)
             if kept is not current and any(_is_lossless(step) for step in steps):
                 # a lossless step may give a tensor's name to another value, so the outputs of the
                 # old model's layers are no targets any more
@@ -170,6 +172,22 @@ class _PipelineRun:
             return current, reports
         return self.judge(current, latest, bundle, reports, deciding)
 
+    def without_mending(
+        self, current: Model, bundle: Sequence[Pass], reports: list[StepReport]
+    ) -> tuple[Model, list[StepReport]]:
+        """The steps that were to be mended, each for itself, where they were dropped together.
+
+        Args:
+            current: the model before them.
+            bundle: the steps, the one that mends last.
+            reports: of the bundle as one.
+        """
+        steps: list[StepReport] = []
+        for each in _bundles(bundle[:-1], mends=False):
+            current, own = self.try_bundle(current, each)
+            steps += own
+        return current, [*steps, reports[-1]]
+
     def judge(
         self,
         current: Model,
@@ -195,8 +213,9 @@ class _PipelineRun:
         lossy = max(report.fidelity for report in reports) is Fidelity.LOSSY
         missed = self.policy.floor_missed(last) if lossy else None
         drifts = last.comparison.previous if lossy and last.comparison else {}
+        must_gain = lossy and not (len(bundle) == 1 and bundle[0].mends)
         why = missed or self.policy.objection(
-            before, last.stats, last.latency, lossy=lossy, drifts=drifts
+            before, last.stats, last.latency, lossy=must_gain, drifts=drifts
         )
         if why is None:
             self.commit(candidate, last.stats)
@@ -343,13 +362,24 @@ def idle_steps(passes: Sequence[Pass], reports: Sequence[StepReport]) -> dict[st
     return found
 
 
-def _bundles(steps: Iterable[Pass]) -> Iterator[list[Pass]]:
-    """Steps that are kept or dropped as one: those that prepare, with the next other one."""
-    bundle: list[Pass] = []
+def _bundles(steps: Iterable[Pass], *, mends: bool = True) -> Iterator[list[Pass]]:
+    """Steps that are kept or dropped as one.
+
+    These are steps that prepare, with the next other one, and with `mends` also lossy steps right
+    before one that mends, with it.
+    """
+    bundles: list[list[Pass]] = [[]]
     for step in steps:
-        bundle.append(step)
+        if mends and step.mends:
+            while len(bundles) > 1 and _are_lossy(bundles[-2]):
+                last = bundles.pop()
+                bundles[-1] += last
+        bundles[-1].append(step)
         if not step.prepares:
-            yield bundle
-            bundle = []
-    if bundle:
-        yield bundle
+            bundles.append([])
+    return (bundle for bundle in bundles if bundle)
+
+
+def _are_lossy(bundle: Sequence[Pass]) -> bool:
+    """Whether the last step, which decides on the others, is lossy and none mends yet."""
+    return bundle[-1].fidelity is Fidelity.LOSSY and not bundle[-1].mends

@@ -62,6 +62,11 @@ PIPELINES: Final = {
          "weight-sharing", "lut"),
         _CODEBOOK,
     ),
+    **dict.fromkeys(
+        ("fine-tune", "fine-tuning", "finetuning", "retrain", "retraining", "train", "training",
+         "distill", "distillation", "kd", "qat", "recover"),
+        "finetune",
+    ),
     **dict.fromkeys(("binarize", "binary", "bnn", "xnor"), "binarize-weights"),
     **dict.fromkeys(("ternarize", "ternary", "twn"), "ternarize-weights"),
     **dict.fromkeys(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxslim.services.calibration import Calibration
     from onnxslim.services.evaluator import Evaluator
     from onnxslim.services.stopwatch import Stopwatch
+    from onnxslim.services.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Context:
         accuracy: measures the accuracy of a model on the evaluation data, in [0, 1]; None without
             such data.
         labelled: the evaluation samples; None without such data, or where it is a metric.
+        trainer: lets a model learn from others on the samples of the user; None without samples.
         stopwatch: measures run times on this machine; None where nothing is to be timed.
         floors: limits on what lossy steps may cost, for passes that choose how far to go.
         goal: which of bytes and latency may not get worse, for passes that trade one for the other.
@@ -64,6 +66,7 @@ class Context:
     seeded: Calibration | None = None
     accuracy: Callable[[Model], float | None] | None = None
     labelled: Calibration | None = None
+    trainer: Trainer | None = None
     stopwatch: Stopwatch | None = None
     floors: Floors = field(default_factory=Floors)
     goal: Goal = Goal.BOTH
@@ -99,6 +102,8 @@ class Pass:
         names_layers: whether the options `only` and `skip` are names of layers or nodes.
         prepares: whether the pass pays only through later passes (as pruned weights do once
             they are packed); the manager then judges it together with them.
+        mends: whether the pass brings back what lossy steps right before it cost; the manager
+            then judges them together with it first.
         examples: pipelines with the pass -> what each does; {}: plain ones are made up.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
             which sensitivity is measured; {} without such an option.
@@ -111,6 +116,7 @@ class Pass:
     changes_weights: ClassVar[bool] = False
     names_layers: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
+    mends: ClassVar[bool] = False
     examples: ClassVar[Mapping[str, str]] = {}
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
 

@@ -155,11 +155,19 @@ class RunSettings:
         from onnxslim.runtime.measure.accuracy import labelled_source
         from onnxslim.runtime.measure.stopwatch import SessionStopwatch
         from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
+        from onnxslim.runtime.training.trainer import SampleTrainer
 
-        calibration = seeded = accuracy = labelled = stopwatch = None
+        calibration = seeded = accuracy = labelled = stopwatch = trainer = None
         kinds = None if prover is None else prover.output_kinds
         if self.given_calibration is not None:
             calibration = CalibrationRuns(
+                self.given_calibration,
+                seed=self.seed,
+                threads=self.threads,
+                kinds=kinds,
+                progress=self.progress,
+            )
+            trainer = SampleTrainer(
                 self.given_calibration,
                 seed=self.seed,
                 threads=self.threads,
@@ -190,6 +198,7 @@ class RunSettings:
             seeded=seeded,
             accuracy=accuracy,
             labelled=labelled,
+            trainer=trainer,
             stopwatch=stopwatch,
             progress=self.progress,
             output_kinds=kinds or {},

@@ -9,5 +9,6 @@
     observations   ranges and histograms of tensors
     stopwatch      run times on the user's machine
     layer_names    the names by which options may mean a layer
+    training       a model that learns from others
     progress       what is being done, for whoever shows it
 """

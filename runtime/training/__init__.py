@@ -5,6 +5,12 @@ plan         the order in which nodes run
 compiler     from nodes to functions
 preparing    a graph made ready
 torch_graph  an ONNX graph as a function of torch tensors
+parametrisations  free tensors that become what a stored weight obeys
+objectives   the distance of outputs from those of a teacher
+schedule     the learning rate
+training_set  samples with what teachers say of them
+loop         one training run
+trainer      what passes see of it
 """
 
 from __future__ import annotations

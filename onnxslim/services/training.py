@@ -1,0 +1,114 @@
+"""The protocol behind `context.trainer`: a model learns from others, on the user's samples.
+
+The core knows this protocol alone; `onnxslim.runtime.training.trainer` answers it with torch.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxslim.io.model import Model
+
+
+class Loss(enum.StrEnum):
+    """What training brings down.
+
+    DISTILL: the distance of outputs from those of the teachers. LABELS: the cross-entropy of the
+    labels. BOTH: alpha times the first and 1 - alpha times the second.
+    """
+
+    DISTILL = "distill"
+    LABELS = "labels"
+    BOTH = "both"
+
+
+class Optimizer(enum.StrEnum):
+    """ADAM: Kingma and Ba 2015. SGD: with Nesterov's momentum of 0.9, half of the memory."""
+
+    ADAM = "adam"
+    SGD = "sgd"
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """How a model is to be trained.
+
+    Attributes:
+        loss, alpha: what is brought down.
+        temperature: by which scores are divided before they are compared.
+        epochs: times through the samples; parts of one count.
+        minutes: the most time; None: as long as the epochs take.
+        learning_rate: the largest; None: found by a range test.
+        optimizer: the method.
+        batch: samples of a step.
+        patience: epochs without a better figure on the samples held back, after which training
+            ends; None: none.
+    """
+
+    loss: Loss = Loss.DISTILL
+    alpha: float = 0.5
+    temperature: float = 1.0
+    epochs: float = 3.0
+    minutes: float | None = None
+    learning_rate: float | None = None
+    optimizer: Optimizer = Optimizer.ADAM
+    batch: int = 32
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What training found.
+
+    Attributes:
+        values: new values of stored tensors by name; {}: nothing was better than what came in.
+        before, after: the figure on the samples held back, lower is better.
+        figure: what it is, in words.
+        samples, held: how many were trained on, and held back.
+        steps, epochs: how far training went.
+        learning_rate: the largest.
+        seconds: CPU time.
+        notes: in words for the report.
+    """
+
+    values: Mapping[str, np.ndarray]
+    before: float
+    after: float
+    figure: str
+    samples: int
+    held: int
+    steps: int
+    epochs: float
+    learning_rate: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class Trainer(Protocol):
+    """Trains models, as passes see it."""
+
+    def train(
+        self,
+        student: Model,
+        teachers: Sequence[Model],
+        request: TrainingRequest,
+        accepts: Callable[[Sequence[str]], bool],
+    ) -> TrainingOutcome:
+        """New values for the stored weights of `student`, within what they obey.
+
+        Args:
+            student: the model that learns; it is not edited.
+            teachers: models with the same inputs and outputs, whose outputs are averaged.
+            request: how.
+            accepts: whether a weight learns, by the labels of the nodes that read it.
+
+        Raises:
+            UsageError: torch is not installed, or samples or teachers do not fit the student.
+            ModelError: torch has no function for an operator.
+        """

@@ -1,0 +1,234 @@
+"""Let a model learn from the one that it was made of, on samples without labels.
+
+Rewrite:
+    `--passes simplify,prune-channels:macs=0.3,finetune --calib train.npz`. Nodes, names, opset and
+    metadata stay. Stored weights get new values, within what the graph shows that they obey: zeros
+    stay zero, elements of few values stay equal to each other, codes of a table stay and its values
+    learn, integers on a grid move and the steps of the grid learn, numbers on powers of two and
+    fixed-point numbers move among those. Constants that are no weights stay: moving averages of a
+    normalization, masks, sizes, thresholds, tables of sinusoids.
+
+    The teacher is the model before the first lossy step of the pipeline, or `teacher=A+B`, whose
+    outputs are averaged. Lossy steps right before this pass are judged together with it: they may
+    fall below the floor that the model holds after training. Where all of them together do not hold
+    it, they are judged one by one, without training.
+
+Why it is correct:
+    It is not exact: it brings the outputs nearer to the teacher's. The loss goes by what an output
+    is: for scores of classes and tokens the Kullback-Leibler divergence of rows, softened by
+    `temperature` T and times T²; for embeddings squares and the cosine of rows; for other values
+    squares by their variance, each part of a joined output alone. Positions of padding do not
+    count. A fifth of the samples is held back; after each epoch the model is measured on them as
+    steps are, and the best values are kept. What came in is the first candidate, so nothing gets
+    worse.
+
+Declines when:
+    1. The model is the teacher itself: there is nothing to learn.
+    2. No stored weight learns, or all are left out by `only` and `freeze`.
+    3. No epoch was better than what came in, on the samples held back.
+
+Fidelity:
+    LOSSY. Zeros, ties, codes, grids and shapes stay, so that the file takes the same bytes.
+
+Reference:
+    Hinton et al., arXiv:1503.02531 (distillation); Han et al., arXiv:1510.00149, section 3 (tables
+    that learn by summed gradients); Bengio et al., arXiv:1308.3432 (straight-through estimators);
+    Esser et al., arXiv:1902.08153 (learned steps); Smith, arXiv:1506.01186 and arXiv:1708.07120
+    (range test, one cycle). We differ: constraints are read from the file, whatever made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim.codebook.sparse import with_values
+from onnxslim.constraints.read import Constraints, read_constraints
+from onnxslim.constraints.stored import (
+    BiasWeight,
+    GridWeight,
+    LeafWeight,
+    LevelCodes,
+    ScaleWeight,
+)
+from onnxslim.errors import NotApplicable
+from onnxslim.graph.ir import Constant, StoredSparse
+from onnxslim.graph.operands import content
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.pipeline.layer_filter import FilteredPass, LayerFilter, only_option
+from onnxslim.pipeline.options import Interval, at_least, one_of, option
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import Fidelity, PassResult
+from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
+
+
+@dataclass(frozen=True)
+class Finetune(FilteredPass):
+    """Let a model learn from the one that it was made of, on samples without labels."""
+
+    name: ClassVar[str] = "finetune"
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    idempotent: ClassVar[bool] = False
+    settles: ClassVar[bool] = False
+    mends: ClassVar[bool] = True
+    examples: ClassVar[Mapping[str, str]] = {
+        "simplify,prune-channels:macs=0.3,finetune": "the model before is the teacher",
+        "simplify,cluster-weights:bits=2,finetune:epochs=10": "tables learn, codes stay",
+        "quantize-weights:bits=4,finetune:minutes=5": "codes move and steps learn, for five minutes",
+    }
+
+    epochs: float = option(
+        3.0, Interval(0, 10_000, open_left=True), "times through the samples; parts of one count"
+    )
+    minutes: float | None = option(
+        None, Interval(0, 100_000, open_left=True), "the most time; default: as the epochs take"
+    )
+    teacher: tuple[str, ...] = option(
+        (), help="ONNX files to learn from; default: the model before the first lossy step"
+    )
+    loss: str = option(
+        "distill",
+        one_of(*Loss),
+        "distance from the teacher, cross-entropy of labels, or both",
+    )
+    alpha: float = option(0.5, Interval(0, 1), "share of the teacher in loss=both")
+    temperature: float = option(
+        1.0, Interval(0.1, 100), "by which scores are divided before they are compared"
+    )
+    learning_rate: float | None = option(
+        None, Interval(0, 10, open_left=True), "the largest; default: found by a range test"
+    )
+    optimizer: str = option("adam", one_of(*Optimizer), "adam, or sgd with momentum")
+    batch: int = option(32, at_least(1), "samples of a step")
+    patience: int | None = option(
+        None, at_least(1), "epochs without a better model, after which training ends"
+    )
+    only: tuple[str, ...] = only_option("layers to train")
+    freeze: tuple[str, ...] = option(
+        (), help="layers to leave as they are, by the same names as `only`"
+    )
+
+    def selection(self, context: Context) -> LayerFilter:
+        """The layers that `only` and `freeze` select."""
+        return LayerFilter(self.only, self.freeze, context.names)
+
+    def targets(self, graph: gs.Graph) -> tuple[str, ...]:
+        """The nodes that read what may learn."""
+        weights = read_constraints(graph).weights
+        return tuple(dict.fromkeys(reader for item in weights for reader in item.readers))
+
+    def needs_calibration(self) -> str | None:
+        """Training takes samples."""
+        return "to train on"
+
+    def run(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Train, and write the values that are better than what came in."""
+        rw = Rewriter(graph)
+        try:
+            constraints = read_constraints(graph)
+            found = self._trained(constraints, graph, context)
+        except NotApplicable as reason:
+            rw.skip(graph.name, str(reason))
+            return rw.result()
+        write_values(rw, constraints, found.values)
+        return replace(rw.result(), notes=(_summary(self.name, found), *found.notes))
+
+    def _trained(
+        self, constraints: Constraints, graph: gs.Graph, context: Context
+    ) -> TrainingOutcome:
+        """New values.
+
+        Raises:
+            NotApplicable: there is nothing to learn, or nothing was learned.
+        """
+        trainer, model = context.trainer, context.model
+        if trainer is None or model is None:
+            raise NotApplicable("it needs samples to train on: give --calib")
+        teachers = [Model.load(path) for path in self.teacher] or [context.reference or model]
+        if not self.teacher and _are_equal(constraints, graph, teachers[0].graph):
+            raise NotApplicable("the model is its own teacher: no lossy step came before")
+        selection = self.selection(context)
+        wanted, thawed = replace(selection, skip=()), replace(selection, only=())
+
+        def accepts(readers: Sequence[str]) -> bool:
+            return any(map(wanted.accepts, readers)) and all(map(thawed.accepts, readers))
+
+        found = trainer.train(model, teachers, self._request(), accepts)
+        if not found.values:
+            raise NotApplicable(
+                f"{_epochs(found)} brought nothing on {found.held} samples held back: "
+                f"{found.figure} was {found.before:.4g} before"
+            )
+        return found
+
+    def _request(self) -> TrainingRequest:
+        return TrainingRequest(
+            Loss(self.loss),
+            self.alpha,
+            self.temperature,
+            self.epochs,
+            self.minutes,
+            self.learning_rate,
+            Optimizer(self.optimizer),
+            self.batch,
+            self.patience,
+        )
+
+
+def _holders(constraints: Constraints) -> dict[str, tuple[Constant, tuple[str, ...]]]:
+    """What holds each stored tensor that training may replace, with the labels of its readers."""
+    found: dict[str, tuple[Constant, tuple[str, ...]]] = {}
+    for item in constraints.weights:
+        pairs: list[tuple[str, Constant]] = []
+        if isinstance(item, LeafWeight):
+            pairs.append((item.name, item.holder))
+        if isinstance(item, ScaleWeight):
+            pairs += item.twins
+        if isinstance(item, LevelCodes):
+            pairs += item.planes
+        if isinstance(item, GridWeight | BiasWeight):
+            pairs.append((item.name, item.holder))
+        if isinstance(item, BiasWeight):
+            pairs.append((item.scale, item.scales))
+        found |= {name: (holder, item.readers) for name, holder in pairs}
+    return found
+
+
+def write_values(rw: Rewriter, constraints: Constraints, found: Mapping[str, np.ndarray]) -> None:
+    """Give stored tensors new values, by name; what is stored sparse stays sparse."""
+    holders = _holders(constraints)
+    for name, values in found.items():
+        holder, readers = holders[name]
+        stored = holder.stored
+        values.flags.writeable = False
+        new = with_values(stored, values) if isinstance(stored, StoredSparse) else values
+        rw.set_values(holder, new)
+        label = readers[0] if readers else name
+        rw.note(label, f"`{name}` learned: {values.size:,} stored values", Fidelity.LOSSY)
+
+
+def _are_equal(constraints: Constraints, graph: gs.Graph, other: gs.Graph) -> bool:
+    """Whether all stored weights of a graph are those of another one, to the bit."""
+    if graph is other:
+        return True
+    own, others = _holders(constraints), _holders(read_constraints(other))
+    return own.keys() == others.keys() and all(
+        content(holder) == content(others[name][0]) for name, (holder, _) in own.items()
+    )
+
+
+def _epochs(found: TrainingOutcome) -> str:
+    return f"{found.epochs:.3g} epochs over {found.samples:,} samples"
+
+
+def _summary(name: str, found: TrainingOutcome) -> str:
+    return (
+        f"`{name}`: {found.figure} went from {found.before:.4g} to {found.after:.4g} on "
+        f"{found.held:,} samples held back, by {found.steps:,} steps ({_epochs(found)}) with a "
+        f"learning rate of up to {found.learning_rate:.2g}, in {found.seconds:.0f} s of CPU time."
+    )

@@ -1,0 +1,202 @@
+"""The samples of a training run: kept on disk with what the teachers say, dealt into batches.
+
+A fifth is held back, the same as `CalibrationRuns` holds back. The order of an epoch is a function
+of the seed and its number, so that a run can be repeated, and continued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from onnxslim.io.model import Model
+from onnxslim.runtime.measure.run_rows import rows_within
+from onnxslim.runtime.samples.spool import Spool
+from onnxslim.runtime.samples.stream import Sample, Samples
+from onnxslim.runtime.session import Feeds, Session, open_session
+from onnxslim.services.progress import Progress
+
+_FOLDS: Final = 5
+_HELD: Final = 1  # as in `calibration_runs`
+_ROWS: Final = 128  # samples of a run of the teacher
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrainingItem:
+    """Where the arrays of one sample are kept.
+
+    Attributes:
+        feeds, outputs: numbers in the spool, by name.
+        shapes: of the inputs: samples of equal ones can be joined.
+        rows: number of samples that the item holds.
+        labels: one for each of them, where there are any.
+    """
+
+    feeds: dict[str, int]
+    outputs: dict[str, int]
+    shapes: tuple[tuple[int, ...], ...]
+    rows: int
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that run together.
+
+    Attributes:
+        feeds: inputs by name.
+        outputs: of the teacher, by name.
+        rows: number of samples.
+        labels: one for each of them, where there are any.
+    """
+
+    feeds: Arrays
+    outputs: Arrays
+    rows: int
+    labels: np.ndarray | None
+
+
+class TrainingSet:
+    """Samples and the averaged outputs of teachers, in a temporary file.
+
+    Args:
+        samples: of a user; the first run through them is made here.
+        teachers: models of one signature.
+        threads: see `open_session`.
+        progress: what is being done.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        teachers: Sequence[Model],
+        *,
+        threads: int | None,
+        progress: Progress,
+    ) -> None:
+        self._spool = Spool()
+        self._joins = samples.batchable
+        items: list[TrainingItem] = []
+        with ExitStack() as stack:
+            sessions = [
+                stack.enter_context(open_session(model, threads=threads)) for model in teachers
+            ]
+            rows = 1
+            if samples.batchable:
+                first = next(iter(samples))
+                rows = min(_ROWS, rows_within(teachers[0], first, exposed=False))
+            with progress.step("asking the teacher on", samples.count, "samples") as step:
+                for sample in samples.batches(rows):
+                    items += self._kept(sample, _averaged(sessions, sample.feeds))
+                    step.advance(sample.rows)
+        held = [item for number, item in enumerate(items) if number % _FOLDS == _HELD]
+        rest = [item for number, item in enumerate(items) if number % _FOLDS != _HELD]
+        self.held = held or items
+        self.items = rest if held else items
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are to train on."""
+        return sum(item.rows for item in self.items)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether all samples have labels."""
+        return all(item.labels is not None for item in (*self.items, *self.held))
+
+    def epoch(self, batch: int, seed: int, number: int) -> list[list[list[TrainingItem]]]:
+        """The steps of an epoch: of each, the groups of samples that run together."""
+        rng = np.random.default_rng([seed, number])
+        order = [self.items[place] for place in rng.permutation(len(self.items))]
+        groups = list(self._groups(order, batch))
+        groups = [groups[place] for place in rng.permutation(len(groups))]
+        steps: list[list[list[TrainingItem]]] = [[]]
+        rows = 0
+        for group in groups:
+            own = sum(item.rows for item in group)
+            if rows and rows + own > batch:
+                steps.append([])
+                rows = 0
+            steps[-1].append(group)
+            rows += own
+        return [step for step in steps if step]
+
+    def held_groups(self, batch: int) -> list[list[TrainingItem]]:
+        """The samples held back, in groups that run together."""
+        return list(self._groups(self.held, batch))
+
+    def batch(self, group: Sequence[TrainingItem]) -> Batch:
+        """The arrays of samples that run together."""
+        labels = [item.labels for item in group if item.labels is not None]
+        return Batch(
+            {name: self._joined(name, group, of_inputs=True) for name in group[0].feeds},
+            {name: self._joined(name, group, of_inputs=False) for name in group[0].outputs},
+            sum(item.rows for item in group),
+            np.concatenate(labels) if len(labels) == len(group) else None,
+        )
+
+    def close(self) -> None:
+        """Delete what was kept."""
+        self._spool.close()
+
+    # ------------------------------------------------------------------ inside
+
+    def _joined(self, name: str, group: Sequence[TrainingItem], *, of_inputs: bool) -> np.ndarray:
+        arrays = [self._spool[(item.feeds if of_inputs else item.outputs)[name]] for item in group]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    def _groups(self, items: Sequence[TrainingItem], batch: int) -> Iterator[list[TrainingItem]]:
+        """Samples of equal shapes, up to `batch` together, in the order of their first ones."""
+        open_groups: dict[tuple[tuple[int, ...], ...], list[TrainingItem]] = {}
+        for item in items:
+            if not self._joins:
+                yield [item]
+                continue
+            group = open_groups.setdefault(item.shapes, [])
+            group.append(item)
+            if sum(each.rows for each in group) >= batch:
+                yield open_groups.pop(item.shapes)
+        yield from open_groups.values()
+
+    def _kept(self, sample: Sample, outputs: Arrays) -> Iterator[TrainingItem]:
+        """The items of a run: one for each sample where the arrays can be taken apart."""
+        apart = self._joins and all(
+            array.shape[:1] == (sample.rows,)
+            for array in (*sample.feeds.values(), *outputs.values())
+        )
+        for row in range(sample.rows) if apart else (None,):
+            cut = slice(None) if row is None else slice(row, row + 1)
+            feeds = {name: _cut(array, cut) for name, array in sample.feeds.items()}
+            yield TrainingItem(
+                {name: self._keep(array) for name, array in feeds.items()},
+                {name: self._keep(_cut(array, cut)) for name, array in outputs.items()},
+                tuple(array.shape[1:] for array in feeds.values()),
+                sample.rows if row is None else 1,
+                None if sample.labels is None else sample.labels[cut],
+            )
+
+    def _keep(self, array: np.ndarray) -> int:
+        self._spool.append(array)
+        return len(self._spool) - 1
+
+
+def _cut(array: np.ndarray, rows: slice) -> np.ndarray:
+    return array[rows] if array.ndim else array
+
+
+def _averaged(sessions: Sequence[Session], feeds: Feeds) -> Arrays:
+    """The outputs of all teachers; of several, the mean of their floats."""
+    found = [session.run(feeds) for session in sessions]
+    if len(found) == 1:
+        return dict(found[0])
+    return {
+        name: np.mean([outputs[name] for outputs in found], axis=0).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for name, array in found[0].items()
+    }

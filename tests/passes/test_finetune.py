@@ -1,0 +1,145 @@
+"""The pass `finetune`: a lossy step is mended, what the graph obeys is kept, floors judge both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layer_nets import dense_net, samples
+
+from onnxslim.api import compress
+from onnxslim.constraints.read import read_constraints
+from onnxslim.errors import FloorMissed, UsageError
+from onnxslim.io.model import Model
+from onnxslim.report import Report
+
+pytest.importorskip("torch", reason="training needs the extra `train`")
+
+SOURCE = dense_net(24, 32, 4)
+X = samples(200, 24)
+TRAIN = "finetune:epochs=20:learning-rate=0.01"
+
+
+def run(passes: str, **options: object) -> tuple[Model, Report]:
+    given: dict[str, object] = {
+        "calibration": {"x": X},
+        "output_kinds": {"y": "values"},
+        "measure": False,
+        "threads": 1,
+    }
+    return compress(SOURCE, passes=passes, **given | options)  # type: ignore[arg-type]
+
+
+# ----------------------------------------------------------------- fires
+
+
+def test_outputs_come_nearer_and_nodes_and_bytes_stay() -> None:
+    before, first = run("cluster-weights:bits=1", floors=None)
+    after, second = run(f"cluster-weights:bits=1,{TRAIN}", floors=None)
+    drifts = [report.steps[-1].comparison.original["y"] for report in (first, second)]  # type: ignore[union-attr]
+    assert drifts[1].rel_l2 < 0.98 * drifts[0].rel_l2
+    assert [n.op for n in after.graph.nodes] == [n.op for n in before.graph.nodes]
+    assert after.file_bytes() == before.file_bytes()
+    kinds = [[type(x) for x in read_constraints(m.graph).weights] for m in (before, after)]
+    assert kinds[0] == kinds[1]
+    notes = [note for part in second.steps[-1].parts for note in part.notes]
+    assert any("on 40 samples held back, by 100 steps" in note for note in notes)
+
+
+def test_pruned_weights_keep_their_zeros_and_their_sparse_form() -> None:
+    before, _ = run("prune-weights:ratio=0.8", floors=None, force=True)
+    after, _ = run(f"prune-weights:ratio=0.8,{TRAIN}", floors=None, force=True)
+    for one, other in zip(
+        read_constraints(before.graph).leaves(), read_constraints(after.graph).leaves(), strict=True
+    ):
+        assert type(one.holder.stored) is type(other.holder.stored)
+        kept = one.holder.values != 0
+        assert not other.holder.values[~kept].any() or kept.all()
+
+
+def test_two_runs_write_the_same_bytes() -> None:
+    models = [run(f"cluster-weights:bits=1,{TRAIN}", floors=None)[0] for _ in range(2)]
+    assert models[0].to_bytes() == models[1].to_bytes()
+
+
+def test_a_teacher_may_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.onnx"
+    Model.load(SOURCE).save(path)
+    small, _ = run("cluster-weights:bits=1", floors=None)
+    step = f"finetune:epochs=20:learning-rate=0.01:teacher='{path}'"
+    mended, report = compress(
+        small, passes=step, calibration={"x": X}, measure=False, threads=1, floors=None
+    )
+    assert report.steps[0].committed
+    assert mended.file_bytes() == small.file_bytes()
+
+
+# ----------------------------------------------------------------- floors
+
+
+def sqnr(passes: str) -> float:
+    report = run(passes, floors=None)[1]
+    found = report.steps[-1].comparison
+    assert found is not None
+    return found.original["y"].sqnr_db
+
+
+def test_a_step_below_the_floor_is_kept_where_training_brings_it_back() -> None:
+    step = "cluster-weights:bits=1"
+    between = (sqnr(step) + sqnr(f"{step},{TRAIN}")) / 2
+    with pytest.raises(FloorMissed):
+        run(step, floors={"min-sqnr": between})
+    _, report = run(f"{step},{TRAIN}", floors={"min-sqnr": between})
+    assert [item.committed for item in report.steps] == [True, True]
+
+
+def test_what_training_does_not_bring_back_is_judged_without_it() -> None:
+    first, second = "cluster-weights:bits=6:only=w0", "cluster-weights:bits=1:only=w1"
+    least = sqnr(first) - 1
+    with pytest.raises(FloorMissed) as caught:
+        run(f"{first},{second},finetune:epochs=0.2:learning-rate=1e-6", floors={"min-sqnr": least})
+    report = caught.value.report
+    assert isinstance(report, Report)
+    assert [item.committed for item in report.steps] == [True, False, False]
+
+
+# ----------------------------------------------------------------- declines
+
+
+def skips(report: Report) -> list[str]:
+    return [skip.why for step in report.steps for skip in step.skips]
+
+
+def test_a_model_that_is_its_own_teacher_learns_nothing() -> None:
+    model, report = run(TRAIN)
+    assert skips(report) == ["the model is its own teacher: no lossy step came before"]
+    assert model.to_bytes() == Model.load(SOURCE).to_bytes()
+
+
+def test_epochs_that_bring_nothing_are_told() -> None:
+    _, report = run("cluster-weights:bits=3,finetune:learning-rate=10:epochs=1", floors=None)
+    assert "brought nothing on 40 samples held back" in skips(report)[-1]
+    assert [step.committed for step in report.steps] == [True, True]
+
+
+@pytest.mark.parametrize("frozen", ["y", "w1"])
+def test_layers_that_are_frozen_stay(frozen: str) -> None:
+    model, _ = run(f"cluster-weights:bits=1,{TRAIN}:freeze={frozen}", floors=None)
+    plain, _ = run("cluster-weights:bits=1", floors=None)
+    first, second = (
+        {item.name: item.holder.values for item in read_constraints(each.graph).leaves()}
+        for each in (model, plain)
+    )
+    same = {name for name, values in first.items() if np.array_equal(values, second[name])}
+    assert same == ({"w1.table", "b1_1"} if frozen == "y" else {"w1.table"})
+
+
+def test_samples_are_asked_for() -> None:
+    with pytest.raises(UsageError, match="needs calibration samples to train on"):
+        run(TRAIN, calibration=None)
+
+
+def test_a_layer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="Option `freeze` of `finetune` names `w9`"):
+        run(f"cluster-weights:bits=2,{TRAIN}:freeze=w9", floors=None)

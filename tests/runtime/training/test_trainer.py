@@ -1,0 +1,132 @@
+"""A model learns from another one, never gets worse, and gives the same bytes each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from layer_nets import dense_net, net, node, normal, samples
+
+from onnxslim.errors import NotApplicable, UsageError
+from onnxslim.graph.rewrite import Rewriter
+from onnxslim.io.model import Model
+from onnxslim.runtime.training.trainer import SampleTrainer
+from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
+
+torch = pytest.importorskip("torch", reason="training needs the extra `train`")
+
+TEACHER = Model.load(dense_net(12, 16, 4))
+X = samples(120, 12)
+REQUEST = TrainingRequest(epochs=8, batch=16, learning_rate=0.01)
+
+
+def student(scale: float = 0.7) -> Model:
+    """The teacher with smaller weights in its first layer."""
+    model = TEACHER.clone()
+    rw = Rewriter(model.graph)
+    (holder,) = (t for n in model.graph.nodes for t in n.inputs if t.name == "w0")
+    rw.set_values(holder, holder.values * np.float32(scale))
+    rw.result()
+    return model
+
+
+def train(
+    request: TrainingRequest = REQUEST,
+    *,
+    model: Model | None = None,
+    teachers: Sequence[Model] = (TEACHER,),
+    data: object = None,
+    only: str = "",
+) -> TrainingOutcome:
+    trainer = SampleTrainer({"x": X} if data is None else data, threads=1)  # type: ignore[arg-type]
+    return trainer.train(
+        model or student(), list(teachers), request, lambda readers: not only or only in readers
+    )
+
+
+def test_the_model_comes_nearer_to_its_teacher() -> None:
+    found = train()
+    assert found.after < 0.2 * found.before
+    assert (found.samples, found.held) == (96, 24)
+    assert found.steps == 8 * 6
+    assert set(found.values) == {"w0", "b0", "w1", "b1"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": Optimizer.SGD}, {"learning_rate": None}, {"temperature": 4.0}, {"batch": 200}],
+    ids=str,
+)
+def test_all_ways_to_train_bring_it_nearer(change: dict[str, object]) -> None:
+    found = train(replace(REQUEST, **change))  # type: ignore[arg-type]
+    assert found.after < found.before
+
+
+def test_two_runs_give_the_same_bytes() -> None:
+    first, second = train(), train()
+    for name, values in first.values.items():
+        np.testing.assert_array_equal(second.values[name], values)
+
+
+def test_nothing_is_handed_out_that_is_worse_than_what_came_in() -> None:
+    found = train(replace(REQUEST, learning_rate=100.0, epochs=1))
+    assert found.values == {}
+    assert found.after == found.before
+
+
+def test_layers_that_are_left_out_stay() -> None:
+    assert set(train(only="y").values) == {"w1", "b1"}
+
+
+def test_patience_ends_training() -> None:
+    found = train(replace(REQUEST, learning_rate=100.0, epochs=50, patience=2))
+    assert found.epochs == pytest.approx(2)
+    assert "training ended after 2 epochs" in found.notes[0]
+
+
+def test_time_ends_training() -> None:
+    found = train(replace(REQUEST, epochs=1e4, minutes=0.002))
+    assert 0 < found.steps < 6e4
+
+
+def test_several_teachers_are_averaged() -> None:
+    both = train(teachers=[TEACHER, student(0.7)], model=student(0.7))
+    one = train(model=student(0.7))
+    assert both.before < one.before
+
+
+def test_labels_take_the_place_of_a_teacher() -> None:
+    labels = X[:, :4].argmax(1)
+    data = {"x": X, "label": labels}
+    found = train(replace(REQUEST, loss=Loss.LABELS), data=data)
+    assert found.figure == "the loss on labels"
+    assert found.after < found.before
+    assert train(replace(REQUEST, loss=Loss.BOTH), data=data).steps == found.steps
+
+
+def test_labels_that_are_missing_are_asked_for() -> None:
+    with pytest.raises(UsageError, match="needs samples with labels"):
+        train(replace(REQUEST, loss=Loss.LABELS))
+
+
+def test_a_teacher_with_other_outputs_is_refused() -> None:
+    other = net([node("MatMul", ["x", "w"], "z")], {"w": normal(12, 4)}, ["N", 12], outputs=("z",))
+    with pytest.raises(UsageError, match="A teacher has other outputs than the model: z, where"):
+        train(teachers=[Model.load(other)])
+
+
+def test_a_model_without_weights_that_learn_is_declined() -> None:
+    with pytest.raises(NotApplicable, match="no weight of the model learns"):
+        train(only="nowhere")
+
+
+def test_samples_of_several_lengths_run_apart() -> None:
+    nodes = [node("MatMul", ["x", "w"], "h"), node("ReduceMean", ["h"], "y", axes=[1], keepdims=0)]
+    teacher = net(nodes, {"w": normal(6, 4)}, ["N", "L", 6])
+    wrong = net(nodes, {"w": normal(6, 4) * np.float32(0.5)}, ["N", "L", 6])
+    data = [{"x": samples(1, 3 + k % 3, 6, seed=k)} for k in range(30)]
+    found = train(model=Model.load(wrong), teachers=[Model.load(teacher)], data=data)
+    assert found.after < found.before
+    assert found.samples == 24
