@@ -72,6 +72,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import cast, min_rank, rank_of
 from onnxslim.analysis.compound_operators import (
+    SINCE,
     TANH_CUBE,
     TANH_SCALE,
     compounds,
@@ -256,7 +257,7 @@ def _tanh_gate(rw: Rewriter, match: Match) -> Expr | None:
     return Expr("Mul", (match.tensors["z"], sigmoid))
 
 
-_GELU: Final = 20
+_GELU: Final = SINCE["Gelu"]
 
 
 def _gelu_by_tanh(rw: Rewriter, match: Match) -> Expr | None:
@@ -342,8 +343,8 @@ def _softmax(rw: Rewriter, match: Match) -> Expr | None:
 # ------------------------------------------------------------------------------ reductions
 
 
-_LAYER_NORM: Final = 17
-_RMS_NORM: Final = 23
+_LAYER_NORM: Final = SINCE["LayerNormalization"]
+_RMS_NORM: Final = SINCE["RMSNormalization"]
 
 
 def _layer_norm(rw: Rewriter, match: Match) -> Expr | None:

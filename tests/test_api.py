@@ -113,3 +113,18 @@ def test_the_report_is_valid_json(net: Path, tmp_path: Path) -> None:
     found = json.loads(json.dumps(onnxslim.report_to_json(report), allow_nan=False))
     assert found["passes"][0]["spec"] == "simplify"
     assert found["output"]["sha256"] == report.after.sha256
+
+
+@pytest.mark.parametrize("opset", [14, 20])
+def test_operators_that_wait_for_an_opset_are_named_with_the_command(opset: int) -> None:
+    model = parse(
+        f"""<opset_import: ["" : {opset}]>
+        g (float[2, 4] x) => (float[2, 4] y) <float root = {{1.4142135}}, float one = {{1}},
+         float half = {{0.5}}> {{
+            a = Div (x, root) b = Erf (a) c = Add (b, one) d = Mul (x, c) y = Mul (d, half)
+        }}"""
+    )
+    result, report = onnxslim.compress(model, measure=False)
+    notes = [note for note in report.notes if "`raise-opset:to=20, simplify`" in note]
+    assert len(notes) == (opset == 14)
+    assert ("Gelu" in [node.op for node in result.graph.nodes]) == (opset == 20)

@@ -42,6 +42,8 @@ from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import axes_of
 from onnxslim.graph.rewrite import Rewriter
 
+SINCE: Final[Mapping[str, int]] = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23}
+"""The opset that has an operator, where it has been spelled out before."""
 TANH_SCALE: Final = sqrt(2 / pi)
 TANH_CUBE: Final = 0.044715
 
@@ -93,6 +95,12 @@ def compounds(rw: Rewriter) -> list[Compound]:
     found = [item for node in ends if (item := compound_at(rw, node)) is not None]
     inner = {node for item in found for node in item.match.nodes[1:]}
     return [item for item in found if item.match.nodes[0] not in inner]
+
+
+def waiting_for_opset(rw: Rewriter) -> Mapping[str, int]:
+    """How many operators of each name are spelled out because the opset has none for them yet."""
+    names = [item.name for item in compounds(rw) if not item.is_mixed]
+    return {name: names.count(name) for name, since in SINCE.items() if rw.opset < since}
 
 
 def kept_nodes(items: Iterable[Compound]) -> Mapping[Node, str]:

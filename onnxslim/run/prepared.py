@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
+from onnxslim.analysis.compound_operators import SINCE, waiting_for_opset
 from onnxslim.analysis.layer_names import layer_names
 from onnxslim.errors import UsageError
 from onnxslim.graph.local_functions import foreign_calls, function_name
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import Floors, JudgedBy, default_floors, held_by_nothing
 from onnxslim.pipeline.grammar import Pipeline
@@ -165,6 +167,7 @@ class PreparedRun:
         report = Report(command, versions(), before, after, list(attempt.steps))
         report.notes += [*self.source.origin.notes, *self._notes]
         report.notes += [*_defaults_note(self.source), *_functions_note(attempt.model)]
+        report.notes += _spelled_note(attempt)
         if self.prover is not None:
             report.verified_on = self.prover.verified_on
             report.timed_on = self.prover.timed_on
@@ -237,6 +240,22 @@ def _defaults_note(source: Model) -> Iterator[str]:
             f"{len(names)} initializers are inputs as well (`{names[0]}`"
             f"{', ...' if len(names) > 1 else ''}): callers may override them, so they were not "
             "treated as constants. Remove them from the inputs to have them folded."
+        )
+
+
+def _spelled_note(attempt: Attempt) -> Iterator[str]:
+    """Say which operators take several nodes for want of an opset, where they were looked for."""
+    parts = [part.spec for step in attempt.steps if step.committed for part in step.parts]
+    if not any(spec.startswith("fuse-activations") for spec in parts):
+        return
+    found = waiting_for_opset(Rewriter(attempt.model.graph))
+    counts = [f"{count} {name}" for name, count in found.items() if count]
+    if counts:
+        least = max(SINCE[name] for name, count in found.items() if count)
+        yield (
+            f"{' and '.join(counts)} take several nodes each, as opset {attempt.model.graph.opset} "
+            "has no operators for them; onnxruntime computes each in one kernel all the same. "
+            f"`raise-opset:to={least}, simplify` writes one node for each."
         )
 
 
