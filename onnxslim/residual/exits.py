@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.graph.dims import known_dim
 from onnxslim.graph.ir import Node, Variable, node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.records import Fidelity
@@ -29,9 +28,13 @@ class Exits:
         self._made: dict[gs.Tensor, Variable] = {}
         self._identities: dict[Node, gs.Tensor] = {}
         for node, operand in (*graph.joined_spaces(), *graph.tied_readers()):
-            self._before(node, operand)
+            size = graph.columns(node.inputs[operand])
+            if size is not None:
+                self._before(node, operand, size)
         for tensor in graph.outputs():
-            self._behind(tensor)
+            size = graph.columns(tensor)
+            if size is not None:
+                self._behind(tensor, size)
         rw.result()
 
     def remove_unused(self) -> None:
@@ -40,10 +43,10 @@ class Exits:
             if node.inputs[1] is identity:
                 self.rw.substitute(node, node.inputs[0], "removed a product with the identity")
 
-    def _before(self, node: Node, operand: int) -> None:
+    def _before(self, node: Node, operand: int, size: int) -> None:
         tensor = node.inputs[operand]
         if tensor not in self._made:
-            identity = self._identity(tensor)
+            identity = self._identity(tensor, size)
             (result,) = self.rw.insert(
                 node, "MatMul", [tensor, identity], name=f"{tensor.name}_rotated",
                 dtype=tensor.dtype, shape=tensor.shape,
@@ -53,7 +56,7 @@ class Exits:
         self.rw.set_input(node, operand, self._made[tensor])
         self.rw.note(node_label(node), "it reads the stream through a product", Fidelity.CLOSE)
 
-    def _behind(self, tensor: gs.Tensor) -> None:
+    def _behind(self, tensor: gs.Tensor, size: int) -> None:
         """Let the node that computes an output compute another tensor, and the product it."""
         (node,) = tensor.inputs
         if len(node.outputs) > 1:
@@ -63,12 +66,10 @@ class Exits:
             for operand, item in enumerate(user.inputs):
                 if item is tensor:
                     self.rw.set_input(user, operand, inner)
-        identity = self._identity(tensor)
+        identity = self._identity(tensor, size)
         inputs: Sequence[gs.Tensor] = [inner, identity]
         self.rw.update(node, "made wide again", op="MatMul", inputs=inputs, attrs={})
         self._identities[node] = identity
 
-    def _identity(self, tensor: gs.Tensor) -> gs.Tensor:
-        size = known_dim(tensor, -1)
-        assert size is not None
+    def _identity(self, tensor: gs.Tensor, size: int) -> gs.Tensor:
         return self.rw.constant(np.eye(size, dtype=tensor.dtype), f"{tensor.name}_basis")

@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.channels.edits_operands import SliceOperand
 from onnxslim.channels.groups import ChannelGroup, shrink
+from onnxslim.channels.units import indexable
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
@@ -41,10 +42,10 @@ class RotatedStream:
     share: float
 
     def decoder(self, tensor: gs.Tensor) -> np.ndarray:
-        """What a reader of `tensor` is multiplied by, (copies·d, copies·k)."""
+        """What readers of `tensor` multiply d channels by, (d, k), or those of a normalization."""
         space = self.stream.spaces[tensor]
         if space is None:
-            return np.kron(np.eye(self.stream.copies[tensor]), self.basis.decoder)
+            return self.basis.decoder
         scale, bias = (_operand(place) for place in (space.scale, space.bias))
         assert scale is not None
         return self.basis.normalized_decoder(scale, bias, self.moments[space.label])
@@ -88,28 +89,28 @@ def _of_stream(
     readers = {
         (member.node, member.operand, member.axis): member for member in stream.group.readers
     }
-    for edit, copies in _edits(graph, stream.group):
+    for edit in _edits(graph, stream.group):
         place = (edit.node, edit.operand)
         if place in norms:
             continue
         member = readers.get((*place, edit.axis))
         if member is None:
             key: object = (stream.label, "written")
-            yield place, edit.axis, key, _padded(basis.encoder, basis, copies)
+            yield place, edit.axis, key, _padded(basis.encoder, basis)
             continue
         assert member.layer is not None
         data = member.layer.data_tensor
         space = stream.spaces[data]
-        key = (stream.label, "read", None if space is None else space.label, copies)
-        yield place, edit.axis, key, _padded(item.decoder(data), basis, copies)
+        key = (stream.label, "read", None if space is None else space.label)
+        yield place, edit.axis, key, _padded(item.decoder(data), basis)
     for group, _ in _tied(graph, item):
         readers = {(m.node, m.operand, m.axis): m for m in group.readers}
-        for edit, copies in _edits(graph, group):
+        for edit in _edits(graph, group):
             is_read = (edit.node, edit.operand, edit.axis) in readers
             # the weight is the table, which the stream has as it is written
             matrix = basis.encoder if is_read else basis.decoder
             key = (stream.label, "written" if is_read else "scored")
-            yield (edit.node, edit.operand), edit.axis, key, _padded(matrix, basis, copies)
+            yield (edit.node, edit.operand), edit.axis, key, _padded(matrix, basis)
 
 
 def _tied(graph: StreamGraph, item: RotatedStream) -> Iterator[tuple[ChannelGroup, Basis]]:
@@ -126,31 +127,27 @@ def _tied(graph: StreamGraph, item: RotatedStream) -> Iterator[tuple[ChannelGrou
             yield group, item.basis
 
 
-def _edits(graph: StreamGraph, group: ChannelGroup) -> Iterator[tuple[SliceOperand, int]]:
-    """The constants that carry channels of a group, and how often these follow each other."""
-    mask = np.zeros(graph.channels.units.count + 1, bool)
+def _edits(graph: StreamGraph, group: ChannelGroup) -> Iterator[SliceOperand]:
+    """The cuts of constants that carry channels of a group."""
+    mask = np.zeros(graph.channels.units.count, bool)
     mask[group.units] = True
-    for edit in graph.channels.trace.edits:
-        if isinstance(edit, SliceOperand):
-            own = graph.channels.units.of_ids(edit.array)
-            if mask[own].any():
-                yield edit, own.size // group.size
+    mask = indexable(mask)
+    cuts = (edit for edit in graph.channels.trace.edits if isinstance(edit, SliceOperand))
+    yield from (cut for cut in cuts if mask[graph.channels.units.of_ids(cut.array)].any())
 
 
-def _padded(matrix: np.ndarray, basis: Basis, copies: int) -> np.ndarray:
-    """A matrix (…, k) or (…, copies·k) with zeros for the columns that are left out."""
-    if matrix.shape[0] != copies * basis.width:
-        matrix = np.kron(np.eye(copies), matrix)
-    blocks = matrix.reshape(len(matrix), copies, basis.kept)
+def _padded(matrix: np.ndarray, basis: Basis) -> np.ndarray:
+    """A matrix (copies·d, copies·k) with zeros for the columns that are left out."""
+    blocks = matrix.reshape(len(matrix), -1, basis.kept)
     padding = ((0, 0), (0, 0), (0, basis.width - basis.kept))
     return np.pad(blocks, padding).reshape(len(matrix), -1)
 
 
 def _times(array: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarray:
-    """The array with its vectors along `axis` multiplied by `matrix`, in its own type."""
+    """The array with vectors along `axis` multiplied by `matrix`, (n, n), n entries at a time."""
     moved = np.moveaxis(array, axis, -1)
-    rows = moved.reshape(-1, moved.shape[-1])
-    result = np.empty((len(rows), matrix.shape[1]), array.dtype)
+    rows = moved.reshape(-1, len(matrix))
+    result = np.empty(rows.shape, array.dtype)
     for start in range(0, len(rows), _ROWS):
         part = slice(start, start + _ROWS)
         result[part] = np.asarray(rows[part], np.float64) @ matrix

@@ -16,12 +16,14 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.affine import is_float
+from onnxslim.analysis.linear_operators import cast_type
 from onnxslim.channels.edits_operands import SliceOperand
 from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
 from onnxslim.channels.labels import labelled_axes
 from onnxslim.channels.units import indexable
 from onnxslim.graph.ir import Node, node_label
-from onnxslim.graph.operands import is_training_dropout
+from onnxslim.graph.operands import is_filled_with, is_present, is_training_dropout
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.residual.normalizations import Normalization, normalizations
 from onnxslim.residual.rules import StreamRules
@@ -37,7 +39,8 @@ _MOVES: Final = (
 )  # fmt: skip
 _AVERAGES: Final = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum")
 _SIZES: Final = ("Shape", "Size")
-_LINEAR: Final = frozenset({*JOINS, *_FACTORS, *_MOVES, *_AVERAGES, *_SIZES})
+_LINEAR: Final = frozenset({*JOINS, *_FACTORS, *_MOVES, *_AVERAGES, *_SIZES, "Pad"})
+_REPEATS: Final = ("Expand", "Tile")  # of a constant, before it joins a stream
 
 
 class NoStream(Exception):
@@ -133,6 +136,13 @@ class StreamGraph:
         """Outputs of the graph that carry channels of a stream."""
         yield from (tensor for tensor in self.rw.main.outputs if tensor in self.spaces)
 
+    def columns(self, tensor: gs.Tensor) -> int | None:
+        """How many channels follow each other along the last axis of a tensor; None: elsewhere."""
+        for array in self.channels.trace.labels.get(tensor, ()):
+            if labelled_axes(array) == {array.ndim - 1}:
+                return int(array.size)
+        return None
+
     # ------------------------------------------------------------------ spaces
 
     def _joined_operands(self) -> Iterator[tuple[Node, int]]:
@@ -179,6 +189,9 @@ class StreamGraph:
     ) -> Stream:
         for why, count in group.pins.items():
             raise NoStream(f"{count} of its {group.size} channels must stay: {why}")
+        for member in (*group.writers, *group.readers):
+            if member.layer is not None and member.layer.groups > 1:
+                raise NoStream(f"`{member.label}` ({member.node.op}) has groups of channels")
         for node in group.weightless_readers:
             raise NoStream(f"`{node_label(node)}` ({node.op}) reads it without weights")
         copies: dict[gs.Tensor, int] = {}
@@ -218,10 +231,7 @@ class StreamGraph:
         name = f"`{node_label(node)}` ({node.op})"
         if not written and node.op not in _SIZES:
             return  # a layer that reads them: what may read them without weights is told by pins
-        is_random = node.op == "Dropout" and is_training_dropout(node, self.rw.opset)
-        if node.op not in _LINEAR or is_random:
-            raise NoStream(f"{name} is not linear in it")
-        if node.op in _FACTORS and (len(read) > 1 or (node.op == "Div" and read != [0])):
+        if node.op not in _LINEAR or not _is_linear(node, read, self.rw.opset):
             raise NoStream(f"{name} is not linear in it")
         if node.op in ("Add", "Sub", "Sum"):
             self._check_terms(node, carrying, name)
@@ -248,9 +258,31 @@ class StreamGraph:
                 continue
             place = (edit.node, edit.operand)
             is_bias = edit.node.op in ("Conv", "ConvTranspose", "Gemm") and edit.operand == 2
-            if place in layers or place in own or is_bias or edit.node.op in (*JOINS, "Expand"):
+            if place in layers or place in own or is_bias:
                 continue
+            if edit.node.op in (*JOINS, *_REPEATS):
+                if self.spaces.get(edit.node.outputs[0]) is None:
+                    continue
+                raise NoStream(
+                    f"`{node_label(edit.node)}` ({edit.node.op}) joins a constant with what a "
+                    "normalization returns"
+                )
             raise NoStream(
                 f"`{node_label(edit.node)}` ({edit.node.op}) treats its channels one by one; "
                 "simplify may fold that into the layer before it"
             )
+
+
+def _is_linear(node: Node, read: Sequence[int], opset: int) -> bool:
+    """Whether one of the operators that may be linear is so in its inputs `read`."""
+    if node.op == "Dropout":
+        return not is_training_dropout(node, opset)
+    if node.op == "Cast":
+        return is_float(cast_type(node))
+    if node.op == "Pad":
+        mode = node.attrs.get("mode", "constant")
+        is_zero = not is_present(node, 2) or is_filled_with(node.inputs[2], 0.0)
+        return mode in ("constant", b"constant") and is_zero and not node.attrs.get("value", 0.0)
+    if node.op in _FACTORS:
+        return len(read) == 1 and (node.op == "Mul" or read[0] == 0)
+    return True

@@ -127,6 +127,33 @@ def test_a_stream_behind_a_normalization_gets_a_product() -> None:
     assert ops(after).count("MatMul") == ops(source).count("MatMul") + 1
 
 
+def test_linear_operators_behind_a_normalization_are_followed() -> None:
+    """Zeros of a Pad, windows, averages, and a layer that reads all positions at once."""
+    net = ResidualNet()
+    x = net.normalized(net.branches(net.pictures()))
+    padded = net.add("Pad", x, np.array([0, 0, 0, 0, 1, 0]), np.array(0, np.float32))
+    windows = net.add("Reshape", padded, np.array([0, 3, 2, WIDTH]))
+    means = net.add("ReduceMean", windows, axes=[2], keepdims=0)
+    flat = net.add("Reshape", net.add("Mul", means, np.array(0.5, np.float32)), np.array([0, -1]))
+    source = net.model(net.add("MatMul", flat, net.weight(3 * WIDTH, 4)))
+    after, _ = pruned(source, ratio=0)
+    assert difference(source, after) < 1e-5
+    assert ops(after) == ops(source)
+    small, _ = pruned(source, ratio=0.5)
+    assert (3 * WIDTH // 2, 4) in sizes(small)
+
+
+def test_four_neighbours_are_merged_and_normalized_as_in_swin() -> None:
+    net = ResidualNet()
+    x = net.add("Slice", net.branches(net.pictures()), *map(np.array, ([1], [5], [1])))
+    joined = net.add("Reshape", x, np.array([0, 1, 4 * WIDTH]))
+    scale, bias = net.weight(1, 4 * WIDTH)[0], net.weight(1, 4 * WIDTH)[0]
+    merged = net.add("LayerNormalization", joined, scale, bias)
+    source = net.model(net.add("MatMul", merged, net.weight(4 * WIDTH, 5)), 3)
+    after, _ = pruned(source, ratio=0)
+    assert difference(source, after) < 1e-5
+
+
 # ------------------------------------------------------------------- declines
 
 Edit = Callable[[ResidualNet, str], str]
@@ -142,6 +169,22 @@ DECLINED: dict[str, tuple[Edit, str]] = {
         "(Mul) treats its channels one by one",
     ),
     "a number": (lambda net, x: net.add("Add", x, np.float32(3)), "the same number for all"),
+    "a constant behind a norm": (
+        lambda net, x: net.add("Add", net.normalized(x), net.weight(1, WIDTH)[0]),
+        "joins a constant with what a normalization returns",
+    ),
+    "whole numbers": (
+        lambda net, x: net.add("Cast", net.add("Cast", x, to=6), to=1),
+        "(Cast) is not linear in it",
+    ),
+    "filled with ones": (
+        lambda net, x: net.add("Pad", x, np.array([0, 1, 0, 0, 0, 0]), np.float32(1)),
+        "(Pad) is not linear in it",
+    ),
+    "grouped": (
+        lambda net, x: _grouped(net, net.add("Transpose", x, perm=[0, 2, 1])),
+        "(Conv) has groups of channels",
+    ),
     "its square": (lambda net, x: net.add("Mul", x, x), "(Mul) is not linear in it"),
     "reversed": (
         lambda net, x: net.add("Gather", x, np.arange(WIDTH)[::-1].copy(), axis=2),
@@ -152,6 +195,11 @@ DECLINED: dict[str, tuple[Edit, str]] = {
         "joins them with `z`",
     ),
 }
+
+
+def _grouped(net: ResidualNet, x: str) -> str:
+    y = net.add("Conv", x, net.weight(WIDTH, WIDTH // 2, 1), group=2)
+    return net.add("Transpose", y, perm=[0, 2, 1])
 
 
 def _given(net: ResidualNet) -> str:
