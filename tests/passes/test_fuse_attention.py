@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,31 @@ def test_a_cache_goes_into_the_operator_and_stays_an_output() -> None:
     for past, rows in ((0, 4), (5, 1), (3, 2)):
         with case(past, rows):
             assert_same(source, result, {"B": 2, "P": past, "S": rows, "T": past + rows})
+
+
+_STATIC = {
+    "TensorScatter": ("int64[B] at", "<axis = 2> (past, new, at)", 24),
+    "ScatterElements": ("int64[B, 2, S, 4] at", "<axis = 2> (past, at, new)", 23),
+    "ScatterND": ("int64[B, 2, S, 3] at", "(past, at, new)", 23),
+}
+
+
+@pytest.mark.parametrize("op", _STATIC)
+def test_a_cache_of_fixed_length_is_read_as_it_is(op: str) -> None:
+    """New rows are written into it, and a mask hides those that are not there yet."""
+    place, call, opset = _STATIC[op]
+    heads = CACHE.heads
+    for kind, rows in (("k", "k3"), ("v", "v3")):
+        made = call.replace("past", f"past_{kind}").replace("new", rows)
+        heads = re.sub(rf"(present_{kind} =) Concat .*", rf"\1 {op} {made}", heads)
+    form = replace(CACHE, inputs=f"{CACHE.inputs}, {place}", heads=heads, opset=opset, columns="S")
+    source = parse(
+        re.sub(r"\b[PT], 4\]|\bT\]", lambda m: m[0].replace(m[0][0], "6"), form.text()), 11
+    )
+    result, _ = apply(FuseAttention(), source)
+    assert len(the_attention(result).output) == 1
+    assert operators(result).count(op) == 2
+    assert_same(source, result, {"B": 2, "S": 2})
 
 
 def test_a_mask_that_is_made_of_the_cache_leaves_the_concat_where_it_is() -> None:
