@@ -134,9 +134,8 @@ def test_a_cache_of_fixed_length_is_read_as_it_is(op: str) -> None:
         made = call.replace("past", f"past_{kind}").replace("new", rows)
         heads = re.sub(rf"(present_{kind} =) Concat .*", rf"\1 {op} {made}", heads)
     form = replace(CACHE, inputs=f"{CACHE.inputs}, {place}", heads=heads, opset=opset, columns="S")
-    source = parse(
-        re.sub(r"\b[PT], 4\]|\bT\]", lambda m: m[0].replace(m[0][0], "6"), form.text()), 11
-    )
+    text = form.text().replace("P, 4]", "6, 4]").replace("T, 4]", "6, 4]").replace("T] m", "6] m")
+    source = parse(text, 11)
     result, _ = apply(FuseAttention(), source)
     assert len(the_attention(result).output) == 1
     assert operators(result).count(op) == 2

@@ -528,7 +528,8 @@ _SAME = (  # noqa: SIM905
     "Hardmax Identity InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Log "
     "LogSoftmax LpNormalization MeanVarianceNormalization Mish Neg Not PRelu QuantizeLinear "
     "RMSNormalization Reciprocal Relu RotaryEmbedding Round ScatterElements ScatterND Selu Shrink "
-    "Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh TensorScatter ThresholdedRelu Trilu"
+    "Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh TensorScatter "
+    "ThresholdedRelu Trilu"
 ).split()
 _ELEMENTWISE = (  # noqa: SIM905
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less "
