@@ -26,6 +26,7 @@ import onnxruntime as ort
 from onnxslim.errors import OnnxslimError, RunStopped, RuntimeFailure
 from onnxslim.graph import wire
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_numpy_dtype, to_onnx_dtype
+from onnxslim.graph.proto import name_nodes
 from onnxslim.io.model import PROTOBUF_LIMIT, Model
 from onnxslim.io.staging import scratch_folder
 from onnxslim.limits import MANY_INPUTS
@@ -294,6 +295,7 @@ def _default_threads() -> int:
 def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[str]) -> Session:
     proto, payloads = model.skeleton()
     _drop_unused(proto, {constant.name for constant in model.graph.unused})
+    name_nodes(proto.graph)
     names: list[str] = []
     values: list[ort.OrtValue] = []
     embedded: list[tuple[onnx.TensorProto, wire.Payload]] = []

@@ -427,6 +427,17 @@ class _Writer:
         self.payloads.append(payload)
 
 
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Call nodes without a name as their first output, so that errors tell which they are of."""
+    taken = {node.name for node in graph.node}
+    for node in graph.node:
+        if not node.name and node.output and node.output[0] not in taken:
+            node.name = node.output[0]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                name_nodes(attribute.g)
+
+
 def raw_bytes(array: np.ndarray) -> wire.Buffer:
     """The bytes of `array` as in raw_data: little endian, sub-byte types packed."""
     data_type = to_onnx_dtype(array.dtype)

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.graph import wire
 from onnxslim.graph.ir import Variable, node_label, walk_graphs
+from onnxslim.graph.proto import name_nodes
 from onnxslim.io.model import Model
 
 OLDEST_OPSET = 7  # the oldest that onnxruntime runs
@@ -23,6 +24,9 @@ _KNOWN_DOMAINS = (
     "com.ms.internal.nhwc",
     "com.microsoft.experimental",
 )
+
+
+_NAMED = 3  # inputs or outputs that a message names
 
 
 def admit(model: Model, loads: Callable[[Model], object]) -> Iterator[str]:
@@ -65,6 +69,7 @@ def checker_objection(model: Model) -> str | None:
     Large weights are left out: their sizes were checked when the model was read.
     """
     proto, _ = model.skeleton()
+    name_nodes(proto.graph)
     for tensor in _tensors(proto.graph):
         if wire.external_entries(tensor).get("location") == wire.PLACEHOLDER:
             del tensor.dims[:]
@@ -74,8 +79,18 @@ def checker_objection(model: Model) -> str | None:
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
-        return " ".join(str(error).split()).rstrip(".")
+        return " ".join(str(error).split()).rstrip(".") + _without_shape(proto, str(error))
     return None
+
+
+def _without_shape(proto: onnx.ModelProto, objection: str) -> str:
+    """The inputs and outputs without a shape, where the checker objects to that and names none."""
+    if "'shape'" not in objection:
+        return ""
+    ends = (*proto.graph.input, *proto.graph.output)
+    tensors = [info for info in ends if info.type.HasField("tensor_type")]
+    names = [f"`{info.name}`" for info in tensors if not info.type.tensor_type.HasField("shape")]
+    return f" ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
 
 
 def foreign_operators(model: Model) -> list[str]:

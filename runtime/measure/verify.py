@@ -63,7 +63,7 @@ from onnxslim.runtime.samples.stream import Sample
 from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
 from onnxslim.services.progress import Progress
 
-_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)")
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)(?:.*?name '([^']+)')?")
 _MEASUREMENTS = 4  # a step is slower only when so many measurements all say so
 ADVICE = "Give samples with --calib, or sizes with --input-shape, to have it verified."
 
@@ -664,7 +664,10 @@ class RuntimeProver:
 def _without_kernel(error: RuntimeFailure) -> list[str]:
     """The operator that onnxruntime knows, but not on the element types that the model has."""
     found = _NO_KERNEL.search(str(error))
-    return [f"`{found[1]}` on the element types of the model"] if found else []
+    if found is None:
+        return []
+    where = f" (node `{found[2]}`)" if found[2] else ""
+    return [f"`{found[1]}`{where} on the element types of the model"]
 
 
 def _around(session: Session, tour: Sequence[Feeds]) -> Callable[[], object]:

@@ -306,8 +306,21 @@ def test_an_input_may_lack_its_shape(run: Run, tmp_path: Path) -> None:
     source = model()
     clear_shape(source.graph.input[0])
     np.savez(tmp_path / "x.npz", x=X)
-    note = "The ONNX checker refuses the model, which onnxruntime runs: Field 'shape'"
+    note = "onnxruntime runs: Field 'shape' of 'type' is required but missing (`x`)."
     assert_takes(run, source, note, "--calib", str(tmp_path / "x.npz"))
+
+
+def test_a_node_without_a_name_is_called_as_its_output_in_errors(run: Run) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["i"]),
+        helper.make_node("Relu", ["i", "i"], ["y"]),
+    ]
+    assert run(model(nodes, outputs=[info("y")])) == 3
+    assert "Name: y OpType: Relu" in run.errors
+    wide = [helper.make_node("Concat", ["x", "z"], ["y"], axis=0)]
+    ends = [info("x"), info("z", shape=(2, 3))]
+    assert run(model(wide, inputs=ends, outputs=[info("y")])) == 6
+    assert "Node (y) Op (Concat)" in run.errors
 
 
 def test_operators_of_onnxruntime_may_stand_in_the_standard_domain(run: Run) -> None:
@@ -464,7 +477,8 @@ def test_arithmetic_that_onnxruntime_lacks_is_not_verified(run: Run) -> None:
         helper.make_node("Add", ["i", "i"], ["y"]),
     ]
     assert run(model(nodes, inputs=[info("x", kind)], outputs=[info("y", kind)])) == 0, run.errors
-    assert "onnxruntime does not have `Add` on the element types" in run.report["verified_on"]
+    said = "onnxruntime does not have `Add` (node `y`) on the element types"
+    assert said in run.report["verified_on"]
     assert [node.op_type for node in onnx.load(run.target).graph.node] == ["Add"]
 
 

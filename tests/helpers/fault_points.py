@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -318,11 +319,18 @@ def wrong_outputs(case: Case, out: Path, code: int, old: bool) -> Iterator[str]:
     others = [name for name in others if not name.startswith(".onnxslim-")]
     if not is_new and others:
         yield f"the output is {state[model]}, and there is {others}"
-    # a report comes after the model: it may be missing beside a new model, never the other way
-    if code not in _DONE and not is_new and any(state[name] == "new" for name in reports):
+    # a report comes after the model: it may be missing beside a new model, and comes alone only to
+    # tell of the failure
+    alone = [name for name in reports if state[name] == "new" and not _tells_error(out / name)]
+    if code not in _DONE and not is_new and alone:
         yield f"a report without its model: {state}"
     if not is_new and state[model] != ("old" if old else "none"):
         yield f"`{model}` is {state[model]}"
+
+
+def _tells_error(path: Path) -> bool:
+    """Whether a report is that of a run that failed."""
+    return path.suffix == ".json" and "error" in json.loads(path.read_text("utf-8"))
 
 
 def _state(path: Path) -> str:
