@@ -8,12 +8,15 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import count
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxslim.errors import NotApplicable
 from onnxslim.graph.clone import clone_graph
 from onnxslim.graph.inlining import inline_functions
-from onnxslim.graph.ir import Constant, Graph, walk_graphs
+from onnxslim.graph.ir import Constant, Graph, StoredSparse, redirect_inputs, walk_graphs
+from onnxslim.graph.operands import constant_node_value
 from onnxslim.graph.opset import COMPLETE, raise_opset
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -27,6 +30,7 @@ def prepared(graph: gs.Graph) -> Graph:
     """
     copy = clone_graph(graph)
     inline_functions(copy, with_own=True)
+    _replace_constant_nodes(copy)
     _make_names_unique(copy)
     infer_shapes(Model.of(copy))
     if not all(_is_known(node, copy) for part in walk_graphs(copy) for node in part.nodes):
@@ -34,6 +38,37 @@ def prepared(graph: gs.Graph) -> Graph:
             raise_opset(copy, COMPLETE)
             infer_shapes(Model.of(copy))
     return copy
+
+
+def _replace_constant_nodes(graph: Graph) -> None:
+    """Let constants take the place of nodes that hold them: weights are found in one form."""
+    graphs = list(walk_graphs(graph))
+    new: dict[gs.Tensor, Constant] = {}
+    for current in graphs:
+        for node in current.nodes:
+            if node.op == "Constant" and node.is_onnx:
+                new[node.outputs[0]] = Constant(node.outputs[0].name, _value_of(node))
+        current.nodes = [
+            node for node in current.nodes if node.op != "Constant" or not node.is_onnx
+        ]
+    for old, constant in new.items():
+        redirect_inputs(list(old.outputs), old, constant)
+        old.inputs.clear()
+    for current in graphs:
+        current.outputs = [new.get(tensor, tensor) for tensor in current.outputs]
+
+
+def _is_constant(node: gs.Node) -> bool:
+    return bool(node.op == "Constant" and node.is_onnx)
+
+
+def _value_of(node: gs.Node) -> np.ndarray | LazyValues:
+    sparse = node.attrs.get("sparse_value")
+    if sparse is not None:
+        return StoredSparse(sparse.sparse_tensor)
+    value = constant_node_value(node)
+    assert value is not None, node.label
+    return value
 
 
 def _is_known(node: gs.Node, graph: Graph) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from onnxslim.errors import UsageError
 from onnxslim.graph.ir import Constant, Graph, Variable, walk_graphs
 from onnxslim.runtime.training.compiler import Compiler
-from onnxslim.runtime.training.operators.casts import constant_array, held_tensor
+from onnxslim.runtime.training.operators.casts import held_tensor
 from onnxslim.runtime.training.operators.element_types import stored_tensor
 from onnxslim.runtime.training.plan import Plan, needed_nodes, reads
 from onnxslim.runtime.training.preparing import prepared
@@ -216,14 +216,11 @@ def _all_stored(graph: Graph) -> dict[gs.Tensor, Tensor]:
 
 
 def _stored(tensor: gs.Tensor) -> Tensor | None:
-    """The values of a constant, however the graph holds it; None for other tensors."""
+    """The values of a constant, or of an input that has a default; None for other tensors."""
     if isinstance(tensor, Constant):
         return stored_tensor(tensor.values)
     if isinstance(tensor, Variable) and tensor.default is not None:
         return stored_tensor(tensor.default.load())
-    if tensor.inputs and tensor.inputs[0].op == "Constant" and tensor.inputs[0].is_onnx:
-        array = constant_array(tensor.inputs[0].attrs)
-        return None if array is None else stored_tensor(array)
     return None
 
 

@@ -5,7 +5,7 @@ element_types     types of elements
 straight_through  roundings that gradients pass
 grids             codes on a grid, with gradients
 elementwise       operators that take each element alone
-casts             changes of type, and constants
+casts             changes of type
 reductions        sums, products and the like over axes
 movement          operators that only move elements
 sequences         sequences of tensors

@@ -1,19 +1,14 @@
-"""Operators that change the type of elements, and constants."""
+"""Operators that change the type of elements."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from onnxslim.graph.ir import StoredSparse
 from onnxslim.runtime.training.operators.element_types import (
     FLOATS,
     NARROW_FLOATS,
-    stored_tensor,
     torch_dtype,
 )
 from onnxslim.runtime.training.operators.straight_through import rounded_to
@@ -55,32 +50,8 @@ def cast_to(form: NodeForm, target: int) -> Computation:
     return to_integer
 
 
-@operator("Constant", 1, 9, 11, 12, 13, 19, 21, 23, 24, 25)
-def _constant(form: NodeForm) -> Computation:
-    array = constant_array(form.node.attrs)
-    stored = None if array is None else stored_tensor(array)
-    if stored is None:
-        raise form.unsupported("its value is no tensor of numbers")
-    value = held_tensor(stored, form.dtype).to(form.device)
-    return lambda: value
-
-
 def held_tensor(stored: Tensor, dtype: torch.dtype) -> Tensor:
     """A stored tensor in the type that it is computed with."""
     if not stored.is_floating_point() or stored.dtype == torch.float64:
         return stored
     return stored.to(dtype)
-
-
-def constant_array(attrs: dict[str, Any]) -> np.ndarray | None:
-    """The value of a node `Constant`; None where it is no tensor of numbers."""
-    for name, value in attrs.items():
-        if name == "value":
-            return np.asarray(value.values)
-        if name in ("value_float", "value_floats"):
-            return np.array(value, np.float32)
-        if name in ("value_int", "value_ints"):
-            return np.array(value, np.int64)
-        if name == "sparse_value":
-            return np.asarray(StoredSparse(value.sparse_tensor).load())
-    return None

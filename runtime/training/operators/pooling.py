@@ -48,7 +48,8 @@ class WindowForm:
         for axis in range(self.rank):
             free = sizes[axis] + sum(pads[axis]) - self.span(axis)
             stride = self.strides[axis]
-            windows = free // stride + 1
+            # onnxruntime divides towards zero: an input that is too small may have a window
+            windows = (free // stride if free >= 0 else -(-free // stride)) + 1
             if self.rounds_up and self.mode == "NOTSET":
                 windows = -(-free // stride) + 1
                 # a window that would begin in the padding behind is left out
@@ -90,7 +91,8 @@ def _max_pool(form: NodeForm) -> Computation:
         pads = window.pads_for(sizes)
         counts = window.counts(sizes, pads)
         if not all(counts):
-            return _none(x, counts)
+            nothing = _none(x, counts)
+            return (nothing, nothing.long()) if wants_places else nothing
         reach = window.reach(sizes, pads, counts)
         if not wants_places and not any(reach) and window.takes(pads):
             return pool(x, kernel, strides, [begin for begin, _ in pads], dilations)
