@@ -151,10 +151,7 @@ class _AttentionWriter:
         heads = [operand.sizes[1] for operand in operands]
         is_wide = (
             found.result is not None
-            and (
-                joins_heads(self.flow, found.result, found.shape)
-                or has_cut_free_target(found.result)
-            )
+            and (joins_heads(self.flow, found.result, found) or has_cut_free_target(found.result))
             and all(operand.wide is not None for operand in operands)
             and all(isinstance(count, int) for count in heads)
         )
@@ -203,7 +200,7 @@ class _AttentionWriter:
         """Let what read the result, and the present rows, read the outputs of Attention."""
         found, rw, value = self.found, self.rw, made[0]
         presents = [operand.present for operand in (found.key, found.value)]
-        if result is None or joins_heads(self.flow, result, found.shape):
+        if result is None or joins_heads(self.flow, result, found):
             rw.replace(last, [value], what)
         else:
             rw.update(result, what, inputs=[value, result.inputs[1]], fidelity=Fidelity.CLOSE)

@@ -588,13 +588,13 @@ def _cut_heads(factors: AxisFactors, joined: Axis, count: Size) -> tuple[Axis, A
     return joined[:place], joined[place:]
 
 
-def joins_heads(flow: SizeFlow, result: Node, whole: Shape) -> bool:
-    """Whether the result of `_result` is (batch, length, heads·width), and no other cut of it.
-
-    `whole` begins with batch, heads and length.
-    """
-    shape = flow.shape(result.outputs[0])
-    return shape is not None and len(shape) == 3 and shape[:2] == (whole[0], whole[2])
+def joins_heads(flow: SizeFlow, result: Node, found: SpelledAttention) -> bool:
+    """Whether the result is (batch, length, heads·width), and no other cut of it."""
+    shape, whole = flow.shape(result.outputs[0]), flow.shape(found.product.outputs[0])
+    if shape is None or whole is None or len(shape) != 3:
+        return False
+    batch = whole[0] if len(whole) == 4 else found.shape[0]
+    return shape[:2] == (batch, whole[-2])
 
 
 def has_cut_free_target(result: Node) -> bool:
@@ -612,7 +612,7 @@ class MaskValues:
         least: the least finite number of its type.
         next: the number above it.
         has_infinity: whether a constant is -inf.
-        is_open: whether an input of the graph decides as well.
+        is_open: whether an input of the graph, or a sum, decides as well.
         lowest: reads of constants in which some element is `least`: the node, and the index of its
             input; None where the constant is its attribute `value`.
     """
@@ -636,7 +636,9 @@ class MaskValues:
                 if item in seen or not item.name or item.dtype != dtype:
                     continue
                 if const_value(item) is not None:
-                    if self._is_low(item):
+                    if self._is_low(item) and node.op in _SUMS:
+                        self.is_open = True  # m·max + min is no mask with another constant
+                    elif self._is_low(item):
                         self.lowest.append((node, index))
                 elif node.op not in _FINITE:
                     seen.add(item)
@@ -654,5 +656,6 @@ class MaskValues:
         return bool((array == self.least).any())
 
 
+_SUMS: Final = frozenset({"Add", "Mean", "Sub", "Sum"})
 _FINITE: Final = frozenset({"Conv", "Gemm", "MatMul", "LayerNormalization", "Softmax", "Tanh"})
 _MOST_MASKED: Final = 1 << 22  # elements of a constant that are looked at

@@ -150,6 +150,14 @@ FORMS: dict[str, Form] = {
             m4 = Mul (m3, low) s = MatMul (q2, k2) t = Mul (s, half) u = Add (t, m4)
             p = Softmax <axis = -1> (u)""",
     ),
+    "BERT's mask, multiplied out": Form(
+        inputs="int64[B, S] mask",
+        constants=f"float half = {{0.5}}, float high = {{{LOWEST[1:]}}}, float low = {{{LOWEST}}}, "
+        "int64[2] axes = {1, 2}",
+        scores="""m1 = Unsqueeze (mask, axes) m2 = Cast <to = 1> (m1) m3 = Mul (m2, high)
+            m4 = Add (m3, low) s = MatMul (q2, k2) t = Mul (s, half) u = Add (t, m4)
+            p = Softmax <axis = -1> (u)""",
+    ),
     "a mask of -inf by Where": Form(
         inputs="bool[S, S] keep",
         constants="float half = {0.5}, float low = {-inf}",

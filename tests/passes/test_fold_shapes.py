@@ -282,6 +282,23 @@ def test_where_on_a_size_that_cannot_be_minus_one_is_decided() -> None:
     )
 
 
+def test_slice_of_the_last_elements_as_many_as_there_are_takes_everything() -> None:
+    """As relative positions of queries are cut to those of a text with a cache, without one."""
+    assert_rewrites(
+        f"""{HEADER}
+        g (float[N, L] x) => (float[N, L] y)
+        <int64[1] one = {{1}}, int64[1] end = {{9223372036854775807}}> {{
+            l = Shape <start = 1, end = 2> (x)
+            n = Neg (l)
+            r = Relu (x)
+            y = Slice (r, n, end, one)
+        }}""",
+        FoldShapes(),
+        f"""{HEADER}
+        g (float[N, L] x) => (float[N, L] y) {{ y = Relu (x) }}""",
+    )
+
+
 def test_slice_up_to_the_size_takes_everything() -> None:
     assert_rewrites(
         f"""{HEADER}

@@ -333,6 +333,8 @@ def sliced_size(size: Size, start: Size, end: Size, step: int, most: int) -> Siz
     """Number of elements that a Slice takes of an axis of `size` elements, at most `most`."""
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return len(range(size)[as_slice(start, end, step)])
+    if add(start, size) == 0:
+        start = 0  # counted from the end, the first element
     if step == 1 and start == 0 and covers(end, size, most):
         return size
     if isinstance(start, int) and isinstance(end, int):
