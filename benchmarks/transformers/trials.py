@@ -83,6 +83,7 @@ def _optimizer(model: Transformer) -> Sequence[str]:
 
 _CALIB: Final = ("--calib", SAMPLES)
 _PRUNE: Final = "simplify,prune-channels:ratio={}"
+_NARROW: Final = "simplify,prune-residual-stream:ratio={}"
 
 TRIALS: Final = (
     _ours("simplify", "ours", "simplify", *_UNTIMED),
@@ -122,6 +123,16 @@ TRIALS: Final = (
     _peer("25 % of channels away", "onnxsim", "onnxsim", "prune_onnxsim.py", "0.25"),
     _ours("50 % of channels away", "ours", _PRUNE.format(0.5), *_ANY_LOSS, *_CALIB),
     _peer("50 % of channels away", "onnxsim", "onnxsim", "prune_onnxsim.py", "0.5"),
+    *(
+        _ours(
+            "a narrower stream",
+            f"ours, {100 * ratio:.0f} %",
+            _NARROW.format(ratio),
+            *_ANY_LOSS,
+            *_CALIB,
+        )
+        for ratio in (0.1, 0.2, 0.3)
+    ),
 )
 TASKS: Final = tuple(dict.fromkeys(trial.task for trial in TRIALS))
 
