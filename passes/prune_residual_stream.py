@@ -26,9 +26,9 @@ Declines when:
        linear, a vector of factors (simplify folds LayerScale into the layer before it), a sum with
        a number or with what no layer writes, a part of the channels.
     2. Something reads it without weights, as attention of normalized values with themselves does.
-    3. What most normalizations return is part of the stream itself (BERT): γ does not commute with
-       a rotation, so each would need a product of its own. MiniLM was 0.84 times as fast with these
-       and all columns, and 0.96 times, at a cosine of 0.946, with nine tenths of them.
+    3. What half of the normalizations or more return is part of the stream itself (BERT): γ does
+       not commute with a rotation, so each would need a product of its own. MiniLM was 0.84 times
+       as fast with these and all columns, and 0.96 times, at a cosine of 0.946, with nine tenths.
     4. There are no calibration samples.
 
 Fidelity:

@@ -72,7 +72,16 @@ class Compound(NamedTuple):
 
 def compound_at(rw: Rewriter, node: Node) -> Compound | None:
     """The operator whose spelling ends in `node`, if a session computes that in one kernel."""
-    for name, pattern in _SPELLINGS.items():
+    return _found(rw, node, _SPELLINGS)
+
+
+def plain_normalization_at(rw: Rewriter, node: Node) -> Compound | None:
+    """The normalization without γ and β whose spelling ends in `node`; no session fuses that."""
+    return _found(rw, node, _PLAIN)
+
+
+def _found(rw: Rewriter, node: Node, spellings: Mapping[str, Pattern]) -> Compound | None:
+    for name, pattern in spellings.items():
         if node.op not in pattern.heads():
             continue
         for match in pattern.find(rw, node.outputs[0], Match()):
@@ -155,11 +164,16 @@ _GELU_BY_TANH: Final = Op("Mul", _HALF_X, Op("Add", Op("Tanh", _CUBIC), _ONE))
 _QUICK_GELU: Final = Op("Mul", _X, Op("Sigmoid", Either(_X, Op("Mul", _X, Number("alpha")))))
 
 
-def _scaled(x: Pattern, deviation: Pattern) -> Pattern:
-    """x/√(mean(deviation²) + ε)·γ."""
+def _quotient(x: Pattern, deviation: Pattern) -> Pattern:
+    """x/√(mean(deviation²) + ε)."""
     mean = Op("ReduceMean", Op("Pow", deviation, _TWO), bind="square")
     root = Op("Sqrt", Op("Add", mean, Number("eps")))
-    quotient = Either(Op("Div", x, root), Op("Mul", x, Op("Div", _ONE, root)))
+    return Either(Op("Div", x, root), Op("Mul", x, Op("Div", _ONE, root)))
+
+
+def _scaled(x: Pattern, deviation: Pattern) -> Pattern:
+    """x/√(mean(deviation²) + ε)·γ."""
+    quotient = _quotient(x, deviation)
     return Op("Mul", Either(quotient, Op("Cast", quotient)), Vector("scale"))
 
 
@@ -172,4 +186,8 @@ _SPELLINGS: Final[Mapping[str, Pattern]] = {
     "QuickGelu": _QUICK_GELU,
     "LayerNormalization": Op("Add", _scaled(_CENTRED, _AGAIN), Vector("bias")),
     "RMSNormalization": _scaled(_X, _X),
+}
+_PLAIN: Final[Mapping[str, Pattern]] = {
+    "LayerNormalization": _quotient(_CENTRED, _AGAIN),
+    "RMSNormalization": _quotient(_X, _X),
 }

@@ -12,7 +12,11 @@ from typing import Final
 
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.compound_operators import Compound, compounds
+from onnxslim.analysis.compound_operators import (
+    Compound,
+    compounds,
+    plain_normalization_at,
+)
 from onnxslim.graph.dims import known_dim, rank
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import const_value, is_present
@@ -31,14 +35,14 @@ class Normalization:
         source: what it normalizes.
         result: what it returns.
         scale, bias: node and index of the input that holds γ and β, constants of one axis; None
-            where there is none.
+            where there is none: simplify may have moved γ into the layers that read it.
         is_centred: whether it subtracts the mean.
     """
 
     nodes: tuple[Node, ...]
     source: gs.Tensor
     result: gs.Tensor
-    scale: tuple[Node, int]
+    scale: tuple[Node, int] | None
     bias: tuple[Node, int] | None
     is_centred: bool
 
@@ -50,18 +54,25 @@ class Normalization:
 
 def normalizations(rw: Rewriter) -> list[Normalization]:
     """All normalizations of the main graph over a last axis of known size, in its order."""
-    found = {item.match.nodes[0]: item for item in compounds(rw)}
-    return [item for node in rw.main.nodes for item in _read(node, found.get(node))]
+    found = {item.match.nodes[0]: item for item in compounds(rw) if not item.is_elementwise}
+    inner = {node for item in found.values() for node in item.match.nodes}
+    return [
+        item
+        for node in rw.main.nodes
+        if node in found or node not in inner
+        for item in _read(rw, node, found.get(node))
+    ]
 
 
-def _read(node: Node, compound: Compound | None) -> Iterator[Normalization]:
+def _read(rw: Rewriter, node: Node, compound: Compound | None) -> Iterator[Normalization]:
+    if node.op in NORM_OPS and node.is_onnx:
+        known = _operator(node)
+        if known is not None:
+            yield known
+        return
+    compound = compound or plain_normalization_at(rw, node)
     if compound is not None:
-        if not compound.is_elementwise:
-            yield _spelled(compound)
-    elif node.op in NORM_OPS and node.is_onnx:
-        found = _operator(node)
-        if found is not None:
-            yield found
+        yield _spelled(compound)
 
 
 def _operator(node: Node) -> Normalization | None:
@@ -84,16 +95,15 @@ def _spelled(compound: Compound) -> Normalization:
 
     def place(name: str) -> tuple[Node, int] | None:
         tensor = tensors.get(name)
-        for node in nodes:
-            for index, item in enumerate(node.inputs):
-                if item is tensor:
-                    return node, index
-        return None
+        places = (
+            (node, i) for node in nodes for i, item in enumerate(node.inputs) if item is tensor
+        )
+        return next(places, None)
 
-    scale = place("scale")
-    assert scale is not None
     is_centred = compound.name == "LayerNormalization"
-    return Normalization(nodes, tensors["x"], nodes[0].outputs[0], scale, place("bias"), is_centred)
+    return Normalization(
+        nodes, tensors["x"], nodes[0].outputs[0], place("scale"), place("bias"), is_centred
+    )
 
 
 def _vector_size(tensor: gs.Tensor) -> int | None:

@@ -47,7 +47,8 @@ class RotatedStream:
         if space is None:
             return self.basis.decoder
         scale, bias = (_operand(place) for place in (space.scale, space.bias))
-        assert scale is not None
+        if scale is None:
+            scale = np.ones(self.basis.width * self.stream.copies[space.result])
         return self.basis.normalized_decoder(scale, bias, self.moments[space.label])
 
 

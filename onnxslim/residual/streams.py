@@ -111,13 +111,13 @@ class StreamGraph:
     def joined_spaces(self) -> Iterator[tuple[Node, int]]:
         """Operands in the space of a normalization that are to be in the space of the sums.
 
-        Not those of streams of which that holds for most normalizations.
+        Not those of streams of which that holds for half of the normalizations or more.
         """
         summed = {self.spaces[node.inputs[operand]] for node, operand in self._joined}
         for group in self.channels.groups:
             mask = self._mask(group)
             norms = [norm for norm in self.norms if self._carries(norm.source, mask)]
-            if 2 * sum(norm in summed for norm in norms) > len(norms):
+            if 2 * sum(norm in summed for norm in norms) >= len(norms):
                 summed -= set(norms)
         yield from ((n, i) for n, i in self._joined if self.spaces[n.inputs[i]] in summed)
 

@@ -8,7 +8,10 @@ from layer_nets import node, normal
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH, WORDS, LENGTH = 12, 20, 6
-NORMS = ("LayerNormalization", "spelled LayerNormalization", "RMSNormalization", "spelled RMS")
+NORMS = (
+    "LayerNormalization", "spelled LayerNormalization", "plain LayerNormalization",
+    "RMSNormalization", "spelled RMS", "plain RMS",
+)  # fmt: skip
 ENDS = ("classes", "hidden", "sums", "tied", "mean")
 STARTS = ("words", "pictures")
 
@@ -80,12 +83,15 @@ class ResidualNet:
         scale, bias = 1 + 0.3 * self.weight(1, WIDTH)[0], 0.5 * self.weight(1, WIDTH)[0]
         if self.norm == "LayerNormalization":
             return self.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5)
-        if not self.norm.startswith("spelled"):
-            return self.add(self.norm, x, scale, axis=-1, epsilon=1e-5)
-        if self.norm == "spelled RMS":
-            return self._scaled(x, x, scale)
-        centred = self.add("Sub", x, self._mean(x))
-        return self.add("Add", self._scaled(centred, centred, scale), bias)
+        if self.norm == "RMSNormalization":
+            return self.add("RMSNormalization", x, scale, axis=-1, epsilon=1e-5)
+        is_centred = self.norm.endswith("LayerNormalization")
+        deviation = self.add("Sub", x, self._mean(x)) if is_centred else x
+        quotient = self._quotient(deviation)
+        if self.norm.startswith("plain"):
+            return quotient
+        scaled = self.add("Mul", quotient, scale)
+        return self.add("Add", scaled, bias) if is_centred else scaled
 
     def branches(self, x: str, count: int = 2) -> str:
         """The stream after blocks of attention and of two layers."""
@@ -140,10 +146,10 @@ class ResidualNet:
             return self.add("ReduceMean", x, axes=[axis], keepdims=keepdims)
         return self.add("ReduceMean", x, np.array([axis]), keepdims=keepdims)
 
-    def _scaled(self, x: str, deviation: str, scale: np.ndarray) -> str:
-        square = self.add("Pow", deviation, np.array(2, np.float32))
+    def _quotient(self, x: str) -> str:
+        square = self.add("Pow", x, np.array(2, np.float32))
         root = self.add("Sqrt", self.add("Add", self._mean(square), np.array(1e-5, np.float32)))
-        return self.add("Mul", self.add("Div", x, root), scale)
+        return self.add("Div", x, root)
 
     def _attention(self, x: str) -> str:
         query, key, value = (self.add("MatMul", x, self.weight(WIDTH, 4)) for _ in range(3))
