@@ -71,7 +71,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -128,13 +128,36 @@ class FuseAttention(RewritePass):
     def _fused(self, graph: gs.Graph, context: Context) -> PassResult:
         rw = self.rewriter(graph)
         flow = SizeFlow(graph, rw.opset)
+        masks = _Masks({node: i for part in rw.graphs() for i, node in enumerate(part.nodes)})
         for node in rw.walk("Softmax"):
             try:
-                _AttentionWriter(rw, flow, read_attention(rw, flow, node)).write(node)
+                _AttentionWriter(rw, flow, read_attention(rw, flow, node), masks).write(node)
             except NotAttention as reason:
                 if reason.is_close:
                     rw.skip(node, f"no Attention: {reason}")
         return rw.result()
+
+
+@dataclass
+class _Masks:
+    """The masks that were made, for layers that mask alike.
+
+    Attributes:
+        places: of the nodes that were there at the beginning, in their graphs.
+        made: what makes a mask -> the mask, and the product in front of which its nodes stand.
+    """
+
+    places: Mapping[Node, int]
+    made: dict[tuple[Any, ...], tuple[gs.Tensor, Node]] = field(default_factory=dict)
+
+    def find(self, key: tuple[Any, ...], product: Node) -> gs.Tensor | None:
+        """The mask, if its nodes stand before `product`."""
+        if key not in self.made:
+            return None
+        mask, first = self.made[key]
+        places = self.places
+        is_before = first in places and product in places and places[first] < places[product]
+        return mask if is_before else None
 
 
 @dataclass
@@ -144,6 +167,7 @@ class _AttentionWriter:
     rw: Rewriter
     flow: SizeFlow
     found: SpelledAttention
+    masks: _Masks
 
     def write(self, softmax: Node) -> None:
         found, rw = self.found, self.rw
@@ -261,17 +285,27 @@ class _AttentionWriter:
 
     def _mask(self) -> gs.Tensor | None:
         """What Attention is given as mask, of as many rows and columns as the scores."""
-        if not self.found.mask:
+        found = self.found
+        if not found.mask:
             return None
-        for part in self.found.mask:
+        for part in found.mask:
             self._check(part)
+        home = self.rw.graph_of(found.product)
+        key = (found.mask, found.shape, found.guards, found.scores.dtype, home)
+        known = self.masks.find(key, found.product)
+        if known is None:
+            known = self._made_mask()
+            self.masks.made[key] = known, found.product
+        return known
+
+    def _made_mask(self) -> gs.Tensor:
         mask = self._sum(self.found.mask)
         if const_value(mask) is not None:
             mask = self._computed("Identity", [mask], mask.dtype)
         values = MaskValues(mask, np.dtype(self.found.scores.dtype))
         for node, index in values.lowest:
             self._raise_lowest(node, index)
-        if values.is_open:
+        if values.is_open or values.is_summed:
             lowest = self._number(values.least)
             is_lowest = self._computed("Equal", [mask, lowest], np.dtype(bool))
             mask = self._computed("Where", [is_lowest, self._number(values.next), mask], mask.dtype)

@@ -612,7 +612,8 @@ class MaskValues:
         least: the least finite number of its type.
         next: the number above it.
         has_infinity: whether a constant is -inf.
-        is_open: whether an input of the graph, or a sum, decides as well.
+        is_open: whether an input of the graph decides as well.
+        is_summed: whether `least` is added to something, and so may not become another number.
         lowest: reads of constants in which some element is `least`: the node, and the index of its
             input; None where the constant is its attribute `value`.
     """
@@ -622,6 +623,7 @@ class MaskValues:
         self.next = float(np.nextafter(np.finfo(dtype).min, np.zeros((), dtype)))
         self.has_infinity = False
         self.is_open = False
+        self.is_summed = False
         self.lowest: list[tuple[Node, int | None]] = []
         stack, seen = [mask], {mask}
         while stack:
@@ -637,7 +639,7 @@ class MaskValues:
                     continue
                 if const_value(item) is not None:
                     if self._is_low(item) and node.op in _SUMS:
-                        self.is_open = True  # m·max + min is no mask with another constant
+                        self.is_summed = True  # m·max − max, for one
                     elif self._is_low(item):
                         self.lowest.append((node, index))
                 elif node.op not in _FINITE:

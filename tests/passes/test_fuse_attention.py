@@ -107,6 +107,19 @@ def test_masks_that_callers_give_keep_their_rows() -> None:
             np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6)
 
 
+def test_layers_that_mask_alike_share_their_mask() -> None:
+    form = FORMS["BERT's mask"]
+    second = """r1 = Reshape (y, cut) r2 = Transpose <perm = [0, 2, 1, 3]> (r1)
+        e = MatMul (r2, k2) f = Mul (e, half) i = Add (f, m4) j = Softmax (i)
+        l = MatMul (j, v2) n = Transpose <perm = [0, 2, 1, 3]> (l) z = Reshape (n, joined)"""
+    text = replace(form, outputs="float[B, S, 8] z", joined=f"{form.joined} {second}").text()
+    source = parse(text, 11)
+    result, _ = apply(FuseAttention(), source)
+    assert operators(result).count("Attention") == 2
+    assert operators(result).count("Expand") == 1
+    assert_same(source, result, {"B": 2, "S": 3})
+
+
 def test_a_cache_goes_into_the_operator_and_stays_an_output() -> None:
     source = CACHE.model()
     result, _ = apply(FuseAttention(), source)
