@@ -75,6 +75,7 @@ def compress(
     reproducers: str | os.PathLike[str] = "onnxslim-repro",
     calib: SampleSource | None = None,
     eval: EvaluationSource | None = None,
+    train: SampleSource | None = None,
 ) -> tuple[Model, Report]:
     """Run a pipeline on a model, prove what it did, and write the result.
 
@@ -107,6 +108,8 @@ def compress(
         reproducers: folder for a model that shows a broken promise.
         calib: the same as `calibration`, as the command calls it.
         eval: the same as `evaluation`.
+        train: samples for passes that train, in place of `calibration`; without that, they are the
+            calibration samples, too.
 
     Returns:
         The resulting model and the report.
@@ -129,6 +132,7 @@ def compress(
     evaluation = evaluation if eval is None else eval
     check_measured(limits, has_evaluation=evaluation is not None, verify=verify)
     calibration = calibration if calib is None else calib
+    calibration = train if calibration is None else calibration
     if calibration is None:
         check_calibration(pipeline.passes)
     words = data_settings(data)
@@ -138,6 +142,7 @@ def compress(
     settings = RunSettings(
         calibration,
         evaluation,
+        train,
         seed,
         threads,
         input_shapes,

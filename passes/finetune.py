@@ -43,21 +43,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.codebook.sparse import with_values
 from onnxslim.constraints.read import Constraints, read_constraints
-from onnxslim.constraints.stored import (
-    BiasWeight,
-    GridWeight,
-    LeafWeight,
-    LevelCodes,
-    ScaleWeight,
-)
+from onnxslim.constraints.storing import are_equal, store_values
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.ir import Constant, StoredSparse
-from onnxslim.graph.operands import content
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.pipeline.layer_filter import FilteredPass, LayerFilter, only_option
@@ -79,7 +69,7 @@ class Finetune(FilteredPass):
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,prune-channels:macs=0.3,finetune": "the model before is the teacher",
         "simplify,cluster-weights:bits=2,finetune:epochs=10": "tables learn, codes stay",
-        "quantize-weights:bits=4,finetune:minutes=5": "codes move and steps learn, for five minutes",
+        "quantize-weights:bits=4,finetune:minutes=5": "codes move, steps learn, for five minutes",
     }
 
     epochs: float = option(
@@ -108,6 +98,9 @@ class Finetune(FilteredPass):
     patience: int | None = option(
         None, at_least(1), "epochs without a better model, after which training ends"
     )
+    checkpoint: str | None = option(
+        None, help="file that each epoch is saved to; training goes on from it where it is there"
+    )
     only: tuple[str, ...] = only_option("layers to train")
     freeze: tuple[str, ...] = option(
         (), help="layers to leave as they are, by the same names as `only`"
@@ -131,16 +124,14 @@ class Finetune(FilteredPass):
         rw = Rewriter(graph)
         try:
             constraints = read_constraints(graph)
-            found = self._trained(constraints, graph, context)
+            found = self._trained(constraints, context)
         except NotApplicable as reason:
             rw.skip(graph.name, str(reason))
             return rw.result()
-        write_values(rw, constraints, found.values)
+        store_values(rw, constraints, found.values)
         return replace(rw.result(), notes=(_summary(self.name, found), *found.notes))
 
-    def _trained(
-        self, constraints: Constraints, graph: gs.Graph, context: Context
-    ) -> TrainingOutcome:
+    def _trained(self, constraints: Constraints, context: Context) -> TrainingOutcome:
         """New values.
 
         Raises:
@@ -150,7 +141,8 @@ class Finetune(FilteredPass):
         if trainer is None or model is None:
             raise NotApplicable("it needs samples to train on: give --calib")
         teachers = [Model.load(path) for path in self.teacher] or [context.reference or model]
-        if not self.teacher and _are_equal(constraints, graph, teachers[0].graph):
+        is_same = not self.teacher and are_equal(constraints, read_constraints(teachers[0].graph))
+        if is_same:
             raise NotApplicable("the model is its own teacher: no lossy step came before")
         selection = self.selection(context)
         wanted, thawed = replace(selection, skip=()), replace(selection, only=())
@@ -177,49 +169,8 @@ class Finetune(FilteredPass):
             Optimizer(self.optimizer),
             self.batch,
             self.patience,
+            self.checkpoint,
         )
-
-
-def _holders(constraints: Constraints) -> dict[str, tuple[Constant, tuple[str, ...]]]:
-    """What holds each stored tensor that training may replace, with the labels of its readers."""
-    found: dict[str, tuple[Constant, tuple[str, ...]]] = {}
-    for item in constraints.weights:
-        pairs: list[tuple[str, Constant]] = []
-        if isinstance(item, LeafWeight):
-            pairs.append((item.name, item.holder))
-        if isinstance(item, ScaleWeight):
-            pairs += item.twins
-        if isinstance(item, LevelCodes):
-            pairs += item.planes
-        if isinstance(item, GridWeight | BiasWeight):
-            pairs.append((item.name, item.holder))
-        if isinstance(item, BiasWeight):
-            pairs.append((item.scale, item.scales))
-        found |= {name: (holder, item.readers) for name, holder in pairs}
-    return found
-
-
-def write_values(rw: Rewriter, constraints: Constraints, found: Mapping[str, np.ndarray]) -> None:
-    """Give stored tensors new values, by name; what is stored sparse stays sparse."""
-    holders = _holders(constraints)
-    for name, values in found.items():
-        holder, readers = holders[name]
-        stored = holder.stored
-        values.flags.writeable = False
-        new = with_values(stored, values) if isinstance(stored, StoredSparse) else values
-        rw.set_values(holder, new)
-        label = readers[0] if readers else name
-        rw.note(label, f"`{name}` learned: {values.size:,} stored values", Fidelity.LOSSY)
-
-
-def _are_equal(constraints: Constraints, graph: gs.Graph, other: gs.Graph) -> bool:
-    """Whether all stored weights of a graph are those of another one, to the bit."""
-    if graph is other:
-        return True
-    own, others = _holders(constraints), _holders(read_constraints(other))
-    return own.keys() == others.keys() and all(
-        content(holder) == content(others[name][0]) for name, (holder, _) in own.items()
-    )
 
 
 def _epochs(found: TrainingOutcome) -> str:

@@ -89,6 +89,13 @@ def _output_kinds(
     callback=refuse_stream,
     help="Sample inputs with labels, or a metric: measures accuracy before and after.",
 )
+@click.option(
+    "--train",
+    "train",
+    metavar="FILE|DIR|module:function",
+    callback=refuse_stream,
+    help="Sample inputs for passes that train, in place of those of --calib.",
+)
 @data_options
 @click.option(
     "--max-drop", type=BoundedNumber(MAX_DROP), help="Points of accuracy that may be lost."
@@ -169,6 +176,7 @@ def command(
     passes: str | None,
     calib: str | None,
     evaluation: str | None,
+    train: str | None,
     data: DataSettings,
     max_drop: float | None,
     min_agreement: float | None,
@@ -205,6 +213,7 @@ def command(
         passes=None if passes is None else parse_pipeline(passes),
         calib=calib,
         eval=evaluation,
+        train=train,
         data=data,
         goal=goal,
         force=force,
@@ -410,6 +419,7 @@ def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progres
         passes=settings.passes or "simplify",
         calibration=settings.calib,
         evaluation=settings.eval,
+        train=settings.train,
         data=settings.data,
         floors=settings.floors,
         goal=settings.goal or "both",

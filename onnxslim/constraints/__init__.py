@@ -5,5 +5,6 @@ places   where operators read float constants: which are weights, and why the ot
 stored   one record for each stored weight: free, zeros stay, values tied, on levels, on a grid
 coded    records of weights that nodes compute from codes: tables, grids of integers, biases
 read     all stored weights of a graph
+storing  new values for them, in the form that they have
 dense    a copy of a model in which coded weights are constants, for training
 """

@@ -3,6 +3,7 @@
     passes = "simplify,prune-channels:ratio=0.3"    # as on the command line, or [[passes]] below
     calib = "samples.npz"               # relative paths start at the recipe's folder
     eval = "labelled.npz"               # or module:function, as on the command line
+    train = "more.npz"                  # for passes that train, in place of calib
     goal = "both"                       # both, latency or bytes
     force = false                       # keep steps that do not pay
     verify = true                       # compare outputs after every step
@@ -72,7 +73,13 @@ THREADS = at_least(1)
 SEED = interval(0, 2**32 - 1)
 GOALS = tuple(goal.value for goal in Goal)
 
-_SOURCES = {"calib": "calib", "calibration": "calib", "eval": "eval", "evaluation": "eval"}
+_SOURCES = {
+    "calib": "calib",
+    "calibration": "calib",
+    "eval": "eval",
+    "evaluation": "eval",
+    "train": "train",
+}
 _TABLES = (*_SOURCES, "data", "floors", "input-shapes", "output-kinds")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _FLOORS = {
@@ -91,7 +98,7 @@ class Recipe:
     """The settings of a run; None: not set.
 
     Attributes:
-        calib, eval: a path, or `module:function`.
+        calib, eval, train: a path, or `module:function`.
         data: how both are read.
         max_drop: points of accuracy that may be lost.
         min_agreement: share in [0, 1] of top-1 answers that must stay the same.
@@ -108,6 +115,7 @@ class Recipe:
     passes: Pipeline | None = None
     calib: str | None = None
     eval: str | None = None
+    train: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
     goal: GoalWord | None = None
     force: bool | None = None

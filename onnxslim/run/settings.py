@@ -36,7 +36,8 @@ class RunSettings:
         calibration: unlabelled samples, for passes that use data and for verification; None: no
             pass gets data, and outputs are compared on seeded inputs.
         evaluation: labelled samples or a metric; None: accuracy is not measured.
-        data: how both are read, as the user said.
+        training: samples that models are trained on; None: those of `calibration`.
+        data: how all of them are read, as the user said.
         declared: how pictures are read where `data` does not say.
         seed: seed of all randomness.
         threads: threads of onnxruntime; None: onnxruntime's own choice.
@@ -49,6 +50,7 @@ class RunSettings:
 
     calibration: SampleSource | None = None
     evaluation: EvaluationSource | None = None
+    training: SampleSource | None = None
     seed: int = 0
     threads: int | None = None
     input_shapes: Mapping[str, Sequence[int]] | None = None
@@ -78,7 +80,16 @@ class RunSettings:
         return self._given[1]
 
     @cached_property
-    def _given(self) -> tuple[GivenData | None, GivenData | None]:
+    def given_training(self) -> GivenData | None:
+        """The samples to train on: those of calibration where there are no others.
+
+        Raises:
+            UsageError: as above.
+        """
+        return self._given[2]
+
+    @cached_property
+    def _given(self) -> tuple[GivenData | None, GivenData | None, GivenData | None]:
         from onnxslim.runtime.measure.accuracy import labelled_source
         from onnxslim.runtime.samples.given import GivenData
 
@@ -94,8 +105,12 @@ class RunSettings:
             assert evaluation is not None
             if labelled_source(evaluation) is not None:
                 kinds[evaluation.name] = evaluation.kind
+        training = calibration
+        if self.training is not None and not _is_same(self.calibration, self.training):
+            training = GivenData(self.training, self.data, self.declared)
+            kinds[training.name] = training.kind
         self.data.check_used(kinds)
-        return calibration, evaluation
+        return calibration, evaluation, training
 
     def admit(self, model: Model) -> list[str]:
         """Take a model that fits the machine, and that the ONNX checker or onnxruntime accepts.
@@ -123,6 +138,7 @@ class RunSettings:
         given: dict[str, object] = {
             "calib": self.given_calibration,
             "eval": self.given_evaluation,
+            "train": None if self.training is None else self.given_training,
             "tokenizer": self.data.tokenizer,
         }
         found = {name: data_sha256(data) for name, data in given.items() if data is not None}
@@ -168,7 +184,7 @@ class RunSettings:
                 progress=self.progress,
             )
             trainer = SampleTrainer(
-                self.given_calibration,
+                self.given_training or self.given_calibration,
                 seed=self.seed,
                 threads=self.threads,
                 kinds=kinds,

@@ -49,6 +49,8 @@ class TrainingRequest:
         batch: samples of a step.
         patience: epochs without a better figure on the samples held back, after which training
             ends; None: none.
+        checkpoint: path of a file that each epoch is saved to, and from which the same training
+            goes on; None: none.
     """
 
     loss: Loss = Loss.DISTILL
@@ -60,6 +62,7 @@ class TrainingRequest:
     optimizer: Optimizer = Optimizer.ADAM
     batch: int = 32
     patience: int | None = None
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ parametrisations  free tensors that become what a stored weight obeys
 objectives   the distance of outputs from those of a teacher
 schedule     the learning rate
 training_set  samples with what teachers say of them
+checkpoint   the state of a run in a file
 loop         one training run
 trainer      what passes see of it
 """

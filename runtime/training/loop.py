@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from math import inf, isfinite
+from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,18 +23,29 @@ from onnxslim.analysis.output_parts import output_parts
 from onnxslim.analysis.token_inputs import padding_mask
 from onnxslim.constraints.dense import dense_twin
 from onnxslim.constraints.read import read_constraints
+from onnxslim.constraints.storing import store_values
 from onnxslim.errors import NotApplicable, UsageError
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.records import OutputKind
 from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
 from onnxslim.runtime.measure.padding import positions_that_count
+from onnxslim.runtime.session import open_session
+from onnxslim.runtime.training.checkpoint import (
+    TrainingState,
+    digest_of,
+    load,
+    remove,
+    save,
+)
 from onnxslim.runtime.training.objectives import objectives_of
 from onnxslim.runtime.training.parametrisations import Stored, TrainedWeights
 from onnxslim.runtime.training.schedule import best_rate, one_cycle, tested_rates
 from onnxslim.runtime.training.torch_graph import TorchGraph
-from onnxslim.runtime.training.training_set import Batch, TrainingItem, TrainingSet
+from onnxslim.runtime.training.training_set import Arrays, Batch, TrainingItem, TrainingSet
 from onnxslim.services.progress import Progress
+from onnxslim.services.progress import Step as ProgressStep
 from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
 
 _TINY: Final = 1e-12
@@ -81,6 +92,7 @@ class TrainingRun:
         self._data, self._request, self._seed = data, request, seed
         self._threads, self._progress = threads, progress
         infer_shapes(student)
+        self._student = student
         constraints = read_constraints(student.graph)
         twin = dense_twin(student, constraints)
         self._weights = TrainedWeights(constraints, twin.names, accepts)
@@ -97,6 +109,13 @@ class TrainingRun:
         self._scores = self._output_of_labels() if request.loss is not Loss.DISTILL else ""
         self._observe()
         self._held = _at_most(data.held_groups(request.batch), _HELD_MOST)
+        self._path = None if request.checkpoint is None else Path(request.checkpoint)
+        self._per_epoch = max(len(data.epoch(request.batch, seed, 0)), 1)
+        self._total = max(round(self._per_epoch * request.epochs), 1)
+        self._optimizer = self._new_optimizer(1.0)
+        words = (str(request), str(seed), str(data.samples))
+        self._digest = digest_of(words, self._weights.parameters)
+        self._state = TrainingState(inf, inf, 0.0)
 
     def outcome(self) -> TrainingOutcome:
         """Train, and give the best values."""
@@ -108,60 +127,90 @@ class TrainingRun:
     # ------------------------------------------------------------------ the run
 
     def _trained(self, started: float) -> TrainingOutcome:
-        request, data = self._request, self._data
+        request = self._request
         notes: list[str] = []
-        before = best = self._figure()
-        values: Stored = {}
-        rate = request.learning_rate or self._tested_rate()
-        per_epoch = max(len(data.epoch(request.batch, self._seed, 0)), 1)
-        total = max(round(per_epoch * request.epochs), 1)
-        optimizer = self._optimizer(rate)
-        done, epoch, since_best = 0, 0, 0
-        clock = time.monotonic()
         try:
-            with self._progress.step("training", total, "steps") as told:
-                while done < total:
-                    for step in data.epoch(request.batch, self._seed, epoch):
-                        share = self._share_done(done / total, clock)
-                        if done >= total or share >= 1:
-                            break
-                        for group in optimizer.param_groups:
-                            group["lr"] = rate * one_cycle(share)
-                        loss = self._step(optimizer, step)
-                        told.name = f"training (loss {loss:.3g}, held back {best:.3g})"
-                        told.advance()
-                        done += 1
-                    epoch += 1
-                    found = self._figure()
-                    since_best += 1
-                    if found < best:
-                        best, since_best, values = found, 0, self._weights.store()
-                    if not isfinite(found) or self._share_done(done / total, clock) >= 1:
-                        break
-                    if request.patience is not None and since_best >= request.patience:
-                        notes.append(f"training ended after {epoch} epochs: {since_best} of them")
-                        break
+            self._begin()
+            with self._progress.step("training", self._total, "steps") as told:
+                self._epochs(told, notes)
         except KeyboardInterrupt:
-            if not values:
+            if not self._state.kept:
                 raise
             notes.append("training was interrupted; the best values until then are kept")
+        state = self._state
+        values: Stored = {}
+        before = after = state.before
+        if state.kept:
+            self._weights.restore(state.kept)
+            values = self._weights.store()
+            before, after = self._figures_of_stored(values)
+            if not after < before:  # torch rounds otherwise than onnxruntime
+                values, after = {}, before
         return TrainingOutcome(
             values,
             before,
-            best,
+            after,
             _LOGITS if request.loss is Loss.LABELS else _DISTANCE,
-            data.samples,
+            self._data.samples,
             sum(item.rows for group in self._held for item in group),
-            done,
-            done / per_epoch,
-            rate,
+            state.done,
+            state.done / self._per_epoch,
+            state.rate,
             time.process_time() - started,
             tuple(notes),
         )
 
-    def _share_done(self, share: float, clock: float) -> float:
+    def _begin(self) -> None:
+        """The state to start from: of the model as it is, or of the checkpoint."""
+        if self._path is not None:
+            found = load(self._path, self._digest, self._optimizer)
+            if found is not None:
+                self._state = found
+                self._weights.restore(found.values)
+                return
+        before = self._figure()
+        rate = self._request.learning_rate or self._tested_rate()
+        self._state = TrainingState(before, before, rate)
+
+    def _epochs(self, told: ProgressStep, notes: list[str]) -> None:
+        """Train until the end, epoch by epoch; the state tells how far that went."""
+        state, request = self._state, self._request
+        told.advance(state.done)
+        clock = time.monotonic() - state.seconds
+        while state.done < self._total and isfinite(state.best):
+            for step in self._data.epoch(request.batch, self._seed, state.epoch):
+                share = self._share_done(clock)
+                if state.done >= self._total or share >= 1:
+                    break
+                for group in self._optimizer.param_groups:
+                    group["lr"] = state.rate * one_cycle(share)
+                loss = self._step(self._optimizer, step)
+                told.name = f"training (loss {loss:.3g}, held back {state.best:.3g})"
+                told.advance()
+                state.done += 1
+            state.epoch += 1
+            state.since_best += 1
+            found = self._figure()
+            if found < state.best:
+                state.best, state.since_best, state.kept = found, 0, self._weights.copy()
+            state.seconds = time.monotonic() - clock
+            if self._path is not None:
+                state.values = self._weights.copy()
+                save(self._path, self._digest, state, self._optimizer)
+            if not isfinite(found) or self._share_done(clock) >= 1:
+                break
+            if request.patience is not None and state.since_best >= request.patience:
+                notes.append(
+                    f"training ended after {state.epoch} epochs: {state.since_best} of them "
+                    "brought nothing"
+                )
+                break
+        if self._path is not None:
+            remove(self._path)
+
+    def _share_done(self, clock: float) -> float:
         """How much of the training is over, by steps or by minutes."""
-        minutes = self._request.minutes
+        minutes, share = self._request.minutes, self._state.done / self._total
         if minutes is None:
             return share
         return max(share, (time.monotonic() - clock) / (60 * minutes))
@@ -225,7 +274,7 @@ class TrainingRun:
     def _tested_rate(self) -> float:
         """The learning rate that a range test finds; the weights are as before."""
         kept = self._weights.copy()
-        optimizer = self._optimizer(1.0)
+        optimizer = self._new_optimizer(1.0)
         steps = self._endless_steps()
 
         rates = tested_rates()
@@ -251,7 +300,7 @@ class TrainingRun:
             yield from self._data.epoch(self._request.batch, self._seed, number)
             number += 1
 
-    def _optimizer(self, rate: float) -> torch.optim.Optimizer:
+    def _new_optimizer(self, rate: float) -> torch.optim.Optimizer:
         parameters = self._weights.parameters
         if self._request.optimizer is Optimizer.SGD:
             return torch.optim.SGD(parameters, lr=rate, momentum=_MOMENTUM, nesterov=True)
@@ -260,6 +309,29 @@ class TrainingRun:
     # ------------------------------------------------------------------ figures
 
     def _figure(self) -> float:
+        """The figure on the samples held back, as torch computes; lower is better."""
+        with torch.no_grad():
+            weights = self._tensors()
+
+            def outputs(batch: Batch) -> Arrays:
+                inputs = {name: torch.from_numpy(array) for name, array in batch.feeds.items()}
+                return {name: t.numpy() for name, t in self._graph(inputs, weights).items()}
+
+            return self._figure_of(outputs)
+
+    def _figures_of_stored(self, values: Stored) -> tuple[float, float]:
+        """The figures of what came in, and of the same with `values`, in onnxruntime."""
+        after = self._student.clone()
+        rw = Rewriter(after.graph)
+        store_values(rw, read_constraints(after.graph), values)
+        rw.result()
+        found = []
+        for model in (self._student, after):
+            with open_session(model, threads=self._threads) as session:
+                found.append(self._figure_of(lambda batch, run=session.run: run(batch.feeds)))  # type: ignore[misc]
+        return found[0], found[1]
+
+    def _figure_of(self, outputs: Callable[[Batch], Arrays]) -> float:
         """The figure on the samples held back; lower is better."""
         meters = {
             name: OutputDivergence(
@@ -267,28 +339,26 @@ class TrainingRun:
             )
             for name in self._graph.outputs
         }
+        is_labelled = self._request.loss is Loss.LABELS
         labelled, rows = 0.0, 0
-        with torch.no_grad():
-            weights = self._tensors()
-            for group in self._progress.over("looking at samples held back", self._held, "batches"):
-                batch = self._data.batch(group)
-                inputs = {name: torch.from_numpy(array) for name, array in batch.feeds.items()}
-                outputs = self._graph(inputs, weights)
-                if self._request.loss is Loss.LABELS:
-                    assert batch.labels is not None
-                    loss = self._label_loss(outputs[self._scores], torch.from_numpy(batch.labels))
-                    labelled += float(loss) * batch.rows
-                    rows += batch.rows
-                    continue
-                counts = positions_that_count(self._padding, batch.feeds)
-                for name, meter in meters.items():
-                    meter.update(batch.outputs[name], outputs[name].numpy(), counts)
-        if self._request.loss is Loss.LABELS:
+        for group in self._progress.over("looking at samples held back", self._held, "batches"):
+            batch = self._data.batch(group)
+            found = outputs(batch)
+            if is_labelled:
+                assert batch.labels is not None
+                scores = torch.from_numpy(found[self._scores])
+                loss = self._label_loss(scores, torch.from_numpy(batch.labels))
+                labelled += float(loss) * batch.rows
+                rows += batch.rows
+                continue
+            counts = positions_that_count(self._padding, batch.feeds)
+            for name, meter in meters.items():
+                meter.update(batch.outputs[name], found[name], counts)
+        if is_labelled:
             return labelled / max(rows, 1)
-        found = combined_distance(
-            {n: m for item in meters.values() for n, m in item.meters.items()}
-        )
-        return found.divergence if np.isfinite(found.divergence) else inf
+        parts = [pair for item in meters.values() for pair in item.meters.items()]
+        divergence = combined_distance(dict(parts)).divergence
+        return divergence if isfinite(divergence) else inf
 
     def _observe(self) -> None:
         """Let the objectives see what the teacher's outputs are like."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from onnxslim.errors import UsageError
+from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.io.model import Model
 from onnxslim.runtime.samples.extras import import_extra
 from onnxslim.runtime.samples.given import AnySource
@@ -56,6 +56,16 @@ class SampleTrainer:
         from onnxslim.runtime.training.loop import TrainingRun
         from onnxslim.runtime.training.training_set import TrainingSet
 
+        changed = [
+            str(tensor.name)
+            for tensor in (*student.graph.inputs, *student.graph.outputs)
+            if getattr(tensor, "kept", None) or getattr(tensor, "renumbered", None)
+        ]
+        if changed:
+            raise NotApplicable(
+                f"`{changed[0]}` is shorter, or has other ids, than in the model before: put "
+                "finetune in front of the step that changed it"
+            )
         for teacher in teachers:
             _check_signature(student, teacher)
         with open_session(teachers[0], threads=self._threads) as session:

@@ -13,6 +13,7 @@ from onnxslim.constraints.read import read_constraints
 from onnxslim.errors import FloorMissed, UsageError
 from onnxslim.io.model import Model
 from onnxslim.report import Report
+from support import parse
 
 pytest.importorskip("torch", reason="training needs the extra `train`")
 
@@ -133,6 +134,37 @@ def test_layers_that_are_frozen_stay(frozen: str) -> None:
     )
     same = {name for name, values in first.items() if np.array_equal(values, second[name])}
     assert same == ({"w1.table", "b1_1"} if frozen == "y" else {"w1.table"})
+
+
+def test_samples_to_train_on_may_be_others() -> None:
+    few = {"x": X[:10]}
+    _, report = run(f"cluster-weights:bits=1,{TRAIN}", calibration=few, train={"x": X}, floors=None)
+    notes = [note for part in report.steps[-1].parts for note in part.notes]
+    assert any("on 40 samples held back" in note for note in notes)
+    assert report.verified_on == "calibration: 10 samples"
+    assert set(report.record.data_sha256) == {"calib", "train"}  # type: ignore[union-attr]
+
+
+def test_samples_to_train_on_serve_for_all_where_there_are_no_others() -> None:
+    _, report = run("cluster-weights:bits=1", calibration=None, train={"x": X}, floors=None)
+    assert report.verified_on.startswith("calibration: ")
+
+
+def test_what_an_earlier_step_made_of_inputs_is_not_trained_with() -> None:
+    text = """<opset_import: ["" : 17]>
+        g (int64[N, 3] ids) => (float[N, 3, 2] y)
+        <float[6, 2] t = {0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.7, 1.9, 2.3, 2.9},
+         float[2, 2] w = {0.11, 0.23, 0.37, 0.41}> { e = Gather (t, ids) y = MatMul (e, w) }"""
+    ids = np.random.default_rng(0).integers(0, 3, (20, 3))
+    _, report = compress(
+        parse(text),
+        passes="prune-vocabulary:change-signature=true:unknown=0,finetune",
+        calibration={"ids": ids},
+        measure=False,
+        floors=None,
+        force=True,
+    )
+    assert "put finetune in front of the step" in skips(report)[-1]
 
 
 def test_samples_are_asked_for() -> None:

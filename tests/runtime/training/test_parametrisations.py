@@ -11,9 +11,9 @@ from onnxslim.api import compress
 from onnxslim.constraints.dense import dense_twin
 from onnxslim.constraints.read import read_constraints
 from onnxslim.constraints.stored import GridWeight, ScaleWeight, StoredWeight, TiedWeight
+from onnxslim.constraints.storing import store_values
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.passes.finetune import write_values
 from onnxslim.runtime.session import open_session
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
@@ -77,7 +77,7 @@ def trained(model: Model, steps: int = 5, rate: float = 0.02) -> tuple[Model, np
         optimizer.step()
     copy = model.clone()
     rw = Rewriter(copy.graph)
-    write_values(rw, read_constraints(copy.graph), weights.store())
+    store_values(rw, read_constraints(copy.graph), weights.store())
     rw.result()
     return copy, outputs().detach().numpy()
 

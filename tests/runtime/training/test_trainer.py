@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from onnxslim.runtime.training.trainer import SampleTrainer
 from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
+from onnxslim.runtime.training import checkpoint, loop  # noqa: E402
 
 TEACHER = Model.load(dense_net(12, 16, 4))
 X = samples(120, 12)
@@ -84,6 +87,57 @@ def test_patience_ends_training() -> None:
     found = train(replace(REQUEST, learning_rate=100.0, epochs=50, patience=2))
     assert found.epochs == pytest.approx(2)
     assert "training ended after 2 epochs" in found.notes[0]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train()
+    path = tmp_path / "run.npz"
+    request = replace(REQUEST, checkpoint=str(path))
+    saved = checkpoint.save
+    calls: list[Path] = []
+
+    def stop_after_three(*arguments: Any) -> None:
+        saved(*arguments)
+        calls.append(arguments[0])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", stop_after_three)
+        part = train(request)
+    assert part.epochs == pytest.approx(3)
+    assert part.notes == ("training was interrupted; the best values until then are kept",)
+    assert part.after < part.before
+    assert path.exists()
+    found = train(request)
+    assert found.steps == whole.steps
+    for name, values in whole.values.items():
+        np.testing.assert_array_equal(found.values[name], values)
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    request = replace(REQUEST, checkpoint=str(path))
+    torch.save({"digest": "other"}, path)
+    with pytest.raises(UsageError, match="is a checkpoint of another run"):
+        train(request)
+    path.write_bytes(b"no archive")
+    with pytest.raises(UsageError, match="is no checkpoint of a training run"):
+        train(request)
+
+
+def test_an_interruption_before_the_first_epoch_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.TrainingRun, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train()
 
 
 def test_time_ends_training() -> None:
