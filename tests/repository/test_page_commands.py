@@ -80,4 +80,7 @@ def test_every_key_of_a_recipe_is_in_its_page() -> None:
     assert {key.partition(".")[2] for key in found if key.startswith("floors.")} == set(
         recipe._FLOORS
     )
-    assert {key for key in found if "." not in key} == {*recipe._READERS, "calib", "eval"}
+    assert {key for key in found if "." not in key} == {
+        *recipe._READERS,
+        *recipe._SOURCES.values(),
+    }
