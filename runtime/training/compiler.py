@@ -70,6 +70,7 @@ class Compiler:
 
     Attributes:
         is_training: whether BatchNormalization takes the statistics of the batch.
+        separates_host: whether what is computed on the CPU must be moved to be read elsewhere.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Compiler:
     ) -> None:
         self.graph, self.device, self.dtype = graph, device, dtype
         self.is_training = is_training
+        self.separates_host = device.type != "cpu"
         self._built: dict[Node, PlannedNode] = {}
         self._on_host: dict[gs.Tensor, bool] = {}
         self._moved: dict[gs.Tensor, Variable] = {}
@@ -119,7 +121,7 @@ class Compiler:
         moved: set[gs.Tensor] = set()
         for node in nodes:
             built = self._planned(node)
-            if self.device.type != "cpu":
+            if self.separates_host:
                 entry = self._entry(node)
                 assert entry is not None
                 for tensor in self._to_move(node, entry):
@@ -210,21 +212,21 @@ class Compiler:
 
     def is_on_host(self, tensor: gs.Tensor) -> bool:
         """Whether the values of a tensor are kept on the CPU, as sizes are."""
-        found = self._on_host.get(tensor)
-        if found is None:
-            found = self._on_host[tensor] = self._looks_like_sizes(tensor)
-        return found
+        stack = [tensor]  # chains of sizes may be long
+        while tensor not in self._on_host:
+            current = stack[-1]
+            unknown = [t for made in current.inputs for t in reads(made) if t not in self._on_host]
+            if unknown and current not in self._on_host:
+                stack += unknown
+                continue
+            stack.pop()
+            self._on_host.setdefault(current, self._looks_like_sizes(current))
+        return self._on_host[tensor]
 
     def _looks_like_sizes(self, tensor: gs.Tensor) -> bool:
         if isinstance(tensor, Constant):
             return tensor.dtype.kind in "iub" and tensor.size <= _HOST_ELEMENTS
-        if not tensor.inputs:
-            return False
-        # deep chains of sizes are followed from their start on
-        for node in needed_nodes([tensor], self._on_host):
-            for made in node.outputs:
-                self._on_host.setdefault(made, self._gives_sizes(node))
-        return self._on_host[tensor]
+        return bool(tensor.inputs) and self._gives_sizes(tensor.inputs[0])
 
     def _gives_sizes(self, node: Node) -> bool:
         entry = self._entry(node)
