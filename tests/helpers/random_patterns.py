@@ -33,6 +33,8 @@ CHAINS: Final = (
     ("Transpose", "Transpose"),
     ("Transpose", "Relu", "Transpose"),
     ("Transpose", "Reshape"),
+    ("Transpose", "Reshape", "Transpose", "Reshape"),
+    ("Reshape", "Transpose", "Reshape", "Transpose"),
     ("Transpose", "MatMul"),
     ("Transpose", "Add", "Transpose"),
     ("Transpose", "Softmax", "Transpose"),
@@ -73,10 +75,14 @@ CHAINS: Final = (
     ("Shape", "Gather", "Mul"),
     ("Shape", "ConstantOfShape"),
     ("Expand", "Add"),
+    ("Expand", "Cast", "Sub", "Add"),
+    ("Expand", "MatMul"),
+    ("ConstantOfShape", "Add"),
     ("Tile", "Slice"),
     ("Identity", "Dropout"),
     ("Not", "Not", "Where"),
     ("Equal", "Where"),
+    ("Equal", "Not", "Where", "Where"),
     ("DepthToSpace", "SpaceToDepth"),
     ("Resize", "Resize"),
     ("Sum", "Mean"),
@@ -217,6 +223,35 @@ def attention(s: Scope) -> None:
     s.add("MatMul", s.add("Softmax", scores, axis=-1 if s.opset >= 11 else 2), v)
 
 
+def attention_of_heads(s: Scope) -> None:
+    """Two heads, on an axis of their own or folded into the batch; the scores may be capped."""
+    x = s.floats("MatMul", 3)
+    if 0 in x.shape:
+        raise Unfit
+    n, length, _ = x.shape
+    is_folded, is_capped = s.often(), s.often()
+    turned = [0, 2, 1] if is_folded else [0, 1, 3, 2]
+    parts = []
+    for _ in range(2):
+        part = s.add("MatMul", x, weight(s, x, x.shape[-1], 4))
+        part = s.add("Reshape", part, shape=np.array([n, length, 2, 2], np.int64))
+        part = s.add("Transpose", part, perm=[0, 2, 1, 3])
+        if is_folded:
+            part = s.add("Reshape", part, shape=np.array([s.one(-1, 2 * n), length, 2], np.int64))
+        parts.append(part)
+    q, k = parts
+    scores = s.add("MatMul", q, s.add("Transpose", k, perm=turned))
+    if is_capped:
+        scores = s.add("Tanh", s.add("Div", scores, _scalar(s, x, 3.0)))
+        scores = s.add("Mul", scores, _scalar(s, x, 3.0))
+    weights = s.add("Softmax", scores, axis=-1 if s.opset >= 11 else len(turned) - 1)
+    y = s.add("MatMul", weights, k)
+    if is_folded:
+        y = s.add("Reshape", y, shape=np.array([n, 2, length, 2], np.int64))
+    y = s.add("Transpose", y, perm=[0, 2, 1, 3])
+    s.add("Reshape", y, shape=np.array([n, length, 4], np.int64))
+
+
 def shuffle(s: Scope) -> None:
     """Channels of two groups in turn."""
     x = s.take("Reshape", 0, lambda v: v.rank == 4 and v.shape[1] % 2 == 0 and 0 not in v.shape)
@@ -247,5 +282,5 @@ def unused(s: Scope) -> None:
 
 PATTERNS: Final = (
     *[chain] * 16, *[example] * 8, *[repeat] * 2, gelu, gelu_tanh, hard_swish, mish, silu,
-    normalization, attention, shuffle, unused,
+    normalization, attention, attention_of_heads, shuffle, unused,
 )  # fmt: skip

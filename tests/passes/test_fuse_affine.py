@@ -706,3 +706,16 @@ def test_scale_and_bias_stay_where_onnxruntime_fuses_a_normalization() -> None:
 @pytest.mark.parametrize("changed", [{"scale": "float[1, 4] c"}, {"used": "x"}])
 def test_scale_and_bias_go_into_the_layer_where_it_fuses_none(changed: dict[str, str]) -> None:
     assert ops_after(normalization(**changed))[-3:] == ["Div", "MatMul", "Add"]
+
+
+@pytest.mark.parametrize("product", ["Gemm (a, w)", "MatMul (a, w)"])
+def test_a_vector_that_repeats_what_it_scales_stays(product: str) -> None:
+    assert_declines(
+        f"""<opset_import: ["" : 17]>
+        g (float[2, 1] x) => (float[2, 2] y)
+        <float[3] c = {{2, 4, 8}}, float[3, 2] w = {{1, 2, 3, 4, 5, 6}}> {{
+            a = Div (x, c)
+            y = {product}
+        }}""",
+        FuseAffine(),
+    )
