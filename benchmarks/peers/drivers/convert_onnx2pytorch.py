@@ -5,7 +5,13 @@ import sys
 import numpy as np
 import onnx
 import torch
-from onnx2pytorch import ConvertModel
+
+# beside a torch for CPUs torchvision has no operators of its own, and misses these at import
+LIBRARY = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from onnx2pytorch import ConvertModel  # noqa: E402
 
 
 def main() -> None:
