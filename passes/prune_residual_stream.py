@@ -17,9 +17,10 @@ Why it is correct:
     square, so that ε means the same. The layers that read the stream are then refitted, one after
     the other, to what they returned in the original model (least squares, as in prune-channels).
 
-    A product is added only where channels leave the basis: in front of an output of the model,
-    whose width is promised, and of a head that is tied to the table; and where what a normalization
-    returns becomes part of a stream itself, as behind the embeddings of CLIP and Swin.
+    A product is added only where channels leave the basis or enter it: in front of an output of the
+    model, whose width is promised, and of a head that is tied to the table; where what a
+    normalization returns becomes part of a stream itself, as behind the embeddings of CLIP and
+    Swin, and where an operator that is not linear writes it, as the Gelu of Whisper's encoder.
 
 Declines when:
     1. Something that carries the stream does not commute with a rotation: an operator that is not

@@ -2,7 +2,8 @@
 
     an output of the model      the product becomes the way back to the width that is promised
     a tied head                 it reads a table in the basis of the sums, behind a γ that is not
-    a sum with another space    what a normalization returns is added to the stream itself
+    a sum with another space    what a normalization, or an operator that is not linear, returns is
+                                added to the stream itself
 
 A rotation then turns each of them into a matrix like any other that reads the stream.
 """

@@ -21,6 +21,7 @@ from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.residual.basis import Basis
+from onnxslim.residual.normalizations import Normalization
 from onnxslim.residual.streams import Stream, StreamGraph
 
 Place = tuple[Node, int]
@@ -46,6 +47,7 @@ class RotatedStream:
         space = self.stream.spaces[tensor]
         if space is None:
             return self.basis.decoder
+        assert isinstance(space, Normalization), "all that carries a stream is linear"
         scale, bias = (_operand(place) for place in (space.scale, space.bias))
         if scale is None:
             scale = np.ones(self.basis.width * self.stream.copies[space.result])

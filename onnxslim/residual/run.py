@@ -46,7 +46,7 @@ class StreamOptions:
         """Columns that are left of `width`; 2 at least, as LayerNormalization needs."""
         if not self.ratio:
             return width
-        count = round(width * (1 - self.ratio) / self.align) * self.align
+        count = int(width * (1 - self.ratio) / self.align + 0.5) * self.align
         return min(width, max(count, self.align, 2))
 
 

@@ -28,8 +28,8 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.residual.normalizations import Normalization, normalizations
 from onnxslim.residual.rules import StreamRules
 
-Space = Normalization | None
-"""What a normalization returns, or None: the space of the sums."""
+Space = Normalization | Node | None
+"""What a normalization returns, or a node that is not linear; None: the space of the sums."""
 
 JOINS: Final = ("Add", "Concat", "Sub", "Sum")
 _FACTORS: Final = ("Div", "Mul")
@@ -109,17 +109,17 @@ class StreamGraph:
                     yield norms, str(why)
 
     def joined_spaces(self) -> Iterator[tuple[Node, int]]:
-        """Operands in the space of a normalization that are to be in the space of the sums.
+        """Operands in another space that are to be in the space of the sums.
 
-        Not those of streams of which that holds for half of the normalizations or more.
+        Not those of streams with about as many of such spaces as normalizations.
         """
-        summed = {self.spaces[node.inputs[operand]] for node, operand in self._joined}
         for group in self.channels.groups:
             mask = self._mask(group)
             norms = [norm for norm in self.norms if self._carries(norm.source, mask)]
-            if 2 * sum(norm in summed for norm in norms) >= len(norms):
-                summed -= set(norms)
-        yield from ((n, i) for n, i in self._joined if self.spaces[n.inputs[i]] in summed)
+            joined = [(n, i) for n, i in self._joined if self._carries(n.inputs[i], mask)]
+            spaces = {self.spaces[node.inputs[operand]] for node, operand in joined}
+            if 2 * len(spaces) < len(norms):
+                yield from joined
 
     def tied_readers(self) -> Iterator[tuple[Node, int]]:
         """Operands of layers that share their weight with a table that writes a stream."""
@@ -146,7 +146,7 @@ class StreamGraph:
     # ------------------------------------------------------------------ spaces
 
     def _joined_operands(self) -> Iterator[tuple[Node, int]]:
-        """Operands in the space of a normalization that a sum or a normalization reads."""
+        """Operands in another space that a normalization reads, or that a sum joins with others."""
         for norm in self.norms:
             if self.spaces.get(norm.source) is not None:
                 users = ((n, i) for n in norm.nodes for i, t in enumerate(n.inputs))
@@ -168,7 +168,10 @@ class StreamGraph:
         writers = {member.node for member in self.channels.trace.writers}
         for node in self.rw.main.nodes:
             inside = {found[tensor] for tensor in node.inputs if tensor in found}
+            read = [index for index, tensor in enumerate(node.inputs) if tensor in found]
             space = next(iter(inside)) if len(inside) == 1 and node not in writers else None
+            if read and node not in writers and not _is_linear(node, read, self.rw.opset):
+                space = node
             for tensor in node.outputs:
                 if tensor in labels and any(wanted[own].any() for own in self.units(tensor)):
                     found[tensor] = self._ends.get(node, space)
@@ -198,14 +201,14 @@ class StreamGraph:
         for tensor in self.channels.trace.labels:
             if self._carries(tensor, mask):
                 copies[tensor] = self._copies(tensor, group, mask)
+        for node in self.rw.main.nodes:
+            self._check(node, copies)
         summed = {self.spaces[n.inputs[i]] for n, i in self._joined if n.inputs[i] in copies}
         if summed:
             raise NoStream(
                 f"what {len(summed)} of {len(norms)} normalizations return is part of the stream "
                 "itself, and each would need a product that costs more than the cut saves"
             )
-        for node in self.rw.main.nodes:
-            self._check(node, copies)
         self._check_operands(group, mask)
         spaces = {tensor: self.spaces[tensor] for tensor in copies if tensor in self.spaces}
         return Stream(group, tuple(norms), spaces, copies)
@@ -231,7 +234,7 @@ class StreamGraph:
         name = f"`{node_label(node)}` ({node.op})"
         if not written and node.op not in _SIZES:
             return  # a layer that reads them: what may read them without weights is told by pins
-        if node.op not in _LINEAR or not _is_linear(node, read, self.rw.opset):
+        if not _is_linear(node, read, self.rw.opset):
             raise NoStream(f"{name} is not linear in it")
         if node.op in ("Add", "Sub", "Sum"):
             self._check_terms(node, carrying, name)
@@ -274,7 +277,7 @@ class StreamGraph:
 
 
 def _is_linear(node: Node, read: Sequence[int], opset: int) -> bool:
-    """Whether one of the operators that may be linear is so in its inputs `read`."""
+    """Whether a node without weights is linear in its inputs `read`."""
     if node.op == "Dropout":
         return not is_training_dropout(node, opset)
     if node.op == "Cast":
@@ -285,4 +288,4 @@ def _is_linear(node: Node, read: Sequence[int], opset: int) -> bool:
         return mode in ("constant", b"constant") and is_zero and not node.attrs.get("value", 0.0)
     if node.op in _FACTORS:
         return len(read) == 1 and (node.op == "Mul" or read[0] == 0)
-    return True
+    return node.op in _LINEAR
