@@ -77,6 +77,43 @@ def test_a_rotation_changes_no_output(norm: str, start: str, end: str) -> None:
     assert len(after.graph.node) == len(source.graph.node) + added
 
 
+MOVES: tuple[Callable[[ResidualNet, str], str], ...] = (
+    lambda net, x: net.add("Transpose", net.add("Transpose", x, perm=[2, 0, 1]), perm=[1, 2, 0]),
+    lambda net, x: net.add("Concat", _part(net, x, 1, 99), _part(net, x, 0, 1), axis=1),
+    lambda net, x: net.add("Mul", x, np.array(0.7, np.float32)),
+    lambda net, x: net.add("Div", x, net.add("Exp", _part(net, net.weight(1, 6, 1), 0, 1))),
+    lambda net, x: net.add("Sub", net.written(1, WIDTH), x),
+    lambda net, x: net.add("Sum", x, net.add("Neg", net.add("Identity", x)), x),
+    lambda net, x: net.add("Squeeze", net.add("Unsqueeze", x, np.array([1])), np.array([1])),
+    lambda net, x: net.add(
+        "Reshape", net.add("Reshape", x, np.array([0, 1, -1, WIDTH])), np.array([0, -1, WIDTH])
+    ),
+)
+
+
+def _part(net: ResidualNet, x: str | np.ndarray, start: int, end: int) -> str:
+    return net.add("Slice", x, *(np.array([n]) for n in (start, end, 1)))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_commutes_with_a_rotation_is_followed_in_any_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    net = ResidualNet(str(rng.choice(NORMS)), seed=seed)
+    start, end = str(rng.choice(STARTS)), str(rng.choice([e for e in ENDS if e != "tied"]))
+    x = net.words() if start == "words" else net.pictures()
+    for _ in range(3):
+        for move in rng.permutation(len(MOVES))[:3]:
+            x = MOVES[move](net, x)
+        x = net.branches(x, 1)
+    source = net.model(net.end(x, end), 2 if end in ("classes", "mean") else 3)
+    after, result = pruned(source, ratio=0)
+    assert result.changed, result.skips
+    assert difference(source, after) < 1e-5
+    small, _ = pruned(source, ratio=0.3)
+    assert np.isfinite(difference(source, small))
+    assert sum(map(np.prod, sizes(small))) < sum(map(np.prod, sizes(source)))
+
+
 @pytest.mark.parametrize("reconstruct", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 def test_columns_in_which_a_stream_does_not_vary_cost_nothing(
