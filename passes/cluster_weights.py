@@ -34,7 +34,9 @@ Why it is correct:
     data ‖W − Ŵ‖² is least: k-means in one dimension, solved exactly. With data it is
     tr (W − Ŵ) H (W − Ŵ)ᵀ, H = E[x xᵀ] of the layer's input: each weight is weighted by the cost
     of moving it, and weights not yet rounded make up for the rounding errors of the others. Then
-    values and codes are improved in turn; each step lowers the error.
+    values and codes are improved in turn; each step lowers the error. The output of a table of
+    embeddings is one of its rows: with data each row counts as often as samples read it, and once
+    more, without the positions that a mask of padding leaves out.
 
 Declines when:
     1. The weight is computed at run time, not of floating point, or stored as a codebook already.

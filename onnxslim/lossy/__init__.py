@@ -1,5 +1,6 @@
 """What lossy weight passes share: one layer after another, solved under a constraint.
 
+table_reads      how often samples read each row of a table
 problems         each weight as a problem: its targets, its metric, and how its answer goes in
 layer_pass       base of the passes that give weight layers new weights
 codebook_pass    base of those whose weights are stored as codes

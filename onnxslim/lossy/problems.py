@@ -26,6 +26,7 @@ from onnxslim.analysis.linear_operators import RecurrentSteps, TableRows
 from onnxslim.graph.ir import Node, node_label, subgraphs_of
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.lossy.table_reads import row_shares
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, Skip
@@ -83,6 +84,8 @@ class Problem:
         residual_gradients: E[(y − T·x)·xᵀ] of each group, (rows, columns); zero where T is
             the least-squares solution, not zero where shrinkage or damping changed T. (): all are
             zero.
+        row_shares: of a table, how often each row is read, (rows,), as shares that add up to one;
+            None: all rows count alike.
         notes: simplifications, in words for the report.
         layer_names: all names of the layers, by which options may mean them.
     """
@@ -94,6 +97,7 @@ class Problem:
     energy: float | None = None
     irreducible_error: float = 0.0
     residual_gradients: tuple[np.ndarray, ...] = ()
+    row_shares: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     layer_names: tuple[str, ...] = ()
 
@@ -123,7 +127,9 @@ class Problem:
         return np.asarray(self.weight, np.float64) if self.shifted is None else self.shifted
 
     def error(self, weight: np.ndarray) -> float:
-        """E‖y − Ŵ·x‖² with data, ‖W − Ŵ‖² without."""
+        """E‖y − Ŵ·x‖² with data, ‖W − Ŵ‖² without; of a table with row shares Σ pᵣ·‖wᵣ − ŵᵣ‖²."""
+        if self.row_shares is not None:
+            return _read_error(self.target[0], weight[0], self.row_shares)
         pairs = zip(self.target, weight, self.metrics, strict=True)
         error = self.irreducible_error + sum(objective(t, w, metric) for t, w, metric in pairs)
         for t, w, gradient in zip(self.target, weight, self.residual_gradients, strict=False):
@@ -133,9 +139,17 @@ class Problem:
     def relative_error(self, weight: np.ndarray) -> float:
         """`error` as a share of E‖y‖² (of ‖W‖² without data)."""
         whole = self.energy
+        if self.row_shares is not None:
+            whole = _read_error(self.target[0], np.zeros((1, 1)), self.row_shares)
         if whole is None:
             whole = float(np.square(self.target).sum())
         return self.error(weight) / whole if whole > 0 else 0.0
+
+
+def _read_error(target: np.ndarray, weight: np.ndarray, shares: np.ndarray) -> float:
+    """Σ pᵣ·‖wᵣ − ŵᵣ‖² over the rows of a table."""
+    change = target - weight
+    return float(np.einsum("ij,ij,i->", change, change, shares))
 
 
 @dataclass(frozen=True)
@@ -196,7 +210,7 @@ class Problems:
             yield from map(_without_data, self.weights)
             return
         tables = [shared for shared in self.weights if all(map(_is_table, shared.layers))]
-        yield from map(_without_data, tables)
+        yield from map(self._table, tables)
         others = [shared for shared in self.weights if shared not in tables]
         wide = [shared for shared in others if self._is_wide(shared)]
         yield from (
@@ -245,6 +259,16 @@ class Problems:
                 f"it shares its weight with `{other}`, which is not selected",
             )
         return all(accepted)
+
+    def _table(self, shared: SharedWeight) -> Problem:
+        """The problem of a table, whose rows count as often as samples read them."""
+        found = [row_shares(layer.name, self.context) for layer in shared.layers]
+        known = [shares for shares in found if shares is not None]
+        if len(known) < len(found):
+            return _without_data(shared)
+        problem = _without_data(shared, "rows count as often as samples read them")
+        problem.row_shares = np.mean(known, axis=0)
+        return problem
 
     def _is_wide(self, shared: SharedWeight) -> bool:
         return self.max_inputs is not None and shared.layers[0].columns > self.max_inputs

@@ -2,7 +2,8 @@
 
 With data: a table of the weights, each counted by the cost of moving it; rounding to it with error
 feedback; then in turn the best values for the codes (least squares) and better codes for the
-values (coordinate descent). Without data (H = I): k-means, read straight from the stored weight.
+values (coordinate descent). Without data (H = I): k-means, read straight from the stored weight;
+rows of a table of embeddings count as often as samples read them.
 
 Zeros of a mask stay zero; zero is then a value of the table beside the others.
 """
@@ -77,8 +78,9 @@ def _one_table_without_data(
     problem: Problem, spec: TableSpec, seed: int, *, has_zeros: bool
 ) -> Codebook:
     """One table, H = I: nothing of the size of the weight is made but its codes."""
-    values = problem.weight
-    table = cluster(values, spec.levels, start=spec.start, fixed_zero=has_zeros, seed=seed)
+    values, shares = problem.weight, problem.row_shares if spec.weighted else None
+    weights = None if shares is None else shares[:, None]  # (rows, 1)
+    table = cluster(values, spec.levels, weights, start=spec.start, fixed_zero=has_zeros, seed=seed)
     return nearest_codebook(problem, unique_values(table.astype(spec.table)))
 
 
@@ -156,6 +158,8 @@ class _ScalarSearch:
         importance, mask = self._importance(group), self.masks[group]
         shape = self.targets[group].shape
         every = np.broadcast_to(1.0 if importance is None else importance, shape)
+        if self.problem.row_shares is not None and self.spec.weighted:
+            every = every * self.problem.row_shares[:, None]
         return every if mask is None else np.where(mask, every, 0.0)
 
     def _best_values(self, values: np.ndarray, codes: list[np.ndarray]) -> np.ndarray:
