@@ -64,10 +64,11 @@ Why it is correct:
     tensor gets, of the ranges that five methods find, the one that moves the outputs least when the
     tensor alone is on its grid. Where the integer model is clearly nearer with each tensor's range
     of least error, or with one method for all tensors, those are taken; all on samples held back.
-    Softmax has the grid that its kernel needs, from 0 to 1. A range found at run time is that of
-    the very values, so none of them is cut off. Weights are rounded with error feedback: the other
-    weights make up for what rounding one of them does to the output, E‖(W − Ŵ)x‖² (layers of more
-    than 8,192 inputs: to nearest). Those of products with ranges of run time are rounded to
+    Softmax has the grid that its kernel needs, from 0 to 1; what it makes zero, such as masked
+    positions at -10,000, takes no part in the range of what it reads. A range found at run time is
+    that of the very values, so none of them is cut off. Weights are rounded with error feedback:
+    the other weights make up for what rounding one of them does to the output, E‖(W − Ŵ)x‖² (layers
+    of more than 8,192 inputs: to nearest). Those of products with ranges of run time are rounded to
     nearest: sentences give fewer rows than the widest products have inputs, and feedback would fit
     these rows at the cost of others. Biases keep the mean output. Where products of u8 and s8
     saturate on this machine, weights take 7 bits.

@@ -9,6 +9,7 @@ patterns      a declarative matcher for small subgraphs
 compound_operators  operators spelled out as onnxruntime fuses them
 flow          symbolic shapes and small integer values, followed through a graph
 zeros         tensors that hold nothing but zeros
+softmax_reach  values that a Softmax makes zero, such as masked positions
 same_grid     QuantizeLinear nodes that undo a DequantizeLinear
 permuting     operators that commute with a permutation of axes
 narrowing     what gets smaller where a tensor is no longer repeated

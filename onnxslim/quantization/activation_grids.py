@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.softmax_reach import softmax_reach
 from onnxslim.graph.operands import const_array
 from onnxslim.io.model import Model
 from onnxslim.quantization.calibration_ranges import (
@@ -71,7 +73,7 @@ class ActivationGrids:
         """The objection that a constant operand has entries too small for its grid."""
         for index in cluster.operands:
             tensor = cluster.node.inputs[index]
-            values = const_array(tensor)
+            values = constant_operand(tensor)
             if values is None or not values.size:
                 continue
             if not np.isfinite(values).all():
@@ -97,6 +99,12 @@ class ActivationGrids:
                     f"the result, whose steps are {step:.2g}"
                 )
         return None
+
+
+def constant_operand(tensor: gs.Tensor) -> np.ndarray | None:
+    """The values of a constant operand, as far as they matter; None where it is no constant."""
+    values, reach = const_array(tensor), softmax_reach(tensor)
+    return values if values is None or reach is None else reach.clipped(values)
 
 
 def constant_grid(values: np.ndarray, form: GridForm) -> Grid:

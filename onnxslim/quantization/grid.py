@@ -98,7 +98,8 @@ class Grid:
         """Fake quantization: `values` rounded to the grid, in their own type."""
         scale = self._along(self.scale, values.ndim)
         zero = self._along(self.zero_point, values.ndim).astype(np.int32)
-        steps = np.asarray(values / scale)
+        with np.errstate(over="ignore"):  # the least float, of a mask, is clipped as the infinite
+            steps = np.asarray(values / scale)
         np.rint(steps, out=steps)
         np.clip(steps, self.low - zero, self.high - zero, out=steps)
         steps *= scale

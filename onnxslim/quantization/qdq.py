@@ -23,10 +23,10 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.linear_operators import linear_operator
 from onnxslim.graph.ir import Constant, Node, Variable, node_label
-from onnxslim.graph.operands import const_array, is_present
+from onnxslim.graph.operands import is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
-from onnxslim.quantization.activation_grids import constant_grid
+from onnxslim.quantization.activation_grids import constant_grid, constant_operand
 from onnxslim.quantization.biases import with_bias
 from onnxslim.quantization.clusters import Cluster, Clusters, clusters_of
 from onnxslim.quantization.dynamic_products import (
@@ -152,7 +152,7 @@ class _QdqWriter:
             self._to_conv(cluster)
         inputs = [self._sources.get(tensor) for tensor in node.inputs]
         for index in cluster.operands:
-            values = const_array(node.inputs[index])
+            values = constant_operand(node.inputs[index])
             if values is None:
                 self.rewriter.set_input(node, index, self._read(node, node.inputs[index]))
             else:

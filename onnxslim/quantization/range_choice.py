@@ -34,7 +34,9 @@ from onnxslim.services.progress import Progress
 
 _SCREENED: Final = 2  # samples on which one tensor after the other tries its ranges
 _ALONE: Final = 8  # samples that confirm a choice which matters
-TOGETHER: Final = 64  # samples on which whole models are judged
+CHOICES: Final = 2 + len(RangeMethod)  # of the ranges of all tensors, each a whole model
+TOGETHER: Final = 64  # samples on which whole models are judged, at most
+FEWEST_TOGETHER: Final = 8
 _LOST: Final = 1.0  # divergence at which outputs are lost; larger ones count as this
 _UNTRIED: Final = 0.1  # share of the sum of all effects whose tensors keep their first range
 _CLEARLY: Final = 0.8  # others must get below this share of the divergence by least effect

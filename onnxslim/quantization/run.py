@@ -33,7 +33,7 @@ from onnxslim.quantization.clusters import (
     drop_isolated_movement,
     worth_observing,
 )
-from onnxslim.quantization.effort import CHOOSING, SEEING, affordable_runs
+from onnxslim.quantization.effort import CHOOSING, JUDGING, SEEING, affordable_runs
 from onnxslim.quantization.equalize import equalize
 from onnxslim.quantization.float_fallback import DivergenceLimits, FloatFallback
 from onnxslim.quantization.grid import Grid, GridForm, LayerCodes
@@ -44,6 +44,8 @@ from onnxslim.quantization.placement_search import PlacementSearch, TimedPlaceme
 from onnxslim.quantization.product_smoothing import FEWEST_SAMPLES, SAMPLES, ProductSmoothing
 from onnxslim.quantization.qdq import QdqPlan, grid_source, insert_qdq, quantized_copy
 from onnxslim.quantization.range_choice import (
+    CHOICES,
+    FEWEST_TOGETHER,
     TOGETHER,
     RangeByTensor,
     RangeCandidates,
@@ -407,7 +409,8 @@ class Int8Run:
         }
         if not used:
             return None
-        held = self.calibration.halves()[1].some(TOGETHER)
+        judged = int(self._affordable_runs(JUDGING) / CHOICES)
+        held = self.calibration.halves()[1].some(max(FEWEST_TOGETHER, min(TOGETHER, judged)))
 
         def together(choices: Sequence[RangeByTensor]) -> Iterable[Distance]:
             plans = (self._plan_with(chosen, ranges) for ranges in choices)

@@ -3,8 +3,9 @@
 One sweep over the samples observes all tensors where the outputs of a run are small enough,
 otherwise several sweeps do; a run takes as many samples as fit beside them. No activation outlives
 its run: a tensor is summarised by its range and a histogram of fixed size. The range covers all
-values; the histogram of a large tensor counts evenly spaced values, a few million in all, because
-counting all of them would take longer than computing them.
+values but those that a Softmax makes zero (see `analysis.softmax_reach`). The histogram of a large
+tensor counts evenly spaced values, a few million in all, because counting all of them would take
+longer than computing them.
 
 Owns: how many values are used. Not here: the histogram itself (see `services.observations`).
 """
@@ -20,6 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
+from onnxslim.analysis.softmax_reach import SoftmaxReach, softmax_reach
 from onnxslim.errors import UsageError
 from onnxslim.graph.ir import Constant, node_label, subgraphs_of, walk_graphs
 from onnxslim.io.model import Model
@@ -153,8 +155,15 @@ def _sweep(group: Sequence[gs.Tensor], taken: int) -> _ObserverSweep:
 def _observed(
     exposed: ExposedTensors, sweep: _ObserverSweep, batches: Batches, cap: int, threads: int | None
 ) -> Iterator[Observation | Skip]:
+    answers = {id(tensor) for tensor in exposed.graph.outputs}
     seen = [
-        _TensorSummary(tensor.name, exposed.expose_main(tensor), cap) for tensor in sweep.tensors
+        _TensorSummary(
+            tensor.name,
+            exposed.expose_main(tensor),
+            cap,
+            None if id(tensor) in answers else softmax_reach(tensor),
+        )
+        for tensor in sweep.tensors
     ]
     ends = [exposed.outputs[item.key] for item in seen if item.key in exposed.outputs]
     session = exposed.open(exposed.segment(ends, ()), threads=threads)
@@ -181,12 +190,14 @@ class _TensorSummary:
 
     Attributes:
         cap: how many values of one sample are counted, about.
+        reach: how far values matter, where a Softmax alone reads the tensor.
         lows, highs: sums of the least and of the greatest value of each sample.
     """
 
     tensor: str
     key: str
     cap: int
+    reach: SoftmaxReach | None = None
     least: float = inf
     most: float = -inf
     lows: float = 0.0
@@ -203,6 +214,8 @@ class _TensorSummary:
             return
         if array.dtype not in (np.float32, np.float64):
             array = array.astype(np.float32)
+        if self.reach is not None:
+            array = self.reach.clipped(array)
         parts = rows if array.ndim and array.shape[0] % rows == 0 else 1
         values = array.reshape(parts, -1)
         low, high = values.min(axis=1), values.max(axis=1)

@@ -691,6 +691,26 @@ def test_weights_of_products_with_ranges_of_run_time_are_rounded_to_nearest(
     assert found["auto"] == found[rounding]
 
 
+@pytest.mark.parametrize("masked", [-1e4, float(np.finfo(np.float32).min), -np.inf])
+def test_masked_positions_take_no_steps_from_scores(masked: float) -> None:
+    places = np.arange(6)
+    mask = np.where(places[:, None] >= places, 0, masked).astype(np.float32)
+    nodes = [
+        node("MatMul", ["x", "q"], "a"),
+        node("Transpose", ["x"], "t", perm=[0, 2, 1]),
+        node("MatMul", ["a", "t"], "s"),
+        node("Add", ["s", "m"], "z"),
+        node("Softmax", ["z"], "p"),
+        node("MatMul", ["p", "x"], "y"),
+    ]
+    source = net(nodes, {"q": normal(8, 8, scale=0.4), "m": mask}, ["N", 6, 8])
+    x = samples(40, 6, 8)
+    text = "quantize-int8:placement=all:activation-ranges=static"
+    model, _ = quantize(source, text, x=x)
+    assert {"QLinearAdd", "QLinearSoftmax"} <= set(kernels(model))
+    assert output_error(source, model, x) < 3e-3
+
+
 def test_smoothing_can_be_left_out() -> None:
     model, report = quantize(blocks(), f"{DYNAMIC}:smooth=false", x=TOKENS)
     assert ops(model)["MatMulInteger"] == 4

@@ -119,3 +119,10 @@ def _in_onnxruntime(values: np.ndarray, grid: Grid) -> list[np.ndarray]:
     )
     opset = helper.make_opsetid("", 17)
     return evaluate(helper.make_model(graph, opset_imports=[opset], ir_version=8), {"x": values})
+
+
+def test_values_beyond_all_floats_of_the_scale_are_clipped() -> None:
+    grid = U8.over(-1.0, 1.0)
+    extremes = np.array([np.finfo(np.float32).min, np.finfo(np.float32).max, -np.inf], np.float32)
+    ends = np.array([-1.0, 1.0, -1.0])
+    np.testing.assert_allclose(grid.rounded(extremes), ends, atol=float(grid.scale))

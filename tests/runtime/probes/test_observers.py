@@ -9,6 +9,7 @@ import onnx
 import pytest
 from layer_nets import net, node, normal, runs, samples
 
+from onnxslim.analysis.softmax_reach import REACH
 from onnxslim.errors import UsageError
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
@@ -182,3 +183,27 @@ def test_halves_observe_their_own_samples() -> None:
     assert isinstance(b, Observation)
     assert (a.count, b.count) == (8, 2)
     assert (b.least, b.most) == (2.0, 7.0)
+
+
+@pytest.mark.parametrize("masked", [-1e4, float(np.finfo(np.float32).min), -np.inf])
+def test_what_a_softmax_makes_zero_is_in_no_range(masked: float) -> None:
+    x = np.linspace(-3, 3, 4 * 8, dtype=np.float32).reshape(4, 8)
+    mask = np.where(np.arange(8) < 5, 0, masked).astype(np.float32)
+    nodes = [node("Add", ["x", "m"], "s"), node("Softmax", ["s"], "y")]
+    item = seen(net(nodes, {"m": mask}, ["N", 8]), x, "s")
+    kept = x[:, :5]
+    assert item.least == pytest.approx(kept.max(axis=1).min() - REACH)
+    assert item.most == kept.max()
+    assert item.count == x.size
+
+
+def test_what_others_read_too_keeps_its_range() -> None:
+    x = np.array([[0, 1, -1e4]], np.float32)
+    nodes = [
+        node("Neg", ["x"], "s"),
+        node("Softmax", ["s"], "p"),
+        node("Add", ["s", "p"], "y"),
+    ]
+    assert seen(net(nodes, {}, ["N", 3]), -x, "s").least == -1e4
+    source = net(nodes[:2], {}, ["N", 3], outputs=("p", "s"))
+    assert seen(source, -x, "s").least == -1e4  # it is an answer
