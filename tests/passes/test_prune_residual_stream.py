@@ -58,13 +58,16 @@ def ops(model: onnx.ModelProto) -> list[str]:
 
 # ------------------------------------------------------------------- fires
 
+NO_TABLE = ("pictures", "tied")
 
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("norm", NORMS)
+FORMS = [
+    *((NORMS[0], start, end) for start in STARTS for end in ENDS if (start, end) != NO_TABLE),
+    *((norm, STARTS[place % 2], ENDS[place % 3]) for place, norm in enumerate(NORMS[1:])),
+]
+
+
+@pytest.mark.parametrize(("norm", "start", "end"), FORMS)
 def test_a_rotation_changes_no_output(norm: str, start: str, end: str) -> None:
-    if end == "tied" and start != "words":
-        pytest.skip("pictures have no table")
     source = residual_net(norm, start, end)
     after, result = pruned(source, ratio=0)
     assert difference(source, after) < 1e-5
@@ -95,7 +98,7 @@ def _part(net: ResidualNet, x: str | np.ndarray, start: int, end: int) -> str:
     return net.add("Slice", x, *(np.array([n]) for n in (start, end, 1)))
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_what_commutes_with_a_rotation_is_followed_in_any_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
     net = ResidualNet(str(rng.choice(NORMS)), seed=seed)
@@ -109,13 +112,14 @@ def test_what_commutes_with_a_rotation_is_followed_in_any_order(seed: int) -> No
     after, result = pruned(source, ratio=0)
     assert result.changed, result.skips
     assert difference(source, after) < 1e-5
-    small, _ = pruned(source, ratio=0.3)
+    small, _ = pruned(source, ratio=0.3, reconstruct=False)
     assert np.isfinite(difference(source, small))
     assert sum(map(np.prod, sizes(small))) < sum(map(np.prod, sizes(source)))
 
 
-@pytest.mark.parametrize("reconstruct", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "reconstruct"), [*((norm, False) for norm in NORMS), (NORMS[0], True)]
+)
 def test_columns_in_which_a_stream_does_not_vary_cost_nothing(
     norm: str, *, reconstruct: bool
 ) -> None:
@@ -128,7 +132,7 @@ def test_columns_in_which_a_stream_does_not_vary_cost_nothing(
     assert ops(after) == ops(source)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [NORMS[0], NORMS[3]])
 def test_a_refit_of_the_readers_lowers_the_error(norm: str) -> None:
     source = residual_net(norm, end="hidden")
     errors = [
