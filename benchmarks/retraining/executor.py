@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import click
 import numpy as np
+import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ PASSES: Final = (
     "convert-fp16:compute=float16",
     "inject-exits",
 )
-TENSORS: Final = 12  # whose gradients are checked
+TENSORS: Final = 6  # whose gradients are checked
 STEPS: Final = (1e-6, 1e-8)  # shares of a tensor's norm; the smaller one crosses fewer kinks
 BATCHES: Final = (1, 8, 128)
 SECONDS: Final = 10.0  # for each batch, of both nets together
@@ -136,11 +137,16 @@ def _row(name: str, model: Model, file: Path | None = None) -> Found:
         "between": _distance(reference, ours),
         "ours": _distance(truth, ours),
         "onnxruntime": _distance(truth, reference),
-        **_gradients(exact, feeds),
+        **({} if _rounds(nodes) else _gradients(exact, feeds)),
     }
     if file is not None:
         row["peer"] = _peer(name, file, feeds, truth)
     return row
+
+
+def _rounds(nodes: Sequence[gs.Node]) -> bool:
+    """Whether a slope is that of a staircase: straight-through estimators mean another one."""
+    return any("Quantize" in node.op and "Dequantize" not in node.op for node in nodes)
 
 
 def _tensors(feeds: Feeds) -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ class Plan:
 
 def _failure(step: PlanStep, error: Exception) -> OnnxslimError:
     text = str(error).strip().split("\n")[0]
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return OutOfMemory(f"`{step.label}`: torch has not enough memory: {text}")
     return RuntimeFailure(f"`{step.label}`: torch failed: {text}")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxslim.runtime.training.operators.table import Computation, NodeForm, operator
+from onnxslim.runtime.training.operators.table import Computation, NodeForm, ints, operator
 
 _CONV: Final = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE: Final = {
@@ -107,6 +109,32 @@ def _conv_transpose(form: NodeForm) -> Computation:
         y = y - b.reshape(-1, *[1] * rank)
         y = pad_axes(y, [(-i, e - j) for (i, j), e in zip(both, extra, strict=True)])
         return y + b.reshape(-1, *[1] * rank)
+
+    return run
+
+
+@operator("Col2Im", 18, sizes=(1, 2))
+def _columns_to_image(form: NodeForm) -> Computation:
+    given = [form.integers(name) for name in ("strides", "pads", "dilations")]
+
+    def run(x: Tensor, image: Tensor, block: Tensor) -> Tensor:
+        kernel, sizes = ints(block), ints(image)
+        rank = len(kernel)
+        strides, dilations = given[0] or [1] * rank, given[2] or [1] * rank
+        pads = given[1] or [0] * 2 * rank
+        # positions of windows: what a convolution with these sizes would give
+        counts = [
+            (size + pads[a] + pads[a + rank] - (kernel[a] - 1) * dilations[a] - 1) // strides[a] + 1
+            for a, size in enumerate(sizes)
+        ]
+        n, inner = x.shape[0], math.prod(kernel)
+        # each column holds one window: a transposed convolution with unit kernels adds them up
+        ones = torch.eye(inner, dtype=x.dtype, device=x.device).reshape(inner, 1, *kernel)
+        y = x.reshape(n * (x.shape[1] // inner), inner, *counts)
+        y = _CONV_TRANSPOSE[rank](y, ones, None, strides, 0, 0, 1, dilations)
+        short = [size + pads[a] + pads[a + rank] - y.shape[2 + a] for a, size in enumerate(sizes)]
+        y = pad_axes(y, [(-pads[a], short[a] - pads[a + rank]) for a in range(rank)])
+        return y.reshape(n, -1, *sizes)
 
     return run
 

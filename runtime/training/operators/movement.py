@@ -244,6 +244,25 @@ def _scatter_nd(form: NodeForm) -> Computation:
     return run
 
 
+@operator("TensorScatter", 24)
+def _tensor_scatter(form: NodeForm) -> Computation:
+    axis, is_circular = form.integer("axis", -2), form.text("mode", "linear") == "circular"
+
+    def run(cache: Tensor, update: Tensor, starts: Tensor | None = None) -> Tensor:
+        at, samples = axis % cache.dim(), len(cache)
+        places = torch.arange(update.shape[at], device=cache.device)[None]
+        if starts is not None:
+            places = places + starts.to(cache.device).reshape(-1, 1)
+        if is_circular:
+            places = places % cache.shape[at]
+        shape = [1] * cache.dim()
+        shape[0], shape[at] = len(places), update.shape[at]
+        index = places.reshape(shape).expand(samples, *update.shape[1:])
+        return cache.scatter(at, index, update.to(cache.dtype))
+
+    return run
+
+
 @operator("Scatter", 9)
 @operator("ScatterElements", 11, 13, 16, 18)
 def _scatter_elements(form: NodeForm) -> Computation:
@@ -286,7 +305,7 @@ def _constant_of_shape(form: NodeForm) -> Computation:
     return lambda shape: value_here.expand(tuple(ints(shape)))
 
 
-@operator("Range", 11, sizes=(0, 1, 2), gives_sizes=True)
+@operator("Range", 11, 27, sizes=(0, 1, 2), gives_sizes=True)
 def _range(form: NodeForm) -> Computation:
     def run(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
         first, last, step = start.item(), limit.item(), delta.item()
