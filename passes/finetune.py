@@ -54,7 +54,13 @@ from onnxslim.pipeline.layer_filter import FilteredPass, LayerFilter, only_optio
 from onnxslim.pipeline.options import Interval, at_least, one_of, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, PassResult
-from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
+from onnxslim.services.training import (
+    AUGMENTATIONS,
+    Loss,
+    Optimizer,
+    TrainingOutcome,
+    TrainingRequest,
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,12 @@ class Finetune(FilteredPass):
     batch: int = option(32, at_least(1), "samples of a step")
     patience: int | None = option(
         None, at_least(1), "epochs without a better model, after which training ends"
+    )
+    features: tuple[str, ...] = option(
+        (), help="inner tensors to match as well, by their names; `*` and `?` match"
+    )
+    augment: tuple[str, ...] = option(
+        (), one_of(*AUGMENTATIONS), "how pictures are changed; the teacher sees them changed, too"
     )
     checkpoint: str | None = option(
         None, help="file that each epoch is saved to; training goes on from it where it is there"
@@ -170,6 +182,8 @@ class Finetune(FilteredPass):
             self.batch,
             self.patience,
             self.checkpoint,
+            self.features,
+            self.augment,
         )
 
 

@@ -35,6 +35,10 @@ class Optimizer(enum.StrEnum):
     SGD = "sgd"
 
 
+AUGMENTATIONS = ("shift", "flip", "crop", "noise", "mixup")
+"""Changes of pictures in training."""
+
+
 @dataclass(frozen=True)
 class TrainingRequest:
     """How a model is to be trained.
@@ -49,6 +53,8 @@ class TrainingRequest:
         batch: samples of a step.
         patience: epochs without a better figure on the samples held back, after which training
             ends; None: none.
+        features: patterns on names of inner tensors that are to be the teacher's, too.
+        augment: changes of pictures, by `AUGMENTATIONS`; the teacher sees the changed ones.
         checkpoint: path of a file that each epoch is saved to, and from which the same training
             goes on; None: none.
     """
@@ -63,6 +69,8 @@ class TrainingRequest:
     batch: int = 32
     patience: int | None = None
     checkpoint: str | None = None
+    features: tuple[str, ...] = ()
+    augment: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ torch_graph  an ONNX graph as a function of torch tensors
 parametrisations  free tensors that become what a stored weight obeys
 objectives   the distance of outputs from those of a teacher
 schedule     the learning rate
+augmentation  changes of pictures that leave what they show
+features     inner tensors that student and teacher share
 training_set  samples with what teachers say of them
 checkpoint   the state of a run in a file
 loop         one training run

@@ -9,16 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from math import inf, isfinite
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
+from onnxslim.analysis.output_kinds import OutputKinds
 from onnxslim.analysis.output_parts import output_parts
 from onnxslim.analysis.token_inputs import padding_mask
 from onnxslim.constraints.dense import dense_twin
@@ -32,6 +34,7 @@ from onnxslim.records import OutputKind
 from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
 from onnxslim.runtime.measure.padding import positions_that_count
 from onnxslim.runtime.session import open_session
+from onnxslim.runtime.training.augmentation import augmented
 from onnxslim.runtime.training.checkpoint import (
     TrainingState,
     digest_of,
@@ -65,9 +68,10 @@ class TrainingRun:
         data: samples with the teachers' outputs.
         request: how.
         accepts: whether a weight learns, by the labels of the nodes that read it.
+        features: inner tensors that are matched, too.
         seed: of the order of samples.
         threads: of torch; None: its own choice.
-        kinds: of the outputs, by name; None: what the teacher's graph says.
+        kinds: of the outputs, by name.
         progress: what is being done.
 
     Raises:
@@ -83,10 +87,11 @@ class TrainingRun:
         data: TrainingSet,
         request: TrainingRequest,
         accepts: Callable[[Sequence[str]], bool],
+        features: Sequence[str] = (),
         *,
         seed: int,
         threads: int | None,
-        kinds: OutputKinds | None,
+        kinds: OutputKinds,
         progress: Progress,
     ) -> None:
         self._data, self._request, self._seed = data, request, seed
@@ -100,10 +105,13 @@ class TrainingRun:
             raise NotApplicable("no weight of the model learns")
         self._graph = TorchGraph(twin.model.graph, device=torch.device("cpu"))
         infer_shapes(teacher)
-        self._kinds = kinds or output_kinds(teacher)
+        self._kinds = kinds
         self._parts = output_parts(teacher)
         self._padding = padding_mask(teacher.graph)
         self._objectives = objectives_of(self._graph.outputs, self._kinds, self._parts)
+        self._features = objectives_of(features, {}, {})
+        if request.loss is not Loss.DISTILL and "mixup" in request.augment:
+            raise UsageError("`augment=mixup` mixes pictures of several labels: take loss=distill.")
         if request.loss is not Loss.DISTILL and not data.is_labelled:
             raise UsageError("Training with labels needs samples with labels (an array `label`).")
         self._scores = self._output_of_labels() if request.loss is not Loss.DISTILL else ""
@@ -220,14 +228,23 @@ class TrainingRun:
         optimizer.zero_grad(set_to_none=True)
         rows = sum(item.rows for group in step for item in group)
         total = 0.0
-        for group in step:
-            batch = self._data.batch(group)
+        for number, group in enumerate(step):
+            batch = self._changed(self._data.batch(group), number)
             loss = self._loss(batch) * (batch.rows / rows)
             loss.backward()
             total += float(loss.detach())
         if isfinite(total):
             optimizer.step()
         return total
+
+    def _changed(self, batch: Batch, number: int) -> Batch:
+        """A batch with its pictures changed, and what the teachers say of those."""
+        words = self._request.augment
+        if not words:
+            return batch
+        rng = np.random.default_rng([self._seed, self._state.done, number])
+        feeds = augmented(batch.feeds, words, rng)
+        return replace(batch, feeds=feeds, outputs=self._data.taught(feeds))
 
     def _loss_of(self, step: Step) -> float:
         batches = [self._data.batch(group) for group in step]
@@ -236,13 +253,14 @@ class TrainingRun:
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs = {name: torch.from_numpy(array) for name, array in batch.feeds.items()}
-        outputs = self._graph(inputs, self._tensors())
+        inner = [item.name for item in self._features]
+        outputs = self._graph(inputs, self._tensors(), also=inner)
         request = self._request
         labelled = distilled = torch.zeros(())
         if request.loss is not Loss.LABELS:
             mask = positions_that_count(self._padding, batch.feeds)
             counts = None if mask is None else torch.from_numpy(mask)
-            distilled = torch.stack(
+            groups = [
                 [
                     item.distance(
                         outputs[item.name],
@@ -250,9 +268,11 @@ class TrainingRun:
                         counts,
                         request.temperature,
                     )
-                    for item in self._objectives
+                    for item in items
                 ]
-            ).mean()
+                for items in (self._objectives, self._features)
+            ]
+            distilled = torch.stack([torch.stack(own).mean() for own in groups if own]).sum()
             if request.loss is Loss.DISTILL:
                 return distilled
         assert batch.labels is not None
@@ -364,9 +384,9 @@ class TrainingRun:
         """Let the objectives see what the teacher's outputs are like."""
         for group in self._data.held_groups(self._request.batch):
             outputs = self._data.batch(group).outputs
-            for item in self._objectives:
+            for item in (*self._objectives, *self._features):
                 item.observe(outputs[item.name])
-        for item in self._objectives:
+        for item in (*self._objectives, *self._features):
             item.settle()
 
     def _output_of_labels(self) -> str:

@@ -1,25 +1,26 @@
 """The learning rate: one cycle (Smith, Topin 2018, arXiv:1708.07120), and a test of its range.
 
-The range test (Smith 2017, arXiv:1506.01186, section 3.3) takes some steps with a rate that grows
-by a constant factor. The rate at which the loss was least is about the largest that training
-bears; a part of it is taken. Losses differ from batch to batch by more than a step changes them, so
-each is taken relative to the loss of the same batch before the test.
+The range test (after Smith 2017, arXiv:1506.01186, section 3.3) takes some steps with a rate that
+grows by a constant factor, until losses have about doubled. A tenth of that rate is taken. Losses
+differ from batch to batch by more than a step changes them, so each is taken relative to the loss
+of the same batch before the test, and logarithms are averaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import cos, pi
+from math import cos, isfinite, log, pi
 from typing import Final
 
 _WARM: Final = 0.2  # share of the steps in which the rate grows
 _FIRST: Final = 0.1  # of the largest rate
 _LAST: Final = 0.001
-LEAST_RATE: Final = 1e-5
-MOST_RATE: Final = 1e-1
-TEST_STEPS: Final = 24
+_LEAST: Final = 1e-6
+_LEAST_RATE: Final = 1e-5
+_MOST_RATE: Final = 2e-2
+_TEST_STEPS: Final = 24
 _SMOOTH: Final = 0.6
-_DIVERGED: Final = 3.0
+_DOUBLED: Final = log(2.0)
 _SHARE: Final = 0.1
 
 
@@ -34,8 +35,8 @@ def one_cycle(done: float) -> float:
 
 def tested_rates() -> list[float]:
     """The rates of a range test."""
-    factor = (MOST_RATE / LEAST_RATE) ** (1 / (TEST_STEPS - 1))
-    return [LEAST_RATE * factor**number for number in range(TEST_STEPS)]
+    factor = (_MOST_RATE / _LEAST_RATE) ** (1 / (_TEST_STEPS - 1))
+    return [_LEAST_RATE * factor**number for number in range(_TEST_STEPS)]
 
 
 def best_rate(loss_at: Callable[[float], float], rates: Sequence[float]) -> float:
@@ -46,12 +47,12 @@ def best_rate(loss_at: Callable[[float], float], rates: Sequence[float]) -> floa
             same samples before the test.
         rates: ascending.
     """
-    least, best, smooth = float("inf"), rates[0], None
+    smooth = 0.0
     for rate in rates:
         loss = loss_at(rate)
-        smooth = loss if smooth is None else _SMOOTH * smooth + (1 - _SMOOTH) * loss
-        if smooth != smooth or smooth > _DIVERGED * least:  # NaN, or it leaves
-            break
-        if smooth < least:
-            least, best = smooth, rate
-    return best * _SHARE
+        if not isfinite(loss):
+            return rate * _SHARE
+        smooth = _SMOOTH * smooth + (1 - _SMOOTH) * log(max(loss, _LEAST))
+        if smooth > _DOUBLED:
+            return rate * _SHARE
+    return rates[-1] * _SHARE

@@ -6,8 +6,8 @@ torch is imported when a model is to be trained, not before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.io.model import Model
 from onnxslim.runtime.samples.extras import import_extra
@@ -16,9 +16,6 @@ from onnxslim.runtime.samples.sources import open_samples
 from onnxslim.runtime.session import open_session
 from onnxslim.services.progress import Progress
 from onnxslim.services.training import TrainingOutcome, TrainingRequest
-
-if TYPE_CHECKING:
-    from onnxslim.analysis.output_kinds import OutputKinds
 
 
 class SampleTrainer:
@@ -53,6 +50,7 @@ class SampleTrainer:
     ) -> TrainingOutcome:
         """See `Trainer`."""
         import_extra("torch", "train", "Passes that train")
+        from onnxslim.runtime.training.features import returning, shared_tensors
         from onnxslim.runtime.training.loop import TrainingRun
         from onnxslim.runtime.training.training_set import TrainingSet
 
@@ -70,7 +68,15 @@ class SampleTrainer:
             _check_signature(student, teacher)
         with open_session(teachers[0], threads=self._threads) as session:
             samples = open_samples(self._source, session.inputs)
-        data = TrainingSet(samples, teachers, threads=self._threads, progress=self._progress)
+        kinds = self._kinds or output_kinds(teachers[0])
+        features = shared_tensors((student, *teachers), request.features)
+        data = TrainingSet(
+            samples,
+            [returning(teacher, features) for teacher in teachers],
+            kinds=kinds,
+            threads=self._threads,
+            progress=self._progress,
+        )
         try:
             run = TrainingRun(
                 student,
@@ -78,9 +84,10 @@ class SampleTrainer:
                 data,
                 request,
                 accepts,
+                features,
                 seed=self._seed,
                 threads=self._threads,
-                kinds=self._kinds,
+                kinds=kinds,
                 progress=self._progress,
             )
             return run.outcome()

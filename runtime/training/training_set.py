@@ -6,22 +6,24 @@ of the seed and its number, so that a run can be repeated, and continued.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from scipy.special import logsumexp
 
 from onnxslim.io.model import Model
+from onnxslim.records import OutputKind
 from onnxslim.runtime.measure.run_rows import rows_within
 from onnxslim.runtime.samples.spool import Spool
 from onnxslim.runtime.samples.stream import Sample, Samples
-from onnxslim.runtime.session import Feeds, Session, open_session
+from onnxslim.runtime.session import Feeds, open_session
 from onnxslim.services.progress import Progress
 
 _FOLDS: Final = 5
 _HELD: Final = 1  # as in `calibration_runs`
+_SUM_TOLERANCE: Final = 1e-2  # how far the sum of probabilities may be from 1
 _ROWS: Final = 128  # samples of a run of the teacher
 Arrays = dict[str, np.ndarray]
 
@@ -67,6 +69,7 @@ class TrainingSet:
     Args:
         samples: of a user; the first run through them is made here.
         teachers: models of one signature.
+        kinds: of the outputs, by name.
         threads: see `open_session`.
         progress: what is being done.
     """
@@ -76,24 +79,23 @@ class TrainingSet:
         samples: Samples,
         teachers: Sequence[Model],
         *,
+        kinds: Mapping[str, OutputKind],
         threads: int | None,
         progress: Progress,
     ) -> None:
+        self._kinds = kinds
         self._spool = Spool()
         self._joins = samples.batchable
         items: list[TrainingItem] = []
-        with ExitStack() as stack:
-            sessions = [
-                stack.enter_context(open_session(model, threads=threads)) for model in teachers
-            ]
-            rows = 1
-            if samples.batchable:
-                first = next(iter(samples))
-                rows = min(_ROWS, rows_within(teachers[0], first, exposed=False))
-            with progress.step("asking the teacher on", samples.count, "samples") as step:
-                for sample in samples.batches(rows):
-                    items += self._kept(sample, _averaged(sessions, sample.feeds))
-                    step.advance(sample.rows)
+        self._sessions = [open_session(model, threads=threads) for model in teachers]
+        rows = 1
+        if samples.batchable:
+            first = next(iter(samples))
+            rows = min(_ROWS, rows_within(teachers[0], first, exposed=False))
+        with progress.step("asking the teacher on", samples.count, "samples") as step:
+            for sample in samples.batches(rows):
+                items += self._kept(sample, self.taught(sample.feeds))
+                step.advance(sample.rows)
         held = [item for number, item in enumerate(items) if number % _FOLDS == _HELD]
         rest = [item for number, item in enumerate(items) if number % _FOLDS != _HELD]
         self.held = held or items
@@ -140,9 +142,21 @@ class TrainingSet:
             np.concatenate(labels) if len(labels) == len(group) else None,
         )
 
+    def taught(self, feeds: Feeds) -> Arrays:
+        """What the teachers say of other samples."""
+        found = [session.run(feeds) for session in self._sessions]
+        if len(found) == 1:
+            return dict(found[0])
+        return {
+            name: averaged([outputs[name] for outputs in found], self._kinds.get(name))
+            for name in found[0]
+        }
+
     def close(self) -> None:
-        """Delete what was kept."""
+        """Delete what was kept, and close the teachers."""
         self._spool.close()
+        for session in self._sessions:
+            session.close()
 
     # ------------------------------------------------------------------ inside
 
@@ -189,14 +203,15 @@ def _cut(array: np.ndarray, rows: slice) -> np.ndarray:
     return array[rows] if array.ndim else array
 
 
-def _averaged(sessions: Sequence[Session], feeds: Feeds) -> Arrays:
-    """The outputs of all teachers; of several, the mean of their floats."""
-    found = [session.run(feeds) for session in sessions]
-    if len(found) == 1:
-        return dict(found[0])
-    return {
-        name: np.mean([outputs[name] for outputs in found], axis=0).astype(array.dtype)
-        if array.dtype.kind == "f"
-        else array
-        for name, array in found[0].items()
-    }
+def averaged(values: Sequence[np.ndarray], kind: OutputKind | None) -> np.ndarray:
+    """One output of several teachers: of scores the logits of the mean of their probabilities."""
+    first = values[0]
+    if first.dtype.kind != "f":
+        return first
+    wide = np.stack([array.astype(np.float64) for array in values])
+    sums = wide.sum(-1) if wide.ndim > 1 else wide
+    are_shares = bool(wide.min() >= 0 and np.abs(sums - 1).max() < _SUM_TOLERANCE)
+    if kind is not None and kind.is_scores and wide.shape[-1] > 1 and not are_shares:
+        logs = wide - logsumexp(wide, axis=-1, keepdims=True)
+        return np.asarray(logsumexp(logs, axis=0) - np.log(len(values)), first.dtype)
+    return np.asarray(wide.mean(0), first.dtype)

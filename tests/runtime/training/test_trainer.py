@@ -14,11 +14,13 @@ from layer_nets import dense_net, net, node, normal, samples
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
+from onnxslim.records import OutputKind
 from onnxslim.runtime.training.trainer import SampleTrainer
 from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 from onnxslim.runtime.training import checkpoint, loop  # noqa: E402
+from onnxslim.runtime.training.training_set import averaged  # noqa: E402
 
 TEACHER = Model.load(dense_net(12, 16, 4))
 X = samples(120, 12)
@@ -174,6 +176,56 @@ def test_a_teacher_with_other_outputs_is_refused() -> None:
 def test_a_model_without_weights_that_learn_is_declined() -> None:
     with pytest.raises(NotApplicable, match="no weight of the model learns"):
         train(only="nowhere")
+
+
+def test_inner_tensors_are_matched_where_they_are_named() -> None:
+    plain, matched = (
+        train(replace(REQUEST, features=features, epochs=2)) for features in ((), ("h*",))
+    )
+    assert set(plain.values) == set(matched.values)
+    assert not np.array_equal(plain.values["w0"], matched.values["w0"])
+    wrong = [np.abs(found.values["w0"] - normal_weight()).mean() for found in (plain, matched)]
+    assert wrong[1] < wrong[0]
+
+
+def normal_weight() -> np.ndarray:
+    """The weight of the teacher that the student's is a part of."""
+    found = (t for n in TEACHER.graph.nodes for t in n.inputs if t.name == "w0")
+    return np.asarray(next(found).values)
+
+
+def test_inner_tensors_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UsageError, match="`features` names `hidden`, which is no inner tensor"):
+        train(replace(REQUEST, features=("hidden",)))
+
+
+def test_pictures_are_changed_for_student_and_teacher_alike() -> None:
+    nodes = [
+        node("Conv", ["x", "k"], "c"),
+        node("Flatten", ["c"], "f"),
+        node("MatMul", ["f", "w"], "y"),
+    ]
+    weights = {"k": normal(4, 1, 3, 3), "w": normal(64, 3)}
+    teacher = net(nodes, weights, ["N", 1, 6, 6])
+    smaller = net(nodes, weights | {"k": 0.6 * weights["k"]}, ["N", 1, 6, 6])
+    request = replace(REQUEST, augment=("shift", "flip", "noise"))
+    data = {"x": samples(60, 1, 6, 6)}
+    found = train(request, model=Model.load(smaller), teachers=[Model.load(teacher)], data=data)
+    assert found.after < 0.5 * found.before
+
+
+def test_mixtures_have_no_labels() -> None:
+    with pytest.raises(UsageError, match="mixes pictures of several labels"):
+        train(replace(REQUEST, loss=Loss.LABELS, augment=("mixup",)))
+
+
+def test_probabilities_of_several_teachers_are_averaged() -> None:
+    scores = [normal(5, 4, seed=seed) for seed in (1, 2)]
+    shares = [np.exp(s) / np.exp(s).sum(-1, keepdims=True) for s in scores]
+    made = np.exp(averaged(scores, OutputKind.CLASSES))
+    np.testing.assert_allclose(made, np.mean(shares, 0), rtol=1e-5)
+    plain = averaged(scores, OutputKind.VALUES)
+    np.testing.assert_allclose(plain, np.mean(scores, 0), rtol=1e-5)
 
 
 def test_samples_of_several_lengths_run_apart() -> None:
