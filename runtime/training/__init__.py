@@ -3,6 +3,7 @@
 operators    the operators of ONNX as functions of torch
 plan         the order in which nodes run
 compiler     from nodes to functions
+expanding    operators as the functions that ONNX defines them by
 preparing    a graph made ready
 torch_graph  an ONNX graph as a function of torch tensors
 parametrisations  free tensors that become what a stored weight obeys

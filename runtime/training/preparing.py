@@ -20,23 +20,27 @@ from onnxslim.graph.operands import constant_node_value
 from onnxslim.graph.opset import COMPLETE, raise_opset
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.runtime.training.operators.table import entry_of, version_of
+from onnxslim.runtime.training.expanding import expand_unknown, unknown_nodes
 
 
 def prepared(graph: gs.Graph) -> Graph:
     """A copy of `graph` without calls of local functions, types of tensors inferred.
 
-    Where an operator is so old that it is not known, the opset is raised.
+    Where an operator is not known, its definition takes its place, or else, where it may be too
+    old, the opset is raised.
     """
     copy = clone_graph(graph)
     inline_functions(copy, with_own=True)
-    _replace_constant_nodes(copy)
-    _make_names_unique(copy)
     infer_shapes(Model.of(copy))
-    if not all(_is_known(node, copy) for part in walk_graphs(copy) for node in part.nodes):
+    is_changed = bool(unknown_nodes(copy)) and expand_unknown(copy)
+    if unknown_nodes(copy):
         with suppress(NotApplicable):  # then what is missing is named as it stands
             raise_opset(copy, COMPLETE)
-            infer_shapes(Model.of(copy))
+            is_changed = True
+    _replace_constant_nodes(copy)
+    _make_names_unique(copy)
+    if is_changed:
+        infer_shapes(Model.of(copy))
     return copy
 
 
@@ -46,11 +50,9 @@ def _replace_constant_nodes(graph: Graph) -> None:
     new: dict[gs.Tensor, Constant] = {}
     for current in graphs:
         for node in current.nodes:
-            if node.op == "Constant" and node.is_onnx:
+            if _is_constant(node):
                 new[node.outputs[0]] = Constant(node.outputs[0].name, _value_of(node))
-        current.nodes = [
-            node for node in current.nodes if node.op != "Constant" or not node.is_onnx
-        ]
+        current.nodes = [node for node in current.nodes if not _is_constant(node)]
     for old, constant in new.items():
         redirect_inputs(list(old.outputs), old, constant)
         old.inputs.clear()
@@ -69,10 +71,6 @@ def _value_of(node: gs.Node) -> np.ndarray | LazyValues:
     value = constant_node_value(node)
     assert value is not None, node.label
     return value
-
-
-def _is_known(node: gs.Node, graph: Graph) -> bool:
-    return entry_of(node, version_of(node, graph.opset_of(node.domain or ""))) is not None
 
 
 def _make_names_unique(graph: Graph) -> None:
