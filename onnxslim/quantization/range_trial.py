@@ -4,7 +4,8 @@ The activations of transformers have outliers that differ from input to input, a
 that 8 bits say too little of: with ranges from samples their outputs are lost, with those of run
 time they hold. Convolutional networks lose nothing by ranges from samples, which are faster. Both
 models are run on a few samples before anything is timed or fitted, which costs little, and spares
-the search among placements that could not be used.
+the search among placements that could not be used. Where products with weights are most of the
+work, as in transformers, little has to be gained: integers of run time are as fast for them.
 
 Owns: the comparison. Not here: what either model looks like (see `clusters` and `qdq`).
 """
@@ -15,7 +16,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
+from onnxslim.graph.counts import node_macs
+from onnxslim.graph.ir import walk_graphs
 from onnxslim.io.model import Model
+from onnxslim.io.shapes import with_input_shapes
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.quantization.activation_grids import observe_grids
 from onnxslim.quantization.calibration_ranges import RangeMethod
@@ -29,6 +33,8 @@ from onnxslim.services.calibration import Calibration, Distance
 
 _SAMPLES: Final = 4
 _CLEARLY: Final = 0.25  # ranges of run time must leave at most this share of the divergence
+_NEARER_AT_ALL: Final = 0.7  # the same, where these products are most of the model's work
+_MOST: Final = 0.5
 _NEARER: Final = 0.5  # products alone must leave at most this share of it
 
 
@@ -88,16 +94,26 @@ class RangeTrial:
         static, dynamic, alone = samples.distances(self.reference, models)
         is_nearer_alone = _share(alone, dynamic) <= _NEARER and plans[1].chosen != plans[2].chosen
         best = alone if is_nearer_alone else dynamic
-        if _share(best, static) > _CLEARLY:
+        kind = KernelKind.DYNAMIC
+        products = frozenset(item.name for item in accepted if item.rule.kind is kind)
+        most = _NEARER_AT_ALL if self._are_most_work(products) else _CLEARLY
+        if _share(best, static) > most:
             return None
-        is_sure = _share(dynamic, static) <= _CLEARLY
+        is_sure = _share(dynamic, static) <= most
         words = (
             "ranges of the inputs of MatMul and Gemm are found at run time: on a few samples SQNR "
             f"{best.sqnr_db:.1f} dB, and {static.sqnr_db:.1f} with ranges from samples"
         )
-        kind = KernelKind.DYNAMIC
-        products = frozenset(item.name for item in accepted if item.rule.kind is kind)
         return NearerDynamic(words, is_sure, is_nearer_alone, products)
+
+    def _are_most_work(self, products: frozenset[str]) -> bool:
+        """Whether `products` do half of the model's multiply-accumulates, or more."""
+        shapes = self.calibration.extent(self.model).shapes
+        graph = with_input_shapes(self.model, shapes).graph
+        whole = sum(node_macs(node) or 0 for inner in walk_graphs(graph) for node in inner.nodes)
+        clusters = clusters_of(graph, ActivationRanges.DYNAMIC).all
+        own = sum(node_macs(item.node) or 0 for item in clusters if item.name in products)
+        return own >= _MOST * whole
 
     def _plan(
         self,

@@ -33,7 +33,7 @@ from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
-from onnxslim.quantization import layer_codes
+from onnxslim.quantization import layer_codes, range_trial
 from onnxslim.quantization.activation_grids import ActivationGrids
 from onnxslim.quantization.calibration_ranges import CalibrationRange, RangeMethod
 from onnxslim.quantization.grid import U8
@@ -650,6 +650,16 @@ def test_products_find_their_ranges_at_run_time_where_ranges_from_samples_lose_m
     text = "quantize-int8:placement=all:activation-ranges=static"
     static, _ = quantize(blocks(), text, x=TOKENS)
     assert distance_of(model) < distance_of(static) / 2
+
+
+@pytest.mark.parametrize(("share", "products"), [(0.5, 4), (1.1, 0)])
+def test_where_products_are_most_of_the_work_they_need_not_gain_much(
+    share: float, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(range_trial, "_CLEARLY", 0.0)  # nothing gains as much as others have to
+    monkeypatch.setattr(range_trial, "_MOST", share)  # they are all of the work here
+    model, _ = quantize(blocks(), x=TOKENS)
+    assert ops(model)["MatMulInteger"] == products
 
 
 def test_a_convolutional_net_keeps_ranges_from_samples() -> None:
