@@ -77,6 +77,8 @@ class SampleTrainer:
             threads=self._threads,
             progress=self._progress,
         )
+        if not request.augment:
+            data.dismiss()
         try:
             run = TrainingRun(
                 student,
