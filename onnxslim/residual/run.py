@@ -91,6 +91,9 @@ class StreamPruning:
         trial = Rewriter(clone_graph(self.rw.main))
         Exits(trial, StreamGraph(trial))
         found = list(StreamGraph(trial).streams())
+        if not found:
+            why = "no normalization that is known reads what layers write; put simplify in front"
+            self.rw.skip(self.rw.main.name, why)
         names = {node_label(node) for node in self.rw.main.nodes}
         for item in found:
             if not isinstance(item, Stream):

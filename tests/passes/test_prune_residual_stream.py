@@ -312,6 +312,13 @@ def test_a_stream_that_is_narrower_than_the_multiple_stays() -> None:
     assert any("no multiple of 16 columns" in skip.why for skip in result.skips), result.skips
 
 
+def test_a_net_without_normalizations_is_declined() -> None:
+    net = ResidualNet()
+    _, result = pruned(net.model(net.add("MatMul", net.words(), net.weight(WIDTH, 2)), 3))
+    assert not result.changed
+    assert any("no normalization that is known" in skip.why for skip in result.skips)
+
+
 def test_it_asks_for_samples() -> None:
     assert PruneResidualStream().needs_calibration() is not None
     with pytest.raises(UsageError, match="ratio"):
