@@ -23,7 +23,7 @@ from onnxslim.errors import UsageError
 from onnxslim.io import files
 from onnxslim.io.staging import map_file, stage_file
 
-_NUMBERS: Final = ("done", "epoch", "since_best", "before", "best", "rate", "seconds")
+_NUMBERS: Final = ("done", "epoch", "since_best", "attempt", "before", "best", "rate", "seconds")
 
 
 @dataclass
@@ -32,6 +32,7 @@ class TrainingState:
 
     Attributes:
         done, epoch, since_best: steps and epochs so far, and epochs since the best one.
+        attempt: how many rates were tried before, and brought nothing.
         before, best: the figure of what came in, and the best one.
         rate: the largest learning rate.
         seconds: on the clock.
@@ -47,6 +48,7 @@ class TrainingState:
     done: int = 0
     epoch: int = 0
     since_best: int = 0
+    attempt: int = 0
     seconds: float = 0.0
 
 

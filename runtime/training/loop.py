@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from math import inf, isfinite
 from pathlib import Path
@@ -52,6 +53,8 @@ from onnxslim.services.progress import Step as ProgressStep
 from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
 
 _TINY: Final = 1e-12
+_ATTEMPTS: Final = 1  # at a lower rate, where the one that was found brought nothing
+_CALMER: Final = 0.1
 _MOMENTUM: Final = 0.9
 _HELD_MOST: Final = 2000  # samples that are looked at after an epoch
 _LOGITS: Final = "the loss on labels"
@@ -100,7 +103,8 @@ class TrainingRun:
         self._student = student
         constraints = read_constraints(student.graph)
         twin = dense_twin(student, constraints)
-        self._weights = TrainedWeights(constraints, twin.names, accepts)
+        self._new_weights = partial(TrainedWeights, constraints, twin.names, accepts)
+        self._weights = self._new_weights()
         if not self._weights.parameters:
             raise NotApplicable("no weight of the model learns")
         self._graph = TorchGraph(twin.model.graph, device=torch.device("cpu"))
@@ -139,8 +143,13 @@ class TrainingRun:
         notes: list[str] = []
         try:
             self._begin()
-            with self._progress.step("training", self._total, "steps") as told:
-                self._epochs(told, notes)
+            self._epochs(notes)
+            while not self._state.kept and self._may_try_again():
+                notes[:] = [f"a rate of up to {self._state.rate:.2g} brought nothing"]
+                self._begin_again()
+                self._epochs(notes)
+            if self._path is not None:
+                remove(self._path)
         except KeyboardInterrupt:
             if not self._state.kept:
                 raise
@@ -180,10 +189,29 @@ class TrainingRun:
         rate = self._request.learning_rate or self._tested_rate()
         self._state = TrainingState(before, before, rate)
 
-    def _epochs(self, told: ProgressStep, notes: list[str]) -> None:
+    def _may_try_again(self) -> bool:
+        """Whether a lower rate may be tried: where nobody gave one, nor a time."""
+        request, state = self._request, self._state
+        is_free = request.learning_rate is None and request.minutes is None
+        return is_free and state.attempt < _ATTEMPTS and isfinite(state.before)
+
+    def _begin_again(self) -> None:
+        """The state to start from with a lower rate."""
+        state = self._state
+        self._weights = self._new_weights()
+        self._optimizer = self._new_optimizer(1.0)
+        self._state = TrainingState(
+            state.before, state.before, state.rate * _CALMER, attempt=state.attempt + 1
+        )
+
+    def _epochs(self, notes: list[str]) -> None:
         """Train until the end, epoch by epoch; the state tells how far that went."""
+        with self._progress.step("training", self._total, "steps") as told:
+            told.advance(self._state.done)
+            self._steps_until_end(told, notes)
+
+    def _steps_until_end(self, told: ProgressStep, notes: list[str]) -> None:
         state, request = self._state, self._request
-        told.advance(state.done)
         clock = time.monotonic() - state.seconds
         while state.done < self._total and isfinite(state.best):
             for step in self._data.epoch(request.batch, self._seed, state.epoch):
@@ -213,8 +241,6 @@ class TrainingRun:
                     "brought nothing"
                 )
                 break
-        if self._path is not None:
-            remove(self._path)
 
     def _share_done(self, clock: float) -> float:
         """How much of the training is over, by steps or by minutes."""

@@ -81,6 +81,17 @@ def test_nothing_is_handed_out_that_is_worse_than_what_came_in() -> None:
     assert found.after == found.before
 
 
+def test_a_rate_that_brings_nothing_is_followed_by_a_lower_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "best_rate", lambda *_: 100.0)
+    monkeypatch.setattr(loop, "_CALMER", 1e-4)
+    found = train(replace(REQUEST, learning_rate=None))
+    assert found.learning_rate == pytest.approx(0.01)
+    assert found.notes == ("a rate of up to 1e+02 brought nothing",)
+    np.testing.assert_array_equal(found.values["w0"], train().values["w0"])
+
+
 def test_layers_that_are_left_out_stay() -> None:
     assert set(train(only="y").values) == {"w1", "b1"}
 
