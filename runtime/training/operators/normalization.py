@@ -20,10 +20,9 @@ def _batch_normalization(form: NodeForm) -> Computation:
     if not form.is_training and not form.integer("training_mode"):
 
         def run(x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-            if mean.requires_grad or var.requires_grad:  # torch gives these no gradients
-                factor = scale * torch.rsqrt(var + epsilon)
-                return x * _by_channel(x, factor) + _by_channel(x, b - mean * factor)
-            return functional.batch_norm(x, mean, var, scale, b, False, 0.0, epsilon)
+            # torch's own gives moving averages no gradient, and some inputs a wrong one
+            factor = scale * torch.rsqrt(var + epsilon)
+            return x * _by_channel(x, factor) + _by_channel(x, b - mean * factor)
 
         return run
 
@@ -31,11 +30,12 @@ def _batch_normalization(form: NodeForm) -> Computation:
         x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         axes = [0, *range(2, x.dim())]
-        y = functional.batch_norm(x, None, None, scale, b, True, 0.0, epsilon)
-        batch_var, batch_mean = torch.var_mean(x.detach(), axes, correction=0)
+        batch_var, batch_mean = torch.var_mean(x, axes, correction=0)
+        factor = scale * torch.rsqrt(batch_var + epsilon)
+        y = x * _by_channel(x, factor) + _by_channel(x, b - batch_mean * factor)
         kept = 1 - momentum
-        new_mean = mean.detach() * momentum + batch_mean * kept
-        return y, new_mean, var.detach() * momentum + batch_var * kept
+        new_mean = mean.detach() * momentum + batch_mean.detach() * kept
+        return y, new_mean, var.detach() * momentum + batch_var.detach() * kept
 
     return train
 
