@@ -146,6 +146,8 @@ class ProductSmoothing:
         tensors = {t.name: t for node in copy.graph.nodes for t in node.outputs}
         tensors.update((t.name, t) for t in copy.graph.inputs)
         inner = [name for name in missing if tensors[name] not in copy.graph.inputs]
+        if not inner:
+            return
         copy.graph.outputs = [tensors[name] for name in inner]
         # outliers are rare, so extremes come from all samples, and a few rows from each
         for sample in self.calibration.outputs(copy, together=1):

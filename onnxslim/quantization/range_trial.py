@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from onnxslim.graph.counts import node_macs
-from onnxslim.graph.ir import walk_graphs
+from onnxslim.graph.ir import Node, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import with_input_shapes
 from onnxslim.pipeline.layer_filter import LayerFilter
@@ -33,7 +33,7 @@ from onnxslim.services.calibration import Calibration, Distance
 
 _SAMPLES: Final = 4
 _CLEARLY: Final = 0.25  # ranges of run time must leave at most this share of the divergence
-_NEARER_AT_ALL: Final = 0.7  # the same, where these products are most of the model's work
+_NEARER_AT_ALL: Final = 0.7  # the same, of transformers
 _MOST: Final = 0.5
 _NEARER: Final = 0.5  # products alone must leave at most this share of it
 
@@ -107,7 +107,9 @@ class RangeTrial:
         return NearerDynamic(words, is_sure, is_nearer_alone, products)
 
     def _are_most_work(self, products: frozenset[str]) -> bool:
-        """Whether `products` do half of the model's multiply-accumulates, or more."""
+        """Whether the model has attention, and `products` do half of its work, or more."""
+        if not any(map(_is_inner_softmax, self.model.graph.nodes)):
+            return False  # a chain of dense layers stays on integers with ranges from samples
         shapes = self.calibration.extent(self.model).shapes
         graph = with_input_shapes(self.model, shapes).graph
         whole = sum(node_macs(node) or 0 for inner in walk_graphs(graph) for node in inner.nodes)
@@ -134,6 +136,10 @@ class RangeTrial:
             and (cluster.rule.kind is not KernelKind.LAYER or cluster.name in codes)
         )
         return QdqPlan(chosen, grids.by_tensor, codes, self.form, weights, ranges)
+
+
+def _is_inner_softmax(node: Node) -> bool:
+    return node.op in ("Softmax", "Attention") and any(item.outputs for item in node.outputs)
 
 
 def _share(found: Distance, other: Distance) -> float:

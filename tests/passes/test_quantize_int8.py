@@ -652,13 +652,23 @@ def test_products_find_their_ranges_at_run_time_where_ranges_from_samples_lose_m
     assert distance_of(model) < distance_of(static) / 2
 
 
-@pytest.mark.parametrize(("share", "products"), [(0.5, 4), (1.1, 0)])
-def test_where_products_are_most_of_the_work_they_need_not_gain_much(
-    share: float, products: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("inner", "width", "products"), [("Softmax", 24, 1), ("Softmax", 2, 0), ("Sigmoid", 24, 0)]
+)
+def test_where_products_of_a_transformer_are_most_of_its_work_they_need_not_gain_much(
+    inner: str, width: int, products: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(range_trial, "_CLEARLY", 0.0)  # nothing gains as much as others have to
-    monkeypatch.setattr(range_trial, "_MOST", share)  # they are all of the work here
-    model, _ = quantize(blocks(), x=TOKENS)
+    monkeypatch.setattr(range_trial, "_NEARER_AT_ALL", np.inf)
+    nodes = [
+        node("Transpose", ["x"], "t", perm=[0, 2, 1]),
+        node("MatMul", ["x", "t"], "s"),
+        node(inner, ["s"], "p"),
+        node("MatMul", ["p", "x"], "c"),
+        node("MatMul", ["c", "w"], "y"),
+    ]
+    source = net(nodes, {"w": normal(8, width)}, ["N", 4, 8])
+    model, _ = quantize(source, x=samples(20, 4, 8))
     assert ops(model)["MatMulInteger"] == products
 
 
