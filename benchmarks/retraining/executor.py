@@ -61,6 +61,7 @@ PASSES: Final = (
 TENSORS: Final = 6  # whose gradients are checked
 STEPS: Final = (1e-6, 1e-8)  # shares of a tensor's norm; the smaller one crosses fewer kinks
 BATCHES: Final = (1, 8, 128)
+SLOPE: Final = 1e-5  # the least length of a slope that errors are shares of, by the loss
 SECONDS: Final = 10.0  # for each batch, of both nets together
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -233,17 +234,17 @@ def _slope_error(
     direction = torch.from_numpy(rng.standard_normal(weight.shape))
     direction = direction / direction.norm() * max(float(weight.norm()), 1e-3)
     expected = float((slope * direction).sum())
-    length = float(slope.norm() * direction.norm()) or 1.0
-    errors, size = [], abs(float(loss(weights)))
+    # rounding of two losses that hardly differ hides slopes that are smaller yet
+    least = SLOPE * abs(float(loss(weights)))
+    length = max(float(slope.norm() * direction.norm()), least)
+    errors = []
     for share in STEPS:
         with torch.no_grad():
             ahead, back = (
                 float(loss({**weights, name: weight + sign * share * direction}))
                 for sign in (1, -1)
             )
-        noise = 1e-14 * size / share  # of two losses that hardly differ
-        found = (ahead - back) / (2 * share)
-        errors.append(max(abs(found - expected) - noise, 0.0) / length)
+        errors.append(abs((ahead - back) / (2 * share) - expected) / length)
     return min(errors)
 
 
