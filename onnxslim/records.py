@@ -72,10 +72,12 @@ class Skip:
     Attributes:
         node: name of the first output of the node that stays as it is.
         why: the reason in words.
+        decides: whether the pass did nothing at all because of it.
     """
 
     node: str
     why: str
+    decides: bool = False
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Finetune(FilteredPass):
             constraints = read_constraints(graph)
             found = self._trained(constraints, context)
         except NotApplicable as reason:
-            rw.skip(graph.name, str(reason))
+            rw.decline(str(reason))
             return rw.result()
         store_values(rw, constraints, found.values)
         return replace(rw.result(), notes=(_summary(self.name, found), *found.notes))

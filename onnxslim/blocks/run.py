@@ -60,7 +60,7 @@ class BlockPruning:
         meter = BranchMeter(self.options.budget, graph, self.context, branches)
         why_not = self._out_of_reach(meter)
         if why_not is not None:
-            self.rw.skip(graph.name, why_not)
+            self.rw.decline(why_not)
             return PassResult(skips=self.rw.result().skips)
         changes: list[Change] = []
         while branches and not meter.is_met(graph, self.context.model, len(changes)):

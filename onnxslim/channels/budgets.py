@@ -13,18 +13,16 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Final
 
-import onnx_graphsurgeon as gs
-
 from onnxslim.channels.groups import ChannelGroup, Channels
 from onnxslim.channels.levels import LevelChoice, LevelChooser
 from onnxslim.channels.removal_order import RemovalOrder
 from onnxslim.channels.work import Work, channel_work
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.counts import node_macs
-from onnxslim.graph.ir import Node, walk_graphs
+from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.io.model import Model
-from onnxslim.lossy.budgets import Budget, known_macs
+from onnxslim.lossy.budgets import Budget, known_macs, macs_by_node
+from onnxslim.services.calibration import Calibration
 
 _ROUNDING: Final = 1e-9
 _NEW_TENSOR: Final = 64  # bytes of a file for a tensor's name, type and shape
@@ -37,11 +35,13 @@ def work_for(
     model: Model | None,
     *,
     refitted: bool,
+    calibration: Calibration | None = None,
 ) -> Work:
     """The cost that the budget counts, layer by layer; for latency see `latency_search`.
 
     A ratio counts the channels of `groups`. Where layers that read channels are `refitted`, they
-    may get a new bias, which counts as bytes.
+    may get a new bias, which counts as bytes. Multiply-accumulates of a model of open sizes are
+    those of a sample of `calibration`.
 
     Raises:
         NotApplicable: the size of a layer is not known.
@@ -50,7 +50,7 @@ def work_for(
         return channel_work(channels, groups)
     assert model is not None
     if budget.kind == "macs":
-        return _macs_work(channels, model.graph)
+        return _macs_work(channels, macs_by_node(model, calibration))
     return _bytes_work(channels, model, refitted=refitted)
 
 
@@ -62,11 +62,10 @@ def layer_nodes(channels: Channels) -> list[Node]:
     return list(dict.fromkeys(node for node in nodes if node.op != "Gather"))
 
 
-def _macs_work(channels: Channels, graph: gs.Graph) -> Work:
-    sizes = known_macs(layer_nodes(channels))
+def _macs_work(channels: Channels, counts: Mapping[Node, int | None]) -> Work:
+    sizes = known_macs(layer_nodes(channels), counts)
     # products of activations shrink too; as they count in full, even less is left than the budget
-    others = (node for own in walk_graphs(graph) for node in own.nodes if node not in sizes)
-    fixed = sum(node_macs(node) or 0 for node in others)
+    fixed = sum(macs or 0 for node, macs in counts.items() if node not in sizes)
     return Work.of(channels, {node: float(macs) for node, macs in sizes.items()}, fixed)
 
 

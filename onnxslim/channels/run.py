@@ -96,7 +96,7 @@ class Pruning:
             for step in self.context.progress.over("removing", steps, "steps"):
                 self._step(step / self.options.steps, limits)
         except NotApplicable as reason:  # raised before anything is changed
-            self.rw.skip(self.rw.main.name, str(reason))
+            self.rw.decline(str(reason))
             return self._result(())
         if not self._gone.any():
             for group in self._groups:
@@ -207,7 +207,14 @@ class Pruning:
             plan = self._timed_plan(orders, weights)
         budget = Budget("ratio", 0.0) if plan is not None else budget
         refitted = self.options.reconstruct
-        work = work_for(budget, self._channels, self._groups, model, refitted=refitted)
+        work = work_for(
+            budget,
+            self._channels,
+            self._groups,
+            model,
+            refitted=refitted,
+            calibration=self.context.calibration,
+        )
         chooser = LevelChooser(orders, weights, work, units)
         if plan is None:
             return choice_for_budget(chooser, budget, progress, spread=self.options.spread)

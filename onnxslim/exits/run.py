@@ -92,7 +92,7 @@ class ExitInjection:
             candidates = self._candidates()
             added = self._append(candidates) if self.request.anytime else self._insert(candidates)
         except NotApplicable as reason:  # raised before anything is changed
-            self.rw.skip(self.rw.main.name, str(reason))
+            self.rw.decline(str(reason))
             return PassResult(skips=self.rw.result().skips)
         return replace(self.rw.result(), fidelity=Fidelity.LOSSY, outputs=added)
 

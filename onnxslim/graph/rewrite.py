@@ -538,6 +538,11 @@ class Rewriter:
         label = node if isinstance(node, str) else node_label(node)
         self.skips.setdefault((label, why), Skip(label, why))
 
+    def decline(self, why: str) -> None:
+        """Record why the pass does nothing at all."""
+        label = str(self.main.name)
+        self.skips[label, why] = Skip(label, why, decides=True)
+
     def note(self, label: str, what: str, fidelity: Fidelity = Fidelity.EXACT) -> None:
         """Record a change of something other than a node (an initializer, a function)."""
         self._log(label, what, fidelity)

@@ -13,8 +13,9 @@ take, which is the business of the pass that removes them (`channels.work`, `blo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_graphsurgeon as gs
 
@@ -22,6 +23,8 @@ from onnxslim.errors import NotApplicable
 from onnxslim.graph.counts import constants_of, node_macs, with_bodies
 from onnxslim.graph.ir import Node, node_label, walk_graphs
 from onnxslim.io.model import Model
+from onnxslim.io.shapes import with_input_shapes
+from onnxslim.services.calibration import Calibration
 from onnxslim.services.stopwatch import Stopwatch
 
 
@@ -105,19 +108,35 @@ def _taken(kind: str, graph: gs.Graph) -> float:
     return sum(node_macs(node) or 0 for node in with_bodies(graph.nodes))
 
 
-def known_macs(nodes: Iterable[Node]) -> dict[Node, int]:
-    """Multiply-accumulates of each node.
+def macs_by_node(model: Model, calibration: Calibration | None = None) -> dict[Node, int | None]:
+    """Multiply-accumulates of each node of a model and of its bodies; None: they are not known.
+
+    Sizes that the model leaves open are those of the first calibration sample.
+    """
+    nodes = [node for graph in walk_graphs(model.graph) for node in graph.nodes]
+    found = {node: node_macs(node) for node in nodes}
+    if calibration is None or None not in found.values():
+        return found
+    sized = with_input_shapes(model, calibration.extent(model).shapes)
+    twins = (node for graph in walk_graphs(sized.graph) for node in graph.nodes)
+    return {node: node_macs(twin) for node, twin in zip(nodes, twins, strict=True)}
+
+
+def known_macs(
+    nodes: Iterable[Node], counts: Mapping[Node, int | None] = MappingProxyType({})
+) -> dict[Node, int]:
+    """Multiply-accumulates of each node, from `counts` or from its shapes.
 
     Raises:
         NotApplicable: the size of one is not known.
     """
     found: dict[Node, int] = {}
     for node in nodes:
-        macs = node_macs(node)
+        macs = counts[node] if node in counts else node_macs(node)
         if macs is None:
             raise NotApplicable(
                 f"a budget of macs needs sizes, and that of `{node_label(node)}` is not known: "
-                "give --input-shape, or use ratio, bytes or latency"
+                "give --input-shape or samples, or use ratio, bytes or latency"
             )
         found[node] = macs
     return found

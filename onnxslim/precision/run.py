@@ -67,7 +67,7 @@ class Float16Attempt:
         converter.write()
         store_weights(rewriter, self.accepts, converter.twins, self.doubts)
         if not rewriter.changes and not rewriter.skips:
-            rewriter.skip(graph.name, "no float32 constant is so large that float16 saves bytes")
+            rewriter.decline("no float32 constant is so large that float16 saves bytes")
         return rewriter.result()
 
     def settled(self, model: Model, trials: Calibration, *, has_data: bool) -> Float16Attempt:

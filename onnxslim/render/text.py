@@ -345,12 +345,17 @@ def _left_out(report: Report) -> Iterator[str]:
 
 
 def _did_nothing(report: Report) -> Iterator[str]:
-    """Passes that were named in the pipeline and declined, with their most frequent reason."""
+    """Passes that were named in the pipeline and declined, each with its main reason.
+
+    That is the one that decided, or else the most frequent one.
+    """
     for step in report.steps:
         if step.changes or not step.skips or len(step.parts) > 1 or not step.committed:
             continue
         reasons = Counter(skip.why for skip in step.skips)
-        (why, count), *others = reasons.most_common()
+        deciding = {skip.why for skip in step.skips if skip.decides}
+        by_weight = sorted(reasons.items(), key=lambda item: (item[0] not in deciding, -item[1]))
+        (why, count), *others = by_weight
         places = f" ({count:,} places)" if count > 1 else ""
         plural = "s" if len(others) > 1 else ""
         rest = f"; {len(others)} other reason{plural}: see --explain" if others else ""

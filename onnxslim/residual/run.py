@@ -86,14 +86,14 @@ class StreamPruning:
     def _can_rotate(self) -> bool:
         """Whether there is a stream to rotate, found on a copy; says of the others why not."""
         if self.context.calibration is None or self.context.model is None:
-            self.rw.skip(self.rw.main.name, "no samples show in which directions it varies")
+            self.rw.decline("no samples show in which directions it varies")
             return False
         trial = Rewriter(clone_graph(self.rw.main))
         Exits(trial, StreamGraph(trial))
         found = list(StreamGraph(trial).streams())
         if not found:
             why = "no normalization that is known reads what layers write; put simplify in front"
-            self.rw.skip(self.rw.main.name, why)
+            self.rw.decline(why)
         names = {node_label(node) for node in self.rw.main.nodes}
         for item in found:
             if not isinstance(item, Stream):

@@ -83,7 +83,7 @@ class VocabularyPruning:
         try:
             return self._run()
         except NotApplicable as reason:  # raised before anything is changed
-            self.rw.skip(self.rw.main.name, str(reason))
+            self.rw.decline(str(reason))
             return PassResult(skips=self.rw.result().skips)
 
     def _run(self) -> PassResult:

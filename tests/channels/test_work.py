@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from channel_nets import cut, follow, net, some_gone
+from layer_nets import runs
 
 from onnxslim.channels.budgets import choice_for_budget, layer_nodes, work_for
 from onnxslim.channels.groups import Channels
@@ -139,6 +140,18 @@ def test_a_size_that_is_not_known_is_named() -> None:
     model, channels = follow(source)
     with pytest.raises(NotApplicable, match="that of `a` is not known: give --input-shape"):
         work_for(Budget("macs", 0.5), channels, (), model, refitted=False)
+
+
+def test_sizes_that_are_open_are_those_of_the_samples() -> None:
+    source = net("""
+    g (float[N,3,H,W] x) => (float[N,5,H,W] y) <float[8,3,1,1] w, float[5,8,1,1] v> {
+      a = Conv (x, w)
+      y = Conv (a, v)
+    }""")
+    model, channels = follow(source)
+    samples = runs(np.zeros((1, 3, 4, 6), np.float32))
+    work = work_for(Budget("macs", 0.5), channels, (), model, refitted=False, calibration=samples)
+    assert work.whole == 4 * 6 * 8 * (3 + 5)
 
 
 def test_a_ratio_counts_channels_that_may_leave() -> None:

@@ -212,6 +212,13 @@ def test_of_many_reasons_the_one_that_most_places_have_is_told() -> None:
     assert "nothing done" not in report_to_text(report(step), explain=True)
 
 
+def test_the_reason_that_decided_is_told_first() -> None:
+    step = idle_step("is joined", "is joined")
+    part = replace(step.parts[0], skips=(*step.parts[0].skips, Skip("g", "no sizes", decides=True)))
+    told = "nothing done: quantize-int8: no sizes; 1 other reason: see --explain\n"
+    assert told in report_to_text(report(replace(step, parts=[part])))
+
+
 def test_members_of_a_preset_that_did_nothing_are_not_told_of() -> None:
     assert "nothing done" not in report_to_text(report(lossless_step()))
 
