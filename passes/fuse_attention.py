@@ -181,6 +181,10 @@ class _AttentionWriter:
         )
         if rank(found.scores) == 3 and not is_wide:
             raise NotAttention("its batch and heads, joined on one axis, are not known apart")
+        if not is_wide and (found.query.split is None or found.value.split is None):
+            raise NotAttention("Q or V is nowhere laid out with its heads apart")
+        if not is_wide and found.key.split is None and heads[1] != heads[0]:
+            raise NotAttention("K, whose heads are repeated, is nowhere laid out without repeats")
         scale = found.scale
         for operand in operands:
             scale *= operand.wide_scale if is_wide else operand.split_scale

@@ -447,10 +447,10 @@ def _read_operand(
     if heads[: len(own)] != own:  # the repeats are no groups of neighbours
         own = heads
     scales = _scales_below(rw, found.nodes)
-    split = _place(factors.layouts, chain, (batch, own, length, width))
-    wide = _place(factors.layouts, chain, (batch, length, own + width))
-    if wide is None:
-        wide = _place(factors.layouts, chain, (batch, length, own, width))
+    split, wide = _places(factors.layouts, chain, (batch, own, length, width))
+    if split is None and wide is None:  # heads are never apart from their repeats
+        own = heads
+        split, wide = _places(factors.layouts, chain, (batch, own, length, width))
     whole = (batch, own, length, width)
     return Operand(
         None if split is None else chain[split],
@@ -469,6 +469,19 @@ def _batch_and_heads(flow: SizeFlow, chain: MovingChain, joined: Axis) -> tuple[
             if layout[0] + heads == joined and isinstance(chain.factors.size(heads), int):
                 return layout[0], heads
     raise NotAttention("its batch and heads are not known apart")
+
+
+def _places(
+    layouts: dict[gs.Tensor, Layout],
+    chain: Sequence[gs.Tensor],
+    whole: tuple[Axis, Axis, Axis, Axis],
+) -> tuple[int | None, int | None]:
+    """Where a chain has an operand with its heads apart, and with its heads beside its width."""
+    batch, heads, length, width = whole
+    wide = _place(layouts, chain, (batch, length, heads + width))
+    if wide is None:
+        wide = _place(layouts, chain, (batch, length, heads, width))
+    return _place(layouts, chain, whole), wide
 
 
 def _place(

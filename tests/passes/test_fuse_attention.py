@@ -223,6 +223,34 @@ def test_heads_that_are_repeated_as_a_whole_are_no_groups() -> None:
     assert_same(source, result, {"B": 2, "S": 3, "T": 5})
 
 
+@pytest.mark.parametrize(
+    ("key", "body"),
+    [
+        ("float[B, 2, 1, T, 4] k", "k5 = Expand (k, times) k6 = Reshape (k5, all_heads)"),
+        ("float[B, 4, T, 4] k", "k6 = Identity (k)"),
+        ("float[B, 2, T, 4] k", "k1 = Unsqueeze (k, two) k5 = Expand (k1, times)"),
+    ],
+)
+def test_heads_that_are_never_apart_from_their_repeats_stay_repeated(key: str, body: str) -> None:
+    if "k6" not in body:
+        body += " k6 = Reshape (k5, all_heads)"
+    source = parse(
+        f"""<opset_import: ["" : 23]>
+        g (float[B, 4, S, 4] q, {key}, float[B, 2, 1, T, 4] v) => (float[B, 4, S, 4] y)
+        <int64[5] times = {{1, 1, 2, 1, 1}}, int64[4] all_heads = {{0, 4, -1, 4}},
+         int64[1] two = {{2}}> {{
+            {body} k2 = Transpose <perm = [0, 1, 3, 2]> (k6)
+            v5 = Expand (v, times) v6 = Reshape (v5, all_heads)
+            s = MatMul (q, k2) p = Softmax (s) y = MatMul (p, v6)
+        }}""",
+        ir_version=11,
+    )
+    result, _ = apply(FuseAttention(), source)
+    assert_same(source, result, {"B": 2, "S": 3, "T": 5})
+    if "Unsqueeze" not in body:
+        assert "Attention" in operators(result)
+
+
 def test_heads_that_are_given_as_such_are_read_as_four_axes() -> None:
     source = parse(
         """<opset_import: ["" : 23]>
