@@ -200,7 +200,7 @@ class _AttentionWriter:
         if is_wide:
             attrs |= {"q_num_heads": heads[0], "kv_num_heads": heads[1]}
         read = self._wide if is_wide else self._split
-        inputs = self._of_one_batch([read(operand) for operand in operands])
+        inputs = self._of_one_batch([read(operand) for operand in operands], 3 if is_wide else 4)
         result = found.result if is_wide else None
         last = found.product if result is None else result
         past = [found.key.past, found.value.past]
@@ -247,8 +247,11 @@ class _AttentionWriter:
         target = self.rw.constant(np.array([0, 0, last], np.int64), f"{operand.wide.name}_joined")
         return self._inserted("Reshape", [operand.wide, target], operand.wide)
 
-    def _of_one_batch(self, tensors: list[gs.Tensor]) -> list[gs.Tensor]:
-        """Q, K and V, repeated along a batch of one where they are not known to be as many."""
+    def _of_one_batch(self, tensors: list[gs.Tensor], ndim: int) -> list[gs.Tensor]:
+        """Q, K and V, repeated along a batch of one where they are not known to be as many.
+
+        `ndim` is the number of their axes, which shapes of new tensors do not tell.
+        """
         found = self.found
         sizes = [operand.sizes[0] for operand in (found.query, found.key, found.value)]
         if len(set(sizes)) == 1:
@@ -256,7 +259,7 @@ class _AttentionWriter:
         firsts = dict(zip(sizes, tensors, strict=True))
         counts = [self._shape_entry(tensor, 0) for tensor in firsts.values()]
         largest = self._computed("Max", counts, np.dtype(np.int64))
-        ones = self.rw.constant(np.ones(2 if rank(tensors[0]) == 3 else 3, np.int64), "ones")
+        ones = self.rw.constant(np.ones(ndim - 1, np.int64), "ones")
         target = self.rw.insert(
             found.product,
             "Concat",

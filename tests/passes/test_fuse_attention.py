@@ -286,6 +286,26 @@ def test_batches_with_two_names_may_be_repeated() -> None:
             assert_same(source, result, {"B": batch, "C": other, "S": 3, "T": 4})
 
 
+def test_batches_of_unknown_size_may_be_repeated_where_heads_are_cut_by_an_input() -> None:
+    source = parse(
+        """<opset_import: ["" : 23]>
+        g (int64[4] cut, float[4, 3, 2, 2] k, float[4, 3, 4] q) => (float[4, 3, 4] y)
+        <int64[3] joined = {4, 3, 4}> {
+            q1 = Reshape (q, cut) q2 = Transpose <perm = [0, 2, 1, 3]> (q1)
+            k1 = Transpose <perm = [0, 2, 1, 3]> (k) k2 = Transpose <perm = [0, 1, 3, 2]> (k1)
+            s = MatMul (q2, k2) p = Softmax (s) h = MatMul (p, k1)
+            h1 = Transpose <perm = [0, 2, 1, 3]> (h) y = Reshape (h1, joined)
+        }""",
+        ir_version=11,
+    )
+    result, _ = apply(FuseAttention(), source)
+    the_attention(result)
+    rng = np.random.default_rng(2)
+    feeds = {"cut": np.array([4, 3, 2, 2]), "k": rng.normal(size=(4, 3, 2, 2)).astype(np.float32)}
+    feeds["q"] = rng.normal(size=(4, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(result, feeds)[0], run(source, feeds)[0], atol=1e-6)
+
+
 def test_float16_with_its_softmax_in_float32() -> None:
     form = Form(
         constants="int64[1] unused = {0}",
