@@ -72,6 +72,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import cast, min_rank, rank_of
 from onnxslim.analysis.compound_operators import (
+    RELU_BEFORE_CLIP,
     SINCE,
     TANH_CUBE,
     TANH_SCALE,
@@ -105,7 +106,6 @@ from onnxslim.records import Fidelity, PassResult
 
 _REAL: Final = frozenset({"float32", "float64"})
 _ALL: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
-_RELU_BEFORE_CLIP: Final = frozenset({"float16", "float32"})
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _one_clip(rw: Rewriter, match: Match) -> Expr | None:
     low, high = match.numbers["range"]
     x, dtype = match.tensors["x"], dtype_of(match)
     # its optimizer joins Relu and Clip, and ends with an error where it does not know the type
-    has_relu = rw.opset < 11 or (dtype is not None and dtype.name in _RELU_BEFORE_CLIP)
+    has_relu = rw.opset < 11 or (dtype is not None and dtype.name in RELU_BEFORE_CLIP)
     if low == 0 and high == inf and has_relu:
         return Expr("Relu", (x,))
     if rw.opset < 11:

@@ -113,6 +113,7 @@ def _prepared(model: Model) -> onnx.ModelProto:
         _spell_products(proto.graph)
     _drop_defaults(proto.graph, model.graph)
     _drop_declared_shapes(proto.graph, {(f.domain, f.name) for f in proto.functions})
+    _tell_names_apart(proto.graph, set(), {})
     return proto
 
 
@@ -186,14 +187,44 @@ def _drop_declared_shapes(graph: onnx.GraphProto, functions: set[tuple[str, str]
                 _drop_declared_shapes(attribute.g, functions)
 
 
+def _tell_names_apart(graph: onnx.GraphProto, taken: set[str], renamed: dict[str, str]) -> None:
+    """Give each tensor of a body a name of its own: inference keeps values by name alone.
+
+    Args:
+        graph: edited.
+        taken: names of graphs visited so far; added to.
+        renamed: new names of the tensors of enclosing graphs, by their old ones.
+    """
+    made = [name for node in graph.node for name in node.output]
+    own = [*(item.name for item in (*graph.input, *graph.initializer)), *made]
+    scope = {name: new for name, new in renamed.items() if name not in set(own)}
+    for name in dict.fromkeys(filter(None, own)):
+        if name in taken:
+            scope[name] = f"{name}_{len(taken)}"
+            while scope[name] in taken:
+                scope[name] += "_"
+        taken.add(scope.get(name, name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _tell_names_apart(attribute.g, taken, scope)
+    if not scope:
+        return
+    for node in graph.node:
+        node.input[:] = [scope.get(name, name) for name in node.input]
+        node.output[:] = [scope.get(name, name) for name in node.output]
+    for item in (*graph.input, *graph.initializer, *graph.value_info, *graph.output):
+        item.name = scope.get(item.name, item.name)
+
+
 def _write_types(proto: onnx.GraphProto, graph: gs.Graph, *, main: bool = False) -> None:
     found = {info.name: info.type for info in (*proto.value_info, *proto.output)}
     if not main:
         found.update({info.name: info.type for info in proto.input})
     for node, node_proto in zip(graph.nodes, proto.node, strict=True):
-        for tensor in node.outputs:
+        for tensor, name in zip(node.outputs, node_proto.output, strict=False):
             if isinstance(tensor, Variable) and tensor.name:
-                kind = found.get(tensor.name)
+                kind = found.get(name)
                 if kind is None:
                     tensor.dtype = tensor.shape = None
                 else:

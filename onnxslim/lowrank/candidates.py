@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -283,7 +284,7 @@ class SplitCosts:
         if candidate is None:
             return self.problem.layer.holder.nbytes
         pieces = self._ops(self.problem.layer, candidate)
-        extra = sum(shape[0] for shape in pieces[-1].weights[1:])  # the bias is there already
+        extra = sum(prod(shape) for shape in pieces[-1].weights[1:])  # the bias is there already
         return (count_weights(pieces) - extra) * int(self.problem.layer.holder.dtype.itemsize)
 
     def models(self, candidate: Candidate | None) -> tuple[onnx.ModelProto, ...] | None:

@@ -120,6 +120,7 @@ class TrainingRun:
             raise UsageError("Training with labels needs samples with labels (an array `label`).")
         self._scores = self._output_of_labels() if request.loss is not Loss.DISTILL else ""
         self._observe()
+        self._check_gradients()
         self._held = _at_most(data.held_groups(request.batch), _HELD_MOST)
         self._path = None if request.checkpoint is None else Path(request.checkpoint)
         self._per_epoch = max(len(data.epoch(request.batch, seed, 0)), 1)
@@ -414,6 +415,19 @@ class TrainingRun:
                 item.observe(outputs[item.name])
         for item in (*self._objectives, *self._features):
             item.settle()
+
+    def _check_gradients(self) -> None:
+        """Refuse models whose outputs no weight moves, in a way that torch can follow.
+
+        Raises:
+            NotApplicable: no gradient reaches a weight.
+        """
+        is_taught = bool(self._objectives or self._features)
+        if not is_taught and self._request.loss is not Loss.LABELS:
+            raise NotApplicable("no output holds floats, which alone can come nearer to others")
+        (step, *_) = self._data.epoch(self._request.batch, self._seed, 0)
+        if step and not self._loss(self._data.batch(step[0])).requires_grad:
+            raise NotApplicable("no gradient of what the outputs hold reaches a weight")
 
     def _output_of_labels(self) -> str:
         found = [item.name for item in self._objectives if item.kind is OutputKind.CLASSES]

@@ -154,7 +154,7 @@ class Subject:
         try:
             session = _session(model)
             first = session.run(None, dict(feeds[0]))
-            _session(model, optimised=True)
+            _session(model, optimised=True).run(None, dict(feeds[0]))
         except Exception as error:  # onnxruntime raises many kinds, with no common base
             raise Refused(str(error)) from error
         self.names = [item.name for item in session.get_outputs()]
@@ -291,7 +291,10 @@ class Subject:
             pairs = [(a, b) for a, b in pairs if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
             if not pairs or any(not np.isfinite(a).all() or a.shape != b.shape for a, b in pairs):
                 continue
-            shares = [_energy(b - a) / max(_energy(a), np.finfo(float).tiny) for a, b in pairs]
+            shares = [
+                _energy(b - a) / max(_energy(a), _left_of_sums(feeds, a))
+                for (a, b), (feeds, _) in zip(pairs, self.runs, strict=False)
+            ]
             # few samples are held back, and one of these may be far from them
             if not np.median(shares) * 10 ** (_FLOOR_DB / 20) <= 1:
                 return f"output `{name}` has noise of {np.median(shares):g} of its signal"
@@ -349,7 +352,7 @@ class Subject:
     ) -> str | None:
         limits = [0.0] * len(wanted)
         if fidelity is not Fidelity.EXACT:
-            limits = [1e-6 + 1e-4 * _span(value) + 2 * _rounding(value) for value in wanted]
+            limits = [1e-6 + 1e-4 * _span(value) + 8 * _rounding(value) for value in wanted]
         objection = self._beyond(limits, wanted, found)
         if objection is None or fidelity is Fidelity.EXACT:
             return objection
@@ -377,6 +380,13 @@ class Subject:
             moved = map(distance_between, wanted, found)
             worst = [max(a, b) for a, b in zip(worst, moved, strict=True)]
         return worst
+
+
+def _left_of_sums(feeds: Feeds, output: np.ndarray) -> float:
+    """The energy of what rounding leaves where numbers as large as the inputs cancel."""
+    sizes = [np.abs(x).max() for x in feeds.values() if x.dtype.kind == "f" and x.size]
+    largest = float(np.nan_to_num(max(sizes, default=0.0)))
+    return max(output.size * (100 * float(np.finfo(output.dtype).eps) * largest) ** 2, 1e-300)
 
 
 def _energy(array: np.ndarray) -> float:

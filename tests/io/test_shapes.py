@@ -52,3 +52,26 @@ def test_multiplications_of_attention_are_counted() -> None:
     model = Model.load(parse(text))
     infer_shapes(model)
     assert node_macs(model.graph.nodes[0]) == 2 * (2 * 3 * 4 * 5)
+
+
+def test_tensors_of_one_name_in_two_bodies_keep_their_values_apart() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[8, 4, 5] x) => (float[a, b, c] y, float[d, e, f] z)
+    <int64 one = {1}, int64 none = {0}, int64[1] o = {0}> {
+        y = Loop (one, "", x) <body = first (int64 i, bool go, float[l, m, n] s)
+            => (bool on, float[l, m, n] t) <int64[1] size = {9223372036854775807}> {
+            two = Constant <value = int64[1] {2}> ()
+            r = Slice (s, o, size, two) t = Identity (s) on = Identity (go)
+        }>
+        z = Loop (one, "", x) <body = second (int64 i, bool go, float[l, m, n] s)
+            => (bool on, float[l, m, n] t) <int64[1] rest = {-1}> {
+            k = Shape (s) h = Gather <axis = 0> (k, none) size = Unsqueeze (h, o)
+            to = Concat <axis = 0> (size, rest) r = Reshape (s, to)
+            t = Identity (s) on = Identity (go)
+        }>
+    }"""
+    model = Model.load(parse(text))
+    infer_shapes(model)
+    made = {t.name: t for n in model.graph.nodes[1].attrs["body"].nodes for t in n.outputs}
+    assert list(made) == ["k", "h", "size", "to", "r", "t", "on"]
+    assert 9223372036854775807 not in (made["r"].shape or ())

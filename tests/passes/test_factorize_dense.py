@@ -247,6 +247,16 @@ def test_with_goal_bytes_size_decides() -> None:
     assert slow.asked == []
 
 
+def test_a_bias_of_one_number_is_no_obstacle() -> None:
+    source = parse("""<opset_import: ["" : 17]>
+        g (float[2, 3] x) => (float[2, 4] y)
+        <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6}, float c = {3.0}> {
+            y = Gemm (x, w, c)
+        }""")
+    model, _ = split(source, None, spec(goal="bytes"), timed=False)
+    assert ops(model) in (["Gemm"], ["MatMul", "Gemm"])
+
+
 def test_the_goal_of_the_run_is_that_of_the_pass_unless_it_has_its_own() -> None:
     slow = FakeStopwatch(spread=100.0)
     model, _ = split(wide(rank=40), X, spec(rank=16), stopwatch=slow, goal=Goal.BYTES)

@@ -17,6 +17,7 @@ from onnxslim.io.model import Model
 from onnxslim.records import OutputKind
 from onnxslim.runtime.training.trainer import SampleTrainer
 from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
+from support import parse
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 from onnxslim.runtime.training import checkpoint, loop  # noqa: E402
@@ -187,6 +188,28 @@ def test_a_teacher_with_other_outputs_is_refused() -> None:
 def test_a_model_without_weights_that_learn_is_declined() -> None:
     with pytest.raises(NotApplicable, match="no weight of the model learns"):
         train(only="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "why"),
+    [
+        (("z",), "no output holds floats"),
+        (("e", "z"), "no gradient of what the outputs hold reaches a weight"),
+    ],
+)
+def test_a_model_whose_outputs_no_weight_moves_smoothly_is_declined(
+    outputs: tuple[str, ...], why: str
+) -> None:
+    types = {"e": "float[N, 12] e", "z": "int64[2, M] z"}
+    numbers = ", ".join(["0.5", "0.25", "-1.5"] * 8)
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 12] x) => ({", ".join(map(types.__getitem__, outputs))})
+    <float[12, 2] w = {{{numbers}}}> {{
+        m = MatMul (x, w) z = NonZero (m) e = Exp (x)
+    }}"""
+    model = Model.load(parse(text))
+    with pytest.raises(NotApplicable, match=why):
+        train(model=model, teachers=(model,))
 
 
 def test_inner_tensors_are_matched_where_they_are_named() -> None:
