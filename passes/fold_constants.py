@@ -434,10 +434,11 @@ class _ConstantFolder:
     def _blame(self, nodes: Sequence[Node], message: str) -> None:
         opset, ir_version = self.rw.opset, self.rw.main.ir_version
         found = first_failure(nodes, opset=opset, ir_version=ir_version, evaluate=self.evaluate)
-        if found is None or len(self.failed) >= _MAX_FAILURES:
+        culprit, why = (None, message) if found is None else (nodes[found[0]], found[1])
+        # one that was told before, and one too many, are reasons to give all of them up
+        if culprit is None or culprit in self.failed or len(self.failed) >= _MAX_FAILURES:
             self.failed.update(dict.fromkeys(nodes, message))
             return
-        culprit, why = nodes[found[0]], found[1]
         self.failed[culprit] = why
         if "NOT_IMPLEMENTED" in why:  # the same operator on the same types will fail again
             kind = _kind(culprit)

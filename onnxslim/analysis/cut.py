@@ -100,6 +100,9 @@ class _ConstantCut:
         self.feeds: dict[str, np.ndarray] = {}
         for node in self.graph.nodes:
             node.name = ""  # names from several graphs may clash
+            for key, value in node.attrs.items():  # what a Constant holds may lie in the file
+                if isinstance(value, Constant) and value.dtype.kind != "O":
+                    node.attrs[key] = Constant(value.name, value.values)
         tensors = {id(tensor): tensor for tensor in _tensors(self.graph)}
         for index, tensor in enumerate(tensors.values()):
             tensor.name = f"t{index}"

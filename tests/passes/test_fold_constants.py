@@ -6,6 +6,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxslim.errors import RuntimeFailure
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.passes.fold_constants import FoldConstants
@@ -222,6 +223,39 @@ def test_constant_that_is_an_output_stays_a_node() -> None:
         }""",
         FoldConstants(),
     )
+
+
+def test_a_large_constant_that_is_an_output_is_read_by_others() -> None:
+    numbers = ", ".join(map(str, range(1024)))
+    source = parse(
+        f"""<opset_import: ["" : 17]>
+        g (float[1] x) => (float[1024] c, float[1] y) {{
+            c = Constant <value = float[1024] {{{numbers}}}> ()
+            d = Neg (c)
+            s = ReduceMax <keepdims = 0> (d)
+            y = Add (x, s)
+        }}"""
+    )
+    rewritten, _ = apply(FoldConstants(), source)
+    assert sorted(node.op_type for node in rewritten.graph.node) == ["Add", "Constant"]
+    assert_equivalent(source, rewritten, Fidelity.EXACT)
+
+
+def test_nodes_that_fail_together_and_not_alone_end_the_search() -> None:
+    source = parse(
+        """<opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { n = Neg (w) y = Add (x, n) }"""
+    )
+    calls = []
+
+    def evaluate(model: onnx.ModelProto, feeds: object) -> list[object]:
+        calls.append(model)
+        raise RuntimeFailure("the file of a tensor is missing")
+
+    model = Model.load(source)
+    result = FoldConstants().run(model.graph, Context(evaluate=evaluate))
+    assert not result.changes
+    assert len(calls) < 10
 
 
 def test_input_with_a_default_is_no_constant() -> None:
