@@ -46,6 +46,11 @@ def count_macs(graph: gs.Graph) -> int | None:
     return total
 
 
+def sized_macs(graph: gs.Graph) -> int:
+    """Multiply-accumulates of the matrix operators whose shapes are known, bodies included."""
+    return sum(node_macs(node) or 0 for node in with_bodies(graph.nodes))
+
+
 def node_macs(node: gs.Node) -> int | None:
     """Multiply-accumulates of one node; 0 for operators that are no matrix product."""
     if (node.domain, node.op) == ("com.microsoft", "MatMulNBits"):

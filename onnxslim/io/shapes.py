@@ -113,7 +113,8 @@ def _prepared(model: Model) -> onnx.ModelProto:
         _spell_products(proto.graph)
     _drop_defaults(proto.graph, model.graph)
     _drop_declared_shapes(proto.graph, {(f.domain, f.name) for f in proto.functions})
-    _tell_names_apart(proto.graph, set(), {})
+    if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
+        _tell_names_apart(proto.graph, set(), {})
     return proto
 
 
@@ -196,9 +197,9 @@ def _tell_names_apart(graph: onnx.GraphProto, taken: set[str], renamed: dict[str
         renamed: new names of the tensors of enclosing graphs, by their old ones.
     """
     made = [name for node in graph.node for name in node.output]
-    own = [*(item.name for item in (*graph.input, *graph.initializer)), *made]
-    scope = {name: new for name, new in renamed.items() if name not in set(own)}
-    for name in dict.fromkeys(filter(None, own)):
+    own = dict.fromkeys([*(item.name for item in (*graph.input, *graph.initializer)), *made])
+    scope = {name: new for name, new in renamed.items() if name not in own}
+    for name in filter(None, own):
         if name in taken:
             scope[name] = f"{name}_{len(taken)}"
             while scope[name] in taken:

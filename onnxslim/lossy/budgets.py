@@ -20,7 +20,7 @@ from types import MappingProxyType
 import onnx_graphsurgeon as gs
 
 from onnxslim.errors import NotApplicable
-from onnxslim.graph.counts import constants_of, node_macs, with_bodies
+from onnxslim.graph.counts import constants_of, node_macs, sized_macs
 from onnxslim.graph.ir import Node, node_label, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import with_input_shapes
@@ -105,7 +105,7 @@ def _taken(kind: str, graph: gs.Graph) -> float:
     if kind == "bytes":
         found = {id(c): c for current in walk_graphs(graph) for c in constants_of(current)}
         return sum(constant.nbytes for constant in found.values())
-    return sum(node_macs(node) or 0 for node in with_bodies(graph.nodes))
+    return sized_macs(graph)
 
 
 def macs_by_node(model: Model, calibration: Calibration | None = None) -> dict[Node, int | None]:

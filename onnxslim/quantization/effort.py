@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from onnxslim.graph.counts import node_macs
-from onnxslim.graph.ir import walk_graphs
+from onnxslim.graph.counts import sized_macs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import with_input_shapes
 
@@ -27,6 +26,4 @@ _LEAST: Final = 1e7  # multiply-accumulates that any run counts as: small operat
 
 def affordable_runs(model: Model, shapes: Mapping[str, tuple[int, ...]], budget: float) -> float:
     """How many runs of `model` on one sample with inputs of these `shapes` a budget allows."""
-    graph = with_input_shapes(model, shapes).graph
-    macs = sum(node_macs(node) or 0 for inner in walk_graphs(graph) for node in inner.nodes)
-    return budget / max(macs, _LEAST)
+    return budget / max(sized_macs(with_input_shapes(model, shapes).graph), _LEAST)

@@ -16,8 +16,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from onnxslim.graph.counts import node_macs
-from onnxslim.graph.ir import Node, walk_graphs
+from onnxslim.graph.counts import node_macs, sized_macs
+from onnxslim.graph.ir import Node
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import with_input_shapes
 from onnxslim.pipeline.layer_filter import LayerFilter
@@ -112,10 +112,9 @@ class RangeTrial:
             return False  # a chain of dense layers stays on integers with ranges from samples
         shapes = self.calibration.extent(self.model).shapes
         graph = with_input_shapes(self.model, shapes).graph
-        whole = sum(node_macs(node) or 0 for inner in walk_graphs(graph) for node in inner.nodes)
         clusters = clusters_of(graph, ActivationRanges.DYNAMIC).all
         own = sum(node_macs(item.node) or 0 for item in clusters if item.name in products)
-        return own >= _MOST * whole
+        return own >= _MOST * sized_macs(graph)
 
     def _plan(
         self,
