@@ -34,8 +34,6 @@ Declines when:
        believes it where the output is read.
     2. The operator draws random numbers, or belongs neither to the ONNX standard nor to a codebook.
     3. The operator has bodies (If, Loop, Scan).
-    4. A Relu would have one Clip behind it where it has two, in a type in which onnxruntime does
-       not load that: neither float32 nor float16.
 
 Fidelity:
     EXACT.
@@ -54,7 +52,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.compound_operators import RELU_BEFORE_CLIP
 from onnxslim.graph.functions import is_codebook
 from onnxslim.graph.ir import Constant, Node, subgraphs_of
 from onnxslim.graph.operands import content, is_random
@@ -100,18 +97,8 @@ def _visit(rw: Rewriter, graph: gs.Graph, outer: tuple[dict[Hashable, Node], ...
         first = next((scope[key] for scope in scopes if key in scope), None)
         if first is None:
             scopes[0][key] = node
-        elif _is_clip_that_stays(node):
-            rw.skip(node, f"equals `{first.label}`, and onnxruntime loads no Relu with one Clip")
         else:
             _merge(rw, node, first)
-
-
-def _is_clip_that_stays(node: Node) -> bool:
-    """Whether `node` is a Clip behind a Relu, in a type in which a session does not join them."""
-    makers = node.inputs[0].inputs if node.op == "Clip" and node.is_onnx else []
-    dtype = node.outputs[0].dtype
-    name = "" if dtype is None else np.dtype(dtype).name
-    return any(maker.op == "Relu" for maker in makers) and name not in RELU_BEFORE_CLIP
 
 
 def _is_known(node: Node) -> bool:

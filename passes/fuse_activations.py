@@ -47,8 +47,6 @@ Declines when:
        x·σ(αx) does not become Swish (opset 24), which takes onnxruntime 1.32 1.4 to 2 times as long
        as the QuickGelu that it makes of the two or three nodes.
     3. The result would have neither fewer nodes, nor fewer kernels in onnxruntime.
-    4. A range from 0 in float64 would become a Relu: onnxruntime does not load a Relu in front of a
-       Clip in that type.
 
 Fidelity:
     CLOSE. Softmax, softplus and σ avoid overflows that the spelled-out forms have.
@@ -72,7 +70,6 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import cast, min_rank, rank_of
 from onnxslim.analysis.compound_operators import (
-    RELU_BEFORE_CLIP,
     SINCE,
     TANH_CUBE,
     TANH_SCALE,
@@ -198,10 +195,8 @@ def _hard_swish(rw: Rewriter, match: Match) -> Expr | None:
 
 def _one_clip(rw: Rewriter, match: Match) -> Expr | None:
     low, high = match.numbers["range"]
-    x, dtype = match.tensors["x"], dtype_of(match)
-    # its optimizer joins Relu and Clip, and ends with an error where it does not know the type
-    has_relu = rw.opset < 11 or (dtype is not None and dtype.name in RELU_BEFORE_CLIP)
-    if low == 0 and high == inf and has_relu:
+    x = match.tensors["x"]
+    if low == 0 and high == inf:
         return Expr("Relu", (x,))
     if rw.opset < 11:
         bounds = {"min": low, "max": high}

@@ -44,8 +44,6 @@ from onnxslim.graph.rewrite import Rewriter
 
 SINCE: Final[Mapping[str, int]] = {"LayerNormalization": 17, "Gelu": 20, "RMSNormalization": 23}
 """The opset that has an operator, where it has been spelled out before."""
-RELU_BEFORE_CLIP: Final = frozenset({"float16", "float32"})
-"""Types in which a session joins a Relu and the one Clip behind it; others it does not load."""
 TANH_SCALE: Final = sqrt(2 / pi)
 TANH_CUBE: Final = 0.044715
 

@@ -144,6 +144,21 @@ def _is_determined(tensor: gs.Tensor, depth: int) -> bool:
     return any(_is_determined(branch.outputs[place], depth - 1) for branch in branches)
 
 
+def clip_of_relu(node: Node) -> tuple[Node, np.ndarray] | None:
+    """The one reader of a Relu, a Clip, and the lower bound that stands for both of them.
+
+    Only for types in which onnxruntime does not load the two: it joins every Relu with a Clip that
+    has a constant lower bound, and knows the bounds of float32 and float16 alone.
+    """
+    readers = node.outputs[0].outputs if node.op == "Relu" and node.is_onnx else []
+    if len(readers) != 1 or readers[0].op != "Clip" or not is_present(readers[0], 1):
+        return None
+    low = const_array(readers[0].inputs[1])
+    if low is None or low.dtype in (np.float32, np.float16) or np.isnan(low).any():
+        return None
+    return readers[0], np.where(low > 0, low, np.zeros_like(low))
+
+
 def ints_operand(
     node: Node, opset: int, name: str, input_index: int, since: int
 ) -> tuple[int, ...] | None:

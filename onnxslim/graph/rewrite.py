@@ -35,7 +35,7 @@ from onnxslim.graph.ir import (
     subgraphs_of,
     walk_graphs,
 )
-from onnxslim.graph.operands import const_array, vectors_for_scalars
+from onnxslim.graph.operands import clip_of_relu, const_array, vectors_for_scalars
 from onnxslim.graph.order import sort_topologically
 from onnxslim.graph.proto import confirms
 from onnxslim.records import Change, Fidelity, PassResult, Skip
@@ -568,6 +568,7 @@ class Rewriter:
         """Put node lists in order and return what was done; call it once, at the end."""
         if self.changes:
             self._make_scalars()
+            self._join_clips()
         self._release(self._released)
         if self._removed or self._inserted:
             for graph in list(walk_graphs(self.main)):
@@ -595,6 +596,19 @@ class Rewriter:
                 else:
                     continue
                 self.set_input(node, index, scalar)
+
+    def _join_clips(self) -> None:
+        """Let a Clip do the work of the Relu before it where a session does not load the two."""
+        for relu in [node for node in self._graph_of if node not in self._removed]:
+            found = clip_of_relu(relu)
+            if found is None or self.is_output(relu.outputs[0]):
+                continue
+            clip, low = found
+            if self._graph_of[clip] is not self._graph_of[relu]:
+                continue
+            self.set_input(clip, 1, self.constant(low, clip.inputs[1].name))
+            self.set_input(clip, 0, relu.inputs[0])
+            self.note(node_label(clip), f"does the work of the Relu `{node_label(relu)}`")
 
     def _register(self, graph: gs.Graph) -> None:
         for node in graph.nodes:

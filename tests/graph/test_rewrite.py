@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from onnxslim.errors import PromiseBroken
@@ -13,7 +14,7 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.check import check_model
 from onnxslim.io.model import Model
 from onnxslim.records import Fidelity
-from support import assert_equivalent, parse
+from support import assert_equivalent, parse, run
 
 CHAIN = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z)
@@ -313,3 +314,47 @@ def test_kept_nodes_are_not_visited_and_say_why() -> None:
     assert list(rw.walk()) == others
     assert rw.is_kept(first)
     assert [skip.why for skip in rw.result().skips] == ["is part of something larger"]
+
+
+RANGE = """<ir_version: 8, opset_import: ["" : 14]>
+g (TYPE[n] x) => (TYPE[n] y) <TYPE low = {LOW}, TYPE high = {5}> {
+    a = Relu (x)
+    b = Identity (a)
+    dead = Neg (a)
+    y = Clip (b, low, high)
+}"""
+
+
+@pytest.mark.parametrize("low", ["-2", "0", "3", "7"])
+@pytest.mark.parametrize(("kind", "joined"), [("float", False), ("double", True), ("int8", True)])
+def test_a_clip_takes_in_the_relu_that_an_edit_brings_before_it(
+    kind: str, joined: bool, low: str
+) -> None:
+    source, graph = _load(RANGE.replace("TYPE", kind).replace("LOW", low))
+    rw = Rewriter(graph)
+    rw.remove(_node(graph, "Neg"), "dead")
+    identity = _node(graph, "Identity")
+    assert rw.substitute(identity, identity.inputs[0], "bypassed")
+    result = rw.result()
+    assert [node.op for node in graph.nodes] == ["Clip"] if joined else ["Relu", "Clip"]
+    assert (len(result.changes) == 3) is joined
+
+    rewritten = _back(source, graph)
+    session = ort.InferenceSession(rewritten.SerializeToString())  # with its optimisations
+    x = np.array([-3.5, -1, -0.0, 0, 1, 4, 9, 120] * 5)
+    x = np.append(x, [np.nan, -np.nan, np.inf] * 5) if kind != "int8" else x
+    feeds = {"x": x.astype(graph.inputs[0].dtype)}
+    (found,), (wanted,) = session.run(None, feeds), run(source, feeds)
+    assert found.tobytes() == wanted.tobytes()
+
+
+def test_a_relu_stays_before_a_clip_where_it_is_used_elsewhere_or_the_bound_is_an_input() -> None:
+    text = RANGE.replace("TYPE", "double").replace("LOW", "0")
+    for kept in (text.replace("] y) <", "] y, double[n] a) <"), text.replace("low,", "x,")):
+        _, graph = _load(kept)
+        rw = Rewriter(graph)
+        rw.remove(_node(graph, "Neg"), "dead")
+        identity = _node(graph, "Identity")
+        assert rw.substitute(identity, identity.inputs[0], "bypassed")
+        rw.result()
+        assert [node.op for node in graph.nodes] == ["Relu", "Clip"]

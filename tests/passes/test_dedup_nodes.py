@@ -173,20 +173,6 @@ def test_body_uses_what_the_enclosing_graph_has_computed() -> None:
     assert_equivalent(source, rewritten, Fidelity.EXACT)
 
 
-@pytest.mark.parametrize(("dtype", "count"), [("float", 2), ("int8", 3), ("double", 3)])
-def test_a_relu_keeps_its_second_clip_where_onnxruntime_does_not_join_them(
-    dtype: str, count: int
-) -> None:
-    source = parse(
-        f"""<opset_import: ["" : 17]>
-        g ({dtype}[3] x, {dtype} low, {dtype} high) => ({dtype}[3] y, {dtype}[3] z)
-        {{ a = Relu (x) b = Clip (a, low, high) c = Clip (a, low, high)
-          y = Identity (b) z = Identity (c) }}"""
-    )
-    rewritten, _ = apply(DedupNodes(), source)
-    assert len(rewritten.graph.node) == count + 2
-
-
 def test_bodies_beside_each_other_do_not_share() -> None:
     assert_declines(
         """<opset_import: ["" : 17]>
