@@ -23,10 +23,7 @@ from onnxslim.graph.ir import node_label, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.limits import MOST_RUN_SECONDS
-from onnxslim.records import Fidelity
-from onnxslim.runtime.measure.drift import DriftMeter
-from onnxslim.runtime.measure.promise import breach
-from onnxslim.runtime.measure.run_rows import rows_within
+from onnxslim.runtime.measure.run_rows import as_they_run, rows_within
 from onnxslim.runtime.samples.seeded import find_inputs, timing_samples
 from onnxslim.runtime.samples.stream import Sample, Samples, counted, first_rows
 from onnxslim.runtime.session import Feeds, Outputs, Session
@@ -206,31 +203,11 @@ def batch_size(session: Session, samples: Samples, model: Model | None = None) -
     Raises:
         RuntimeFailure: the model does not run on a single sample.
     """
-    if not samples.batchable:
+    if not as_they_run(session, samples).batchable:
         return 1
-    pair = list(first_rows(samples, 2))
-    if len(pair) < 2:
-        return 1
-    alone = [session.run(sample.feeds) for sample in pair]
-    try:
-        together = session.run(next(samples.batches(2)).feeds)
-    except RuntimeFailure:
-        return 1
-    if not all(_is_stack(together[name], [run[name] for run in alone]) for name in together):
-        return 1
-    rows = max(1, min(BATCH, _rows_within(BATCH_BYTES, pair[0].feeds.values(), pair[0].rows)))
-    return rows if model is None or rows == 1 else min(rows, rows_within(model, pair[0]))
-
-
-def _is_stack(together: np.ndarray, alone: Sequence[np.ndarray]) -> bool:
-    if any(part.ndim == 0 or part.shape[1:] != together.shape[1:] for part in alone):
-        return False
-    expected = np.concatenate(alone)
-    if expected.shape != together.shape:
-        return False
-    meter = DriftMeter()
-    meter.update(expected, together)
-    return breach("", meter, expected.dtype, Fidelity.CLOSE) is None
+    first = next(iter(samples))
+    rows = max(1, min(BATCH, _rows_within(BATCH_BYTES, first.feeds.values(), first.rows)))
+    return rows if model is None or rows == 1 else min(rows, rows_within(model, first))
 
 
 def _tour(seconds: float, samples: Samples) -> tuple[Feeds, ...]:

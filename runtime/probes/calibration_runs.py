@@ -17,7 +17,7 @@ from onnxslim.io.model import Model
 from onnxslim.records import OutputKind, Skip
 from onnxslim.runtime.measure.output_divergence import OutputDivergence, combined_distance
 from onnxslim.runtime.measure.padding import positions_that_count
-from onnxslim.runtime.measure.run_rows import rows_within
+from onnxslim.runtime.measure.run_rows import as_they_run, rows_within
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.channel_activity import stream_activity
 from onnxslim.runtime.probes.observers import stream_observations
@@ -238,7 +238,8 @@ class CalibrationRuns:
         """The samples, opened for the inputs of `model` when they are first needed."""
         if self._samples is None:
             with open_session(model, threads=self._threads) as session:
-                self._samples = open_samples(self._source, session.inputs).told(self._progress)
+                found = open_samples(self._source, session.inputs)
+                self._samples = as_they_run(session, found).told(self._progress)
             if self._samples.batchable:
                 first = next(iter(self._samples))
                 self._rows = min(_BATCH_ROWS, rows_within(model, first, exposed=True))

@@ -53,6 +53,10 @@ class Samples:
     def __iter__(self) -> Iterator[Sample]:
         return self._read()
 
+    def one_by_one(self) -> Samples:
+        """The same samples, of which no run takes several."""
+        return Samples(self.name, self._read, self.count, batchable=False, remark=self.remark)
+
     def told(self, progress: Progress) -> Samples:
         """The same samples; each way through them is a step of `progress`."""
 
@@ -69,13 +73,13 @@ class Samples:
         group: list[Sample] = []
         room = size = size if self.batchable else 1
         for sample in first_rows(self, limit):
-            if group and not _joins(group[0], sample, room):
-                yield _join(group)
+            if group and not can_join(group[0], sample, room):
+                yield joined(group)
                 group, room = [], size
             group.append(sample)
             room -= sample.rows
         if group:
-            yield _join(group)
+            yield joined(group)
 
 
 def counted(count: int) -> str:
@@ -102,18 +106,22 @@ def in_groups(samples: Iterable[Sample], size: int) -> Iterator[Sample]:
             continue
         group.append(sample)
         if len(group) == size:
-            yield _join(group)
+            yield joined(group)
             group = []
 
 
-def _joins(first: Sample, sample: Sample, room: int) -> bool:
-    if sample.rows > room or (sample.labels is None) != (first.labels is None):
+def can_join(first: Sample, sample: Sample, room: int | None = None) -> bool:
+    """Whether two samples fit into one run that has `room` for so many more rows."""
+    if (room is not None and sample.rows > room) or (sample.labels is None) != (
+        first.labels is None
+    ):
         return False
     shapes = {name: array.shape[1:] for name, array in first.feeds.items()}
     return all(array.shape[1:] == shapes[name] for name, array in sample.feeds.items())
 
 
-def _join(group: Sequence[Sample]) -> Sample:
+def joined(group: Sequence[Sample]) -> Sample:
+    """One run of all samples of a group."""
     if len(group) == 1:
         return group[0]
     feeds = {name: np.concatenate([item.feeds[name] for item in group]) for name in group[0].feeds}

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from onnxslim.io.model import Model
 from onnxslim.records import OutputKind
-from onnxslim.runtime.measure.run_rows import rows_within
+from onnxslim.runtime.measure.run_rows import as_they_run, rows_within
 from onnxslim.runtime.samples.spool import Spool
 from onnxslim.runtime.samples.stream import Sample, Samples
 from onnxslim.runtime.session import Feeds, open_session
@@ -85,9 +85,10 @@ class TrainingSet:
     ) -> None:
         self._kinds = kinds
         self._spool = Spool()
-        self._joins = samples.batchable
         items: list[TrainingItem] = []
         self._sessions = [open_session(model, threads=threads) for model in teachers]
+        samples = as_they_run(self._sessions[0], samples)
+        self._joins = samples.batchable
         rows = 1
         if samples.batchable:
             first = next(iter(samples))
