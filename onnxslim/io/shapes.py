@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -28,6 +28,9 @@ _GROWING: Final = frozenset(
 )
 """Operators whose outputs are as long as one of their inputs says."""
 _LONG: Final = 4096  # entries
+_SLICE_OPSET: Final = 10
+_LATER: Final = "onnxslim.later"
+"""The domain of functions that stand for operators as a later opset infers them."""
 _LOG = logging.getLogger("onnxslim")
 
 
@@ -111,6 +114,8 @@ def _prepared(model: Model) -> onnx.ModelProto:
     _densify_initializers(proto.graph)
     if has_foreign:
         _spell_products(proto.graph)
+    if model.graph.opset == _SLICE_OPSET:
+        _spell_slices(proto)
     _drop_defaults(proto.graph, model.graph)
     _drop_declared_shapes(proto.graph, {(f.domain, f.name) for f in proto.functions})
     if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
@@ -156,6 +161,32 @@ def _spell_products(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _spell_products(attribute.g)
+
+
+def _spell_slices(proto: onnx.ModelProto) -> None:
+    """Let each Slice be inferred as in opset 13: as in 10, its output has all of an open axis."""
+    most = 0
+    for graph in _graphs_of(proto.graph):
+        for node in graph.node:
+            if node.op_type == "Slice" and not node.domain:
+                node.domain, node.op_type = _LATER, f"Slice{len(node.input)}"
+                most = max(most, len(node.input))
+    proto.opset_import.extend([onnx.helper.make_opsetid(_LATER, 1)] if most else [])
+    for count in range(3, most + 1):
+        names = ["x", "starts", "ends", "axes", "steps"][:count]
+        body = [onnx.helper.make_node("Slice", names, ["y"])]
+        opset = [onnx.helper.make_opsetid("", 13)]
+        function = onnx.helper.make_function(_LATER, f"Slice{count}", names, ["y"], body, opset)
+        proto.functions.append(function)
+
+
+def _graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """`graph` and all bodies in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs_of(attribute.g)
 
 
 def _drop_defaults(proto: onnx.GraphProto, graph: gs.Graph) -> None:

@@ -75,3 +75,27 @@ def test_tensors_of_one_name_in_two_bodies_keep_their_values_apart() -> None:
     made = {t.name: t for n in model.graph.nodes[1].attrs["body"].nodes for t in n.outputs}
     assert list(made) == ["k", "h", "size", "to", "r", "t", "on"]
     assert 9223372036854775807 not in (made["r"].shape or ())
+
+
+def test_a_slice_of_opset_10_does_not_keep_all_of_an_open_axis() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 10]>
+    g (bool p, float[n, 5] x) => (float[A, B] y, float[C, D] z, float[E, F] u)
+    <int64[1] last = {-1}, int64[1] end = {1000}, int64[1] one = {1}, int64[1] zero = {0}> {
+        y = Slice (x, last, end, one)
+        z = Slice (x, last, end, zero, one)
+        u = If (p) <
+            then_branch = t () => (float[G, H] r)
+                <int64[1] s = {-2}, int64[1] e = {9}, int64[1] a = {0}>
+                { r = Slice (x, s, e, a) },
+            else_branch = e () => (float[G, H] w) { w = Relu (x) }
+        >
+    }"""
+    model = Model.load(parse(text))
+    infer_shapes(model)
+    columns, rows, chosen = (node.outputs[0] for node in model.graph.nodes)
+    assert columns.shape == ["n", 1]
+    assert rows.shape[0] != "n"
+    assert rows.shape[1] == chosen.shape[1] == 5
+    branch = next(iter(model.graph.nodes[2].attrs.values()))
+    assert branch.nodes[0].outputs[0].shape[0] != "n"
+    assert [node.op for node in model.graph.nodes] == ["Slice", "Slice", "If"]
