@@ -40,6 +40,7 @@ Outputs = dict[str, np.ndarray]
 _Kept = Mapping[int, np.ndarray]  # by axis, whether each position is still there
 
 CPU: Final = ("CPUExecutionProvider",)
+DISABLE_QUANTIZED: Final = "session.disable_quant_qdq"
 _SILENT: Final = 4
 _ALIGNMENT: Final = 64
 _ALIGNED_BYTES: Final = 1 << 20  # larger weights are read from the mapped file, wherever they lie
@@ -207,6 +208,7 @@ def open_session(
     threads: int | None = None,
     spin: bool = True,
     keeps_memory: bool = True,
+    quantized_kernels: bool = True,
     providers: Sequence[str] = CPU,
 ) -> Session:
     """Load a model into onnxruntime.
@@ -218,12 +220,16 @@ def open_session(
         spin: whether idle threads wait by spinning: fastest, but they take cores from other work
             between runs.
         keeps_memory: whether memory is kept from run to run, rather than asked of the system.
+        quantized_kernels: whether operators around DequantizeLinear and QuantizeLinear may be
+            computed together with these; otherwise as they stand, in float.
         providers: execution providers, by preference.
 
     Raises:
         RuntimeFailure: onnxruntime refuses the model.
     """
     options = session_options(optimise, threads)
+    if not quantized_kernels:
+        options.add_session_config_entry(DISABLE_QUANTIZED, "1")
     options.enable_cpu_mem_arena = options.enable_mem_pattern = keeps_memory
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

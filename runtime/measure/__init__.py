@@ -11,6 +11,7 @@ comparing           one session against kept outputs
 output_evidence     how much the outputs of the original prove
 row_matching        the comparable part of two outputs of different sizes
 rounding_noise      how far outputs move when nothing but rounding changes
+kernel_choice       outputs that move because onnxruntime chose other kernels
 steadiness          outputs that the original gives differently when it runs again
 output_divergence   how far an output diverges from another, as one number that adds up
 accuracy            top-1, or the metric of the user

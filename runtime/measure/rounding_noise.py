@@ -154,5 +154,4 @@ def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return array
     up = rng.integers(0, 2, array.shape).astype(bool)
     towards = np.where(up, np.inf, -np.inf).astype(array.dtype)
-    moved: np.ndarray = np.nextafter(array, towards)
-    return moved
+    return np.asarray(np.nextafter(array, towards))  # of a number, numpy makes no array

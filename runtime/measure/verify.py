@@ -28,13 +28,14 @@ from onnxslim.analysis.token_inputs import PaddingMask, padding_mask
 from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.io.check import OLDEST_OPSET, foreign_operators
 from onnxslim.io.model import Model
-from onnxslim.pipeline.floors import JudgedBy
+from onnxslim.pipeline.floors import JudgedBy, default_floors, missed
 from onnxslim.pipeline.output_words import with_named
 from onnxslim.records import Fidelity, OutputKind
 from onnxslim.report import Comparison, LatencyPair
 from onnxslim.runtime.measure.accuracy import AnyEvaluation, Evaluation, open_evaluation
 from onnxslim.runtime.measure.comparing import first_breach, measure_drift
 from onnxslim.runtime.measure.drift import DriftMeter
+from onnxslim.runtime.measure.kernel_choice import is_choice_of_kernels
 from onnxslim.runtime.measure.latency import RunTimes, confirm, time_many
 from onnxslim.runtime.measure.output_evidence import output_notes
 from onnxslim.runtime.measure.promise import signature_breach
@@ -60,7 +61,14 @@ from onnxslim.runtime.samples.given import AnySource
 from onnxslim.runtime.samples.seeded import is_silent
 from onnxslim.runtime.samples.sources import open_samples
 from onnxslim.runtime.samples.stream import Sample
-from onnxslim.runtime.session import Feeds, Outputs, Session, TensorInfo, open_session
+from onnxslim.runtime.session import (
+    DISABLE_QUANTIZED,
+    Feeds,
+    Outputs,
+    Session,
+    TensorInfo,
+    open_session,
+)
 from onnxslim.services.progress import Progress
 
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)(?:.*?name '([^']+)')?")
@@ -568,12 +576,35 @@ class RuntimeProver:
                 reshaped = broken is not None
         if reshaped:
             return Comparison({}, {}, broken)
+        if broken is not None and self._is_choice_of_kernels(broken, candidate, meters[0], mode):
+            broken = None
         self._candidate = _Baseline(candidate, {mode: kept})
         drifts = [
             {name: m.result() for name, m in found.items() if m.largest or name in kept[0]}
             for found in meters  # a part that is all zero has no signal-to-noise ratio
         ]
         return Comparison(drifts[0], drifts[-1], broken)
+
+    def _is_choice_of_kernels(
+        self, broken: str, candidate: Model, meters: Mapping[str, DriftMeter], mode: _RunMode
+    ) -> bool:
+        """Whether a lossless step is right, and onnxruntime computes its result less precisely."""
+        figures = {name: meter.result() for name, meter in meters.items()}
+        if mode.wide or not mode.optimise or missed(default_floors(self.judged_by), figures):
+            return False
+        assert self._previous is not None
+        opened = partial(open_session, threads=self._threads, quantized_kernels=False)
+        runs, before = list(self._runs(mode)), self._previous.model
+        if not is_choice_of_kernels(before, candidate, runs, opened, self._steady):
+            return False
+        note = (
+            "onnxruntime computes quantized nodes of the result in kernels that it did not choose "
+            f"before, which round to 8 bits: the result {broken}. With the session option "
+            f"{DISABLE_QUANTIZED}=1 the outputs agree to rounding."
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+        return True
 
     def _elastic(self, fidelity: Fidelity, references: int) -> Sequence[frozenset[str]]:
         """The outputs whose sizes may differ from those of the previous model, and the original.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from recurrent_nets import recurrent_net
 from onnxslim.errors import ModelError, RuntimeFailure, UsageError
 from onnxslim.graph.ir import Constant
 from onnxslim.io.model import Model
+from onnxslim.pipeline.floors import DEFAULT
 from onnxslim.pipeline.prover import Prover
-from onnxslim.records import Fidelity
+from onnxslim.records import Fidelity, OutputKind
 from onnxslim.runtime import session
 from onnxslim.runtime.measure import latency
 from onnxslim.runtime.measure import verify as verify_module
@@ -699,6 +701,69 @@ def test_rounding_behind_integer_inputs_is_noise_of_the_model() -> None:
     assert found.broken is None
     assert not found.previous["frames"].equal_bits
     assert any("sensitive to rounding" in note for note in prover.notes)
+
+
+def test_rounding_of_an_input_that_is_a_number_is_noise_of_the_model() -> None:
+    text = """<opset_import: ["" : 17]>
+    g (float x) => (float y) <float big = {1e7}> { a = Mul (x, big) y = Sin (a) }"""
+    model = Model.load(parse(text))
+    prover = begun(model)
+
+    def grow(proto: onnx.ModelProto) -> None:
+        proto.graph.initializer[0].CopyFrom(
+            onnx.numpy_helper.from_array(np.float32(1.1e7).reshape(()), "big")
+        )
+
+    assert prover.compare(edited(model, grow), Fidelity.CLOSE).broken is None
+    assert any("sensitive to rounding" in note for note in prover.notes)
+
+
+# ------------------------------------------------------------------ kernels of quantized nodes
+
+CODED = """<opset_import: ["" : 18]>
+g (float[n, 16] x) => (float[n, 8] y) <float[8] s = {1, 2, 3, 1, 2, 3, 1, 2}> {
+    d = DequantizeLinear (w, s)
+    a = Neg (d)
+    b = Neg (a)
+    y = MatMul (x, b)
+}"""
+
+
+def coded(*, joined: bool, factor: float = 1.0) -> Model:
+    """A product with int8 codes, which onnxruntime puts in one kernel where nodes are joined."""
+    proto = onnx.parser.parse_model(CODED.replace("<opset", "<ir_version: 8, opset", 1))
+    codes = np.random.default_rng(0).integers(-128, 128, (16, 8)).astype(np.int8)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(codes, "w"))
+    if joined:
+        proto.graph.node[3].input[1] = "d"
+        del proto.graph.node[1:3]
+    scale = onnx.numpy_helper.to_array(proto.graph.initializer[0]) * np.float32(factor)
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(scale, "s"))
+    return Model.load(proto)
+
+
+def test_a_kernel_that_a_session_chooses_for_an_exact_step_is_said_and_no_bug() -> None:
+    prover = begun(coded(joined=False))
+    found = prover.compare(coded(joined=True), Fidelity.CLOSE)
+    assert found.broken is None
+    assert found.previous["y"].max_abs > 1e-4 * found.previous["y"].reference_range
+    (note,) = (note for note in prover.notes if "kernels" in note)
+    assert "moved output `y`" in note
+    assert "session.disable_quant_qdq=1" in note
+
+
+def test_a_wrong_step_is_a_bug_whatever_kernels_a_session_chooses() -> None:
+    prover = begun(coded(joined=False))
+    wrong = coded(joined=True, factor=1.01)
+    assert "moved output `y`" in str(prover.compare(wrong, Fidelity.CLOSE).broken)
+    assert not any("kernels" in note for note in prover.notes)
+
+
+def test_what_a_kernel_costs_is_held_to_the_default_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = replace(DEFAULT, min_sqnr_db=90.0, sqnr_kinds=frozenset(OutputKind))
+    monkeypatch.setattr(verify_module, "default_floors", lambda by: strict)
+    prover = begun(coded(joined=False))
+    assert "moved output `y`" in str(prover.compare(coded(joined=True), Fidelity.CLOSE).broken)
 
 
 HALVES = """<opset_import: ["" : 17]>
