@@ -20,7 +20,7 @@ from onnxslim.io.model import Model, ModelSource
 from onnxslim.pipeline.floors import ALLOWING, DEFAULT, Floors, check_measured
 from onnxslim.pipeline.layer_filter import FilteredPass, check_named
 from onnxslim.pipeline.output_words import parse_kinds
-from onnxslim.pipeline.passes import check_calibration
+from onnxslim.pipeline.passes import check_calibration, unrolled_members
 from onnxslim.pipeline.policy import GoalWord, Policy
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity, OutputKind
@@ -43,6 +43,7 @@ from onnxslim.run.requests import (
     refuse_both,
 )
 from onnxslim.run.settings import RunSettings
+from onnxslim.runtime.samples.extras import TRAINING, require_extra
 from onnxslim.services.progress import Progress
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def compress(
     calibration = train if calibration is None else calibration
     if calibration is None:
         check_calibration(pipeline.passes)
+    if any(stage.trains for item in pipeline.passes for stage in unrolled_members(item)):
+        require_extra(*TRAINING)
     words = data_settings(data)
     if output is not None:
         check_output(Path(output), file_of(model), overwrite=overwrite)

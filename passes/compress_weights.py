@@ -110,8 +110,9 @@ class CompressWeights(LayerPass):
             values.append(f"{pattern}={offer.values}")
             if offer.keep < 1:
                 shares.append(f"{pattern}={min(1 - offer.keep, 0.9999):.4f}")
-        plain = (self.only, (*self.skip, *kept), self.aim, self.sequential)
+        own = {spec.field: getattr(self, spec.field) for spec in LayerPass.options()}
+        own |= {"skip": (*self.skip, *kept), "finetune": None, "training": None}
         return (
-            PruneWeights(*plain, ratio=0.0, ratio_of=tuple(shares)),
-            ClusterWeights(*plain, values_of=tuple(values)),
+            PruneWeights(**own, ratio=0.0, ratio_of=tuple(shares)),
+            ClusterWeights(**own, values_of=tuple(values)),
         )

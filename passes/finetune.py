@@ -72,6 +72,7 @@ class Finetune(FilteredPass):
     idempotent: ClassVar[bool] = False
     settles: ClassVar[bool] = False
     mends: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,prune-channels:macs=0.3,finetune": "the model before is the teacher",
         "simplify,cluster-weights:bits=2,finetune:epochs=10": "tables learn, codes stay",

@@ -69,11 +69,12 @@ from onnxslim.lossy.budgets import known_macs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import OptionValue, option
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.trained_pass import TrainedPass
 from onnxslim.records import Fidelity, PassResult
 
 
 @dataclass(frozen=True)
-class PruneBlocks(BudgetedPass, FilteredPass):
+class PruneBlocks(TrainedPass, BudgetedPass, FilteredPass):
     """Remove whole residual branches, those whose absence moves the output least."""
 
     name: ClassVar[str] = "prune-blocks"

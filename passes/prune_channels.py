@@ -70,6 +70,7 @@ from onnxslim.channels.criteria import CRITERIA, OPTION_HELP, criterion_of
 from onnxslim.channels.groups import channel_groups
 from onnxslim.channels.run import PruneOptions, Pruning
 from onnxslim.channels.unpruned import unpruned_layers
+from onnxslim.errors import UsageError
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.budgeted_pass import (
     DEFAULT_BUDGET,
@@ -81,6 +82,7 @@ from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_optio
 from onnxslim.pipeline.options import Assigned, OptionValue, at_least, one_of, option
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.patterns import matches
+from onnxslim.pipeline.trained_pass import TrainedPass
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.services.layer_names import LayerNames
 
@@ -88,7 +90,7 @@ _PLAN = Assigned(at_least(1), whole=True)
 
 
 @dataclass(frozen=True)
-class PruneChannels(BudgetedPass, FilteredPass):
+class PruneChannels(TrainedPass, BudgetedPass, FilteredPass):
     """Remove whole channels and refit the layers that read them."""
 
     name: ClassVar[str] = "prune-channels"
@@ -129,7 +131,9 @@ class PruneChannels(BudgetedPass, FilteredPass):
         at_least(1),
         "channels of a layer stay a multiple of it; by default the multiple that runs fastest here",
     )
-    steps: int = option(1, at_least(1), "number of times to remove and refit")
+    steps: int = option(
+        1, at_least(1), "number of times to remove and refit; finetune trains in between"
+    )
     min_: int = option(1, at_least(1), "least number of channels that a layer keeps")
     only: tuple[str, ...] = only_option("layers to shrink")
     skip: tuple[str, ...] = skip_option()
@@ -142,6 +146,18 @@ class PruneChannels(BudgetedPass, FilteredPass):
         _PLAN,
         "number of units that a group keeps, as 'LAYER=COUNT'; in place of a budget",
     )
+
+    def __post_init__(self) -> None:
+        """Check options against each other.
+
+        Raises:
+            UsageError: two budgets, or training between steps towards a plan.
+        """
+        super().__post_init__()
+        if self.plan and self.finetune is not None and self.steps > 1:
+            raise UsageError(
+                f"`{self.name}` with `plan` has no steps to train between: leave out `steps`."
+            )
 
     def needs_calibration(self) -> str | None:
         """Some criteria look at data."""
@@ -167,6 +183,21 @@ class PruneChannels(BudgetedPass, FilteredPass):
         """The groups that have channels to remove."""
         channels = channel_groups(graph, changes_signature=self.change_signature)
         return tuple(group.name for group in channels.groups if len(channels.free(group)))
+
+    @property
+    def stage_count(self) -> int:
+        """See `TrainedPass`."""
+        return self.steps
+
+    def part(self, before: float, after: float) -> PruneChannels:
+        """What remains after the share `after` of the way, as a share of what remains before.
+
+        Multiples come last: rounded at each step, channels would leave too soon.
+        """
+        done = replace(super().part(before, after), steps=1)
+        if after < 1:
+            done = replace(done, align=1)
+        return done if self.plan else done.on_the_way(before, after)
 
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Choose channels, refit the layers that read them, and cut the channels out."""

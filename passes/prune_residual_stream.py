@@ -51,13 +51,14 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.options import OptionValue, at_least, interval, option
-from onnxslim.pipeline.passes import Context, Pass
+from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.trained_pass import TrainedPass
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.residual.run import StreamOptions, StreamPruning
 
 
 @dataclass(frozen=True)
-class PruneResidualStream(Pass):
+class PruneResidualStream(TrainedPass):
     """Remove the columns of a residual stream in which it varies least."""
 
     name: ClassVar[str] = "prune-residual-stream"

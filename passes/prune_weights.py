@@ -52,7 +52,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from typing import ClassVar
 
@@ -75,6 +75,7 @@ from onnxslim.pipeline.options import (
     option,
 )
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.trained_pass import cubic
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.solvers.masks import (
     InMatrix,
@@ -137,7 +138,9 @@ class PruneWeights(LayerPass):
         "layer", one_of("layer", "global"), "whether each layer loses `ratio`, or all together"
     )
     pattern: str = option("none", _Pattern(), "'n:m': of each m neighbours along the input n stay")
-    steps: int = option(1, at_least(1), "in how many steps zeros are made, cubic schedule")
+    steps: int = option(
+        1, at_least(1), "in how many steps zeros are made, cubic schedule; finetune trains between"
+    )
 
     def needs_calibration(self) -> str | None:
         """Most criteria look at the inputs of layers."""
@@ -152,8 +155,7 @@ class PruneWeights(LayerPass):
         shares = self._shares(problems, context)
         changed: dict[str, Constant] = {}
         for step in range(1, self.steps + 1):
-            # Zhu and Gupta 2017, eq. 1
-            progress = 1.0 - (1.0 - step / self.steps) ** 3
+            progress = cubic(step / self.steps)
             last = step == self.steps
             for problem in problems:
                 share = shares[problem.name] * progress
@@ -162,6 +164,25 @@ class PruneWeights(LayerPass):
         for holder in changed.values():
             rw.set_values(holder, sparse_or_dense(holder.values))
         return rw.result()
+
+    # ----------------------------------------------------------------- in stages
+
+    @property
+    def stage_count(self) -> int:
+        """See `TrainedPass`."""
+        return self.steps
+
+    def part(self, before: float, after: float) -> PruneWeights:
+        """Zeros up to the share `after` of those that are asked for; a pattern comes last."""
+        done = replace(super().part(before, after), steps=1)
+        if after == 1:
+            return done
+        pairs = map(_RATIO_OF.split, self.ratio_of)
+        ratio, ratio_of = self.ratio, tuple(f"{name}={share * after!r}" for name, share in pairs)
+        if self.pattern != "none":
+            kept, length = _numbers(self.pattern)
+            ratio, ratio_of = 1 - kept / length, ()
+        return replace(done, ratio=ratio * after, ratio_of=ratio_of, pattern="none")
 
     # ----------------------------------------------------------------- how much
 
@@ -212,7 +233,7 @@ class PruneWeights(LayerPass):
         """Remove `share` of a weight; returns whether that changes it."""
         criterion = self._criterion(problem)
         if self.pattern != "none":
-            keep, length = map(int, self.pattern.split(":"))
+            keep, length = _numbers(self.pattern)
             runs = [InRun(keep, length)] * problem.layer.groups
             weight = _with_budgets(problem, criterion, runs, context.seed)
         elif share > 0:
@@ -231,6 +252,12 @@ class PruneWeights(LayerPass):
         )
         problems.apply(problem, weight, what if last else f"step: {what}")
         return True
+
+
+def _numbers(pattern: str) -> tuple[int, int]:
+    """N and m of `n:m`."""
+    kept, length = map(int, pattern.split(":"))
+    return kept, length
 
 
 def _kept(size: int, share: float) -> int:

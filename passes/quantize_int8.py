@@ -122,6 +122,7 @@ from onnxslim.pipeline.options import (
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.patterns import literal
 from onnxslim.pipeline.policy import Goal
+from onnxslim.pipeline.trained_pass import TrainedPass
 from onnxslim.quantization.calibration_ranges import RangeMethod
 from onnxslim.quantization.clusters import clusters_of
 from onnxslim.quantization.int8_options import CodeType, Decision, Int8Options, Placement
@@ -140,7 +141,7 @@ _ALPHA_OF: Final = Assigned(Interval(0.0, 1.0))
 
 
 @dataclass(frozen=True)
-class QuantizeInt8(FilteredPass):
+class QuantizeInt8(TrainedPass, FilteredPass):
     """Compute on 8-bit integers wherever that is measured to be faster than float."""
 
     name: ClassVar[str] = "quantize-int8"

@@ -12,12 +12,15 @@ The base declares no options itself, so that a pass lists them where its help sh
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, TypeVar
 
 from onnxslim.errors import NotApplicable
 from onnxslim.lossy.budgets import Budget
 from onnxslim.pipeline.options import interval, option
 from onnxslim.pipeline.passes import Context, Pass
+
+P = TypeVar("P", bound="BudgetedPass")
 
 DEFAULT_BUDGET: Final = Budget("ratio", 0.5)
 """The budget of a pass that removes parts, where no option gives one."""
@@ -33,6 +36,7 @@ def remaining_share_option(help: str) -> Any:
     return option(None, interval(0, 1, open_left=True), help)
 
 
+@dataclass(frozen=True)
 class BudgetedPass(Pass):
     """A pass with at most one budget.
 
@@ -59,6 +63,19 @@ class BudgetedPass(Pass):
         fields = {spec.name: spec.field for spec in self.options()}
         kind = next(iter(self.given(*self.budgets)), None)
         return None if kind is None else Budget(kind, getattr(self, fields[kind]))
+
+    def on_the_way(self: P, before: float, after: float) -> P:
+        """The pass with the budget that leads from one share of the way to another.
+
+        Args:
+            before: in [0, 1), of all that is to leave: what it will be run on has lost that.
+            after: in (before, 1].
+        """
+        budget = self.budget or DEFAULT_BUDGET
+        left = budget.remaining(after) / budget.remaining(before)
+        (field,) = (spec.field for spec in self.options() if spec.name == budget.kind)
+        changed: Any = {field: 1 - left if budget.kind == DEFAULT_BUDGET.kind else left}
+        return replace(self, **changed)
 
     def check_stopwatch(self, context: Context) -> None:
         """Refuse a budget of latency where nothing is timed.

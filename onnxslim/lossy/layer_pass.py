@@ -13,10 +13,11 @@ from onnxslim.lossy.problems import Problem, Problems, Schedule, Target
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import one_of, option
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.trained_pass import TrainedPass
 
 
 @dataclass(frozen=True)
-class LayerPass(FilteredPass):
+class LayerPass(TrainedPass, FilteredPass):
     """A pass over weight layers: which layers, and what their new weights should reproduce.
 
     Attributes:

@@ -41,7 +41,7 @@ MAX_INPUTS: Final = 8192  # of a weight; its second moments then take 1.6 GB to 
 class Target(enum.StrEnum):
     """What a layer's new weight should reproduce.
 
-    ORIGINAL: the output of the layer in the reference model on the same samples, fitted from the
+    ORIGINAL: the output of the layer in `Context.target` on the same samples, fitted from the
     inputs that the changed model gives the layer. CURRENT: the output of the present weight on
     these inputs; options spell it `own`.
     """
@@ -190,8 +190,8 @@ class Problems:
         self.weights = [
             shared for shared in _shared_weights(graph, layers) if self._is_wanted(shared)
         ]
-        reference = self.context.reference
-        found = () if reference is None else weight_layers(reference.graph)[0]
+        target = self.context.target
+        found = () if target is None else weight_layers(target.graph)[0]
         self._originals = {layer.name: layer for layer in found}
 
     def __iter__(self) -> Iterator[Problem]:
@@ -236,7 +236,7 @@ class Problems:
         return found
 
     def original(self, layer: WeightLayer) -> WeightLayer | None:
-        """The layer of the same name in the reference model, where its outputs are comparable."""
+        """The layer of the same name in `Context.target`, where its outputs are comparable."""
         twin = self._originals.get(layer.name)
         same = twin is not None and (twin.groups, twin.rows) == (layer.groups, layer.rows)
         if not same or twin is None or isinstance(bias_of(twin), str):
@@ -300,9 +300,8 @@ class Problems:
         aiming = self.schedule.aim is Target.ORIGINAL
         known = [la.name for la in layers if aiming and self.original(la) is not None]
         others = [la.name for la in layers if la.name not in set(known)]
-        reference = self.context.reference
         if known:
-            yield from calibration.moments(model, known, reference)  # type: ignore[arg-type]
+            yield from calibration.moments(model, known, self.context.target)  # type: ignore[arg-type]
         if others:
             yield from calibration.moments(model, others)  # type: ignore[arg-type]
 

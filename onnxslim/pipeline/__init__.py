@@ -12,6 +12,7 @@ registry      passes by name, those of other distributions included
 other_words   what passes and commands are called elsewhere
 suggest       the closest name to a misspelt one
 grammar       the text of a pipeline, parsed
+trained_pass  passes that let the model learn between their steps
 examples      command lines that show a pass
 data_settings  how data become the inputs of a model
 completing    the text of a pipeline, completed while it is typed

@@ -7,7 +7,7 @@ whether the outputs still hold (see `verification`), and whether the step pays (
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -194,7 +194,7 @@ class Executor:
         self._last = None
         started = time.perf_counter()
         try:
-            result = run_pass(log.member, model, replace(self.context, model=model))
+            result = run_stages(log.member, model, replace(self.context, model=model))
         except PromiseBroken as error:
             raise PassFailed(str(error)) from error
         except (OnnxslimError, MemoryError, OSError):
@@ -222,6 +222,43 @@ class Executor:
         return candidate.model
 
 
+def run_stages(rewrite: Pass, model: Model, context: Context) -> PassResult:
+    """Let the stages of `rewrite` change `model` in turn; most passes have one.
+
+    Stages after the first take their targets from the model that the ones before them made.
+    """
+    first, *rest = rewrite.unrolled()
+    if not rest:
+        return run_pass(first, model, context)
+    results = []
+    for number, stage in enumerate((first, *rest)):
+        infer_shapes(model)
+        own = context if number == 0 or stage.mends else replace(context, target=model.clone())
+        with context.progress.step(str(stage)):
+            results.append(run_pass(stage, model, own))
+        model.has_shapes = model.has_shapes and not results[-1].changed
+    pairs = list(zip((first, *rest), results, strict=True))
+    spelled = ",".join(result.resolved or str(stage) for stage, result in pairs)
+    return joined(results, spelled)
+
+
+def joined(results: Sequence[PassResult], spelled: str) -> PassResult:
+    """The results of stages as one; `spelled` is how a pipeline spells what they decided."""
+    changes = tuple(change for result in results for change in result.changes)
+    skips = [skip for result in results for skip in result.skips]
+    if changes:  # what one stage declined does not decide on the step
+        skips = [replace(skip, decides=False) for skip in skips]
+    untouched = [result.untouched for result in results if result.untouched]
+    return PassResult(
+        changes,
+        tuple(dict.fromkeys(skips)),
+        outputs=tuple(name for result in results for name in result.outputs),
+        resolved=spelled if any(result.resolved for result in results) else None,
+        untouched=untouched[-1] if untouched else None,
+        notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
+    )
+
+
 def run_pass(rewrite: Pass, model: Model, context: Context) -> PassResult:
     """Let `rewrite` change `model` itself, whose shapes are inferred, as far as it is applicable.
 
@@ -242,7 +279,7 @@ def _run_settled(rewrite: Pass, model: Model, context: Context) -> PassResult:
     copy = model.clone()
     settled = settle(copy.graph)
     own = copy if context.model is model else context.model
-    context = replace(context, model=own, reference=_settled(context.reference))
+    context = replace(context, model=own, target=_settled(context.target))
     result = _applied(rewrite, copy, context)
     if not result.changed:
         return result
@@ -251,10 +288,10 @@ def _run_settled(rewrite: Pass, model: Model, context: Context) -> PassResult:
     return replace(result, changes=(*settled.changes, *result.changes, *stored))
 
 
-def _settled(reference: Model | None) -> Model | None:
-    if reference is None or not has_moved_constants(reference.graph):
-        return reference
-    copy = reference.clone()
+def _settled(target: Model | None) -> Model | None:
+    if target is None or not has_moved_constants(target.graph):
+        return target
+    copy = target.clone()
     settle(copy.graph)
     return copy
 

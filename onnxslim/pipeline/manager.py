@@ -109,8 +109,10 @@ class _PipelineRun:
 
     Attributes:
         stats: size of the current model, where it is known.
-        reference: the model after the last lossless step that changed it; lossy steps take their
-            targets from it.
+        reference: the model before the first lossy step.
+        target: the model whose layers lossy steps reproduce (see `Context.target`); None: that of
+            now.
+        is_lossy: whether a lossy step was kept.
         started: when the run began, in seconds of the monotonic clock.
     """
 
@@ -122,6 +124,8 @@ class _PipelineRun:
     is_resolved: bool = False
     stats: Stats | None = None
     reference: Model | None = None
+    target: Model | None = None
+    is_lossy: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def run(self, model: Model, passes: Sequence[Pass], reports: list[StepReport]) -> Model:
@@ -130,17 +134,28 @@ class _PipelineRun:
         bundles = list(_bundles(_steps(passes)))
         told = self.progress.over("step", bundles, "", is_even=False)
         for bundle in told if len(bundles) > 1 else bundles:
+            self.target = self.target or current
             self.reference = self.reference or current
             kept, steps = self.try_bundle(current, bundle)
             if kept is current and bundle[-1].mends and len(bundle) > 1:
                 kept, steps = self.without_mending(current, bundle, steps)
-            if kept is not current and any(_is_lossless(step) for step in steps):
-                # a lossless step may give a tensor's name to another value, so the outputs of the
-                # old model's layers are no targets any more
-                self.reference = None
+            if kept is not current:
+                self.note_kept(bundle, steps)
             current = kept
             reports += steps
         return current
+
+    def note_kept(self, bundle: Sequence[Pass], steps: Sequence[StepReport]) -> None:
+        """Tell what later steps take their targets from, after steps that changed the model."""
+        changed = [step for step in steps if step.changes and step.committed]
+        is_lossless = any(step.fidelity is not Fidelity.LOSSY for step in changed)
+        self.is_lossy |= any(step.fidelity is Fidelity.LOSSY for step in changed)
+        if is_lossless or any(step.unrolled()[-1].mends for step in bundle):
+            # a lossless step may give a tensor's name to another value, and training moves what
+            # layers return: the outputs of the old model's layers are no targets any more
+            self.target = None
+        if not self.is_lossy:
+            self.reference = None
 
     def try_bundle(self, current: Model, bundle: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
         """Run, verify and judge steps that are kept or dropped together.
@@ -303,6 +318,7 @@ class _PipelineRun:
         context = replace(
             self.context,
             reference=self.reference,
+            target=self.target,
             goal=self.policy.goal,
             progress=self.progress,
             why_not_same=self.prover.why_not_same if self.prover else None,
@@ -329,11 +345,6 @@ def _counted(sites: Sequence[Site]) -> str:
         plural = "s" if len(nodes) > 1 else ""
         words.append(f"{len(nodes)} rewrite{plural} of {member} ({shown}{more})")
     return ", ".join(words)
-
-
-def _is_lossless(step: StepReport) -> bool:
-    """Whether it changed the model without changing what the model computes."""
-    return bool(step.changes) and step.fidelity is not Fidelity.LOSSY
 
 
 def _steps(passes: Sequence[Pass]) -> Iterator[Pass]:

@@ -53,7 +53,10 @@ class Context:
             None when it runs and its outputs differ by no more than rounding, else what it does, in
             words to follow "it"; None where nothing is verified. Set by the manager.
         model: the model whose graph is rewritten. Set by the manager.
-        reference: the model before the first lossy step, which lossy steps approximate. Set by the
+        reference: the model before the first lossy step: what outputs are judged by, and what a
+            model learns from. Set by the manager.
+        target: the model whose layers lossy steps reproduce: the reference; what training made of
+            it; or, where a lossless step changed the model since, that step's result. Set by the
             manager.
         output_kinds: what the outputs of the model hold, by name; {} where nothing is known of it.
         tokenizer: path of the tokenizer that makes ids of the user's texts; None where none does.
@@ -74,6 +77,7 @@ class Context:
     why_not_same: Callable[[Model, Model], str | None] | None = None
     model: Model | None = None
     reference: Model | None = None
+    target: Model | None = None
     output_kinds: Mapping[str, OutputKind] = field(default_factory=dict)
     tokenizer: str | None = None
     names: LayerNames = field(default_factory=LayerNames)
@@ -104,6 +108,8 @@ class Pass:
             they are packed); the manager then judges it together with them.
         mends: whether the pass brings back what lossy steps right before it cost; the manager
             then judges them together with it first.
+        trains: whether the pass takes the extra `train`; a run without it is refused before any
+            work.
         examples: pipelines with the pass -> what each does; {}: plain ones are made up.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
             which sensitivity is measured; {} without such an option.
@@ -117,6 +123,7 @@ class Pass:
     names_layers: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
     mends: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     examples: ClassVar[Mapping[str, str]] = {}
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
 
@@ -179,6 +186,10 @@ class Pass:
         """The passes of a preset; a plain pass is its only member."""
         return (self,)
 
+    def unrolled(self) -> tuple[Pass, ...]:
+        """Passes that one run of this one runs in turn; most are their own only stage."""
+        return (self,)
+
     def leaving_out(self, sites: Mapping[str, Sequence[str]]) -> Pass | None:
         """This pass without the rewrites at some sites; None where it cannot leave any out.
 
@@ -206,13 +217,18 @@ def check_calibration(passes: Iterable[Pass]) -> None:
         UsageError: naming the first of them, and what to give.
     """
     for item in passes:
-        for member in item.members():
-            purpose = member.needs_calibration()
+        for stage in unrolled_members(item):
+            purpose = stage.needs_calibration()
             if purpose is not None:
                 raise UsageError(
                     f"`{item}` needs calibration samples {purpose}. Give --calib FILE.npz, a "
                     "folder, or module:function (in Python: calibration=...)."
                 )
+
+
+def unrolled_members(item: Pass) -> Iterator[Pass]:
+    """The stages of all members of a pass."""
+    return (stage for member in item.members() for stage in member.unrolled())
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def solved_codes(
     Args:
         model: the float model; it does not change.
         names: the names of the layers.
-        context: with calibration samples, and the reference whose layers give the targets.
+        context: with calibration samples, and the model whose layers give the targets.
         form: which codes weights may have.
         rounding: how weights are rounded.
         keep_means: whether biases correct the mean of the outputs: b + E[y] − Ŵ·E[x] (Nagel et al.

@@ -200,7 +200,7 @@ class Int8Run:
             self.weights, self.is_reduced = self.recurrent, self.recurrent.grid.reduced
         elif self.options.smooth:
             rewriter = Rewriter(self.model.graph)
-            smooth(rewriter, replace(self.context, model=self.model, reference=self.model))
+            smooth(rewriter, replace(self.context, model=self.model, target=self.model))
             self._finish(self.model, rewriter)
         self.codes = nearest_codes(self.model, self.clusters, self.weights)
 
@@ -377,8 +377,8 @@ class Int8Run:
         """Solve the weights of the chosen layers for good."""
         # where channels were scaled, layers of the original return something else
         is_scaled = self.options.equalize or self.options.smooth or self.smoothing is not None
-        reference = None if is_scaled else self.context.reference
-        context = replace(self.context, reference=reference or self.model)
+        target = None if is_scaled else self.context.target
+        context = replace(self.context, target=target or self.model)
         for kind, preferred in _ROUNDINGS.items():
             layers = [
                 cluster.name

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxslim.runtime.samples.extras import import_extra
+from onnxslim.runtime.samples.extras import TRAINING, import_extra
 
 if TYPE_CHECKING:
     from onnxslim.runtime.training.torch_graph import TorchGraph
@@ -32,7 +32,7 @@ __all__ = ["TorchGraph"]
 def __getattr__(name: str) -> object:
     # torch is imported when a graph is to be trained, not before
     if name == "TorchGraph":
-        import_extra("torch", "train", "Passes that train")
+        import_extra(*TRAINING)
         from onnxslim.runtime.training.torch_graph import TorchGraph
 
         return TorchGraph

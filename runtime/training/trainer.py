@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.io.model import Model
-from onnxslim.runtime.samples.extras import import_extra
+from onnxslim.runtime.samples.extras import TRAINING, import_extra
 from onnxslim.runtime.samples.given import AnySource
 from onnxslim.runtime.samples.sources import open_samples
 from onnxslim.runtime.session import open_session
@@ -49,7 +49,7 @@ class SampleTrainer:
         accepts: Callable[[Sequence[str]], bool],
     ) -> TrainingOutcome:
         """See `Trainer`."""
-        import_extra("torch", "train", "Passes that train")
+        import_extra(*TRAINING)
         from onnxslim.runtime.training.features import returning, shared_tensors
         from onnxslim.runtime.training.loop import TrainingRun
         from onnxslim.runtime.training.training_set import TrainingSet

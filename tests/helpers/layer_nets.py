@@ -122,7 +122,7 @@ def context(model: Model, x: Given | None, reference: Model | None = None) -> Co
         evaluate=evaluate,
         calibration=None if x is None else runs(x),
         model=model,
-        reference=reference or model.clone(),
+        target=reference or model.clone(),
     )
 
 

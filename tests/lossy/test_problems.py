@@ -528,7 +528,7 @@ def test_the_reference_is_reached_as_far_as_the_inputs_allow() -> None:
 def test_without_a_reference_layers_aim_at_their_own_outputs() -> None:
     model = Model.load(dense_net(12, 16, 4))
     bare = context(model, X)
-    made = Context(calibration=bare.calibration, model=model, reference=None)
+    made = Context(calibration=bare.calibration, model=model, target=None)
     for problem in Problems(Rewriter(model.graph), made):
         assert problem.has_data
         np.testing.assert_allclose(problem.target, problem.weight)
@@ -551,7 +551,7 @@ def test_layers_of_one_depth_share_a_sweep() -> None:
             assert made.calibration is not None
             return made.calibration.moments(model, layers, reference)
 
-    listening = Context(calibration=Listening(), model=model, reference=made.reference)  # type: ignore[arg-type]
+    listening = Context(calibration=Listening(), model=model, target=made.target)  # type: ignore[arg-type]
     assert len(list(Problems(Rewriter(model.graph), listening))) == 4
     assert asked == [("h0", "h1", "h2"), ("y",)]
 

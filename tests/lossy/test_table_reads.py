@@ -45,7 +45,7 @@ def model(indices: str = "Identity (ids)") -> Model:
 
 def context(source: Model, ids: np.ndarray = IDS, mask: np.ndarray = MASK) -> Context:
     samples = {"ids": ids.astype(np.int64), "mask": mask.astype(np.int64)}
-    return Context(model=source, calibration=CalibrationRuns(samples), reference=source)
+    return Context(model=source, calibration=CalibrationRuns(samples), target=source)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,54 @@ def test_what_training_does_not_bring_back_is_judged_without_it() -> None:
     assert [item.committed for item in report.steps] == [True, False, False]
 
 
+# ----------------------------------------------------------------- between steps of a pass
+
+OPTIONS = "finetune=30:training='learning-rate=0.01'"
+
+
+def test_a_pass_that_trains_between_its_steps_is_one_step() -> None:
+    _, plain = run("prune-weights:ratio=0.9:criterion=magnitude", floors=None, force=True)
+    step = f"prune-weights:ratio=0.9:criterion=magnitude:steps=3:{OPTIONS}"
+    model, report = run(step, floors=None, force=True)
+    assert len(report.steps) == 1
+    found = report.steps[0]
+    drifts = [r.steps[0].comparison.original["y"] for r in (plain, report)]  # type: ignore[union-attr]
+    assert drifts[1].rel_l2 < 0.9 * drifts[0].rel_l2
+    assert sum("samples held back" in note for note in found.parts[0].notes) == 3
+    weights = [item.holder.values for item in read_constraints(model.graph).leaves()]
+    zeros = [np.count_nonzero(w == 0) / w.size for w in weights if w.ndim == 2]
+    assert zeros == pytest.approx([0.9, 0.9], abs=0.01)
+
+
+def widths(model: Model) -> list[int]:
+    shapes = [item.holder.shape for item in read_constraints(model.graph).leaves()]
+    return [shape[1] for shape in shapes if len(shape) == 2]
+
+
+def test_channels_leave_in_steps_with_training_between() -> None:
+    step = "prune-channels:ratio=0.75:reconstruct=false"
+    closed, plain = run(step, floors=None)
+    model, report = run(f"{step}:steps=2:{OPTIONS}", floors=None)
+    drifts = [r.steps[0].comparison.original["y"].rel_l2 for r in (plain, report)]  # type: ignore[union-attr]
+    assert drifts[1] < drifts[0]
+    assert sum(widths(model)) == sum(widths(closed))
+
+
+def test_a_step_with_training_is_held_to_the_floor_as_a_whole() -> None:
+    with pytest.raises(FloorMissed):
+        run(f"cluster-weights:bits=1:{OPTIONS}", floors={"min-sqnr": 90})
+    least = sqnr("cluster-weights:bits=1") + 0.1
+    _, report = run(f"cluster-weights:bits=1:{OPTIONS}", floors={"min-sqnr": least})
+    assert report.steps[0].committed
+
+
+def test_a_lossless_step_in_between_leaves_the_teacher() -> None:
+    plain, _ = run("cluster-weights:bits=1,simplify", floors=None)
+    mended, report = run(f"cluster-weights:bits=1,simplify,{TRAIN}", floors=None)
+    assert report.steps[-1].committed
+    assert plain.to_bytes() != mended.to_bytes()
+
+
 # ----------------------------------------------------------------- declines
 
 

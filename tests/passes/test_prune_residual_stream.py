@@ -31,7 +31,7 @@ def pruned(
         evaluate=evaluate,
         calibration=runs(inputs_for(source, count)),
         model=model,
-        reference=reference,
+        target=reference,
     )
     made = PruneResidualStream(**{"align": 1, **options})  # type: ignore[arg-type]
     result = run_pass(made, model, context)

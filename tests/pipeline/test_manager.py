@@ -450,8 +450,16 @@ class _PreparingSpy(_Spy):
     prepares: ClassVar[bool] = True
 
 
-def _references(tmp_path: Path, *passes: Pass) -> list[Model | None]:
-    """The reference that each spy was given; the first model is the one before all."""
+@dataclass(frozen=True)
+class _MendingSpy(_Spy):
+    """The same, in place of training."""
+
+    mends: ClassVar[bool] = True
+    change: bool = option(default=True, help="whether it does something")
+
+
+def _targets(tmp_path: Path, *passes: Pass) -> list[Model | None]:
+    """The target that each spy was given; the first model is the one before all."""
     _Spy.seen.clear()
     model = Model.load(parse(TEXT))
     shown = Progress()
@@ -462,7 +470,7 @@ def _references(tmp_path: Path, *passes: Pass) -> list[Model | None]:
         assert own
         assert context.progress is shown
         assert context.evaluate is CONTEXT.evaluate
-    return [model, *(context.reference for context, _ in _Spy.seen)]
+    return [model, *(context.target for context, _ in _Spy.seen)]
 
 
 def _first_weight(model: Model | None) -> float:
@@ -471,12 +479,12 @@ def _first_weight(model: Model | None) -> float:
 
 
 def test_lossy_steps_aim_at_the_model_before_the_first_of_them(tmp_path: Path) -> None:
-    original, *found = _references(tmp_path, _Spy(change=True), _Spy(change=True), _Spy())
+    original, *found = _targets(tmp_path, _Spy(change=True), _Spy(change=True), _Spy())
     assert [model is original for model in found] == [True, True, True]
 
 
 def test_after_a_lossless_change_they_aim_at_what_it_made(tmp_path: Path) -> None:
-    original, *found = _references(tmp_path, _Spy(change=True), _RenameNodes(), _Spy(), _Spy())
+    original, *found = _targets(tmp_path, _Spy(change=True), _RenameNodes(), _Spy(), _Spy())
     assert found[0] is original
     assert found[1] is not original
     assert found[1] is found[2]
@@ -486,24 +494,35 @@ def test_after_a_lossless_change_they_aim_at_what_it_made(tmp_path: Path) -> Non
 
 
 def test_a_lossless_step_that_changes_nothing_leaves_the_aim(tmp_path: Path) -> None:
-    original, *found = _references(
-        tmp_path, _RenameNodes(), _Spy(change=True), _RenameNodes(), _Spy()
-    )
+    original, *found = _targets(tmp_path, _RenameNodes(), _Spy(change=True), _RenameNodes(), _Spy())
     assert found[0] is found[1]
     assert found[0] is not original
 
 
 def test_a_lossless_change_right_behind_what_prepares_moves_the_aim_too(tmp_path: Path) -> None:
     for change in (True, False):
-        original, *found = _references(
-            tmp_path, _PreparingSpy(change=change), _RenameNodes(), _Spy()
-        )
+        original, *found = _targets(tmp_path, _PreparingSpy(change=change), _RenameNodes(), _Spy())
         assert found[0] is original
         assert found[1] is not original
 
 
+def test_the_reference_stays_once_a_lossy_step_was_kept(tmp_path: Path) -> None:
+    _targets(tmp_path, _RenameNodes(), _Spy(change=True), _RenameNodes(), _Spy())
+    first, second = (context.reference for context, _ in _Spy.seen)
+    assert first is second
+    assert _first_weight(first) == pytest.approx(0.1)
+
+
+def test_after_training_steps_aim_at_what_it_made(tmp_path: Path) -> None:
+    original, *found = _targets(tmp_path, _Spy(change=True), _MendingSpy(), _Spy(change=True))
+    assert found[1] is original  # training has a teacher, but steps right before it an aim
+    assert found[2] is not original
+    references = [context.reference for context, _ in _Spy.seen]
+    assert [model is original for model in references] == [True] * 3
+
+
 def test_what_prepares_and_what_follows_aim_at_the_same(tmp_path: Path) -> None:
-    original, *found = _references(
+    original, *found = _targets(
         tmp_path, _PreparingSpy(change=True), _PreparingSpy(change=True), _Spy(change=True), _Spy()
     )
     assert [model is original for model in found] == [True] * 4
@@ -516,7 +535,7 @@ def test_a_step_that_is_dropped_leaves_the_aim(tmp_path: Path) -> None:
     _Spy.seen.clear()
     model = Model.load(parse(TEXT))
     PassManager([_edit(grow), _Spy()]).run(model, CONTEXT, reproducers=tmp_path)
-    assert _Spy.seen[0][0].reference is model
+    assert _Spy.seen[0][0].target is model
 
 
 # ------------------------------------------------------------------- presets of one round
