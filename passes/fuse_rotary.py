@@ -49,7 +49,8 @@ Why it is correct:
 Declines when:
     1. The two halves of the cosines, or of the sines, are not known to be equal; of rotated
        neighbours, each two neighbours.
-    2. Sizes of the heads are not known, or cosines are not (batch, length, width) for all heads.
+    2. Sizes of the heads are not known, or cosines are not (batch, length, width) for all heads, or
+       may have a batch or length of which x has one for all.
     3. Parts of the spelling are used elsewhere.
     4. Values are neither float32 nor float16: onnxruntime has no kernel for others.
     5. The model cannot be raised to opset 23.
@@ -320,6 +321,10 @@ class _RotaryWriter:
         if heads_axis == 2 and wide is None:
             return "its heads are not made of (batch, length, heads·width)"
         sizes = (shape[0], shape[3 - heads_axis])
+        if any(
+            size not in (1, own) for size, own in zip(_rows(table, heads_axis), sizes, strict=True)
+        ):
+            return "it is not known to have as many positions as its cosines"
         source = found.data if wide is None else wide
         ends = (0, _FAR, -1, 2) if found.pairs else (0, turned // 2, -1)
         caches = [
@@ -517,9 +522,9 @@ class _RotaryWriter:
         return self.constants[key]
 
 
-def _is_for_all(axis: int, shape: Shape, table: Shape) -> bool:
-    """Whether heads lie along `axis` of four: the table is the same for them, and has positions."""
-    return table[axis] == 1 and (table[3 - axis] != 1 or shape[3 - axis] == 1)
+def _rows(table: Shape, heads_axis: int) -> tuple[Size, Size]:
+    """Batch and length of cosines with four axes."""
+    return table[0], table[3 - heads_axis]
 
 
 def _is_number(tensor: gs.Tensor) -> bool:

@@ -111,9 +111,27 @@ def _assembled(s: Scope) -> Drawn:
         [value.declared(inputs.get(value.name)) for value in outputs],
         [numpy_helper.from_array(value.array, value.name) for value in s.initializers],
     )
+    if _has_open(inputs):
+        _open_bodies(graph)
     model = as_model(graph, s.opset, s.functions, ir_version)
     _declare_shapes(s, model)
     return Drawn(model, *_feeds(s, inputs, overridable if ir_version >= 4 else []))
+
+
+def _has_open(inputs: Mapping[str, Dims]) -> bool:
+    """Whether the model may be run on other sizes."""
+    return any(not isinstance(size, int) for dims in inputs.values() for size in dims)
+
+
+def _open_bodies(graph: onnx.GraphProto) -> None:
+    """Leave sizes of what bodies take open: those of this one run would be untrue of others."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                for info in attribute.g.input:
+                    for dim in info.type.tensor_type.shape.dim:
+                        dim.Clear()
+                _open_bodies(attribute.g)
 
 
 def _outputs(s: Scope) -> list[Value]:
@@ -182,7 +200,7 @@ def _feeds(
         given = {value.name: _varied(value.array, noise) for value in overridable}
         plain.append({**first, **given})
     resized: list[Feeds] = []
-    if any(not isinstance(size, int) for dims in inputs.values() for size in dims):
+    if _has_open(inputs):
         for _ in range(3):
             sizes: dict[str, int] = {}
             resized.append(

@@ -224,6 +224,10 @@ def test_a_lower_opset_is_raised_and_said() -> None:
             "not known to be the same for all heads",
         ),
         (spelled().replace("float", "double"), "neither float32 nor float16"),
+        *(
+            (spelled(inputs=f"float[B, S, 8] q, float[{size}, 2] angles"), "as many positions")
+            for size in ("2, S", "C, S", "B, 5", "B, T")  # q may have a batch or length of one
+        ),
     ],
 )
 def test_other_rotations_stay_and_the_reason_is_said(text: str, why: str) -> None:
