@@ -78,7 +78,7 @@ from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Constant, Node, node_label
 from onnxslim.graph.operands import axes_of, const_array, const_value, ints_operand, normalized
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.graph.sizes import Shape, Size
+from onnxslim.graph.sizes import Size
 from onnxslim.pipeline.options import option
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.raising import run_raised
@@ -321,9 +321,8 @@ class _RotaryWriter:
         if heads_axis == 2 and wide is None:
             return "its heads are not made of (batch, length, heads·width)"
         sizes = (shape[0], shape[3 - heads_axis])
-        if any(
-            size not in (1, own) for size, own in zip(_rows(table, heads_axis), sizes, strict=True)
-        ):
+        rows = (table[0], table[3 - heads_axis])
+        if any(size not in (1, own) for size, own in zip(rows, sizes, strict=True)):
             return "it is not known to have as many positions as its cosines"
         source = found.data if wide is None else wide
         ends = (0, _FAR, -1, 2) if found.pairs else (0, turned // 2, -1)
@@ -520,11 +519,6 @@ class _RotaryWriter:
         if key not in self.constants:
             self.constants[key] = self.rw.constant(values, name)
         return self.constants[key]
-
-
-def _rows(table: Shape, heads_axis: int) -> tuple[Size, Size]:
-    """Batch and length of cosines with four axes."""
-    return table[0], table[3 - heads_axis]
 
 
 def _is_number(tensor: gs.Tensor) -> bool:

@@ -153,7 +153,10 @@ def clip_of_relu(node: Node) -> tuple[Node, np.ndarray] | None:
     readers = node.outputs[0].outputs if node.op == "Relu" and node.is_onnx else []
     if len(readers) != 1 or readers[0].op != "Clip" or not is_present(readers[0], 1):
         return None
-    low = const_array(readers[0].inputs[1])
+    bound = readers[0].inputs[1]
+    while bound.inputs and bound.inputs[0].op == "Identity":  # onnxruntime removes these first
+        bound = bound.inputs[0].inputs[0]
+    low = const_array(bound)
     if low is None or low.dtype in (np.float32, np.float16) or np.isnan(low).any():
         return None
     return readers[0], np.where(low > 0, low, np.zeros_like(low))

@@ -321,22 +321,26 @@ g (TYPE[n] x) => (TYPE[n] y) <TYPE low = {LOW}, TYPE high = {5}> {
     a = Relu (x)
     b = Identity (a)
     dead = Neg (a)
-    y = Clip (b, low, high)
+    same = Identity (low)
+    y = Clip (b, BOUND, high)
 }"""
 
 
+@pytest.mark.parametrize("bound", ["low", "same"])
 @pytest.mark.parametrize("low", ["-2", "0", "3", "7"])
 @pytest.mark.parametrize(("kind", "joined"), [("float", False), ("double", True), ("int8", True)])
 def test_a_clip_takes_in_the_relu_that_an_edit_brings_before_it(
-    kind: str, joined: bool, low: str
+    kind: str, joined: bool, low: str, bound: str
 ) -> None:
-    source, graph = _load(RANGE.replace("TYPE", kind).replace("LOW", low))
+    text = RANGE.replace("TYPE", kind).replace("LOW", low).replace("BOUND", bound)
+    source, graph = _load(text)
     rw = Rewriter(graph)
     rw.remove(_node(graph, "Neg"), "dead")
-    identity = _node(graph, "Identity")
+    identity = _node(graph, "Identity")  # the first one
     assert rw.substitute(identity, identity.inputs[0], "bypassed")
     result = rw.result()
-    assert [node.op for node in graph.nodes] == ["Clip"] if joined else ["Relu", "Clip"]
+    left = [node.op for node in graph.nodes if node.op != "Identity"]
+    assert left == (["Clip"] if joined else ["Relu", "Clip"])
     assert (len(result.changes) == 3) is joined
 
     rewritten = _back(source, graph)
@@ -350,6 +354,7 @@ def test_a_clip_takes_in_the_relu_that_an_edit_brings_before_it(
 
 def test_a_relu_stays_before_a_clip_where_it_is_used_elsewhere_or_the_bound_is_an_input() -> None:
     text = RANGE.replace("TYPE", "double").replace("LOW", "0")
+    text = text.replace("same = Identity (low)", "").replace("BOUND", "low")
     for kept in (text.replace("] y) <", "] y, double[n] a) <"), text.replace("low,", "x,")):
         _, graph = _load(kept)
         rw = Rewriter(graph)

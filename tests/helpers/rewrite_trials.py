@@ -47,6 +47,8 @@ _UNDEFINED_ON_NAN: Final = {
     "Unique",
 }  # fmt: skip
 """Operators of which the standard does not say what they make of NaN, or of infinity."""
+_EXACT_OPERANDS: Final = {"Resize", "Upsample"}
+"""Operators that refuse other scales, or give other sizes."""
 _AMPLIFIED: Final = 8  # so many times its own noise an output may move
 _AMPLIFIED_HALF: Final = 64  # a few perturbations of float16 do not show the worst
 _FLOOR_DB: Final = 20.0
@@ -528,7 +530,7 @@ def _with_rounding(model: onnx.ModelProto, seed: int) -> bytes:
     for node in result.graph.node:
         for index, name in enumerate(node.input):
             dtype = _FLOAT_CODES.get(types.get(name, 0))
-            if dtype is None:
+            if dtype is None or (index and node.op_type in _EXACT_OPERANDS):
                 continue
             label = f"_noise{len(nodes)}"
             if dtype is np.float16 and name in with_axes:
