@@ -8,6 +8,12 @@ Rewrite:
     fixed-point numbers move among those. Constants that are no weights stay: moving averages of a
     normalization, masks, sizes, thresholds, tables of sinusoids.
 
+    With `codes=move` codes of tables follow floats that learn: each element takes the nearest value
+    of its table. With `codes=grow` a growing share of the elements, the largest first, takes its
+    value and stays, and the others are floats until their turn comes; only epochs after which all
+    are on their values can be kept. `rounding=stochastic` takes one of the two neighbours by chance
+    while training; what is measured and stored is nearest.
+
     The teacher is the model before the first lossy step of the pipeline, or `teacher=A+B`, whose
     outputs are averaged. Lossy steps right before this pass are judged together with it: they may
     fall below the floor that the model holds after training. Where all of them together do not hold
@@ -28,12 +34,15 @@ Declines when:
     3. No epoch was better than what came in, on the samples held back.
 
 Fidelity:
-    LOSSY. Zeros, ties, codes, grids and shapes stay, so that the file takes the same bytes.
+    LOSSY. Zeros, ties, grids and shapes stay, and codes their form: the file takes the same bytes.
 
 Reference:
     Hinton et al., arXiv:1503.02531 (distillation); Han et al., arXiv:1510.00149, section 3 (tables
     that learn by summed gradients); Bengio et al., arXiv:1308.3432 (straight-through estimators);
-    Esser et al., arXiv:1902.08153 (learned steps); Smith, arXiv:1506.01186 and arXiv:1708.07120
+    Esser et al., arXiv:1902.08153 (learned steps); Courbariaux et al., arXiv:1511.00363, Rastegari
+    et al., arXiv:1603.05279, and Zhu et al., arXiv:1612.01064 (signs and ternary weights that
+    move); Zhou et al., arXiv:1702.03044 (a growing share); Gupta et al., arXiv:1502.02551
+    (stochastic rounding); Smith, arXiv:1506.01186 and arXiv:1708.07120
     (range test, one cycle). We differ: constraints are read from the file, whatever made it.
 """
 
@@ -56,6 +65,8 @@ from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.services.training import (
     AUGMENTATIONS,
+    CodeMovement,
+    CodeRounding,
     Loss,
     Optimizer,
     TrainingOutcome,
@@ -77,6 +88,7 @@ class Finetune(FilteredPass):
         "simplify,prune-channels:macs=0.3,finetune": "the model before is the teacher",
         "simplify,cluster-weights:bits=2,finetune:epochs=10": "tables learn, codes stay",
         "quantize-weights:bits=4,finetune:minutes=5": "codes move, steps learn, for five minutes",
+        "simplify,ternarize-weights,finetune:codes=move": "tables learn, codes move",
     }
 
     epochs: float = option(
@@ -110,6 +122,14 @@ class Finetune(FilteredPass):
     )
     augment: tuple[str, ...] = option(
         (), one_of(*AUGMENTATIONS), "how pictures are changed; the teacher sees them changed, too"
+    )
+    codes: str = option(
+        "stay",
+        one_of(*CodeMovement),
+        "of tables: stay; move to the nearest value; or grow: the largest first, others as floats",
+    )
+    rounding: str = option(
+        "nearest", one_of(*CodeRounding), "in training: nearest, or stochastic: by chance"
     )
     checkpoint: str | None = option(
         None, help="file that each epoch is saved to; training goes on from it where it is there"
@@ -185,6 +205,8 @@ class Finetune(FilteredPass):
             self.checkpoint,
             self.features,
             self.augment,
+            codes=CodeMovement(self.codes),
+            rounding=CodeRounding(self.rounding),
         )
 
 

@@ -149,9 +149,10 @@ def tables_and_planes(node: Node) -> tuple[list[gs.Tensor], list[gs.Tensor]]:
     return tables, [tensor for name, tensor in pairs if name.startswith("codes")]
 
 
-def with_codes(weight: CodebookWeight, codes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The planes of `codes`, of the shape of those of the only stage of `weight`."""
-    return tuple(pack(codes, weight.stages[0].levels))
+def with_codes(weight: CodebookWeight, codes: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The planes of other `codes` for the stages of `weight`, in the order of a Lookup node."""
+    pairs = zip(weight.stages, codes, strict=True)
+    return tuple(plane for stage, own in pairs for plane in pack(own, stage.levels))
 
 
 def element_count(node: Node) -> int:

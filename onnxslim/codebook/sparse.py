@@ -48,13 +48,21 @@ def _sparse(array: np.ndarray, indices: np.ndarray) -> onnx.SparseTensorProto:
     return sparse
 
 
-def with_values(stored: StoredSparse, dense: np.ndarray) -> StoredSparse:
-    """A sparse initializer with the indices of `stored` and the values of `dense` there."""
+def with_values(stored: StoredSparse, dense: np.ndarray) -> np.ndarray | StoredSparse:
+    """The values of `dense` in the form of `stored`, at the same indices.
+
+    Where `dense` has values at others, its own indices are taken, or the dense form, by which of
+    them takes fewer bytes.
+    """
     made = onnx.SparseTensorProto()
     made.CopyFrom(stored.tensor)
     indices = numpy_helper.to_array(made.indices)
     if indices.ndim == 2:  # [NNZ, rank]
         indices = np.ravel_multi_index(tuple(indices.T), stored.shape)
+    kept = np.zeros(dense.size, bool)
+    kept[indices] = True
+    if dense.reshape(-1)[~kept].any():
+        return sparse_or_dense(dense)
     values = numpy_helper.from_array(
         np.ascontiguousarray(dense.reshape(-1)[indices]), made.values.name
     )

@@ -30,7 +30,7 @@ from onnxslim.constraints.stored import (
     Steps,
     TableWeight,
 )
-from onnxslim.constraints.values import on_levels, zero_code_stays
+from onnxslim.constraints.values import on_levels, zero_code_stays, zeros_stand_out
 from onnxslim.graph.functions import DEQUANTIZE, DOMAIN
 from onnxslim.graph.ir import MICROSOFT_DOMAIN, Graph, Node
 from onnxslim.graph.operands import const_array, is_present
@@ -74,20 +74,21 @@ class CodedReader:
         tables, planes = lookup.tables_and_planes(node)
         constants = [constant_of(tensor) for tensor in (*tables, *planes)]
         known = [item for item in constants if item is not None]
-        output = (str(node.outputs[0].name),)
-        (first,) = weight.stages[:1]
-        name = known[len(tables)][0]
-        if len(weight.stages) == 1 and not first.is_blocked and first.vector == 1:
-            if on_levels(first.table):
-                codes = known[len(tables) :]
-                alone = all(len(tensor.outputs) == 1 for tensor in planes)
-                if not alone:
-                    return _SHARED
-                zeros = _zeros_of(weight)
-                return LevelCodes(name, readers, output, weight, known[0][0], tuple(codes), zeros)
-        elif any(on_levels(stage.table) for stage in weight.stages):
-            return "the values of its tables stay, and its codes cannot move"
-        return TableWeight(name, readers, output, weight, tuple(n for n, _ in known[: len(tables)]))
+        names, codes = tuple(name for name, _ in known[: len(tables)]), known[len(tables) :]
+        is_shared = any(len(tensor.outputs) > 1 for tensor in planes)
+        stays = any(on_levels(stage.table) for stage in weight.stages)
+        if stays and is_shared:
+            return _SHARED
+        kind = LevelCodes if stays else TableWeight
+        return kind(
+            codes[0][0],
+            readers,
+            (str(node.outputs[0].name),),
+            weight,
+            names,
+            () if is_shared else tuple(codes),
+            _zeros_of(weight),
+        )
 
     # ------------------------------------------------------------------ grids
 
@@ -296,11 +297,10 @@ def packed(codes: np.ndarray, *, bits: int, shape: tuple[int, ...]) -> np.ndarra
 
 def _zeros_of(weight: CodebookWeight) -> bool:
     """Whether codes of the value zero are there by choice: zeros of other steps stay as well."""
-    stage = weight.stages[0]
-    zeros = np.flatnonzero(stage.table == 0)
-    if not zeros.size:
+    if len(weight.stages) > 1:
         return False
-    share = float(np.isin(stage.codes, zeros).mean())
-    counts = np.bincount(stage.codes.reshape(-1).astype(np.int64), minlength=stage.levels)
-    others = int(np.delete(counts, zeros).max(initial=0))
-    return share < 1 and share * stage.codes.size > 4 * others
+    (stage,) = weight.stages
+    if stage.vector > 1:
+        return False
+    is_zero = stage.values(np.dtype(np.float32)) == 0
+    return zeros_stand_out(stage.codes, is_zero)

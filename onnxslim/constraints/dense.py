@@ -17,8 +17,7 @@ from onnxslim.constraints.stored import (
     BiasWeight,
     CodedWeight,
     GridWeight,
-    LevelCodes,
-    TableWeight,
+    LookupWeight,
 )
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import is_present
@@ -66,7 +65,7 @@ def dense_twin(model: Model, constraints: Constraints) -> DenseTwin:
 
 def dense_values(weight: CodedWeight) -> np.ndarray:
     """The weight as the graph computes it now; that of MatMulNBits as (inputs, outputs)."""
-    if isinstance(weight, TableWeight | LevelCodes):
+    if isinstance(weight, LookupWeight):
         return weight.weight.dense()
     if isinstance(weight, GridWeight):
         return weight.steps.dense(weight.scales.values).astype(weight.dtype)

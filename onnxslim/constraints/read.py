@@ -137,7 +137,7 @@ class _Reading:
     ) -> Iterator[LeafWeight]:
         names: set[str] = set()
         products = {item.scale for item in self.coded if isinstance(item, BiasWeight)}
-        levels = {item.table for item in self.coded if isinstance(item, LevelCodes)}
+        levels = {name for x in self.coded if isinstance(x, LevelCodes) for name in x.tables}
         for name, holder, tensor in self.places.constants():
             if not is_float(holder.dtype) or not holder.size or name in products:
                 continue

@@ -10,8 +10,8 @@ A leaf is a float constant whose elements learn:
 
 A coded weight is computed from codes by nodes; in training it is one dense tensor:
 
-    TableWeight    codes stay, and the tables are leaves
-    LevelCodes     codes move among the values of a table that stays
+    TableWeight    codes stay, or move where that is asked for; the tables are leaves
+    LevelCodes     codes move among the values of tables that stay
     GridWeight     integer codes move, and the scale is a leaf
     BiasWeight     int32 codes move, and the scale is a product of two others
 
@@ -118,33 +118,31 @@ class CodedWeight(StoredWeight):
 
 
 @dataclass(frozen=True, eq=False)
-class TableWeight(CodedWeight):
-    """Codes that stay, and tables that learn.
+class LookupWeight(CodedWeight):
+    """Codes into tables.
 
     Attributes:
         weight: codes and tables as they are.
-        tables: the names of the leaves that hold the tables, one for each stage.
+        tables: names of the constants that hold the tables, one for each stage.
+        planes: names and constants that hold the codes; () where the codes cannot move, as other
+            nodes read them.
+        zeros_stay: whether codes of zero are there by choice.
     """
 
     weight: CodebookWeight
     tables: tuple[str, ...]
+    planes: tuple[tuple[str, Constant], ...]
+    zeros_stay: bool
 
 
 @dataclass(frozen=True, eq=False)
-class LevelCodes(CodedWeight):
-    """Codes that move among the values of a table.
+class TableWeight(LookupWeight):
+    """The tables are leaves."""
 
-    Attributes:
-        weight: of one stage, and one table of single numbers.
-        table: name of the constant that holds them.
-        planes: names and constants that hold the codes.
-        zeros_stay: whether codes of zero stay so.
-    """
 
-    weight: CodebookWeight
-    table: str
-    planes: tuple[tuple[str, Constant], ...]
-    zeros_stay: bool
+@dataclass(frozen=True, eq=False)
+class LevelCodes(LookupWeight):
+    """The values of the tables stay, and codes move among them."""
 
 
 @dataclass(frozen=True, eq=False)

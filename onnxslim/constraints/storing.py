@@ -12,7 +12,7 @@ from onnxslim.constraints.stored import (
     BiasWeight,
     GridWeight,
     LeafWeight,
-    LevelCodes,
+    LookupWeight,
     ScaleWeight,
 )
 from onnxslim.graph.ir import Constant, StoredSparse
@@ -30,7 +30,7 @@ def stored_tensors(constraints: Constraints) -> dict[str, tuple[Constant, tuple[
             pairs.append((item.name, item.holder))
         if isinstance(item, ScaleWeight):
             pairs += item.twins
-        if isinstance(item, LevelCodes):
+        if isinstance(item, LookupWeight):
             pairs += item.planes
         if isinstance(item, BiasWeight):
             pairs.append((item.scale, item.scales))

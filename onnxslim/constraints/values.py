@@ -42,6 +42,18 @@ def zero_code_stays(codes: np.ndarray, zero: np.ndarray | int) -> bool:
     return zeros < steps.size and zeros > max(_PEAK * beside, 1)
 
 
+def zeros_stand_out(codes: np.ndarray, is_zero: np.ndarray) -> bool:
+    """Whether codes of zero are far more frequent than any other code.
+
+    Args:
+        codes: indices of values, not negative.
+        is_zero: whether each of them stands for zero, of the same shape.
+    """
+    zeros = int(np.count_nonzero(is_zero))
+    counts = np.bincount(codes[~is_zero].astype(np.int64).reshape(-1))
+    return zeros < codes.size and zeros > _PEAK * int(counts.max(initial=0))
+
+
 def few_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """The values of a constant that takes few, and the index of each element; None for others.
 

@@ -35,6 +35,38 @@ class Optimizer(enum.StrEnum):
     SGD = "sgd"
 
 
+class ZeroMovement(enum.StrEnum):
+    """What becomes of zeros that the file holds by choice.
+
+    STAY: they stay where they are. MOVE: as many as before, each time those of the elements whose
+    floats are smallest (dynamic network surgery). RELEASE: they learn like other elements.
+    """
+
+    STAY = "stay"
+    MOVE = "move"
+    RELEASE = "release"
+
+
+class CodeMovement(enum.StrEnum):
+    """What becomes of the codes of tables.
+
+    STAY: tables learn, codes stay. MOVE: each element takes the nearest value to a float that
+    learns. GROW: a growing share of elements, the largest first, takes it and stays, and the others
+    are floats until their turn comes.
+    """
+
+    STAY = "stay"
+    MOVE = "move"
+    GROW = "grow"
+
+
+class CodeRounding(enum.StrEnum):
+    """How floats become codes in training: to the nearest, or to a neighbour by chance."""
+
+    NEAREST = "nearest"
+    STOCHASTIC = "stochastic"
+
+
 AUGMENTATIONS = ("shift", "flip", "crop", "noise", "mixup")
 """Changes of pictures in training."""
 
@@ -55,6 +87,7 @@ class TrainingRequest:
             ends; None: none.
         features: patterns on names of inner tensors that are to be the teacher's, too.
         augment: changes of pictures, by `AUGMENTATIONS`; the teacher sees the changed ones.
+        zeros, codes, rounding: how elements move among what the file lets them be.
         checkpoint: path of a file that each epoch is saved to, and from which the same training
             goes on; None: none.
     """
@@ -71,6 +104,9 @@ class TrainingRequest:
     checkpoint: str | None = None
     features: tuple[str, ...] = ()
     augment: tuple[str, ...] = ()
+    zeros: ZeroMovement = ZeroMovement.STAY
+    codes: CodeMovement = CodeMovement.STAY
+    rounding: CodeRounding = CodeRounding.NEAREST
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,11 @@ compiler     from nodes to functions
 expanding    operators as the functions that ONNX defines them by
 preparing    a graph made ready
 torch_graph  an ONNX graph as a function of torch tensors
-parametrisations  free tensors that become what a stored weight obeys
+parametrisation  a stored weight while it is trained
+projections  what floats become where a weight may not be any float
+leaf_parametrisations  float constants
+coded_parametrisations  weights that nodes compute from codes
+trained_weights  all weights of a graph
 objectives   the distance of outputs from those of a teacher
 schedule     the learning rate
 augmentation  changes of pictures that leave what they show

@@ -44,13 +44,22 @@ from onnxslim.runtime.training.checkpoint import (
     save,
 )
 from onnxslim.runtime.training.objectives import objectives_of
-from onnxslim.runtime.training.parametrisations import Stored, TrainedWeights
+from onnxslim.runtime.training.parametrisation import Moment, Settings, Stored
+from onnxslim.runtime.training.projections import grown_share
 from onnxslim.runtime.training.schedule import best_rate, one_cycle, tested_rates
 from onnxslim.runtime.training.torch_graph import TorchGraph
+from onnxslim.runtime.training.trained_weights import TrainedWeights
 from onnxslim.runtime.training.training_set import Arrays, Batch, TrainingItem, TrainingSet
 from onnxslim.services.progress import Progress
 from onnxslim.services.progress import Step as ProgressStep
-from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
+from onnxslim.services.training import (
+    CodeMovement,
+    CodeRounding,
+    Loss,
+    Optimizer,
+    TrainingOutcome,
+    TrainingRequest,
+)
 
 _TINY: Final = 1e-12
 _ATTEMPTS: Final = 1  # at a lower rate, where the one that was found brought nothing
@@ -103,7 +112,8 @@ class TrainingRun:
         self._student = student
         constraints = read_constraints(student.graph)
         twin = dense_twin(student, constraints)
-        self._new_weights = partial(TrainedWeights, constraints, twin.names, accepts)
+        settings = Settings(request=request)
+        self._new_weights = partial(TrainedWeights, constraints, twin.names, accepts, settings)
         self._weights = self._new_weights()
         if not self._weights.parameters:
             raise NotApplicable("no weight of the model learns")
@@ -187,6 +197,7 @@ class TrainingRun:
                 self._weights.restore(found.values)
                 return
         before = self._figure()
+        self._weights.settle(Moment(0.0))
         rate = self._request.learning_rate or self._tested_rate()
         self._state = TrainingState(before, before, rate)
 
@@ -200,6 +211,7 @@ class TrainingRun:
         """The state to start from with a lower rate."""
         state = self._state
         self._weights = self._new_weights()
+        self._weights.settle(Moment(0.0))
         self._optimizer = self._new_optimizer(1.0)
         self._state = TrainingState(
             state.before, state.before, state.rate * _CALMER, attempt=state.attempt + 1
@@ -225,10 +237,14 @@ class TrainingRun:
                 told.name = f"training (loss {loss:.3g}, held back {state.best:.3g})"
                 told.advance()
                 state.done += 1
+                self._weights.settle(Moment(self._share_done(clock), self._chance()))
             state.epoch += 1
-            state.since_best += 1
+            if request.rounding is CodeRounding.STOCHASTIC:  # what is stored is nearest
+                self._weights.settle(Moment(self._share_done(clock)))
             found = self._figure()
-            if found < state.best:
+            counts = self._may_be_kept(self._share_done(clock))
+            state.since_best += counts
+            if counts and found < state.best:
                 state.best, state.since_best, state.kept = found, 0, self._weights.copy()
             state.seconds = time.monotonic() - clock
             if self._path is not None:
@@ -242,6 +258,17 @@ class TrainingRun:
                     "brought nothing"
                 )
                 break
+
+    def _chance(self) -> torch.Generator | None:
+        """What the roundings of the next step draw from: a function of the step alone."""
+        if self._request.rounding is CodeRounding.NEAREST:
+            return None
+        words = np.random.SeedSequence([self._seed, self._state.done]).generate_state(1)
+        return torch.Generator().manual_seed(int(words[0]))
+
+    def _may_be_kept(self, share: float) -> bool:
+        """Whether the weights are what the file may hold, when a share of training is over."""
+        return self._request.codes is not CodeMovement.GROW or grown_share(share) == 1
 
     def _share_done(self, clock: float) -> float:
         """How much of the training is over, by steps or by minutes."""
@@ -335,7 +362,9 @@ class TrainingRun:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 step, first = next(samples)
-                return self._step(optimizer, step) / max(first, _TINY)
+                loss = self._step(optimizer, step)
+                self._weights.settle(Moment(0.0, self._chance()))
+                return loss / max(first, _TINY)
 
             rate = best_rate(loss_at, rates)
         self._weights.restore(kept)

@@ -76,6 +76,22 @@ def test_a_teacher_may_be_a_file(tmp_path: Path) -> None:
     assert mended.file_bytes() == small.file_bytes()
 
 
+def test_codes_of_tables_move_where_that_is_asked_for() -> None:
+    step = "binarize-weights"
+    before, _ = run(step, floors=None)
+    plain, moved = (run(f"{step},{TRAIN}{word}", floors=None) for word in ("", ":codes=move"))
+    codes = [_codes(model) for model in (before, plain[0], moved[0])]
+    assert codes[0] == codes[1]
+    assert codes[0] != codes[2]
+    assert moved[0].file_bytes() == before.file_bytes()
+    assert moved[1].steps[-1].committed
+
+
+def _codes(model: Model) -> list[bytes]:
+    tensors = [tensor for n in model.graph.nodes for tensor in n.inputs]
+    return [t.values.tobytes() for t in tensors if getattr(t, "dtype", None) == np.uint8]
+
+
 # ----------------------------------------------------------------- floors
 
 

@@ -5,35 +5,23 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from layer_nets import net, node, normal, samples
+from layer_nets import net, node, normal
 
-from onnxslim.api import compress
 from onnxslim.constraints.dense import dense_twin
 from onnxslim.constraints.read import read_constraints
 from onnxslim.constraints.stored import GridWeight, ScaleWeight, StoredWeight, TiedWeight
-from onnxslim.constraints.storing import store_values
-from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.runtime.session import open_session
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
-from onnxslim.runtime.training.parametrisations import (  # noqa: E402
+from trained_nets import LAYERS, X, stored_by, trained  # noqa: E402
+
+from onnxslim.runtime.training.parametrisation import Moment  # noqa: E402
+from onnxslim.runtime.training.trained_weights import (  # noqa: E402
     PARAMETRISATIONS,
     TrainedWeights,
 )
-from onnxslim.runtime.training.torch_graph import TorchGraph  # noqa: E402
 
-LAYERS = net(
-    [
-        node("Conv", ["x", "k", "c"], "f", pads=[1, 1, 1, 1]),
-        node("Relu", ["f"], "r"),
-        node("Flatten", ["r"], "v"),
-        node("Gemm", ["v", "w", "b"], "y", transB=1),
-    ],
-    {"k": normal(8, 2, 3, 3), "c": normal(8), "w": normal(32, 288), "b": normal(32)},
-    ["N", 2, 6, 6],
-)
-X = samples(32, 2, 6, 6)
 FORMS = [
     "",
     "prune-weights:ratio=0.8",
@@ -47,39 +35,6 @@ FORMS = [
     "quantize-weights:bits=4:block=16",
     "quantize-int8:placement=all:activation-ranges=static",
 ]
-
-
-def stored_by(passes: str) -> Model:
-    if not passes:
-        return Model.load(LAYERS)
-    model, _ = compress(
-        LAYERS, passes=passes, calibration={"x": X}, force=True, floors=None, measure=False
-    )
-    return model
-
-
-def trained(model: Model, steps: int = 5, rate: float = 0.02) -> tuple[Model, np.ndarray]:
-    """The model after some steps towards zero outputs, and what torch computes with it then."""
-    constraints = read_constraints(model.graph)
-    twin = dense_twin(model, constraints)
-    weights = TrainedWeights(constraints, twin.names)
-    graph = TorchGraph(twin.model.graph, device=torch.device("cpu"))
-    optimizer = torch.optim.Adam(weights.parameters, lr=rate)
-    x = torch.from_numpy(X)
-
-    def outputs() -> torch.Tensor:  # type: ignore[name-defined]
-        known = {n: t for n, t in weights.tensors().items() if n in graph.weights}
-        return graph({"x": x}, known)["y"]
-
-    for _ in range(steps):
-        optimizer.zero_grad()
-        outputs().square().mean().backward()
-        optimizer.step()
-    copy = model.clone()
-    rw = Rewriter(copy.graph)
-    store_values(rw, read_constraints(copy.graph), weights.store())
-    rw.result()
-    return copy, outputs().detach().numpy()
 
 
 def kinds(model: Model) -> dict[str, type[StoredWeight]]:
@@ -154,6 +109,7 @@ def test_steps_of_a_grid_have_the_gradients_of_learned_step_sizes() -> None:
     step, latent = weights.parameters
     with torch.no_grad():  # between two codes, on one, and beyond the last
         latent.copy_(torch.tensor([[-3.3, 2.0, 99.6], [0.2, 130.0, -140.0]]) * 0.013)
+    weights.settle(Moment(0.0))
     (name,) = twin.names.values()
     weights.tensors()[name].sum().backward()
     by_hand = (-3 + 3.3) + (2 - 2.0) + (100 - 99.6) + (0 - 0.2) + 127 - 127

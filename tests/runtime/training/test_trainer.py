@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 from layer_nets import dense_net, net, node, normal, samples
 
+from onnxslim.api import compress
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.records import OutputKind
 from onnxslim.runtime.training.trainer import SampleTrainer
-from onnxslim.services.training import Loss, Optimizer, TrainingOutcome, TrainingRequest
+from onnxslim.services.training import (
+    CodeMovement,
+    CodeRounding,
+    Loss,
+    Optimizer,
+    TrainingOutcome,
+    TrainingRequest,
+)
 from support import parse
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
@@ -130,6 +138,54 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     for name, values in whole.values.items():
         np.testing.assert_array_equal(found.values[name], values)
     assert not path.exists()
+
+
+def coded_student() -> Model:
+    passes = "binarize-weights"
+    model, _ = compress(TEACHER, passes=passes, force=True, floors=None, measure=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"codes": CodeMovement.MOVE},
+        {"codes": CodeMovement.MOVE, "rounding": CodeRounding.STOCHASTIC},
+        {"codes": CodeMovement.GROW},
+        {"codes": CodeMovement.MOVE, "learning_rate": None},
+    ],
+    ids=str,
+)
+def test_codes_that_move_bring_the_model_nearer_and_an_interrupted_run_to_the_same_bytes(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(REQUEST, **change)
+    whole = train(request, model=coded_student())
+    assert whole.after < 0.8 * whole.before
+    assert any(values.dtype == np.uint8 for values in whole.values.values())
+    saved = checkpoint.save
+
+    def stop_after_six(*arguments: Any) -> None:
+        saved(*arguments)
+        if arguments[2].epoch == 6:
+            raise KeyboardInterrupt
+
+    request = replace(request, checkpoint=str(tmp_path / "run.npz"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", stop_after_six)
+        train(request, model=coded_student())
+    found = train(request, model=coded_student())
+    assert found.steps == whole.steps
+    for name, values in whole.values.items():
+        np.testing.assert_array_equal(found.values[name], values)
+
+
+def test_epochs_before_all_elements_are_on_their_values_are_not_kept() -> None:
+    request = replace(REQUEST, codes=CodeMovement.GROW, patience=1)
+    found = train(request, model=coded_student())
+    assert found.epochs > 6
+    half = replace(REQUEST, codes=CodeMovement.GROW, epochs=1, minutes=1e-9)
+    assert train(half, model=coded_student()).values.keys() <= found.values.keys()
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
