@@ -8,6 +8,7 @@
     ├── PromiseBroken    5  a pass broke its own promise: a bug, with a reproducer
     └── RuntimeFailure   6  onnxruntime refused a model or failed on it
         ├── OutOfMemory  6  it asked for more memory than there is
+        ├── OptimiserFailure  6  its optimisations fail on a model that runs without them
         └── RunStopped   6  a run took longer than it may
 
 `NotApplicable` is not a failure: a pass raises it from `requires` to decline the whole model.
@@ -90,6 +91,10 @@ class RuntimeFailure(OnnxslimError):
 
 class OutOfMemory(RuntimeFailure):
     """onnxruntime asked for more memory than there is, which says nothing about the model."""
+
+
+class OptimiserFailure(RuntimeFailure):
+    """onnxruntime's own optimisations fail on a model that it runs as it stands."""
 
 
 class RunStopped(RuntimeFailure):

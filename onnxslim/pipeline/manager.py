@@ -9,11 +9,11 @@ is dropped. `_PipelineRun.try_bundle` is that loop; read it first.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxslim.errors import RuntimeFailure
+from onnxslim.errors import OptimiserFailure, RuntimeFailure
 from onnxslim.io.model import Model
 from onnxslim.pipeline.execution import Executor
 from onnxslim.pipeline.layer_filter import check_named
@@ -177,7 +177,11 @@ class _PipelineRun:
             if not self.is_resolved:
                 check_named(step, latest.graph, candidate.model.graph)
             if candidate.changed:
-                comparison = self.verifier.verify(step, latest, candidate, promised)
+                try:
+                    comparison = self.verifier.verify(step, latest, candidate, promised)
+                except OptimiserFailure as failure:
+                    reports.append(candidate.report(step, None))
+                    return self.dropped(current, bundle, reports, str(failure))
                 latest = candidate.model
             promised = max(promised, candidate.fidelity)
             reports.append(candidate.report(step, comparison))
@@ -239,11 +243,42 @@ class _PipelineRun:
             salvaged = self.salvage(current, bundle[0], candidate, last, why)
             if salvaged is not None:
                 return salvaged
-        for report in reports:
-            report.committed = False
-            report.why_not_committed = why
-            report.floor_missed = missed is not None
-        return current, reports
+        return _left_out(current, reports, why, floor_missed=missed is not None)
+
+    def dropped(
+        self, current: Model, bundle: Sequence[Pass], reports: list[StepReport], why: str
+    ) -> tuple[Model, list[StepReport]]:
+        """A bundle whose last step made what onnxruntime's optimisations fail on.
+
+        Of a lossless step the rewrites that are not to blame stay.
+
+        Args:
+            current: the model before the bundle.
+            bundle: the steps.
+            reports: one for each step that was run.
+            why: what fails.
+        """
+        tried = reports[-1]
+        reports += [
+            StepReport(str(step), step.fidelity, committed=False, seconds=0.0)
+            for step in bundle[len(reports) :]
+        ]
+        if len(bundle) > 1 or tried.fidelity is Fidelity.LOSSY:
+            return _left_out(current, reports, why)
+
+        def is_to_blame(sites: Sequence[Site]) -> bool:
+            smaller = _without(bundle[0], sites)
+            if smaller is None:
+                return False
+            try:
+                self.verifier.verify(smaller, current, self.verifier.run(smaller, current))
+            except OptimiserFailure:
+                return False
+            return True
+
+        self.stats = self.stats or measure_stats(current)
+        salvaged = self.without_blamed(current, bundle[0], tried, is_to_blame, why)
+        return salvaged or _left_out(current, reports, why)
 
     def commit(self, model: Model, stats: Stats) -> None:
         """Make `model` the baseline that later steps are compared with."""
@@ -263,8 +298,6 @@ class _PipelineRun:
             tried: what it did, and the size of that model.
             why: what speaks against that, with the numbers.
         """
-        if step.leaving_out({}) is None:
-            return None
         before, after = self.stats, tried.stats
         assert before is not None
         assert after is not None
@@ -284,6 +317,29 @@ class _PipelineRun:
                     return False
                 return pair is not None and pair.is_faster
 
+        return self.without_blamed(current, step, tried, is_to_blame, why)
+
+    def without_blamed(
+        self,
+        current: Model,
+        step: Pass,
+        tried: StepReport,
+        is_to_blame: Callable[[Sequence[Site]], bool],
+        why: str,
+    ) -> tuple[Model, list[StepReport]] | None:
+        """The step without the rewrites that are to blame; None where the rest does not pay either.
+
+        Args:
+            current: the model that the step was run on.
+            step: as it was run.
+            tried: what it did.
+            is_to_blame: whether the model is better without rewrites at these sites.
+            why: what speaks against them, with the numbers.
+        """
+        before = self.stats
+        assert before is not None
+        if step.leaving_out({}) is None:
+            return None
         done = zip(step.members(), tried.parts, strict=True)
         sites = sites_of((member.name, part.changes) for member, part in done)
         seconds = max(_SALVAGE_SECONDS, _SALVAGE_SHARE * (time.monotonic() - self.started))
@@ -293,7 +349,10 @@ class _PipelineRun:
         candidate = None if smaller is None else self.verifier.run(smaller, current)
         if smaller is None or candidate is None or not candidate.changed:
             return None
-        comparison = self.verifier.verify(smaller, current, candidate)
+        try:
+            comparison = self.verifier.verify(smaller, current, candidate)
+        except OptimiserFailure:
+            return None
         report = candidate.report(step, comparison)
         report.stats = measure_stats(candidate.model)
         report.latency = self.time(current, candidate.model)
@@ -325,6 +384,17 @@ class _PipelineRun:
         )
         executor = Executor(context, finds_hidden_changes=self.prover is not None)
         return Verifier(executor, self.prover, self.reproducers)
+
+
+def _left_out(
+    current: Model, reports: list[StepReport], why: str, *, floor_missed: bool = False
+) -> tuple[Model, list[StepReport]]:
+    """The model before a bundle, and the reports of its steps, which say why none was kept."""
+    for report in reports:
+        report.committed = False
+        report.why_not_committed = why
+        report.floor_missed = floor_missed
+    return current, reports
 
 
 def _without(step: Pass, sites: Iterable[Site]) -> Pass | None:

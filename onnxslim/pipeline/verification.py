@@ -15,6 +15,7 @@ from pathlib import Path
 from onnxslim.errors import (
     ModelError,
     OnnxslimError,
+    OptimiserFailure,
     OutOfMemory,
     PromiseBroken,
     RuntimeFailure,
@@ -76,6 +77,7 @@ class Verifier:
 
         Raises:
             PromiseBroken: the pass to blame was found and a reproducer written.
+            OptimiserFailure: the candidate is right, and onnxruntime's optimisations fail on it.
         """
         fidelity = max(promised, candidate.fidelity)
         reason, comparison = self._examine(before, candidate.model, fidelity, candidate.outputs)
@@ -96,8 +98,8 @@ class Verifier:
         try:
             check_model(after, before)
             comparison = self.prover.compare(after, fidelity)
-        except OutOfMemory:
-            raise  # about the machine, not about the pass
+        except (OutOfMemory, OptimiserFailure):
+            raise  # about the machine, or onnxruntime, not about the pass
         except (ModelError, RuntimeFailure) as error:
             return f"made a model that does not run: {error}", None
         return comparison.broken, comparison

@@ -25,7 +25,7 @@ from onnxslim.analysis.input_demands import input_demands
 from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.analysis.token_inputs import PaddingMask, padding_mask
-from onnxslim.errors import ModelError, RuntimeFailure
+from onnxslim.errors import ModelError, OptimiserFailure, OutOfMemory, RuntimeFailure
 from onnxslim.io.check import OLDEST_OPSET, foreign_operators
 from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import JudgedBy, default_floors, missed
@@ -196,6 +196,32 @@ class RuntimeProver:
         mode = self._mode(candidate, fidelity)
         if self._is_comparable:
             mode = self._prepare(mode)
+        try:
+            found = self._compared(candidate, fidelity, mode)
+            if not mode.optimise and found.broken is None:
+                self._open(candidate).close()  # as applications will
+        except OutOfMemory:
+            raise
+        except RuntimeFailure as error:
+            if self._is_right_bare(candidate, fidelity, mode):
+                raise OptimiserFailure(
+                    f"onnxruntime's own optimisations fail on the result, which runs without them: "
+                    f"{error}"
+                ) from error
+            raise
+        return found
+
+    def _is_right_bare(self, candidate: Model, fidelity: Fidelity, mode: _RunMode) -> bool:
+        """Whether a model on which optimisations fail runs, and rightly, without them."""
+        try:
+            bare = replace(mode, optimise=False)
+            if self._is_comparable:
+                bare = self._prepare(bare)
+            return not bare.optimise and not self._compared(candidate, fidelity, bare).broken
+        except RuntimeFailure:
+            return False
+
+    def _compared(self, candidate: Model, fidelity: Fidelity, mode: _RunMode) -> Comparison:
         with self._open(candidate, optimise=mode.optimise) as session:
             broken = self._changed_signature(session)
             if broken is not None or not self._is_comparable:

@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from onnxslim.errors import ModelError, NotApplicable, PromiseBroken
+from onnxslim.errors import ModelError, NotApplicable, PromiseBroken, RuntimeFailure
 from onnxslim.graph.ir import Constant, Node
 from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import Floors
@@ -23,6 +23,7 @@ from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.records import Change, Fidelity, PassResult
 from onnxslim.report import Latency, LatencyPair
 from onnxslim.runtime.measure.verify import RuntimeProver
+from onnxslim.runtime.session import Session
 from onnxslim.services.progress import Progress
 from support import CONTEXT, parse
 
@@ -338,26 +339,87 @@ class _SlowWith(RuntimeProver):
         return LatencyPair(latency, latency, *((0.5, 0.4, 0.6) if slow else (1.0, 0.9, 1.1)))
 
 
+@dataclass(frozen=True)
+class _SlowFamily(Preset):
+    """One member too slow."""
+
+    name: ClassVar[str] = "family"
+    has_slow: bool = option(default=True, help="whether it has the slow member")
+
+    def members(self) -> tuple[Pass, ...]:
+        slow = (_Renamed(prefix="slow"),) if self.has_slow else ()
+        return (*slow, _RenameNodes(prefix="fast"))
+
+    def leaving_out(self, sites: Mapping[str, Sequence[str]]) -> Pass:
+        return _SlowFamily(has_slow="renamed" not in sites)
+
+
 def test_a_preset_that_is_slower_is_kept_without_the_member_to_blame(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Family(Preset):
-        """One member too slow."""
-
-        name: ClassVar[str] = "family"
-        has_slow: bool = option(default=True, help="whether it has the slow member")
-
-        def members(self) -> tuple[Pass, ...]:
-            slow = (_Renamed(prefix="slow"),) if self.has_slow else ()
-            return (*slow, _RenameNodes(prefix="fast"))
-
-        def leaving_out(self, sites: Mapping[str, Sequence[str]]) -> Pass:
-            return Family(has_slow="renamed" not in sites)
-
-    result, steps = _run(tmp_path, _SlowWith("slow0"), Family(), policy=Policy(goal=Goal.LATENCY))
+    prover = _SlowWith("slow0")
+    result, steps = _run(tmp_path, prover, _SlowFamily(), policy=Policy(goal=Goal.LATENCY))
     assert result.graph.nodes[0].name == "fast0"
     why = str(steps[0].why_partly)
     assert why.startswith("4 rewrites of renamed (`h`, `a`, `r` and 1 more): with them, the model")
     assert steps[0].resolved == "family:has-slow=false"
+
+
+class _FailsOn(RuntimeProver):
+    """Sessions fail on nodes of a given name, with optimisations alone or in any case."""
+
+    def __init__(self, name: str, *, bare: bool = False) -> None:
+        super().__init__(latency=False)
+        self.name, self.bare = name, bare
+
+    def _open(self, model: Model, *, optimise: bool = True, **options: bool) -> Session:
+        if (optimise or self.bare) and any(node.name == self.name for node in model.graph.nodes):
+            raise RuntimeFailure("onnxruntime cannot load the model: fusion.cc")
+        return super()._open(model, optimise=optimise, **options)
+
+
+def test_a_preset_is_kept_without_what_optimisations_of_onnxruntime_fail_on(tmp_path: Path) -> None:
+    policy = Policy(force=True)
+    result, steps = _run(tmp_path, _FailsOn("slow1"), _SlowFamily(), policy=policy)
+    assert result.graph.nodes[0].name == "fast0"
+    why = str(steps[0].why_partly)
+    assert why.startswith(
+        "4 rewrites of renamed (`h`, `a`, `r` and 1 more): with them, onnxruntime"
+    )
+    assert "which runs without them" in why
+    assert "fusion.cc" in why
+
+
+@pytest.mark.parametrize("fidelity", [Fidelity.EXACT, Fidelity.CLOSE, Fidelity.LOSSY])
+def test_a_right_step_that_optimisations_fail_on_is_left_out_with_those_it_is_judged_with(
+    tmp_path: Path, fidelity: Fidelity
+) -> None:
+    def name(graph: gs.Graph) -> None:
+        graph.nodes[0].name = "bad"
+
+    steps = (
+        _edit(name, prepares=True, fidelity=fidelity),
+        _edit(lambda graph: None, says=False, fidelity=fidelity),
+    )
+    result, reports = _run(tmp_path, _FailsOn("bad"), *steps, policy=Policy(force=True))
+    assert [report.committed for report in reports] == [False, False]
+    assert "fusion.cc" in str(reports[0].why_not_committed)
+    assert result.to_bytes() == Model.load(parse(TEXT)).to_bytes()
+
+
+def test_a_model_that_does_not_run_at_all_is_blamed_on_the_pass(tmp_path: Path) -> None:
+    def name(graph: gs.Graph) -> None:
+        graph.nodes[0].name = "bad"
+
+    with pytest.raises(PromiseBroken, match="does not run"):
+        _run(tmp_path, _FailsOn("bad", bare=True), _edit(name))
+
+
+def test_a_wrong_model_that_optimisations_fail_on_is_blamed_on_the_pass(tmp_path: Path) -> None:
+    def spoil(graph: gs.Graph) -> None:
+        graph.nodes[0].name = "bad"
+        _scale_weight(graph)
+
+    with pytest.raises(PromiseBroken, match="does not run"):
+        _run(tmp_path, _FailsOn("bad"), _edit(spoil))
 
 
 @dataclass(frozen=True)
