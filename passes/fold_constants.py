@@ -34,6 +34,8 @@ Declines when:
     5. A DequantizeLinear: onnxruntime runs what follows on the quantized values.
     6. A Constant node holds a sparse value, or is a graph output, which needs a node to compute it.
     7. The node is in a body below IR version 4, where initializers are inputs and bodies have none.
+    8. The result has other sizes than ONNX infers, and than declarations behind it may hold (a
+       MaxPool whose last window would lie in the padding alone).
 
 Fidelity:
     EXACT.
@@ -428,6 +430,10 @@ class _ConstantFolder:
             if array.dtype != np.dtype(tensor.dtype):
                 self.failed[tensor.inputs[0]] = f"onnxruntime returns it as {array.dtype}"
                 return False
+            if not _has_shape(array, tensor):  # declines 8
+                why = f"its shape is inferred as {tensor.shape}, and computed as {[*array.shape]}"
+                self.failed[tensor.inputs[0]] = why
+                return False
             self.values[tensor] = array
         return True
 
@@ -497,6 +503,15 @@ def _ancestors(region: _ConstantRegion, wanted: Sequence[gs.Tensor]) -> list[Nod
             needed.update(region.needs[node])
     sources = [node for node in region.sources if not needed.isdisjoint(node.outputs)]
     return [*sources, *reversed(nodes)]
+
+
+def _has_shape(array: np.ndarray, tensor: gs.Tensor) -> bool:
+    """Whether no size that is inferred of `tensor` contradicts the one that was computed."""
+    shape = tensor.shape
+    if shape is None or len(shape) != array.ndim:
+        return shape is None
+    pairs = zip(array.shape, shape, strict=True)
+    return all(size == known for size, known in pairs if isinstance(known, int))
 
 
 def _is_readable(tensor: gs.Tensor) -> bool:

@@ -241,6 +241,21 @@ def test_a_large_constant_that_is_an_output_is_read_by_others() -> None:
     assert_equivalent(source, rewritten, Fidelity.EXACT)
 
 
+def test_a_result_of_other_sizes_than_inference_says_stays_a_node() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 11]>
+    g (float[1, 1, 1, 2] x) => (float[A, B, C, D] y)
+    <float[1, 1, 3, 2] c = {1, 2, 3, 4, 5, 6}> {
+        a = Neg (c)
+        b = MaxPool <ceil_mode = 1, kernel_shape = [2, 1], strides = [2, 2]> (a)
+        y = Add (x, b)
+    }"""
+    result, report = apply(FoldConstants(), parse(text))
+    assert [node.op_type for node in result.graph.node] == ["MaxPool", "Add"]
+    assert any(
+        "inferred as [1, 1, 2, 2], and computed as [1, 1, 2, 1]" in s.why for s in report.skips
+    )
+
+
 def test_nodes_that_fail_together_and_not_alone_end_the_search() -> None:
     source = parse(
         """<opset_import: ["" : 17]>
