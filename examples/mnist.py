@@ -94,13 +94,18 @@ def load_mnist(folder: Path | None = None) -> Mnist:
 
 
 def train(
-    build: Callable[[], nn.Module], samples: Samples, recipe: TrainingRecipe, seed: int
+    build: Callable[[], nn.Module],
+    samples: Samples,
+    recipe: TrainingRecipe,
+    seed: int,
+    *,
+    threads: int = THREADS,
 ) -> nn.Module:
     """Build a module, train it, and return it in evaluation mode. Sets torch's global seed."""
     import torch
 
     torch.manual_seed(seed)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     module = build()
     if recipe.channels_last:

@@ -1,0 +1,128 @@
+"""LeNet-5 and LeNet-300-100 as packed files: pruned and clustered, with and without training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from benchmarks.reporting import Found
+from benchmarks.retraining.runs import Compressed, Plan, Subject, compressed
+from onnxslim.tools.pack import pack
+
+PICTURES: Final = 60_000
+UNTRAINED, LABELS, DISTILLED = "not trained", "with labels", "distilled"
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much of a net is left.
+
+    Attributes:
+        name: of the level.
+        kept: share of the weights of each layer that stays, by the beginning of its name.
+        values: of each layer's table, zero among them.
+        halfway: share that stays at first, where pruning has two steps.
+    """
+
+    name: str
+    kept: Mapping[str, float]
+    values: Mapping[str, int]
+    halfway: Mapping[str, float]
+
+
+def _lenet300(name: str, kept: tuple[float, ...], values: tuple[int, ...]) -> Level:
+    layers = ("layers.0", "layers.2", "layers.4")
+    return _level(name, layers, kept, values)
+
+
+def _lenet5(name: str, kept: tuple[float, ...], values: tuple[int, ...]) -> Level:
+    layers = ("features.0", "features.2", "head.0", "head.3")
+    return _level(name, layers, kept, values)
+
+
+def _level(
+    name: str, layers: tuple[str, ...], kept: tuple[float, ...], values: tuple[int, ...]
+) -> Level:
+    halfway = [share**0.6 for share in kept]  # on the way, by equal factors
+    return Level(
+        name,
+        dict(zip(layers, kept, strict=True)),
+        dict(zip(layers, values, strict=True)),
+        dict(zip(layers, halfway, strict=True)),
+    )
+
+
+LEVELS: Final = {
+    "lenet300": (
+        _lenet300("mild", (0.08, 0.3, 0.9), (8, 8, 16)),
+        _lenet300("middle", (0.035, 0.12, 0.6), (8, 8, 16)),
+        _lenet300("strong", (0.02, 0.08, 0.5), (6, 6, 8)),
+    ),
+    "lenet5": (
+        _lenet5("mild", (0.8, 0.2, 0.03, 0.6), (16, 8, 8, 16)),
+        _lenet5("middle", (0.6, 0.1, 0.012, 0.4), (16, 8, 8, 16)),
+        _lenet5("strong", (0.5, 0.06, 0.006, 0.3), (16, 6, 4, 8)),
+    ),
+}
+
+
+def plans(seed: int) -> Iterator[Plan]:
+    """All rows of one seed."""
+    for name, levels in LEVELS.items():
+        subject = Subject.of(name, seed)
+        yield Plan(f"{name}, original", seed, partial(_original, subject))
+        for level in levels:
+            for how in (DISTILLED, UNTRAINED, LABELS):
+                row = f"{name}, {level.name}, {how}"
+                yield Plan(row, seed, partial(_row, subject, level, how))
+
+
+def pipeline(level: Level, how: str) -> str:
+    """The passes of a level."""
+    pruned = f"prune-weights:ratio-of={_listed(_without(level.kept))}"
+    clustered = f"cluster-weights:values-of={_listed(level.values)}"
+    if how == UNTRAINED:
+        return f"simplify,{pruned},{clustered}"
+    halfway = f"prune-weights:ratio-of={_listed(_without(level.halfway))}"
+    loss = ":loss=labels" if how == LABELS else ""
+    tuned = [f"finetune:epochs={epochs}{loss}" for epochs in (1, 4, 1)]
+    return ",".join(("simplify", halfway, tuned[0], pruned, tuned[1], clustered, tuned[2]))
+
+
+def _without(kept: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(1 - share, 4) for name, share in kept.items()}
+
+
+def _listed(numbers: Mapping[str, float]) -> str:
+    return "+".join(f"'*{name}*={number:g}'" for name, number in numbers.items())
+
+
+def _original(subject: Subject) -> Found:
+    nbytes = subject.original.stat().st_size
+    return {"bytes": nbytes, "ratio": 1.0, "error": subject.error(subject.original)}
+
+
+def _row(subject: Subject, level: Level, how: str) -> Found:
+    found = compressed(
+        subject.original,
+        pipeline(level, how),
+        calibration=subject.calibration(),
+        training=subject.training(PICTURES, labels=how == LABELS),
+        seed=subject.seed,
+    )
+    return {**found.about(), "pictures": PICTURES, **packed_figures(subject, found)}
+
+
+def packed_figures(subject: Subject, found: Compressed) -> Found:
+    """Bytes of the whole packed file, and the error of the model in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        file.write_bytes(found.model.to_bytes())
+        nbytes = pack(file, file.with_suffix(".onnxz"), measure=False).packed_bytes
+        error = subject.error(file)
+    ratio = subject.original.stat().st_size / nbytes
+    return {"bytes": nbytes, "ratio": round(ratio, 2), "error": error}
