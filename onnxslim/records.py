@@ -6,7 +6,8 @@ Data that every layer of onnxslim writes or reads. This module imports nothing o
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 
 class Fidelity(enum.IntEnum):
@@ -109,3 +110,20 @@ class PassResult:
     def changed(self) -> bool:
         """Whether the graph was edited."""
         return bool(self.changes)
+
+    @classmethod
+    def together(cls, results: Sequence[PassResult], resolved: str | None = None) -> PassResult:
+        """Calls in a row as one; `resolved` is how a pipeline spells what they decided."""
+        changes = tuple(change for result in results for change in result.changes)
+        skips = [skip for result in results for skip in result.skips]
+        if changes:  # what one of them declined does not decide on all
+            skips = [replace(skip, decides=False) for skip in skips]
+        untouched = [result.untouched for result in results if result.untouched]
+        return cls(
+            changes,
+            tuple(dict.fromkeys(skips)),
+            outputs=tuple(name for result in results for name in result.outputs),
+            resolved=resolved,
+            untouched=untouched[-1] if untouched else None,
+            notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
+        )

@@ -48,7 +48,8 @@ Declines when:
 
 Fidelity:
     LOSSY. Zeros stay zero, with a code of their own; shared weights stay shared; the mean output
-    stays, by way of the bias.
+    stays, by way of the bias. With `biases` the biases have few values as well; they stay floats in
+    the file, and pay once it is packed.
 
 Reference:
     Han, Mao, Dally, arXiv:1510.00149 (Deep Compression); Gong et al., arXiv:1412.6115 (product and
@@ -61,19 +62,29 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.affine import is_float
+from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.codebook.weight import TableGranularity
 from onnxslim.errors import UsageError
+from onnxslim.graph.ir import node_label
+from onnxslim.graph.operands import const_array, is_present
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
 from onnxslim.lossy.problems import Problem
 from onnxslim.lossy.scalar_codebooks import TableSpec, find_scalar_codebook
 from onnxslim.lossy.vector_codebooks import find_vector_codebook
 from onnxslim.pipeline.options import Assigned, Interval, OptionValue, at_least, one_of, option
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import Fidelity, PassResult
+from onnxslim.solvers.kmeans.assignment import encode
+from onnxslim.solvers.kmeans.levels import cluster
 from onnxslim.solvers.kmeans.lloyd import TableInit
 
 _BITS: Final = Interval(1, 8)
@@ -120,6 +131,9 @@ class ClusterWeights(CodebookPass):
     feedback: bool = option(
         default=True, help="let later weights make up for rounding errors (needs data)"
     )
+    biases: int | None = option(
+        None, _VALUES, "values of the biases of a layer, which pay in a packed file; default: all"
+    )
     table: str = option(
         "float32",
         one_of("float32", "float16"),
@@ -151,6 +165,15 @@ class ClusterWeights(CodebookPass):
                 f"Option `init` of `{self.name}` must be kmeans++ with `vector` or `stages`; got "
                 f"{self.init!r}."
             )
+
+    def _replaced(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Codes for weights, then few values for biases, which codes have moved by then."""
+        selection = self.selection(context)
+        layers = [la for la in weight_layers(graph)[0] if selection.accepts(la.name)]
+        found = super()._replaced(graph, context)
+        if self.biases is None:
+            return found
+        return PassResult.together([found, _with_few_biases(Rewriter(graph), layers, self.biases)])
 
     def _width(self, problem: Problem) -> int | None:
         return min(self.group, problem.layer.columns) if self._per is TableGranularity.RUN else None
@@ -192,3 +215,26 @@ class ClusterWeights(CodebookPass):
             mask = problem.weight != 0
             found = find_scalar_codebook(problem, form, None if mask.all() else mask, seed)
         return self.answer(problem, found)
+
+
+def _with_few_biases(rw: Rewriter, layers: Sequence[WeightLayer], count: int) -> PassResult:
+    """Give the biases of each layer `count` values: k-means in one dimension, solved exactly."""
+    made: dict[int, gs.Constant] = {}
+    for layer in layers:
+        if layer.bias is None or not is_present(layer.node, layer.bias):
+            continue
+        old = layer.node.inputs[layer.bias]
+        array = const_array(old)
+        if array is None or not is_float(array.dtype) or not np.isfinite(array).all():
+            continue
+        if np.unique(array).size <= count:
+            continue
+        if id(old) not in made:
+            values = np.asarray(array, np.float64)
+            table = cluster(values, count)
+            near = table[encode(values, table)].astype(array.dtype)
+            made[id(old)] = rw.constant(near, str(old.name))
+        rw.set_input(layer.node, layer.bias, made[id(old)])
+        what = f"{array.size:,} biases in {count} values"
+        rw.note(node_label(layer.node), what, Fidelity.LOSSY)
+    return rw.result()

@@ -16,8 +16,8 @@ Fidelity:
     floor.
 
 Reference:
-    Han, Mao, Dally, Deep Compression, arXiv:1510.00149. We differ: no retraining, no labels, and
-    the allocation between layers is computed.
+    Han, Mao, Dally, Deep Compression, arXiv:1510.00149. We differ: no labels, the allocation
+    between layers is computed, and retraining is an option.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import ClassVar
 
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.passes.simplify import Simplify
-from onnxslim.pipeline.options import at_least, interval, option
+from onnxslim.pipeline.options import Interval, at_least, interval, option
 from onnxslim.pipeline.passes import Pass, Preset
 from onnxslim.records import Fidelity
 
@@ -41,6 +41,7 @@ class DeepCompression(Preset):
     examples: ClassVar[Mapping[str, str]] = {
         "deep-compression": "as small as the default floor allows; pack the result",
         "deep-compression:agreement=0.99": "1 % of the answers may change",
+        "deep-compression:finetune=3": "trained on the way, without labels",
     }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     rounds: ClassVar[int] = 1
@@ -52,6 +53,21 @@ class DeepCompression(Preset):
         20.0, at_least(0), "dB to keep where outputs are no class scores and no floor is given"
     )
 
+    finetune: float | None = option(
+        None,
+        Interval(0, 10_000, open_left=True),
+        "epochs that each candidate learns from the original; see compress-weights",
+    )
+    training: str | None = option(
+        None, help="options of finetune, as a pipeline spells them: 'batch=128'"
+    )
+
     def members(self) -> tuple[Pass, ...]:
         """The two steps."""
-        return (Simplify(), CompressWeights(agreement=self.agreement, sqnr=self.sqnr))
+        compress = CompressWeights(
+            agreement=self.agreement,
+            sqnr=self.sqnr,
+            finetune=self.finetune,
+            training=self.training,
+        )
+        return (Simplify(), compress)

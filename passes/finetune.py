@@ -83,7 +83,6 @@ class Finetune(FilteredPass):
     idempotent: ClassVar[bool] = False
     settles: ClassVar[bool] = False
     mends: ClassVar[bool] = True
-    trains: ClassVar[bool] = True
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,prune-channels:macs=0.3,finetune": "the model before is the teacher",
         "simplify,cluster-weights:bits=2,finetune:epochs=10": "tables learn, codes stay",
@@ -147,6 +146,11 @@ class Finetune(FilteredPass):
         """The nodes that read what may learn."""
         weights = read_constraints(graph).weights
         return tuple(dict.fromkeys(reader for item in weights for reader in item.readers))
+
+    @property
+    def trains(self) -> bool:
+        """It does."""
+        return True
 
     def needs_calibration(self) -> str | None:
         """Training takes samples."""

@@ -21,6 +21,7 @@ from onnxslim.io.model import Model
 from onnxslim.lossy.allocation import Allocation, Offer, offers_of
 from onnxslim.lossy.problems import Problems, Schedule, Target
 from onnxslim.lossy.spend import least_cost, total_cost
+from onnxslim.pipeline.execution import run_stages
 from onnxslim.pipeline.floors import Floors, share_used
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context, Pass
@@ -127,18 +128,25 @@ class AllocationSearch:
         self, steps: Iterable[Pass], calibration: Calibration | None
     ) -> tuple[Model, list[PassResult]]:
         """A copy of the model after `steps`, fitted on the samples of `calibration`."""
-        model = self.model.clone()
+        model, results = self.model.clone(), []
         context = replace(self.context, model=model, calibration=calibration)
-        return model, [step.run(model.graph, context) for step in steps]
+        for step in steps:
+            results.append(run_stages(step, model, context))
+            if step.unrolled()[-1].trains:  # training moved what layers return
+                context = replace(context, target=model.clone())
+        return model, results
 
     def holds(self, model: Model) -> bool:
-        """Whether a candidate made on all samples still holds the floors."""
-        with self.context.progress.step("judging what was made on all samples"):
-            distance, drop = self._judged(model)
-        use = self._use(distance, drop)
-        if use > 1:
-            self.missed.append(distance)
-        return use <= 1
+        """Whether what was made on all samples holds the floors on them, and on those held back."""
+        every = self.context.calibration
+        assert every is not None
+        for samples in (self.held, every):
+            with self.context.progress.step("judging what was made on all samples"):
+                distance, drop = self._judged(model, samples)
+            if self._use(distance, drop) > 1:
+                self.missed.append(distance)
+                return False
+        return True
 
     def why_nothing(self) -> str:
         """Why there is no allocation, with the nearest miss."""
@@ -174,12 +182,12 @@ class AllocationSearch:
 
     def _try(self, limit: float, allocation: Allocation) -> AllocationTrial:
         model, _ = self.made(self.explicit(allocation), self.fitted)
-        distance, drop = self._judged(model)
+        distance, drop = self._judged(model, self.held)
         return AllocationTrial(limit, allocation, distance, self._use(distance, drop))
 
-    def _judged(self, model: Model) -> tuple[Distance, float | None]:
-        """The distance of a candidate on the samples held back; lost points of accuracy."""
-        (distance,) = self.held.distances(self.model, [model])
+    def _judged(self, model: Model, samples: Calibration) -> tuple[Distance, float | None]:
+        """The distance of a candidate on some samples; lost points of accuracy."""
+        (distance,) = samples.distances(self.model, [model])
         drop = None
         if self.accuracy is not None and self.context.accuracy is not None:
             now = self.context.accuracy(model)

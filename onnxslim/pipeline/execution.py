@@ -7,7 +7,7 @@ whether the outputs still hold (see `verification`), and whether the step pays (
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -239,24 +239,8 @@ def run_stages(rewrite: Pass, model: Model, context: Context) -> PassResult:
         model.has_shapes = model.has_shapes and not results[-1].changed
     pairs = list(zip((first, *rest), results, strict=True))
     spelled = ",".join(result.resolved or str(stage) for stage, result in pairs)
-    return joined(results, spelled)
-
-
-def joined(results: Sequence[PassResult], spelled: str) -> PassResult:
-    """The results of stages as one; `spelled` is how a pipeline spells what they decided."""
-    changes = tuple(change for result in results for change in result.changes)
-    skips = [skip for result in results for skip in result.skips]
-    if changes:  # what one stage declined does not decide on the step
-        skips = [replace(skip, decides=False) for skip in skips]
-    untouched = [result.untouched for result in results if result.untouched]
-    return PassResult(
-        changes,
-        tuple(dict.fromkeys(skips)),
-        outputs=tuple(name for result in results for name in result.outputs),
-        resolved=spelled if any(result.resolved for result in results) else None,
-        untouched=untouched[-1] if untouched else None,
-        notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
-    )
+    is_resolved = any(result.resolved for result in results)
+    return PassResult.together(results, spelled if is_resolved else None)
 
 
 def run_pass(rewrite: Pass, model: Model, context: Context) -> PassResult:

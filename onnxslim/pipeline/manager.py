@@ -140,19 +140,19 @@ class _PipelineRun:
             if kept is current and bundle[-1].mends and len(bundle) > 1:
                 kept, steps = self.without_mending(current, bundle, steps)
             if kept is not current:
-                self.note_kept(bundle, steps)
+                self.note_kept(steps)
             current = kept
             reports += steps
         return current
 
-    def note_kept(self, bundle: Sequence[Pass], steps: Sequence[StepReport]) -> None:
+    def note_kept(self, steps: Sequence[StepReport]) -> None:
         """Tell what later steps take their targets from, after steps that changed the model."""
         changed = [step for step in steps if step.changes and step.committed]
         is_lossless = any(step.fidelity is not Fidelity.LOSSY for step in changed)
         self.is_lossy |= any(step.fidelity is Fidelity.LOSSY for step in changed)
-        if is_lossless or any(step.unrolled()[-1].mends for step in bundle):
-            # a lossless step may give a tensor's name to another value, and training moves what
-            # layers return: the outputs of the old model's layers are no targets any more
+        if is_lossless:
+            # a lossless step may give a tensor's name to another value, so the outputs of the old
+            # model's layers are no targets any more
             self.target = None
         if not self.is_lossy:
             self.reference = None
@@ -167,6 +167,7 @@ class _PipelineRun:
             PromiseBroken: a step broke its promise.
         """
         latest, reports = current, []
+        target = self.target
         deciding: StepReport | None = None
         # outputs are compared with those of the last committed model, so each step of a bundle is
         # held to the weakest promise so far
@@ -183,13 +184,18 @@ class _PipelineRun:
                     reports.append(candidate.report(step, None))
                     return self.dropped(current, bundle, reports, str(failure))
                 latest = candidate.model
+                if step.unrolled()[-1].trains:  # training moved what layers return
+                    self.target = latest
             promised = max(promised, candidate.fidelity)
             reports.append(candidate.report(step, comparison))
             if candidate.changed:
                 deciding = reports[-1]
         if deciding is None:
             return current, reports
-        return self.judge(current, latest, bundle, reports, deciding)
+        kept, reports = self.judge(current, latest, bundle, reports, deciding)
+        if kept is current:
+            self.target = target
+        return kept, reports
 
     def without_mending(
         self, current: Model, bundle: Sequence[Pass], reports: list[StepReport]

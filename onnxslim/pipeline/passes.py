@@ -108,8 +108,6 @@ class Pass:
             they are packed); the manager then judges it together with them.
         mends: whether the pass brings back what lossy steps right before it cost; the manager
             then judges them together with it first.
-        trains: whether the pass takes the extra `train`; a run without it is refused before any
-            work.
         examples: pipelines with the pass -> what each does; {}: plain ones are made up.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
             which sensitivity is measured; {} without such an option.
@@ -123,7 +121,6 @@ class Pass:
     names_layers: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
     mends: ClassVar[bool] = False
-    trains: ClassVar[bool] = False
     examples: ClassVar[Mapping[str, str]] = {}
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
 
@@ -163,6 +160,11 @@ class Pass:
         A run without samples is refused before any work.
         """
         return None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the pass takes the extra `train`; a run without it is refused before any work."""
+        return False
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Raise `NotApplicable` when the pass cannot do anything on this graph."""

@@ -564,3 +564,43 @@ def test_random_models_stay_valid(
     assert signature(model) == signature(before)
     assert [a.shape for a in run(model.to_proto(), feeds)] == [a.shape for a in run(source, feeds)]
     outputs(model, feeds)
+
+
+# ----------------------------------------------------------------- biases
+
+
+def biases_of(model: Model) -> list[np.ndarray]:
+    found = [item.inputs[2].values for item in model.graph.nodes if item.op == "Gemm"]
+    return [np.asarray(values) for values in found]
+
+
+def gemms(shared: bool = False) -> onnx.ModelProto:
+    weights = {"v": normal(16, 32), "w": normal(32, 32, seed=1), "b": normal(32, seed=2)}
+    weights["c"] = weights["b"] if shared else normal(32, seed=3)
+    nodes = [
+        node("Gemm", ["x", "v", "b"], "h"),
+        node("Relu", ["h"], "r"),
+        node("Gemm", ["r", "w", "b" if shared else "c"], "y"),
+    ]
+    return net(nodes, weights, ["N", 16])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_biases_take_the_values_that_are_asked_for(shared: bool) -> None:
+    source = gemms(shared)
+    plain, _ = rewritten(source, X, "cluster-weights:bits=8")
+    model, reports = rewritten(source, X, "cluster-weights:bits=8:biases=4")
+    assert all(np.unique(values).size == 32 for values in biases_of(plain))
+    assert all(np.unique(values).size == 4 for values in biases_of(model))
+    assert "32 biases in 4 values" in whats(reports)
+    # a bias of its own mean: k-means in one dimension keeps means
+    for few, many in zip(biases_of(model), biases_of(plain), strict=True):
+        assert few.mean() == pytest.approx(many.mean(), abs=1e-5)
+    assert 0 < output_error(source, model, X) < 0.3
+    check_model(model)
+
+
+def test_biases_of_layers_that_stay_are_left_alone() -> None:
+    model, _ = rewritten(gemms(), X, "cluster-weights:bits=8:biases=4:only=h")
+    first, second = biases_of(model)
+    assert (np.unique(first).size, np.unique(second).size) == (4, 32)

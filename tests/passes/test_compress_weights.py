@@ -310,7 +310,9 @@ def test_what_never_holds_once_made_on_all_samples_is_left_out(
 ) -> None:
     judged: list[Model] = []
 
-    def judging(self: AllocationSearch, model: Model) -> tuple[Distance, float | None]:
+    def judging(
+        self: AllocationSearch, model: Model, samples: object
+    ) -> tuple[Distance, float | None]:
         judged.append(model)
         figures = OutputDistance(OutputKind.CLASSES, 3.0, 0.25, 0.25)
         return Distance(1.0, 0.25, 0.25, 3.0, {"y": figures}), None

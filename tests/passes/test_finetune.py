@@ -162,6 +162,20 @@ def test_a_step_with_training_is_held_to_the_floor_as_a_whole() -> None:
     assert report.steps[0].committed
 
 
+def test_an_allocation_is_searched_with_training_and_spelled_out() -> None:
+    options = {"floors": {"min-sqnr": 12.0}, "force": True}
+    model, report = run("compress-weights:finetune=6:training='learning-rate=0.01'", **options)
+    (step,) = report.steps
+    assert step.committed
+    chosen = step.resolved or ""
+    assert [item.partition(":")[0] for item in chosen.split(",prune")] == ["prune-weights"]
+    assert "finetune=4.0" in chosen
+    assert "biases=16" in chosen
+    assert model.file_bytes() < Model.load(SOURCE).file_bytes()
+    again, _ = run(f"resolved,{chosen}", floors=None, force=True)
+    assert again.to_bytes() == model.to_bytes()
+
+
 def test_a_lossless_step_in_between_leaves_the_teacher() -> None:
     plain, _ = run("cluster-weights:bits=1,simplify", floors=None)
     mended, report = run(f"cluster-weights:bits=1,simplify,{TRAIN}", floors=None)

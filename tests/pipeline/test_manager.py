@@ -517,6 +517,7 @@ class _MendingSpy(_Spy):
     """The same, in place of training."""
 
     mends: ClassVar[bool] = True
+    trains: ClassVar[bool] = True  # type: ignore[assignment]
     change: bool = option(default=True, help="whether it does something")
 
 

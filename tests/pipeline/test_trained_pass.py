@@ -105,5 +105,5 @@ def test_every_pass_that_trains_ends_with_training() -> None:
     assert len(owners) >= 14
     for owner in owners:
         *_, last = owner(finetune=2.0).unrolled()  # type: ignore[call-arg]
-        assert last.mends
-        assert not owner().unrolled()[0].mends
+        assert last.trains
+        assert not owner().trains
