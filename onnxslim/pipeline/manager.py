@@ -166,8 +166,15 @@ class _PipelineRun:
         Raises:
             PromiseBroken: a step broke its promise.
         """
-        latest, reports = current, []
         target = self.target
+        kept, reports = self.tried(current, bundle)
+        if kept is current:
+            self.target = target
+        return kept, reports
+
+    def tried(self, current: Model, bundle: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
+        """As `try_bundle`, but for the target, which training has moved also where it is dropped."""
+        latest, reports = current, []
         deciding: StepReport | None = None
         # outputs are compared with those of the last committed model, so each step of a bundle is
         # held to the weakest promise so far
@@ -192,10 +199,7 @@ class _PipelineRun:
                 deciding = reports[-1]
         if deciding is None:
             return current, reports
-        kept, reports = self.judge(current, latest, bundle, reports, deciding)
-        if kept is current:
-            self.target = target
-        return kept, reports
+        return self.judge(current, latest, bundle, reports, deciding)
 
     def without_mending(
         self, current: Model, bundle: Sequence[Pass], reports: list[StepReport]

@@ -584,6 +584,21 @@ def test_after_training_steps_aim_at_what_it_made(tmp_path: Path) -> None:
     assert [model is original for model in references] == [True] * 3
 
 
+def test_training_that_is_dropped_leaves_the_aim(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Growing(_MendingSpy):
+        """Training, after which the file is larger."""
+
+        def run(self, graph: gs.Graph, context: Context) -> PassResult:
+            graph.doc_string = "x" * 1000
+            return super().run(graph, context)
+
+    _Spy.seen.clear()
+    model = Model.load(parse(TEXT))
+    PassManager([Growing(), _Spy()]).run(model, CONTEXT, reproducers=tmp_path)
+    assert _Spy.seen[-1][0].target is model
+
+
 def test_what_prepares_and_what_follows_aim_at_the_same(tmp_path: Path) -> None:
     original, *found = _targets(
         tmp_path, _PreparingSpy(change=True), _PreparingSpy(change=True), _Spy(change=True), _Spy()
