@@ -173,7 +173,7 @@ class _PipelineRun:
         return kept, reports
 
     def tried(self, current: Model, bundle: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
-        """As `try_bundle`, but for the target, which training has moved also where it is dropped."""
+        """As `try_bundle`, but training moves the target even where it is dropped."""
         latest, reports = current, []
         deciding: StepReport | None = None
         # outputs are compared with those of the last committed model, so each step of a bundle is
