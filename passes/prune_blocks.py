@@ -23,14 +23,17 @@ Rewrite:
     }
     ```
     A branch is a term of an Add or a Sum with weights that nothing else needs; the other terms
-    stay. After each removal, the next branch is chosen anew.
+    stay: in BERT, the normalization of the sum does too. After each removal, the next branch is
+    chosen anew.
 
 Why it is correct:
     It is not exact. With calibration data, each branch is left out in turn, and the divergence of
     the outputs is measured on samples held back; the branch with the least divergence for what it
-    saves is removed. The layers that read the sum are then refitted in closed form to their outputs
-    in the original model. Without data, the norms of the branches' weights take the place of the
-    divergence.
+    saves is removed. Then what is left is refitted to what it returned in the original model, in
+    closed form: the scales and shifts of normalizations, channel by channel, and the layers that
+    read the sums. Each of the two stays only where it brings the outputs nearer on samples held
+    back: few samples decide two numbers of each channel, and not those of a whole weight. Without
+    data, the norms of the branches' weights take the place of the divergence.
 
 Declines when:
     1. No other term of the sum has the shape of the sum, or a term is constant.
@@ -43,7 +46,9 @@ Fidelity:
 Reference:
     Wen et al., arXiv:1608.03665 (depth-wise sparsity of residual networks); Huang et al.,
     arXiv:1603.09382 (residual networks bear the loss of branches); Hassibi, Stork (1993) for the
-    refit. We differ: nothing is trained, branches are ranked by measurement.
+    refit; Men et al., ShortGPT, arXiv:2403.03853 (layers of transformers); Minoux, Accelerated
+    greedy algorithms (1978), for measuring again only what may be next. We differ: nothing is
+    trained, and branches are ranked by what the outputs lose.
 """
 
 from __future__ import annotations
@@ -95,7 +100,8 @@ class PruneBlocks(TrainedPass, BudgetedPass, FilteredPass):
     )
     bytes_: float | None = remaining_share_option("share of the constants' bytes that may remain")
     reconstruct: bool = option(
-        default=True, help="refit the layers that read the sum; needs calibration samples"
+        default=True,
+        help="refit normalizations and layers that are left; needs calibration samples",
     )
     only: tuple[str, ...] = only_option("branches to remove")
     skip: tuple[str, ...] = skip_option("branches")

@@ -7,6 +7,7 @@ affine        BatchNormalization, Mul, Add, ... read as y = a·x + b along one a
 absorption    layers that absorb such a map into their weight and bias
 patterns      a declarative matcher for small subgraphs
 compound_operators  operators spelled out as onnxruntime fuses them
+normalizations  the normalizations of a graph, as operators and spelled out
 flow          symbolic shapes and small integer values, followed through a graph
 zeros         tensors that hold nothing but zeros
 softmax_reach  values that a Softmax makes zero, such as masked positions

@@ -20,22 +20,47 @@ from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity
 
 
-def least_harmful(
-    branches: Sequence[Branch], meter: BranchMeter, context: Context
-) -> tuple[Branch, str]:
-    """The branch that does the least harm for what its removal brings, and the harm in words."""
-    calibration, model = context.calibration, context.model
-    if calibration is None or model is None:
-        harms = [_norm(branch) for branch in branches]
-        texts = [f"norm of its last weights {harm:.3g}, no data" for harm in harms]
-    else:
+class Ranking:
+    """The branches of a graph that loses one after the other, and what harm each does.
+
+    A removal changes what the branches left add, mostly for the worse. So of those measured before,
+    only the ones that would be next are measured again, until the best of them stays the best (the
+    lazy evaluation of Minoux, 1978).
+
+    Args:
+        meter: what the removal of a branch brings.
+        context: with the model as it is now.
+    """
+
+    def __init__(self, meter: BranchMeter, context: Context) -> None:
+        self._meter, self._context = meter, context
+        self._harms: dict[str, float] = {}
+
+    def least_harmful(self, branches: Sequence[Branch]) -> tuple[Branch, str]:
+        """The branch that does the least harm for what its removal brings; the harm in words."""
+        present: dict[str, float] = {}
+        unknown = [branch for branch in branches if branch.label not in self._harms]
+        while True:
+            for branch, harm in zip(unknown, self._measured(unknown), strict=True):
+                present[branch.label] = self._harms[branch.label] = harm
+            prices = [self._harms[branch.label] / self._meter.gain(branch) for branch in branches]
+            best = branches[int(np.argmin(prices))]
+            if best.label in present:
+                return best, self._words(present[best.label])
+            unknown = [best]
+
+    def _measured(self, branches: Sequence[Branch]) -> list[float]:
+        calibration, model = self._context.calibration, self._context.model
+        if calibration is None or model is None:
+            return [_norm(branch) for branch in branches]
         held = calibration.halves()[1]
         trials = (_without(model, branch) for branch in branches)
-        harms = [distance.divergence for distance in held.distances(model, trials)]
-        texts = [f"without it alone the outputs diverge by {harm:.3g}" for harm in harms]
-    prices = [harm / meter.gain(branch) for harm, branch in zip(harms, branches, strict=True)]
-    best = int(np.argmin(prices))
-    return branches[best], texts[best]
+        return [distance.divergence for distance in held.distances(model, trials)]
+
+    def _words(self, harm: float) -> str:
+        if self._context.calibration is None:
+            return f"norm of its last weights {harm:.3g}, no data"
+        return f"without it alone the outputs diverge by {harm:.3g}"
 
 
 def _norm(branch: Branch) -> float:

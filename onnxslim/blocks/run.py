@@ -5,26 +5,32 @@ Owns: the order of these steps, and the report. Not here: the options (see `pass
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.branches import Branch, next_layers, residual_branches
 from onnxslim.blocks.meter import BranchMeter, branch_macs
-from onnxslim.blocks.ranking import drop_term, least_harmful
+from onnxslim.blocks.ranking import Ranking, drop_term
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.budgets import Budget
+from onnxslim.lossy.normalization_refit import refit_normalizations
 from onnxslim.lossy.problems import Problems, assign
+from onnxslim.lossy.refit_trial import confirmed_refits
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Change, Fidelity, PassResult
+from onnxslim.services.calibration import Calibration
 
 _WITHOUT_DATA: Final = (
     "no calibration samples: branches were chosen by the size of their weights and no layer was "
     "refitted to what is left, which costs most of the accuracy that could be kept; give --calib"
 )
+
+
+_REFITTED: Final = "refitted to the original model: samples held back come nearer to it"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class BlockPruning:
     def __init__(self, rewriter: Rewriter, context: Context, options: BlockOptions) -> None:
         self.rw, self.context, self.options = rewriter, context, options
         self.untimed: Budget | None = None
+        self._totals: list[str] = []  # names of the tensors that hold sums without their branches
 
     def run(self) -> PassResult:
         """Remove one branch after the other until the budget is met."""
@@ -62,15 +69,16 @@ class BlockPruning:
         if why_not is not None:
             self.rw.decline(why_not)
             return PassResult(skips=self.rw.result().skips)
-        changes: list[Change] = []
+        ranking, changes = Ranking(meter, self.context), list[Change]()
         while branches and not meter.is_met(graph, self.context.model, len(changes)):
-            branch, harm = least_harmful(branches, meter, self.context)
+            branch, harm = ranking.least_harmful(branches)
             changes.append(self._remove(branch, harm))
             branches = self._branches(graph)  # each removal changes what the others add
         for branch in branches:
             self.rw.skip(branch.label, _why_kept(meter, is_any_gone=bool(changes)))
         if meter.budget.kind == "latency" and changes:
             self.untimed = meter.untimed(graph, len(changes))
+        changes += [Change(name, _REFITTED) for name in self._refitted()]
         if self.context.calibration is None and changes:
             self.rw.skip(graph.name, _WITHOUT_DATA)
         skips = self.rw.result().skips
@@ -106,22 +114,39 @@ class BlockPruning:
         what = f"removed `{branch.label}` with {len(branch.layers)} weight layers{saved}; {harm}"
         total = drop_term(self.rw, branch.sum, branch.term)
         self.rw.result()  # removes the nodes that nothing needs any more
-        if self.options.reconstruct and self.context.calibration is not None:
-            readers = {layer.name for layer in next_layers(self.rw.main, total)}
-            what += self._refit(readers)
+        self._totals.append(total.name)
         return Change(total.name, what)
 
-    def _refit(self, names: set[str]) -> str:
-        """Fit the named layers to what they returned in the original model; which, in words."""
-        problems = Problems(self.rw, self.context).restricted(
+    def _refitted(self) -> list[str]:
+        """Refit what is left to the original model; the labels of what that brings nearer to it."""
+        calibration, model = self.context.calibration, self.context.model
+        reference = self.context.reference
+        if not (self._totals and self.options.reconstruct):
+            return []
+        if calibration is None or model is None or reference is None:
+            return []
+        tried, held = calibration.halves()
+        refits = (
+            lambda: refit_normalizations(self.rw, model, reference, tried),
+            lambda: self._refit_readers(tried),
+        )
+        return confirmed_refits(self.rw, model, reference, held, refits)
+
+    def _refit_readers(self, calibration: Calibration) -> list[str]:
+        """Fit the layers that read the sums to what they returned in the original model."""
+        graph = self.rw.main
+        made = (*graph.inputs, *(tensor for node in graph.nodes for tensor in node.outputs))
+        totals = [tensor for tensor in made if tensor.name in self._totals]
+        names = {layer.name for total in totals for layer in next_layers(graph, total)}
+        problems = Problems(self.rw, replace(self.context, calibration=calibration)).restricted(
             lambda shared: all(layer.name in names for layer in shared.layers)
         )
         refitted = []
         for problem in problems:
             if problem.has_data:
                 assign(self.rw, problem, problem.target)
-                refitted.append(f"`{node_label(problem.layer.node)}`")
-        return f"; refitted {', '.join(refitted)}" if refitted else ""
+                refitted.append(node_label(problem.layer.node))
+        return refitted
 
 
 def _why_kept(meter: BranchMeter, *, is_any_gone: bool) -> str:

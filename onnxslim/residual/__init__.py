@@ -1,6 +1,5 @@
 """Residual streams of transformers in a basis with fewer columns.
 
-normalizations  the normalizations of a graph, as operators and spelled out
 rules           how labels of channels go through a graph whose channels may be mixed
 streams         which streams can be rotated, and why others cannot
 basis           the directions that a stream keeps, and what readers are multiplied by

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.normalizations import Normalization
 from onnxslim.channels.edits_operands import SliceOperand
 from onnxslim.channels.groups import ChannelGroup, shrink
 from onnxslim.channels.units import indexable
@@ -21,7 +22,6 @@ from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.residual.basis import Basis
-from onnxslim.residual.normalizations import Normalization
 from onnxslim.residual.streams import Stream, StreamGraph
 
 Place = tuple[Node, int]

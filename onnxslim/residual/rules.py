@@ -14,12 +14,12 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.analysis.linear_operators import LINEAR_OPS, TABLE_OPS
+from onnxslim.analysis.normalizations import NORM_OPS, Normalization
 from onnxslim.channels.groups import RULES
 from onnxslim.channels.labels import ChannelLabels, along_axis, ids_along, labelled_axes
 from onnxslim.channels.tracing import ChannelRule, ChannelTracer, Ids, Member, on_data
 from onnxslim.graph.ir import Node
 from onnxslim.graph.operands import const_value
-from onnxslim.residual.normalizations import NORM_OPS, Normalization
 
 _EXPANDING: Final = ("Expand", "Tile")
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from onnxslim.analysis.normalizations import Normalization
 from onnxslim.graph.clone import clone_graph
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
@@ -20,7 +21,6 @@ from onnxslim.pipeline.passes import Context
 from onnxslim.records import Change, Fidelity, PassResult
 from onnxslim.residual.basis import Basis
 from onnxslim.residual.exits import Exits
-from onnxslim.residual.normalizations import Normalization
 from onnxslim.residual.rotation import RotatedStream, rotate
 from onnxslim.residual.streams import Stream, StreamGraph
 

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
 from onnxslim.analysis.linear_operators import cast_type
+from onnxslim.analysis.normalizations import Normalization, normalizations
 from onnxslim.channels.edits_operands import SliceOperand
 from onnxslim.channels.groups import ChannelGroup, Channels, channel_groups
 from onnxslim.channels.labels import labelled_axes
@@ -25,7 +26,6 @@ from onnxslim.channels.units import indexable
 from onnxslim.graph.ir import Node, node_label
 from onnxslim.graph.operands import is_filled_with, is_present, is_training_dropout
 from onnxslim.graph.rewrite import Rewriter
-from onnxslim.residual.normalizations import Normalization, normalizations
 from onnxslim.residual.rules import StreamRules
 
 Space = Normalization | Node | None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxslim.io.model import Model
     from onnxslim.records import Skip
     from onnxslim.services.activity import ChannelActivity
+    from onnxslim.services.channel_moments import ChannelMoments
     from onnxslim.services.moments import LayerMoments
     from onnxslim.services.observations import Observation
 
@@ -149,6 +150,12 @@ class Calibration(Protocol):
 
     def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:
         """Statistics of the input channels of the named layers, or why there are none."""
+
+    def channel_moments(self, model: Model, reference: Model, tensor: str) -> ChannelMoments | Skip:
+        """Moments of the channels of a tensor of the main graphs of both models, by its name.
+
+        Or why there are none: a tensor that nothing has changed has nothing to fit.
+        """
 
     def observe(self, model: Model, tensors: Sequence[str]) -> Iterator[Observation | Skip]:
         """Ranges and histograms of the named tensors of the main graph, or why there are none.

@@ -20,6 +20,7 @@ from onnxslim.runtime.measure.padding import positions_that_count
 from onnxslim.runtime.measure.run_rows import as_they_run, rows_within
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.channel_activity import stream_activity
+from onnxslim.runtime.probes.channel_sums import channel_moments
 from onnxslim.runtime.probes.observers import stream_observations
 from onnxslim.runtime.probes.replay import Replay
 from onnxslim.runtime.probes.value_numbering import Signature, ValueNumbering
@@ -36,6 +37,7 @@ from onnxslim.services.calibration import (
     Replacement,
     SampleOutputs,
 )
+from onnxslim.services.channel_moments import ChannelMoments
 from onnxslim.services.moments import LayerMoments
 from onnxslim.services.observations import Observation
 from onnxslim.services.progress import Progress
@@ -146,8 +148,6 @@ class CalibrationRuns:
         from onnxslim.runtime.probes.moments import stream_moments
 
         samples = self._open(model)
-        if self._activations is None:
-            self._activations = ActivationCaches(samples.count)
         if self._budget is None:  # moments may take as much memory as the model
             self._budget = max(_MIN_SUMS, model.file_bytes())
         return stream_moments(
@@ -158,13 +158,21 @@ class CalibrationRuns:
             limits=self._limits or MomentLimits(budget_bytes=self._budget, samples=samples.count),
             seed=self._seed,
             threads=self._threads,
-            activations=self._activations,
+            activations=self._caches(samples),
         )
 
     def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:
         """See `Calibration`."""
         self._open(model)
         return stream_activity(model, self._runs, layers, threads=self._threads)
+
+    def channel_moments(self, model: Model, reference: Model, tensor: str) -> ChannelMoments | Skip:
+        """See `Calibration`."""
+        samples = self._open(model)
+        caches = self._caches(samples)
+        return channel_moments(
+            model, reference, tensor, self._runs(), caches, threads=self._threads
+        )
 
     def observe(self, model: Model, tensors: Sequence[str]) -> Iterator[Observation | Skip]:
         """See `Calibration`; a name that the model lacks is a `UsageError`."""
@@ -244,6 +252,11 @@ class CalibrationRuns:
                 first = next(iter(self._samples))
                 self._rows = min(_BATCH_ROWS, rows_within(model, first, exposed=True))
         return self._samples
+
+    def _caches(self, samples: Samples) -> ActivationCaches:
+        if self._activations is None:
+            self._activations = ActivationCaches(samples.count)
+        return self._activations
 
     def _runs(self, most: int | None = None) -> Iterator[Sample]:
         assert self._samples is not None
