@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.grammar import parse_pipeline
@@ -20,6 +20,7 @@ from onnxslim.pipeline.passes import Pass
 
 P = TypeVar("P", bound="TrainedPass")
 _FINETUNE: Final = "finetune"
+_CHECKPOINT: Final = "checkpoint"  # an option of it
 _LAST: Final = 2  # the last stage trains so many times as long as each of the others
 
 
@@ -89,7 +90,12 @@ class TrainedPass(Pass):
         for number in range(1, count + 1):
             after = cubic(number / count)
             yield self.part(before, after)
-            yield self._training(each * (_LAST if number == count else 1))
+            made = self._training(each * (_LAST if number == count else 1))
+            checkpoint = getattr(made, _CHECKPOINT)
+            if checkpoint is not None and count > 1:  # turns are trainings of their own
+                numbered: dict[str, Any] = {_CHECKPOINT: f"{checkpoint}.{number}"}
+                made = replace(made, **numbered)
+            yield made
             before = after
 
     def _training(self, epochs: float) -> Pass:

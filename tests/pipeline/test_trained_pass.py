@@ -50,6 +50,15 @@ def unrolled(text: str) -> list[str]:
             ],
         ),
         (
+            "prune-weights:ratio=0.5:steps=2:finetune=3:training='checkpoint=run'",
+            [
+                "prune-weights:ratio=0.4375",
+                "finetune:epochs=1.0:checkpoint='run.1'",
+                "prune-weights:ratio=0.5",
+                "finetune:epochs=2.0:checkpoint='run.2'",
+            ],
+        ),
+        (
             "prune-channels:finetune=1:plan='conv=3'",
             ["prune-channels:plan='conv=3'", "finetune:epochs=1.0"],
         ),
