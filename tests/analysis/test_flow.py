@@ -186,3 +186,16 @@ def test_sizes_of_ranges_slices_and_picked_rows_are_known_as_far_as_they_can_be(
     assert whole is not None
     assert part[:2] == whole[:2]
     assert part[2] != whole[2]
+
+
+def test_a_float_constant_that_is_cast_has_no_fractions_and_nothing_that_is_no_number() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n] x) => (int32[A] a, int64[B] b, bool[C] c)
+    <float[5] k = {2.9, -2.9, -0.5, 3e9, 1e30}> {
+        a = Cast <to = 6> (k) b = Cast <to = 7> (k) c = Cast <to = 9> (k) d = Cast <to = 7> (x)
+    }"""
+    flow, tensors = flow_of(text)
+    assert flow.value(tensors["a"]).items == (2, -2, 0, None, None)
+    assert flow.value(tensors["b"]).items == (2, -2, 0, 3_000_000_000, None)
+    assert flow.value(tensors["c"]) is None
+    assert flow.value(tensors["d"]) is None

@@ -14,6 +14,19 @@ CASES = {
         "int64[2] s = {180, 64}",
         {"x": (None, 180)},
     ),
+    "sizes that a float constant holds": (
+        "float[T, F] x",
+        "t = Cast <to = 7> (s) w = ConstantOfShape (t) y = MatMul (x, w)",
+        "float[2] s = {180.0, 64.9}",
+        {"x": (None, 180)},
+    ),
+    "sizes that a float constant holds, in a chain": (
+        "float[T, F] x",
+        "a = Cast <to = 6> (s) b = Mul (a, two) t = Cast <to = 7> (b) "
+        "w = ConstantOfShape (t) y = MatMul (x, w)",
+        "double[2] s = {90, 32}, int32 two = {2}",
+        {"x": (None, 180)},
+    ),
     "MatMul, weight first": (
         "float[F, T] x",
         "w = ConstantOfShape (s) y = MatMul (w, x)",

@@ -13,10 +13,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.flow.shape_rules import as_slice, shape_range, slice_ranges
 from onnxslim.graph.ir import Constant, Node
-from onnxslim.graph.operands import axes_of, const_array, is_present, normalized
+from onnxslim.graph.operands import axes_of, const_array, const_value, is_present, normalized
 from onnxslim.graph.sizes import (
     Size,
     Sizes,
@@ -90,6 +91,8 @@ def _identity(node: Node, flow: Sizes) -> Items | None:
 def _cast(node: Node, flow: Sizes) -> Items | None:
     items = _items(node, 0, flow)
     to = node.attrs.get("to")
+    if items is None and to in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
+        items = _truncated(node.inputs[0])
     if items is None:
         return None
     if to in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
@@ -98,6 +101,17 @@ def _cast(node: Node, flow: Sizes) -> Items | None:
     if to == onnx.TensorProto.BOOL:
         return _mapped(_truth, items)
     return None
+
+
+def _truncated(tensor: gs.Tensor) -> Items | None:
+    """The elements of a small float constant without their fractions, as a Cast takes them."""
+    stored = const_value(tensor)
+    if stored is None or stored.dtype.kind != "f" or stored.size > _MAX:
+        return None
+    array = const_array(tensor)
+    if array is None:
+        return None
+    return _array((int(x) if np.isfinite(x) else None for x in array.reshape(-1)), array.shape)
 
 
 def _truth(item: Size) -> Size | None:
