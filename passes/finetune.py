@@ -8,6 +8,11 @@ Rewrite:
     fixed-point numbers move among those. Constants that are no weights stay: moving averages of a
     normalization, masks, sizes, thresholds, tables of sinusoids.
 
+    With `zeros=move` as many elements of a weight are zero as before, but which ones is decided
+    anew by the size of floats that learn under the zeros; with `zeros=release` zeros learn like
+    other elements. `start` gives other values to start from, within what the file obeys: those of
+    the teacher, random ones, or those of another file.
+
     With `codes=move` codes of tables follow floats that learn: each element takes the nearest value
     of its table. With `codes=grow` a growing share of the elements, the largest first, takes its
     value and stays, and the others are floats until their turn comes; only epochs after which all
@@ -35,6 +40,7 @@ Declines when:
 
 Fidelity:
     LOSSY. Zeros, ties, grids and shapes stay, and codes their form: the file takes the same bytes.
+    With `zeros=release` it takes as many as without zeros.
 
 Reference:
     Hinton et al., arXiv:1503.02531 (distillation); Han et al., arXiv:1510.00149, section 3 (tables
@@ -42,7 +48,9 @@ Reference:
     Esser et al., arXiv:1902.08153 (learned steps); Courbariaux et al., arXiv:1511.00363, Rastegari
     et al., arXiv:1603.05279, and Zhu et al., arXiv:1612.01064 (signs and ternary weights that
     move); Zhou et al., arXiv:1702.03044 (a growing share); Gupta et al., arXiv:1502.02551
-    (stochastic rounding); Smith, arXiv:1506.01186 and arXiv:1708.07120
+    (stochastic rounding); Guo et al., arXiv:1608.04493 (zeros that move); Han et al.,
+    arXiv:1607.04381 (zeros that are released); Frankle, Carbin, arXiv:1803.03635 (lottery tickets);
+    Liu et al., arXiv:1810.05270 (training from scratch); Smith, arXiv:1506.01186, arXiv:1708.07120
     (range test, one cycle). We differ: constraints are read from the file, whatever made it.
 """
 
@@ -71,6 +79,7 @@ from onnxslim.services.training import (
     Optimizer,
     TrainingOutcome,
     TrainingRequest,
+    ZeroMovement,
 )
 
 
@@ -111,7 +120,11 @@ class Finetune(FilteredPass):
     learning_rate: float | None = option(
         None, Interval(0, 10, open_left=True), "the largest; default: found by a range test"
     )
-    optimizer: str = option("adam", one_of(*Optimizer), "adam, or sgd with momentum")
+    optimizer: str | None = option(
+        None,
+        one_of(*Optimizer),
+        "adam, or sgd with momentum; default: sgd where zeros move, else adam",
+    )
     batch: int = option(32, at_least(1), "samples of a step")
     patience: int | None = option(
         None, at_least(1), "epochs without a better model, after which training ends"
@@ -122,6 +135,9 @@ class Finetune(FilteredPass):
     augment: tuple[str, ...] = option(
         (), one_of(*AUGMENTATIONS), "how pictures are changed; the teacher sees them changed, too"
     )
+    zeros: str = option(
+        "stay", one_of(*ZeroMovement), "stay; move: as many, chosen anew; or release: learn, too"
+    )
     codes: str = option(
         "stay",
         one_of(*CodeMovement),
@@ -129,6 +145,10 @@ class Finetune(FilteredPass):
     )
     rounding: str = option(
         "nearest", one_of(*CodeRounding), "in training: nearest, or stochastic: by chance"
+    )
+    start: str = option(
+        "given",
+        help="values to start from: given, those of the original, random, or of an ONNX file",
     )
     checkpoint: str | None = option(
         None, help="file that each epoch is saved to; training goes on from it where it is there"
@@ -203,14 +223,16 @@ class Finetune(FilteredPass):
             self.epochs,
             self.minutes,
             self.learning_rate,
-            Optimizer(self.optimizer),
+            None if self.optimizer is None else Optimizer(self.optimizer),
             self.batch,
             self.patience,
             self.checkpoint,
             self.features,
             self.augment,
+            zeros=ZeroMovement(self.zeros),
             codes=CodeMovement(self.codes),
             rounding=CodeRounding(self.rounding),
+            start=self.start,
         )
 
 

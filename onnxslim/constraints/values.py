@@ -72,6 +72,8 @@ def few_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     if not np.isfinite(table.astype(np.float64)).all():
         return None
+    if np.count_nonzero(table) * _REPEATS > np.count_nonzero(flat):  # few elements, not few values
+        return None
     return table, codes.reshape(values.shape).astype(np.int32)
 
 

@@ -67,6 +67,17 @@ class CodeRounding(enum.StrEnum):
     STOCHASTIC = "stochastic"
 
 
+class TrainingStart(enum.StrEnum):
+    """Where weights start from, within what the file obeys; any other word is an ONNX file.
+
+    GIVEN: the values of the file. ORIGINAL: those of the first teacher. RANDOM: as before training.
+    """
+
+    GIVEN = "given"
+    ORIGINAL = "original"
+    RANDOM = "random"
+
+
 AUGMENTATIONS = ("shift", "flip", "crop", "noise", "mixup")
 """Changes of pictures in training."""
 
@@ -81,13 +92,15 @@ class TrainingRequest:
         epochs: times through the samples; parts of one count.
         minutes: the most time; None: as long as the epochs take.
         learning_rate: the largest; None: found by a range test.
-        optimizer: the method.
+        optimizer: the method; None: SGD where zeros move, as Adam moves each float by a full step
+            however small its gradient is; else Adam.
         batch: samples of a step.
         patience: epochs without a better figure on the samples held back, after which training
             ends; None: none.
         features: patterns on names of inner tensors that are to be the teacher's, too.
         augment: changes of pictures, by `AUGMENTATIONS`; the teacher sees the changed ones.
         zeros, codes, rounding: how elements move among what the file lets them be.
+        start: a word of `TrainingStart`, or the path of a model with other values.
         checkpoint: path of a file that each epoch is saved to, and from which the same training
             goes on; None: none.
     """
@@ -98,7 +111,7 @@ class TrainingRequest:
     epochs: float = 3.0
     minutes: float | None = None
     learning_rate: float | None = None
-    optimizer: Optimizer = Optimizer.ADAM
+    optimizer: Optimizer | None = None
     batch: int = 32
     patience: int | None = None
     checkpoint: str | None = None
@@ -107,6 +120,14 @@ class TrainingRequest:
     zeros: ZeroMovement = ZeroMovement.STAY
     codes: CodeMovement = CodeMovement.STAY
     rounding: CodeRounding = CodeRounding.NEAREST
+    start: str = TrainingStart.GIVEN
+
+    @property
+    def method(self) -> Optimizer:
+        """The optimizer, chosen where none was given."""
+        return self.optimizer or (
+            Optimizer.SGD if self.zeros is ZeroMovement.MOVE else Optimizer.ADAM
+        )
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,17 @@ class LookupParametrisation(Parametrisation[T]):
             made = self._latent.weight(made)
         return {self.output: _laid_out(made.reshape(weight.inner_shape), weight.perm, weight.shape)}
 
+    def begin(self, values: np.ndarray) -> bool:
+        """See `Parametrisation`; where codes stay, tables are as they are."""
+        if self._latent is None:
+            return False
+        weight = self.weight.weight
+        if weight.perm:
+            moved = values.reshape([weight.inner_shape[axis] for axis in weight.perm])
+            values = moved.transpose(np.argsort(weight.perm))
+        self._latent.begin(values)
+        return True
+
     def settle(self, leaves: Tensors, moment: Moment) -> None:
         """See `Parametrisation`."""
         if self._latent is not None:
@@ -123,6 +134,16 @@ class GridParametrisation(Parametrisation[GridWeight]):
             made = made.reshape(steps.rows)[:, : steps.columns]
         return {self.output: (made.T if steps.is_turned else made).reshape(steps.shape)}
 
+    def begin(self, values: np.ndarray) -> bool:
+        """See `Parametrisation`."""
+        steps = self.weight.steps
+        matrix = values.T if steps.is_turned else values
+        if steps.rows:  # columns of padding
+            missing = steps.rows[1] - steps.columns
+            matrix = np.pad(matrix.reshape(steps.rows[0], steps.columns), ((0, 0), (0, missing)))
+        self._latent.begin(matrix)
+        return True
+
     def settle(self, leaves: Tensors, moment: Moment) -> None:
         """See `Parametrisation`."""
         self._latent.settle(moment)
@@ -163,6 +184,12 @@ class BiasParametrisation(Parametrisation[BiasWeight]):
         """See `Parametrisation`."""
         scale = self._scale(leaves)
         return {self.output: rounded(self._values / scale) * scale}
+
+    def begin(self, values: np.ndarray) -> bool:
+        """See `Parametrisation`."""
+        with torch.no_grad():
+            self._values.copy_(torch.from_numpy(np.array(values, np.float64)))
+        return True
 
     def store(self, leaves: Tensors) -> Stored:
         """The codes, and the products of steps."""

@@ -61,11 +61,16 @@ class FreeParametrisation(LeafParametrisation[FreeWeight]):
 
     def __init__(self, weight: FreeWeight, output: str, settings: Settings) -> None:
         super().__init__(weight, output, settings)
-        self._values = self.learn(weight.holder.values)
+        self._latent = Latent(self, weight.holder.values, zeros_stay=False, vector=0)
 
     def value(self) -> Tensor:
         """See `LeafParametrisation`."""
-        return self._values
+        return self._latent.weight()
+
+    def begin(self, values: np.ndarray) -> bool:
+        """See `Parametrisation`."""
+        self._latent.begin(values)
+        return True
 
 
 class SparseParametrisation(LeafParametrisation[SparseWeight]):
@@ -78,6 +83,11 @@ class SparseParametrisation(LeafParametrisation[SparseWeight]):
     def value(self) -> Tensor:
         """See `LeafParametrisation`."""
         return self._latent.weight()
+
+    def begin(self, values: np.ndarray) -> bool:
+        """See `Parametrisation`."""
+        self._latent.begin(values)
+        return True
 
     def settle(self, leaves: Tensors, moment: Moment) -> None:
         """See `Parametrisation`."""
@@ -110,6 +120,18 @@ class TiedParametrisation(LeafParametrisation[TiedWeight]):
         made = self._choice.value([self._table()]).reshape(self.weight.codes.shape)
         return made if self._latent is None else self._latent.weight(made)
 
+    def begin(self, values: np.ndarray) -> bool:
+        """See `Parametrisation`; each number is the mean of its elements where codes stay."""
+        if self._latent is not None:
+            self._latent.begin(values)
+            return True
+        learns = self.weight.codes >= 0
+        codes = self.weight.codes[learns]
+        means = np.bincount(codes, values[learns]) / np.bincount(codes)
+        with torch.no_grad():
+            self._numbers.copy_(torch.from_numpy(means))
+        return True
+
     def settle(self, leaves: Tensors, moment: Moment) -> None:
         """See `Parametrisation`."""
         if self._latent is not None:
@@ -132,6 +154,11 @@ class LevelParametrisation(LeafParametrisation[LevelWeight]):
         """See `LeafParametrisation`."""
         made = self._choice.value([self._levels])
         return self._latent.weight(made.reshape(self._latent.floats.shape))
+
+    def begin(self, values: np.ndarray) -> bool:
+        """See `Parametrisation`."""
+        self._latent.begin(values)
+        return True
 
     def settle(self, leaves: Tensors, moment: Moment) -> None:
         """See `Parametrisation`."""

@@ -24,8 +24,9 @@ from torch.nn import functional
 from onnxslim.analysis.output_kinds import OutputKinds
 from onnxslim.analysis.output_parts import output_parts
 from onnxslim.analysis.token_inputs import padding_mask
-from onnxslim.constraints.dense import dense_twin
-from onnxslim.constraints.read import read_constraints
+from onnxslim.constraints.dense import DenseTwin, dense_twin
+from onnxslim.constraints.read import Constraints, read_constraints
+from onnxslim.constraints.starting import random_weights, weights_of_other
 from onnxslim.constraints.storing import store_values
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.graph.rewrite import Rewriter
@@ -59,6 +60,7 @@ from onnxslim.services.training import (
     Optimizer,
     TrainingOutcome,
     TrainingRequest,
+    TrainingStart,
 )
 
 _TINY: Final = 1e-12
@@ -136,8 +138,10 @@ class TrainingRun:
         self._per_epoch = max(len(data.epoch(request.batch, seed, 0)), 1)
         self._total = max(round(self._per_epoch * request.epochs), 1)
         self._optimizer = self._new_optimizer(1.0)
-        words = (str(request), str(seed), str(data.samples))
-        self._digest = digest_of(words, self._weights.parameters)
+        self._start = self._other_values(constraints, twin, teacher)
+        words = (str(request), str(seed), str(data.samples), *self._start)
+        given = (torch.from_numpy(array.astype(np.float32)) for array in self._start.values())
+        self._digest = digest_of(words, (*self._weights.parameters, *given))
         self._state = TrainingState(inf, inf, 0.0)
 
     def outcome(self) -> TrainingOutcome:
@@ -153,10 +157,10 @@ class TrainingRun:
         request = self._request
         notes: list[str] = []
         try:
-            self._begin()
+            self._begin(notes)
             self._epochs(notes)
             while not self._state.kept and self._may_try_again():
-                notes[:] = [f"a rate of up to {self._state.rate:.2g} brought nothing"]
+                notes[:] = [*notes, f"a rate of up to {self._state.rate:.2g} brought nothing"]
                 self._begin_again()
                 self._epochs(notes)
             if self._path is not None:
@@ -188,7 +192,29 @@ class TrainingRun:
             tuple(notes),
         )
 
-    def _begin(self) -> None:
+    def _other_values(
+        self, constraints: Constraints, twin: DenseTwin, teacher: Model
+    ) -> dict[str, np.ndarray]:
+        """Values to start from by name; {}: those of the file.
+
+        Raises:
+            ModelError: a file of other values cannot be read.
+        """
+        start = self._request.start
+        if start == TrainingStart.GIVEN:
+            return {}
+        if start == TrainingStart.RANDOM:
+            return random_weights(twin, self._seed)
+        other = teacher if start == TrainingStart.ORIGINAL else Model.load(start)
+        return weights_of_other(constraints, read_constraints(other.graph))
+
+    def _begin_weights(self) -> str:
+        """Let the weights start, from other values where that is asked for; says from which."""
+        taken, count = self._weights.begin(self._start)
+        self._weights.settle(Moment(0.0))
+        return f"start={self._request.start}: {taken} of {count} stored weights took its values"
+
+    def _begin(self, notes: list[str]) -> None:
         """The state to start from: of the model as it is, or of the checkpoint."""
         if self._path is not None:
             found = load(self._path, self._digest, self._optimizer)
@@ -197,7 +223,9 @@ class TrainingRun:
                 self._weights.restore(found.values)
                 return
         before = self._figure()
-        self._weights.settle(Moment(0.0))
+        told = self._begin_weights()
+        if self._start:
+            notes.append(told)
         rate = self._request.learning_rate or self._tested_rate()
         self._state = TrainingState(before, before, rate)
 
@@ -211,7 +239,7 @@ class TrainingRun:
         """The state to start from with a lower rate."""
         state = self._state
         self._weights = self._new_weights()
-        self._weights.settle(Moment(0.0))
+        self._begin_weights()
         self._optimizer = self._new_optimizer(1.0)
         self._state = TrainingState(
             state.before, state.before, state.rate * _CALMER, attempt=state.attempt + 1
@@ -351,7 +379,7 @@ class TrainingRun:
         optimizer = self._new_optimizer(1.0)
         steps = self._endless_steps()
 
-        rates = tested_rates()
+        rates = tested_rates(self._request.method)
         with self._progress.step("looking for the learning rate"):
             tried = list(islice(steps, len(rates)))
             with torch.no_grad():
@@ -378,7 +406,7 @@ class TrainingRun:
 
     def _new_optimizer(self, rate: float) -> torch.optim.Optimizer:
         parameters = self._weights.parameters
-        if self._request.optimizer is Optimizer.SGD:
+        if self._request.method is Optimizer.SGD:
             return torch.optim.SGD(parameters, lr=rate, momentum=_MOMENTUM, nesterov=True)
         return torch.optim.Adam(parameters, lr=rate)
 

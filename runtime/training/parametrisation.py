@@ -89,6 +89,17 @@ class Parametrisation(Generic[W]):
         """Values of stored tensors, by name, of the same shapes and types."""
         raise NotImplementedError
 
+    def begin(self, values: np.ndarray) -> bool:
+        """Take other values to start from, within what the weight obeys.
+
+        Args:
+            values: of the shape of the weight.
+
+        Returns:
+            Whether they were taken: what no float follows has none to start from.
+        """
+        return False
+
     def settle(self, leaves: Tensors, moment: Moment) -> None:
         """Decide anew what is discrete, after free tensors have moved."""
 

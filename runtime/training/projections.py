@@ -162,6 +162,12 @@ class Latent:
         """What rounding draws from; what is to stay on its value takes the nearest."""
         return None if self._growth is not None else moment.chance
 
+    def begin(self, values: np.ndarray) -> None:
+        """Let the floats start from other values."""
+        with torch.no_grad():
+            wide = torch.from_numpy(np.ascontiguousarray(values, np.float64).copy())
+            self.floats.copy_(wide.reshape(self.floats.shape))
+
     @property
     def stays(self) -> Tensor | None:
         """Whether each code stays as it is; None: all may move."""

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from math import cos, isfinite, log, pi
 from typing import Final
 
+from onnxslim.services.training import Optimizer
+
 _WARM: Final = 0.2  # share of the steps in which the rate grows
 _FIRST: Final = 0.1  # of the largest rate
 _LAST: Final = 0.001
 _LEAST: Final = 1e-6
-_LEAST_RATE: Final = 1e-5
-_MOST_RATE: Final = 2e-2
+_RATES: Final = {Optimizer.ADAM: (1e-5, 2e-2), Optimizer.SGD: (1e-4, 2.0)}
 _TEST_STEPS: Final = 24
 _SMOOTH: Final = 0.6
 _DOUBLED: Final = log(2.0)
@@ -33,10 +34,11 @@ def one_cycle(done: float) -> float:
     return _LAST + (1 - _LAST) * (1 + cos(pi * rest)) / 2
 
 
-def tested_rates() -> list[float]:
+def tested_rates(optimizer: Optimizer) -> list[float]:
     """The rates of a range test."""
-    factor = (_MOST_RATE / _LEAST_RATE) ** (1 / (_TEST_STEPS - 1))
-    return [_LEAST_RATE * factor**number for number in range(_TEST_STEPS)]
+    least, most = _RATES[optimizer]
+    factor = (most / least) ** (1 / (_TEST_STEPS - 1))
+    return [least * factor**number for number in range(_TEST_STEPS)]
 
 
 def best_rate(loss_at: Callable[[float], float], rates: Sequence[float]) -> float:

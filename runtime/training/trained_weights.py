@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,8 @@ class TrainedWeights:
                 chosen.add(item.name)
         self._leaves = [made(x, x.name) for x in constraints.leaves() if x.name in chosen]
         self._coded = [made(x, names[x.name]) for x in coded if x.name in chosen]
+        with torch.no_grad():
+            self._shapes = {name: tuple(made.shape) for name, made in self.tensors().items()}
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -82,6 +85,24 @@ class TrainedWeights:
         for item in self._coded:
             coded |= item.tensors(leaves)
         return leaves | coded
+
+    def begin(self, values: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """Take other values to start from, where they have the shape of a weight.
+
+        Args:
+            values: by the name of a record, or of the dense tensor in its place.
+
+        Returns:
+            How many weights took some, and how many there are.
+        """
+        items = (*self._leaves, *self._coded)
+        taken = 0
+        for item in items:
+            names = (item.output, item.weight.name)
+            found = next((values[name] for name in names if name in values), None)
+            if found is not None and found.shape == self._shapes[item.output]:
+                taken += item.begin(found)
+        return taken, len(items)
 
     def settle(self, moment: Moment) -> None:
         """Decide anew what is discrete; to be called whenever free tensors have moved."""

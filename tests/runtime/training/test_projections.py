@@ -9,14 +9,24 @@ import pytest
 from layer_nets import net, node, normal
 
 from onnxslim.codebook.weight import Stage
+from onnxslim.constraints.dense import dense_twin
 from onnxslim.constraints.read import read_constraints
-from onnxslim.constraints.stored import FreeWeight, LookupWeight, TiedWeight
+from onnxslim.constraints.starting import random_weights, weights_of_other
+from onnxslim.constraints.stored import FreeWeight, LeafWeight, LookupWeight, TiedWeight
+from onnxslim.constraints.storing import store_values
+from onnxslim.graph.ir import Constant, StoredSparse
+from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.runtime.session import open_session
-from onnxslim.services.training import CodeMovement, CodeRounding, TrainingRequest
+from onnxslim.services.training import (
+    CodeMovement,
+    CodeRounding,
+    TrainingRequest,
+    ZeroMovement,
+)
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
-from trained_nets import X, stored_by, trained  # noqa: E402
+from trained_nets import LAYERS, X, stored_by, trained  # noqa: E402
 
 from onnxslim.runtime.training.parametrisation import (  # noqa: E402
     Moment,
@@ -32,6 +42,19 @@ from onnxslim.runtime.training.trained_weights import TrainedWeights  # noqa: E4
 
 MOVE = TrainingRequest(codes=CodeMovement.MOVE)
 NOW = Moment(0.0)
+MOVED = [
+    "cluster-weights:bits=3",
+    "cluster-weights:bits=2:per=channel",
+    "cluster-weights:bits=4:vector=2",
+    "cluster-weights:bits=3:stages=2",
+    "cluster-weights:bits=5:stages=2",
+    "prune-weights:ratio=0.8,cluster-weights:bits=3",
+    "ternarize-weights",
+    "binarize-weights",
+    "binarize-weights:bases=2",
+    "quantize-power-of-two:bits=4",
+    "quantize-weights:bits=4:block=16",
+]
 
 
 def owner(request: TrainingRequest = MOVE) -> Parametrisation[FreeWeight]:
@@ -128,6 +151,147 @@ def test_floats_stay_in_the_reach_of_their_table() -> None:
     assert latent.floats.tolist() == [-2, 0.5, 2]
 
 
+# ---------------------------------------------------------------- zeros
+
+
+def pruned(share: float = 0.75) -> np.ndarray:
+    weight = normal(24, 40)
+    return np.where(np.abs(weight) > np.quantile(np.abs(weight), share), weight, 0)
+
+
+def zeros_of(weight: np.ndarray, zeros: ZeroMovement) -> TrainedWeights:
+    constraints = read_constraints(Model.load(product_net(weight)).graph)
+    return TrainedWeights(constraints, {}, settings=Settings(request=TrainingRequest(zeros=zeros)))
+
+
+@pytest.mark.parametrize("zeros", ZeroMovement)
+def test_zeros_stay_or_are_chosen_anew_or_learn(zeros: ZeroMovement) -> None:
+    weight = pruned()
+    weights = zeros_of(weight, zeros)
+    (floats,) = weights.parameters
+    wanted = normal(24, 40, seed=9)
+    with torch.no_grad():
+        floats.copy_(torch.from_numpy(wanted))
+    weights.settle(NOW)
+    found = weights.store()["w"]
+    count = np.count_nonzero(weight)
+    kept = {
+        ZeroMovement.STAY: weight != 0,
+        ZeroMovement.MOVE: np.abs(wanted) >= np.sort(np.abs(wanted), axis=None)[-count],
+        ZeroMovement.RELEASE: np.ones_like(weight, bool),
+    }[zeros]
+    np.testing.assert_array_equal(found, wanted * kept)
+
+
+@pytest.mark.parametrize("zeros", ZeroMovement)
+def test_gradients_pass_the_mask_where_zeros_may_move(zeros: ZeroMovement) -> None:
+    weight = pruned()
+    weights = zeros_of(weight, zeros)
+    slopes = torch.from_numpy(normal(24, 40))
+    made = weights.tensors()["w"]
+    np.testing.assert_array_equal(made.detach(), weight)
+    (made * slopes).sum().backward()
+    dense = zeros is not ZeroMovement.STAY
+    np.testing.assert_array_equal(
+        weights.parameters[0].grad, slopes.numpy() * (dense | (weight != 0))
+    )
+
+
+def test_zeros_of_tables_stay_where_zeros_of_weights_move() -> None:
+    model = stored_by("prune-weights:ratio=0.8,cluster-weights:bits=2")
+    for zeros in (ZeroMovement.MOVE, ZeroMovement.RELEASE):
+        after, _ = trained(model, rate=0.1, request=TrainingRequest(zeros=zeros))
+        for one, other in zip(*(_lookups(m) for m in (model, after)), strict=True):
+            was_zero, is_zero = (w.weight.stages[0].table == 0 for w in (one, other))
+            np.testing.assert_array_equal(was_zero, is_zero)
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        "prune-weights:ratio=0.8",
+        "prune-weights:ratio=0.9,cluster-weights:bits=2",
+        "prune-weights:ratio=0.9,quantize-power-of-two:bits=4",
+        "prune-weights:ratio=0.9,quantize-weights:bits=4",
+    ],
+)
+def test_as_many_zeros_move_in_the_form_of_the_file(passes: str) -> None:
+    model = stored_by(passes)
+    request = TrainingRequest(zeros=ZeroMovement.MOVE, codes=CodeMovement.MOVE)
+    after, expected = trained(model, steps=10, rate=0.2, request=request)
+    found = open_session(after, optimise=False).run({"x": X})["y"]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    for place, (one, other) in enumerate(zip(_dense(model), _dense(after), strict=True)):
+        if place % 2 == 0:
+            assert np.count_nonzero(other) <= np.count_nonzero(one)
+            assert ((one == 0) != (other == 0)).any()
+    assert after.file_bytes() <= 1.01 * model.file_bytes()
+
+
+def test_released_zeros_are_stored_dense() -> None:
+    model = stored_by("prune-weights:ratio=0.9")
+    assert any(isinstance(leaf.holder.stored, StoredSparse) for leaf in _leaves(model))
+    after, expected = trained(model, request=TrainingRequest(zeros=ZeroMovement.RELEASE))
+    assert not any(isinstance(leaf.holder.stored, StoredSparse) for leaf in _leaves(after))
+    found = open_session(after, optimise=False).run({"x": X})["y"]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def _leaves(model: Model) -> list[LeafWeight]:
+    return list(read_constraints(model.graph).leaves())
+
+
+# ---------------------------------------------------------------- other values to start from
+
+
+@pytest.mark.parametrize("passes", ["prune-weights:ratio=0.8", *MOVED])
+def test_weights_start_from_other_values_within_what_they_obey(passes: str) -> None:
+    model = stored_by(passes)
+    constraints = read_constraints(model.graph)
+    twin = dense_twin(model, constraints)
+    weights = TrainedWeights(constraints, twin.names, settings=Settings(request=MOVE))
+    original = _dense(Model.load(LAYERS))
+    found = weights_of_other(constraints, read_constraints(Model.load(LAYERS).graph))
+    assert weights.begin(found)[0] == 4
+    weights.settle(NOW)
+    copy = model.clone()
+    rw = Rewriter(copy.graph)
+    store_values(rw, read_constraints(copy.graph), weights.store())
+    rw.result()
+    given, found = _dense(model), _dense(copy)
+    for place, wanted in enumerate(original):
+        errors = [np.square(each[place] - wanted).sum() for each in (given, found)]
+        assert errors[1] <= errors[0] * (1 + 1e-6)
+        if "prune" in passes:
+            assert not found[place][given[place] == 0].any()
+    np.testing.assert_array_equal(found[1], original[1])
+
+
+def _dense(model: Model) -> list[np.ndarray]:
+    """Weights and biases of the net, in the order of its nodes."""
+    twin = dense_twin(model, read_constraints(model.graph)).model
+    constants = [t.values for n in twin.graph.nodes for t in n.inputs if isinstance(t, Constant)]
+    return [array.T if array.shape == (288, 32) else array for array in constants
+            if array.dtype == np.float32]  # fmt: skip
+
+
+def test_random_weights_have_the_spread_of_the_inputs_that_are_kept() -> None:
+    model = stored_by("prune-weights:ratio=0.8")
+    twin = dense_twin(model, read_constraints(model.graph))
+    found = random_weights(twin, 3)
+    given = dict(zip("kcwb", _dense(model), strict=True))
+    for name in ("k", "w"):
+        array = found[name]
+        np.testing.assert_array_equal(array == 0, given[name] == 0)
+        inputs = np.count_nonzero(given[name].reshape(len(array), -1), axis=1)
+        scaled = array.reshape(len(array), -1) * np.sqrt(inputs / 2)[:, None]
+        assert scaled[scaled != 0].std() == pytest.approx(1, rel=0.2)
+    biases = [array for name, array in found.items() if name not in given]
+    assert [array.shape for array in biases] == [(8,), (32,)]
+    assert not any(array.any() for array in biases)
+    assert not np.array_equal(found["w"], random_weights(twin, 4)["w"])
+
+
 # ---------------------------------------------------------------- by chance
 
 
@@ -170,20 +334,6 @@ def test_gradients_reach_floats_as_they_are_and_tables_in_sums() -> None:
 
 
 # ---------------------------------------------------------------- stored
-
-MOVED = [
-    "cluster-weights:bits=3",
-    "cluster-weights:bits=2:per=channel",
-    "cluster-weights:bits=4:vector=2",
-    "cluster-weights:bits=3:stages=2",
-    "cluster-weights:bits=5:stages=2",
-    "prune-weights:ratio=0.8,cluster-weights:bits=3",
-    "ternarize-weights",
-    "binarize-weights",
-    "binarize-weights:bases=2",
-    "quantize-power-of-two:bits=4",
-    "quantize-weights:bits=4:block=16",
-]
 
 
 @pytest.mark.parametrize("passes", MOVED)

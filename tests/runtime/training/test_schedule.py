@@ -7,6 +7,7 @@ import pytest
 
 from onnxslim.runtime.training import schedule
 from onnxslim.runtime.training.schedule import best_rate, one_cycle
+from onnxslim.services.training import Optimizer
 
 
 def test_a_cycle_rises_to_the_largest_rate_and_ends_near_zero() -> None:
@@ -24,17 +25,17 @@ def test_a_cycle_rises_to_the_largest_rate_and_ends_near_zero() -> None:
 def test_the_rate_is_a_part_of_the_one_that_doubles_losses(most: float) -> None:
     """Losses that fall below the rate `most`, and grow above it, with noise from batch to batch."""
     rng = np.random.default_rng(0)
-    rates = schedule.tested_rates()
+    rates = schedule.tested_rates(Optimizer.ADAM)
     found = best_rate(lambda rate: max(0.9, rate / most) * rng.uniform(0.7, 1.4), rates)
     assert most / 10 <= found <= most
 
 
 def test_losses_that_never_grow_give_the_largest_rate() -> None:
-    rates = schedule.tested_rates()
+    rates = schedule.tested_rates(Optimizer.ADAM)
     assert best_rate(lambda rate: 0.9, rates) == pytest.approx(rates[-1] / 10)
 
 
 def test_a_loss_that_is_no_number_ends_the_test() -> None:
     losses = iter([1.0, 0.9, float("nan")])
-    rates = schedule.tested_rates()
+    rates = schedule.tested_rates(Optimizer.ADAM)
     assert best_rate(lambda rate: next(losses), rates) == pytest.approx(rates[2] / 10)
