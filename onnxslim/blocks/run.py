@@ -120,14 +120,14 @@ class BlockPruning:
     def _refitted(self) -> list[str]:
         """Refit what is left to the original model; the labels of what that brings nearer to it."""
         calibration, model = self.context.calibration, self.context.model
-        reference = self.context.reference
+        reference, target = self.context.reference, self.context.target
         if not (self._totals and self.options.reconstruct):
             return []
-        if calibration is None or model is None or reference is None:
+        if calibration is None or model is None or reference is None or target is None:
             return []
         tried, held = calibration.halves()
         refits = (
-            lambda: refit_normalizations(self.rw, model, reference, tried),
+            lambda: refit_normalizations(self.rw, model, target, tried),
             lambda: self._refit_readers(tried),
         )
         return confirmed_refits(self.rw, model, reference, held, refits)
