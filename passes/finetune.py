@@ -56,7 +56,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -186,7 +186,7 @@ class Finetune(FilteredPass):
             rw.decline(str(reason))
             return rw.result()
         store_values(rw, constraints, found.values)
-        return replace(rw.result(), notes=(_summary(self.name, found), *found.notes))
+        return replace(rw.result(), notes=(found.summary(self.name), *found.notes))
 
     def _trained(self, constraints: Constraints, context: Context) -> TrainingOutcome:
         """New values.
@@ -201,21 +201,23 @@ class Finetune(FilteredPass):
         is_same = not self.teacher and are_equal(constraints, read_constraints(teachers[0].graph))
         if is_same:
             raise NotApplicable("the model is its own teacher: no lossy step came before")
+        found = trainer.train(model, teachers, self.request(), self.accepting(context))
+        if not found.values:
+            raise NotApplicable(found.nothing)
+        return found
+
+    def accepting(self, context: Context) -> Callable[[Sequence[str]], bool]:
+        """Whether a weight learns, by the labels of the nodes that read it."""
         selection = self.selection(context)
         wanted, thawed = replace(selection, skip=()), replace(selection, only=())
 
         def accepts(readers: Sequence[str]) -> bool:
             return any(map(wanted.accepts, readers)) and all(map(thawed.accepts, readers))
 
-        found = trainer.train(model, teachers, self._request(), accepts)
-        if not found.values:
-            raise NotApplicable(
-                f"{_epochs(found)} brought nothing on {found.held} samples held back: "
-                f"{found.figure} was {found.before:.4g} before"
-            )
-        return found
+        return accepts
 
-    def _request(self) -> TrainingRequest:
+    def request(self) -> TrainingRequest:
+        """How to train."""
         return TrainingRequest(
             Loss(self.loss),
             self.alpha,
@@ -234,15 +236,3 @@ class Finetune(FilteredPass):
             rounding=CodeRounding(self.rounding),
             start=self.start,
         )
-
-
-def _epochs(found: TrainingOutcome) -> str:
-    return f"{found.epochs:.3g} epochs over {found.samples:,} samples"
-
-
-def _summary(name: str, found: TrainingOutcome) -> str:
-    return (
-        f"`{name}`: {found.figure} went from {found.before:.4g} to {found.after:.4g} on "
-        f"{found.held:,} samples held back, by {found.steps:,} steps ({_epochs(found)}) with a "
-        f"learning rate of up to {found.learning_rate:.2g}, in {found.seconds:.0f} s of CPU time."
-    )

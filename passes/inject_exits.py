@@ -1,4 +1,4 @@
-"""Let easy samples leave a classifier early, through exit heads fitted without training.
+"""Let easy samples leave a classifier early, through exit heads, fitted or trained.
 
 Rewrite:
     A classifier computes its scores y from a tensor t through which all data pass:
@@ -29,6 +29,13 @@ Why it is correct:
     it is also on random units computed from them. Ridge regression on moments of the calibration
     samples gives its weights.
 
+    With `finetune=EPOCHS` (extra `train`) the heads of the exits that were chosen learn from there
+    on, by gradients: `joint=heads` trains them alone, `joint=all` the network as well, by the sum
+    of the losses of the network and of all exits. The teacher is the network as it came to the
+    pass; `training='loss=labels'` takes labels. Thresholds are chosen and confirmed after that, on
+    samples that were not trained on, by the answers of the network as it came: with `joint=all`
+    samples that stay count, too, as the network may answer them in another way.
+
 Declines when:
     1. There are no calibration samples, or too few to confirm what `target` or `max-drop` asks for,
        which is found out before any work; or `max-drop` is given without labels.
@@ -53,7 +60,7 @@ Reference:
     arXiv:1810.07052; Hinton, Vinyals, Dean (2015), arXiv:1503.02531 (soft targets); Guo et al.
     (2017), arXiv:1706.04599 (temperature); Angelopoulos et al. (2021), arXiv:2110.01052 (fixed
     sequence testing); Tango (1998), Statistics in Medicine 17 (bound of a drop in accuracy). We
-    differ: nothing is trained, and the network itself is not changed.
+    differ: heads begin with closed forms, and the network itself is changed by `joint=all` alone.
 """
 
 from __future__ import annotations
@@ -77,11 +84,14 @@ from onnxslim.exits.promises import (
     unconfirmable,
 )
 from onnxslim.exits.run import ExitInjection, ExitRequest
+from onnxslim.exits.training import ExitTraining
 from onnxslim.graph.rewrite import Rewriter
+from onnxslim.passes.finetune import Finetune
 from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.pipeline.raising import run_raised
+from onnxslim.pipeline.trained_pass import TrainedPass
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.services.calibration import Calibration
 
@@ -96,14 +106,15 @@ _WITHOUT_LABELS = (
 
 
 @dataclass(frozen=True)
-class InjectExits(Pass):
-    """Let easy samples leave a classifier early, through exit heads fitted without training."""
+class InjectExits(TrainedPass):
+    """Let easy samples leave a classifier early, through exit heads, fitted or trained."""
 
     name: ClassVar[str] = "inject-exits"
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,inject-exits": "two exits at most, with the best promise that holds",
         "inject-exits:target=0.95:count=1": "one exit, and 95 % of the answers stay",
         "inject-exits:latency=0.7:head=mlp": "70 % of the mean latency",
+        "inject-exits:finetune=3:joint=all": "exits and network are trained together first",
     }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
 
@@ -153,6 +164,16 @@ class InjectExits(Pass):
     report_exit: bool = option(
         default=False, help="add an output with the number of the exit that each sample took"
     )
+    joint: str = option(
+        "heads",
+        one_of("heads", "all"),
+        "what finetune trains: the heads, or the network with them",
+    )
+    exit_loss: float = option(
+        1.0,
+        interval(0, 100, open_left=True),
+        "weight of the loss of each exit in joint=all, where that of the network counts once",
+    )
 
     def __post_init__(self) -> None:
         """Check that options fit together.
@@ -174,6 +195,18 @@ class InjectExits(Pass):
             raise UsageError(
                 f"`{self.name}:mode=anytime` skips nothing: leave out {' and '.join(idle)}."
             )
+        given = {spec.name for spec, _ in self.set_options()} & {"joint", "exit-loss"}
+        if self.finetune is None and given:
+            raise UsageError(f"`{min(given)}` of `{self.name}` is for use with `finetune=EPOCHS`.")
+
+    @property
+    def trains(self) -> bool:
+        """Whether exits are trained."""
+        return self.finetune is not None
+
+    def unrolled(self) -> tuple[Pass, ...]:
+        """Itself: exits are trained between their choice and that of thresholds."""
+        return (self,)
 
     def needs_calibration(self) -> str | None:
         """Heads and thresholds come from samples."""
@@ -228,6 +261,22 @@ class InjectExits(Pass):
             batch=BatchMode(self.batch),
             anytime=self.mode == "anytime",
             report=self.report_exit,
+            training=self._lessons(context),
+        )
+
+    def _lessons(self, context: Context) -> ExitTraining | None:
+        """How exits are trained; None: they are not."""
+        if self.finetune is None:
+            return None
+        how = self._training(self.finetune)
+        assert context.trainer is not None
+        assert isinstance(how, Finetune)
+        return ExitTraining(
+            context.trainer,
+            how.request(),
+            how.accepting(context),
+            joint=self.joint == "all",
+            weight=self.exit_loss,
         )
 
     def _promise(self, context: Context) -> Promise | None:

@@ -8,6 +8,8 @@ heads       exit heads fitted in closed form to the network's own answers
 nested_ifs  exits inserted into a graph as nested Ifs
 candidates  candidate exits: their latency and their heads, measured
 planning    which exits to insert, with which thresholds
+twin        a model with exits as one that every sample goes through to the end
+training    heads, and with them the network, trained together
 run         one run of inject-exits: all of the above in order
 """
 

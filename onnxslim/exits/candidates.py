@@ -157,6 +157,7 @@ class ExitAnalysis:
         batch: what happens to a batch in which only some samples are confident.
         labelled: samples with labels that thresholds are chosen and confirmed on; None: the
             calibration samples are.
+        network: what the model was before it was trained; None: it was not.
         why_not: why tensors of `at` are no candidates, by name; filled by `points`.
     """
 
@@ -168,6 +169,7 @@ class ExitAnalysis:
     hidden: bool = False
     batch: BatchMode = BatchMode.ALL
     labelled: Calibration | None = None
+    network: Model | None = None
     why_not: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -218,7 +220,15 @@ class ExitAnalysis:
     def distillation(self) -> Distillation:
         """The network that heads imitate."""
         output, score_form = self.scores
-        return Distillation(self.model, output.name, score_form, self.confidence, self.context.seed)
+        return Distillation(
+            self.model, output.name, score_form, self.confidence, self.context.seed, self.network
+        )
+
+    @property
+    def fit_to(self) -> Calibration:
+        """The samples that heads are fitted to."""
+        assert self.context.calibration is not None
+        return self.halves[0] if self.labelled is None else self.context.calibration
 
     @cached_property
     def halves(self) -> tuple[Calibration, Calibration]:
@@ -242,10 +252,9 @@ class ExitAnalysis:
         best: Mapping[str, FittedHead] = {}
         if self.context.calibration is not None:
             chosen = [pooling for point in self.points for pooling in poolings(point)]
-            fit_to = self.halves[0] if self.labelled is None else self.context.calibration
-            chosen = with_mask_where_it_fits(self.distillation, chosen, fit_to)
+            chosen = with_mask_where_it_fits(self.distillation, chosen, self.fit_to)
             with self.context.progress.step(f"fitting {len(chosen):,} heads"):
-                fitted = fit_heads(self.distillation, chosen, fit_to, hidden=self.hidden)
+                fitted = fit_heads(self.distillation, chosen, self.fit_to, hidden=self.hidden)
             best = self._best(fitted)
             if self.labelled is not None:
                 best = self._tried_on_labels(best)
@@ -267,7 +276,7 @@ class ExitAnalysis:
     def _tried_on_labels(self, fitted: Mapping[str, FittedHead]) -> dict[str, FittedHead]:
         """The heads with their answers for the first half of the labelled samples."""
         heads = [item.head for item in fitted.values()]
-        trials = head_trials(self.distillation, heads, self.halves[0])
+        trials = head_trials(self.distillation, heads, self.halves[0]).heads
         return {
             name: replace(item, trial=trial)
             for (name, item), trial in zip(fitted.items(), trials, strict=True)
@@ -332,7 +341,7 @@ def exit_rows(analysis: ExitAnalysis) -> tuple[list[ExitRow], list[str]]:
     heads = [candidate.known.head for candidate in candidates if candidate.fitted is not None]
     if not heads:
         return rows, notes
-    trials = head_trials(analysis.distillation, heads, analysis.halves[1])
+    trials = head_trials(analysis.distillation, heads, analysis.halves[1]).heads
     few = [candidate for candidate in candidates if candidate.known.warning is not None]
     if few:
         notes.append(f"`{few[0].point.tensor}`: {few[0].known.warning}")

@@ -18,8 +18,9 @@ best at a point (see `candidates`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -98,6 +99,7 @@ class Distillation:
     Attributes:
         output: name of the class scores.
         seed: of the random hidden units.
+        network: the network whose answers count, where `model` was trained since; None: `model`.
     """
 
     model: Model
@@ -105,6 +107,36 @@ class Distillation:
     score_form: ScoreForm
     confidence: Confidence
     seed: int = 0
+    network: Model | None = None
+
+
+@dataclass(frozen=True)
+class HeadAnswers:
+    """What heads and networks say of N samples.
+
+    Attributes:
+        logits: of all heads, (heads, N, classes).
+        own: log-probabilities of the model that has the heads, (N, classes).
+        expected: those of the network whose answers count.
+        labels: (N,); None without any.
+    """
+
+    logits: np.ndarray
+    own: np.ndarray
+    expected: np.ndarray
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class HeadTrials:
+    """How heads answer samples, and how the model answers those that stay.
+
+    Attributes:
+        rest: None where the model is the network whose answers count.
+    """
+
+    heads: list[HeadTrial]
+    rest: HeadTrial | None
 
 
 def poolings(point: ExitPoint) -> list[Pooling]:
@@ -162,10 +194,12 @@ def fit_heads(
         replace(head, weight=weight, bias=bias)
         for head, (weight, bias, _) in zip(heads, solved, strict=True)
     ]
-    calibrated = _calibrated(distillation, fitted, held)
+    made, trials = calibrated(distillation, fitted, held)
     return [
         FittedHead(head, error, trial, count)
-        for (head, trial), (_, _, error), count in zip(calibrated, solved, counts, strict=True)
+        for head, trial, (_, _, error), count in zip(
+            made, trials.heads, solved, counts, strict=True
+        )
     ]
 
 
@@ -216,32 +250,70 @@ def network_logs(scores: np.ndarray, score_form: ScoreForm) -> np.ndarray:
     return _log_softmax(flat)
 
 
-def head_outputs(
+def head_answers(
     distillation: Distillation, heads: Sequence[Head], calibration: Calibration
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """For each run over samples: logits of all heads, log-probabilities of the network, labels.
-
-    Their shapes are (heads, N, classes), (N, classes) and (N,); labels are None without any.
-    """
+) -> Iterator[HeadAnswers]:
+    """For each run over samples, what heads and networks say."""
     model, names = _with_heads(distillation, heads)
+    return twin_answers(distillation, model, names, calibration)
+
+
+def twin_answers(
+    distillation: Distillation, model: Model, names: Sequence[str], calibration: Calibration
+) -> Iterator[HeadAnswers]:
+    """For each run over samples, what heads and networks say.
+
+    Args:
+        distillation: the networks.
+        model: returns the scores of the first of them, and those of heads.
+        names: of the outputs with the scores of heads.
+        calibration: the samples.
+    """
     classes = _classes(distillation)
-    for answer in calibration.outputs(model):
-        logits = np.stack([answer.values[name] for name in names])
-        logs = network_logs(answer.values[distillation.output], distillation.score_form)
-        labels = None if answer.labels is None else class_numbers(answer.labels, classes)
-        yield logits, logs, labels
+    form, output = distillation.score_form, distillation.output
+    network = distillation.network
+    runs = calibration.outputs(model)
+    others = repeat(None) if network is None else calibration.outputs(network)
+    for answer, other in zip(runs, others, strict=False):
+        own = network_logs(answer.values[output], form)
+        yield HeadAnswers(
+            np.stack([answer.values[name].reshape(len(own), -1) for name in names]),
+            own,
+            own if other is None else network_logs(other.values[output], form),
+            None if answer.labels is None else class_numbers(answer.labels, classes),
+        )
 
 
 def head_trials(
     distillation: Distillation, heads: Sequence[Head], calibration: Calibration
-) -> list[HeadTrial]:
+) -> HeadTrials:
     """The confidence of each head on each sample, and how it answers beside the network."""
-    found: list[list[HeadTrial]] = [[] for _ in heads]
-    for logits, logs, labels in head_outputs(distillation, heads, calibration):
-        for trials, own in zip(found, logits, strict=True):
-            sure = confidences(own, distillation.confidence)
-            trials.append(_trial(sure, own.argmax(axis=1), logs.argmax(axis=1), labels))
-    return [_joined(trials) for trials in found]
+    return trials_of(distillation, head_answers(distillation, heads, calibration))
+
+
+def trials_of(distillation: Distillation, answers: Iterable[HeadAnswers]) -> HeadTrials:
+    """How heads, and a network that was trained, answer beside the network that counts."""
+    found: list[list[HeadTrial]] = []
+    for answer in answers:
+        scores = [*answer.logits, *([] if distillation.network is None else [answer.own])]
+        expected = answer.expected.argmax(axis=1)
+        found.append(
+            [
+                _trial(
+                    confidences(own, distillation.confidence),
+                    own.argmax(axis=1),
+                    expected,
+                    answer.labels,
+                )
+                for own in scores
+            ]
+        )
+    joined = [_joined(trials) for trials in zip(*found, strict=True)]
+    return (
+        HeadTrials(joined, None)
+        if distillation.network is None
+        else HeadTrials(joined[:-1], joined[-1])
+    )
 
 
 def _trial(
@@ -267,24 +339,23 @@ def _joined(trials: Sequence[HeadTrial]) -> HeadTrial:
 # ---------------------------------------------------------------------------- calibrating
 
 
-def _calibrated(
+def calibrated(
     distillation: Distillation, heads: Sequence[Head], held: Calibration
-) -> Iterator[tuple[Head, HeadTrial]]:
+) -> tuple[list[Head], HeadTrials]:
     """The heads with logits divided by the temperature that calibrates their probabilities."""
-    seen = list(head_outputs(distillation, heads, held))
-    logs = np.concatenate([item[1] for item in seen])
-    targets = np.exp(logs)
-    found = [item[2] for item in seen if item[2] is not None]
-    labels = np.concatenate(found) if len(found) == len(seen) else None
-    if labels is not None:
-        targets = np.eye(logs.shape[1])[labels]
-    answers = logs.argmax(axis=1)
-    for number, head in enumerate(heads):
-        logits = np.concatenate([item[0][number] for item in seen]).astype(np.float64)
-        temperature = best_temperature(logits, targets)
-        own = replace(head, weight=head.weight / temperature, bias=head.bias / temperature)
-        sure = confidences(logits / temperature, distillation.confidence)
-        yield own, _trial(sure, logits.argmax(axis=1), answers, labels)
+    seen = list(head_answers(distillation, heads, held))
+    targets = np.exp(np.concatenate([item.expected for item in seen]))
+    labels = [item.labels for item in seen if item.labels is not None]
+    if len(labels) == len(seen):
+        targets = np.eye(targets.shape[1])[np.concatenate(labels)]
+    logits = np.concatenate([item.logits for item in seen], axis=1).astype(np.float64)
+    by = np.array([best_temperature(own, targets) for own in logits])
+    cooled = [replace(x, logits=x.logits / by[:, None, None]) for x in seen]
+    made = [
+        replace(head, weight=head.weight / temperature, bias=head.bias / temperature)
+        for head, temperature in zip(heads, by, strict=True)
+    ]
+    return made, trials_of(distillation, cooled)
 
 
 def best_temperature(logits: np.ndarray, targets: np.ndarray) -> float:

@@ -105,7 +105,7 @@ def insert_exits(
     Returns:
         The name of the new output with the exit numbers; None without `options.report`.
     """
-    _drop_unused(rw.main)
+    _drop_unused(rw)
     return _ExitInsertion(rw, _output_named(rw.main, output), options).run(exits)
 
 
@@ -337,14 +337,12 @@ def _followers(point: gs.Tensor) -> set[gs.Tensor]:
     return found
 
 
-def _drop_unused(graph: gs.Graph) -> None:
+def _drop_unused(rw: Rewriter) -> None:
     """Remove nodes that no output needs: they might read tensors that move into a branch."""
-    used = ancestors(graph.outputs)
-    for node in graph.nodes:
-        if node not in used:
-            node.inputs.clear()
-            node.outputs.clear()
-    graph.nodes = [node for node in graph.nodes if node in used]
+    used = ancestors(rw.main.outputs)
+    for node in reversed(rw.main.nodes):
+        if node not in used and rw.is_alive(node):
+            rw.remove(node, "no output needs it")
 
 
 def _output_named(graph: gs.Graph, name: str) -> gs.Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxslim.errors import NotApplicable, RuntimeFailure
 from onnxslim.exits.candidates import ExitAnalysis, ExitCandidate
-from onnxslim.exits.heads import Distillation, head_trials
+from onnxslim.exits.heads import Distillation, HeadTrials, head_trials
 from onnxslim.exits.nested_ifs import Exit, ExitOptions, with_exits
 from onnxslim.exits.promises import AgreementPromise, Promise
 from onnxslim.exits.thresholds import (
@@ -87,6 +87,7 @@ class ExitPlanner:
         candidates: candidate exits in the order of the graph, with heads.
         fixed: whether to use all candidates.
         thresholds: given thresholds, one for each exit or one for all; (): choose them.
+        rest: how the model answers samples that stay, where it was trained; see `outcome`.
     """
 
     candidates: tuple[ExitCandidate, ...]
@@ -96,6 +97,7 @@ class ExitPlanner:
     latency: float | None
     thresholds: tuple[float, ...]
     worst: float | None = None
+    rest: HeadTrial | None = None
 
     def choose(self) -> ExitPlan | str:
         """The best plan on the samples by which heads were chosen; or why there is none."""
@@ -158,12 +160,13 @@ class ExitPlanner:
                 return None
             chosen = self.thresholds * (len(candidates) // len(self.thresholds))
         elif self.promise is not None:
-            chosen = loosest(self._path(candidates, costs), trials, self.promise.is_planned)
+            path = self._path(candidates, costs)
+            chosen = loosest(path, trials, self.promise.is_planned, self.rest)
         else:
             chosen = next(self._within(candidates, trials, costs), None)
-        return (
-            None if chosen is None else ExitPlan(candidates, chosen, outcome(chosen, trials), costs)
-        )
+        if chosen is None:
+            return None
+        return ExitPlan(candidates, chosen, outcome(chosen, trials, self.rest), costs)
 
     def _within(
         self,
@@ -174,7 +177,7 @@ class ExitPlanner:
         """Thresholds that keep the budget of latency, the strictest first."""
         assert self.latency is not None
         for thresholds in self._path(candidates, costs):
-            if outcome(thresholds, trials).latency(costs) <= self.latency:
+            if outcome(thresholds, trials, self.rest).latency(costs) <= self.latency:
                 yield thresholds
 
     def _merit(self, plan: ExitPlan) -> float:
@@ -208,16 +211,16 @@ class ExitPlanner:
 
 def confirm(
     plan: ExitPlan, distillation: Distillation, held: Calibration
-) -> tuple[ExitPlan, list[HeadTrial]]:
+) -> tuple[ExitPlan, HeadTrials]:
     """The plan with its outcome on held-out samples, and the answers of its heads on them."""
     seen = head_trials(distillation, [candidate.known.head for candidate in plan.candidates], held)
-    return replace(plan, outcome=outcome(plan.thresholds, seen)), seen
+    return replace(plan, outcome=outcome(plan.thresholds, seen.heads, seen.rest)), seen
 
 
 def tightened(
     plan: ExitPlan,
     path: Sequence[tuple[float, ...]],
-    trials: Sequence[HeadTrial],
+    trials: HeadTrials,
     promise: Promise,
 ) -> ExitPlan:
     """The plan with the loosest thresholds that are confirmed to keep a promise on new samples.
@@ -225,31 +228,37 @@ def tightened(
     Raises:
         NotApplicable: not even the strictest are.
     """
-    found = loosest(path, trials, promise.is_kept)
+    heads, rest = trials.heads, trials.rest
+    found = loosest(path, heads, promise.is_kept, rest)
     if found is None:
         raise NotApplicable(
-            f"{promise} is not confirmed: {promise.broken_by(outcome(path[0], trials))}, even "
+            f"{promise} is not confirmed: {promise.broken_by(outcome(path[0], heads, rest))}, even "
             "where heads must be surest; give more samples, or a weaker promise"
         )
-    return replace(plan, thresholds=found, outcome=outcome(found, trials))
+    return replace(plan, thresholds=found, outcome=outcome(found, heads, rest))
+
+
+def spread(candidates: Sequence[ExitCandidate], count: int | None) -> tuple[ExitCandidate, ...]:
+    """Up to `count` candidates (None: all), spread over the latency."""
+    if count is None or count >= len(candidates):
+        return tuple(candidates)
+    wanted = [(number + 1) / (count + 1) for number in range(count)]
+    costs = np.array([candidate.cost for candidate in candidates])
+    nearest = {int(np.argmin(np.abs(costs - share))) for share in wanted}
+    return tuple(candidates[number] for number in sorted(nearest))
 
 
 def anytime_plan(
     analysis: ExitAnalysis, candidates: Sequence[ExitCandidate], count: int | None
 ) -> ExitPlan:
     """A plan of up to `count` exits (None: all), spread over the latency, without thresholds."""
-    chosen = list(candidates)
-    if count is not None and count < len(candidates):
-        wanted = [(number + 1) / (count + 1) for number in range(count)]
-        costs = np.array([candidate.cost for candidate in candidates])
-        nearest = {int(np.argmin(np.abs(costs - share))) for share in wanted}
-        chosen = [candidates[number] for number in sorted(nearest)]
+    chosen = spread(candidates, count)
     heads = [candidate.known.head for candidate in chosen]
-    seen = head_trials(analysis.distillation, heads, analysis.halves[1])
+    seen = head_trials(analysis.distillation, heads, analysis.halves[1]).heads
     agreements = tuple(float(trial.agrees.mean()) for trial in seen)
     nobody = (0.0,) * len(chosen)
     result = Outcome((*nobody, 1.0), agreements, 0, len(seen[0].agrees))
-    return ExitPlan(tuple(chosen), (NEVER,) * len(chosen), result, chain_costs(chosen))
+    return ExitPlan(chosen, (NEVER,) * len(chosen), result, chain_costs(chosen))
 
 
 def measured_costs(
@@ -274,7 +283,8 @@ def splits_well(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) ->
     """Whether the network returns the same on a part of a batch as on all of it.
 
     Tried on a batch of which about half leaves at each exit: the other samples must get the answers
-    of the network itself.
+    of the network itself. Where samples run one by one, as those of a network that looks across its
+    batch do, nothing can be tried.
     """
     assert analysis.context.calibration is not None
     middle = [float(np.median(candidate.known.trial.confidence)) for candidate in plan.candidates]
@@ -284,8 +294,10 @@ def splits_well(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) ->
     report = model.graph.outputs[-1].name
     plain = analysis.context.calibration.outputs(analysis.model, together=_TRIED_TOGETHER)
     split = analysis.context.calibration.outputs(model, together=_TRIED_TOGETHER)
+    most = 1
     try:
         for expected, found in zip(plain, split, strict=True):
+            most = max(most, expected.rows)
             stays = found.values[report] > len(plan.candidates)
             wanted = expected.values[output]
             if found.values[output].shape != wanted.shape:
@@ -297,7 +309,7 @@ def splits_well(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) ->
                 return True
     except RuntimeFailure:
         return False
-    return True
+    return most > 1
 
 
 def _with_exits(analysis: ExitAnalysis, plan: ExitPlan, options: ExitOptions) -> Model:

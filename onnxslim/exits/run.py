@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from onnxslim.constraints.read import read_constraints
+from onnxslim.constraints.storing import store_values
 from onnxslim.errors import NotApplicable
 from onnxslim.exits.candidates import ExitAnalysis, ExitCandidate
 from onnxslim.exits.nested_ifs import BatchMode, ExitOptions, append_exits, insert_exits
@@ -20,10 +22,12 @@ from onnxslim.exits.planning import (
     confirm,
     measured_costs,
     splits_well,
+    spread,
     tightened,
 )
 from onnxslim.exits.promises import Promise, unconfirmable
-from onnxslim.exits.thresholds import confidence_text
+from onnxslim.exits.thresholds import HeadTrial, confidence_text
+from onnxslim.exits.training import ExitTraining, TrainedExits, trained_exits
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, PassResult
@@ -47,6 +51,7 @@ class ExitRequest:
         batch: what happens to a batch of which only some samples may leave.
         anytime: return the scores of every exit as further outputs, and skip nothing.
         report: return the number of the exit that each sample took, as a further output.
+        training: how heads are trained before thresholds are chosen; None: they are not.
     """
 
     at: tuple[str, ...]
@@ -62,6 +67,7 @@ class ExitRequest:
     batch: BatchMode
     anytime: bool
     report: bool
+    training: ExitTraining | None = None
 
 
 class ExitInjection:
@@ -75,6 +81,7 @@ class ExitInjection:
         assert context.model is not None
         self.rw, self.context, self.request = rewriter, context, request
         self.plan: ExitPlan | None = None
+        self._learned: TrainedExits | None = None
         self._analysis = ExitAnalysis(
             context.model.clone(),
             context,
@@ -94,7 +101,9 @@ class ExitInjection:
         except NotApplicable as reason:  # raised before anything is changed
             self.rw.decline(str(reason))
             return PassResult(skips=self.rw.result().skips)
-        return replace(self.rw.result(), fidelity=Fidelity.LOSSY, outputs=added)
+        found = self._learned
+        notes = () if found is None else (found.outcome.summary("inject-exits"),)
+        return replace(self.rw.result(), fidelity=Fidelity.LOSSY, outputs=added, notes=notes)
 
     def _candidates(self) -> tuple[ExitCandidate, ...]:
         analysis = self._analysis
@@ -114,30 +123,52 @@ class ExitInjection:
     def _insert(self, candidates: tuple[ExitCandidate, ...]) -> tuple[str, ...]:
         """Insert the exits of a confirmed plan; returns the names of outputs that were added."""
         request = self.request
-        planner = ExitPlanner(
-            candidates,
-            request.count,
-            bool(request.at),
-            request.promise,
-            request.latency,
-            self._thresholds(candidates),
-            request.worst,
-        )
-        plan = self._confirmed(planner)
+        planner = self._planner(candidates, is_fixed=bool(request.at))
+        if request.training is None:
+            plan = self._confirmed(planner)
+        else:
+            planner, plan = self._trained_plan(_worth_training(planner), request.training)
         options = self._options(plan)
         costs = measured_costs(self._analysis, plan, options)
         if costs is not None:
             plan = self._at_costs(planner, replace(plan, costs=costs))
         self._warn(plan)
+        self._store()
         report = insert_exits(self.rw, self._analysis.distillation.output, plan.exits, options)
         for number, candidate in enumerate(plan.candidates):
             self.rw.note(candidate.point.tensor, _exit_words(plan, number), Fidelity.LOSSY)
         first = plan.candidates[0].point.tensor
         self.rw.note(
-            first, _plan_words(plan, request.promise, is_timed=costs is not None), Fidelity.LOSSY
+            first,
+            _plan_words(
+                plan,
+                request.promise,
+                is_timed=costs is not None,
+                has_learned=self._analysis.network is not None,
+            ),
+            Fidelity.LOSSY,
         )
         self.plan = plan
         return () if report is None else (report,)
+
+    def _planner(
+        self,
+        candidates: tuple[ExitCandidate, ...],
+        *,
+        is_fixed: bool,
+        rest: HeadTrial | None = None,
+    ) -> ExitPlanner:
+        request = self.request
+        return ExitPlanner(
+            candidates,
+            request.count,
+            is_fixed,
+            request.promise,
+            request.latency,
+            self._thresholds(candidates),
+            request.worst,
+            rest,
+        )
 
     def _thresholds(self, candidates: Sequence[ExitCandidate]) -> tuple[float, ...]:
         """The given thresholds, from the order of `at` to the order of the graph."""
@@ -163,6 +194,37 @@ class ExitInjection:
                 raise NotApplicable(why)  # declines 1
             plan = tightened(plan, planner.fine_path(plan), trials, planner.promise)
         return self._without_idle(plan)
+
+    # ----------------------------------------------------------------- training
+
+    def _trained_plan(
+        self, candidates: tuple[ExitCandidate, ...], how: ExitTraining
+    ) -> tuple[ExitPlanner, ExitPlan]:
+        """A plan for candidates, whose heads are trained first, and what chose its thresholds.
+
+        Where no sample leaves at some exit, the others are trained without it: so they are the same
+        as where they alone are asked for.
+        """
+        before = self._analysis
+        while True:
+            self._analysis = before
+            found = self._trained(candidates, how)
+            planner = self._planner(found.candidates, is_fixed=True, rest=found.rest)
+            plan = self._confirmed(planner)
+            left = {candidate.point.tensor for candidate in plan.candidates}
+            if len(left) == len(candidates):
+                return planner, plan
+            candidates = tuple(item for item in candidates if item.point.tensor in left)
+
+    def _trained(self, candidates: Sequence[ExitCandidate], how: ExitTraining) -> TrainedExits:
+        self._learned = found = trained_exits(self._analysis, candidates, how)
+        self._analysis = found.analysis
+        return found
+
+    def _store(self) -> None:
+        """Write into the graph what the network learned."""
+        if self._learned is not None and self._learned.network:
+            store_values(self.rw, read_constraints(self.rw.main), self._learned.network)
 
     def _without_idle(self, plan: ExitPlan) -> ExitPlan:
         """The plan without the exits at which no held-out sample leaves."""
@@ -216,6 +278,10 @@ class ExitInjection:
         analysis, request = self._analysis, self.request
         output, score_form = analysis.scores
         plan = anytime_plan(analysis, candidates, None if request.at else request.count)
+        if request.training is not None:
+            found = self._trained(plan.candidates, request.training)
+            plan = anytime_plan(found.analysis, found.candidates, None)
+            self._store()
         self._warn(plan)
         self.plan = plan
         names = append_exits(self.rw, output.name, plan.exits, score_form)
@@ -234,6 +300,14 @@ class ExitInjection:
                 self.rw.skip(candidate.point.tensor, candidate.fitted.warning)
 
 
+def _worth_training(planner: ExitPlanner) -> tuple[ExitCandidate, ...]:
+    """The candidates of the best plan before training; where there is none yet, spread ones."""
+    chosen = planner.choose()
+    if isinstance(chosen, ExitPlan):
+        return chosen.candidates
+    return spread(planner.candidates, None if planner.fixed else planner.count)
+
+
 # ---------------------------------------------------------------------------- words
 
 
@@ -248,12 +322,15 @@ def _exit_words(plan: ExitPlan, number: int) -> str:
     )
 
 
-def _plan_words(plan: ExitPlan, promise: Promise | None, *, is_timed: bool) -> str:
+def _plan_words(
+    plan: ExitPlan, promise: Promise | None, *, is_timed: bool, has_learned: bool
+) -> str:
     result = plan.outcome
+    whom = "answers of the network as it was" if has_learned else "answers of the network"
     how = "as timed" if is_timed else "by multiply-accumulates, not timed"
     promised = "" if promise is None else f"; {promise.promised(result)}"
     return (
-        f"agrees with the network for {100 * result.agreement:.2f} % of {result.samples:,} "
+        f"gives the {whom} to {100 * result.agreement:.2f} % of {result.samples:,} "
         f"samples held back, so for at least {100 * result.promised:.2f} % of such samples "
         f"with {confidence_text()} confidence{promised}; expected latency: mean "
         f"{plan.latency:.2f}, median {result.median_latency(plan.costs):.2f}, worst "

@@ -69,10 +69,10 @@ class Outcome:
     Attributes:
         shares: share of the samples that leave at each exit; last, of those that never leave.
         agreements: for each exit, the agreement of the samples that leave there; None without any.
-        disagreeing: number of samples that leave with another answer than the network's.
-        lost: number of samples that leave with a wrong answer where the network's is right; 0
-            without labels.
-        won: number of samples that leave with the right answer where the network's is wrong.
+        disagreeing: number of samples that get another answer than the network's.
+        lost: number of samples that get a wrong answer where the network's is right; 0 without
+            labels.
+        won: number of samples that get the right answer where the network's is wrong.
         is_labelled: whether `lost` and `won` were counted.
     """
 
@@ -172,8 +172,16 @@ def min_samples_for_drop(share: float) -> int:
     return ceil(quantile**2 * (1 - share) / share)
 
 
-def outcome(thresholds: Sequence[float], trials: Sequence[HeadTrial]) -> Outcome:
-    """Let each sample leave at the first exit whose head reaches its threshold."""
+def outcome(
+    thresholds: Sequence[float], trials: Sequence[HeadTrial], rest: HeadTrial | None = None
+) -> Outcome:
+    """Let each sample leave at the first exit whose head reaches its threshold.
+
+    Args:
+        thresholds: of the exits, in order.
+        trials: of their heads.
+        rest: how samples that stay are answered; None: as the network that is agreed with does.
+    """
     samples = len(trials[0].confidence)
     inside = np.ones(samples, bool)  # samples that have not left
     shares: list[float] = []
@@ -191,6 +199,11 @@ def outcome(thresholds: Sequence[float], trials: Sequence[HeadTrial]) -> Outcome
         shares.append(count / samples)
         agreements.append(right / count if count else None)
         inside &= ~leaves
+    if rest is not None:
+        disagreeing += int((inside & ~rest.agrees).sum())
+        if rest.gain is not None:
+            lost += int((rest.gain[inside] < 0).sum())
+            won += int((rest.gain[inside] > 0).sum())
     shares.append(float(inside.mean()))
     is_labelled = all(trial.gain is not None for trial in trials)
     return Outcome(tuple(shares), tuple(agreements), disagreeing, samples, lost, won, is_labelled)
@@ -262,13 +275,14 @@ def loosest(
     path: Sequence[tuple[float, ...]],
     trials: Sequence[HeadTrial],
     is_kept: Callable[[Outcome], bool],
+    rest: HeadTrial | None = None,
 ) -> tuple[float, ...] | None:
     """The last thresholds on a path before the first whose outcome is not kept; None if none is.
 
     The path goes from strict to loose. For a promise on new samples, it was chosen without looking
-    at `trials`.
+    at `trials`. `rest` as in `outcome`.
     """
-    kept = list(takewhile(lambda thresholds: is_kept(outcome(thresholds, trials)), path))
+    kept = list(takewhile(lambda thresholds: is_kept(outcome(thresholds, trials, rest)), path))
     return kept[-1] if kept else None
 
 

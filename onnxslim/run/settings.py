@@ -189,6 +189,8 @@ class RunSettings:
                 threads=self.threads,
                 kinds=kinds,
                 progress=self.progress,
+                has_own_samples=self.given_training is not None
+                and self.given_training is not self.given_calibration,
             )
         elif prover is not None and prover.probes:
             seeded = CalibrationRuns(

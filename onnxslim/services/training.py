@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from onnxslim.records import OutputKind
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -83,6 +85,23 @@ AUGMENTATIONS = ("shift", "flip", "crop", "noise", "mixup")
 
 
 @dataclass(frozen=True)
+class Imitation:
+    """An output that the student alone has, such as that of a head, and what it learns from.
+
+    Attributes:
+        name: of the output.
+        of: name of the output of the teachers that it is to be like.
+        kind: what both hold.
+        weight: by which its loss is multiplied; that of all other outputs together counts once.
+    """
+
+    name: str
+    of: str
+    kind: OutputKind
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class TrainingRequest:
     """How a model is to be trained.
 
@@ -103,6 +122,9 @@ class TrainingRequest:
         start: a word of `TrainingStart`, or the path of a model with other values.
         checkpoint: path of a file that each epoch is saved to, and from which the same training
             goes on; None: none.
+        imitations: further outputs of the student that learn.
+        part: number and count: of the samples only those that `Calibration.parts(count)` deals to
+            the part of this number; None: all.
     """
 
     loss: Loss = Loss.DISTILL
@@ -121,6 +143,8 @@ class TrainingRequest:
     codes: CodeMovement = CodeMovement.STAY
     rounding: CodeRounding = CodeRounding.NEAREST
     start: str = TrainingStart.GIVEN
+    imitations: tuple[Imitation, ...] = ()
+    part: tuple[int, int] | None = None
 
     @property
     def method(self) -> Optimizer:
@@ -157,9 +181,36 @@ class TrainingOutcome:
     seconds: float
     notes: tuple[str, ...] = ()
 
+    @property
+    def extent(self) -> str:
+        """How much was trained, as in "3 epochs over 800 samples"."""
+        return f"{self.epochs:.3g} epochs over {self.samples:,} samples"
+
+    @property
+    def nothing(self) -> str:
+        """The sentence about training that brought nothing."""
+        return (
+            f"{self.extent} brought nothing on {self.held} samples held back: {self.figure} was "
+            f"{self.before:.4g} before"
+        )
+
+    def summary(self, name: str) -> str:
+        """The sentence about training by the pass `name`."""
+        if not self.values:
+            return f"`{name}`: {self.nothing}."
+        return (
+            f"`{name}`: {self.figure} went from {self.before:.4g} to {self.after:.4g} on "
+            f"{self.held:,} samples held back, by {self.steps:,} steps ({self.extent}) with a "
+            f"learning rate of up to {self.learning_rate:.2g}, in {self.seconds:.0f} s of CPU time."
+        )
+
 
 class Trainer(Protocol):
     """Trains models, as passes see it."""
+
+    @property
+    def has_own_samples(self) -> bool:
+        """Whether it trains on other samples than `Context.calibration` has."""
 
     def train(
         self,
@@ -172,7 +223,8 @@ class Trainer(Protocol):
 
         Args:
             student: the model that learns; it is not edited.
-            teachers: models with the same inputs and outputs, whose outputs are averaged.
+            teachers: models with the same inputs and outputs, whose outputs are averaged. They need
+                not have those that `request.imitations` names.
             request: how.
             accepts: whether a weight learns, by the labels of the nodes that read it.
 

@@ -7,11 +7,11 @@ samples held back, by the figure that the rest of the package measures models wi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from math import inf, isfinite
 from pathlib import Path
 from typing import Final
@@ -44,7 +44,7 @@ from onnxslim.runtime.training.checkpoint import (
     remove,
     save,
 )
-from onnxslim.runtime.training.objectives import objectives_of
+from onnxslim.runtime.training.objectives import OutputObjective, objectives_of
 from onnxslim.runtime.training.parametrisation import Moment, Settings, Stored
 from onnxslim.runtime.training.projections import grown_share
 from onnxslim.runtime.training.schedule import best_rate, one_cycle, tested_rates
@@ -121,16 +121,24 @@ class TrainingRun:
             raise NotApplicable("no weight of the model learns")
         self._graph = TorchGraph(twin.model.graph, device=torch.device("cpu"))
         infer_shapes(teacher)
-        self._kinds = kinds
+        heads = {item.name: item for item in request.imitations}
+        self._kinds = {**kinds, **{name: item.kind for name, item in heads.items()}}
         self._parts = output_parts(teacher)
         self._padding = padding_mask(teacher.graph)
-        self._objectives = objectives_of(self._graph.outputs, self._kinds, self._parts)
+        own = [name for name in self._graph.outputs if name not in heads]
+        self._objectives = objectives_of(own, self._kinds, self._parts)
+        self._heads = [
+            OutputObjective(item.name, item.kind, of=item.of, weight=item.weight)
+            for item in heads.values()
+        ]
         self._features = objectives_of(features, {}, {})
+        # the mean of each group counts once
+        self._groups = [self._objectives, self._features, *([item] for item in self._heads)]
         if request.loss is not Loss.DISTILL and "mixup" in request.augment:
             raise UsageError("`augment=mixup` mixes pictures of several labels: take loss=distill.")
         if request.loss is not Loss.DISTILL and not data.is_labelled:
             raise UsageError("Training with labels needs samples with labels (an array `label`).")
-        self._scores = self._output_of_labels() if request.loss is not Loss.DISTILL else ""
+        self._labelled = self._labelled_outputs() if request.loss is not Loss.DISTILL else []
         self._observe()
         self._check_gradients()
         self._held = _at_most(data.held_groups(request.batch), _HELD_MOST)
@@ -346,27 +354,32 @@ class TrainingRun:
                 [
                     item.distance(
                         outputs[item.name],
-                        torch.from_numpy(batch.outputs[item.name]),
+                        torch.from_numpy(batch.outputs[item.taught_by]),
                         counts,
                         request.temperature,
                     )
+                    * item.weight
                     for item in items
                 ]
-                for items in (self._objectives, self._features)
+                for items in self._groups
             ]
             distilled = torch.stack([torch.stack(own).mean() for own in groups if own]).sum()
             if request.loss is Loss.DISTILL:
                 return distilled
         assert batch.labels is not None
-        labelled = self._label_loss(outputs[self._scores], torch.from_numpy(batch.labels))
+        labelled = self._label_loss(outputs, batch.labels)
         if request.loss is Loss.LABELS:
             return labelled
         return request.alpha * distilled + (1 - request.alpha) * labelled
 
-    def _label_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        objective = next(item for item in self._objectives if item.name == self._scores)
-        logs = scores.clamp_min(1e-30).log() if objective.is_share else scores
-        return functional.cross_entropy(logs, labels.reshape(-1).long())
+    def _label_loss(self, outputs: Mapping[str, Tensor], labels: np.ndarray) -> Tensor:
+        total = torch.zeros(())
+        classes = torch.from_numpy(labels).reshape(-1).long()
+        for item in self._labelled:
+            scores = outputs[item.name]
+            logs = scores.clamp_min(1e-30).log() if item.is_share else scores
+            total = total + item.weight * functional.cross_entropy(logs, classes)
+        return total
 
     def _tensors(self) -> dict[str, Tensor]:
         """The weights that the graph reads; tables and steps of coded ones are inside of them."""
@@ -443,6 +456,7 @@ class TrainingRun:
             )
             for name in self._graph.outputs
         }
+        taught_by = {item.name: item.taught_by for item in self._heads}
         is_labelled = self._request.loss is Loss.LABELS
         labelled, rows = 0.0, 0
         for group in self._progress.over("looking at samples held back", self._held, "batches"):
@@ -450,14 +464,13 @@ class TrainingRun:
             found = outputs(batch)
             if is_labelled:
                 assert batch.labels is not None
-                scores = torch.from_numpy(found[self._scores])
-                loss = self._label_loss(scores, torch.from_numpy(batch.labels))
-                labelled += float(loss) * batch.rows
+                scores = {name: torch.from_numpy(array) for name, array in found.items()}
+                labelled += float(self._label_loss(scores, batch.labels)) * batch.rows
                 rows += batch.rows
                 continue
             counts = positions_that_count(self._padding, batch.feeds)
             for name, meter in meters.items():
-                meter.update(batch.outputs[name], found[name], counts)
+                meter.update(batch.outputs[taught_by.get(name, name)], found[name], counts)
         if is_labelled:
             return labelled / max(rows, 1)
         parts = [pair for item in meters.values() for pair in item.meters.items()]
@@ -468,9 +481,9 @@ class TrainingRun:
         """Let the objectives see what the teacher's outputs are like."""
         for group in self._data.held_groups(self._request.batch):
             outputs = self._data.batch(group).outputs
-            for item in (*self._objectives, *self._features):
-                item.observe(outputs[item.name])
-        for item in (*self._objectives, *self._features):
+            for item in chain(*self._groups):
+                item.observe(outputs[item.taught_by])
+        for item in chain(*self._groups):
             item.settle()
 
     def _check_gradients(self) -> None:
@@ -479,18 +492,19 @@ class TrainingRun:
         Raises:
             NotApplicable: no gradient reaches a weight.
         """
-        is_taught = bool(self._objectives or self._features)
-        if not is_taught and self._request.loss is not Loss.LABELS:
+        if not any(self._groups) and self._request.loss is not Loss.LABELS:
             raise NotApplicable("no output holds floats, which alone can come nearer to others")
         (step, *_) = self._data.epoch(self._request.batch, self._seed, 0)
         if step and not self._loss(self._data.batch(step[0])).requires_grad:
             raise NotApplicable("no gradient of what the outputs hold reaches a weight")
 
-    def _output_of_labels(self) -> str:
-        found = [item.name for item in self._objectives if item.kind is OutputKind.CLASSES]
+    def _labelled_outputs(self) -> list[OutputObjective]:
+        """The first output with scores of classes, and those of heads that are to be like it."""
+        own = (*self._objectives, *self._heads)
+        found = [item for item in own if item.kind is OutputKind.CLASSES]
         if not found:
             raise UsageError("Training with labels needs an output with scores of classes.")
-        return found[0]
+        return [item for item in found if item.taught_by == found[0].taught_by]
 
 
 def _at_most(groups: Sequence[list[TrainingItem]], most: int) -> list[list[TrainingItem]]:

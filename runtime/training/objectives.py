@@ -37,6 +37,8 @@ class OutputObjective:
         name: of the output.
         kind: what its values are.
         part: the part; None: all of it.
+        of: name of the teacher's output; "": the same.
+        weight: by which the loss is multiplied.
         is_share: whether scores are probabilities, whose logarithms are compared.
         variance: of the teacher's values over the samples.
     """
@@ -44,11 +46,18 @@ class OutputObjective:
     name: str
     kind: OutputKind
     part: OutputPart | None = None
+    of: str = ""
+    weight: float = 1.0
     is_share: bool = False
     variance: float = 1.0
     _sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     _looks_like_shares: bool = True
     _within_one: bool = True
+
+    @property
+    def taught_by(self) -> str:
+        """Name of the teacher's output."""
+        return self.of or self.name
 
     def observe(self, array: np.ndarray) -> None:
         """Add an output of the teacher to what is known of its values."""

@@ -13,6 +13,7 @@ from onnxslim.io.model import Model
 from onnxslim.runtime.samples.extras import TRAINING, import_extra
 from onnxslim.runtime.samples.given import AnySource
 from onnxslim.runtime.samples.sources import open_samples
+from onnxslim.runtime.samples.subsets import chosen, dealt
 from onnxslim.runtime.session import open_session
 from onnxslim.services.progress import Progress
 from onnxslim.services.training import TrainingOutcome, TrainingRequest
@@ -27,6 +28,7 @@ class SampleTrainer:
         threads: of torch and of onnxruntime; None: their own choice.
         kinds: of the outputs, by name; None: what the graph of the first teacher says.
         progress: what is being done, for whoever shows it.
+        has_own_samples: see `Trainer`.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class SampleTrainer:
         threads: int | None = None,
         kinds: OutputKinds | None = None,
         progress: Progress | None = None,
+        has_own_samples: bool = False,
     ) -> None:
+        self.has_own_samples = has_own_samples
         self._source, self._seed, self._threads = source, seed, threads
         self._kinds, self._progress = kinds, progress or Progress()
 
@@ -65,9 +69,11 @@ class SampleTrainer:
                 "finetune in front of the step that changed it"
             )
         for teacher in teachers:
-            _check_signature(student, teacher)
+            _check_signature(student, teacher, {item.name for item in request.imitations})
         with open_session(teachers[0], threads=self._threads) as session:
             samples = open_samples(self._source, session.inputs)
+        if request.part is not None:
+            samples = chosen(samples, dealt(*request.part))
         kinds = self._kinds or output_kinds(teachers[0])
         features = shared_tensors((student, *teachers), request.features)
         data = TrainingSet(
@@ -97,21 +103,24 @@ class SampleTrainer:
             data.close()
 
 
-def _check_signature(student: Model, teacher: Model) -> None:
-    names = [
-        [
-            [tensor.name for tensor in tensors]
-            for tensors in (model.graph.inputs, model.graph.outputs)
-        ]
-        for model in (student, teacher)
-    ]
-    if names[0] == names[1]:
-        return
-    words = ("inputs", "outputs")
-    word, own, other = next(
-        (w, a, b) for w, a, b in zip(words, names[0], names[1], strict=True) if a != b
-    )
+def _check_signature(student: Model, teacher: Model, own: set[str]) -> None:
+    """Refuse a teacher with other inputs or outputs; those of `own` the student alone may have.
+
+    A student of which only such outputs learn need not return the teacher's.
+
+    Raises:
+        UsageError: naming them.
+    """
+    graphs = student.graph, teacher.graph
+    first, second = ([tensor.name for tensor in graph.inputs] for graph in graphs)
+    word = "inputs"
+    if first == second:
+        word = "outputs"
+        first, second = ([tensor.name for tensor in graph.outputs] for graph in graphs)
+        first = [name for name in first if name not in own]
+        if first == second or (own and not first):
+            return
     raise UsageError(
-        f"A teacher has other {word} than the model: {', '.join(other)}, where the model has "
-        f"{', '.join(own)}."
+        f"A teacher has other {word} than the model: {', '.join(second)}, where the model has "
+        f"{', '.join(first)}."
     )

@@ -110,7 +110,7 @@ def test_judging_is_what_the_graph_computes() -> None:
         task(model), [Pooling(point_of(model, "r1"), (2, 2))], runs(X), hidden=False
     )
     for kind in Confidence:
-        (seen,) = head_trials(task(model, kind), [found.head], runs(X))
+        (seen,) = head_trials(task(model, kind), [found.head], runs(X)).heads
         assert seen.confidence.min() >= -1e-6
         assert seen.confidence.max() <= 1 + 1e-6
         assert len(seen.agrees) == len(X)
