@@ -35,6 +35,9 @@ Why it is correct:
     turned. For M > 1 all M signs of a weight are chosen
     together; the first α come one after another, each fitted to the residual of those before it.
 
+    With `finetune` the model is retrained as in BinaryConnect and XNOR-Net: a float that learns
+    stands behind each weight and decides its signs (`codes=move`), and the scales learn too.
+
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook
        already.
@@ -49,9 +52,9 @@ Fidelity:
 
 Reference:
     Rastegari et al., arXiv:1603.05279 (XNOR-Net), eq. 6; Lin, Zhao, Pan, arXiv:1711.11294
-    (ABC-Net), eq. 4. We differ: nothing is retrained; scales and signs fit the layer's output on
-    calibration data; all layers are taken unless `skip` names them, the first and the last too;
-    inputs stay as they are.
+    (ABC-Net), eq. 4; Courbariaux et al., arXiv:1511.00363 (BinaryConnect). We differ: without
+    training, scales and signs fit the layer's output on calibration data; all layers are taken
+    unless `skip` names them, the first and the last too; inputs stay as they are.
 """
 
 from __future__ import annotations
@@ -83,6 +86,7 @@ class BinarizeWeights(CodebookPass):
     """Replace weights by signs times a scale for each output, or by sums of a few of these."""
 
     name: ClassVar[str] = "binarize-weights"
+    trained_with: ClassVar[str] = "codes=move"
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,binarize-weights:bases=3": "sums of three binary weights for each weight",
         "binarize-weights:only='fc*'": "layers whose name begins with fc",

@@ -39,6 +39,10 @@ Why it is correct:
     layer's input; then each weight is chosen anew given all others. Without data (H = I) feedback
     is rounding to nearest.
 
+    With `finetune` a float that learns stands behind each weight. In training it is rounded up or
+    down by chance (`rounding=stochastic`), so that small gradients count; what is stored is the
+    nearest.
+
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook
        already.
@@ -123,6 +127,7 @@ class QuantizeFixedPoint(CodebookPass):
     """Round weights to fixed-point numbers: to nearest, stochastically, or with error feedback."""
 
     name: ClassVar[str] = "quantize-fixed-point"
+    trained_with: ClassVar[str] = "rounding=stochastic"
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,quantize-fixed-point:il=2:fl=6": "8 bits: 2 before the point, 6 after it",
         "quantize-fixed-point:fl=6:rounding=nearest": "integer bits as each layer needs them",

@@ -41,6 +41,9 @@ Why it is correct:
     error; each output takes the better of the two solutions. Without data (H = I) no weight can
     make up for another, and each becomes the nearest value.
 
+    With `finetune` the model is retrained as in INQ: from the original weights, of which a growing
+    share, the largest first, is put on powers of two and stays (`codes=grow`).
+
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook
        already.
@@ -55,8 +58,8 @@ Fidelity:
 
 Reference:
     Zhou et al., arXiv:1702.03044 (INQ), eq. 1 to 4 and the pruning-inspired partition. We differ:
-    where INQ retrains the rest of the weights between two shares, we solve for them; and no weight
-    is fixed for good before the last sweep.
+    without training we solve for the rest of the weights between two shares, and no weight is fixed
+    for good before the last sweep.
 """
 
 from __future__ import annotations
@@ -88,6 +91,7 @@ class QuantizePowerOfTwo(CodebookPass):
     """Replace weights by powers of two, their negatives, and zero; INQ without retraining."""
 
     name: ClassVar[str] = "quantize-power-of-two"
+    trained_with: ClassVar[str] = "codes=grow:start=original"
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,quantize-power-of-two": "powers of two and zero, 5 bits a weight",
         "quantize-power-of-two:bits=4": "seven magnitudes fewer",

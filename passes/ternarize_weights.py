@@ -34,6 +34,9 @@ Why it is correct:
     solved for by least squares, and values are chosen anew. With `symmetric=false` values are
     −α, 0 and β, and both scales are found in this way.
 
+    With `finetune` the model is retrained as in TTQ: a float that learns stands behind each weight
+    and decides which of the values it takes (`codes=move`), and the values learn too.
+
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook
        already.
@@ -47,7 +50,7 @@ Fidelity:
 
 Reference:
     Li, Zhang, Liu, arXiv:1605.04711 (TWN), eq. 5 and 6; Zhu et al., arXiv:1612.01064 (TTQ), eq. 6.
-    We differ: the threshold is the best one, not 0.7 of the mean; nothing is retrained, values and
+    We differ: the threshold is the best one, not 0.7 of the mean; without training, values and
     scales fit the layer's output on calibration data.
 """
 
@@ -75,6 +78,7 @@ class TernarizeWeights(CodebookPass):
     """Replace weights by −α, 0 or α, for each output or for the whole weight."""
 
     name: ClassVar[str] = "ternarize-weights"
+    trained_with: ClassVar[str] = "codes=move"
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,ternarize-weights": "-1, 0 and 1 times a scale for each channel",
         "ternarize-weights:per=tensor:only='fc*'": "one scale a layer, for some layers",

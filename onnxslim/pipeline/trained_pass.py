@@ -9,6 +9,7 @@ the size say of its result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, TypeVar
@@ -101,12 +102,13 @@ class TrainedPass(Pass):
     def _training(self, epochs: float) -> Pass:
         """The pass finetune with the options of this one."""
         given = (self.training or "").strip(": ")
-        (own,) = parse_pipeline(_text(self.trained_with)).passes
-        (asked,) = parse_pipeline(_text(given)).passes
-        changed = {spec.field: value for spec, value in asked.set_options()}
-        made: Pass = replace(own, **{"epochs": epochs, **changed})
+        words = [f"epochs={epochs!r}", *filter(None, self.trained_with.split(":"))]
+        own = [word for word in words if not _names(given, word)]
+        (made,) = parse_pipeline(":".join([_FINETUNE, *own, *filter(None, [given])])).passes
         return made
 
 
-def _text(options: str) -> str:
-    return f"{_FINETUNE}:{options}" if options else _FINETUNE
+def _names(options: str, word: str) -> bool:
+    """Whether options, as a pipeline spells them, give the one of `word` another value."""
+    key = word.partition("=")[0]
+    return re.search(rf"(^|:)\s*{re.escape(key)}\s*=", options) is not None

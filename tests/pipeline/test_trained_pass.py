@@ -59,6 +59,11 @@ def unrolled(text: str) -> list[str]:
             ],
         ),
         (
+            "quantize-power-of-two:finetune=2:training='batch=8:start=given'",
+            ["quantize-power-of-two", "finetune:epochs=2.0:codes=grow:start=given:batch=8"],
+        ),
+        ("binarize-weights:finetune=2", ["binarize-weights", "finetune:epochs=2.0:codes=move"]),
+        (
             "prune-channels:finetune=1:plan='conv=3'",
             ["prune-channels:plan='conv=3'", "finetune:epochs=1.0"],
         ),
