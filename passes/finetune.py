@@ -27,11 +27,11 @@ Rewrite:
 Why it is correct:
     It is not exact: it brings the outputs nearer to the teacher's. The loss goes by what an output
     is: for scores of classes and tokens the Kullback-Leibler divergence of rows, softened by
-    `temperature` T and times T²; for embeddings squares and the cosine of rows; for other values
-    squares by their variance, each part of a joined output alone. Positions of padding do not
-    count. A fifth of the samples is held back; after each epoch the model is measured on them as
-    steps are, and the best values are kept. What came in is the first candidate, so nothing gets
-    worse.
+    `temperature` T and times T² (a classifier is sure of what it was trained on: without, little is
+    left to learn); for embeddings squares and the cosine of rows; for other values squares by their
+    variance, each part of a joined output alone. Positions of padding do not count. A fifth of the
+    samples is held back; after each epoch the model is measured on them as steps are, and the best
+    values are kept. What came in is the first candidate, so nothing gets worse.
 
 Declines when:
     1. The model is the teacher itself: there is nothing to learn.
@@ -114,8 +114,10 @@ class Finetune(FilteredPass):
         "distance from the teacher, cross-entropy of labels, or both",
     )
     alpha: float = option(0.5, Interval(0, 1), "share of the teacher in loss=both")
-    temperature: float = option(
-        1.0, Interval(0.1, 100), "by which scores are divided before they are compared"
+    temperature: float | None = option(
+        None,
+        Interval(0.1, 100),
+        "by which scores are divided before they are compared; default: 4, for tokens 1",
     )
     learning_rate: float | None = option(
         None, Interval(0, 10, open_left=True), "the largest; default: found by a range test"

@@ -107,7 +107,7 @@ class TrainingRequest:
 
     Attributes:
         loss, alpha: what is brought down.
-        temperature: by which scores are divided before they are compared.
+        temperature: by which scores are divided before they are compared; None: by their kind.
         epochs: times through the samples; parts of one count.
         minutes: the most time; None: as long as the epochs take.
         learning_rate: the largest; None: found by a range test.
@@ -129,7 +129,7 @@ class TrainingRequest:
 
     loss: Loss = Loss.DISTILL
     alpha: float = 0.5
-    temperature: float = 1.0
+    temperature: float | None = None
     epochs: float = 3.0
     minutes: float | None = None
     learning_rate: float | None = None

@@ -337,7 +337,8 @@ class TrainingRun:
         return replace(batch, feeds=feeds, outputs=self._data.taught(feeds))
 
     def _loss_of(self, step: Step) -> float:
-        batches = [self._data.batch(group) for group in step]
+        """The loss of the same pictures that `_step` would see, changed in the same way."""
+        batches = [self._changed(self._data.batch(group), k) for k, group in enumerate(step)]
         rows = sum(batch.rows for batch in batches)
         return sum(float(self._loss(batch)) * batch.rows / rows for batch in batches)
 

@@ -27,6 +27,8 @@ _TINY: Final = 1e-12
 _MIN_LOG: Final = 1e-30
 _LEAST_LOG: Final = -30.0  # scores that a mask leaves out are minus infinity
 _SUM_TOLERANCE: Final = 1e-2
+# a classifier is sure of what it was trained on: unsoftened, hardly anything is left to learn from
+_TEMPERATURES: Final = {OutputKind.CLASSES: 4.0}
 
 
 @dataclass
@@ -81,16 +83,17 @@ class OutputObjective:
             self.kind = OutputKind.VALUES  # scores of many labels, each for itself
 
     def distance(
-        self, found: Tensor, wanted: Tensor, counts: Tensor | None, temperature: float
+        self, found: Tensor, wanted: Tensor, counts: Tensor | None, temperature: float | None
     ) -> Tensor:
-        """The mean distance over a batch."""
+        """The mean distance over a batch; no temperature: that of the kind of output."""
         found, wanted = self._of(found), self._of(wanted)
         if counts is not None and wanted.ndim >= 3 and wanted.shape[:2] == counts.shape:
             found, wanted = found[counts], wanted[counts]
         if not wanted.numel():
             return found.sum() * 0
         if self.kind.is_scores and wanted.shape[-1] > 1:
-            return self._divergence(found, wanted, temperature)
+            own = _TEMPERATURES.get(self.kind, 1.0) if temperature is None else temperature
+            return self._divergence(found, wanted, own)
         if self.kind.is_directions:
             energy = wanted.square().mean().clamp_min(_TINY)
             cosine = functional.cosine_similarity(found, wanted, dim=-1)

@@ -22,7 +22,7 @@ def distance(
     found: np.ndarray,
     wanted: np.ndarray,
     counts: np.ndarray | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
 ) -> float:
     objective.observe(wanted)
     objective.settle()
@@ -106,3 +106,11 @@ def test_embeddings_count_by_direction_and_size() -> None:
 
 def test_discrete_outputs_have_no_distance() -> None:
     assert objectives_of(["y"], {"y": OutputKind.DISCRETE}, {}) == []
+
+
+def test_classes_are_softened_where_no_temperature_is_given_and_tokens_are_not() -> None:
+    for kind, own in ((OutputKind.CLASSES, 4.0), (OutputKind.TOKEN_LOGITS, 1.0)):
+        made = distance(OutputObjective("y", kind), FOUND, WANTED, temperature=None)
+        wanted = distance(OutputObjective("y", kind), FOUND, WANTED, temperature=own)
+        assert made == wanted
+        assert made != distance(OutputObjective("y", kind), FOUND, WANTED, temperature=2.0)
