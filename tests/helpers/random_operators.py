@@ -110,6 +110,8 @@ def partner(s: Scope, x: Value, array: Callable[[tuple[int, ...]], Any]) -> Valu
 def binary(s: Scope, op: str) -> None:
     x = s.take(op)
     y = partner(s, x, lambda shape: s.some(shape, x.dtype))
+    if op == "PRelu" and np.broadcast_shapes(x.shape, y.shape) != x.shape:
+        raise Unfit  # ONNX lets no slope repeat x, though onnxruntime does
     s.add(op, *((x, y) if s.often() or op == "PRelu" else (y, x)))
 
 
