@@ -191,6 +191,10 @@ class _Links(SynchronizedList):
     constant for each of them would take quadratic time.
     """
 
+    # without them each list has a dictionary, which takes more than the list; there are two of
+    # these lists for each tensor and node
+    __slots__ = ("field_name", "parent_obj")
+
     def _remove_from_elem(self, elem: gs.Tensor | gs.Node) -> None:
         links = getattr(elem, self.field_name)
         for place in range(len(links) - 1, max(len(links) - 5, -1), -1):
