@@ -4,12 +4,12 @@
     python -m benchmarks.retraining tables
 
 Experiments are `channels` (a ResNet-14 with fewer channels), `files` (LeNets pruned, clustered and
-packed) and `encoder` (MiniLM with fewer heads and units). Nets are trained here when they are
-not there yet (`benchmarks.models.small_nets`). Each row is one setting on one seed, and is saved
-to `benchmarks/results/retraining_EXPERIMENT.json` as it comes; rows that are there are not measured
-again but with `--again`. Errors are those on test pictures that nothing else saw. Processor seconds
-are of one thread. `tables` writes the tables and pictures of `docs/retraining.md` anew. Needs the
-extra `train`.
+packed), `encoder` (MiniLM with fewer heads and units) and `pictures` (EfficientNet-lite0). Nets are
+trained here when they are not there yet (`benchmarks.models.small_nets`). Each row is one setting
+on one seed, and is saved to `benchmarks/results/retraining_EXPERIMENT.json` as it comes; rows that
+are there are not measured again but with `--again`. Errors are those on test pictures that nothing
+else saw. Processor seconds are of one thread. `tables` writes the tables and pictures of
+`docs/retraining.md` anew. Needs the extra `train`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 import click
 
 from benchmarks.reporting import refresh
-from benchmarks.retraining import channels, encoder, files
+from benchmarks.retraining import channels, encoder, files, pictures
 from benchmarks.retraining.runs import Plan, measured
 from benchmarks.retraining.tables import PAGE, draw, table_of
 
@@ -28,6 +28,7 @@ EXPERIMENTS: Final[dict[str, Callable[[int], Iterator[Plan]]]] = {
     "channels": channels.plans,
     "files": files.plans,
     "encoder": encoder.plans,
+    "pictures": pictures.plans,
 }
 
 

@@ -75,8 +75,12 @@ def _pruned(subject: Subject, share: float, options: str = "") -> Path:
         found = compressed(subject.original, pipeline, calibration=calibration, seed=subject.seed)
         return found.model
 
+    return kept(_file_name(subject, share, options), made)
+
+
+def _file_name(subject: Subject, share: float, options: str) -> str:
     words = _spec(share, options).replace(":", "_").replace("=", "_")
-    return kept(f"{NET}_{subject.seed}_{words}", made)
+    return f"{NET}_{subject.seed}_{words}"
 
 
 def _closed(subject: Subject, share: float, options: str = "") -> Found:
@@ -84,6 +88,7 @@ def _closed(subject: Subject, share: float, options: str = "") -> Found:
     found = compressed(
         subject.original, pipeline, calibration=subject.calibration(), seed=subject.seed
     )
+    kept(_file_name(subject, share, options), lambda: found.model)  # to begin with
     return {**found.about(), **_figures(subject, share, found.model)}
 
 

@@ -13,7 +13,10 @@ from benchmarks.reporting import Found
 from benchmarks.retraining.runs import Compressed, Plan, Subject, compressed
 from onnxslim.tools.pack import pack
 
-PICTURES: Final = 60_000
+PICTURES, FITTED = 50_000, 10_000  # to distil on; for closed forms, others
+_PRUNING: Final = "steps=2:finetune=4"
+_CLUSTERING: Final = "finetune=2"
+_BIASES: Final = 16  # values
 UNTRAINED, LABELS, DISTILLED = "not trained", "with labels", "distilled"
 
 
@@ -25,13 +28,11 @@ class Level:
         name: of the level.
         kept: share of the weights of each layer that stays, by the beginning of its name.
         values: of each layer's table, zero among them.
-        halfway: share that stays at first, where pruning has two steps.
     """
 
     name: str
     kept: Mapping[str, float]
     values: Mapping[str, int]
-    halfway: Mapping[str, float]
 
 
 def _lenet300(name: str, kept: tuple[float, ...], values: tuple[int, ...]) -> Level:
@@ -47,20 +48,14 @@ def _lenet5(name: str, kept: tuple[float, ...], values: tuple[int, ...]) -> Leve
 def _level(
     name: str, layers: tuple[str, ...], kept: tuple[float, ...], values: tuple[int, ...]
 ) -> Level:
-    halfway = [share**0.6 for share in kept]  # on the way, by equal factors
-    return Level(
-        name,
-        dict(zip(layers, kept, strict=True)),
-        dict(zip(layers, values, strict=True)),
-        dict(zip(layers, halfway, strict=True)),
-    )
+    return Level(name, dict(zip(layers, kept, strict=True)), dict(zip(layers, values, strict=True)))
 
 
 LEVELS: Final = {
     "lenet300": (
         _lenet300("mild", (0.08, 0.3, 0.9), (8, 8, 16)),
         _lenet300("middle", (0.035, 0.12, 0.6), (8, 8, 16)),
-        _lenet300("strong", (0.02, 0.08, 0.5), (6, 6, 8)),
+        _lenet300("strong", (0.023, 0.09, 0.5), (6, 6, 8)),
     ),
     "lenet5": (
         _lenet5("mild", (0.8, 0.2, 0.03, 0.6), (16, 8, 8, 16)),
@@ -84,13 +79,11 @@ def plans(seed: int) -> Iterator[Plan]:
 def pipeline(level: Level, how: str) -> str:
     """The passes of a level."""
     pruned = f"prune-weights:ratio-of={_listed(_without(level.kept))}"
-    clustered = f"cluster-weights:values-of={_listed(level.values)}"
+    clustered = f"cluster-weights:values-of={_listed(level.values)}:biases={_BIASES}"
     if how == UNTRAINED:
         return f"simplify,{pruned},{clustered}"
-    halfway = f"prune-weights:ratio-of={_listed(_without(level.halfway))}"
-    loss = ":loss=labels" if how == LABELS else ""
-    tuned = [f"finetune:epochs={epochs}{loss}" for epochs in (1, 4, 1)]
-    return ",".join(("simplify", halfway, tuned[0], pruned, tuned[1], clustered, tuned[2]))
+    loss = ":training='loss=labels'" if how == LABELS else ""
+    return f"simplify,{pruned}:{_PRUNING}{loss},{clustered}:{_CLUSTERING}{loss}"
 
 
 def _without(kept: Mapping[str, float]) -> dict[str, float]:
@@ -110,7 +103,7 @@ def _row(subject: Subject, level: Level, how: str) -> Found:
     found = compressed(
         subject.original,
         pipeline(level, how),
-        calibration=subject.calibration(),
+        calibration=subject.calibration(FITTED),
         training=subject.training(PICTURES, labels=how == LABELS),
         seed=subject.seed,
     )

@@ -187,11 +187,27 @@ def _encoder_rows() -> Iterator[Row]:
         }
 
 
+# ---------------------------------------------------------------------------- pictures
+
+
+def _picture_rows() -> Iterator[Row]:
+    rows = rows_of("pictures")
+    for name in dict.fromkeys(row["row"] for row in rows):
+        own = [row for row in rows if row["row"] == name]
+        yield {
+            "step": f"`{own[0]['pipeline']}`",
+            "first answers kept": _number([row["agreement"] for row in own], ".1f") + " %",
+            "times faster": times(own[0]["faster"], "not timed"),
+            "CPU s": _number([row["cpu"] for row in own], ",.0f"),
+        }
+
+
 _TABLES: Final[Mapping[str, Callable[[], Iterator[Row]]]] = {
     "channels": _channel_rows,
     "channel_times": _channel_times,
     "files": _file_rows,
     "encoder": _encoder_rows,
+    "pictures": _picture_rows,
 }
 _PLOTS: Final[Mapping[str, Callable[[Axes], bool]]] = {
     "channels": _plot_channels,
