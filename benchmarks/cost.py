@@ -1,4 +1,4 @@
-"""What a job costs: processor seconds, peak memory, wall-clock time.
+"""What a job costs: processor seconds, peak memory, wall-clock time; of int8 also its closeness.
 
     python -m benchmarks.cost [JOBS...] [--package DIR] [--label NAME]
 
@@ -10,11 +10,13 @@ that holds the importable package `onnxslim`, for the figures before a change. R
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +62,10 @@ def _measured(arguments: Command, package: str | None) -> Mapping[str, Any]:
         environment["PYTHONPATH"] = os.path.abspath(package)
     command = [sys.executable, "-P", "-c", _MAIN, *arguments]
     load, started = os.getloadavg()[0], time.perf_counter()
-    process = subprocess.Popen([*command, "--quiet"], env=environment)
+    report = cache_folder() / "cost" / "report.json"
+    report.unlink(missing_ok=True)
+    options = ["--report", str(report)] if "--calib" in arguments else []
+    process = subprocess.Popen([*command, *options, "--quiet"], env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return {
@@ -69,7 +74,17 @@ def _measured(arguments: Command, package: str | None) -> Mapping[str, Any]:
         "wall_seconds": round(time.perf_counter() - started, 1),
         "exit": process.returncode,
         "load": round(load, 2),
+        **({"sqnr_db": _sqnr_db(report)} if report.exists() else {}),
     }
+
+
+def _sqnr_db(report: Path) -> float | None:
+    """The least SQNR of an output of the result in dB; None where nothing moved it."""
+    steps = json.loads(report.read_text("utf-8"))["passes"]
+    kept = [step for step in steps if step["committed"] and step["drift_original"]]
+    drifts = kept[-1]["drift_original"].values() if kept else ()
+    found = [each["sqnr_db"] for each in drifts if each["sqnr_db"] is not None]
+    return round(min(found), 2) if found else None
 
 
 # ---------------------------------------------------------------------------- jobs
@@ -83,12 +98,24 @@ def _simplify() -> Command:
     return _compressed(path(models(["resnet50"])[0]))
 
 
-def _int8_images() -> Command:
-    model = path(models(["ppocr_v4_det"])[0])
+def _int8_images(name: str, key: str, height: int, width: int, low: float = -1) -> Command:
+    """A model of pictures; `low` is their lowest value, the highest is 1."""
     rng = np.random.default_rng(0)
-    coarse = rng.normal(size=(32, 3, 40, 40)).astype(np.float32)
-    samples = _samples("pictures", x=coarse.repeat(8, 2).repeat(8, 3))
+    coarse = rng.normal(size=(32, 3, height // 8, width // 8)).astype(np.float32)
+    if low == 0:
+        coarse = 1 / (1 + np.exp(-coarse))
+    pictures = coarse.repeat(8, 2).repeat(8, 3)
+    samples = _samples(f"pictures_{name}", **{key: pictures})
+    model = path(models([name])[0])
     return _compressed(model, "-p", "simplify,quantize-int8", "--calib", samples)
+
+
+def _int8_small() -> Command:
+    """A ResNet-14 that was trained here, on pictures of its own data."""
+    from benchmarks.models.small_nets import NETS, fashion
+
+    samples = _samples("fashion", image=fashion().test.image[:256])
+    return _compressed(NETS["resnet14"].file(), "-p", "simplify,quantize-int8", "--calib", samples)
 
 
 def _int8_words() -> Command:
@@ -126,7 +153,10 @@ def _trees() -> Command:
 
 JOBS: Final[Mapping[str, Callable[[], Command]]] = {
     "simplify ResNet-50": _simplify,
-    "int8 PP-OCRv4 detector": _int8_images,
+    "int8 PP-OCRv4 detector": partial(_int8_images, "ppocr_v4_det", "x", 320, 320),
+    "int8 PP-OCRv4 reader": partial(_int8_images, "ppocr_v4_rec", "x", 48, 320),
+    "int8 NudeNet": partial(_int8_images, "nudenet_320n", "images", 320, 320, low=0),
+    "int8 ResNet-14": _int8_small,
     "int8 MiniLM": _int8_words,
     "pack ResNet-50": _pack,
     "pack ResNet-50 in codes": _pack_codes,
