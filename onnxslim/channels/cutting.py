@@ -6,7 +6,7 @@ nodes use is cut once. Not here: the edits (see `edits_*`), which each rule adds
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +60,7 @@ class Cutter:
         self._new: dict[tuple[int, tuple[tuple[int, bytes], ...]], gs.Tensor] = {}
         self._own: dict[tuple[int, tuple[int, ...], bytes], gs.Tensor] = {}
         self._firsts: dict[tuple[gs.Tensor, int], gs.Tensor] = {}
+        self._changed: dict[tuple[gs.Tensor, Hashable], gs.Tensor] = {}
 
     def run(self, edits: Sequence[Edit], removal: Removal) -> None:
         """Apply edits, so that the graph does without the channels that `removal` names."""
@@ -84,6 +85,14 @@ class Cutter:
         inputs = list(node.inputs)
         inputs[operand] = self._own[key]
         self.rewriter.update(node, "its operand follows the channels", inputs=inputs)
+
+    def changed(
+        self, tensor: gs.Tensor, change: Hashable, make: Callable[[], gs.Tensor]
+    ) -> gs.Tensor:
+        """What `make` computes in place of `tensor`; nodes that need the same change share it."""
+        if (tensor, change) not in self._changed:
+            self._changed[tensor, change] = make()
+        return self._changed[tensor, change]
 
     def take_first(self, node: Node, operand: int, axis: int) -> None:
         """Give a node the first position of an operand along `axis`, of length 1."""

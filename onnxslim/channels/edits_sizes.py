@@ -71,11 +71,23 @@ class ShapeOperand:
         if values is not None:
             if sizes:
                 cutter.set_operand(self.node, self.operand, _with_sizes(values, sizes))
-        elif not shares and sizes.keys() <= _constant_places(tensor):
-            if sizes:
-                self._patch_pieces(cutter, tensor.inputs[0], sizes)
-        else:
-            self._compute(cutter, tensor, sizes, shares)
+        elif sizes or shares:
+            is_patched = not shares and sizes.keys() <= _constant_places(tensor)
+            graph = id(cutter.rewriter.graph_of(self.node))
+            length = len(self.shape) - self.offset
+            change = (graph, length, *sizes.items(), *shares.items())
+            made = cutter.changed(
+                tensor,
+                change,
+                lambda: (
+                    self._patched(cutter, tensor.inputs[0], sizes)
+                    if is_patched
+                    else self._computed(cutter, tensor, sizes, shares)
+                ),
+            )
+            inputs = list(self.node.inputs)
+            inputs[self.operand] = made
+            cutter.rewriter.update(self.node, "its shape follows the channels", inputs=inputs)
 
     def _changed(self, removal: Removal) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
         """By place: sizes that change, and channels that are left of a period with their number."""
@@ -98,14 +110,14 @@ class ShapeOperand:
                     shares[place] = left, length
         return sizes, shares
 
-    def _compute(
+    def _computed(
         self,
         cutter: Cutter,
         tensor: gs.Tensor,
         sizes: dict[int, int],
         shares: dict[int, tuple[int, int]],
-    ) -> None:
-        """Compute the list that follows the channels from the one with all channels."""
+    ) -> gs.Tensor:
+        """The list that follows the channels, computed from the one with all channels."""
         columns = np.array([(1, 1, 0)] * (len(self.shape) - self.offset), np.int64)
         for place, (left, length) in shares.items():
             columns[place] = left, length, 0
@@ -124,12 +136,10 @@ class ShapeOperand:
                     dtype=np.int64,
                     shape=[len(values)],
                 )
-        inputs = list(self.node.inputs)
-        inputs[self.operand] = tensor
-        cutter.rewriter.update(self.node, "its shape follows the channels", inputs=inputs)
+        return tensor
 
-    def _patch_pieces(self, cutter: Cutter, concat: Node, sizes: dict[int, int]) -> None:
-        """Change the constant pieces of a list that a Concat makes."""
+    def _patched(self, cutter: Cutter, concat: Node, sizes: dict[int, int]) -> gs.Tensor:
+        """The list that a Concat makes, with other constant pieces."""
         parts = list(concat.inputs)
         for index, (start, piece) in enumerate(_pieces(concat)):
             stored = const_array(piece)
@@ -147,9 +157,7 @@ class ShapeOperand:
             dtype=concat.outputs[0].dtype,
             shape=concat.outputs[0].shape,
         )
-        inputs = list(self.node.inputs)
-        inputs[self.operand] = made
-        cutter.rewriter.update(self.node, "its shape follows the channels", inputs=inputs)
+        return made
 
 
 def _with_sizes(values: np.ndarray, sizes: dict[int, int]) -> np.ndarray:

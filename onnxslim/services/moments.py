@@ -9,6 +9,8 @@ For a layer y = W·x with calibration samples behind it:
              y = W·x₀, so cross = W·E[x₀ xᵀ]; without a reference cross = W·H follows from `second`
     goal     E[y], with `energy` E[y²]
 
+Positions of texts that only fill up a batch do not count, where a mask says which they are.
+
 Passes get moments through `context.calibration`.
 """
 

@@ -46,14 +46,21 @@ class ActivationCaches:
         share = budget_bytes // 2
         self.model = ActivationCache(self._numbering, rows, share)
         self.reference = ActivationCache(self._numbering, rows, share)
-        self._exposed: tuple[Model, Signature, ExposedTensors] | None = None
+        self._exposed: dict[str, tuple[Model, Signature, ExposedTensors]] = {}
 
     def exposed_reference(self, reference: Model) -> ExposedTensors:
         """The copy of `reference` whose tensors can be read, built once."""
-        signature = self._numbering.signature(reference.graph)
-        known = self._exposed
-        if known is None or known[0] is not reference or known[1] != signature:
-            known = self._exposed = (reference, signature, ExposedTensors(reference))
+        return self._copy("reference", reference)
+
+    def exposed_model(self, model: Model) -> ExposedTensors:
+        """The copy of the model that changes, built anew when it has changed."""
+        return self._copy("model", model)
+
+    def _copy(self, side: str, model: Model) -> ExposedTensors:
+        signature = self._numbering.signature(model.graph)
+        known = self._exposed.get(side)
+        if known is None or known[0] is not model or known[1] != signature:
+            known = self._exposed[side] = (model, signature, ExposedTensors(model))
         return known[2]
 
 

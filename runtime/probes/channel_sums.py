@@ -13,12 +13,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.affine import is_float
-from onnxslim.analysis.token_inputs import padding_mask
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
 from onnxslim.runtime.measure.padding import positions_that_count, split_rows
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
-from onnxslim.runtime.probes.exposed import ExposedTensors
 from onnxslim.runtime.samples.stream import Sample
 from onnxslim.services.channel_moments import ChannelMoments
 
@@ -42,7 +40,7 @@ def channel_moments(
     Raises:
         RuntimeFailure: onnxruntime refuses a model or fails on a sample.
     """
-    own, other = ExposedTensors(model), activations.exposed_reference(reference)
+    own, other = activations.exposed_model(model), activations.exposed_reference(reference)
     tensors = [_tensor(exposed.graph, name) for exposed in (own, other)]
     mine, theirs = tensors
     if mine is None or theirs is None:
@@ -50,7 +48,6 @@ def channel_moments(
     numbering = activations.model.numbering
     if numbering.value_numbers(own.graph)[mine] is numbering.value_numbers(other.graph)[theirs]:
         return Skip(name, "it has the value that it has in the original model")
-    mask = padding_mask(own.graph)
     sums = _PairSums(name)
     keys = (own.expose_main(mine), other.expose_main(theirs))
     with (
@@ -58,7 +55,7 @@ def channel_moments(
         activations.reference.play(other, keys[1:], threads) as original,
     ):
         for sample in samples:
-            counts = positions_that_count(mask, sample.feeds)
+            counts = positions_that_count(other.padding, sample.feeds)
             x = split_rows(changed.run(sample.feeds, sample.rows)[keys[0]], counts)[0]
             y = split_rows(original.run(sample.feeds, sample.rows)[keys[1]], counts)[0]
             if x.shape == y.shape:

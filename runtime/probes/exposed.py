@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.analysis.linear_operators import RECURRENT_OPS
+from onnxslim.analysis.token_inputs import PaddingMask, padding_mask
 from onnxslim.graph.ir import Constant, Node, Variable, ancestors, needs, node_label, walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -69,6 +71,11 @@ class ExposedTensors:
             if getattr(tensor, "default", None) is not None
         }
         self._keys: dict[int, str] = {}
+
+    @cached_property
+    def padding(self) -> PaddingMask | None:
+        """The input that says which positions of texts only fill up a batch."""
+        return padding_mask(self.graph)
 
     def expose(self, tensor: gs.Tensor, layer: WeightLayer) -> str | None:
         """Expose `tensor`, an input or output of `layer`; the key that `read` takes.

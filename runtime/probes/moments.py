@@ -16,11 +16,12 @@ from contextlib import ExitStack
 import numpy as np
 
 from onnxslim.analysis.layers import WeightLayer, bias_of
-from onnxslim.analysis.linear_operators import RecurrentSteps, TableRows
+from onnxslim.analysis.linear_operators import RecurrentSteps, TableRows, Vectors
 from onnxslim.errors import UsageError
 from onnxslim.graph.ir import node_label
 from onnxslim.io.model import Model
 from onnxslim.records import Skip
+from onnxslim.runtime.measure.padding import positions_that_count
 from onnxslim.runtime.probes.activation_cache import ActivationCaches
 from onnxslim.runtime.probes.exposed import ExposedTensors, read, why_hidden
 from onnxslim.runtime.probes.moment_sums import (
@@ -191,6 +192,7 @@ class _MomentSweep:
                 first += sample.rows
 
     def _add(self, sample: Sample, first: int, seed: int, seen: Outputs, wished: Outputs) -> None:
+        counts = positions_that_count((self.reference or self.exposed).padding, sample.feeds)
         for item in self.inputs:
             arrays = _arrays(item.keys, sample, seen)
             results = [(output, _arrays(output.keys, sample, wished)) for output in item.outputs]
@@ -201,6 +203,8 @@ class _MomentSweep:
             if any(output.count != rows.count for output in outputs):
                 continue  # the reference has other positions: its rows have no counterpart
             index = chosen_rows(rows.count, sample.rows, first, item.cap(), seed)
+            if counts is not None and _has_positions(arrays, item, counts):
+                index = index[counts.reshape(-1)[index]]
             item.seen += rows.count
             item.thinned = item.thinned or len(index) < rows.count
             item.add(rows, outputs, index)
@@ -227,6 +231,16 @@ def _arrays(keys: SourceKeys, sample: Sample, outputs: Outputs) -> list[np.ndarr
 
 def _is_filled(arrays: Sequence[np.ndarray | None]) -> bool:
     return all(array is None or array.size for array in arrays)
+
+
+def _has_positions(
+    arrays: Sequence[np.ndarray | None], item: InputSums, counts: np.ndarray
+) -> bool:
+    """Whether the rows of a layer's input are those of the positions (N, L) of texts."""
+    unfolding, array = item.unfolding, arrays[0]
+    if not isinstance(unfolding, Vectors) or unfolding.batch or unfolding.axis != -1:
+        return False
+    return array is not None and array.ndim == 3 and array.shape[:2] == counts.shape
 
 
 def _outputs(output: OutputSums, arrays: Sequence[np.ndarray | None]) -> UnfoldedRows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from channel_nets import LAST, check, conv_net, cut, free_channels, net, pins, some_gone
+from channel_nets import LAST, check, conv_net, cut, follow, free_channels, net, pins, some_gone
 
 
 @pytest.mark.parametrize("shape", ["0, -1", "-1, 8", "3, 8", "0, 8"])
@@ -48,6 +48,29 @@ def test_a_shape_that_is_computed_around_a_known_size_follows() -> None:
       y = MatMul (t, v)
     }""")
     check(model, {"a": 8, "y": 0})
+
+
+def test_a_computed_shape_that_two_reshapes_read_stays_one() -> None:
+    model = net("""
+    g (float[N,3,H,W] x) => (float[N,L,4] y)
+    <float[8,3,1,1] w, float[8,4] v,
+     int64[1] zero = {0}, int64[1] one = {1}, int64[2] tail = {8, -1}> {
+      a = Conv (x, w)
+      r = Relu (a)
+      d = Shape (a)
+      n = Slice (d, zero, one)
+      shape = Concat <axis = 0> (n, tail)
+      f = Reshape (a, shape)
+      g = Reshape (r, shape)
+      s = Add (f, g)
+      t = Transpose <perm = [0,2,1]> (s)
+      y = MatMul (t, v)
+    }""")
+    check(model, {"a": 8, "y": 0})
+    _, channels = follow(model)
+    smaller = cut(model, some_gone(channels, np.random.default_rng(0)))
+    ops = [node.op_type for node in smaller.graph.node]
+    assert ops.count("Concat") == 1
 
 
 def test_a_size_that_is_left_open_needs_no_edit_however_it_is_written() -> None:

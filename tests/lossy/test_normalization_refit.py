@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from layer_nets import net, node, normal, output_error, runs, samples
+from text_nets import WIDTH, texts, transformer
 
+from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -12,6 +14,7 @@ from onnxslim.lossy.refit_trial import confirmed_refits
 from onnxslim.records import Skip
 from onnxslim.runtime.probes.calibration_runs import CalibrationRuns
 from onnxslim.services.channel_moments import ChannelMoments
+from onnxslim.services.moments import LayerMoments
 
 X = samples(120, 6, rank=6)
 
@@ -32,6 +35,7 @@ def two(
 
 
 ONES = np.ones(6, np.float32)
+ONE_SCALE = np.ones(WIDTH, np.float32)
 SCALE, BIAS = normal(6, seed=3, scale=0.5) + 2, normal(6, seed=4)
 
 
@@ -99,46 +103,28 @@ def test_a_channel_that_does_not_vary_is_shifted_and_not_scaled() -> None:
     np.testing.assert_allclose(intercept, [1, 1.25])
 
 
-def test_padding_does_not_count() -> None:
-    """The rows of padding are as wrong as can be, and nothing is fitted to them."""
-    ids = np.array([[1, 2, 3, 0], [4, 5, 0, 0]] * 4)
-    mask = (ids > 0).astype(np.int64)
-
-    def model(scale: np.ndarray) -> Model:
-        constants = {
-            "t": normal(6, 6, seed=7),
-            "g": scale,
-            "c": BIAS,
-            "unit": np.float32(1),
-            "least": np.float32(-1e4),
-            "axes": np.array([1]),
-        }
-        nodes = [
-            node("Gather", ["t", "ids"], "e"),
-            node("LayerNormalization", ["e", "g", "c"], "n"),
-            node("Cast", ["mask"], "f", to=1),
-            node("Unsqueeze", ["f", "axes"], "u"),
-            node("Sub", ["unit", "u"], "o"),
-            node("Mul", ["o", "least"], "b"),
-            node("Transpose", ["n"], "k", perm=[0, 2, 1]),
-            node("MatMul", ["n", "k"], "s"),
-            node("Add", ["s", "b"], "p"),
-            node("Softmax", ["p"], "q"),
-            node("MatMul", ["q", "n"], "y"),
-        ]
-        proto = net(nodes, constants, ["N", 6])
-        inputs = [
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["N", "L"])
-            for name in ("ids", "mask")
-        ]
-        del proto.graph.input[:]
-        proto.graph.input.extend(inputs)
-        return loaded(proto)
-
-    calibration = CalibrationRuns({"ids": ids, "mask": mask})
-    found = calibration.channel_moments(model(ONES), model(SCALE), "n")
+def test_padding_counts_neither_for_channels_nor_for_layers() -> None:
+    reference = loaded(transformer("hidden", layers=1))
+    model = reference.clone()
+    (norm, *_) = (node for node in model.graph.nodes if node.op == "LayerNormalization")
+    name = str(norm.outputs[0].name)
+    rw = Rewriter(model.graph)
+    rw.set_input(norm, 1, rw.constant(2 * ONE_SCALE, "doubled"))
+    inputs, _ = texts(12)
+    calibration = CalibrationRuns(inputs)
+    found = calibration.channel_moments(model, reference, name)
     assert isinstance(found, ChannelMoments)
-    assert found.count == mask.sum()
+    assert found.count == inputs["mask"].sum() < inputs["mask"].size
+    readers = [layer.name for layer in weight_layers(model.graph)[0] if name in reads(layer)]
+    moments = list(calibration.moments(model, readers, reference))
+    assert [item.count for item in moments if isinstance(item, LayerMoments)] == [
+        inputs["mask"].sum()
+    ] * len(readers)
+    assert readers
+
+
+def reads(layer: WeightLayer) -> list[str]:
+    return [tensor.name for tensor in layer.node.inputs]
 
 
 def test_a_refit_that_samples_held_back_do_not_confirm_is_put_back() -> None:
