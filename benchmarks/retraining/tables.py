@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.reporting import DOCS, Found, Row, markdown, times
 from benchmarks.retraining import channels, files
@@ -107,6 +108,9 @@ def _plot_channels(axis: Axes) -> bool:
         if points:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("share of the multiply-accumulates")
     axis.set_ylabel("points of error more than the original")
     axis.grid(visible=True, which="both", alpha=0.2)
