@@ -44,11 +44,12 @@ Rewrite:
         r = Mul (s, w_scale)
         y = Mul (f, r)
 
-    All around them stays float, but for Convs where these pay too, and tables of embeddings, whose
-    rows become int8 with a scale each. Channels of the input that are far larger than others are
-    divided, and the weights multiplied (SmoothQuant): in the LayerNormalization before, or by a Mul
-    where others read the tensor too. How far (`alpha-of`) is searched for each group of products
-    that read one tensor, by the error of what they make.
+    All around them stays float, but for Convs where these pay too. Channels of the input that are
+    far larger than others are divided, and the weights multiplied (SmoothQuant): in the
+    LayerNormalization before, or by a Mul where others read the tensor too. How far (`alpha-of`) is
+    searched for each group of products that read one tensor, by the error of what they make.
+
+    Tables of embeddings become rows of int8 with a scale each, wherever ranges come from.
 
     Which operators: `placement=measured` profiles the model in float and on integers, and finds the
     set of kernels with the least total time, crossings between float and integers included, as a

@@ -91,10 +91,12 @@ def rule_of(node: Node, ranges: ActivationRanges = ActivationRanges.STATIC) -> I
     """The rule for `node`, or why it is computed in float."""
     if not node.is_onnx:
         return f"operators of the domain {node.domain} have no integer kernel"
-    if ranges is ActivationRanges.DYNAMIC:
-        dynamic = _DYNAMIC_RULES.get(node.op)
-        if dynamic is not None and dynamic.objection(node) is None:
-            return dynamic
+    between_floats = [_TABLE] if node.op == "Gather" else []
+    if ranges is ActivationRanges.DYNAMIC and node.op in ("MatMul", "Gemm"):
+        between_floats.append(_PRODUCT)
+    found = next((rule for rule in between_floats if rule.objection(node) is None), None)
+    if found is not None:
+        return found
     rule = _RULES.get(node.op)
     if rule is None:
         return _FLOAT.get(node.op, f"onnxruntime has no integer kernel for {node.op}")
@@ -262,11 +264,7 @@ _RULES: Final[Mapping[str, IntegerRule]] = {
     ),
 }
 _PRODUCT: Final = IntegerRule(KernelKind.DYNAMIC, "MatMulInteger", (), objection_to_dynamic)
-_DYNAMIC_RULES: Final[Mapping[str, IntegerRule]] = {
-    "MatMul": _PRODUCT,
-    "Gemm": _PRODUCT,
-    "Gather": IntegerRule(KernelKind.TABLE, "Gather of integers", (), _rows),
-}
+_TABLE: Final = IntegerRule(KernelKind.TABLE, "Gather of integers", (), _rows)
 _FLOAT: Final[Mapping[str, str]] = {
     "LayerNormalization": "it is left in float",
     "RMSNormalization": "it is left in float",

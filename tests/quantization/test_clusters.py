@@ -10,8 +10,9 @@ from qdq_nets import kernels, loaded, on_integers
 from recurrent_nets import recurrent_net
 
 from onnxslim.pipeline.layer_filter import LayerFilter
+from onnxslim.quantization.clusters import clusters_of
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
-from onnxslim.quantization.rules import _RULES, KernelKind, absorbed_interval
+from onnxslim.quantization.rules import _RULES, ActivationRanges, KernelKind, absorbed_interval
 from support import parse
 
 MAP = [2, 8, 6, 6]
@@ -166,11 +167,26 @@ def test_integers_that_a_graph_computes_with_are_nobodys_business() -> None:
     assert clusters.skips == ()
 
 
-def test_rows_of_a_table_of_embeddings_are_moved_in_float() -> None:
+@pytest.mark.parametrize("ranges", ActivationRanges)
+def test_rows_of_a_table_of_embeddings_become_integers(ranges: ActivationRanges) -> None:
     source = parse(
         """<opset_import: ["" : 17]>
         g (int64[N] i) => (float[N, 2] y) <float[3, 2] table = {1, 2, 3, 4, 5, 6}> {
             y = Gather (table, i)
+        }"""
+    )
+    model, _ = loaded(source)
+    (cluster,) = clusters_of(model.graph, ranges).all
+    assert cluster.rule.kind is KernelKind.TABLE
+
+
+def test_a_table_that_others_read_is_moved_in_float() -> None:
+    source = parse(
+        """<opset_import: ["" : 17]>
+        g (int64[N] i) => (float[N, 2] y, float[2, 3] z)
+            <float[3, 2] table = {1, 2, 3, 4, 5, 6}> {
+            y = Gather (table, i)
+            z = Transpose (table)
         }"""
     )
     _, clusters = loaded(source)
