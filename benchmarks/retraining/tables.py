@@ -116,7 +116,7 @@ def _plot_channels(axis: Axes) -> bool:
     axis.grid(visible=True, which="both", alpha=0.2)
     if axis.lines:
         axis.legend(fontsize=7)
-    return bool(axis.lines)
+    return any(len(line.get_xdata()) > 1 for line in axis.lines)
 
 
 # ---------------------------------------------------------------------------- files
@@ -158,7 +158,7 @@ def _plot_files(axis: Axes) -> bool:
     axis.grid(visible=True, which="both", alpha=0.2)
     if axis.lines:
         axis.legend(fontsize=7)
-    return bool(axis.lines)
+    return any(len(line.get_xdata()) > 1 for line in axis.lines)
 
 
 _HOW: Final = {
