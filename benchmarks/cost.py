@@ -11,6 +11,7 @@ that holds the importable package `onnxslim`, for the figures before a change. R
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -79,12 +80,12 @@ def _measured(arguments: Command, package: str | None) -> Mapping[str, Any]:
 
 
 def _sqnr_db(report: Path) -> float | None:
-    """The least SQNR of an output of the result in dB; None where nothing moved it."""
+    """The least SQNR of an output of the result in dB; None where no bit moved."""
     steps = json.loads(report.read_text("utf-8"))["passes"]
     kept = [step for step in steps if step["committed"] and step["drift_original"]]
     drifts = kept[-1]["drift_original"].values() if kept else ()
-    found = [each["sqnr_db"] for each in drifts if each["sqnr_db"] is not None]
-    return round(min(found), 2) if found else None
+    least = min((float(each["sqnr_db"]) for each in drifts), default=math.inf)
+    return round(least, 2) if math.isfinite(least) else None
 
 
 # ---------------------------------------------------------------------------- jobs
