@@ -13,6 +13,10 @@ Rewrite:
     other elements. `start` gives other values to start from, within what the file obeys: those of
     the teacher, random ones, or those of another file.
 
+    With `regularizer=group-lasso` (or l1) groups of elements shrink to zero beside the loss, by a
+    proximal step after each step of the optimizer; `prune-channels` finds them. The model may be
+    its own teacher then, and the last values are kept, better or not.
+
     With `codes=move` codes of tables follow floats that learn: each element takes the nearest value
     of its table. With `codes=grow` a growing share of the elements, the largest first, takes its
     value and stays, and the others are floats until their turn comes; only epochs after which all
@@ -34,9 +38,9 @@ Why it is correct:
     values are kept. What came in is the first candidate, so nothing gets worse.
 
 Declines when:
-    1. The model is the teacher itself: there is nothing to learn.
+    1. The model is the teacher itself, and no regularizer is given: there is nothing to learn.
     2. No stored weight learns, or all are left out by `only` and `freeze`.
-    3. No epoch was better than what came in, on the samples held back.
+    3. No epoch was better than what came in, on the samples held back, and no regularizer is given.
 
 Fidelity:
     LOSSY. Zeros, ties, grids and shapes stay, and codes their form: the file takes the same bytes.
@@ -50,6 +54,7 @@ Reference:
     move); Zhou et al., arXiv:1702.03044 (a growing share); Gupta et al., arXiv:1502.02551
     (stochastic rounding); Guo et al., arXiv:1608.04493 (zeros that move); Han et al.,
     arXiv:1607.04381 (zeros that are released); Frankle, Carbin, arXiv:1803.03635 (lottery tickets);
+    Wen et al., arXiv:1608.03665 (group lasso by filter, channel, shape, depth);
     Liu et al., arXiv:1810.05270 (training from scratch); Smith, arXiv:1506.01186, arXiv:1708.07120
     (range test, one cycle). We differ: constraints are read from the file, whatever made it.
 """
@@ -77,8 +82,10 @@ from onnxslim.services.training import (
     CodeRounding,
     Loss,
     Optimizer,
+    Penalty,
     TrainingOutcome,
     TrainingRequest,
+    WeightGroup,
     ZeroMovement,
 )
 
@@ -97,6 +104,7 @@ class Finetune(FilteredPass):
         "simplify,cluster-weights:bits=2,finetune:epochs=10": "tables learn, codes stay",
         "quantize-weights:bits=4,finetune:minutes=5": "codes move, steps learn, for five minutes",
         "simplify,ternarize-weights,finetune:codes=move": "tables learn, codes move",
+        "finetune:regularizer=group-lasso,prune-channels:macs=0.5": "filters become zero, and go",
     }
 
     epochs: float = option(
@@ -125,7 +133,7 @@ class Finetune(FilteredPass):
     optimizer: str | None = option(
         None,
         one_of(*Optimizer),
-        "adam, or sgd with momentum; default: sgd where zeros move, else adam",
+        "adam, or sgd with momentum; default: sgd for zeros=move and regularizers, else adam",
     )
     batch: int = option(32, at_least(1), "samples of a step")
     patience: int | None = option(
@@ -147,6 +155,17 @@ class Finetune(FilteredPass):
     )
     rounding: str = option(
         "nearest", one_of(*CodeRounding), "in training: nearest, or stochastic: by chance"
+    )
+    regularizer: str = option(
+        "none", one_of(*Penalty), "what shrinks to zero while training; the last values are kept"
+    )
+    groups: str = option(
+        "filter", one_of(*WeightGroup), "with group-lasso: elements that become zero together"
+    )
+    decay: float = option(
+        1.0,
+        Interval(0, 1000, open_left=True),
+        "times the mean length of its weight's groups that a group shrinks where nothing holds it",
     )
     start: str = option(
         "given",
@@ -200,7 +219,8 @@ class Finetune(FilteredPass):
         if trainer is None or model is None:
             raise NotApplicable("it needs samples to train on: give --calib")
         teachers = [Model.load(path) for path in self.teacher] or [context.reference or model]
-        is_same = not self.teacher and are_equal(constraints, read_constraints(teachers[0].graph))
+        may_be_same = bool(self.teacher) or self.regularizer != Penalty.NONE
+        is_same = not may_be_same and are_equal(constraints, read_constraints(teachers[0].graph))
         if is_same:
             raise NotApplicable("the model is its own teacher: no lossy step came before")
         found = trainer.train(model, teachers, self.request(), self.accepting(context))
@@ -236,5 +256,8 @@ class Finetune(FilteredPass):
             zeros=ZeroMovement(self.zeros),
             codes=CodeMovement(self.codes),
             rounding=CodeRounding(self.rounding),
+            regularizer=Penalty(self.regularizer),
+            groups=WeightGroup(self.groups),
+            decay=self.decay,
             start=self.start,
         )

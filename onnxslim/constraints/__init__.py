@@ -7,5 +7,6 @@ coded    records of weights that nodes compute from codes: tables, grids of inte
 read     all stored weights of a graph
 storing  new values for them, in the form that they have
 dense    a copy of a model in which coded weights are constants, for training
+groups   elements that a regularizer brings to zero together
 starting  values to start from in place of those that the file has
 """

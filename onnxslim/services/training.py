@@ -69,6 +69,27 @@ class CodeRounding(enum.StrEnum):
     STOCHASTIC = "stochastic"
 
 
+class Penalty(enum.StrEnum):
+    """What shrinks while training: nothing, single elements, or groups of them."""
+
+    NONE = "none"
+    L1 = "l1"
+    GROUP_LASSO = "group-lasso"
+
+
+class WeightGroup(enum.StrEnum):
+    """What is a group of a layer's weight.
+
+    FILTER: all inputs of an output. CHANNEL: all that reads an input. SHAPE: one place of the
+    filters. DEPTH: the whole weight.
+    """
+
+    FILTER = "filter"
+    CHANNEL = "channel"
+    SHAPE = "shape"
+    DEPTH = "depth"
+
+
 class TrainingStart(enum.StrEnum):
     """Where weights start from, within what the file obeys; any other word is an ONNX file.
 
@@ -111,14 +132,18 @@ class TrainingRequest:
         epochs: times through the samples; parts of one count.
         minutes: the most time; None: as long as the epochs take.
         learning_rate: the largest; None: found by a range test.
-        optimizer: the method; None: SGD where zeros move, as Adam moves each float by a full step
-            however small its gradient is; else Adam.
+        optimizer: the method; None: SGD where zeros move or groups shrink to zero, as Adam moves
+            each float by a full step however small its gradient is; else Adam.
         batch: samples of a step.
         patience: epochs without a better figure on the samples held back, after which training
             ends; None: none.
         features: patterns on names of inner tensors that are to be the teacher's, too.
         augment: changes of pictures, by `AUGMENTATIONS`; the teacher sees the changed ones.
         zeros, codes, rounding: how elements move among what the file lets them be.
+        regularizer, groups: what is brought to zero beside the loss. The last values are kept then,
+            better or not.
+        decay: by how many times the mean length of its weight's groups a group shrinks over the
+            training, where no gradient holds it.
         start: a word of `TrainingStart`, or the path of a model with other values.
         checkpoint: path of a file that each epoch is saved to, and from which the same training
             goes on; None: none.
@@ -145,13 +170,15 @@ class TrainingRequest:
     start: str = TrainingStart.GIVEN
     imitations: tuple[Imitation, ...] = ()
     part: tuple[int, int] | None = None
+    regularizer: Penalty = Penalty.NONE
+    groups: WeightGroup = WeightGroup.FILTER
+    decay: float = 1.0
 
     @property
     def method(self) -> Optimizer:
         """The optimizer, chosen where none was given."""
-        return self.optimizer or (
-            Optimizer.SGD if self.zeros is ZeroMovement.MOVE else Optimizer.ADAM
-        )
+        is_sized = self.zeros is ZeroMovement.MOVE or self.regularizer is not Penalty.NONE
+        return self.optimizer or (Optimizer.SGD if is_sized else Optimizer.ADAM)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ coded_parametrisations  weights that nodes compute from codes
 trained_weights  all weights of a graph
 objectives   the distance of outputs from those of a teacher
 schedule     the learning rate
+regularizer  groups of elements that shrink to zero
 augmentation  changes of pictures that leave what they show
 features     inner tensors that student and teacher share
 training_set  samples with what teachers say of them

@@ -25,6 +25,7 @@ from onnxslim.analysis.output_kinds import OutputKinds
 from onnxslim.analysis.output_parts import output_parts
 from onnxslim.analysis.token_inputs import padding_mask
 from onnxslim.constraints.dense import DenseTwin, dense_twin
+from onnxslim.constraints.groups import weight_groups
 from onnxslim.constraints.read import Constraints, read_constraints
 from onnxslim.constraints.starting import random_weights, weights_of_other
 from onnxslim.constraints.storing import store_values
@@ -47,7 +48,13 @@ from onnxslim.runtime.training.checkpoint import (
 from onnxslim.runtime.training.objectives import OutputObjective, objectives_of
 from onnxslim.runtime.training.parametrisation import Moment, Settings, Stored
 from onnxslim.runtime.training.projections import grown_share
-from onnxslim.runtime.training.schedule import best_rate, one_cycle, tested_rates
+from onnxslim.runtime.training.regularizer import Regularizer
+from onnxslim.runtime.training.schedule import (
+    USUAL_RATES,
+    best_rate,
+    one_cycle,
+    tested_rates,
+)
 from onnxslim.runtime.training.torch_graph import TorchGraph
 from onnxslim.runtime.training.trained_weights import TrainedWeights
 from onnxslim.runtime.training.training_set import Arrays, Batch, TrainingItem, TrainingSet
@@ -58,6 +65,7 @@ from onnxslim.services.training import (
     CodeRounding,
     Loss,
     Optimizer,
+    Penalty,
     TrainingOutcome,
     TrainingRequest,
     TrainingStart,
@@ -146,6 +154,7 @@ class TrainingRun:
         self._per_epoch = max(len(data.epoch(request.batch, seed, 0)), 1)
         self._total = max(round(self._per_epoch * request.epochs), 1)
         self._optimizer = self._new_optimizer(1.0)
+        self._shrinking = self._groups_of(twin)
         self._start = self._other_values(constraints, twin, teacher)
         words = (str(request), str(seed), str(data.samples), *self._start)
         given = (torch.from_numpy(array.astype(np.float32)) for array in self._start.values())
@@ -184,7 +193,10 @@ class TrainingRun:
             self._weights.restore(state.kept)
             values = self._weights.store()
             before, after = self._figures_of_stored(values)
-            if not after < before:  # torch rounds otherwise than onnxruntime
+            if self._shrinking:
+                zeros, count = self._regularizer.zero_share()
+                notes.append(f"{zeros:,} of {count:,} groups are zero")
+            elif not after < before:  # torch rounds otherwise than onnxruntime
                 values, after = {}, before
         return TrainingOutcome(
             values,
@@ -216,9 +228,19 @@ class TrainingRun:
         other = teacher if start == TrainingStart.ORIGINAL else Model.load(start)
         return weights_of_other(constraints, read_constraints(other.graph))
 
+    def _groups_of(self, twin: DenseTwin) -> dict[str, np.ndarray]:
+        """The groups of elements that shrink, by name; {}: nothing does."""
+        request = self._request
+        if request.regularizer is Penalty.NONE:
+            return {}
+        is_grouped = request.regularizer is Penalty.GROUP_LASSO
+        return weight_groups(twin.model.graph, request.groups if is_grouped else None)
+
     def _begin_weights(self) -> str:
         """Let the weights start, from other values where that is asked for; says from which."""
         taken, count = self._weights.begin(self._start)
+        leaves = self._weights.dense_leaves
+        self._regularizer = Regularizer(leaves, self._shrinking, self._request.decay)
         self._weights.settle(Moment(0.0))
         return f"start={self._request.start}: {taken} of {count} stored weights took its values"
 
@@ -227,6 +249,7 @@ class TrainingRun:
         if self._path is not None:
             found = load(self._path, self._digest, self._optimizer)
             if found is not None:
+                self._begin_weights()
                 self._state = found
                 self._weights.restore(found.values)
                 return
@@ -234,7 +257,8 @@ class TrainingRun:
         told = self._begin_weights()
         if self._start:
             notes.append(told)
-        rate = self._request.learning_rate or self._tested_rate()
+        usual = USUAL_RATES[self._request.method] if self._shrinking else None
+        rate = self._request.learning_rate or usual or self._tested_rate()
         self._state = TrainingState(before, before, rate)
 
     def _may_try_again(self) -> bool:
@@ -273,14 +297,16 @@ class TrainingRun:
                 told.name = f"training (loss {loss:.3g}, held back {state.best:.3g})"
                 told.advance()
                 state.done += 1
-                self._weights.settle(Moment(self._share_done(clock), self._chance()))
+                after = self._share_done(clock)
+                self._regularizer.shrink(share, after)
+                self._weights.settle(Moment(after, self._chance()))
             state.epoch += 1
             if request.rounding is CodeRounding.STOCHASTIC:  # what is stored is nearest
                 self._weights.settle(Moment(self._share_done(clock)))
             found = self._figure()
             counts = self._may_be_kept(self._share_done(clock))
             state.since_best += counts
-            if counts and found < state.best:
+            if counts and (found < state.best or self._shrinking):
                 state.best, state.since_best, state.kept = found, 0, self._weights.copy()
             state.seconds = time.monotonic() - clock
             if self._path is not None:

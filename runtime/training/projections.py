@@ -167,6 +167,8 @@ class Latent:
         with torch.no_grad():
             wide = torch.from_numpy(np.ascontiguousarray(values, np.float64).copy())
             self.floats.copy_(wide.reshape(self.floats.shape))
+            if self._support is not None and not self._support.moves:
+                self.floats.mul_(self._support.kept).add_(0.0)  # -0.0 is a value to a sparse form
 
     @property
     def stays(self) -> Tensor | None:

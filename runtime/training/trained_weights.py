@@ -14,8 +14,10 @@ from onnxslim.constraints.read import Constraints
 from onnxslim.constraints.stored import (
     BiasWeight,
     CodedWeight,
+    FreeWeight,
     GridWeight,
     LookupWeight,
+    SparseWeight,
     StoredWeight,
 )
 from onnxslim.runtime.training.coded_parametrisations import CODED_PARAMETRISATIONS
@@ -85,6 +87,12 @@ class TrainedWeights:
         for item in self._coded:
             coded |= item.tensors(leaves)
         return leaves | coded
+
+    @property
+    def dense_leaves(self) -> dict[str, Tensor]:
+        """The free tensors of float constants whose elements learn each for itself, by name."""
+        kinds = FreeWeight | SparseWeight
+        return {x.output: x.free[0] for x in self._leaves if isinstance(x.weight, kinds)}
 
     def begin(self, values: Mapping[str, np.ndarray]) -> tuple[int, int]:
         """Take other values to start from, where they have the shape of a weight.

@@ -92,6 +92,33 @@ def _codes(model: Model) -> list[bytes]:
     return [t.values.tobytes() for t in tensors if getattr(t, "dtype", None) == np.uint8]
 
 
+def test_channels_that_a_regularizer_brought_to_zero_cost_nothing() -> None:
+    shrink = "finetune:regularizer=group-lasso:epochs=20:decay=1.2"
+    model, report = run(shrink, floors=None)
+    assert report.steps[0].committed
+    (weight,) = (x.holder.values for x in read_constraints(model.graph).leaves() if x.name == "w0")
+    dead = int((weight == 0).all(axis=0).sum())
+    assert 8 <= dead < 32
+    kept = -8 * ((dead - 32) // 8)  # widths are multiples of 8
+    ratio = 1 - kept / 32
+    errors = []
+    for source in (Model.load(SOURCE), model):
+        pruned, report = compress(
+            source,
+            passes=f"prune-channels:ratio={ratio}",
+            calibration={"x": X},
+            output_kinds={"y": "values"},
+            measure=False,
+            floors=None,
+        )
+        first = next(n for n in pruned.graph.nodes if n.op in ("Gemm", "MatMul"))
+        assert kept in first.inputs[1].shape
+        found = report.steps[-1].comparison
+        assert found is not None
+        errors.append(found.original["y"].rel_l2)
+    assert errors[1] < 0.2 * errors[0]
+
+
 # ----------------------------------------------------------------- floors
 
 

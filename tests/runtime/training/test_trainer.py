@@ -12,6 +12,7 @@ import pytest
 from layer_nets import dense_net, net, node, normal, samples
 
 from onnxslim.api import compress
+from onnxslim.constraints.read import read_constraints
 from onnxslim.errors import NotApplicable, UsageError
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
@@ -22,8 +23,10 @@ from onnxslim.services.training import (
     CodeRounding,
     Loss,
     Optimizer,
+    Penalty,
     TrainingOutcome,
     TrainingRequest,
+    ZeroMovement,
 )
 from support import parse
 
@@ -178,6 +181,65 @@ def test_codes_that_move_bring_the_model_nearer_and_an_interrupted_run_to_the_sa
     assert found.steps == whole.steps
     for name, values in whole.values.items():
         np.testing.assert_array_equal(found.values[name], values)
+
+
+@pytest.mark.parametrize("regularizer", [Penalty.L1, Penalty.GROUP_LASSO])
+def test_a_regularizer_brings_groups_to_zero_and_the_last_values_are_kept(
+    regularizer: Penalty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = TrainingRequest(epochs=6, batch=16, regularizer=regularizer, decay=1.5)
+    assert request.method is Optimizer.SGD
+    whole = train(request, model=TEACHER)
+    assert whole.after > whole.before
+    assert "groups are zero" in whole.notes[0]
+    rows = [np.all(whole.values[n] == 0, axis=0) for n in ("w0", "w1")]
+    zeros = [np.mean(whole.values[n] == 0) for n in ("w0", "w1")]
+    assert max(zeros) > 0.02
+    assert regularizer is Penalty.L1 or any(map(np.any, rows))
+    saved = checkpoint.save
+
+    def stop_after_three(*arguments: Any) -> None:
+        saved(*arguments)
+        if arguments[2].epoch == 3:
+            raise KeyboardInterrupt
+
+    request = replace(request, checkpoint=str(tmp_path / "run.npz"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", stop_after_three)
+        train(request, model=TEACHER)
+    found = train(request, model=TEACHER)
+    for name, values in whole.values.items():
+        np.testing.assert_array_equal(found.values[name], values)
+
+
+def test_zeros_that_move_are_trained_by_sgd_and_as_many_as_before() -> None:
+    prune = "prune-weights:ratio=0.6:criterion=magnitude"
+    model, _ = compress(TEACHER, passes=prune, force=True, floors=None, measure=False)
+    request = replace(REQUEST, zeros=ZeroMovement.MOVE, learning_rate=None)
+    assert request.method is Optimizer.SGD
+    found = train(request, model=model)
+    assert found.after < found.before
+    given = {x.name: x.holder.values for x in read_constraints(model.graph).leaves()}
+    moved = {name: (values == 0, given[name] == 0) for name, values in found.values.items()}
+    assert any((now != before).any() for now, before in moved.values())
+    assert all(now.sum() >= before.sum() for now, before in moved.values())
+
+
+@pytest.mark.parametrize("start", ["original", "random"])
+def test_training_from_other_values_is_kept_where_it_is_better(start: str) -> None:
+    request = replace(REQUEST, start=start, epochs=4)
+    found = train(request, model=student(-1.0))
+    assert found.after < found.before
+    assert found.notes[0] == f"start={start}: 4 of 4 stored weights took its values"
+    kept = train(replace(request, learning_rate=1e-9), model=student(0.999))
+    assert bool(kept.values) == (start == "original")
+
+
+def test_training_starts_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "early.onnx"
+    TEACHER.save(path)
+    found = train(replace(REQUEST, start=str(path), learning_rate=1e-9, epochs=1))
+    np.testing.assert_allclose(found.values["w0"], normal_weight(), rtol=1e-5)
 
 
 def test_epochs_before_all_elements_are_on_their_values_are_not_kept() -> None:
