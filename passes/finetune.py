@@ -23,6 +23,12 @@ Rewrite:
     are on their values can be kept. `rounding=stochastic` takes one of the two neighbours by chance
     while training; what is measured and stored is nearest.
 
+    Exits of `inject-exits` learn together with the network, by the sum of the losses of all; what
+    is trained is a twin in which no sample leaves. Their thresholds are chosen anew, on samples
+    that were not trained on: the strictest at which samples take no more work than before. The
+    share of samples that gets the teacher's answer is confirmed to be what it was; where it is not,
+    the loosest thresholds are taken that keep it. Such a model may learn from its own network.
+
     The teacher is the model before the first lossy step of the pipeline, or `teacher=A+B`, whose
     outputs are averaged. Lossy steps right before this pass are judged together with it: they may
     fall below the floor that the model holds after training. Where all of them together do not hold
@@ -41,6 +47,8 @@ Declines when:
     1. The model is the teacher itself, and no regularizer is given: there is nothing to learn.
     2. No stored weight learns, or all are left out by `only` and `freeze`.
     3. No epoch was better than what came in, on the samples held back, and no regularizer is given.
+    4. Exits would give the teacher's answer less often, whatever their thresholds; or other tools
+       wrote them in another way.
 
 Fidelity:
     LOSSY. Zeros, ties, grids and shapes stay, and codes their form: the file takes the same bytes.
@@ -70,6 +78,10 @@ import onnx_graphsurgeon as gs
 from onnxslim.constraints.read import Constraints, read_constraints
 from onnxslim.constraints.storing import are_equal, store_values
 from onnxslim.errors import NotApplicable
+from onnxslim.exits.retraining import RetrainedExits, retrained_exits, whole_network
+from onnxslim.exits.training import ExitTraining
+from onnxslim.exits.twin import ExitTwin, inserted_exits, twin_of
+from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.pipeline.layer_filter import FilteredPass, LayerFilter, only_option
@@ -88,6 +100,8 @@ from onnxslim.services.training import (
     WeightGroup,
     ZeroMovement,
 )
+
+_NO_SAMPLES = "it needs samples to train on: give --calib"
 
 
 @dataclass(frozen=True)
@@ -200,13 +214,24 @@ class Finetune(FilteredPass):
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Train, and write the values that are better than what came in."""
         rw = Rewriter(graph)
+        exits: RetrainedExits | None = None
         try:
             constraints = read_constraints(graph)
-            found = self._trained(constraints, context)
+            twin = None if context.model is None else twin_of(context.model)
+            if twin is None:
+                found = self._trained(constraints, context)
+            else:
+                exits = self._with_exits(twin, context)
+                found = exits.outcome
         except NotApplicable as reason:
             rw.decline(str(reason))
             return rw.result()
         store_values(rw, constraints, found.values)
+        if exits is not None:
+            pairs = zip(inserted_exits(graph), exits.thresholds, strict=True)
+            for number, (item, threshold) in enumerate(pairs):
+                item.set_threshold(rw, threshold)
+                rw.note(node_label(item.node), exits.words(number), Fidelity.LOSSY)
         return replace(rw.result(), notes=(found.summary(self.name), *found.notes))
 
     def _trained(self, constraints: Constraints, context: Context) -> TrainingOutcome:
@@ -217,16 +242,34 @@ class Finetune(FilteredPass):
         """
         trainer, model = context.trainer, context.model
         if trainer is None or model is None:
-            raise NotApplicable("it needs samples to train on: give --calib")
-        teachers = [Model.load(path) for path in self.teacher] or [context.reference or model]
+            raise NotApplicable(_NO_SAMPLES)
+        teachers = self._teachers(context)
         may_be_same = bool(self.teacher) or self.regularizer != Penalty.NONE
         is_same = not may_be_same and are_equal(constraints, read_constraints(teachers[0].graph))
         if is_same:
             raise NotApplicable("the model is its own teacher: no lossy step came before")
         found = trainer.train(model, teachers, self.request(), self.accepting(context))
         if not found.values:
-            raise NotApplicable(found.nothing)
+            raise NotApplicable(found.nothing)  # declines 3
         return found
+
+    def _teachers(self, context: Context) -> list[Model]:
+        """Whom the model learns from; of those with exits the whole network."""
+        assert context.model is not None
+        found = [Model.load(path) for path in self.teacher]
+        return list(map(whole_network, found or [context.reference or context.model]))
+
+    def _with_exits(self, twin: ExitTwin, context: Context) -> RetrainedExits:
+        """New values and thresholds of a model with exits, which may learn from its own network.
+
+        Raises:
+            NotApplicable: nothing was learned, or answers would be less often the teacher's.
+        """
+        assert context.model is not None
+        if context.trainer is None:
+            raise NotApplicable(_NO_SAMPLES)
+        how = ExitTraining(context.trainer, self.request(), self.accepting(context))
+        return retrained_exits(twin, context.model, self._teachers(context), how, context)
 
     def accepting(self, context: Context) -> Callable[[Sequence[str]], bool]:
         """Whether a weight learns, by the labels of the nodes that read it."""

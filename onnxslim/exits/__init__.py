@@ -10,6 +10,7 @@ candidates  candidate exits: their latency and their heads, measured
 planning    which exits to insert, with which thresholds
 twin        a model with exits as one that every sample goes through to the end
 training    heads, and with them the network, trained together
+retraining  exits that a model has already, trained with its network
 run         one run of inject-exits: all of the above in order
 """
 

@@ -259,7 +259,11 @@ def head_answers(
 
 
 def twin_answers(
-    distillation: Distillation, model: Model, names: Sequence[str], calibration: Calibration
+    distillation: Distillation,
+    model: Model,
+    names: Sequence[str],
+    calibration: Calibration,
+    heads_form: ScoreForm = ScoreForm.LOGITS,
 ) -> Iterator[HeadAnswers]:
     """For each run over samples, what heads and networks say.
 
@@ -268,6 +272,7 @@ def twin_answers(
         model: returns the scores of the first of them, and those of heads.
         names: of the outputs with the scores of heads.
         calibration: the samples.
+        heads_form: of the scores of heads.
     """
     classes = _classes(distillation)
     form, output = distillation.score_form, distillation.output
@@ -277,11 +282,18 @@ def twin_answers(
     for answer, other in zip(runs, others, strict=False):
         own = network_logs(answer.values[output], form)
         yield HeadAnswers(
-            np.stack([answer.values[name].reshape(len(own), -1) for name in names]),
+            np.stack([_logits(answer.values[name], heads_form) for name in names]),
             own,
             own if other is None else network_logs(other.values[output], form),
             None if answer.labels is None else class_numbers(answer.labels, classes),
         )
+
+
+def _logits(scores: np.ndarray, form: ScoreForm) -> np.ndarray:
+    """Scores of a head, (N, classes), of which a softmax makes probabilities."""
+    if form is ScoreForm.PROBABILITIES:
+        return network_logs(scores, form)
+    return scores.reshape(len(scores), -1)
 
 
 def head_trials(

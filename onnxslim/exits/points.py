@@ -140,7 +140,7 @@ def candidate_points(graph: gs.Graph, output: gs.Tensor) -> list[ExitPoint]:
     the product before it, and only a feature map can be pooled over a grid.
     """
     path = single_path(graph, output)
-    whole, mask = _macs(ancestors([output])), padding_mask(graph)
+    whole, mask = known_macs(ancestors([output])), padding_mask(graph)
     found = []
     for run in _runs_between_work(path):
         fitting = [tensor for tensor in run if objection(tensor) is None]
@@ -153,7 +153,7 @@ def candidate_points(graph: gs.Graph, output: gs.Tensor) -> list[ExitPoint]:
 
 def point_at(tensor: gs.Tensor, whole_macs: int | None, mask: PaddingMask | None) -> ExitPoint:
     """The point at `tensor`; there must be no `objection` to it."""
-    before = _macs(ancestors([tensor]))
+    before = known_macs(ancestors([tensor]))
     known = whole_macs and before is not None
     share = before / whole_macs if known else None  # type: ignore[operator]
     return ExitPoint(tensor.name, tuple(tensor.shape), _is_map(tensor), share, mask)
@@ -177,7 +177,7 @@ def point_named(graph: gs.Graph, output: gs.Tensor, name: str) -> ExitPoint | st
         why = f"the nodes behind it are needed for {named}" if forced else "no work is behind it"
     if why is not None:
         return why
-    return point_at(tensor, _macs(ancestors([output])), padding_mask(graph))
+    return point_at(tensor, known_macs(ancestors([output])), padding_mask(graph))
 
 
 def objection(tensor: gs.Tensor) -> str | None:
@@ -237,7 +237,8 @@ def _is_work(node: Node) -> bool:
     return node_macs(node) != 0 and not all(isinstance(t, Constant) for t in node.inputs)
 
 
-def _macs(nodes: Iterable[Node]) -> int | None:
+def known_macs(nodes: Iterable[Node]) -> int | None:
+    """The multiply-accumulates of nodes; None where those of one are not known."""
     total = 0
     for node in nodes:
         macs = node_macs(node)

@@ -11,7 +11,7 @@ others; the half that confirms is never trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -135,7 +135,7 @@ def trained_exits(
     )
 
 
-def with_values(model: Model, values: dict[str, np.ndarray]) -> Model:
+def with_values(model: Model, values: Mapping[str, np.ndarray]) -> Model:
     """A copy of a model with new values of stored tensors."""
     copy = model.clone()
     rw = Rewriter(copy.graph)

@@ -108,8 +108,15 @@ class ExitTwin:
 
     def of_heads(self) -> Model:
         """A copy that returns the scores of the heads alone, for training of these alone."""
+        return self._returning(heads=True)
+
+    def of_network(self) -> Model:
+        """A copy without heads."""
+        return self._returning(heads=False)
+
+    def _returning(self, *, heads: bool) -> Model:
         copy = self.model.clone()
-        outputs = [tensor for tensor in copy.graph.outputs if tensor.name in self.heads]
+        outputs = [t for t in copy.graph.outputs if (t.name in self.heads) is heads]
         used = ancestors(outputs)
         copy.graph.outputs = outputs
         copy.graph.nodes = [node for node in copy.graph.nodes if node in used]
