@@ -72,6 +72,7 @@ from onnxslim.services.training import (
 )
 
 _TINY: Final = 1e-12
+_SMALL: Final = 1e-3  # of the loss of knowing nothing: below that, more of it does no harm
 _ATTEMPTS: Final = 1  # at a lower rate, where the one that was found brought nothing
 _CALMER: Final = 0.1
 _MOMENTUM: Final = 0.9
@@ -424,6 +425,7 @@ class TrainingRun:
             tried = list(islice(steps, len(rates)))
             with torch.no_grad():
                 before = [self._loss_of(step) for step in tried]
+            least = _SMALL * self._loss_of_others()
             samples = iter(zip(tried, before, strict=True))
 
             def loss_at(rate: float) -> float:
@@ -432,11 +434,22 @@ class TrainingRun:
                 step, first = next(samples)
                 loss = self._step(optimizer, step)
                 self._weights.settle(Moment(0.0, self._chance()))
-                return loss / max(first, _TINY)
+                return loss / max(first, least, _TINY)
 
             rate = best_rate(loss_at, rates)
         self._weights.restore(kept)
         return rate
+
+    def _loss_of_others(self) -> float:
+        """The loss of outputs that belong to other samples: that of a model which knows nothing."""
+        batch = self._data.batch(self._held[0])
+        found = [torch.zeros(())]
+        for item in self._objectives:
+            output = torch.from_numpy(batch.outputs[item.taught_by])
+            if output.ndim and len(output) > 1:
+                other = torch.roll(output, 1, 0)
+                found.append(item.distance(other, output, None, self._request.temperature))
+        return float(torch.stack(found).max())
 
     def _endless_steps(self) -> Iterator[Step]:
         number = 0

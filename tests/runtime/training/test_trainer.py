@@ -104,6 +104,18 @@ def test_a_rate_that_brings_nothing_is_followed_by_a_lower_one(
     np.testing.assert_array_equal(found.values["w0"], train().values["w0"])
 
 
+def test_the_rate_for_a_model_that_is_hardly_off_is_one_that_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Doubling a loss of next to nothing does no harm."""
+    monkeypatch.setattr(loop, "_ATTEMPTS", 0)
+    near, request = student(1 - 1e-3), replace(REQUEST, learning_rate=None, epochs=1)
+    found = train(request, model=near).learning_rate
+    monkeypatch.setattr(loop, "_SMALL", 0.0)
+    assert found > 10 * train(request, model=near).learning_rate
+    assert found > 1e-5
+
+
 def test_layers_that_are_left_out_stay() -> None:
     assert set(train(only="y").values) == {"w1", "b1"}
 
