@@ -115,8 +115,6 @@ class Finetune(FilteredPass):
     mends: ClassVar[bool] = True
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,prune-channels:macs=0.3,finetune": "the model before is the teacher",
-        "simplify,cluster-weights:bits=2,finetune:epochs=10": "tables learn, codes stay",
-        "quantize-weights:bits=4,finetune:minutes=5": "codes move, steps learn, for five minutes",
         "simplify,ternarize-weights,finetune:codes=move": "tables learn, codes move",
         "finetune:regularizer=group-lasso,prune-channels:macs=0.5": "filters become zero, and go",
     }

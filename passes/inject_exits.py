@@ -112,7 +112,6 @@ class InjectExits(TrainedPass):
     name: ClassVar[str] = "inject-exits"
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,inject-exits": "two exits at most, with the best promise that holds",
-        "inject-exits:target=0.95:count=1": "one exit, and 95 % of the answers stay",
         "inject-exits:latency=0.7:head=mlp": "70 % of the mean latency",
         "inject-exits:finetune=3:joint=all": "exits and network are trained together first",
     }

@@ -33,7 +33,7 @@ pytest.importorskip("torch", reason="training needs the extra `train`")
 X, LABELS = images(1200)
 NEW, _ = images(4000, seed=77)
 AIM = "inject-exits:target=0.95:count=1"
-HOW = "finetune=4:training='learning-rate=0.0005'"
+HOW = "finetune=4:training='learning-rate=0.0005:temperature=1'"
 
 
 def trained(
