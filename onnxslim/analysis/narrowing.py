@@ -107,4 +107,9 @@ def _is_one_element(node: Node, sizes: _Narrower) -> bool:
     """Whether the operator only regroups the axes of a single element."""
     shape = sizes.shape(node.inputs[0])
     is_operand = any(tensor in sizes.shapes for tensor in node.inputs[1:])
-    return shape is not None and not is_operand and all(size == 1 for size in shape)
+    if shape is None or is_operand or any(size != 1 for size in shape):
+        return False
+    if node.op != "Reshape":
+        return True
+    target = sizes.ints(node.inputs[1])  # a 0 names an axis, which a smaller tensor may lack
+    return target is not None and 0 not in target

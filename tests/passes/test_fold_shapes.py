@@ -247,6 +247,22 @@ def test_expand_stays_where_an_operator_behind_it_names_the_axes_that_it_adds() 
     )
 
 
+def test_expand_stays_where_a_reshape_behind_it_copies_an_axis_that_it_adds() -> None:
+    assert_rewrites(
+        """<opset_import: ["" : 17]>
+        g (float[2, 3] x, float s) => (float[2, 3] y) <int64[1] sizes = {2}, int64[1] t = {0}> {
+            e = Expand (s, sizes)
+            unread = Reshape (e, t)
+            y = Relu (x)
+        }""",
+        FoldShapes(),
+        """<opset_import: ["" : 17]>
+        g (float[2, 3] x, float s) => (float[2, 3] y) {
+            y = Relu (x)
+        }""",
+    )
+
+
 def test_expand_keeps_a_dimension_by_one() -> None:
     assert_rewrites(
         f"""{HEADER}
