@@ -17,7 +17,11 @@ PICTURES, FITTED = 50_000, 10_000  # to distil on; for closed forms, others
 _PRUNING: Final = "steps=2:finetune=4"
 _CLUSTERING: Final = "finetune=2"
 _BIASES: Final = 16  # values
+_BEFORE: Final = 2.5  # times the weights that stay are left by the first of two prunings
+_TURNS: Final = ("finetune=2:training='batch=64'", "finetune=4:training='batch=64'")
+_MOVING: Final = "finetune=2:training='codes=move:batch=128'"
 UNTRAINED, LABELS, DISTILLED = "not trained", "with labels", "distilled"
+MOVED: Final = "distilled, codes move"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ LEVELS: Final = {
     "lenet5": (
         _lenet5("mild", (0.8, 0.2, 0.03, 0.6), (16, 8, 8, 16)),
         _lenet5("middle", (0.6, 0.1, 0.012, 0.4), (16, 8, 8, 16)),
-        _lenet5("strong", (0.5, 0.06, 0.006, 0.3), (16, 6, 4, 8)),
+        _lenet5("strong", (0.5, 0.075, 0.0078, 0.35), (16, 6, 4, 8)),
+        _lenet5("extreme", (0.5, 0.06, 0.006, 0.3), (16, 6, 4, 8)),
     ),
 }
 
@@ -71,19 +76,27 @@ def plans(seed: int) -> Iterator[Plan]:
         subject = Subject.of(name, seed)
         yield Plan(f"{name}, original", seed, partial(_original, subject))
         for level in levels:
-            for how in (DISTILLED, UNTRAINED, LABELS):
+            for how in (DISTILLED, MOVED, UNTRAINED, LABELS):
                 row = f"{name}, {level.name}, {how}"
                 yield Plan(row, seed, partial(_row, subject, level, how))
 
 
 def pipeline(level: Level, how: str) -> str:
     """The passes of a level."""
-    pruned = f"prune-weights:ratio-of={_listed(_without(level.kept))}"
+    pruned = _pruned(level.kept)
     clustered = f"cluster-weights:values-of={_listed(level.values)}:biases={_BIASES}"
     if how == UNTRAINED:
         return f"simplify,{pruned},{clustered}"
+    if how == MOVED:
+        first = {name: min(_BEFORE * share, 1.0) for name, share in level.kept.items()}
+        steps = zip((_pruned(first), pruned, clustered), (*_TURNS, _MOVING), strict=True)
+        return ",".join(("simplify", *map(":".join, steps)))
     loss = ":training='loss=labels'" if how == LABELS else ""
     return f"simplify,{pruned}:{_PRUNING}{loss},{clustered}:{_CLUSTERING}{loss}"
+
+
+def _pruned(kept: Mapping[str, float]) -> str:
+    return f"prune-weights:ratio-of={_listed(_without(kept))}"
 
 
 def _without(kept: Mapping[str, float]) -> dict[str, float]:

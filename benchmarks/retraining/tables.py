@@ -165,6 +165,7 @@ _HOW: Final = {
     files.UNTRAINED: "#888888",
     files.LABELS: "#d98c21",
     files.DISTILLED: "#1f6fb4",
+    files.MOVED: "#2a9d5c",
 }
 
 
