@@ -26,6 +26,14 @@ Rewrite:
     tensors. onnxruntime computes the dense weight when it opens the model, so that the file shrinks
     and latency stays what it is.
 
+    With `activations=sign` these layers also read signs: their input x becomes k·Sign (x / k), by a
+    Div, a Sign and a Mul that all layers of one input share. k is the mean of |x| over the elements
+    of all calibration samples that are not zero; without samples it is 1. ONNX defines Sign (0) as
+    0: behind a Relu an input becomes zeros and ones. This makes nothing faster, as onnxruntime has
+    no kernel for products of signs; it shows what such a network can do, and is of use with
+    `finetune`, without which the floors will mostly refuse it. The inputs of the first layers stay,
+    those of LSTM, GRU and RNN, and those that are signs already.
+
 Why it is correct:
     It is not exact. A row w becomes Σ_m α_m·s_m with s_m in {−1, +1}. Without data the best single
     base is s = sign(w), α = mean |w|. With data, H = E[x xᵀ] of the layer's input, the error is
@@ -38,6 +46,11 @@ Why it is correct:
     With `finetune` the model is retrained as in BinaryConnect and XNOR-Net: a float that learns
     stands behind each weight and decides its signs (`codes=move`), and the scales learn too.
 
+    k is the number for which E‖x − k·Sign (x)‖² is least. Weights and biases are fitted after the
+    signs are there: to the output of the original layer, from the signs that the layer now reads.
+    In training Sign (x / k) gets the gradient of Bi-Real Net, 2 − 2·|x / k| where |x| <= k and zero
+    elsewhere; its own is zero.
+
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook
        already.
@@ -46,25 +59,31 @@ Declines when:
     4. The opset is below 11 (10 for a layer of one output) and cannot be raised (see
        `raise-opset`): operators that unpack codes are missing.
     5. The weight has zeros, as after `prune-weights`: no sum of signs would keep them.
+    6. With `activations=sign` the weight alone is replaced where the layer is one of the first, or
+       recurrent, its input is a sign or zero in all samples, or lies in a body, where samples are
+       not looked at.
 
 Fidelity:
     LOSSY. Shared weights stay shared; the mean output stays, by way of the bias.
 
 Reference:
     Rastegari et al., arXiv:1603.05279 (XNOR-Net), eq. 6; Lin, Zhao, Pan, arXiv:1711.11294
-    (ABC-Net), eq. 4; Courbariaux et al., arXiv:1511.00363 (BinaryConnect). We differ: without
-    training, scales and signs fit the layer's output on calibration data; all layers are taken
-    unless `skip` names them, the first and the last too; inputs stay as they are.
+    (ABC-Net), eq. 4; Courbariaux et al., arXiv:1511.00363 (BinaryConnect); Hubara et al.,
+    arXiv:1602.02830 (BNN: signs as inputs); Liu et al., arXiv:1808.00278 (Bi-Real Net: their
+    gradient). We differ: without training, scales and signs fit the layer's output on calibration
+    data; all layers are taken unless `skip` names them, the first and the last too; XNOR-Net's
+    scale of inputs is one number for each tensor, a constant, and zeros stay zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar, Final
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxslim.codebook.weight import TableGranularity
 from onnxslim.lossy.codebook_pass import Answer, CodebookPass, Layout, table_type
@@ -76,9 +95,15 @@ from onnxslim.lossy.scaled_codebooks import (
     ScaledTableSpec,
     find_scaled_codebook,
 )
-from onnxslim.pipeline.options import Interval, OptionValue, option
+from onnxslim.lossy.sign_activations import signed_inputs
+from onnxslim.pipeline.options import Interval, OptionValue, one_of, option
+from onnxslim.pipeline.passes import Context
+from onnxslim.records import PassResult
 
 _BASES: Final = Interval(1, 5)
+_NO_KERNEL: Final = (
+    "activations=sign makes nothing faster: onnxruntime has no kernel for products of signs."
+)
 
 
 @dataclass(frozen=True)
@@ -90,10 +115,23 @@ class BinarizeWeights(CodebookPass):
     examples: ClassVar[Mapping[str, str]] = {
         "simplify,binarize-weights:bases=3": "sums of three binary weights for each weight",
         "binarize-weights:only='fc*'": "layers whose name begins with fc",
+        "binarize-weights:activations=sign:finetune=10": "signs as inputs, too, and trained",
     }
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bases": (3, 2, 1)}
 
     bases: int = option(1, _BASES, "tensors of signs, each with a scale, that make up a weight")
+    activations: str = option(
+        "keep", one_of("keep", "sign"), "what layers read: their inputs, or signs times a scale"
+    )
+
+    def prepared(self, graph: gs.Graph, context: Context) -> PassResult:
+        """Signs in front of the layers that become signs themselves, where that is asked for."""
+        if self.activations == "keep":
+            return PassResult()
+        problems = self.candidates(graph, context)
+        layers = [layer for problem in problems for layer in problem.layers]
+        found = signed_inputs(graph, layers, context)
+        return replace(found, notes=(_NO_KERNEL,)) if found.changed else found
 
     def layout(self, problem: Problem) -> Layout:
         """A bit for each weight and base, and a table for each output and base."""

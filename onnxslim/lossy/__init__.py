@@ -4,6 +4,7 @@ table_reads      how often samples read each row of a table
 problems         each weight as a problem: its targets, its metric, and how its answer goes in
 refit_trial      a refit that stays where samples held back confirm it
 normalization_refit  scales and shifts of normalizations fitted to the original model
+sign_activations  inputs of layers as signs times a scale
 layer_pass       base of the passes that give weight layers new weights
 codebook_pass    base of those whose weights are stored as codes
 codebooks          codes and tables as the answer to one problem

@@ -6,13 +6,14 @@ problem.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import WeightLayer, weight_layers
+from onnxslim.analysis.layers import WeightLayer
 from onnxslim.codebook import fixed_point, lookup
 from onnxslim.codebook.fixed_point import FixedPointWeight
 from onnxslim.codebook.lookup_function import MANY_TABLES, ONE_TABLE
@@ -34,7 +35,6 @@ from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.raising import run_raised
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.render.units import bytes_text
-from onnxslim.solvers.metric import Metric
 from onnxslim.solvers.threads import threads_for
 
 _OVERHEAD_BYTES: Final = 200  # of a node, its names, and the headers of its tensors
@@ -117,6 +117,16 @@ class CodebookPass(LayerPass):
         """The first opset that can compute the weight from its codes."""
         return MANY_TABLES if self.layout(problem).tables(problem.layer) > 1 else ONE_TABLE
 
+    def prepared(self, graph: gs.Graph, context: Context) -> PassResult:
+        """What the pass does to the graph, in place, before layers are solved; here nothing."""
+        return PassResult()
+
+    def candidates(self, graph: gs.Graph, context: Context) -> Iterator[Problem]:
+        """The problems, without data, of the selected weights for which codes may pay."""
+        for problem in self.problems(Rewriter(graph), context).without_data():
+            if self._why_not(problem) is None:
+                yield problem
+
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Raise the opset where codes need that; find codes for every selected layer; store them.
 
@@ -130,24 +140,11 @@ class CodebookPass(LayerPass):
 
     def _needed_opset(self, graph: gs.Graph, context: Context) -> int:
         """The opset that codes of the selected layers take, as far as they can pay."""
-        selection = self.selection(context)
-        problems = [
-            Problem((layer,), (Metric(None, layer.columns),) * layer.groups)
-            for layer in weight_layers(graph)[0]
-            if selection.accepts(layer.name) and layer.holder.dtype in WEIGHT_TYPES
-        ]
-        return max(
-            (
-                self.least_opset(problem)
-                for problem in problems
-                if _is_finite(problem)
-                and why_not_smaller(problem.layer, self.nbytes(problem)) is None
-            ),
-            default=0,
-        )
+        return max(map(self.least_opset, self.candidates(graph, context)), default=0)
 
     def _replaced(self, graph: gs.Graph, context: Context) -> PassResult:
-        """Find codes for every selected layer, then store them all."""
+        """Prepare the graph, find codes for every selected layer, then store them all."""
+        prepared = self.prepared(graph, context)
         rw = Rewriter(graph)
         waiting: list[tuple[str, Constant, CodebookWeight | FixedPointWeight, str]] = []
         for problem in self.problems(rw, context):
@@ -162,7 +159,8 @@ class CodebookPass(LayerPass):
             waiting.append((label, holder, answer.stored, what))
         for entry in waiting:
             replace_constant(rw, *entry)
-        return rw.result()
+        found = rw.result()
+        return PassResult.together([prepared, found]) if prepared.changed else found
 
     def answer(self, problem: Problem, codebook: Codebook, words: str | None = None) -> Answer:
         """The codebook as an answer; in words, by default, how many values it has."""
@@ -173,19 +171,22 @@ class CodebookPass(LayerPass):
 
     def _answer(self, graph: gs.Graph, problem: Problem, seed: int) -> Answer | str:
         """The answer, or why there is none."""
+        reason = self._why_not(problem)
+        if reason is not None:
+            return reason
+        with threads_for(problem.layer.columns):
+            answer = self.solve(problem, seed)
+        reason = why_not_smaller(problem.layer, answer.stored.nbytes)
+        return reason or _why_not_stored(graph, problem.layer.holder, answer.stored) or answer
+
+    def _why_not(self, problem: Problem) -> str | None:
+        """Why there will be no codes for a weight, as far as that is known before it is solved."""
         dtype = problem.layer.holder.dtype
         if dtype not in WEIGHT_TYPES:
             return f"a codebook holds no weight of type {dtype}"
         if not _is_finite(problem):
             return "it has values that are not finite"
-        layer = problem.layer
-        reason = self.objection(problem) or why_not_smaller(layer, self.nbytes(problem))
-        if reason is not None:
-            return reason
-        with threads_for(problem.layer.columns):
-            answer = self.solve(problem, seed)
-        reason = why_not_smaller(layer, answer.stored.nbytes)
-        return reason or _why_not_stored(graph, problem.layer.holder, answer.stored) or answer
+        return self.objection(problem) or why_not_smaller(problem.layer, self.nbytes(problem))
 
 
 def _is_finite(problem: Problem) -> bool:

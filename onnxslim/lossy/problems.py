@@ -223,6 +223,10 @@ class Problems:
         elif rest:
             yield from self._measured(rest)
 
+    def without_data(self) -> Iterator[Problem]:
+        """The problems with H = I; no sample is looked at."""
+        return map(_without_data, self.weights)
+
     def restricted(self, predicate: Callable[[SharedWeight], bool]) -> Problems:
         """The same problems without the weights that do not satisfy `predicate`."""
         found = copy(self)

@@ -4,9 +4,11 @@ from itertools import product
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from coded_nets import KINDS, X, coded, dense, tiny, with_values
 from layer_nets import (
+    dense_net,
     net,
     node,
     normal,
@@ -18,6 +20,7 @@ from layer_nets import (
     whys,
 )
 
+from onnxslim.io.model import Model
 from onnxslim.lossy.problems import Problem
 from onnxslim.passes.binarize_weights import BinarizeWeights
 from onnxslim.pipeline.grammar import parse_pipeline
@@ -115,7 +118,56 @@ def test_with_data_signs_and_scales_come_near_the_best() -> None:
     assert np.median(plain) < 0.6
 
 
+def test_inputs_become_signs_and_weights_are_fitted_to_them() -> None:
+    source, x = dense_net(24, 48, 48, 40), samples(400, 24)
+    model, (report,) = rewritten(source, x, "binarize-weights:activations=sign")
+    ops = [n.op for n in model.graph.nodes if n.is_onnx]
+    assert ops == ["Gemm", *["Relu", "Div", "Sign", "Mul", "Gemm"] * 2]
+    assert sum("its input as signs times" in what for what in whats([report])) == 2
+    (part,) = report.parts
+    assert any("makes nothing faster" in note for note in part.notes)
+    # signs between the float layers, and the codes of weights that know nothing of them
+    float_inputs, _ = rewritten(source, x, "binarize-weights")
+    apart = _with_signs_of(model, float_inputs)
+    assert output_error(source, model, x) < 0.8 * output_error(source, apart, x)
+
+
+def _with_signs_of(signed: Model, plain: Model) -> Model:
+    """The nodes of `signed` with the codes, tables and biases of `plain`."""
+    made = signed.clone()
+    own, others = (
+        [n for n in model.graph.nodes if n.op == "Gemm" or not n.is_onnx] for model in (made, plain)
+    )
+    for mine, theirs in zip(own, others, strict=True):
+        for target, given in zip(mine.inputs, theirs.inputs, strict=True):
+            if isinstance(given, gs.Constant):
+                target.values = given.values
+    return made
+
+
 # ------------------------------------------------------------------- declines
+
+
+def test_layers_that_keep_their_weights_keep_their_inputs() -> None:
+    source = dense_net(24, 48, 48, 4)
+    for step in ("binarize-weights:only=h1", "binarize-weights:skip=y", "binarize-weights"):
+        model, reports = rewritten(source, None, f"{step}:activations=sign")
+        coded_layers = {n.outputs[0].name for n in model.graph.nodes if _reads_codes(n)}
+        signed = {n.outputs[0].name for n in model.graph.nodes if _reads_signs(n)}
+        assert signed == coded_layers - {"h0"}, step
+        assert ("y" in coded_layers) == ("y" in signed)
+    _, reports = rewritten(
+        source, None, "prune-weights:ratio=0.1", "binarize-weights:activations=sign"
+    )
+    assert not reports[-1].changes
+
+
+def _reads_codes(n: gs.Node) -> bool:
+    return n.op == "Gemm" and bool(n.inputs[1].inputs)
+
+
+def _reads_signs(n: gs.Node) -> bool:
+    return n.op == "Gemm" and [maker.op for maker in n.inputs[0].inputs] == ["Mul"]
 
 
 @pytest.mark.parametrize("x", [None, X], ids=["no data", "data"])

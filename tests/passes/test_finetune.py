@@ -22,14 +22,14 @@ X = samples(200, 24)
 TRAIN = "finetune:epochs=20:learning-rate=0.01"
 
 
-def run(passes: str, **options: object) -> tuple[Model, Report]:
+def run(passes: str, source: object = SOURCE, **options: object) -> tuple[Model, Report]:
     given: dict[str, object] = {
         "calibration": {"x": X},
         "output_kinds": {"y": "values"},
         "measure": False,
         "threads": 1,
     }
-    return compress(SOURCE, passes=passes, **given | options)  # type: ignore[arg-type]
+    return compress(source, passes=passes, **given | options)  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------- fires
@@ -85,6 +85,21 @@ def test_codes_of_tables_move_where_that_is_asked_for() -> None:
     assert codes[0] != codes[2]
     assert moved[0].file_bytes() == before.file_bytes()
     assert moved[1].steps[-1].committed
+
+
+def test_a_net_that_reads_signs_comes_nearer() -> None:
+    source = dense_net(24, 32, 32, 4)
+    step = "binarize-weights:activations=sign"
+    training = "finetune=20:training='learning-rate=0.01'"
+    errors = []
+    for passes in (step, f"{step}:{training}"):
+        model, report = run(passes, source, floors=None)
+        (last,) = report.steps
+        assert last.committed
+        assert last.comparison is not None
+        errors.append(last.comparison.original["y"].rel_l2)
+        assert [n.op for n in model.graph.nodes].count("Sign") == 2
+    assert errors[1] < 0.95 * errors[0]
 
 
 def _codes(model: Model) -> list[bytes]:

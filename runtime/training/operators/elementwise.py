@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from onnxslim.graph.ir import MICROSOFT_DOMAIN
 from onnxslim.runtime.training.operators.element_types import FLOATS, integer_bounds
+from onnxslim.runtime.training.operators.straight_through import signs
 from onnxslim.runtime.training.operators.table import Computation, NodeForm, operator, plain
 
 for _name, _function, _versions in (
@@ -31,7 +32,7 @@ for _name, _function, _versions in (
     ("BitwiseXor", torch.bitwise_xor, (18,)),
     ("Abs", torch.abs, (6, 13)),
     ("Neg", torch.neg, (6, 13)),
-    ("Sign", torch.sign, (9, 13)),
+    ("Sign", signs, (9, 13)),
     ("Ceil", torch.ceil, (6, 13)),
     ("Floor", torch.floor, (6, 13)),
     ("Round", torch.round, (11, 22)),

@@ -1,7 +1,8 @@
 """Roundings whose gradient is that of the identity: straight-through estimators.
 
 Bengio, Leonard, Courville 2013, arXiv:1308.3432. Inside the range of a grid the gradient passes,
-outside it is zero.
+outside it is zero. Sign, whose own derivative is zero nearly everywhere, gets that of a smooth step
+from -1 to 1 made of two parabolas: Liu et al. 2018, arXiv:1808.00278 (Bi-Real Net), eq. 6.
 """
 
 from __future__ import annotations
@@ -48,3 +49,24 @@ def rounded(x: Tensor) -> Tensor:
 def rounded_to(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` rounded to a type of floats, held in its own type; the gradient passes."""
     return NarrowStraightThrough.apply(x, dtype)
+
+
+class SignStraightThrough(torch.autograd.Function):
+    """Sign; gradients are multiplied by 2 - 2 |x| where |x| <= 1, and stop elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The signs; that of zero is zero."""
+        ctx.save_for_backward(x)
+        return torch.sign(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """The gradient times the derivative of the smooth step."""
+        (x,) = ctx.saved_tensors
+        return gradient * (2 - 2 * x.abs()).clamp(min=0)
+
+
+def signs(x: Tensor) -> Tensor:
+    """Signs of `x`, of integers too; floats get the gradient of `SignStraightThrough`."""
+    return SignStraightThrough.apply(x) if x.is_floating_point() else torch.sign(x)

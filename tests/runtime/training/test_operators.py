@@ -15,6 +15,7 @@ from onnxslim.errors import ModelError, RuntimeFailure
 from onnxslim.graph.ir import walk_graphs
 from onnxslim.io.model import Model
 from onnxslim.runtime.session import open_session
+from support import parse
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 from onnxslim.runtime.training.operators.element_types import stored_tensor  # noqa: E402
@@ -109,7 +110,7 @@ def test_operators_give_what_their_node_tests_want(module: str) -> None:
 # ---------------------------------------------------------------------------- random models
 
 RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
-STEPPED = ("Quantize", "QLinear", "Unique", "RoiAlign", "Pow", "Floor", "Clip", "Cast")
+STEPPED = ("Quantize", "QLinear", "Unique", "RoiAlign", "Pow", "Floor", "Clip", "Cast", "Sign")
 
 
 def operators_of(model: Model) -> set[str]:
@@ -218,3 +219,23 @@ def test_an_operator_too_old_for_the_table_is_raised() -> None:
     x = torch.arange(4.0).reshape(1, 1, 2, 2)
     found = TorchGraph(model.graph, device=CPU)({"x": x})["y"]
     assert found[0, 0, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_signs_get_the_gradient_of_a_smooth_step() -> None:
+    model = parse(
+        """<opset_import: ["" : 17]> g (float[7] x) => (float[7] y)
+            <float[7] w = {0, 0, 0, 0, 0, 0, 0}> { s = Add (x, w) y = Sign (s) }"""
+    )
+    graph = TorchGraph(Model.load(model).graph, device=CPU)
+    x = torch.tensor([-2.0, -1.0, -0.25, 0.0, 0.5, 1.0, 1.5])
+    w = graph.weights["w"].clone().requires_grad_()
+    y = graph({"x": x}, {"w": w})["y"]
+    assert y.tolist() == [-1, -1, -1, 0, 1, 1, 1]
+    y.backward(torch.full((7,), 3.0))
+    assert w.grad.tolist() == [0, 0, 4.5, 6, 3, 0, 0]  # 3 (2 - 2 |x|)
+
+
+def test_signs_of_integers_are_integers() -> None:
+    model = parse('<opset_import: ["" : 17]> g (int64[3] x) => (int64[3] y) { y = Sign (x) }')
+    graph = TorchGraph(Model.load(model).graph, device=CPU)
+    assert graph({"x": torch.tensor([-5, 0, 2])})["y"].tolist() == [-1, 0, 1]
