@@ -48,8 +48,8 @@ Why it is correct:
 
     k is the number for which E‖x − k·Sign (x)‖² is least. Weights and biases are fitted after the
     signs are there: to the output of the original layer, from the signs that the layer now reads.
-    In training Sign (x / k) gets the gradient of Bi-Real Net, 2 − 2·|x / k| where |x| <= k and zero
-    elsewhere; its own is zero.
+    In training Sign (x / k) gets the gradient of the identity clipped to [-1, 1], so that it passes
+    where |x| <= k; its own is zero.
 
 Declines when:
     1. The weight is computed at run time, not of floating point, not finite, or a codebook
@@ -69,10 +69,10 @@ Fidelity:
 Reference:
     Rastegari et al., arXiv:1603.05279 (XNOR-Net), eq. 6; Lin, Zhao, Pan, arXiv:1711.11294
     (ABC-Net), eq. 4; Courbariaux et al., arXiv:1511.00363 (BinaryConnect); Hubara et al.,
-    arXiv:1602.02830 (BNN: signs as inputs); Liu et al., arXiv:1808.00278 (Bi-Real Net: their
-    gradient). We differ: without training, scales and signs fit the layer's output on calibration
-    data; all layers are taken unless `skip` names them, the first and the last too; XNOR-Net's
-    scale of inputs is one number for each tensor, a constant, and zeros stay zero.
+    arXiv:1602.02830 (BNN: signs as inputs, and their gradient); Liu et al., arXiv:1808.00278
+    (Bi-Real Net). We differ: without training, scales and signs fit the layer's output on
+    calibration data; all layers are taken unless `skip` names them, the first and the last too;
+    XNOR-Net's scale of inputs is one number for each tensor, a constant, and zeros stay zero.
 """
 
 from __future__ import annotations
