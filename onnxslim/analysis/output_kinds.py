@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -31,7 +32,7 @@ from onnxslim.analysis.output_parts import (
 )
 from onnxslim.analysis.token_inputs import cache_outputs, vocabularies
 from onnxslim.graph.dims import known_dim, rank
-from onnxslim.graph.ir import Node, ancestors, subgraphs_of
+from onnxslim.graph.ir import Node, ancestors, needs, subgraphs_of, walk_graphs
 from onnxslim.graph.operands import axes_of, const_value, is_present, normalized
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -193,7 +194,7 @@ class _Search:
     def __init__(self, graph: gs.Graph, vocabulary: int) -> None:
         self._vocabulary = vocabulary
         self._opset = int(graph.opset)
-        self._inputs = {id(tensor) for tensor in graph.inputs}
+        self._graph = graph
 
     def finding(self, tensor: gs.Tensor, axis: int = -1, depth: int = 0) -> _Finding:
         """What `tensor` is along `axis`, which counts from the end."""
@@ -319,15 +320,22 @@ class _Search:
         """Whether the value does not depend on an input."""
         if const_value(tensor) is not None:
             return True
-        if id(tensor) in self._inputs or not tensor.inputs:
-            return False
-        nodes = ancestors([tensor])
-        return not any(
-            id(source) in self._inputs or not (source.inputs or const_value(source) is not None)
-            for node in nodes
-            for source in node.inputs
-            if source.name
-        )
+        return bool(tensor.inputs) and id(tensor) not in self._varying
+
+    @cached_property
+    def _varying(self) -> set[int]:
+        """The tensors that depend on an input: one way through the graph and its bodies."""
+        found = {id(tensor) for tensor in self._graph.inputs}
+
+        def varies(tensor: gs.Tensor) -> bool:
+            is_made = bool(tensor.inputs) or const_value(tensor) is not None
+            return bool(tensor.name) and (id(tensor) in found or not is_made)
+
+        for graph in walk_graphs(self._graph):
+            for node in graph.nodes:
+                if any(map(varies, needs(node))):
+                    found.update(map(id, node.outputs))
+        return found
 
 
 def _chooses(node: Node, axis: int, opset: int) -> bool:
