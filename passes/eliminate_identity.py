@@ -33,8 +33,9 @@ Declines when:
     3. An output beside the first (mask, indices) is used.
 
 Fidelity:
-    EXACT. Not here: x + (+0), which turns -0 into +0; Clip without bounds, which turns an infinity
-    into the largest number; Where on floats, where onnxruntime's own loses the sign of -0.
+    EXACT. Not here: x + (+0) and AveragePool over single elements, which turn -0 into +0; Clip
+    without bounds, which turns an infinity into the largest number; Where on floats, where
+    onnxruntime's own loses the sign of -0.
 
 Reference:
     The ONNX operator specification, one section per operator; IEEE 754-2019, section 6.
@@ -407,7 +408,6 @@ _NO_OPS: Final[dict[str, Callable[[Node, int], gs.Tensor | None]]] = {
     "Concat": _first_if(_has_one_input),
     "DepthToSpace": _first_if(_is_unit_block),
     "SpaceToDepth": _first_if(_is_unit_block),
-    "AveragePool": _first_if(_is_unit_pool),
     "MaxPool": _first_if(_is_unit_pool),
     "Resize": _first_if(_is_unit_resize),
     "Upsample": _first_if(_is_unit_upsample),

@@ -97,9 +97,6 @@ NO_OPS = {
     "Mean of one": (17, "float[2, 3]", "", "z = Mean (x)"),
     "DepthToSpace 1": (17, "float[1, 2, 3, 3]", "", "z = DepthToSpace <blocksize = 1> (x)"),
     "MaxPool 1": (17, "float[1, 2, 3, 3]", "", "z = MaxPool <kernel_shape = [1, 1]> (x)"),
-    "AveragePool 1": (
-        17, "float[1, 2, 3, 3]", "", "z = AveragePool <kernel_shape = [1, 1]> (x)"
-    ),
     "Resize by 1": (
         17, "float[1, 2, 3, 3]", "float[4] s = {1,1,1,1}", "z = Resize <mode = \"linear\"> (x, , s)"
     ),
@@ -196,6 +193,19 @@ def test_operator_that_does_something_stays(body: str) -> None:
          int64[1] axis1 = {{1}}, int64[2] swapped = {{1, 0}}, float[2] stretch = {{1, 1.3}},
          int64[4] pads = {{0, 0, 0, 1}}, int64[3] grow = {{4, 2, 3}}>
         {{ {body} y = Size (z) }}""",
+        EliminateIdentity(),
+    )
+
+
+def test_average_over_single_elements_stays() -> None:
+    """It turns -0 into +0."""
+    assert_declines(
+        """<opset_import: ["" : 17]>
+        g (float[1, 2, 3, 3] x) => (float[1, 2, 3, 3] y) {
+            a = Abs (x)
+            z = AveragePool <kernel_shape = [1, 1]> (a)
+            y = Neg (z)
+        }""",
         EliminateIdentity(),
     )
 
