@@ -110,6 +110,8 @@ def unfold_output(array: np.ndarray, unfolding: Unfolding) -> UnfoldedRows:
         assert isinstance(unfolding, Vectors), "the output is not W·x"
         if unfolding.out_axis is None:
             array = array[..., None]
+        elif unfolding.groups > 1 and array.ndim == len(unfolding.batch) + 1:
+            array = array[..., None, :]  # a stack times one vector: a single row for each matrix
         rows = _vector_rows(array, unfolding, unfolding.out_axis or -1)
     return UnfoldedRows(rows.shape[1], rows.shape[2], rows.shape[0], rows)
 
