@@ -113,6 +113,11 @@ def _plot_channels(axis: Axes) -> bool:
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("share of the multiply-accumulates")
     axis.set_ylabel("points of error more than the original")
+    return _has_curves(axis)
+
+
+def _has_curves(axis: Axes) -> bool:
+    """Whether a line of several points was drawn; gives the plot its grid and legend."""
     axis.grid(visible=True, which="both", alpha=0.2)
     if axis.lines:
         axis.legend(fontsize=7)
@@ -155,10 +160,7 @@ def _plot_files(axis: Axes) -> bool:
     axis.set_yscale("log")
     axis.set_xlabel("times smaller (float32 .onnx / packed file)")
     axis.set_ylabel("error on 10,000 test images, %")
-    axis.grid(visible=True, which="both", alpha=0.2)
-    if axis.lines:
-        axis.legend(fontsize=7)
-    return any(len(line.get_xdata()) > 1 for line in axis.lines)
+    return _has_curves(axis)
 
 
 _HOW: Final = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from layer_nets import net, node, normal, samples
+from layer_nets import conv_and_dense, net, node, normal, samples
 
 from onnxslim.api import compress
 from onnxslim.constraints.dense import dense_twin
@@ -141,16 +141,7 @@ def test_a_constant_that_a_graph_returns_stays() -> None:
     assert found.others == {"w": "a graph returns it"}
 
 
-LAYERS = net(
-    [
-        node("Conv", ["x", "k", "c"], "f", pads=[1, 1, 1, 1]),
-        node("Relu", ["f"], "r"),
-        node("Flatten", ["r"], "v"),
-        node("Gemm", ["v", "w", "b"], "y", transB=1),
-    ],
-    {"k": normal(8, 2, 3, 3), "c": normal(8), "w": normal(32, 288), "b": normal(32)},
-    ["N", 2, 6, 6],
-)
+LAYERS = conv_and_dense()
 CODED = {
     "cluster-weights:bits=3": {TableWeight},
     "prune-weights:ratio=0.8,cluster-weights:bits=3": {TableWeight},

@@ -84,6 +84,18 @@ def net(
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
+def conv_and_dense() -> onnx.ModelProto:
+    """Conv with the weight `k` and the bias `c`, Relu, Flatten, Gemm with `w` and `b`."""
+    nodes = [
+        node("Conv", ["x", "k", "c"], "f", pads=[1, 1, 1, 1]),
+        node("Relu", ["f"], "r"),
+        node("Flatten", ["r"], "v"),
+        node("Gemm", ["v", "w", "b"], "y", transB=1),
+    ]
+    weights = {"k": normal(8, 2, 3, 3), "c": normal(8), "w": normal(32, 288), "b": normal(32)}
+    return net(nodes, weights, ["N", 2, 6, 6])
+
+
 def dense_net(*widths: int, seed: int = 1, relu: bool = True) -> onnx.ModelProto:
     """Gemm, Relu, Gemm, ...: `x` (N, widths[0]) to `y`; weights `w0`, ..., biases `b0`, ..."""
     nodes, weights, last = [], {}, "x"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from layer_nets import net, node, normal, samples
+from layer_nets import conv_and_dense, samples
 
 from onnxslim.api import compress
 from onnxslim.constraints.dense import dense_twin
@@ -18,16 +18,7 @@ from onnxslim.runtime.training.trained_weights import TrainedWeights
 from onnxslim.services.training import CodeRounding, TrainingRequest
 
 PLAIN = TrainingRequest()
-LAYERS = net(
-    [
-        node("Conv", ["x", "k", "c"], "f", pads=[1, 1, 1, 1]),
-        node("Relu", ["f"], "r"),
-        node("Flatten", ["r"], "v"),
-        node("Gemm", ["v", "w", "b"], "y", transB=1),
-    ],
-    {"k": normal(8, 2, 3, 3), "c": normal(8), "w": normal(32, 288), "b": normal(32)},
-    ["N", 2, 6, 6],
-)
+LAYERS = conv_and_dense()
 X = samples(32, 2, 6, 6)
 
 

@@ -126,24 +126,27 @@ def test_patience_ends_training() -> None:
     assert "training ended after 2 epochs" in found.notes[0]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupted(
+    request: TrainingRequest, model: Model | None = None, *, epoch: int
+) -> TrainingOutcome:
+    """A run that is interrupted right after the checkpoint of an epoch was written."""
+    saved = checkpoint.save
+
+    def stop(*arguments: Any) -> None:
+        saved(*arguments)
+        if arguments[2].epoch == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save", stop)
+        return train(request, model=model)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     whole = train()
     path = tmp_path / "run.npz"
     request = replace(REQUEST, checkpoint=str(path))
-    saved = checkpoint.save
-    calls: list[Path] = []
-
-    def stop_after_three(*arguments: Any) -> None:
-        saved(*arguments)
-        calls.append(arguments[0])
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "save", stop_after_three)
-        part = train(request)
+    part = interrupted(request, epoch=3)
     assert part.epochs == pytest.approx(3)
     assert part.notes == ("training was interrupted; the best values until then are kept",)
     assert part.after < part.before
@@ -172,23 +175,14 @@ def coded_student() -> Model:
     ids=str,
 )
 def test_codes_that_move_bring_the_model_nearer_and_an_interrupted_run_to_the_same_bytes(
-    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], tmp_path: Path
 ) -> None:
     request = replace(REQUEST, **change)
     whole = train(request, model=coded_student())
     assert whole.after < 0.8 * whole.before
     assert any(values.dtype == np.uint8 for values in whole.values.values())
-    saved = checkpoint.save
-
-    def stop_after_six(*arguments: Any) -> None:
-        saved(*arguments)
-        if arguments[2].epoch == 6:
-            raise KeyboardInterrupt
-
     request = replace(request, checkpoint=str(tmp_path / "run.npz"))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "save", stop_after_six)
-        train(request, model=coded_student())
+    interrupted(request, coded_student(), epoch=6)
     found = train(request, model=coded_student())
     assert found.steps == whole.steps
     for name, values in whole.values.items():
@@ -197,7 +191,7 @@ def test_codes_that_move_bring_the_model_nearer_and_an_interrupted_run_to_the_sa
 
 @pytest.mark.parametrize("regularizer", [Penalty.L1, Penalty.GROUP_LASSO])
 def test_a_regularizer_brings_groups_to_zero_and_the_last_values_are_kept(
-    regularizer: Penalty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    regularizer: Penalty, tmp_path: Path
 ) -> None:
     request = TrainingRequest(epochs=6, batch=16, regularizer=regularizer, decay=1.5)
     assert request.method is Optimizer.SGD
@@ -208,17 +202,8 @@ def test_a_regularizer_brings_groups_to_zero_and_the_last_values_are_kept(
     zeros = [np.mean(whole.values[n] == 0) for n in ("w0", "w1")]
     assert max(zeros) > 0.02
     assert regularizer is Penalty.L1 or any(map(np.any, rows))
-    saved = checkpoint.save
-
-    def stop_after_three(*arguments: Any) -> None:
-        saved(*arguments)
-        if arguments[2].epoch == 3:
-            raise KeyboardInterrupt
-
     request = replace(request, checkpoint=str(tmp_path / "run.npz"))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "save", stop_after_three)
-        train(request, model=TEACHER)
+    interrupted(request, TEACHER, epoch=3)
     found = train(request, model=TEACHER)
     for name, values in whole.values.items():
         np.testing.assert_array_equal(found.values[name], values)
