@@ -515,9 +515,9 @@ def _consuming_layers(rw: Rewriter, chain: _Chain) -> list[LinearLayer]:
         return []
     if min_rank(chain.source) < chain.mapping.ndim:  # the map may add an axis in front
         return []
-    axis, channels = chain.mapping.axis, chain.mapping.channels
-    if axis is not None and known_dim(chain.source, axis) not in (None, channels):
-        return []  # the map repeats what it is applied to
+    # a map repeats an input of one channel; a BatchNormalization takes no such input
+    if chain.nodes[0].op != "BatchNormalization" and not _keeps_shape(chain.source, chain.mapping):
+        return []
     home = rw.graph_of(chain.last)
     layers = []
     for user in users:

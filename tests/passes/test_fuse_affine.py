@@ -351,6 +351,29 @@ def test_channels_that_broadcasting_makes_stay() -> None:
     assert_declines(text, FuseAffine(), "another axis")
 
 
+@pytest.mark.parametrize("between", ["Mul (x, t)", "Sub (x, t)"])
+def test_channels_that_broadcasting_may_make_in_front_of_a_layer_stay(between: str) -> None:
+    assert_declines(
+        f"""<opset_import: ["" : 17]>
+        g (float[1, C, 2, 2] x) => (float[1, 1, 2, 2] y)
+            <float[1, 3, 1, 1] w = {{1, 2, 3}}, float[3, 1, 1] t = {{5, 6, 7}}> {{
+            m = {between}
+            y = Conv (m, w)
+        }}""",
+        FuseAffine(),
+    )
+
+
+def test_batch_normalization_of_an_open_number_of_channels_goes_into_the_layer() -> None:
+    text = """<opset_import: ["" : 17]>
+        g (float[1, C, 2, 2] x) => (float[1, 1, 2, 2] y)
+            <float[1, 3, 1, 1] w = {1, 2, 3}, float[3] t = {5, 6, 7}> {
+            m = BatchNormalization (x, t, t, t, t)
+            y = Conv (m, w)
+        }"""
+    assert apply(FuseAffine(), parse(text))[1].changed
+
+
 def test_constant_that_adds_dimensions_is_no_neutral_element() -> None:
     text = """<opset_import: ["" : 17]>
         g (float[2] x) => (float[1, 2] y) <float[1, 1] one = {1}> { y = Mul (x, one) }"""
@@ -709,10 +732,11 @@ def test_scale_and_bias_go_into_the_layer_where_it_fuses_none(changed: dict[str,
 
 
 @pytest.mark.parametrize("product", ["Gemm (a, w)", "MatMul (a, w)"])
-def test_a_vector_that_repeats_what_it_scales_stays(product: str) -> None:
+@pytest.mark.parametrize("columns", ["1", "N"])  # N may be 1
+def test_a_vector_that_repeats_what_it_scales_stays(product: str, columns: str) -> None:
     assert_declines(
         f"""<opset_import: ["" : 17]>
-        g (float[2, 1] x) => (float[2, 2] y)
+        g (float[2, {columns}] x) => (float[2, 2] y)
         <float[3] c = {{2, 4, 8}}, float[3, 2] w = {{1, 2, 3, 4, 5, 6}}> {{
             a = Div (x, c)
             y = {product}
