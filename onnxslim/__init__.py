@@ -70,6 +70,7 @@ Inside, from the ground up; each package imports only what stands above it in th
 
     callable_package  packages that are functions as well
     records       what a pass promises and what it reports
+    details       what a report tells beyond totals: layers, energy, graphs, tuning
     report        the figures of a run
     limits        what a file may ask of the machine
     errors        every error that a user can meet, with its exit code

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from onnxslim.details import Details, Tuning
 from onnxslim.records import Change, Fidelity, OutputKind, Skip
 
 BUSY: Final = 0.1
@@ -44,6 +45,7 @@ class Latency:
         runs: number of timed runs.
         pairs_mean: mean over the pairs that the ratio of a `LatencyPair` comes from; None where
             nothing was paired.
+        quantiles: run times at 0, 5, ... 100 % of the runs; () where they were not kept.
     """
 
     median: float
@@ -51,6 +53,7 @@ class Latency:
     p90: float
     runs: int
     pairs_mean: float | None = None
+    quantiles: Sequence[float] = ()
 
     @property
     def ms(self) -> float:
@@ -289,6 +292,8 @@ class Report:
         error: what ended the run; the other figures are then those that were known. None: the run
             did what was asked for.
         names: the other names of layers that steps name: of the node, of its weights.
+        details: both models part by part; None where they were not asked for.
+        tuning: the search that led here; None where the pipeline was given.
     """
 
     command: str
@@ -308,6 +313,8 @@ class Report:
     record: RunRecord | None = None
     error: Failure | None = None
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    details: Details | None = None
+    tuning: Tuning | None = None
 
     def __str__(self) -> str:
         """The result in a few lines; `report_to_text` gives the whole table."""

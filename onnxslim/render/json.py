@@ -61,6 +61,8 @@ def report_to_json(report: Report) -> dict[str, Json]:
         "not_judged_on_real_data": report.unjudged,
         "seconds": report.seconds,
         "error": report.error,
+        "details": report.details,
+        "tuning": report.tuning,
     }
     return {key: _plain(value) for key, value in form.items()}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TypedDict
 
+from onnxslim.details import Details, Tuning
 from onnxslim.report import Drift, Failure, Latency, RunRecord, Stats
 
 SCHEMA_VERSION: Final = 1
@@ -123,3 +124,5 @@ class ReportForm(TypedDict):
     not_judged_on_real_data: list[str]
     seconds: float
     error: Failure | None
+    details: Details | None
+    tuning: Tuning | None

@@ -193,8 +193,9 @@ def confirm(measurements: Sequence[RunTimes]) -> LatencyPair:
 
 def summarise(times_ms: np.ndarray) -> Latency:
     """Median and spread of one model's times."""
-    p10, median, p90 = (float(value) for value in np.percentile(times_ms, (10, 50, 90)))
-    return Latency(median, p10, p90, int(times_ms.size))
+    quantiles = tuple(map(float, np.percentile(times_ms, range(0, 101, 5))))
+    p10, median, p90 = (quantiles[at] for at in (2, 10, 18))
+    return Latency(median, p10, p90, int(times_ms.size), quantiles=quantiles)
 
 
 def median_interval(

@@ -12,6 +12,22 @@ import pytest
 from tiny_models import conv_net
 
 import onnxslim
+from onnxslim.details import (
+    Details,
+    Energy,
+    EnergyPart,
+    FrontPoint,
+    GraphBox,
+    GraphOutline,
+    LayerFigures,
+    LayerPair,
+    ModelDetails,
+    SampleDrift,
+    TableEntry,
+    TotalFigures,
+    TrialRow,
+    Tuning,
+)
 from onnxslim.records import Change, Fidelity, OutputKind, Skip
 from onnxslim.render.json import report_to_json
 from onnxslim.report import (
@@ -79,7 +95,35 @@ def full_report() -> Report:
         seconds=1.0,
         record=record,
         error=Failure("FloorMissed", 4, "left out"),
+        details=full_details(),
+        tuning=full_tuning(),
     )
+
+
+def full_details() -> Details:
+    layer = LayerFigures("Conv", (20, 1, 5, 5), "float32", 2080, 32.0, 288_000, 20, 0.25, 0.1)
+    energy = Energy(2e6, (EnergyPart("Conv", "float32", 288_000, 1.3e6, 3e5, 4e5),), 1)
+    boxes = (
+        GraphBox("Conv", "y", 1, 1, "changed"),
+        GraphBox("2 Relu", "z", 2, 0, "same"),
+    )
+    model = ModelDetails(energy, GraphOutline(boxes, ((0, 1),), 3, "2 nodes in 1 box"))
+    return Details(
+        model,
+        model,
+        (LayerPair("y", ("conv1", "w"), layer, layer, 31.0), LayerPair("x", (), layer, None)),
+        (SampleDrift(7, "y", 12.5, 0.3),),
+        samples_compared=256,
+        layers_on="8 samples",
+    )
+
+
+def full_tuning() -> Tuning:
+    figures = TotalFigures(9, 1.5, 0.01)
+    front = FrontPoint("simplify", 9, 1.5, 1.3, 41.0, "dB", 0.9, chosen=True, path="a.onnx")
+    entry = TableEntry("y", "int8", 9, 0.1, 0.01, chosen=True)
+    trial = TrialRow(1, "simplify", "complete", 9, 1.5, 0.01, 3.0)
+    return Tuning("latency", "30 dB", 1, 9.0, (front,), (entry,), figures, figures, (trial,))
 
 
 def test_a_report_with_every_figure_is_valid(validator: jsonschema.Draft202012Validator) -> None:

@@ -367,7 +367,7 @@ def test_json_has_the_documented_shape() -> None:
         "file_bytes": 1_724_800, "macs": 2_293_000,
     }  # fmt: skip
     assert data["after"]["latency_ms"] == {
-        "median": 0.2, "p10": 0.19, "p90": 0.21, "runs": 50, "pairs_mean": None,
+        "median": 0.2, "p10": 0.19, "p90": 0.21, "runs": 50, "pairs_mean": None, "quantiles": [],
     }  # fmt: skip
     assert data["latency"]["clock"] == "wall"
     first, second = data["passes"]

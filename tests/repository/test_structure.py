@@ -18,7 +18,7 @@ from sources import syntax_nodes
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 TIERS = (
-    ("version", "callable_package", "records", "limits"),
+    ("version", "callable_package", "records", "limits", "details"),
     ("report",),
     ("errors", "linear_algebra"),
     ("graph", "render"),
