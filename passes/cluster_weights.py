@@ -72,6 +72,7 @@ import onnx_graphsurgeon as gs
 from onnxslim.analysis.affine import is_float
 from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.codebook.weight import TableGranularity
+from onnxslim.constraints.values import MIN_REPEATS
 from onnxslim.errors import UsageError
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.operands import const_array, is_present
@@ -231,10 +232,11 @@ def _with_few_biases(rw: Rewriter, layers: Sequence[WeightLayer], count: int) ->
             continue
         if id(old) not in made:
             values = np.asarray(array, np.float64)
-            table = cluster(values, count)
+            # so few that training sees them as values that stay equal
+            table = cluster(values, min(count, values.size // MIN_REPEATS))
             near = table[encode(values, table)].astype(array.dtype)
             made[id(old)] = rw.constant(near, str(old.name))
         rw.set_input(layer.node, layer.bias, made[id(old)])
-        what = f"{array.size:,} biases in {count} values"
+        what = f"{array.size:,} biases in {np.unique(made[id(old)].values).size} values"
         rw.note(node_label(layer.node), what, Fidelity.LOSSY)
     return rw.result()

@@ -28,8 +28,9 @@ from typing import ClassVar
 
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.passes.simplify import Simplify
-from onnxslim.pipeline.options import Interval, at_least, interval, option
+from onnxslim.pipeline.options import at_least, interval, option
 from onnxslim.pipeline.passes import Pass, Preset
+from onnxslim.pipeline.trained_pass import EPOCHS
 from onnxslim.records import Fidelity
 
 
@@ -41,7 +42,7 @@ class DeepCompression(Preset):
     examples: ClassVar[Mapping[str, str]] = {
         "deep-compression": "as small as the default floor allows; pack the result",
         "deep-compression:agreement=0.99": "1 % of the answers may change",
-        "deep-compression:finetune=3": "trained on the way, without labels",
+        "deep-compression:finetune=true": "trained on the way, without labels",
     }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     rounds: ClassVar[int] = 1
@@ -55,7 +56,7 @@ class DeepCompression(Preset):
 
     finetune: float | None = option(
         None,
-        Interval(0, 10_000, open_left=True),
+        EPOCHS,
         "epochs that each candidate learns from the original; see compress-weights",
     )
     training: str | None = option(

@@ -9,8 +9,10 @@ Rewrite:
     normalization, masks, sizes, thresholds, tables of sinusoids.
 
     With `zeros=move` as many elements of a weight are zero as before, but which ones is decided
-    anew by the size of floats that learn under the zeros; with `zeros=release` zeros learn like
-    other elements. `start` gives other values to start from, within what the file obeys: those of
+    anew by the size of floats that learn under the zeros. With `zeros=grow` no element is zero at
+    first, and more and more of the smallest become so, until there are as many as before after 60 %
+    of the training; only epochs after that can be kept. With `zeros=release` zeros learn like other
+    elements. `start` gives other values to start from, within what the file obeys: those of
     the teacher, random ones, or those of another file.
 
     With `regularizer=group-lasso` (or l1) groups of elements shrink to zero beside the loss, by a
@@ -60,11 +62,12 @@ Reference:
     Esser et al., arXiv:1902.08153 (learned steps); Courbariaux et al., arXiv:1511.00363, Rastegari
     et al., arXiv:1603.05279, and Zhu et al., arXiv:1612.01064 (signs and ternary weights that
     move); Zhou et al., arXiv:1702.03044 (a growing share); Gupta et al., arXiv:1502.02551
-    (stochastic rounding); Guo et al., arXiv:1608.04493 (zeros that move); Han et al.,
-    arXiv:1607.04381 (zeros that are released); Frankle, Carbin, arXiv:1803.03635 (lottery tickets);
-    Wen et al., arXiv:1608.03665 (group lasso by filter, channel, shape, depth);
-    Liu et al., arXiv:1810.05270 (training from scratch); Smith, arXiv:1506.01186, arXiv:1708.07120
-    (range test, one cycle). We differ: constraints are read from the file, whatever made it.
+    (stochastic rounding); Guo et al., arXiv:1608.04493 (zeros that move); Zhu, Gupta,
+    arXiv:1710.01878 (zeros that grow); Han et al., arXiv:1607.04381 (zeros that are released);
+    Frankle, Carbin, arXiv:1803.03635 (lottery tickets); Wen et al., arXiv:1608.03665 (group lasso
+    by filter, channel, shape, depth); Liu et al., arXiv:1810.05270 (training from scratch); Smith,
+    arXiv:1506.01186, arXiv:1708.07120 (range test, one cycle). We differ: constraints are read from
+    the file, whatever made it.
 """
 
 from __future__ import annotations
@@ -158,7 +161,9 @@ class Finetune(FilteredPass):
         (), one_of(*AUGMENTATIONS), "how pictures are changed; the teacher sees them changed, too"
     )
     zeros: str = option(
-        "stay", one_of(*ZeroMovement), "stay; move: as many, chosen anew; or release: learn, too"
+        "stay",
+        one_of(*ZeroMovement),
+        "stay; move: as many, chosen anew; grow: none first, then more; release: learn, too",
     )
     codes: str = option(
         "stay",

@@ -4,12 +4,15 @@
     python -m benchmarks.retraining tables
 
 Experiments are `channels` (a ResNet-14 with fewer channels), `files` (LeNets pruned, clustered and
-packed), `encoder` (MiniLM with fewer heads and units) and `pictures` (EfficientNet-lite0). Nets are
-trained here when they are not there yet (`benchmarks.models.small_nets`). Each row is one setting
-on one seed, and is saved to `benchmarks/results/retraining_EXPERIMENT.json` as it comes; rows that
-are there are not measured again but with `--again`. Errors are those on test pictures that nothing
-else saw. Processor seconds are of one thread. `tables` writes the tables and pictures of
-`docs/retraining.md` anew. Needs the extra `train`.
+packed), `levels` (both with few bits a weight), `density` (LeNet-300-100 with 3.85 % of its
+weights, by each way to get there), `exits` (the ResNet-14 with early exits), `quantized` (NudeNet
+and PP-OCR in int8), `encoder` (MiniLM with fewer heads and units) and `pictures`
+(EfficientNet-lite0). Nets are trained here when they are not there yet
+(`benchmarks.models.small_nets`). Each row is one setting on one seed, and is saved to
+`benchmarks/results/retraining_EXPERIMENT.json` as it comes; rows that are there are not measured
+again but with `--again`. Errors are those on test pictures that nothing else saw. Processor seconds
+are of one thread. `tables` writes the tables and pictures of `docs/retraining.md` anew. Needs the
+extra `train`.
 """
 
 from __future__ import annotations
@@ -20,13 +23,26 @@ from typing import Final
 import click
 
 from benchmarks.reporting import refresh
-from benchmarks.retraining import channels, encoder, files, pictures
+from benchmarks.retraining import (
+    channels,
+    density,
+    encoder,
+    exits,
+    files,
+    levels,
+    pictures,
+    quantized,
+)
 from benchmarks.retraining.runs import Plan, measured
 from benchmarks.retraining.tables import PAGE, draw, table_of
 
 EXPERIMENTS: Final[dict[str, Callable[[int], Iterator[Plan]]]] = {
     "channels": channels.plans,
     "files": files.plans,
+    "levels": levels.plans,
+    "density": density.plans,
+    "exits": exits.plans,
+    "quantized": quantized.plans,
     "encoder": encoder.plans,
     "pictures": pictures.plans,
 }

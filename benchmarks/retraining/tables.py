@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.reporting import DOCS, Found, Row, markdown, times
-from benchmarks.retraining import channels, files
+from benchmarks.retraining import channels, files, levels
 from benchmarks.retraining.runs import rows_of
 
 PAGE: Final = DOCS / "retraining.md"
@@ -209,10 +209,78 @@ def _picture_rows() -> Iterator[Row]:
         }
 
 
+# ---------------------------------------------------------------------------- levels
+
+
+def _level_rows() -> Iterator[Row]:
+    rows = rows_of("levels")
+    for net in levels.NETS:
+        base = next((row["error"] for row in rows if row["row"] == f"{net}, original"), "?")
+        for name, spec in levels.PASSES.items():
+            plain = [row for row in rows if row["row"] == f"{net}, {name}"]
+            trained = [row for row in rows if row["row"] == f"{net}, {name}, {levels.DISTILLED}"]
+            if plain and trained:
+                yield {
+                    "net": f"{net} ({base} %)",
+                    "weights": f"{name} (`{spec}`)",
+                    "error, %": _number([row["error"] for row in plain], ".2f"),
+                    "after `finetune`": _number([row["error"] for row in trained], ".2f"),
+                    "CPU s": _number([row["cpu"] for row in trained], ",.0f"),
+                }
+
+
+# ---------------------------------------------------------------------------- density
+
+
+def _density_rows() -> Iterator[Row]:
+    rows = rows_of("density")
+    for name in dict.fromkeys(row["row"] for row in rows):
+        own = [row for row in rows if row["row"] == name]
+        yield {
+            "way": name,
+            "weights left": _number([100 * row["density"] for row in own], ".2f") + " %",
+            "error, %": _number([row["error"] for row in own], ".2f"),
+            "CPU s": _number([row.get("cpu", 0.0) for row in own], ",.0f"),
+        }
+
+
+# ---------------------------------------------------------------------------- exits
+
+
+def _exit_rows() -> Iterator[Row]:
+    for row in rows_of("exits"):
+        yield {
+            "exits": row["row"],
+            "points lost": f"{row['error'] - row['error_before']:+.2f}",
+            "times faster": times(row["faster"], "not timed"),
+            "CPU s": f"{row['cpu']:,.0f}",
+        }
+
+
+# ---------------------------------------------------------------------------- int8
+
+
+def _quantized_rows() -> Iterator[Row]:
+    for row in rows_of("quantized"):
+        is_text = row["figure"] == "right"
+        whole = row["lines"] if is_text else row["boxes_of_float"]
+        what = "lines read to the letter" if is_text else "boxes found again"
+        yield {
+            "model": row["row"],
+            "figure": f"{row[row['figure']]} of {whole} {what}",
+            "SQNR, dB": "" if "sqnr_db" not in row else f"{row['sqnr_db']:.1f}",
+            "CPU s": "" if "cpu" not in row else f"{row['cpu']:,.0f}",
+        }
+
+
 _TABLES: Final[Mapping[str, Callable[[], Iterator[Row]]]] = {
     "channels": _channel_rows,
     "channel_times": _channel_times,
     "files": _file_rows,
+    "levels": _level_rows,
+    "density": _density_rows,
+    "exits": _exit_rows,
+    "quantized": _quantized_rows,
     "encoder": _encoder_rows,
     "pictures": _picture_rows,
 }

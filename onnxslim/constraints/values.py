@@ -12,7 +12,10 @@ import numpy as np
 
 _ZEROS: Final = 0.01  # share of exact zeros from which they are no chance
 MAX_VALUES: Final = 256
-_REPEATS: Final = 4  # times that a value of a table is used, on average
+MIN_REPEATS: Final = 2
+"""How often a value of a table is used on average, at least: floats that learned hardly agree."""
+_NARROW_REPEATS: Final = 4  # of types of 16 bits, in which they do at times
+_LEAST: Final = 8  # elements of a weight with few values
 _BITS: Final = {2: 8, 4: 16, 8: 16}  # of a short number, by bytes of the type
 _MANTISSA: Final = 53
 _PEAK: Final = 4  # times that zero is more frequent than codes beside it where it was chosen
@@ -61,18 +64,19 @@ def few_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         values (L,), ascending, and indices of the shape of `values`, int32. One value that all
         elements have is no table: such is a weight before training.
     """
-    if values.size < 2 * _REPEATS:
+    if values.size < _LEAST:
         return None
+    repeats = MIN_REPEATS if values.dtype.itemsize > 2 else _NARROW_REPEATS
     flat = np.ascontiguousarray(values, values.dtype.newbyteorder("=")).reshape(-1)
     # most weights show within a few elements that they take many values
     if np.unique(flat[: 4 * MAX_VALUES]).size > MAX_VALUES:
         return None
     table, codes = np.unique(flat, return_inverse=True)
-    if not 2 <= table.size <= MAX_VALUES or table.size * _REPEATS > flat.size:
+    if not 2 <= table.size <= MAX_VALUES or table.size * repeats > flat.size:
         return None
     if not np.isfinite(table.astype(np.float64)).all():
         return None
-    if np.count_nonzero(table) * _REPEATS > np.count_nonzero(flat):  # few elements, not few values
+    if np.count_nonzero(table) * repeats > np.count_nonzero(flat):  # few elements, not few values
         return None
     return table, codes.reshape(values.shape).astype(np.int32)
 

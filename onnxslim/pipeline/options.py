@@ -57,12 +57,18 @@ class _Anything:
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers between `low` and `high`; an open end excludes the bound."""
+    """Numbers between `low` and `high`; an open end excludes the bound.
+
+    Attributes:
+        true: the number that the word `true` stands for; `false` then stands for none. None: the
+            words are refused.
+    """
 
     low: float
     high: float
     open_left: bool = False
     open_right: bool = False
+    true: float | None = None
 
     def accepts(self, value: float) -> bool:
         """Whether `value` lies in the interval (NaN never does)."""
@@ -72,10 +78,11 @@ class Interval:
 
     def describe(self) -> str:
         """The condition in words."""
+        words = "" if self.true is None else f", or true for {self.true:g}"
         if self.high == math.inf:
-            return f"{'above' if self.open_left else 'at least'} {self.low:g}"
+            return f"{'above' if self.open_left else 'at least'} {self.low:g}{words}"
         left, right = "(" if self.open_left else "[", ")" if self.open_right else "]"
-        return f"in {left}{self.low:g}, {self.high:g}{right}"
+        return f"in {left}{self.low:g}, {self.high:g}{right}{words}"
 
     def invalid(self) -> Iterator[float]:
         """Values just outside the bounds."""
@@ -208,6 +215,9 @@ class OptionSpec:
             UsageError: the value has a wrong type or breaks the constraint; the message names pass,
                 option, range and value.
         """
+        true = getattr(self.constraint, "true", None)
+        if isinstance(value, bool) and true is not None:
+            value = true if value else None
         if self.optional and (value is None or (value == _AUTO and self.type is not str)):
             return None
         if self.is_list:

@@ -20,6 +20,8 @@ from onnxslim.pipeline.options import Interval, option
 from onnxslim.pipeline.passes import Pass
 
 P = TypeVar("P", bound="TrainedPass")
+EPOCHS: Final = Interval(0, 10_000, open_left=True, true=3.0)
+"""Epochs of training; with `true` as many as the pass finetune trains by itself."""
 _FINETUNE: Final = "finetune"
 _CHECKPOINT: Final = "checkpoint"  # an option of it
 _LAST: Final = 2  # the last stage trains so many times as long as each of the others
@@ -46,7 +48,7 @@ class TrainedPass(Pass):
 
     finetune: float | None = option(
         None,
-        Interval(0, 10_000, open_left=True),
+        EPOCHS,
         "epochs of training behind it, or spread over its steps; see the pass finetune",
     )
     training: str | None = option(

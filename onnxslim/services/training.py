@@ -41,11 +41,14 @@ class ZeroMovement(enum.StrEnum):
     """What becomes of zeros that the file holds by choice.
 
     STAY: they stay where they are. MOVE: as many as before, each time those of the elements whose
-    floats are smallest (dynamic network surgery). RELEASE: they learn like other elements.
+    floats are smallest (dynamic network surgery). GROW: none at first, then more and more until
+    there are as many as in the file, each time the elements that are smallest then; zeros stay.
+    RELEASE: they learn like other elements.
     """
 
     STAY = "stay"
     MOVE = "move"
+    GROW = "grow"
     RELEASE = "release"
 
 

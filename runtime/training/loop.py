@@ -47,7 +47,7 @@ from onnxslim.runtime.training.checkpoint import (
 )
 from onnxslim.runtime.training.objectives import OutputObjective, objectives_of
 from onnxslim.runtime.training.parametrisation import Moment, Settings, Stored
-from onnxslim.runtime.training.projections import grown_share
+from onnxslim.runtime.training.projections import grown_share, zeros_are_grown
 from onnxslim.runtime.training.regularizer import Regularizer
 from onnxslim.runtime.training.schedule import (
     USUAL_RATES,
@@ -69,6 +69,7 @@ from onnxslim.services.training import (
     TrainingOutcome,
     TrainingRequest,
     TrainingStart,
+    ZeroMovement,
 )
 
 _TINY: Final = 1e-12
@@ -331,7 +332,9 @@ class TrainingRun:
 
     def _may_be_kept(self, share: float) -> bool:
         """Whether the weights are what the file may hold, when a share of training is over."""
-        return self._request.codes is not CodeMovement.GROW or grown_share(share) == 1
+        codes_are = self._request.codes is not CodeMovement.GROW or grown_share(share) == 1
+        zeros_are = self._request.zeros is not ZeroMovement.GROW or zeros_are_grown(share)
+        return codes_are and zeros_are
 
     def _share_done(self, clock: float) -> float:
         """How much of the training is over, by steps or by minutes."""

@@ -1,6 +1,6 @@
 """Projections: what floats that learn become where a stored weight may not be any float.
 
-Support   which elements may be other than zero
+Support   which elements may be other than zero: the same, others, or fewer and fewer
 Growth    which elements are on their values already, and stay
 Latent    floats with both
 Choice    which values of tables elements take
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from onnxslim.runtime.training.parametrisation import Moment, Parametrisation
 from onnxslim.services.training import CodeMovement, ZeroMovement
 
 _GROWTH: Final = (0.5, 0.75, 0.875, 1.0)  # Zhou et al. 2017, section 3.1
+_SHRUNK: Final = 0.6  # share of the training after which all zeros are there
+_DECISIONS: Final = 100  # until then
 _MOST_SUMS: Final = 256  # sums of values of all stages that are compared with each element
 _CHUNK: Final = 1 << 22  # distances that are in memory at once
 
@@ -32,6 +34,11 @@ _CHUNK: Final = 1 << 22  # distances that are in memory at once
 def grown_share(done: float) -> float:
     """The share of elements that is on its values when the share `done` of training is over."""
     return _GROWTH[_growth_step(done)]
+
+
+def zeros_are_grown(done: float) -> bool:
+    """Whether all zeros are there when the share `done` of training is over."""
+    return done >= _SHRUNK
 
 
 def straight_through(projected: Tensor, floats: Tensor) -> Tensor:
@@ -43,30 +50,73 @@ def straight_through(projected: Tensor, floats: Tensor) -> Tensor:
 
 
 class Support:
-    """Which elements may be other than zero.
-
-    Dynamic network surgery (Guo et al. 2016, arXiv:1608.04493): as many as at first, those of the
-    largest magnitude, and gradients reach all floats through the mask. We differ: one threshold, by
-    the number of elements, instead of two by the spread of the weight.
+    """Which elements may be other than zero: always the same.
 
     Args:
         kept: whether an element is other than zero at first.
-        moves: whether it is decided anew.
     """
 
-    def __init__(self, kept: Tensor, *, moves: bool) -> None:
-        self.kept, self.moves = kept, moves
+    is_free: ClassVar[bool] = False
+    """Whether elements that are zero in the file may be other than zero."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self.kept = kept
         self._count = int(kept.sum())
 
     def __call__(self, values: Tensor) -> Tensor:
         """`values`, with zeros outside."""
-        masked = values * self.kept
-        return straight_through(masked.detach(), values) if self.moves else masked
+        return values * self.kept
 
-    def settle(self, floats: Tensor) -> None:
+    def settle(self, floats: Tensor, moment: Moment) -> None:
         """Decide anew."""
-        if self.moves:
-            self.kept.copy_(largest(floats.detach().abs(), self._count))
+
+
+class MovingSupport(Support):
+    """As many as at first, those of the largest magnitude; gradients reach all floats.
+
+    Dynamic network surgery (Guo et al. 2016, arXiv:1608.04493). We differ: one threshold, by the
+    number of elements, instead of two by the spread of the weight.
+    """
+
+    is_free: ClassVar[bool] = True
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """See `Support`."""
+        return straight_through(super().__call__(values).detach(), values)
+
+    def settle(self, floats: Tensor, moment: Moment) -> None:
+        """See `Support`."""
+        self.kept.copy_(largest(floats.detach().abs(), self._count))
+
+
+class ShrinkingSupport(Support):
+    """All elements at first, and fewer and fewer, the largest, until there are as many as given.
+
+    Zhu and Gupta 2017, arXiv:1710.01878, equation 1, on the counts of each weight.
+
+    Args:
+        kept: whether an element is other than zero in the file.
+        step: the number of the last decision, -1.
+    """
+
+    is_free: ClassVar[bool] = True
+
+    def __init__(self, kept: Tensor, step: Tensor) -> None:
+        super().__init__(kept)
+        self._step = step
+
+    def settle(self, floats: Tensor, moment: Moment) -> None:
+        """See `Support`."""
+        step = min(int(moment.share / _SHRUNK * _DECISIONS), _DECISIONS)
+        if step == int(self._step):
+            return
+        is_first = int(self._step) < 0
+        left = (1 - step / _DECISIONS) ** 3 * (floats.numel() - self._count)
+        sizes = floats.detach().abs()
+        # what became zero has no size, whatever the optimizer's momentum still adds to it
+        ranks = sizes if is_first else sizes * self.kept
+        self.kept.copy_(largest(ranks, self._count + round(left)))
+        self._step.fill_(step)
 
 
 class Growth:
@@ -123,8 +173,7 @@ class Latent:
         self._vector, self._support, self._growth = vector, None, None
         self._stayed: Tensor | None = None
         if zeros_stay and request.zeros is not ZeroMovement.RELEASE:
-            kept = owner.decide(owner.constant(values != 0))
-            self._support = Support(kept, moves=request.zeros is ZeroMovement.MOVE)
+            self._support = _support(owner, values != 0, request.zeros, is_coded=bool(vector))
         if vector and request.codes is CodeMovement.GROW:
             held = owner.decide(owner.constant(np.ones(values.size // vector, bool)))
             self._growth = Growth(held, owner.decide(owner.constant(np.array(-1))))
@@ -149,7 +198,7 @@ class Latent:
     def settle(self, moment: Moment) -> None:
         """Decide anew which elements are zero, and which are on their values."""
         if self._support is not None:
-            self._support.settle(self.floats)
+            self._support.settle(self.floats, moment)
         if self._growth is not None:
             before = self._growth.held.clone()
             floats = self.floats.detach()
@@ -167,25 +216,37 @@ class Latent:
         with torch.no_grad():
             wide = torch.from_numpy(np.ascontiguousarray(values, np.float64).copy())
             self.floats.copy_(wide.reshape(self.floats.shape))
-            if self._support is not None and not self._support.moves:
+            if self._support is not None and not self._support.is_free:
                 self.floats.mul_(self._support.kept).add_(0.0)  # -0.0 is a value to a sparse form
 
     @property
     def stays(self) -> Tensor | None:
         """Whether each code stays as it is; None: all may move."""
         fixed = None if self._stayed is None else self._by_element(self._stayed)
-        if self._support is None or self._support.moves:
+        if self._support is None or self._support.is_free:
             return fixed
         return ~self._support.kept if fixed is None else fixed | ~self._support.kept
 
     @property
     def zeros(self) -> Tensor | None:
         """Whether each element is zero; None: not known from the floats."""
-        is_moved = self._support is not None and self._support.moves
+        is_moved = self._support is not None and self._support.is_free
         return ~self._support.kept if self._support is not None and is_moved else None
 
     def _by_element(self, by_code: Tensor) -> Tensor:
         return by_code.repeat_interleave(self._vector).reshape(self.floats.shape)
+
+
+def _support(
+    owner: Parametrisation[Any], kept: np.ndarray, movement: ZeroMovement, *, is_coded: bool
+) -> Support:
+    """Which elements of a weight with zeros may be other than zero."""
+    first = owner.decide(owner.constant(kept))
+    if movement is ZeroMovement.MOVE:
+        return MovingSupport(first)
+    if movement is ZeroMovement.GROW and not is_coded:  # codes have no values in between
+        return ShrinkingSupport(first, owner.decide(owner.constant(np.array(-1))))
+    return Support(first)
 
 
 # ---------------------------------------------------------------------------- which values

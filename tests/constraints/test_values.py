@@ -47,16 +47,25 @@ def test_few_values_are_found_and_give_the_array_back() -> None:
     np.testing.assert_array_equal(found[0][found[1]], values, strict=True)
 
 
+def test_floats_that_agree_in_pairs_are_few_values() -> None:
+    """Floats of 32 bits that learned hardly agree; so biases of a small layer stay a table."""
+    values = np.repeat(NORMAL[0], 2)[:40]
+    found = few_values(values)
+    assert found is not None
+    assert found[0].size == 20
+
+
 @pytest.mark.parametrize(
     "values",
     [
         NORMAL,
         NORMAL.astype(np.float16),
+        np.repeat(NORMAL[0], 2)[:40].astype(np.float16),
         np.ones(100, np.float32),
         np.array([1.0, 2.0, 1.0], np.float32),
         np.array([np.inf, 0] * 40, np.float32),
     ],
-    ids=["all differ", "float16", "one value", "too few elements", "not finite"],
+    ids=["all differ", "float16", "float16, pairs", "one value", "too few elements", "not finite"],
 )
 def test_what_no_step_made_is_no_table(values: np.ndarray) -> None:
     assert few_values(values) is None

@@ -26,6 +26,8 @@ from strategies import models
 
 from onnxslim.codebook.lookup import read
 from onnxslim.codebook.nodes import codebook_nodes
+from onnxslim.constraints.read import read_constraints
+from onnxslim.constraints.stored import TiedWeight
 from onnxslim.errors import UsageError
 from onnxslim.io.check import check_model, signature
 from onnxslim.io.model import Model
@@ -604,3 +606,13 @@ def test_biases_of_layers_that_stay_are_left_alone() -> None:
     model, _ = rewritten(gemms(), X, "cluster-weights:bits=8:biases=4:only=h")
     first, second = biases_of(model)
     assert (np.unique(first).size, np.unique(second).size) == (4, 32)
+
+
+def test_biases_of_a_small_layer_take_so_few_values_that_training_keeps_them() -> None:
+    model, reports = rewritten(gemms(), X, "cluster-weights:bits=8:biases=20")
+    assert "32 biases in 16 values" in whats(reports)
+    ties = [
+        item for item in read_constraints(model.graph).leaves() if item.holder.values.size == 32
+    ]
+    assert len(ties) == 2
+    assert all(isinstance(item, TiedWeight) for item in ties)

@@ -22,6 +22,8 @@ def unrolled(text: str) -> list[str]:
         ("prune-weights", ["prune-weights"]),
         ("prune-weights:steps=4", ["prune-weights:steps=4"]),
         ("prune-blocks:macs=0.7:finetune=3", ["prune-blocks:macs=0.7", "finetune"]),
+        ("prune-blocks:macs=0.7:finetune=true", ["prune-blocks:macs=0.7", "finetune"]),
+        ("prune-blocks:macs=0.7:finetune=false", ["prune-blocks:macs=0.7"]),
         (
             "prune-weights:ratio=0.8:ratio-of='fc=0.5':steps=2:finetune=6",
             [
@@ -98,7 +100,9 @@ def test_steps_of_a_budget_lead_to_what_it_asks_for(kind: str) -> None:
         ("prune-weights:training='batch=8'", "is for use with `finetune=EPOCHS`"),
         ("prune-weights:finetune=1:training='bath=8'", "Did you mean `batch`?"),
         ("prune-weights:finetune=1:training='batch=0'", "at least 1"),
-        ("prune-weights:finetune=0", "in (0, 10000]"),
+        ("prune-weights:finetune=0", "in (0, 10000], or true for 3"),
+        ("prune-weights:finetune=yes", "must be a number"),
+        ("finetune:epochs=true", "must be a number"),
         ("prune-channels:finetune=1:steps=2:plan='a=1'", "leave out `steps`"),
     ],
 )

@@ -178,9 +178,33 @@ def test_zeros_stay_or_are_chosen_anew_or_learn(zeros: ZeroMovement) -> None:
     kept = {
         ZeroMovement.STAY: weight != 0,
         ZeroMovement.MOVE: np.abs(wanted) >= np.sort(np.abs(wanted), axis=None)[-count],
+        ZeroMovement.GROW: np.ones_like(weight, bool),
         ZeroMovement.RELEASE: np.ones_like(weight, bool),
     }[zeros]
     np.testing.assert_array_equal(found, wanted * kept)
+
+
+def test_zeros_that_grow_are_the_smallest_of_each_moment_and_stay() -> None:
+    weight = pruned()
+    weights = zeros_of(weight, ZeroMovement.GROW)
+    (floats,) = weights.parameters
+    rng = np.random.default_rng(0)
+    counts, before = [], np.zeros_like(weight, bool)
+    for share in (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0):
+        with torch.no_grad():
+            floats.copy_(torch.from_numpy(rng.standard_normal(weight.shape)))
+        expected = np.where(before, 0, floats.detach().numpy())
+        weights.settle(Moment(share))
+        found = weights.store()["w"]
+        sizes = np.abs(expected[found == 0]), np.abs(expected[found != 0])
+        assert sizes[0].max(initial=0.0) <= sizes[1].min()
+        assert (found == 0)[before].all()
+        before = found == 0
+        counts.append(np.count_nonzero(found))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == weight.size
+    assert np.count_nonzero(weight) == counts[-3] == counts[-1] < counts[-4]
+    assert weight.size - counts[1] > counts[1] - counts[2] > counts[3] - counts[5]
 
 
 @pytest.mark.parametrize("zeros", ZeroMovement)
@@ -191,7 +215,7 @@ def test_gradients_pass_the_mask_where_zeros_may_move(zeros: ZeroMovement) -> No
     made = weights.tensors()["w"]
     np.testing.assert_array_equal(made.detach(), weight)
     (made * slopes).sum().backward()
-    dense = zeros is not ZeroMovement.STAY
+    dense = zeros in {ZeroMovement.MOVE, ZeroMovement.RELEASE}  # growing begins with `settle`
     np.testing.assert_array_equal(
         weights.parameters[0].grad, slopes.numpy() * (dense | (weight != 0))
     )

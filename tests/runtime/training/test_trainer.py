@@ -222,6 +222,25 @@ def test_zeros_that_move_are_trained_by_sgd_and_as_many_as_before() -> None:
     assert all(now.sum() >= before.sum() for now, before in moved.values())
 
 
+def test_zeros_that_grow_are_in_the_end_as_many_as_the_file_has(tmp_path: Path) -> None:
+    prune = "prune-weights:ratio=0.6:criterion=magnitude"
+    model, _ = compress(TEACHER, passes=prune, force=True, floors=None, measure=False)
+    request = replace(REQUEST, zeros=ZeroMovement.GROW, start="original", epochs=4)
+    whole = train(request, model=model)
+    assert whole.after < whole.before
+    given = {x.name: x.holder.values for x in read_constraints(model.graph).leaves()}
+    pruned = [name for name, values in given.items() if np.count_nonzero(values) < values.size]
+    assert pruned
+    for name in pruned:
+        assert np.count_nonzero(whole.values[name]) == np.count_nonzero(given[name])
+    request = replace(request, checkpoint=str(tmp_path / "run.npz"))
+    with pytest.raises(KeyboardInterrupt):  # not all zeros are there
+        interrupted(request, model, epoch=2)
+    found = train(request, model=model)
+    for name, values in whole.values.items():
+        np.testing.assert_array_equal(found.values[name], values)
+
+
 @pytest.mark.parametrize("start", ["original", "random"])
 def test_training_from_other_values_is_kept_where_it_is_better(start: str) -> None:
     request = replace(REQUEST, start=start, epochs=4)
