@@ -319,6 +319,11 @@ class Problems:
             return _without_data(shared, "H = I: the layers that share it read it differently")
         measured = [item for item in found if isinstance(item, LayerMoments)]
         found.clear()
+        if len({item.cross is None for item in measured}) > 1:  # only some return what they did
+            measured = [
+                item.returning(la.canonical()) if item.cross is None else item
+                for la, item in zip(layers, measured, strict=False)
+            ]
         bias_targets = tuple(
             self._bias_target(la, m) for la, m in zip(layers, measured, strict=False)
         )

@@ -112,6 +112,8 @@ class Splitting:
             chosen = self._planned(problems)
         elif self.options.budget is not None:
             chosen = self._spread(self.options.budget)
+        elif self.options.schedule.sequential and self.context.calibration is not None:
+            problems = self._promising(problems)
         found: list[PlannedSplit] = []
         for problem in problems:
             choice = self._choice(problem, chosen)
@@ -172,6 +174,20 @@ class Splitting:
             if name == label:  # said while offers were made
                 return str(skip.why)
         return f"within the budget of {budget.kind} it is best left as it is"
+
+    def _promising(self, problems: Problems) -> Problems:
+        """The layers for which a split pays while no other layer is split.
+
+        One pass over the samples tells, where going from layer to layer takes one for each depth.
+        """
+        names = set()
+        for problem in problems.scheduled(self.options.schedule.at_once()):
+            choice = self._choice(problem, None)
+            if isinstance(choice, str):
+                self._decline(problem, choice)
+            else:
+                names.add(problem.name)
+        return problems.restricted(lambda shared: shared.layers[0].name in names)
 
     def _planned(self, problems: Problems) -> Mapping[str, Paying]:
         """The choices that `plan` spells."""

@@ -21,6 +21,7 @@ recurrent           LSTM steps on integers, with ranges found at run time
 
 rules               which operators have integer kernels, and when
 clusters            a graph cut into what may become one integer kernel
+tied_tables         tables of embeddings that are the head, too
 qdq                 QuantizeLinear and DequantizeLinear around the chosen clusters
 cluster_times       what every placement takes, from profiles
 placement_search    the placement that is measured to be faster than float

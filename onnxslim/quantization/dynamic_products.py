@@ -16,6 +16,7 @@ Owns: the form. Not here: which products take it (see `rules`), and its codes (s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,7 @@ def to_dynamic_product(
     source: DynamicInput,
     layer: LayerCodes,
     words: str,
+    stored: Callable[[str, np.ndarray], gs.Tensor],
 ) -> list[Variable]:
     """Let `node` multiply integers.
 
@@ -87,6 +89,7 @@ def to_dynamic_product(
         layer: its weight; scales go by output, or there is one. Without a bias, that of the node
             stays as it is.
         words: what the report says.
+        stored: gives the tensor of a matrix of codes, and gets a wish for its name.
 
     Returns:
         What the inserted nodes make.
@@ -98,7 +101,7 @@ def to_dynamic_product(
     weight = node.inputs[operator.weight].name
     inputs = [
         source.codes,
-        rewriter.constant(matrix, f"{weight}_codes"),
+        stored(f"{weight}_codes", matrix),
         source.zero_point,
         *_zero_point(rewriter, grid, weight),
     ]
@@ -113,9 +116,9 @@ def to_dynamic_product(
 
     sums = insert("MatMulInteger", inputs, np.dtype(np.int32))
     floats = insert("Cast", [sums], float32)
-    stored = rewriter.constant(scale, f"{weight}_scale")
+    own = rewriter.constant(scale, f"{weight}_scale")
     (steps,) = rewriter.insert(
-        node, "Mul", [source.scale, stored], name=f"{weight}_step", dtype=float32
+        node, "Mul", [source.scale, own], name=f"{weight}_step", dtype=float32
     )
     made = [sums, floats, steps]
     op, operands = "Mul", [floats, steps]

@@ -19,7 +19,7 @@ from typing import Final
 from onnxslim.io.model import Model
 from onnxslim.lossy.min_cut import PlacementCosts, cheapest_choice
 from onnxslim.quantization.cluster_times import ClusterTimes
-from onnxslim.quantization.clusters import Clusters, drop_isolated_movement
+from onnxslim.quantization.clusters import Clusters
 from onnxslim.quantization.qdq import QdqPlanner, quantize, quantized_copy
 from onnxslim.quantization.rules import KernelKind
 from onnxslim.report import LatencyPair
@@ -68,6 +68,7 @@ class PlacementSearch:
         model: the float model, its shapes inferred.
         reference: the model that has to be beaten.
         candidates: names of clusters that may become integers.
+        settled: gives the clusters of a choice that are worth being on integers without the others.
         tried: the placements that were timed.
         costs: the costs of all placements in milliseconds, by the profiles.
     """
@@ -76,6 +77,7 @@ class PlacementSearch:
     reference: Model
     clusters: Clusters
     candidates: frozenset[str]
+    settled: Callable[[frozenset[str]], frozenset[str]]
     plan: QdqPlanner
     stopwatch: Stopwatch
     progress: Progress
@@ -98,7 +100,7 @@ class PlacementSearch:
         """The fastest of the placements with all weights on integers, even if slower than float."""
         placements = {self.candidates: "all that can be"}
         if layers := self._layers():
-            placements.setdefault(layers | self._tables, "layers only")
+            placements.setdefault(self.settled(layers | self._tables), "layers only")
         return max(self._timed(placements, self.stopwatch.brief_pairs), key=_ratio)
 
     def _timed(
@@ -130,10 +132,11 @@ class PlacementSearch:
         """The placements worth timing, each once, with words for it."""
         found: dict[frozenset[str], str] = {}
         for number, chosen in enumerate(self._cuts(), 1):
-            found.setdefault(chosen | self._tables, f"the least cut number {number}")
+            chosen = self.settled(chosen | self._tables)
+            found.setdefault(chosen, f"the least cut number {number}")
         found.setdefault(self.candidates, "all that can be")
-        found.setdefault(self._layers() | self._tables, "layers only")
-        found.pop(self._tables, None)
+        found.setdefault(self.settled(self._layers() | self._tables), "layers only")
+        found.pop(self.settled(self._tables), None)
         return found
 
     @cached_property
@@ -157,7 +160,7 @@ class PlacementSearch:
             model = self.model.clone()
             inserted = quantize(model, self.plan(chosen))
             times.record(self.stopwatch.profile(model), chosen, inserted)
-            chosen = drop_isolated_movement(self.clusters, cheapest_choice(times.costs()))
+            chosen = self.settled(cheapest_choice(times.costs()))
             if not chosen or chosen in found:
                 break
             found.append(chosen)

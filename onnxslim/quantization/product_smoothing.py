@@ -8,7 +8,7 @@ from rows of the tensor, on samples to fit on, with the grids of both sides:
 
     Σ E‖X̂·Ŵ − X·W‖² / E‖X·W‖²        X̂ on the grid of its run, Ŵ on the grids of its columns
 
-A Mul costs time, so it has to be worth it.
+A Mul costs time, and codes of its own a tied head bytes, so they have to be worth it.
 
 Owns: which groups are smoothed, and alpha. Not here: the scales and the edits (see `smooth`).
 """
@@ -43,7 +43,7 @@ _ROWS: Final = 1024  # over all samples, on which errors are computed, about
 _QUIET: Final = (
     0.5  # share of the median over channels of the largest |x|; smaller ones count as it
 )
-_WORTH: Final = 0.8  # a Mul must leave at most this share of the error
+_WORTH: Final = 0.8  # what is not free must leave at most this share of the error
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.float32]
 
@@ -105,6 +105,7 @@ class ProductSmoothing:
         weights: the form of the grids of weights.
         calibration: the samples to fit on, not many more than `SAMPLES`.
         given: alpha of a group, by the name of its first product; None: it is searched.
+        tied: products that share their codes with a table while they are not smoothed.
         names: of the clusters that were smoothed last.
         alphas: what was found then, in the same form; 0 stands for a group that is not smoothed.
         changes: what was done then, for the report.
@@ -115,6 +116,7 @@ class ProductSmoothing:
     calibration: Calibration
     progress: Progress
     given: Callable[[str], float] | None = None
+    tied: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     alphas: dict[str, float] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
@@ -192,7 +194,9 @@ class ProductSmoothing:
                 least, best, found = error, alpha, scale
         if found is None:
             return 0.0
-        is_free = divided_upstream(rewriter, group.tensor, len(group.layers), found)
+        is_free = self.tied.isdisjoint(group.names) and divided_upstream(
+            rewriter, group.tensor, len(group.layers), found
+        )
         return best if is_free or least < _WORTH * plain else 0.0
 
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha1
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -176,7 +178,8 @@ class _QdqWriter:
             if data not in self._dynamic:
                 self._dynamic[data] = dynamic_input(rewriter, node, data)
                 self.inserted.clusters[self._dynamic[data].codes.name] = cluster.name
-            made = to_dynamic_product(rewriter, node, self._dynamic[data], layer, words)
+            source, stored = self._dynamic[data], partial(self._matrix, node)
+            made = to_dynamic_product(rewriter, node, source, layer, words, stored)
         self.inserted.clusters.update((tensor.name, cluster.name) for tensor in made)
 
     def _pick_rows(self, node: Node, layer: LayerCodes, words: str) -> list[Variable]:
@@ -364,10 +367,30 @@ class _QdqWriter:
 
     def _constant(self, wish: str, values: np.ndarray) -> Constant:
         """A constant; equal constants are stored once, so shared weights stay shared."""
-        key = (values.dtype.str, values.shape, values.tobytes())
+        key = _key(values)
         if key not in self._constants:
             self._constants[key] = self.rewriter.constant(values.copy(), wish)
         return self._constants[key]
+
+    def _matrix(self, before: Node, wish: str, codes: Codes) -> gs.Tensor:
+        """A constant matrix; one whose transpose is stored, too, takes no bytes for itself.
+
+        Onnxruntime transposes constants when a session starts.
+        """
+        if any(found.shape == codes.shape[::-1] for found in self._constants.values()):
+            other = self._constants.get(_key(np.ascontiguousarray(codes.T)))
+            if other is not None:
+                made = self.rewriter.insert(
+                    before,
+                    "Transpose",
+                    [other],
+                    {"perm": [1, 0]},
+                    name=wish,
+                    dtype=codes.dtype,
+                    shape=codes.shape,
+                )
+                return made[0]
+        return self._constant(wish, codes)
 
     def _words(self, cluster: Cluster) -> str:
         kernel = cluster.rule.kernel or f"{cluster.node.op} on integers"
@@ -378,3 +401,8 @@ class _QdqWriter:
             words += f", which its {cluster.activation.op} is part of"
         layer = self.plan.layers.get(cluster.name)
         return f"{words}; {layer.words}" if layer is not None and layer.words else words
+
+
+def _key(values: np.ndarray) -> object:
+    """What equal constants have in common, and no others."""
+    return values.dtype.str, values.shape, sha1(np.ascontiguousarray(values).data).digest()

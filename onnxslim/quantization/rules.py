@@ -24,6 +24,7 @@ from onnxslim.quantization.dynamic_products import objection_to_dynamic
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.kernel_forms import channel_map
 from onnxslim.quantization.recurrent import KERNEL, objection_to_lstm
+from onnxslim.quantization.weight_readers import picks_rows
 
 Objection = Callable[[Node], str | None]
 
@@ -168,7 +169,7 @@ def _rows(node: Node) -> str | None:
     table = const_array(node.inputs[0])
     if table is None or table.ndim != 2 or table.dtype != np.float32:
         return "what it reads is no constant matrix of float32"
-    if int(node.attrs.get("axis", 0)) not in (0, -2) or len(node.inputs[0].outputs) > 1:
+    if not all(picks_rows(reader, node.inputs[0]) for reader in node.inputs[0].outputs):
         return "others read the table, or what it picks are no rows"
     return None if np.isfinite(table).all() else "its table is not finite"
 

@@ -30,7 +30,6 @@ from onnxslim.quantization.activation_grids import observe_grids
 from onnxslim.quantization.calibration_ranges import CalibrationRange
 from onnxslim.quantization.clusters import (
     clusters_of,
-    drop_isolated_movement,
     worth_observing,
 )
 from onnxslim.quantization.effort import CHOOSING, JUDGING, SEEING, affordable_runs
@@ -55,6 +54,7 @@ from onnxslim.quantization.range_trial import RangeTrial
 from onnxslim.quantization.rules import ActivationRanges, KernelKind
 from onnxslim.quantization.saturation import saturates
 from onnxslim.quantization.smooth import smooth
+from onnxslim.quantization.tied_tables import untied_tables
 from onnxslim.quantization.weight_rounding import Rounding
 from onnxslim.quantization.weight_scales import PerChannel, PerTensor, WeightForm
 from onnxslim.records import Change, Fidelity, PassResult, Skip
@@ -134,6 +134,7 @@ class Int8Run:
             return PassResult(skips=tuple(self.skips))
         self._settle(candidates, chosen)
         rewriter = Rewriter(self.model.graph)
+        self.ties.retie(rewriter, self.clusters, chosen)
         insert_qdq(rewriter, self.clusters, self._plan(chosen))
         done = rewriter.result()
         adopt(self.graph, self.model.graph)
@@ -152,6 +153,7 @@ class Int8Run:
         infer_shapes(model)
         rewriter = Rewriter(model.graph)
         sums_to_adds(rewriter)
+        self.ties = untied_tables(rewriter, self.options.layers.accepts)
         if self.options.equalize:
             equalize(rewriter)
         self._finish(model, rewriter)
@@ -202,7 +204,7 @@ class Int8Run:
             rewriter = Rewriter(self.model.graph)
             smooth(rewriter, replace(self.context, model=self.model, target=self.model))
             self._finish(self.model, rewriter)
-        self.codes = nearest_codes(self.model, self.clusters, self.weights)
+        self._set_codes(nearest_codes(self.model, self.clusters, self.weights))
 
     def _nearer_ranges(self) -> ActivationRanges:
         """Ranges of run time where those from samples leave the outputs clearly further."""
@@ -245,13 +247,14 @@ class Int8Run:
                 self.calibration.some(self._smoothing_samples()),
                 self.context.progress,
                 options.alpha_of,
+                self.ties.products,
             )
         if self.smoothing.names == names:
             return
         self.model = self.smoothing.smoothed(names)
         self.effects.clear()  # they were those of another model
         self.clusters = clusters_of(self.model.graph, self.ranges)
-        self.codes = nearest_codes(self.model, self.clusters, self.weights)
+        self._set_codes(nearest_codes(self.model, self.clusters, self.weights))
 
     def _smoothing_samples(self) -> int:
         """How many samples smoothing sees."""
@@ -291,7 +294,11 @@ class Int8Run:
                 found.append(cluster.name)
             else:
                 self.skips.append(Skip(cluster.name, why))
-        return drop_isolated_movement(self.clusters, frozenset(found))
+        return self._settled(frozenset(found))
+
+    def _settled(self, chosen: frozenset[str]) -> frozenset[str]:
+        """What of `chosen` is worth being on integers without the others."""
+        return self.ties.settled(self.clusters, chosen)
 
     # ----------------------------------------------------------------- place
 
@@ -328,6 +335,7 @@ class Int8Run:
             self.original,
             self.clusters,
             candidates,
+            self._settled,
             self._plan,
             stopwatch,
             self.context.progress,
@@ -393,7 +401,11 @@ class Int8Run:
                 self.options.rounding or preferred,
                 keep_means=self.options.bias_correct,
             )
-            self.codes = {**self.codes, **solved}
+            self._set_codes({**self.codes, **solved})
+
+    def _set_codes(self, codes: Mapping[str, LayerCodes]) -> None:
+        """Take `codes`, those of tables from the products that are tied to them."""
+        self.codes = self.ties.shared(self.clusters, codes)
 
     # ----------------------------------------------------------------- choose ranges
 
@@ -433,7 +445,7 @@ class Int8Run:
         return FloatFallback(
             self._quantized,
             self.reference,
-            lambda chosen: drop_isolated_movement(self.clusters, chosen),
+            self._settled,
             self.calibration,
             DivergenceLimits(self.options.max_error, self.context.floors, self.context.accuracy),
             self.context.progress,

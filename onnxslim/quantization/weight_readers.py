@@ -57,7 +57,7 @@ def matrix_readers(layer: WeightLayer) -> MatrixReaders | None:
         if tensor is not layer.weight_tensor and any(tensor is out for out in layer.graph.outputs):
             return None
         for user in dict.fromkeys(tensor.outputs):
-            if _is_pick(user, tensor) and tensor is layer.weight_tensor:
+            if picks_rows(user, tensor) and tensor is layer.weight_tensor:
                 picks.append(user)
             elif user.is_onnx and user.op in ("Identity", "Transpose"):
                 waiting += user.outputs
@@ -70,7 +70,8 @@ def matrix_readers(layer: WeightLayer) -> MatrixReaders | None:
     return MatrixReaders(tuple(products), tuple(picks))
 
 
-def _is_pick(user: Node, table: gs.Tensor) -> bool:
+def picks_rows(user: Node, table: gs.Tensor) -> bool:
+    """Whether `user` is a Gather that picks rows of `table`."""
     is_table = user.is_onnx and user.op == "Gather" and user.inputs[0] is table
     return is_table and int(user.attrs.get("axis", 0)) in (0, -2)
 

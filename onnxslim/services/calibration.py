@@ -145,7 +145,8 @@ class Calibration(Protocol):
         """Moments of the named layers of `model` (None: all), one after the other.
 
         With `reference`, `cross` and `goal` hold the outputs y of the layers of the same names
-        there. A layer that cannot be observed gives a `Skip` with the reason.
+        there; they are None where it certainly returns the same. A layer that cannot be observed
+        gives a `Skip` with the reason.
         """
 
     def activity(self, model: Model, layers: Sequence[str]) -> Iterator[ChannelActivity | Skip]:

@@ -6,7 +6,8 @@ For a layer y = W·x with calibration samples behind it:
     mean     E[x]
     cross    E[y xᵀ], where y is what the same layer of a *reference* model returns for the same
              samples (its bias taken off). With W the reference's weight and x₀ its input,
-             y = W·x₀, so cross = W·E[x₀ xᵀ]; without a reference cross = W·H follows from `second`
+             y = W·x₀, so cross = W·E[x₀ xᵀ]; without a reference, and where the reference certainly
+             computes the same up to and with the layer, cross = W·H follows from `second`
     goal     E[y], with `energy` E[y²]
 
 Positions of texts that only fill up a batch do not count, where a mask says which they are.
@@ -57,8 +58,8 @@ class LayerMoments:
         mean: E[x], (groups, columns).
         count: number of vectors x that the moments average over.
         cross: E[y xᵀ], (groups, rows, columns), with a reference model; else None.
-        goal: E[y], (groups, rows), with a reference model; else None.
-        energy: E[y²], (groups, rows), with a reference model; else None.
+        goal: E[y], (groups, rows); None where `cross` is.
+        energy: E[y²], (groups, rows); None where `cross` is.
         notes: simplifications, in words for the report.
         scatter: squared error of `seconds` (Frobenius) expected from the finite number of rows,
             (blocks, groups); None: not known.
@@ -75,6 +76,13 @@ class LayerMoments:
     notes: tuple[str, ...] = ()
     scatter: np.ndarray | None = None
     centered_scatter: np.ndarray | None = None
+
+    def returning(self, weight: np.ndarray) -> LayerMoments:
+        """The same with `cross`, `goal` and `energy` of y = W·x; W is (groups, rows, columns)."""
+        pairs = list(zip(np.asarray(weight, np.float64), self.seconds, strict=True))
+        cross = np.stack([_times(w, second) for w, second in pairs])
+        goal = np.matmul(weight, self.mean[:, :, None])[:, :, 0]
+        return replace(self, cross=cross, goal=goal, energy=(cross * weight).sum(axis=2))
 
     def noise(self) -> np.ndarray | None:
         """The part of `scatter` that affects the inverse of H, (blocks, groups).
@@ -111,6 +119,13 @@ class LayerMoments:
         cross = self.cross - self.goal[:, :, None] * self.mean[:, None, :]
         energy = self.energy - self.goal**2
         return replace(result, cross=cross, goal=np.zeros_like(self.goal), energy=energy)
+
+
+def _times(weight: np.ndarray, second: Second) -> np.ndarray:
+    """W·H."""
+    if isinstance(second, BlockDiagonal):
+        return np.concatenate([weight[:, at] @ block for at, block in second.slices()], axis=1)
+    return np.asarray(weight @ second)
 
 
 def _minus(second: Second, mean: np.ndarray) -> Second:

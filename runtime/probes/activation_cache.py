@@ -17,13 +17,14 @@ Owns: which tensors are cached. Not here: running a segment of a model (see `exp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.layers import WeightLayer
 from onnxslim.io.model import Model
 from onnxslim.runtime.probes.exposed import ExposedTensors
 from onnxslim.runtime.probes.value_numbering import Signature, ValueNumber, ValueNumbering
@@ -55,6 +56,22 @@ class ActivationCaches:
     def exposed_model(self, model: Model) -> ExposedTensors:
         """The copy of the model that changes, built anew when it has changed."""
         return self._copy("model", model)
+
+    def same_outputs(
+        self, model: ExposedTensors, reference: ExposedTensors | None
+    ) -> Callable[[WeightLayer], bool]:
+        """Tells of a layer of `model` whether it certainly returns what it does in `reference`."""
+        if reference is None:
+            return lambda layer: False
+        ours = self._numbering.value_numbers(model.graph)
+        theirs = self._numbering.value_numbers(reference.graph)
+
+        def is_same(layer: WeightLayer) -> bool:
+            twin = reference.layers.get(layer.name)
+            own = ours.get(layer.node.outputs[0])
+            return twin is not None and own is not None and own is theirs.get(twin.node.outputs[0])
+
+        return is_same
 
     def _copy(self, side: str, model: Model) -> ExposedTensors:
         signature = self._numbering.signature(model.graph)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,7 +62,8 @@ def stream_moments(
         samples: starts a new pass over the calibration data, the same samples every time.
         layers: names, as `weight_layers` gives them; None: all.
         reference: the original model: `cross`, `goal` and `energy` tell what its layers of the
-            same names return for the same samples.
+            same names return for the same samples. Where they certainly return the same, these are
+            None, and the reference does not run.
         limits: limits on memory and work.
         seed: seed of the choice of rows.
         threads: threads of onnxruntime; None for its own choice.
@@ -81,7 +83,8 @@ def stream_moments(
     wanted = _wanted(listing, layers, {skip.node for skip in skips})
     activations = activations or ActivationCaches(None)
     original = None if reference is None else activations.exposed_reference(reference)
-    groups: dict[tuple[object, ...], list[WeightLayer]] = {}
+    is_same = activations.same_outputs(listing, original)
+    groups: dict[tuple[object, ...], _Group] = {}
     for layer in wanted:
         why = _why_not(layer, original)
         if why is not None:
@@ -90,9 +93,10 @@ def stream_moments(
         # layers in different branches of an If never run together, so they cannot share sums
         place = tuple((node_label(node), body) for node, body in layer.bodies)
         sources = tuple(map(id, layer.sources))
-        groups.setdefault((sources, layer.unfolding, place), []).append(layer)
-    with_cross = reference is not None
-    for sweep in _sweeps(list(groups.values()), limits, with_cross=with_cross):
+        has_cross = original is not None and not is_same(layer)
+        key = (has_cross, sources, layer.unfolding, place)
+        groups.setdefault(key, _Group([], has_cross)).layers.append(layer)
+    for sweep in _sweeps(list(groups.values()), limits):
         streams = _MomentSweep(listing, original, sweep, limits)
         streams.run(samples(), activations, seed, threads)
         yield from streams.results()
@@ -126,14 +130,19 @@ def _why_not(layer: WeightLayer, original: ExposedTensors | None) -> str | None:
     return bias if isinstance(bias, str) else None
 
 
-def _sweeps(
-    groups: list[list[WeightLayer]], limits: MomentLimits, *, with_cross: bool
-) -> Iterator[list[list[WeightLayer]]]:
+class _Group(NamedTuple):
+    """Layers that read one tensor in the same way, and whether they return what they did not."""
+
+    layers: list[WeightLayer]
+    has_cross: bool
+
+
+def _sweeps(groups: Sequence[_Group], limits: MomentLimits) -> Iterator[list[_Group]]:
     """Groups of layers in graph order, as many in a sweep as the budget allows."""
-    sweep: list[list[WeightLayer]] = []
+    sweep: list[_Group] = []
     taken = 0
     for group in groups:
-        needed = sum_bytes(group, limits, with_cross=with_cross)
+        needed = sum_bytes(group.layers, limits, with_cross=group.has_cross)
         if sweep and taken + needed > limits.budget_bytes:
             yield sweep
             sweep, taken = [], 0
@@ -150,16 +159,15 @@ class _MomentSweep:
         self,
         exposed: ExposedTensors,
         reference: ExposedTensors | None,
-        sweep: list[list[WeightLayer]],
+        sweep: Sequence[_Group],
         limits: MomentLimits,
     ) -> None:
         self.exposed, self.reference = exposed, reference
         self.inputs: list[InputSums] = []
-        for group in sweep:
-            first = group[0]
-            item = InputSums(group, _source_keys(exposed, first), limits)
-            if reference is not None:
-                item.outputs = [_output(reference, la, exact=item.exact) for la in group]
+        for layers, has_cross in sweep:
+            item = InputSums(layers, _source_keys(exposed, layers[0]), limits)
+            if reference is not None and has_cross:
+                item.outputs = [_output(reference, la, exact=item.exact) for la in layers]
             self.inputs.append(item)
 
     def run(
@@ -181,7 +189,7 @@ class _MomentSweep:
         with ExitStack() as stack:
             own = stack.enter_context(activations.model.play(self.exposed, keys, threads))
             other = None
-            if self.reference is not None:
+            if self.reference is not None and wished_keys:
                 playing = activations.reference.play(self.reference, wished_keys, threads)
                 other = stack.enter_context(playing)
             first = 0

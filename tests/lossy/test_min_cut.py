@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -12,6 +13,7 @@ from qdq_nets import ScriptedStopwatch, loaded, plan_of
 from onnxslim.io.model import Model
 from onnxslim.lossy.min_cut import NEVER_CHOSEN, ItemCost, PlacementCosts, Transfer, cheapest_choice
 from onnxslim.quantization.cluster_times import ClusterTimes
+from onnxslim.quantization.clusters import drop_isolated_movement
 from onnxslim.quantization.placement_search import PlacementSearch, TimedPlacement
 from onnxslim.quantization.qdq import quantize
 from onnxslim.report import Latency, LatencyPair
@@ -133,7 +135,9 @@ def search(stopwatch: ScriptedStopwatch) -> PlacementSearch:
     def planned(chosen: frozenset[str]) -> object:
         return plan.__class__(chosen, plan.grids, plan.layers)
 
-    return PlacementSearch(model, model, clusters, names, planned, stopwatch, Progress())  # type: ignore[arg-type]
+    settled = partial(drop_isolated_movement, clusters)  # type: ignore[arg-type]
+    every = (model, model, clusters, names, settled, planned, stopwatch, Progress())
+    return PlacementSearch(*every)  # type: ignore[arg-type]
 
 
 def test_kernels_that_are_slower_on_integers_stay_in_float() -> None:
