@@ -340,7 +340,9 @@ def _raise_for_floors(report: Report, model: Model) -> None:
         why, advice = "the default floor", f" {ALLOWING}"
     else:
         why, advice = "your floor", ""
-    error = FloorMissed(f"Left out, to hold {why}: {dropped}. All other steps were kept.{advice}")
+    error = FloorMissed(
+        f"Left out or weakened, to hold {why}: {dropped}. All other steps were kept.{advice}"
+    )
     error.report, error.model = report, model
     raise error
 

@@ -182,8 +182,9 @@ class StepReport:
         seconds: run time of the step without verification.
         stats, latency, comparison, accuracy: figures of the candidate; None where not measured.
         why_not_committed: why the step was dropped, with the numbers.
-        why_partly: which of its rewrites were left out and why, with the numbers; None: none was.
-        floor_missed: whether it was dropped for a floor.
+        why_partly: which of its rewrites were left out, or why it was done with less strength, with
+            the numbers; None: neither.
+        floor_missed: whether it was dropped, or weakened, for a floor.
         loss_bound: why its loss is small whatever the inputs are; None: only real data can tell.
         resolved: the spelling that does the same without timing or search; None: `spec` does.
     """

@@ -118,6 +118,7 @@ class BinarizeWeights(CodebookPass):
         "binarize-weights:activations=sign:finetune=10": "signs as inputs, too, and trained",
     }
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bases": (3, 2, 1)}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {"bases": (4, 1)}
 
     bases: int = option(1, _BASES, "tensors of signs, each with a scale, that make up a weight")
     activations: str = option(

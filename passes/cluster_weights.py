@@ -109,6 +109,11 @@ class ClusterWeights(CodebookPass):
         "cluster-weights:vector=4:bits=8": "pairs of weights share codes: 2 bits a weight",
     }
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (4, 3, 2)}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "values": (256, 3),
+        "bits": (8, 2),
+    }
+    strengths_of_layers: ClassVar[tuple[str, ...]] = ("values-of",)
 
     bits: int = option(4, _BITS, "of a code; a table has 2^bits values, zero among them")
     values: int | None = option(None, _VALUES, "values of a table, in place of 2^bits")

@@ -90,6 +90,7 @@ class PruneBlocks(TrainedPass, BudgetedPass, FilteredPass):
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.99,)}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {"ratio": (0.0, 0.95)}
 
     ratio: float | None = leaving_share_option(
         f"share of the branches to remove; {DEFAULT_BUDGET.amount} where no budget is given"

@@ -102,6 +102,8 @@ class PruneChannels(TrainedPass, BudgetedPass, FilteredPass):
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.25, 0.5, 0.75)}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {"ratio": (0.0, 0.95)}
+    strengths_of_layers: ClassVar[tuple[str, ...]] = ("plan",)
     alternatives: ClassVar[tuple[str, ...]] = (*BudgetedPass.budgets, "plan")
 
     ratio: float | None = leaving_share_option(

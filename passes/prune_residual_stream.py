@@ -69,6 +69,7 @@ class PruneResidualStream(TrainedPass):
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     idempotent: ClassVar[bool] = False
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.1, 0.2, 0.3)}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {"ratio": (0.0, 0.9)}
 
     ratio: float = option(
         0.25,

@@ -122,6 +122,8 @@ class PruneWeights(LayerPass):
     idempotent: ClassVar[bool] = False
     prepares: ClassVar[bool] = True
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"ratio": (0.5, 0.8, 0.95)}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {"ratio": (0.0, 0.98)}
+    strengths_of_layers: ClassVar[tuple[str, ...]] = ("ratio-of",)
 
     ratio: float = option(
         0.5, interval(0, 1, open_right=True), "share of the weights that is removed"

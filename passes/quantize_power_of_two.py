@@ -97,6 +97,7 @@ class QuantizePowerOfTwo(CodebookPass):
         "quantize-power-of-two:bits=4": "seven magnitudes fewer",
     }
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (5, 4, 3)}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {"bits": (8, 3)}
 
     bits: int = option(5, _BITS, "one for zero, the others for 2^(bits−1) values ±2^k")
     partitions: tuple[float, ...] = option(

@@ -121,6 +121,7 @@ class QuantizeWeights(LayerPass):
     }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (8, 4)}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {"bits": (8, 4)}
     max_inputs: ClassVar[int | None] = MAX_INPUTS
 
     bits: int = option(8, Interval(4, 8), "bits of a code: 8 or 4")
@@ -159,6 +160,10 @@ class QuantizeWeights(LayerPass):
                 f"Option `block` of `{self.name}` must be a power of two, 16 or more, with "
                 f"form=matmul-nbits; got {self.block}."
             )
+
+    def softened(self, share: float) -> QuantizeWeights | None:
+        """See `Pass.softened`; there is nothing between 4 and 8 bits."""
+        return None if self.bits == max(_BITS) else replace(self, bits=max(_BITS))
 
     def loss_bound(self) -> str | None:
         """Of 8 bits, a code is within half a step of the weight."""

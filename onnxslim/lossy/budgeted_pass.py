@@ -77,6 +77,18 @@ class BudgetedPass(Pass):
         changed: Any = {field: 1 - left if budget.kind == DEFAULT_BUDGET.kind else left}
         return replace(self, **changed)
 
+    def softened(self: P, share: float) -> P | None:
+        """See `Pass.softened`: the budget at a part of the way to it."""
+        if self._sets(self.strengths_of_layers):
+            return None
+        if self.budget is None and DEFAULT_BUDGET.kind not in self.budgets:
+            return super().softened(share)
+        return self.on_the_way(0.0, share)
+
+    def hardest(self: P) -> P | None:
+        """See `Pass.hardest`."""
+        return None if self.budget is not None else super().hardest()
+
     def check_stopwatch(self, context: Context) -> None:
         """Refuse a budget of latency where nothing is timed.
 

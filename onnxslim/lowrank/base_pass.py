@@ -7,7 +7,7 @@ to the original outputs on the present inputs.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
@@ -43,6 +43,11 @@ class SplitPass(LayerPass, BudgetedPass):
     max_inputs: ClassVar[int | None] = MAX_INPUTS
     budgets: ClassVar[tuple[str, ...]] = ("latency", "macs", "bytes")
     alternatives: ClassVar[tuple[str, ...]] = ("rank", "ratio", *budgets, "plan")
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "ratio": (0.0, 0.9),
+        "energy": (1.0, 0.5),
+    }
+    strengths_of_layers: ClassVar[tuple[str, ...]] = ("rank", "plan", "rank-selection")
     ops: ClassVar[frozenset[str]]
 
     rank: int | None = option(None, at_least(1), "rank of every layer")

@@ -26,5 +26,6 @@ untouched     what a pass for all weights left as it was, where that is much
 execution     one step run on a copy of a model
 verification  a step held to its promise, and the pass to blame when it is broken
 salvage       the rewrites to blame where a step makes the model worse
+softening     as much of a step's strength as the floors allow
 manager       the loop: run a step, verify it, judge it, commit it
 """

@@ -21,6 +21,7 @@ from onnxslim.pipeline.passes import Context, Pass, Preset
 from onnxslim.pipeline.policy import Goal, Policy
 from onnxslim.pipeline.prover import Prover
 from onnxslim.pipeline.salvage import Site, SiteSearch, sites_of
+from onnxslim.pipeline.softening import SofteningSearch, is_open, settings_of
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.pipeline.verification import Verifier
 from onnxslim.records import Fidelity
@@ -103,6 +104,23 @@ class PassManager:
         return run.run(model, self.passes, reports), reports
 
 
+@dataclass(frozen=True)
+class _Verdict:
+    """Whether a candidate is kept.
+
+    Attributes:
+        last: report of its last step that changed anything, with the figures of the candidate.
+        why: why it is not kept, with the numbers; None: it is.
+        is_floor: whether it misses a floor.
+        is_lossy: whether outputs may move.
+    """
+
+    last: StepReport
+    why: str | None
+    is_floor: bool
+    is_lossy: bool
+
+
 @dataclass
 class _PipelineRun:
     """One run of a pipeline.
@@ -174,8 +192,23 @@ class _PipelineRun:
 
     def tried(self, current: Model, bundle: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
         """As `try_bundle`, but training moves the target even where it is dropped."""
+        latest, reports, failure = self.ran(current, bundle)
+        if failure is not None:
+            return self.dropped(current, bundle, reports, failure)
+        if not any(report.changes for report in reports):
+            return current, reports
+        return self.judge(current, latest, bundle, reports)
+
+    def ran(
+        self, current: Model, bundle: Sequence[Pass]
+    ) -> tuple[Model, list[StepReport], str | None]:
+        """Run and verify the steps of a bundle in turn.
+
+        Returns:
+            The model after them, their reports, not judged yet, and what onnxruntime's
+            optimisations fail on; None: on nothing.
+        """
         latest, reports = current, []
-        deciding: StepReport | None = None
         # outputs are compared with those of the last committed model, so each step of a bundle is
         # held to the weakest promise so far
         promised = Fidelity.EXACT
@@ -189,17 +222,13 @@ class _PipelineRun:
                     comparison = self.verifier.verify(step, latest, candidate, promised)
                 except OptimiserFailure as failure:
                     reports.append(candidate.report(step, None))
-                    return self.dropped(current, bundle, reports, str(failure))
+                    return latest, reports, str(failure)
                 latest = candidate.model
                 if step.unrolled()[-1].trains:  # training moved what layers return
                     self.target = latest
             promised = max(promised, candidate.fidelity)
             reports.append(candidate.report(step, comparison))
-            if candidate.changed:
-                deciding = reports[-1]
-        if deciding is None:
-            return current, reports
-        return self.judge(current, latest, bundle, reports, deciding)
+        return latest, reports, None
 
     def without_mending(
         self, current: Model, bundle: Sequence[Pass], reports: list[StepReport]
@@ -223,7 +252,6 @@ class _PipelineRun:
         candidate: Model,
         bundle: Sequence[Pass],
         reports: list[StepReport],
-        last: StepReport,
     ) -> tuple[Model, list[StepReport]]:
         """Measure `candidate`, and commit it when it holds the floors and pays for itself.
 
@@ -231,11 +259,34 @@ class _PipelineRun:
             current: the model before the bundle.
             candidate: the model after it.
             bundle: the steps.
-            reports: one for each step.
-            last: that of the last step which changed anything: `candidate` is its result, and it
-                gets the figures.
+            reports: one for each step. Of those that changed anything the last gets the figures.
         """
+        verdict = self.weighed(current, candidate, bundle, reports)
+        last = verdict.last
+        if verdict.why is None:
+            assert last.stats is not None
+            self.commit(candidate, last.stats)
+            return candidate, reports
+        if verdict.is_floor:
+            softened = self.softened(current, bundle, verdict.why)
+            if softened is not None:
+                return softened
+        elif not verdict.is_lossy and len(bundle) == 1:
+            salvaged = self.salvage(current, bundle[0], candidate, last, verdict.why)
+            if salvaged is not None:
+                return salvaged
+        return _left_out(current, reports, verdict.why, floor_missed=verdict.is_floor)
+
+    def weighed(
+        self,
+        current: Model,
+        candidate: Model,
+        bundle: Sequence[Pass],
+        reports: Sequence[StepReport],
+    ) -> _Verdict:
+        """Measure `candidate`, and tell whether it holds the floors and pays for itself."""
         before = self.stats = self.stats or measure_stats(current)
+        last = next(report for report in reversed(reports) if report.changes)
         last.stats = measure_stats(candidate)
         last.latency = self.time(current, candidate)
         last.accuracy = self.prover.accuracy(candidate) if self.prover else None
@@ -243,17 +294,53 @@ class _PipelineRun:
         missed = self.policy.floor_missed(last) if lossy else None
         drifts = last.comparison.previous if lossy and last.comparison else {}
         must_gain = lossy and not (len(bundle) == 1 and bundle[0].mends)
-        why = missed or self.policy.objection(
+        objection = self.policy.objection(
             before, last.stats, last.latency, lossy=must_gain, drifts=drifts
         )
-        if why is None:
-            self.commit(candidate, last.stats)
-            return candidate, reports
-        if not missed and not lossy and len(bundle) == 1:
-            salvaged = self.salvage(current, bundle[0], candidate, last, why)
-            if salvaged is not None:
-                return salvaged
-        return _left_out(current, reports, why, floor_missed=missed is not None)
+        return _Verdict(last, missed or objection, missed is not None, lossy)
+
+    def softened(
+        self, current: Model, bundle: Sequence[Pass], why: str
+    ) -> tuple[Model, list[StepReport]] | None:
+        """The bundle at as much of its strength as the floors allow; None where none holds.
+
+        Args:
+            current: the model before it.
+            bundle: steps that miss a floor as they are.
+            why: which, with the numbers.
+        """
+        if self.is_resolved or self.prover is None or not self.prover.judged_by.is_real:
+            return None  # nothing is fitted to inputs that are made up
+        held: dict[tuple[Pass, ...], tuple[Model, list[StepReport], StepReport]] = {}
+
+        def holds(steps: Sequence[Pass]) -> bool:
+            spelled = ",".join(map(str, steps))
+            with self.progress.step(f"{spelled}: less, as a floor was missed"):
+                model, reports, failure = self.ran(current, steps)
+                if failure is not None or not any(report.changes for report in reports):
+                    return failure is None  # too weak to do anything
+                verdict = self.weighed(current, model, steps, reports)
+            if verdict.why is None:
+                held[tuple(steps)] = model, reports, verdict.last
+            return not verdict.is_floor
+
+        has_own_floors = not self.policy.floors.is_default
+        settings = settings_of(bundle, has_own_floors=has_own_floors)
+        search = SofteningSearch(holds)
+        strongest = search.strongest(settings)
+        if strongest is None or tuple(strongest) not in held:
+            return None
+        model, reports, last = held[tuple(strongest)]
+        assert last.stats is not None
+        for asked, step, report in zip(bundle, strongest, reports, strict=True):
+            report.resolved = report.resolved or str(step)
+            report.spec = str(asked)
+        spelled = ",".join(map(str, strongest))
+        last.why_partly = f"{why}; of {search.tried} weaker settings `{spelled}` was kept, the "
+        last.why_partly += "strongest that holds"
+        last.floor_missed = not (has_own_floors and is_open(bundle))
+        self.commit(model, last.stats)
+        return model, reports
 
     def dropped(
         self, current: Model, bundle: Sequence[Pass], reports: list[StepReport], why: str

@@ -7,9 +7,10 @@ committing (see `manager`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.floors import Floors
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from onnxslim.services.evaluator import Evaluator
     from onnxslim.services.stopwatch import Stopwatch
     from onnxslim.services.training import Trainer
+
+
+PassT = TypeVar("PassT", bound="Pass")
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,10 @@ class Pass:
         examples: pipelines with the pass -> what each does; {}: plain ones are made up.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
             which sensitivity is measured; {} without such an option.
+        scale: the options that set how far the pass goes, of which the last has a default -> the
+            values at which it does next to nothing and as much as makes sense; {} where a search
+            has no strength to choose.
+        strengths_of_layers: options that say how far single layers go.
     """
 
     name: ClassVar[str]
@@ -123,6 +131,8 @@ class Pass:
     mends: ClassVar[bool] = False
     examples: ClassVar[Mapping[str, str]] = {}
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
+    scale: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    strengths_of_layers: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Check every option against its declaration."""
@@ -191,6 +201,38 @@ class Pass:
     def unrolled(self) -> tuple[Pass, ...]:
         """Passes that one run of this one runs in turn; most are their own only stage."""
         return (self,)
+
+    def softened(self: PassT, share: float) -> PassT | None:
+        """This pass with less of its strength, for a search under floors.
+
+        Args:
+            share: of the way from doing next to nothing to what this pass does, in (0, 1).
+
+        Returns:
+            A weaker pass; None where there is none, or layers have strengths of their own.
+        """
+        name = next(iter(self.given(*self.scale)), None)
+        if name is None or self._sets(self.strengths_of_layers):
+            return None
+        spec = next(spec for spec in self.options() if spec.name == name)
+        own, (softest, _) = getattr(self, spec.field), self.scale[name]
+        value = softest + (own - softest) * share
+        if isinstance(own, int):  # the next whole number on the soft side
+            value = math.ceil(value) if softest > own else math.floor(value)
+        changed: Any = {spec.field: value}
+        return None if value == own else replace(self, **changed)
+
+    def hardest(self: PassT) -> PassT | None:
+        """This pass with as much strength as makes sense; None where the user gave the strength."""
+        if not self.scale or self._sets((*self.scale, *self.strengths_of_layers)):
+            return None
+        name, (_, hardest) = list(self.scale.items())[-1]
+        changed: Any = {spec.field: hardest for spec in self.options() if spec.name == name}
+        return replace(self, **changed)
+
+    def _sets(self, names: Iterable[str]) -> bool:
+        """Whether one of the named options differs from its default."""
+        return not {spec.name for spec, _ in self.set_options()}.isdisjoint(names)
 
     def leaving_out(self, sites: Mapping[str, Sequence[str]]) -> Pass | None:
         """This pass without the rewrites at some sites; None where it cannot leave any out.

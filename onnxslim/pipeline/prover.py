@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from onnxslim.io.model import Model
+from onnxslim.pipeline.floors import JudgedBy
 from onnxslim.records import Fidelity
 from onnxslim.report import Comparison, LatencyPair
 
@@ -30,6 +31,10 @@ class Prover(Protocol):
     @property
     def timed_on(self) -> str | None:
         """The inputs that models are timed on, with their sizes; None where nothing is timed."""
+
+    @property
+    def judged_by(self) -> JudgedBy:
+        """What outputs are judged by."""
 
     def begin(self, original: Model) -> bool:
         """Find inputs that `original` accepts and run it on them.

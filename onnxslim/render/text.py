@@ -329,7 +329,7 @@ def _far(report: Report) -> Iterator[str]:
 def _left_out(report: Report) -> Iterator[str]:
     for step in report.steps:
         if step.why_partly:
-            yield f"left out of {printable(step.spec)}: {printable(step.why_partly)}"
+            yield f"{printable(step.spec)} in part: {printable(step.why_partly)}"
         if step.committed:
             continue
         figures = []

@@ -174,7 +174,9 @@ class PreparedRun:
             report.notes += self.prover.notes
             report.data = list(self.prover.data)
         report.floors_missed = [
-            f"{step.spec}: {step.why_not_committed}" for step in attempt.steps if step.floor_missed
+            f"{step.spec}: {step.why_not_committed or step.why_partly}"
+            for step in attempt.steps
+            if step.floor_missed
         ]
         report.record = attempt.record
         report.names = _names(report, self.source, attempt.model)

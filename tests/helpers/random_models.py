@@ -172,6 +172,7 @@ def _declare_shapes(s: Scope, model: onnx.ModelProto) -> None:
             inferred = onnx.shape_inference.infer_shapes(model)
         except Exception:  # some models of old opsets are beyond it
             return
+        _clear_untrue(s, inferred.graph)
         types = {info.name: info.type for info in inferred.graph.output}
         given = {info.name for info in model.graph.input}
         for info in model.graph.output:
@@ -184,6 +185,16 @@ def _declare_shapes(s: Scope, model: onnx.ModelProto) -> None:
         for info in model.graph.output:
             if info.name not in given and info.type.HasField("tensor_type"):
                 info.type.tensor_type.ClearField("shape")
+
+
+def _clear_untrue(s: Scope, graph: onnx.GraphProto) -> None:
+    """Leave sizes open that inference takes from a branch that is not run."""
+    sizes = {value.name: value.shape for value in s.values}
+    for info in (*graph.output, *graph.value_info):
+        dims = info.type.tensor_type.shape.dim
+        for dim, size in zip(dims, sizes.get(info.name, ()), strict=False):
+            if dim.HasField("dim_value") and dim.dim_value != size:
+                dim.Clear()
 
 
 # ----------------------------------------------------------------- what it is run on
