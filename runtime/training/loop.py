@@ -259,9 +259,13 @@ class TrainingRun:
         told = self._begin_weights()
         if self._start:
             notes.append(told)
-        usual = USUAL_RATES[self._request.method] if self._shrinking else None
-        rate = self._request.learning_rate or usual or self._tested_rate()
+        rate = self._request.learning_rate or self._usual_rate() or self._tested_rate()
         self._state = TrainingState(before, before, rate)
+
+    def _usual_rate(self) -> float | None:
+        """The rate where what is to be learned from comes later: zeros that grow, groups."""
+        comes_later = bool(self._shrinking) or self._request.zeros is ZeroMovement.GROW
+        return USUAL_RATES[self._request.method] if comes_later else None
 
     def _may_try_again(self) -> bool:
         """Whether a lower rate may be tried: where nobody gave one, nor a time."""

@@ -233,6 +233,8 @@ def test_zeros_that_grow_are_in_the_end_as_many_as_the_file_has(tmp_path: Path) 
     assert pruned
     for name in pruned:
         assert np.count_nonzero(whole.values[name]) == np.count_nonzero(given[name])
+    # the original has no loss that a range test could let double
+    assert train(replace(request, learning_rate=None), model=model).learning_rate == 1e-3
     request = replace(request, checkpoint=str(tmp_path / "run.npz"))
     with pytest.raises(KeyboardInterrupt):  # not all zeros are there
         interrupted(request, model, epoch=2)
