@@ -25,6 +25,7 @@ from onnxslim.pipeline.policy import GoalWord, Policy
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity, OutputKind
 from onnxslim.report import Comparison, Latency, LatencyPair, Report, Stats
+from onnxslim.run.conditions import cache_folder
 from onnxslim.run.declared import declared_settings
 from onnxslim.run.failed import reporting
 from onnxslim.run.output import write_output
@@ -74,6 +75,7 @@ def compress(
     command: str | None = None,
     progress: Progress | Callable[[Progress], None] | None = None,
     reproducers: str | os.PathLike[str] = "onnxslim-repro",
+    cache: str | os.PathLike[str] | None = None,
     calib: SampleSource | None = None,
     eval: EvaluationSource | None = None,
     train: SampleSource | None = None,
@@ -107,6 +109,7 @@ def compress(
         progress: is called when a step of the work begins, advances or ends; `str` of what it is
             given says in words what is being done.
         reproducers: folder for a model that shows a broken promise.
+        cache: folder in which outcomes of steps are kept and found again; None: all steps are run.
         calib: the same as `calibration`, as the command calls it.
         eval: the same as `evaluation`.
         train: samples for passes that train, in place of `calibration`; without that, they are the
@@ -155,6 +158,7 @@ def compress(
         Progress.of(progress),
         words,
         declared_settings(source),
+        cache_folder(cache),
     )
     command = command or f"onnxslim.compress(passes={str(pipeline)!r})"
     with reporting(source, command) as watched:

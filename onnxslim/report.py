@@ -53,7 +53,7 @@ class Latency:
     p90: float
     runs: int
     pairs_mean: float | None = None
-    quantiles: Sequence[float] = ()
+    quantiles: tuple[float, ...] = ()
 
     @property
     def ms(self) -> float:
@@ -187,6 +187,7 @@ class StepReport:
         floor_missed: whether it was dropped, or weakened, for a floor.
         loss_bound: why its loss is small whatever the inputs are; None: only real data can tell.
         resolved: the spelling that does the same without timing or search; None: `spec` does.
+        from_cache: whether an earlier run did it; `seconds` and all figures are those of then.
     """
 
     spec: str
@@ -203,6 +204,7 @@ class StepReport:
     floor_missed: bool = False
     resolved: str | None = None
     loss_bound: str | None = None
+    from_cache: bool = False
 
     @property
     def changes(self) -> tuple[Change, ...]:

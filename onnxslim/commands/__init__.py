@@ -12,6 +12,7 @@ explain      say why something was or was not done, from a report
 pack         write a packed file
 unpack       write the model of a packed file
 demo         make a bundled model smaller in several ways
+cache        show what a cache of steps holds, bound it or empty it
 completion   print the script that completes in a shell
 help         show the help of a command or the page of a pass
 
@@ -41,6 +42,7 @@ COMMANDS: Mapping[str, str] = {
     "pack": "Pack a model into one small file for storage and transfer.",
     "unpack": "Unpack a packed file into the same model, to the byte.",
     "demo": "Make a bundled trained model smaller in several ways, and measure each.",
+    "cache": "Show what a cache of steps holds; bound it or empty it.",
     "completion": "Print the script that completes commands, options and passes in a shell.",
     "help": "Show the help of a command, or the page of a pass.",
 }

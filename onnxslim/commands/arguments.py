@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from onnxslim.render.formats import Formats
+
+CACHE_VARIABLE: Final = "ONNXSLIM_STEP_CACHE"
+"""The variable of the environment that names the folder of the cache for all commands."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -182,6 +185,33 @@ def run_options(command: _Command) -> _Command:
         multiple=True,
         callback=_input_shapes,
         help="Shape of an input where the model leaves it open; repeatable.",
+    )(command)
+
+
+class ByteSize(click.ParamType[int]):
+    """A size such as `2GB`, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes that `value` spells."""
+        from onnxslim.render.units import bytes_of
+
+        found = value if isinstance(value, int) else bytes_of(str(value))
+        if found is None:
+            self.fail(f"must be a size such as 500MB or 2GB; got {value!r}.", param, ctx)
+        return found
+
+
+def cache_option(command: _Command) -> _Command:
+    """`--cache`: argument `cache`, which the environment may give."""
+    return click.option(
+        "--cache",
+        metavar="DIR",
+        envvar=CACHE_VARIABLE,
+        show_envvar=True,
+        callback=refuse_stream,
+        help="Keep what steps come to in DIR, and do none of them a second time.",
     )(command)
 
 

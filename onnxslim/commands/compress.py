@@ -18,6 +18,7 @@ import click
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
     BoundedNumber,
+    cache_option,
     calib_option,
     data_options,
     explain_option,
@@ -145,6 +146,7 @@ def _output_kinds(
 )
 @report_option(REPORTS, "Write every figure that was measured to a file.")
 @run_options
+@cache_option
 @click.option(
     "--recipe",
     metavar="FILE.toml",
@@ -192,6 +194,7 @@ def command(
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
+    cache: str | None,
     recipe: str | None,
     force: bool | None,
     verify: bool | None,
@@ -235,7 +238,9 @@ def command(
     )
     if recipe is not None:
         settings = settings.over(load_recipe(Path(recipe)))
-    wanted = _Wanted(settings, Path(report) if report else None, overwrite, explain, quiet, verbose)
+    wanted = _Wanted(
+        settings, Path(report) if report else None, overwrite, explain, quiet, verbose, cache
+    )
     if out_dir is not None:
         return _run_all(list(dict.fromkeys(map(Path, models))), Path(out_dir), named_output, wanted)
     model, output = _one_model(models, named_output)
@@ -254,6 +259,7 @@ class _Wanted:
     explain: bool
     quiet: bool
     verbose: bool
+    cache: str | None = None
 
     @property
     def pipeline(self) -> Pipeline:
@@ -433,6 +439,7 @@ def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progres
         overwrite=wanted.overwrite,
         command=shlex.join(["onnxslim", *sys.argv[1:]]),
         progress=shown,
+        cache=wanted.cache,
     )
     return report
 

@@ -15,6 +15,7 @@ functions   domain and names of onnxslim's model-local functions
 local_functions  who calls a model's functions, and their bodies as graphs
 inlining    calls of local functions replaced by their bodies
 clone       copies of a graph that share weight arrays
+owners      which graph writes which constant
 proto       protobuf messages to graph and back, without loss
 wire        the bytes of a file: weights cut out before protobuf sees them, spliced in after
 collector   Python's garbage collector, paused while many objects are made

@@ -3,6 +3,8 @@
 model     Model: load, save, and stage a file that is checked before it is put in place
 files     the seam: all requests to write, map, move or remove a file
 staging   files written all or nothing, memory-mapped reading
+external_data  values that lie outside the messages of their tensors
+content_store  a folder of results, found by what they were computed from
 foreign   what a file is that is no ONNX model
 marks     whether an existing file may be replaced
 copying   a file copied as it is; the file in a packed one

@@ -63,6 +63,10 @@ class SystemCalls:
         """Give a file another name, in place of the file that has it."""
         os.replace(source, target)
 
+    def touch(self, path: Path) -> None:
+        """Let a file be one that was used now."""
+        os.utime(path)
+
     def make_folder(self, path: Path, mode: int = 0o777) -> None:
         """A new folder; its name must be free."""
         path.mkdir(mode)
@@ -98,12 +102,25 @@ def map_bytes(path: Path) -> memoryview:
     return calls.map(path)
 
 
-def write_file(path: Path, chunks: Iterable[Buffer]) -> None:
-    """Write `chunks` one after the other to a new file, and flush them to the disk."""
+def write_file(path: Path, chunks: Iterable[Buffer], *, lasting: bool = True) -> None:
+    """Write `chunks` one after the other to a new file.
+
+    Args:
+        path: the file; its name must be free.
+        chunks: the content.
+        lasting: flush it to the disk; not needed where a file that lost its end is noticed.
+    """
     with calls.create(path) as stream:
         for chunk in chunks:
             calls.write(stream, chunk)
-        calls.sync(stream)
+        if lasting:
+            calls.sync(stream)
+
+
+def touch(path: Path) -> None:
+    """Let a file be one that was used now, if the system lets it."""
+    with suppress(OSError):
+        calls.touch(path)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +27,11 @@ from onnxslim.errors import ModelError, UsageError
 from onnxslim.graph import wire
 from onnxslim.graph.clone import clone_graph
 from onnxslim.graph.collector import paused
-from onnxslim.graph.ir import Graph, storage_bytes
+from onnxslim.graph.ir import Graph
+from onnxslim.graph.owners import settle_owners
 from onnxslim.graph.proto import graph_from_proto, graph_to_proto
 from onnxslim.io import files
+from onnxslim.io.external_data import ExternalData, NamedData, with_places
 from onnxslim.io.files import Buffer
 from onnxslim.io.foreign import foreign_folder, foreign_format
 from onnxslim.io.normal_form import normalise
@@ -121,8 +123,30 @@ class Model:
         return cls(graph, onnx.ModelProto(), Origin(None, "", 0))
 
     @classmethod
+    def of_parts(
+        cls, content: bytes, weights: Callable[[str], memoryview], origin: Origin
+    ) -> Model:
+        """The model that `parts` took apart, as one that came from `origin`.
+
+        Args:
+            content: the file without its large weights.
+            weights: gives each of them by its digest.
+            origin: the file that the model was made of.
+
+        Raises:
+            ModelError: it is no such file.
+        """
+        model = cls._parse(memoryview(content), None, weights)
+        return replace(model, origin=origin)
+
+    @classmethod
     @paused()
-    def _parse(cls, file: memoryview, path: Path | None) -> Model:
+    def _parse(
+        cls,
+        file: memoryview,
+        path: Path | None,
+        weights: Callable[[str], memoryview] | None = None,
+    ) -> Model:
         name = f"`{path}`" if path else "The model"
         if not len(file):
             raise ModelError(f"{name} is empty: there is no model in it.")
@@ -149,7 +173,7 @@ class Model:
                 f"{name} is no ONNX model: it has no graph, no opset or no IR version. "
                 "Give the path of an .onnx file."
             )
-        data = _ExternalData(file, path)
+        data = ExternalData(file, path) if weights is None else NamedData(file, weights)
         try:
             check_lists(proto.graph.node)
             notes = [*escape_texts(proto, skeleton), *normalise(proto)]
@@ -166,6 +190,7 @@ class Model:
     def clone(self) -> Model:
         """A copy that shares weight arrays; edits of its graph do not reach this one."""
         copy = clone_graph(self.graph)
+        settle_owners(copy)
         return Model(copy, self.shell, self.origin, self.has_shapes, self._keep)
 
     def with_metadata(self, entries: Mapping[str, str | None]) -> Model:
@@ -203,6 +228,24 @@ class Model:
         if self.graph.ir_version is not None:
             proto.ir_version = self.graph.ir_version
         return proto, payloads
+
+    def parts(self, threshold: int) -> tuple[bytes, dict[str, wire.Payload]]:
+        """The content of a file without its large weights, and these by their sha256 in hex.
+
+        The same model always has the same content, in which large weights are named by digest: its
+        digest stands for the model.
+
+        Args:
+            threshold: bytes from which a weight is large.
+        """
+        skeleton, payloads = self._serialized()
+        places, weights = {}, {}
+        for index, payload in enumerate(payloads):
+            if not payload.is_list and payload.nbytes >= threshold:
+                digest = hashlib.sha256(payload.read()).hexdigest()
+                places[index], weights[digest] = (digest, 0), payload
+        named = with_places(skeleton, payloads, places)
+        return b"".join(wire.join(named, payloads)[0]), weights
 
     def to_bytes(self) -> bytes:
         """The model as the content of one .onnx file.
@@ -273,65 +316,6 @@ def _signature(tensor: gs.Tensor) -> str:
     return dtype if sizes is None else f"{dtype}[{sizes}]"
 
 
-class _ExternalData:
-    """Finds the bytes of external tensors and placeholders, as views on mapped files."""
-
-    def __init__(self, file: memoryview, path: Path | None) -> None:
-        self.file = file
-        self.folder = path.resolve().parent if path else None
-        self.name = path.name if path else ""
-        self.files: dict[Path, memoryview] = {}
-
-    def read(self, tensor: onnx.TensorProto) -> wire.Buffer | None:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            return None
-        entries = wire.external_entries(tensor)
-        location = entries.get("location", "")
-        inside = location == wire.PLACEHOLDER
-        data = self.file if inside else self._open(location, tensor.name)
-        offset = _natural(entries.get("offset", "0"), tensor.name)
-        elements = 1
-        for size in tensor.dims:
-            elements *= size
-        expected = storage_bytes(tensor.data_type, elements)
-        length = _natural(entries.get("length", str(expected or 0)), tensor.name)
-        if offset + length > len(data):
-            raise ModelError(
-                f"Tensor `{tensor.name}` lies at bytes {offset} to {offset + length} of "
-                f"`{location}`, which has only {len(data)}. The data file is cut off or belongs "
-                "to another model."
-            )
-        return data[offset : offset + length]
-
-    def _open(self, location: str, tensor: str) -> memoryview:
-        if self.folder is None:
-            raise ModelError(
-                f"Tensor `{tensor}` lies in the file `{location}`; a model with external data "
-                "must be loaded from its path."
-            )
-        path = self.folder / location
-        if not location or Path(location).is_absolute() or ".." in Path(location).parts:
-            raise ModelError(
-                f"Tensor `{tensor}` refers to `{location}`: external data must be a relative "
-                "path inside the model's folder. The file is not trusted."
-            )
-        # unlike resolve, realpath takes links in a circle
-        if not Path(os.path.realpath(path)).is_relative_to(self.folder):
-            raise ModelError(
-                f"Tensor `{tensor}` refers to `{location}`, a link that leaves the model's "
-                "folder. The file is not trusted."
-            )
-        if path not in self.files:
-            try:
-                self.files[path] = map_file(path)
-            except UsageError as error:
-                raise ModelError(
-                    f"The weights of tensor `{tensor}` are missing: {error} "
-                    f"It must lie beside `{self.name}`."
-                ) from None
-        return self.files[path]
-
-
 def _refuse_foreign(file: memoryview, name: str, path: Path | None) -> None:
     """Name the format of a file that is no model, where it is known.
 
@@ -343,12 +327,6 @@ def _refuse_foreign(file: memoryview, name: str, path: Path | None) -> None:
         raise ModelError(f"{name} {found.describe(path)}")
 
 
-def _natural(text: str, tensor: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise ModelError(f"Tensor `{tensor}` has a broken external offset or length: {text!r}.")
-    return int(text)
-
-
 def _write_external(staged: Staged, skeleton: bytes, payloads: list[wire.Payload]) -> None:
     """Write weights to `<name>.data` (64-byte aligned, for memory mapping), then the model."""
     data = staged.file.with_name(f"{staged.file.name}.data")
@@ -358,15 +336,12 @@ def _write_external(staged: Staged, skeleton: bytes, payloads: list[wire.Payload
         named = data.with_name(staged.data_name(data))
         if named != data:
             files.rename(data, named)
-    model = onnx.ModelProto.FromString(skeleton)
-    for tensor in onnx.external_data_helper._get_all_tensors(model):
-        entries = wire.external_entries(tensor)
-        if entries.get("location") == wire.PLACEHOLDER:
-            index = int(entries["offset"])
-            wire.placeholder(tensor, offsets[index], payloads[index].nbytes)
-            tensor.external_data[0].value = named.name
-    whole = model.SerializeToString(deterministic=True)
-    staged.write(wire.join(whole, payloads, tensors=False)[0])
+    places = {
+        index: (named.name, offset)
+        for index, offset in enumerate(offsets)
+        if not payloads[index].is_list
+    }
+    staged.write(wire.join(with_places(skeleton, payloads, places), payloads, tensors=False)[0])
 
 
 def _aligned(payloads: Iterable[wire.Payload], offsets: list[int]) -> Iterator[Buffer]:

@@ -27,5 +27,6 @@ execution     one step run on a copy of a model
 verification  a step held to its promise, and the pass to blame when it is broken
 salvage       the rewrites to blame where a step makes the model worse
 softening     as much of a step's strength as the floors allow
+step_cache    what steps came to, kept for the next run that would take them
 manager       the loop: run a step, verify it, judge it, commit it
 """

@@ -23,6 +23,7 @@ from onnxslim.pipeline.prover import Prover
 from onnxslim.pipeline.salvage import Site, SiteSearch, sites_of
 from onnxslim.pipeline.softening import SofteningSearch, is_open, settings_of
 from onnxslim.pipeline.stats import measure_stats
+from onnxslim.pipeline.step_cache import StepCache, StepOutcome, context_facts
 from onnxslim.pipeline.verification import Verifier
 from onnxslim.records import Fidelity
 from onnxslim.report import LatencyPair, Stats, StepReport
@@ -70,6 +71,7 @@ class PassManager:
         progress: Progress | None = None,
         reproducers: Path = Path("onnxslim-repro"),
         reports: list[StepReport] | None = None,
+        cache: StepCache | None = None,
     ) -> tuple[Model, list[StepReport]]:
         """Run all steps on `model`, which is left as it is.
 
@@ -83,6 +85,7 @@ class PassManager:
             progress: what is being done.
             reproducers: folder for the model and the command that show a broken promise.
             reports: gets the report of each step as soon as it is judged.
+            cache: where outcomes of steps are kept; None: all are run.
 
         Returns:
             The result, which shares weight arrays with `model`, and a report for each step.
@@ -99,6 +102,7 @@ class PassManager:
             reproducers,
             self.is_resolved,
             stats,
+            cache,
         )
         reports = [] if reports is None else reports
         return run.run(model, self.passes, reports), reports
@@ -131,6 +135,8 @@ class _PipelineRun:
         target: the model whose layers lossy steps reproduce (see `Context.target`); None: that of
             now.
         is_lossy: whether a lossy step was kept.
+        cache: where outcomes of steps are kept, if anywhere.
+        source: the model that the run began with.
         started: when the run began, in seconds of the monotonic clock.
     """
 
@@ -141,14 +147,18 @@ class _PipelineRun:
     reproducers: Path
     is_resolved: bool = False
     stats: Stats | None = None
+    cache: StepCache | None = None
     reference: Model | None = None
     target: Model | None = None
+    source: Model | None = None
     is_lossy: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def run(self, model: Model, passes: Sequence[Pass], reports: list[StepReport]) -> Model:
         """Try the bundles of steps in order, each on the result of the ones before."""
-        current = model
+        current = self.source = model
+        if self.cache is not None:  # they are part of what a step depends on
+            self.stats = self.stats or measure_stats(model)
         bundles = list(_bundles(_steps(passes)))
         told = self.progress.over("step", bundles, "", is_even=False)
         for bundle in told if len(bundles) > 1 else bundles:
@@ -184,6 +194,59 @@ class _PipelineRun:
         Raises:
             PromiseBroken: a step broke its promise.
         """
+        key = self.cache_key(current, bundle)
+        if self.cache is None or key is None:
+            return self.run_bundle(current, bundle)
+        found = self.cache.find(key, current)
+        if found is not None:
+            return self.found(current, found)
+        target, started = self.target, time.monotonic()
+        noted = len(self.prover.notes) if self.prover else 0
+        kept, reports = self.run_bundle(current, bundle)
+        outcome = StepOutcome(
+            reports,
+            None if kept is current else kept,
+            None if self.target is target else self.target,
+            time.monotonic() - started,
+            tuple(self.prover.notes[noted:]) if self.prover else (),
+            self.prover.verified_on if self.prover else None,
+        )
+        self.cache.keep(key, outcome)
+        return kept, reports
+
+    def cache_key(self, current: Model, bundle: Sequence[Pass]) -> str | None:
+        """What the outcome of a bundle is kept by; None where none is kept."""
+        if self.cache is None:
+            return None
+        models = {
+            "before": current,
+            "source": self.source,
+            "reference": self.reference,
+            "target": self.target,
+        }
+        facts = {
+            "context": context_facts(self.context),
+            "policy": self.policy,
+            "stats": self.stats,
+            "is_resolved": self.is_resolved,
+        }
+        return self.cache.key(models, bundle, facts)
+
+    def found(self, current: Model, outcome: StepOutcome) -> tuple[Model, list[StepReport]]:
+        """Do as if the bundle had been run now, with an outcome that was kept."""
+        self.started -= outcome.seconds
+        if self.prover is not None:
+            self.prover.notes += [n for n in outcome.notes if n not in self.prover.notes]
+            self.prover.verified_on = outcome.verified_on or self.prover.verified_on
+        self.target = outcome.target or self.target
+        if outcome.kept is None:
+            return current, outcome.steps
+        stats = next(step.stats for step in reversed(outcome.steps) if step.stats)
+        self.commit(outcome.kept, stats)
+        return outcome.kept, outcome.steps
+
+    def run_bundle(self, current: Model, bundle: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
+        """As `try_bundle`, whatever is kept."""
         target = self.target
         kept, reports = self.tried(current, bundle)
         if kept is current:
@@ -191,7 +254,7 @@ class _PipelineRun:
         return kept, reports
 
     def tried(self, current: Model, bundle: Sequence[Pass]) -> tuple[Model, list[StepReport]]:
-        """As `try_bundle`, but training moves the target even where it is dropped."""
+        """As `run_bundle`, but training moves the target even where it is dropped."""
         latest, reports, failure = self.ran(current, bundle)
         if failure is not None:
             return self.dropped(current, bundle, reports, failure)

@@ -120,6 +120,7 @@ def _step(step: StepReport) -> StepForm:
         "why_partly": step.why_partly,
         "floor_missed": step.floor_missed,
         "loss_bound": step.loss_bound,
+        "from_cache": step.from_cache,
         "drift_previous": comparison.previous if comparison else None,
         "drift_original": comparison.original if comparison else None,
         "accuracy": step.accuracy,

@@ -64,7 +64,8 @@ class StepForm(PartForm):
     """One step of the pipeline, with the figures of the model behind it.
 
     `committed` says whether the step was kept; else `why_not_committed` has the reason. Drift is
-    given by output name, against the model before the step and against the input.
+    given by output name, against the model before the step and against the input. `from_cache` says
+    whether an earlier run did it; all figures are those of then.
     """
 
     committed: bool
@@ -77,6 +78,7 @@ class StepForm(PartForm):
     why_partly: str | None
     floor_missed: bool
     loss_bound: str | None
+    from_cache: bool
     drift_previous: Mapping[str, Drift] | None
     drift_original: Mapping[str, Drift] | None
     accuracy: float | None

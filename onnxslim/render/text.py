@@ -138,7 +138,7 @@ def _file_row(title: str, file: FileReport, has_accuracy: bool) -> list[str]:
 def _step_row(step: StepReport, has_accuracy: bool) -> list[str]:
     drifts = step.comparison.original if step.comparison else {}
     return [
-        step.spec if step.committed else f"{step.spec} (left out)",
+        _step_title(step),
         f"{len(step.changes):,}",
         *(_stats_cells(step.stats) if step.stats else [""] * 4),
         times_text(step.latency) if step.latency else "",
@@ -147,6 +147,12 @@ def _step_row(step: StepReport, has_accuracy: bool) -> list[str]:
         seconds_text(step.seconds),
         *_accuracy_cells(step.accuracy, has_accuracy),
     ]
+
+
+def _step_title(step: StepReport) -> str:
+    states = [] if step.committed else ["left out"]
+    states += ["from cache"] if step.from_cache else []
+    return f"{step.spec} ({', '.join(states)})" if states else step.spec
 
 
 def _part_rows(parts: Iterable[PartReport]) -> Iterator[list[str]]:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?b?)", re.IGNORECASE)
+_UNITS: Final = ("", "k", "m", "g", "t")
+
 
 def bytes_text(count: int) -> str:
     """A size in bytes: `512 B`, `1.72 MB` (powers of 1000)."""
     if count < 1000:
         return f"{count} B"
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def bytes_of(text: str) -> int | None:
+    """The bytes that a size spells: `512`, `1.72 MB`, `2GB` (powers of 1000); None: it is none."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        return None
+    unit: int = 1000 ** _UNITS.index(found[2].lower().rstrip("b"))
+    return round(float(found[1]) * unit)
 
 
 def count_text(count: int | None) -> str:

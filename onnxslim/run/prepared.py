@@ -26,6 +26,7 @@ from onnxslim.pipeline.policy import Policy
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
 from onnxslim.report import FileReport, LatencyPair, Report, RunRecord, StepReport
+from onnxslim.run.conditions import step_cache
 from onnxslim.run.record import run_record
 from onnxslim.run.settings import RunSettings
 from onnxslim.version import VERSION
@@ -66,6 +67,7 @@ class PreparedRun:
     Attributes:
         before: path, sha256, size and accuracy of the source.
         prover: verifies and measures; None when nothing is to be verified or timed.
+        cache: keeps outcomes of steps; None where the settings name no folder for it.
 
     Raises:
         ModelError: the model is invalid or not supported.
@@ -91,6 +93,7 @@ class PreparedRun:
             self.prover.begin(source)
             self.before.accuracy = self.prover.accuracy(source)
         self._context = settings.context(self.prover)
+        self.cache = step_cache(settings)
         self._has_default_floors = False
         self._judged: list[StepReport] = []
 
@@ -132,6 +135,7 @@ class PreparedRun:
             progress=self.settings.progress,
             reproducers=reproducers,
             reports=self._judged,
+            cache=self.cache,
         )
         record = run_record(pipeline, steps, policy, self.settings, self._data_sha256)
         return Attempt(model, steps, record)
@@ -173,6 +177,7 @@ class PreparedRun:
             report.timed_on = self.prover.timed_on
             report.notes += self.prover.notes
             report.data = list(self.prover.data)
+        report.notes += [] if self.cache is None else self.cache.notes
         report.floors_missed = [
             f"{step.spec}: {step.why_not_committed or step.why_partly}"
             for step in attempt.steps
@@ -199,9 +204,15 @@ class PreparedRun:
 
     def _latency(self, attempt: Attempt) -> LatencyPair | None:
         """Source against result; of a single step it is known already."""
-        if self.prover is not None and len(attempt.timed) > 1:
+        if self.prover is None or len(attempt.timed) < 2:
+            return attempt.timed[0] if attempt.timed else None
+        if self.cache is None:
             return self.prover.time(self.source, attempt.model)
-        return attempt.timed[0] if attempt.timed else None
+        pair = self.cache.pair(self.source, attempt.model)
+        if pair is None:
+            pair = self.prover.time(self.source, attempt.model)
+            self.cache.keep_pair(self.source, attempt.model, pair)
+        return pair
 
 
 def _needs_data(step: StepReport) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -60,12 +60,19 @@ def metadata(report: Report) -> dict[str, str | None]:
 
 def processor_name() -> str:
     """The processor of this machine, as the system calls it."""
+    named = (value for name, value in cpu_info() if name == "model name")
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def cpu_info() -> Iterator[tuple[str, str]]:
+    """What Linux says of the processors: names and values."""
     try:
         lines = _CPU_INFO.read_text("utf-8", "replace").splitlines()
     except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+        return
+    for line in lines:
+        name, _, value = line.partition(":")
+        yield name.strip(), value.strip()
 
 
 def _is_kept(step: StepReport) -> bool:

@@ -46,6 +46,7 @@ class RunSettings:
         verify: whether outputs are compared after every step.
         measure: whether models are timed.
         progress: what is being done, for whoever shows it.
+        cache: folder in which outcomes of steps are kept; None: all steps are run.
     """
 
     calibration: SampleSource | None = None
@@ -60,6 +61,7 @@ class RunSettings:
     progress: Progress = field(default_factory=Progress)
     data: DataSettings = field(default_factory=DataSettings)
     declared: DataSettings = field(default_factory=DataSettings)
+    cache: Path | None = None
 
     @cached_property
     def given_calibration(self) -> GivenData | None:
@@ -143,6 +145,29 @@ class RunSettings:
         }
         found = {name: data_sha256(data) for name, data in given.items() if data is not None}
         return {name: digest for name, digest in found.items() if digest is not None}
+
+    def content_sha256(self) -> dict[str, str | None]:
+        """As `data_sha256`, of samples as they come, and of what a metric says of itself.
+
+        None for a metric that may measure anything, and for a function of unknown origin.
+
+        Raises:
+            UsageError: data cannot be read.
+        """
+        from onnxslim.runtime.measure.accuracy import metric_key
+        from onnxslim.runtime.samples.digest import content_sha256, data_sha256
+
+        found: dict[str, str | None] = {}
+        if self.given_calibration is not None:
+            found["calib"] = content_sha256(self.given_calibration)
+        if self.given_evaluation is not None:
+            is_metric, key = metric_key(self.given_evaluation)
+            found["eval"] = key if is_metric else content_sha256(self.given_evaluation)
+        if self.training is not None and self.given_training is not None:
+            found["train"] = content_sha256(self.given_training)
+        if self.data.tokenizer is not None:
+            found["tokenizer"] = data_sha256(self.data.tokenizer)
+        return found
 
     def prover(self) -> RuntimeProver:
         """A new prover, which has seen no model yet."""

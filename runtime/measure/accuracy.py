@@ -103,6 +103,20 @@ def labelled_source(source: AnyEvaluation) -> AnySource | None:
     return source if _metric(source) is None else None  # type: ignore[return-value]
 
 
+def metric_key(source: AnyEvaluation) -> tuple[bool, str | None]:
+    """Whether `source` is a metric, and its attribute `cache_key`.
+
+    Nobody but its author knows whether a metric always measures the same. One that does can say so:
+    by a text that changes whenever its figures for the same model may.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
+    found = _metric(source)
+    key = None if found is None else getattr(found[1], "cache_key", None)
+    return found is not None, key if isinstance(key, str) else None
+
+
 def _metric(source: AnyEvaluation) -> tuple[str, Callable[..., object]] | None:
     """The name and the function of a metric; None where the source is one of samples."""
     if isinstance(source, GivenData):

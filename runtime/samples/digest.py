@@ -47,6 +47,19 @@ def data_sha256(source: object) -> str | None:
     return digest.hexdigest()
 
 
+def content_sha256(source: GivenData) -> str | None:
+    """The sha256 of samples as they come: of a function, of what it returned this time.
+
+    Raises:
+        UsageError: it failed, or returned no samples.
+    """
+    found = source.called
+    if found is source.source:
+        return data_sha256(source)
+    is_read = not isinstance(found, str | Mapping | ArrayLike)
+    return data_sha256(source.parts() if is_read else found)
+
+
 def _of_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -94,6 +94,10 @@ class FailingCalls(files.SystemCalls):
         go = super().rename
         self._ask("rename", source, lambda: go(source, target))
 
+    def touch(self, path: Path) -> None:
+        go = super().touch
+        self._ask("touch", path, lambda: go(path))
+
     def make_folder(self, path: Path, mode: int = 0o777) -> None:
         go = super().make_folder
         self._ask("make_folder", path, lambda: go(path, mode))
@@ -156,6 +160,11 @@ CASES: Final[Mapping[str, Case]] = {
     "lossy": _case(
         "compress {in}/m.onnx {out}/o.onnx --calib {in}/c.npz "
         "--passes simplify,prune-weights:ratio=0.5,cluster-weights --force --no-floor",
+        "o.onnx",
+    ),
+    "cache": _case(
+        "compress {in}/m.onnx {out}/o.onnx --passes simplify,quantize-weights --force --no-floor "
+        "--cache {out}/../cache",
         "o.onnx",
     ),
     "recipe": _case("compress {in}/m.onnx {out}/o.onnx --recipe {in}/r.toml", "o.onnx"),

@@ -155,7 +155,9 @@ def test_goals_are_those_of_the_policy() -> None:
 
 
 # of one run: where it writes, what it shows; the pipeline and its proof need none of them
-OF_ONE_RUN = {"models", "named_output", "out_dir", "overwrite", "report", "recipe", "explain"}
+OF_ONE_RUN = {
+    *("cache", "explain", "models", "named_output", "out_dir", "overwrite", "recipe", "report"),
+}
 
 
 def test_every_option_that_a_pipeline_needs_is_a_documented_key() -> None:
