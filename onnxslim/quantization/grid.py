@@ -6,7 +6,7 @@ range a grid covers (see `calibration_ranges` and `weight_scales`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -17,6 +17,7 @@ Array = npt.NDArray[np.floating]
 Codes = npt.NDArray[np.integer]
 _T = TypeVar("_T", np.float32, np.integer)
 
+_AT_ONCE: Final = 1 << 22  # elements
 MIN_SCALE: Final = float(np.finfo(np.float32).tiny) * 2**8  # DequantizeLinear loses smaller ones
 
 
@@ -84,10 +85,14 @@ class Grid:
 
     def quantized(self, values: npt.ArrayLike) -> Codes:
         """The nearest codes, ties to even, as QuantizeLinear computes them."""
-        array = np.asarray(values, np.float64)
-        steps = np.rint(array / self._along(self.scale, array.ndim))
-        codes = steps + self._along(self.zero_point, array.ndim)
-        return np.asarray(np.clip(codes, self.low, self.high), self.dtype)
+        array = np.asarray(values)
+        found = np.empty(array.shape, self.dtype)
+        scale = np.broadcast_to(self._along(self.scale, array.ndim), array.shape)
+        zero = np.broadcast_to(self._along(self.zero_point, array.ndim), array.shape)
+        for part in _parts(array):
+            steps = np.rint(np.asarray(array[part], np.float64) / scale[part])
+            found[part] = np.clip(steps + zero[part], self.low, self.high)
+        return found
 
     def dequantized(self, codes: Codes) -> npt.NDArray[np.float32]:
         """The values of codes, as DequantizeLinear computes them."""
@@ -121,12 +126,15 @@ class LayerCodes:
         grid: the grid of the weight.
         bias: the float bias, (rows,); None: the layer has no bias.
         words: the error of the rounding, for the report.
+        factor: of a table, float32, (columns,): what the columns of its rows are multiplied by
+            behind the grid; None: nothing.
     """
 
     codes: Codes
     grid: Grid
     bias: np.ndarray | None
     words: str = ""
+    factor: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,15 @@ class GridForm:
 U8: Final = GridForm(np.dtype(np.uint8))
 S8: Final = GridForm(np.dtype(np.int8))
 S8_SYMMETRIC: Final = GridForm(np.dtype(np.int8), symmetric=True)
+
+
+def _parts(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """Indices of a few rows at a time, as float64 takes eight times the memory of codes."""
+    if array.size <= _AT_ONCE:
+        yield ()
+        return
+    rows = max(1, _AT_ONCE * len(array) // array.size)
+    yield from ((slice(start, start + rows),) for start in range(0, len(array), rows))
 
 
 def _scale(wished: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

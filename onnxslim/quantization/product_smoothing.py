@@ -8,7 +8,7 @@ from rows of the tensor, on samples to fit on, with the grids of both sides:
 
     Σ E‖X̂·Ŵ − X·W‖² / E‖X·W‖²        X̂ on the grid of its run, Ŵ on the grids of its columns
 
-A Mul costs time, and codes of its own a tied head bytes, so they have to be worth it.
+A Mul costs time, so it has to be worth it.
 
 Owns: which groups are smoothed, and alpha. Not here: the scales and the edits (see `smooth`).
 """
@@ -43,7 +43,8 @@ _ROWS: Final = 1024  # over all samples, on which errors are computed, about
 _QUIET: Final = (
     0.5  # share of the median over channels of the largest |x|; smaller ones count as it
 )
-_WORTH: Final = 0.8  # what is not free must leave at most this share of the error
+_WORTH: Final = 0.8  # a Mul must leave at most this share of the error
+_COLUMNS: Final = 4096  # of a matrix that are worked on at once
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.float32]
 
@@ -105,7 +106,6 @@ class ProductSmoothing:
         weights: the form of the grids of weights.
         calibration: the samples to fit on, not many more than `SAMPLES`.
         given: alpha of a group, by the name of its first product; None: it is searched.
-        tied: products that share their codes with a table while they are not smoothed.
         names: of the clusters that were smoothed last.
         alphas: what was found then, in the same form; 0 stands for a group that is not smoothed.
         changes: what was done then, for the report.
@@ -116,7 +116,6 @@ class ProductSmoothing:
     calibration: Calibration
     progress: Progress
     given: Callable[[str], float] | None = None
-    tied: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     alphas: dict[str, float] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
@@ -194,9 +193,7 @@ class ProductSmoothing:
                 least, best, found = error, alpha, scale
         if found is None:
             return 0.0
-        is_free = self.tied.isdisjoint(group.names) and divided_upstream(
-            rewriter, group.tensor, len(group.layers), found
-        )
+        is_free = divided_upstream(rewriter, group.tensor, len(group.layers), found)
         return best if is_free or least < _WORTH * plain else 0.0
 
 
@@ -224,11 +221,15 @@ class _GroupError:
         rounded = np.concatenate([item.rounded(scale) for item in self._seen])
         total = 0.0
         for matrix, exact in zip(self._matrices, self._exact, strict=True):
-            scaled = matrix * scale[:, None]
-            grid = self._form.over(scaled.min(0), scaled.max(0), 1)
-            found = rounded @ (grid.rounded(scaled) / scale[:, None])
-            energy = float(np.square(exact).sum())
-            total += float(np.square(found - exact).sum()) / energy if energy else 0.0
+            error = energy = 0.0
+            for start in range(0, matrix.shape[1], _COLUMNS):  # a head has tens of thousands
+                part = slice(start, start + _COLUMNS)
+                scaled = matrix[:, part] * scale[:, None]
+                grid = self._form.over(scaled.min(0), scaled.max(0), 1)
+                found = rounded @ (grid.rounded(scaled) / scale[:, None])
+                energy += float(np.square(exact[:, part]).sum())
+                error += float(np.square(found - exact[:, part]).sum())
+            total += error / energy if energy else 0.0
         return total
 
 

@@ -188,10 +188,14 @@ class _QdqWriter:
         codes = self._constant(f"{table.name}_codes", layer.codes)
         scale = self._constant(f"{table.name}_scale", layer.grid.scale.reshape(-1, 1))
         rows, own = picking.rows(codes, indices), picking.rows(scale, indices)
-        floats = picking.cast(rows, np.float32)
+        floats, made = picking.cast(rows, np.float32), [rows, own]
+        if layer.factor is not None:
+            made.append(floats)
+            factor = self._constant(f"{table.name}_factor", layer.factor)
+            floats = picking.add("Mul", [floats, factor])
         lossy = Fidelity.LOSSY
         self.rewriter.update(node, words, op="Mul", inputs=[floats, own], attrs={}, fidelity=lossy)
-        return [rows, floats, own]
+        return [*made, floats]
 
     def _to_conv(self, cluster: Cluster) -> None:
         node, found = cluster.node, channel_map(cluster.node)

@@ -247,7 +247,6 @@ class Int8Run:
                 self.calibration.some(self._smoothing_samples()),
                 self.context.progress,
                 options.alpha_of,
-                self.ties.products,
             )
         if self.smoothing.names == names:
             return

@@ -1,10 +1,11 @@
 """Tables of embeddings that are the head of the model, too: both on integers, and one set of codes.
 
 A language model often multiplies by the transpose of the table that its first Gather reads. The
-product gets a weight of its own here, so that it is quantized like any other. Where smoothing left
-that weight alone, the rows of the table take the codes of the columns of the head, and the file
-holds them once. A table whose product stays float stays float with it, as the file would hold both
-its floats and its codes.
+product gets a weight of its own here, so that it is quantized like any other. Then the rows of the
+table take the codes of the columns of the head, and the file holds them once. Where smoothing has
+scaled the channels of the head, picked rows are divided by these scales, unless that leaves the
+table far more error than codes of its own. A table whose product stays float stays float with it,
+as the file would hold both its floats and its codes.
 
 Owns: which operators share a table, and what that means for which of them are on integers.
 """
@@ -13,18 +14,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxslim.analysis.layers import weight_layers
 from onnxslim.analysis.linear_operators import linear_operator
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node, node_label
+from onnxslim.graph.operands import const_array
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization.clusters import Cluster, Clusters, drop_isolated_movement
-from onnxslim.quantization.grid import LayerCodes
+from onnxslim.quantization.grid import S8_SYMMETRIC, LayerCodes
 from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.weight_readers import tied_product, untie
+
+_JUDGED: Final = 2048  # rows of a table, about
+_ENOUGH: Final = (
+    2.0  # times the squared error of codes of its own on such a grid that a table may have
+)
+_MOST: Final = 127  # of codes with all bits
+_SCALED: Final = 1e-5  # a factor that is nearer to 1 comes from rounding
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,10 @@ class _Tie:
 
     Attributes:
         table: the name of the table's tensor.
-        weight: the name of the constant that the product got in its place.
         transposed: whether the product was a Gemm that transposed the table itself.
     """
 
     table: str
-    weight: str
     transposed: bool
 
 
@@ -47,11 +56,6 @@ class TiedTables:
     """The products of a model that got weights of their own, by the names of their clusters."""
 
     ties: Mapping[str, _Tie]
-
-    @property
-    def products(self) -> frozenset[str]:
-        """The names of the products."""
-        return frozenset(self.ties)
 
     def settled(self, clusters: Clusters, chosen: frozenset[str]) -> frozenset[str]:
         """`chosen` without what is not worth integers alone: isolated movement, half-read tables.
@@ -71,14 +75,14 @@ class TiedTables:
     def shared(
         self, clusters: Clusters, codes: Mapping[str, LayerCodes]
     ) -> Mapping[str, LayerCodes]:
-        """`codes`, with those of tables taken from their products where weights are still equal."""
+        """`codes`, with those of tables taken from their products where these say enough."""
         found = dict(codes)
         nodes = {cluster.name: cluster.node for cluster in clusters.all}
         for name, tie in self.ties.items():
-            if name not in nodes or name not in codes or _weight(nodes[name]) != tie.weight:
+            own = [c for c in _tables(clusters) if c.node.inputs[0].name == tie.table]
+            if not own or name not in codes or name not in nodes:
                 continue
-            rows = _rows_of(codes[name])
-            own = (c for c in _tables(clusters) if c.node.inputs[0].name == tie.table)
+            rows = _rows_of(codes[name], _weight(nodes[name]), _values(own[0].node.inputs[0]))
             found.update((table.name, rows) for table in own if rows is not None)
         return found
 
@@ -99,7 +103,7 @@ class TiedTables:
             attrs, dtype = {"perm": [1, 0]}, table.dtype
             shape = [*reversed(table.shape)]
             made = rw.insert(
-                node, "Transpose", [table], attrs, name=tie.weight, dtype=dtype, shape=shape
+                node, "Transpose", [table], attrs, name=table.name, dtype=dtype, shape=shape
             )
             rw.set_input(node, index, made[0])
 
@@ -126,7 +130,7 @@ def untied_tables(rw: Rewriter, accepts: Callable[[str], bool]) -> TiedTables:
             continue
         transposed = bool(node.attrs.get("transB", 0)) and node.inputs[product.weight] is tensor
         untie(rw, table, product)
-        ties[node_label(node)] = _Tie(str(tensor.name), _weight(node), transposed)
+        ties[node_label(node)] = _Tie(str(tensor.name), transposed)
     return TiedTables(ties)
 
 
@@ -134,17 +138,38 @@ def _tables(clusters: Clusters) -> Iterator[Cluster]:
     return (cluster for cluster in clusters.all if cluster.rule.kind is KernelKind.TABLE)
 
 
-def _weight(node: Node) -> str:
-    """The name of the weight of a product."""
-    return str(node.inputs[linear_operator(node).weight].name)
+def _values(tensor: gs.Tensor) -> np.ndarray:
+    found = const_array(tensor)
+    assert found is not None  # a table, or what took its place
+    return found
 
 
-def _rows_of(head: LayerCodes) -> LayerCodes | None:
-    """The codes of a table whose transpose has the codes `head`; None where Gather picks no such.
+def _weight(node: Node) -> np.ndarray:
+    """The weight of a product that was untied, (columns of the table, rows)."""
+    return _values(node.inputs[linear_operator(node).weight])
 
-    `head` lies as (inputs, outputs).
+
+def _rows_of(head: LayerCodes, weight: np.ndarray, table: np.ndarray) -> LayerCodes | None:
+    """The codes of `table`, (rows, columns), from those of `head`; None where they say too little.
+
+    The weight of the head is the transpose of the table, perhaps with scaled rows.
     """
     grid = head.grid
     if grid.axis != 1 or np.any(grid.zero_point) or grid.dtype != np.int8:
         return None
-    return LayerCodes(np.ascontiguousarray(head.codes.T), replace(grid, axis=0), None)
+    some = slice(None, None, -(-len(table) // _JUDGED))
+    rows, scaled = np.asarray(table[some], np.float64), np.asarray(weight.T[some], np.float64)
+    factor = np.ones(table.shape[1], np.float32)
+    sizes = np.linalg.norm(rows, axis=0), np.linalg.norm(scaled, axis=0)
+    np.divide(*sizes, out=factor, where=sizes[1] > 0, casting="same_kind")
+    if not np.allclose(scaled * factor, rows, rtol=1e-3, atol=1e-3 * np.abs(rows).max()):
+        return None
+    steps = grid.scale[some, None]
+    shared = np.square(head.codes.T[some] * steps * factor - rows).sum()
+    form = replace(S8_SYMMETRIC, reduced=grid.high < _MOST)
+    own = form.over(rows.min(1), rows.max(1), 0)
+    if shared > _ENOUGH * np.square(own.rounded(rows) - rows).sum():
+        return None
+    is_scaled = np.abs(factor - 1).max() > _SCALED
+    codes = np.ascontiguousarray(head.codes.T)
+    return LayerCodes(codes, replace(grid, axis=0), None, factor=factor if is_scaled else None)

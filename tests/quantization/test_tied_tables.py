@@ -19,7 +19,6 @@ from onnxslim.report import StepReport
 WORDS, WIDTH = 50, 32
 QUANTIZE = "quantize-int8:placement=all:activation-ranges=dynamic"
 GAINS = np.ones(WIDTH, np.float32)
-OUTLIER = np.where(np.arange(WIDTH) == 3, np.float32(60), GAINS)
 HEADS: Mapping[str, Sequence[onnx.NodeProto]] = {
     "Gemm": [
         node("Reshape", ["n", "flat"], "f"),
@@ -85,15 +84,21 @@ def test_table_and_head_are_one_set_of_codes(head: str) -> None:
     assert output_error(source, model, feeds(X[:4])) < 3e-3
 
 
+@pytest.mark.parametrize(("largest", "sets"), [(2, 1), (60, 2)])
 @pytest.mark.parametrize("head", HEADS)
-def test_smoothing_that_pays_gives_the_head_codes_of_its_own(head: str) -> None:
-    source = language_model(head, OUTLIER)
-    model, _ = quantized(source, ":reduce-range=true")
-    assert sets_of(model) == {"int8": 2}
-    plain, _ = quantized(source, ":reduce-range=true:smooth=false")
-    assert sets_of(plain) == {"int8": 1}
-    x = feeds(X[:4])
-    assert output_error(source, model, x) < 0.64 * output_error(source, plain, x)
+def test_a_smoothed_head_shares_its_codes_unless_the_table_would_lose_by_it(
+    head: str, largest: float, sets: int
+) -> None:
+    gains = np.where(np.arange(WIDTH) % 4 == 3, np.float32(largest), GAINS)
+    source, x = language_model(head, gains), feeds(X[:4])
+    model, report = quantized(source, ":reduce-range=true:alpha-of='y=0.8'")
+    assert any("smoothed" in change.what for change in report.changes)
+    assert sets_of(model) == {"int8": sets}
+    assert output_error(source, model, x) < 3e-3
+    if sets == 2:
+        plain, _ = quantized(source, ":reduce-range=true:smooth=false")
+        assert sets_of(plain) == {"int8": 1}
+        assert output_error(source, model, x) < output_error(source, plain, x)
 
 
 @pytest.mark.parametrize(
