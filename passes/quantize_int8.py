@@ -51,7 +51,8 @@ Rewrite:
 
     Tables of embeddings become rows of int8 with a scale each, wherever ranges come from. Where the
     head of a model is the transpose of its table, both are on integers or neither. With ranges of
-    run time they share one set of codes, unless smoothing leaves the head clearly less error.
+    run time they share one set of codes; rows of the table are divided by the scales that smooth
+    the head, unless that doubles their error.
 
     Which operators: `placement=measured` profiles the model in float and on integers, and finds the
     set of kernels with the least total time, crossings between float and integers included, as a

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from onnxslim.io.model import Model
 from onnxslim.lossy.problems import Problem, assign
 from onnxslim.pipeline.passes import Context
 
+_SAMPLES: Final = 32  # at most: each group takes a run of the model on all of them
 Ids = npt.NDArray[np.int64]
 
 
@@ -45,7 +47,7 @@ def sensitivities(
     """
     assert context.calibration is not None
     assert context.model is not None
-    model, held = context.model, context.calibration.halves()[1]
+    model, held = context.model, context.calibration.halves()[1].some(_SAMPLES)
     models = (_without(model, readers, problems, trial) for trial in trials)
     return [
         distance.divergence / trial.error if trial.error > 0 else 0.0

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
+from itertools import starmap
 from typing import Final
 
 import numpy as np
@@ -31,11 +32,13 @@ from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity, Skip
 from onnxslim.services.moments import BlockDiagonal, LayerMoments, Second
-from onnxslim.solvers.least_squares import irreducible_error, shifted_target
+from onnxslim.solvers.least_squares import shifted_target, unexplained
 from onnxslim.solvers.metric import Metric, objective
 from onnxslim.solvers.threads import threads_for
 
 MAX_INPUTS: Final = 8192  # of a weight; its second moments then take 1.6 GB to work with
+
+_AT_ONCE: Final = 1 << 22  # elements of a weight
 
 
 class Target(enum.StrEnum):
@@ -130,11 +133,17 @@ class Problem:
         """E‖y − Ŵ·x‖² with data, ‖W − Ŵ‖² without; of a table with row shares Σ pᵣ·‖wᵣ − ŵᵣ‖²."""
         if self.row_shares is not None:
             return _read_error(self.target[0], weight[0], self.row_shares)
-        pairs = zip(self.target, weight, self.metrics, strict=True)
-        error = self.irreducible_error + sum(objective(t, w, metric) for t, w, metric in pairs)
-        for t, w, gradient in zip(self.target, weight, self.residual_gradients, strict=False):
-            error += float(np.einsum("ij,ij->", t - 2 * np.asarray(w, np.float64), gradient))
-        return max(0.0, error)
+        pairs = ((g, rows, weight[g][rows]) for g, rows in row_parts(weight.shape))
+        return max(0.0, self.irreducible_error + sum(starmap(self.error_of, pairs)))
+
+    def error_of(self, group: int, rows: slice, weight: np.ndarray) -> float:
+        """What some rows of a new weight of one group add to `irreducible_error`."""
+        target, wide = self.target[group][rows], np.asarray(weight, np.float64)
+        error = objective(target, wide, self.metrics[group])
+        if self.residual_gradients:
+            gradient = self.residual_gradients[group][rows]
+            error += float(np.einsum("ij,ij->", target - 2 * wide, gradient))
+        return error
 
     def relative_error(self, weight: np.ndarray) -> float:
         """`error` as a share of E‖y‖² (of ‖W‖² without data)."""
@@ -144,6 +153,19 @@ class Problem:
         if whole is None:
             whole = float(np.square(self.target).sum())
         return self.error(weight) / whole if whole > 0 else 0.0
+
+
+def row_parts(shape: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
+    """Groups of a weight, (groups, rows, columns), and as many rows as are worked on at once.
+
+    The head of a language model has tens of thousands, and what is computed of them takes many
+    times its memory.
+    """
+    groups, rows, columns = shape
+    height = max(1, _AT_ONCE // columns)
+    for group in range(groups):
+        for first in range(0, rows, height):
+            yield group, slice(first, first + height)
 
 
 def _read_error(target: np.ndarray, weight: np.ndarray, shares: np.ndarray) -> float:
@@ -346,26 +368,30 @@ class Problems:
 
     def _set_target(self, problem: Problem, seen: Sequence[LayerMoments]) -> None:
         """Set target, energy, irreducible error and residual gradients from centered moments."""
-        weight = np.asarray(problem.weight, np.float64)
+        weight = problem.weight
         if any(moments.cross is None or moments.energy is None for moments in seen):
             pairs = zip(weight, problem.metrics, strict=True)
-            problem.energy = sum(float(m.cost_by_row(w).sum()) for w, m in pairs)
+            wide = ((np.asarray(w, np.float64), metric) for w, metric in pairs)
+            problem.energy = sum(float(metric.cost_by_row(w).sum()) for w, metric in wide)
             return
         twin = self.original(problem.layer)
         if twin is not None and _have_one_layout(twin, problem.layer):
-            weight = np.asarray(twin.canonical(), np.float64)
+            weight = twin.canonical()
         cross = sum(moments.cross for moments in seen if moments.cross is not None)
         energy = sum(moments.energy for moments in seen if moments.energy is not None)
         assert isinstance(cross, np.ndarray)
         assert isinstance(energy, np.ndarray)
         problem.energy = float(energy.sum())
-        parts, residual_gradients = [], []
-        for w, c, e, metric in zip(weight, cross, energy, problem.metrics, strict=True):
-            parts.append(shifted_target(w, c, metric))
-            problem.irreducible_error += irreducible_error(parts[-1], c, e)
-            residual_gradients.append(c - metric.undamped_times(parts[-1]))
-        problem.residual_gradients = tuple(residual_gradients)
-        problem.shifted = np.stack(parts)
+        problem.shifted = np.empty(cross.shape)
+        left = np.zeros(len(cross))
+        for group, rows in row_parts(cross.shape):
+            metric, part = problem.metrics[group], cross[group, rows]
+            target = shifted_target(weight[group, rows], part, metric)
+            left[group] += unexplained(target, part, energy[group, rows])
+            part -= metric.undamped_times(target)  # `cross` becomes the gradient
+            problem.shifted[group, rows] = target
+        problem.irreducible_error = float(np.maximum(left, 0.0).sum())
+        problem.residual_gradients = tuple(cross)
 
     def _bias_target(
         self, layer: WeightLayer, moments: LayerMoments

@@ -31,9 +31,7 @@ from onnxslim.quantization.rules import KernelKind
 from onnxslim.quantization.weight_readers import tied_product, untie
 
 _JUDGED: Final = 2048  # rows of a table, about
-_ENOUGH: Final = (
-    2.0  # times the squared error of codes of its own on such a grid that a table may have
-)
+_ENOUGH: Final = 2.0  # a table may have as many times the squared error of codes of its own
 _MOST: Final = 127  # of codes with all bits
 _SCALED: Final = 1e-5  # a factor that is nearer to 1 comes from rounding
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.linear_operators import ConvPatches
-from onnxslim.lossy.problems import Problem
+from onnxslim.lossy.problems import Problem, row_parts
 from onnxslim.quantization.grid import Codes, Grid
 from onnxslim.quantization.weight_scales import (
     DEFAULT_FORM,
@@ -140,10 +140,15 @@ def quantized_weight(
     grids = row_grids(problem, form)
     codes = np.empty(problem.weight.shape, form.grid.dtype)
     if problem.has_data:
-        weight = np.stack([_rounded(problem, g, grids.of(g), rounding) for g in range(len(codes))])
-        for group, matrix in enumerate(weight):
-            codes[group] = grids.codes(matrix, group, slice(None))
-        error, energy = problem.error(weight), problem.energy or 0.0
+        error, energy = problem.irreducible_error, problem.energy or 0.0
+        pruned = [1 - (matrix != 0).mean() >= _SPARSE for matrix in problem.weight]
+        for group, rows in row_parts(codes.shape):
+            mask = problem.weight[group][rows] != 0 if pruned[group] else None
+            target, metric = problem.target[group][rows], problem.metrics[group]
+            part = _rounded(target, metric, grids.of(group, rows), mask, rounding)
+            codes[group, rows] = grids.codes(part, group, rows)
+            error += problem.error_of(group, rows, part)
+        error = max(0.0, error)
     else:
         error = energy = 0.0
         for group, rows, part in in_parts(problem.weight):
@@ -157,12 +162,18 @@ def quantized_weight(
 # ---------------------------------------------------------------------------- rounding
 
 
-def _rounded(problem: Problem, group: int, grid: tables.IntegerGrid, rounding: Rounding) -> Array:
-    """The values on the grid for one group's weight, (rows, columns)."""
-    wished, metric = problem.target[group], problem.metrics[group]
-    mask = problem.weight[group] != 0
-    # zeros of a pruned weight stay; the weights that are left are refitted to the target first
-    own = mask if 1 - mask.mean() >= _SPARSE else None
+def _rounded(
+    wished: Array,
+    metric: Metric,
+    grid: tables.IntegerGrid,
+    own: npt.NDArray[np.bool_] | None,
+    rounding: Rounding,
+) -> Array:
+    """The values on the grid for rows of one group's weight, (rows, columns).
+
+    Zeros of a pruned weight, where `own` is false, stay; the weights that are left are refitted to
+    what is wished first.
+    """
     target = wished if own is None else refit(wished, metric, own)
     if rounding is Rounding.NEAREST:
         return tables.round_to_nearest(target, grid, metric, own)

@@ -127,9 +127,10 @@ class RowGrids:
         sizes = np.diff(starts, append=columns)
         return cls(scale.astype(np.float32), grid.zero_point, low, grid.high, starts, sizes)
 
-    def of(self, group: int) -> tables.IntegerGrid:
-        """The grids of one group's matrix, as `solvers.tables` takes them."""
-        scale, zero = (x[group].T.astype(np.float64) for x in (self.scale, self.zero_point))
+    def of(self, group: int, rows: slice) -> tables.IntegerGrid:
+        """The grids of rows of one group's matrix, as `solvers.tables` takes them."""
+        parts = (self.scale[group, rows], self.zero_point[group, rows])
+        scale, zero = (x.T.astype(np.float64) for x in parts)
         return tables.IntegerGrid(scale, zero, self.low, self.high, int(self.sizes[0]))
 
     def codes(self, values: Array, group: int, rows: _Rows) -> Codes:

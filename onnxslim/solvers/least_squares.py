@@ -40,15 +40,17 @@ def shifted_target(weight: np.ndarray, cross: np.ndarray, metric: Metric) -> np.
     return result
 
 
-def irreducible_error(target: np.ndarray, cross: np.ndarray, energy: np.ndarray) -> float:
+def unexplained(target: np.ndarray, cross: np.ndarray, energy: np.ndarray) -> float:
     """The error that even `target` leaves: what to add to `objective` for E‖y − Ŵ·x̃‖².
+
+    Of all rows together it is not negative but for rounding.
 
     Args:
         target: from `shifted_target`.
         cross: E[y x̃ᵀ].
         energy: E[y²] of each row.
     """
-    return max(0.0, float(energy.sum() - np.einsum("ij,ij->", target, cross)))
+    return float(energy.sum() - np.einsum("ij,ij->", target, cross))
 
 
 def refit(

@@ -234,7 +234,10 @@ class InputSums:
         raw = output.total / self.count
         # targets are W·x without the bias b: E[(y − b)xᵀ] = E[yxᵀ] − b·E[x]ᵀ and
         # E[(y − b)²] = E[y²] − 2b·E[y] + b²
-        cross = output.cross.total() / self.count - bias[:, :, None] * mean[:, None, :]
+        cross = output.cross.total()  # large: of a head as large as its table
+        cross /= self.count
+        if bias.any():
+            cross -= bias[:, :, None] * mean[:, None, :]
         energy = output.squares / self.count - 2 * bias * raw + bias**2
         return replace(known, cross=cross, goal=raw - bias, energy=energy)
 

@@ -14,7 +14,7 @@ from onnxslim.services.moments import BlockDiagonal
 from onnxslim.solvers.column_sweep import sweep_out
 from onnxslim.solvers.damping import inverse_factor
 from onnxslim.solvers.feedback import round_with_feedback
-from onnxslim.solvers.least_squares import irreducible_error, refit, shifted_target
+from onnxslim.solvers.least_squares import refit, shifted_target, unexplained
 from onnxslim.solvers.masks import (
     InMatrix,
     InRow,
@@ -240,7 +240,7 @@ def test_the_target_for_shifted_inputs_is_least_squares_and_its_residual_is_what
     np.testing.assert_allclose(target, expected, rtol=1e-5, atol=1e-6)
     pruned = np.where(np.abs(target) > 0.5, target, 0)
     error = np.square(y - z @ pruned.T).sum(axis=1).mean()
-    found = objective(target, pruned, metric) + irreducible_error(target, cross, energy)
+    found = objective(target, pruned, metric) + unexplained(target, cross, energy)
     np.testing.assert_allclose(found, error, rtol=1e-6, atol=1e-9)
 
 
