@@ -77,6 +77,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     linear_algebra  scipy.linalg, once it has its working memory
     graph         the graph that passes rewrite, and its edits
     render        figures as text, tables and JSON
+    pages         pages of reports, as HTML and Markdown
     packing       the packed file format .onnxz
     io            model files in and out
     services      what passes may ask of samples and of a clock, as protocols

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from onnxslim.details import Details
 from onnxslim.errors import FloorMissed, RuntimeFailure, UsageError
 from onnxslim.io.bounds import check_bounds
 from onnxslim.io.marks import check_output
 from onnxslim.io.model import Model, ModelSource
+from onnxslim.io.staging import check_target, stage_file
 from onnxslim.pipeline.floors import ALLOWING, DEFAULT, Floors, check_measured
 from onnxslim.pipeline.layer_filter import FilteredPass, check_named
 from onnxslim.pipeline.output_words import parse_kinds
@@ -24,6 +26,7 @@ from onnxslim.pipeline.passes import check_calibration, unrolled_members
 from onnxslim.pipeline.policy import GoalWord, Policy
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity, OutputKind
+from onnxslim.render.json import json_text
 from onnxslim.report import Comparison, Latency, LatencyPair, Report, Stats
 from onnxslim.run.conditions import cache_folder
 from onnxslim.run.declared import declared_settings
@@ -46,11 +49,13 @@ from onnxslim.run.requests import (
 from onnxslim.run.settings import RunSettings
 from onnxslim.runtime.samples.extras import TRAINING, require_extra
 from onnxslim.services.progress import Progress
+from onnxslim.tools.details import DetailSurvey
 
 if TYPE_CHECKING:
     from onnxslim.pipeline.data_settings import DataSettings, DataWords
     from onnxslim.runtime.measure.accuracy import EvaluationSource
     from onnxslim.runtime.samples.given import SampleSource
+    from onnxslim.runtime.session import Feeds
     from onnxslim.tools.pack import PackReport
 
 
@@ -79,6 +84,8 @@ def compress(
     calib: SampleSource | None = None,
     eval: EvaluationSource | None = None,
     train: SampleSource | None = None,
+    details: bool = False,
+    trace: str | os.PathLike[str] | None = None,
 ) -> tuple[Model, Report]:
     """Run a pipeline on a model, prove what it did, and write the result.
 
@@ -114,6 +121,11 @@ def compress(
         eval: the same as `evaluation`.
         train: samples for passes that train, in place of `calibration`; without that, they are the
             calibration samples, too.
+        details: put into the report, as `details`, what each layer takes before and after, the
+            samples that moved farthest, energy by arithmetic, and outlines of both graphs. With
+            `measure`, layers are timed, too.
+        trace: where to write a Chrome trace of onnxruntime's kernels, before and after; None: none
+            is made.
 
     Returns:
         The resulting model and the report.
@@ -144,6 +156,8 @@ def compress(
     words = data_settings(data)
     if output is not None:
         check_output(Path(output), file_of(model), overwrite=overwrite)
+    if trace is not None:
+        check_target(Path(trace), None)
     source = loaded(model)
     settings = RunSettings(
         calibration,
@@ -169,6 +183,12 @@ def compress(
         report = run.report(attempt, command)
         if output is not None:
             write_output(run, attempt, report, Path(output))
+        if details:
+            survey = DetailSurvey(run.prover, run.stopwatch, settings)
+            report.details = survey.details(source, attempt.model)
+            report.notes += survey.notes
+        if trace is not None:
+            _write_trace(Path(trace), run, attempt.model, report)
         report.seconds = time.perf_counter() - started
         _raise_for_floors(report, attempt.model)
     return attempt.model, report
@@ -199,27 +219,88 @@ def compare_models(
             model.
     """
     refuse_both(calibration, calib, "`calibration` and `calib`")
-    check_numbers(seed=seed, threads=threads)
-    words = data_settings(data)
-    first, second = loaded(a), loaded(b)
-    for model in (first, second):
-        check_bounds(model)
-    _check_same_inputs(first, second)
-    stats = [measure_stats(model, file_bytes=model.origin.file_bytes) for model in (first, second)]
-    prover = RunSettings(
-        calibration if calib is None else calib,
-        seed=seed,
-        threads=threads,
-        input_shapes=input_shapes,
-        measure=measure,
-        progress=Progress.of(progress),
-        data=words,
-        declared=declared_settings(first),
-    ).prover()
-    if not prover.begin(first):
-        raise RuntimeFailure(f"The models cannot be compared: {prover.verified_on}")
-    comparison = prover.compare(second, Fidelity.LOSSY)
-    return comparison, prover.time(first, second), stats[0], stats[1], prover.verified_on
+    samples = calibration if calib is None else calib
+    pair = _ModelPair(
+        a, b, samples, data, seed, threads, input_shapes, measure, Progress.of(progress)
+    )
+    return pair.compared()
+
+
+def compare_in_detail(
+    a: ModelSource | Model,
+    b: ModelSource | Model,
+    *,
+    calibration: SampleSource | None = None,
+    data: DataSettings | DataWords | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress | Callable[[Progress], None] | None = None,
+) -> tuple[tuple[Comparison, LatencyPair | None, Stats, Stats, str], Details]:
+    """As `compare_models`, and both models part by part: layers, samples, energy, graphs.
+
+    Raises:
+        UsageError: as there.
+        RuntimeFailure: as there.
+    """
+    pair = _ModelPair(
+        a, b, calibration, data, seed, threads, input_shapes, True, Progress.of(progress)
+    )
+    return pair.compared(), pair.details()
+
+
+class _ModelPair:
+    """Two models that take the same inputs, ready to be compared."""
+
+    def __init__(
+        self,
+        a: ModelSource | Model,
+        b: ModelSource | Model,
+        calibration: SampleSource | None,
+        data: DataSettings | DataWords | None,
+        seed: int,
+        threads: int | None,
+        input_shapes: Mapping[str, Sequence[int]] | None,
+        measure: bool,
+        progress: Progress,
+    ) -> None:
+        check_numbers(seed=seed, threads=threads)
+        words = data_settings(data)
+        self._first, self._second = loaded(a), loaded(b)
+        for model in (self._first, self._second):
+            check_bounds(model)
+        _check_same_inputs(self._first, self._second)
+        self._settings = RunSettings(
+            calibration,
+            seed=seed,
+            threads=threads,
+            input_shapes=input_shapes,
+            measure=measure,
+            progress=progress,
+            data=words,
+            declared=declared_settings(self._first),
+        )
+        self._stats = [
+            measure_stats(model, file_bytes=model.origin.file_bytes)
+            for model in (self._first, self._second)
+        ]
+        self._prover = self._settings.prover()
+        if not self._prover.begin(self._first):
+            raise RuntimeFailure(f"The models cannot be compared: {self._prover.verified_on}")
+
+    def compared(self) -> tuple[Comparison, LatencyPair | None, Stats, Stats, str]:
+        """See `compare_models`."""
+        prover = self._prover
+        comparison = prover.compare(self._second, Fidelity.LOSSY)
+        pair = prover.time(self._first, self._second)
+        a, b = self._stats
+        return comparison, pair, a, b, prover.verified_on
+
+    def details(self) -> Details:
+        """Both models, part by part."""
+        stopwatch = self._settings.context(self._prover).stopwatch
+        survey = DetailSurvey(self._prover, stopwatch, self._settings)
+        return survey.details(self._first, self._second)
 
 
 def bench_models(
@@ -233,11 +314,13 @@ def bench_models(
     seconds: float | None = None,
     progress: Progress | Callable[[Progress], None] | None = None,
     calib: SampleSource | None = None,
+    trace: str | os.PathLike[str] | None = None,
 ) -> list[tuple[str, Latency, LatencyPair | None]]:
     """Latency of models, timed in turn; each after the first also as a pair with the first.
 
     Arguments are as for `compress`.
     `seconds` are for each pair of models, by default two; more make the bounds narrower.
+    `trace` is where to write a Chrome trace of the kernels of all models.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
@@ -257,8 +340,10 @@ def bench_models(
         data=words,
         declared=declared_settings(opened[0]),
     )
+    if trace is not None:
+        check_target(Path(trace), None)
     with Progress.of(progress).step(f"timing {len(opened)} models in turn"):
-        return bench(
+        rows, sample = bench(
             opened,
             calibration=settings.given_calibration,
             seed=seed,
@@ -266,6 +351,10 @@ def bench_models(
             input_shapes=input_shapes,
             seconds=seconds,
         )
+    if trace is not None:
+        named = [(name, model) for (name, *_), model in zip(rows, opened, strict=True)]
+        _traced(Path(trace), named, sample, threads)
+    return rows
 
 
 def pack(
@@ -334,6 +423,37 @@ def unpack(
         check_output(target, source, overwrite=overwrite, content=content)
     copying.unpack(source, target)
     return target
+
+
+def _write_trace(path: Path, run: PreparedRun, result: Model, report: Report) -> None:
+    """Write a trace of source and result; a note where no inputs are known to run them on."""
+    sample = None if run.prover is None else run.prover.sample
+    if sample is None:
+        report.notes.append(f"No trace was written: {report.verified_on}")
+        return
+    names = (report.before.path or "input", report.after.path or "result")
+    models = [
+        (f"before: {names[0]}", run.source),
+        (f"after: {names[1]}", result),
+    ]
+    _traced(path, models, sample, run.settings.threads)
+
+
+def _traced(
+    path: Path, models: Sequence[tuple[str, Model]], sample: Feeds, threads: int | None
+) -> None:
+    """Write a Chrome trace of one run of each of the named models, all or nothing.
+
+    Raises:
+        UsageError: the file cannot be written.
+        RuntimeFailure: onnxruntime refuses a model.
+    """
+    from onnxslim.runtime.measure.trace import chrome_trace
+
+    content = json_text(chrome_trace(models, sample, threads=threads)).encode()
+    with stage_file(path) as staged:
+        staged.write([content])
+        staged.commit()
 
 
 def _raise_for_floors(report: Report, model: Model) -> None:

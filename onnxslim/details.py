@@ -111,7 +111,8 @@ class Energy:
     Attributes:
         total_pj: picojoules of all parts.
         parts: by operator, the largest first.
-        unsized: number of nodes that were left out, as sizes of their tensors are not known.
+        unsized: number of nodes that are not counted in full, as sizes of their tensors are not
+            known.
     """
 
     total_pj: float

@@ -26,6 +26,9 @@ data_sizes    outputs whose sizes depend on data, such as detections
 token_inputs  inputs that index tables of tokens, the mask of their padding, caches of attention
 output_kinds  what outputs hold: scores of classes or tokens, embeddings, other values
 output_parts  parts of an output that a last Concat joins, such as boxes and scores
+constant_sources  which constants alone determine a tensor
+energy        the energy of a run by arithmetic, from operations and bytes moved
+graph_outline  a graph as a few boxes, with what changed from another
 activation_bytes  how much memory activations take
 layer_models  small models of one layer, for a stopwatch
 """

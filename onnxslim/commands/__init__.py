@@ -8,6 +8,7 @@ exits        show where a classifier can be left early
 sensitivity  try a pass on each layer alone
 compare      compare two models
 bench        time models in turn
+report       make a page of reports
 explain      say why something was or was not done, from a report
 pack         write a packed file
 unpack       write the model of a packed file
@@ -18,6 +19,7 @@ help         show the help of a command or the page of a pass
 
 arguments    options that several subcommands share
 files        files that commands write
+measured     the JSON of what commands measure
 streams      files on standard input and output
 several      one pipeline on several models
 failures     exit codes and sentences of errors
@@ -38,6 +40,7 @@ COMMANDS: Mapping[str, str] = {
     "sensitivity": "Measure how far a pass on one layer or channel group alone moves the outputs.",
     "compare": "Compare drift, bytes and latency of two models.",
     "bench": "Time models in turn; show latency with its spread.",
+    "report": "Make a page of reports that were written; of several, side by side.",
     "explain": "Say later why something was or was not done, from a report alone.",
     "pack": "Pack a model into one small file for storage and transfer.",
     "unpack": "Unpack a packed file into the same model, to the byte.",

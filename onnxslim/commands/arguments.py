@@ -126,6 +126,16 @@ def report_option(formats: Formats[Any], help: str) -> Callable[[_Command], _Com
     return click.option("--report", metavar=formats.metavar, callback=refuse_stream, help=help)
 
 
+def trace_option(command: _Command) -> _Command:
+    """`--trace`."""
+    return click.option(
+        "--trace",
+        metavar="FILE",
+        callback=refuse_stream,
+        help="Write a Chrome trace of onnxruntime's kernels, a process for each model.",
+    )(command)
+
+
 def output_option(command: _Command) -> _Command:
     """`--output`: argument `named_output`, beside the positional `output`."""
     return click.option(

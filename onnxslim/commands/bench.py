@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,11 +14,17 @@ from onnxslim.commands.arguments import (
     calib_option,
     data_options,
     json_option,
+    overwrite_option,
+    report_option,
     run_options,
+    trace_option,
 )
 from onnxslim.commands.console import paper, say
+from onnxslim.commands.files import check_report, check_trace, write_report
+from onnxslim.commands.measured import measured_json
 from onnxslim.commands.progress import progress
 from onnxslim.commands.streams import STREAM, source_of
+from onnxslim.pages.formats import PAGES
 from onnxslim.pipeline.options import interval
 
 if TYPE_CHECKING:
@@ -39,6 +47,9 @@ if TYPE_CHECKING:
     type=BoundedNumber(interval(0, 3600, open_left=True)),
     help="Time for each pair of models; more make the bounds narrower. Default: 2.",
 )
+@report_option(PAGES, "Write the figures to a file, or as a page.")
+@trace_option
+@overwrite_option
 @json_option
 def command(
     models: tuple[str, ...],
@@ -48,6 +59,9 @@ def command(
     threads: int | None,
     seed: int | None,
     seconds: float | None,
+    report: str | None,
+    trace: str | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Time models in turn (A B A B ...), so that other load on the machine hits all alike.
@@ -57,6 +71,10 @@ def command(
     from onnxslim import api
     from onnxslim.render.json import json_text
 
+    for file, check in ((report, partial(check_report, formats=PAGES)), (trace, check_trace)):
+        if file is not None:
+            source = Path(models[0])
+            check(Path(file), source, source, overwrite=overwrite)
     with progress() as shown:
         rows = api.bench_models(
             [source_of(model) for model in models],
@@ -67,11 +85,14 @@ def command(
             input_shapes=input_shapes,
             seconds=seconds,
             progress=shown,
+            trace=trace,
         )
     rows = [
         (STREAM if model == STREAM else row[0], row[1], row[2])
         for model, row in zip(models, rows, strict=True)
     ]
+    if report is not None:
+        write_report(Path(report), measured_json("bench", {"rows": _json(rows)}), PAGES)
     say(json_text(_json(rows)).rstrip() if as_json else _text(rows))
 
 
@@ -98,7 +119,7 @@ def _against(pair: LatencyPair | None) -> str:
     return latency_text(pair)
 
 
-def _json(rows: Sequence[Row]) -> list[Json]:
+def _json(rows: Sequence[Row]) -> Json:
     from onnxslim.render.json import figures_json, pair_json
 
     return [

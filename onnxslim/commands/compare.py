@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxslim.commands import COMMANDS
-from onnxslim.commands.arguments import calib_option, data_options, json_option, run_options
+from onnxslim.commands.arguments import (
+    calib_option,
+    data_options,
+    json_option,
+    overwrite_option,
+    report_option,
+    run_options,
+)
 from onnxslim.commands.console import paper, say
+from onnxslim.commands.files import check_report, write_report
+from onnxslim.commands.measured import measured_json
 from onnxslim.commands.progress import progress
 from onnxslim.commands.streams import source_of
+from onnxslim.pages.formats import PAGES
+from onnxslim.render.json import drifts_json, figures_json, json_text, pair_json, plain_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnxslim.pipeline.data_settings import DataSettings
+    from onnxslim.render.json import Json
     from onnxslim.report import Comparison, Drift, LatencyPair, Stats
 
 
@@ -26,6 +38,8 @@ if TYPE_CHECKING:
 @calib_option()
 @data_options
 @run_options
+@report_option(PAGES, "Write the figures, those of each layer too, to a file, or as a page.")
+@overwrite_option
 @json_option
 def command(
     a: str,
@@ -35,6 +49,8 @@ def command(
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
+    report: str | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Show how far the outputs of model B are from those of A, and their bytes and latency.
@@ -43,33 +59,49 @@ def command(
     `-`, which is standard input.
     """
     from onnxslim import api
-    from onnxslim.render.json import drifts_json, figures_json, json_text, pair_json
     from onnxslim.render.tables import wrapped
 
+    if report is not None:
+        check_report(Path(report), Path(a), Path(b), PAGES, overwrite=overwrite)
+    details = None
     with progress() as shown:
-        comparison, latency, stats_a, stats_b, compared_on = api.compare_models(
-            source_of(a),
-            source_of(b),
-            calibration=calib,
-            data=data,
-            seed=seed or 0,
-            threads=threads,
-            input_shapes=input_shapes,
-            progress=shown,
-        )
-    if as_json:
-        figures = {
-            "a": {"path": a, "stats": figures_json(stats_a)},
-            "b": {"path": b, "stats": figures_json(stats_b)},
-            "drift": drifts_json(comparison.original),
-            "latency": pair_json(latency),
-            "compared_on": compared_on,
+        arguments: dict[str, Any] = {
+            "calibration": calib,
+            "data": data,
+            "seed": seed or 0,
+            "threads": threads,
+            "input_shapes": input_shapes,
+            "progress": shown,
         }
+        models = source_of(a), source_of(b)
+        if report is None:
+            found = api.compare_models(*models, **arguments)
+        else:
+            found, details = api.compare_in_detail(*models, **arguments)
+    comparison, latency, stats_a, stats_b, compared_on = found
+    figures = _json((a, b), found)
+    if report is not None:
+        members = {**figures, "details": plain_json(details)}
+        write_report(Path(report), measured_json("compare", members), PAGES)
+    if as_json:
         say(json_text(figures).rstrip())
         return
     blocks = (_sizes(a, b, stats_a, stats_b, latency), _drifts(comparison))
     where = wrapped(f"Outputs of B against A on {compared_on}.", paper())
     say("\n\n".join((*blocks, where)))
+
+
+def _json(
+    names: tuple[str, str], found: tuple[Comparison, LatencyPair | None, Stats, Stats, str]
+) -> dict[str, Json]:
+    comparison, latency, stats_a, stats_b, compared_on = found
+    return {
+        "a": {"path": names[0], "stats": figures_json(stats_a)},
+        "b": {"path": names[1], "stats": figures_json(stats_b)},
+        "drift": drifts_json(comparison.original),
+        "latency": pair_json(latency),
+        "compared_on": compared_on,
+    }
 
 
 def _sizes(a: str, b: str, first: Stats, second: Stats, latency: LatencyPair | None) -> str:

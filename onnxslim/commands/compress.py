@@ -29,13 +29,15 @@ from onnxslim.commands.arguments import (
     report_option,
     run_options,
     talk_options,
+    trace_option,
 )
 from onnxslim.commands.console import complain, paper, say, warn
 from onnxslim.commands.failures import failure_of, worst
-from onnxslim.commands.files import check_report, write_report
+from onnxslim.commands.files import check_report, check_trace, write_report
 from onnxslim.commands.progress import progress
 from onnxslim.commands.streams import STREAM, output_of, refuse_stream, source_of, target_of, teller
 from onnxslim.errors import FloorMissed, StepIdle, UsageError
+from onnxslim.pages.formats import REPORTS, REPORTS_OF_SEVERAL
 from onnxslim.pipeline.floors import check_measured
 from onnxslim.pipeline.other_words import command_for, pipeline_for
 from onnxslim.pipeline.output_words import NAMED_KINDS, parse_kinds
@@ -50,7 +52,6 @@ from onnxslim.pipeline.recipe import (
     load_recipe,
 )
 from onnxslim.pipeline.suggest import closest
-from onnxslim.render.formats import REPORTS, REPORTS_OF_SEVERAL
 from onnxslim.report import report_of
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def _output_kinds(
     type=click.Choice(GOALS),
     help="Which of bytes and latency may not get worse; default: both.",
 )
-@report_option(REPORTS, "Write every figure that was measured to a file.")
+@report_option(REPORTS, "Write every figure that was measured to a file, or as a page.")
+@trace_option
 @run_options
 @cache_option
 @click.option(
@@ -191,6 +193,7 @@ def command(
     output_kinds: Mapping[str, OutputKind] | None,
     goal: GoalWord | None,
     report: str | None,
+    trace: str | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
@@ -239,7 +242,15 @@ def command(
     if recipe is not None:
         settings = settings.over(load_recipe(Path(recipe)))
     wanted = _Wanted(
-        settings, Path(report) if report else None, overwrite, explain, quiet, verbose, cache
+        settings,
+        Path(report) if report else None,
+        Path(trace) if trace else None,
+        overwrite,
+        explain,
+        quiet,
+        verbose,
+        details=report is not None,
+        cache=cache,
     )
     if out_dir is not None:
         return _run_all(list(dict.fromkeys(map(Path, models))), Path(out_dir), named_output, wanted)
@@ -255,10 +266,12 @@ class _Wanted:
 
     settings: Recipe
     report: Path | None
+    trace: Path | None
     overwrite: bool
     explain: bool
     quiet: bool
     verbose: bool
+    details: bool  # what a page shows of layers, samples and graphs takes time to measure
     cache: str | None = None
 
     @property
@@ -289,10 +302,7 @@ def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: _
     from onnxslim.commands.several import ModelOutcome, summary, targets_in
     from onnxslim.io.files import make_folders
 
-    if output is not None:
-        raise UsageError("--output names one file and --out-dir a folder; leave one of them out.")
-    if STREAM in map(str, models):
-        raise UsageError("Standard input has no name for --out-dir; give files.")
+    _check_several(models, output, wanted)
     targets = targets_in(folder, models)
     if wanted.report is not None:
         check_report(
@@ -317,6 +327,20 @@ def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: _
     if not wanted.quiet:
         say(summary(outcomes))
     return worst([item.failure.exit_code for item in outcomes if item.failure])
+
+
+def _check_several(models: Sequence[Path], output: str | None, wanted: _Wanted) -> None:
+    """Refuse what is for one model alone.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if output is not None:
+        raise UsageError("--output names one file and --out-dir a folder; leave one of them out.")
+    if wanted.trace is not None:
+        raise UsageError("--trace is of one model; leave it out, or run the models one by one.")
+    if STREAM in map(str, models):
+        raise UsageError("Standard input has no name for --out-dir; give files.")
 
 
 def _run_one(
@@ -440,6 +464,8 @@ def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progres
         command=shlex.join(["onnxslim", *sys.argv[1:]]),
         progress=shown,
         cache=wanted.cache,
+        details=wanted.details,
+        trace=wanted.trace,
     )
     return report
 
@@ -457,6 +483,8 @@ def _check_request(model: Path | bytes, output: Path, wanted: _Wanted) -> None:
     check_output(output, source, overwrite=wanted.overwrite)
     if wanted.report is not None:
         check_report(wanted.report, source or output, output, REPORTS, overwrite=wanted.overwrite)
+    if wanted.trace is not None:
+        check_trace(wanted.trace, source or output, output, overwrite=wanted.overwrite)
     check_measured(
         settings.floors,
         has_evaluation=settings.eval is not None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -12,12 +13,17 @@ from onnxslim.commands.arguments import (
     calib_option,
     data_options,
     json_option,
+    overwrite_option,
+    report_option,
     run_options,
     talk_options,
 )
 from onnxslim.commands.console import paper, say
+from onnxslim.commands.files import check_report, write_report
+from onnxslim.commands.measured import measured_json
 from onnxslim.commands.progress import progress
 from onnxslim.commands.streams import source_of
+from onnxslim.pages.formats import PAGES
 
 if TYPE_CHECKING:
     from onnxslim.exits.candidates import ExitRow
@@ -37,6 +43,8 @@ _HEADS = ("linear", "mlp")
 @click.option("--no-latency", is_flag=True, help="Count multiply-accumulates instead of timing.")
 @data_options
 @run_options
+@report_option(PAGES, "Write the figures to a file, or as a page.")
+@overwrite_option
 @json_option
 @talk_options
 def command(
@@ -49,6 +57,8 @@ def command(
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
+    report: str | None,
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -62,6 +72,8 @@ def command(
     """
     from onnxslim import surveys
 
+    if report is not None:
+        check_report(Path(report), Path(model), Path(model), PAGES, overwrite=overwrite)
     with progress(quiet=quiet, verbose=verbose) as shown:
         rows, notes = surveys.exits(
             source_of(model),
@@ -75,6 +87,9 @@ def command(
             measure=not no_latency,
             progress=shown,
         )
+    if report is not None:
+        members = {"model": model, **_json(rows, notes)}
+        write_report(Path(report), measured_json("exits", members), PAGES)
     if as_json:
         from onnxslim.render.json import json_text
 
@@ -109,7 +124,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def _json(rows: Sequence[ExitRow], notes: Sequence[str]) -> Json:
+def _json(rows: Sequence[ExitRow], notes: Sequence[str]) -> dict[str, Json]:
     from dataclasses import asdict
 
     import onnxslim

@@ -15,8 +15,25 @@ T = TypeVar("T")
 _HEAD_BYTES = 4096  # of a report, in which the sign of its format stands
 
 
+def check_trace(trace: Path, source: Path, output: Path, *, overwrite: bool = False) -> None:
+    """Refuse a trace as `check_report` refuses a report.
+
+    Raises:
+        UsageError: why.
+    """
+    from onnxslim.render.formats import JSON
+
+    check_report(trace, source, output, JSON, overwrite=overwrite, option="--trace")
+
+
 def check_report(
-    report: Path, source: Path, output: Path, formats: Formats[T], *, overwrite: bool = False
+    report: Path,
+    source: Path,
+    output: Path,
+    formats: Formats[T],
+    *,
+    overwrite: bool = False,
+    option: str = "--report",
 ) -> None:
     """Refuse a report that is a model or a folder, or whose folder does not exist.
 
@@ -27,7 +44,8 @@ def check_report(
     """
     check_target(report, None)
     if _same_file(report, source) or report.absolute() == output.absolute():
-        raise UsageError(f"--report `{report}` is the model; give the report a name of its own.")
+        what = option.strip("-")
+        raise UsageError(f"{option} `{report}` is the model; give the {what} a name of its own.")
     if overwrite or not report.exists():
         return
     from onnxslim.io.marks import not_ours

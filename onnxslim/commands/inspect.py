@@ -14,6 +14,7 @@ from onnxslim.commands.console import paper, say
 from onnxslim.commands.streams import STREAM, source_of
 
 if TYPE_CHECKING:
+    from onnxslim.details import Energy
     from onnxslim.render.json import Json
     from onnxslim.tools.inspection import Inspection, Port
 
@@ -71,12 +72,23 @@ def _figures() -> list[tuple[str, Callable[[Inspection], str]]]:
         ("file", lambda item: bytes_text(item.stats.file_bytes)),
         ("initializers", lambda item: bytes_text(item.stats.initializer_bytes)),
         ("MACs", lambda item: count_text(item.stats.macs)),
+        ("energy, by arithmetic", lambda item: _energy_text(item.energy)),
         ("opset", lambda item: ", ".join(_opset(item.opsets))),
         ("IR version", lambda item: str(item.ir_version)),
         ("producer", lambda item: item.producer or "-"),
         ("nodes", lambda item: f"{item.stats.nodes:,}"),
         ("parameters", lambda item: count_text(item.stats.parameters)),
     ]
+
+
+def _energy_text(energy: Energy | None) -> str:
+    """The energy of a run; of a model whose sizes are partly unknown, at least."""
+    from onnxslim.render.units import joules_text
+
+    if energy is None:
+        return "?"
+    text = joules_text(energy.total_pj)
+    return f"at least {text}" if energy.unsized else text
 
 
 def _opset(opsets: Mapping[str, int]) -> list[str]:
@@ -128,7 +140,7 @@ def port_text(port: Port) -> str:
 
 
 def _json(item: Inspection) -> Json:
-    from onnxslim.render.json import figures_json
+    from onnxslim.render.json import figures_json, plain_json
 
     return {
         "path": _path(item),
@@ -140,6 +152,7 @@ def _json(item: Inspection) -> Json:
         "ir_version": item.ir_version,
         "producer": item.producer,
         "stats": figures_json(item.stats),
+        "energy": plain_json(item.energy),
         "operators": dict(item.operators),
         "functions": dict(item.functions),
         "weights": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,36 +22,62 @@ from onnxslim.commands.arguments import (
 )
 from onnxslim.commands.console import paper, say
 from onnxslim.commands.files import check_report, write_report
+from onnxslim.commands.measured import measured_json
 from onnxslim.commands.progress import progress
 from onnxslim.commands.streams import source_of
 from onnxslim.errors import UsageError
+from onnxslim.pages.formats import PAGES
 from onnxslim.render.formats import Formats
+from onnxslim.render.json import plain_json
 
 if TYPE_CHECKING:
     from onnxslim.pipeline.data_settings import DataSettings
+    from onnxslim.render.json import Json
     from onnxslim.tools.sensitivity import SensitivityPoint
 
 _PASSES = "simplify,prune-channels"
 
 
-def _csv(points: Sequence[SensitivityPoint]) -> bytes:
+@dataclass(frozen=True)
+class _Swept:
+    """Points, and what they are of."""
+
+    model: str
+    passes: str
+    points: Sequence[SensitivityPoint]
+
+
+def _csv(swept: _Swept) -> bytes:
     from onnxslim.tools.sensitivity import csv_text
 
-    return csv_text(points).encode()
+    return csv_text(swept.points).encode()
 
 
-def _picture(form: str, points: Sequence[SensitivityPoint]) -> bytes:
+def _picture(form: str, swept: _Swept) -> bytes:
     from onnxslim.tools.sensitivity_plot import sensitivity_picture
 
-    return sensitivity_picture(points, form)
+    return sensitivity_picture(swept.points, form)
 
 
-_FORMATS: Formats[Sequence[SensitivityPoint]] = Formats(
-    {".csv": _csv, ".svg": partial(_picture, "svg"), ".png": partial(_picture, "png")},
+def _page_data(swept: _Swept) -> Json:
+    points = [{**asdict(point), "pass": point.spec} for point in swept.points]
+    members = {"model": swept.model, "passes": swept.passes, "points": plain_json(points)}
+    return measured_json("sensitivity", members)
+
+
+_PAGES = PAGES.of(_page_data)
+_FORMATS: Formats[_Swept] = Formats(
+    {
+        ".csv": _csv,
+        ".svg": partial(_picture, "svg"),
+        ".png": partial(_picture, "png"),
+        **_PAGES.writers,
+    },
     signs={
         ".csv": b"target,option,strength,pass,",
         ".svg": b"onnxslim-compiler",
         ".png": b"onnxslim-compiler",
+        **_PAGES.signs,
     },
 )
 
@@ -68,7 +95,9 @@ _FORMATS: Formats[Sequence[SensitivityPoint]] = Formats(
     help=f"The last pass is tried; those before it run first. Default: {_PASSES}.",
 )
 @report_option(
-    _FORMATS, "Write the figures to FILE.csv, and a picture to FILE.svg, or to FILE.png if given."
+    _FORMATS,
+    "Write the figures to FILE.csv, and a picture to FILE.svg, or to FILE.png if given; or all as "
+    "a page, or as JSON.",
 )
 @overwrite_option
 @data_options
@@ -111,28 +140,32 @@ def command(
             )
         )
     for file in files:
-        write_report(file, points, _FORMATS)
+        write_report(file, _Swept(model, passes, points), _FORMATS)
     if not quiet:
         say(_text(points, passes))
 
 
-def _report_files(report: Path, source: Path, *, overwrite: bool) -> tuple[Path, Path]:
-    """The table and the picture that `--report` stands for.
+def _report_files(report: Path, source: Path, *, overwrite: bool) -> tuple[Path, ...]:
+    """The files that `--report` stands for: a page, or the table and the picture.
 
     Raises:
         UsageError: `report` has another suffix, cannot be written, or nothing is there to draw it.
     """
     _FORMATS.check(report)
-    picture = report.with_suffix(".svg") if report.suffix == ".csv" else report
-    files = (report.with_suffix(".csv"), picture)
+    files: tuple[Path, ...] = (report,)
+    if report.suffix not in _PAGES.writers:
+        picture = report.with_suffix(".svg") if report.suffix == ".csv" else report
+        files = (report.with_suffix(".csv"), picture)
     for file in files:
         check_report(file, source, source, _FORMATS, overwrite=overwrite)
+    if len(files) == 1:
+        return files
     try:
         import matplotlib  # noqa: F401 - asked for before the work, not after
     except ModuleNotFoundError as error:
         raise UsageError(
             "The picture of --report needs matplotlib: pip install 'onnxslim-compiler[plot]', or "
-            "leave out --report."
+            "give --report FILE.html, which needs nothing."
         ) from error
     return files
 

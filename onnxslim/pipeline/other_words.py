@@ -101,7 +101,7 @@ COMMANDS: Final = {
     **dict.fromkeys(("run", "convert", "reduce", "shrink", "minify"), "compress"),
     **dict.fromkeys(("sensitivities", "analyze", "analyse", "sweep"), "sensitivity"),
     **dict.fromkeys(("example", "tutorial", "try"), "demo"),
-    **dict.fromkeys(("why", "report"), "explain"),
+    "why": "explain",
 }
 """Word, in lower case with `-` -> a command."""
 

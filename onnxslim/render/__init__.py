@@ -7,5 +7,5 @@ tables     tables for a console, pipe or file of a given width
 text       a report as text
 json_form  the keys of a report as JSON, and what each holds
 json       a report as JSON
-formats    the files that --report writes, by suffix
+formats    files by suffix: which function writes which
 """

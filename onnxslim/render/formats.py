@@ -1,20 +1,16 @@
-"""File formats of `--report`: which suffix of a file's name is written by which function.
-
-A new format of the report of a run is one function here and one line in `REPORTS`.
-"""
+"""File formats of `--report`: which suffix of a file's name is written by which function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from onnxslim.errors import UsageError
-from onnxslim.render.json import Json, json_text, report_to_json
-from onnxslim.report import Report
-from onnxslim.version import VERSION
+from onnxslim.render.json import Json, json_text
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -63,31 +59,22 @@ class Formats(Generic[T]):
         writer = self.writers.get(path.suffix) or self.writers[self.default or path.suffix]
         return writer(subject)
 
+    def of(self, made: Callable[[S], T]) -> Formats[S]:
+        """The same formats for an `S`, of which `made` makes a `T`."""
+        writers = {
+            suffix: lambda subject, write=write: write(made(subject))
+            for suffix, write in self.writers.items()
+        }
+        return Formats(writers, self.default, self.signs)
 
-def _json_bytes(data: Json) -> bytes:
+
+def json_bytes(data: Json) -> bytes:
+    """Plain data as the content of a JSON file."""
     return json_text(data).encode()
 
 
-def _report_json(report: Report) -> bytes:
-    return _json_bytes(report_to_json(report))
+JSON_SIGN: Final = b'\n  "onnxslim": "'  # a key of the whole, on a line of its own
+"""Stands near the beginning of each JSON file of onnxslim's."""
 
-
-_JSON_SIGN = b'\n  "onnxslim": "'  # a key of the whole, on a line of its own
-
-JSON: Formats[Json] = Formats({".json": _json_bytes}, default=".json", signs={".json": _JSON_SIGN})
+JSON: Formats[Json] = Formats({".json": json_bytes}, default=".json", signs={".json": JSON_SIGN})
 """Plain data, always as JSON."""
-
-
-def _several_json(reports: Sequence[Json]) -> bytes:
-    return _json_bytes({"onnxslim": VERSION, "models": list(reports)})
-
-
-REPORTS_OF_SEVERAL: Formats[Sequence[Json]] = Formats(
-    {".json": _several_json}, default=".json", signs={".json": _JSON_SIGN}
-)
-"""The reports of several models, each as JSON."""
-
-REPORTS: Formats[Report] = Formats(
-    {".json": _report_json}, default=".json", signs={".json": _JSON_SIGN}
-)
-"""The report of a run."""

@@ -73,6 +73,12 @@ def json_text(data: Json) -> str:
     return printable_json(text) + "\n"
 
 
+def plain_json(data: object) -> Json:
+    """`data` as a reader of its JSON gets it."""
+    plain: Json = json.loads(json_text(_plain(data)))
+    return plain
+
+
 def figures_json(figures: Stats | Latency | None) -> Json:
     """Figures under their own names, run times in milliseconds; null when nothing was measured."""
     return _plain(figures)

@@ -34,6 +34,11 @@ def count_text(count: int | None) -> str:
     return _scaled(count, ("", "k", "M", "G", "T", "P"))
 
 
+def joules_text(picojoules: float) -> str:
+    """An energy in picojoules: `640 pJ`, `12.3 µJ`."""
+    return _scaled(picojoules, ("pJ", "nJ", "µJ", "mJ", "J"))
+
+
 def ms_text(milliseconds: float) -> str:
     """A duration in milliseconds: `0.021 ms`, `12.3 ms`, `1.20 s`."""
     if milliseconds >= 999.5:

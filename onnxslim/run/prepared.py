@@ -29,6 +29,7 @@ from onnxslim.report import FileReport, LatencyPair, Report, RunRecord, StepRepo
 from onnxslim.run.conditions import step_cache
 from onnxslim.run.record import run_record
 from onnxslim.run.settings import RunSettings
+from onnxslim.services.stopwatch import Stopwatch
 from onnxslim.version import VERSION
 
 _LIBRARIES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
@@ -139,6 +140,11 @@ class PreparedRun:
         )
         record = run_record(pipeline, steps, policy, self.settings, self._data_sha256)
         return Attempt(model, steps, record)
+
+    @property
+    def stopwatch(self) -> Stopwatch | None:
+        """Times models on the sample of latency measurements; None where nothing is timed."""
+        return self._context.stopwatch
 
     @cached_property
     def _data_sha256(self) -> Mapping[str, str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxslim.runtime.measure.accuracy import EvaluationSource
     from onnxslim.runtime.measure.verify import RuntimeProver
     from onnxslim.runtime.samples.given import GivenData, SampleSource
+    from onnxslim.runtime.session import Feeds
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,19 @@ class RunSettings:
         if self.data.tokenizer is not None:
             found["tokenizer"] = data_sha256(self.data.tokenizer)
         return found
+
+    def layer_drifts(
+        self, before: Model, after: Model, names: Sequence[str], samples: Sequence[Feeds]
+    ) -> Mapping[str, float]:
+        """SQNR in dB of tensors that both models compute, by name; see `probes.layer_drift`.
+
+        Raises:
+            RuntimeFailure: onnxruntime refuses a model whose inner tensors are returned.
+        """
+        from onnxslim.runtime.probes.layer_drift import layer_drifts
+
+        with self.progress.step("comparing layers"):
+            return layer_drifts((before, after), names, samples, self.threads)
 
     def prover(self) -> RuntimeProver:
         """A new prover, which has seen no model yet."""

@@ -6,5 +6,7 @@ tensor_classes     which tensors of a file are coded together, and as what
 grouping           channel groups, and layers that are left alone
 sensitivity        drift, bytes and work of a pass on each layer or group alone
 sensitivity_plot   a chart of sensitivity
+layer_figures      layers with weights, as files store them, before beside after
+details            what a report tells of both models, part by part
 explanation   a report read again, and what it says of a layer
 """

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnxslim.errors import UsageError
+from onnxslim.pages.html import SIGN as PAGE_SIGN
+from onnxslim.pages.html import data_in
 from onnxslim.pipeline.patterns import matches
 from onnxslim.pipeline.suggest import did_you_mean
 
+_HEAD: Final = 1000  # characters of a page in which it says who made it
 _MOST: Final = 5  # reasons of a step that are shown, by frequency
 
 Data = Mapping[str, Any]
@@ -23,20 +26,30 @@ def read_reports(path: Path) -> list[Data]:
     Raises:
         UsageError: the file cannot be read, or is no report of `onnxslim compress`.
     """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"There is no file `{path}`.") from None
-    except OSError as error:
-        raise UsageError(f"`{path}` cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"`{path}` is no report: it is not JSON ({error}).") from error
+    data = read_json(path)
     reports = data.get("models", [data]) if isinstance(data, dict) else []
     if not reports or not all(map(_is_report, reports)):
         raise UsageError(
             f"`{path}` is no report of a run; `onnxslim MODEL --report FILE.json` writes one."
         )
     return reports
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a report: of the file itself, or of the page that holds it.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no JSON.
+    """
+    try:
+        text = path.read_text("utf-8")
+        return data_in(text) if PAGE_SIGN in text[:_HEAD] else json.loads(text)
+    except FileNotFoundError:
+        raise UsageError(f"There is no file `{path}`.") from None
+    except OSError as error:
+        raise UsageError(f"`{path}` cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UsageError(f"`{path}` is no report: it is not JSON ({error}).") from error
 
 
 def explain_run(report: Data) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxslim.analysis.energy import estimate_energy
+from onnxslim.details import Energy
 from onnxslim.graph.counts import constants_of
 from onnxslim.graph.ir import Constant, to_onnx_dtype, walk_graphs
 from onnxslim.io.model import Model
@@ -52,6 +54,7 @@ class Inspection:
         largest: the largest weights, with their size in bytes.
         external: names of the external data files.
         packed_bytes: size of the packed file; None for an .onnx file.
+        energy: for one sample, by arithmetic from operations and bytes; see `analysis.energy`.
     """
 
     path: Path | None
@@ -69,6 +72,7 @@ class Inspection:
     metadata: Mapping[str, str]
     stats: Stats
     packed_bytes: int | None = None
+    energy: Energy | None = None
 
 
 def inspect_model(model: Model) -> Inspection:
@@ -92,6 +96,7 @@ def inspect_model(model: Model) -> Inspection:
         metadata={item.key: item.value for item in shell.metadata_props},
         stats=stats,
         packed_bytes=model.origin.packed_bytes,
+        energy=estimate_energy(model.graph),
     )
 
 

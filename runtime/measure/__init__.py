@@ -7,6 +7,7 @@ drift               how far an output moved
 row_cosines         how far the rows of an embedding turned
 row_divergences     how far rows of scores are from those of the reference, and whether they agree
 padding             which positions of a batch only fill it up, and do not count
+sample_drift        how far each sample, and each layer, moved
 comparing           one session against kept outputs
 output_evidence     how much the outputs of the original prove
 row_matching        the comparable part of two outputs of different sizes
@@ -20,4 +21,5 @@ bench               latency of several models side by side
 stopwatch           SessionStopwatch answers what passes ask about run time
 run_rows            how many samples one run may take
 profile             run time of a model, kernel by kernel
+trace               kernels of models as a Chrome trace
 """

@@ -27,11 +27,14 @@ def bench(
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     seconds: float | None = None,
-) -> list[tuple[str, Latency, LatencyPair | None]]:
+) -> tuple[list[tuple[str, Latency, LatencyPair | None]], Feeds]:
     """Name, latency, and latency against the first model, of models that take the same inputs.
 
     They run on the first calibration sample, or on seeded inputs; `seconds` is the time for each
     pair of models, and more of it narrows the interval.
+
+    Returns:
+        A row for each model, and the sample that they ran on.
 
     Raises:
         RuntimeFailure: onnxruntime refuses a model, or no inputs could be made up.
@@ -50,7 +53,7 @@ def bench(
             yield [session.runner(feeds[0]) for session in sessions]
 
     times = time_sessions(opened, seed=seed, budget_s=BUDGET_S if seconds is None else seconds)
-    return [
+    rows = [
         (
             _name(model, index),
             summarise(row),
@@ -58,6 +61,7 @@ def bench(
         )
         for index, (model, row) in enumerate(zip(models, times.ms, strict=True))
     ]
+    return rows, feeds[0]
 
 
 def one_sample(

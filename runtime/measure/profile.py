@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -32,11 +32,11 @@ from onnxslim.services.stopwatch import Kernel
 
 BUDGET_S: Final = 0.6
 _FEWEST, _MAX = 5, 60  # runs to evaluate
-_WARM_UPS: Final = 3
+WARM_UPS: Final = 3
 _QUARTILE: Final = 25
 _MARK: Final = re.compile(r"#(\d+)#")
 _BLOCKED: Final = re.compile(r"(.+)_nchwc(_token_\d+)?")  # such a kernel is named after its output
-_KERNEL: Final = "_kernel_time"
+KERNEL: Final = "_kernel_time"
 _Neighbours = Callable[[onnx.NodeProto], Iterable[onnx.NodeProto]]
 
 
@@ -56,7 +56,7 @@ def profile_model(
         node.name = f"#{number}#"
         makers.update((tensor.name, number) for tensor in node.outputs)
     with scratch_folder() as folder:
-        events = _run(marked, feeds, threads, budget_s, folder)
+        events = _events(profiled_events(marked, feeds, threads, budget_s, folder))
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     return tuple(_kernels(events, _OptimisedGraph(graph, makers), labels))
 
@@ -71,10 +71,14 @@ class _KernelEvents:
     microseconds: list[float] = field(default_factory=list)
 
 
-def _run(
+def profiled_events(
     model: Model, feeds: Feeds, threads: int | None, budget_s: float, folder: Path
-) -> Mapping[str, _KernelEvents]:
-    """Kernels by the name of onnxruntime's node, in the order of the first run."""
+) -> list[dict[str, Any]]:
+    """The events of onnxruntime's profile of some runs, the first `WARM_UPS` of them included.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses the model or fails on it.
+    """
     options = session_options(optimise=True, threads=threads)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
@@ -86,25 +90,27 @@ def _run(
     session = plain_session(model, options)
     try:
         started, done = time.perf_counter(), 0
-        while done < _WARM_UPS + _FEWEST or (
-            done < _WARM_UPS + _MAX and time.perf_counter() - started < budget_s
+        while done < WARM_UPS + _FEWEST or (
+            done < WARM_UPS + _MAX and time.perf_counter() - started < budget_s
         ):
             session.run(None, dict(feeds))
             done += 1
     except Exception as error:  # onnxruntime raises many kinds, with no common base
         raise failure("failed while the model was profiled", error) from error
     with open(session.end_profiling(), encoding="utf-8") as file:
-        return _events(json.load(file))
+        rows: list[dict[str, Any]] = json.load(file)
+    return rows
 
 
-def _events(rows: Iterable[dict[str, object]]) -> Mapping[str, _KernelEvents]:
+def _events(rows: Iterable[dict[str, Any]]) -> Mapping[str, _KernelEvents]:
+    """Kernels by the name of onnxruntime's node, in the order of the first run."""
     found: dict[str, _KernelEvents] = {}
     for row in rows:
         name, about = str(row.get("name", "")), row.get("args")
-        if row.get("cat") != "Node" or not name.endswith(_KERNEL) or not isinstance(about, dict):
+        if row.get("cat") != "Node" or not name.endswith(KERNEL) or not isinstance(about, dict):
             continue
         shapes = json.dumps([about.get("input_type_shape"), about.get("output_type_shape")])
-        key = f"{name.removesuffix(_KERNEL)}@{about.get('node_index')}"
+        key = f"{name.removesuffix(KERNEL)}@{about.get('node_index')}"
         if key not in found:
             elements = _elements(about.get("output_type_shape"))
             found[key] = _KernelEvents(str(about.get("op_name")), shapes, elements)
@@ -129,7 +135,7 @@ def _kernels(
     for key, event in events.items():
         name = key.rpartition("@")[0]
         kinds[key] = (event.operator, event.shapes, made.attributes(name))
-        alike[kinds[key]] += event.microseconds[_WARM_UPS:]
+        alike[kinds[key]] += event.microseconds[WARM_UPS:]
     # a kernel that was inserted counts for the nearest marked node after it, else before it
     for key, event in events.items():
         name = key.rpartition("@")[0]

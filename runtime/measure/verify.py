@@ -25,6 +25,7 @@ from onnxslim.analysis.input_demands import input_demands
 from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.analysis.output_parts import Parts, output_parts
 from onnxslim.analysis.token_inputs import PaddingMask, padding_mask
+from onnxslim.details import SampleDrift
 from onnxslim.errors import ModelError, OptimiserFailure, OutOfMemory, RuntimeFailure
 from onnxslim.io.check import OLDEST_OPSET, foreign_operators
 from onnxslim.io.model import Model
@@ -47,6 +48,7 @@ from onnxslim.runtime.measure.rounding_noise import (
     rounded_everywhere,
     rounds_between_operators,
 )
+from onnxslim.runtime.measure.sample_drift import sample_drifts
 from onnxslim.runtime.measure.steadiness import differing_outputs, unsteady_outputs
 from onnxslim.runtime.measure.workload import (
     Workload,
@@ -302,6 +304,19 @@ class RuntimeProver:
                 self._believe_labels(evaluation, session)
             return score
 
+    def sample_drifts(self, candidate: Model) -> tuple[SampleDrift, ...]:
+        """How far outputs on each sample are from the original's; () where they are not compared.
+
+        In the order of the data.
+        """
+        if not self._is_comparable or self._original is None:
+            return ()
+        mode = self._prepare(self._mode(candidate, Fidelity.LOSSY))
+        references = self._reference(self._original, mode)
+        with self._progress.step("comparing samples"), self._open(candidate) as session:
+            runs = self._runs(mode)
+            return tuple(sample_drifts(session, runs, references, self.output_kinds, self._padding))
+
     def check_file(self, path: Path, model: Model) -> None:
         """See `Prover`."""
         if not self._verify or not self._is_loadable:
@@ -354,6 +369,11 @@ class RuntimeProver:
         if self._workload is None or not self._is_comparable:
             return ()
         return [sample.feeds for sample in self._workload.probes]
+
+    def some_probes(self, most: int) -> tuple[Sequence[Feeds], int]:
+        """The first of `probes`, at most so many runs, and the number of samples in them."""
+        runs = () if self._workload is None or not self.probes else self._workload.probes[:most]
+        return [run.feeds for run in runs], sum(run.rows for run in runs)
 
     # ------------------------------------------------------------------ inside
 

@@ -90,7 +90,7 @@ def test_the_report_is_a_table_and_a_picture(files: tuple[Path, Path], tmp_path:
 
 def test_a_report_of_another_kind_is_refused(files: tuple[Path, Path], capsys: Said) -> None:
     assert run("sensitivity", files[0], "--calib", files[1], "--report", "found.txt") == 2
-    assert "must end in .csv, .svg or .png" in capsys.readouterr().err
+    assert "must end in .csv, .svg, .png, .json, .html or .md" in capsys.readouterr().err
 
 
 def test_a_picture_without_matplotlib_is_refused_before_the_work(

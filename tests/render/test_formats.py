@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from onnxslim.errors import UsageError
-from onnxslim.render.formats import JSON, REPORTS, Formats
+from onnxslim.pages.formats import REPORTS
+from onnxslim.render.formats import JSON, Formats
 from onnxslim.report import FileReport, Report, Stats
 
 WORDS: Formats[str] = Formats({".txt": str.encode, ".up": lambda text: text.upper().encode()})

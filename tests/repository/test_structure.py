@@ -22,7 +22,7 @@ TIERS = (
     ("report",),
     ("errors", "linear_algebra"),
     ("graph", "render"),
-    ("packing",),
+    ("packing", "pages"),
     ("io",),
     ("services",),
     ("analysis",),
@@ -42,7 +42,7 @@ TIERS = (
 )
 """The rooms of the core from the ground up: each imports only rooms of earlier rows, and itself."""
 
-NO_ONNX = ("onnxslim.solvers", "onnxslim.packing", "onnxslim.render")
+NO_ONNX = ("onnxslim.solvers", "onnxslim.packing", "onnxslim.render", "onnxslim.pages")
 """Rooms that know neither ONNX nor a graph."""
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,9 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_model_after_the_first_is_paired_with_it(tmp_path: Path) -> None:
     path = tmp_path / "b.onnx"
     path.write_bytes(parse(MODEL.replace("Abs", "Neg")).SerializeToString())
-    first, second, third = bench([Model.load(parse(MODEL)), Model.load(path), Model.load(path)])
+    (first, second, third), _ = bench(
+        [Model.load(parse(MODEL)), Model.load(path), Model.load(path)]
+    )
     assert (first[0], second[0]) == ("model 1", str(path))
     assert first[2] is None
     assert third[2] is not None
@@ -34,8 +38,12 @@ def test_every_model_after_the_first_is_paired_with_it(tmp_path: Path) -> None:
 def test_models_run_as_long_as_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
 
-    def timed(opened: object, *, seed: int, budget_s: float) -> latency.RunTimes:
+    def timed(
+        opened: Callable[[], AbstractContextManager[object]], *, seed: int, budget_s: float
+    ) -> latency.RunTimes:
         given.append(budget_s)
+        with opened():
+            pass
         return latency.RunTimes(np.ones((1, 7)), np.ones((1, 7)))
 
     monkeypatch.setattr(bench_module, "time_sessions", timed)
@@ -48,7 +56,7 @@ def test_calibration_gives_the_sample() -> None:
     text = MODEL.replace("float[N, 4] x", "float[N, M] x").replace(
         "y = Abs (x)", "k = Constant <value = float[4] {1, 2, 3, 4}> () y = Add (x, k)"
     )
-    rows = bench([Model.load(parse(text))], calibration={"x": np.ones((2, 4), np.float32)})
+    rows, _ = bench([Model.load(parse(text))], calibration={"x": np.ones((2, 4), np.float32)})
     assert rows[0][1].median > 0
 
 
