@@ -5,6 +5,7 @@
     ├── ModelError       3  the model is invalid, corrupt or not supported
     ├── FloorMissed      4  a pass went below the user's floor and was rolled back
     ├── StepIdle         4  --strict: a step was left out or changed nothing
+    ├── ClaimBroken      4  `onnxslim check`: a report claims what does not hold
     ├── PromiseBroken    5  a pass broke its own promise: a bug, with a reproducer
     └── RuntimeFailure   6  onnxruntime refused a model or failed on it
         ├── OutOfMemory  6  it asked for more memory than there is
@@ -73,6 +74,12 @@ class FloorMissed(OnnxslimError):
 
 class StepIdle(OnnxslimError):
     """A step that was asked for was left out, or changed nothing; the output was written."""
+
+    exit_code = 4
+
+
+class ClaimBroken(OnnxslimError):
+    """What a report claims of its files does not hold, or not any more."""
 
     exit_code = 4
 

@@ -5,8 +5,10 @@ Owns: arguments checked, settings made. Not here: the work (see `tools` and `exi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from onnxslim.errors import ModelError, NotApplicable
@@ -14,28 +16,41 @@ from onnxslim.io.bounds import check_bounds
 from onnxslim.io.model import Model, ModelSource
 from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline import registry
+from onnxslim.pipeline.data_settings import SETTINGS, DataSettings, option_name
+from onnxslim.pipeline.floors import Floors, check_measured
 from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.policy import Policy
 from onnxslim.pipeline.registry import Description
 from onnxslim.run.declared import declared_settings
+from onnxslim.run.record import processor_name
 from onnxslim.run.requests import (
+    FloorWord,
     PassesArgument,
     check_numbers,
     data_settings,
+    floors_to_hold,
     loaded,
     parsed,
     refuse_both,
 )
 from onnxslim.run.settings import RunSettings
 from onnxslim.services.progress import Progress
+from onnxslim.tools.claims import Claim, ClaimSettings, judged_claims, report_of_output
+from onnxslim.tools.explanation import read_reports
 from onnxslim.tools.inspection import Inspection, inspect_model
 
 if TYPE_CHECKING:
     from onnxslim.exits.candidates import ExitRow
-    from onnxslim.pipeline.data_settings import DataSettings, DataWords
+    from onnxslim.pipeline.data_settings import DataWords
+    from onnxslim.runtime.measure.accuracy import EvaluationSource
     from onnxslim.runtime.samples.given import SampleSource
     from onnxslim.tools.grouping import GroupSurvey
     from onnxslim.tools.sensitivity import SensitivityPoint
+
+
+DATA_OPTIONS = frozenset(map(option_name, SETTINGS))
+"""Names of the settings of data, as options and as records spell them."""
 
 
 def inspect(model: ModelSource | Model) -> Inspection:
@@ -49,6 +64,77 @@ def inspect(model: ModelSource | Model) -> Inspection:
         ModelError: it is no model.
     """
     return inspect_model(loaded(model))
+
+
+def check(
+    output: str | os.PathLike[str],
+    against: str | os.PathLike[str],
+    report: str | os.PathLike[str],
+    *,
+    calibration: SampleSource | None = None,
+    evaluation: EvaluationSource | None = None,
+    data: DataSettings | DataWords | None = None,
+    floors: Floors | Mapping[FloorWord, float] | None = None,
+    needs_floors: bool = True,
+    threads: int | None = None,
+    seed: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    measure: bool = True,
+    progress: Progress | Callable[[Progress], None] | None = None,
+) -> list[Claim]:
+    """Hold what a report claims against its files once more, on this machine.
+
+    Settings that are not given are those of the run.
+
+    Args:
+        output: the file that the run wrote.
+        against: the file that it began with.
+        report: what `--report` wrote of it, as JSON.
+        calibration: the samples of the run; without them what it says of outputs is not judged.
+        evaluation: its labelled samples or its metric.
+        data: how both are read.
+        floors: limits to hold beside those of the run.
+        needs_floors: whether lossy steps without any floor break a claim.
+        threads: threads of onnxruntime.
+        seed: of seeded inputs.
+        input_shapes: shape by input name, for seeded inputs.
+        measure: time the models.
+        progress: is called when a step of the work begins, advances or ends.
+
+    Raises:
+        UsageError: a file is missing, or is no report of such a run.
+        ModelError: a file is no model.
+        RuntimeFailure: onnxruntime refuses a model.
+    """
+    source, result = loaded(against), loaded(output)
+    for model in (source, result):
+        check_bounds(model)
+    claimed = report_of_output(read_reports(Path(report)), result.origin)
+    record = claimed.get("record") or {}
+    said = {str(name): str(value) for name, value in record.get("settings", {}).items()}
+    words = data_settings(data)
+    if calibration is not None or evaluation is not None:
+        words = words.over(DataSettings.of({k: v for k, v in said.items() if k in DATA_OPTIONS}))
+    seed = int(said.get("seed", 0)) if seed is None else seed
+    threads = int(said["threads"]) if threads is None and "threads" in said else threads
+    check_numbers(seed=seed, threads=threads)
+    limits = None if floors is None else floors_to_hold(floors)
+    if limits is not None:
+        check_measured(limits, has_evaluation=evaluation is not None, verify=True)
+    settings = RunSettings(
+        calibration,
+        evaluation,
+        seed=seed,
+        threads=threads,
+        input_shapes=input_shapes,
+        output_kinds=parse_kinds(filter(None, said.get("output-kind", "").split(","))),
+        measure=measure,
+        progress=Progress.of(progress),
+        data=words,
+        declared=declared_settings(source),
+    )
+    how = ClaimSettings(settings.data_sha256(), processor_name(), limits, needs_floors)
+    return list(judged_claims(claimed, source, result, settings.prover(), how))
 
 
 def passes() -> tuple[Description, ...]:

@@ -7,6 +7,7 @@ groups       show which channels can leave together
 exits        show where a classifier can be left early
 sensitivity  try a pass on each layer alone
 compare      compare two models
+check        hold a report against its files once more
 bench        time models in turn
 report       make a page of reports
 explain      say why something was or was not done, from a report
@@ -39,6 +40,7 @@ COMMANDS: Mapping[str, str] = {
     "exits": "Show where a classifier can be left early, and how many samples could leave there.",
     "sensitivity": "Measure how far a pass on one layer or channel group alone moves the outputs.",
     "compare": "Compare drift, bytes and latency of two models.",
+    "check": "Hold what a report claims against its files once more.",
     "bench": "Time models in turn; show latency with its spread.",
     "report": "Make a page of reports that were written; of several, side by side.",
     "explain": "Say later why something was or was not done, from a report alone.",

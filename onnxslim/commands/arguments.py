@@ -67,6 +67,81 @@ def calib_option(
     )
 
 
+def eval_option(command: _Command) -> _Command:
+    """`--eval`: argument `evaluation`."""
+    return click.option(
+        "--eval",
+        "--evaluation",
+        "evaluation",
+        metavar="FILE|DIR|module:function",
+        callback=refuse_stream,
+        help="Sample inputs with labels, or a metric: measures accuracy before and after.",
+    )(command)
+
+
+def floor_options(command: _Command) -> _Command:
+    """Floors, by the names of `recipe.Recipe`; `--no-floor`: argument `floor`, False when given."""
+    from onnxslim.pipeline import recipe
+
+    command = click.option(
+        "--no-floor",
+        "floor",
+        is_flag=True,
+        flag_value=False,
+        default=None,
+        help="Keep lossy passes whatever they cost: no default floor.",
+    )(command)
+    for name, limits, text in reversed(
+        (
+            ("--max-drop", recipe.MAX_DROP, "Points of accuracy that may be lost."),
+            (
+                "--min-agreement",
+                recipe.MIN_AGREEMENT,
+                "Share of top-1 answers that must stay those of MODEL.",
+            ),
+            ("--min-sqnr", recipe.MIN_SQNR, "Least SQNR in dB of every output."),
+            (
+                "--min-cosine",
+                recipe.MIN_COSINE,
+                "Least mean cosine of the rows of embeddings and hidden states with those of "
+                "MODEL.",
+            ),
+            ("--min-row-cosine", recipe.MIN_COSINE, "Least cosine of every such row."),
+            (
+                "--max-kl",
+                recipe.MAX_KL,
+                "Largest mean Kullback-Leibler divergence, in nats, of token logits from those of "
+                "MODEL.",
+            ),
+            ("--max-row-kl", recipe.MAX_KL, "Largest such divergence at every position."),
+        )
+    ):
+        command = click.option(name, type=BoundedNumber(limits), help=text)(command)
+    return command
+
+
+def no_latency_option(command: _Command) -> _Command:
+    """`--no-latency`: argument `latency`, False when given."""
+    return click.option(
+        "--no-latency",
+        "latency",
+        is_flag=True,
+        flag_value=False,
+        default=None,
+        help="Do not measure latency.",
+    )(command)
+
+
+def junit_option(command: _Command) -> _Command:
+    """`--junit`."""
+    return click.option(
+        "--junit",
+        metavar="FILE.xml",
+        callback=refuse_stream,
+        help="Write what held and what did not as JUnit XML, for CI.",
+    )(command)
+
+
 def data_options(command: _Command) -> _Command:
     """The options that say how data are read: argument `data`.
 
@@ -121,9 +196,13 @@ def passes_option(command: _Command) -> _Command:
     )(command)
 
 
-def report_option(formats: Formats[Any], help: str) -> Callable[[_Command], _Command]:
-    """`--report`, for a file in one of `formats`."""
-    return click.option("--report", metavar=formats.metavar, callback=refuse_stream, help=help)
+def report_option(
+    formats: Formats[Any], help: str, *, takes_stream: bool = False
+) -> Callable[[_Command], _Command]:
+    """`--report`, for a file in one of `formats`; `-` may stand for standard output."""
+    callback = None if takes_stream else refuse_stream
+    metavar = f"{formats.metavar}|-" if takes_stream else formats.metavar
+    return click.option("--report", metavar=metavar, callback=callback, help=help)
 
 
 def trace_option(command: _Command) -> _Command:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,14 @@ import click
 
 from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
-    BoundedNumber,
     cache_option,
     calib_option,
     data_options,
+    eval_option,
     explain_option,
+    floor_options,
+    junit_option,
+    no_latency_option,
     one_output,
     output_option,
     overwrite_option,
@@ -33,7 +36,7 @@ from onnxslim.commands.arguments import (
 )
 from onnxslim.commands.console import complain, paper, say, warn
 from onnxslim.commands.failures import failure_of, worst
-from onnxslim.commands.files import check_report, check_trace, write_report
+from onnxslim.commands.files import check_beside, check_report, check_trace, write_report
 from onnxslim.commands.progress import progress
 from onnxslim.commands.streams import STREAM, output_of, refuse_stream, source_of, target_of, teller
 from onnxslim.errors import FloorMissed, StepIdle, UsageError
@@ -43,11 +46,6 @@ from onnxslim.pipeline.other_words import command_for, pipeline_for
 from onnxslim.pipeline.output_words import NAMED_KINDS, parse_kinds
 from onnxslim.pipeline.recipe import (
     GOALS,
-    MAX_DROP,
-    MAX_KL,
-    MIN_AGREEMENT,
-    MIN_COSINE,
-    MIN_SQNR,
     Recipe,
     load_recipe,
 )
@@ -61,6 +59,7 @@ if TYPE_CHECKING:
     from onnxslim.pipeline.policy import GoalWord
     from onnxslim.records import OutputKind
     from onnxslim.render.json import Json
+    from onnxslim.render.junit import JunitSuite
     from onnxslim.report import Report
     from onnxslim.services.progress import Progress
 
@@ -83,14 +82,7 @@ def _output_kinds(
 @overwrite_option
 @passes_option
 @calib_option("Sample inputs without labels, for passes that use data and for comparing outputs.")
-@click.option(
-    "--eval",
-    "--evaluation",
-    "evaluation",
-    metavar="FILE|DIR|module:function",
-    callback=refuse_stream,
-    help="Sample inputs with labels, or a metric: measures accuracy before and after.",
-)
+@eval_option
 @click.option(
     "--train",
     "train",
@@ -99,39 +91,7 @@ def _output_kinds(
     help="Sample inputs for passes that train, in place of those of --calib.",
 )
 @data_options
-@click.option(
-    "--max-drop", type=BoundedNumber(MAX_DROP), help="Points of accuracy that may be lost."
-)
-@click.option(
-    "--min-agreement",
-    type=BoundedNumber(MIN_AGREEMENT),
-    help="Share of top-1 answers that must stay those of MODEL.",
-)
-@click.option("--min-sqnr", type=BoundedNumber(MIN_SQNR), help="Least SQNR in dB of every output.")
-@click.option(
-    "--min-cosine",
-    type=BoundedNumber(MIN_COSINE),
-    help="Least mean cosine of the rows of embeddings and hidden states with those of MODEL.",
-)
-@click.option(
-    "--min-row-cosine",
-    type=BoundedNumber(MIN_COSINE),
-    help="Least cosine of every such row.",
-)
-@click.option(
-    "--max-kl",
-    type=BoundedNumber(MAX_KL),
-    help="Largest mean Kullback-Leibler divergence, in nats, of token logits from those of MODEL.",
-)
-@click.option(
-    "--max-row-kl",
-    type=BoundedNumber(MAX_KL),
-    help="Largest such divergence at every position.",
-)
-@click.option(
-    "--no-floor", "floor", is_flag=True, flag_value=False, default=None,
-    help="Keep lossy passes whatever they cost: no default floor.",
-)  # fmt: skip
+@floor_options
 @click.option(
     "--output-kind",
     "output_kinds",
@@ -145,8 +105,23 @@ def _output_kinds(
     type=click.Choice(GOALS),
     help="Which of bytes and latency may not get worse; default: both.",
 )
-@report_option(REPORTS, "Write every figure that was measured to a file, or as a page.")
+@report_option(
+    REPORTS, "Write every figure that was measured to a file, or as a page.", takes_stream=True
+)
 @trace_option
+@junit_option
+@click.option(
+    "--provenance",
+    metavar="FILE.json",
+    callback=refuse_stream,
+    help="Write where OUTPUT comes from, as an in-toto statement with SLSA provenance.",
+)
+@click.option(
+    "--model-card",
+    metavar="FILE.md",
+    callback=refuse_stream,
+    help="Write a part of a model card: how OUTPUT was made, and how close it is.",
+)
 @run_options
 @cache_option
 @click.option(
@@ -160,10 +135,7 @@ def _output_kinds(
     "--no-verify", "verify", is_flag=True, flag_value=False, default=None,
     help="Do not compare outputs; the result is unproven.",
 )  # fmt: skip
-@click.option(
-    "--no-latency", "latency", is_flag=True, flag_value=False, default=None,
-    help="Do not measure latency.",
-)  # fmt: skip
+@no_latency_option
 @click.option(
     "--strict",
     is_flag=True,
@@ -194,6 +166,9 @@ def command(
     goal: GoalWord | None,
     report: str | None,
     trace: str | None,
+    junit: str | None,
+    provenance: str | None,
+    model_card: str | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
     seed: int | None,
@@ -241,6 +216,8 @@ def command(
     )
     if recipe is not None:
         settings = settings.over(load_recipe(Path(recipe)))
+    named = {"--junit": junit, "--provenance": provenance, "--model-card": model_card}
+    beside = {option: Path(name) for option, name in named.items() if name is not None}
     wanted = _Wanted(
         settings,
         Path(report) if report else None,
@@ -251,18 +228,27 @@ def command(
         verbose,
         details=report is not None,
         cache=cache,
+        beside=beside,
     )
     if out_dir is not None:
         return _run_all(list(dict.fromkeys(map(Path, models))), Path(out_dir), named_output, wanted)
     model, output = _one_model(models, named_output)
+    if report == STREAM == output:
+        raise UsageError("OUTPUT and --report are both `-`: standard output takes one of them.")
     with target_of(output) as target:
-        outcome = _run_one(source_of(model), target, wanted, tell=teller(output))
+        tell = teller(STREAM if report == STREAM else output)
+        outcome = _run_one(source_of(model), target, wanted, tell=tell)
     return 0 if outcome.failure is None else outcome.failure.exit_code
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is wanted of each model: the run, and what is shown of it."""
+    """What is wanted of each model: the run, and what is shown of it.
+
+    Attributes:
+        report: file of the report; `-` is standard output.
+        beside: other files of the run, by option (see `render.formats.BESIDE`).
+    """
 
     settings: Recipe
     report: Path | None
@@ -273,6 +259,12 @@ class _Wanted:
     verbose: bool
     details: bool  # what a page shows of layers, samples and graphs takes time to measure
     cache: str | None = None
+    beside: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def has_stream(self) -> bool:
+        """Whether the report goes to standard output."""
+        return self.report == Path(STREAM)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -304,24 +296,20 @@ def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: _
 
     _check_several(models, output, wanted)
     targets = targets_in(folder, models)
-    if wanted.report is not None:
-        check_report(
-            wanted.report, models[0], targets[0], REPORTS_OF_SEVERAL, overwrite=wanted.overwrite
-        )
+    _check_files_of_all(models[0], targets[0], wanted)
     outcomes: list[ModelOutcome] = []
     for model, target in zip(models, targets, strict=True):
         if not wanted.quiet:
             say(f"{model} -> {target}")
         make_folders(target.parent)
         try:
-            outcome = _run_one(model, target, replace(wanted, report=None))
+            outcome = _run_one(model, target, replace(wanted, report=None, beside={}))
         except Exception as error:
             failure = failure_of(error, verbose=wanted.verbose)
             complain(failure.message)
             outcome = ModelOutcome(model, target, report_of(error), failure)
         outcomes.append(outcome)
-        if wanted.report is not None:
-            write_report(wanted.report, [_reported(item) for item in outcomes], REPORTS_OF_SEVERAL)
+        _write_files_of_all(outcomes, wanted)
         if not wanted.quiet:
             say("")
     if not wanted.quiet:
@@ -341,6 +329,40 @@ def _check_several(models: Sequence[Path], output: str | None, wanted: _Wanted) 
         raise UsageError("--trace is of one model; leave it out, or run the models one by one.")
     if STREAM in map(str, models):
         raise UsageError("Standard input has no name for --out-dir; give files.")
+    for option in wanted.beside.keys() - {"--junit"}:
+        raise UsageError(f"{option} is of one model; leave it out, or run models one by one.")
+    if wanted.has_stream:
+        raise UsageError("--report - is of one model; give a file for those of --out-dir.")
+
+
+def _check_files_of_all(model: Path, target: Path, wanted: _Wanted) -> None:
+    """Refuse files that cannot be written, of runs whose first model and output are given.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    check_beside(wanted.beside, model, target, overwrite=wanted.overwrite)
+    if wanted.report is not None:
+        check_report(wanted.report, model, target, REPORTS_OF_SEVERAL, overwrite=wanted.overwrite)
+
+
+def _write_files_of_all(outcomes: Sequence[ModelOutcome], wanted: _Wanted) -> None:
+    if wanted.report is not None:
+        write_report(wanted.report, [_reported(item) for item in outcomes], REPORTS_OF_SEVERAL)
+    if "--junit" in wanted.beside:
+        from onnxslim.render.beside import JUNIT
+
+        write_report(wanted.beside["--junit"], list(map(_suite, outcomes)), JUNIT)
+
+
+def _suite(outcome: ModelOutcome) -> JunitSuite:
+    from onnxslim.render.junit import JunitCase, JunitSuite, suite_of
+
+    if outcome.report is not None:
+        outcome.report.error = outcome.failure
+        return suite_of(outcome.report)
+    failed = None if outcome.failure is None else outcome.failure.message
+    return JunitSuite(f"onnxslim {outcome.source}", [JunitCase("run", failed=failed)])
 
 
 def _run_one(
@@ -375,10 +397,9 @@ def _run_one(
         _report_failure(error, wanted)
         raise
     report = outcome.report
-    if tell is not say and report.after.path is not None:
+    if tell is not say and report.after.path is not None and not wanted.has_stream:
         report.after.path = STREAM
-    if wanted.report is not None:
-        write_report(wanted.report, report, REPORTS)
+    _write_files(report, wanted)
     if not wanted.quiet:
         _show(report, output, explain=wanted.explain, tell=tell)
     if outcome.failure is not None:
@@ -388,6 +409,21 @@ def _run_one(
 
         warn(unjudged_text(report))
     return outcome
+
+
+def _write_files(report: Report, wanted: _Wanted) -> None:
+    """Write what was asked for of a run that ended."""
+    if wanted.has_stream:
+        say(REPORTS.to_bytes(report, Path("report.json")).decode().rstrip())
+    elif wanted.report is not None:
+        write_report(wanted.report, report, REPORTS)
+    if not wanted.beside:
+        return
+    from onnxslim.render.beside import BESIDE
+
+    for option, path in wanted.beside.items():
+        if option != "--provenance" or report.after.path is not None:
+            write_report(path, report, BESIDE[option])
 
 
 def _show(report: Report, output: Path, *, explain: bool, tell: Callable[[str], None]) -> None:
@@ -402,11 +438,12 @@ def _show(report: Report, output: Path, *, explain: bool, tell: Callable[[str], 
 def _report_failure(error: BaseException, wanted: _Wanted) -> None:
     """Write the report of a run that `error` ended, where a model had been opened."""
     report = report_of(error)
-    if report is None or wanted.report is None:
+    if report is None:
         return
     report.error = failure_of(error)
+    told = {option: path for option, path in wanted.beside.items() if option == "--junit"}
     try:
-        write_report(wanted.report, report, REPORTS)
+        _write_files(report, replace(wanted, beside=told))
     except UsageError as second:  # the first error is the one to end with
         complain(str(second))
 
@@ -481,10 +518,12 @@ def _check_request(model: Path | bytes, output: Path, wanted: _Wanted) -> None:
     from onnxslim.io.marks import check_output
 
     check_output(output, source, overwrite=wanted.overwrite)
-    if wanted.report is not None:
-        check_report(wanted.report, source or output, output, REPORTS, overwrite=wanted.overwrite)
+    given = source or output
+    if wanted.report is not None and not wanted.has_stream:
+        check_report(wanted.report, given, output, REPORTS, overwrite=wanted.overwrite)
     if wanted.trace is not None:
-        check_trace(wanted.trace, source or output, output, overwrite=wanted.overwrite)
+        check_trace(wanted.trace, given, output, overwrite=wanted.overwrite)
+    check_beside(wanted.beside, given, output, overwrite=wanted.overwrite)
     check_measured(
         settings.floors,
         has_evaluation=settings.eval is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -54,6 +55,16 @@ def check_report(
         head = stream.read(_HEAD_BYTES)
     if head and not formats.wrote(report, head):
         raise not_ours(report)
+
+
+def check_beside(
+    files: Mapping[str, Path], source: Path, output: Path, *, overwrite: bool = False
+) -> None:
+    """As `check_report`, for other files of a run, by option."""
+    from onnxslim.render.beside import BESIDE
+
+    for option, path in files.items():
+        check_report(path, source, output, BESIDE[option], overwrite=overwrite, option=option)
 
 
 def write_report(report: Path, subject: T, formats: Formats[T]) -> None:

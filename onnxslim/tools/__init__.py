@@ -9,4 +9,5 @@ sensitivity_plot   a chart of sensitivity
 layer_figures      layers with weights, as files store them, before beside after
 details            what a report tells of both models, part by part
 explanation   a report read again, and what it says of a layer
+claims        what a report claims of its files, held against them once more
 """
