@@ -97,6 +97,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     residual      residual streams of transformers in fewer columns
     run           one model, prepared once, and the pipelines that run on it
     tools         what the other commands do
+    tuning        engine of tune: one budget over all passes
     api           public functions that run or write: compress, pack, ...
     surveys       public functions that only look: inspect, groups, ...
     commands      the subcommands of `onnxslim`
@@ -167,13 +168,14 @@ _HOME = {
     "report_to_json": "render.json",
     "report_to_text": "render.text",
     "sensitivity": "surveys",
+    "tune": "api",
     "unpack": "api",
 }
 
 _FUNCTIONS = ("exits", "passes")  # packages that are functions as well
 
 if TYPE_CHECKING:
-    from onnxslim.api import bench_models, compare_models, compress, pack, unpack
+    from onnxslim.api import bench_models, compare_models, compress, pack, tune, unpack
     from onnxslim.errors import (
         FloorMissed,
         ModelError,
@@ -253,6 +255,7 @@ __all__ = [
     "report_to_json",
     "report_to_text",
     "sensitivity",
+    "tune",
     "unpack",
 ]
 

@@ -1,4 +1,4 @@
-"""Public functions that run models or write files: compress, compare_models, bench_models, pack.
+"""Public functions that run models or write files: compress, tune, pack and others.
 
 Owns: arguments checked, settings made, errors of a request. Not here: functions that only look (see
 `surveys`); how one model runs through pipelines (see `run`). `onnxslim.runtime` is
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,7 +48,7 @@ from onnxslim.run.requests import (
     refuse_both,
 )
 from onnxslim.run.settings import RunSettings
-from onnxslim.runtime.samples.extras import TRAINING, require_extra
+from onnxslim.runtime.samples.extras import SEARCH, TRAINING, require_extra
 from onnxslim.services.progress import Progress
 from onnxslim.tools.details import DetailSurvey
 
@@ -189,6 +190,149 @@ def compress(
             report.notes += survey.notes
         if trace is not None:
             _write_trace(Path(trace), run, attempt.model, report)
+        report.seconds = time.perf_counter() - started
+        _raise_for_floors(report, attempt.model)
+    return attempt.model, report
+
+
+def tune(
+    model: ModelSource | Model,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    calibration: SampleSource | None = None,
+    evaluation: EvaluationSource | None = None,
+    train: SampleSource | None = None,
+    data: DataSettings | DataWords | None = None,
+    floors: Floors | Mapping[FloorWord, float] | None = DEFAULT,
+    goal: Literal["latency", "bytes", "energy"] | None = None,
+    target_latency: str | None = None,
+    target_size: str | None = None,
+    seconds: float = 1800.0,
+    trials: int = 60,
+    study: str | None = None,
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
+    front: str | os.PathLike[str] | None = None,
+    clock: bool = True,
+    is_worker: bool = False,
+    threads: int | None = None,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    output_kinds: Mapping[str, KindWord | OutputKind] | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    details: bool = False,
+    progress: Progress | Callable[[Progress], None] | None = None,
+) -> tuple[Model, Report]:
+    """Find the pipeline that makes a model as small or as fast as the floors allow.
+
+    Four of five samples choose; the others confirm what was chosen. `report.tuning` has the search.
+
+    Args:
+        model: as for `compress`.
+        output: where to write the result; None writes nothing.
+        calibration: unlabelled samples.
+        evaluation: labelled samples, or a metric.
+        train: samples for passes that train, in place of `calibration`.
+        data: how all of them are read.
+        floors: what must hold, as for `compress`; None is refused.
+        goal: what is to become least; by default latency, or what the first target is for.
+        target_latency: latency that suffices: `5ms`, or `0.5x` of the model's.
+        target_size: bytes that suffice: `1MB`, or `0.25x` of the model's.
+        seconds: after which no further trial begins.
+        trials: the largest number of trials.
+        study: file of a journal, or URL of a storage of Optuna, in which trials are kept and
+            shared: an equal request goes on with them.
+        allow: names of the passes that may be combined; (): all that help with the goal.
+        deny: names of passes that may not.
+        front: folder for the models that nothing beats in bytes, latency and closeness at once.
+        clock: whether this process times models; without it there is no goal of latency.
+        is_worker: whether this process only takes part in the search, and writes nothing.
+        threads: threads of onnxruntime; None for its own choice.
+        seed: seed of all randomness.
+        input_shapes: shape by input name, for inputs that are made up.
+        output_kinds: `classes`, `embedding`, ... by output name, where the graph was read wrong.
+        overwrite: replace an existing `output` that onnxslim did not write, too.
+        command: what to record as the command in the report.
+        cache: folder in which outcomes of steps are kept and found again; None: all steps are run.
+        details: put into the report what `compress` does with `details`.
+        progress: is called when a step of the work begins, advances or ends.
+
+    Returns:
+        The resulting model and the report.
+
+    Raises:
+        UsageError: the request is wrong, Optuna is missing, or the output cannot be written.
+        ModelError: the model is invalid, corrupt or not supported.
+        FloorMissed: the targets are out of reach; the best model that holds the floors was written,
+            and is in its `model`.
+        RuntimeFailure: onnxruntime failed.
+    """
+    started = time.perf_counter()
+    require_extra(*SEARCH)
+    from onnxslim.tuning.aims import Aim
+    from onnxslim.tuning.run import Tuner, TuneRequest
+
+    check_numbers(seed=seed, threads=threads)
+    aim = Aim.of(goal, target_latency, target_size)
+    if aim.needs_clock and not clock:
+        raise UsageError(
+            "A goal of latency needs models to be timed: leave out --no-clock, or give a goal of "
+            "bytes."
+        )
+    limits = floors_to_hold(floors)
+    if not limits.limits_anything:
+        raise UsageError("tune needs floors: without any, the smallest model is an empty one.")
+    check_measured(limits, has_evaluation=evaluation is not None, verify=True)
+    words = data_settings(data)
+    if output is not None:
+        check_output(Path(output), file_of(model), overwrite=overwrite)
+    source = loaded(model)
+    has_parts = calibration is not None or evaluation is not None
+    settings = RunSettings(
+        calibration,
+        evaluation,
+        train,
+        seed,
+        threads,
+        input_shapes,
+        parse_kinds(f"{name}={kind}" for name, kind in (output_kinds or {}).items()),
+        measure=clock,
+        progress=Progress.of(progress),
+        data=replace(words, samples="most") if has_parts else words,
+        declared=declared_settings(source),
+        cache=cache_folder(cache),
+    )
+    request = TuneRequest(
+        aim,
+        Policy(floors=limits),
+        seconds,
+        trials,
+        tuple(allow),
+        tuple(deny),
+        study,
+        seed,
+        is_worker=is_worker,
+    )
+    with reporting(source, command or "onnxslim.tune(...)") as watched:
+        watched.run = run = PreparedRun(source, settings)
+        confirming = None
+        if has_parts and not is_worker:
+            rest = replace(words, samples="rest")
+            confirming = PreparedRun(source, replace(settings, data=rest, measure=False))
+        tuner = Tuner(request, run, confirming)
+        attempt, report = tuner.run()
+        report.command = command or report.command
+        if not is_worker:
+            if output is not None:
+                write_output(run, attempt, report, Path(output))
+            if front is not None and report.tuning is not None:
+                report.tuning = tuner.write_front(Path(front), report.tuning)
+            if details:
+                survey = DetailSurvey(run.prover, run.stopwatch, settings)
+                report.details = survey.details(source, attempt.model)
+                report.notes += survey.notes
         report.seconds = time.perf_counter() - started
         _raise_for_floors(report, attempt.model)
     return attempt.model, report

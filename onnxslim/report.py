@@ -188,6 +188,7 @@ class StepReport:
         loss_bound: why its loss is small whatever the inputs are; None: only real data can tell.
         resolved: the spelling that does the same without timing or search; None: `spec` does.
         from_cache: whether an earlier run did it; `seconds` and all figures are those of then.
+        weakened_to: the spelling with less strength that was kept, to hold a floor; None: `spec`.
     """
 
     spec: str
@@ -203,6 +204,7 @@ class StepReport:
     why_partly: str | None = None
     floor_missed: bool = False
     resolved: str | None = None
+    weakened_to: str | None = None
     loss_bound: str | None = None
     from_cache: bool = False
 

@@ -1,6 +1,7 @@
 """The subcommands of `onnxslim`: one module each, with a click command called `command`.
 
 compress     run a pipeline; `onnxslim MODEL` is short for it
+tune         find the pipeline that floors and targets ask for
 passes       list the passes, or show one
 inspect      show the contents of model files
 groups       show which channels can leave together
@@ -34,6 +35,7 @@ from collections.abc import Mapping
 
 COMMANDS: Mapping[str, str] = {
     "compress": "Run a pipeline of passes on a model, prove each step, write the result.",
+    "tune": "Find the pipeline that makes a model as small or fast as the floors allow.",
     "passes": "List the passes, or show the page and options of one.",
     "inspect": "Show operators, parameters, MACs, bytes, inputs and outputs of models.",
     "groups": "Show which channels of a model can leave together, and what keeps the others.",

@@ -15,10 +15,12 @@ import click
 from onnxslim.commands.streams import refuse_stream
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.options import Interval
+from onnxslim.pipeline.output_words import NAMED_KINDS, parse_kinds
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from onnxslim.records import OutputKind
     from onnxslim.render.formats import Formats
 
 CACHE_VARIABLE: Final = "ONNXSLIM_STEP_CACHE"
@@ -212,6 +214,35 @@ def trace_option(command: _Command) -> _Command:
         metavar="FILE",
         callback=refuse_stream,
         help="Write a Chrome trace of onnxruntime's kernels, a process for each model.",
+    )(command)
+
+
+def _output_kinds(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, OutputKind] | None:
+    return parse_kinds(texts) or None
+
+
+def output_kind_option(command: _Command) -> _Command:
+    """`--output-kind`: argument `output_kinds`."""
+    return click.option(
+        "--output-kind",
+        "output_kinds",
+        metavar=f"NAME={'|'.join(NAMED_KINDS)}",
+        multiple=True,
+        callback=_output_kinds,
+        help="What an output holds, where the graph was read wrong; repeatable.",
+    )(command)
+
+
+def train_option(command: _Command) -> _Command:
+    """`--train`."""
+    return click.option(
+        "--train",
+        "train",
+        metavar="FILE|DIR|module:function",
+        callback=refuse_stream,
+        help="Sample inputs for passes that train, in place of those of --calib.",
     )(command)
 
 

@@ -26,6 +26,7 @@ from onnxslim.commands.arguments import (
     junit_option,
     no_latency_option,
     one_output,
+    output_kind_option,
     output_option,
     overwrite_option,
     passes_option,
@@ -33,6 +34,7 @@ from onnxslim.commands.arguments import (
     run_options,
     talk_options,
     trace_option,
+    train_option,
 )
 from onnxslim.commands.console import complain, paper, say, warn
 from onnxslim.commands.failures import failure_of, worst
@@ -43,12 +45,7 @@ from onnxslim.errors import FloorMissed, StepIdle, UsageError
 from onnxslim.pages.formats import REPORTS, REPORTS_OF_SEVERAL
 from onnxslim.pipeline.floors import check_measured
 from onnxslim.pipeline.other_words import command_for, pipeline_for
-from onnxslim.pipeline.output_words import NAMED_KINDS, parse_kinds
-from onnxslim.pipeline.recipe import (
-    GOALS,
-    Recipe,
-    load_recipe,
-)
+from onnxslim.pipeline.recipe import GOALS, Recipe, load_recipe
 from onnxslim.pipeline.suggest import closest
 from onnxslim.report import report_of
 
@@ -64,12 +61,6 @@ if TYPE_CHECKING:
     from onnxslim.services.progress import Progress
 
 
-def _output_kinds(
-    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
-) -> dict[str, OutputKind] | None:
-    return parse_kinds(texts) or None
-
-
 @click.command("compress", short_help=COMMANDS["compress"])
 @click.argument("models", metavar="MODEL [OUTPUT]", nargs=-1, required=True)
 @output_option
@@ -83,23 +74,10 @@ def _output_kinds(
 @passes_option
 @calib_option("Sample inputs without labels, for passes that use data and for comparing outputs.")
 @eval_option
-@click.option(
-    "--train",
-    "train",
-    metavar="FILE|DIR|module:function",
-    callback=refuse_stream,
-    help="Sample inputs for passes that train, in place of those of --calib.",
-)
+@train_option
 @data_options
 @floor_options
-@click.option(
-    "--output-kind",
-    "output_kinds",
-    metavar=f"NAME={'|'.join(NAMED_KINDS)}",
-    multiple=True,
-    callback=_output_kinds,
-    help="What an output holds, where the graph was read wrong; repeatable.",
-)
+@output_kind_option
 @click.option(
     "--goal",
     type=click.Choice(GOALS),

@@ -22,6 +22,7 @@ from onnxslim.pipeline.suggest import did_you_mean
 
 Preset = Literal["imagenet", "zero-one", "minus-one-one", "none"]
 Layout = Literal["nchw", "nhwc"]
+Part = Literal["all", "most", "rest"]
 Colors = Literal["rgb", "bgr"]
 
 LABEL: Final = "label"
@@ -53,6 +54,7 @@ class DataWords(TypedDict, total=False):
     max_length: int
     sample_rate: int
     window: float
+    samples: Part
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class DataSettings:
         max_length: tokens of a text at most.
         sample_rate: in Hz; sounds are resampled to it.
         window: length in seconds of the pieces that sounds are cut into.
+        samples: which of the samples are used: `all`; `most`, four of five; or `rest`, those that
+            `most` leaves out.
     """
 
     map: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +93,7 @@ class DataSettings:
     max_length: int | None = None
     sample_rate: int | None = None
     window: float | None = None
+    samples: Part | None = None
 
     @classmethod
     def of(cls, words: Mapping[str, object]) -> DataSettings:
@@ -350,6 +355,12 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         "SECONDS",
         "Length of the pieces that sounds are cut into; default: what the model takes.",
         _read_number(_POSITIVE),
+    ),
+    "samples": Setting(
+        frozenset(DataKind),
+        "|".join(get_args(Part)),
+        "Which samples are used: `most`, four of five, or the `rest`; default: all.",
+        _read_word(get_args(Part)),
     ),
 }
 """Every setting by its name, in the order in which they are listed."""

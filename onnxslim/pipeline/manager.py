@@ -397,6 +397,7 @@ class _PipelineRun:
         assert last.stats is not None
         for asked, step, report in zip(bundle, strongest, reports, strict=True):
             report.resolved = report.resolved or str(step)
+            report.weakened_to = str(step)
             report.spec = str(asked)
         spelled = ",".join(map(str, strongest))
         last.why_partly = f"{why}; of {search.tried} weaker settings `{spelled}` was kept, the "

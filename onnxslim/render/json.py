@@ -122,6 +122,7 @@ def _step(step: StepReport) -> StepForm:
         "latency_ms": step.latency.after if step.latency else None,
         "latency": _pair(step.latency),
         "resolved": step.resolved or step.spec,
+        "weakened_to": step.weakened_to,
         "why_not_committed": step.why_not_committed,
         "why_partly": step.why_partly,
         "floor_missed": step.floor_missed,

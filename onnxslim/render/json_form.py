@@ -74,6 +74,7 @@ class StepForm(PartForm):
     latency_ms: Latency | None
     latency: PairForm | None
     resolved: str
+    weakened_to: str | None
     why_not_committed: str | None
     why_partly: str | None
     floor_missed: bool

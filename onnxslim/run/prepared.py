@@ -22,6 +22,7 @@ from onnxslim.io.model import Model
 from onnxslim.pipeline.floors import Floors, JudgedBy, default_floors, held_by_nothing
 from onnxslim.pipeline.grammar import Pipeline
 from onnxslim.pipeline.manager import PassManager
+from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Policy
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
@@ -119,7 +120,7 @@ class PreparedRun:
             PromiseBroken: a pass broke its promise; a reproducer was written.
         """
         policy = policy or Policy()
-        floors = self._checked_floors(policy.floors)
+        floors = self.checked_floors(policy.floors)
         self._has_default_floors = floors.is_default
         policy = replace(policy, floors=floors, baseline_accuracy=self.before.accuracy)
         if pipeline.is_resolved:
@@ -146,11 +147,15 @@ class PreparedRun:
         """Times models on the sample of latency measurements; None where nothing is timed."""
         return self._context.stopwatch
 
+    def context_for(self, model: Model) -> Context:
+        """What a pass may use that runs on `model`, outside a pipeline."""
+        return replace(self._context, model=model)
+
     @cached_property
     def _data_sha256(self) -> Mapping[str, str]:
         return self.settings.data_sha256()
 
-    def _checked_floors(self, floors: Floors) -> Floors:
+    def checked_floors(self, floors: Floors) -> Floors:
         """The floors to hold: the default ones by what there is to judge by, or those of the user.
 
         Raises:

@@ -11,11 +11,15 @@ from typing import Any, Final, Literal
 
 from onnxslim.errors import UsageError
 
-Extra = Literal["images", "text", "audio", "train"]
+Extra = Literal["images", "text", "audio", "train", "tune"]
 
 
 TRAINING: Final = ("torch", "train", "Passes that train")
 """What passes that train ask for."""
+
+
+SEARCH: Final = ("optuna", "tune", "Searches over pipelines")
+"""What `tune` asks for."""
 
 
 def require_extra(module: str, extra: Extra, what: str) -> None:

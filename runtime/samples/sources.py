@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from onnxslim.runtime.samples.pictures import open_pictures
 from onnxslim.runtime.samples.rows import RowLayout
 from onnxslim.runtime.samples.sounds import open_sounds
 from onnxslim.runtime.samples.stream import Samples
+from onnxslim.runtime.samples.subsets import Keep, chosen, dealt
 from onnxslim.runtime.samples.texts import open_texts
 from onnxslim.runtime.samples.user_values import ArrayLike, Parts, at_position, item_parts
 from onnxslim.runtime.session import TensorInfo
@@ -42,7 +44,9 @@ def open_samples(source: AnySource, inputs: Sequence[TensorInfo]) -> Samples:
     given = given_data(source)
     fill = given.settings.fill
     samples = _OPENERS[given.kind](given, unfilled(inputs, fill))
-    return filled(samples, inputs, fill) if fill else samples
+    samples = filled(samples, inputs, fill) if fill else samples
+    part = _PARTS.get(given.settings.samples or "all")
+    return samples if part is None else chosen(samples, part)
 
 
 def _open_arrays(given: GivenData, inputs: Sequence[TensorInfo]) -> Samples:
@@ -120,6 +124,12 @@ def _run_item(
     return feeds, None if chosen.label is None else item[chosen.label]
 
 
+_PART_OF: Final = 5
+# the setting `samples` -> which belong to it
+_PARTS: Final[Mapping[str, Keep]] = {
+    "most": lambda number, count: not dealt(0, _PART_OF)(number, count),
+    "rest": dealt(0, _PART_OF),
+}
 _OPENERS: Mapping[DataKind, Callable[[GivenData, Sequence[TensorInfo]], Samples]] = {
     DataKind.ARRAYS: _open_arrays,
     DataKind.PICTURES: open_pictures,

@@ -34,7 +34,7 @@ TIERS = (
     ("lowrank", "channels", "blocks", "vocabulary", "quantization", "precision", "exits"),
     ("residual",),
     ("run",),
-    ("tools",),
+    ("tools", "tuning"),
     ("api", "surveys"),
     ("commands",),
     ("cli",),

@@ -1,0 +1,421 @@
+"""A request of `tune` from start to end: each family alone, the table, the search, confirmation.
+
+    alone ─▶ table ─▶ proposals ─▶ front ─▶ confirmed on samples that chose nothing ─▶ files
+
+Read `Tuner.run` first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from onnxslim.details import FrontPoint, TotalFigures, TrialRow, Tuning
+from onnxslim.errors import FloorMissed, OnnxslimError
+from onnxslim.io import files
+from onnxslim.io.shapes import infer_shapes
+from onnxslim.pipeline.grammar import parse_pipeline
+from onnxslim.pipeline.passes import Pass
+from onnxslim.pipeline.policy import Goal, Policy
+from onnxslim.records import Fidelity
+from onnxslim.report import Report, StepReport
+from onnxslim.run.output import write_output
+from onnxslim.run.prepared import Attempt, PreparedRun
+from onnxslim.tuning.aims import Aim, Measure
+from onnxslim.tuning.families import families_for
+from onnxslim.tuning.front import non_dominated
+from onnxslim.tuning.study import SharedStudy, Space
+from onnxslim.tuning.table import VariantTable, measured_table, passes_of
+from onnxslim.tuning.trials import TrialOutcome, TrialRunner
+from onnxslim.tuning.workers import is_dead, worker_name
+
+if TYPE_CHECKING:
+    from onnxslim.io.model import Model
+
+_TABLE_SHARE: Final = 0.25  # of the time, for the table
+_TABLE_TRIALS: Final = 4  # whole models by which the table is corrected
+_FIRST_ERROR: Final = 1e-3  # divergence of the first choice from the table
+_AIM: Final = 0.85  # share of the floors that a choice from the table should use
+_POWER: Final = 1.5  # divergence grows like this power of the share used
+_STEP: Final = 16.0  # the largest factor between two allowed errors
+_CLOSER: Final = 0.95  # share of the floors' use that the next candidate may have
+_TRIALS: Final = 60
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What is searched for, and for how long.
+
+    Attributes:
+        aim: what is to become small.
+        policy: floors and goal, which each step is held to.
+        seconds: after which no further trial begins.
+        trials: the largest number of trials.
+        allow, deny: names of passes.
+        study: the journal; None: in memory.
+        seed: of the proposals.
+        is_worker: whether this process only takes part in a search: it writes nothing.
+    """
+
+    aim: Aim
+    policy: Policy
+    seconds: float
+    trials: int = _TRIALS
+    allow: Sequence[str] = ()
+    deny: Sequence[str] = ()
+    study: str | None = None
+    seed: int = 0
+    is_worker: bool = False
+
+    @property
+    def step_policy(self) -> Policy:
+        """How steps are judged: bytes may grow where latency alone counts."""
+        is_alone = self.aim.goal is Measure.LATENCY and not any(
+            target.measure is Measure.BYTES for target in self.aim.targets
+        )
+        return replace(self.policy, goal=Goal.LATENCY if is_alone else Goal.BOTH)
+
+
+@dataclass
+class _Table:
+    """What came of the table."""
+
+    table: VariantTable = field(default_factory=VariantTable)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    predicted: TotalFigures | None = None
+    measured: TotalFigures | None = None
+    outcomes: list[TrialOutcome] = field(default_factory=list)
+
+
+class Tuner:
+    """A search for the pipeline that a request asks for.
+
+    Args:
+        request: what is searched for.
+        run: the model with the samples that choose; its report says what they are.
+        confirming: the model with the samples that choose nothing; None: there are none.
+    """
+
+    def __init__(
+        self, request: TuneRequest, run: PreparedRun, confirming: PreparedRun | None
+    ) -> None:
+        self.request, self.run_, self.confirming = request, run, confirming
+        self.runner = TrialRunner(run, request.aim, request.step_policy)
+        settings = run.settings
+        self.families = families_for(
+            request.aim.goal,
+            allowed=request.allow,
+            denied=request.deny,
+            can_train=settings.calibration is not None,
+            is_timed=settings.measure,
+        )
+        self.started = time.monotonic()
+        self.notes: list[str] = []
+        self._table = _Table()
+        self.first = tuple(parse_pipeline("simplify").passes)
+        self.shared = SharedStudy(self._name(), request.study, request.seed)
+
+    @property
+    def seconds(self) -> float:
+        """Since the search began."""
+        return time.monotonic() - self.started
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        return self.seconds >= self.request.seconds
+
+    def run(self) -> tuple[Attempt, Report]:
+        """Search, confirm, and make the answer again from its pipeline.
+
+        Returns:
+            The answer, and its report.
+
+        Raises:
+            FloorMissed: nothing that was tried holds the floors on samples that chose nothing, or
+                the targets are out of reach; the best there is has been found all the same.
+        """
+        self.shared.give_back(is_dead)
+        self.shared.enqueue(Space(self.first, self.families).alone())
+        self._search(self.request.trials, until_proposals=True)
+        if not self.request.is_worker:
+            self._choose_from_table()
+        self._search(self.request.trials, until_proposals=False)
+        return self._answer()
+
+    # ------------------------------------------------------------------ trials
+
+    def _search(self, most: int, *, until_proposals: bool) -> None:
+        """Run trials; first only those that were set, then those that are proposed."""
+        space = self._space()
+        alone = len(space.alone())
+        while not self.is_over:
+            self.shared.give_back(is_dead)
+            done = len(self.shared.outcomes())
+            if done >= most or (until_proposals and done >= alone):
+                return
+            trial = self.shared.ask(worker_name())
+            if not until_proposals:
+                space = self._space()
+            steps = space.proposed(trial)
+            with self.run_.settings.progress.step(f"trial {trial.number + 1}: {_spelled(steps)}"):
+                outcome = self.runner.outcome(steps)
+            self.shared.tell(trial, outcome, self.runner.score(outcome))
+
+    def _space(self) -> Space:
+        """The families, each at most as hard as the floors allow it alone.
+
+        One that did nothing alone, or was left out, is no part of it.
+        """
+        alone: dict[str, str | None] = {}
+        for number, outcome in self.shared.outcomes():
+            if number < len(Space(self.first, self.families).alone()) and outcome.kept is not None:
+                alone |= outcome.kept
+        if len(self.shared.outcomes()) < len(Space(self.first, self.families).alone()):
+            return Space(self.first, self.families)
+        found = []
+        for family in self.families:
+            spelled = alone.get(family.name)
+            if spelled is not None:
+                (kept,) = parse_pipeline(spelled).passes
+                found.append(replace(family, hardest=kept))
+        return Space(self.first, found or self.families)
+
+    # ------------------------------------------------------------------ the table
+
+    def _choose_from_table(self) -> None:
+        """Measure the table, choose from it, and correct it by whole models."""
+        left = self.request.seconds - self.seconds
+        if left <= 0 or not self.families:
+            return
+        pipeline = parse_pipeline(_spelled(self.first))
+        attempt = self.run_.try_pipeline(pipeline, self.runner.policy)
+        model = attempt.model.clone()
+        infer_shapes(model)
+        context = self.run_.context_for(model)
+        with self.run_.settings.progress.step("measuring what layers cost in each variant"):
+            table = measured_table(
+                model, self.families, context, self.request.aim.goal, _TABLE_SHARE * left
+            )
+        self._table = found = _Table(table)
+        if table.left_out:
+            self.notes.append(
+                f"The table of variants lacks {len(table.left_out)}, for which there was no time."
+            )
+        allowed, tried = _FIRST_ERROR, set[tuple[str, ...]]()
+        best: float | None = None
+        while table.menus and len(tried) < _TABLE_TRIALS and not self.is_over:
+            chosen = table.within(allowed)
+            steps = passes_of(chosen.values(), self.families)
+            key = tuple(map(str, steps))
+            if not steps or key in tried:
+                allowed *= 2 if not steps else 1.5
+                if allowed > 1e3 * _FIRST_ERROR and not steps:
+                    return
+                tried.add((*key, str(len(tried))))
+                continue
+            tried.add(key)
+            predicted = table.error(chosen.values())
+            outcome = self.runner.outcome([*self.first, *steps], is_free=True)
+            if outcome.error is not None:
+                allowed /= _STEP
+                continue
+            found.outcomes.append(outcome)
+            score = self.runner.score(outcome)
+            if found.measured is None or (score < (best if best is not None else score + 1)):
+                best = score if score != float("inf") else best
+                found.chosen = dict(chosen)
+                whole = self.runner.whole
+                found.predicted = TotalFigures(
+                    int(whole.file_bytes + sum(one.bytes for one in chosen.values())),
+                    None
+                    if whole.ms is None
+                    else whole.ms + sum(one.ms or 0.0 for one in chosen.values()),
+                    predicted,
+                )
+                found.measured = TotalFigures(outcome.file_bytes, outcome.ms, outcome.use)
+            if 0.7 <= outcome.use <= 1.0:
+                return
+            use = max(outcome.use, 1 / _STEP)
+            allowed *= min(_STEP, max(1 / _STEP, (_AIM / use) ** _POWER))
+
+    # ------------------------------------------------------------------ the answer
+
+    def _answer(self) -> tuple[Attempt, Report]:
+        outcomes = [*(found for _, found in self.shared.outcomes()), *self._table.outcomes]
+        plain, _ = self.runner.tried(parse_pipeline(_spelled(self.first)))
+        good = [outcome for outcome in (*outcomes, plain) if outcome.holds]
+        ranked = sorted(good, key=self.runner.score)
+        if not ranked:
+            raise FloorMissed("Nothing that was tried holds the floors. Give weaker ones.")
+        answer, attempt, why = None, None, None
+        failed = float("inf")  # the least use of the floors that was not confirmed
+        for candidate in ranked:
+            if candidate.use > _CLOSER * failed:
+                continue  # as far away as one that was not confirmed
+            made, again = self.runner.tried(parse_pipeline(candidate.resolved))
+            if again is None or made.error is not None:
+                continue
+            why = self._not_confirmed(again.model)
+            if why is None:
+                answer, attempt = candidate, again
+                break
+            failed = candidate.use
+            self.notes.append(
+                f"`{_plain(candidate.resolved)}` is better on the samples that choose, and misses "
+                f"a floor on the others: {why}."
+            )
+        if answer is None or attempt is None:
+            answer = plain
+            _, attempt = self.runner.tried(parse_pipeline(plain.resolved))
+            assert attempt is not None
+        report = self.run_.report(attempt, "tune")
+        report.tuning = self._tuning(answer, outcomes)
+        report.notes += self.notes
+        missed = self.runner.misses(answer)
+        if why is not None and answer is plain:
+            report.floors_missed.append(f"confirmation: {why}")
+        elif missed > 0:
+            report.floors_missed.append(self._short_of(answer))
+        return attempt, report
+
+    def _short_of(self, answer: TrialOutcome) -> str:
+        whole, parts = self.runner.whole, []
+        for target in self.request.aim.targets:
+            now, before = answer.figures.of(target.measure), whole.of(target.measure)
+            if now is None or before is None or now <= target.limit(before):
+                continue
+            limit = target.limit(before)
+            unit = "ms" if target.measure is Measure.LATENCY else "bytes"
+            parts.append(f"{target.measure} {now:,.4g} {unit} where {limit:,.4g} was asked for")
+        return (
+            f"no trial of {len(self.shared.outcomes())} reaches the targets under the floors; the "
+            f"nearest has {' and '.join(parts)}"
+        )
+
+    def _not_confirmed(self, model: Model) -> str | None:
+        """Which floor a model misses on the samples that chose nothing; None: none."""
+        other = self.confirming
+        if other is None or other.prover is None:
+            return None
+        floors = other.checked_floors(self.request.policy.floors)
+        policy = replace(
+            self.request.policy, floors=floors, baseline_accuracy=other.before.accuracy
+        )
+        other.prover.commit(other.source)
+        try:
+            step = StepReport("tune", Fidelity.LOSSY, committed=True, seconds=0.0)
+            step.comparison = other.prover.compare(model, Fidelity.LOSSY)
+            step.accuracy = other.prover.accuracy(model)
+        except OnnxslimError as error:
+            return str(error)
+        return policy.floor_missed(step)
+
+    def _tuning(self, answer: TrialOutcome, outcomes: Sequence[TrialOutcome]) -> Tuning:
+        good = [outcome for outcome in outcomes if outcome.holds]
+        front = non_dominated([(outcome, _front_figures(outcome)) for outcome in good])
+        if answer not in front:
+            front.append(answer)
+        front.sort(key=lambda outcome: outcome.file_bytes)
+        rows = [
+            TrialRow(
+                number,
+                outcome.pipeline,
+                "failed" if outcome.error else "held" if outcome.holds else "missed a floor",
+                outcome.file_bytes or None,
+                outcome.ms,
+                outcome.use,
+                outcome.seconds,
+            )
+            for number, outcome in enumerate(outcomes)
+        ]
+        return Tuning(
+            str(self.request.aim),
+            _floors_text(self.runner),
+            len(outcomes),
+            self.seconds,
+            [self._point(outcome, answer) for outcome in front],
+            self._table.table.entries(self._table.chosen),
+            self._table.predicted,
+            self._table.measured,
+            rows,
+        )
+
+    def _point(self, outcome: TrialOutcome, answer: TrialOutcome) -> FrontPoint:
+        return FrontPoint(
+            outcome.resolved,
+            outcome.file_bytes,
+            outcome.ms,
+            outcome.speedup,
+            outcome.closeness,
+            outcome.closeness_unit,
+            outcome.accuracy,
+            outcome is answer,
+        )
+
+    def write_front(self, folder: Path, tuning: Tuning) -> Tuning:
+        """Write the models of the front, with a table of them.
+
+        Returns:
+            The search with the paths of the files.
+        """
+        points = []
+        for number, point in enumerate(tuning.front, 1):
+            _, attempt = self.runner.tried(parse_pipeline(point.pipeline))
+            path = folder / f"{number:02d}.onnx"
+            if attempt is not None:
+                files.make_folders(folder)
+                write_output(self.run_, attempt, self.run_.report(attempt, "tune"), path)
+                points.append(replace(point, path=str(path)))
+            else:
+                points.append(point)
+        return replace(tuning, front=points)
+
+    def _name(self) -> str:
+        """What the search is about: equal requests go on with the same trials."""
+        run, request = self.run_, self.request
+        bearing = [
+            run.source.origin.sha256,
+            request.aim.goal,
+            repr(request.policy.floors),
+            sorted(request.allow),
+            sorted(request.deny),
+            sorted(run.settings.data_sha256().items()),
+            run.settings.threads,
+            run.settings.measure,
+            request.seed,
+        ]
+        return hashlib.sha256(json.dumps(bearing, default=str).encode()).hexdigest()[:16]
+
+
+def _front_figures(outcome: TrialOutcome) -> tuple[float, ...]:
+    return (float(outcome.file_bytes), outcome.ms if outcome.ms is not None else 0.0, outcome.use)
+
+
+def _floors_text(runner: TrialRunner) -> str:
+    floors = runner.floors
+    named = {
+        "max-drop": floors.max_drop,
+        "min-agreement": floors.min_agreement,
+        "min-sqnr": floors.min_sqnr_db,
+        "min-cosine": floors.min_cosine,
+        "min-row-cosine": floors.min_row_cosine,
+        "max-kl": floors.max_kl,
+        "max-row-kl": floors.max_row_kl,
+    }
+    words = ", ".join(f"{name} {value:g}" for name, value in named.items() if value is not None)
+    return f"default: {words}" if floors.is_default else words
+
+
+def _plain(resolved: str) -> str:
+    """The steps of a resolved pipeline."""
+    return _spelled(parse_pipeline(resolved).passes)
+
+
+def _spelled(steps: Sequence[Pass]) -> str:
+    return ",".join(map(str, steps))
