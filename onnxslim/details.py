@@ -24,7 +24,8 @@ class LayerFigures:
         bytes: of all constants that the node alone or with others reads: weight, bias, codes,
             tables, scales.
         bits: bits in the file for each element of the weight, bias left out.
-        macs: multiply-accumulates for one sample; None where a shape is unknown.
+        macs: multiply-accumulates for one sample; None where a shape is unknown, and for operators
+            that count none (see `graph.counts`).
         rank: the largest rank that the shape of the matrix of each group allows.
         sparsity: share of the elements of the weight that are zero, in [0, 1].
         ms: time of the kernels that compute the layer; None where they were not timed.

@@ -26,7 +26,7 @@ from onnxslim.graph.counts import node_macs
 from onnxslim.graph.ir import Constant, Node, needs, node_label, subgraphs_of
 from onnxslim.graph.operands import content
 
-MOST_BOXES: Final = 150
+MOST_BOXES: Final = 120
 _MANY: Final = 6000  # more are folded in order: regions would take long to find
 _END: Final = -1
 _SPREAD: Final = 2  # times the mean number of nodes in a box that a piece of a chain may have

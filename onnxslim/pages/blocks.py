@@ -15,7 +15,7 @@ class Fact:
 
     Attributes:
         text: as shown; empty where nothing was measured.
-        value: in the JSON; what a column is sorted by.
+        value: in the JSON; columns are sorted by those of their first lines.
         at: JSON pointer.
     """
 
@@ -51,15 +51,6 @@ class Cell:
     drawing: Svg | None = None
     tone: Tone = "plain"
     is_code: bool = False
-
-    @property
-    def sort_key(self) -> str:
-        """What the column is sorted by: the value of the first line."""
-        first = self.lines[0] if self.lines else ""
-        first = first[0] if isinstance(first, tuple) else first
-        if isinstance(first, str):
-            return first
-        return "" if first.value is None else str(first.value)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def drift_chart(rows: Sequence[tuple[str, float]]) -> Svg:
     finite = [value for _, value in rows if math.isfinite(value)]
     top, least = max((*finite, 20.0)) + 5, min((*finite, 0.0))
     height, left = 200.0, 56.0
-    drawing = Drawing(WIDTH, height + 14)
+    drawing = Drawing(WIDTH, height + 16)
     scale = Scale(least, top, height - 8, 14)
     for tick in scale.ticks(4):
         drawing.line((left, scale(tick)), (WIDTH - 8, scale(tick)), "rule")
@@ -111,7 +111,7 @@ def drift_chart(rows: Sequence[tuple[str, float]]) -> Svg:
         if style == "worse" and value == worst[0]:
             text = shortened(name, 40)
             half = CHARACTER * len(text) / 2
-            drawing.text((min(max(x, left + half), WIDTH - half), y - 9), text, "t m")
+            drawing.text((min(max(x, left + half), WIDTH - half), height + 8), text, "t m")
     return drawing.svg("signal-to-noise ratio of the output of each layer")
 
 

@@ -19,7 +19,7 @@ from onnxslim.pages.blocks import (
 from onnxslim.pages.charts import drift_chart, energy_chart, share_bar
 from onnxslim.pages.cursor import At
 from onnxslim.pages.graph_chart import STATES, graph_chart
-from onnxslim.pages.words import decibel, percent, plain, significant, whole
+from onnxslim.pages.words import cosine, decibel, percent, plain, significant, whole
 from onnxslim.render.units import bytes_text, count_text, joules_text, ms_text
 
 _MOST_LAYERS: Final = 300
@@ -144,8 +144,8 @@ def outputs_grid(drifts: At) -> FigureGrid:
         ("SQNR", "sqnr_db", decibel),
         ("largest difference", "max_abs", significant),
         ("agrees", "agreement", percent),
-        ("cosine", "mean_cosine", lambda value: f"{value:.6f}"),
-        ("worst row", "least_cosine", lambda value: f"{value:.6f}"),
+        ("cosine", "mean_cosine", cosine),
+        ("worst row", "least_cosine", cosine),
         ("KL", "mean_kl", significant),
         ("worst KL", "largest_kl", significant),
     )

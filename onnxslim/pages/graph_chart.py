@@ -7,11 +7,13 @@ from typing import Final
 
 from onnxslim.pages.blocks import Svg
 from onnxslim.pages.cursor import At
-from onnxslim.pages.drawing import CHARACTER, Drawing, shortened
+from onnxslim.pages.drawing import Drawing, shortened
 from onnxslim.pages.graph_layout import GraphLayout, layered
 
 _HEIGHT: Final = 36.0
 _STEP: Final = 58.0  # from one layer to the next
+_BOLD: Final = 7.0  # width of a character of a title
+_SMALL: Final = 5.8  # of one of a name
 _MOST: Final = 30  # characters of a line
 _SIGNS: Final = {"same": "", "changed": "~ ", "gone": "− ", "new": "+ "}
 STATES: Final = {
@@ -25,12 +27,12 @@ STATES: Final = {
 def graph_chart(outline: At) -> Svg:
     """The boxes of a `GraphOutline` in the JSON of a report."""
     titles = [_lines(box) for box in outline["boxes"]]
-    widths = [max(70.0, 16 + CHARACTER * max(map(len, lines))) for lines in titles]
+    widths = [max(70.0, 18 + max(_BOLD * len(title), _SMALL * len(name))) for title, name in titles]
     edges = [(int(edge.value[0]), int(edge.value[1])) for edge in outline["edges"]]
     layout = layered(widths, edges)
     drawing = Drawing(layout.width + 16, _STEP * max(1, layout.layers) - _STEP + _HEIGHT + 16)
-    for route in layout.routes:
-        drawing.path(_curve(route), "edge")
+    if layout.routes:
+        drawing.path("".join(map(_curve, layout.routes)), "edge")
     for number, (box, lines) in enumerate(zip(outline["boxes"], titles, strict=True)):
         _draw_box(drawing, box, lines, layout, number, widths[number])
     return drawing.svg(f"graph of {outline['nodes'].value} nodes")

@@ -37,6 +37,7 @@ from onnxslim.pages.detail_parts import (
     outputs_grid,
 )
 from onnxslim.pages.words import (
+    cosine,
     decibel,
     interval,
     latency_ms,
@@ -158,7 +159,7 @@ def _sensitivity_grid(points: Sequence[At], targets: Sequence[str]) -> FigureGri
         ("divergence", significant),
         ("agreement", percent),
         ("sqnr_db", decibel),
-        ("mean_cosine", lambda value: f"{value:.4f}"),
+        ("mean_cosine", cosine),
         ("mean_kl", significant),
     )
     kept = [c for c in columns if any(p["distance"][c[0]].number is not None for p in points)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -20,17 +20,28 @@ def page_of(data: Any) -> Page:
     """The page of the JSON of a report, or of the reports of several models.
 
     Raises:
-        UsageError: the data are no report.
+        UsageError: the data are no report, or one in another form.
     """
     at = At(data)
-    kind = at["kind"].text
-    if kind in PAGES:
-        return PAGES[kind](at)
-    if at["passes"].value is not None and at["before"] and at["after"]:
-        return run_page(at)
-    if at["models"]:
-        return _several_page(at)
-    raise UsageError("This is no report of onnxslim; `--report FILE.json` of a command writes one.")
+    make = _several_page if at["models"] else _maker(at)
+    if make is None:
+        raise UsageError(
+            "This is no report of onnxslim; `--report FILE.json` of a command writes one."
+        )
+    try:
+        return make(at)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise UsageError(
+            "This report is not in the form that onnxslim writes; write it again with --report."
+        ) from error
+
+
+def _maker(at: At) -> Callable[[At], Page] | None:
+    """What makes the page of a report; None for other data."""
+    if at["kind"].text in PAGES:
+        return PAGES[at["kind"].text]
+    is_run = at["passes"].value is not None and at["before"] and at["after"]
+    return run_page if is_run else None
 
 
 def side_by_side(reports: Sequence[Any]) -> Any:
@@ -49,7 +60,8 @@ def _version(reports: Sequence[Any]) -> Any:
 
 
 def _several_page(at: At) -> Page:
-    runs = list(at["models"])
+    reports = list(at["models"])
+    runs = [run for run in reports if run["input"]]
     most = max((run["before"]["stats"]["file_bytes"].number or 0.0 for run in runs), default=0.0)
     columns = [
         Column("model", is_figure=False),
@@ -62,26 +74,26 @@ def _several_page(at: At) -> Page:
     ]
     rows = [_run_row(run, most) for run in runs]
     shown = [i for i in range(len(columns)) if any(row[i].lines for row in rows)]
-    blocks: list[Block] = [
-        FigureGrid(
-            [columns[i] for i in shown], [[row[i] for i in shown] for row in rows], is_sortable=True
-        )
-    ]
+    kept = [[row[i] for i in shown] for row in rows]
+    blocks: list[Block] = [FigureGrid([columns[i] for i in shown], kept, is_sortable=True)]
     ratios = list(_ratios(runs))
     if ratios:
         note = "How many times as fast as before, with the 95 % interval."
         blocks.append(Chart(ratio_chart(ratios), note=note))
-    sections = [Section("Side by side", blocks)]
-    for number, run in enumerate(runs, 1):
-        if run["before"]:
-            page = run_page(run)
+    sections = [Section("Side by side", blocks)] if runs else []
+    for number, report in enumerate(reports, 1):
+        make = _maker(report)
+        if make is not None:
+            page = make(report)
             inner: list[Block] = [*page.lead]
             inner += [Fold(section.title, section.blocks) for section in page.sections]
-            fold = Fold(page.verdict, inner, is_open=False)
-            sections.append(Section(f"{number}. {page.heading}", [fold]))
+            title = page.verdict or "All of it"
+            sections.append(Section(f"{number}. {page.heading}", [Fold(title, inner)]))
+    if not sections:
+        raise UsageError("None of these reports was written by onnxslim.")
     done = sum(bool(run["output"]["path"]) for run in runs)
-    verdict = f"{len(runs)} runs side by side; {done} wrote a file."
-    return Page("onnxslim: several runs", "Runs side by side", verdict, sections, at.value)
+    verdict = f"{len(reports)} reports side by side; {done} wrote a model."
+    return Page("onnxslim: several reports", "Side by side", verdict, sections, at.value)
 
 
 def _run_row(run: At, most: float) -> list[Cell]:

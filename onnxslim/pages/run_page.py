@@ -34,6 +34,7 @@ from onnxslim.pages.detail_parts import (
 )
 from onnxslim.pages.tuning_parts import sensitivity_section, tuning_section
 from onnxslim.pages.words import (
+    cosine,
     decibel,
     interval,
     latency_ms,
@@ -112,6 +113,8 @@ def verdict_words(at: At) -> str:
         parts.append(f"accuracy {percent(first)} before, {percent(last)} after")
     elif agreement is not None:
         parts.append(f"{percent(agreement)} of the answers agree")
+    elif farthest(drifts)["mean_cosine"]:
+        parts.append(f"cosine of rows {farthest(drifts)['mean_cosine'].number:.4f}")
     elif drifts:
         sqnr = farthest(drifts)["sqnr_db"].number
         if sqnr is not None:
@@ -183,6 +186,9 @@ def _tiles(at: At) -> Iterator[Tile]:
         if agreement:
             note = (worst["sqnr_db"].figure(decibel), " SQNR")
             yield Tile("Answers agree", At(None).fact, agreement.figure(percent), note=note)
+        elif worst["mean_cosine"]:
+            note = (worst["least_cosine"].figure(cosine), " in the worst row")
+            yield Tile("Cosine", At(None).fact, worst["mean_cosine"].figure(cosine), note=note)
         else:
             yield Tile("Outputs", At(None).fact, worst["sqnr_db"].figure(decibel), note="SQNR")
     macs = [at[key]["stats"]["macs"] for key in ("before", "after")]

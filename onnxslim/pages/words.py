@@ -23,9 +23,16 @@ def decibel(value: float) -> str:
     return f"{value:.1f} dB"
 
 
+def cosine(value: float) -> str:
+    """A cosine similarity: `0.9984`."""
+    return f"{value:.4f}"
+
+
 def significant(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}"
+    """Three digits: `0.140`, `3.81e-06`, `1,070`."""
+    if not value or not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def whole(value: float) -> str:

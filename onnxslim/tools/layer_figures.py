@@ -175,7 +175,7 @@ def _figures(
         stored=weight.stored,
         bytes=sum(constant.nbytes for constant in sources.of_all(t for t in node.inputs if t.name)),
         bits=8 * weight.nbytes / elements,
-        macs=node_macs(node),
+        macs=node_macs(node) or None,  # tables and recurrent operators count none
         rank=_rank(node, weight.shape),
         sparsity=1 - int(np.count_nonzero(weight.values)) / elements,
         ms=sum(kernel.ms for kernel in kernels) if kernels else None,

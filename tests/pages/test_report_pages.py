@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,33 @@ def test_runs_stand_side_by_side() -> None:
         figure.at for figure in figures
     }
     assert side_by_side([data]) == data
+
+
+def test_reports_of_all_kinds_stand_side_by_side() -> None:
+    others = [{**FRAME, "kind": kind, **members} for kind, members in sorted(kinds().items())]
+    figures = check_figures(html_of(side_by_side([full_data(), *others])))
+    assert {figure.at.split("/")[2] for figure in figures} == {"0", "1", "2", "3", "4"}
+
+
+def leaves(data: Any) -> list[tuple[Any, Any]]:
+    """Each place in the data: a container and a key."""
+    keys = data.keys() if isinstance(data, dict) else range(len(data))
+    inner = [data[key] for key in keys if isinstance(data[key], dict | list)]
+    return [*((data, key) for key in keys), *(leaf for item in inner for leaf in leaves(item))]
+
+
+def test_other_forms_give_a_page_or_are_refused_in_a_sentence() -> None:
+    whole, refused = json.dumps(full_data()), 0
+    for seed in range(60):
+        rng, data = random.Random(seed), json.loads(whole)
+        for _ in range(rng.randint(1, 3)):
+            holder, key = rng.choice(leaves(data))
+            holder[key] = rng.choice([None, 0, -1.5, "text", [], {}, [1], True, "NaN"])
+        with suppress(UsageError):
+            page_of(data)
+            continue
+        refused += 1
+    assert 0 < refused < 30
 
 
 def test_a_run_that_failed_says_so_first() -> None:

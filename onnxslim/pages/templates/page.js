@@ -1,7 +1,10 @@
 // A click on a header of a table sorts by that column: numbers by size, then words.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
-  const key = (row, at) => row.cells[at].dataset.sort;
+  const key = (row, at) => {
+    const figure = row.cells[at].querySelector("data");
+    return figure ? figure.value : row.cells[at].textContent.trim();
+  };
   const number = (text) => (text === "" ? NaN : Number(text));
   heads.forEach((head, at) => {
     const sort = () => {
