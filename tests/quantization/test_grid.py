@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from onnxslim.quantization import grid as grids
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, Grid, GridForm
 from onnxslim.runtime.evaluate import evaluate
 
@@ -126,3 +127,15 @@ def test_values_beyond_all_floats_of_the_scale_are_clipped() -> None:
     extremes = np.array([np.finfo(np.float32).min, np.finfo(np.float32).max, -np.inf], np.float32)
     ends = np.array([-1.0, 1.0, -1.0])
     np.testing.assert_allclose(grid.rounded(extremes), ends, atol=float(grid.scale))
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_codes_of_large_arrays_are_those_of_small_ones(
+    axis: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(3).standard_normal((7, 5)).astype(np.float32)
+    across = None if axis is None else 1 - axis
+    layout = U8.over(values.min(across), values.max(across), axis)
+    wanted = layout.quantized(values)
+    monkeypatch.setattr(grids, "_AT_ONCE", 10)
+    np.testing.assert_array_equal(layout.quantized(values), wanted)

@@ -10,6 +10,8 @@ import onnx
 import pytest
 from layer_nets import dense_net, net, node, normal, problems_of, samples
 
+from onnxslim.io.model import Model
+from onnxslim.lossy import problems
 from onnxslim.lossy.problems import Problem, Schedule, Target
 from onnxslim.quantization.grid import S8, S8_SYMMETRIC, U8, GridForm
 from onnxslim.quantization.weight_rounding import (
@@ -31,8 +33,8 @@ FORMS = (S8, S8_SYMMETRIC, U8, U8_SYMMETRIC, replace(S8_SYMMETRIC, reduced=True)
 
 
 def first_problem(source: onnx.ModelProto, x: np.ndarray | None) -> Problem:
-    problems, _ = problems_of(source, x, schedule=Schedule(sequential=False, aim=Target.CURRENT))
-    return next(iter(problems))
+    found, _ = problems_of(source, x, schedule=Schedule(sequential=False, aim=Target.CURRENT))
+    return next(iter(found))
 
 
 def conv(op: str, weight: np.ndarray, x: Sequence[int | str], **attrs: object) -> onnx.ModelProto:
@@ -193,3 +195,30 @@ def test_equal_problems_have_equal_codes() -> None:
         return quantized_weight(first_problem(*NETS["conv"]), rounding=Rounding.ADAROUND)
 
     np.testing.assert_array_equal(codes().codes, codes().codes)
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("name", ["gemm", "grouped", "stacked"])
+@pytest.mark.parametrize("has_reference", [False, True])
+def test_rows_worked_on_in_parts_get_the_same_codes(
+    name: str, rounding: Rounding, has_reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, x = NETS[name]
+    other = onnx.ModelProto.FromString(source.SerializeToString())
+    weight = onnx.numpy_helper.to_array(other.graph.initializer[0])
+    moved = onnx.numpy_helper.from_array(1.1 * weight, other.graph.initializer[0].name)
+    other.graph.initializer[0].CopyFrom(moved)
+    reference = Model.load(other) if has_reference else None
+
+    def found() -> tuple[Problem, QuantizedWeight]:
+        problem = next(iter(problems_of(source, x, reference=reference)[0]))
+        assert bool(problem.residual_gradients) == has_reference
+        return problem, quantized_weight(problem, WeightForm(S4), rounding)
+
+    whole, wanted = found()
+    monkeypatch.setattr(problems, "_AT_ONCE", 2 * whole.layer.columns)
+    parts, weight = found()
+    np.testing.assert_allclose(parts.target, whole.target)
+    assert parts.irreducible_error == pytest.approx(whole.irreducible_error)
+    np.testing.assert_array_equal(weight.codes, wanted.codes)
+    assert weight.error == pytest.approx(wanted.error)
