@@ -1,11 +1,12 @@
 """Tables of embeddings that are the head of the model, too: both on integers, and one set of codes.
 
 A language model often multiplies by the transpose of the table that its first Gather reads. The
-product gets a weight of its own here, so that it is quantized like any other. Then the rows of the
-table take the codes of the columns of the head, and the file holds them once. Where smoothing has
-scaled the channels of the head, picked rows are divided by these scales, unless that leaves the
-table far more error than codes of its own. A table whose product stays float stays float with it,
-as the file would hold both its floats and its codes.
+product gets a weight of its own here, so that it is quantized like any other; TorchScript's
+exporter has given it one already. Then the rows of the table take the codes of the columns of the
+head, and the file holds them once. Where smoothing has scaled the channels of the head, picked rows
+are divided by these scales, unless that leaves the table far more error than codes of its own. A
+table that the file shares with a product which stays float stays float with it, as the file would
+hold both its floats and its codes.
 
 Owns: which operators share a table, and what that means for which of them are on integers.
 """
@@ -19,7 +20,7 @@ from typing import Final
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxslim.analysis.layers import weight_layers
+from onnxslim.analysis.layers import WeightLayer, weight_layers
 from onnxslim.analysis.linear_operators import linear_operator
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Node, node_label
@@ -28,7 +29,7 @@ from onnxslim.graph.rewrite import Rewriter
 from onnxslim.quantization.clusters import Cluster, Clusters, drop_isolated_movement
 from onnxslim.quantization.grid import S8_SYMMETRIC, LayerCodes
 from onnxslim.quantization.rules import KernelKind
-from onnxslim.quantization.weight_readers import tied_product, untie
+from onnxslim.quantization.weight_readers import is_plain_product, tied_product, untie
 
 _JUDGED: Final = 2048  # rows of a table, about
 _ENOUGH: Final = 2.0  # a table may have as many times the squared error of codes of its own
@@ -38,20 +39,22 @@ _SCALED: Final = 1e-5  # a factor that is nearer to 1 comes from rounding
 
 @dataclass(frozen=True)
 class _Tie:
-    """A product that read a table.
+    """A product whose weight is the transpose of a table.
 
     Attributes:
         table: the name of the table's tensor.
-        transposed: whether the product was a Gemm that transposed the table itself.
+        is_shared: whether the product read the table itself, before it got a weight of its own.
+        transposed: whether it was a Gemm that transposed the table.
     """
 
     table: str
-    transposed: bool
+    is_shared: bool
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class TiedTables:
-    """The products of a model that got weights of their own, by the names of their clusters."""
+    """The products of a model whose weights are transposes of tables, by the names of clusters."""
 
     ties: Mapping[str, _Tie]
 
@@ -61,7 +64,7 @@ class TiedTables:
         A table is on integers where all that read it in the file are.
         """
         nodes = {cluster.node for cluster in clusters.all if cluster.name in chosen}
-        tied = [(tie.table, name) for name, tie in self.ties.items()]
+        tied = [(tie.table, name) for name, tie in self.ties.items() if tie.is_shared]
         kept = set(chosen)
         for cluster in _tables(clusters):
             table = cluster.node.inputs[0]
@@ -89,7 +92,7 @@ class TiedTables:
         tensors = {tensor.name: tensor for tensor in rw.main.tensors().values()}
         for cluster in clusters.all:
             tie = self.ties.get(cluster.name)
-            if tie is None or cluster.name in chosen:
+            if tie is None or not tie.is_shared or cluster.name in chosen:
                 continue
             node, table = cluster.node, tensors[tie.table]
             index = linear_operator(node).weight
@@ -115,10 +118,14 @@ def untied_tables(rw: Rewriter, accepts: Callable[[str], bool]) -> TiedTables:
     """
     ties: dict[str, _Tie] = {}
     known = set[int]()
-    for table in weight_layers(rw.main)[0]:
+    layers = weight_layers(rw.main)[0]
+    for table in layers:
         if table.node.op != "Gather" or id(table.holder) in known:
             continue
         known.add(id(table.holder))
+        for head in layers:
+            if _is_transpose(head, table):
+                ties[node_label(head.node)] = _Tie(str(table.weight_tensor.name), is_shared=False)
         product = tied_product(rw.main, table)
         if product is None or table.dtype != np.float32 or rank(product.node.inputs[0]) is None:
             continue
@@ -128,8 +135,17 @@ def untied_tables(rw: Rewriter, accepts: Callable[[str], bool]) -> TiedTables:
             continue
         transposed = bool(node.attrs.get("transB", 0)) and node.inputs[product.weight] is tensor
         untie(rw, table, product)
-        ties[node_label(node)] = _Tie(str(tensor.name), transposed)
+        ties[node_label(node)] = _Tie(str(tensor.name), is_shared=True, transposed=transposed)
     return TiedTables(ties)
+
+
+def _is_transpose(head: WeightLayer, table: WeightLayer) -> bool:
+    """Whether `head` is a MatMul by another constant that equals the transpose of `table`."""
+    is_product = head.node.op == "MatMul" and head.is_linear and is_plain_product(head.operator)
+    shape = (table.columns, table.rows)
+    if not is_product or tuple(head.holder.stored.shape) != shape or table.inputs_first:
+        return False
+    return head.dtype == table.dtype and np.array_equal(head.holder.values.T, table.canonical()[0])
 
 
 def _tables(clusters: Clusters) -> Iterator[Cluster]:

@@ -24,14 +24,20 @@ HEADS: Mapping[str, Sequence[onnx.NodeProto]] = {
         node("Reshape", ["n", "flat"], "f"),
         node("Gemm", ["f", "t"], "y", transB=1),
     ],
+    "own": [node("MatMul", ["n", "own"], "y")],
     "MatMul": [node("Transpose", ["t"], "u", perm=[1, 0]), node("MatMul", ["n", "u"], "y")],
 }
 X = np.random.default_rng(5).integers(0, WORDS, (24, 6))
 SAMPLES = [{"x": row[None]} for row in X]
 
 
-def language_model(head: str, gains: np.ndarray = GAINS, *extra: onnx.NodeProto) -> Model:
-    """Words through a dense layer, a normalization, and the transpose of their own table."""
+def language_model(
+    head: str, gains: np.ndarray = GAINS, *extra: onnx.NodeProto, twist: float = 1
+) -> Model:
+    """Words through a dense layer, a normalization, and the transpose of their own table.
+
+    A head of its own is `twist` times that.
+    """
     nodes = [
         node("Gather", ["t", "x"], "e"),
         *extra,
@@ -45,6 +51,7 @@ def language_model(head: str, gains: np.ndarray = GAINS, *extra: onnx.NodeProto)
         "g": gains,
         "o": np.zeros(WIDTH, np.float32),
         "flat": np.array([-1, WIDTH]),
+        "own": np.float32(twist) * normal(WORDS, WIDTH).T,
     }
     outputs = ["y", *(output for item in extra for output in item.output)]
     used = {name for item in nodes for name in item.input}
@@ -111,7 +118,17 @@ def test_a_table_or_head_that_is_left_out_keeps_the_other_in_float(head: str, op
     assert Counter(item.op for item in model.graph.nodes)["MatMulInteger"] == 1
 
 
-@pytest.mark.parametrize("head", HEADS)
+def test_a_head_of_its_own_that_stays_float_leaves_the_table_on_integers() -> None:
+    model, _ = quantized(language_model("own"), ":skip=y")
+    assert sets_of(model) == {"float32": 1, "int8": 1}
+
+
+def test_a_head_that_only_looks_like_its_table_has_codes_of_its_own() -> None:
+    model, _ = quantized(language_model("own", twist=1.5))
+    assert sets_of(model) == {"int8": 2}
+
+
+@pytest.mark.parametrize("head", ["Gemm", "MatMul"])
 def test_a_head_that_goes_back_to_float_reads_its_table_again(head: str) -> None:
     source = language_model(head)
     closest, report = quantized(source, ":skip=y:reduce-range=true")
