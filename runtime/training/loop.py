@@ -149,6 +149,7 @@ class TrainingRun:
         if request.loss is not Loss.DISTILL and not data.is_labelled:
             raise UsageError("Training with labels needs samples with labels (an array `label`).")
         self._labelled = self._labelled_outputs() if request.loss is not Loss.DISTILL else []
+        self._keep_what_stays()
         self._observe()
         self._check_gradients()
         self._held = _at_most(data.held_groups(request.batch), _HELD_MOST)
@@ -377,9 +378,9 @@ class TrainingRun:
         return sum(float(self._loss(batch)) * batch.rows / rows for batch in batches)
 
     def _loss(self, batch: Batch) -> Tensor:
-        inputs = {name: torch.from_numpy(array) for name, array in batch.feeds.items()}
+        inputs = _as_tensors(batch.feeds)
         inner = [item.name for item in self._features]
-        outputs = self._graph(inputs, self._tensors(), also=inner)
+        outputs = self._graph(inputs, self._tensors() | _as_tensors(batch.inner), also=inner)
         request = self._request
         labelled = distilled = torch.zeros(())
         if request.loss is not Loss.LABELS:
@@ -478,8 +479,9 @@ class TrainingRun:
             weights = self._tensors()
 
             def outputs(batch: Batch) -> Arrays:
-                inputs = {name: torch.from_numpy(array) for name, array in batch.feeds.items()}
-                return {name: t.numpy() for name, t in self._graph(inputs, weights).items()}
+                given = weights | _as_tensors(batch.inner)
+                found = self._graph(_as_tensors(batch.feeds), given)
+                return {name: tensor.numpy() for name, tensor in found.items()}
 
             return self._figure_of(outputs)
 
@@ -511,8 +513,7 @@ class TrainingRun:
             found = outputs(batch)
             if is_labelled:
                 assert batch.labels is not None
-                scores = {name: torch.from_numpy(array) for name, array in found.items()}
-                labelled += float(self._label_loss(scores, batch.labels)) * batch.rows
+                labelled += float(self._label_loss(_as_tensors(found), batch.labels)) * batch.rows
                 rows += batch.rows
                 continue
             counts = positions_that_count(self._padding, batch.feeds)
@@ -523,6 +524,21 @@ class TrainingRun:
         parts = [pair for item in meters.values() for pair in item.meters.items()]
         divergence = combined_distance(dict(parts)).divergence
         return divergence if isfinite(divergence) else inf
+
+    def _keep_what_stays(self) -> None:
+        """Run layers in front of the first one that learns once, where samples do not change."""
+        if self._request.augment or self._weights.are_all:
+            return
+        frontier = self._graph.frontier(self._tensors())
+
+        def computed(feeds: Arrays) -> Arrays:
+            with torch.no_grad():
+                found = self._graph(_as_tensors(feeds), self._tensors(), also=frontier)
+            chosen = {name: found[name] for name in frontier}
+            return {n: t.numpy() for n, t in chosen.items() if t.is_floating_point() and t.ndim}
+
+        if frontier:
+            self._data.keep_inner(computed, self._progress)
 
     def _observe(self) -> None:
         """Let the objectives see what the teacher's outputs are like."""
@@ -552,6 +568,10 @@ class TrainingRun:
         if not found:
             raise UsageError("Training with labels needs an output with scores of classes.")
         return [item for item in found if item.taught_by == found[0].taught_by]
+
+
+def _as_tensors(arrays: Arrays) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _at_most(groups: Sequence[list[TrainingItem]], most: int) -> list[list[TrainingItem]]:

@@ -124,6 +124,24 @@ class TorchGraph:
             running.update(zip(variant.statistics, found[len(variant.names) :], strict=True))
         return dict(zip(variant.names, found, strict=False))
 
+    def frontier(self, weights: Iterable[str]) -> tuple[str, ...]:
+        """Names of tensors that no tensor in `weights` reaches, and that nodes behind those read.
+
+        A call may give them in place of having them computed again: they depend on inputs alone.
+        """
+        moving = {self._tensor(name) for name in weights}
+        fed, found = set(self._graph.inputs), dict[str, None]()
+        computed: set[gs.Tensor] = set()
+        for node in needed_nodes(self._graph.outputs, fed.copy()):
+            read = reads(node)
+            if moving.intersection(read) or self._compiler.is_random(node):
+                moving.update(node.outputs)
+                found.update(dict.fromkeys(str(t.name) for t in read if t in computed))
+            elif fed.intersection(read):
+                fed.update(node.outputs)
+                computed.update(node.outputs)
+        return tuple(found)
+
     def _input(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
         if name not in inputs:
             raise UsageError(

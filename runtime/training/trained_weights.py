@@ -68,10 +68,16 @@ class TrainedWeights:
         for item in coded:  # what is computed from a step that learns follows it
             if not chosen.isdisjoint(_leaves_of(item)):
                 chosen.add(item.name)
+        self._count = len(constraints.weights)
         self._leaves = [made(x, x.name) for x in constraints.leaves() if x.name in chosen]
         self._coded = [made(x, names[x.name]) for x in coded if x.name in chosen]
         with torch.no_grad():
             self._shapes = {name: tuple(made.shape) for name, made in self.tensors().items()}
+
+    @property
+    def are_all(self) -> bool:
+        """Whether all stored weights of the graph learn."""
+        return len(self._leaves) + len(self._coded) == self._count
 
     @property
     def parameters(self) -> list[Tensor]:

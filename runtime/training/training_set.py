@@ -6,8 +6,8 @@ of the seed and its number, so that a run can be repeated, and continued.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -25,6 +25,7 @@ _FOLDS: Final = 5
 _HELD: Final = 1  # as in `calibration_runs`
 _SUM_TOLERANCE: Final = 1e-2  # how far the sum of probabilities may be from 1
 _ROWS: Final = 128  # samples of a run of the teacher
+_MOST_INNER: Final = 1 << 30  # bytes on the disk
 Arrays = dict[str, np.ndarray]
 
 
@@ -37,6 +38,7 @@ class TrainingItem:
         shapes: of the inputs: samples of equal ones can be joined.
         rows: number of samples that the item holds.
         labels: one for each of them, where there are any.
+        inner: numbers of what `keep_inner` kept, by name.
     """
 
     feeds: dict[str, int]
@@ -44,6 +46,7 @@ class TrainingItem:
     shapes: tuple[tuple[int, ...], ...]
     rows: int
     labels: np.ndarray | None
+    inner: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Batch:
         outputs: of the teacher, by name.
         rows: number of samples.
         labels: one for each of them, where there are any.
+        inner: tensors of the student that training does not change, by name.
     """
 
     feeds: Arrays
     outputs: Arrays
     rows: int
     labels: np.ndarray | None
+    inner: Arrays = field(default_factory=dict)
 
 
 class TrainingSet:
@@ -137,11 +142,42 @@ class TrainingSet:
         """The arrays of samples that run together."""
         labels = [item.labels for item in group if item.labels is not None]
         return Batch(
-            {name: self._joined(name, group, of_inputs=True) for name in group[0].feeds},
-            {name: self._joined(name, group, of_inputs=False) for name in group[0].outputs},
+            self._joined([item.feeds for item in group]),
+            self._joined([item.outputs for item in group]),
             sum(item.rows for item in group),
             np.concatenate(labels) if len(labels) == len(group) else None,
+            self._joined([item.inner for item in group]),
         )
+
+    def keep_inner(self, computed: Callable[[Arrays], Arrays], progress: Progress) -> bool:
+        """Keep what `computed` makes of the inputs of each sample, for `Batch.inner`.
+
+        Returns:
+            Whether it was kept: not where it cannot be taken apart by samples, has other sizes for
+            inputs of equal ones, or takes more than 1 GiB.
+        """
+        own = list({id(item): item for item in (*self.items, *self.held)}.values())
+        rows = sum(item.rows for item in own)
+        sizes: dict[object, object] = {}
+        groups = list(self._groups(own, _ROWS))
+        for group in progress.over("running layers that stay as they are", groups, "batches"):
+            batch = self.batch(group)
+            found = computed(batch.feeds)
+            shapes = {name: array.shape for name, array in found.items()}
+            nbytes = sum(array.nbytes for array in found.values()) * rows // batch.rows
+            inner = tuple(shape[1:] for shape in shapes.values())
+            is_apart = all(shape[:1] == (batch.rows,) for shape in shapes.values())
+            is_same = sizes.setdefault(group[0].shapes, inner) == inner
+            if not (found and is_apart and is_same and nbytes <= _MOST_INNER):
+                for item in own:
+                    item.inner.clear()
+                return False
+            first = 0
+            for item in group:
+                cut = slice(first, first + item.rows)
+                item.inner.update({n: self._keep(array[cut]) for n, array in found.items()})
+                first += item.rows
+        return True
 
     def taught(self, feeds: Feeds) -> Arrays:
         """What the teachers say of other samples."""
@@ -165,9 +201,13 @@ class TrainingSet:
 
     # ------------------------------------------------------------------ inside
 
-    def _joined(self, name: str, group: Sequence[TrainingItem], *, of_inputs: bool) -> np.ndarray:
-        arrays = [self._spool[(item.feeds if of_inputs else item.outputs)[name]] for item in group]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    def _joined(self, numbers: Sequence[Mapping[str, int]]) -> Arrays:
+        """The arrays of several samples as one, by name."""
+        found: Arrays = {}
+        for name in numbers[0]:
+            arrays = [self._spool[own[name]] for own in numbers]
+            found[name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return found
 
     def _groups(self, items: Sequence[TrainingItem], batch: int) -> Iterator[list[TrainingItem]]:
         """Samples of equal shapes, up to `batch` together, in the order of their first ones."""

@@ -11,6 +11,7 @@ from onnxslim.lossy import allocation
 from onnxslim.passes.compress_weights import CompressWeights
 from onnxslim.passes.deep_compression import DeepCompression
 from onnxslim.passes.simplify import Simplify
+from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.manager import PassManager
 from onnxslim.pipeline.passes import Context
 from onnxslim.records import Fidelity
@@ -27,6 +28,14 @@ def _fewer_offers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ----------------------------------------------------------------- fires
+
+
+def test_training_is_asked_for_by_one_word() -> None:
+    (preset,) = parse_pipeline("deep-compression:finetune=true").passes
+    assert isinstance(preset, DeepCompression)
+    _, compress = preset.members()
+    assert str(compress) == "compress-weights:finetune=3.0"
+    assert compress.trains
 
 
 def test_members_are_steps_of_their_own() -> None:

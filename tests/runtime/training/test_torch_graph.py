@@ -115,6 +115,33 @@ def test_a_call_replaces_stored_tensors_and_computed_ones() -> None:
     assert graph(x)["z"].tolist() == [-9, -18]
 
 
+BRANCHED = """
+    <ir_version: 8, opset_import: ["": 17]>
+    agraph (float[2] x) => (float[2] z)
+    <float[2] a = {1, 2}, float[2] b = {3, 4}, float[2] c = {5, 6}>
+    { h = Mul (x, a)
+      s = Neg (h)
+      k = Neg (c)
+      p = Mul (h, b)
+      q = Add (p, s)
+      z = Add (q, k) }
+"""
+
+
+@pytest.mark.parametrize(
+    ("weights", "names"),
+    [("a", []), ("b", ["h", "s"]), ("c", ["q"]), ("ab", []), ("bc", ["h", "s"])],
+)
+def test_the_frontier_is_what_does_not_depend_on_weights(weights: str, names: list[str]) -> None:
+    graph, x = graph_of(parse(BRANCHED)), {"x": torch.tensor([7.0, 8.0])}
+    assert sorted(graph.frontier(weights)) == names
+    new = {name: torch.tensor([0.5, -2.0]) for name in weights}
+    inner = {name: value for name, value in graph(x, also=names).items() if name in names}
+    assert torch.equal(graph(x, new)["z"], graph({"x": torch.zeros(2)}, new | inner)["z"]) is bool(
+        names
+    )
+
+
 def test_inner_tensors_come_with_the_outputs() -> None:
     found = graph_of(parse(SCALED))({"x": torch.ones(2)}, also=["y", "v"])
     assert {name: value.tolist() for name, value in found.items()} == {

@@ -31,7 +31,7 @@ from onnxslim.services.training import (
 from support import parse
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
-from onnxslim.runtime.training import checkpoint, loop  # noqa: E402
+from onnxslim.runtime.training import checkpoint, loop, training_set  # noqa: E402
 from onnxslim.runtime.training.training_set import averaged  # noqa: E402
 
 TEACHER = Model.load(dense_net(12, 16, 4))
@@ -118,6 +118,44 @@ def test_the_rate_for_a_model_that_is_hardly_off_is_one_that_trains(
 
 def test_layers_that_are_left_out_stay() -> None:
     assert set(train(only="y").values) == {"w1", "b1"}
+
+
+def inner_names(patch: pytest.MonkeyPatch, most: int) -> set[str]:
+    """The tensors that batches hold from then on, with so many bytes on the disk at most."""
+    found: set[str] = set()
+    original = training_set.TrainingSet.batch
+
+    def batch(self: Any, group: Any) -> Any:
+        made = original(self, group)
+        found.update(made.inner)
+        return made
+
+    patch.setattr(training_set, "_MOST_INNER", most)
+    patch.setattr(training_set.TrainingSet, "batch", batch)
+    return found
+
+
+def test_layers_in_front_of_the_first_that_learns_run_once() -> None:
+    runs = []
+    for most in (1 << 30, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            names = inner_names(patch, most)
+            runs.append((train(only="y"), names))
+    (kept, names), (computed, none) = runs
+    assert len(names) == 1
+    assert not none
+    assert set(kept.values) == {"w1", "b1"}
+    assert kept.after < kept.before
+    for name, values in computed.values.items():
+        np.testing.assert_allclose(kept.values[name], values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("only", ["", "h0"])
+def test_layers_run_each_time_where_one_in_front_learns(only: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        names = inner_names(patch, 1 << 30)
+        train(only=only)
+    assert not names
 
 
 def test_patience_ends_training() -> None:
