@@ -12,6 +12,9 @@ from onnxslim.api import compress
 from onnxslim.constraints.read import read_constraints
 from onnxslim.errors import FloorMissed, UsageError
 from onnxslim.io.model import Model
+from onnxslim.lossy.allocation import Offer
+from onnxslim.passes.compress_weights import CompressWeights
+from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.report import Report
 from support import parse
 
@@ -210,12 +213,21 @@ def test_an_allocation_is_searched_with_training_and_spelled_out() -> None:
     (step,) = report.steps
     assert step.committed
     chosen = step.resolved or ""
-    assert [item.partition(":")[0] for item in chosen.split(",prune")] == ["prune-weights"]
-    assert "finetune=4.0" in chosen
+    assert "finetune=2.0" in chosen
     assert "biases=16" in chosen
     assert model.file_bytes() < Model.load(SOURCE).file_bytes()
     again, _ = run(f"resolved,{chosen}", floors=None, force=True)
     assert again.to_bytes() == model.to_bytes()
+
+
+def test_zeros_of_an_allocation_are_trained_in_three_turns_then_values() -> None:
+    layers = {"h0": Offer(0.1, 4, 0, 0), "y": Offer(1.0, 8, 0, 0)}
+    (searched,) = parse_pipeline("compress-weights:finetune=true").passes
+    assert isinstance(searched, CompressWeights)
+    assert [str(step) for step in searched.explicit(layers)] == [
+        "prune-weights:finetune=2.0:ratio=0.0:ratio-of='h0=0.9000':steps=3",
+        "cluster-weights:finetune=1.0:values-of='h0=4'+'y=8':biases=16",
+    ]
 
 
 def test_a_lossless_step_in_between_leaves_the_teacher() -> None:
