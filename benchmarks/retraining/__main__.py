@@ -4,7 +4,7 @@
     python -m benchmarks.retraining tables
 
 Experiments are `channels` (a ResNet-14 with fewer channels), `files` (LeNets pruned, clustered and
-packed), `levels` (both with few bits a weight), `density` (LeNet-300-100 with 3.8 % of its
+packed), `levels` (both with few bits a weight), `density` (LeNet-300-100 with 3.85 % of its
 weights, by each way to get there), `exits` (the ResNet-14 with early exits), `quantized` (NudeNet
 and PP-OCR in int8), `encoder` (MiniLM with fewer heads and units) and `pictures`
 (EfficientNet-lite0). Nets are trained here when they are not there yet

@@ -16,12 +16,18 @@ from onnxslim.tools.pack import pack
 PICTURES, FITTED = 50_000, 10_000  # to distil on; for closed forms, others
 _PRUNING: Final = "steps=2:finetune=4"
 _CLUSTERING: Final = "finetune=2"
+_FEATURES: Final = "features"  # where LeNet-5 has its convolutions
 _BIASES: Final = 16  # values
 _BEFORE: Final = 2.5  # times the weights that stay are left by the first of two prunings
 _TURNS: Final = ("finetune=2:training='batch=64'", "finetune=4:training='batch=64'")
 _MOVING: Final = "finetune=2:training='codes=move:batch=128'"
+_GROWING: Final = "finetune=20:training='zeros=grow:start=original:batch=128:only={only}'"
+_CONVOLUTIONS: Final = "finetune=3:training='batch=128'"
+_STAGED_MOVING: Final = "finetune=1.5:training='codes=move:batch=128'"
+STAGED_PICTURES, STAGED_FITTED = 60_000, 5_000  # the latter are among the former
 UNTRAINED, LABELS, DISTILLED = "not trained", "with labels", "distilled"
 MOVED: Final = "distilled, codes move"
+STAGED: Final = "distilled in stages"
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def plans(seed: int) -> Iterator[Plan]:
         subject = Subject.of(name, seed)
         yield Plan(f"{name}, original", seed, partial(_original, subject))
         for level in levels:
-            for how in (DISTILLED, MOVED, UNTRAINED, LABELS):
+            for how in (DISTILLED, MOVED, STAGED, UNTRAINED, LABELS):
                 row = f"{name}, {level.name}, {how}"
                 yield Plan(row, seed, partial(_row, subject, level, how))
 
@@ -91,8 +97,20 @@ def pipeline(level: Level, how: str) -> str:
         first = {name: min(_BEFORE * share, 1.0) for name, share in level.kept.items()}
         steps = zip((_pruned(first), pruned, clustered), (*_TURNS, _MOVING), strict=True)
         return ",".join(("simplify", *map(":".join, steps)))
+    if how == STAGED:
+        return ",".join(("simplify", *_stages(level), f"{clustered}:{_STAGED_MOVING}"))
     loss = ":training='loss=labels'" if how == LABELS else ""
     return f"simplify,{pruned}:{_PRUNING}{loss},{clustered}:{_CLUSTERING}{loss}"
+
+
+def _stages(level: Level) -> Iterator[str]:
+    """Dense layers lose their weights while convolutions stay, then convolutions."""
+    folders = dict.fromkeys(name.partition(".")[0] for name in level.kept)
+    for folder in sorted(folders, key=lambda name: name == _FEATURES):
+        kept = {name: share for name, share in level.kept.items() if name.startswith(folder)}
+        only = f"*{folder}*"
+        training = _CONVOLUTIONS if folder == _FEATURES else _GROWING.format(only=only)
+        yield f"{_pruned(kept)}:only='{only}':{training}"
 
 
 def _pruned(kept: Mapping[str, float]) -> str:
@@ -113,14 +131,16 @@ def _original(subject: Subject) -> Found:
 
 
 def _row(subject: Subject, level: Level, how: str) -> Found:
+    is_staged = how == STAGED
+    pictures, fitted = (STAGED_PICTURES, STAGED_FITTED) if is_staged else (PICTURES, FITTED)
     found = compressed(
         subject.original,
         pipeline(level, how),
-        calibration=subject.calibration(FITTED),
-        training=subject.training(PICTURES, labels=how == LABELS),
+        calibration=subject.calibration(fitted),
+        training=subject.training(pictures, labels=how == LABELS),
         seed=subject.seed,
     )
-    return {**found.about(), "pictures": PICTURES, **packed_figures(subject, found)}
+    return {**found.about(), "pictures": pictures, **packed_figures(subject, found)}
 
 
 def packed_figures(subject: Subject, found: Compressed) -> Found:

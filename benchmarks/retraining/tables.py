@@ -168,6 +168,7 @@ _HOW: Final = {
     files.LABELS: "#d98c21",
     files.DISTILLED: "#1f6fb4",
     files.MOVED: "#2a9d5c",
+    files.STAGED: "#8452a8",
 }
 
 
