@@ -3,13 +3,14 @@
     python -m benchmarks.step_cache [NAMES...] [--passes PIPELINE]
 
 Each run is a command of its own, as in CI, with verification and timing. Models are those of the
-zoo, with LeNet-5. Rows: seconds of both runs, bytes that the cache took, whether the files are
-equal. Results go to `benchmarks/results/step_cache.json`.
+zoo, with LeNet-5. Rows: processor seconds and seconds on the wall of both runs, bytes that the
+cache took, whether the files are equal. Results go to `benchmarks/results/step_cache.json`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,8 +40,9 @@ def main(names: Sequence[str], passes: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = saved("step_cache", _rows(chosen, passes, Path(folder)), replacing=("model",))
     own = [row for row in rows if row["model"] in chosen]
-    first, second = (sum(row[key] for row in own) for key in ("first_seconds", "second_seconds"))
-    click.echo(f"{len(own)} models: {first:.0f} s, then {second:.0f} s")
+    for clock in ("seconds", "cpu_seconds"):
+        first, second = (sum(row[f"{turn}_{clock}"] for row in own) for turn in ("first", "second"))
+        click.echo(f"{len(own)} models, {clock}: {first:.0f}, then {second:.0f}")
 
 
 def _rows(names: Sequence[str], passes: str, folder: Path) -> Iterator[Found]:
@@ -55,6 +57,8 @@ def _rows(names: Sequence[str], passes: str, folder: Path) -> Iterator[Found]:
             "processor": processor_name(),
             "file_bytes": source.stat().st_size,
             "steps": len(second["from_cache"]),
+            "first_cpu_seconds": first["cpu_seconds"],
+            "second_cpu_seconds": second["cpu_seconds"],
             "first_seconds": first["seconds"],
             "second_seconds": second["seconds"],
             "cache_bytes": sum(file.nbytes for file in store.kept()) - before,
@@ -75,11 +79,21 @@ def _run(source: Path, passes: str, folder: Path, turn: str) -> Mapping[str, Any
     settings = ["--passes", passes, "--cache", str(folder / "cache"), "--no-floor"]
     files = [str(source), str(output), "--report", str(report), "--overwrite", "--quiet"]
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-P", "-c", _MAIN, *files, *settings], check=True)
+    process = subprocess.Popen([sys.executable, "-P", "-c", _MAIN, *files, *settings])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise click.ClickException(f"{source.name}: exit code {process.returncode}")
     seconds = round(time.perf_counter() - started, 1)
+    cpu_seconds = round(usage.ru_utime + usage.ru_stime, 1)
     found = json.loads(report.read_text("utf-8"))
     from_cache = [step["from_cache"] for step in found["passes"]]
-    return {"seconds": seconds, "from_cache": from_cache, "sha256": found["output"]["sha256"]}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "from_cache": from_cache,
+        "sha256": found["output"]["sha256"],
+    }
 
 
 if __name__ == "__main__":

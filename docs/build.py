@@ -1,4 +1,6 @@
-"""Write `docs/passes/*.md` from docstrings and options of passes, and the JSON Schema of a report.
+"""Write `docs/passes/*.md` from docstrings and options of passes, and JSON Schemas.
+
+The schemas are those of a report and of a recipe.
 
 `python docs/build.py` writes; `python docs/build.py --check` fails when a page is not up to date.
 """
@@ -18,10 +20,12 @@ import msgspec
 from onnxslim.pipeline import registry
 from onnxslim.pipeline.examples import examples_of
 from onnxslim.pipeline.passes import Pass, Preset
+from onnxslim.pipeline.recipe_schema import recipe_schema
 from onnxslim.render.json_form import SCHEMA_VERSION, ReportForm
 
 FOLDER = Path(__file__).parent / "passes"
 SCHEMA = Path(__file__).with_name("report.schema.json")
+RECIPE_SCHEMA = Path(__file__).with_name("recipe.schema.json")
 
 
 def page(rewrite: type[Pass]) -> str:
@@ -112,8 +116,12 @@ def _with_strings_for_infinity(schema: Any) -> Any:
 @click.command()
 @click.option("--check", is_flag=True, help="Only see whether the pages are up to date.")
 def main(check: bool) -> None:
-    """Write the pages of all passes, and the schema of a report."""
-    wanted = {**pages(), SCHEMA: json.dumps(schema(), indent=2) + "\n"}
+    """Write the pages of all passes, and the schemas of a report and of a recipe."""
+    wanted = {
+        **pages(),
+        SCHEMA: json.dumps(schema(), indent=2) + "\n",
+        RECIPE_SCHEMA: json.dumps(recipe_schema(), indent=2) + "\n",
+    }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     extra = [path for path in FOLDER.glob("*.md") if path not in wanted]
     if check:

@@ -31,7 +31,7 @@ html_show_copyright = False
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
-html_extra_path = ["report.schema.json"]
+html_extra_path = ["report.schema.json", "recipe.schema.json"]
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3

@@ -17,6 +17,7 @@ examples      command lines that show a pass
 data_settings  how data become the inputs of a model
 completing    the text of a pipeline, completed while it is typed
 recipe        a pipeline and the settings of a run in a TOML file
+recipe_schema  the form of such a file, for editors
 output_words  what a user says of outputs
 floors        limits on what lossy passes may cost, and which of them is missed
 policy        when a step is kept

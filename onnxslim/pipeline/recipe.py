@@ -73,16 +73,16 @@ THREADS = at_least(1)
 SEED = interval(0, 2**32 - 1)
 GOALS = tuple(goal.value for goal in Goal)
 
-_SOURCES = {
+SOURCES = {
     "calib": "calib",
     "calibration": "calib",
     "eval": "eval",
     "evaluation": "eval",
     "train": "train",
 }
-_TABLES = (*_SOURCES, "data", "floors", "input-shapes", "output-kinds")
+_TABLES = (*SOURCES, "data", "floors", "input-shapes", "output-kinds")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_FLOORS = {
+FLOORS = {
     "max-drop": MAX_DROP,
     "min-agreement": MIN_AGREEMENT,
     "min-sqnr": MIN_SQNR,
@@ -203,7 +203,7 @@ def parse_recipe(text: str, folder: Path = Path()) -> Recipe:
     settings: dict[str, object] = {
         key: read(key, table[key]) for key, read in _READERS.items() if key in table
     }
-    for key, name in _SOURCES.items():
+    for key, name in SOURCES.items():
         if key in table and name in settings:
             raise UsageError(f"`{name}` and `{key}` mean the same; leave one of them out.")
         if key in table:
@@ -226,9 +226,9 @@ def read_floors(table: Mapping[str, object]) -> dict[str, float]:
     Raises:
         UsageError: a name is unknown, or a value is out of range.
     """
-    _refuse_unknown(table, _FLOORS, "`floors`")
+    _refuse_unknown(table, FLOORS, "`floors`")
     return {
-        key.replace("-", "_"): float(_number(key, value, _FLOORS[key]))
+        key.replace("-", "_"): float(_number(key, value, FLOORS[key]))
         for key, value in table.items()
     }
 

@@ -156,7 +156,8 @@ def test_goals_are_those_of_the_policy() -> None:
 
 # of one run: where it writes, what it shows; the pipeline and its proof need none of them
 OF_ONE_RUN = {
-    *("cache", "explain", "models", "named_output", "out_dir", "overwrite", "recipe", "report"),
+    *("cache", "explain", "junit", "model_card", "models", "named_output", "out_dir", "overwrite"),
+    *("provenance", "recipe", "report", "trace"),
 }
 
 
