@@ -74,13 +74,13 @@ def test_calls_are_found_in_shell_code() -> None:
 def test_every_key_of_a_recipe_is_in_its_page() -> None:
     text = (ROOT / "docs/recipes.md").read_text("utf-8")
     found = set(re.findall(r"^\| `([\w.-]+)` \|", text, re.M))
-    tables = set(recipe._TABLES) - set(recipe._SOURCES)
-    assert {name for name in recipe._SOURCES if f"`{name}`" not in text} == set()
+    tables = set(recipe._TABLES) - set(recipe.SOURCES)
+    assert {name for name in recipe.SOURCES if f"`{name}`" not in text} == set()
     assert {key.partition(".")[0] for key in found if "." in key} == tables
     assert {key.partition(".")[2] for key in found if key.startswith("floors.")} == set(
-        recipe._FLOORS
+        recipe.FLOORS
     )
     assert {key for key in found if "." not in key} == {
         *recipe._READERS,
-        *recipe._SOURCES.values(),
+        *recipe.SOURCES.values(),
     }
