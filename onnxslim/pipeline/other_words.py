@@ -91,7 +91,8 @@ PIPELINES: Final = {
 
 COMMANDS: Final = {
     **dict.fromkeys(("info", "show", "summary", "stats", "print", "dump", "ls"), "inspect"),
-    **dict.fromkeys(("diff", "verify", "check", "validate", "accuracy"), "compare"),
+    **dict.fromkeys(("search", "autotune", "optuna", "autocompress", "budget"), "tune"),
+    **dict.fromkeys(("diff", "verify", "validate", "accuracy"), "compare"),
     **dict.fromkeys(
         ("benchmark", "profile", "time", "latency", "perf", "perf-test", "measure"), "bench"
     ),

@@ -26,6 +26,7 @@ class Role(Enum):
 
     STRUCTURE = auto()  # fewer, smaller or split layers; several families in turn
     NUMBERS = auto()  # how weights and activations are stored and computed; one family at most
+    TRAINING = auto()  # what brings back what the structure cost
     EXITS = auto()  # where samples leave
 
 
@@ -35,6 +36,7 @@ _FAMILIES: Final = {
     "prune-channels": Role.STRUCTURE,
     "factorize-conv": Role.STRUCTURE,
     "factorize-dense": Role.STRUCTURE,
+    "finetune": Role.TRAINING,
     "compress-weights": Role.NUMBERS,
     "cluster-weights": Role.NUMBERS,
     "quantize-weights": Role.NUMBERS,
@@ -82,7 +84,8 @@ def families_for(
     *,
     allowed: Sequence[str] = (),
     denied: Iterable[str] = (),
-    can_train: bool = False,
+    has_samples: bool = False,
+    trains: bool = False,
     is_timed: bool = True,
 ) -> list[Family]:
     """The families for a goal, in the order of a pipeline.
@@ -91,7 +94,8 @@ def families_for(
         goal: what is to become small.
         allowed: names of passes; (): all that help with the goal.
         denied: names of passes that are left out.
-        can_train: whether exits may be looked for, whose heads are fitted to samples.
+        has_samples: whether exits may be looked for, whose heads are fitted to samples.
+        trains: whether models may be trained, which takes samples, PyTorch and time.
         is_timed: whether budgets may be of latency; else they are of multiply-accumulates.
 
     Raises:
@@ -108,7 +112,9 @@ def families_for(
             continue
         helps = goal is Measure.BYTES or name not in _SLOW_STORES
         if role is Role.EXITS:
-            helps = goal is Measure.LATENCY and can_train
+            helps = goal is Measure.LATENCY and has_samples
+        if role is Role.TRAINING:
+            helps = trains
         if helps or allowed:
             found.append(Family(_hardest(name, goal, is_timed=is_timed), role))
     return found

@@ -27,7 +27,7 @@ from onnxslim.report import Report, StepReport
 from onnxslim.run.output import write_output
 from onnxslim.run.prepared import Attempt, PreparedRun
 from onnxslim.tuning.aims import Aim, Measure
-from onnxslim.tuning.families import families_for
+from onnxslim.tuning.families import Role, families_for
 from onnxslim.tuning.front import non_dominated
 from onnxslim.tuning.study import SharedStudy, Space
 from onnxslim.tuning.table import VariantTable, measured_table, passes_of
@@ -111,7 +111,8 @@ class Tuner:
             request.aim.goal,
             allowed=request.allow,
             denied=request.deny,
-            can_train=settings.calibration is not None,
+            has_samples=settings.calibration is not None,
+            trains=settings.training is not None,
             is_timed=settings.measure,
         )
         self.started = time.monotonic()
@@ -184,7 +185,9 @@ class Tuner:
             if spelled is not None:
                 (kept,) = parse_pipeline(spelled).passes
                 found.append(replace(family, hardest=kept))
-        return Space(self.first, found or self.families)
+            elif family.role is Role.TRAINING:
+                found.append(family)
+        return Space(self.first, found or self.families, self.families)
 
     # ------------------------------------------------------------------ the table
 

@@ -34,6 +34,7 @@ WORKER: Final = "worker"
 _NONE: Final = "none"
 _NUMBERS: Final = "numbers"
 _EXITS: Final = "exits"
+_TRAINS: Final = "finetune"
 _LEAST_STRENGTH: Final = 0.08  # below it a family is left out
 _WARM: Final = 12  # trials before proposals are modelled
 
@@ -45,10 +46,13 @@ class Space:
     Attributes:
         first: steps that every pipeline begins with.
         families: that may follow, in order.
+        trained: the families of the structure as hard as a model may have them that is trained
+            behind them; (): the same.
     """
 
     first: Sequence[Pass]
     families: Sequence[Family]
+    trained: Sequence[Family] = ()
 
     def of(self, role: Role) -> list[Family]:
         """The families of a role."""
@@ -57,7 +61,7 @@ class Space:
     def alone(self) -> list[dict[str, Any]]:
         """The points at which each family is alone, at its hardest."""
         off: dict[str, Any] = {family.name: 0.0 for family in self.of(Role.STRUCTURE)}
-        off |= {_NUMBERS: _NONE, _EXITS: False}
+        off |= {_NUMBERS: _NONE, _EXITS: False, _TRAINS: False}
         # those that take least time come first
         points = [off | {_NUMBERS: family.name} for family in self.of(Role.NUMBERS)]
         points += [off | {family.name: 1.0} for family in self.of(Role.STRUCTURE)]
@@ -68,10 +72,15 @@ class Space:
     def proposed(self, trial: optuna.Trial) -> list[Pass]:
         """The pipeline of a trial."""
         steps = list(self.first)
+        training = self.of(Role.TRAINING)
+        trains = trial.suggest_categorical(_TRAINS, [False, True]) and bool(training)
+        harder = {family.name: family for family in self.trained}
         for family in self.of(Role.STRUCTURE):
             strength = trial.suggest_float(family.name, 0.0, 1.0)
-            step = family.at(strength) if strength >= _LEAST_STRENGTH else None
+            taken = harder.get(family.name, family) if trains else family
+            step = taken.at(strength) if strength >= _LEAST_STRENGTH else None
             steps += [] if step is None else [step]
+        steps += [training[0].hardest] if trains and len(steps) > len(self.first) else []
         numbers = {family.name: family for family in self.of(Role.NUMBERS)}
         chosen = trial.suggest_categorical(_NUMBERS, [_NONE, *numbers])
         steps += [numbers[chosen].hardest] if chosen in numbers else []

@@ -118,7 +118,7 @@ def test_requests_that_cannot_succeed_are_refused(
 
 
 def test_four_processes_of_which_two_are_killed_find_the_same_answer(folder: Path) -> None:
-    options = ("--min-sqnr", "20", "--deny", "prune-channels")
+    options = ("--min-sqnr", "20", "--deny", "prune-channels", "--trials", "3")
     _, alone = tune(folder, *options, "--study", str(folder / "alone"))
     expected = (folder / "o.onnx").read_bytes()
     shared = arguments(folder, *options, "--study", str(folder / "shared"), "--worker")

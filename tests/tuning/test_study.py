@@ -108,9 +108,19 @@ def test_families_are_those_that_help_with_the_goal() -> None:
     assert "cluster-weights" not in names
     assert "quantize-int8" in names
     assert "inject-exits" not in names
-    with_data = families_for(Measure.LATENCY, can_train=True)
+    with_data = families_for(Measure.LATENCY, has_samples=True)
     assert with_data[-1].role is Role.EXITS
     assert "cluster-weights" in [family.name for family in families_for(Measure.BYTES)]
+
+
+def test_models_are_trained_where_that_is_asked_for() -> None:
+    families = families_for(Measure.BYTES, allowed=("prune-channels", "finetune"), trains=True)
+    space = Space(parse_pipeline("simplify").passes, families, families)
+    study = SharedStudy("s", None, 0)
+    point = {"finetune": True, "prune-channels": 0.5, "numbers": "none", "exits": False}
+    study.enqueue([point, {**point, "prune-channels": 0.0}])
+    assert spelled(space, study) == "simplify,prune-channels:bytes=0.55,finetune"
+    assert spelled(space, study) == "simplify"  # there is nothing to bring back
 
 
 def test_names_that_nobody_combines_are_refused() -> None:
