@@ -104,7 +104,9 @@ def _drop_empty_inputs(rw: Rewriter, node: Node) -> None:
     """Replace ``Concat(a, empty, b)`` with ``Concat(a, b)``."""
     axis = node.attrs.get("axis", 1)
     full = [tensor for tensor in node.inputs if known_dim(tensor, axis) != 0]
-    if 0 < len(full) < len(node.inputs):
+    # where all inputs are empty, onnxruntime takes the other sizes of the first one
+    are_empty = any(0 in (tensor.shape or ()) for tensor in full)
+    if 0 < len(full) < len(node.inputs) and not are_empty:
         rw.update(node, "dropped empty inputs", inputs=full)
 
 

@@ -359,3 +359,15 @@ def test_quantizing_again_on_the_same_grid_gives_the_same_integers(
     assert ("QuantizeLinear" not in [n.op_type for n in rewritten.graph.node]) == is_removed
     feeds = {"x": np.arange(256, dtype=np.uint8)}
     assert np.array_equal(run(source, feeds)[0], run(rewritten, feeds)[0])
+
+
+def test_an_empty_input_among_empty_ones_stays() -> None:
+    """Onnxruntime takes the sizes of the result from it, whatever those of the others are."""
+    assert_declines(
+        """<opset_import: ["" : 17]>
+        g (float[N, M, 0] x) => (float[A, B, 0] y) <float[0, 11, 0] e = {}> {
+            h = Relu (x)
+            y = Concat <axis = 0> (e, h, h)
+        }""",
+        EliminateIdentity(),
+    )
