@@ -25,6 +25,7 @@ import onnxruntime as ort
 
 from onnxslim.errors import OnnxslimError, RunStopped, RuntimeFailure
 from onnxslim.graph import wire
+from onnxslim.graph.collector import release_copies
 from onnxslim.graph.ir import SUB_BYTE_BITS, to_numpy_dtype, to_onnx_dtype
 from onnxslim.graph.proto import name_nodes
 from onnxslim.io.model import PROTOBUF_LIMIT, Model
@@ -41,6 +42,7 @@ _Kept = Mapping[int, np.ndarray]  # by axis, whether each position is still ther
 
 CPU: Final = ("CPUExecutionProvider",)
 DISABLE_QUANTIZED: Final = "session.disable_quant_qdq"
+_LARGE_BYTES: Final = 256 << 20  # of weights: copies of such a model do not wait to be freed
 _SILENT: Final = 4
 _ALIGNMENT: Final = 64
 _ALIGNED_BYTES: Final = 1 << 20  # larger weights are read from the mapped file, wherever they lie
@@ -300,6 +302,8 @@ def _default_threads() -> int:
 
 def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[str]) -> Session:
     proto, payloads = model.skeleton()
+    if sum(payload.nbytes for payload in payloads) > _LARGE_BYTES:
+        release_copies()
     _drop_unused(proto, {constant.name for constant in model.graph.unused})
     name_nodes(proto.graph)
     names: list[str] = []

@@ -101,8 +101,9 @@ def solved_codes(
     means = _mean_inputs(copy, biased, context) if keep_means and biased else {}
     if is_plain:
         context = replace(context, calibration=None)
+    rewriter = Rewriter(copy.graph)
     problems = Problems(
-        Rewriter(copy.graph),
+        rewriter,
         replace(context, model=copy),
         LayerFilter(only=patterns),
         Schedule(sequential=False, aim=Target.ORIGINAL),
@@ -118,10 +119,15 @@ def solved_codes(
                 None if m is None else current_bias_target(la, m) for la, m in own
             )
         weight = quantized_weight(problem, form, rounding)
+        holder = problem.layer.holder
+        before = holder.stored
         problems.apply(problem, weight.weight, "int8")
         for layer in problem.layers:
             codes, grid = weight.stored(layer)
             found[layer.name] = LayerCodes(codes, grid, _bias(layer), _words(problem, weight))
+        # no layer is fitted to another, so that rounded floats only take memory, all together as
+        # much as the model
+        rewriter.set_values(holder, before)
     return found
 
 
