@@ -146,6 +146,7 @@ class Tuner:
         self._search(self.request.trials, until_proposals=True)
         if not self.request.is_worker:
             self._choose_from_table()
+        self.shared.enqueue(self._space().combined(self._ranked()))
         self._search(self.request.trials, until_proposals=False)
         return self._answer()
 
@@ -188,6 +189,17 @@ class Tuner:
             elif family.role is Role.TRAINING:
                 found.append(family)
         return Space(self.first, found or self.families, self.families)
+
+    def _ranked(self) -> list[str]:
+        """The families that did something alone, the best first."""
+        alone = len(Space(self.first, self.families).alone())
+        found = [
+            (self.runner.score(outcome), name)
+            for number, outcome in self.shared.outcomes()
+            if number < alone
+            for name in outcome.kept or ()
+        ]
+        return [name for _, name in sorted(found)]
 
     # ------------------------------------------------------------------ the table
 

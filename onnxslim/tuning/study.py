@@ -35,6 +35,8 @@ _NONE: Final = "none"
 _NUMBERS: Final = "numbers"
 _EXITS: Final = "exits"
 _TRAINS: Final = "finetune"
+_SHARED: Final = (0.85, 0.65, 0.95)  # strengths of families that leave room for others
+_BEST: Final = 2  # families of a role that are combined first
 _LEAST_STRENGTH: Final = 0.08  # below it a family is left out
 _WARM: Final = 12  # trials before proposals are modelled
 
@@ -67,6 +69,34 @@ class Space:
         points += [off | {family.name: 1.0} for family in self.of(Role.STRUCTURE)]
         if self.of(Role.EXITS):
             points.append(off | {_EXITS: True})
+        return points
+
+    def combined(self, ranked: Sequence[str]) -> list[dict[str, Any]]:
+        """Points at which the families that are best alone share the floors.
+
+        Args:
+            ranked: names of families, the best first.
+        """
+        rank = {name: place for place, name in enumerate(ranked)}
+
+        def best(role: Role) -> list[Family]:
+            known = [family for family in self.of(role) if family.name in rank]
+            return sorted(known, key=lambda family: rank[family.name])
+
+        structure, numbers, exits = best(Role.STRUCTURE), best(Role.NUMBERS), best(Role.EXITS)
+        off: dict[str, Any] = {family.name: 0.0 for family in self.of(Role.STRUCTURE)}
+        off |= {_NUMBERS: _NONE, _EXITS: False, _TRAINS: False}
+        points = []
+        for strength in _SHARED:
+            for family in structure[:_BEST]:
+                points += [
+                    off | {family.name: strength, _NUMBERS: other.name} for other in numbers[:_BEST]
+                ]
+                points += [off | {family.name: strength, _EXITS: True} for _ in exits]
+            if len(structure) >= _BEST:
+                both = {family.name: strength for family in structure[:_BEST]}
+                points += [off | both | {_NUMBERS: other.name} for other in numbers[:1]]
+                points.append(off | both)
         return points
 
     def proposed(self, trial: optuna.Trial) -> list[Pass]:

@@ -38,6 +38,20 @@ def test_each_family_is_tried_alone_first(space: Space) -> None:
     assert spelled(space, study) == "simplify,prune-channels:bytes=0.1"
 
 
+def test_families_that_are_best_alone_are_combined_first() -> None:
+    families = families_for(
+        Measure.BYTES, allowed=("prune-channels", "factorize-dense", "quantize-weights")
+    )
+    space = Space(parse_pipeline("simplify").passes, families)
+    study = SharedStudy("s", None, 0)
+    study.enqueue(space.combined(["quantize-weights", "prune-channels", "factorize-dense"])[:4])
+    found = [spelled(space, study) for _ in range(4)]
+    assert found[0] == "simplify,prune-channels:bytes=0.235,quantize-weights:bits=4"
+    assert found[1] == "simplify,factorize-dense:bytes=0.235,quantize-weights:bits=4"
+    assert found[2].count(",") == 3
+    assert "quantize" not in found[3]
+
+
 def test_an_equal_point_is_enqueued_once(space: Space, tmp_path: Path) -> None:
     journal = str(tmp_path / "journal")
     for _ in range(2):
