@@ -334,7 +334,9 @@ def tune(
                 report.details = survey.details(source, attempt.model)
                 report.notes += survey.notes
         report.seconds = time.perf_counter() - started
-        _raise_for_floors(report, attempt.model)
+        if report.floors_missed:
+            told = "; ".join(report.floors_missed)
+            raise _with_report(FloorMissed(f"{told[0].upper()}{told[1:]}."), report, attempt.model)
     return attempt.model, report
 
 
@@ -611,8 +613,12 @@ def _raise_for_floors(report: Report, model: Model) -> None:
     error = FloorMissed(
         f"Left out or weakened, to hold {why}: {dropped}. All other steps were kept.{advice}"
     )
+    raise _with_report(error, report, model)
+
+
+def _with_report(error: FloorMissed, report: Report, model: Model) -> FloorMissed:
     error.report, error.model = report, model
-    raise error
+    return error
 
 
 def _check_same_inputs(a: Model, b: Model) -> None:

@@ -27,7 +27,7 @@ from onnxslim.commands.arguments import (
     talk_options,
     train_option,
 )
-from onnxslim.commands.console import complain, paper, say
+from onnxslim.commands.console import complain, paper, say, warn
 from onnxslim.commands.failures import failure_of
 from onnxslim.commands.files import check_report, write_report
 from onnxslim.commands.progress import progress
@@ -62,14 +62,17 @@ class _Workers:
     jobs: int
     study: str | None
 
-    def start(self) -> list[Any]:
+    def start(self, model: Path) -> list[Any]:
         """Start the processes, which take part in the search of this command."""
-        from onnxslim.tuning.workers import start
+        from onnxslim.tuning.workers import room_for, start
 
-        if self.jobs <= 1:
+        room = room_for(model.stat().st_size)
+        if self.jobs > room:
+            warn(f"memory allows {room} of {self.jobs} processes; the others are not started.")
+        if min(self.jobs, room) <= 1:
             return []
         arguments = [*sys.argv[1:], "--worker", "--quiet", "--jobs", "1"]
-        return start(arguments, self.jobs - 1)
+        return start(arguments, min(self.jobs, room) - 1)
 
 
 @click.command("tune", short_help=COMMANDS["tune"])
@@ -192,7 +195,7 @@ def command(
     _check_files(source, target, report, overwrite=overwrite)
     from onnxslim import api
 
-    started = _Workers(jobs, study).start()
+    started = _Workers(jobs, study).start(source)
     failure, found = None, None
     try:
         with progress(quiet=quiet, verbose=verbose) as shown:

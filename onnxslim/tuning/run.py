@@ -294,7 +294,10 @@ class Tuner:
         report.notes += self.notes
         missed = self.runner.misses(answer)
         if why is not None and answer is plain:
-            report.floors_missed.append(f"confirmation: {why}")
+            report.floors_missed.append(
+                f"no candidate holds the floors on the samples that chose nothing, so none was "
+                f"taken: {why}"
+            )
         elif missed > 0:
             report.floors_missed.append(self._short_of(answer))
         return attempt, report
@@ -310,7 +313,7 @@ class Tuner:
             parts.append(f"{target.measure} {now:,.4g} {unit} where {limit:,.4g} was asked for")
         return (
             f"no trial of {len(self.shared.outcomes())} reaches the targets under the floors; the "
-            f"nearest has {' and '.join(parts)}"
+            f"nearest, which was written, has {' and '.join(parts)}"
         )
 
     def _not_confirmed(self, model: Model) -> str | None:

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+_OWN_BYTES: Final = 500 << 20  # of a process, whatever the model
+_COPIES: Final = 8  # of the model, that the largest step holds at a time, with its samples
+_MANY: Final = 1 << 16
 _SILENT_SECONDS: Final = 3600.0
 """After so long a trial of a process on another machine counts as lost."""
 
@@ -45,6 +48,29 @@ def _is_zombie(number: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return False
+
+
+def room_for(model_bytes: int, available: int | None = None) -> int:
+    """How many processes of one search the memory allows; at least one.
+
+    Args:
+        model_bytes: of the model's file.
+        available: bytes of memory that are free; None: as the system says.
+    """
+    if available is None:
+        available = _available_memory()
+    if available is None:
+        return _MANY
+    return max(1, available // (_OWN_BYTES + _COPIES * model_bytes))
+
+
+def _available_memory() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def start(arguments: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:

@@ -14,7 +14,7 @@ from onnxslim.tuning.aims import Measure
 from onnxslim.tuning.families import Role, families_for
 from onnxslim.tuning.study import SharedStudy, Space
 from onnxslim.tuning.trials import TrialOutcome
-from onnxslim.tuning.workers import is_dead, worker_name
+from onnxslim.tuning.workers import is_dead, room_for, worker_name
 
 OUTCOME = TrialOutcome(
     "simplify", "resolved:from=simplify,simplify", 10, use=0.5, kept={"a": "a:b=1"}
@@ -112,6 +112,12 @@ def test_processes_are_known_to_be_alive_or_dead() -> None:
         assert is_dead(f"{host}:{process.pid}", 0.0)
     assert not is_dead("another-machine:1", 60.0)
     assert is_dead("another-machine:1", 1e6)
+
+
+def test_memory_limits_the_processes() -> None:
+    assert room_for(10**9, 3 * 10**9) == 1
+    assert room_for(10**6, 4 * 10**9) == 7
+    assert room_for(10**6) >= 1
 
 
 # ------------------------------------------------------------------- families
