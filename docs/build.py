@@ -21,6 +21,7 @@ from onnxslim.pipeline import registry
 from onnxslim.pipeline.examples import examples_of
 from onnxslim.pipeline.passes import Pass, Preset
 from onnxslim.pipeline.recipe_schema import recipe_schema
+from onnxslim.pipeline.targets import TargetEngine, Trait, targets
 from onnxslim.render.json_form import SCHEMA_VERSION, ReportForm
 
 FOLDER = Path(__file__).parent / "passes"
@@ -74,10 +75,36 @@ def _sections(text: str) -> list[str]:
     return lines
 
 
+def target_table() -> str:
+    """The page with what each target takes, and how that is known."""
+    known = list(targets().values())
+    lines = ["# What each target takes", "", "From `onnxslim/pipeline/targets.toml`: y takes it,"]
+    lines += ["n does not; *run* was seen with the version named, *read* is from a page or source,"]
+    lines += ["*assumed* means that nobody says. [Targets](targets.md) explains what follows.", ""]
+    lines += ["| | " + " | ".join(target.name for target in known) + " |"]
+    lines += ["|---" * (len(known) + 1) + "|"]
+    lines.append("| opset | " + " | ".join(_opsets(target) for target in known) + " |")
+    for trait in Trait:
+        marks = (f"{'y' if t.takes(trait) else 'n'}, {t.facts[trait].known}" for t in known)
+        lines.append(f"| {trait.words} | {' | '.join(marks)} |")
+    for target in known:
+        lines += ["", f"## {target.name}", "", f"{target.title}.", ""]
+        opsets = target.opsets
+        lines.append(f"- opset {_opsets(target)}: *{opsets.known}*, {opsets.source}")
+        for trait, fact in target.facts.items():
+            takes = "" if fact.takes else "no "
+            lines.append(f"- {takes}{trait.words}: *{fact.known}*, {fact.source}")
+    return "\n".join(lines) + "\n"
+
+
+def _opsets(target: TargetEngine) -> str:
+    return f"{target.opsets.least} to {target.opsets.most}"
+
+
 def pages() -> dict[Path, str]:
     """Every page by its path, the index included."""
     rows = ["# Passes", "", "| pass | promises | what it does |", "|---|---|---|"]
-    found = {}
+    found = {Path(__file__).with_name("target_table.md"): target_table()}
     for name in registry.names():
         rewrite = registry.get(name)
         found[FOLDER / f"{name}.md"] = page(rewrite)

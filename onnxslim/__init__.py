@@ -94,6 +94,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     quantization  integers in place of floats
     precision     float16 in place of float32
     exits         classifiers that are left early
+    lowering      files in the forms that another engine takes
     residual      residual streams of transformers in fewer columns
     run           one model, prepared once, and the pipelines that run on it
     tools         what the other commands do
@@ -151,6 +152,7 @@ _HOME = {
     "Skip": "records",
     "Stats": "report",
     "StepReport": "report",
+    "TargetMissed": "errors",
     "UsageError": "errors",
     "at_least": "pipeline.options",
     "bench_models": "api",
@@ -167,6 +169,7 @@ _HOME = {
     "passes": "surveys",
     "report_to_json": "render.json",
     "report_to_text": "render.text",
+    "retarget": "api",
     "sensitivity": "surveys",
     "tune": "api",
     "unpack": "api",
@@ -175,7 +178,7 @@ _HOME = {
 _FUNCTIONS = ("exits", "passes")  # packages that are functions as well
 
 if TYPE_CHECKING:
-    from onnxslim.api import bench_models, compare_models, compress, pack, tune, unpack
+    from onnxslim.api import bench_models, compare_models, compress, pack, retarget, tune, unpack
     from onnxslim.errors import (
         FloorMissed,
         ModelError,
@@ -183,6 +186,7 @@ if TYPE_CHECKING:
         OnnxslimError,
         PromiseBroken,
         RuntimeFailure,
+        TargetMissed,
         UsageError,
     )
     from onnxslim.graph.rewrite import Rewriter
@@ -238,6 +242,7 @@ __all__ = [
     "Skip",
     "Stats",
     "StepReport",
+    "TargetMissed",
     "UsageError",
     "at_least",
     "bench_models",
@@ -254,6 +259,7 @@ __all__ = [
     "passes",
     "report_to_json",
     "report_to_text",
+    "retarget",
     "sensitivity",
     "tune",
     "unpack",

@@ -12,20 +12,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from onnxslim.details import Details
-from onnxslim.errors import FloorMissed, RuntimeFailure, UsageError
+from onnxslim.errors import FloorMissed, RuntimeFailure, TargetMissed, UsageError
 from onnxslim.io.bounds import check_bounds
 from onnxslim.io.marks import check_output
 from onnxslim.io.model import Model, ModelSource
 from onnxslim.io.staging import check_target, stage_file
+from onnxslim.lowering.obstacles import obstacles
 from onnxslim.pipeline.floors import ALLOWING, DEFAULT, Floors, check_measured
 from onnxslim.pipeline.layer_filter import FilteredPass, check_named
 from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.passes import check_calibration, unrolled_members
 from onnxslim.pipeline.policy import GoalWord, Policy
 from onnxslim.pipeline.stats import measure_stats
+from onnxslim.pipeline.targets import target_of
 from onnxslim.records import Fidelity, OutputKind
 from onnxslim.render.json import json_text
 from onnxslim.report import Comparison, Latency, LatencyPair, Report, Stats
@@ -42,6 +44,7 @@ from onnxslim.run.requests import (
     data_settings,
     file_of,
     floors_to_hold,
+    for_target,
     goal_of,
     loaded,
     parsed,
@@ -54,10 +57,13 @@ from onnxslim.tools.details import DetailSurvey
 
 if TYPE_CHECKING:
     from onnxslim.pipeline.data_settings import DataSettings, DataWords
+    from onnxslim.pipeline.grammar import Pipeline
     from onnxslim.runtime.measure.accuracy import EvaluationSource
     from onnxslim.runtime.samples.given import SampleSource
     from onnxslim.runtime.session import Feeds
     from onnxslim.tools.pack import PackReport
+
+_SHOWN: Final = 3
 
 
 def compress(
@@ -65,6 +71,7 @@ def compress(
     output: str | os.PathLike[str] | None = None,
     *,
     passes: PassesArgument = "simplify",
+    target: str | None = None,
     calibration: SampleSource | None = None,
     evaluation: EvaluationSource | None = None,
     data: DataSettings | DataWords | None = None,
@@ -94,6 +101,8 @@ def compress(
         model: a path, the bytes of a file, a ModelProto, or a loaded `Model`; never changed.
         output: where to write the result; None writes nothing. Nothing is written on an error.
         passes: a pipeline as text or parsed, a pass, or a list of passes.
+        target: the engine that the file is for, such as `openvino`; None: onnxruntime, or that of
+            the pass `retarget` at the end of the pipeline.
         calibration: unlabelled samples, for passes that use data and for verification: a path or
             `module:function`; arrays by input name; an iterable, dataset or data loader of
             samples or batches, as arrays, tensors, mappings or tuples of them; or a function
@@ -136,11 +145,12 @@ def compress(
         ModelError: the model is invalid, corrupt or not supported.
         FloorMissed: a step was dropped for a floor; the output, without that step, was written.
             The best model that holds the floor is in its `model`, the report in its `report`.
+        TargetMissed: the target does not take all of the output, which was written.
         PromiseBroken: a pass broke its promise; nothing was written.
         RuntimeFailure: onnxruntime failed.
     """
     started = time.perf_counter()
-    pipeline = parsed(passes)
+    pipeline = for_target(parsed(passes), target)
     refuse_both(calibration, calib, "`calibration` and `calib`")
     check_numbers(seed=seed, threads=threads)
     limits = floors_to_hold(floors)
@@ -192,6 +202,7 @@ def compress(
             _write_trace(Path(trace), run, attempt.model, report)
         report.seconds = time.perf_counter() - started
         _raise_for_floors(report, attempt.model)
+        _raise_for_target(pipeline, report, attempt.model)
     return attempt.model, report
 
 
@@ -338,6 +349,46 @@ def tune(
             told = "; ".join(report.floors_missed)
             raise _with_report(FloorMissed(f"{told[0].upper()}{told[1:]}."), report, attempt.model)
     return attempt.model, report
+
+
+def retarget(
+    model: ModelSource | Model,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    target: str,
+    calibration: SampleSource | None = None,
+    data: DataSettings | DataWords | None = None,
+    floors: Floors | Mapping[FloorWord, float] | None = DEFAULT,
+    verify: bool = True,
+    threads: int | None = None,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    overwrite: bool = False,
+    progress: Progress | Callable[[Progress], None] | None = None,
+    calib: SampleSource | None = None,
+) -> tuple[Model, Report]:
+    """Write a model in the forms that an engine takes, and compare outputs.
+
+    The engine is called `target`, such as `openvino`, `tensorrt` or `portable`. All other
+    arguments, the result and the errors are those of `compress`.
+    """
+    return compress(
+        model,
+        output,
+        passes=f"retarget:to={target_of(target).name}",
+        calibration=calibration,
+        data=data,
+        floors=floors,
+        verify=verify,
+        measure=False,
+        threads=threads,
+        seed=seed,
+        input_shapes=input_shapes,
+        overwrite=overwrite,
+        command=f"onnxslim.retarget(target={target!r})",
+        progress=progress,
+        calib=calib,
+    )
 
 
 def compare_models(
@@ -619,6 +670,20 @@ def _raise_for_floors(report: Report, model: Model) -> None:
 def _with_report(error: FloorMissed, report: Report, model: Model) -> FloorMissed:
     error.report, error.model = report, model
     return error
+
+
+def _raise_for_target(pipeline: Pipeline, report: Report, model: Model) -> None:
+    name = pipeline.passes[-1].engine if pipeline.passes else None
+    left = [] if name is None else list(obstacles(model.graph, target_of(name)))
+    if not left:
+        return
+    more = f"; and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+    error = TargetMissed(
+        f"The target {name} does not take all of the file: {'; '.join(map(str, left[:_SHOWN]))}"
+        f"{more}. Nothing replaces that; the file was made all the same."
+    )
+    error.report, error.model = report, model
+    raise error
 
 
 def _check_same_inputs(a: Model, b: Model) -> None:

@@ -4,6 +4,7 @@
     ├── UsageError       2  bad pipeline text, option, missing file, output that cannot be written
     ├── ModelError       3  the model is invalid, corrupt or not supported
     ├── FloorMissed      4  a pass went below the user's floor and was rolled back
+    ├── TargetMissed     4  the target does not take all of the file that was written
     ├── StepIdle         4  --strict: a step was left out or changed nothing
     ├── ClaimBroken      4  `onnxslim check`: a report claims what does not hold
     ├── PromiseBroken    5  a pass broke its own promise: a bug, with a reproducer
@@ -65,6 +66,19 @@ class FloorMissed(OnnxslimError):
     Attributes:
         report: report of the run; its output was written without that pass.
         model: the best model that holds the floor, which is what was written.
+    """
+
+    exit_code = 4
+    report: Report | None = None
+    model: BestModel | None = None
+
+
+class TargetMissed(OnnxslimError):
+    """The engine that the file is for does not take all of it; the output was written.
+
+    Attributes:
+        report: report of the run.
+        model: what was written.
     """
 
     exit_code = 4

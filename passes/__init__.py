@@ -49,6 +49,7 @@ PASSES: Mapping[str, str] = {
     "quantize-power-of-two": "quantize_power_of_two:QuantizePowerOfTwo",
     "quantize-weights": "quantize_weights:QuantizeWeights",
     "raise-opset": "raise_opset:RaiseOpset",
+    "retarget": "retarget:Retarget",
     "simplify": "simplify:Simplify",
     "strip-metadata": "strip_metadata:StripMetadata",
     "ternarize-weights": "ternarize_weights:TernarizeWeights",

@@ -94,6 +94,7 @@ from onnxslim.graph.ir import Node, node_label, walk_graphs
 from onnxslim.pipeline.layer_filter import FilteredPass, only_option, skip_option
 from onnxslim.pipeline.options import at_least, one_of, option
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.targets import Trait
 from onnxslim.precision.operand_types import half_operands
 from onnxslim.precision.run import convert
 from onnxslim.records import Fidelity, PassResult
@@ -138,6 +139,10 @@ class ConvertFp16(FilteredPass):
             "a float16 weight is within 2^-11 of the float, or within 2^-25 where it is tiny, "
             "whatever it is multiplied by"
         )
+
+    def writes(self) -> tuple[Trait, ...]:
+        """Operators in float16, on request."""
+        return (Trait.FLOAT16,) if self.compute == "float16" else ()
 
     def needs_calibration(self) -> str | None:
         """An error is measured on samples."""

@@ -91,6 +91,7 @@ from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import at_least, interval, one_of, option
 from onnxslim.pipeline.passes import Context, Pass
 from onnxslim.pipeline.raising import run_raised
+from onnxslim.pipeline.targets import Trait
 from onnxslim.pipeline.trained_pass import TrainedPass
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.services.calibration import Calibration
@@ -210,6 +211,10 @@ class InjectExits(TrainedPass):
     def needs_calibration(self) -> str | None:
         """Heads and thresholds come from samples."""
         return "to fit heads to the network's answers, and to confirm thresholds"  # declines 1
+
+    def writes(self) -> tuple[Trait, ...]:
+        """An If around what a sample that leaves does without; `anytime` skips nothing."""
+        return () if self.mode == "anytime" else (Trait.BRANCHES,)
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse models without class scores, and aims that cannot be judged.

@@ -75,6 +75,7 @@ from onnxslim.pipeline.options import (
     option,
 )
 from onnxslim.pipeline.passes import Context
+from onnxslim.pipeline.targets import Trait
 from onnxslim.pipeline.trained_pass import cubic
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.solvers.masks import (
@@ -163,8 +164,9 @@ class PruneWeights(LayerPass):
                 share = shares[problem.name] * progress
                 if self._prune(problem, problems, share, context, last=last):
                     changed[problem.name] = problem.layer.holder
-        for holder in changed.values():
-            rw.set_values(holder, sparse_or_dense(holder.values))
+        if context.engine.takes(Trait.SPARSE):
+            for holder in changed.values():
+                rw.set_values(holder, sparse_or_dense(holder.values))
         return rw.result()
 
     # ----------------------------------------------------------------- in stages

@@ -126,6 +126,7 @@ from onnxslim.pipeline.options import (
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.patterns import literal
 from onnxslim.pipeline.policy import Goal
+from onnxslim.pipeline.targets import Trait
 from onnxslim.pipeline.trained_pass import TrainedPass
 from onnxslim.quantization.calibration_ranges import RangeMethod
 from onnxslim.quantization.clusters import clusters_of
@@ -219,6 +220,10 @@ class QuantizeInt8(TrainedPass, FilteredPass):
     def needs_calibration(self) -> str | None:
         """Ranges come from samples."""
         return "to know the ranges of activations"
+
+    def writes(self) -> tuple[Trait, ...]:
+        """QuantizeLinear and DequantizeLinear."""
+        return (Trait.INT8,)
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Refuse what cannot be done at all.

@@ -58,7 +58,9 @@ Rewrite:
 
     4 bits, and blocks in DequantizeLinear, need opset 21, to which the model is raised; MatMulNBits
     needs no opset. Where a block does not divide the columns, a smaller one of the kernel's sizes
-    that does is taken; if there is none, the last block is not full.
+    that does is taken. If there is none, `native` writes the local function, `dequantize` the
+    largest block that divides them, as other engines refuse DequantizeLinear whose last block is
+    not full; MatMulNBits has such blocks by design.
 
 Why it is correct:
     It is not exact. w ≈ scale·(code − zero point), one scale for each output channel, or for each
@@ -182,6 +184,7 @@ class QuantizeWeights(LayerPass):
             accuracy_level=self.accuracy_level,
             layers=self.selection(context),
             schedule=self.schedule,
+            target=context.engine,
         )
         run = WeightOnlyRun(options, graph, context)
         result = run.result()

@@ -7,6 +7,7 @@ evaluate  outputs of a small constant model
 packed    a session from a packed file
 samples   the samples that models are run on
 probes    statistics of the inside of a model on samples
+engines   other engines, where they are installed
 measure   measurements of whole models: outputs, run time, accuracy
 training  graphs as functions that torch differentiates
 """

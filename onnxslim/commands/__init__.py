@@ -3,6 +3,7 @@
 compress     run a pipeline; `onnxslim MODEL` is short for it
 tune         find the pipeline that floors and targets ask for
 passes       list the passes, or show one
+retarget     write a model as another engine takes it
 inspect      show the contents of model files
 groups       show which channels can leave together
 exits        show where a classifier can be left early
@@ -37,6 +38,7 @@ COMMANDS: Mapping[str, str] = {
     "compress": "Run a pipeline of passes on a model, prove each step, write the result.",
     "tune": "Find the pipeline that makes a model as small or fast as the floors allow.",
     "passes": "List the passes, or show the page and options of one.",
+    "retarget": "Write a model in the forms that another engine takes, and compare outputs.",
     "inspect": "Show operators, parameters, MACs, bytes, inputs and outputs of models.",
     "groups": "Show which channels of a model can leave together, and what keeps the others.",
     "exits": "Show where a classifier can be left early, and how many samples could leave there.",

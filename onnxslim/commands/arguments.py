@@ -198,6 +198,13 @@ def passes_option(command: _Command) -> _Command:
     )(command)
 
 
+def target_option(help: str, *, required: bool = False) -> Callable[[_Command], _Command]:
+    """`--target`."""
+    from onnxslim.pipeline.targets import targets
+
+    return click.option("--target", type=click.Choice([*targets()]), required=required, help=help)
+
+
 def report_option(
     formats: Formats[Any], help: str, *, takes_stream: bool = False
 ) -> Callable[[_Command], _Command]:

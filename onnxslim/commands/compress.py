@@ -33,6 +33,7 @@ from onnxslim.commands.arguments import (
     report_option,
     run_options,
     talk_options,
+    target_option,
     trace_option,
     train_option,
 )
@@ -41,7 +42,7 @@ from onnxslim.commands.failures import failure_of, worst
 from onnxslim.commands.files import check_beside, check_report, check_trace, write_report
 from onnxslim.commands.progress import progress
 from onnxslim.commands.streams import STREAM, output_of, refuse_stream, source_of, target_of, teller
-from onnxslim.errors import FloorMissed, StepIdle, UsageError
+from onnxslim.errors import FloorMissed, StepIdle, TargetMissed, UsageError
 from onnxslim.pages.formats import REPORTS, REPORTS_OF_SEVERAL
 from onnxslim.pipeline.floors import check_measured
 from onnxslim.pipeline.other_words import command_for, pipeline_for
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 )
 @overwrite_option
 @passes_option
+@target_option("The engine that the file is for: passes write what it takes; default: onnxruntime.")
 @calib_option("Sample inputs without labels, for passes that use data and for comparing outputs.")
 @eval_option
 @train_option
@@ -128,6 +130,7 @@ def command(
     out_dir: str | None,
     overwrite: bool,
     passes: str | None,
+    target: str | None,
     calib: str | None,
     evaluation: str | None,
     train: str | None,
@@ -174,6 +177,7 @@ def command(
         eval=evaluation,
         train=train,
         data=data,
+        target=target,
         goal=goal,
         force=force,
         verify=verify,
@@ -196,7 +200,7 @@ def command(
         settings = settings.over(load_recipe(Path(recipe)))
     named = {"--junit": junit, "--provenance": provenance, "--model-card": model_card}
     beside = {option: Path(name) for option, name in named.items() if name is not None}
-    wanted = _Wanted(
+    wanted = Wanted(
         settings,
         Path(report) if report else None,
         Path(trace) if trace else None,
@@ -210,17 +214,25 @@ def command(
     )
     if out_dir is not None:
         return _run_all(list(dict.fromkeys(map(Path, models))), Path(out_dir), named_output, wanted)
-    model, output = _one_model(models, named_output)
-    if report == STREAM == output:
+    return run_one(*_one_model(models, named_output), wanted)
+
+
+def run_one(model: str, output: str, wanted: Wanted) -> int:
+    """Run one model, which may be on standard input; returns the exit code.
+
+    Raises:
+        UsageError: output and report are both standard output.
+    """
+    if wanted.has_stream and output == STREAM:
         raise UsageError("OUTPUT and --report are both `-`: standard output takes one of them.")
-    with target_of(output) as target:
-        tell = teller(STREAM if report == STREAM else output)
-        outcome = _run_one(source_of(model), target, wanted, tell=tell)
+    with target_of(output) as written:
+        tell = teller(STREAM if wanted.has_stream else output)
+        outcome = _run_one(source_of(model), written, wanted, tell=tell)
     return 0 if outcome.failure is None else outcome.failure.exit_code
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """What is wanted of each model: the run, and what is shown of it.
 
     Attributes:
@@ -246,6 +258,7 @@ class _Wanted:
 
     @property
     def pipeline(self) -> Pipeline:
+        """The passes, by default `simplify`."""
         from onnxslim.pipeline.grammar import parse_pipeline
 
         return self.settings.passes or parse_pipeline("simplify")
@@ -267,7 +280,7 @@ def _one_model(models: Sequence[str], named_output: str | None) -> tuple[str, st
     return models[0], output_of(models[0], output, ".slim.onnx")
 
 
-def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: _Wanted) -> int:
+def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: Wanted) -> int:
     """Run every model, whatever becomes of the others; returns the worst exit code."""
     from onnxslim.commands.several import ModelOutcome, summary, targets_in
     from onnxslim.io.files import make_folders
@@ -295,7 +308,7 @@ def _run_all(models: Sequence[Path], folder: Path, output: str | None, wanted: _
     return worst([item.failure.exit_code for item in outcomes if item.failure])
 
 
-def _check_several(models: Sequence[Path], output: str | None, wanted: _Wanted) -> None:
+def _check_several(models: Sequence[Path], output: str | None, wanted: Wanted) -> None:
     """Refuse what is for one model alone.
 
     Raises:
@@ -313,7 +326,7 @@ def _check_several(models: Sequence[Path], output: str | None, wanted: _Wanted) 
         raise UsageError("--report - is of one model; give a file for those of --out-dir.")
 
 
-def _check_files_of_all(model: Path, target: Path, wanted: _Wanted) -> None:
+def _check_files_of_all(model: Path, target: Path, wanted: Wanted) -> None:
     """Refuse files that cannot be written, of runs whose first model and output are given.
 
     Raises:
@@ -324,7 +337,7 @@ def _check_files_of_all(model: Path, target: Path, wanted: _Wanted) -> None:
         check_report(wanted.report, model, target, REPORTS_OF_SEVERAL, overwrite=wanted.overwrite)
 
 
-def _write_files_of_all(outcomes: Sequence[ModelOutcome], wanted: _Wanted) -> None:
+def _write_files_of_all(outcomes: Sequence[ModelOutcome], wanted: Wanted) -> None:
     if wanted.report is not None:
         write_report(wanted.report, [_reported(item) for item in outcomes], REPORTS_OF_SEVERAL)
     if "--junit" in wanted.beside:
@@ -344,7 +357,7 @@ def _suite(outcome: ModelOutcome) -> JunitSuite:
 
 
 def _run_one(
-    model: Path | bytes, output: Path, wanted: _Wanted, *, tell: Callable[[str], None] = say
+    model: Path | bytes, output: Path, wanted: Wanted, *, tell: Callable[[str], None] = say
 ) -> ModelOutcome:
     """Run a pipeline, write the output and the report, print the table.
 
@@ -366,7 +379,7 @@ def _run_one(
             outcome.report = _compress(model, output, wanted, shown)
         if wanted.settings.strict:
             _check_steps(wanted.pipeline, outcome.report)
-    except (FloorMissed, StepIdle) as error:  # the output was written all the same
+    except (FloorMissed, TargetMissed, StepIdle) as error:  # the output was written all the same
         outcome.report = outcome.report or report_of(error)
         if outcome.report is None:
             raise
@@ -389,7 +402,7 @@ def _run_one(
     return outcome
 
 
-def _write_files(report: Report, wanted: _Wanted) -> None:
+def _write_files(report: Report, wanted: Wanted) -> None:
     """Write what was asked for of a run that ended."""
     if wanted.has_stream:
         say(REPORTS.to_bytes(report, Path("report.json")).decode().rstrip())
@@ -413,7 +426,7 @@ def _show(report: Report, output: Path, *, explain: bool, tell: Callable[[str], 
     tell(f"wrote {output}" if report.after.path else "nothing was written")
 
 
-def _report_failure(error: BaseException, wanted: _Wanted) -> None:
+def _report_failure(error: BaseException, wanted: Wanted) -> None:
     """Write the report of a run that `error` ended, where a model had been opened."""
     report = report_of(error)
     if report is None:
@@ -453,7 +466,7 @@ def _reported(outcome: ModelOutcome) -> Json:
     return {"input": {"path": str(outcome.source), "sha256": None}, "error": error}
 
 
-def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progress) -> Report:
+def _compress(model: Path | bytes, output: Path, wanted: Wanted, shown: Progress) -> Report:
     from onnxslim import api
 
     settings = wanted.settings
@@ -462,6 +475,7 @@ def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progres
         model,
         output,
         passes=settings.passes or "simplify",
+        target=settings.target,
         calibration=settings.calib,
         evaluation=settings.eval,
         train=settings.train,
@@ -488,7 +502,7 @@ def _compress(model: Path | bytes, output: Path, wanted: _Wanted, shown: Progres
 # ----------------------------------------------------------- checks before a long run
 
 
-def _check_request(model: Path | bytes, output: Path, wanted: _Wanted) -> None:
+def _check_request(model: Path | bytes, output: Path, wanted: Wanted) -> None:
     """Refuse a request that cannot succeed before the run, not after it."""
     settings, source = wanted.settings, model if isinstance(model, Path) else None
     if source is not None:

@@ -16,7 +16,7 @@ from onnxslim.commands.streams import STREAM, source_of
 if TYPE_CHECKING:
     from onnxslim.details import Energy
     from onnxslim.render.json import Json
-    from onnxslim.tools.inspection import Inspection, Port
+    from onnxslim.tools.inspection import Inspection, Port, TargetFit
 
 
 @click.command("inspect", short_help=COMMANDS["inspect"])
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @json_option
 def command(models: tuple[str, ...], as_json: bool) -> None:
     """Show inputs, outputs, operators, weights, MACs and bytes of models, side by side.
+
+    For each target it says which engine takes the file, as far as is known, and what stands in the
+    way of the others; --json names every node and tensor.
 
     A MODEL of `-` is standard input.
     """
@@ -123,8 +126,19 @@ def _details(item: Inspection) -> list[str]:
     lines += [f"weight  {port_text(port)}, {bytes_text(size)}" for port, size in item.largest]
     lines += [f"function  {name}, {count:,} nodes" for name, count in item.functions.items()]
     lines += [f"external data  {name}" for name in item.external]
+    lines += [f"target {name}: {_fit_text(fit)}" for name, fit in item.targets.items()]
     lines += [f"metadata  {key} = {value}" for key, value in item.metadata.items()]
     return [wrapped(printable(line), paper()) for line in lines]
+
+
+def _fit_text(fit: TargetFit) -> str:
+    """Whether an engine takes a file, else the first thing in its way."""
+    found = (*fit.staying, *fit.replaced)
+    if not found:
+        return "nothing known stands in the way"
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    how = "not all of it is replaced by" if fit.staying else "replaced by"
+    return f"{found[0]}{more}; {how} `onnxslim retarget`"
 
 
 def port_text(port: Port) -> str:
@@ -166,6 +180,10 @@ def _json(item: Inspection) -> Json:
         ],
         "largest": [{**_port_json(port), "bytes": size} for port, size in item.largest],
         "external": list(item.external),
+        "targets": {
+            name: {"replaced": list(fit.replaced), "staying": list(fit.staying)}
+            for name, fit in item.targets.items()
+        },
         "metadata": dict(item.metadata),
     }
 

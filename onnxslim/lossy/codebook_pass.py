@@ -33,6 +33,7 @@ from onnxslim.lossy.problems import Problem, assign
 from onnxslim.packing.radix import packed_bytes
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.raising import run_raised
+from onnxslim.pipeline.targets import Trait
 from onnxslim.records import Fidelity, PassResult
 from onnxslim.render.units import bytes_text
 from onnxslim.solvers.threads import threads_for
@@ -127,6 +128,10 @@ class CodebookPass(LayerPass):
             if self._why_not(problem) is None:
                 yield problem
 
+    def writes(self) -> tuple[Trait, ...]:
+        """Codes that operators decode when a session starts."""
+        return (Trait.DECODERS,)
+
     def run(self, graph: gs.Graph, context: Context) -> PassResult:
         """Raise the opset where codes need that; find codes for every selected layer; store them.
 
@@ -158,7 +163,7 @@ class CodebookPass(LayerPass):
                 assign(rw, problem, answer.weight)  # later layers are measured on the dense weight
             waiting.append((label, holder, answer.stored, what))
         for entry in waiting:
-            replace_constant(rw, *entry)
+            replace_constant(rw, *entry, takes_sparse=context.engine.takes(Trait.SPARSE))
         found = rw.result()
         return PassResult.together([prepared, found]) if prepared.changed else found
 
@@ -222,12 +227,15 @@ def replace_constant(
     holder: Constant,
     weight: CodebookWeight | FixedPointWeight,
     what: str,
+    *,
+    takes_sparse: bool = True,
 ) -> None:
     """Store codes in place of `holder`, and report all that this took.
 
-    Where nearly all is zero, the few values there are take less as a sparse initializer.
+    Where nearly all is zero, the few values there are take less as a sparse initializer, if the
+    engine takes one.
     """
-    if _density(weight) * weight.size * weight.dtype.itemsize < weight.nbytes:
+    if takes_sparse and _density(weight) * weight.size * weight.dtype.itemsize < weight.nbytes:
         sparse = sparse_or_dense(weight.dense())
         if isinstance(sparse, StoredSparse) and sparse.nbytes < weight.nbytes:
             rw.set_values(holder, sparse)

@@ -1,6 +1,7 @@
 """Passes, pipelines of passes, and the manager that runs them and proves each step.
 
 passes        Pass, Preset, Context: what a pass is and what it gets
+targets       what engines take of a file, as a table
 patterns      names that options give, literally or as shell patterns
 options       typed options of a pass, with the constraints that check them
 spelling      a pass as text

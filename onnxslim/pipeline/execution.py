@@ -286,8 +286,16 @@ def _require_samples(rewrite: Pass, context: Context) -> None:
         raise NotApplicable(f"it needs calibration samples {purpose}: give --calib")
 
 
+def _require_traits(rewrite: Pass, context: Context) -> None:
+    for trait in rewrite.writes():
+        why = context.engine.objection(trait)
+        if why is not None:
+            raise NotApplicable(why)
+
+
 def _applied(rewrite: Pass, model: Model, context: Context) -> PassResult:
     try:
+        _require_traits(rewrite, context)
         _require_samples(rewrite, context)
         rewrite.requires(model.graph, context)
     except NotApplicable as reason:

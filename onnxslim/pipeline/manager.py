@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxslim.errors import OptimiserFailure, RuntimeFailure
+from onnxslim.errors import OptimiserFailure, RuntimeFailure, UsageError
 from onnxslim.io.model import Model
 from onnxslim.pipeline.execution import Executor
 from onnxslim.pipeline.layer_filter import check_named
@@ -24,6 +24,7 @@ from onnxslim.pipeline.salvage import Site, SiteSearch, sites_of
 from onnxslim.pipeline.softening import SofteningSearch, is_open, settings_of
 from onnxslim.pipeline.stats import measure_stats
 from onnxslim.pipeline.step_cache import StepCache, StepOutcome, context_facts
+from onnxslim.pipeline.targets import target_of
 from onnxslim.pipeline.verification import Verifier
 from onnxslim.records import Fidelity
 from onnxslim.report import LatencyPair, Stats, StepReport
@@ -92,17 +93,23 @@ class PassManager:
 
         Raises:
             PromiseBroken: a pass failed or broke its promise; a reproducer was written.
-            UsageError: an option names a layer that is not there.
+            UsageError: an option names a layer that is not there, or a pass that goes last does
+                not.
         """
+        final = _final_of(self.passes)
+        context = context or Context()
+        if final is not None and final.engine is not None:
+            context = replace(context, engine=target_of(final.engine))
         run = _PipelineRun(
-            context or Context(),
+            context,
             prover,
             policy or Policy(),
             progress or Progress(),
             reproducers,
             self.is_resolved,
-            stats,
+            stats if final is None else None,
             cache,
+            final,
         )
         reports = [] if reports is None else reports
         return run.run(model, self.passes, reports), reports
@@ -130,7 +137,8 @@ class _PipelineRun:
     """One run of a pipeline.
 
     Attributes:
-        stats: size of the current model, where it is known.
+        stats: size of the current model, where it is known, as it would be written.
+        final: the pass that goes last; what steps cost is measured behind it.
         reference: the model before the first lossy step.
         target: the model whose layers lossy steps reproduce (see `Context.target`); None: that of
             now.
@@ -148,6 +156,7 @@ class _PipelineRun:
     is_resolved: bool = False
     stats: Stats | None = None
     cache: StepCache | None = None
+    final: Pass | None = None
     reference: Model | None = None
     target: Model | None = None
     source: Model | None = None
@@ -229,6 +238,7 @@ class _PipelineRun:
             "policy": self.policy,
             "stats": self.stats,
             "is_resolved": self.is_resolved,
+            "final": None if self.final is None else str(self.final),
         }
         return self.cache.key(models, bundle, facts)
 
@@ -348,18 +358,20 @@ class _PipelineRun:
         reports: Sequence[StepReport],
     ) -> _Verdict:
         """Measure `candidate`, and tell whether it holds the floors and pays for itself."""
-        before = self.stats = self.stats or measure_stats(current)
+        before = self.stats = self.stats or self.size(current)
         last = next(report for report in reversed(reports) if report.changes)
-        last.stats = measure_stats(candidate)
+        last.stats = measure_stats(candidate) if bundle[-1].is_final else self.size(candidate)
         last.latency = self.time(current, candidate)
         last.accuracy = self.prover.accuracy(candidate) if self.prover else None
         lossy = max(report.fidelity for report in reports) is Fidelity.LOSSY
         missed = self.policy.floor_missed(last) if lossy else None
         drifts = last.comparison.previous if lossy and last.comparison else {}
         must_gain = lossy and not (len(bundle) == 1 and bundle[0].mends)
-        objection = self.policy.objection(
-            before, last.stats, last.latency, lossy=must_gain, drifts=drifts
-        )
+        objection = None
+        if not bundle[-1].is_final:
+            objection = self.policy.objection(
+                before, last.stats, last.latency, lossy=must_gain, drifts=drifts
+            )
         return _Verdict(last, missed or objection, missed is not None, lossy)
 
     def softened(
@@ -437,7 +449,7 @@ class _PipelineRun:
                 return False
             return True
 
-        self.stats = self.stats or measure_stats(current)
+        self.stats = self.stats or self.size(current)
         salvaged = self.without_blamed(current, bundle[0], tried, is_to_blame, why)
         return salvaged or _left_out(current, reports, why)
 
@@ -471,7 +483,7 @@ class _PipelineRun:
             with self.progress.step(f"{step.name} without {len(sites)} of its rewrites"):
                 without = self.verifier.run(smaller, current).model
                 if is_larger:
-                    return without.file_bytes() < after.file_bytes
+                    return self.as_written(without).file_bytes() < after.file_bytes
                 try:
                     pair = self.time(whole, without)
                 except RuntimeFailure:  # the rest of the rewrites makes no sense alone
@@ -515,7 +527,7 @@ class _PipelineRun:
         except OptimiserFailure:
             return None
         report = candidate.report(step, comparison)
-        report.stats = measure_stats(candidate.model)
+        report.stats = self.size(candidate.model)
         report.latency = self.time(current, candidate.model)
         if self.policy.objection(before, report.stats, report.latency, lossy=False) is not None:
             return None
@@ -527,6 +539,17 @@ class _PipelineRun:
             )
         self.commit(candidate.model, report.stats)
         return candidate.model, [report]
+
+    def size(self, model: Model) -> Stats:
+        """The size of a model as it would be written."""
+        return measure_stats(self.as_written(model))
+
+    def as_written(self, model: Model) -> Model:
+        """The model behind the pass that goes last, unproven; the model itself without one."""
+        if self.final is None:
+            return model
+        context = replace(self.verifier.executor.context, why_not_same=None)
+        return Executor(context, finds_hidden_changes=False).run(self.final, model).model
 
     def time(self, before: Model, after: Model) -> LatencyPair | None:
         """Latency of two models in turn; None without a prover."""
@@ -545,6 +568,18 @@ class _PipelineRun:
         )
         executor = Executor(context, finds_hidden_changes=self.prover is not None)
         return Verifier(executor, self.prover, self.reproducers)
+
+
+def _final_of(passes: Sequence[Pass]) -> Pass | None:
+    """The pass that goes last, if there is one.
+
+    Raises:
+        UsageError: it is there, and does not.
+    """
+    for item in passes[:-1]:
+        if item.is_final:
+            raise UsageError(f"`{item.name}` goes last in a pipeline; move `{item}` to its end.")
+    return passes[-1] if passes and passes[-1].is_final else None
 
 
 def _left_out(

@@ -17,6 +17,7 @@ from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.options import OptionSpec, OptionValue, options_of
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.spelling import spell
+from onnxslim.pipeline.targets import DEFAULT_TARGET, TargetEngine, Trait, target_of
 from onnxslim.records import Fidelity, OutputKind, PassResult
 from onnxslim.services.layer_names import LayerNames
 from onnxslim.services.progress import Progress
@@ -65,6 +66,8 @@ class Context:
         output_kinds: what the outputs of the model hold, by name; {} where nothing is known of it.
         tokenizer: path of the tokenizer that makes ids of the user's texts; None where none does.
         names: by which options may name layers; filled in by the manager for a pass that names any.
+        engine: the engine that the file is for; passes write no form that it does not take. Set by
+            the manager.
     """
 
     seed: int = 0
@@ -85,6 +88,7 @@ class Context:
     output_kinds: Mapping[str, OutputKind] = field(default_factory=dict)
     tokenizer: str | None = None
     names: LayerNames = field(default_factory=LayerNames)
+    engine: TargetEngine = field(default_factory=lambda: target_of(DEFAULT_TARGET))
 
     @property
     def trials(self) -> Calibration | None:
@@ -113,6 +117,8 @@ class Pass:
         mends: whether the pass brings back what lossy steps right before it cost; the manager
             then judges them together with it first.
         examples: pipelines with the pass -> what each does; {}: plain ones are made up.
+        is_final: whether the pass goes last in a pipeline and is kept whatever it costs, as the
+            file is of no use without it.
         strengths: the option that sets how far the pass goes -> its values, from weak to strong, at
             which sensitivity is measured; {} without such an option.
         scale: the options that set how far the pass goes, of which the last has a default -> the
@@ -129,6 +135,7 @@ class Pass:
     names_layers: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
     mends: ClassVar[bool] = False
+    is_final: ClassVar[bool] = False
     examples: ClassVar[Mapping[str, str]] = {}
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {}
     scale: ClassVar[Mapping[str, tuple[float, float]]] = {}
@@ -175,6 +182,19 @@ class Pass:
     def trains(self) -> bool:
         """Whether the pass takes the extra `train`; a run without it is refused before any work."""
         return False
+
+    def writes(self) -> tuple[Trait, ...]:
+        """What the pass writes, as its options stand, and cannot do without.
+
+        It declines where the engine that the file is for takes one of them neither as it is nor
+        replaced.
+        """
+        return ()
+
+    @property
+    def engine(self) -> str | None:
+        """The engine that the pass makes files for; None: it makes them for any."""
+        return None
 
     def requires(self, graph: gs.Graph, context: Context) -> None:
         """Raise `NotApplicable` when the pass cannot do anything on this graph."""

@@ -34,12 +34,17 @@ def raise_proven(model: Model, target: int, context: Context) -> tuple[Change, .
         The nodes whose form changed; () where the opset was high enough or no node changed.
 
     Raises:
-        NotApplicable: the model cannot be raised, is refused by onnxruntime at the later opset, or
-            returns something else there; the message says which.
+        NotApplicable: the engine takes no such opset; the model cannot be raised, is refused by
+            onnxruntime at the later opset, or returns something else there; the message says which.
     """
     before = model.graph.opset_of("")
     if before is not None and before >= target:
         return ()
+    most = context.engine.opsets.most
+    if target > most:
+        raise NotApplicable(
+            f"its opset is {before}, and the target {context.engine.name} takes none above {most}"
+        )
     infer_shapes(model)
     raised = model.clone()
     try:

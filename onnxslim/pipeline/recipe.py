@@ -4,6 +4,7 @@
     calib = "samples.npz"               # relative paths start at the recipe's folder
     eval = "labelled.npz"               # or module:function, as on the command line
     train = "more.npz"                  # for passes that train, in place of calib
+    target = "openvino"                 # the engine that the file is for
     goal = "both"                       # both, latency or bytes
     force = false                       # keep steps that do not pay
     verify = true                       # compare outputs after every step
@@ -62,6 +63,7 @@ from onnxslim.pipeline.options import Interval, at_least, interval
 from onnxslim.pipeline.output_words import parse_kinds
 from onnxslim.pipeline.policy import Goal, GoalWord
 from onnxslim.pipeline.suggest import did_you_mean
+from onnxslim.pipeline.targets import target_of
 from onnxslim.records import OutputKind
 
 MAX_DROP = interval(0, 100)
@@ -100,6 +102,7 @@ class Recipe:
     Attributes:
         calib, eval, train: a path, or `module:function`.
         data: how both are read.
+        target: the engine that the file is for.
         max_drop: points of accuracy that may be lost.
         min_agreement: share in [0, 1] of top-1 answers that must stay the same.
         min_sqnr: least SQNR in dB.
@@ -117,6 +120,7 @@ class Recipe:
     eval: str | None = None
     train: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
+    target: str | None = None
     goal: GoalWord | None = None
     force: bool | None = None
     verify: bool | None = None
@@ -270,6 +274,12 @@ def _goal(key: str, value: object) -> str:
     return value
 
 
+def _target(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"`{key}` must be the name of an engine; got {value!r}.")
+    return target_of(value).name
+
+
 def _whole(limits: Interval) -> Callable[[str, object], int]:
     def read(key: str, value: object) -> int:
         if not isinstance(value, int):
@@ -322,6 +332,7 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 
 _READERS: Mapping[str, Callable[[str, object], object]] = {
     "passes": _pipeline,
+    "target": _target,
     "goal": _goal,
     "force": _flag,
     "verify": _flag,

@@ -15,6 +15,7 @@ from onnxslim.pipeline.options import Constraint, Interval, OneOf, OptionSpec
 from onnxslim.pipeline.output_words import NAMED_KINDS
 from onnxslim.pipeline.passes import Pass
 from onnxslim.pipeline.recipe import FLOORS, GOALS, SEED, SOURCES, THREADS
+from onnxslim.pipeline.targets import targets
 
 Schema = dict[str, Any]
 
@@ -46,6 +47,7 @@ def recipe_schema() -> Schema:
             ],
         },
         **{name: {"type": "string", "description": _ANY_PATH} for name in SOURCES},
+        "target": {"enum": list(targets()), "description": "The engine that the file is for."},
         "goal": {"enum": list(GOALS), "description": "Which may not get worse."},
         **{name: {"type": "boolean", "description": text} for name, text in _FLAGS.items()},
         "threads": _limited(THREADS, "integer") | {"description": "Threads of onnxruntime."},

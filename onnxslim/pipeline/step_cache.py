@@ -38,11 +38,12 @@ from onnxslim.report import LatencyPair, StepReport
 
 _WEIGHT_BYTES: Final = 1 << 16  # smaller weights are kept with the rest of their model
 _SOURCES: Final = ("onnxslim", "onnxslim.passes", "onnxslim.runtime")
-_SOURCE_ENDINGS: Final = (".py", ".bin", ".so", ".pyd")
+_SOURCE_ENDINGS: Final = (".py", ".bin", ".so", ".pyd", ".toml")
 _SERVICES: Final = frozenset(
     {
         *("evaluate", "calibration", "seeded", "accuracy", "labelled", "trainer", "stopwatch"),
         *("progress", "why_not_same", "names", "model", "reference", "target"),
+        "engine",  # that of the pass that goes last
     }
 )
 """Fields of a `Context` that follow from the conditions of the run, or are models."""

@@ -26,6 +26,7 @@ from onnxslim.io.shapes import infer_shapes
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.policy import Goal
 from onnxslim.pipeline.raising import raise_for
+from onnxslim.pipeline.targets import Trait
 from onnxslim.quantization.activation_grids import observe_grids
 from onnxslim.quantization.calibration_ranges import CalibrationRange
 from onnxslim.quantization.clusters import (
@@ -103,8 +104,12 @@ class Int8Run:
         self.skips: list[Skip] = []
         self.model = self._prepared()
         self.clusters = clusters_of(self.model.graph)
+        takes = context.engine.takes
         self.activations = options.activations or _preferred_activations()
-        self.form = GridForm(self.activations.dtype, symmetric=options.symmetric)
+        if not takes(Trait.UNSIGNED):
+            self.activations = CodeType.S8
+        symmetric = options.symmetric or not takes(Trait.ZERO_POINTS)
+        self.form = GridForm(self.activations.dtype, symmetric=symmetric)
         self.is_reduced = self._reduced(self.activations)
         grid = GridForm(options.weights.dtype, symmetric=True, reduced=self.is_reduced)
         self.weights = WeightForm(grid, PerChannel() if options.per_channel else PerTensor())
@@ -196,7 +201,12 @@ class Int8Run:
 
     def _choose_ranges_source(self) -> None:
         """Settle whether products find their ranges at run time, and smooth their inputs."""
-        self.ranges = self.options.ranges or self._nearer_ranges()
+        why = self.context.engine.objection(Trait.RUN_TIME_RANGES)
+        if why is not None:
+            if self.options.ranges is ActivationRanges.DYNAMIC:
+                self._say(f"ranges come from samples: {why}")
+        else:
+            self.ranges = self.options.ranges or self._nearer_ranges()
         self.clusters = clusters_of(self.model.graph, self.ranges)
         if self.ranges is ActivationRanges.DYNAMIC:
             self.weights, self.is_reduced = self.recurrent, self.recurrent.grid.reduced
@@ -285,6 +295,7 @@ class Int8Run:
         found = []
         for cluster in self.clusters.all:
             why = grids.objection(cluster) if cluster.name in beside else _FLOAT_BESIDE
+            why = why or self._engine_objection(cluster.rule.kind)
             if cluster.name not in wanted:
                 why = "`only` and `skip` leave it out"
             elif cluster.rule.kind is KernelKind.LAYER and cluster.name not in self.codes:
@@ -298,6 +309,11 @@ class Int8Run:
     def _settled(self, chosen: frozenset[str]) -> frozenset[str]:
         """What of `chosen` is worth being on integers without the others."""
         return self.ties.settled(self.clusters, chosen)
+
+    def _engine_objection(self, kind: KernelKind) -> str | None:
+        """Why the engine would not take a kernel of this kind; None: it would."""
+        needed = {KernelKind.RECURRENT: Trait.CONTRIB, KernelKind.TABLE: Trait.DECODERS}.get(kind)
+        return None if needed is None else self.context.engine.objection(needed)
 
     # ----------------------------------------------------------------- place
 

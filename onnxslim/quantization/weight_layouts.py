@@ -131,6 +131,24 @@ def folding_block(layer: WeightLayer, block: int) -> int | None:
     return next((n for n in range(block, _MIN_PART - 1, -1) if layer.columns % n == 0), None)
 
 
+def whole_block(columns: int, block: int, *, for_kernel: bool = False) -> int | None:
+    """The largest block, `block` at most, that divides the columns; None: none that pays does.
+
+    It is a multiple of 4, and above 32 one of 32: from codes in other blocks, OpenVINO 2026.4.1
+    computes other values without a word.
+
+    Args:
+        columns: of the weight.
+        block: the columns that may share a scale, at most.
+        for_kernel: whether it is to be one that MatMulNBits allows, a power of two.
+    """
+    if for_kernel:
+        sizes = [block >> shift for shift in range(block.bit_length())]
+        return next((n for n in sizes if n >= MIN_BLOCK and columns % n == 0), None)
+    whole = (n for n in range(block, _MIN_PART - 1, -1) if columns % n == 0)
+    return next((n for n in whole if n % 4 == 0 and (n <= 32 or n % 32 == 0)), None)
+
+
 def kernel_block(columns: int, block: int) -> int:
     """The block, a power of two and `block` at most, that MatMulNBits should have.
 
@@ -138,8 +156,8 @@ def kernel_block(columns: int, block: int) -> int:
     once the last block is filled up.
     """
     sizes = [block >> shift for shift in range(block.bit_length()) if block >> shift >= MIN_BLOCK]
-    whole = [size for size in sizes if columns % size == 0]
-    return whole[0] if whole else min(sizes, key=lambda size: -(-columns // size) * (size + 8))
+    whole = whole_block(columns, block, for_kernel=True)
+    return whole or min(sizes, key=lambda size: -(-columns // size) * (size + 8))
 
 
 def packed(weight: QuantizedWeight, layer: WeightLayer, bits: int, block: int) -> StoredCodes:

@@ -10,7 +10,7 @@ it (see `weight_nodes`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -28,6 +28,7 @@ from onnxslim.lossy.problems import MAX_INPUTS, Problem, Problems, Schedule, ass
 from onnxslim.pipeline.layer_filter import LayerFilter
 from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.raising import raise_for
+from onnxslim.pipeline.targets import DEFAULT_TARGET, TargetEngine, Trait, target_of
 from onnxslim.quantization.grid import GridForm
 from onnxslim.quantization.weight_layouts import kernel_block, stored_bytes
 from onnxslim.quantization.weight_nodes import replace_constant
@@ -68,6 +69,7 @@ class WeightOnlyOptions:
         layers: which layers the user selects.
         schedule: in which order the second moments of their inputs are measured.
         clips: whether scales may clip weights; without, codes are found fast.
+        target: the engine that the file is for.
     """
 
     bits: int
@@ -79,11 +81,12 @@ class WeightOnlyOptions:
     layers: LayerFilter
     schedule: Schedule
     clips: bool = True
+    target: TargetEngine = field(default_factory=lambda: target_of(DEFAULT_TARGET))
 
     def plan(self, layer: WeightLayer, form: StorageForm) -> StoragePlan:
         """How the weight of `layer` is stored under `form`."""
         level = _LEVEL if self.accuracy_level is None else self.accuracy_level
-        return storage_plan(layer, form, self.bits, self.block, level)
+        return storage_plan(layer, form, self.bits, self.block, level, self.target)
 
     def plan_of_head(self, table: WeightLayer) -> StoragePlan:
         """How a copy of `table` is stored, of which onnxruntime makes a kernel."""
@@ -122,7 +125,8 @@ class WeightOnlyOptions:
 
     def is_symmetric(self, plan: StoragePlan) -> bool:
         """Whether codes stored by `plan` have no zero points; those that Gather picks never do."""
-        return self.symmetric or plan.is_picked or plan.kind is StorageKind.GATHERED
+        is_middle = self.symmetric or not self.target.takes(Trait.ZERO_POINTS)
+        return is_middle or plan.is_picked or plan.kind is StorageKind.GATHERED
 
 
 @dataclass(frozen=True)
@@ -286,6 +290,8 @@ class WeightOnlyRun:
                 continue
             plan = options.plan_of_head(table)
             is_kernel = could_have_kernel(product, self.work, options.block)
+            if (plan.block and table.columns % plan.block) or plan.objection(options.target):
+                continue
             why = why_not_stored(self.work, table, replace(plan, bits=8, block=None))
             if is_kernel and (why or self._objection(table, plan)) is None:
                 found[id(table.holder)] = (table, product, plan)
@@ -332,7 +338,8 @@ class WeightOnlyRun:
         if plan.kind is StorageKind.LINEAR and self.options.block is None:
             plans.insert(1, replace(plan, block=None))
         for plan in plans:
-            objection = why_not_stored(self.work, layer, plan)
+            objection = plan.objection(self.options.target)
+            objection = objection or why_not_stored(self.work, layer, plan)
             if objection is None:
                 return plan
             why = why or objection

@@ -24,7 +24,7 @@ in float (level 0). Measured with VNNI, one thread, a matrix of 1024×32000, tim
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -35,6 +35,7 @@ from onnxslim.analysis.linear_operators import LinearOperator
 from onnxslim.codebook.replacement import why_not_replaceable
 from onnxslim.graph.dims import rank
 from onnxslim.graph.ir import Graph, Node, walk_graphs
+from onnxslim.pipeline.targets import TargetEngine, Trait
 from onnxslim.quantization import weight_layouts
 from onnxslim.quantization.weight_layouts import DequantizeFunction
 from onnxslim.quantization.weight_readers import (
@@ -101,11 +102,36 @@ class StoragePlan:
             return weight_layouts.INT4_OPSET
         return 13 if self.kind is StorageKind.LINEAR else 7
 
+    @property
+    def traits(self) -> tuple[Trait, ...]:
+        """What an engine has to take for it."""
+        if self.kind is StorageKind.PACKED:
+            picked = (Trait.DECODERS,) if self.is_picked else ()
+            wide = (Trait.MATMUL_8BITS,) if self.bits == 8 else ()
+            return (Trait.MATMUL_NBITS, *wide, *picked)
+        if self.kind is not StorageKind.LINEAR:
+            return (Trait.DECODERS, Trait.FOUR_BITS) if self.bits == 4 else (Trait.DECODERS,)
+        if self.bits == 4:
+            return (Trait.FOUR_BITS,)
+        return (Trait.INT8, Trait.BLOCKS) if self.block else (Trait.INT8,)
+
+    def objection(self, target: TargetEngine) -> str | None:
+        """Why the engine would not take it; None: it would."""
+        return next(filter(None, map(target.objection, self.traits)), None)
+
 
 def storage_plan(
-    layer: WeightLayer, form: StorageForm, bits: int, block: int | None, level: int
+    layer: WeightLayer,
+    form: StorageForm,
+    bits: int,
+    block: int | None,
+    level: int,
+    target: TargetEngine,
 ) -> StoragePlan:
     """How the weight of `layer` is stored under `form`.
+
+    Where the engine that the file is for does not take that, it is the first of the other kinds
+    that it takes, if any.
 
     Args:
         layer: that reads the weight.
@@ -113,19 +139,42 @@ def storage_plan(
         bits: of a code, 8 or 4.
         block: columns that share a scale, at most; 0: all of a row; None: what suits the kind.
         level: accuracy level of MatMulNBits.
+        target: the engine.
     """
     readers = matrix_readers(layer)
-    kind = _kind(layer, readers, form, block)
+    preferred = _plan(layer, readers, _kind(layer, readers, form, bits, block), bits, block, level)
+    if preferred.objection(target) is None:
+        return preferred
+    kinds = [StorageKind.LINEAR, StorageKind.FOLDED]
+    if readers is not None and readers.products and _is_packable(layer, readers):
+        kinds.insert(0, StorageKind.PACKED)
+    others = [] if is_half(layer) else [_plan(layer, readers, k, bits, block, level) for k in kinds]
+    if block is None:
+        others += [replace(plan, block=None) for plan in others if plan.kind is StorageKind.LINEAR]
+    return next((plan for plan in others if plan.objection(target) is None), preferred)
+
+
+def _plan(
+    layer: WeightLayer,
+    readers: MatrixReaders | None,
+    kind: StorageKind,
+    bits: int,
+    block: int | None,
+    level: int,
+) -> StoragePlan:
+    """How the weight is stored as `kind`, in blocks that divide the columns where that matters."""
+    columns = layer.columns
     if kind is StorageKind.PACKED:
         assert readers is not None
-        packed = weight_layouts.kernel_block(layer.columns, block or KERNEL_BLOCKS[bits])
+        packed = weight_layouts.kernel_block(columns, block or KERNEL_BLOCKS[bits])
         return StoragePlan(kind, bits, packed, level, is_picked=bool(readers.picks))
     is_kernel = kind is StorageKind.LINEAR and has_kernel(layer, block)
     wanted = (KERNEL_BLOCKS if is_kernel else _BLOCKS)[bits] if block is None else block
     size = _block(layer, kind, wanted) if wanted else None
-    if size is not None and is_kernel:
-        size = weight_layouts.kernel_block(layer.columns, size)
-    return StoragePlan(kind, bits, size if size and size < layer.columns else None)
+    if size is not None and kind is StorageKind.LINEAR:
+        whole = weight_layouts.whole_block(columns, size, for_kernel=True) if is_kernel else None
+        size = whole or weight_layouts.whole_block(columns, size)
+    return StoragePlan(kind, bits, size if size and size < columns else None)
 
 
 def is_half(layer: WeightLayer) -> bool:
@@ -141,7 +190,11 @@ def _block(layer: WeightLayer, kind: StorageKind, block: int) -> int | None:
 
 
 def _kind(
-    layer: WeightLayer, readers: MatrixReaders | None, form: StorageForm, block: int | None
+    layer: WeightLayer,
+    readers: MatrixReaders | None,
+    form: StorageForm,
+    bits: int,
+    block: int | None,
 ) -> StorageKind:
     if form is StorageForm.FOLDED or is_half(layer):
         return StorageKind.FOLDED
@@ -151,7 +204,19 @@ def _kind(
         return StorageKind.GATHERED
     if form is StorageForm.MATMUL_NBITS and readers is not None and _is_packable(layer, readers):
         return StorageKind.PACKED
-    return StorageKind.LINEAR if has_kernel(layer, block) else StorageKind.FOLDED
+    is_kernel = has_kernel(layer, block) and has_whole_blocks(layer.columns, bits, block)
+    return StorageKind.LINEAR if is_kernel else StorageKind.FOLDED
+
+
+def has_whole_blocks(columns: int, bits: int, block: int | None) -> bool:
+    """Whether a kernel's block divides the columns, or scales can go by output channel.
+
+    DequantizeLinear in other blocks is valid, and other engines refuse it.
+    """
+    wanted = KERNEL_BLOCKS[bits] if block is None else block
+    if not wanted or wanted >= columns or (bits == 8 and block is None):
+        return True
+    return weight_layouts.whole_block(columns, wanted, for_kernel=True) is not None
 
 
 def _is_packable(layer: WeightLayer, readers: MatrixReaders) -> bool:

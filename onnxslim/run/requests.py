@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +15,12 @@ from onnxslim.errors import UsageError
 from onnxslim.io.model import Model, ModelSource
 from onnxslim.pipeline.data_settings import DataSettings, DataWords
 from onnxslim.pipeline.floors import Floors
-from onnxslim.pipeline.grammar import Pipeline, parse_pipeline
+from onnxslim.pipeline.grammar import Pipeline, build_pass, parse_pipeline
 from onnxslim.pipeline.options import Interval
 from onnxslim.pipeline.passes import Pass
 from onnxslim.pipeline.policy import Goal, GoalWord
 from onnxslim.pipeline.recipe import GOALS, SEED, THREADS, read_floors
+from onnxslim.pipeline.targets import target_of
 
 PassesArgument = str | Pipeline | Pass | Iterable[Pass | str]
 """A pipeline as text or parsed, a pass, or several; text among several is a pipeline, too."""
@@ -70,6 +72,22 @@ def parsed(passes: PassesArgument) -> Pipeline:
     if not steps:
         raise UsageError("`passes` is empty. Give at least one pass, such as `simplify`.")
     return Pipeline(tuple(steps))
+
+
+def for_target(pipeline: Pipeline, target: str | None) -> Pipeline:
+    """The pipeline with `retarget` at its end, where a target is asked for.
+
+    Raises:
+        UsageError: there is no such target, or the pipeline ends for another.
+    """
+    if target is None:
+        return pipeline
+    engine, last = target_of(target), pipeline.passes[-1] if pipeline.passes else None
+    if last is not None and last.engine not in (None, engine.name):
+        raise UsageError(f"The target is `{engine.name}`, and the pipeline ends in `{last}`.")
+    if engine.is_default or (last is not None and last.engine is not None):
+        return pipeline
+    return replace(pipeline, passes=(*pipeline.passes, build_pass("retarget", {"to": target})))
 
 
 def data_settings(data: DataSettings | DataWords | Mapping[str, object] | None) -> DataSettings:

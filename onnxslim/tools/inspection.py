@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from onnxslim.details import Energy
 from onnxslim.graph.counts import constants_of
 from onnxslim.graph.ir import Constant, to_onnx_dtype, walk_graphs
 from onnxslim.io.model import Model
+from onnxslim.lowering.obstacles import obstacles
 from onnxslim.pipeline.stats import measure_stats
+from onnxslim.pipeline.targets import TargetEngine, targets
 from onnxslim.report import Stats
 
 _MAX = 5
@@ -42,6 +44,19 @@ class WeightSummary:
 
 
 @dataclass(frozen=True)
+class TargetFit:
+    """What an engine does not take of a model, a text for each node or tensor.
+
+    Attributes:
+        replaced: what `retarget` writes in another form, as a rule.
+        staying: what nothing replaces.
+    """
+
+    replaced: tuple[str, ...] = ()
+    staying: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The contents of a model file.
 
@@ -55,6 +70,7 @@ class Inspection:
         external: names of the external data files.
         packed_bytes: size of the packed file; None for an .onnx file.
         energy: for one sample, by arithmetic from operations and bytes; see `analysis.energy`.
+        targets: what stands in the way of each engine, by the name of the target.
     """
 
     path: Path | None
@@ -73,6 +89,7 @@ class Inspection:
     stats: Stats
     packed_bytes: int | None = None
     energy: Energy | None = None
+    targets: Mapping[str, TargetFit] = field(default_factory=dict)
 
 
 def inspect_model(model: Model) -> Inspection:
@@ -97,6 +114,15 @@ def inspect_model(model: Model) -> Inspection:
         stats=stats,
         packed_bytes=model.origin.packed_bytes,
         energy=estimate_energy(model.graph),
+        targets={name: _fit(model, target) for name, target in targets().items()},
+    )
+
+
+def _fit(model: Model, target: TargetEngine) -> TargetFit:
+    found = list(obstacles(model.graph, target))
+    return TargetFit(
+        tuple(str(item) for item in found if item.is_replaceable),
+        tuple(str(item) for item in found if not item.is_replaceable),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from onnxslim.errors import UsageError
 
-Extra = Literal["images", "text", "audio", "train", "tune"]
+Extra = Literal["images", "text", "audio", "train", "tune", "openvino", "tract"]
 
 
 TRAINING: Final = ("torch", "train", "Passes that train")

@@ -34,6 +34,7 @@ def test_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -> None
         calib=str(tmp_path / "samples.npz"),
         eval=str(tmp_path / "labelled.npz"),
         train=str(tmp_path / "more.npz"),
+        target="openvino",
         goal="both",
         force=False,
         verify=True,

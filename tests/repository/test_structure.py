@@ -32,6 +32,7 @@ TIERS = (
     ("pipeline",),
     ("lossy",),
     ("lowrank", "channels", "blocks", "vocabulary", "quantization", "precision", "exits"),
+    ("lowering",),
     ("residual",),
     ("run",),
     ("tools", "tuning"),
