@@ -80,7 +80,7 @@ class Known(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Fact:
+class TraitFact:
     """Whether a target takes a trait.
 
     Attributes:
@@ -119,7 +119,7 @@ class TargetEngine:
     name: str
     title: str
     opsets: OpsetRange
-    facts: Mapping[Trait, Fact]
+    facts: Mapping[Trait, TraitFact]
     missing: frozenset[str] = frozenset()
 
     def takes(self, trait: Trait) -> bool:
@@ -167,7 +167,7 @@ def target_of(name: str) -> TargetEngine:
 def _read(name: str, entry: Mapping[str, Any]) -> TargetEngine:
     opset = entry["opset"]
     opsets = OpsetRange(opset["least"], opset["most"], *_how(opset))
-    facts = {trait: Fact(entry[trait]["takes"], *_how(entry[trait])) for trait in Trait}
+    facts = {trait: TraitFact(entry[trait]["takes"], *_how(entry[trait])) for trait in Trait}
     return TargetEngine(name, entry["title"], opsets, facts, frozenset(entry.get("missing", ())))
 
 
@@ -192,10 +192,10 @@ def _common(
     return TargetEngine(name, entry["title"], opsets, facts, missing)
 
 
-def _weakest(trait: Trait, members: Iterable[TargetEngine]) -> Fact:
+def _weakest(trait: Trait, members: Iterable[TargetEngine]) -> TraitFact:
     """The fact of the first that does not take the trait; of all, where each does."""
     facts = [(member, member.facts[trait]) for member in members]
     for member, fact in facts:
         if not fact.takes:
-            return Fact(False, fact.known, f"{member.name}: {fact.source}")
-    return Fact(True, Known.RUN, ", ".join(member.name for member, _ in facts))
+            return TraitFact(False, fact.known, f"{member.name}: {fact.source}")
+    return TraitFact(True, Known.RUN, ", ".join(member.name for member, _ in facts))
