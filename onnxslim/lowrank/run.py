@@ -2,8 +2,9 @@
 
     problems -> choice (`trials`, `gate`; `budget`; or a plan) -> factors -> pieces (`rewrite`)
 
-Layers are solved one after another; until the end each holds the product of its factors, so that
-later layers are fitted to the inputs that the split model produces.
+With samples, a first pass over them finds the layers for which a split pays while no other is
+split. These are solved one after another; until the end each holds the product of its factors, so
+that later layers are fitted to the inputs that the split model produces.
 """
 
 from __future__ import annotations
