@@ -206,7 +206,7 @@ def test_report_is_json(model: Path, calls: Calls, tmp_path: Path) -> None:
         (["a.onnx", "b.onnx"], "To run several models, give --out-dir DIR."),
         (["a.onnx", "--output", "b.onnx"], "The output is given twice"),
         (["--output", "b.onnx", "--out-dir", "d"], "leave one of them out"),
-        (["--report", "-"], "--report takes the name of a file"),
+        (["--trace", "-"], "--trace takes the name of a file"),
     ],
 )
 def test_bad_request_is_exit_code_2_and_one_sentence(

@@ -183,7 +183,7 @@ def test_streams_are_refused_where_they_make_no_sense(
     for command in ("pack", "unpack"):
         assert run(command, "-") == 2
         assert "has no name: give OUTPUT" in capsys.readouterr().err
-    for option in ("--calib", "--eval", "--recipe", "--report", "--out-dir"):
+    for option in ("--calib", "--eval", "--recipe", "--trace", "--out-dir"):
         assert run(model, option, "-") == 2
         assert f"{option} takes the name of a file" in capsys.readouterr().err
 
