@@ -110,8 +110,8 @@ class ClusterWeights(CodebookPass):
     }
     strengths: ClassVar[Mapping[str, tuple[OptionValue, ...]]] = {"bits": (4, 3, 2)}
     scale: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "values": (256, 3),
-        "bits": (8, 2),
+        "values": (256, 2),
+        "bits": (8, 1),
     }
     strengths_of_layers: ClassVar[tuple[str, ...]] = ("values-of",)
 

@@ -37,11 +37,11 @@ _FAMILIES: Final = {
     "factorize-conv": Role.STRUCTURE,
     "factorize-dense": Role.STRUCTURE,
     "finetune": Role.TRAINING,
-    "compress-weights": Role.NUMBERS,
     "cluster-weights": Role.NUMBERS,
     "quantize-weights": Role.NUMBERS,
     "convert-fp16": Role.NUMBERS,
     "quantize-int8": Role.NUMBERS,
+    "compress-weights": Role.NUMBERS,
     "inject-exits": Role.EXITS,
 }
 _SLOW_STORES: Final = {"compress-weights", "cluster-weights", "convert-fp16"}

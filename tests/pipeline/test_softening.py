@@ -86,7 +86,7 @@ def test_a_strength_that_nobody_gave_may_be_the_hardest_under_floors_of_the_user
     assert is_open(bundle("prune-channels"))
     assert not is_open(bundle("prune-channels:macs=0.5"))
     assert spelled("prune-channels", has_own_floors=True)[-1] == "prune-channels:ratio=0.95"
-    assert spelled("cluster-weights", has_own_floors=True)[-1] == "cluster-weights:bits=2"
+    assert spelled("cluster-weights", has_own_floors=True)[-1] == "cluster-weights:bits=1"
     last = spelled("prune-channels:ratio=0.6", has_own_floors=True)[-1]
     assert last == "prune-channels:ratio=0.5625"
 
