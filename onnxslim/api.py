@@ -72,6 +72,7 @@ def compress(
     *,
     passes: PassesArgument = "simplify",
     target: str | None = None,
+    verify_with: str | None = None,
     calibration: SampleSource | None = None,
     evaluation: EvaluationSource | None = None,
     data: DataSettings | DataWords | None = None,
@@ -103,6 +104,8 @@ def compress(
         passes: a pipeline as text or parsed, a pass, or a list of passes.
         target: the engine that the file is for, such as `openvino`; None: onnxruntime, or that of
             the pass `retarget` at the end of the pipeline.
+        verify_with: `openvino`, `tract` or `web`: another engine, in which the written file is run
+            too; the report says how near its outputs are to onnxruntime's.
         calibration: unlabelled samples, for passes that use data and for verification: a path or
             `module:function`; arrays by input name; an iterable, dataset or data loader of
             samples or batches, as arrays, tensors, mappings or tuples of them; or a function
@@ -169,6 +172,7 @@ def compress(
         check_output(Path(output), file_of(model), overwrite=overwrite)
     if trace is not None:
         check_target(Path(trace), None)
+    _check_engine(verify_with, output)
     source = loaded(model)
     settings = RunSettings(
         calibration,
@@ -194,6 +198,8 @@ def compress(
         report = run.report(attempt, command)
         if output is not None:
             write_output(run, attempt, report, Path(output))
+        if output is not None and verify_with is not None:
+            report.notes.append(_agreement(run, verify_with, Path(output)))
         if details:
             survey = DetailSurvey(run.prover, run.stopwatch, settings)
             report.details = survey.details(source, attempt.model)
@@ -351,11 +357,41 @@ def tune(
     return attempt.model, report
 
 
+def _check_engine(engine: str | None, output: object) -> None:
+    """Refuse an engine that is not installed, or that no file is written for.
+
+    Raises:
+        UsageError: why.
+    """
+    if engine is None:
+        return
+    from onnxslim.runtime.engines.opening import require_engine
+
+    if output is None:
+        raise UsageError("`verify_with` runs the written file; give an output.")
+    require_engine(engine)
+
+
+def _agreement(run: PreparedRun, engine: str, output: Path) -> str:
+    from onnxslim.runtime.engines.agreement import agreement
+
+    prover = run.prover
+    if prover is None or not prover.probes:
+        raise UsageError(
+            f"There are no inputs to run the file in {engine} on; give samples with --calib, and "
+            "do not turn off both comparison and timing."
+        )
+    return agreement(
+        engine, output, prover.probes, prover.output_kinds, threads=run.settings.threads
+    )
+
+
 def retarget(
     model: ModelSource | Model,
     output: str | os.PathLike[str] | None = None,
     *,
     target: str,
+    verify_with: str | None = None,
     calibration: SampleSource | None = None,
     data: DataSettings | DataWords | None = None,
     floors: Floors | Mapping[FloorWord, float] | None = DEFAULT,
@@ -376,6 +412,7 @@ def retarget(
         model,
         output,
         passes=f"retarget:to={target_of(target).name}",
+        verify_with=verify_with,
         calibration=calibration,
         data=data,
         floors=floors,

@@ -10,7 +10,7 @@ Rewrite:
         y = MatMul (x, w)
     }
     ```
-    becomes, with `to=tract`,
+    becomes
     ```
     <opset_import: ["" : 21]>
     after (float[N, 20] x) => (float[N, 1] y)
@@ -71,7 +71,7 @@ from onnxslim.io.model import Model
 from onnxslim.lowering.run import lower
 from onnxslim.pipeline.options import one_of, option
 from onnxslim.pipeline.passes import Context, Pass
-from onnxslim.pipeline.targets import DEFAULT_TARGET, target_of, targets
+from onnxslim.pipeline.targets import target_of, targets
 from onnxslim.records import Fidelity, PassResult
 
 
@@ -81,13 +81,14 @@ class Retarget(Pass):
 
     name: ClassVar[str] = "retarget"
     examples: ClassVar[Mapping[str, str]] = {
+        "retarget": "for all engines that were run",
         "retarget:to=openvino": "for OpenVINO, whatever made the file",
         "simplify,quantize-weights:bits=4,retarget:to=tensorrt": "for TensorRT from the start",
     }
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     is_final: ClassVar[bool] = True
 
-    to: str = option(DEFAULT_TARGET, one_of(*targets()), "the engine that the file is for")
+    to: str = option("portable", one_of(*targets()), "the engine that the file is for")
 
     @property
     def engine(self) -> str:

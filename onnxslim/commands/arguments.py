@@ -205,6 +205,16 @@ def target_option(help: str, *, required: bool = False) -> Callable[[_Command], 
     return click.option("--target", type=click.Choice([*targets()]), required=required, help=help)
 
 
+def engine_option(command: _Command) -> _Command:
+    """`--verify-with`."""
+    return click.option(
+        "--verify-with",
+        "verify_with",
+        type=click.Choice(["openvino", "tract", "web"]),
+        help="Run OUTPUT in this engine too, where it is installed; say how near its outputs are.",
+    )(command)
+
+
 def report_option(
     formats: Formats[Any], help: str, *, takes_stream: bool = False
 ) -> Callable[[_Command], _Command]:

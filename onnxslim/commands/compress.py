@@ -20,6 +20,7 @@ from onnxslim.commands.arguments import (
     cache_option,
     calib_option,
     data_options,
+    engine_option,
     eval_option,
     explain_option,
     floor_options,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 @overwrite_option
 @passes_option
 @target_option("The engine that the file is for: passes write what it takes; default: onnxruntime.")
+@engine_option
 @calib_option("Sample inputs without labels, for passes that use data and for comparing outputs.")
 @eval_option
 @train_option
@@ -131,6 +133,7 @@ def command(
     overwrite: bool,
     passes: str | None,
     target: str | None,
+    verify_with: str | None,
     calib: str | None,
     evaluation: str | None,
     train: str | None,
@@ -211,6 +214,7 @@ def command(
         details=report is not None,
         cache=cache,
         beside=beside,
+        verify_with=verify_with,
     )
     if out_dir is not None:
         return _run_all(list(dict.fromkeys(map(Path, models))), Path(out_dir), named_output, wanted)
@@ -238,6 +242,7 @@ class Wanted:
     Attributes:
         report: file of the report; `-` is standard output.
         beside: other files of the run, by option (see `render.formats.BESIDE`).
+        verify_with: another engine, in which the output is run too.
     """
 
     settings: Recipe
@@ -250,6 +255,7 @@ class Wanted:
     details: bool  # what a page shows of layers, samples and graphs takes time to measure
     cache: str | None = None
     beside: Mapping[str, Path] = field(default_factory=dict)
+    verify_with: str | None = None
 
     @property
     def has_stream(self) -> bool:
@@ -476,6 +482,7 @@ def _compress(model: Path | bytes, output: Path, wanted: Wanted, shown: Progress
         output,
         passes=settings.passes or "simplify",
         target=settings.target,
+        verify_with=wanted.verify_with,
         calibration=settings.calib,
         evaluation=settings.eval,
         train=settings.train,

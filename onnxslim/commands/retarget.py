@@ -15,6 +15,7 @@ from onnxslim.commands import COMMANDS
 from onnxslim.commands.arguments import (
     calib_option,
     data_options,
+    engine_option,
     explain_option,
     one_output,
     output_option,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @output_option
 @overwrite_option
 @target_option("The engine that the file is for.", required=True)
+@engine_option
 @calib_option("Sample inputs without labels, on which outputs are compared.")
 @data_options
 @report_option(REPORTS, "Write every figure that was measured to a file.", takes_stream=True)
@@ -54,6 +56,7 @@ def command(
     named_output: str | None,
     overwrite: bool,
     target: str,
+    verify_with: str | None,
     calib: str | None,
     data: DataSettings,
     report: str | None,
@@ -94,5 +97,6 @@ def command(
         quiet,
         verbose,
         details=report is not None,
+        verify_with=verify_with,
     )
     return run_one(model, written, wanted)

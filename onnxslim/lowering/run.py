@@ -153,8 +153,8 @@ class _Lowering:
 
     def _functions(self, rw: Rewriter) -> None:
         """Write weights that local functions compute from integers in other forms."""
-        for nodes in calls(self.graph, with_own=True).values():
-            for node in nodes:
+        for (domain, _, _), nodes in calls(self.graph, with_own=True).items():
+            for node in nodes if domain == DOMAIN else ():
                 code_forms.rewrite_linear(rw, self.target, node)
 
     def _linear(self, rw: Rewriter) -> None:

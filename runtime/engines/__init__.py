@@ -5,4 +5,5 @@ openvino  OpenVINO, from PyPI
 tract     tract, from PyPI
 web       onnxruntime-web, from npm, in node
 opening   an engine by its name
+agreement  whether a file computes the same there
 """

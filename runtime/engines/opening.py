@@ -11,7 +11,8 @@ from onnxslim.pipeline.suggest import did_you_mean
 from onnxslim.runtime.engines.opened import Feeds, OpenedModel
 from onnxslim.runtime.engines.openvino import OpenvinoModel
 from onnxslim.runtime.engines.tract import TractModel
-from onnxslim.runtime.engines.web import WebModel
+from onnxslim.runtime.engines.web import WebModel, web_home
+from onnxslim.runtime.samples.extras import require_extra
 
 _OPENERS: Final[Mapping[str, Callable[[Path, Feeds, int | None], OpenedModel]]] = {
     "openvino": OpenvinoModel,
@@ -20,6 +21,29 @@ _OPENERS: Final[Mapping[str, Callable[[Path, Feeds, int | None], OpenedModel]]] 
 }
 ENGINES: Final = tuple(_OPENERS)
 """The engines in which results can be run."""
+
+
+def require_engine(engine: str) -> None:
+    """Look whether an engine is installed, before any work.
+
+    Raises:
+        UsageError: it is not, or there is none of that name.
+    """
+    _check_name(engine)
+    if engine == "web":
+        web_home()
+    elif engine == "openvino":
+        require_extra("openvino", "openvino", "Runs in OpenVINO")
+    else:
+        require_extra("tract", "tract", "Runs in tract")
+
+
+def _check_name(engine: str) -> None:
+    if engine not in _OPENERS:
+        raise UsageError(
+            f"There is no engine `{engine}` to run results in.{did_you_mean(engine, _OPENERS)} "
+            f"They are {', '.join(ENGINES)}."
+        )
 
 
 def open_in(engine: str, path: Path, feeds: Feeds, threads: int | None = None) -> OpenedModel:
@@ -35,9 +59,5 @@ def open_in(engine: str, path: Path, feeds: Feeds, threads: int | None = None) -
         UsageError: there is no such engine, or it is not installed.
         EngineFailure: the engine refuses the model.
     """
-    if engine not in _OPENERS:
-        raise UsageError(
-            f"There is no engine `{engine}`.{did_you_mean(engine, _OPENERS)} They are "
-            f"{', '.join(ENGINES)}."
-        )
+    _check_name(engine)
     return _OPENERS[engine](path, feeds, threads)

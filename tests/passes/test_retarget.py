@@ -125,7 +125,7 @@ def test_the_report_says_what_the_target_costs() -> None:
 
 
 def test_onnxruntime_takes_everything() -> None:
-    assert_declines(BEFORE.replace("<ir_version: 10, ", "<"), Retarget())
+    assert_declines(BEFORE.replace("<ir_version: 10, ", "<"), Retarget(to="onnxruntime"))
 
 
 def test_what_nothing_replaces_is_named() -> None:
