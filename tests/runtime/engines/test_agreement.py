@@ -1,4 +1,4 @@
-"""Files in other engines, where they are installed: forms that our passes write, as each takes them."""
+"""Files in other engines, where these are installed, in the forms that each takes."""
 
 from __future__ import annotations
 
