@@ -209,3 +209,8 @@ def _axis(drawing: Drawing, scale: Scale, show: Callable[[float], str]) -> None:
 def bytes_axis(value: float) -> str:
     """A size on an axis."""
     return bytes_text(round(value))
+
+
+def plain_axis(value: float) -> str:
+    """A number on an axis: `0.001`, `1e-05`."""
+    return f"{value:g}"

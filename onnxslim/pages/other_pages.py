@@ -25,6 +25,7 @@ from onnxslim.pages.charts import (
     Spot,
     Times,
     latency_chart,
+    plain_axis,
     ratio_chart,
     scatter_chart,
     share_bar,
@@ -144,7 +145,7 @@ def sensitivity_page(at: At) -> Page:
     ]
     if len(spots) > 1:
         x = ChartAxis("layer or group, in the order of the table", whole, is_whole=True)
-        y = ChartAxis("divergence of the outputs", significant, is_log=True)
+        y = ChartAxis("divergence of the outputs", plain_axis, is_log=True)
         legend = [(f"s{1 + i % 4}", strength) for i, strength in enumerate(strengths)]
         blocks.append(Chart(scatter_chart(spots, x, y), legend if len(strengths) > 1 else ()))
     blocks.append(_sensitivity_grid(points, targets))

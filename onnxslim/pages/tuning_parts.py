@@ -10,13 +10,20 @@ from onnxslim.pages.blocks import (
     Cell,
     Chart,
     Column,
+    Fact,
     Facts,
     FigureGrid,
     Fold,
     Line,
     Section,
 )
-from onnxslim.pages.charts import ChartAxis, Spot, bytes_axis, scatter_chart
+from onnxslim.pages.charts import (
+    ChartAxis,
+    Spot,
+    bytes_axis,
+    plain_axis,
+    scatter_chart,
+)
 from onnxslim.pages.cursor import At
 from onnxslim.pages.words import percent, plain, significant, times, whole
 from onnxslim.render.units import bytes_text, ms_text, seconds_text
@@ -90,7 +97,7 @@ def sensitivity_section(tuning: At) -> Section | None:
     blocks: list[Block] = []
     if len(spots) > 1:
         x = ChartAxis("bytes of the layer", bytes_axis, is_log=True)
-        y = ChartAxis("error at the outputs", significant, is_log=True)
+        y = ChartAxis("error at the outputs", plain_axis, is_log=True)
         blocks.append(Chart(scatter_chart(spots, x, y)))
     chosen = frozenset(i for i, e in enumerate(entries[:_MOST_ROWS]) if not e["chosen"].value)
     more = len(entries) - len(rows)
@@ -147,7 +154,7 @@ def _front_grid(points: Sequence[At]) -> FigureGrid:
         if point["path"]:
             name.append(point["path"].fact)
         cells = [
-            Cell((point[key].figure(show), *_unit(point, key)))
+            plain((point[key].figure(show), *_unit(point, key)))
             if key == "closeness"
             else plain(point[key].figure(show))
             for _, key, show in kept
@@ -158,8 +165,8 @@ def _front_grid(points: Sequence[At]) -> FigureGrid:
     return FigureGrid([*heads, Column("", is_figure=False)], rows, is_sortable=True)
 
 
-def _unit(point: At, key: str) -> tuple[Line, ...]:
-    return (point["closeness_unit"].fact,) if point[key].number is not None else ()
+def _unit(point: At, key: str) -> tuple[str | Fact, ...]:
+    return (" ", point["closeness_unit"].fact) if point[key].number is not None else ()
 
 
 def _promise_grid(tuning: At) -> FigureGrid:
