@@ -158,7 +158,7 @@ def test_goals_are_those_of_the_policy() -> None:
 # of one run: where it writes, what it shows; the pipeline and its proof need none of them
 OF_ONE_RUN = {
     *("cache", "explain", "junit", "model_card", "models", "named_output", "out_dir", "overwrite"),
-    *("provenance", "recipe", "report", "trace"),
+    *("provenance", "recipe", "report", "trace", "verify_with"),
 }
 
 

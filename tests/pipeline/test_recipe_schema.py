@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from onnxslim.errors import UsageError
-from onnxslim.pipeline import registry
+from onnxslim.pipeline import recipe, registry
 from onnxslim.pipeline.recipe import parse_recipe
 from onnxslim.pipeline.recipe_schema import recipe_schema
 
@@ -28,6 +28,10 @@ def is_valid(text: str) -> bool:
 def test_the_schema_is_one_and_is_the_published_one() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert json.loads((DOCS / "docs" / "recipe.schema.json").read_text("utf-8")) == SCHEMA
+
+
+def test_every_key_that_is_read_is_in_the_schema() -> None:
+    assert SCHEMA["properties"].keys() == {*recipe._READERS, *recipe._TABLES}
 
 
 def test_every_recipe_of_the_pages_is_valid() -> None:
