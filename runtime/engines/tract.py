@@ -1,4 +1,4 @@
-"""Models in tract; it is told the shapes of the inputs, so that no size stays open."""
+"""Models in tract."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class TractModel:
     """A model in tract; see `OpenedModel`."""
 
     def __init__(self, path: Path, feeds: Feeds, threads: int | None) -> None:
-        """Load the file at `path` for inputs of the shapes of `feeds`; tract uses one thread.
+        """Load the file at `path`; tract uses one thread.
+
+        Sizes that the file leaves open stay open, where tract can do with that: shapes inside the
+        file may name them. Else they are those of `feeds`.
 
         Raises:
             UsageError: tract is not installed.
@@ -37,13 +40,18 @@ class TractModel:
         """
         tract: Any = import_extra("tract", "tract", "Runs in tract")
         self.engine = f"tract {tract.version()}"
-        try:
-            model = tract.onnx().load(str(path))
-            for index, array in enumerate(feeds.values()):
-                model.set_input_fact(index, _fact(array))
-            self._model = model.into_model().into_runnable()
-        except Exception as error:  # its bindings raise TractError, and what the data raise
-            raise EngineFailure(f"{self.engine} refuses the model: {in_one_line(error)}") from error
+        failure: Exception | None = None
+        for fixed in ({}, feeds):
+            try:
+                self._model = _runnable(tract, path, fixed)
+                self.timed(feeds)
+            except Exception as error:  # its bindings raise TractError, and what the data raise
+                failure = error
+            else:
+                return
+        assert failure is not None
+        why = in_one_line(failure)
+        raise EngineFailure(f"{self.engine} refuses the model: {why}") from failure
 
     def timed(self, feeds: Feeds) -> tuple[Sequence[np.ndarray], float]:
         """See `OpenedModel`."""
@@ -61,6 +69,13 @@ class TractModel:
     def close(self) -> None:
         """See `OpenedModel`."""
         self._model = None
+
+
+def _runnable(tract: Any, path: Path, fixed: Feeds) -> Any:
+    model = tract.onnx().load(str(path))
+    for index, array in enumerate(fixed.values()):
+        model.set_input_fact(index, _fact(array))
+    return model.into_model().into_runnable()
 
 
 def _fact(array: np.ndarray) -> str:
