@@ -19,6 +19,7 @@ from onnxslim.details import FrontPoint, TotalFigures, TrialRow, Tuning
 from onnxslim.errors import FloorMissed, OnnxslimError
 from onnxslim.io import files
 from onnxslim.io.shapes import infer_shapes
+from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.passes import Pass
 from onnxslim.pipeline.policy import Goal, Policy
@@ -354,7 +355,7 @@ class Tuner:
         ]
         return Tuning(
             str(self.request.aim),
-            _floors_text(self.runner),
+            _floors_text(self.runner.floors),
             len(outcomes),
             self.seconds,
             [self._point(outcome, answer) for outcome in front],
@@ -400,7 +401,7 @@ class Tuner:
         bearing = [
             run.source.origin.sha256,
             request.aim.goal,
-            repr(request.policy.floors),
+            _floors_text(request.policy.floors),
             sorted(request.allow),
             sorted(request.deny),
             sorted(run.settings.data_sha256().items()),
@@ -415,8 +416,7 @@ def _front_figures(outcome: TrialOutcome) -> tuple[float, ...]:
     return (float(outcome.file_bytes), outcome.ms if outcome.ms is not None else 0.0, outcome.use)
 
 
-def _floors_text(runner: TrialRunner) -> str:
-    floors = runner.floors
+def _floors_text(floors: Floors) -> str:
     named = {
         "max-drop": floors.max_drop,
         "min-agreement": floors.min_agreement,

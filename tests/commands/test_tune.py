@@ -135,6 +135,8 @@ def test_four_processes_of_which_two_are_killed_find_the_same_answer(folder: Pat
     for process in processes[:2]:
         process.wait()
     _, report = tune(folder, *options, "--study", str(journal))
+    names = {line["study_name"] for line in map(json.loads, journal.open()) if "study_name" in line}
+    assert len(names) == 1  # all of them took part in one search
     held = {row["pipeline"] for row in report["tuning"]["trial_log"]}
     assert {row["pipeline"] for row in alone["tuning"]["trial_log"][:2]} <= held
     assert len((folder / "o.onnx").read_bytes()) <= len(expected)
