@@ -173,7 +173,8 @@ def _plan(
     size = _block(layer, kind, wanted) if wanted else None
     if size is not None and kind is StorageKind.LINEAR:
         whole = weight_layouts.whole_block(columns, size, for_kernel=True) if is_kernel else None
-        size = whole or weight_layouts.whole_block(columns, size)
+        by_channel = whole is None and is_kernel and bits == 8 and block is None
+        size = None if by_channel else whole or weight_layouts.whole_block(columns, size)
     return StoragePlan(kind, bits, size if size and size < columns else None)
 
 
@@ -204,19 +205,19 @@ def _kind(
         return StorageKind.GATHERED
     if form is StorageForm.MATMUL_NBITS and readers is not None and _is_packable(layer, readers):
         return StorageKind.PACKED
-    is_kernel = has_kernel(layer, block) and has_whole_blocks(layer.columns, bits, block)
+    is_kernel = has_kernel(layer, block) and has_whole_blocks(layer, bits, block)
     return StorageKind.LINEAR if is_kernel else StorageKind.FOLDED
 
 
-def has_whole_blocks(columns: int, bits: int, block: int | None) -> bool:
+def has_whole_blocks(layer: WeightLayer, bits: int, block: int | None) -> bool:
     """Whether a kernel's block divides the columns, or scales can go by output channel.
 
     DequantizeLinear in other blocks is valid, and other engines refuse it.
     """
     wanted = KERNEL_BLOCKS[bits] if block is None else block
-    if not wanted or wanted >= columns or (bits == 8 and block is None):
+    if not wanted or wanted >= layer.columns or (bits == 8 and block is None and layer.rows > 1):
         return True
-    return weight_layouts.whole_block(columns, wanted, for_kernel=True) is not None
+    return weight_layouts.whole_block(layer.columns, wanted, for_kernel=True) is not None
 
 
 def _is_packable(layer: WeightLayer, readers: MatrixReaders) -> bool:

@@ -259,7 +259,9 @@ def test_nothing_is_dequantized_in_a_run(name: str, options: str) -> None:
     found = kernels(model)
     assert "DequantizeLinear" not in found
     assert "Cast" not in found
-    assert ("MatMulNBits" in found) == (name in SMALL)
+    # no block of the kernel divides these columns, and one output has one scale
+    is_uneven = name == "one output" or (name == "odd sizes" and bool(options))
+    assert ("MatMulNBits" in found) == (name in SMALL and not is_uneven)
     assert whats(reports)
     shape = [4 if isinstance(s, str) else s for s in Model.load(source).graph.inputs[0].shape]
     assert output_error(source, model, samples(shape[0], *shape[1:])) < 0.05
