@@ -28,7 +28,7 @@ from onnxslim.report import Report, StepReport
 from onnxslim.run.output import write_output
 from onnxslim.run.prepared import Attempt, PreparedRun
 from onnxslim.tuning.aims import Aim, Measure
-from onnxslim.tuning.families import Role, families_for
+from onnxslim.tuning.families import families_for
 from onnxslim.tuning.front import non_dominated
 from onnxslim.tuning.study import SharedStudy, Space
 from onnxslim.tuning.table import VariantTable, measured_table, passes_of
@@ -171,25 +171,22 @@ class Tuner:
             self.shared.tell(trial, outcome, self.runner.score(outcome))
 
     def _space(self) -> Space:
-        """The families, each at most as hard as the floors allow it alone.
-
-        One that did nothing alone, or was left out, is no part of it.
-        """
-        alone: dict[str, str | None] = {}
-        for number, outcome in self.shared.outcomes():
-            if number < len(Space(self.first, self.families).alone()) and outcome.kept is not None:
-                alone |= outcome.kept
-        if len(self.shared.outcomes()) < len(Space(self.first, self.families).alone()):
-            return Space(self.first, self.families)
-        found = []
+        """The families, each at most as hard as the floors allow it alone."""
+        plain = Space(self.first, self.families)
+        alone = len(plain.alone())
+        outcomes = self.shared.outcomes()
+        if len(outcomes) < alone:
+            return plain
+        spelled: dict[str, str] = {}
+        for number, outcome in outcomes:
+            if number < alone:
+                spelled |= outcome.kept or {}
+        capped = {}
         for family in self.families:
-            spelled = alone.get(family.name)
-            if spelled is not None:
-                (kept,) = parse_pipeline(spelled).passes
-                found.append(replace(family, hardest=kept))
-            elif family.role is Role.TRAINING:
-                found.append(family)
-        return Space(self.first, found or self.families, self.families)
+            if family.name in spelled:
+                (kept,) = parse_pipeline(spelled[family.name]).passes
+                capped[family.name] = replace(family, hardest=kept)
+        return replace(plain, capped=capped)
 
     def _ranked(self) -> list[str]:
         """The families that did something alone, the best first."""

@@ -47,18 +47,22 @@ class Space:
 
     Attributes:
         first: steps that every pipeline begins with.
-        families: that may follow, in order.
-        trained: the families of the structure as hard as a model may have them that is trained
-            behind them; (): the same.
+        families: that may follow, in order; the same in all trials of a study.
+        capped: by name, families as hard as the floors allow them alone; those that are not in it
+            do nothing, and are left out. None: nothing is known of that yet.
     """
 
     first: Sequence[Pass]
     families: Sequence[Family]
-    trained: Sequence[Family] = ()
+    capped: Mapping[str, Family] | None = None
 
     def of(self, role: Role) -> list[Family]:
         """The families of a role."""
         return [family for family in self.families if family.role is role]
+
+    def taken(self, family: Family) -> Family | None:
+        """A family as hard as it may be; None where it is left out."""
+        return family if self.capped is None else self.capped.get(family.name)
 
     def alone(self) -> list[dict[str, Any]]:
         """The points at which each family is alone, at its hardest."""
@@ -80,7 +84,7 @@ class Space:
         rank = {name: place for place, name in enumerate(ranked)}
 
         def best(role: Role) -> list[Family]:
-            known = [family for family in self.of(role) if family.name in rank]
+            known = [f for f in self.of(role) if f.name in rank and self.taken(f) is not None]
             return sorted(known, key=lambda family: rank[family.name])
 
         structure, numbers, exits = best(Role.STRUCTURE), best(Role.NUMBERS), best(Role.EXITS)
@@ -104,20 +108,21 @@ class Space:
         steps = list(self.first)
         training = self.of(Role.TRAINING)
         trains = trial.suggest_categorical(_TRAINS, [False, True]) and bool(training)
-        harder = {family.name: family for family in self.trained}
         for family in self.of(Role.STRUCTURE):
             strength = trial.suggest_float(family.name, 0.0, 1.0)
-            taken = harder.get(family.name, family) if trains else family
-            step = taken.at(strength) if strength >= _LEAST_STRENGTH else None
+            # what is trained behind it may be harder than it could be alone
+            taken = family if trains else self.taken(family)
+            step = None
+            if taken is not None and strength >= _LEAST_STRENGTH:
+                step = taken.at(strength)
             steps += [] if step is None else [step]
         steps += [training[0].hardest] if trains and len(steps) > len(self.first) else []
         numbers = {family.name: family for family in self.of(Role.NUMBERS)}
-        chosen = trial.suggest_categorical(_NUMBERS, [_NONE, *numbers])
-        steps += [numbers[chosen].hardest] if chosen in numbers else []
-        exits = self.of(Role.EXITS)
-        if trial.suggest_categorical(_EXITS, [False, True]) and exits:
-            steps.append(exits[0].hardest)
-        return steps
+        chosen = numbers.get(trial.suggest_categorical(_NUMBERS, [_NONE, *numbers]))
+        last = [chosen] if chosen is not None else []
+        last += self.of(Role.EXITS) if trial.suggest_categorical(_EXITS, [False, True]) else []
+        capped = (self.taken(family) for family in last)
+        return [*steps, *(family.hardest for family in capped if family is not None)]
 
 
 class SharedStudy:

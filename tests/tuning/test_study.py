@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,12 +136,28 @@ def test_families_are_those_that_help_with_the_goal() -> None:
 
 def test_models_are_trained_where_that_is_asked_for() -> None:
     families = families_for(Measure.BYTES, allowed=("prune-channels", "finetune"), trains=True)
-    space = Space(parse_pipeline("simplify").passes, families, families)
+    space = Space(parse_pipeline("simplify").passes, families, {})
     study = SharedStudy("s", None, 0)
     point = {"finetune": True, "prune-channels": 0.5, "numbers": "none", "exits": False}
     study.enqueue([point, {**point, "prune-channels": 0.0}])
     assert spelled(space, study) == "simplify,prune-channels:bytes=0.55,finetune"
     assert spelled(space, study) == "simplify"  # there is nothing to bring back
+
+
+def test_a_family_is_as_hard_as_it_could_be_alone_and_left_out_where_it_did_nothing() -> None:
+    families = families_for(Measure.BYTES, allowed=("prune-channels", "quantize-weights"))
+    (kept,) = parse_pipeline("prune-channels:bytes=0.6").passes
+    plain = Space(parse_pipeline("simplify").passes, families)
+    capped = replace(plain, capped={"prune-channels": replace(families[0], hardest=kept)})
+    study = SharedStudy("s", None, 0)
+    point = {
+        **{"prune-channels": 1.0, "numbers": "quantize-weights"},
+        **{"finetune": False, "exits": False},
+    }
+    study.enqueue([point])
+    study.enqueue([{**point, "prune-channels": 0.5}])
+    assert spelled(plain, study).startswith("simplify,prune-channels:bytes=0.1,quantize-weights")
+    assert spelled(capped, study) == "simplify,prune-channels:bytes=0.8"
 
 
 def test_names_that_nobody_combines_are_refused() -> None:
