@@ -109,6 +109,8 @@ class _ConcatFuser:
         axis = self._axis(node)
         if axis is None or len(node.inputs) < 2:
             return
+        if all(0 in (self.flow.shape(tensor) or ()) for tensor in node.inputs):
+            return  # onnxruntime takes the other sizes of the first one
         inputs: list[gs.Tensor] = []
         for tensor in node.inputs:
             if self._is_empty(tensor, axis):

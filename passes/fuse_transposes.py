@@ -288,6 +288,8 @@ class _TransposeFuser:
             self.rw.skip(seed, "a Transpose among its nodes would cost onnxruntime a fused kernel")
             return  # declines 4
         gone, made = self._gone(region), self._made(region)
+        if not made and not self._below(region):
+            return  # nothing reads it
         if any(self.rw.is_output(t) and len(t.inputs[0].outputs) > 1 for t in made):
             return  # an output of a Split keeps its name
         if len(gone) <= len(made) or sum(map(_volume, gone)) < sum(map(_volume, made)):

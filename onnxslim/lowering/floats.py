@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.graph.ir import Constant, Graph, Node, Variable, node_label
+from onnxslim.graph.ir import Constant, Graph, Node, Variable, node_label, subgraphs_of, walk_graphs
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lowering.code_forms import CodedTensor, CodeWriter
@@ -97,6 +97,10 @@ def widen(rw: Rewriter) -> None:
 
     Inputs and outputs keep their types, by a Cast each.
     """
+    held = next((node for node in rw.main.nodes if _is_half_inside(node)), None)
+    if held is not None:
+        rw.skip(held, "its body computes in float16, and only a whole model is moved to float32")
+        return
     wide = _WideGraph(rw)
     for graph in list(rw.graphs()):
         wide.widen(graph)
@@ -128,10 +132,10 @@ class _WideGraph:
                 is_touched = True
         if node.op == "Constant":
             return
-        for tensor in node.outputs:
-            if _is_half(tensor):
-                self._make(node, tensor)
-                is_touched = True
+        made = [tensor for tensor in node.outputs if _is_half(tensor)]
+        if made:
+            self._make(node, made)
+            is_touched = True
         if is_touched:
             what = f"{node.op} computes in float32"
             self.rw.note(node_label(node), what, Fidelity.CLOSE)
@@ -148,20 +152,42 @@ class _WideGraph:
         )
         return made
 
-    def _make(self, node: Node, tensor: Variable) -> None:
-        """Let a node make float32; where the model returns the tensor, a Cast returns float16."""
-        if not any(tensor is output for output in self.rw.main.outputs):
-            tensor.dtype, tensor.info = _FLOAT, None
+    def _make(self, node: Node, made: list[Variable]) -> None:
+        """Let a node make float32; where the model returns a tensor, a Cast returns float16."""
+        returned = [t for t in made if any(t is output for output in self.rw.main.outputs)]
+        if not returned:
+            for tensor in made:
+                tensor.dtype, tensor.info = _FLOAT, None
             return
-        (made,) = self.rw.copied(node, "wide")
-        made.dtype = _FLOAT
-        for user in list(tensor.outputs):
-            for index, given in enumerate(user.inputs):
-                if given is tensor:
-                    self.rw.set_input(user, index, made)
-        cast = {"to": onnx.TensorProto.FLOAT16}
-        what = "the output keeps its type by a Cast"
-        self.rw.update(node, what, op="Cast", inputs=[made], attrs=cast, fidelity=Fidelity.CLOSE)
+        results: list[gs.Tensor] = []
+        for tensor, wide in zip(list(node.outputs), self.rw.copied(node, "wide"), strict=True):
+            if tensor in made:
+                wide.dtype = _FLOAT
+            for user in list(tensor.outputs):
+                for index, given in enumerate(user.inputs):
+                    if given is tensor:
+                        self.rw.set_input(user, index, wide)
+            if tensor in returned:
+                cast = {"to": onnx.TensorProto.FLOAT16}
+                name = f"{tensor.name}_half"
+                shape = None if tensor.shape is None else list(tensor.shape)
+                results += self.rw.insert(
+                    node, "Cast", [wide], cast, name=name, dtype=_HALF, shape=shape
+                )
+            else:
+                results.append(wide)
+        self.rw.replace(node, results, "the output keeps its type by a Cast")
+
+
+def _is_half_inside(node: gs.Node) -> bool:
+    """Whether a body of the node has float16, among what it takes and returns too."""
+    return any(
+        _is_half(tensor)
+        for body in subgraphs_of(node)
+        for graph in walk_graphs(body)
+        for tensors in (graph.inputs, graph.outputs, *((n.inputs) for n in graph.nodes))
+        for tensor in tensors
+    )
 
 
 def _is_half(tensor: gs.Tensor) -> bool:

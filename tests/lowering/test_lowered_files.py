@@ -18,7 +18,7 @@ from onnxslim.pipeline.passes import Context
 from onnxslim.pipeline.targets import Trait, target_of, targets
 from onnxslim.records import Fidelity
 from onnxslim.runtime.evaluate import evaluate
-from support import run
+from support import parse, run
 
 X = samples(16, 2, 6, 6)
 FORMS = (
@@ -164,3 +164,30 @@ def test_blocks_of_dequantize_linear_divide_the_axis(columns: int, bits: int) ->
         assert broken(written.to_proto(), "openvino") == [] or written.graph.local_functions
         for rule in BROKEN["openvino"][3:5]:
             assert rule(written.to_proto()) == []
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_operators_with_several_outputs_are_moved_to_float32(used: bool) -> None:
+    """Outputs of the model keep their types; others are read in float32."""
+    text = f"""<opset_import: ["" : 17]>
+        g (float16[2, 6] x) => (float16[2, 3] y, int64[2, 3] z{", float16[2, 3] w" if used else ""})
+            <int64[1] k = {{3}}> {{
+            y, i = TopK (x, k)
+            z = Identity (i)
+            {"w = Add (y, y)" if used else ""}
+        }}"""
+    model = parse(text)
+    written, _ = rewritten(model, None, "retarget:to=tract")
+    feeds = {"x": np.random.default_rng(0).normal(size=(2, 6)).astype(np.float16)}
+    for a, b in zip(run(model, feeds), run(written.to_proto(), feeds), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3)
+
+
+def test_a_body_in_float16_is_named_and_left_as_it_is() -> None:
+    text = """<opset_import: ["" : 17]>
+        g (bool c, float16[2] x) => (float16[2] y) {
+            y = If (c) <then_branch = t () => (float16[2] a) { a = Neg (x) },
+                else_branch = e () => (float16[2] b) { b = Abs (x) }>
+        }"""
+    _, (step,) = rewritten(parse(text), None, "retarget:to=tract")
+    assert any("its body computes in float16" in skip.why for skip in step.skips)

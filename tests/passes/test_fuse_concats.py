@@ -124,3 +124,14 @@ def test_a_slice_that_is_empty_whatever_the_size_is_dropped(
     rewritten, _ = apply(FuseConcats(), source)
     assert len(rewritten.graph.node) == nodes
     assert_equivalent(source, rewritten, Fidelity.EXACT)
+
+
+def test_empty_inputs_among_empty_ones_stay() -> None:
+    """Onnxruntime takes the sizes of the result from the first of them."""
+    assert_declines(
+        """<opset_import: ["" : 21]>
+        g (float[0, N, 2] x) => (float[A, B, C] y) <float[0, 1, 0] e = {}> {
+            y = Concat <axis = 2> (e, x, x)
+        }""",
+        FuseConcats(),
+    )

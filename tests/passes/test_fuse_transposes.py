@@ -255,3 +255,19 @@ STEPS = (transpose, transpose, elementwise, elementwise, reshape, unsqueeze, red
 @given(source=chains(STEPS))
 def test_random_chains_keep_their_outputs(source: onnx.ModelProto) -> None:
     check(FuseTransposes(), source)
+
+
+def test_a_region_that_nothing_reads_stays() -> None:
+    """A dead node has nobody behind it who would take the Transposes."""
+    assert_declines(
+        """<opset_import: ["" : 14]>
+        g (bool c, float[1, 1, 4, 3] x) => (float[1, 1, 4, 3] y) {
+            y = If (c) <then_branch = t () => (float[1, 1, 4, 3] a) { a = Identity (x) },
+                else_branch = e () => (float[1, 1, 4, 3] b) {
+                    h = Transpose <perm = [2, 3, 0, 1]> (x)
+                    d = Concat <axis = 0> (h, h)
+                    b = Identity (x)
+                }>
+        }""",
+        FuseTransposes(),
+    )
