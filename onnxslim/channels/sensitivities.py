@@ -21,7 +21,7 @@ from onnxslim.io.model import Model
 from onnxslim.lossy.problems import Problem, assign
 from onnxslim.pipeline.passes import Context
 
-_SAMPLES: Final = 32  # at most: each group takes a run of the model on all of them
+_SAMPLES: Final = 128  # at most: each group takes a run of the model on all of them
 Ids = npt.NDArray[np.int64]
 
 

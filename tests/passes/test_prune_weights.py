@@ -119,7 +119,7 @@ def test_the_error_in_the_report_is_that_of_the_outputs(
     x = samples(60, columns, seed=seed)
     model, reports = rewritten(source, x, spec(ratio=ratio, criterion=criterion))
     if not whats(reports):
-        assert ratio * rows * columns < columns + 1
+        assert ratio * rows * columns < columns + 1 or ratio * columns < 1  # wanda goes by rows
         return
     said = float(whats(reports)[0].rpartition(" ")[2])
     ref, new = (outputs(m, x)["y"].astype(np.float64) for m in (source, model))
