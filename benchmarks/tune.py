@@ -220,9 +220,7 @@ def _judged(subject: Subject, output: Path) -> dict[str, Any]:
 def _accuracy(model: Path, unseen: Arrays) -> float | None:
     if "label" not in unseen:
         return None
-    _, report = compress(
-        model, passes="eliminate-dead", evaluation=dict(unseen), measure=False, verify=False
-    )
+    _, report = compress(model, passes="eliminate-dead", evaluation=dict(unseen), measure=False)
     return report.before.accuracy
 
 

@@ -45,6 +45,7 @@ _AIM: Final = 0.85  # share of the floors that a choice from the table should us
 _POWER: Final = 1.5  # divergence grows like this power of the share used
 _STEP: Final = 16.0  # the largest factor between two allowed errors
 _CLOSER: Final = 0.95  # share of the floors' use that the next candidate may have
+_WITHIN_REACH: Final = (0.75, 0.5, 0.25)  # strengths of a pass that does nothing at its hardest
 _TRIALS: Final = 60
 
 
@@ -167,8 +168,18 @@ class Tuner:
                 space = self._space()
             steps = space.proposed(trial)
             with self.run_.settings.progress.step(f"trial {trial.number + 1}: {_spelled(steps)}"):
-                outcome = self.runner.outcome(steps)
+                outcome = self._outcome(steps, is_alone=until_proposals)
             self.shared.tell(trial, outcome, self.runner.score(outcome))
+
+    def _outcome(self, steps: Sequence[Pass], *, is_alone: bool) -> TrialOutcome:
+        """What comes of a pipeline; a pass alone gets weaker until its budget is within reach."""
+        outcome = self.runner.outcome(steps)
+        for share in _WITHIN_REACH if is_alone else ():
+            weaker = steps[-1].softened(share)
+            if outcome.kept or outcome.error is not None or weaker is None:
+                break
+            outcome = self.runner.outcome([*steps[:-1], weaker])
+        return outcome
 
     def _space(self) -> Space:
         """The families, each at most as hard as the floors allow it alone."""
