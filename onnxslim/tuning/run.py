@@ -283,7 +283,11 @@ class Tuner:
             if candidate.use > _CLOSER * failed:
                 continue  # as far away as one that was not confirmed
             made, again = self.runner.tried(parse_pipeline(candidate.resolved))
-            if again is None or made.error is not None:
+            if again is None or made.file_bytes != candidate.file_bytes:
+                self.notes.append(
+                    f"`{_plain(candidate.resolved)}` did not come out again as it was found, so it "
+                    "was not taken."
+                )
                 continue
             why = self._not_confirmed(again.model)
             if why is None:
