@@ -214,6 +214,8 @@ class CodedReader:
             return "the scales of its input and weight are not beside it"
         product = known[0][1].values * known[1][1].values.reshape(-1)
         stored = scale[1].values
+        if product.size == 1:
+            product = product.reshape(())
         if not np.allclose(np.broadcast_to(product, stored.shape), stored, rtol=1e-3, atol=0):
             return "its scale is not the product of those of input and weight"
         data, weight = (known[0], known[1])

@@ -24,6 +24,7 @@ from onnxslim.constraints.stored import (
 )
 from onnxslim.io.model import Model
 from onnxslim.runtime.session import open_session
+from onnxslim.tools.layer_figures import layer_figures
 from support import parse
 
 X = samples(64, 24)
@@ -224,3 +225,20 @@ def test_codes_that_another_node_reads_stay() -> None:
     found = constraints(parse(text))
     assert "GridWeight" not in {type(item).__name__ for item in found.weights}
     assert found.others["d"] == "other nodes read its codes"
+
+
+def test_a_bias_with_one_scale_beside_a_weight_with_a_scale_for_its_one_channel_is_read() -> None:
+    model = parse(
+        """<opset_import: ["" : 17]>
+        g (float[N, 2] x) => (float[N, 1] y)
+            <float s = {0.5}, uint8 z = {0}, int8[2, 1] w = {3, -4}, float[1] t = {0.25},
+             int8[1] o = {0}, int32[1] b = {8}, float u = {0.125}, int32 v = {0}> {
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            e = DequantizeLinear <axis = 1> (w, t, o)
+            f = DequantizeLinear (b, u, v)
+            y = Gemm (d, e, f)
+        }"""
+    )
+    figures = layer_figures(Model.load(model))
+    assert figures["y"].bytes > 0
