@@ -201,9 +201,7 @@ def compress(
         if output is not None and verify_with is not None:
             report.notes.append(_agreement(run, verify_with, Path(output)))
         if details:
-            survey = DetailSurvey(run.prover, run.stopwatch, settings)
-            report.details = survey.details(source, attempt.model)
-            report.notes += survey.notes
+            _add_details(report, run, attempt.model)
         if trace is not None:
             _write_trace(Path(trace), run, attempt.model, report)
         report.seconds = time.perf_counter() - started
@@ -347,14 +345,18 @@ def tune(
             if front is not None and report.tuning is not None:
                 report.tuning = tuner.write_front(Path(front), report.tuning)
             if details:
-                survey = DetailSurvey(run.prover, run.stopwatch, settings)
-                report.details = survey.details(source, attempt.model)
-                report.notes += survey.notes
+                _add_details(report, run, attempt.model)
         report.seconds = time.perf_counter() - started
         if report.floors_missed:
             told = "; ".join(report.floors_missed)
             raise _with_report(FloorMissed(f"{told[0].upper()}{told[1:]}."), report, attempt.model)
     return attempt.model, report
+
+
+def _add_details(report: Report, run: PreparedRun, result: Model) -> None:
+    survey = DetailSurvey(run.prover, run.stopwatch, run.settings)
+    report.details = survey.details(run.source, result)
+    report.notes += survey.notes
 
 
 def _check_engine(engine: str | None, output: object) -> None:

@@ -104,6 +104,20 @@ class Floors:
         """Whether there is any floor."""
         return self.limits_outputs or self.max_drop is not None
 
+    @property
+    def named(self) -> dict[str, float]:
+        """The floors that are set, by name of the option of the command."""
+        limits = {
+            "max-drop": self.max_drop,
+            "min-agreement": self.min_agreement,
+            "min-sqnr": self.min_sqnr_db,
+            "min-cosine": self.min_cosine,
+            "min-row-cosine": self.min_row_cosine,
+            "max-kl": self.max_kl,
+            "max-row-kl": self.max_row_kl,
+        }
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
     def source(self, option: str) -> str:
         """How a message names a floor: `option`, or that it is the default one."""
         return "the default floor" if self.is_default else option

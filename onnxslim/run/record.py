@@ -98,16 +98,8 @@ def _bearing(policy: Policy, settings: RunSettings) -> dict[str, str]:
     if floors.is_default:  # the same data bring the same default floors
         wanted["floor"] = "default"
     else:
-        wanted |= {
-            "max-drop": floors.max_drop,
-            "min-agreement": floors.min_agreement,
-            "min-sqnr": floors.min_sqnr_db,
-            "min-cosine": floors.min_cosine,
-            "min-row-cosine": floors.min_row_cosine,
-            "max-kl": floors.max_kl,
-            "max-row-kl": floors.max_row_kl,
-            "floor": None if floors.limits_anything else "none",
-        }
+        wanted |= floors.named
+        wanted["floor"] = None if floors.limits_anything else "none"
     return {name: f"{value}" for name, value in wanted.items() if value is not None}
 
 

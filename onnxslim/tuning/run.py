@@ -244,7 +244,6 @@ class Tuner:
                 tried.add((*key, str(len(tried))))
                 continue
             tried.add(key)
-            predicted = table.error(chosen.values())
             outcome = self.runner.outcome([*self.first, *steps], is_free=True)
             if outcome.error is not None:
                 allowed /= _STEP
@@ -260,7 +259,7 @@ class Tuner:
                     None
                     if whole.ms is None
                     else whole.ms + sum(one.ms or 0.0 for one in chosen.values()),
-                    predicted,
+                    sum(one.error for one in chosen.values()),
                 )
                 found.measured = TotalFigures(outcome.file_bytes, outcome.ms, outcome.use)
             if 0.7 <= outcome.use <= 1.0:
@@ -390,7 +389,7 @@ class Tuner:
         )
 
     def write_front(self, folder: Path, tuning: Tuning) -> Tuning:
-        """Write the models of the front, with a table of them.
+        """Write the models of the front.
 
         Returns:
             The search with the paths of the files.
@@ -429,16 +428,7 @@ def _front_figures(outcome: TrialOutcome) -> tuple[float, ...]:
 
 
 def _floors_text(floors: Floors) -> str:
-    named = {
-        "max-drop": floors.max_drop,
-        "min-agreement": floors.min_agreement,
-        "min-sqnr": floors.min_sqnr_db,
-        "min-cosine": floors.min_cosine,
-        "min-row-cosine": floors.min_row_cosine,
-        "max-kl": floors.max_kl,
-        "max-row-kl": floors.max_row_kl,
-    }
-    words = ", ".join(f"{name} {value:g}" for name, value in named.items() if value is not None)
+    words = ", ".join(f"{name} {value:g}" for name, value in floors.named.items())
     return f"default: {words}" if floors.is_default else words
 
 

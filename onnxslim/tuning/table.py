@@ -65,12 +65,10 @@ class VariantTable:
     Attributes:
         menus: by layer; the first is the layer as it is.
         left_out: passes and layers that there was no time to measure.
-        correction: by how much errors of whole models were larger than the sums of the table.
     """
 
     menus: dict[str, list[Variant]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-    correction: float = 1.0
 
     def add(self, variant: Variant) -> None:
         """Add a variant that costs less than the layer as it is."""
@@ -79,12 +77,8 @@ class VariantTable:
             self.menus.setdefault(variant.layer, [same]).append(variant)
 
     def within(self, allowed_error: float) -> dict[str, Variant]:
-        """The variants of least cost whose errors, corrected, add up to at most `allowed_error`."""
-        return least_cost_within(self.menus, allowed_error / self.correction)
-
-    def error(self, chosen: Iterable[Variant]) -> float:
-        """What the table predicts of the outputs."""
-        return self.correction * sum(variant.error for variant in chosen)
+        """The variants of least cost whose errors add up to at most `allowed_error`."""
+        return least_cost_within(self.menus, allowed_error)
 
     def entries(self, chosen: Mapping[str, Variant]) -> list[TableEntry]:
         """The table for a report."""
