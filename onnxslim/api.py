@@ -31,7 +31,7 @@ from onnxslim.pipeline.targets import target_of
 from onnxslim.records import Fidelity, OutputKind
 from onnxslim.render.json import json_text
 from onnxslim.report import Comparison, Latency, LatencyPair, Report, Stats
-from onnxslim.run.conditions import cache_folder
+from onnxslim.run.conditions import cache_folder, cache_while
 from onnxslim.run.declared import declared_settings
 from onnxslim.run.failed import reporting
 from onnxslim.run.output import write_output
@@ -270,7 +270,8 @@ def tune(
         output_kinds: `classes`, `embedding`, ... by output name, where the graph was read wrong.
         overwrite: replace an existing `output` that onnxslim did not write, too.
         command: what to record as the command in the report.
-        cache: folder in which outcomes of steps are kept and found again; None: all steps are run.
+        cache: folder in which outcomes of steps are kept and found again; None: one that goes with
+            the search.
         details: put into the report what `compress` does with `details`.
         progress: is called when a step of the work begins, advances or ends.
 
@@ -317,7 +318,6 @@ def tune(
         progress=Progress.of(progress),
         data=replace(words, samples="most") if has_parts else words,
         declared=declared_settings(source),
-        cache=cache_folder(cache),
     )
     request = TuneRequest(
         aim,
@@ -330,7 +330,11 @@ def tune(
         seed,
         is_worker=is_worker,
     )
-    with reporting(source, command or "onnxslim.tune(...)") as watched:
+    with (
+        cache_while(cache) as folder,
+        reporting(source, command or "onnxslim.tune(...)") as watched,
+    ):
+        settings = replace(settings, cache=folder)
         watched.run = run = PreparedRun(source, settings)
         confirming = None
         if has_parts and not is_worker:

@@ -233,7 +233,7 @@ class TotalFigures:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One whole pipeline that a search tried; `state` says in a word what became of it."""
+    """One whole pipeline that a search tried; `state` says what became of it, or why it failed."""
 
     number: int
     pipeline: str

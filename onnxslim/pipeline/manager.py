@@ -174,7 +174,8 @@ class _PipelineRun:
             self.target = self.target or current
             self.reference = self.reference or current
             kept, steps = self.try_bundle(current, bundle)
-            if kept is current and bundle[-1].mends and len(bundle) > 1:
+            is_mended = bundle[-1].mends and len(bundle) > 1
+            if kept is current and is_mended and self.policy.keeps_unmended:
                 kept, steps = self.without_mending(current, bundle, steps)
             if kept is not current:
                 self.note_kept(steps)

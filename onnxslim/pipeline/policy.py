@@ -41,12 +41,14 @@ class Policy:
         force: keep a step whatever it costs; broken promises and floors still count.
         floors: limits on what lossy steps may cost.
         baseline_accuracy: accuracy of the input model in [0, 1]; needed for `floors.max_drop`.
+        keeps_unmended: whether steps whose mending step was dropped are tried without it.
     """
 
     goal: Goal = Goal.BOTH
     force: bool = False
     floors: Floors = field(default_factory=Floors)
     baseline_accuracy: float | None = None
+    keeps_unmended: bool = True
 
     def objection(
         self,

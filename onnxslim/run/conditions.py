@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
@@ -98,3 +99,13 @@ def _processors() -> int:
 def cache_folder(given: str | os.PathLike[str] | None) -> Path | None:
     """The folder of the cache as an argument gives it; "" and None: none."""
     return Path(given) if given else None
+
+
+@contextmanager
+def cache_while(given: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """A folder for runs that share steps: the one that is given, or one that goes with them."""
+    if given:
+        yield Path(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxslim-steps-", ignore_cleanup_errors=True) as made:
+        yield Path(made)

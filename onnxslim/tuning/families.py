@@ -18,7 +18,8 @@ from onnxslim.pipeline.passes import Pass
 from onnxslim.pipeline.registry import get
 from onnxslim.tuning.aims import Measure
 
-_LEAST_BUDGET: Final = 0.1  # share of latency, bytes or MACs that a family may leave at the hardest
+LEAST_BUDGET: Final = 0.1
+"""Share of latency, bytes or multiply-accumulates that a family leaves at strength 1."""
 
 
 class Role(Enum):
@@ -127,6 +128,6 @@ def _hardest(name: str, goal: Measure, *, is_timed: bool) -> Pass:
         fields = {spec.name: spec.field for spec in plain.options()}
         if kind not in plain.budgets:
             kind = "macs"
-        changed: Any = {fields[kind]: _LEAST_BUDGET}
+        changed: Any = {fields[kind]: LEAST_BUDGET}
         return replace(plain, **changed)
     return plain.hardest() or plain

@@ -1,24 +1,27 @@
 """A request of `tune` from start to end: each family alone, the table, the search, confirmation.
 
-    alone ─▶ table ─▶ proposals ─▶ front ─▶ confirmed on samples that chose nothing ─▶ files
+    alone ─▶ trained ─▶ table ─▶ proposals ─▶ front
+                                                └─▶ confirmed on samples that chose nothing ─▶ files
 
 Read `Tuner.run` first.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from onnxslim.details import FrontPoint, TotalFigures, TrialRow, Tuning
+from onnxslim.details import FrontPoint, TrialRow, Tuning
 from onnxslim.errors import FloorMissed, OnnxslimError
 from onnxslim.io import files
-from onnxslim.io.shapes import infer_shapes
+from onnxslim.io.staging import stage_file
 from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.passes import Pass
@@ -28,10 +31,11 @@ from onnxslim.report import Report, StepReport
 from onnxslim.run.output import write_output
 from onnxslim.run.prepared import Attempt, PreparedRun
 from onnxslim.tuning.aims import Aim, Measure
-from onnxslim.tuning.families import families_for
+from onnxslim.tuning.families import Role, families_for
+from onnxslim.tuning.from_table import TableChoice, table_for
 from onnxslim.tuning.front import non_dominated
 from onnxslim.tuning.study import SharedStudy, Space
-from onnxslim.tuning.table import VariantTable, measured_table, passes_of
+from onnxslim.tuning.trained import TrainedSearch
 from onnxslim.tuning.trials import TrialOutcome, TrialRunner
 from onnxslim.tuning.workers import is_dead, worker_name
 
@@ -39,14 +43,10 @@ if TYPE_CHECKING:
     from onnxslim.io.model import Model
 
 _TABLE_SHARE: Final = 0.25  # of the time, for the table
-_TABLE_TRIALS: Final = 4  # whole models by which the table is corrected
-_FIRST_ERROR: Final = 1e-3  # divergence of the first choice from the table
-_AIM: Final = 0.85  # share of the floors that a choice from the table should use
-_POWER: Final = 1.5  # divergence grows like this power of the share used
-_STEP: Final = 16.0  # the largest factor between two allowed errors
 _CLOSER: Final = 0.95  # share of the floors' use that the next candidate may have
 _WITHIN_REACH: Final = (0.75, 0.5, 0.25)  # strengths of a pass that does nothing at its hardest
 _TRIALS: Final = 60
+_FRONT_TABLE: Final = "front.csv"
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,16 @@ class TuneRequest:
 
     @property
     def step_policy(self) -> Policy:
-        """How steps are judged: bytes may grow where latency alone counts."""
+        """How steps are judged: bytes may grow where latency alone counts.
+
+        What passes do without training, trials of those passes say.
+        """
         is_alone = self.aim.goal is Measure.LATENCY and not any(
             target.measure is Measure.BYTES for target in self.aim.targets
         )
-        return replace(self.policy, goal=Goal.LATENCY if is_alone else Goal.BOTH)
-
-
-@dataclass
-class _Table:
-    """What came of the table."""
-
-    table: VariantTable = field(default_factory=VariantTable)
-    chosen: dict[str, Any] = field(default_factory=dict)
-    predicted: TotalFigures | None = None
-    measured: TotalFigures | None = None
-    outcomes: list[TrialOutcome] = field(default_factory=list)
+        return replace(
+            self.policy, goal=Goal.LATENCY if is_alone else Goal.BOTH, keeps_unmended=False
+        )
 
 
 class Tuner:
@@ -119,7 +113,7 @@ class Tuner:
         )
         self.started = time.monotonic()
         self.notes: list[str] = []
-        self._table = _Table()
+        self._table = TableChoice()
         self.first = tuple(parse_pipeline("simplify").passes)
         self.shared = SharedStudy(self._name(), request.study, request.seed)
 
@@ -147,6 +141,7 @@ class Tuner:
         self.shared.enqueue(Space(self.first, self.families).alone())
         self._search(self.request.trials, until_proposals=True)
         if not self.request.is_worker:
+            self._search_trained()
             self._choose_from_table()
         self.shared.enqueue(self._space().combined(self._ranked()))
         self._search(self.request.trials, until_proposals=False)
@@ -156,20 +151,30 @@ class Tuner:
 
     def _search(self, most: int, *, until_proposals: bool) -> None:
         """Run trials; first only those that were set, then those that are proposed."""
-        space = self._space()
-        alone = len(space.alone())
+        alone = len(self._space().alone())
         while not self.is_over:
-            self.shared.give_back(is_dead)
             done = len(self.shared.outcomes())
             if done >= most or (until_proposals and done >= alone):
                 return
-            trial = self.shared.ask(worker_name())
-            if not until_proposals:
-                space = self._space()
-            steps = space.proposed(trial)
-            with self.run_.settings.progress.step(f"trial {trial.number + 1}: {_spelled(steps)}"):
-                outcome = self._outcome(steps, is_alone=until_proposals)
-            self.shared.tell(trial, outcome, self.runner.score(outcome))
+            self._run_next(is_alone=until_proposals)
+
+    def _run_next(self, *, is_alone: bool = False) -> None:
+        """Run the trial that comes next: one that was set, or one that is proposed."""
+        self.shared.give_back(is_dead)
+        trial = self.shared.ask(worker_name())
+        steps = self._space().proposed(trial)
+        with self.run_.settings.progress.step(f"trial {trial.number + 1}: {_spelled(steps)}"):
+            outcome = self._outcome(steps, is_alone=is_alone)
+        self.shared.tell(trial, outcome, self.runner.score(outcome))
+
+    def _at(self, point: Mapping[str, Any]) -> TrialOutcome | None:
+        """What comes of a point; None: the time is over."""
+        self.shared.enqueue([point])
+        while (found := self.shared.outcome_at(point)) is None:
+            if self.is_over:
+                return None
+            self._run_next()  # another process may have taken the point: then another trial
+        return found
 
     def _outcome(self, steps: Sequence[Pass], *, is_alone: bool) -> TrialOutcome:
         """What comes of a pipeline; a pass alone gets weaker until its budget is within reach."""
@@ -210,62 +215,24 @@ class Tuner:
         ]
         return [name for _, name in sorted(found)]
 
-    # ------------------------------------------------------------------ the table
+    def _search_trained(self) -> None:
+        """How hard the structure may be changed where training follows."""
+        space = self._space()
+        if space.of(Role.TRAINING):
+            TrainedSearch(space, self._at, self.runner.score).search(self._ranked())
 
     def _choose_from_table(self) -> None:
         """Measure the table, choose from it, and correct it by whole models."""
         left = self.request.seconds - self.seconds
         if left <= 0 or not self.families:
             return
-        pipeline = parse_pipeline(_spelled(self.first))
-        attempt = self.run_.try_pipeline(pipeline, self.runner.policy)
-        model = attempt.model.clone()
-        infer_shapes(model)
-        context = self.run_.context_for(model)
-        with self.run_.settings.progress.step("measuring what layers cost in each variant"):
-            table = measured_table(
-                model, self.families, context, self.request.aim.goal, _TABLE_SHARE * left
-            )
-        self._table = found = _Table(table)
+        table = table_for(self.runner, self.first, self.families, _TABLE_SHARE * left)
         if table.left_out:
             self.notes.append(
                 f"The table of variants lacks {len(table.left_out)}, for which there was no time."
             )
-        allowed, tried = _FIRST_ERROR, set[tuple[str, ...]]()
-        best: float | None = None
-        while table.menus and len(tried) < _TABLE_TRIALS and not self.is_over:
-            chosen = table.within(allowed)
-            steps = passes_of(chosen.values(), self.families)
-            key = tuple(map(str, steps))
-            if not steps or key in tried:
-                allowed *= 2 if not steps else 1.5
-                if allowed > 1e3 * _FIRST_ERROR and not steps:
-                    return
-                tried.add((*key, str(len(tried))))
-                continue
-            tried.add(key)
-            outcome = self.runner.outcome([*self.first, *steps], is_free=True)
-            if outcome.error is not None:
-                allowed /= _STEP
-                continue
-            found.outcomes.append(outcome)
-            score = self.runner.score(outcome)
-            if found.measured is None or (score < (best if best is not None else score + 1)):
-                best = score if score != float("inf") else best
-                found.chosen = dict(chosen)
-                whole = self.runner.whole
-                found.predicted = TotalFigures(
-                    int(whole.file_bytes + sum(one.bytes for one in chosen.values())),
-                    None
-                    if whole.ms is None
-                    else whole.ms + sum(one.ms or 0.0 for one in chosen.values()),
-                    sum(one.error for one in chosen.values()),
-                )
-                found.measured = TotalFigures(outcome.file_bytes, outcome.ms, outcome.use)
-            if 0.7 <= outcome.use <= 1.0:
-                return
-            use = max(outcome.use, 1 / _STEP)
-            allowed *= min(_STEP, max(1 / _STEP, (_AIM / use) ** _POWER))
+        self._table = TableChoice(table)
+        self._table.improve(self.runner, self.first, self.families, lambda: self.is_over)
 
     # ------------------------------------------------------------------ the answer
 
@@ -356,7 +323,7 @@ class Tuner:
             TrialRow(
                 number,
                 outcome.pipeline,
-                "failed" if outcome.error else "held" if outcome.holds else "missed a floor",
+                _state(outcome),
                 outcome.file_bytes or None,
                 outcome.ms,
                 outcome.use,
@@ -389,21 +356,24 @@ class Tuner:
         )
 
     def write_front(self, folder: Path, tuning: Tuning) -> Tuning:
-        """Write the models of the front.
+        """Write the models of the front, and `front.csv`, which lists them.
 
         Returns:
             The search with the paths of the files.
         """
         points = []
+        files.make_folders(folder)
         for number, point in enumerate(tuning.front, 1):
             _, attempt = self.runner.tried(parse_pipeline(point.pipeline))
             path = folder / f"{number:02d}.onnx"
             if attempt is not None:
-                files.make_folders(folder)
                 write_output(self.run_, attempt, self.run_.report(attempt, "tune"), path)
                 points.append(replace(point, path=str(path)))
             else:
                 points.append(point)
+        with stage_file(folder / _FRONT_TABLE) as staged:
+            staged.write([_table_of(points).encode()])
+            staged.commit()
         return replace(tuning, front=points)
 
     def _name(self) -> str:
@@ -421,6 +391,22 @@ class Tuner:
             request.seed,
         ]
         return hashlib.sha256(json.dumps(bearing, default=str).encode()).hexdigest()[:16]
+
+
+def _state(outcome: TrialOutcome) -> str:
+    if outcome.error is not None:
+        return f"failed: {outcome.error}"
+    return "held" if outcome.holds else "missed a floor"
+
+
+def _table_of(points: Sequence[FrontPoint]) -> str:
+    """The points as comma-separated values, a line each."""
+    text = io.StringIO()
+    rows = [asdict(point) for point in points]
+    table = csv.DictWriter(text, [one.name for one in fields(FrontPoint)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def _front_figures(outcome: TrialOutcome) -> tuple[float, ...]:

@@ -103,6 +103,11 @@ class Space:
                 points.append(off | both)
         return points
 
+    def trained(self, strengths: Mapping[str, float], numbers: str = _NONE) -> dict[str, Any]:
+        """The point at which the structure is changed by these strengths, and trained."""
+        off: dict[str, Any] = {family.name: 0.0 for family in self.of(Role.STRUCTURE)}
+        return off | {_NUMBERS: numbers, _EXITS: False, _TRAINS: True} | dict(strengths)
+
     def proposed(self, trial: optuna.Trial) -> list[Pass]:
         """The pipeline of a trial."""
         steps = list(self.first)
@@ -182,6 +187,13 @@ class SharedStudy:
             for trial in self.study.get_trials(deepcopy=False)
             if OUTCOME in trial.user_attrs
         ]
+
+    def outcome_at(self, point: Mapping[str, Any]) -> TrialOutcome | None:
+        """What came of a point; None: no trial of it has ended."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if OUTCOME in trial.user_attrs and trial.params == point:
+                return TrialOutcome.of_json(trial.user_attrs[OUTCOME])
+        return None
 
     def give_back(self, is_dead: Callable[[str, float], bool]) -> int:
         """Have trials of processes that died tried again.

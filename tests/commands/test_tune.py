@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -56,6 +57,9 @@ def test_the_answer_is_a_file_and_the_pipeline_that_makes_it_again(folder: Path)
     assert {entry["variant"] for entry in tuning["table"]} > {"as it is"}
     for point in tuning["front"]:
         assert Path(point["path"]).stat().st_size >= point["file_bytes"]
+    with (folder / "front" / "front.csv").open(newline="") as table:
+        listed = [(row["path"], int(row["file_bytes"])) for row in csv.DictReader(table)]
+    assert listed == [(point["path"], point["file_bytes"]) for point in tuning["front"]]
     first = (folder / "o.onnx").read_bytes()
     resolved = report["record"]["resolved"]
     again = [str(folder / "model.onnx"), str(folder / "again.onnx"), "-q", "--no-latency"]

@@ -670,3 +670,22 @@ def test_a_floor_missed_by_one_member_drops_that_alone(tmp_path: Path) -> None:
     assert [step.committed for step in steps] == [True, False]
     assert steps[1].floor_missed
     assert [node.op for node in result.graph.nodes] == ["MatMul", "Add", "Relu", "Sigmoid"]
+
+
+@pytest.mark.parametrize("keeps_unmended", [True, False])
+def test_what_training_did_not_mend_is_tried_without_it_where_the_policy_says_so(
+    tmp_path: Path, keeps_unmended: bool
+) -> None:
+    @dataclass(frozen=True)
+    class Growing(_MendingSpy):
+        """Training, after which the file is larger."""
+
+        def run(self, graph: gs.Graph, context: Context) -> PassResult:
+            graph.doc_string = "x" * 1000
+            return super().run(graph, context)
+
+    _Spy.seen.clear()
+    policy = Policy(keeps_unmended=keeps_unmended)
+    model = Model.load(parse(TEXT))
+    PassManager([_Spy(), Growing()]).run(model, CONTEXT, policy=policy, reproducers=tmp_path)
+    assert len(_Spy.seen) == (3 if keeps_unmended else 2)

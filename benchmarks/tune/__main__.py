@@ -1,6 +1,7 @@
 """One budget over all passes, on trained models and on graphs with drawn weights.
 
     python -m benchmarks.tune measure [NAMES...] [--goal latency|bytes] [--for 30m] [--trials N]
+    python -m benchmarks.tune peers [NAMES...]   # the quantizers of others on the same models
     python -m benchmarks.tune budgets            # what single passes were asked for, and what came
     python -m benchmarks.tune workers            # trials a minute with 1, 2 and 4 processes
     python -m benchmarks.tune tables             # into docs/tune.md
@@ -18,111 +19,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
-import numpy as np
 
-from benchmarks.models.sentence_encoder import model_file as sentence_encoder
-from benchmarks.models.sentence_encoder import padded, sentences, tokenized
-from benchmarks.models.small_nets import NETS
-from benchmarks.models.tasks import CALIBRATION, CALIBRATION_SEED, HELD_OUT_SEED, TASKS
-from benchmarks.models.tasks import outputs_of as answers_of
-from benchmarks.models.zoo import models, path, sample_inputs
+from benchmarks.int8.runs import written
 from benchmarks.reporting import DOCS, Found, markdown, read, refresh, saved
-from onnxslim import bench_models, compare_models, compress
+from benchmarks.tune.judged import by_peers, judged
+from benchmarks.tune.subjects import SUBJECTS, Subject
+from onnxslim import compress
+from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.run.record import processor_name
 
 _MAIN: Final = "import sys; from onnxslim.cli import main; sys.exit(main())"
-_CHOOSING, _LABELLED = 1000, 5000  # samples of small nets
-_DRAWN: Final = 24  # samples of graphs with drawn weights
-_SENTENCES, _LENGTH = 96, 48
-_TIMED_SECONDS: Final = 4.0
+_COLUMNS: Final = {"latency": "latency_ms", "bytes": "file_bytes"}
 _BUDGETED: Final = (
     ("prune-channels", "latency"),
     ("prune-channels", "bytes"),
     ("factorize-conv", "latency"),
     ("factorize-conv", "bytes"),
 )
-
-Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model that is tuned.
-
-    Attributes:
-        model: its file.
-        calibration: samples for `--calib`.
-        evaluation: labelled samples for `--eval`; None: there are none.
-        unseen: samples that no search sees; with `label` where there are labels.
-        floors: options of the command.
-        own_figure: share of equal answers of two files, by the model's own measure.
-    """
-
-    model: Path
-    calibration: Arrays
-    evaluation: Arrays | None
-    unseen: Arrays
-    floors: Sequence[str]
-    own_figure: Callable[[Path, Path], float] | None = None
-
-
-def _small_net(name: str, drop: str) -> Subject:
-    net = NETS[name]
-    train, test = net.data().train, net.data().test
-    return Subject(
-        net.file(),
-        {"image": train.image[:_CHOOSING]},
-        {"image": test.image[:_LABELLED], "label": test.label[:_LABELLED]},
-        {"image": test.image[_LABELLED:], "label": test.label[_LABELLED:]},
-        ("--max-drop", drop),
-    )
-
-
-def _with_task(name: str) -> Subject:
-    (task,) = (task for task in TASKS if task.model == name)
-    model = path(*models([name]))
-    chosen = np.stack(task.pictures(CALIBRATION, CALIBRATION_SEED))
-    unseen = task.pictures(CALIBRATION, HELD_OUT_SEED)
-
-    def own_figure(before: Path, after: Path) -> float:
-        return task.agreement(model, answers_of(before, unseen), answers_of(after, unseen))
-
-    feed = _input_name(model)
-    return Subject(
-        model, {feed: chosen}, None, {feed: np.stack(unseen)}, ("--min-sqnr", "30"), own_figure
-    )
-
-
-def _drawn(name: str) -> Subject:
-    (model,) = models([name])
-    chosen, unseen = (_stacked(sample_inputs(model, _DRAWN, seed)) for seed in (1, 2))
-    return Subject(path(model), chosen, None, unseen, ("--min-sqnr", "30"))
-
-
-def _encoder() -> Subject:
-    tokens = tokenized(sentences(2 * _SENTENCES))
-    chosen, unseen = (padded(part, _LENGTH) for part in (tokens[:_SENTENCES], tokens[_SENTENCES:]))
-    floors = ("--min-cosine", "0.99", "--min-row-cosine", "0.97")
-    return Subject(sentence_encoder(), chosen, None, unseen, floors)
-
-
-SUBJECTS: Final[Mapping[str, Callable[[], Subject]]] = {
-    "lenet5": lambda: _small_net("lenet5", "0.5"),
-    "resnet14": lambda: _small_net("resnet14", "1"),
-    "resnet14 at half a point": lambda: _small_net("resnet14", "0.5"),
-    "nudenet": lambda: _with_task("nudenet_320n"),
-    "ppocr_v4_rec": lambda: _with_task("ppocr_v4_rec"),
-    "minilm": _encoder,
-    "resnet50": lambda: _drawn("resnet50"),
-    "densenet121": lambda: _drawn("densenet121"),
-    "squeezenet": lambda: _drawn("squeezenet"),
-}
 
 
 @click.group()
@@ -152,27 +70,33 @@ def _tuned(name: str, goal: str, limit: str, trials: int) -> Found:
         return {
             "model": name,
             "goal": goal,
-            "floor": " ".join(subject.floors),
+            "floor": " ".join(subject.options),
             "limit": limit,
             "processor": processor_name(),
             "cpu_seconds": seconds,
             "pipeline": found["record"]["resolved"],
             "tuning": {key: found["tuning"][key] for key in ("trials", "predicted", "measured")},
-            "singles": _singles(found["tuning"]["trial_log"]),
-            **_judged(subject, output),
+            "singles": _singles(found["tuning"]["trial_log"], _COLUMNS[goal]),
+            **judged(subject, output),
         }
 
 
 def _command(subject: Subject, folder: Path, options: Sequence[str], output: Path) -> float:
     """Run a search to its end; returns the processor seconds that it took."""
-    data = ["--calib", str(_written(folder / "calib.npz", subject.calibration))]
-    if subject.evaluation is not None:
-        data += ["--eval", str(_written(folder / "eval.npz", subject.evaluation))]
+    sources = {
+        "calib": subject.calibration,
+        "eval": subject.evaluation,
+        "train": subject.training,
+    }
+    data = []
+    for name, arrays in sources.items():
+        if arrays is not None:
+            data += [f"--{name}", str(written(folder / f"{name}.npz", arrays))]
     before = os.times()
     subprocess.run(
         [
             *(sys.executable, "-c", _MAIN, "tune", str(subject.model), str(output), "--quiet"),
-            *(*data, *subject.floors, *options),
+            *(*data, *subject.options, *options),
         ],
         check=False,  # 4: a target is out of reach
     )
@@ -180,48 +104,27 @@ def _command(subject: Subject, folder: Path, options: Sequence[str], output: Pat
     return after.children_user + after.children_system - before[2] - before[3]
 
 
-def _singles(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The best trial of each pass that was alone behind simplify."""
+def _singles(log: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
+    """The best trial by a column of each pass that was alone behind simplify."""
     found: dict[str, Any] = {}
     for row in log:
         steps = row["pipeline"].split(",")
-        if len(steps) == 2 and row["state"] == "held" and "only=" not in row["pipeline"]:
+        is_single = len(steps) == 2 and "only=" not in row["pipeline"]
+        if is_single and row["state"] == "held" and row[column] is not None:
             name = steps[1].partition(":")[0]
             known = found.get(name)
-            if known is None or row["file_bytes"] < known["file_bytes"]:
+            if known is None or row[column] < known[column]:
                 found[name] = {key: row[key] for key in ("file_bytes", "latency_ms")}
     return found
 
 
-def _judged(subject: Subject, output: Path) -> dict[str, Any]:
-    """The result on data that no search saw, beside the input model and beside `simplify`."""
-    inputs = {name: array for name, array in subject.unseen.items() if name != "label"}
-    comparison, _, before, after, _ = compare_models(
-        subject.model, output, calibration=inputs, measure=False, threads=1
-    )
-    one = {name: array[:1] for name, array in inputs.items()}
-    ((_, _, _), (_, _, pair)) = bench_models(
-        [subject.model, output], calibration=one, threads=1, seconds=_TIMED_SECONDS
-    )
-    assert pair is not None
-    worst = min(comparison.original.values(), key=lambda drift: drift.sqnr_db)
-    return {
-        "bytes": [before.file_bytes, after.file_bytes],
-        "faster": [pair.ratio, pair.low, pair.high],
-        "sqnr_db": worst.sqnr_db,
-        "cosine": worst.mean_cosine,
-        "accuracy": [_accuracy(file, subject.unseen) for file in (subject.model, output)],
-        "own_figure": None
-        if subject.own_figure is None
-        else subject.own_figure(subject.model, output),
-    }
-
-
-def _accuracy(model: Path, unseen: Arrays) -> float | None:
-    if "label" not in unseen:
-        return None
-    _, report = compress(model, passes="eliminate-dead", evaluation=dict(unseen), measure=False)
-    return report.before.accuracy
+@main.command()
+@click.argument("names", nargs=-1)
+def peers(names: Sequence[str]) -> None:
+    """What the quantizers of others make of the models, judged by the same data."""
+    known = names or [name for name in SUBJECTS if "," not in name]
+    rows = ({"model": name, "files": by_peers(SUBJECTS[name]())} for name in known)
+    saved("tune_peers", rows, replacing=("model",))
 
 
 # ---------------------------------------------------------------------------- budgets
@@ -315,7 +218,6 @@ def _found_table() -> str | None:
 
 def _line(row: Found) -> dict[str, str]:
     before, after = row["bytes"]
-    single = _best_single(row)
     measured, predicted = row["tuning"]["measured"], row["tuning"]["predicted"]
     return {
         "model": row["model"],
@@ -323,29 +225,58 @@ def _line(row: Found) -> dict[str, str]:
         "floor": f"`{row['floor']}`",
         "bytes": f"{before / 1e6:.2f} MB to {after / 1e6:.3f}: **{before / after:.1f}** times",
         "times as fast": "{:.2f} ({:.2f} to {:.2f})".format(*row["faster"]),
+        "in a loop": "{:.2f} ({:.2f} to {:.2f})".format(*row["loop"]),
         "on unseen data": _closeness(row),
-        "best single pass": single,
+        "best single pass": _best_single(row),
+        "best peer": _best_peer(row),
         "table said, came": "no table"
         if predicted is None
         else f"{predicted['bytes'] / 1e6:.3f} MB, {measured['bytes'] / 1e6:.3f} MB",
         "trials": f"{row['tuning']['trials']}",
         "CPU minutes": f"{row['cpu_seconds'] / 60:.0f}",
+        "steps": f"`{_steps(row['pipeline'])}`",
     }
 
 
+def _steps(resolved: str) -> str:
+    """The passes of a resolved pipeline, without their options."""
+    steps = parse_pipeline(resolved).passes
+    return ", ".join(step.name for step in steps)
+
+
 def _best_single(row: Found) -> str:
-    singles = row["singles"]
+    singles, column = row["singles"], _COLUMNS[row["goal"]]
     if not singles:
         return "none held"
-    by = "latency_ms" if row["goal"] == "latency" else "file_bytes"
-    known = {name: found for name, found in singles.items() if found[by] is not None}
-    if not known:
-        return "none held"
-    name = min(known, key=lambda one: known[one][by])
-    value = known[name][by]
-    if by == "file_bytes":
+    name = min(singles, key=lambda one: singles[one][column])
+    value = singles[name][column]
+    if column == "file_bytes":
         return f"`{name}`: {row['bytes'][0] / value:.1f} times"
     return f"`{name}`: {value:.3g} ms"
+
+
+def _best_peer(row: Found) -> str:
+    """The best file of a peer that holds the floor, or the closest one where none does."""
+    rows = {one["model"]: one["files"] for one in (read("tune_peers") or {}).get("rows", ())}
+    files = rows.get(row["model"].partition(",")[0], {})
+    made = {name: found for name, found in files.items() if isinstance(found, dict)}
+    if not made:
+        return "not measured"
+
+    def gain(name: str) -> float:
+        found = made[name]
+        if row["goal"] == "latency":
+            return float(found["loop"][0])
+        return float(found["bytes"][0] / found["bytes"][1])
+
+    held = [name for name, found in made.items() if found["holds"]]
+    if held:
+        best = max(held, key=gain)
+        return f"{best}: {gain(best):.2f} times"
+    closest = max(made, key=lambda name: made[name]["sqnr_db"])
+    return (
+        f"none holds the floor; {closest}: {gain(closest):.2f} times, {_closeness(made[closest])}"
+    )
 
 
 def _closeness(row: Found) -> str:
@@ -383,25 +314,6 @@ def _workers_table() -> str | None:
         }
         for row in rows
     )
-
-
-# ---------------------------------------------------------------------------- data
-
-
-def _written(file: Path, arrays: Arrays) -> Path:
-    np.savez(file, **arrays)
-    return file
-
-
-def _stacked(samples: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """Samples of one run each as arrays whose first axis counts them."""
-    return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def _input_name(model: Path) -> str:
-    import onnx
-
-    return str(onnx.load(model, load_external_data=False).graph.input[0].name)
 
 
 if __name__ == "__main__":
