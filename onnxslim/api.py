@@ -50,7 +50,7 @@ from onnxslim.run.requests import (
     parsed,
     refuse_both,
 )
-from onnxslim.run.settings import RunSettings
+from onnxslim.run.settings import RunSettings, provider_of
 from onnxslim.runtime.samples.extras import SEARCH, TRAINING, require_extra
 from onnxslim.services.progress import Progress
 from onnxslim.tools.details import DetailSurvey
@@ -82,6 +82,7 @@ def compress(
     verify: bool = True,
     measure: bool = True,
     threads: int | None = None,
+    provider: str | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     output_kinds: Mapping[str, KindWord | OutputKind] | None = None,
@@ -120,6 +121,8 @@ def compress(
         verify: compare outputs after every step.
         measure: time models, which also decides whether a step pays.
         threads: threads of onnxruntime; None for its own choice.
+        provider: the execution provider of onnxruntime on which models are verified and timed, such
+            as `CUDA` or `OpenVINO`; None: the processor.
         seed: seed of all randomness.
         input_shapes: shape by input name, for inputs that are made up.
         output_kinds: `classes`, `embedding`, ... by output name, where the graph was read
@@ -156,6 +159,7 @@ def compress(
     pipeline = for_target(parsed(passes), target)
     refuse_both(calibration, calib, "`calibration` and `calib`")
     check_numbers(seed=seed, threads=threads)
+    provider = provider_of(provider)
     limits = floors_to_hold(floors)
     policy = Policy(goal_of(goal), force, limits)
     refuse_both(evaluation, eval, "`evaluation` and `eval`")
@@ -188,6 +192,7 @@ def compress(
         words,
         declared_settings(source),
         cache_folder(cache),
+        provider,
     )
     command = command or f"onnxslim.compress(passes={str(pipeline)!r})"
     with reporting(source, command) as watched:
@@ -231,6 +236,7 @@ def tune(
     clock: bool = True,
     is_worker: bool = False,
     threads: int | None = None,
+    provider: str | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     output_kinds: Mapping[str, KindWord | OutputKind] | None = None,
@@ -265,6 +271,8 @@ def tune(
         clock: whether this process times models; without it there is no goal of latency.
         is_worker: whether this process only takes part in the search, and writes nothing.
         threads: threads of onnxruntime; None for its own choice.
+        provider: the execution provider of onnxruntime on which models are verified and timed, such
+            as `CUDA` or `OpenVINO`; None: the processor.
         seed: seed of all randomness.
         input_shapes: shape by input name, for inputs that are made up.
         output_kinds: `classes`, `embedding`, ... by output name, where the graph was read wrong.
@@ -286,6 +294,7 @@ def tune(
         RuntimeFailure: onnxruntime failed.
     """
     started = time.perf_counter()
+    provider = provider_of(provider)
     require_extra(*SEARCH)
     from onnxslim.tuning.aims import Aim
     from onnxslim.tuning.run import Tuner, TuneRequest
@@ -318,6 +327,7 @@ def tune(
         progress=Progress.of(progress),
         data=replace(words, samples="most") if has_parts else words,
         declared=declared_settings(source),
+        provider=provider,
     )
     request = TuneRequest(
         aim,
@@ -403,6 +413,7 @@ def retarget(
     floors: Floors | Mapping[FloorWord, float] | None = DEFAULT,
     verify: bool = True,
     threads: int | None = None,
+    provider: str | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     overwrite: bool = False,
@@ -425,6 +436,7 @@ def retarget(
         verify=verify,
         measure=False,
         threads=threads,
+        provider=provider,
         seed=seed,
         input_shapes=input_shapes,
         overwrite=overwrite,
@@ -442,6 +454,7 @@ def compare_models(
     data: DataSettings | DataWords | None = None,
     seed: int = 0,
     threads: int | None = None,
+    provider: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     measure: bool = True,
     progress: Progress | Callable[[Progress], None] | None = None,
@@ -461,7 +474,7 @@ def compare_models(
     refuse_both(calibration, calib, "`calibration` and `calib`")
     samples = calibration if calib is None else calib
     pair = _ModelPair(
-        a, b, samples, data, seed, threads, input_shapes, measure, Progress.of(progress)
+        a, b, samples, data, seed, threads, provider, input_shapes, measure, Progress.of(progress)
     )
     return pair.compared()
 
@@ -474,6 +487,7 @@ def compare_in_detail(
     data: DataSettings | DataWords | None = None,
     seed: int = 0,
     threads: int | None = None,
+    provider: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | Callable[[Progress], None] | None = None,
 ) -> tuple[tuple[Comparison, LatencyPair | None, Stats, Stats, str], Details]:
@@ -484,7 +498,7 @@ def compare_in_detail(
         RuntimeFailure: as there.
     """
     pair = _ModelPair(
-        a, b, calibration, data, seed, threads, input_shapes, True, Progress.of(progress)
+        a, b, calibration, data, seed, threads, provider, input_shapes, True, Progress.of(progress)
     )
     return pair.compared(), pair.details()
 
@@ -500,6 +514,7 @@ class _ModelPair:
         data: DataSettings | DataWords | None,
         seed: int,
         threads: int | None,
+        provider: str | None,
         input_shapes: Mapping[str, Sequence[int]] | None,
         measure: bool,
         progress: Progress,
@@ -514,6 +529,7 @@ class _ModelPair:
             calibration,
             seed=seed,
             threads=threads,
+            provider=provider_of(provider),
             input_shapes=input_shapes,
             measure=measure,
             progress=progress,
@@ -550,6 +566,7 @@ def bench_models(
     data: DataSettings | DataWords | None = None,
     seed: int = 0,
     threads: int | None = None,
+    provider: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     seconds: float | None = None,
     progress: Progress | Callable[[Progress], None] | None = None,
@@ -569,6 +586,7 @@ def bench_models(
 
     refuse_both(calibration, calib, "`calibration` and `calib`")
     check_numbers(seed=seed, threads=threads)
+    provider = provider_of(provider)
     words = data_settings(data)
     opened = list(map(loaded, models))
     for model in opened:
@@ -588,12 +606,13 @@ def bench_models(
             calibration=settings.given_calibration,
             seed=seed,
             threads=threads,
+            provider=provider,
             input_shapes=input_shapes,
             seconds=seconds,
         )
     if trace is not None:
         named = [(name, model) for (name, *_), model in zip(rows, opened, strict=True)]
-        _traced(Path(trace), named, sample, threads)
+        _traced(Path(trace), named, sample, threads, provider)
     return rows
 
 
@@ -676,11 +695,15 @@ def _write_trace(path: Path, run: PreparedRun, result: Model, report: Report) ->
         (f"before: {names[0]}", run.source),
         (f"after: {names[1]}", result),
     ]
-    _traced(path, models, sample, run.settings.threads)
+    _traced(path, models, sample, run.settings.threads, run.settings.provider)
 
 
 def _traced(
-    path: Path, models: Sequence[tuple[str, Model]], sample: Feeds, threads: int | None
+    path: Path,
+    models: Sequence[tuple[str, Model]],
+    sample: Feeds,
+    threads: int | None,
+    provider: str | None,
 ) -> None:
     """Write a Chrome trace of one run of each of the named models, all or nothing.
 
@@ -690,7 +713,8 @@ def _traced(
     """
     from onnxslim.runtime.measure.trace import chrome_trace
 
-    content = json_text(chrome_trace(models, sample, threads=threads)).encode()
+    found = chrome_trace(models, sample, threads=threads, provider=provider)
+    content = json_text(found).encode()
     with stage_file(path) as staged:
         staged.write([content])
         staged.commit()

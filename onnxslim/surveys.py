@@ -34,7 +34,7 @@ from onnxslim.run.requests import (
     parsed,
     refuse_both,
 )
-from onnxslim.run.settings import RunSettings
+from onnxslim.run.settings import RunSettings, provider_of
 from onnxslim.services.progress import Progress
 from onnxslim.tools.claims import Claim, ClaimSettings, judged_claims, report_of_output
 from onnxslim.tools.explanation import read_reports
@@ -77,6 +77,7 @@ def check(
     floors: Floors | Mapping[FloorWord, float] | None = None,
     needs_floors: bool = True,
     threads: int | None = None,
+    provider: str | None = None,
     seed: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     measure: bool = True,
@@ -96,6 +97,7 @@ def check(
         floors: limits to hold beside those of the run.
         needs_floors: whether lossy steps without any floor break a claim.
         threads: threads of onnxruntime.
+        provider: the execution provider of onnxruntime, such as `CUDA` or `OpenVINO`.
         seed: of seeded inputs.
         input_shapes: shape by input name, for seeded inputs.
         measure: time the models.
@@ -117,6 +119,7 @@ def check(
         words = words.over(DataSettings.of({k: v for k, v in said.items() if k in DATA_OPTIONS}))
     seed = int(said.get("seed", 0)) if seed is None else seed
     threads = int(said["threads"]) if threads is None and "threads" in said else threads
+    provider = provider_of(said.get("provider") if provider is None else provider)
     check_numbers(seed=seed, threads=threads)
     limits = None if floors is None else floors_to_hold(floors)
     if limits is not None:
@@ -126,6 +129,7 @@ def check(
         evaluation,
         seed=seed,
         threads=threads,
+        provider=provider,
         input_shapes=input_shapes,
         output_kinds=parse_kinds(filter(None, said.get("output-kind", "").split(","))),
         measure=measure,
@@ -133,7 +137,7 @@ def check(
         data=words,
         declared=declared_settings(source),
     )
-    how = ClaimSettings(settings.data_sha256(), processor_name(), limits, needs_floors)
+    how = ClaimSettings(settings.data_sha256(), processor_name(), limits, needs_floors, provider)
     return list(judged_claims(claimed, source, result, settings.prover(), how))
 
 

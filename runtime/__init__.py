@@ -1,6 +1,7 @@
 """The part of onnxslim that touches onnxruntime and data.
 
 watch     an end to runs that take too long or too much memory
+providers  execution providers by name: which are installed
 session   the one place that opens onnxruntime sessions
 explain   errors of onnxruntime as a sentence
 evaluate  outputs of a small constant model

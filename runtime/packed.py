@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import onnxruntime as ort
 
 from onnxslim.io.model import Model
-from onnxslim.runtime.session import CPU, plain_session
+from onnxslim.runtime.providers import CPU
+from onnxslim.runtime.session import plain_session
 
 
 def load(

@@ -32,6 +32,7 @@ from onnxslim.io.model import PROTOBUF_LIMIT, Model
 from onnxslim.io.staging import scratch_folder
 from onnxslim.limits import MANY_INPUTS
 from onnxslim.runtime.explain import failure
+from onnxslim.runtime.providers import CPU, full_name, installed_providers, provider_list
 from onnxslim.runtime.watch import Watch
 
 Dim = int | str | None
@@ -40,8 +41,8 @@ Outputs = dict[str, np.ndarray]
 
 _Kept = Mapping[int, np.ndarray]  # by axis, whether each position is still there
 
-CPU: Final = ("CPUExecutionProvider",)
 DISABLE_QUANTIZED: Final = "session.disable_quant_qdq"
+_RECORD_PROVIDERS: Final = "session.record_ep_graph_assignment_info"
 _LARGE_BYTES: Final = 256 << 20  # of weights: copies of such a model do not wait to be freed
 _SILENT: Final = 4
 _ALIGNMENT: Final = 64
@@ -85,6 +86,7 @@ class Session:
         self._new_ids: Mapping[str, np.ndarray] = {}
         self._keep: Sequence[object] = keep  # onnxruntime reads weights out of these arrays
         self._reopen: Callable[[], Session] | None = None
+        self._provider: str | None = None  # other than the processor
         # onnxruntime looks up each name in a list, and has no numpy type for some
         self._by_value = len(self.inputs) > MANY_INPUTS or any(
             _is_foreign(item.dtype) for item in (*self.inputs, *self.outputs)
@@ -136,6 +138,43 @@ class Session:
     def reopen_with(self, plain: Callable[[], Session]) -> None:
         """Remember how to open the same model without onnxruntime's optimisations."""
         self._reopen = plain
+
+    def ask_of(self, provider: str) -> None:
+        """Remember the provider that the session was opened for.
+
+        Raises:
+            RuntimeFailure: it did not start, so that onnxruntime fell back to the processor.
+        """
+        assert self._session is not None
+        if full_name(provider) not in self._session.get_providers():
+            raise RuntimeFailure(
+                f"The provider {provider} does not start: its libraries or its device are missing "
+                "on this machine, and onnxruntime would compute everything on the processor."
+            )
+        self._provider = provider
+
+    def provider_share(self) -> tuple[int, int] | None:
+        """How many nodes the provider computes, and how many there are; None on the processor.
+
+        Raises:
+            RuntimeFailure: it computes none: the processor would, without a word.
+        """
+        if self._provider is None or not hasattr(
+            self._session, "get_provider_graph_assignment_info"
+        ):
+            return None
+        assert self._session is not None
+        parts = self._session.get_provider_graph_assignment_info()
+        counts = [(part.ep_name, len(part.get_nodes())) for part in parts]
+        taken = sum(count for name, count in counts if name == full_name(self._provider))
+        total = sum(count for _, count in counts)
+        if total and not taken:
+            raise RuntimeFailure(
+                f"The provider {self._provider} computes none of the {total} nodes of the model; "
+                "the processor would compute all of them. The installed onnxruntime has "
+                f"{', '.join(installed_providers())}."
+            )
+        return taken, total
 
     def failure_as_written(self, feeds: Feeds) -> str | None:
         """Why the model fails on `feeds` without optimisations; None where it runs.
@@ -211,25 +250,30 @@ def open_session(
     spin: bool = True,
     keeps_memory: bool = True,
     quantized_kernels: bool = True,
-    providers: Sequence[str] = CPU,
+    provider: str | None = None,
 ) -> Session:
     """Load a model into onnxruntime.
 
     Args:
         source: a model, the path of a file, or the bytes of one.
-        optimise: whether onnxruntime optimises the graph; otherwise operators run as they stand.
+        optimise: whether onnxruntime optimises the graph; otherwise operators run as they stand,
+            on the processor.
         threads: threads within an operator; None for onnxruntime's choice.
         spin: whether idle threads wait by spinning: fastest, but they take cores from other work
             between runs.
         keeps_memory: whether memory is kept from run to run, rather than asked of the system.
         quantized_kernels: whether operators around DequantizeLinear and QuantizeLinear may be
             computed together with these; otherwise as they stand, in float.
-        providers: execution providers, by preference.
+        provider: short name of the execution provider (see `providers`); None: the processor.
 
     Raises:
-        RuntimeFailure: onnxruntime refuses the model.
+        RuntimeFailure: onnxruntime refuses the model, or the provider does not start.
     """
     options = session_options(optimise, threads)
+    provider = provider if optimise else None
+    providers = provider_list(provider, threads)
+    if provider is not None:
+        options.add_session_config_entry(_RECORD_PROVIDERS, "1")
     if not quantized_kernels:
         options.add_session_config_entry(DISABLE_QUANTIZED, "1")
     options.enable_cpu_mem_arena = options.enable_mem_pattern = keeps_memory
@@ -241,7 +285,9 @@ def open_session(
             opened.narrow_as(source)
         else:
             content = os.fspath(source) if isinstance(source, Path) else source
-            opened = Session(ort.InferenceSession(content, options, providers=list(providers)))
+            opened = Session(_plain(content, options, providers))
+        if provider is not None:
+            opened.ask_of(provider)
     except OnnxslimError:
         raise
     except Exception as error:  # onnxruntime raises many kinds, with no common base
@@ -252,7 +298,7 @@ def open_session(
 
 
 def plain_session(
-    model: Model, options: ort.SessionOptions, providers: Sequence[str] = CPU
+    model: Model, options: ort.SessionOptions, providers: Sequence[Any] = CPU
 ) -> ort.InferenceSession:
     """A plain onnxruntime session, which keeps the weights of `model` alive.
 
@@ -300,7 +346,14 @@ def _default_threads() -> int:
 # ------------------------------------------------------------------------- models
 
 
-def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[str]) -> Session:
+def _plain(
+    content: bytes | str, options: ort.SessionOptions, providers: Sequence[Any]
+) -> ort.InferenceSession:
+    # onnxruntime would print that a provider fails, and take the processor
+    return ort.InferenceSession(content, options, providers=list(providers), enable_fallback=0)
+
+
+def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[Any]) -> Session:
     proto, payloads = model.skeleton()
     if sum(payload.nbytes for payload in payloads) > _LARGE_BYTES:
         release_copies()
@@ -330,7 +383,7 @@ def _open_model(model: Model, options: ort.SessionOptions, providers: Sequence[s
     if names:
         options.add_external_initializers(names, values)
     whole = b"".join(wire.join(proto.SerializeToString(), payloads, tensors=False)[0])
-    session = ort.InferenceSession(whole, options, providers=list(providers))
+    session = _plain(whole, options, providers)
     return Session(session, shapes, values)
 
 
@@ -350,7 +403,7 @@ def _drop_unused(proto: onnx.ModelProto, unused: set[str]) -> None:
 def _open_staged(
     model: Model,
     options: ort.SessionOptions,
-    providers: Sequence[str],
+    providers: Sequence[Any],
     shapes: Mapping[str, tuple[Dim, ...] | None],
 ) -> Session:
     """Open a model through a temporary file, where one protobuf message cannot hold it."""
@@ -358,7 +411,7 @@ def _open_staged(
         scratch_folder() as folder,
         model.stage(folder / "model.onnx", external=True) as staged,
     ):
-        session = ort.InferenceSession(str(staged.file), options, providers=list(providers))
+        session = _plain(str(staged.file), options, providers)
     return Session(session, shapes)
 
 

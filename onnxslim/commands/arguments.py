@@ -325,6 +325,16 @@ def run_options(command: _Command) -> _Command:
     )(command)
 
 
+def provider_option(command: _Command) -> _Command:
+    """`--provider`; None when it is not given."""
+    return click.option(
+        "--provider",
+        metavar="NAME",
+        help="Execution provider of onnxruntime on which models are verified and timed, such as "
+        "CUDA or OpenVINO; default: the processor.",
+    )(command)
+
+
 class ByteSize(click.ParamType[int]):
     """A size such as `2GB`, in bytes."""
 

@@ -15,6 +15,7 @@ from onnxslim.commands.arguments import (
     data_options,
     json_option,
     overwrite_option,
+    provider_option,
     report_option,
     run_options,
     trace_option,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 @calib_option()
 @data_options
 @run_options
+@provider_option
 @click.option(
     "--seconds",
     type=BoundedNumber(interval(0, 3600, open_left=True)),
@@ -57,6 +59,7 @@ def command(
     data: DataSettings,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
+    provider: str | None,
     seed: int | None,
     seconds: float | None,
     report: str | None,
@@ -82,6 +85,7 @@ def command(
             data=data,
             seed=seed or 0,
             threads=threads,
+            provider=provider,
             input_shapes=input_shapes,
             seconds=seconds,
             progress=shown,

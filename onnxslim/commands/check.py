@@ -18,6 +18,7 @@ from onnxslim.commands.arguments import (
     junit_option,
     no_latency_option,
     overwrite_option,
+    provider_option,
     run_options,
 )
 from onnxslim.commands.console import paper, say
@@ -45,6 +46,7 @@ _WORDS = {True: "holds", False: "BROKEN", None: "not judged"}
 @data_options
 @floor_options
 @run_options
+@provider_option
 @no_latency_option
 @junit_option
 @overwrite_option
@@ -59,6 +61,7 @@ def command(
     floor: bool | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
+    provider: str | None,
     seed: int | None,
     latency: bool | None,
     junit: str | None,
@@ -90,6 +93,7 @@ def command(
             floors=given or None,
             needs_floors=floor is not False,
             threads=threads,
+            provider=provider,
             seed=seed,
             input_shapes=input_shapes,
             measure=latency is not False,

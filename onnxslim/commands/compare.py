@@ -13,6 +13,7 @@ from onnxslim.commands.arguments import (
     data_options,
     json_option,
     overwrite_option,
+    provider_option,
     report_option,
     run_options,
 )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @calib_option()
 @data_options
 @run_options
+@provider_option
 @report_option(PAGES, "Write the figures, those of each layer too, to a file, or as a page.")
 @overwrite_option
 @json_option
@@ -48,6 +50,7 @@ def command(
     data: DataSettings,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
+    provider: str | None,
     seed: int | None,
     report: str | None,
     overwrite: bool,
@@ -70,6 +73,7 @@ def command(
             "data": data,
             "seed": seed or 0,
             "threads": threads,
+            "provider": provider,
             "input_shapes": input_shapes,
             "progress": shown,
         }

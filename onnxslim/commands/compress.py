@@ -31,6 +31,7 @@ from onnxslim.commands.arguments import (
     output_option,
     overwrite_option,
     passes_option,
+    provider_option,
     report_option,
     run_options,
     talk_options,
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     help="Write a part of a model card: how OUTPUT was made, and how close it is.",
 )
 @run_options
+@provider_option
 @cache_option
 @click.option(
     "--recipe",
@@ -155,6 +157,7 @@ def command(
     model_card: str | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
+    provider: str | None,
     seed: int | None,
     cache: str | None,
     recipe: str | None,
@@ -187,6 +190,7 @@ def command(
         latency=latency,
         strict=strict,
         threads=threads,
+        provider=provider,
         seed=seed,
         max_drop=max_drop,
         min_agreement=min_agreement,
@@ -493,6 +497,7 @@ def _compress(model: Path | bytes, output: Path, wanted: Wanted, shown: Progress
         verify=settings.verify is not False,
         measure=settings.latency is not False,
         threads=settings.threads,
+        provider=settings.provider,
         seed=settings.seed or 0,
         input_shapes=settings.input_shapes,
         output_kinds=settings.output_kinds,

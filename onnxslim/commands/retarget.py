@@ -20,6 +20,7 @@ from onnxslim.commands.arguments import (
     one_output,
     output_option,
     overwrite_option,
+    provider_option,
     report_option,
     run_options,
     talk_options,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @data_options
 @report_option(REPORTS, "Write every figure that was measured to a file.", takes_stream=True)
 @run_options
+@provider_option
 @click.option(
     "--no-verify", "verify", is_flag=True, flag_value=False, default=None,
     help="Do not compare outputs; the result is unproven.",
@@ -62,6 +64,7 @@ def command(
     report: str | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
+    provider: str | None,
     seed: int | None,
     verify: bool | None,
     explain: bool,
@@ -84,6 +87,7 @@ def command(
         latency=False,
         verify=verify,
         threads=threads,
+        provider=provider,
         seed=seed,
         input_shapes=input_shapes,
     )

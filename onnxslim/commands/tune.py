@@ -22,6 +22,7 @@ from onnxslim.commands.arguments import (
     floor_options,
     output_kind_option,
     overwrite_option,
+    provider_option,
     report_option,
     run_options,
     talk_options,
@@ -135,6 +136,7 @@ class _Workers:
 @cache_option
 @report_option(REPORTS, "Write every figure that was measured to a file, or as a page.")
 @run_options
+@provider_option
 @talk_options
 def command(
     model: str,
@@ -169,6 +171,7 @@ def command(
     report: str | None,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int | None,
+    provider: str | None,
     seed: int | None,
     quiet: bool,
     verbose: bool,
@@ -219,6 +222,7 @@ def command(
                 clock=clock,
                 is_worker=worker,
                 threads=threads,
+                provider=provider,
                 seed=seed or 0,
                 input_shapes=input_shapes,
                 output_kinds=output_kinds,

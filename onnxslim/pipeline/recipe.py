@@ -103,6 +103,7 @@ class Recipe:
         calib, eval, train: a path, or `module:function`.
         data: how both are read.
         target: the engine that the file is for.
+        provider: the execution provider on which models are verified and timed.
         max_drop: points of accuracy that may be lost.
         min_agreement: share in [0, 1] of top-1 answers that must stay the same.
         min_sqnr: least SQNR in dB.
@@ -127,6 +128,7 @@ class Recipe:
     latency: bool | None = None
     strict: bool | None = None
     threads: int | None = None
+    provider: str | None = None
     seed: int | None = None
     max_drop: float | None = None
     min_agreement: float | None = None
@@ -274,6 +276,12 @@ def _goal(key: str, value: object) -> str:
     return value
 
 
+def _provider(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"`{key}` must be the name of an execution provider; got {value!r}.")
+    return value
+
+
 def _target(key: str, value: object) -> str:
     if not isinstance(value, str):
         raise UsageError(f"`{key}` must be the name of an engine; got {value!r}.")
@@ -333,6 +341,7 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 _READERS: Mapping[str, Callable[[str, object], object]] = {
     "passes": _pipeline,
     "target": _target,
+    "provider": _provider,
     "goal": _goal,
     "force": _flag,
     "verify": _flag,

@@ -48,6 +48,10 @@ def recipe_schema() -> Schema:
         },
         **{name: {"type": "string", "description": _ANY_PATH} for name in SOURCES},
         "target": {"enum": list(targets()), "description": "The engine that the file is for."},
+        "provider": {
+            "type": "string",
+            "description": "The execution provider on which models are verified and timed.",
+        },
         "goal": {"enum": list(GOALS), "description": "Which may not get worse."},
         **{name: {"type": "boolean", "description": text} for name, text in _FLAGS.items()},
         "threads": _limited(THREADS, "integer") | {"description": "Threads of onnxruntime."},

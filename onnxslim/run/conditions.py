@@ -18,14 +18,14 @@ from typing import Final
 
 from onnxslim.errors import UsageError
 from onnxslim.pipeline.step_cache import Conditions, StepCache
-from onnxslim.run.record import cpu_info, processor_name
+from onnxslim.run.record import cpu_info, onnxruntime_distribution, processor_name
 from onnxslim.run.settings import RunSettings
 
 _SOURCES: Final = frozenset({"calibration", "evaluation", "training", "progress", "cache"})
 """Fields of `RunSettings` that count by what they hold, or not at all."""
 
 _COMPUTING: Final = (
-    *("onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnx-graphsurgeon"),
+    *("onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon"),
     *("numpy", "scipy", "ml-dtypes", "networkx", "tensorly", "protobuf", "pillow", "tokenizers"),
     *("soundfile", "constriction", "zstandard"),
 )
@@ -59,7 +59,10 @@ def conditions(settings: RunSettings) -> Conditions:
     always = {
         "settings": {name: value for name, value in plain.items() if name not in _SOURCES},
         "data": digests,
-        "versions": {"python": platform.python_version(), **_versions(_COMPUTING)},
+        "versions": {
+            "python": platform.python_version(),
+            **_versions({*_COMPUTING, onnxruntime_distribution()}),
+        },
         "machine": _machine(is_timed=settings.measure),
     }
     return Conditions(always, training, _unknown(digests), _unknown(own))

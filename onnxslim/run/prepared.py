@@ -28,12 +28,12 @@ from onnxslim.pipeline.stats import measure_stats
 from onnxslim.records import Fidelity
 from onnxslim.report import FileReport, LatencyPair, Report, RunRecord, StepReport
 from onnxslim.run.conditions import step_cache
-from onnxslim.run.record import run_record
+from onnxslim.run.record import onnxruntime_distribution, run_record
 from onnxslim.run.settings import RunSettings
 from onnxslim.services.stopwatch import Stopwatch
 from onnxslim.version import VERSION
 
-_LIBRARIES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
+_LIBRARIES = ("onnx", "onnx-graphsurgeon", "numpy")
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,8 @@ def _version(library: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes, by name of the distribution."""
-    return {"onnxslim-compiler": VERSION, **{name: _version(name) for name in _LIBRARIES}}
+    names = (onnxruntime_distribution(), *_LIBRARIES)
+    return {"onnxslim-compiler": VERSION, **{name: _version(name) for name in names}}
 
 
 def _defaults_note(source: Model) -> Iterator[str]:

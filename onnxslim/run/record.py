@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +66,17 @@ def processor_name() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
+@cache
+def onnxruntime_distribution() -> str:
+    """The package that brought onnxruntime: builds with other providers have names of their own."""
+    name = "onnxruntime"
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.packages_distributions().get(name, [name])[0]
+    return name
+
+
 def cpu_info() -> Iterator[tuple[str, str]]:
     """What Linux says of the processors: names and values."""
     try:
@@ -92,6 +105,7 @@ def _bearing(policy: Policy, settings: RunSettings) -> dict[str, str]:
         "seed": settings.seed,
         "goal": policy.goal.value,
         "threads": settings.threads,
+        "provider": settings.provider,
         "output-kind": ",".join(kinds) or None,
         **settings.data.spelled(),
     }

@@ -47,6 +47,8 @@ class RunSettings:
         verify: whether outputs are compared after every step.
         measure: whether models are timed.
         progress: what is being done, for whoever shows it.
+        provider: short name of the execution provider on which models are verified and timed (see
+            `runtime.providers`); None: the processor.
         cache: folder in which outcomes of steps are kept; None: all steps are run.
     """
 
@@ -63,6 +65,7 @@ class RunSettings:
     data: DataSettings = field(default_factory=DataSettings)
     declared: DataSettings = field(default_factory=DataSettings)
     cache: Path | None = None
+    provider: str | None = None
 
     @cached_property
     def given_calibration(self) -> GivenData | None:
@@ -192,6 +195,7 @@ class RunSettings:
             evaluation=self.given_evaluation,
             seed=self.seed,
             threads=self.threads,
+            provider=self.provider,
             input_shapes=self.input_shapes,
             output_kinds=self.output_kinds,
             latency=self.measure,
@@ -247,7 +251,9 @@ class RunSettings:
                     source, seed=self.seed, threads=self.threads, progress=self.progress
                 )
         if prover is not None and self.measure and prover.sample is not None:
-            stopwatch = SessionStopwatch(prover.sample, threads=self.threads, seed=self.seed)
+            stopwatch = SessionStopwatch(
+                prover.sample, threads=self.threads, provider=self.provider, seed=self.seed
+            )
         return Context(
             seed=self.seed,
             evaluate=evaluate,
@@ -261,6 +267,19 @@ class RunSettings:
             output_kinds=kinds or {},
             tokenizer=self.data.tokenizer,
         )
+
+
+def provider_of(word: str | None) -> str | None:
+    """The short name of the execution provider of the argument `provider`; None: the processor.
+
+    Raises:
+        UsageError: the installed onnxruntime does not have it.
+    """
+    if word is None:
+        return None
+    from onnxslim.runtime.providers import provider_named
+
+    return provider_named(str(word))
 
 
 def _is_same(calibration: object, evaluation: object) -> bool:

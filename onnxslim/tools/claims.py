@@ -89,12 +89,14 @@ class ClaimSettings:
         processor: name of this processor.
         floors: of the user, to hold beside those of the report; None: none.
         needs_floors: whether a lossy run without any floor is a fault.
+        provider: short name of the execution provider of onnxruntime; None: the processor.
     """
 
     data_sha256: Mapping[str, str]
     processor: str
     floors: Floors | None = None
     needs_floors: bool = True
+    provider: str | None = None
 
 
 def judged_claims(
@@ -296,8 +298,10 @@ def _latency(report: Data, found: LatencyPair | None, settings: ClaimSettings) -
     if found is None:
         yield Claim("latency", None, words, "it was not measured")
         return
-    processor = (report.get("record") or {}).get("processor", "")
-    if processor != settings.processor:
+    record = report.get("record") or {}
+    processor, provider = record.get("processor", ""), record.get("settings", {}).get("provider")
+    if (processor, provider) != (settings.processor, settings.provider):
+        processor = processor if provider is None else f"{processor}, {provider}"
         # how many times faster is true of one processor; that it is not slower is for all
         words, low = f"not slower ({words} on {processor})", min(low, 1.0)
     is_held = found.high >= low * (1 - LATENCY_SHARE) and not (found.is_slower and high >= 1)

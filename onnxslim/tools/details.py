@@ -24,6 +24,7 @@ from onnxslim.run.settings import RunSettings
 from onnxslim.services.stopwatch import Kernel, Stopwatch
 from onnxslim.tools.layer_figures import layer_figures, layer_twins, paired_layers
 
+_ON_PROCESSOR: Final = "Times of layers are those of the processor, not of the provider"
 _WORST: Final = 10  # samples that are named
 _LAYER_RUNS: Final = 4  # runs on which the outputs of layers are compared
 _MOST_LAYERS: Final = 400  # whose outputs are compared: those of a run are in memory at once
@@ -104,8 +105,13 @@ class DetailSurvey:
         return copy
 
     def _kernels(self, model: Model) -> Sequence[Kernel] | None:
+        if self.stopwatch is None:
+            return None
+        provider = self.settings.provider
+        if provider is not None and (note := f"{_ON_PROCESSOR} {provider}.") not in self.notes:
+            self.notes.append(note)
         try:
-            return None if self.stopwatch is None else self.stopwatch.profile(model)
+            return self.stopwatch.profile(model)
         except RuntimeFailure as error:
             self._note("Times of layers", error)
             return None

@@ -25,6 +25,7 @@ def bench(
     calibration: AnySource | None = None,
     seed: int = 0,
     threads: int | None = None,
+    provider: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     seconds: float | None = None,
 ) -> tuple[list[tuple[str, Latency, LatencyPair | None]], Feeds]:
@@ -45,7 +46,12 @@ def bench(
     @contextmanager
     def opened() -> Iterator[Sequence[Run]]:
         with ExitStack() as stack:
-            sessions = [stack.enter_context(open_session(m, threads=threads)) for m in models]
+            sessions = [
+                stack.enter_context(open_session(m, threads=threads, provider=provider))
+                for m in models
+            ]
+            for session in sessions:
+                session.provider_share()  # none that falls back to the processor alone
             if not feeds:
                 feeds.append(one_sample(models[0], sessions[0], calibration, seed, input_shapes))
             for session in sessions:

@@ -22,11 +22,13 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from onnxslim.graph.ir import node_label
 from onnxslim.io.model import Model
 from onnxslim.io.staging import scratch_folder
 from onnxslim.runtime.explain import failure
+from onnxslim.runtime.providers import CPU
 from onnxslim.runtime.session import Feeds, plain_session, session_options
 from onnxslim.services.stopwatch import Kernel
 
@@ -55,8 +57,14 @@ def profile_model(
     for number, node in enumerate(nodes):
         node.name = f"#{number}#"
         makers.update((tensor.name, number) for tensor in node.outputs)
+    options = session_options(optimise=True, threads=threads)
     with scratch_folder() as folder:
-        events = _events(profiled_events(marked, feeds, threads, budget_s, folder))
+        options.optimized_model_filepath = str(folder / "model.onnx")
+        # the weights of the optimised model go to a separate file, which is not read
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "model.data"
+        )
+        events = _events(profiled_events(marked, feeds, options, CPU, budget_s, folder))
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     return tuple(_kernels(events, _OptimisedGraph(graph, makers), labels))
 
@@ -72,22 +80,29 @@ class _KernelEvents:
 
 
 def profiled_events(
-    model: Model, feeds: Feeds, threads: int | None, budget_s: float, folder: Path
+    model: Model,
+    feeds: Feeds,
+    options: ort.SessionOptions,
+    providers: Sequence[Any],
+    budget_s: float,
+    folder: Path,
 ) -> list[dict[str, Any]]:
     """The events of onnxruntime's profile of some runs, the first `WARM_UPS` of them included.
+
+    Args:
+        model: what runs.
+        feeds: its inputs.
+        options: of the session; they are changed.
+        providers: of the session, by preference.
+        budget_s: seconds after which no further run begins.
+        folder: for the file of the profile.
 
     Raises:
         RuntimeFailure: onnxruntime refuses the model or fails on it.
     """
-    options = session_options(optimise=True, threads=threads)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
-    options.optimized_model_filepath = str(folder / "model.onnx")
-    # the weights of the optimised model go to a separate file, which is not read
-    options.add_session_config_entry(
-        "session.optimized_model_external_initializers_file_name", "model.data"
-    )
-    session = plain_session(model, options)
+    session = plain_session(model, options, providers)
     try:
         started, done = time.perf_counter(), 0
         while done < WARM_UPS + _FEWEST or (

@@ -56,6 +56,7 @@ class SessionStopwatch:
     Args:
         feeds: one sample, the inputs of the whole model.
         threads: see `open_session`.
+        provider: see `open_session`.
         seed: of generated inputs, and of the order in which models run.
         budget_s: seconds for each pair of small models.
 
@@ -68,10 +69,12 @@ class SessionStopwatch:
         feeds: Feeds,
         *,
         threads: int | None = None,
+        provider: str | None = None,
         seed: int = 0,
         budget_s: float = BUDGET_S,
     ) -> None:
-        self._feeds, self._threads, self._seed = feeds, threads, seed
+        self._feeds, self._seed = feeds, seed
+        self._threads, self._provider = threads, provider
         self._budget_s = budget_s
         self._latencies: dict[bytes, Latency] = {}
         self._pairs: dict[tuple[bytes, bytes], LatencyPair] = {}
@@ -129,7 +132,7 @@ class SessionStopwatch:
         return tuple(pair for part in parts for pair in self._in_turn(before, part, BRIEF_S))
 
     def profile(self, model: Model) -> Sequence[Kernel]:
-        """See `Stopwatch`."""
+        """See `Stopwatch`: of the processor, as other providers make one kernel of many nodes."""
         return profile_model(model, self._feeds, threads=self._threads)
 
     # ------------------------------------------------------------------ inside
@@ -144,10 +147,7 @@ class SessionStopwatch:
         @contextmanager
         def opened() -> Iterator[Sequence[Run]]:
             with ExitStack() as stack:
-                sessions = [
-                    stack.enter_context(open_session(model, threads=self._threads))
-                    for model in (before, *after)
-                ]
+                sessions = [stack.enter_context(self._open(model)) for model in (before, *after)]
                 yield [session.runner(self._feeds) for session in sessions]
 
         times = time_sessions(opened, seed=self._seed, budget_s=budget_s, is_settled=is_settled)
@@ -168,11 +168,11 @@ class SessionStopwatch:
     def _times(self, keys: Sequence[bytes]) -> RunTimes:
         """Times of small models."""
         with ExitStack() as stack:
-            runs = [
-                self._runner(stack.enter_context(open_session(key, threads=self._threads)))
-                for key in keys
-            ]
+            runs = [self._runner(stack.enter_context(self._open(key))) for key in keys]
             return time_many(runs, seed=self._seed, budget_s=self._budget_s, cold=False)
+
+    def _open(self, model: Model | bytes) -> Session:
+        return open_session(model, threads=self._threads, provider=self._provider)
 
     def _runner(self, session: Session) -> Callable[[], object]:
         shapes = {info.name: _static(info.shape, info.name) for info in session.inputs}

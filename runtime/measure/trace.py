@@ -12,7 +12,8 @@ from typing import Any, Final
 from onnxslim.io.model import Model
 from onnxslim.io.staging import scratch_folder
 from onnxslim.runtime.measure.profile import BUDGET_S, KERNEL, WARM_UPS, profiled_events
-from onnxslim.runtime.session import Feeds
+from onnxslim.runtime.providers import provider_list
+from onnxslim.runtime.session import Feeds, session_options
 from onnxslim.version import VERSION
 
 Event = dict[str, Any]
@@ -21,7 +22,11 @@ _TOLD: Final = ("input_type_shape", "output_type_shape", "provider", "parameter_
 
 
 def chrome_trace(
-    models: Sequence[tuple[str, Model]], feeds: Feeds, *, threads: int | None = None
+    models: Sequence[tuple[str, Model]],
+    feeds: Feeds,
+    *,
+    threads: int | None = None,
+    provider: str | None = None,
 ) -> dict[str, Any]:
     """The trace of one run of each model, with its name, as the object of a JSON file.
 
@@ -31,7 +36,9 @@ def chrome_trace(
     events: list[Event] = []
     for number, (name, model) in enumerate(models, 1):
         with scratch_folder() as folder:
-            rows = profiled_events(model, feeds, threads, BUDGET_S, folder)
+            options = session_options(optimise=True, threads=threads)
+            providers = provider_list(provider, threads)
+            rows = profiled_events(model, feeds, options, providers, BUDGET_S, folder)
         events += [
             _named("process_name", number, {"name": name}),
             _named("process_sort_index", number, {"sort_index": number}),

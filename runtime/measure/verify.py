@@ -109,6 +109,8 @@ class RuntimeProver:
         evaluation: labelled samples or a metric; see `accuracy`.
         seed: of generated inputs, and of the order in which models are timed.
         threads: see `open_session`.
+        provider: short name of the provider that models run on (see `runtime.providers`). Where
+            outputs must be equal to the bit, operators run one by one, on the processor.
         input_shapes: by input name, for generated inputs.
         output_kinds: what outputs are, by name, in place of what the graph and labels say.
         latency: whether `time` measures.
@@ -127,6 +129,7 @@ class RuntimeProver:
         evaluation: AnyEvaluation | None = None,
         seed: int = 0,
         threads: int | None = None,
+        provider: str | None = None,
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         output_kinds: OutputKinds = MappingProxyType({}),
         latency: bool = True,
@@ -137,7 +140,8 @@ class RuntimeProver:
         self.notes: list[str] = []
         self.data: list[str] = []  # what was understood of the user's data, a line for each
         self._calibration, self._evaluation_source = calibration, evaluation
-        self._seed, self._threads, self._input_shapes = seed, threads, input_shapes
+        self._seed, self._input_shapes = seed, input_shapes
+        self._threads, self._provider = threads, provider
         self.output_kinds = self._named_kinds = output_kinds
         self._latency, self._verify = latency, verify
         self._progress = progress or Progress()
@@ -179,6 +183,7 @@ class RuntimeProver:
         if opened is None:
             return False
         with opened as session:
+            self._note_provider(session)
             self._signature = (session.inputs, session.outputs)
             if self._evaluation_source is not None:
                 self._opened_evaluation(session)
@@ -328,7 +333,8 @@ class RuntimeProver:
             shared = previous is not None and previous.model.graph is model.graph
             baseline = previous if shared and previous is not None else _Baseline(model)
             reference = self._reference(baseline, mode)
-        with open_session(path, threads=self._threads) as session:
+        with open_session(path, threads=self._threads, provider=self._provider) as session:
+            session.provider_share()
             session.narrow_as(model)
             broken = self._changed_signature(session)
             if broken is None and reference:
@@ -398,8 +404,22 @@ class RuntimeProver:
 
     def _open(self, model: Model, *, optimise: bool = True, keeps_memory: bool = True) -> Session:
         return open_session(
-            model, optimise=optimise, threads=self._threads, keeps_memory=keeps_memory
+            model,
+            optimise=optimise,
+            threads=self._threads,
+            keeps_memory=keeps_memory,
+            provider=self._provider,
         )
+
+    def _note_provider(self, session: Session) -> None:
+        share = session.provider_share()
+        if share is not None:
+            taken, total = share
+            rest = "" if taken == total else " The processor computes the others."
+            self.notes.append(
+                f"The provider {self._provider} computes {taken} of the {total} nodes that "
+                f"onnxruntime makes of the input model.{rest}"
+            )
 
     def _open_original(self, original: Model) -> Session | None:
         """A session of the original; None where onnxruntime only lacks some of its operators."""
@@ -639,7 +659,12 @@ class RuntimeProver:
         if mode.wide or not mode.optimise or missed(default_floors(self.judged_by), figures):
             return False
         assert self._previous is not None
-        opened = partial(open_session, threads=self._threads, quantized_kernels=False)
+        opened = partial(
+            open_session,
+            threads=self._threads,
+            quantized_kernels=False,
+            provider=self._provider,
+        )
         runs, before = list(self._runs(mode)), self._previous.model
         if not is_choice_of_kernels(before, candidate, runs, opened, self._steady):
             return False
