@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from onnxslim.errors import UsageError
+from onnxslim.io.staging import scratch_folder
 from onnxslim.pipeline.step_cache import Conditions, StepCache
 from onnxslim.run.record import cpu_info, onnxruntime_distribution, processor_name
 from onnxslim.run.settings import RunSettings
@@ -110,5 +110,5 @@ def cache_while(given: str | os.PathLike[str] | None) -> Iterator[Path]:
     if given:
         yield Path(given)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxslim-steps-", ignore_cleanup_errors=True) as made:
-        yield Path(made)
+    with scratch_folder() as made:
+        yield made
