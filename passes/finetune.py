@@ -10,10 +10,10 @@ Rewrite:
 
     With `zeros=move` as many elements of a weight are zero as before, but which ones is decided
     anew by the size of floats that learn under the zeros. With `zeros=grow` no element is zero at
-    first, and more and more of the smallest become so, until there are as many as before after 60 %
-    of the training; only epochs after that can be kept. With `zeros=release` zeros learn like other
-    elements. `start` gives other values to start from, within what the file obeys: those of
-    the teacher, random ones, or those of another file.
+    first, and more and more of those that cost the loss least become so, until there are as many as
+    before after 60 % of the training; only epochs after that can be kept. With `zeros=release`
+    zeros learn like other elements. `start` gives other values to start from, within what the file
+    obeys: those of the teacher, random ones, or those of another file.
 
     With `regularizer=group-lasso` (or l1) groups of elements shrink to zero beside the loss, by a
     proximal step after each step of the optimizer; `prune-channels` finds them. The model may be
@@ -63,11 +63,11 @@ Reference:
     et al., arXiv:1603.05279, and Zhu et al., arXiv:1612.01064 (signs and ternary weights that
     move); Zhou et al., arXiv:1702.03044 (a growing share); Gupta et al., arXiv:1502.02551
     (stochastic rounding); Guo et al., arXiv:1608.04493 (zeros that move); Zhu, Gupta,
-    arXiv:1710.01878 (zeros that grow); Han et al., arXiv:1607.04381 (zeros that are released);
-    Frankle, Carbin, arXiv:1803.03635 (lottery tickets); Wen et al., arXiv:1608.03665 (group lasso
-    by filter, channel, shape, depth); Liu et al., arXiv:1810.05270 (training from scratch); Smith,
-    arXiv:1506.01186, arXiv:1708.07120 (range test, one cycle). We differ: constraints are read from
-    the file, whatever made it.
+    arXiv:1710.01878, and LeCun et al. 1990 (zeros that grow); Han et al., arXiv:1607.04381 (zeros
+    that are released); Frankle, Carbin, arXiv:1803.03635 (lottery tickets); Wen et al.,
+    arXiv:1608.03665 (group lasso by filter, channel, shape, depth); Liu et al., arXiv:1810.05270
+    (training from scratch); Smith, arXiv:1506.01186, arXiv:1708.07120 (range test, one cycle). We
+    differ: constraints are read from the file, whatever made it.
 """
 
 from __future__ import annotations
@@ -159,6 +159,11 @@ class Finetune(FilteredPass):
     )
     augment: tuple[str, ...] = option(
         (), one_of(*AUGMENTATIONS), "how pictures are changed; the teacher sees them changed, too"
+    )
+    augment_strength: float = option(
+        1.0,
+        Interval(0, 4, open_left=True),
+        "times the most that `augment` does: at 1 an eighth of the size for shift",
     )
     zeros: str = option(
         "stay",
@@ -299,6 +304,7 @@ class Finetune(FilteredPass):
             self.checkpoint,
             self.features,
             self.augment,
+            self.augment_strength,
             zeros=ZeroMovement(self.zeros),
             codes=CodeMovement(self.codes),
             rounding=CodeRounding(self.rounding),

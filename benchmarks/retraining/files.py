@@ -21,13 +21,17 @@ _BIASES: Final = 16  # values
 _BEFORE: Final = 2.5  # times the weights that stay are left by the first of two prunings
 _TURNS: Final = ("finetune=2:training='batch=64'", "finetune=4:training='batch=64'")
 _MOVING: Final = "finetune=2:training='codes=move:batch=128'"
-_GROWING: Final = "finetune=20:training='zeros=grow:start=original:batch=128:only={only}'"
+_STAGED_GROWING: Final = "finetune=20:training='zeros=grow:start=original:batch=128:only={only}'"
+_SHIFTED: Final = "batch=128:temperature=1:augment=shift:augment-strength=0.3"
+_GROWING: Final = f"finetune=16:training='zeros=grow:start=original:{_SHIFTED}'"
+_GROWN_MOVING: Final = f"finetune=3:training='codes=move:{_SHIFTED}'"
 _CONVOLUTIONS: Final = "finetune=3:training='batch=128'"
 _STAGED_MOVING: Final = "finetune=1.5:training='codes=move:batch=128'"
 STAGED_PICTURES, STAGED_FITTED = 60_000, 5_000  # the latter are among the former
 UNTRAINED, LABELS, DISTILLED = "not trained", "with labels", "distilled"
 MOVED: Final = "distilled, codes move"
 STAGED: Final = "distilled in stages"
+GROWN: Final = "distilled, zeros grow"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def plans(seed: int) -> Iterator[Plan]:
         subject = Subject.of(name, seed)
         yield Plan(f"{name}, original", seed, partial(_original, subject))
         for level in levels:
-            for how in (DISTILLED, MOVED, STAGED, UNTRAINED, LABELS):
+            for how in (GROWN, DISTILLED, MOVED, STAGED, UNTRAINED, LABELS):
                 row = f"{name}, {level.name}, {how}"
                 yield Plan(row, seed, partial(_row, subject, level, how))
 
@@ -93,6 +97,8 @@ def pipeline(level: Level, how: str) -> str:
     clustered = f"cluster-weights:values-of={_listed(level.values)}:biases={_BIASES}"
     if how == UNTRAINED:
         return f"simplify,{pruned},{clustered}"
+    if how == GROWN:
+        return f"simplify,{pruned}:{_GROWING},{clustered}:{_GROWN_MOVING}"
     if how == MOVED:
         first = {name: min(_BEFORE * share, 1.0) for name, share in level.kept.items()}
         steps = zip((_pruned(first), pruned, clustered), (*_TURNS, _MOVING), strict=True)
@@ -109,7 +115,7 @@ def _stages(level: Level) -> Iterator[str]:
     for folder in sorted(folders, key=lambda name: name == _FEATURES):
         kept = {name: share for name, share in level.kept.items() if name.startswith(folder)}
         only = f"*{folder}*"
-        training = _CONVOLUTIONS if folder == _FEATURES else _GROWING.format(only=only)
+        training = _CONVOLUTIONS if folder == _FEATURES else _STAGED_GROWING.format(only=only)
         yield f"{_pruned(kept)}:only='{only}':{training}"
 
 

@@ -169,6 +169,7 @@ _HOW: Final = {
     files.DISTILLED: "#1f6fb4",
     files.MOVED: "#2a9d5c",
     files.STAGED: "#8452a8",
+    files.GROWN: "#c2385a",
 }
 
 

@@ -142,6 +142,7 @@ class TrainingRequest:
             ends; None: none.
         features: patterns on names of inner tensors that are to be the teacher's, too.
         augment: changes of pictures, by `AUGMENTATIONS`; the teacher sees the changed ones.
+        augment_strength: by which the most that a change does is multiplied.
         zeros, codes, rounding: how elements move among what the file lets them be.
         regularizer, groups: what is brought to zero beside the loss. The last values are kept then,
             better or not.
@@ -167,6 +168,7 @@ class TrainingRequest:
     checkpoint: str | None = None
     features: tuple[str, ...] = ()
     augment: tuple[str, ...] = ()
+    augment_strength: float = 1.0
     zeros: ZeroMovement = ZeroMovement.STAY
     codes: CodeMovement = CodeMovement.STAY
     rounding: CodeRounding = CodeRounding.NEAREST

@@ -368,7 +368,7 @@ class TrainingRun:
         if not words:
             return batch
         rng = np.random.default_rng([self._seed, self._state.done, number])
-        feeds = augmented(batch.feeds, words, rng)
+        feeds = augmented(batch.feeds, words, rng, self._request.augment_strength)
         return replace(batch, feeds=feeds, outputs=self._data.taught(feeds))
 
     def _loss_of(self, step: Step) -> float:

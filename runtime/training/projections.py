@@ -27,6 +27,7 @@ from onnxslim.services.training import CodeMovement, ZeroMovement
 _GROWTH: Final = (0.5, 0.75, 0.875, 1.0)  # Zhou et al. 2017, section 3.1
 _SHRUNK: Final = 0.6  # share of the training after which all zeros are there
 _DECISIONS: Final = 100  # until then
+_NEW: Final = 0.01  # share of a step in the mean of squared gradients
 _MOST_SUMS: Final = 256  # sums of values of all stages that are compared with each element
 _CHUNK: Final = 1 << 22  # distances that are in memory at once
 
@@ -90,31 +91,40 @@ class MovingSupport(Support):
 
 
 class ShrinkingSupport(Support):
-    """All elements at first, and fewer and fewer, the largest, until there are as many as given.
+    """All elements at first, and fewer and fewer, until there are as many as given.
 
-    Zhu and Gupta 2017, arXiv:1710.01878, equation 1, on the counts of each weight.
+    Zhu and Gupta 2017, arXiv:1710.01878, equation 1, on the counts of each weight. We differ: those
+    become zero that cost least, w²·h of a loss whose second derivative is h (LeCun et al. 1990).
+    For h stands what Adam divides steps by, the root of a mean of squared gradients (Kingma, Ba
+    2015, arXiv:1412.6980). So a weight of an input that never changes costs nothing, however large
+    it is.
 
     Args:
         kept: whether an element is other than zero in the file.
         step: the number of the last decision, -1.
+        slopes: mean squares of gradients, zeros.
     """
 
     is_free: ClassVar[bool] = True
 
-    def __init__(self, kept: Tensor, step: Tensor) -> None:
+    def __init__(self, kept: Tensor, step: Tensor, slopes: Tensor) -> None:
         super().__init__(kept)
-        self._step = step
+        self._step, self._slopes = step, slopes
 
     def settle(self, floats: Tensor, moment: Moment) -> None:
         """See `Support`."""
+        if floats.grad is not None:
+            self._slopes.lerp_(floats.grad.square(), _NEW)
         step = min(int(moment.share / _SHRUNK * _DECISIONS), _DECISIONS)
         if step == int(self._step):
             return
         is_first = int(self._step) < 0
         left = (1 - step / _DECISIONS) ** 3 * (floats.numel() - self._count)
-        sizes = floats.detach().abs()
-        # what became zero has no size, whatever the optimizer's momentum still adds to it
-        ranks = sizes if is_first else sizes * self.kept
+        ranks = floats.detach().abs()
+        if self._slopes.any():
+            ranks = ranks * self._slopes.pow(0.25)  # the root of the cost
+        if not is_first:  # what became zero stays so, whatever momentum still adds to it
+            ranks = torch.where(self.kept, ranks, -1.0)
         self.kept.copy_(largest(ranks, self._count + round(left)))
         self._step.fill_(step)
 
@@ -245,7 +255,9 @@ def _support(
     if movement is ZeroMovement.MOVE:
         return MovingSupport(first)
     if movement is ZeroMovement.GROW and not is_coded:  # codes have no values in between
-        return ShrinkingSupport(first, owner.decide(owner.constant(np.array(-1))))
+        step = owner.decide(owner.constant(np.array(-1)))
+        slopes = owner.decide(owner.constant(np.zeros(kept.shape, np.float32)))
+        return ShrinkingSupport(first, step, slopes)
     return Support(first)
 
 

@@ -207,6 +207,23 @@ def test_zeros_that_grow_are_the_smallest_of_each_moment_and_stay() -> None:
     assert weight.size - counts[1] > counts[1] - counts[2] > counts[3] - counts[5]
 
 
+def test_elements_without_a_gradient_become_zero_first_however_large_they_are() -> None:
+    weight = pruned()
+    weights = zeros_of(weight, ZeroMovement.GROW)
+    (floats,) = weights.parameters
+    weights.settle(NOW)
+    slopes = np.abs(normal(24, 40)) + 1
+    slopes[:, :20] = 0
+    with torch.no_grad():
+        floats.copy_(torch.from_numpy(normal(24, 40, seed=9)))
+        floats[:, :20] *= 100
+    (weights.tensors()["w"] * torch.from_numpy(slopes)).sum().backward()
+    weights.settle(Moment(1.0))
+    found = weights.store()["w"]
+    assert not found[:, :20].any()
+    assert np.count_nonzero(found) == np.count_nonzero(weight)
+
+
 @pytest.mark.parametrize("zeros", ZeroMovement)
 def test_gradients_pass_the_mask_where_zeros_may_move(zeros: ZeroMovement) -> None:
     weight = pruned()
