@@ -26,11 +26,17 @@ Why it is correct:
     Constants of different graphs (bodies of If, Loop and Scan) are merged into one that all of
     them can see, under a name that no other tensor has.
 
+    A weight of a product that is the transpose of a table, as exporters write the head of a
+    language model, becomes a Transpose of the table: the same values, which the session transposes
+    once when it loads the model.
+
 Declines when:
     1. Both constants are graph outputs, each under a name of its own.
     2. The shared constant needs a longer name, which takes more bytes than sharing saves.
     3. The constant is the default of a graph input: the caller may override it.
     4. The constant is what a body returns: it cannot move out of the body.
+    5. Of two constants that are each other's transpose, none is the table of a Gather and the other
+       the right factor of MatMuls, or they take less than 64 KiB.
 
 Fidelity:
     EXACT.
@@ -58,6 +64,7 @@ from onnxslim.pipeline.rewrite_pass import RewritePass
 from onnxslim.records import Fidelity, PassResult
 
 _SAMPLED = 64
+_TIED_BYTES = 1 << 16  # of a weight that becomes a transposed table
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class DedupConstants(RewritePass):
                 for alike in _groups(kind, _sample):
                     for equal in _groups(alike, _digest):
                         _merge(rw, equal, names)
+            _tie(rw)
         return rw.result()
 
 
@@ -160,3 +168,63 @@ def _merge(rw: Rewriter, equal: Sequence[Constant], names: Mapping[str, set[gs.T
     for constant in others:
         rw.redirect(constant, kept)
         rw.note(constant.name, f"shares the {kept.nbytes:,} bytes of `{kept.name}`")
+
+
+def _tie(rw: Rewriter) -> None:
+    """Let weights of products that are tables transposed be computed from the tables."""
+    tables: dict[Hashable, list[Constant]] = {}
+    weights = []
+    for constant in dict.fromkeys(_constants(rw)):
+        if not _is_matrix(constant) or rw.is_output(constant) or not rw.allows(constant.name):
+            continue
+        readers = list(constant.outputs)
+        if all(node.op == "Gather" and node.inputs[0] is constant for node in readers):
+            tables.setdefault((constant.dtype, tuple(constant.shape)), []).append(constant)
+        elif all(_is_right_factor(rw, node, constant) for node in readers):
+            weights.append(constant)
+    for weight in weights:
+        alike = tables.get((weight.dtype, tuple(weight.shape)[::-1]), ())
+        table = next((one for one in alike if _is_transpose(one.values, weight.values)), None)
+        if table is None:
+            continue
+        (tied,) = rw.insert(
+            weight.outputs[0],
+            "Transpose",
+            [table],
+            {"perm": [1, 0]},
+            name=weight.name,
+            dtype=weight.dtype,
+            shape=weight.shape,
+        )
+        rw.redirect(weight, tied)
+        rw.note(weight.name, f"is the transpose of `{table.name}`: {weight.nbytes:,} bytes less")
+
+
+def _is_matrix(constant: Constant) -> bool:
+    stored = constant.stored
+    return (
+        not isinstance(stored, StoredSparse)
+        and len(constant.shape) == 2
+        and constant.nbytes >= _TIED_BYTES
+    )
+
+
+def _is_right_factor(rw: Rewriter, node: gs.Node, constant: Constant) -> bool:
+    # a body that is run often would transpose the table each time where no session folds it
+    return (
+        node.op == "MatMul"
+        and node.inputs[1] is constant
+        and node.inputs[0] is not constant
+        and rw.graph_of(node) is rw.main
+    )
+
+
+def _is_transpose(table: np.ndarray, weight: np.ndarray) -> bool:
+    """Whether all bits agree; a row is compared first, so that unequal weights are hardly read."""
+
+    def bits(values: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(values).view(np.uint8)
+
+    return np.array_equal(bits(table[0]), bits(weight[:, 0])) and np.array_equal(
+        bits(table), bits(weight.T)
+    )

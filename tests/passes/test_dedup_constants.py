@@ -36,6 +36,42 @@ def test_large_weights_share_their_bytes() -> None:
     assert_equivalent(source, rewritten, Fidelity.EXACT)
 
 
+def tied_model(head: np.ndarray, table: np.ndarray, op: str = "MatMul") -> onnx.ModelProto:
+    """A table that is read by Gather, and a product with `head`."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node(op, ["rows", "head"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [3])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3, head.shape[1]])],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(head, "head")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_a_head_that_is_the_transposed_table_reads_the_table() -> None:
+    table = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
+    source = tied_model(np.ascontiguousarray(table.T), table)
+    rewritten, result = apply(DedupConstants(), source)
+    assert [one.name for one in rewritten.graph.initializer] == ["table"]
+    assert [node.op_type for node in rewritten.graph.node].count("Transpose") == 1
+    assert len(result.changes) == 1
+    assert_equivalent(source, rewritten, Fidelity.EXACT)
+
+
+def test_a_head_with_another_bit_or_of_few_bytes_stays() -> None:
+    table = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
+    head = np.ascontiguousarray(table.T)
+    head[3, 400] = np.nextafter(head[3, 400], np.float32(9))
+    small = table[:50]
+    for source in (tied_model(head, table), tied_model(np.ascontiguousarray(small.T), small)):
+        _, result = apply(DedupConstants(), source)
+        assert not result.changes
+
+
 # ----------------------------------------------------------------- declines
 
 
