@@ -53,18 +53,22 @@ def main() -> None:
 @click.option("--goal", type=click.Choice(["latency", "bytes"]), default="latency")
 @click.option("--for", "limit", default="30m", show_default=True)
 @click.option("--trials", default=60, show_default=True)
-def measure(names: Sequence[str], goal: str, limit: str, trials: int) -> None:
+@click.option("--keep", type=Path, help="Folder of journals and steps, by which searches go on.")
+def measure(names: Sequence[str], goal: str, limit: str, trials: int, keep: Path | None) -> None:
     """Tune each model, all of them by default, and judge what was found by unseen data."""
-    rows = (_tuned(name, goal, limit, trials) for name in names or SUBJECTS)
+    rows = (_tuned(name, goal, limit, trials, keep) for name in names or SUBJECTS)
     saved("tune", rows, replacing=("model", "goal"))
 
 
-def _tuned(name: str, goal: str, limit: str, trials: int) -> Found:
+def _tuned(name: str, goal: str, limit: str, trials: int, keep: Path | None) -> Found:
     subject = SUBJECTS[name]()
     with tempfile.TemporaryDirectory() as folder:
         output, report = Path(folder) / "o.onnx", Path(folder) / "report.json"
         options = ["--goal", goal, "--for", limit, "--trials", f"{trials}", "--threads", "1"]
         options += ["--clock" if goal == "latency" else "--no-clock"]
+        if keep is not None:
+            journal = keep / f"{name} {goal}.journal"
+            options += ["--study", str(journal), "--cache", str(keep / "steps")]
         seconds = _command(subject, Path(folder), [*options, "--report", str(report)], output)
         found = json.loads(report.read_text())
         return {

@@ -23,6 +23,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class TimeOver(BaseException):
+    """Work went on for longer than it may, see `Progress.until`; no handler of failures sees it."""
+
+
 @dataclass(eq=False)
 class Step:
     """A part of the work, begun and not yet ended.
@@ -86,6 +90,7 @@ class Progress:
     def __init__(self, listener: Callable[[Progress], None] | None = None) -> None:
         self._listener = listener
         self._open: list[Step] = []
+        self._limit: float | None = None
 
     @classmethod
     def of(cls, shown: Progress | Callable[[Progress], None] | None) -> Progress:
@@ -128,6 +133,22 @@ class Progress:
                 del item  # it may be large: nothing may hold on to it
                 step.advance()
 
+    @contextmanager
+    def until(self, moment: float) -> Iterator[None]:
+        """End the work inside when a step begins, advances or ends after a moment.
+
+        Args:
+            moment: in seconds of `time.monotonic`.
+
+        Raises:
+            TimeOver: the moment has passed.
+        """
+        before, self._limit = self._limit, moment
+        try:
+            yield
+        finally:
+            self._limit = before
+
     def __str__(self) -> str:
         """All steps in one line, the outermost first."""
         return ": ".join(map(str, self.steps))
@@ -135,3 +156,5 @@ class Progress:
     def _tell(self) -> None:
         if self._listener is not None:
             self._listener(self)
+        if self._limit is not None and time.monotonic() > self._limit:
+            raise TimeOver

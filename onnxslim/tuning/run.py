@@ -14,6 +14,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,7 @@ from onnxslim.records import Fidelity
 from onnxslim.report import Report, StepReport
 from onnxslim.run.output import write_output
 from onnxslim.run.prepared import Attempt, PreparedRun
+from onnxslim.services.progress import TimeOver
 from onnxslim.tuning.aims import Aim, Measure
 from onnxslim.tuning.families import Role, families_for
 from onnxslim.tuning.from_table import TableChoice, table_for
@@ -42,6 +44,7 @@ from onnxslim.tuning.workers import is_dead, worker_name
 if TYPE_CHECKING:
     from onnxslim.io.model import Model
 
+_GRACE: Final = 1.1  # times the time that was given, after which a trial is interrupted
 _TABLE_SHARE: Final = 0.25  # of the time, for the table
 _CLOSER: Final = 0.95  # share of the floors' use that the next candidate may have
 _WITHIN_REACH: Final = (0.75, 0.5, 0.25)  # strengths of a pass that does nothing at its hardest
@@ -56,7 +59,7 @@ class TuneRequest:
     Attributes:
         aim: what is to become small.
         policy: floors and goal, which each step is held to.
-        seconds: after which no further trial begins.
+        seconds: after which no further trial begins; one in hand may take a tenth more.
         trials: the largest number of trials.
         allow, deny: names of passes.
         study: the journal; None: in memory.
@@ -137,6 +140,14 @@ class Tuner:
             FloorMissed: nothing that was tried holds the floors on samples that chose nothing, or
                 the targets are out of reach; the best there is has been found all the same.
         """
+        # a trial that the end of the time interrupts is given back when the search goes on
+        limit = self.started + _GRACE * self.request.seconds
+        with suppress(TimeOver), self.run_.settings.progress.until(limit):
+            self._search_all()
+        return self._answer()
+
+    def _search_all(self) -> None:
+        """All stages in turn, as far as the time allows."""
         self.shared.give_back(is_dead)
         self.shared.enqueue(Space(self.first, self.families).alone())
         self._search(self.request.trials, until_proposals=True)
@@ -145,7 +156,6 @@ class Tuner:
             self._choose_from_table()
         self.shared.enqueue(self._space().combined(self._ranked()))
         self._search(self.request.trials, until_proposals=False)
-        return self._answer()
 
     # ------------------------------------------------------------------ trials
 

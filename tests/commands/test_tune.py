@@ -144,3 +144,15 @@ def test_four_processes_of_which_two_are_killed_find_the_same_answer(folder: Pat
     held = {row["pipeline"] for row in report["tuning"]["trial_log"]}
     assert {row["pipeline"] for row in alone["tuning"]["trial_log"][:2]} <= held
     assert len((folder / "o.onnx").read_bytes()) <= len(expected)
+
+
+def test_a_trial_is_interrupted_when_the_time_is_over_and_tried_again_when_the_search_goes_on(
+    folder: Path,
+) -> None:
+    shared = ("--study", str(folder / "journal"), "--min-sqnr", "20")
+    code, short = tune(folder, *shared, "--for", "0.05s")
+    assert code == 0
+    assert short["tuning"]["trials"] <= 1
+    _, whole = tune(folder, *shared)
+    assert whole["tuning"]["trials"] >= 6
+    assert all(row["state"] != "failed" for row in whole["tuning"]["trial_log"])
