@@ -32,6 +32,8 @@ Rewrite:
     - zero points other than 0, and unsigned codes, by int8 codes with zero point 0; biases of
       32-bit codes by floats
     - ranges that are found at run time, and QuantizeLinear, by the operators on floats
+    - If by both branches and Where, where they return the same shapes
+    - onnxruntime's DynamicQuantizeLSTM by an LSTM in float32
     - arithmetic in float16 by float32, with the weights in float16 behind a Cast
     - an opset that is too high, where every operator is the same in a lower one; one that is too
       low is raised
@@ -47,8 +49,9 @@ Why it is correct:
     integers become floats, nothing rounds any more. The step is measured like any other.
 
 Declines when:
-    1. Nothing replaces what the engine does not take: If, operators of onnxruntime alone, operators
-       that it lacks, an opset that is too high. The report names each node.
+    1. Nothing replaces what the engine does not take: an If whose branches return different shapes
+       or types, other operators of onnxruntime alone, operators that it lacks, an opset that is too
+       high. The report names each node.
     2. Codes are an input or output of the model, whose type is promised.
 
 Fidelity:

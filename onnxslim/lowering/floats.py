@@ -11,7 +11,16 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxslim.graph.ir import Constant, Graph, Node, Variable, node_label, subgraphs_of, walk_graphs
+from onnxslim.graph.ir import (
+    MICROSOFT_DOMAIN,
+    Constant,
+    Graph,
+    Node,
+    Variable,
+    node_label,
+    subgraphs_of,
+    walk_graphs,
+)
 from onnxslim.graph.operands import const_array, is_present
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lowering.code_forms import CodedTensor, CodeWriter
@@ -21,6 +30,7 @@ from onnxslim.pipeline.targets import TargetEngine
 from onnxslim.records import Fidelity
 
 _HALF: Final = np.dtype(np.float16)
+_RECURRENT: Final = 8  # inputs of LSTM; those of DynamicQuantizeLSTM go on with scales
 _FLOAT: Final = np.dtype(np.float32)
 _PRODUCTS: Final = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 _MOVED: Final = "ranges are not found at run time any more"
@@ -47,6 +57,43 @@ def _same_grid(first: Node, second: Node) -> bool:
         if a is not b and (one is None or other is None or not np.array_equal(one, other)):
             return False
     return len(first.inputs) == len(second.inputs)
+
+
+def float_recurrent(rw: Rewriter) -> None:
+    """Compute onnxruntime's DynamicQuantizeLSTM as an LSTM whose weights are floats.
+
+    Many engines read the weights of an LSTM as constants alone, so these are not behind codes.
+    """
+    for node in rw.walk("DynamicQuantizeLSTM", domain=MICROSOFT_DOMAIN):
+        given = node.inputs[_RECURRENT:]
+        arrays = [const_array(tensor) for tensor in (node.inputs[1], node.inputs[2], *given)]
+        if any(array is None for array in arrays) or len(given) != 4:
+            rw.skip(node, "its weights are computed at run time")
+            continue
+        codes, scales, zeros = arrays[:2], arrays[2::2], arrays[3::2]
+        inputs = list(node.inputs[:_RECURRENT])
+        for index, parts in enumerate(zip(codes, scales, zeros, strict=True), 1):
+            values = _turned(*parts)  # type: ignore[arg-type]
+            inputs[index] = rw.constant(values, f"{node.inputs[index].name}_float")
+        what = "DynamicQuantizeLSTM became an LSTM in float32"
+        rw.update(
+            node,
+            what,
+            op="LSTM",
+            inputs=inputs,
+            attrs=dict(node.attrs),
+            fidelity=Fidelity.LOSSY,
+        )
+
+
+def _turned(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """Weights (directions, 4 * hidden_size, columns) of codes whose last two axes are turned.
+
+    Scales and zero points are (directions,) or (directions, 4 * hidden_size).
+    """
+    scales, zeros = (a.reshape(len(codes), 1, -1) for a in (scale, zero.astype(np.int32)))
+    values = (codes.astype(np.int32) - zeros).astype(scale.dtype) * scales
+    return np.ascontiguousarray(values.transpose(0, 2, 1))
 
 
 def static_products(rw: Rewriter, target: TargetEngine) -> None:

@@ -15,7 +15,7 @@ from onnxslim.graph.local_functions import calls
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
-from onnxslim.lowering import code_forms, dense_weights, floats, zero_points
+from onnxslim.lowering import branches, code_forms, dense_weights, floats, zero_points
 from onnxslim.lowering.obstacles import is_matmul_nbits, obstacles, of_trait
 from onnxslim.lowering.opsets import lowered_opset, raised_opset
 from onnxslim.pipeline.passes import Context
@@ -93,6 +93,10 @@ class _Lowering:
     def results(self) -> Iterator[PassResult]:
         """The results of all replacements, in order."""
         yield raised_opset(self.model, self._needed_opset(), self.context)
+        if self._has(Trait.BRANCHES):
+            yield self._edited(branches.join_branches)
+        if self._has(Trait.CONTRIB):
+            yield self._edited(floats.float_recurrent)
         yield from self._integers()
         if self._has(Trait.SPARSE):
             yield self._edited(dense_weights.densified)

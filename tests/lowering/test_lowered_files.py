@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from layer_nets import net, node, normal, rewritten, samples
+from recurrent_nets import BATCH, STEPS, WIDTH, recurrent_net
 from target_rules import BROKEN, broken
 
 from onnxslim.io.model import Model
@@ -191,3 +192,68 @@ def test_a_body_in_float16_is_named_and_left_as_it_is() -> None:
         }"""
     _, (step,) = rewritten(parse(text), None, "retarget:to=tract")
     assert any("its body computes in float16" in skip.why for skip in step.skips)
+
+
+BRANCHES = """<opset_import: ["" : 17]>
+    g (float[N, 4] x) => (float[N, 4] y, float s)
+        <float[1] edge = {{0}}, float[4] w = {{1, 2, 3, 4}}, int64[1] one = {{1}}> {{
+        total = ReduceSum <keepdims: int = 0> (x)
+        c = Greater ({left}, edge)
+        a = Mul (x, w)
+        y, s = If (c) <
+            then_branch = t () => (float[N, 4] p, float u) {{
+                p = Add (a, x)
+                u = Identity (total)
+            }},
+            else_branch = e () => (float[N, 4] q, float v) {{
+                d = If (c) <
+                    then_branch = tt () => (float[N, 4] i) {{ i = Abs (a) }},
+                    else_branch = ee () => (float[N, 4] j) {{ j = Neg (x) }}>
+                q = Relu (d)
+                v = Neg (total)
+            }}>
+    }}"""
+
+
+@pytest.mark.parametrize("left", ["total", "flat"])
+def test_an_if_becomes_both_of_its_branches(left: str) -> None:
+    text = BRANCHES.format(left=left)
+    if left == "flat":  # a condition of one element that is no scalar
+        text = text.replace("c = Greater", "flat = Reshape (total, one)\n        c = Greater")
+    model = parse(text)
+    written, (step,) = rewritten(model, None, "retarget:to=ncnn")
+    proto = written.to_proto()
+    assert {n.op_type for n in proto.graph.node}.isdisjoint({"If"})
+    assert "Where" in {n.op_type for n in proto.graph.node}
+    assert not step.floor_missed
+    for sign in (1, -1):
+        feeds = {"x": sign * np.abs(samples(3, 4)).reshape(3, 4)}
+        for a, b in zip(run(model, feeds), run(proto, feeds), strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_array_equal(a, b)
+
+
+def test_an_if_whose_branches_return_other_shapes_stays_and_is_named() -> None:
+    text = """<opset_import: ["" : 17]>
+        g (bool c, float[1, 4] x) => (float[M, 4] y) {
+            y = If (c) <then_branch = t () => (float[2, 4] a) { a = Concat <axis: int = 0> (x, x) },
+                else_branch = e () => (float[1, 4] b) { b = Neg (x) }>
+        }"""
+    written, (step,) = rewritten(parse(text), None, "retarget:to=ncnn")
+    assert [node.op for node in written.graph.nodes] == ["If"]
+    assert any("in different shapes" in skip.why for skip in step.skips)
+    assert any("nothing replaces it" in skip.why for skip in step.skips)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_an_lstm_on_integers_becomes_one_in_float32(direction: str) -> None:
+    model = recurrent_net(direction, lengths=True, initial=True)
+    x = samples(STEPS, BATCH, WIDTH)
+    on_integers, _ = rewritten(model, x, "quantize-int8:placement=all")
+    assert "DynamicQuantizeLSTM" in {node.op for node in on_integers.graph.nodes}
+    result = lower(on_integers, target_of("tract"), Context(evaluate=evaluate, model=on_integers))
+    written = on_integers.to_proto()
+    assert result.fidelity is Fidelity.LOSSY
+    assert broken(written, "tract") == []
+    for a, b in zip(run(model, {"x": x}), run(written, {"x": x}), strict=True):
+        assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(a)  # weights of 8 bits
