@@ -42,7 +42,7 @@ PIPELINES: Final = {
     "magnitude, one shot": _trained(_LARGEST),
     "closed form, one shot": _trained(_SOLVED),
     "closed form, four turns": _trained(f"{_SOLVED}:steps=4"),
-    "gradual, magnitude (`zeros=grow`)": _trained(_LARGEST, "zeros=grow:start=original"),
+    "gradual (`zeros=grow`)": _trained(_LARGEST, "zeros=grow:start=original"),
     "surgery, DNS (`zeros=move`)": _trained(_LARGEST, "zeros=move:start=original"),
     "lottery ticket (`start=original`)": (
         f"{_LARGEST},finetune:{_HALF},finetune:start=original:{_HALF}"

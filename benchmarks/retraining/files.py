@@ -23,8 +23,9 @@ _TURNS: Final = ("finetune=2:training='batch=64'", "finetune=4:training='batch=6
 _MOVING: Final = "finetune=2:training='codes=move:batch=128'"
 _STAGED_GROWING: Final = "finetune=20:training='zeros=grow:start=original:batch=128:only={only}'"
 _SHIFTED: Final = "batch=128:temperature=1:augment=shift:augment-strength=0.3"
-_GROWING: Final = f"finetune=16:training='zeros=grow:start=original:{_SHIFTED}'"
-_GROWN_MOVING: Final = f"finetune=3:training='codes=move:{_SHIFTED}'"
+_GROWING: Final = f"training='zeros=grow:start=original:{_SHIFTED}'"
+_GROWN_MOVING: Final = f"training='codes=move:{_SHIFTED}'"
+_GROWN_EPOCHS: Final = {"lenet300": (20, 4), "lenet5": (16, 3)}  # those of LeNet-5 take longer
 _CONVOLUTIONS: Final = "finetune=3:training='batch=128'"
 _STAGED_MOVING: Final = "finetune=1.5:training='codes=move:batch=128'"
 STAGED_PICTURES, STAGED_FITTED = 60_000, 5_000  # the latter are among the former
@@ -91,14 +92,16 @@ def plans(seed: int) -> Iterator[Plan]:
                 yield Plan(row, seed, partial(_row, subject, level, how))
 
 
-def pipeline(level: Level, how: str) -> str:
-    """The passes of a level."""
+def pipeline(net: str, level: Level, how: str) -> str:
+    """The passes of a level of a net."""
     pruned = _pruned(level.kept)
     clustered = f"cluster-weights:values-of={_listed(level.values)}:biases={_BIASES}"
     if how == UNTRAINED:
         return f"simplify,{pruned},{clustered}"
     if how == GROWN:
-        return f"simplify,{pruned}:{_GROWING},{clustered}:{_GROWN_MOVING}"
+        first, second = _GROWN_EPOCHS[net]
+        growing = f"{pruned}:finetune={first}:{_GROWING}"
+        return f"simplify,{growing},{clustered}:finetune={second}:{_GROWN_MOVING}"
     if how == MOVED:
         first = {name: min(_BEFORE * share, 1.0) for name, share in level.kept.items()}
         steps = zip((_pruned(first), pruned, clustered), (*_TURNS, _MOVING), strict=True)
@@ -141,7 +144,7 @@ def _row(subject: Subject, level: Level, how: str) -> Found:
     pictures, fitted = (STAGED_PICTURES, STAGED_FITTED) if is_staged else (PICTURES, FITTED)
     found = compressed(
         subject.original,
-        pipeline(level, how),
+        pipeline(subject.net.name, level, how),
         calibration=subject.calibration(fitted),
         training=subject.training(pictures, labels=how == LABELS),
         seed=subject.seed,
