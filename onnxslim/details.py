@@ -189,12 +189,14 @@ class FrontPoint:
     """A model of a search that nothing beats in all figures at once.
 
     Attributes:
-        pipeline: what makes it.
+        tried: the pipeline as it was proposed.
+        pipeline: what makes it, without a search.
         speedup: latency of the input over its latency.
         closeness: of its outputs, in `closeness_unit`; more is closer.
         path: of the file; None where it was not written.
     """
 
+    tried: str
     pipeline: str
     file_bytes: int
     latency_ms: float | None

@@ -303,11 +303,5 @@ def _cells(point: FrontPoint) -> tuple[str, ...]:
         "" if point.speedup is None else f"{point.speedup:.2f}",
         close,
         "" if point.accuracy is None else f"{100 * point.accuracy:.2f} %",
-        _steps(point.pipeline),
+        point.tried,
     )
-
-
-def _steps(resolved: str) -> str:
-    from onnxslim.pipeline.grammar import parse_pipeline
-
-    return ",".join(map(str, parse_pipeline(resolved).passes))

@@ -150,7 +150,7 @@ def _front_grid(points: Sequence[At]) -> FigureGrid:
     kept = [c for c in columns if any(point[c[1]].number is not None for point in points)]
     rows = []
     for point in points:
-        name: list[Line] = [point["pipeline"].fact]
+        name: list[Line] = [point["tried"].fact]
         if point["path"]:
             name.append(point["path"].fact)
         cells = [

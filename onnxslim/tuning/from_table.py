@@ -88,11 +88,12 @@ class TableChoice:
         earlier = [runner.score(one) for one in self.outcomes[:-1] if one.error is None]
         if earlier and runner.score(outcome) >= min(earlier):
             return
-        whole, variants = runner.whole, chosen.values()
+        whole, variants = runner.whole, list(chosen.values())
+        left, left_ms = self.table.shares(variants)
         self.chosen = dict(chosen)
         self.predicted = TotalFigures(
-            int(whole.file_bytes + sum(one.bytes for one in variants)),
-            None if whole.ms is None else whole.ms + sum(one.ms or 0.0 for one in variants),
+            int(self.table.bytes * left),
+            None if whole.ms is None or left_ms is None else whole.ms * left_ms,
             sum(one.error for one in variants),
         )
         self.measured = TotalFigures(outcome.file_bytes, outcome.ms, outcome.use)

@@ -355,6 +355,7 @@ class Tuner:
 
     def _point(self, outcome: TrialOutcome, answer: TrialOutcome) -> FrontPoint:
         return FrontPoint(
+            outcome.pipeline,
             outcome.resolved,
             outcome.file_bytes,
             outcome.ms,

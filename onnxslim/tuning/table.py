@@ -13,6 +13,7 @@ once is a prediction; whole models have the last word (see `trials`).
 from __future__ import annotations
 
 import glob
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 AS_IT_IS: Final = "as it is"
 _MOST_TARGETS: Final = 24  # of a pass: those that take the most
 _MOST_SAMPLES: Final = 64
+_LEAST_SHARE: Final = 1e-3  # of the model, that a change of one layer leaves
 _KERNEL_NOISE: Final = 0.05  # relative difference of a kernel's times that may be chance
 
 
@@ -47,7 +49,7 @@ class Variant:
         step: the pass on that layer alone; None: the layer as it is.
         error: divergence of the model's outputs.
         bytes, ms: what the whole model has more than with the layer as it is; negative: less.
-        cost: of the two the one that is to become small.
+        cost: logarithm of the share that the model keeps of what is to become small.
     """
 
     layer: str
@@ -63,10 +65,13 @@ class VariantTable:
     """The variants of each layer.
 
     Attributes:
+        bytes, ms: of the model with all layers as they are; ms is the sum of its kernels.
         menus: by layer; the first is the layer as it is.
         left_out: passes and layers that there was no time to measure.
     """
 
+    bytes: int = 0
+    ms: float | None = None
     menus: dict[str, list[Variant]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
@@ -75,6 +80,14 @@ class VariantTable:
         if variant.cost < 0:
             same = Variant(variant.layer, None, 0.0, 0, 0.0, 0.0)
             self.menus.setdefault(variant.layer, [same]).append(variant)
+
+    def shares(self, chosen: Iterable[Variant]) -> tuple[float, float | None]:
+        """The shares of bytes and of milliseconds that the model keeps with some variants."""
+        chosen = list(chosen)
+        left = math.prod(_share(variant.bytes, self.bytes) for variant in chosen)
+        if self.ms is None:
+            return left, None
+        return left, math.prod(_share(variant.ms or 0.0, self.ms) for variant in chosen)
 
     def within(self, allowed_error: float) -> dict[str, Variant]:
         """The variants of least cost whose errors add up to at most `allowed_error`."""
@@ -113,15 +126,15 @@ def measured_table(
         seconds: after which no further variant is measured; those left out are named.
     """
     samples = context.calibration or context.seeded
-    table = VariantTable()
     if samples is None:
-        return table
+        return VariantTable()
     fitted, held = samples.some(_MOST_SAMPLES).halves()
     is_real = context.calibration is not None
     own = replace(context, calibration=fitted if is_real else None, model=model, stopwatch=None)
     deadline = time.monotonic() + seconds
     clock = context.stopwatch if goal is Measure.LATENCY else None
     meter = _Meter(model, clock)
+    table = VariantTable(meter.bytes, meter.ms)
     trials = list(_trials(model, families))
     for target, trial in context.progress.over("measuring", trials, "variants of layers"):
         if time.monotonic() > deadline:
@@ -132,10 +145,13 @@ def measured_table(
             continue
         (distance,) = held.distances(model, [changed])
         saved, ms = meter.differences(changed)
-        cost = float(saved) if goal is not Measure.LATENCY else ms
-        if cost is None:
-            cost = float(meter.macs_difference(changed))
-        table.add(Variant(target, trial, distance.divergence, saved, ms, cost))
+        if goal is not Measure.LATENCY:
+            share = _share(saved, meter.bytes)
+        elif ms is not None and meter.ms is not None:
+            share = _share(ms, meter.ms)
+        else:
+            share = _share(_macs(changed) - meter.macs, meter.macs)
+        table.add(Variant(target, trial, distance.divergence, saved, ms, math.log(share)))
     return table
 
 
@@ -196,16 +212,21 @@ def _without_only(step: Pass) -> Pass:
 
 
 class _Meter:
-    """What a changed model takes beyond the model as it was."""
+    """What a changed model takes beyond the model as it was.
+
+    Attributes:
+        bytes, macs, ms: of the model as it was; ms is None without a clock.
+    """
 
     def __init__(self, model: Model, clock: Stopwatch | None) -> None:
-        self._bytes, self._clock = model.file_bytes(), clock
-        self._macs = _macs(model)
+        self.bytes, self.macs = model.file_bytes(), _macs(model)
+        self._clock = clock
         self._kernels = {} if clock is None else _times(clock, model)
+        self.ms = None if clock is None else sum(self._kernels.values())
 
     def differences(self, changed: Model) -> tuple[int, float | None]:
         """Bytes and milliseconds; of kernels, those that differ by more than chance count."""
-        saved = changed.file_bytes() - self._bytes
+        saved = changed.file_bytes() - self.bytes
         if self._clock is None:
             return saved, None
         now, before, total = _times(self._clock, changed), self._kernels, 0.0
@@ -215,9 +236,10 @@ class _Meter:
                 total += new - old
         return saved, total
 
-    def macs_difference(self, changed: Model) -> int:
-        """Multiply-accumulates, where nothing is timed."""
-        return _macs(changed) - self._macs
+
+def _share(more: float, whole: float) -> float:
+    """What is left of a whole with so much more, which is negative for less."""
+    return max(1 + more / max(whole, 1e-300), _LEAST_SHARE)
 
 
 def _macs(model: Model) -> int:

@@ -92,7 +92,18 @@ def full_details() -> Details:
 
 def full_tuning() -> Tuning:
     figures = TotalFigures(9, 1.5, 0.01)
-    front = FrontPoint("simplify", 9, 1.5, 1.3, 41.0, "dB", 0.9, chosen=True, path="a.onnx")
+    front = FrontPoint(
+        "simplify",
+        "resolved:from='simplify',simplify",
+        9,
+        1.5,
+        1.3,
+        41.0,
+        "dB",
+        0.9,
+        chosen=True,
+        path="a.onnx",
+    )
     entry = TableEntry("y", "int8", 9, 0.1, 0.01, chosen=True)
     trial = TrialRow(1, "simplify", "complete", 9, 1.5, 0.01, 3.0)
     return Tuning("latency", "30 dB", 1, 9.0, (front,), (entry,), figures, figures, (trial,))
