@@ -75,7 +75,7 @@ def _with_task(name: str) -> Subject:
 
     feed = _input_name(model)
     return Subject(
-        model, {feed: chosen}, None, {feed: np.stack(unseen)}, {"min-sqnr": 30.0}, own_figure
+        model, {feed: chosen}, None, {feed: np.stack(unseen)}, {"min-sqnr": 30.0}, None, own_figure
     )
 
 
