@@ -66,5 +66,8 @@ class Stopwatch(Protocol):
     def brief_pairs(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
         """`before` against each of the others, just long enough to drop those that cannot win."""
 
+    def looped(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
+        """As `pairs`, each model many times behind each other: weights and code stay in caches."""
+
     def profile(self, model: Model) -> Sequence[Kernel]:
         """The kernels of a run of the whole model, in the order in which they run."""

@@ -1,11 +1,17 @@
-"""The models that nothing beats: none is smaller, faster and closer at once."""
+"""The models that nothing beats, and those that nothing tells apart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from itertools import takewhile
+from typing import Final, TypeVar
+
+from onnxslim.tuning.trials import TrialOutcome
 
 T = TypeVar("T")
+
+_ALIKE: Final = 1.04  # times the least latency: equally fast, as far as measurements can tell
+_MOST_ALIKE: Final = 4
 
 
 def non_dominated(items: Sequence[tuple[T, tuple[float, ...]]]) -> list[T]:
@@ -25,3 +31,13 @@ def non_dominated(items: Sequence[tuple[T, tuple[float, ...]]]) -> list[T]:
 def _beats(other: tuple[float, ...], own: tuple[float, ...], *, is_earlier: bool) -> bool:
     no_worse = all(a <= b for a, b in zip(other, own, strict=True))
     return no_worse and (other != own or is_earlier)
+
+
+def equally_fast(ranked: Sequence[TrialOutcome]) -> list[TrialOutcome]:
+    """The first outcomes that measurements hardly tell apart.
+
+    Args:
+        ranked: the outcomes, from fast to slow; at least one.
+    """
+    least = ranked[0].ms or 0.0
+    return list(takewhile(lambda one: (one.ms or 0.0) <= _ALIKE * least, ranked[:_MOST_ALIKE]))

@@ -116,6 +116,7 @@ def time_sessions(
     *,
     seed: int = 0,
     budget_s: float = BUDGET_S,
+    cold: bool = True,
     is_settled: Callable[[RunTimes], bool] | None = None,
 ) -> RunTimes:
     """As `time_many`, opening new sessions as long as the budget lasts.
@@ -127,6 +128,7 @@ def time_sessions(
         opened: opens one session for each model.
         seed: of the order.
         budget_s: seconds for each pair of models.
+        cold: read other data before each run, see `time_many`.
         is_settled: whether times so far are enough; asked after every `SESSION_SETS`-th part of the
             budget but the first.
 
@@ -137,7 +139,7 @@ def time_sessions(
     share_s = budget_s if is_settled is None else budget_s / SESSION_SETS
     while not parts or (len(parts) < SESSION_SETS and not timer.is_over(budget_s)):
         with opened() as runs:
-            parts.append(time_many(runs, seed=seed + len(parts), budget_s=share_s))
+            parts.append(time_many(runs, seed=seed + len(parts), budget_s=share_s, cold=cold))
         del runs  # they hold the sessions, whose memory the next ones need
         if is_settled is not None and len(parts) > 1 and is_settled(RunTimes.joined(parts)):
             break

@@ -131,6 +131,10 @@ class SessionStopwatch:
         parts = _chunks(after, _BRIEF_AT_ONCE)
         return tuple(pair for part in parts for pair in self._in_turn(before, part, BRIEF_S))
 
+    def looped(self, before: Model, after: Sequence[Model]) -> tuple[LatencyPair, ...]:
+        """See `Stopwatch`."""
+        return self._in_turn(before, after, CHOICE_S, cold=False)
+
     def profile(self, model: Model) -> Sequence[Kernel]:
         """See `Stopwatch`: of the processor, as other providers make one kernel of many nodes."""
         return profile_model(model, self._feeds, threads=self._threads)
@@ -143,6 +147,8 @@ class SessionStopwatch:
         after: Sequence[Model],
         budget_s: float,
         is_settled: Callable[[RunTimes], bool] | None = None,
+        *,
+        cold: bool = True,
     ) -> tuple[LatencyPair, ...]:
         @contextmanager
         def opened() -> Iterator[Sequence[Run]]:
@@ -150,7 +156,9 @@ class SessionStopwatch:
                 sessions = [stack.enter_context(self._open(model)) for model in (before, *after)]
                 yield [session.runner(self._feeds) for session in sessions]
 
-        times = time_sessions(opened, seed=self._seed, budget_s=budget_s, is_settled=is_settled)
+        times = time_sessions(
+            opened, seed=self._seed, budget_s=budget_s, cold=cold, is_settled=is_settled
+        )
         return tuple(compare_times(times.rows(0, 1 + n)) for n in range(len(after)))
 
     def _compare(self, first: bytes, others: Sequence[bytes]) -> None:

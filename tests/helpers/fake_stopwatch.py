@@ -59,6 +59,7 @@ class FakeStopwatch:
         return tuple(self.pair(before, model) for model in after)
 
     brief_pairs = pairs
+    looped = pairs
 
     def _pair(self, before: int | None, after: int | None) -> LatencyPair:
         a, b = _latency(before), _latency(after)
