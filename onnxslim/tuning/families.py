@@ -45,6 +45,9 @@ _FAMILIES: Final = {
     "compress-weights": Role.NUMBERS,
     "inject-exits": Role.EXITS,
 }
+_SLOW: Final = {"quantize-weights", "cluster-weights", "compress-weights"}
+"""Those that fit codes layer by layer, which takes minutes on large models."""
+
 _SLOW_STORES: Final = {"compress-weights", "cluster-weights", "convert-fp16"}
 """Stores of weights that make no model faster."""
 
@@ -65,6 +68,11 @@ class Family:
     def name(self) -> str:
         """Of the pass."""
         return self.hardest.name
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it takes minutes where others take seconds."""
+        return self.name in _SLOW
 
     @property
     def has_strength(self) -> bool:

@@ -68,12 +68,13 @@ class Space:
         """The points at which each family is alone, at its hardest."""
         off: dict[str, Any] = {family.name: 0.0 for family in self.of(Role.STRUCTURE)}
         off |= {_NUMBERS: _NONE, _EXITS: False, _TRAINS: False}
+        numbers = self.of(Role.NUMBERS)
         # those that take least time come first
-        points = [off | {_NUMBERS: family.name} for family in self.of(Role.NUMBERS)]
+        points = [off | {_NUMBERS: family.name} for family in numbers if not family.is_slow]
         points += [off | {family.name: 1.0} for family in self.of(Role.STRUCTURE)]
         if self.of(Role.EXITS):
             points.append(off | {_EXITS: True})
-        return points
+        return points + [off | {_NUMBERS: family.name} for family in numbers if family.is_slow]
 
     def combined(self, ranked: Sequence[str]) -> list[dict[str, Any]]:
         """Points at which the families that are best alone share the floors.
