@@ -24,7 +24,7 @@ _MOVING: Final = "finetune=2:training='codes=move:batch=128'"
 _STAGED_GROWING: Final = "finetune=20:training='zeros=grow:start=original:batch=128:only={only}'"
 _SHIFTED: Final = "batch=128:temperature=1:augment=shift:augment-strength=0.3"
 _GROWING: Final = f"training='zeros=grow:start=original:{_SHIFTED}'"
-_GROWN_MOVING: Final = f"training='codes=move:{_SHIFTED}'"
+_GROWN_MOVING: Final = f"training='codes=move:{_SHIFTED}:learning-rate=0.0002'"
 _GROWN_EPOCHS: Final = {"lenet300": (20, 4), "lenet5": (16, 3)}  # those of LeNet-5 take longer
 _CONVOLUTIONS: Final = "finetune=3:training='batch=128'"
 _STAGED_MOVING: Final = "finetune=1.5:training='codes=move:batch=128'"
@@ -75,6 +75,7 @@ LEVELS: Final = {
     "lenet5": (
         _lenet5("mild", (0.8, 0.2, 0.03, 0.6), (16, 8, 8, 16)),
         _lenet5("middle", (0.6, 0.1, 0.012, 0.4), (16, 8, 8, 16)),
+        _lenet5("firm", (0.5, 0.083, 0.0086, 0.39), (16, 6, 4, 8)),
         _lenet5("strong", (0.5, 0.075, 0.0078, 0.35), (16, 6, 4, 8)),
         _lenet5("extreme", (0.5, 0.06, 0.006, 0.3), (16, 6, 4, 8)),
     ),
