@@ -44,6 +44,7 @@ class Needs(enum.Enum):
     ACTIVITY = enum.auto()  # statistics of the inputs of the layers that read the group
     PRODUCTS = enum.auto()  # Q of those layers, see `evidence`
     INVERSES = enum.auto()  # their inverse moments, too
+    EFFECTS = enum.auto()  # gradients of the network at what they read
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class GroupFacts:
     Attributes:
         activity: of the layers that read the group, by their names; None: not observed.
         evidence: of the same layers; None: not gathered.
+        effects: of the channels of what they read, by the name of the tensor (see
+            `Trainer.effects`); None: not asked.
     """
 
     channels: Channels
@@ -60,11 +63,14 @@ class GroupFacts:
     seed: int = 0
     activity: Mapping[str, ChannelActivity] | None = None
     evidence: Evidence | None = None
+    effects: Mapping[str, Array] | None = None
 
     def have(self, needs: Needs) -> bool:
         """Whether a criterion with these needs can be used."""
         if needs is Needs.ACTIVITY:
             return self.activity is not None
+        if needs is Needs.EFFECTS:
+            return self.effects is not None
         return needs is Needs.WEIGHTS or self.evidence is not None
 
 
@@ -233,6 +239,39 @@ def _obd(evidence: Evidence) -> Array:
     return np.diagonal(evidence.products).copy()
 
 
+# ---------------------------------------------------------------------------- gradients
+
+
+def channels_read(member: Member) -> tuple[str, int] | None:
+    """The tensor that a layer reads and the axis of its channels; None for an embedding."""
+    if member.layer is None:
+        return None
+    node = member.node
+    if node.op == "MatMul":
+        return str(node.inputs[1 - member.operand].name), -1 if member.operand == 1 else -2
+    if node.op == "Gemm":
+        is_left = member.operand == 1
+        is_transposed = bool(node.attrs.get("transA" if is_left else "transB", 0))
+        return str(node.inputs[1 - member.operand].name), -1 if is_left != is_transposed else 0
+    return str(node.inputs[0].name), 1
+
+
+def _fisher(facts: GroupFacts) -> Array:
+    """The sum over the tensors through which units are read."""
+    assert facts.effects is not None
+    worth, seen = np.zeros(facts.channels.units.count), set[str]()
+    for member in facts.group.readers:
+        read = channels_read(member)
+        effects = None if read is None else facts.effects.get(read[0])
+        if read is None or effects is None or len(effects) != len(member.ids) or read[0] in seen:
+            continue
+        seen.add(read[0])
+        _add(worth, facts.channels.units.of_ids(member.ids), np.asarray(effects, np.float64))
+    if not seen:
+        raise LookupError("no gradient reaches what reads it")
+    return worth
+
+
 # ---------------------------------------------------------------------------- the table
 
 _ROWS: Final = (
@@ -310,6 +349,13 @@ _ROWS: Final = (
         Needs.PRODUCTS,
         _by_evidence(greedy_order),
         "place in a greedy order of least output error (Luo, Wu, Lin 2017, eq. 6)",
+    ),
+    ChannelCriterion(
+        "fisher",
+        Needs.EFFECTS,
+        _fisher,
+        "second-order change of the network's own likelihood as it leaves, by gradients; needs the "
+        "extra train, no labels (Theis et al. 2018, eq. 8; Molchanov et al. 2019, eq. 8)",
     ),
 )
 

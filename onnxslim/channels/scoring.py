@@ -13,7 +13,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.channels.criteria import ChannelCriterion, GroupFacts, Needs, unit_scores
+from onnxslim.channels.criteria import (
+    ChannelCriterion,
+    GroupFacts,
+    Needs,
+    channels_read,
+    unit_scores,
+)
 from onnxslim.channels.evidence import Evidence, costs_along
 from onnxslim.channels.groups import ChannelGroup
 from onnxslim.channels.readers import ReaderColumns, gather
@@ -29,6 +35,7 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 _TRIAL: Final = 0.2  # of the units that may leave
+_GRADIENTS: Final = 512  # samples of which gradients are taken
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,11 @@ class GroupScorer:
         activity = None
         if self.criterion.needs is Needs.ACTIVITY:
             activity = reader_activity(self.context, self.groups)
+        effects = self._effects() if self.criterion.needs is Needs.EFFECTS else None
         problems: dict[str, Problem] = {}
         found: dict[int, tuple[RemovalOrder, RemovalTrial]] = {}
         for index, evidence in self._evidence(problems):
-            found[index] = self._order(self.groups[index], evidence, activity, gone)
+            found[index] = self._order(self.groups[index], evidence, activity, effects, gone)
             del evidence  # it is large
         by_group = [found[index] for index in range(len(self.groups))]
         weights = [1.0] * len(by_group)
@@ -72,6 +80,21 @@ class GroupScorer:
             with self.context.progress.step("measuring what each group does to the outputs"):
                 weights = sensitivities(self.context, self.readers, problems, trials)
         return [order for order, _ in by_group], weights
+
+    def _effects(self) -> Mapping[str, Array]:
+        """What the channels that readers read do to the outputs.
+
+        Raises:
+            NotApplicable: there are no samples.
+        """
+        if self.context.trainer is None:
+            raise NotApplicable(
+                f"criterion {self.criterion.name} takes gradients on samples: give --calib"
+            )
+        assert self.context.model is not None
+        read = (channels_read(member) for group in self.groups for member in group.readers)
+        axes = dict(one for one in read if one is not None)
+        return self.context.trainer.effects(self.context.model, axes, _GRADIENTS)
 
     def _evidence(self, problems: dict[str, Problem]) -> Iterator[tuple[int, Evidence | None]]:
         """What readers say of each group, in the order in which that is known."""
@@ -91,12 +114,13 @@ class GroupScorer:
         group: ChannelGroup,
         evidence: Evidence | None,
         activity: Mapping[str, ChannelActivity] | None,
+        effects: Mapping[str, Array] | None,
         gone: Mask,
     ) -> tuple[RemovalOrder, RemovalTrial]:
         """The removal order of a group, with its errors, and its first units as a trial."""
         if group.weightless_readers or not group.readers:
             evidence = activity = None  # no reader can speak for all that uses its units
-        worth = self._worth(group, evidence, activity)
+        worth = self._worth(group, evidence, activity, effects)
         # units that earlier steps removed stay the first to leave
         ranking = np.where(gone, -np.inf, worth)
         order = removal_order(self.readers.channels, group, ranking, self.limits)
@@ -120,9 +144,12 @@ class GroupScorer:
         group: ChannelGroup,
         evidence: Evidence | None,
         activity: Mapping[str, ChannelActivity] | None,
+        effects: Mapping[str, Array] | None,
     ) -> Array:
         """For each unit of the graph; those of other groups do not matter."""
-        facts = GroupFacts(self.readers.channels, group, self.context.seed, activity, evidence)
+        facts = GroupFacts(
+            self.readers.channels, group, self.context.seed, activity, evidence, effects
+        )
         try:
             return unit_scores(self.criterion, facts)
         except LookupError as error:

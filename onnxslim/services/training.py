@@ -264,3 +264,23 @@ class Trainer(Protocol):
             UsageError: torch is not installed, or samples or teachers do not fit the student.
             ModelError: torch has no function for an operator.
         """
+
+    def effects(self, model: Model, axes: Mapping[str, int], most: int) -> Mapping[str, np.ndarray]:
+        """What the channels of inner tensors do to the outputs, by gradients of the network itself.
+
+        For a channel the mean over samples of (Σ x·∂L/∂x)², where L is the logarithm of the
+        probability of a class that is drawn by the network's own scores (outputs of other kinds:
+        their sum with random weights). Labels are not needed.
+
+        Args:
+            model: the network; it is not edited.
+            axes: of the channels, by the name of the tensor.
+            most: the largest number of samples.
+
+        Returns:
+            By name, (channels,); tensors that no gradient reaches are left out.
+
+        Raises:
+            UsageError: torch is not installed, or samples do not fit the model.
+            ModelError: torch has no function for an operator.
+        """

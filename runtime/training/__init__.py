@@ -18,6 +18,7 @@ augmentation  changes of pictures that leave what they show
 features     inner tensors that student and teacher share
 training_set  samples with what teachers say of them
 checkpoint   the state of a run in a file
+effects      what channels of inner tensors do to the outputs
 loop         one training run
 trainer      what passes see of it
 """

@@ -5,7 +5,9 @@ torch is imported when a model is to be trained, not before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from onnxslim.analysis.output_kinds import OutputKinds, output_kinds
 from onnxslim.errors import NotApplicable, UsageError
@@ -101,6 +103,18 @@ class SampleTrainer:
             return run.outcome()
         finally:
             data.close()
+
+    def effects(self, model: Model, axes: Mapping[str, int], most: int) -> Mapping[str, np.ndarray]:
+        """See `Trainer`."""
+        import_extra(*TRAINING)
+        from onnxslim.runtime.training.effects import channel_effects
+
+        with open_session(model, threads=self._threads) as session:
+            samples = open_samples(self._source, session.inputs)
+        kinds = self._kinds or output_kinds(model)
+        return channel_effects(
+            model, axes, samples, kinds, most=most, seed=self._seed, progress=self._progress
+        )
 
 
 def _check_signature(student: Model, teacher: Model, own: set[str]) -> None:
