@@ -10,6 +10,7 @@ here: when a step is kept (see `policy`); measuring (see `report.Drift` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -117,6 +118,27 @@ class Floors:
             "max-row-kl": self.max_row_kl,
         }
         return {name: limit for name, limit in limits.items() if limit is not None}
+
+    def tightened(self, share: float) -> Floors:
+        """Floors of which a share of what these allow is all that may be used; see `share_used`."""
+
+        def nearer_one(least: float | None) -> float | None:
+            return None if least is None else 1 - (1 - least) * share
+
+        def less(most: float | None) -> float | None:
+            return None if most is None else most * share
+
+        power = 10 * math.log10(share)
+        return replace(
+            self,
+            max_drop=less(self.max_drop),
+            min_agreement=nearer_one(self.min_agreement),
+            min_sqnr_db=None if self.min_sqnr_db is None else self.min_sqnr_db - power,
+            min_cosine=nearer_one(self.min_cosine),
+            min_row_cosine=nearer_one(self.min_row_cosine),
+            max_kl=less(self.max_kl),
+            max_row_kl=less(self.max_row_kl),
+        )
 
     def source(self, option: str) -> str:
         """How a message names a floor: `option`, or that it is the default one."""

@@ -11,6 +11,7 @@ from_table  the choice from the table, corrected by whole models
 study       the search over pipelines, whose trials several processes share
 trained     how hard the structure may be changed where training follows
 front       the models that nothing beats
+confirmation  answers on samples that chose nothing
 workers     the same search in more processes, and what becomes of those that die
 run         a request from start to end: table, search, confirmation, files
 """

@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from onnxslim.details import FrontPoint, TrialRow, Tuning
-from onnxslim.errors import FloorMissed, OnnxslimError
+from onnxslim.errors import FloorMissed
 from onnxslim.io import files
 from onnxslim.io.staging import stage_file
 from onnxslim.pipeline.floors import Floors
 from onnxslim.pipeline.grammar import parse_pipeline
 from onnxslim.pipeline.passes import Pass
 from onnxslim.pipeline.policy import Goal, Policy
-from onnxslim.records import Fidelity
-from onnxslim.report import Report, StepReport
+from onnxslim.report import Report
 from onnxslim.run.output import write_output
 from onnxslim.run.prepared import Attempt, PreparedRun
 from onnxslim.services.progress import TimeOver
 from onnxslim.tuning.aims import Aim, Measure
+from onnxslim.tuning.confirmation import Confirmation, stricter
 from onnxslim.tuning.families import Role, families_for
 from onnxslim.tuning.from_table import TableChoice, table_for
 from onnxslim.tuning.front import equally_fast, non_dominated
@@ -42,10 +42,11 @@ from onnxslim.tuning.trials import TrialOutcome, TrialRunner
 from onnxslim.tuning.workers import is_dead, worker_name
 
 if TYPE_CHECKING:
-    from onnxslim.io.model import Model
+    pass
 
 _GRACE: Final = 1.1  # times the time that was given, after which a trial is interrupted
 _TABLE_SHARE: Final = 0.25  # of the time, for the table
+_STRICTER: Final = 3  # answers that are looked for again under stricter floors
 _CLOSER: Final = 0.95  # share of the floors' use that the next candidate may have
 _WITHIN_REACH: Final = (0.75, 0.5, 0.25)  # strengths of a pass that does nothing at its hardest
 _TRIALS: Final = 60
@@ -253,27 +254,7 @@ class Tuner:
         ranked = self._by_loop(sorted(good, key=self.runner.score))
         if not ranked:
             raise FloorMissed("Nothing that was tried holds the floors. Give weaker ones.")
-        answer, attempt, why = None, None, None
-        failed = float("inf")  # the least use of the floors that was not confirmed
-        for candidate in ranked:
-            if candidate.use > _CLOSER * failed:
-                continue  # as far away as one that was not confirmed
-            made, again = self.runner.tried(parse_pipeline(candidate.resolved))
-            if again is None or made.file_bytes != candidate.file_bytes:
-                self.notes.append(
-                    f"`{_plain(candidate.resolved)}` did not come out again as it was found, so it "
-                    "was not taken."
-                )
-                continue
-            why = self._not_confirmed(again.model)
-            if why is None:
-                answer, attempt = candidate, again
-                break
-            failed = candidate.use
-            self.notes.append(
-                f"`{_plain(candidate.resolved)}` is better on the samples that choose, and misses "
-                f"a floor on the others: {why}."
-            )
+        answer, attempt, why = self._confirmed(ranked, outcomes)
         if answer is None or attempt is None:
             answer = plain
             _, attempt = self.runner.tried(parse_pipeline(plain.resolved))
@@ -290,6 +271,52 @@ class Tuner:
         elif missed > 0:
             report.floors_missed.append(self._short_of(answer))
         return attempt, report
+
+    def _confirmed(
+        self, ranked: Sequence[TrialOutcome], outcomes: list[TrialOutcome]
+    ) -> tuple[TrialOutcome | None, Attempt | None, str | None]:
+        """The best outcome that holds the floors on the samples that chose nothing.
+
+        Args:
+            ranked: those that hold them on the others, the best first.
+            outcomes: of the whole search; those that are looked for under stricter floors come to
+                it.
+
+        Returns:
+            The outcome, its model, and which floor the last one missed that was not confirmed.
+        """
+        confirmation = Confirmation(self.confirming, self.request.policy)
+        left, why = list(ranked), None
+        failed = float("inf")  # the least use of the floors that was not confirmed
+        again = _STRICTER
+        while left:
+            candidate = left.pop(0)
+            if candidate.use > _CLOSER * failed:
+                continue  # as far away as one that was not confirmed
+            made, attempt = self.runner.tried(parse_pipeline(candidate.resolved))
+            if attempt is None or made.file_bytes != candidate.file_bytes:
+                self.notes.append(
+                    f"`{_plain(candidate.resolved)}` did not come out again as it was found, so it "
+                    "was not taken."
+                )
+                continue
+            verdict = confirmation.verdict(attempt.model)
+            if verdict.why is None:
+                return candidate, attempt, None
+            why, failed = verdict.why, candidate.use
+            self.notes.append(
+                f"`{_plain(candidate.resolved)}` is better on the samples that choose, and misses "
+                f"a floor on the others: {why}."
+            )
+            floors = stricter(self.runner.floors, candidate.use, verdict.use)
+            pipeline = parse_pipeline(candidate.pipeline)
+            if again and floors is not None and not _trains(pipeline.passes):
+                again -= 1
+                closer, _ = self.runner.tried(pipeline, floors=floors)
+                outcomes.append(closer)
+                if closer.holds:
+                    left = sorted([closer, *left], key=self.runner.score)
+        return None, None, why
 
     def _by_loop(self, ranked: list[TrialOutcome]) -> list[TrialOutcome]:
         """The outcomes, the best first; of those that are equally fast, the fastest in a loop.
@@ -323,24 +350,6 @@ class Tuner:
             f"no trial of {len(self.shared.outcomes())} reaches the targets under the floors; the "
             f"nearest, which was written, has {' and '.join(parts)}"
         )
-
-    def _not_confirmed(self, model: Model) -> str | None:
-        """Which floor a model misses on the samples that chose nothing; None: none."""
-        other = self.confirming
-        if other is None or other.prover is None:
-            return None
-        floors = other.checked_floors(self.request.policy.floors)
-        policy = replace(
-            self.request.policy, floors=floors, baseline_accuracy=other.before.accuracy
-        )
-        other.prover.commit(other.source)
-        try:
-            step = StepReport("tune", Fidelity.LOSSY, committed=True, seconds=0.0)
-            step.comparison = other.prover.compare(model, Fidelity.LOSSY)
-            step.accuracy = other.prover.accuracy(model)
-        except OnnxslimError as error:
-            return str(error)
-        return policy.floor_missed(step)
 
     def _tuning(self, answer: TrialOutcome, outcomes: Sequence[TrialOutcome]) -> Tuning:
         good = [outcome for outcome in outcomes if outcome.holds]
@@ -421,6 +430,11 @@ class Tuner:
             request.seed,
         ]
         return hashlib.sha256(json.dumps(bearing, default=str).encode()).hexdigest()[:16]
+
+
+def _trains(steps: Sequence[Pass]) -> bool:
+    """Whether a step trains, so that stricter floors would drop it, not weaken it."""
+    return any(stage.trains for step in steps for stage in step.unrolled())
 
 
 def _state(outcome: TrialOutcome) -> str:

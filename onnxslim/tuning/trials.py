@@ -105,11 +105,17 @@ class TrialRunner:
         return self.tried(Pipeline(tuple(passes)), is_free=is_free)[0]
 
     def tried(
-        self, pipeline: Pipeline, *, is_free: bool = False
+        self, pipeline: Pipeline, *, is_free: bool = False, floors: Floors | None = None
     ) -> tuple[TrialOutcome, Attempt | None]:
-        """As `outcome`, with the model; None where an error ended the run."""
+        """As `outcome`, with the model; None where an error ended the run.
+
+        Args:
+            pipeline: what is run.
+            is_free: see `outcome`.
+            floors: that steps are held to in place of those that the outcome is judged by.
+        """
         started = time.perf_counter()
-        policy = self.policy
+        policy = self.policy if floors is None else replace(self.policy, floors=floors)
         if is_free:
             policy = replace(policy, force=True, floors=Floors())
         try:
@@ -155,7 +161,7 @@ class TrialRunner:
             ms,
             None if pair is None else pair.ratio,
             self._energy(attempt.model),
-            _use(self.floors, comparison, drop),
+            use_of(self.floors, comparison, drop),
             closeness,
             unit,
             report.after.accuracy,
@@ -196,7 +202,8 @@ def figures_of(drift: Drift) -> OutputDistance:
     )
 
 
-def _use(floors: Floors, comparison: Comparison | None, drop: float | None) -> float:
+def use_of(floors: Floors, comparison: Comparison | None, drop: float | None) -> float:
+    """The largest share of what a floor allows that a model uses; above 1: it is missed."""
     if comparison is None:
         return 0.0
     figures = [figures_of(drift) for drift in comparison.original.values()]
