@@ -103,6 +103,11 @@ def test_a_model_card_has_metadata_and_a_table() -> None:
     assert metadata["library_name"] == "onnx"
     (entry,) = metadata["model-index"]  # type: ignore[misc]
     assert entry["results"][0]["metrics"][0]["value"] == 89.12
+    # the reader of the Hub
+    card = pytest.importorskip("huggingface_hub").ModelCard(text)
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", 89.12)
+    assert card.data.library_name == "onnx"
     rows = [line for line in body.splitlines() if line.startswith("| `")]
     assert len(rows) == 3
     assert r"a\|b<c" in rows[2]

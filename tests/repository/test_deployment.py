@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import pytest
 import yaml
+from google.protobuf import text_format
 from layer_nets import dense_net
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
@@ -110,6 +111,13 @@ def test_the_stage_of_dvc_makes_what_it_promises(work: Path) -> None:
     subprocess.run(stage["cmd"], shell=True, cwd=work, env=environment(work), check=True)
     made = [*stage["outs"], *(name for item in stage["metrics"] for name in item)]
     assert all((work / name).exists() for name in made)
+
+
+def test_the_configuration_of_triton_is_of_its_schema() -> None:
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    text = (FOLDER / "triton" / "config.pbtxt").read_text("utf-8")
+    config = text_format.Parse(text, schema.ModelConfig())  # refuses unknown fields
+    assert (config.name, config.backend, config.max_batch_size) == ("small", "onnxruntime", 8)
 
 
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
