@@ -96,6 +96,7 @@ Inside, from the ground up; each package imports only what stands above it in th
     exits         classifiers that are left early
     lowering      files in the forms that another engine takes
     residual      residual streams of transformers in fewer columns
+    substitution  small blocks in the place of convolutions
     run           one model, prepared once, and the pipelines that run on it
     tools         what the other commands do
     tuning        engine of tune: one budget over all passes

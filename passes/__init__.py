@@ -52,6 +52,7 @@ PASSES: Mapping[str, str] = {
     "retarget": "retarget:Retarget",
     "simplify": "simplify:Simplify",
     "strip-metadata": "strip_metadata:StripMetadata",
+    "substitute-blocks": "substitute_blocks:SubstituteBlocks",
     "ternarize-weights": "ternarize_weights:TernarizeWeights",
 }
 

@@ -37,20 +37,21 @@ class LayerOp:
 
     Attributes:
         op: operator of the ONNX standard.
-        inputs: names of tensors (`x` is the model's input, "" an absent one) and shapes of weights.
+        inputs: names of tensors (`x` is the model's input, "" an absent one), shapes of weights,
+            and arrays, of which the values matter.
         output: name of the tensor that it returns.
         attrs: attributes by name.
     """
 
     op: str
-    inputs: tuple[str | StaticShape, ...]
+    inputs: tuple[str | StaticShape | np.ndarray, ...]
     output: str
     attrs: Attributes = field(default_factory=dict)
 
     @property
     def weights(self) -> tuple[StaticShape, ...]:
         """The shapes among the inputs."""
-        return tuple(item for item in self.inputs if not isinstance(item, str))
+        return tuple(item for item in self.inputs if isinstance(item, tuple))
 
 
 def small_model(
@@ -77,6 +78,11 @@ def small_model(
                 names.append(item)
                 continue
             name = f"{op.output}_{index}"
+            if isinstance(item, np.ndarray):
+                given = numpy_helper.from_array(item)
+                nodes.append(helper.make_node("Constant", [], [name], value=given))
+                names.append(name)
+                continue
             sizes = numpy_helper.from_array(np.array(item, np.int64))
             nodes.append(helper.make_node("Constant", [], [f"{name}_sizes"], value=sizes))
             nodes.append(

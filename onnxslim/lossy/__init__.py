@@ -12,6 +12,7 @@ scalar_codebooks   tables of free values
 scaled_codebooks   tables whose values are multiples of a few scales
 vector_codebooks   product and residual quantization
 error_gain       how much of a layer's error reaches the output of the model, measured
+gate             which replacements of a layer pay
 spend            one offer for each layer, for the least error within a budget
 allocation       the offers of a layer: zeros and values, with their bytes and errors
 allocation_search  the smallest allocation that holds the floors, found by trying

@@ -8,10 +8,10 @@ from typing import Final
 
 from onnxslim.lossy.budgets import Budget
 from onnxslim.lossy.error_gain import sensitivity
+from onnxslim.lossy.gate import Gate, Paying
 from onnxslim.lossy.problems import Problem
 from onnxslim.lossy.spend import least_error, of_least_cost, total_cost
 from onnxslim.lowrank.candidates import Candidate, Fit, SplitCosts, candidates_for_budget
-from onnxslim.lowrank.gate import Gate, Paying
 from onnxslim.lowrank.trials import Trials
 from onnxslim.pipeline.passes import Context
 from onnxslim.solvers.decompositions.base import Diverges
@@ -27,7 +27,7 @@ class _Offer:
 
     cost: float
     error: float
-    paying: Paying | None
+    paying: Paying[Candidate] | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SplitBudget:
 
     def spread(
         self, problems: Iterable[Problem], decline: Callable[[Problem | None, str], None]
-    ) -> Mapping[str, Paying]:
+    ) -> Mapping[str, Paying[Candidate]]:
         """A split for each layer that is to be split, by name; all together keep the budget.
 
         Args:
@@ -122,7 +122,7 @@ class SplitBudget:
         splits = [_Offer(self._cost(costs, p), scale * p.candidate.added, p) for p in paying]
         return [_Offer(self._cost(costs, None), 0.0, None), *splits]
 
-    def _cost(self, costs: SplitCosts, paying: Paying | None) -> float:
+    def _cost(self, costs: SplitCosts, paying: Paying[Candidate] | None) -> float:
         """What a split (None: the layer as it is) takes of the budget."""
         candidate = None if paying is None else paying.candidate
         if self.budget.kind == "bytes":

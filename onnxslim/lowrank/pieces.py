@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.analysis.layer_models import INPUT, LayerOp
+from onnxslim.analysis.layer_models import INPUT, LayerOp, StaticShape
 from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.linear_operators import ConvPatches, Vectors
 
@@ -43,8 +43,15 @@ class Piece:
 
     def as_op(self) -> LayerOp:
         """The same with the shapes of weights in place of the weights."""
-        inputs = tuple(item if isinstance(item, str) else item.shape for item in self.inputs)
+        inputs = tuple(_without_weights(item) for item in self.inputs)
         return LayerOp(self.op, inputs, self.output, self.attrs)
+
+
+def _without_weights(item: str | np.ndarray) -> str | StaticShape | np.ndarray:
+    """The shape of a weight; indices and sizes are what they are."""
+    if isinstance(item, str) or item.dtype.kind == "i":
+        return item
+    return tuple(item.shape)
 
 
 def pieces_of(
@@ -105,7 +112,7 @@ def _gemm_pieces(
 
 def conv_pieces(patches: ConvPatches, method: str, factors: Sequence[np.ndarray]) -> list[Piece]:
     """The Convs (ConvTransposes) that a decomposition consists of."""
-    return _BUILDERS[method](_Builder(patches), *factors)
+    return _BUILDERS[method](ConvBuilder(patches), *factors)
 
 
 def why_not_conv(patches: ConvPatches, method: str) -> str | None:
@@ -115,7 +122,7 @@ def why_not_conv(patches: ConvPatches, method: str) -> str | None:
     return None
 
 
-class _Builder:
+class ConvBuilder:
     """Makes Convs that treat some of the kernel axes of a layer."""
 
     def __init__(self, patches: ConvPatches) -> None:
@@ -186,11 +193,11 @@ def _with_group(attrs: dict[str, Any], groups: int) -> dict[str, Any]:
     return {**attrs, "group": groups} if groups > 1 else attrs
 
 
-def _channel(build: _Builder, first: np.ndarray, last: np.ndarray) -> list[Piece]:
+def _channel(build: ConvBuilder, first: np.ndarray, last: np.ndarray) -> list[Piece]:
     return [build.over(first, build.every, INPUT, "h"), build.mix(last, "h")]
 
 
-def _spatial(build: _Builder, first: np.ndarray, last: np.ndarray) -> list[Piece]:
+def _spatial(build: ConvBuilder, first: np.ndarray, last: np.ndarray) -> list[Piece]:
     axis = build.first_axis
     rest = [i for i in build.every if i != axis]
     kernel = [1 if i == axis else size for i, size in enumerate(build.patches.kernel)]
@@ -201,7 +208,9 @@ def _spatial(build: _Builder, first: np.ndarray, last: np.ndarray) -> list[Piece
     ]
 
 
-def _tucker2(build: _Builder, first: np.ndarray, core: np.ndarray, last: np.ndarray) -> list[Piece]:
+def _tucker2(
+    build: ConvBuilder, first: np.ndarray, core: np.ndarray, last: np.ndarray
+) -> list[Piece]:
     return [
         build.mix(first, INPUT, "h0"),
         build.over(core, build.every, "h0", "h1"),
@@ -209,7 +218,7 @@ def _tucker2(build: _Builder, first: np.ndarray, core: np.ndarray, last: np.ndar
     ]
 
 
-def _separable(build: _Builder, first: np.ndarray, *filters: np.ndarray) -> list[Piece]:
+def _separable(build: ConvBuilder, first: np.ndarray, *filters: np.ndarray) -> list[Piece]:
     """A pointwise Conv, then one Conv along each axis that treats every map by itself."""
     axes = [axis for axis in build.every if build.has_effect(axis)]
     for axis in build.every:
@@ -223,12 +232,12 @@ def _separable(build: _Builder, first: np.ndarray, *filters: np.ndarray) -> list
     return pieces
 
 
-def _cp(build: _Builder, *factors: np.ndarray) -> list[Piece]:
+def _cp(build: ConvBuilder, *factors: np.ndarray) -> list[Piece]:
     pieces = _separable(build, *factors[:-1])
     return [*pieces, build.mix(factors[-1], pieces[-1].output)]
 
 
-def _flattened(build: _Builder, *factors: np.ndarray) -> list[Piece]:
+def _flattened(build: ConvBuilder, *factors: np.ndarray) -> list[Piece]:
     first, *filters, last = factors
     groups, rows, terms = last.shape
     if terms == 1:  # nothing to add up: the last factor goes into the first
@@ -238,7 +247,7 @@ def _flattened(build: _Builder, *factors: np.ndarray) -> list[Piece]:
     return [*pieces, build.mix(last.reshape(groups * rows, 1, terms), pieces[-1].output)]
 
 
-def _depthwise(build: _Builder, filters: np.ndarray, last: np.ndarray) -> list[Piece]:
+def _depthwise(build: ConvBuilder, filters: np.ndarray, last: np.ndarray) -> list[Piece]:
     groups, channels, terms = filters.shape[:3]
     kernel = filters.shape[3:]
     rows = last.shape[1]

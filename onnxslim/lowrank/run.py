@@ -21,6 +21,7 @@ from onnxslim.errors import RuntimeFailure
 from onnxslim.graph.ir import node_label
 from onnxslim.graph.rewrite import Rewriter
 from onnxslim.lossy.budgets import Budget
+from onnxslim.lossy.gate import Gate, Paying
 from onnxslim.lossy.layer_pass import error_words
 from onnxslim.lossy.problems import MAX_INPUTS, Problem, Problems, Schedule, assign
 from onnxslim.lowrank.budget import SplitBudget
@@ -32,7 +33,6 @@ from onnxslim.lowrank.candidates import (
     kernel_shape,
     least_within,
 )
-from onnxslim.lowrank.gate import Gate, Paying
 from onnxslim.lowrank.rewrite import PlannedSplit, replace_layer
 from onnxslim.lowrank.trials import Trials, diverges, rank_of
 from onnxslim.pipeline.layer_filter import LayerFilter
@@ -108,7 +108,7 @@ class Splitting:
     def splits(self) -> list[PlannedSplit]:
         """All splits, solved; each layer holds the product of its factors meanwhile."""
         problems = self._problems(self.options.schedule)
-        chosen: Mapping[str, Paying] | None = None
+        chosen: Mapping[str, Paying[Candidate]] | None = None
         if self.options.plan:
             chosen = self._planned(problems)
         elif self.options.budget is not None:
@@ -158,7 +158,9 @@ class Splitting:
 
     # ----------------------------------------------------------------- choosing
 
-    def _choice(self, problem: Problem, chosen: Mapping[str, Paying] | None) -> Paying | str:
+    def _choice(
+        self, problem: Problem, chosen: Mapping[str, Paying[Candidate]] | None
+    ) -> Paying[Candidate] | str:
         """The split of a layer, or why it stays whole."""
         methods = self.trials.methods(problem)
         if isinstance(methods, str):
@@ -190,7 +192,7 @@ class Splitting:
                 names.add(problem.name)
         return problems.restricted(lambda shared: shared.layers[0].name in names)
 
-    def _planned(self, problems: Problems) -> Mapping[str, Paying]:
+    def _planned(self, problems: Problems) -> Mapping[str, Paying[Candidate]]:
         """The choices that `plan` spells."""
         chosen = {}
         for shared in problems.weights:
@@ -201,13 +203,13 @@ class Splitting:
                 chosen[shared.layers[0].name] = Paying(1.0, candidate, "as planned")
         return chosen
 
-    def _spread(self, budget: Budget) -> Mapping[str, Paying]:
+    def _spread(self, budget: Budget) -> Mapping[str, Paying[Candidate]]:
         """The choices that keep all layers together within the budget."""
         split_budget = SplitBudget(budget, self.trials, self.gate, self.context)
         problems = self._problems(self.options.schedule.at_once())
         return split_budget.spread(iter(problems), self._decline)
 
-    def _best(self, problem: Problem, methods: tuple[str, ...]) -> Paying | str:
+    def _best(self, problem: Problem, methods: tuple[str, ...]) -> Paying[Candidate] | str:
         """The split that gains most among those that keep enough of the output."""
         costs = self.trials.costs(problem)
         exact = self._exact(problem, methods, costs)
@@ -240,7 +242,7 @@ class Splitting:
 
     def _exact(
         self, problem: Problem, methods: tuple[str, ...], costs: SplitCosts
-    ) -> Paying | None:
+    ) -> Paying[Candidate] | None:
         """A split at the rank that the weight has, where that is less than it could have."""
         method = methods[0]
         if self.options.rank is not None or self.options.ratio is not None or method not in _PLAIN:
@@ -285,7 +287,7 @@ class Splitting:
 
     # ----------------------------------------------------------------- solving
 
-    def _solved(self, problem: Problem, choice: Paying) -> PlannedSplit:
+    def _solved(self, problem: Problem, choice: Paying[Candidate]) -> PlannedSplit:
         """Factors for a layer; the layer gets their product, for what follows to be measured on.
 
         Raises:

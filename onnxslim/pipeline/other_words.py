@@ -58,6 +58,11 @@ PIPELINES: Final = {
         _LOW_RANK,
     ),
     **dict.fromkeys(
+        ("mobilenet", "mobilenet-v2", "separable", "depthwise-separable", "squeezenet", "fire",
+         "shufflenet", "shuffle", "xception", "effnet", "substitute", "replace-blocks"),
+        "substitute-blocks",
+    ),
+    **dict.fromkeys(
         ("cluster", "clustering", "kmeans", "k-means", "codebook", "palettize", "palettization",
          "weight-sharing", "lut"),
         _CODEBOOK,

@@ -33,7 +33,7 @@ TIERS = (
     ("lossy",),
     ("lowrank", "channels", "blocks", "vocabulary", "quantization", "precision", "exits"),
     ("lowering",),
-    ("residual",),
+    ("residual", "substitution"),
     ("run",),
     ("tools", "tuning"),
     ("api", "surveys"),
