@@ -299,7 +299,7 @@ def _peers_table() -> str | None:
             "file": row["file"],
             "bytes left": "",
             "SQNR": "",
-            "faster in OpenVINO": f"no file: {row['failed']}",
+            "faster in OpenVINO": f"none: {row['failed']}",
         }
         for row in _rows_of("targets_peers")
     )
