@@ -287,11 +287,14 @@ class Tuner:
         """
         confirmation = Confirmation(self.confirming, self.request.policy)
         left, why = list(ranked), None
-        failed = float("inf")  # the least use of the floors that was not confirmed
+        # by the passes, the least use of the floors that was not confirmed: what passes that fit
+        # weights to the samples use says nothing of others
+        failed: dict[tuple[str, ...], float] = {}
         again = _STRICTER
         while left:
             candidate = left.pop(0)
-            if candidate.use > _CLOSER * failed:
+            names = tuple(sorted(candidate.kept or ()))
+            if candidate.use > _CLOSER * failed.get(names, float("inf")):
                 continue  # as far away as one that was not confirmed
             made, attempt = self.runner.tried(parse_pipeline(candidate.resolved))
             if attempt is None or made.file_bytes != candidate.file_bytes:
@@ -303,7 +306,7 @@ class Tuner:
             verdict = confirmation.verdict(attempt.model)
             if verdict.why is None:
                 return candidate, attempt, None
-            why, failed = verdict.why, candidate.use
+            why, failed[names] = verdict.why, candidate.use
             self.notes.append(
                 f"`{_plain(candidate.resolved)}` is better on the samples that choose, and misses "
                 f"a floor on the others: {why}."
