@@ -229,7 +229,7 @@ def _line(row: Found) -> dict[str, str]:
         "floor": f"`{row['floor']}`",
         "bytes": f"{before / 1e6:.2f} MB to {after / 1e6:.3f}: **{before / after:.1f}** times",
         "times as fast": "{:.2f} ({:.2f} to {:.2f})".format(*row["faster"]),
-        "in a loop": "{:.2f} ({:.2f} to {:.2f})".format(*row["loop"]),
+        "in a loop": "{:.2f} ({:.2f} to {:.2f})".format(*row["loop"]) if "loop" in row else "",
         "on unseen data": _closeness(row),
         "best single pass": _best_single(row),
         "best peer": _best_peer(row),
