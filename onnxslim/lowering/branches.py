@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim.graph.ir import Graph, Node
+from onnxslim.graph.ir import Graph, Node, node_label
 from onnxslim.graph.rewrite import Rewriter
 
 _SELECTED: Final = frozenset(
@@ -78,5 +78,6 @@ def _join(rw: Rewriter, node: Node) -> None:
         )
     for made, body in zip(found, _branches(node), strict=True):
         (carrier,) = made[0].inputs
+        made[0].name = node_label(node)  # by which the report calls it, until it is gone
         rw.inline(carrier, body, [], what)
     rw.replace(node, results, what)
