@@ -14,9 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
 from onnxslim.graph import counts
+from onnxslim.graph.dims import static_shape
 from onnxslim.graph.ir import Node, to_onnx_dtype
 from onnxslim.io.model import Model
 from onnxslim.io.shapes import infer_shapes
@@ -113,6 +115,27 @@ def op_of(node: Node, data: int, shapes: Sequence[StaticShape | None]) -> LayerO
         for index, shape in enumerate(shapes)
     )
     return LayerOp(node.op, inputs, "y", dict(node.attrs))
+
+
+def input_shape(
+    tensor: gs.Tensor, shapes: Mapping[str, StaticShape], *, is_timed: bool
+) -> StaticShape | None:
+    """The shape of what a layer reads; None where it is not known.
+
+    Args:
+        tensor: what the layer reads.
+        shapes: of tensors, by name, on the inputs that latency is measured on.
+        is_timed: whether the layer is to be timed; where work is only counted and compared, a size
+            of the first axis that is open is one.
+    """
+    if tensor.name in shapes:
+        return shapes[tensor.name]
+    shape = static_shape(tensor)
+    if shape is None and tensor.shape is not None and not is_timed:
+        sizes = [1, *tensor.shape[1:]]
+        if all(isinstance(size, int) and size > 0 for size in sizes):
+            return tuple(int(size) for size in sizes)
+    return shape
 
 
 def count_macs(model: onnx.ModelProto) -> int | None:

@@ -22,11 +22,11 @@ from onnxslim.analysis.layer_models import (
     StaticShape,
     count_macs,
     count_weights,
+    input_shape,
     small_model,
 )
 from onnxslim.analysis.layers import WeightLayer
 from onnxslim.analysis.linear_operators import ConvPatches
-from onnxslim.graph.dims import static_shape
 from onnxslim.graph.operands import const_value, is_present
 from onnxslim.lossy.problems import Problem
 from onnxslim.lowrank.pieces import OUTPUT, pieces_of
@@ -317,16 +317,8 @@ class SplitCosts:
     # ------------------------------------------------------------------ inside
 
     def _x_shape(self, layer: WeightLayer) -> StaticShape | None:
-        tensor = layer.data_tensor
-        if not layer.bodies and tensor.name in self.shapes:
-            return self.shapes[tensor.name]
-        shape = static_shape(tensor)
-        if shape is None and tensor.shape is not None and self.stopwatch is None:
-            # one sample: what is counted is only compared
-            sizes = [1, *tensor.shape[1:]]
-            if all(isinstance(size, int) and size > 0 for size in sizes):
-                return tuple(int(size) for size in sizes)
-        return shape
+        shapes = {} if layer.bodies else self.shapes
+        return input_shape(layer.data_tensor, shapes, is_timed=self.stopwatch is not None)
 
     def _bias_shape(self, layer: WeightLayer) -> tuple[StaticShape, ...]:
         if layer.bias is None or not is_present(layer.node, layer.bias):

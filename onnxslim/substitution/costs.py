@@ -15,9 +15,9 @@ from onnxslim.analysis.layer_models import (
     StaticShape,
     count_macs,
     count_weights,
+    input_shape,
     small_model,
 )
-from onnxslim.graph.dims import static_shape
 from onnxslim.graph.operands import const_array
 from onnxslim.report import LatencyPair
 from onnxslim.services.stopwatch import Stopwatch
@@ -71,16 +71,8 @@ class BlockCosts:
 
     @property
     def _x_shape(self) -> StaticShape | None:
-        tensor = self.place.source
-        if tensor.name in self.shapes:
-            return self.shapes[tensor.name]
-        shape = static_shape(tensor)
-        if shape is None and tensor.shape is not None and self.stopwatch is None:
-            # one sample: what is counted is only compared
-            sizes = [1, *tensor.shape[1:]]
-            if all(isinstance(size, int) and size > 0 for size in sizes):
-                return tuple(int(size) for size in sizes)
-        return shape
+        is_timed = self.stopwatch is not None
+        return input_shape(self.place.source, self.shapes, is_timed=is_timed)
 
     def _model(self, candidate: BlockChoice | None) -> onnx.ModelProto:
         key = str(candidate)

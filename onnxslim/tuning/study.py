@@ -64,10 +64,14 @@ class Space:
         """A family as hard as it may be; None where it is left out."""
         return family if self.capped is None else self.capped.get(family.name)
 
+    def _off(self) -> dict[str, Any]:
+        """The point at which no family is taken."""
+        off: dict[str, Any] = {family.name: 0.0 for family in self.of(Role.STRUCTURE)}
+        return off | {_NUMBERS: _NONE, _EXITS: False, _TRAINS: False}
+
     def alone(self) -> list[dict[str, Any]]:
         """The points at which each family is alone, at its hardest."""
-        off: dict[str, Any] = {family.name: 0.0 for family in self.of(Role.STRUCTURE)}
-        off |= {_NUMBERS: _NONE, _EXITS: False, _TRAINS: False}
+        off = self._off()
         numbers = self.of(Role.NUMBERS)
         # those that take least time come first
         points = [off | {_NUMBERS: family.name} for family in numbers if not family.is_slow]
@@ -89,8 +93,7 @@ class Space:
             return sorted(known, key=lambda family: rank[family.name])
 
         structure, numbers, exits = best(Role.STRUCTURE), best(Role.NUMBERS), best(Role.EXITS)
-        off: dict[str, Any] = {family.name: 0.0 for family in self.of(Role.STRUCTURE)}
-        off |= {_NUMBERS: _NONE, _EXITS: False, _TRAINS: False}
+        off = self._off()
         points = []
         for strength in _SHARED:
             for family in structure[:_BEST]:
@@ -106,8 +109,7 @@ class Space:
 
     def trained(self, strengths: Mapping[str, float], numbers: str = _NONE) -> dict[str, Any]:
         """The point at which the structure is changed by these strengths, and trained."""
-        off: dict[str, Any] = {family.name: 0.0 for family in self.of(Role.STRUCTURE)}
-        return off | {_NUMBERS: numbers, _EXITS: False, _TRAINS: True} | dict(strengths)
+        return self._off() | {_NUMBERS: numbers, _TRAINS: True} | dict(strengths)
 
     def proposed(self, trial: optuna.Trial) -> list[Pass]:
         """The pipeline of a trial."""
